@@ -1,0 +1,5 @@
+"""`python -m ditlab`, for launchers that start modules."""
+
+from ditlab.cli import main
+
+main()

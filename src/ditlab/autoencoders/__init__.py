@@ -1,0 +1,16 @@
+"""Between pictures and what the network sees. A new autoencoder is one file and one line in `AUTOENCODERS`."""
+
+from typing import Any
+
+from ditlab.autoencoders.base import Autoencoder
+from ditlab.autoencoders.pixel import Pixel
+from ditlab.errors import lookup
+
+AUTOENCODERS: dict[str, type[Autoencoder]] = {"pixel": Pixel}
+
+__all__ = ["AUTOENCODERS", "Autoencoder", "Pixel", "create_autoencoder"]
+
+
+def create_autoencoder(kind: str, **options: Any) -> Autoencoder:
+    """Build an autoencoder from its saved `config`."""
+    return lookup(AUTOENCODERS, kind, "autoencoder")(**options)

@@ -1,0 +1,26 @@
+"""The identity: diffusion on pixels, scaled to [-1, 1]."""
+
+from torch import Tensor
+
+from ditlab.autoencoders.base import Autoencoder
+from ditlab.types import Noise
+
+
+class Pixel(Autoencoder):
+    """Pixels 0..255 <-> x0 in [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"kind": "pixel"}
+
+    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        return channels, size
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.float() / 127.5 - 1
+
+    def latents(self, moments: Tensor, noise: Noise) -> Tensor:
+        return moments
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return ((x0 + 1) * 127.5).round().clamp(0, 255).byte()

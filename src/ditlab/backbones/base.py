@@ -1,0 +1,55 @@
+"""What every network is: a function of (x, t, y) with a size, a class count and its own "no condition"."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditlab.errors import InputError
+
+
+class Backbone(nn.Module, ABC):
+    """A denoising network (B, C, H, W), (B,), (B,) -> (B, C or 2C, H, W)."""
+
+    config: dict[str, Any]
+    """The arguments of `create` that build this network again."""
+
+    def __init__(self, size: tuple[int, int], channels: int, classes: int, learn_variance: bool) -> None:
+        super().__init__()
+        for what, value, least in (("height", size[0], 1), ("width", size[1], 1), ("channels", channels, 1)):
+            if value < least:
+                raise InputError(f"{what} {value} of the network's input; give {least} or more")
+        if classes < 0:
+            raise InputError(f"{classes} classes; give 0 for an unconditional model, or more")
+        self.size, self.channels, self.classes = size, channels, classes
+        self.learn_variance = learn_variance
+        self.out_channels = 2 * channels if learn_variance else channels
+
+    @classmethod
+    @abstractmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        """Published sizes: the part of the name behind the family -> constructor arguments."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Images (B, C, H, W), clock (B,) float, labels (B,) long -> (B, out_channels, H, W)."""
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Tokens of the longest sequence that attention sees."""
+
+    def null(self, y: Tensor) -> Tensor:
+        """The label "no condition" for each image of this batch: the class count."""
+        return torch.full_like(y, self.classes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device

@@ -1,0 +1,213 @@
+"""DiT (Peebles & Xie, "Scalable Diffusion Models with Transformers", ICCV 2023): a ViT on patches of the latent.
+
+Time and label enter in one of the paper's four ways: as two extra tokens (in-context), through cross-attention, or
+through adaptive layer norm without (adaln) or with (adaln-zero) zero-initialised gates. The state dict of adaln-zero
+has the official keys. B images, N tokens, D width, p patch.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ditlab.backbones.base import Backbone
+from ditlab.backbones.layers import (
+    Attention,
+    CrossAttention,
+    LabelEmbedder,
+    Mlp,
+    PatchEmbed,
+    TimestepEmbedder,
+    modulate,
+    norm,
+    sincos_positions,
+    unpatchify,
+)
+from ditlab.errors import InputError, lookup
+
+
+class Size(NamedTuple):
+    """One row of the size table."""
+
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES = {"S": Size(12, 384, 6), "B": Size(12, 768, 12), "L": Size(24, 1024, 16), "XL": Size(28, 1152, 16)}  # Table 1
+PATCHES = (2, 4, 8)
+
+
+class DiT(Backbone):
+    """The diffusion transformer; initialised as published, so that its first output is exactly zero."""
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        channels: int,
+        classes: int,
+        learn_variance: bool,
+        depth: int,
+        width: int,
+        heads: int,
+        patch: int,
+        condition: str = "adaln-zero",
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__(size, channels, classes, learn_variance)
+        for what, value in (("depth", depth), ("width", width), ("heads", heads), ("patch", patch)):
+            if value < 1:
+                raise InputError(f"{what} {value}; give 1 or more")
+        height, breadth = size
+        if height % patch or breadth % patch:
+            raise InputError(f"size {height}x{breadth} is not divisible by patch {patch}; choose another size or patch")
+        if width % heads or width % 4:
+            raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
+        block = lookup(BLOCKS, condition, "condition")
+        self.patch = patch
+        self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
+        self.tokens_join = condition == "in-context"
+
+        self.x_embedder = PatchEmbed(patch, channels, width)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(classes, width)
+        self.pos_embed: Tensor
+        self.register_buffer("pos_embed", sincos_positions(height // patch, breadth // patch, width))
+        self.blocks = nn.ModuleList([block(width, heads, qk_norm) for _ in range(depth)])
+        self.final_layer = FinalLayer(width, patch * patch * self.out_channels, adaptive=not self.sequence)
+        self.initialise(zero_gates=condition == "adaln-zero")
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        return {
+            f"{name}/{patch}": size._asdict() | {"patch": patch} for name, size in SIZES.items() for patch in PATCHES
+        }
+
+    @property
+    def tokens(self) -> int:
+        return self.pos_embed.shape[1] + (2 if self.tokens_join else 0)
+
+    def initialise(self, zero_gates: bool) -> None:
+        """Xavier for linears, N(0, 0.02) for the embedders, zero for the head and (adaln-zero) all modulations."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        projection = self.x_embedder.proj
+        nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
+        assert projection.bias is not None
+        nn.init.zeros_(projection.bias)
+        for weight in (self.y_embedder.embedding_table.weight, *self.t_embedder.mlp.parameters()):
+            if weight.ndim == 2:
+                nn.init.normal_(weight, std=0.02)
+        zero: list[nn.Module] = [self.final_layer.linear]
+        if self.final_layer.adaLN_modulation is not None:
+            zero.append(self.final_layer.adaLN_modulation)
+        if zero_gates:
+            zero += [block.get_submodule("adaLN_modulation") for block in self.blocks]
+        for parameter in (parameter for module in zero for parameter in module.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Images (B, C, H, W), clock (B,) in 0..999 for DiT, labels (B,) -> (B, out_channels, H, W)."""
+        if x.shape[1:] != (self.channels, *self.size):
+            expected = "x".join(map(str, (self.channels, *self.size)))
+            raise InputError(f"input of {'x'.join(map(str, x.shape[1:]))} for a network made for {expected}")
+        h, w = self.size[0] // self.patch, self.size[1] // self.patch
+        # fmt: off
+        c = self.condition(self.t_embedder(t), self.y_embedder(y))  # (B, D) or (B, 2, D)
+        x = self.x_embedder(x) + self.pos_embed                     # (B, N, D)   N = h w
+        if self.tokens_join:
+            x = torch.cat([x, c], dim=1)                            # (B, N + 2, D)
+        for block in self.blocks:
+            x = block(x, c)                                         # (B, N, D)
+        x = self.final_layer(x[:, : h * w], c)                      # (B, N, p p C)
+        return unpatchify(x, h, w, self.patch)                      # (B, C, H, W)
+        # fmt: on
+
+    def condition(self, t: Tensor, y: Tensor) -> Tensor:
+        """Time and label (B, D) each, as one vector or as two tokens."""
+        return torch.stack([t, y], dim=1) if self.sequence else t + y
+
+
+class AdaLNZeroBlock(nn.Module):
+    """Shift, scale and gate for attention and MLP; the identity at initialisation."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
+        self.attn, self.mlp = Attention(width, heads, qk_norm), Mlp(width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
+        x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a)))
+        return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
+
+
+class AdaLNBlock(nn.Module):
+    """Shift and scale for attention and MLP, without gates."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
+        self.attn, self.mlp = Attention(width, heads, qk_norm), Mlp(width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 4 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift_a, scale_a, shift_m, scale_m = self.adaLN_modulation(c).chunk(4, dim=1)  # (B, D) each
+        x = x + self.attn(modulate(self.norm1(x), shift_a, scale_a))
+        return x + self.mlp(modulate(self.norm2(x), shift_m, scale_m))
+
+
+class CrossAttentionBlock(nn.Module):
+    """Self-attention, attention to the two condition tokens, MLP."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (norm(width, affine=True) for _ in range(3))
+        self.attn, self.mlp = Attention(width, heads, qk_norm), Mlp(width)
+        self.cross = CrossAttention(width, heads, qk_norm)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        x = x + self.cross(self.norm2(x), c)
+        return x + self.mlp(self.norm3(x))
+
+
+class InContextBlock(nn.Module):
+    """A plain ViT block; the condition is already among the tokens."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(width, affine=True), norm(width, affine=True)
+        self.attn, self.mlp = Attention(width, heads, qk_norm), Mlp(width)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class FinalLayer(nn.Module):
+    """Layer norm (adaptive where the blocks are) and the projection to pixels of a patch."""
+
+    def __init__(self, width: int, out: int, adaptive: bool) -> None:
+        super().__init__()
+        self.norm_final = norm(width, affine=not adaptive)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width)) if adaptive else None
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = self.norm_final(x)
+        if self.adaLN_modulation is not None:
+            x = modulate(x, *self.adaLN_modulation(c).chunk(2, dim=1))
+        return self.linear(x)
+
+
+BLOCKS: dict[str, type[nn.Module]] = {
+    "in-context": InContextBlock,
+    "cross-attention": CrossAttentionBlock,
+    "adaln": AdaLNBlock,
+    "adaln-zero": AdaLNZeroBlock,
+}

@@ -1,0 +1,127 @@
+"""Layers that backbones share. B images, N tokens, D width, p patch, h x w tokens.
+
+Attribute names follow the official DiT checkpoints (`qkv`, `proj`, `fc1`, ...), so that state dicts need no map.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FREQUENCIES = 256  # of the timestep's sinusoids, half cosines and half sines
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (B, N, D) scaled and shifted by the condition's (B, D)."""
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+def norm(width: int, affine: bool) -> nn.LayerNorm:
+    """Layer norm over the width; without affine weights where the condition supplies them."""
+    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=affine)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection to q, k, v; RMS-normalised q and k on request."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        head = width // heads
+        self.q_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads)
+        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens (B, N, D) to a condition sequence (B, M, D)."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        head = width // heads
+        self.q_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
+        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+class Mlp(nn.Module):
+    """D -> 4D -> D with GELU in its tanh form, as published."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class PatchEmbed(nn.Module):
+    """Cut the picture into p x p patches and project each to a token; rows first."""
+
+    def __init__(self, patch: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)  # (B, N, D)
+
+
+def unpatchify(x: Tensor, h: int, w: int, patch: int) -> Tensor:
+    """Tokens (B, h w, p p C), channels fastest -> picture (B, C, h p, w p)."""
+    x = x.reshape(len(x), h, w, patch, patch, -1)  # (B, h, w, p, p, C)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids [cos | sin] of the clock, then a two-layer MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        # Computed, not stored: a half-precision copy of the frequencies would blur the clock.
+        steps = torch.arange(FREQUENCIES // 2, device=t.device, dtype=torch.float32)
+        angles = t[:, None].float() * torch.exp(steps * (-2 * math.log(10000) / FREQUENCIES))
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))  # (B, D)
+
+
+class LabelEmbedder(nn.Module):
+    """A table with a row for each class and a last one for "no condition"."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)  # (B, D)
+
+
+def sincos_positions(h: int, w: int, width: int) -> Tensor:
+    """Fixed 2-D positions (1, h w, D): the first half encodes the column, the second the row, each [sin | cos]."""
+    frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+
+    def encode(position: Tensor) -> Tensor:
+        angles = position.flatten()[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    rows, columns = torch.meshgrid(
+        torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
+    )
+    return torch.cat([encode(columns), encode(rows)], dim=1).float()[None]

@@ -1,0 +1,298 @@
+"""The command line: parse, build, call. Handlers import what they need, so that `--help` is quick.
+
+Exit code 0 on success; 2 on input that cannot be used, with one line on standard error; 1 on a failure while
+running; 130 after Ctrl-C. `--json` prints one JSON object on standard output and nothing else.
+"""
+
+import dataclasses
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from ditlab import __version__
+from ditlab.config import Condition, Recipe, Whole, find_recipe, one_line, recipe_config
+from ditlab.errors import InputError
+
+app = App(
+    name="ditlab",
+    help="Diffusion transformers: train on your pictures, sample, score.",
+    version=__version__,
+    config=recipe_config,
+)
+screen = Console(stderr=True)
+
+Json = Annotated[bool, Parameter(negative="")]
+
+
+@app.command
+def info(
+    *names: str,
+    size: str = "32",
+    channels: Whole = 4,
+    classes: Whole = 1000,
+    learn_variance: bool = True,
+    condition: Condition | None = None,
+    qk_norm: bool | None = None,
+    width: Whole | None = None,
+    depth: Whole | None = None,
+    heads: Whole | None = None,
+    patch: Whole | None = None,
+    json: Json = False,
+) -> None:
+    """Print what networks cost: parameters, multiply-accumulates, tokens, bytes; no weights are made.
+
+    Parameters
+    ----------
+    names
+        Models such as DiT-XL/2; all published ones if left out.
+    size
+        Side, or HEIGHTxWIDTH, of the latent or picture.
+    channels
+        Channels of the latent or picture.
+    classes
+        Number of classes; 0 is unconditional.
+    learn_variance
+        Count an output with a second half for the learned variance.
+    condition
+        How time and label enter.
+    qk_norm
+        RMS-normalise queries and keys.
+    width, depth, heads, patch
+        Override the size table.
+    json
+        Print one JSON object (with a list "models" for several names).
+    """
+    from ditlab.backbones import create
+    from ditlab.backbones import names as published
+    from ditlab.evaluation import measure
+
+    options: dict[str, Any] = {
+        "condition": condition,
+        "qk_norm": qk_norm,
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "patch": patch,
+    }
+    options |= {"size": parse_size(size), "channels": channels, "classes": classes, "learn_variance": learn_variance}
+    rows = []
+    for name in names or published():
+        cost = measure(partial(create, name, **options))
+        rows.append({"name": name, **dataclasses.asdict(cost)})
+    if json:
+        print_json(rows[0] if len(rows) == 1 else {"models": rows})
+        return
+    from rich.table import Table
+
+    table = Table("model", "parameters", "GMACs", "GFLOPs", "tokens", "weights (float32)")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        millions, megabytes = row["parameters"] / 1e6, row["weight_bytes"] / 2**20
+        table.add_row(
+            row["name"], f"{millions:,.2f} M", f"{row['gmacs']:,.2f}", f"{row['gflops']:,.2f}", str(row["tokens"]),
+            f"{megabytes:,.0f} MiB",
+        )  # fmt: skip
+    Console().print(table)
+
+
+@app.command
+def train(
+    recipe: str,
+    /,
+    *,
+    out: Path | None = None,
+    settings: Annotated[Recipe | None, Parameter(name="*")] = None,
+) -> None:
+    """Train a model; the same command again resumes.
+
+    Parameters
+    ----------
+    recipe
+        A .toml file, or the name of a recipe that comes with ditlab: digits.
+    out
+        The run folder; runs/NAME-OF-THE-RECIPE if left out.
+    settings
+        Any key of the recipe.
+    """
+    from ditlab.training import train
+
+    out = out or Path("runs") / find_recipe(recipe).stem
+    train(settings or Recipe(), out, console=screen)
+    screen.print(f"model and previews are in {out}; try: {command()} sample {out} --out samples", highlight=False)
+
+
+@app.command
+def sample(
+    model: Path,
+    /,
+    *,
+    labels: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    seeds: Annotated[list[str], Parameter(consume_multiple=True, negative="")] = ["0-7"],  # noqa: B006
+    out: Path = Path("samples"),
+    steps: Whole | None = None,
+    sampler: str | None = None,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+    guidance_channels: Whole | None = None,
+    grid: str | None = None,
+    weights: Literal["ema", "model"] = "ema",
+    batch_size: Whole = 64,
+    device: str = "auto",
+    trajectory: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Draw pictures: each label with each seed, as PNG files and one grid.png.
+
+    Parameters
+    ----------
+    model
+        A model folder or a run folder.
+    labels
+        Class indices or names; all classes if left out.
+    seeds
+        Numbers or ranges such as 0-15.
+    out
+        Folder for the pictures; must be empty or new.
+    steps
+        Steps of the sampler.
+    sampler
+        ddpm, ddim, euler, heun, dpmpp, ab2, ab4 or sde.
+    guidance
+        Scale of classifier-free guidance; 1 is none.
+    interval
+        Two times between which guidance acts; 0 is data, 1 noise.
+    guidance_channels
+        Guide the first so many channels only; 3 reproduces published DiT figures.
+    grid
+        Time grid: uniform, cosine, log-snr or shifted.
+    weights
+        The average of the weights, or the raw ones of a training checkpoint.
+    batch_size
+        Pictures drawn at a time; they do not depend on it.
+    device
+        auto, cpu, cuda, mps.
+    trajectory
+        Also write trajectory.gif, the pictures along the way.
+    overwrite
+        Write into a folder that is not empty.
+    json
+        Print one JSON object.
+    """
+    from ditlab.pipeline import load
+    from ditlab.sampling import draw
+    from ditlab.training.trainer import pick_device
+
+    claim_folder(out, overwrite)
+    pipe = load(model, weights=weights, device=pick_device(device))
+    drawn = draw(
+        pipe,
+        labels,
+        parse_seeds(seeds),
+        out,
+        screen,
+        batch_size=batch_size,
+        trajectory=trajectory,
+        options={
+            "num_inference_steps": steps,
+            "sampler": sampler,
+            "guidance_scale": guidance,
+            "guidance_interval": interval,
+            "guidance_channels": guidance_channels,
+            "grid": grid,
+        },
+    )
+    if json:
+        print_json(dataclasses.asdict(drawn))
+    else:
+        screen.print(
+            f"{drawn.count} pictures in {drawn.seconds:.1f} s, in {out}; all together: {drawn.grid}", highlight=False
+        )
+
+
+@app.command
+def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
+    """Train on the bundled handwritten digits, draw 1,000 new ones and score them; minutes on two cores.
+
+    Parameters
+    ----------
+    out
+        The run folder.
+    json
+        Print one JSON object.
+    """
+    from ditlab.demo import run_demo
+
+    result = run_demo(out, screen)
+    if json:
+        print_json(dataclasses.asdict(result))
+        return
+    for line in result.report(command()):
+        print(line)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "32" or "32x48" -> (height, width)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise InputError(f'size "{text}"; give a side such as 32, or HEIGHTxWIDTH such as 32x48')
+    return int(sides[0]), int(sides[-1])
+
+
+def parse_seeds(texts: list[str]) -> list[int]:
+    """["0-3", "7"] -> [0, 1, 2, 3, 7]."""
+    seeds: list[int] = []
+    for text in texts:
+        first, dash, last = text.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise InputError(f'seeds "{text}"; give numbers or rising ranges such as 0-15')
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def claim_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with something in it, unless told otherwise."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+        raise InputError(f"{folder} is not empty; give another --out, or add --overwrite")
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """One object on standard output."""
+    print(json.dumps(values, default=str))
+
+
+def command() -> str:
+    """How this program was called, for commands to try next."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return "python -m ditlab"
+    local = path if not path.is_absolute() or not path.is_relative_to(Path.cwd()) else path.relative_to(Path.cwd())
+    return str(local) if local.parent != Path() and not local.is_absolute() else path.name
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One line on standard error, and out."""
+    print(f"ditlab: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app(exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        fail(one_line(error), 2)
+    except InputError as error:
+        fail(str(error), 2)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}; free some space or give another path", 2)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)

@@ -1,0 +1,237 @@
+"""Recipes: frozen dataclasses, read from TOML and overridden on the command line, strictly.
+
+cyclopts does the reading in both directions, so a misspelt key or a wrong type gets the same one line whether it
+stands in a file or behind `--`. Nothing here imports torch. Times are t in 0..1 (0 is data); progress, warm-up
+and intervals are counted in images.
+"""
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
+from cyclopts.config import Dict
+
+from ditlab.errors import InputError, nearest
+
+
+def _whole(type_: Any, tokens: Sequence[Token]) -> int:
+    """Whole numbers only: 12.5 is not silently cut to 12, but 1_000_000 and 1e6 are fine."""
+    text = tokens[0].value
+    try:
+        value = float(text)
+        if value == int(value):
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f'"{text}" is not a whole number')
+
+
+Condition = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
+Whole = Annotated[int, Parameter(converter=_whole)]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network; its size, channels and classes follow from the data and the autoencoder."""
+
+    name: str = "DiT-S/2"
+    """Family and size, such as DiT-XL/2."""
+    condition: Condition | None = None
+    """How time and label enter (DiT)."""
+    qk_norm: bool | None = None
+    """RMS-normalise queries and keys."""
+    width: Whole | None = None
+    """Override the size table."""
+    depth: Whole | None = None
+    """Override the size table."""
+    heads: Whole | None = None
+    """Override the size table."""
+    patch: Whole | None = None
+    """Override the size table."""
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The path from data to noise and what the network is trained to say."""
+
+    process: Literal["linear", "cosine", "ddpm"] = "linear"
+    """linear is rectified flow, ddpm the table of 1000 linear betas."""
+    target: Literal["x0", "eps", "v", "velocity"] = "velocity"
+    """What the network regresses."""
+    time: Literal["uniform", "logit-normal"] = "logit-normal"
+    """Distribution of training times."""
+    time_mean: float = 0.0
+    """Mean of the logit-normal; above 0 trains more on noise."""
+    time_scale: float = 1.0
+    """Scale of the logit-normal."""
+    stratified: bool = True
+    """Spread the times evenly over the quantiles within each batch."""
+    weight: Literal["one", "min-snr"] = "one"
+    """Weight of the loss over time."""
+    learn_variance: bool = False
+    """Learn the reverse variance too (improved DDPM; needs process ddpm)."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the pictures come from."""
+
+    source: str = "digits"
+    """The bundled set "digits", or a folder with one sub-folder of equally large pictures for each class."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-4
+    """Learning rate at its height."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the two moments."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices."""
+    warmup: Whole = 0
+    """Images over which the learning rate rises from 0."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate after warm-up; cosine and linear fall to 0 at the last image."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """The length of the run and what it leaves behind."""
+
+    images: Whole = 1_000_000
+    """Pictures to train on, repeats counted."""
+    batch: Whole = 128
+    """Pictures in a step."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by "no condition", so that guidance works."""
+    ema: float = 0.9999
+    """Decay of the weight average in each step, after warm-up."""
+    seed: Whole = 0
+    """Decides initial weights, order, noise and times."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto times one step in each and keeps the faster."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    log_every: Whole = 12_800
+    """Images between lines of metrics.jsonl."""
+    preview_every: Whole = 128_000
+    """Images between preview grids."""
+    save_every: Whole = 128_000
+    """Images between checkpoints."""
+    keep: Whole = 2
+    """Newest checkpoints that are kept."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How the trained model is best sampled; saved with it as its default."""
+
+    sampler: str = "heun"
+    """ddpm, ddim, euler, heun, dpmpp, ab2, ab4 or sde."""
+    steps: Whole = 20
+    """Steps of the sampler."""
+    grid: str = "uniform"
+    """Time grid: uniform, cosine, log-snr or shifted."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is none."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which guidance acts."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training run."""
+
+    model: Model = field(default_factory=Model)
+    diffusion: Diffusion = field(default_factory=Diffusion)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    sample: Sample = field(default_factory=Sample)
+
+
+def find_recipe(name: str) -> Path:
+    """The path of a recipe: a file, or the name of one that comes with the package ("digits")."""
+    given = Path(name)
+    if given.is_file():
+        return given
+    package = Path(__file__).parent
+    # Inside an installed wheel, or beside src/ in a checkout.
+    shipped = {path.stem: path for home in (package, package.parents[1]) for path in (home / "recipes").glob("*.toml")}
+    if given.suffix == "" and name in shipped:
+        return shipped[name]
+    raise InputError(f'no recipe "{name}"; give the path of a .toml file, or {nearest(name, sorted(shipped))}')
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a recipe file; `InputError` with path and line when it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} is not valid TOML: {error}") from error
+
+
+def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """cyclopts' hook: fill what the command line leaves open from the recipe that it names."""
+    for argument in arguments:
+        if argument.field_info.name == "recipe" and argument.tokens:
+            path = find_recipe(argument.tokens[0].value)
+            Dict(read_toml(path), source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+
+
+def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """A recipe from nested tables and dotted overrides such as "--optim.lr=3e-4".
+
+    Raises:
+        InputError: an unknown key (the line names the nearest) or a wrong type (the line names it).
+    """
+    app = App(config=Dict(tables, source=source, use_commands_as_keys=False), version_flags=[], help_flags=[])
+
+    @app.default
+    def read(*, recipe: Annotated[Recipe | None, Parameter(name="*")] = None) -> Recipe:
+        return recipe or Recipe()
+
+    try:
+        recipe: Recipe = app(list(overrides), exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        raise InputError(one_line(error)) from error
+    return recipe
+
+
+def one_line(error: CycloptsError) -> str:
+    """cyclopts' message on a single line, with the keys of a file written as they are overridden."""
+    text = re.sub(r'"?\[(\w+)\]\[(\w+)\]"?', r"\1.\2", " ".join(str(error).split()))
+    name = error.argument.name if error.argument else ""
+    return text if not name or name.lstrip("-") in text else f"{name}: {text}"
+
+
+def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Nested tables of plain values, without the keys that are None."""
+    return {
+        section: {
+            key: list(value) if isinstance(value, tuple) else value for key, value in table.items() if value is not None
+        }
+        for section, table in dataclasses.asdict(recipe).items()
+    }
+
+
+def to_toml(tables: dict[str, dict[str, Any]]) -> str:
+    """TOML text of nested tables of scalars and lists (the standard library reads TOML but does not write it)."""
+    # JSON's strings, numbers, booleans and lists of these are valid TOML.
+    sections = (
+        "\n".join([f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())])
+        for name, table in tables.items()
+    )
+    return "\n\n".join(sections) + "\n"

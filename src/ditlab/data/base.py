@@ -1,0 +1,58 @@
+"""What training asks of a data set, and the order in which it is read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ditlab.types import Batch
+
+
+class Dataset(ABC):
+    """Equally large uint8 pictures with labels."""
+
+    classes: list[str]  # names; the position is the label
+    labels: Tensor  # (N,) int64
+    channels: int
+    size: tuple[int, int]  # height, width
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def fetch(self, indices: Tensor) -> Batch:
+        """The pictures with these indices (B,)."""
+
+
+@final
+class InMemory(Dataset):
+    """Pictures that are already a tensor (N, C, H, W) uint8."""
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: list[str]) -> None:
+        self.images, self.labels, self.classes = images, labels, classes
+        self.channels, height, width = images.shape[1:]
+        self.size = (height, width)
+
+    def fetch(self, indices: Tensor) -> Batch:
+        return Batch(self.images[indices], self.labels[indices])
+
+
+def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Tensor]:
+    """Indices (batch,) without end: one seeded permutation after the other, from position `seen` on.
+
+    A pure function of its arguments: a run that resumes at `seen` reads what it would have read.
+    """
+    epoch, position = divmod(seen, count)
+
+    def permutation(epoch: int) -> Tensor:
+        return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+    left = permutation(epoch)[position:]
+    while True:
+        while len(left) < batch:
+            epoch += 1
+            left = torch.cat([left, permutation(epoch)])
+        yield left[:batch]
+        left = left[batch:]

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion, with no network inside: processes, objectives, guidance."""

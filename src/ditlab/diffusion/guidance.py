@@ -1,0 +1,90 @@
+"""Guidance wraps a denoiser; networks and samplers know nothing of it.
+
+`cfg` is classifier-free guidance (Ho & Salimans 2022) with the interval of Kynkaanniemi et al. (2024),
+`autoguidance` steers away from a weaker model (Karras et al. 2024). Scale 1 is the plain conditional model.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ditlab.diffusion.objective import Denoiser
+from ditlab.errors import InputError
+from ditlab.types import Denoise, Prediction
+
+
+def plain(denoiser: Denoiser, y: Tensor) -> Denoise:
+    """The conditional model alone."""
+    return lambda x, t: denoiser(x, t, y)
+
+
+def cfg(
+    denoiser: Denoiser,
+    y: Tensor,
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+    channels: int | None = None,
+) -> Denoise:
+    """Classifier-free guidance: unconditional + scale (conditional - unconditional).
+
+    Args:
+        y: labels (B,).
+        scale: 1 is the conditional model, 0 the unconditional one.
+        interval: times t between which guidance acts; outside, the unconditional half is not computed.
+        channels: guide the first so many channels only (3 reproduces the published DiT figures); None is all.
+    """
+    both = torch.cat([y, denoiser.null(y)])
+
+    def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
+        joint = denoiser(torch.cat([x, x]), t, both)
+        first, second = slice(len(x)), slice(len(x), None)
+        return _part(joint, first), _part(joint, second)
+
+    return _guided(pair, plain(denoiser, y), scale, interval, channels)
+
+
+def autoguidance(
+    denoiser: Denoiser,
+    guide: Denoiser,
+    y: Tensor,
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Denoise:
+    """guide + scale (model - guide), where the guide is a smaller or less trained model of the same task."""
+    strong, weak = plain(denoiser, y), plain(guide, y)
+    return _guided(lambda x, t: (strong(x, t), weak(x, t)), strong, scale, interval, None)
+
+
+def _guided(
+    pair: Callable[[Tensor, Tensor], tuple[Prediction, Prediction]],
+    alone: Denoise,
+    scale: float,
+    interval: tuple[float, float],
+    channels: int | None,
+) -> Denoise:
+    low, high = interval
+    if not low <= high:
+        raise InputError(f"guidance interval {low} to {high} is empty; give the smaller time first")
+    if scale == 1:
+        return alone
+
+    def denoise(x: Tensor, t: Tensor) -> Prediction:
+        if not low <= float(t) <= high:
+            return alone(x, t)
+        good, bad = pair(x, t)
+        x0 = _blend(good.x0, bad.x0, scale, channels)
+        eps = _blend(good.eps, bad.eps, scale, channels)
+        return Prediction(x0, eps, good.variance_mix)
+
+    return denoise
+
+
+def _blend(good: Tensor, bad: Tensor, scale: float, channels: int | None) -> Tensor:
+    guided = torch.lerp(bad, good, scale)
+    return guided if channels is None else torch.cat([guided[:, :channels], good[:, channels:]], dim=1)
+
+
+def _part(joint: Prediction, part: slice) -> Prediction:
+    mix = joint.variance_mix
+    return Prediction(joint.x0[part], joint.eps[part], None if mix is None else mix[part])

@@ -1,0 +1,200 @@
+"""What a network is trained to say, and how to read it: process + target + time sampling + weight.
+
+A target is a row (a, b): the network regresses a x0 + b eps. Together with x_t = alpha x0 + sigma eps that is a
+2x2 system with determinant alpha b - sigma a; solving it gives x0 and eps, so every sampler works with every
+target. The determinant also says where a target is unsafe: eps tells nothing about x0 where alpha = 0.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ditlab.diffusion.process import DDPM, Linear, Process, per_image, posterior
+from ditlab.errors import InputError, lookup
+from ditlab.types import Prediction
+
+SAFE = 5e-3  # below this determinant a network error is amplified more than 200 times
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+TARGETS: dict[str, Callable[[Process, Tensor], tuple[Tensor, Tensor]]] = {
+    "x0": lambda process, t: (torch.ones_like(t), torch.zeros_like(t)),
+    "eps": lambda process, t: (torch.zeros_like(t), torch.ones_like(t)),
+    "v": lambda process, t: (-process.sigma(t), process.alpha(t)),  # Salimans & Ho 2022
+    "velocity": lambda process, t: (process.alpha_dot(t), process.sigma_dot(t)),  # d x_t / dt
+}
+
+# Quantile functions, u in (0, 1) -> t, so that any of them can be stratified.
+TIMES: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "uniform": lambda u, mean, scale: u,
+    # logit-normal: the middle of the path is hardest (Esser et al. 2024)
+    "logit-normal": lambda u, mean, scale: torch.sigmoid(mean + scale * torch.special.ndtri(u)),
+}
+
+# Weight of the squared error in x0, as a function of SNR = (alpha / sigma)^2; None is one on the target itself.
+WEIGHTS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "one": None,
+    "min-snr": lambda snr: snr.clamp(max=5.0),  # Hang et al. 2023, gamma = 5
+}
+
+
+class Conditioned(Protocol):
+    """A network that knows its own "no condition"."""
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Tensor: ...
+
+    def null(self, y: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The training objective, and the reading of a network that was trained with it.
+
+    With `learn_variance` the network has twice the channels and the loss is improved DDPM's hybrid (Nichol &
+    Dhariwal 2021): squared error plus the variational bound, the latter training the variance half only.
+    """
+
+    process: Process = field(default_factory=Linear)
+    target: str = "velocity"
+    time: str = "uniform"
+    time_mean: float = 0.0
+    time_scale: float = 1.0
+    stratified: bool = False
+    weight: str = "one"
+    learn_variance: bool = False
+
+    def __post_init__(self) -> None:
+        for table, name, what in ((TARGETS, self.target, "target"), (TIMES, self.time, "time sampling")):
+            lookup(table, name, what)
+        lookup(WEIGHTS, self.weight, "loss weight")
+        if self.learn_variance and not isinstance(self.process, DDPM):
+            raise InputError('learn_variance needs the process "ddpm": only its discrete steps have a variance')
+
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Training times (count,), float64 on the CPU; stratified: one in each of `count` equal quantiles."""
+        u = torch.rand(count, generator=generator, dtype=torch.float64)
+        if self.stratified:
+            u = (torch.randperm(count, generator=generator) + u) / count
+        u = u.clamp(1e-6, 1 - 1e-6)
+        return self.process.snap(TIMES[self.time](u, self.time_mean, self.time_scale))
+
+    def determinant(self, t: Tensor) -> Tensor:
+        """alpha b - sigma a: how firmly x_t and the target together fix x0 and eps."""
+        a, b = TARGETS[self.target](self.process, t)
+        return self.process.alpha(t) * b - self.process.sigma(t) * a
+
+    def last_time(self) -> float:
+        """The noisiest time at which the target can be trusted; samplers start there. 1 for most targets."""
+        times = torch.linspace(0.5, 1.0, 1001, dtype=torch.float64)
+        return float(times[self.determinant(times).abs() >= SAFE].max())
+
+    def loss(self, net: Network, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Loss of each image (B,), float32.
+
+        Args:
+            net: (x_t, clock, y) -> (B, C or 2C, H, W).
+            x0, eps: data and noise (B, C, H, W), float32.
+            y: labels (B,), already dropped to null where they shall be.
+            t: times (B,) from `draw_times`.
+        """
+        x = self.process.add_noise(x0, eps, t)
+        output, variance = self.split(net(x, self.clock(t, x), y).float())
+        a, b = (per_image(c, x) for c in TARGETS[self.target](self.process, t))
+        loss = (output - (a * x0 + b * eps)).square().flatten(1).mean(1)
+        weigh = WEIGHTS[self.weight]
+        if weigh is not None:
+            # An error of 1 in the target is one of sigma / determinant in x0.
+            sigma, alpha = self.process.sigma(t), self.process.alpha(t)
+            in_x0 = (sigma / self.determinant(t).abs().clamp(min=SAFE)).square()
+            loss = loss * (weigh((alpha / sigma).square()) * in_x0).to(loss)
+        if variance is not None:
+            estimate = self.predict(output.detach(), x, t).x0
+            loss = loss + variational_bound(self.process, x0, estimate, x, t, (variance + 1) / 2)
+        return loss
+
+    def clock(self, t: Tensor, x: Tensor) -> Tensor:
+        """What the network's timestep embedder is fed for images x: (B,) float32 on their device."""
+        return self.process.clock(t).to(x.device, torch.float32).expand(len(x))
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The target and, where it is learned, the variance half of a network's output."""
+        if not self.learn_variance:
+            return output, None
+        target, variance = output.chunk(2, dim=1)
+        return target, variance
+
+    def predict(self, output: Tensor, x: Tensor, t: Tensor) -> Prediction:
+        """Solve the 2x2 system: target (B, C, H, W) and x_t -> x0 and eps."""
+        a, b = TARGETS[self.target](self.process, t)
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        det = alpha * b - sigma * a
+        det = torch.where(det.abs() < 1e-9, torch.full_like(det, 1e-9), det)
+        x0 = per_image(b / det, x) * x - per_image(sigma / det, x) * output
+        eps = per_image(alpha / det, x) * output - per_image(a / det, x) * x
+        return Prediction(x0, eps)
+
+    def denoiser(self, net: Conditioned) -> "Denoiser":
+        """The network as a function (x_t, t, y) -> Prediction."""
+        return Denoiser(self, net)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A trained network seen through its objective; images stay float32 whatever the network's precision."""
+
+    objective: Objective
+    net: Conditioned
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
+        """Predict x0 and eps (B, C, H, W) at x_t, time t () or (B,), labels y (B,)."""
+        output = self.net(x, self.objective.clock(t, x), y).float()
+        target, variance = self.objective.split(output)
+        prediction = self.objective.predict(target, x, t)
+        if variance is None:
+            return prediction
+        return Prediction(prediction.x0, prediction.eps, (variance + 1) / 2)
+
+    def null(self, y: Tensor) -> Tensor:
+        """The labels that mean "no condition" for this batch."""
+        return self.net.null(y)
+
+
+def variational_bound(process: Process, x0: Tensor, estimate: Tensor, x: Tensor, t: Tensor, mix: Tensor) -> Tensor:
+    """One term of the variational bound, in bits per dimension (B,) (Nichol & Dhariwal 2021, eq. 4 and 15).
+
+    The KL divergence between the true and the modelled step from t to the index below; at the first index the
+    negative log-likelihood of x0 under a Gaussian cut into 255 bins.
+
+    Args:
+        x0, estimate: the data and the network's x0 (B, C, H, W); x: x_t.
+        t: times (B,) of a discrete process.
+        mix: 0 for log beta_tilde, 1 for log beta, (B, C, H, W).
+    """
+    assert isinstance(process, DDPM)
+    step = 1 / process.timesteps
+    back = posterior(process, t, t - step)
+    # The first step's posterior has no variance; it borrows that of the second.
+    second = t.clamp(min=2 * step)
+    low = per_image(posterior(process, second, second - step).variance.log(), x)
+    log_var = low + mix * (per_image(back.beta.log(), x) - low)
+    true_mean = per_image(back.from_x, x) * x + per_image(back.from_x0, x) * x0
+    mean = per_image(back.from_x, x) * x + per_image(back.from_x0, x) * estimate
+    kl = 0.5 * (log_var - low - 1 + torch.exp(low - log_var) + (true_mean - mean).square() * torch.exp(-log_var))
+    first = per_image(t < 1.5 * step, x).bool()
+    return torch.where(first, _binned_nll(x0, mean, log_var), kl).flatten(1).mean(1) / math.log(2)
+
+
+def _binned_nll(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """-log of the mass that N(mean, exp(log_var)) puts on the bin of half width 1/255 around x; open at +-1."""
+    scale = torch.exp(-0.5 * log_var)
+    above, below = (_normal_cdf((x - mean + edge) * scale) for edge in (1 / 255, -1 / 255))
+    mass = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
+    return -mass.clamp(min=1e-12).log()
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    # The published losses are computed with this approximation; the exact function differs by up to 1e-2 here.
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -1,0 +1,191 @@
+"""Forward processes: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 data and t = 1 noise.
+
+`Linear` is rectified flow (Liu et al. 2022), `Cosine` the variance-preserving quarter circle (Salimans & Ho
+2022), `DDPM` the table of 1000 linear betas that DiT is trained with (Ho et al. 2020). Times are float64 and stay
+on the CPU: the arithmetic is exact enough for any network, and asking for a time never waits for a device.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Shape scalars () or (B,) so that they multiply images (B, C, H, W); dtype and device of the images."""
+    values = values.to(like.device, like.dtype)
+    return values if values.ndim == 0 else values.reshape(-1, 1, 1, 1)
+
+
+class Process(ABC):
+    """The path from data to noise and the clock that the network is fed."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data at time t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise at time t."""
+
+    @abstractmethod
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        """d alpha / dt."""
+
+    @abstractmethod
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        """d sigma / dt."""
+
+    def clock(self, t: Tensor) -> Tensor:
+        """The number that the timestep embedder is fed; 1000 t, so that sinusoids made for 0..999 resolve it."""
+        return 1000.0 * t
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest time that exists in this process: itself, unless the process is a table."""
+        return t
+
+    def uniform(self, steps: int) -> Tensor:
+        """`steps` + 1 times from 1 to 0, evenly spaced in t: (steps + 1,)."""
+        return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t for data and noise (B, C, H, W) and times () or (B,)."""
+        return per_image(self.alpha(t), x0) * x0 + per_image(self.sigma(t), x0) * eps
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha / sigma), half the logarithm of the signal-to-noise ratio (lambda in DPM-Solver)."""
+        return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`, by bisection (it falls steadily from t = 0 to t = 1)."""
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(60):  # 2^-60: beyond float64
+            middle = (low + high) / 2
+            noisier = self.log_snr(middle) < log_snr
+            low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
+        return (low + high) / 2
+
+    def straight(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale c and straight time s, so that x_t / c = (1 - s) x0 + s eps.
+
+        Dividing by c = alpha + sigma turns every process into the linear path with s = sigma / c, on which the
+        velocity is eps - x0 and nothing is singular at either end. ODE samplers work there, once for all.
+        """
+        scale = self.alpha(t) + self.sigma(t)
+        return scale, self.sigma(t) / scale
+
+
+@dataclass(frozen=True)
+class Linear(Process):
+    """alpha = 1 - t, sigma = t (rectified flow)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Cosine(Process):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (variance preserving)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(t * (math.pi / 2))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t * (math.pi / 2))
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return -self.sigma(t) * (math.pi / 2)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return self.alpha(t) * (math.pi / 2)
+
+
+@dataclass(frozen=True)
+class DDPM(Process):
+    """The discrete chain of `timesteps` linear betas; index i of the chain is the time (i + 1) / timesteps.
+
+    Between two indices log(alpha_bar) is interpolated linearly, so that every sampler may ask for any time; the
+    network is fed the (fractional) index. Respacing is nothing but a coarser grid of times.
+    """
+
+    timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+
+    @cached_property
+    def log_alpha_bar(self) -> Tensor:
+        """(timesteps + 1,) from 0 at t = 0, float64."""
+        betas = torch.linspace(self.beta_start, self.beta_end, self.timesteps, dtype=torch.float64)
+        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
+
+    def _interval(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        position = t.to(torch.float64) * self.timesteps
+        rounded = position.round()  # a whole index must not fall to the interval below by a rounding error
+        position = torch.where((position - rounded).abs() < 1e-6, rounded, position)
+        left = position.floor().clamp(0, self.timesteps - 1).long()
+        return left, position - left
+
+    def _log_alpha_bar(self, t: Tensor) -> Tensor:
+        left, part = self._interval(t)
+        table = self.log_alpha_bar
+        return table[left] + part * (table[left + 1] - table[left])
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(self._log_alpha_bar(t) / 2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(self._log_alpha_bar(t)))
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        left, _ = self._interval(t)
+        slope = (self.log_alpha_bar[left + 1] - self.log_alpha_bar[left]) * self.timesteps
+        return self.alpha(t) * slope / 2
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        # alpha^2 + sigma^2 = 1; the slope is infinite at t = 0, where no network is ever asked.
+        return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)
+
+    def clock(self, t: Tensor) -> Tensor:
+        return t * self.timesteps - 1
+
+    def snap(self, t: Tensor) -> Tensor:
+        return (t * self.timesteps).ceil().clamp(1, self.timesteps) / self.timesteps
+
+    def uniform(self, steps: int) -> Tensor:
+        """The indices of improved DDPM's respacing, evenly from 999 to 0 and rounded, then the data at t = 0."""
+        indices = torch.linspace(self.timesteps - 1, 0, steps, dtype=torch.float64).round()
+        return torch.cat([(indices + 1) / self.timesteps, torch.zeros(1, dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """q(x_s | x_t, x0) = N(from_x x_t + from_x0 x0, variance) for s < t, and beta, the variance of q(x_t | x_s)."""
+
+    from_x: Tensor
+    from_x0: Tensor
+    variance: Tensor
+    beta: Tensor
+
+
+def posterior(process: Process, t: Tensor, s: Tensor) -> Posterior:
+    """The Gaussian step back from t to s (Ho et al. 2020, eq. 6-7, for any alpha and sigma)."""
+    ratio = process.alpha(t) / process.alpha(s)
+    beta = process.sigma(t) ** 2 - (ratio * process.sigma(s)) ** 2
+    shrink = process.sigma(s) ** 2 / process.sigma(t) ** 2
+    return Posterior(ratio * shrink, process.alpha(s) * beta / process.sigma(t) ** 2, beta * shrink, beta)
+
+
+PROCESSES: dict[str, Callable[[], Process]] = {"linear": Linear, "cosine": Cosine, "ddpm": DDPM}

@@ -1,0 +1,324 @@
+"""A model as people use it: network + objective + autoencoder + class names, in one folder.
+
+    pipe = ditlab.load("runs/digits")
+    pipe([3, "7"], seeds=[0, 1]).images
+
+A saved model is a folder with `model.safetensors` (the weights) and `config.json` (everything else).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ditlab import __version__
+from ditlab.autoencoders import Autoencoder, Pixel, create_autoencoder
+from ditlab.backbones import Backbone, create
+from ditlab.config import Diffusion, Sample
+from ditlab.diffusion.guidance import autoguidance, cfg
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.process import PROCESSES
+from ditlab.errors import InputError, lookup, nearest
+from ditlab.samplers import SAMPLERS, image_noise, time_grid
+from ditlab.types import Step
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+Label = int | str | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a pipeline returns."""
+
+    images: Any
+    """PIL images, float arrays (B, H, W, C) in 0..1 ("np"), float tensors (B, C, H, W) in 0..1 ("pt"), or latents."""
+
+
+@dataclass
+class Pipeline:
+    """A trained network with all that is needed to draw with it."""
+
+    net: Backbone
+    objective: Objective
+    autoencoder: Autoencoder = field(default_factory=Pixel)
+    classes: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    """Where the model comes from: `recipe`, `images_seen`; `sample` holds the defaults of sampling."""
+
+    @property
+    def defaults(self) -> Sample:
+        """The sampling settings that the model was saved with."""
+        settings = Sample(**self.config.get("sample", {}))
+        low, high = settings.interval  # a list, fresh from JSON
+        return replace(settings, interval=(low, high))
+
+    def labels(self, labels: Sequence[Label]) -> Tensor:
+        """Class indices (B,) from indices or names; None is the null label.
+
+        Raises:
+            InputError: an index out of range or a name that the model does not have.
+        """
+        return torch.tensor([self._label(label) for label in labels], dtype=torch.long)
+
+    def _label(self, label: Label) -> int:
+        count = self.net.classes
+        if label is None:
+            return count
+        if label in self.classes:
+            return self.classes.index(str(label))
+        try:
+            index = int(label)
+        except ValueError:
+            raise InputError(f'unknown class "{label}"; {nearest(str(label), self.classes)}') from None
+        if count == 0:
+            raise InputError(f"label {index} for an unconditional model; leave the labels out")
+        if not 0 <= index < count:
+            raise InputError(f"label {index} is out of range; this model has the classes 0 to {count - 1}")
+        return index
+
+    def steps(
+        self,
+        labels: Label | Sequence[Label] = None,
+        *,
+        seeds: int | Sequence[int] = 0,
+        num_inference_steps: int | None = None,
+        sampler: str | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_channels: int | None = None,
+        guide: "Pipeline | None" = None,
+        grid: str | None = None,
+    ) -> Iterator[Step]:
+        """Sample one batch and yield every `Step`: step.i, step.t, step.x (B, C, H, W) and step.x0.
+
+        Args:
+            labels: class indices or names, or None for "no condition"; one, or one for each image.
+            seeds: one, or one for each image: image i depends on labels[i] and seeds[i] alone. Where one of the two
+                is single it is repeated.
+            num_inference_steps: steps of the sampler.
+            sampler: a name in `ditlab.samplers.SAMPLERS`.
+            guidance_scale: classifier-free guidance, or autoguidance if a `guide` is given; 1 is none.
+            guidance_interval: times t (0 data, 1 noise) between which guidance acts.
+            guidance_channels: guide the first so many channels only; None is all.
+            guide: a weaker model of the same task, for autoguidance.
+            grid: a name in `ditlab.samplers.GRIDS`.
+
+        Omitted settings are those that the model was saved with.
+
+        Raises:
+            InputError: a label, name or number that cannot be used.
+        """
+        preset = self.defaults
+        names, seeds = pair_up(labels, seeds)
+        y = self.labels(names).to(self.net.device)
+        scale = preset.guidance if guidance_scale is None else guidance_scale
+        interval = guidance_interval or preset.interval
+        count = preset.steps if num_inference_steps is None else num_inference_steps
+        process = self.objective.process
+        times = time_grid(grid or preset.grid, process, count, self.objective.last_time())
+        run = lookup(SAMPLERS, sampler or preset.sampler, "sampler")
+        denoiser = self.objective.denoiser(self.net)
+        if guide is not None:
+            denoise = autoguidance(denoiser, guide.objective.denoiser(guide.net), y, scale, interval)
+        elif self.net.classes == 0:
+            if guidance_scale not in (None, 1.0):
+                raise InputError(f"guidance {scale} on an unconditional model; leave it out or give a guide model")
+            denoise = cfg(denoiser, y, 1.0)
+        else:
+            denoise = cfg(denoiser, y, scale, interval, guidance_channels)
+        noise = image_noise(seeds)
+        x = noise(torch.empty(len(seeds), self.net.channels, *self.net.size, device=self.net.device))
+        return self._inference(run(denoise, process, x * float(process.sigma(times[0])), times, noise))
+
+    def _inference(self, steps: Iterator[Step]) -> Iterator[Step]:
+        was_training = self.net.training
+        self.net.eval()
+        try:
+            while True:
+                with torch.no_grad():  # around each step only: it must not leak into the caller's code
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
+        finally:
+            self.net.train(was_training)
+
+    def __call__(
+        self,
+        labels: Label | Sequence[Label] = None,
+        *,
+        seeds: int | Sequence[int] = 0,
+        batch_size: int = 64,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[[Step], None] | None = None,
+        **options: Any,
+    ) -> Output:
+        """Draw pictures; the words are those of diffusers' pipelines.
+
+        Args:
+            labels, seeds: as in `steps`; image i has labels[i] and seeds[i].
+            batch_size: images drawn at a time; the pictures do not depend on it.
+            output_type: "pil", "np" (B, H, W, C), "pt" (B, C, H, W), both float in 0..1, or "latent".
+            callback_on_step_end: called with every `Step` of every batch.
+            options: the other arguments of `steps`.
+
+        Returns:
+            `Output` with `images`.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise InputError(f'unknown output_type "{output_type}"; choose from: pil, np, pt, latent')
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size}; give 1 or more")
+        names, seeds = pair_up(labels, seeds)
+        latents: list[Tensor] = []
+        for start in range(0, len(seeds), batch_size):
+            part = slice(start, start + batch_size)
+            for step in self.steps(names[part], seeds=seeds[part], **options):
+                if callback_on_step_end is not None:
+                    callback_on_step_end(step)
+            latents.append(step.x)
+        if output_type == "latent":
+            return Output(torch.cat(latents))
+        pixels = torch.cat([self.decode(part) for part in latents])
+        if output_type == "pil":
+            return Output(to_pil(pixels))
+        floats = pixels.float() / 255
+        return Output(floats if output_type == "pt" else floats.permute(0, 2, 3, 1).numpy())
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents (B, c, h, w) -> uint8 pictures (B, C, H, W) on the CPU."""
+        with torch.no_grad():
+            return self.autoencoder.decode(x0).cpu()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `model.safetensors` and `config.json`; an existing model in the folder is replaced."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(self.net.state_dict()), folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(self.describe(), indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    def describe(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        objective = {key: value for key, value in vars(self.objective).items() if key != "process"}
+        process = next(name for name, kind in PROCESSES.items() if type(self.objective.process) is kind)
+        return {
+            "format": "ditlab",
+            "version": __version__,
+            "backbone": self.net.config,
+            "objective": {"process": process, **objective},
+            "autoencoder": self.autoencoder.config,
+            "classes": self.classes,
+            **self.config,
+        }
+
+
+def make_objective(settings: Diffusion) -> Objective:
+    """The objective that a recipe describes."""
+    options = dict(vars(settings))
+    return Objective(process=lookup(PROCESSES, options.pop("process"), "process")(), **options)
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu", weights: str = "ema") -> Pipeline:
+    """Load a saved model, or the newest checkpoint of a training run.
+
+    Args:
+        path: a model folder or a run folder.
+        device: where to put the weights.
+        weights: "ema", or "model" for the raw weights of a training checkpoint.
+
+    Raises:
+        InputError: nothing there, or a file that is incomplete or does not fit its config.
+    """
+    folder = newest_checkpoint(Path(path)) or Path(path)
+    config = _read_config(folder)
+    try:
+        backbone = dict(config.pop("backbone"))
+        size = tuple(backbone.pop("size"))
+        objective = make_objective(Diffusion(**config.pop("objective")))
+        autoencoder = create_autoencoder(**config.pop("autoencoder"))
+        classes = config.pop("classes")
+        with torch.device("meta"):
+            net = create(**backbone, size=size)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{folder / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
+        ) from error
+    file = folder / (WEIGHTS if weights == "ema" else "raw.safetensors")
+    net.load_state_dict(read_weights(file, net.state_dict()), assign=True)
+    net.requires_grad_(True).eval().to(device)
+    return Pipeline(
+        net,
+        objective,
+        autoencoder.to(device),
+        classes,
+        {k: v for k, v in config.items() if k not in ("format", "version")},
+    )
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint folder of a run, or None where there is none."""
+    found = sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
+    return found[-1] if found else None
+
+
+def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; every one must be used and every weight filled, in the right shape."""
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError:
+        raise InputError(f"no weights at {file}; give a model folder or a run folder with a checkpoint") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is truncated or not a safetensors file ({error}); restore it from a copy") from error
+    problems = [f"missing {key}" for key in expected if key not in tensors]
+    problems += [f"unused {key}" for key in tensors if key not in expected]
+    problems += [
+        f"{key} is {list(tensors[key].shape)}, not {list(value.shape)}"
+        for key, value in expected.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if problems:
+        raise InputError(f"{file} does not fit its config: {'; '.join(problems[:4])} ({len(problems)} in all)")
+    return tensors
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no model at {folder}; give a model folder (with {CONFIG}) or a run folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {file}: {error}; restore it from a copy") from error
+    if not isinstance(config, dict) or config.get("format") != "ditlab":
+        raise InputError(f"{file} was not written by ditlab; give a ditlab model or run folder")
+    return config
+
+
+def pair_up(labels: Label | Sequence[Label], seeds: int | Sequence[int]) -> tuple[list[Label], list[int]]:
+    """One label and one seed for each image; a single one of either is repeated."""
+    names: list[Label] = [labels] if labels is None or isinstance(labels, int | str) else list(labels)
+    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+    if len(names) == 1:
+        names *= len(numbers)
+    if len(numbers) == 1:
+        numbers *= len(names)
+    if len(names) != len(numbers) or not names:
+        raise InputError(
+            f"{len(names)} labels and {len(numbers)} seeds; give one of each for each image, or a single one"
+        )
+    return names, numbers
+
+
+def to_pil(pixels: Tensor) -> list[Image.Image]:
+    """uint8 pictures (B, C, H, W) with 1, 3 or 4 channels -> PIL images."""
+    arrays = pixels.permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(np.ascontiguousarray(a[..., 0] if a.shape[-1] == 1 else a)) for a in arrays]

@@ -1,0 +1,49 @@
+"""Samplers: generators from noise to data, each in a file of its own.
+
+A sampler is called as `sampler(denoise, process, x, grid, noise)` with x the noise at time grid[0] and grid the
+falling times (steps + 1,) that end at 0. It yields a `Step` after each step and sees predictions only, so it works
+with every target, process and guidance. A new one is a file and a line in `SAMPLERS`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ditlab.diffusion.process import Process
+from ditlab.samplers.adams_bashforth import adams_bashforth
+from ditlab.samplers.ddim import ddim
+from ditlab.samplers.ddpm import ddpm
+from ditlab.samplers.dpmpp import dpmpp
+from ditlab.samplers.euler import euler
+from ditlab.samplers.grids import GRIDS, time_grid
+from ditlab.samplers.heun import heun
+from ditlab.samplers.sde import sde
+from ditlab.types import Denoise, Noise, Step
+
+Sampler = Callable[[Denoise, Process, Tensor, Tensor, Noise], Iterator[Step]]
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "euler": euler,
+    "heun": heun,
+    "dpmpp": dpmpp,
+    "ab2": partial(adams_bashforth, order=2),
+    "ab4": partial(adams_bashforth, order=4),
+    "sde": sde,
+}
+
+__all__ = ["GRIDS", "SAMPLERS", "Sampler", "image_noise", "time_grid"]
+
+
+def image_noise(seeds: Sequence[int]) -> Noise:
+    """Noise with one CPU generator for each image, so that a seed gives one picture at any batch size or device."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def noise(like: Tensor) -> Tensor:
+        drawn = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
+        return torch.stack(drawn).to(like)
+
+    return noise

@@ -1,0 +1,119 @@
+"""Drawing many pictures into a folder: PNG files, a grid with row labels, an animation on request."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ditlab.pictures import contact_sheet, save_animation
+from ditlab.pipeline import Label, Pipeline, to_pil
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn."""
+
+    count: int
+    seconds: float
+    grid: Path
+    files: list[Path]
+    trajectory: Path | None
+
+
+def draw_batches(
+    pipe: Pipeline,
+    labels: Sequence[Label],
+    seeds: Sequence[int],
+    console: Console,
+    *,
+    batch_size: int,
+    options: dict[str, Any],
+    frames: list[list[Tensor]] | None = None,
+) -> Tensor:
+    """Draw picture i of labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU.
+
+    Args:
+        frames: where to append the decoded pictures of every step, for each batch.
+    """
+    parts: list[Tensor] = []
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("drawing", total=len(seeds))
+        for start in range(0, len(seeds), batch_size):
+            part = slice(start, start + batch_size)
+            steps = options.get("num_inference_steps") or pipe.defaults.steps
+            way: list[Tensor] = []
+            for step in pipe.steps(labels[part], seeds=seeds[part], **options):
+                progress.update(task, completed=start + len(step.x) * (step.i + 1) / steps)
+                if frames is not None:
+                    way.append(pipe.decode(step.x))
+            parts.append(pipe.decode(step.x))
+            if frames is not None:
+                frames.append(way)
+    return torch.cat(parts)
+
+
+def draw(
+    pipe: Pipeline,
+    labels: Sequence[Label] | None,
+    seeds: Sequence[int],
+    out: Path,
+    console: Console,
+    *,
+    batch_size: int,
+    trajectory: bool,
+    options: dict[str, Any],
+) -> Drawn:
+    """Draw each label with each seed into a folder.
+
+    Args:
+        labels: indices or names; None is all classes, or the null label of an unconditional model.
+        options: settings of `Pipeline.steps`.
+
+    Raises:
+        InputError: a label, name or number that cannot be used; nothing is written.
+    """
+    rows: list[Label] = list(labels) if labels is not None else list(range(pipe.net.classes)) or [None]
+    names = [row_name(pipe, label) for label in rows]
+    every_label = [label for label in rows for _ in seeds]
+    started = time.monotonic()
+    frames: list[list[Tensor]] | None = [] if trajectory else None
+    pixels = draw_batches(
+        pipe, every_label, list(seeds) * len(rows), console, batch_size=batch_size, options=options, frames=frames
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    images = to_pil(pixels)
+    files = [out / f"{file_name(name)}-seed{seed}.png" for name in names for seed in seeds]
+    for image, file in zip(images, files, strict=True):
+        image.save(file)
+
+    def sheet(pixels: Tensor) -> Any:
+        pictures = to_pil(pixels)
+        return contact_sheet([pictures[i : i + len(seeds)] for i in range(0, len(pictures), len(seeds))], names)
+
+    grid = out / "grid.png"
+    sheet(pixels).save(grid)
+    animation = None
+    if frames is not None:
+        animation = out / "trajectory.gif"
+        save_animation([sheet(torch.cat(moment)) for moment in zip(*frames, strict=True)], animation)
+    return Drawn(len(images), time.monotonic() - started, grid, files, animation)
+
+
+def row_name(pipe: Pipeline, label: Label) -> str:
+    """How a row of the grid is called: the class's name, or its number."""
+    index = int(pipe.labels([label])[0])
+    if label is None:
+        return "any"
+    return pipe.classes[index] if index < len(pipe.classes) else str(index)
+
+
+def file_name(name: str) -> str:
+    """A class name without characters that have a meaning in paths."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -1,0 +1,79 @@
+"""What a run says while it works: one live line on the screen, one JSON line in `metrics.jsonl` now and then."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """The screen and the metrics file of a run; a context manager around the loop."""
+
+    def __init__(self, path: Path, seen: int, images: int, console: Console) -> None:
+        self.console = console
+        self.images = images
+        self.path = path
+        self.first = self.last_seen = seen
+        self.started = self.last_time = time.monotonic()
+        _forget_after(path, seen)
+        self.file = path.open("a", encoding="utf-8")
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,}/{task.total:,} images  {task.fields[numbers]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("training", total=images, completed=seen, numbers="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.file.close()
+
+    def write(self, seen: int, loss: float, grad_norm: float, lr: float) -> None:
+        """Record the means since the last line."""
+        now = time.monotonic()
+        rate = (seen - self.last_seen) / max(now - self.last_time, 1e-9)
+        self.last_seen, self.last_time = seen, now
+        values = {"images": seen, "loss": loss, "grad_norm": grad_norm, "lr": lr, "images_per_second": round(rate, 1)}
+        self.file.write(json.dumps(values) + "\n")
+        self.file.flush()
+        numbers = f"{rate:,.0f}/s  loss {loss:.4f}  gradient {grad_norm:.2f}"
+        self.progress.update(self.task, completed=seen, numbers=numbers)
+        if not self.console.is_terminal:  # a log file: plain lines, with the time left
+            overall = (seen - self.first) / (now - self.started)
+            left = (self.images - seen) / max(overall, 1e-9)
+            self.console.print(f"{seen:>12,}/{self.images:,} images  {numbers}  {left:,.0f} s left", highlight=False)
+
+    def advance(self, seen: int) -> None:
+        """Move the bar between two lines."""
+        self.progress.update(self.task, completed=seen)
+
+
+def _forget_after(path: Path, seen: int) -> None:
+    """Drop lines past the checkpoint from which the run goes on, so that none appears twice."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if (values := _parse(line)) is not None and values["images"] <= seen]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = json.loads(line)
+    except ValueError:  # torn by a crash
+        return None
+    return values

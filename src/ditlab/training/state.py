@@ -1,0 +1,128 @@
+"""What a run keeps: its folder, its checkpoints, and the state that a checkpoint restores.
+
+    run/recipe.toml            the resolved recipe
+    run/metrics.jsonl          one line every so many images
+    run/previews/000128000.png EMA samples of fixed seeds
+    run/checkpoints/000128000/ a model folder (EMA), raw.safetensors and state.pt
+
+A checkpoint is written beside its place and renamed, so it is whole or absent.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from ditlab.backbones import Backbone
+from ditlab.config import Recipe, parse_recipe, read_toml, to_tables, to_toml
+from ditlab.errors import InputError
+from ditlab.pipeline import WEIGHTS, Pipeline, newest_checkpoint, read_weights
+from ditlab.training.ema import EMA
+
+# A run may be resumed with other values of these.
+FREE = {"images", "log_every", "preview_every", "save_every", "keep", "device"}
+
+
+@dataclass
+class TrainState:
+    """All that changes during training; what it holds is what is saved."""
+
+    net: Backbone
+    ema: EMA
+    optimizer: torch.optim.AdamW
+    seen: int = 0
+    seconds: float = 0.0
+    precision: str = ""
+
+
+class Run:
+    """The folder of a training run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics = folder / "metrics.jsonl"
+        self.previews = folder / "previews"
+        self.checkpoints = folder / "checkpoints"
+
+    def open(self, recipe: Recipe) -> None:
+        """Make the folder, or check that it holds the same run.
+
+        Raises:
+            InputError: the folder holds another run or something else; nothing is touched.
+        """
+        file = self.folder / "recipe.toml"
+        if file.exists():
+            before, now = to_tables(parse_recipe(read_toml(file), source=str(file))), to_tables(recipe)
+            for section in ("model", "diffusion", "data", "optim", "train"):
+                for key in sorted((before[section].keys() | now[section].keys()) - FREE):
+                    old, new = before[section].get(key), now[section].get(key)
+                    if old != new:
+                        raise InputError(
+                            f"{self.folder} holds another run ({section}.{key} is {old} there, {new} here); "
+                            "give the same recipe to resume it, or another --out"
+                        )
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise InputError(f"{self.folder} exists and is not a training run; give another --out")
+        try:
+            self.previews.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            file.write_text(to_toml(to_tables(recipe)), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {error.strerror}; give another --out") from error
+
+    def save(self, state: TrainState, pipe: Pipeline, keep: int) -> Path:
+        """Write a checkpoint and drop all but the newest `keep`."""
+        target = self.checkpoints / f"{state.seen:012d}"
+        draft = self.checkpoints / f".{target.name}.part"
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 1)}
+            pipe.save(draft)
+            save_file(dict(state.net.state_dict()), draft / "raw.safetensors")
+            torch.save(
+                {
+                    "optimizer": state.optimizer.state_dict(),
+                    "ema_updates": state.ema.updates,
+                    "seen": state.seen,
+                    "seconds": state.seconds,
+                    "precision": state.precision,
+                },
+                draft / "state.pt",
+            )
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(draft, target)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            shutil.rmtree(draft, ignore_errors=True)
+            last = newest_checkpoint(self.folder)
+            kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+            message = " ".join(str(error).split())
+            raise InputError(
+                f"cannot write checkpoint {target}: {message}; {kept}; free some space and run the same command again"
+            ) from error
+        for old in sorted(path for path in self.checkpoints.glob("*") if path.name.isdigit())[:-keep]:
+            shutil.rmtree(old)
+        return target
+
+    def restore(self, state: TrainState) -> None:
+        """Load the newest checkpoint into the state, if there is one."""
+        folder = newest_checkpoint(self.folder)
+        if folder is None:
+            return
+        for net, name in ((state.net, "raw.safetensors"), (state.ema.net, WEIGHTS)):
+            net.load_state_dict(read_weights(folder / name, net.state_dict()))
+        try:
+            saved: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+            state.optimizer.load_state_dict(saved["optimizer"])
+            state.ema.updates = saved["ema_updates"]
+            state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
+        except Exception as error:  # a damaged pickle can raise almost anything
+            raise InputError(
+                f"{folder / 'state.pt'} is missing or damaged ({type(error).__name__}); "
+                f"remove {folder} to resume from the checkpoint before it"
+            ) from error

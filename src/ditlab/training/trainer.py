@@ -1,0 +1,236 @@
+"""The training loop: batch -> latents -> loss -> step -> EMA; now and then a log line, a preview, a checkpoint.
+
+Order, noise, times and label dropout are functions of (seed, images seen), so a run that resumes goes on as if it
+had never stopped.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from ditlab.autoencoders import Autoencoder, Pixel
+from ditlab.backbones import Backbone, create
+from ditlab.config import Recipe, to_tables
+from ditlab.data import Dataset, open_dataset, training_order
+from ditlab.diffusion.objective import Objective
+from ditlab.errors import InputError
+from ditlab.pictures import contact_sheet
+from ditlab.pipeline import Pipeline, make_objective
+from ditlab.training.ema import EMA
+from ditlab.training.log import RunLog
+from ditlab.training.optim import learning_rate, make_optimizer
+from ditlab.training.precision import faster_dtype
+from ditlab.training.state import Run, TrainState
+from ditlab.types import Batch
+
+
+def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) -> Pipeline:
+    """Train as the recipe says; the same call again resumes.
+
+    Args:
+        recipe: the settings.
+        out: the run folder; made if it does not exist.
+        console: where progress is shown (standard error by default).
+
+    Returns:
+        The trained model (EMA weights).
+
+    Raises:
+        InputError: settings that do not fit together, or a folder that holds something else.
+        KeyboardInterrupt: after Ctrl-C, once the state is saved.
+    """
+    console = console or Console(stderr=True)
+    settings = recipe.train
+    for key in ("images", "batch", "log_every", "preview_every", "save_every", "keep"):
+        if getattr(settings, key) < 1:
+            raise InputError(f"train.{key} is {getattr(settings, key)}; give 1 or more")
+    dataset = open_dataset(recipe.data.source)
+    device = pick_device(settings.device)
+    pipe = build(recipe, dataset, device)
+    run = Run(Path(out))
+    run.open(recipe)
+    net = pipe.net.train()
+    ema = EMA(net, settings.ema)
+    pipe.net = ema.net  # what is shown and shared is the average
+    state = TrainState(net, ema, make_optimizer(net, recipe.optim))
+    run.restore(state)
+    pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 1)}
+    if state.seen >= settings.images:
+        console.print(f"{out} is already trained on {state.seen:,} images; raise --train.images to go on")
+        return pipe
+    if state.seen:
+        console.print(f"resuming {out} at {state.seen:,} images")
+    loss_of = LossOf(net, pipe.objective, pipe.autoencoder, settings.label_dropout, settings.seed)
+    if not state.precision:
+        auto = settings.precision == "auto"
+        state.precision = probe(loss_of, dataset, settings.batch) if auto else settings.precision
+    loop(recipe, run, state, pipe, loss_of, dataset, console)
+    return pipe
+
+
+def loop(
+    recipe: Recipe, run: Run, state: TrainState, pipe: Pipeline, loss_of: "LossOf", dataset: Dataset, console: Console
+) -> None:
+    """Train from `state.seen` to the end, or to the next Ctrl-C."""
+    settings = recipe.train
+    dtype = getattr(torch, state.precision)
+    sums, count = torch.zeros(2, device=state.net.device), 0
+    with RunLog(run.metrics, state.seen, settings.images, console) as log, interruption() as interrupted:
+        started = time.monotonic() - state.seconds
+        for indices in training_order(len(dataset), settings.batch, settings.seed, state.seen):
+            rate = learning_rate(recipe.optim, state.seen, settings.images)
+            loss = loss_of(dataset.fetch(indices), state.seen, dtype)
+            norm = update(state, loss, rate, recipe.optim.clip)
+            before, state.seen = state.seen, state.seen + settings.batch
+            sums, count = sums + torch.stack([loss.detach(), norm]), count + 1
+            done = state.seen >= settings.images
+
+            def due(every: int, before: int = before, done: bool = done) -> bool:
+                return done or before // every != state.seen // every
+
+            log.advance(state.seen)
+            if due(settings.log_every) or interrupted.is_set():
+                mean_loss, mean_norm = (sums / count).tolist()
+                check_finite(mean_loss, state.seen, run)
+                log.write(state.seen, mean_loss, mean_norm, rate)
+                sums, count = torch.zeros_like(sums), 0
+            if due(settings.preview_every):
+                preview(pipe, dataset).save(run.previews / f"{state.seen:012d}.png")
+            if due(settings.save_every) or interrupted.is_set():
+                state.seconds = time.monotonic() - started
+                run.save(state, pipe, settings.keep)
+            if done:
+                return
+            if interrupted.is_set():
+                console.print(f"saved {run.folder} at {state.seen:,} images; the same command resumes")
+                raise KeyboardInterrupt
+
+
+class LossOf:
+    """The mean loss of a batch at a position of the run, with all chance drawn from (seed, position)."""
+
+    def __init__(
+        self, net: Backbone, objective: Objective, autoencoder: Autoencoder, label_dropout: float, seed: int
+    ) -> None:
+        self.net, self.objective, self.autoencoder = net, objective, autoencoder
+        self.label_dropout, self.seed = label_dropout, seed
+
+    def __call__(self, batch: Batch, seen: int, dtype: torch.dtype) -> Tensor:
+        """Float32 loss (), with the network in autocast where dtype is not float32."""
+        device = self.net.device
+        chance = torch.Generator().manual_seed(self.seed * 1_000_000_007 + seen)
+
+        def noise(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=chance).to(like)
+
+        with torch.no_grad():
+            x0 = self.autoencoder.latents(self.autoencoder.encode(batch.images.to(device)), noise)
+        dropped = torch.rand(len(x0), generator=chance) < self.label_dropout
+        y = torch.where(dropped, self.net.null(batch.labels), batch.labels).to(device)
+        t = self.objective.draw_times(len(x0), chance)
+        eps = noise(x0)
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            return self.objective.loss(self.net, x0, y, t, eps).mean()
+
+
+def update(state: TrainState, loss: Tensor, rate: float, clip: float) -> Tensor:
+    """Back-propagate, clip, step, average; returns the norm of the gradient before clipping."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), clip or float("inf"))
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.ema.update(state.net)
+    return norm
+
+
+def build(recipe: Recipe, dataset: Dataset, device: torch.device) -> Pipeline:
+    """A fresh, untrained model for this data."""
+    autoencoder = Pixel()
+    channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
+    torch.manual_seed(recipe.train.seed)  # initial weights only; all later chance has its own generator
+    net = create(
+        **vars(recipe.model),
+        size=size,
+        channels=channels,
+        classes=len(dataset.classes),
+        learn_variance=recipe.diffusion.learn_variance,
+    )
+    tables = to_tables(recipe)
+    config = {"sample": tables["sample"], "recipe": tables}
+    return Pipeline(net.to(device), make_objective(recipe.diffusion), autoencoder.to(device), dataset.classes, config)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by name; "auto" takes the accelerator if there is one."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found if found is not None else torch.device("cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'device "{name}" cannot be used ({str(error).splitlines()[0]}); try auto or cpu') from error
+    return torch.device(name)
+
+
+def probe(loss_of: LossOf, dataset: Dataset, batch: int) -> str:
+    """The faster precision for this network and batch, by name."""
+    net = loss_of.net
+    some = dataset.fetch(torch.arange(batch) % len(dataset))
+
+    def step(dtype: torch.dtype) -> None:
+        loss_of(some, 0, dtype).backward()  # type: ignore[no-untyped-call]
+        net.zero_grad()
+
+    dtype = faster_dtype(step, net.device, int(net.config["width"]))
+    return str(dtype).removeprefix("torch.")
+
+
+def preview(pipe: Pipeline, dataset: Dataset) -> Image.Image:
+    """EMA samples of fixed seeds: a row for each of up to ten classes."""
+    columns = 8
+    names: list[str | None] = list(dataset.classes[:10]) or [None, None]
+    labels = [name for name in names for _ in range(columns)]
+    seeds = list(range(columns)) * len(names) if dataset.classes else list(range(len(labels)))
+    images = pipe(labels, seeds=seeds).images
+    rows = [images[i * columns : (i + 1) * columns] for i in range(len(names))]
+    return contact_sheet(rows, dataset.classes[:10] or None)
+
+
+def check_finite(loss: float, seen: int, run: Run) -> None:
+    """Stop before a ruined network is saved."""
+    if not torch.isfinite(torch.tensor(loss)):
+        raise InputError(
+            f"the loss became {loss} before {seen:,} images; {run.checkpoints} holds the last good state: "
+            "lower --optim.lr or set --train.precision=float32 and run again with another --out"
+        )
+
+
+@contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets, so that the step in progress ends whole; a second one aborts."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(number: int, frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
