@@ -6,6 +6,7 @@ running; 130 after Ctrl-C. `--json` prints one JSON object on standard output an
 
 import dataclasses
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -260,6 +261,9 @@ def claim_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder with something in it, unless told otherwise."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
         raise InputError(f"{folder} is not empty; give another --out, or add --overwrite")
+    home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(home, os.W_OK):
+        raise InputError(f"{home} cannot be written to; give another --out")
 
 
 def print_json(values: dict[str, Any]) -> None:
@@ -285,7 +289,7 @@ def fail(message: str, code: int) -> NoReturn:
 def main() -> None:
     """Run the command line."""
     try:
-        app(exit_on_error=False, print_error=False, result_action="return_value")
+        app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         fail(one_line(error), 2)
     except InputError as error:

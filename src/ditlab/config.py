@@ -188,7 +188,8 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
     for argument in arguments:
         if argument.field_info.name == "recipe" and argument.tokens:
             path = find_recipe(argument.tokens[0].value)
-            Dict(read_toml(path), source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+            # Under the command's own key: a flat table would lose the sections that are called like a command.
+            Dict({commands[0]: read_toml(path)}, source=str(path))(app, commands, arguments)
 
 
 def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:

@@ -89,7 +89,8 @@ def draw(
     )
     out.mkdir(parents=True, exist_ok=True)
     images = to_pil(pixels)
-    files = [out / f"{file_name(name)}-seed{seed}.png" for name in names for seed in seeds]
+    stems = [file_stem(pipe, label) for label in rows]
+    files = [out / f"{stem}-seed{seed}.png" for stem in stems for seed in seeds]
     for image, file in zip(images, files, strict=True):
         image.save(file)
 
@@ -114,6 +115,8 @@ def row_name(pipe: Pipeline, label: Label) -> str:
     return pipe.classes[index] if index < len(pipe.classes) else str(index)
 
 
-def file_name(name: str) -> str:
-    """A class name without characters that have a meaning in paths."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+def file_stem(pipe: Pipeline, label: Label) -> str:
+    """Index and name of a class, without characters that have a meaning in paths; unique to the class."""
+    index, name = int(pipe.labels([label])[0]), row_name(pipe, label)
+    clean = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    return clean if clean == str(index) or label is None else f"{index}-{clean}"

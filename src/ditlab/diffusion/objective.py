@@ -117,7 +117,7 @@ class Objective:
 
     def clock(self, t: Tensor, x: Tensor) -> Tensor:
         """What the network's timestep embedder is fed for images x: (B,) float32 on their device."""
-        return self.process.clock(t).to(x.device, torch.float32).expand(len(x))
+        return self.process.clock(t).float().to(x.device).expand(len(x))
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """The target and, where it is learned, the variance half of a network's output."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
     """Shape scalars () or (B,) so that they multiply images (B, C, H, W); dtype and device of the images."""
-    values = values.to(like.device, like.dtype)
+    values = values.to(like.dtype).to(like.device)  # in this order: some devices have no float64
     return values if values.ndim == 0 else values.reshape(-1, 1, 1, 1)
 
 
@@ -159,7 +159,7 @@ class DDPM(Process):
         return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)
 
     def clock(self, t: Tensor) -> Tensor:
-        return t * self.timesteps - 1
+        return (t * self.timesteps - 1).clamp(min=0)
 
     def snap(self, t: Tensor) -> Tensor:
         return (t * self.timesteps).ceil().clamp(1, self.timesteps) / self.timesteps

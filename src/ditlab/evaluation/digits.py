@@ -5,6 +5,7 @@ number of pictures, so the floor is the distance of equally many real training d
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +54,9 @@ class Classifier(nn.Module):
         return logits
 
 
+@cache
 def train_classifier(epochs: int = 30) -> Classifier:
-    """Train on the training digits, shifted by up to a pixel; fixed seed, seconds on a laptop."""
+    """Train on the training digits, shifted by up to a pixel; fixed seed, seconds on a laptop, once a process."""
     data = digits()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

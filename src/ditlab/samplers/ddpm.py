@@ -27,11 +27,15 @@ def reverse_mean(process: Process, prediction: Prediction, x: Tensor, t: Tensor,
 
 
 def reverse_log_variance(process: Process, prediction: Prediction, x: Tensor, grid: Tensor, i: int) -> Tensor:
-    """Log-variance of step i of the grid: the posterior's, or the learned mix of it and beta."""
-    back = posterior(process, grid[i], grid[i + 1])
+    """Log-variance of step i of the grid: beta, or the learned mix of the posterior's variance and beta.
+
+    Without a learned variance, beta is exact for data of unit variance (Ho et al. 2020, section 3.2) and comes closer
+    to the data than the posterior's variance, which is exact for a single picture.
+    """
+    high = per_image(posterior(process, grid[i], grid[i + 1]).beta.log(), x)
+    if prediction.variance_mix is None:
+        return high
     # The last step's posterior has no variance; it borrows that of the step before (improved DDPM does so).
     low_at = i - 1 if grid[i + 1] == 0 and i > 0 else i
     low = per_image(posterior(process, grid[low_at], grid[low_at + 1]).variance.clamp(min=1e-20).log(), x)
-    if prediction.variance_mix is None:
-        return low
-    return low + prediction.variance_mix * (per_image(back.beta.log(), x) - low)
+    return low + prediction.variance_mix * (high - low)

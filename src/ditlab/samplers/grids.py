@@ -45,4 +45,4 @@ def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -
     """`steps` + 1 falling times (steps + 1,) that end at 0, none of them noisier than `last_time`."""
     if steps < 1:
         raise InputError(f"{steps} sampling steps; give 1 or more")
-    return lookup(GRIDS, name, "time grid")(process, steps).clamp(max=last_time)
+    return lookup(GRIDS, name, "time grid")(process, steps) * last_time

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ditlab.data import open_dataset, training_order
+from ditlab.data.digits import digits, held_out_digits
+from ditlab.errors import InputError
+
+
+def picture(path, value=0, size=(6, 4), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+def test_digits_are_the_whole_set_split_once():
+    train, held_out = digits(), held_out_digits()
+    assert (len(train), len(held_out)) == (1347, 450)
+    assert train.images.shape[1:] == (1, 8, 8)
+    assert train.images.max() == 255
+    flat = torch.cat([train.images, held_out.images]).flatten(1).double()
+    from sklearn.datasets import load_digits
+
+    original = torch.from_numpy(load_digits().data).mul(255 / 16).round()
+    assert torch.equal(flat.sum(0), original.sum(0))
+    shares = torch.bincount(held_out.labels) / torch.bincount(torch.cat([train.labels, held_out.labels]))
+    assert shares.tolist() == pytest.approx([450 / 1797] * 10, abs=0.005)
+    assert torch.equal(digits().images, train.images)
+
+
+def test_order_is_a_permutation_each_epoch_and_a_pure_function():
+    order = training_order(10, 4, seed=3, seen=0)
+    flat = torch.cat([next(order) for _ in range(10)])
+    for epoch in flat.reshape(4, 10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert flat[:10].tolist() != flat[10:20].tolist()
+    for seen in (4, 8, 12, 20, 28):
+        assert next(training_order(10, 4, seed=3, seen=seen)).tolist() == flat[seen : seen + 4].tolist()
+    assert next(training_order(10, 4, seed=4, seen=0)).tolist() != flat[:4].tolist()
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    assert torch.bincount(next(training_order(3, 7, seed=0, seen=0))).tolist() in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
+
+
+def test_folder_of_classes(tmp_path):
+    picture(tmp_path / "otter" / "1.png", (10, 20, 30))
+    picture(tmp_path / "great white" / "é 1.png", (1, 2, 3))
+    picture(tmp_path / "great white" / "2.bmp", (4, 5, 6))
+    (tmp_path / "great white" / "notes.txt").write_text("not a picture")
+    data = open_dataset(str(tmp_path))
+    assert data.classes == ["great white", "otter"]
+    assert (data.channels, data.size, len(data)) == (3, (4, 6), 3)
+    batch = data.fetch(torch.tensor([2, 0]))
+    assert batch.labels.tolist() == [1, 0]
+    assert batch.images.dtype is torch.uint8
+    assert batch.images[0, :, 0, 0].tolist() == [10, 20, 30]
+    assert batch.images[1, :, 3, 5].tolist() == [4, 5, 6]
+
+
+def test_grey_and_flat_folder(tmp_path):
+    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(tmp_path / "a.png")
+    data = open_dataset(str(tmp_path))
+    assert data.classes == []
+    assert data.fetch(torch.tensor([0])).images.flatten().tolist() == list(range(24))
+
+
+def test_pictures_of_other_sizes_are_named(tmp_path):
+    picture(tmp_path / "c" / "a.png")
+    picture(tmp_path / "c" / "b.png", size=(5, 4))
+    with pytest.raises(InputError, match=r"b\.png has 4x5 pixels .* a\.png has 4x6|b\.png has 4x5 pixels"):
+        open_dataset(str(tmp_path))
+
+
+def test_broken_empty_and_missing_folders(tmp_path):
+    with pytest.raises(InputError, match="no pictures in"):
+        open_dataset(str(tmp_path))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=r"cannot read picture .*a\.png"):
+        open_dataset(str(tmp_path))
+    with pytest.raises(InputError, match='did you mean "digits"'):
+        open_dataset("digit")

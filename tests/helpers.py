@@ -1,0 +1,71 @@
+"""An exact denoiser to hold samplers against, and a tiny model to run whole paths with."""
+
+import torch
+
+from ditlab.backbones import create
+from ditlab.diffusion.objective import Objective
+from ditlab.pipeline import Pipeline
+from ditlab.types import Prediction
+
+MEANS = torch.tensor([-1.2, 0.3, 1.5], dtype=torch.float64)
+DEVIATIONS = torch.tensor([0.3, 0.4, 0.3], dtype=torch.float64)
+SHARES = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def mixture_denoiser(process):
+    """E[x0 | x_t] and E[eps | x_t] for data from a one-dimensional Gaussian mixture in every pixel."""
+
+    def denoise(x, t):
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        away = x.double()[..., None] - alpha * MEANS
+        variance = (alpha * DEVIATIONS) ** 2 + sigma**2
+        share = (SHARES.log() - away**2 / (2 * variance) - variance.log() / 2).softmax(-1)
+        x0 = (share * (MEANS + alpha * DEVIATIONS**2 / variance * away)).sum(-1)
+        eps = (share * (sigma / variance * away)).sum(-1)
+        return Prediction(x0.to(x.dtype), eps.to(x.dtype))
+
+    return denoise
+
+
+def mixture_quantiles(count):
+    """Exact quantiles of the mixture, by bisection of its distribution function."""
+    levels = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    low, high = torch.full_like(levels, -5), torch.full_like(levels, 5)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = (SHARES * torch.special.ndtr((middle[:, None] - MEANS) / DEVIATIONS)).sum(1) < levels
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low
+
+
+def wasserstein(samples):
+    """Wasserstein-1 distance of samples to the mixture."""
+    ordered = samples.flatten().double().sort().values
+    return (ordered - mixture_quantiles(len(ordered))).abs().mean().item()
+
+
+def tiny_pipeline(classes=3, channels=1, size=8, learn_variance=False, objective=None, **options):
+    """A small DiT with random (not zero) output weights."""
+    torch.manual_seed(0)
+    net = create(
+        "DiT-S/2",
+        **{
+            "size": size,
+            "channels": channels,
+            "classes": classes,
+            "learn_variance": learn_variance,
+            "width": 32,
+            "depth": 2,
+            "heads": 2,
+        }
+        | options,
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    names = [f"class {i}" for i in range(classes)]
+    return Pipeline(net.eval(), objective or Objective(), classes=names)

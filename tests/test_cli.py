@@ -1,0 +1,146 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers import tiny_pipeline
+from PIL import Image
+
+from ditlab.cli import main, parse_seeds, parse_size
+from ditlab.errors import InputError
+
+
+@pytest.fixture
+def ditlab(monkeypatch, capfd):
+    """Run the command line in this process; returns (standard output, standard error)."""
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["ditlab", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            sys.exit(main())
+        assert (end.value.code or 0) == code
+        return capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refuses(ditlab):
+    """Expect exit code 2 and one line on standard error, which is returned."""
+
+    def run(*arguments):
+        out, err = ditlab(*arguments, code=2)
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("ditlab: ")
+        return err
+
+    return run
+
+
+def test_as_a_program():
+    command = [sys.executable, "-m", "ditlab", "info", "DiT-S/9"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith('ditlab: unknown model "DiT-S/9"; did you mean "DiT-S/')
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny_pipeline().save(tmp_path / "model")
+
+
+def test_help_lists_the_commands_that_work(ditlab):
+    text = ditlab("--help").out
+    for command in ("info", "train", "sample", "demo"):
+        assert command in text
+    for later in ("serve", "evaluate", "study"):
+        assert later not in text
+
+
+def test_info_as_json_and_table(ditlab):
+    values = json.loads(ditlab("info", "DiT-XL/2", "--json").out)
+    assert values["parameters"] == pytest.approx(675e6, rel=5e-3)
+    assert values["gmacs"] == pytest.approx(118.64, rel=5e-3)
+    assert values["gflops"] == 2 * values["gmacs"]
+    assert values["tokens"] == 256
+    assert values["weight_bytes"] == 4 * values["parameters"]
+    text = ditlab("info", "DiT-S/2", "--size", "32x64", "--depth", "6").out
+    assert "512" in text
+    assert "DiT-S/2" in text
+
+
+def test_info_of_several_names(ditlab):
+    models = json.loads(ditlab("info", "--json", "--condition", "adaln", "DiT-S/8", "DiT-B/8").out)["models"]
+    assert [row["name"] for row in models] == ["DiT-S/8", "DiT-B/8"]
+
+
+def test_train_sample_and_resume(ditlab, refuses, tmp_path):
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        'model = {name = "DiT-S/4", width = 32, depth = 1, heads = 2}\n[train]\nimages = 64\nbatch = 32\n'
+    )
+    run = tmp_path / "run"
+    ditlab("train", recipe, "--out", run, "--optim.lr=1e-3", "--sample.steps=2")
+    assert "lr = 0.001" in (run / "recipe.toml").read_text()
+    again = ditlab("train", recipe, "--out", run, "--optim.lr=1e-3", "--train.images=96", "--sample.steps", "2")
+    assert "resuming" in again.err
+    out = tmp_path / "pictures"
+    result = json.loads(
+        ditlab("sample", run, "--labels", 3, 7, "--seeds", "0-2", "9", "--out", out, "--trajectory", "--json").out
+    )
+    assert result["count"] == 8
+    names = sorted(path.name for path in out.iterdir())
+    assert names == sorted(
+        [f"{label}-seed{seed}.png" for label in (3, 7) for seed in (0, 1, 2, 9)] + ["grid.png", "trajectory.gif"]
+    )
+    assert Image.open(out / "3-seed0.png").size == (8, 8)
+    with Image.open(out / "trajectory.gif") as animation:
+        assert animation.n_frames == 2
+        assert animation.size == Image.open(out / "grid.png").size
+    assert "not empty" in refuses("sample", run, "--labels", 3, "--out", out)
+    assert "holds another run" in refuses("train", recipe, "--out", run, "--optim.lr=2e-3")
+
+
+def test_samples_of_the_command_line_are_those_of_the_library(ditlab, model, tmp_path):
+    out = tmp_path / "out"
+    ditlab("sample", model, "--labels", "class 2", "--seeds", "5", "--steps", "3", "--guidance", "2", "--out", out)
+    expected = tiny_pipeline()(2, seeds=5, num_inference_steps=3, guidance_scale=2.0).images[0]
+    assert Image.open(out / "2-class_2-seed5.png").tobytes() == expected.tobytes()
+
+
+def test_mistakes_get_one_line_and_exit_code_2(refuses, model, tmp_path):
+    out = tmp_path / "out"
+    assert 'did you mean "DiT-XL/2"' in refuses("info", "DiT-XXL/2")
+    assert "size 30x30 is not divisible by patch 8" in refuses("info", "DiT-S/8", "--size", "30")
+    assert 'size "big"' in refuses("info", "DiT-S/8", "--size", "big")
+    assert 'did you mean "digits"' in refuses("train", "diggits")
+    assert "--optim.lr" in refuses("train", "digits", "--optim.lrr=1")
+    assert "float" in refuses("train", "digits", "--optim.lr=fast", "--out", out)
+    assert "0 to 2" in refuses("sample", model, "--labels", "3", "--out", out)
+    assert "0 sampling steps" in refuses("sample", model, "--steps", "0", "--out", out)
+    assert 'seeds "5-2"' in refuses("sample", model, "--seeds", "5-2", "--out", out)
+    assert "no model at" in refuses("sample", tmp_path / "nothing", "--out", out)
+    assert 'Did you mean "train"' in refuses("trian")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[model")
+    assert "not valid TOML" in refuses("train", broken, "--out", out)
+    misspelt = tmp_path / "misspelt.toml"
+    misspelt.write_text("[sample]\nstep = 3")
+    line = refuses("train", misspelt, "--out", out)
+    assert "sample.step from" in line
+    assert "--sample.steps" in line
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert "truncated" in refuses("sample", model, "--out", out)
+    assert not out.exists()
+
+
+def test_sizes_and_seeds():
+    assert parse_size("32") == (32, 32)
+    assert parse_size("32x48") == (32, 48)
+    assert parse_seeds(["3", "0-2"]) == [3, 0, 1, 2]
+    for text in ("a", "1-", "-1", "3-1"):
+        with pytest.raises(InputError):
+            parse_seeds([text])

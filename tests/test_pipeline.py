@@ -1,0 +1,180 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_pipeline
+
+import ditlab
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.process import DDPM
+from ditlab.errors import InputError
+from ditlab.samplers import SAMPLERS
+
+
+@pytest.fixture
+def pipe():
+    return tiny_pipeline()
+
+
+def latents(pipe, *args, **options):
+    return pipe(*args, output_type="latent", num_inference_steps=3, **options).images
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ddpm", "sde"])
+def test_a_picture_does_not_depend_on_its_batch(pipe, sampler):
+    options = {"sampler": sampler, "guidance_scale": 2.0}
+    together = latents(pipe, [0, 1, 2, 1, None], seeds=[5, 6, 7, 8, 9], **options)
+    split = latents(pipe, [0, 1, 2, 1, None], seeds=[5, 6, 7, 8, 9], batch_size=2, **options)
+    assert torch.allclose(together, split, atol=1e-5)
+    assert torch.allclose(together[3:4], latents(pipe, [1], seeds=[8], **options), atol=1e-5)
+    assert not torch.allclose(together[1], together[3], atol=1e-2)
+
+
+def test_names_and_indices_are_the_same_labels(pipe):
+    assert torch.equal(latents(pipe, ["class 2", 0], seeds=[1, 2]), latents(pipe, [2, "0"], seeds=[1, 2]))
+
+
+def test_single_labels_and_seeds_are_repeated(pipe):
+    assert torch.equal(latents(pipe, 1, seeds=[1, 2]), latents(pipe, [1, 1], seeds=[1, 2]))
+    assert torch.equal(latents(pipe, [0, 1], seeds=4), latents(pipe, [0, 1], seeds=[4, 4]))
+
+
+def test_output_types_agree(pipe):
+    options = {"seeds": [0, 1], "num_inference_steps": 2}
+    x0 = pipe([0, 1], output_type="latent", **options).images
+    pil = pipe([0, 1], **options).images
+    floats = pipe([0, 1], output_type="np", **options).images
+    tensors = pipe([0, 1], output_type="pt", **options).images
+    expected = ((x0 + 1) * 127.5).round().clamp(0, 255)
+    assert len(pil) == 2
+    assert pil[0].mode == "L"
+    assert np.array_equal(np.stack([np.array(image) for image in pil]), expected[:, 0].numpy())
+    assert np.allclose(floats[..., 0] * 255, expected[:, 0].numpy())
+    assert torch.allclose(tensors * 255, expected)
+
+
+def test_steps_are_yielded_and_called_back(pipe):
+    seen = []
+    result = latents(pipe, [0, 1, 2], seeds=[0, 1, 2], batch_size=2, callback_on_step_end=seen.append)
+    assert [step.i for step in seen] == [0, 1, 2, 0, 1, 2]
+    assert [step.t for step in seen[:3]] == pytest.approx([2 / 3, 1 / 3, 0])
+    assert torch.equal(seen[-1].x, result[2:])
+    steps = list(pipe.steps([0, 1], seeds=[0, 1], num_inference_steps=3))
+    assert torch.equal(steps[-1].x, seen[2].x)
+
+
+def test_sampling_leaves_modes_alone(pipe):
+    pipe.net.train()
+    steps = pipe.steps(0, num_inference_steps=2)
+    next(steps)
+    assert torch.is_grad_enabled()
+    list(steps)
+    assert pipe.net.training
+
+
+def test_every_sampler_works_with_learned_variance():
+    pipe = tiny_pipeline(objective=Objective(DDPM(), "eps", learn_variance=True), learn_variance=True)
+    for name in SAMPLERS:
+        assert latents(pipe, [0], seeds=[0], sampler=name, guidance_scale=1.5).isfinite().all()
+
+
+def test_unconditional_model():
+    pipe = tiny_pipeline(classes=0)
+    assert latents(pipe, seeds=[0, 1]).shape == (2, 1, 8, 8)
+    with pytest.raises(InputError, match="unconditional"):
+        latents(pipe, [0], seeds=[0])
+    with pytest.raises(InputError, match="guidance"):
+        latents(pipe, seeds=[0], guidance_scale=2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"labels": [3]}, "label 3 is out of range; this model has the classes 0 to 2"),
+        ({"labels": [-1]}, "label -1 is out of range"),
+        ({"labels": ["clas 1"]}, 'unknown class "clas 1"; did you mean "class 1"'),
+        ({"labels": [0, 1, 2], "seeds": [0, 1]}, "3 labels and 2 seeds"),
+        ({"labels": []}, "0 labels"),
+        ({"labels": [0], "num_inference_steps": 0}, "0 sampling steps"),
+        ({"labels": [0], "sampler": "dpmp"}, 'did you mean "dpmpp"'),
+        ({"labels": [0], "grid": "karras"}, "unknown time grid"),
+        ({"labels": [0], "output_type": "jpg"}, "output_type"),
+        ({"labels": [0], "batch_size": 0}, "batch size 0"),
+    ],
+)
+def test_mistakes_name_value_and_remedy(pipe, options, words):
+    with pytest.raises(InputError, match=words):
+        pipe(**options)
+
+
+def test_save_and_load_keep_everything(pipe, tmp_path):
+    pipe.config = {"sample": {"sampler": "ab2", "steps": 5, "guidance": 1.7, "interval": [0.1, 0.8]}, "images_seen": 7}
+    pipe.objective = Objective(target="v", time="logit-normal", time_mean=0.3)
+    pipe.save(tmp_path / "model")
+    again = ditlab.load(tmp_path / "model")
+    assert again.objective == pipe.objective
+    assert again.classes == pipe.classes
+    assert again.config == pipe.config
+    assert again.defaults.interval == (0.1, 0.8)
+    assert all(
+        torch.equal(a, b) for a, b in zip(pipe.net.state_dict().values(), again.net.state_dict().values(), strict=True)
+    )
+    assert torch.equal(pipe(0, output_type="latent").images, again(0, output_type="latent").images)
+    assert len(list(again.steps(0))) == 5
+
+
+def damage_nothing(folder):
+    (folder / "config.json").unlink()
+
+
+def damage_config(folder):
+    (folder / "config.json").write_text('{"format": "ditlab", "backbone": {')
+
+
+def damage_foreign(folder):
+    (folder / "config.json").write_text('{"architectures": ["Bert"]}')
+
+
+def damage_incomplete(folder):
+    (folder / "config.json").write_text('{"format": "ditlab"}')
+
+
+def damage_missing(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def damage_truncated(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def damage_empty(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def damage_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["backbone"]["depth"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_nothing, "no model at"),
+        (damage_config, "cannot read"),
+        (damage_foreign, "not written by ditlab"),
+        (damage_incomplete, "not a complete ditlab config"),
+        (damage_missing, "no weights at"),
+        (damage_truncated, "truncated or not a safetensors file"),
+        (damage_empty, "truncated or not a safetensors file"),
+        (damage_shape, r"does not fit its config: missing blocks\.2\."),
+    ],
+)
+def test_damaged_models_are_errors_not_models(pipe, tmp_path, damage, words):
+    pipe.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=words) as caught:
+        ditlab.load(tmp_path)
+    assert "\n" not in str(caught.value)

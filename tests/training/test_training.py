@@ -1,0 +1,310 @@
+import json
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from helpers import tiny_pipeline
+from PIL import Image
+from rich.console import Console
+
+import ditlab
+from ditlab.config import parse_recipe
+from ditlab.data import open_dataset
+from ditlab.errors import InputError
+from ditlab.training import train
+from ditlab.training.ema import EMA
+from ditlab.training.optim import learning_rate, make_optimizer
+from ditlab.training.precision import faster_dtype
+from ditlab.training.trainer import LossOf, build
+
+QUIET = Console(quiet=True)
+TINY = {
+    "model": {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2},
+    "optim": {"lr": 2e-3, "warmup": 64},
+    "train": {"images": 256, "batch": 32, "precision": "float32", "ema": 0.9, "device": "cpu"}
+    | {"log_every": 32, "preview_every": 128, "save_every": 128},
+    "sample": {"sampler": "euler", "steps": 2},
+}
+
+
+def recipe(**train_options):
+    return parse_recipe(TINY | {"train": TINY["train"] | train_options})
+
+
+def states(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    pipe = train(recipe(), tmp_path / "run", console=QUIET)
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "metrics.jsonl", "previews", "recipe.toml"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == list(range(32, 257, 32))
+    assert lines[0]["lr"] == pytest.approx(2e-3 / 64)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    previews = sorted((run / "previews").iterdir())
+    assert [path.name for path in previews] == ["000000000128.png", "000000000256.png"]
+    assert Image.open(previews[0]).size[1] > 10 * 48
+    assert states(run) == ["000000000128", "000000000256"]
+    loaded = ditlab.load(run)
+    assert loaded.classes == [str(i) for i in range(10)]
+    assert loaded.config["images_seen"] == 256
+    assert loaded.config["recipe"]["optim"]["lr"] == 2e-3
+    for a, b in zip(loaded.net.state_dict().values(), pipe.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    raw = ditlab.load(run, weights="model")
+    assert not torch.equal(raw.net.blocks[0].attn.qkv.weight, loaded.net.blocks[0].attn.qkv.weight)
+
+
+def test_resuming_equals_never_having_stopped(tmp_path):
+    whole = train(recipe(), tmp_path / "whole", console=QUIET)
+    train(recipe(images=128), tmp_path / "parts", console=QUIET)
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:  # as if killed after the checkpoint
+        file.write('{"images": 160, "loss": 9}\n{"ima')
+    parts = train(recipe(), tmp_path / "parts", console=QUIET)
+    for a, b in zip(whole.net.state_dict().values(), parts.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    a, b = (torch.load(tmp_path / run / "checkpoints" / "000000000256" / "state.pt") for run in ("whole", "parts"))
+    for key, value in a["optimizer"]["state"].items():
+        assert all(torch.equal(value[name], b["optimizer"]["state"][key][name]) for name in value)
+    losses = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+            for line in path.read_text().splitlines()
+        ]
+        for path in (tmp_path / run / "metrics.jsonl" for run in ("whole", "parts"))
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_finished_run_is_left_alone(tmp_path):
+    train(recipe(images=64), tmp_path, console=QUIET)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    assert train(recipe(images=64), tmp_path, console=QUIET).config["images_seen"] == 64
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == before
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    train(recipe(save_every=32, keep=3), tmp_path, console=QUIET)
+    assert states(tmp_path) == ["000000000192", "000000000224", "000000000256"]
+
+
+def test_another_run_is_not_overwritten(tmp_path):
+    train(recipe(images=64), tmp_path / "run", console=QUIET)
+    text = (tmp_path / "run" / "recipe.toml").read_text()
+    with pytest.raises(InputError, match=r"holds another run \(train\.seed is 0 there, 1 here\)"):
+        train(recipe(seed=1), tmp_path / "run", console=QUIET)
+    assert (tmp_path / "run" / "recipe.toml").read_text() == text
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("dear to me")
+    with pytest.raises(InputError, match="exists and is not a training run"):
+        train(recipe(), tmp_path / "thesis", console=QUIET)
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+
+
+def test_damaged_state_is_named(tmp_path):
+    train(recipe(images=64), tmp_path, console=QUIET)
+    file = tmp_path / "checkpoints" / "000000000064" / "state.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"state\.pt is missing or damaged"):
+        train(recipe(), tmp_path, console=QUIET)
+
+
+def test_useless_settings_are_refused(tmp_path):
+    for key in ("images", "batch", "log_every", "keep"):
+        with pytest.raises(InputError, match=f"train.{key} is 0; give 1 or more"):
+            train(recipe(**{key: 0}), tmp_path / "run", console=QUIET)
+    with pytest.raises(InputError, match='device "tpu" cannot be used'):
+        train(recipe(device="tpu"), tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_ruined_network_is_not_saved(tmp_path):
+    broken = parse_recipe(TINY | {"optim": {"lr": 1e30, "clip": 0.0}})
+    with pytest.raises(InputError, match="the loss became"):
+        train(broken, tmp_path, console=QUIET)
+    assert states(tmp_path) == []
+
+
+def start(out, *options):
+    script = (
+        "import sys; from ditlab.config import parse_recipe; import json\n"
+        "from ditlab.cli import fail; from ditlab.errors import InputError; from ditlab.training import train\n"
+        f"try: train(parse_recipe(json.loads({json.dumps(TINY)!r}), sys.argv[2:]), sys.argv[1])\n"
+        "except InputError as error: fail(str(error), 2)\n"
+        "except KeyboardInterrupt: fail('interrupted', 130)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", script, str(out), *options], stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    process = start(tmp_path / "run", "--train.images=1e9", "--train.save_every=1e9", "--train.preview_every=1e9")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command resumes" in " ".join(errors.split())
+    (saved,) = states(tmp_path / "run")
+    last = json.loads(metrics.read_text().splitlines()[-1])["images"]
+    assert int(saved) == last
+    assert train(recipe(images=last + 32), tmp_path / "run", console=QUIET).config["images_seen"] == last + 32
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    train(recipe(images=64, save_every=64), run, console=QUIET)
+    before = {path.name: path.read_bytes() for path in (run / "checkpoints" / "000000000064").iterdir()}
+
+    def small_files_only():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    code = (
+        "import json, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from ditlab.config import parse_recipe; from ditlab.errors import InputError\n"
+        "from ditlab.training import train\n"
+        f"try: train(parse_recipe(json.loads({json.dumps(TINY)!r})), {str(run)!r})\n"
+        "except InputError as error: print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], preexec_fn=small_files_only, capture_output=True, text=True, check=True
+    )
+    assert "cannot write checkpoint" in result.stdout
+    assert "000000000064; free some space and run the same command again" in result.stdout
+    assert result.stdout.count("\n") == 1
+    assert states(run) == ["000000000064"]
+    assert {path.name: path.read_bytes() for path in (run / "checkpoints" / "000000000064").iterdir()} == before
+
+
+def test_trains_in_a_thread_without_signal_handlers(tmp_path):
+    worker = threading.Thread(target=train, args=(recipe(images=64), tmp_path), kwargs={"console": QUIET})
+    worker.start()
+    worker.join()
+    assert states(tmp_path) == ["000000000064"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"diffusion": {"process": "ddpm", "target": "eps", "time": "uniform", "learn_variance": True}},
+        {"diffusion": {"process": "cosine", "target": "v", "weight": "min-snr"}},
+        {"diffusion": {"target": "x0"}, "model": TINY["model"] | {"condition": "in-context", "qk_norm": True}},
+    ],
+    ids=["improved-ddpm", "v", "in-context"],
+)
+def test_other_recipes_learn_and_load(tmp_path, changes):
+    settings = parse_recipe(TINY | {"train": TINY["train"] | {"images": 2048, "log_every": 512}} | changes)
+    pipe = train(settings, tmp_path, console=QUIET)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.9 * losses[0]
+    again = ditlab.load(tmp_path)
+    assert again.objective == pipe.objective
+    assert torch.equal(again(3, output_type="latent").images, pipe(3, output_type="latent").images)
+
+
+def test_folder_of_pictures_trains(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.effect_noise((12, 8), 80 + i).convert("RGB").save(tmp_path / "data" / name / f"{i}.png")
+    settings = parse_recipe(TINY | {"data": {"source": str(tmp_path / "data")}})
+    pipe = train(settings, tmp_path / "run", console=QUIET)
+    assert pipe.net.size == (8, 12)
+    assert pipe(["dog"], seeds=[0]).images[0].size == (12, 8)
+
+
+def test_one_draw_of_label_dropout_for_each_image():
+    seen = []
+
+    class Spy(torch.nn.Module):
+        classes, device = 10, torch.device("cpu")
+
+        def forward(self, x, t, y):
+            seen.append(y)
+            return torch.zeros_like(x)
+
+        def null(self, y):
+            return torch.full_like(y, 10)
+
+    pipe, data = tiny_pipeline(), open_dataset("digits")
+    loss_of = LossOf(Spy(), pipe.objective, pipe.autoencoder, 0.25, 0)
+    batch = data.fetch(torch.arange(1000))
+    loss_of(batch, 0, torch.float32)
+    loss_of(batch, 0, torch.float32)
+    loss_of(batch, 1000, torch.float32)
+    dropped = seen[0] == 10
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert torch.equal(seen[0][~dropped], batch.labels[~dropped])
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_ema_follows_the_formula_with_warm_up():
+    net = tiny_pipeline().net
+    ema = EMA(net, 0.5)
+    expected = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    for decay in (0.1, 2 / 11, 0.25, 4 / 13, 5 / 14, 0.4, 7 / 16, 8 / 17, 0.5, 0.5):
+        for name, parameter in net.named_parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
+        ema.update(net)
+    for name, parameter in ema.net.named_parameters():
+        assert torch.allclose(parameter, expected[name], atol=1e-5)
+    assert torch.equal(ema.net.pos_embed, net.pos_embed)
+
+
+def test_learning_rate_schedules():
+    def rates(schedule, *seen):
+        settings = parse_recipe({"optim": {"lr": 1.0, "warmup": 100, "schedule": schedule}}).optim
+        return [learning_rate(settings, n, 1100) for n in seen]
+
+    assert rates("constant", 0, 49, 100, 1099) == [0.01, 0.5, 1.0, 1.0]
+    assert rates("linear", 100, 350, 1100) == pytest.approx([1.0, 0.75, 0.0])
+    assert rates("cosine", 100, 600, 1100) == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_weight_decay_acts_on_matrices_only():
+    net = tiny_pipeline().net
+    optimizer = make_optimizer(net, parse_recipe({"optim": {"weight_decay": 0.1}}).optim)
+    decayed, plain = optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim < 2 for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(net.parameters()))
+
+
+def test_precision_is_the_measured_one(monkeypatch):
+    cpu = torch.device("cpu")
+
+    def slow(dtype):
+        return lambda work: time.sleep(0.02) if work is dtype else None
+
+    monkeypatch.setattr(torch, "mm", lambda a, b: time.sleep(0.02) if a.dtype is torch.float32 else None)
+    assert faster_dtype(slow(torch.float32), cpu, 8) is torch.bfloat16
+    assert faster_dtype(slow(torch.bfloat16), cpu, 8) is torch.float32  # products gain, but the whole step does not
+    monkeypatch.setattr(torch, "mm", lambda a, b: time.sleep(0.02) if a.dtype is torch.bfloat16 else None)
+    assert faster_dtype(pytest.fail, cpu, 8) is torch.float32  # and the step is not even tried
+
+
+def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path):
+    data = open_dataset("digits")
+    pipe = build(recipe(), data, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in pipe.net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    loss_of = LossOf(pipe.net, pipe.objective, pipe.autoencoder, 0.1, 0)
+    batch = data.fetch(torch.arange(64))
+    full, half = (loss_of(batch, 0, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert full.dtype is half.dtype is torch.float32
+    assert full.item() != half.item()
+    assert half.item() == pytest.approx(full.item(), rel=2e-2)
+    assert pipe.net.dtype is torch.float32
