@@ -14,7 +14,7 @@ LAYERS = [
     {"backbones", "diffusion", "autoencoders"},
     {"samplers"},
     {"pipeline", "pictures", "data"},
-    {"sampling"},
+    {"interop", "sampling"},
     {"evaluation"},
     {"training"},
     {"demo"},

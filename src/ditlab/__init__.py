@@ -11,18 +11,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ditlab.backbones import create as create
     from ditlab.errors import InputError as InputError
+    from ditlab.interop import load as load
     from ditlab.pipeline import Pipeline as Pipeline
-    from ditlab.pipeline import load as load
     from ditlab.training import train as train
 
 _HOMES = {
     "create": "ditlab.backbones",
-    "load": "ditlab.pipeline",
+    "load": "ditlab.interop",
     "Pipeline": "ditlab.pipeline",
     "train": "ditlab.training",
     "InputError": "ditlab.errors",
 }
-_PARTS = ("autoencoders", "backbones", "data", "diffusion", "evaluation", "samplers", "training")
+_PARTS = ("autoencoders", "backbones", "data", "diffusion", "evaluation", "interop", "samplers", "training")
 
 __all__ = ["InputError", "Pipeline", "__version__", "create", "load", "train"]
 

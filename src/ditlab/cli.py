@@ -186,7 +186,7 @@ def sample(
     json
         Print one JSON object.
     """
-    from ditlab.pipeline import load
+    from ditlab.interop import load
     from ditlab.sampling import draw
     from ditlab.training.trainer import pick_device
 

@@ -8,7 +8,7 @@ A saved model is a folder with `model.safetensors` (the weights) and `config.jso
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +208,14 @@ class Pipeline:
 
     def describe(self) -> dict[str, Any]:
         """The content of `config.json`."""
-        objective = {key: value for key, value in vars(self.objective).items() if key != "process"}
-        process = next(name for name, kind in PROCESSES.items() if type(self.objective.process) is kind)
+        name = next(name for name, kind in PROCESSES.items() if type(self.objective.process) is kind)
+        objective = asdict(self.objective)
+        process = {"name": name, **asdict(self.objective.process)}  # type: ignore[call-overload]
         return {
             "format": "ditlab",
             "version": __version__,
             "backbone": self.net.config,
-            "objective": {"process": process, **objective},
+            "objective": objective | {"process": process},
             "autoencoder": self.autoencoder.config,
             "classes": self.classes,
             **self.config,
@@ -227,23 +228,24 @@ def make_objective(settings: Diffusion) -> Objective:
     return Objective(process=lookup(PROCESSES, options.pop("process"), "process")(), **options)
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu", weights: str = "ema") -> Pipeline:
-    """Load a saved model, or the newest checkpoint of a training run.
+def load_folder(path: Path, weights: str = "ema") -> Pipeline:
+    """Load a model that ditlab saved, or the newest checkpoint of a training run.
 
     Args:
         path: a model folder or a run folder.
-        device: where to put the weights.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
 
     Raises:
         InputError: nothing there, or a file that is incomplete or does not fit its config.
     """
-    folder = newest_checkpoint(Path(path)) or Path(path)
+    folder = newest_checkpoint(path) or path
     config = _read_config(folder)
     try:
         backbone = dict(config.pop("backbone"))
         size = tuple(backbone.pop("size"))
-        objective = make_objective(Diffusion(**config.pop("objective")))
+        objective = config.pop("objective")
+        process = dict(objective.pop("process"))
+        objective = Objective(lookup(PROCESSES, process.pop("name"), "process")(**process), **objective)
         autoencoder = create_autoencoder(**config.pop("autoencoder"))
         classes = config.pop("classes")
         with torch.device("meta"):
@@ -254,11 +256,10 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", weights: str =
         ) from error
     file = folder / (WEIGHTS if weights == "ema" else "raw.safetensors")
     net.load_state_dict(read_weights(file, net.state_dict()), assign=True)
-    net.requires_grad_(True).eval().to(device)
     return Pipeline(
-        net,
+        net.eval(),
         objective,
-        autoencoder.to(device),
+        autoencoder,
         classes,
         {k: v for k, v in config.items() if k not in ("format", "version")},
     )
@@ -278,6 +279,11 @@ def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         raise InputError(f"no weights at {file}; give a model folder or a run folder with a checkpoint") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is truncated or not a safetensors file ({error}); restore it from a copy") from error
+    return fit(tensors, expected, str(file))
+
+
+def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors, once every one is used and every weight filled in its shape; the first few misfits otherwise."""
     problems = [f"missing {key}" for key in expected if key not in tensors]
     problems += [f"unused {key}" for key in tensors if key not in expected]
     problems += [
@@ -286,7 +292,7 @@ def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         if key in tensors and tensors[key].shape != value.shape
     ]
     if problems:
-        raise InputError(f"{file} does not fit its config: {'; '.join(problems[:4])} ({len(problems)} in all)")
+        raise InputError(f"{source} does not fit its network: {'; '.join(problems[:4])} ({len(problems)} in all)")
     return tensors
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.dit import DiT
-from ditlab.errors import InputError, lookup, nearest
+from ditlab.errors import InputError, nearest
 
 BACKBONES: dict[str, type[Backbone]] = {
     "DiT": DiT,
 }
+
+SHAPE = dict.fromkeys(("size", "channels", "classes", "learn_variance"))  # what `create` itself is given
 
 __all__ = ["BACKBONES", "Backbone", "create", "names"]
 
@@ -29,7 +31,7 @@ def create(
     """Build a network by name with freshly initialised weights.
 
     Args:
-        name: family and size, such as "DiT-XL/2"; `names()` lists them.
+        name: family and size, such as "DiT-XL/2"; `names()` lists them. The family alone needs all sizes as options.
         size: side, or (height, width), of the latent or picture.
         channels: channels of the latent or picture.
         classes: number of classes; 0 is unconditional. The null label is the class count itself.
@@ -44,9 +46,9 @@ def create(
         InputError: unknown name or option, or sizes that do not fit together.
     """
     family, _, variant = name.partition("-")
-    if family not in BACKBONES or variant not in BACKBONES[family].variants():
+    if family not in BACKBONES or (variant and variant not in BACKBONES[family].variants()):
         raise InputError(f'unknown model "{name}"; {nearest(name, names())}')
-    kind = lookup(BACKBONES, family, "model family")
+    kind = BACKBONES[family]
     if isinstance(size, int):
         size = (size, size)
     given = {key: value for key, value in options.items() if value is not None}
@@ -54,7 +56,10 @@ def create(
     for key in given:
         if key not in known:
             raise InputError(f'{name} has no option "{key}"; {nearest(key, known)}')
-    settings = kind.variants()[variant] | given
+    settings = kind.variants().get(variant, {}) | given
+    missing = [key for key, value in known.items() if value.default is value.empty and key not in settings | SHAPE]
+    if missing:
+        raise InputError(f'"{name}" names no size; give {", ".join(missing)} too, or choose from: {", ".join(names())}')
     net = kind(size=size, channels=channels, classes=classes, learn_variance=learn_variance, **settings)
     net.config = {
         "name": name,

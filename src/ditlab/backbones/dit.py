@@ -54,6 +54,7 @@ class DiT(Backbone):
         patch: int,
         condition: str = "adaln-zero",
         qk_norm: bool = False,
+        frequency_shift: int = 0,
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
         for what, value in (("depth", depth), ("width", width), ("heads", heads), ("patch", patch)):
@@ -70,7 +71,7 @@ class DiT(Backbone):
         self.tokens_join = condition == "in-context"
 
         self.x_embedder = PatchEmbed(patch, channels, width)
-        self.t_embedder = TimestepEmbedder(width)
+        self.t_embedder = TimestepEmbedder(width, frequency_shift)
         self.y_embedder = LabelEmbedder(classes, width)
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(height // patch, breadth // patch, width))

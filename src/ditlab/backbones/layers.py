@@ -88,16 +88,20 @@ def unpatchify(x: Tensor, h: int, w: int, patch: int) -> Tensor:
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoids [cos | sin] of the clock, then a two-layer MLP."""
+    """Sinusoids [cos | sin] of the clock, then a two-layer MLP.
 
-    def __init__(self, width: int) -> None:
+    Frequency i of n is 10000^(-i / (n - shift)); DiT has shift 0, diffusers computes with shift 1.
+    """
+
+    def __init__(self, width: int, shift: int = 0) -> None:
         super().__init__()
+        self.exponent = -math.log(10000) / (FREQUENCIES // 2 - shift)
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         # Computed, not stored: a half-precision copy of the frequencies would blur the clock.
         steps = torch.arange(FREQUENCIES // 2, device=t.device, dtype=torch.float32)
-        angles = t[:, None].float() * torch.exp(steps * (-2 * math.log(10000) / FREQUENCIES))
+        angles = t[:, None].float() * torch.exp(steps * self.exponent)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))  # (B, D)
 

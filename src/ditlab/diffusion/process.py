@@ -40,9 +40,9 @@ class Process(ABC):
     def sigma_dot(self, t: Tensor) -> Tensor:
         """d sigma / dt."""
 
+    @abstractmethod
     def clock(self, t: Tensor) -> Tensor:
-        """The number that the timestep embedder is fed; 1000 t, so that sinusoids made for 0..999 resolve it."""
-        return 1000.0 * t
+        """The number that the timestep embedder is fed at time t."""
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest time that exists in this process: itself, unless the process is a table."""
@@ -80,7 +80,21 @@ class Process(ABC):
 
 
 @dataclass(frozen=True)
-class Linear(Process):
+class Continuous(Process):
+    """A process without a table; its clock is clock_start + clock_rate t.
+
+    1000 t by default, which sinusoids made for 0..999 resolve well; SiT's networks are fed 1 - t.
+    """
+
+    clock_rate: float = 1000.0
+    clock_start: float = 0.0
+
+    def clock(self, t: Tensor) -> Tensor:
+        return self.clock_start + self.clock_rate * t
+
+
+@dataclass(frozen=True)
+class Linear(Continuous):
     """alpha = 1 - t, sigma = t (rectified flow)."""
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -97,7 +111,7 @@ class Linear(Process):
 
 
 @dataclass(frozen=True)
-class Cosine(Process):
+class Cosine(Continuous):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (variance preserving)."""
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -188,4 +202,4 @@ def posterior(process: Process, t: Tensor, s: Tensor) -> Posterior:
     return Posterior(ratio * shrink, process.alpha(s) * beta / process.sigma(t) ** 2, beta * shrink, beta)
 
 
-PROCESSES: dict[str, Callable[[], Process]] = {"linear": Linear, "cosine": Cosine, "ddpm": DDPM}
+PROCESSES: dict[str, Callable[..., Process]] = {"linear": Linear, "cosine": Cosine, "ddpm": DDPM}

@@ -1,0 +1,27 @@
+"""The place of an autoencoder that did not come with the model: latents in and out, no pictures."""
+
+from torch import Tensor
+
+from ditlab.autoencoders.base import Autoencoder
+from ditlab.errors import InputError
+from ditlab.types import Noise
+
+
+class Absent(Autoencoder):
+    """Latents can be drawn and given; pictures cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"kind": "absent"}
+
+    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        return channels, size
+
+    def encode(self, images: Tensor) -> Tensor:
+        raise InputError("this model came without its autoencoder, so pictures cannot be encoded")
+
+    def latents(self, moments: Tensor, noise: Noise) -> Tensor:
+        return moments
+
+    def decode(self, x0: Tensor) -> Tensor:
+        raise InputError('this model came without its autoencoder; ask for output_type="latent"')

@@ -1,0 +1,142 @@
+"""Foreign checkpoints in and out. `load` recognises a model by its content, `convert` writes it in another layout."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ditlab.errors import InputError, lookup
+from ditlab.interop import diffusers
+from ditlab.interop.files import pick_weights, read_file
+from ditlab.interop.official import from_official, is_official, to_official
+from ditlab.pipeline import CONFIG, Pipeline, load_folder, newest_checkpoint
+
+__all__ = ["LAYOUTS", "convert", "load"]
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    weights: str = "ema",
+    sit: bool | None = None,
+    **overrides: Any,
+) -> Pipeline:
+    """Load a model, whoever wrote it.
+
+    Reads a model or run folder of ditlab, an official DiT or SiT checkpoint (.pt or safetensors, bare or with
+    `model` and `ema`), and a diffusers folder (a pipeline with `transformer/`, or the transformer alone).
+
+    Args:
+        path: file or folder.
+        device: where to put the weights.
+        weights: "ema", or "model" for the raw weights of a training checkpoint.
+        sit: the checkpoint is SiT's. None: as its recorded settings say; a bare state dict does not tell and is DiT's.
+        overrides: arguments of `ditlab.create` that a foreign file cannot tell: heads=, size=.
+
+    Raises:
+        InputError: nothing there, a format that is not known, or a damaged file.
+    """
+    path = Path(path)
+    if path.is_file():
+        pipe = _load_file(path, weights, sit, overrides)
+    elif (folder := diffusers_transformer(path)) is not None:
+        tensors, settings = diffusers.read_transformer(folder)
+        pipe = from_official(tensors, str(folder), **settings | overrides)
+        pipe.classes = _class_names(path, pipe.net.classes)
+    else:
+        if overrides:
+            raise InputError(f"{', '.join(overrides)} cannot be changed: {path} says itself what it is")
+        pipe = load_folder(path, weights)
+    pipe.net.to(device)
+    pipe.autoencoder.to(device)
+    return pipe
+
+
+def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any]) -> Pipeline:
+    content = read_file(path)
+    tensors = pick_weights(content, weights, path)
+    if not is_official(tensors):
+        keys = ", ".join(list(tensors)[:3])
+        raise InputError(f"{path} is not a DiT checkpoint (it has {keys}, ...); give DiT or SiT weights")
+    if sit is None:
+        sit = hasattr(content.get("args"), "path_type")  # SiT's training settings; DiT has no such word
+    return from_official(tensors, str(path), sit=sit, **overrides)
+
+
+def diffusers_transformer(path: Path) -> Path | None:
+    """The folder with the transformer, if this is a diffusers folder."""
+    if (path / "transformer" / CONFIG).is_file():
+        return path / "transformer"
+    file = path / CONFIG
+    is_theirs = (
+        file.is_file() and newest_checkpoint(path) is None and '"_class_name"' in file.read_text("utf-8", "replace")
+    )
+    return path if is_theirs else None
+
+
+def _class_names(path: Path, count: int) -> list[str]:
+    """The names in `model_index.json`, if it has one for every class."""
+    file = path / "model_index.json"
+    names = diffusers.read_json(file).get("id2label") if file.is_file() else None
+    if not isinstance(names, dict):
+        return []
+    return [str(names[str(i)]) for i in range(count)] if all(str(i) in names for i in range(count)) else []
+
+
+def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
+    """Write a model in a layout of `LAYOUTS`, under a temporary name first, so that nothing is left half written.
+
+    Raises:
+        InputError: the target exists, or the layout cannot hold this model.
+    """
+    target = Path(target)
+    write = lookup(LAYOUTS, layout, "layout")
+    if target.exists():
+        raise InputError(f"{target} exists; give another path")
+    draft = target.with_name(f".{target.name}.part")
+    _remove(draft)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(pipe, draft)
+        os.replace(draft, target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}; free some space or give another path") from error
+    finally:
+        _remove(draft)
+    return target
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_official(pipe: Pipeline, target: Path) -> None:
+    tensors: dict[str, Tensor] = to_official(pipe)
+    torch.save({key: value.detach().clone() for key, value in tensors.items()}, target)
+
+
+def _write_diffusers(pipe: Pipeline, target: Path) -> None:
+    config = diffusers.transformer_config(pipe.net.config)
+    tensors = diffusers.to_diffusers(to_official(pipe))
+    folder = target / "transformer"
+    folder.mkdir(parents=True)
+    # Copies of the embedders share memory here; the file format wants each written out.
+    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, folder / diffusers.WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+LAYOUTS: dict[str, Callable[[Pipeline, Path], Any]] = {
+    "ditlab": lambda pipe, target: pipe.save(target),
+    "official": _write_official,
+    "diffusers": _write_diffusers,
+}
