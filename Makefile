@@ -33,4 +33,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.core
 
 clean:
-	rm -rf $(VENV) runs samples dist
+	rm -rf $(VENV) dist

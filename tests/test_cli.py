@@ -3,10 +3,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import tiny_pipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from ditlab.cli import main, parse_seeds, parse_size
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError
 
 
@@ -103,6 +107,20 @@ def test_train_sample_and_resume(ditlab, refuses, tmp_path):
     assert "holds another run" in refuses("train", recipe, "--out", run, "--optim.lr=2e-3")
 
 
+def test_convert_writes_what_load_reads(ditlab, refuses, tmp_path):
+    objective = Objective(DDPM(), "eps", learn_variance=True)
+    tiny_pipeline(channels=4, learn_variance=True, objective=objective).save(tmp_path / "ours")
+    ditlab("convert", tmp_path / "ours", tmp_path / "theirs.pt", "--to", "official")
+    said = ditlab("convert", tmp_path / "theirs.pt", tmp_path / "folder", "--to", "diffusers", "--heads", "2").err
+    assert "127" in said
+    ditlab("convert", tmp_path / "folder", tmp_path / "again", "--to", "ditlab")
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "again"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert "exists" in refuses("convert", tmp_path / "ours", tmp_path / "theirs.pt", "--to", "official")
+    assert "give heads=" in refuses("convert", tmp_path / "theirs.pt", tmp_path / "x", "--to", "ditlab")
+
+
 def test_samples_of_the_command_line_are_those_of_the_library(ditlab, model, tmp_path):
     out = tmp_path / "out"
     ditlab("sample", model, "--labels", "class 2", "--seeds", "5", "--steps", "3", "--guidance", "2", "--out", out)
@@ -120,6 +138,8 @@ def test_mistakes_get_one_line_and_exit_code_2(refuses, model, tmp_path):
     assert "float" in refuses("train", "digits", "--optim.lr=fast", "--out", out)
     assert "0 to 2" in refuses("sample", model, "--labels", "3", "--out", out)
     assert "0 sampling steps" in refuses("sample", model, "--steps", "0", "--out", out)
+    assert "batch size 0" in refuses("sample", model, "--batch-size", "0", "--out", out)
+    assert "out of range" in refuses("sample", model, "--seeds", "9" * 20, "--out", out)
     assert 'seeds "5-2"' in refuses("sample", model, "--seeds", "5-2", "--out", out)
     assert "no model at" in refuses("sample", tmp_path / "nothing", "--out", out)
     assert 'Did you mean "train"' in refuses("trian")

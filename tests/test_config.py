@@ -1,3 +1,4 @@
+import math
 import tomllib
 
 import pytest
@@ -15,7 +16,13 @@ def test_file_and_override_meet():
 
 
 def test_toml_round_trip():
-    recipe = parse_recipe({"model": {"name": "DiT-B/4", "qk_norm": True}, "data": {"source": 'odd "name" \\ é'}})
+    recipe = parse_recipe(
+        {
+            "model": {"name": "DiT-B/4", "qk_norm": True},
+            "optim": {"clip": math.inf},
+            "data": {"source": 'odd "name" \\ é 😀 \x7f'},
+        }
+    )
     assert parse_recipe(tomllib.loads(to_toml(to_tables(recipe)))) == recipe
 
 
@@ -29,7 +36,9 @@ def test_toml_round_trip():
         ({"train": {"images": "many"}}, [], ["train.images", "many", "whole number"]),
         ({}, ["--diffusion.target=epsilon"], ["epsilon", "velocity"]),
         ({"optim": {"betas": [0.9]}}, [], ["betas", "2"]),
-        ({"modell": {"name": "x"}}, [], ["modell", "model.name"]),
+        ({"modell": {"name": "x"}}, [], ["modell", '"model"']),
+        ({"optim": 3}, [], ["optim is 3", "[optim]"]),
+        ({"out": "elsewhere"}, [], ['"out"']),
     ],
 )
 def test_mistakes_get_one_line_with_key_and_remedy(tables, overrides, words):
@@ -39,6 +48,10 @@ def test_mistakes_get_one_line_with_key_and_remedy(tables, overrides, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_whole_numbers_keep_every_digit():
+    assert parse_recipe({}, ["--train.images=9007199254740993"]).train.images == 9007199254740993
 
 
 def test_large_numbers_may_be_written_as_floats():

@@ -35,6 +35,39 @@ def test_names_and_indices_are_the_same_labels(pipe):
     assert torch.equal(latents(pipe, ["class 2", 0], seeds=[1, 2]), latents(pipe, [2, "0"], seeds=[1, 2]))
 
 
+def test_numbers_of_numpy_are_numbers(pipe):
+    expected = latents(pipe, [1], seeds=[3])
+    assert torch.equal(latents(pipe, np.int64(1), seeds=np.arange(3, 4)), expected)
+
+
+def test_half_precision_networks_draw_nearly_the_same(pipe):
+    full = latents(pipe, [0, 1], seeds=[0, 1], guidance_scale=1.5)
+    pipe.net.to(torch.bfloat16)
+    half = latents(pipe, [0, 1], seeds=[0, 1], guidance_scale=1.5)
+    assert half.dtype is torch.float32
+    assert 0 < (half - full).norm() / full.norm() < 0.05
+
+
+def test_eta_makes_ddim_stochastic(pipe):
+    still, zero, full = (latents(pipe, [0], seeds=[0], sampler="ddim", eta=eta) for eta in (None, 0.0, 1.0))
+    assert torch.equal(still, zero)
+    assert not torch.allclose(still, full, atol=1e-3)
+    with pytest.raises(InputError, match="sampler heun has no eta"):
+        latents(pipe, [0], seeds=[0], sampler="heun", eta=0.5)
+
+
+def test_network_and_objective_must_agree_on_the_variance():
+    with pytest.raises(InputError, match="learn_variance is True in the network and False"):
+        tiny_pipeline(learn_variance=True)
+
+
+def test_a_guide_must_be_of_the_same_task(pipe):
+    with pytest.raises(InputError, match="the guide has another size, class count or process"):
+        latents(pipe, [0], seeds=[0], guide=tiny_pipeline(classes=4), guidance_scale=2.0)
+    guided = latents(pipe, [0], seeds=[0], guide=tiny_pipeline(depth=1), guidance_scale=2.0)
+    assert not torch.allclose(guided, latents(pipe, [0], seeds=[0]), atol=1e-3)
+
+
 def test_single_labels_and_seeds_are_repeated(pipe):
     assert torch.equal(latents(pipe, 1, seeds=[1, 2]), latents(pipe, [1, 1], seeds=[1, 2]))
     assert torch.equal(latents(pipe, [0, 1], seeds=4), latents(pipe, [0, 1], seeds=[4, 4]))
@@ -101,6 +134,10 @@ def test_unconditional_model():
         ({"labels": [0], "grid": "karras"}, "unknown time grid"),
         ({"labels": [0], "output_type": "jpg"}, "output_type"),
         ({"labels": [0], "batch_size": 0}, "batch size 0"),
+        ({"labels": [2.7]}, 'unknown class "2.7"'),
+        ({"labels": [0], "seeds": [-1]}, "seed -1 is out of range"),
+        ({"labels": [0], "guidance_scale": float("nan")}, "guidance nan"),
+        ({"labels": [0], "guidance_scale": 2.0, "guidance_channels": -1}, "guidance on -1 channels"),
     ],
 )
 def test_mistakes_name_value_and_remedy(pipe, options, words):
@@ -169,7 +206,7 @@ def damage_shape(folder):
         (damage_missing, "no weights at"),
         (damage_truncated, "truncated or not a safetensors file"),
         (damage_empty, "truncated or not a safetensors file"),
-        (damage_shape, r"does not fit its config: missing blocks\.2\."),
+        (damage_shape, r"does not fit its network: missing blocks\.2\."),
     ],
 )
 def test_damaged_models_are_errors_not_models(pipe, tmp_path, damage, words):

@@ -125,7 +125,9 @@ def train(
 
     out = out or Path("runs") / find_recipe(recipe).stem
     train(settings or Recipe(), out, console=screen)
-    screen.print(f"model and previews are in {out}; try: {command()} sample {out} --out samples", highlight=False)
+    screen.print(
+        f"model and previews are in {out}; try: {command()} sample {out} --out samples", highlight=False, markup=False
+    )
 
 
 @app.command
@@ -142,6 +144,7 @@ def sample(
     interval: tuple[float, float] | None = None,
     guidance_channels: Whole | None = None,
     grid: str | None = None,
+    eta: float | None = None,
     weights: Literal["ema", "model"] = "ema",
     batch_size: Whole = 64,
     device: str = "auto",
@@ -156,7 +159,7 @@ def sample(
     model
         A model folder or a run folder.
     labels
-        Class indices or names; all classes if left out.
+        Class names or indices; all classes if left out. A name wins over an index.
     seeds
         Numbers or ranges such as 0-15.
     out
@@ -173,6 +176,8 @@ def sample(
         Guide the first so many channels only; 3 reproduces published DiT figures.
     grid
         Time grid: uniform, cosine, log-snr or shifted.
+    eta
+        Noise of ddim, 0 to 1.
     weights
         The average of the weights, or the raw ones of a training checkpoint.
     batch_size
@@ -207,13 +212,59 @@ def sample(
             "guidance_interval": interval,
             "guidance_channels": guidance_channels,
             "grid": grid,
+            "eta": eta,
         },
     )
     if json:
         print_json(dataclasses.asdict(drawn))
     else:
         screen.print(
-            f"{drawn.count} pictures in {drawn.seconds:.1f} s, in {out}; all together: {drawn.grid}", highlight=False
+            f"{drawn.count} pictures in {drawn.seconds:.1f} s, in {out}; all together: {drawn.grid}",
+            highlight=False,
+            markup=False,
+        )
+
+
+@app.command
+def convert(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    to: Literal["official", "diffusers", "ditlab"],
+    weights: Literal["ema", "model"] = "ema",
+    heads: Whole | None = None,
+    sit: bool | None = None,
+) -> None:
+    """Write a model in another layout; what is read is recognised by its content.
+
+    Parameters
+    ----------
+    source
+        A model or run folder, an official DiT or SiT checkpoint, or a diffusers folder.
+    target
+        Where to write; must not exist.
+    to
+        official: a .pt state dict; diffusers: a folder with transformer/; ditlab: a model folder.
+    weights
+        The average of the weights, or the raw ones of a training checkpoint.
+    heads
+        Attention heads, for sizes that were never published.
+    sit
+        The source is SiT's; only a bare state dict does not tell.
+    """
+    from ditlab.interop import convert, load
+
+    overrides: dict[str, Any] = {} if heads is None else {"heads": heads}
+    pipe = load(source, weights=weights, sit=sit, **overrides)
+    convert(pipe, target, to)
+    screen.print(f"{pipe.net.config['name']} from {source} is in {target}, layout {to}", highlight=False, markup=False)
+    if to == "diffusers" and not pipe.net.config.get("frequency_shift"):
+        screen.print(
+            "diffusers computes this architecture's timestep frequencies with 127 where DiT has 128 in the exponent, "
+            "so it draws slightly other pictures",
+            highlight=False,
+            markup=False,
         )
 
 
@@ -297,6 +348,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        fail(f"{error.filename or 'a file'}: {error.strerror or error}; free some space or give another path", 2)
+        where = f"{error.filename}: " if error.filename else "cannot write: "
+        fail(f"{where}{error.strerror or error}; free some space or give another path", 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)

@@ -23,6 +23,8 @@ from ditlab.errors import InputError, nearest
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:
     """Whole numbers only: 12.5 is not silently cut to 12, but 1_000_000 and 1e6 are fine."""
     text = tokens[0].value
+    if re.fullmatch(r"[+-]?[\d_]+", text):
+        return int(text)
     try:
         value = float(text)
         if value == int(value):
@@ -189,7 +191,8 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
         if argument.field_info.name == "recipe" and argument.tokens:
             path = find_recipe(argument.tokens[0].value)
             # Under the command's own key: a flat table would lose the sections that are called like a command.
-            Dict({commands[0]: read_toml(path)}, source=str(path))(app, commands, arguments)
+            tables = check_sections(read_toml(path), str(path))
+            Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
 
 
 def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
@@ -198,7 +201,11 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
     Raises:
         InputError: an unknown key (the line names the nearest) or a wrong type (the line names it).
     """
-    app = App(config=Dict(tables, source=source, use_commands_as_keys=False), version_flags=[], help_flags=[])
+    app = App(
+        config=Dict(check_sections(tables, source), source=source, use_commands_as_keys=False),
+        version_flags=[],
+        help_flags=[],
+    )
 
     @app.default
     def read(*, recipe: Annotated[Recipe | None, Parameter(name="*")] = None) -> Recipe:
@@ -218,6 +225,17 @@ def one_line(error: CycloptsError) -> str:
     return text if not name or name.lstrip("-") in text else f"{name}: {text}"
 
 
+def check_sections(tables: dict[str, Any], source: str) -> dict[str, Any]:
+    """The tables, once every top-level key is a section of a recipe."""
+    sections = [section.name for section in dataclasses.fields(Recipe)]
+    for key, value in tables.items():
+        if key not in sections:
+            raise InputError(f'{source} has a section "{key}" that no recipe has; {nearest(key, sections)}')
+        if not isinstance(value, dict):
+            raise InputError(f"{source}: {key} is {value!r}, but must be a table; write [{key}] and its keys below it")
+    return tables
+
+
 def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Nested tables of plain values, without the keys that are None."""
     return {
@@ -230,9 +248,15 @@ def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 def to_toml(tables: dict[str, dict[str, Any]]) -> str:
     """TOML text of nested tables of scalars and lists (the standard library reads TOML but does not write it)."""
-    # JSON's strings, numbers, booleans and lists of these are valid TOML.
+
+    def value(v: Any) -> str:
+        if isinstance(v, list):
+            return f"[{', '.join(map(value, v))}]"
+        if isinstance(v, float):
+            return repr(v)  # TOML has inf and nan too
+        return json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f")  # strings, whole numbers, booleans
+
     sections = (
-        "\n".join([f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())])
-        for name, table in tables.items()
+        "\n".join([f"[{name}]", *(f"{k} = {value(v)}" for k, v in table.items())]) for name, table in tables.items()
     )
     return "\n\n".join(sections) + "\n"

@@ -6,9 +6,12 @@
 A saved model is a folder with `model.safetensors` (the weights) and `config.json` (everything else).
 """
 
+import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,13 @@ class Pipeline:
     config: dict[str, Any] = field(default_factory=dict)
     """Where the model comes from: `recipe`, `images_seen`; `sample` holds the defaults of sampling."""
 
+    def __post_init__(self) -> None:
+        if self.net.learn_variance != self.objective.learn_variance:
+            raise InputError(
+                f"learn_variance is {self.net.learn_variance} in the network and {self.objective.learn_variance} "
+                "in the objective; make them equal"
+            )
+
     @property
     def defaults(self) -> Sample:
         """The sampling settings that the model was saved with."""
@@ -61,7 +71,8 @@ class Pipeline:
         return replace(settings, interval=(low, high))
 
     def labels(self, labels: Sequence[Label]) -> Tensor:
-        """Class indices (B,) from indices or names; None is the null label.
+        """Class indices (B,) from indices or names; None is the null label. A text that is a name is that class, even
+        if it looks like a number.
 
         Raises:
             InputError: an index out of range or a name that the model does not have.
@@ -72,14 +83,15 @@ class Pipeline:
         count = self.net.classes
         if label is None:
             return count
+        if count == 0:
+            raise InputError(f"label {label} for an unconditional model; leave the labels out")
         if label in self.classes:
             return self.classes.index(str(label))
         try:
-            index = int(label)
-        except ValueError:
-            raise InputError(f'unknown class "{label}"; {nearest(str(label), self.classes)}') from None
-        if count == 0:
-            raise InputError(f"label {index} for an unconditional model; leave the labels out")
+            index = int(label) if isinstance(label, str) else operator.index(label)
+        except (ValueError, TypeError):
+            hint = nearest(str(label), self.classes) if self.classes else f"give 0 to {count - 1}"
+            raise InputError(f'unknown class "{label}"; {hint}') from None
         if not 0 <= index < count:
             raise InputError(f"label {index} is out of range; this model has the classes 0 to {count - 1}")
         return index
@@ -96,6 +108,7 @@ class Pipeline:
         guidance_channels: int | None = None,
         guide: "Pipeline | None" = None,
         grid: str | None = None,
+        eta: float | None = None,
     ) -> Iterator[Step]:
         """Sample one batch and yield every `Step`: step.i, step.t, step.x (B, C, H, W) and step.x0.
 
@@ -110,6 +123,7 @@ class Pipeline:
             guidance_channels: guide the first so many channels only; None is all.
             guide: a weaker model of the same task, for autoguidance.
             grid: a name in `ditlab.samplers.GRIDS`.
+            eta: noise of DDIM, from 0 (none) to 1.
 
         Omitted settings are those that the model was saved with.
 
@@ -125,9 +139,21 @@ class Pipeline:
         process = self.objective.process
         times = time_grid(grid or preset.grid, process, count, self.objective.last_time())
         run = lookup(SAMPLERS, sampler or preset.sampler, "sampler")
+        if eta is not None:
+            if "eta" not in inspect.signature(run).parameters:
+                raise InputError(f"sampler {sampler or preset.sampler} has no eta; leave it out or take ddim")
+            run = partial(run, **{"eta": eta})
         denoiser = self.objective.denoiser(self.net)
         if guide is not None:
-            denoise = autoguidance(denoiser, guide.objective.denoiser(guide.net), y, scale, interval)
+            if (guide.net.size, guide.net.channels, guide.net.classes) != (
+                self.net.size,
+                self.net.channels,
+                self.net.classes,
+            ) or guide.objective.process != process:
+                raise InputError(
+                    "the guide has another size, class count or process; give a weaker model of the same task"
+                )
+            denoise = autoguidance(denoiser, guide.objective.denoiser(guide.net), y, scale, interval, guidance_channels)
         elif self.net.classes == 0:
             if guidance_scale not in (None, 1.0):
                 raise InputError(f"guidance {scale} on an unconditional model; leave it out or give a guide model")
@@ -278,7 +304,10 @@ def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
     except FileNotFoundError:
         raise InputError(f"no weights at {file}; give a model folder or a run folder with a checkpoint") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is truncated or not a safetensors file ({error}); restore it from a copy") from error
+        raise InputError(
+            f"{file} is truncated or not a safetensors file ({error}); restore it, "
+            "or remove its checkpoint to use the one before"
+        ) from error
     return fit(tensors, expected, str(file))
 
 
@@ -311,8 +340,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def pair_up(labels: Label | Sequence[Label], seeds: int | Sequence[int]) -> tuple[list[Label], list[int]]:
     """One label and one seed for each image; a single one of either is repeated."""
-    names: list[Label] = [labels] if labels is None or isinstance(labels, int | str) else list(labels)
-    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+    single = labels is None or isinstance(labels, str) or not isinstance(labels, Iterable)
+    names: list[Label] = [labels] if single else list(labels)  # type: ignore[arg-type, list-item]
+    numbers = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
+    if any(not 0 <= seed < 2**63 for seed in numbers):
+        raise InputError(f"seed {max(numbers, key=abs)} is out of range; give 0 to {2**63 - 1}")
     if len(names) == 1:
         names *= len(numbers)
     if len(numbers) == 1:

@@ -1,7 +1,7 @@
 """Drawing many pictures into a folder: PNG files, a grid with row labels, an animation on request."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ditlab.pictures import contact_sheet, save_animation
 from ditlab.pipeline import Label, Pipeline, to_pil
+from ditlab.types import Step
 
 
 @dataclass(frozen=True)
@@ -34,29 +35,23 @@ def draw_batches(
     *,
     batch_size: int,
     options: dict[str, Any],
-    frames: list[list[Tensor]] | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
-    """Draw picture i of labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU.
-
-    Args:
-        frames: where to append the decoded pictures of every step, for each batch.
-    """
-    parts: list[Tensor] = []
+    """Draw picture i of labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU."""
+    steps = options.get("num_inference_steps") or pipe.defaults.steps
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("drawing", total=len(seeds))
-        for start in range(0, len(seeds), batch_size):
-            part = slice(start, start + batch_size)
-            steps = options.get("num_inference_steps") or pipe.defaults.steps
-            way: list[Tensor] = []
-            for step in pipe.steps(labels[part], seeds=seeds[part], **options):
-                progress.update(task, completed=start + len(step.x) * (step.i + 1) / steps)
-                if frames is not None:
-                    way.append(pipe.decode(step.x))
-            parts.append(pipe.decode(step.x))
-            if frames is not None:
-                frames.append(way)
-    return torch.cat(parts)
+
+        def show(step: Step) -> None:
+            progress.advance(task, len(step.x) / steps)
+            if on_step is not None:
+                on_step(step)
+
+        drawn = pipe(
+            labels, seeds=seeds, batch_size=batch_size, output_type="latent", callback_on_step_end=show, **options
+        )
+        return torch.cat([pipe.decode(part) for part in drawn.images.split(batch_size)])
 
 
 def draw(
@@ -73,19 +68,30 @@ def draw(
     """Draw each label with each seed into a folder.
 
     Args:
-        labels: indices or names; None is all classes, or the null label of an unconditional model.
+        labels: indices or names; None or none is all classes, or the null label of an unconditional model.
         options: settings of `Pipeline.steps`.
 
     Raises:
         InputError: a label, name or number that cannot be used; nothing is written.
     """
-    rows: list[Label] = list(labels) if labels is not None else list(range(pipe.net.classes)) or [None]
+    rows: list[Label] = list(dict.fromkeys(labels)) if labels else list(range(pipe.net.classes)) or [None]
+    seeds = list(dict.fromkeys(seeds))
     names = [row_name(pipe, label) for label in rows]
     every_label = [label for label in rows for _ in seeds]
     started = time.monotonic()
-    frames: list[list[Tensor]] | None = [] if trajectory else None
+    frames: dict[int, list[Tensor]] = {}  # by step: the pictures of each batch
+
+    def keep(step: Step) -> None:
+        frames.setdefault(step.i, []).append(pipe.decode(step.x))
+
     pixels = draw_batches(
-        pipe, every_label, list(seeds) * len(rows), console, batch_size=batch_size, options=options, frames=frames
+        pipe,
+        every_label,
+        list(seeds) * len(rows),
+        console,
+        batch_size=batch_size,
+        options=options,
+        on_step=keep if trajectory else None,
     )
     out.mkdir(parents=True, exist_ok=True)
     images = to_pil(pixels)
@@ -101,9 +107,9 @@ def draw(
     grid = out / "grid.png"
     sheet(pixels).save(grid)
     animation = None
-    if frames is not None:
+    if trajectory:
         animation = out / "trajectory.gif"
-        save_animation([sheet(torch.cat(moment)) for moment in zip(*frames, strict=True)], animation)
+        save_animation([sheet(torch.cat(moment)) for moment in frames.values()], animation)
     return Drawn(len(images), time.monotonic() - started, grid, files, animation)
 
 

@@ -15,7 +15,7 @@ def picture(path, value=0, size=(6, 4), mode="RGB"):
 
 def test_digits_are_the_whole_set_split_once():
     train, held_out = digits(), held_out_digits()
-    assert (len(train), len(held_out)) == (1347, 450)
+    assert (len(train), len(held_out)) == (1437, 360)
     assert train.images.shape[1:] == (1, 8, 8)
     assert train.images.max() == 255
     flat = torch.cat([train.images, held_out.images]).flatten(1).double()
@@ -24,7 +24,7 @@ def test_digits_are_the_whole_set_split_once():
     original = torch.from_numpy(load_digits().data).mul(255 / 16).round()
     assert torch.equal(flat.sum(0), original.sum(0))
     shares = torch.bincount(held_out.labels) / torch.bincount(torch.cat([train.labels, held_out.labels]))
-    assert shares.tolist() == pytest.approx([450 / 1797] * 10, abs=0.005)
+    assert shares.tolist() == pytest.approx([360 / 1797] * 10, abs=0.005)
     assert torch.equal(digits().images, train.images)
 
 
@@ -63,6 +63,46 @@ def test_grey_and_flat_folder(tmp_path):
     data = open_dataset(str(tmp_path))
     assert data.classes == []
     assert data.fetch(torch.tensor([0])).images.flatten().tolist() == list(range(24))
+
+
+def test_classes_and_files_are_in_natural_order(tmp_path):
+    for name in ("10", "9", "1"):
+        for number in (2, 10):
+            picture(tmp_path / name / f"p{number}.png", (int(name), number, 0))
+    data = open_dataset(str(tmp_path))
+    assert data.classes == ["1", "9", "10"]
+    assert data.fetch(torch.arange(6)).images[:, :2, 0, 0].tolist() == [
+        [1, 2],
+        [1, 10],
+        [9, 2],
+        [9, 10],
+        [10, 2],
+        [10, 10],
+    ]
+
+
+def test_rotated_and_transparent_pictures_are_read_as_they_look(tmp_path):
+    upright = Image.new("RGB", (4, 6), (9, 8, 7))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    upright.save(tmp_path / "a.png", exif=exif)
+    Image.new("RGBA", (6, 4), (10, 20, 30, 0)).save(tmp_path / "b.png")
+    data = open_dataset(str(tmp_path))
+    assert data.size == (4, 6)
+    assert data.fetch(torch.tensor([1])).images.unique().tolist() == [255]
+
+
+def test_deep_pictures_and_stray_files_are_refused_and_hidden_ones_ignored(tmp_path):
+    picture(tmp_path / "c" / "a.png")
+    (tmp_path / "c" / "._a.png").write_bytes(b"resource fork")
+    assert len(open_dataset(str(tmp_path))) == 1
+    picture(tmp_path / "stray.png")
+    with pytest.raises(InputError, match=r"stray\.png lies beside the class folders"):
+        open_dataset(str(tmp_path))
+    (tmp_path / "stray.png").unlink()
+    Image.fromarray(np.full((4, 6), 30000, dtype=np.uint16)).save(tmp_path / "c" / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png has mode I;16"):
+        open_dataset(str(tmp_path))
 
 
 def test_pictures_of_other_sizes_are_named(tmp_path):

@@ -109,7 +109,9 @@ def test_logit_normal_has_its_mean_and_scale():
 
 def test_discrete_process_draws_its_own_indices_evenly():
     process = DDPM()
-    clock = process.clock(Objective(process, "eps").draw_times(200_000, torch.Generator().manual_seed(0)))
+    clock = process.clock(
+        Objective(process, "eps", time="uniform").draw_times(200_000, torch.Generator().manual_seed(0))
+    )
     assert torch.allclose(clock, clock.round(), atol=1e-9)
     counts = torch.bincount(clock.round().long(), minlength=1000)
     assert len(counts) == 1000

@@ -13,7 +13,7 @@ def test_score_tells_real_from_false():
     real = score_digits(images, labels)
     assert real.classifier_accuracy >= 0.98
     assert real.accuracy >= 0.98
-    assert real.fd == pytest.approx(real.fd_floor, rel=0.15)  # other 1,000 of the same 1,347
+    assert real.fd == pytest.approx(real.fd_floor, rel=0.25)  # other 1,000 of the same 1,437
     false = score_digits((images.float() + 60 * torch.randn(images.shape)).clamp(0, 255).byte(), labels.roll(1))
     assert false.accuracy < 0.3
     assert false.fd > 3 * real.fd_floor

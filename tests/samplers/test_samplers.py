@@ -38,6 +38,15 @@ def test_exact_denoiser_leads_to_the_data(sampler, process):
     assert wasserstein(steps[-1].x) < 0.04
 
 
+# The chain's last step is far longer than those before, where a high order extrapolates badly.
+@pytest.mark.parametrize(("sampler", "factor"), [("dpmpp", 0.6), ("ab2", 0.6), ("ab4", 0.9), ("heun", 0.6)])
+@pytest.mark.parametrize("steps", [8, 12, 20])
+def test_higher_orders_beat_ddim_at_few_steps_of_ddpm(sampler, factor, steps):
+    path, x = DDPM(), torch.randn(1, 1, 100, 100)
+    grid = time_grid("uniform", path, steps)
+    assert wasserstein(run(sampler, path, x, grid)[-1].x) < factor * wasserstein(run("ddim", path, x, grid)[-1].x)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp", "ab4"])
 def test_other_time_grids_lead_to_the_data_too(sampler, grid):
@@ -155,6 +164,8 @@ def test_grids_fall_from_noise_to_data():
 def test_grid_mistakes():
     with pytest.raises(InputError, match="0 sampling steps; give 1 or more"):
         time_grid("uniform", Linear(), 0)
+    with pytest.raises(InputError, match="1001 steps on a process of 1000"):
+        time_grid("uniform", DDPM(), 1001)
     with pytest.raises(InputError, match='did you mean "cosine"'):
         time_grid("cosin", Linear(), 3)
 

@@ -11,6 +11,7 @@ import torch
 from helpers import tiny_pipeline
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import save_file
 
 import ditlab
 from ditlab.config import parse_recipe
@@ -116,20 +117,47 @@ def test_damaged_state_is_named(tmp_path):
         train(recipe(), tmp_path, console=QUIET)
 
 
-def test_useless_settings_are_refused(tmp_path):
-    for key in ("images", "batch", "log_every", "keep"):
-        with pytest.raises(InputError, match=f"train.{key} is 0; give 1 or more"):
-            train(recipe(**{key: 0}), tmp_path / "run", console=QUIET)
-    with pytest.raises(InputError, match='device "tpu" cannot be used'):
-        train(recipe(device="tpu"), tmp_path / "run", console=QUIET)
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--train.images=0", "train.images is 0; give 1 or more"),
+        ("--train.log_every=0", "train.log_every is 0"),
+        ("--train.label_dropout=7", "train.label_dropout is 7.0; give at least 0 and less than 1"),
+        ("--train.ema=2", "train.ema is 2.0"),
+        ("--train.seed=20000000000", "train.seed is 20000000000"),
+        ("--optim.lr=-1", "optim.lr is -1.0; give a number that is not negative"),
+        ("--optim.lr=nan", "optim.lr is nan"),
+        ("--optim.clip=-1", "optim.clip is -1.0"),
+        ("--train.device=tpu", 'device "tpu" cannot be used'),
+        ("--sample.sampler=hune", 'did you mean "heun"'),
+        ("--sample.steps=0", "0 sampling steps"),
+        ("--data.source=diggits", 'did you mean "digits"'),
+    ],
+)
+def test_useless_settings_are_refused_before_anything_is_written(tmp_path, option, words):
+    with pytest.raises(InputError, match=words):
+        train(parse_recipe(TINY, [option]), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_ruined_network_is_not_saved(tmp_path):
-    broken = parse_recipe(TINY | {"optim": {"lr": 1e30, "clip": 0.0}})
-    with pytest.raises(InputError, match="the loss became"):
-        train(broken, tmp_path, console=QUIET)
+def test_a_ruined_network_never_replaces_a_good_checkpoint(tmp_path):
+    good = TINY | {"train": TINY["train"] | {"images": 64, "save_every": 32, "log_every": 256, "keep": 1}}
+    train(parse_recipe(good), tmp_path, console=QUIET)
+    net = ditlab.load(tmp_path, weights="model").net
+    with torch.no_grad():
+        net.final_layer.linear.bias[0] = float("nan")
+    save_file(net.state_dict(), tmp_path / "checkpoints" / "000000000064" / "raw.safetensors")
+    with pytest.raises(InputError, match=r"no longer finite after 96 images; the last good checkpoint is .*0064"):
+        train(parse_recipe(good, ["--train.images=256"]), tmp_path, console=QUIET)
+    assert states(tmp_path) == ["000000000064"]
+
+
+def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path):
+    with pytest.raises(InputError, match="no longer finite"):
+        train(parse_recipe(TINY | {"optim": {"lr": 1e30, "clip": 0.0}}), tmp_path, console=QUIET)
     assert states(tmp_path) == []
+    train(recipe(), tmp_path, console=QUIET)
+    assert states(tmp_path) == ["000000000128", "000000000256"]
 
 
 def start(out, *options):

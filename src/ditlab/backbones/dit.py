@@ -118,7 +118,7 @@ class DiT(Backbone):
         h, w = self.size[0] // self.patch, self.size[1] // self.patch
         # fmt: off
         c = self.condition(self.t_embedder(t), self.y_embedder(y))  # (B, D) or (B, 2, D)
-        x = self.x_embedder(x) + self.pos_embed                     # (B, N, D)   N = h w
+        x = self.x_embedder(x.to(self.dtype)) + self.pos_embed      # (B, N, D)   N = h w
         if self.tokens_join:
             x = torch.cat([x, c], dim=1)                            # (B, N + 2, D)
         for block in self.blocks:

@@ -1,17 +1,19 @@
 """A folder of pictures: one sub-folder for each class, or none for unconditional training; all of one size."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ditlab.data.base import Dataset
 from ditlab.errors import InputError
 from ditlab.types import Batch
 
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
@@ -48,11 +50,14 @@ def folder(path: Path) -> Folder:
     Raises:
         InputError: no pictures, a broken one, or pictures of different sizes.
     """
-    homes = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    homes = sorted((child for child in path.iterdir() if child.is_dir() and child.name[0] != "."), key=natural)
+    stray = pictures_in(path)
+    if homes and stray:
+        raise InputError(f"{stray[0]} lies beside the class folders; move it into one of them")
     files: list[Path] = []
     labels: list[int] = []
     for label, home in enumerate(homes or [path]):
-        found = sorted(file for file in home.iterdir() if file.suffix.lower() in SUFFIXES)
+        found = pictures_in(home)
         if not found:
             raise InputError(f"no pictures in {home}; put some there ({', '.join(sorted(SUFFIXES))}) or remove it")
         files += found
@@ -60,18 +65,30 @@ def folder(path: Path) -> Folder:
     return Folder(files, torch.tensor(labels), [home.name for home in homes])
 
 
+def pictures_in(home: Path) -> list[Path]:
+    """Picture files of a folder, in natural order; hidden ones are none."""
+    return sorted((f for f in home.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != "."), key=natural)
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key with numbers by value: 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
 def _open(file: Path) -> Image.Image:
+    """The picture upright; transparent parts over white."""
     try:
-        image = Image.open(file)
+        image = ImageOps.exif_transpose(Image.open(file))
+        if image.mode not in MODES:
+            raise InputError(f"picture {file} has mode {image.mode}; convert it to 8 bits, grey or RGB")
+        if image.has_transparency_data:
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image.load()
-    except OSError as error:
+    except (OSError, SyntaxError) as error:
         raise InputError(f"cannot read picture {file}: {error}; repair or remove it") from error
     return image
 
 
 def _facts(file: Path) -> tuple[tuple[int, int], bool]:
-    try:
-        with Image.open(file) as image:
-            return (image.height, image.width), image.mode in ("1", "L")
-    except OSError as error:
-        raise InputError(f"cannot read picture {file}: {error}; repair or remove it") from error
+    with _open(file) as image:
+        return (image.height, image.width), image.mode in ("1", "L")

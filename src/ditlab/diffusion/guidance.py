@@ -4,6 +4,7 @@
 `autoguidance` steers away from a weaker model (Karras et al. 2024). Scale 1 is the plain conditional model.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -50,10 +51,11 @@ def autoguidance(
     y: Tensor,
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
+    channels: int | None = None,
 ) -> Denoise:
     """guide + scale (model - guide), where the guide is a smaller or less trained model of the same task."""
     strong, weak = plain(denoiser, y), plain(guide, y)
-    return _guided(lambda x, t: (strong(x, t), weak(x, t)), strong, scale, interval, None)
+    return _guided(lambda x, t: (strong(x, t), weak(x, t)), strong, scale, interval, channels)
 
 
 def _guided(
@@ -66,6 +68,10 @@ def _guided(
     low, high = interval
     if not low <= high:
         raise InputError(f"guidance interval {low} to {high} is empty; give the smaller time first")
+    if not math.isfinite(scale):
+        raise InputError(f"guidance {scale}; give a number (1 is none)")
+    if channels is not None and channels < 1:
+        raise InputError(f"guidance on {channels} channels; give 1 or more, or leave it out for all")
     if scale == 1:
         return alone
 

@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ditlab.errors import InputError
+
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
     """Shape scalars () or (B,) so that they multiply images (B, C, H, W); dtype and device of the images."""
@@ -180,6 +182,8 @@ class DDPM(Process):
 
     def uniform(self, steps: int) -> Tensor:
         """The indices of improved DDPM's respacing, evenly from 999 to 0 and rounded, then the data at t = 0."""
+        if steps > self.timesteps:
+            raise InputError(f"{steps} steps on a process of {self.timesteps}; give {self.timesteps} or fewer")
         indices = torch.linspace(self.timesteps - 1, 0, steps, dtype=torch.float64).round()
         return torch.cat([(indices + 1) / self.timesteps, torch.zeros(1, dtype=torch.float64)])
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ditlab.errors import InputError, lookup
 from ditlab.interop import diffusers
@@ -121,8 +120,7 @@ def _remove(path: Path) -> None:
 
 
 def _write_official(pipe: Pipeline, target: Path) -> None:
-    tensors: dict[str, Tensor] = to_official(pipe)
-    torch.save({key: value.detach().clone() for key, value in tensors.items()}, target)
+    torch.save(to_official(pipe), target)
 
 
 def _write_diffusers(pipe: Pipeline, target: Path) -> None:
@@ -130,8 +128,7 @@ def _write_diffusers(pipe: Pipeline, target: Path) -> None:
     tensors = diffusers.to_diffusers(to_official(pipe))
     folder = target / "transformer"
     folder.mkdir(parents=True)
-    # Copies of the embedders share memory here; the file format wants each written out.
-    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, folder / diffusers.WEIGHTS)
+    save_file(tensors, folder / diffusers.WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

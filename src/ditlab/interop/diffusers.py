@@ -37,7 +37,7 @@ QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
 
 
 def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Official keys -> diffusers keys; values are views or the very same tensors."""
+    """Official keys -> diffusers keys; the values are the same tensors but for the copies of the embedders."""
     depth = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks."))
     out: dict[str, Tensor] = {}
     for key, value in tensors.items():
@@ -47,7 +47,8 @@ def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if key == "pos_embed":
             continue
         if stem in COPIED:
-            out |= {f"transformer_blocks.{i}.norm1.emb.{COPIED[stem]}.{kind}": value for i in range(depth)}
+            names = [f"transformer_blocks.{i}.norm1.emb.{COPIED[stem]}.{kind}" for i in range(depth)]
+            out |= {name: value.clone() if i else value for i, name in enumerate(names)}  # a file shares no memory
         elif pattern == "blocks.{i}.attn.qkv":
             for name, part in zip("qkv", value.chunk(3), strict=True):
                 out[f"transformer_blocks.{number}.attn1.to_{name}.{kind}"] = part

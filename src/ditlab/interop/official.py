@@ -45,11 +45,12 @@ def from_official(tensors: dict[str, Tensor], source: str, *, sit: bool = False,
             f"{source}: depth {settings['depth']} and width {settings['width']} are no published size; "
             "give heads=, the number of attention heads"
         )
-    objective = Objective(DDPM(), "eps", learn_variance=settings["learn_variance"])
+    uniform: dict[str, Any] = {"time": "uniform", "stratified": False}  # both were trained so
+    objective = Objective(DDPM(), "eps", learn_variance=settings["learn_variance"], **uniform)
     if sit:
         tensors = tensors | turn_sit_head(tensors, settings)
         settings["learn_variance"] = False
-        objective = Objective(Linear(**SIT_CLOCK), "velocity")
+        objective = Objective(Linear(**SIT_CLOCK), "velocity", **uniform)
     with torch.device("meta"):
         net = create(official_name(settings), **settings)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)

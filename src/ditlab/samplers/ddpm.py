@@ -29,8 +29,8 @@ def reverse_mean(process: Process, prediction: Prediction, x: Tensor, t: Tensor,
 def reverse_log_variance(process: Process, prediction: Prediction, x: Tensor, grid: Tensor, i: int) -> Tensor:
     """Log-variance of step i of the grid: beta, or the learned mix of the posterior's variance and beta.
 
-    Without a learned variance, beta is exact for data of unit variance (Ho et al. 2020, section 3.2) and comes closer
-    to the data than the posterior's variance, which is exact for a single picture.
+    Without a learned variance, beta (on a variance-preserving process exact for data of unit variance, Ho et al. 2020,
+    section 3.2) comes closer to the data than the posterior's variance, which is exact for a single picture.
     """
     high = per_image(posterior(process, grid[i], grid[i + 1]).beta.log(), x)
     if prediction.variance_mix is None:

@@ -22,7 +22,8 @@ def dpmpp(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: No
         data = prediction.x0
         if before is not None and grid[i + 1] > 0:
             lead = (log_snr[i + 1] - log_snr[i]) / (2 * (log_snr[i] - log_snr[i - 1]))
-            data = torch.lerp(before, data, 1 + float(lead))
+            if lead <= 1:  # a far longer step than the last (DDPM's chain ends so) leaves nothing to extrapolate from
+                data = torch.lerp(before, data, 1 + float(lead))
         shrink = sigma[i + 1] / sigma[i]
         x = per_image(shrink, x) * x + per_image(alpha[i + 1] - alpha[i] * shrink, x) * data
         before = prediction.x0

@@ -1,7 +1,9 @@
 """What a run says while it works: one live line on the screen, one JSON line in `metrics.jsonl` now and then."""
 
 import json
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +20,7 @@ class RunLog:
         self.images = images
         self.path = path
         self.first = self.last_seen = seen
-        self.started = self.last_time = time.monotonic()
+        self.started = self.last_time = self.last_shown = time.monotonic()
         _forget_after(path, seen)
         self.file = path.open("a", encoding="utf-8")
         self.progress = Progress(
@@ -50,16 +52,24 @@ class RunLog:
         values = {"images": seen, "loss": loss, "grad_norm": grad_norm, "lr": lr, "images_per_second": round(rate, 1)}
         self.file.write(json.dumps(values) + "\n")
         self.file.flush()
-        numbers = f"{rate:,.0f}/s  loss {loss:.4f}  gradient {grad_norm:.2f}"
-        self.progress.update(self.task, completed=seen, numbers=numbers)
         if not self.console.is_terminal:  # a log file: plain lines, with the time left
             overall = (seen - self.first) / (now - self.started)
-            left = (self.images - seen) / max(overall, 1e-9)
+            left = max(0.0, (self.images - seen) / max(overall, 1e-9))
+            numbers = self._numbers(rate, loss, grad_norm)
             self.console.print(f"{seen:>12,}/{self.images:,} images  {numbers}  {left:,.0f} s left", highlight=False)
 
-    def advance(self, seen: int) -> None:
-        """Move the bar between two lines."""
-        self.progress.update(self.task, completed=seen)
+    def show(self, seen: int, means: Callable[[], tuple[float, float]]) -> None:
+        """Move the bar; about every second look at the means, which may wait for the device."""
+        now = time.monotonic()
+        if self.progress.disable or now - self.last_shown < 1:
+            return
+        self.last_shown = now
+        rate = (seen - self.first) / max(now - self.started, 1e-9)
+        self.progress.update(self.task, completed=seen, numbers=self._numbers(rate, *means()))
+
+    @staticmethod
+    def _numbers(rate: float, loss: float, grad_norm: float) -> str:
+        return f"{rate:,.0f}/s  loss {loss:.4f}  gradient {grad_norm:.2f}"
 
 
 def _forget_after(path: Path, seen: int) -> None:
@@ -68,7 +78,15 @@ def _forget_after(path: Path, seen: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if (values := _parse(line)) is not None and values["images"] <= seen]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    if len(kept) != len(lines):
+        replace_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it, so that a full disk leaves the old one whole."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

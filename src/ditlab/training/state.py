@@ -1,9 +1,9 @@
 """What a run keeps: its folder, its checkpoints, and the state that a checkpoint restores.
 
-    run/recipe.toml            the resolved recipe
-    run/metrics.jsonl          one line every so many images
-    run/previews/000128000.png EMA samples of fixed seeds
-    run/checkpoints/000128000/ a model folder (EMA), raw.safetensors and state.pt
+    run/recipe.toml                 the resolved recipe
+    run/metrics.jsonl               one line every so many images
+    run/previews/000000128000.png   EMA samples of fixed seeds
+    run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors and state.pt
 
 A checkpoint is written beside its place and renamed, so it is whole or absent.
 """
@@ -23,6 +23,7 @@ from ditlab.config import Recipe, parse_recipe, read_toml, to_tables, to_toml
 from ditlab.errors import InputError
 from ditlab.pipeline import WEIGHTS, Pipeline, newest_checkpoint, read_weights
 from ditlab.training.ema import EMA
+from ditlab.training.log import replace_text
 
 # A run may be resumed with other values of these.
 FREE = {"images", "log_every", "preview_every", "save_every", "keep", "device"}
@@ -39,6 +40,11 @@ class TrainState:
     seconds: float = 0.0
     precision: str = ""
 
+    def is_finite(self) -> bool:
+        """Whether every weight is a number: a ruined network must not replace a good checkpoint."""
+        weights = [*self.net.parameters(), *self.ema.net.parameters()]
+        return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
+
 
 class Run:
     """The folder of a training run."""
@@ -49,14 +55,14 @@ class Run:
         self.previews = folder / "previews"
         self.checkpoints = folder / "checkpoints"
 
-    def open(self, recipe: Recipe) -> None:
-        """Make the folder, or check that it holds the same run.
+    def check(self, recipe: Recipe) -> None:
+        """Check that the folder is new or holds the same run; a run without a checkpoint has nothing to lose.
 
         Raises:
             InputError: the folder holds another run or something else; nothing is touched.
         """
         file = self.folder / "recipe.toml"
-        if file.exists():
+        if file.exists() and newest_checkpoint(self.folder) is not None:
             before, now = to_tables(parse_recipe(read_toml(file), source=str(file))), to_tables(recipe)
             for section in ("model", "diffusion", "data", "optim", "train"):
                 for key in sorted((before[section].keys() | now[section].keys()) - FREE):
@@ -66,17 +72,33 @@ class Run:
                             f"{self.folder} holds another run ({section}.{key} is {old} there, {new} here); "
                             "give the same recipe to resume it, or another --out"
                         )
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        elif not file.exists() and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{self.folder} exists and is not a training run; give another --out")
+
+    def begin(self, recipe: Recipe) -> None:
+        """Make the folders and write the recipe."""
         try:
             self.previews.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
-            file.write_text(to_toml(to_tables(recipe)), encoding="utf-8")
+            replace_text(self.folder / "recipe.toml", to_toml(to_tables(recipe)))
         except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {error.strerror}; give another --out") from error
+            raise InputError(
+                f"cannot write to {self.folder}: {error.strerror}; free some space or give another --out"
+            ) from error
 
     def save(self, state: TrainState, pipe: Pipeline, keep: int) -> Path:
-        """Write a checkpoint and drop all but the newest `keep`."""
+        """Write a checkpoint and drop all but the newest `keep`.
+
+        Raises:
+            InputError: weights that are not finite, or a disk that is full; earlier checkpoints stay as they are.
+        """
+        last = newest_checkpoint(self.folder)
+        kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+        if not state.is_finite():
+            raise InputError(
+                f"the weights are no longer finite after {state.seen:,} images; {kept}: "
+                "lower --optim.lr or set --train.precision=float32 and train again into another --out"
+            )
         target = self.checkpoints / f"{state.seen:012d}"
         draft = self.checkpoints / f".{target.name}.part"
         shutil.rmtree(draft, ignore_errors=True)
@@ -99,8 +121,6 @@ class Run:
             os.replace(draft, target)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             shutil.rmtree(draft, ignore_errors=True)
-            last = newest_checkpoint(self.folder)
-            kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
             message = " ".join(str(error).split())
             raise InputError(
                 f"cannot write checkpoint {target}: {message}; {kept}; free some space and run the same command again"

@@ -31,6 +31,8 @@ from ditlab.training.precision import faster_dtype
 from ditlab.training.state import Run, TrainState
 from ditlab.types import Batch
 
+COUNTS = ("images", "batch", "log_every", "preview_every", "save_every", "keep")
+
 
 def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) -> Pipeline:
     """Train as the recipe says; the same call again resumes.
@@ -49,14 +51,13 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     """
     console = console or Console(stderr=True)
     settings = recipe.train
-    for key in ("images", "batch", "log_every", "preview_every", "save_every", "keep"):
-        if getattr(settings, key) < 1:
-            raise InputError(f"train.{key} is {getattr(settings, key)}; give 1 or more")
+    check_ranges(recipe)
     dataset = open_dataset(recipe.data.source)
     device = pick_device(settings.device)
     pipe = build(recipe, dataset, device)
+    pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
     run = Run(Path(out))
-    run.open(recipe)
+    run.check(recipe)
     net = pipe.net.train()
     ema = EMA(net, settings.ema)
     pipe.net = ema.net  # what is shown and shared is the average
@@ -64,14 +65,16 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     run.restore(state)
     pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 1)}
     if state.seen >= settings.images:
-        console.print(f"{out} is already trained on {state.seen:,} images; raise --train.images to go on")
+        console.print(f"{out} is already trained on {state.seen:,} images; raise --train.images to go on", markup=False)
         return pipe
+    run.begin(recipe)
     if state.seen:
-        console.print(f"resuming {out} at {state.seen:,} images")
+        console.print(f"resuming {out} at {state.seen:,} images", markup=False)
     loss_of = LossOf(net, pipe.objective, pipe.autoencoder, settings.label_dropout, settings.seed)
     if not state.precision:
         auto = settings.precision == "auto"
         state.precision = probe(loss_of, dataset, settings.batch) if auto else settings.precision
+    console.print(f"training {net.config['name']} on {device} in {state.precision}", markup=False)
     loop(recipe, run, state, pipe, loss_of, dataset, console)
     return pipe
 
@@ -96,21 +99,23 @@ def loop(
             def due(every: int, before: int = before, done: bool = done) -> bool:
                 return done or before // every != state.seen // every
 
-            log.advance(state.seen)
+            def means(sums: Tensor = sums, count: int = count) -> tuple[float, float]:
+                loss, norm = (sums / count).tolist()
+                return loss, norm
+
+            log.show(state.seen, means)
             if due(settings.log_every) or interrupted.is_set():
-                mean_loss, mean_norm = (sums / count).tolist()
-                check_finite(mean_loss, state.seen, run)
-                log.write(state.seen, mean_loss, mean_norm, rate)
+                log.write(state.seen, *means(), rate)
                 sums, count = torch.zeros_like(sums), 0
-            if due(settings.preview_every):
-                preview(pipe, dataset).save(run.previews / f"{state.seen:012d}.png")
             if due(settings.save_every) or interrupted.is_set():
                 state.seconds = time.monotonic() - started
                 run.save(state, pipe, settings.keep)
+            if due(settings.preview_every):
+                preview(pipe, dataset).save(run.previews / f"{state.seen:012d}.png")
             if done:
                 return
             if interrupted.is_set():
-                console.print(f"saved {run.folder} at {state.seen:,} images; the same command resumes")
+                console.print(f"saved {run.folder} at {state.seen:,} images; the same command resumes", markup=False)
                 raise KeyboardInterrupt
 
 
@@ -126,7 +131,7 @@ class LossOf:
     def __call__(self, batch: Batch, seen: int, dtype: torch.dtype) -> Tensor:
         """Float32 loss (), with the network in autocast where dtype is not float32."""
         device = self.net.device
-        chance = torch.Generator().manual_seed(self.seed * 1_000_000_007 + seen)
+        chance = torch.Generator().manual_seed((self.seed * 1_000_000_007 + seen) % 2**63)
 
         def noise(like: Tensor) -> Tensor:
             return torch.randn(like.shape, generator=chance).to(like)
@@ -206,13 +211,32 @@ def preview(pipe: Pipeline, dataset: Dataset) -> Image.Image:
     return contact_sheet(rows, dataset.classes[:10] or None)
 
 
-def check_finite(loss: float, seen: int, run: Run) -> None:
-    """Stop before a ruined network is saved."""
-    if not torch.isfinite(torch.tensor(loss)):
-        raise InputError(
-            f"the loss became {loss} before {seen:,} images; {run.checkpoints} holds the last good state: "
-            "lower --optim.lr or set --train.precision=float32 and run again with another --out"
-        )
+def check_ranges(recipe: Recipe) -> None:
+    """Refuse numbers that cannot be meant, before anything is written."""
+    least_one = {f"train.{key}": getattr(recipe.train, key) for key in COUNTS}
+    shares = {
+        "train.label_dropout": recipe.train.label_dropout,
+        "train.ema": recipe.train.ema,
+        "optim.betas": max(recipe.optim.betas),
+        "optim.betas (the smaller)": min(recipe.optim.betas),
+    }
+    rest = {
+        "optim.lr": recipe.optim.lr,
+        "optim.clip": recipe.optim.clip,
+        "optim.weight_decay": recipe.optim.weight_decay,
+    }
+    rest |= {"optim.warmup": recipe.optim.warmup, "diffusion.time_scale": recipe.diffusion.time_scale}
+    for key, value in least_one.items():
+        if value < 1:
+            raise InputError(f"{key} is {value}; give 1 or more")
+    for key, value in shares.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{key} is {value}; give at least 0 and less than 1")
+    for key, value in rest.items():
+        if not 0 <= value < float("inf"):
+            raise InputError(f"{key} is {value}; give a number that is not negative")
+    if not 0 <= recipe.train.seed < 2**32:
+        raise InputError(f"train.seed is {recipe.train.seed}; give 0 to {2**32 - 1}")
 
 
 @contextmanager
