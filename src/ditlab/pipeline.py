@@ -31,7 +31,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import PROCESSES
 from ditlab.errors import InputError, lookup, nearest
 from ditlab.samplers import SAMPLERS, image_noise, time_grid
-from ditlab.types import Step
+from ditlab.types import Denoise, Step
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Label = int | str | None
@@ -143,26 +143,28 @@ class Pipeline:
             if "eta" not in inspect.signature(run).parameters:
                 raise InputError(f"sampler {sampler or preset.sampler} has no eta; leave it out or take ddim")
             run = partial(run, **{"eta": eta})
-        denoiser = self.objective.denoiser(self.net)
-        if guide is not None:
-            if (guide.net.size, guide.net.channels, guide.net.classes) != (
-                self.net.size,
-                self.net.channels,
-                self.net.classes,
-            ) or guide.objective.process != process:
-                raise InputError(
-                    "the guide has another size, class count or process; give a weaker model of the same task"
-                )
-            denoise = autoguidance(denoiser, guide.objective.denoiser(guide.net), y, scale, interval, guidance_channels)
-        elif self.net.classes == 0:
+        if self.net.classes == 0 and guide is None:
             if guidance_scale not in (None, 1.0):
                 raise InputError(f"guidance {scale} on an unconditional model; leave it out or give a guide model")
-            denoise = cfg(denoiser, y, 1.0)
-        else:
-            denoise = cfg(denoiser, y, scale, interval, guidance_channels)
+            scale = 1.0
+        denoise = self._guided(y, scale, interval, guidance_channels, guide)
         noise = image_noise(seeds)
         x = noise(torch.empty(len(seeds), self.net.channels, *self.net.size, device=self.net.device))
         return self._inference(run(denoise, process, x * float(process.sigma(times[0])), times, noise))
+
+    def _guided(
+        self, y: Tensor, scale: float, interval: tuple[float, float], channels: int | None, guide: "Pipeline | None"
+    ) -> Denoise:
+        denoiser = self.objective.denoiser(self.net)
+        if guide is None:
+            return cfg(denoiser, y, scale, interval, channels)
+
+        def task(pipe: Pipeline) -> tuple[object, ...]:
+            return pipe.net.size, pipe.net.channels, pipe.net.classes, pipe.objective.process
+
+        if task(guide) != task(self):
+            raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
+        return autoguidance(denoiser, guide.objective.denoiser(guide.net), y, scale, interval, channels)
 
     def _inference(self, steps: Iterator[Step]) -> Iterator[Step]:
         was_training = self.net.training

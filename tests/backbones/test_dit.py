@@ -81,6 +81,27 @@ def test_initial_output_is_exactly_zero(condition):
     assert torch.equal(out, torch.zeros_like(out))
 
 
+def test_weights_are_drawn_as_published():
+    net = create("DiT-S/2", depth=1)
+    width, state = 384, net.state_dict()
+
+    def xavier(rows, columns):
+        return (2 / (rows + columns)) ** 0.5
+
+    for key, deviation in {
+        "blocks.0.attn.qkv.weight": xavier(3 * width, width),
+        "blocks.0.mlp.fc1.weight": xavier(4 * width, width),
+        "x_embedder.proj.weight": xavier(width, 16),  # as a matrix, not as a convolution
+        "t_embedder.mlp.0.weight": 0.02,
+        "t_embedder.mlp.2.weight": 0.02,
+        "y_embedder.embedding_table.weight": 0.02,
+    }.items():
+        assert state[key].std().item() == pytest.approx(deviation, rel=0.03), key
+    assert all(value.abs().sum() == 0 for key, value in state.items() if key.endswith("bias"))
+    for key in ("final_layer.linear", "final_layer.adaLN_modulation.1", "blocks.0.adaLN_modulation.1"):
+        assert state[f"{key}.weight"].abs().sum() == 0
+
+
 def test_adaln_zero_block_is_the_identity_at_initialisation():
     block = create("DiT-S/2", size=8, width=32, depth=1, heads=2).blocks[0]
     x = torch.randn(2, 16, 32)
