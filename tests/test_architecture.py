@@ -13,6 +13,7 @@ LAYERS = [
     {"types", "config"},
     {"backbones", "diffusion", "autoencoders"},
     {"samplers"},
+    {"model_card"},
     {"pipeline", "pictures", "data"},
     {"interop", "sampling"},
     {"evaluation"},

@@ -108,6 +108,7 @@ def train(
     /,
     *,
     out: Path | None = None,
+    init_from: str | None = None,
     settings: Annotated[Recipe | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model; the same command again resumes.
@@ -118,13 +119,18 @@ def train(
         A .toml file, or the name of a recipe that comes with ditlab: digits.
     out
         The run folder; runs/NAME-OF-THE-RECIPE if left out.
+    init_from
+        A model to start from: anything that ditlab loads. What fits is kept, and a table says what does not.
     settings
         Any key of the recipe.
     """
     from ditlab.training import train
 
     out = out or Path("runs") / find_recipe(recipe).stem
-    train(settings or Recipe(), out, console=screen)
+    settings = settings or Recipe()
+    if init_from is not None:
+        settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, init_from=init_from))
+    train(settings, out, console=screen)
     screen.print(
         f"model and previews are in {out}; try: {command()} sample {out} --out samples", highlight=False, markup=False
     )
@@ -145,6 +151,7 @@ def sample(
     guidance_channels: Whole | None = None,
     grid: str | None = None,
     eta: float | None = None,
+    preset: str | None = None,
     weights: Literal["ema", "model"] = "ema",
     batch_size: Whole = 64,
     device: str = "auto",
@@ -178,6 +185,8 @@ def sample(
         Time grid: uniform, cosine, log-snr or shifted.
     eta
         Noise of ddim, 0 to 1.
+    preset
+        dit-published: the protocol of DiT's published figures; other options win over it.
     weights
         The average of the weights, or the raw ones of a training checkpoint.
     batch_size
@@ -213,6 +222,7 @@ def sample(
             "guidance_channels": guidance_channels,
             "grid": grid,
             "eta": eta,
+            "preset": preset,
         },
     )
     if json:

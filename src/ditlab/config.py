@@ -56,6 +56,8 @@ class Model:
     """Override the size table."""
     patch: Whole | None = None
     """Override the size table."""
+    frequency_shift: Whole | None = None
+    """1 for timestep frequencies as diffusers computes them (DiT)."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class Train:
     """Share of labels replaced by "no condition", so that guidance works."""
     ema: float = 0.9999
     """Decay of the weight average in each step, after warm-up."""
+    init_from: str = ""
+    """A model to start from instead of fresh weights; [model] is then its own."""
     seed: Whole = 0
     """Decides initial weights, order, noise and times."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

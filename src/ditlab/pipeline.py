@@ -9,6 +9,7 @@ A saved model is a folder with `model.safetensors` (the weights) and `config.jso
 import inspect
 import json
 import operator
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -30,10 +31,24 @@ from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import PROCESSES
 from ditlab.errors import InputError, lookup, nearest
+from ditlab.model_card import model_card
 from ditlab.samplers import SAMPLERS, image_noise, time_grid
 from ditlab.types import Denoise, Step
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The protocol behind DiT-XL/2's published FID of 2.27 (Peebles & Xie 2023): 250 respaced ancestral steps with the
+    # learned variance, no clipping, guidance on three of four channels.
+    "dit-published": {
+        "sampler": "ddpm",
+        "num_inference_steps": 250,
+        "grid": "uniform",
+        "guidance_scale": 1.5,
+        "guidance_channels": 3,
+        "guidance_interval": (0.0, 1.0),
+    },
+}
 Label = int | str | None
 
 
@@ -109,6 +124,7 @@ class Pipeline:
         guide: "Pipeline | None" = None,
         grid: str | None = None,
         eta: float | None = None,
+        preset: str | None = None,
     ) -> Iterator[Step]:
         """Sample one batch and yield every `Step`: step.i, step.t, step.x (B, C, H, W) and step.x0.
 
@@ -124,24 +140,36 @@ class Pipeline:
             guide: a weaker model of the same task, for autoguidance.
             grid: a name in `ditlab.samplers.GRIDS`.
             eta: noise of DDIM, from 0 (none) to 1.
+            preset: a name in `ditlab.pipeline.PRESETS`, whose settings apply where none is given here.
 
         Omitted settings are those that the model was saved with.
 
         Raises:
             InputError: a label, name or number that cannot be used.
         """
-        preset = self.defaults
+        if preset is not None:
+            given = {
+                "num_inference_steps": num_inference_steps,
+                "sampler": sampler,
+                "guidance_scale": guidance_scale,
+                "guidance_interval": guidance_interval,
+                "guidance_channels": guidance_channels,
+                "grid": grid,
+            }
+            settings = lookup(PRESETS, preset, "preset") | {k: v for k, v in given.items() if v is not None}
+            return self.steps(labels, seeds=seeds, guide=guide, eta=eta, **settings)
+        default = self.defaults
         names, seeds = pair_up(labels, seeds)
         y = self.labels(names).to(self.net.device)
-        scale = preset.guidance if guidance_scale is None else guidance_scale
-        interval = guidance_interval or preset.interval
-        count = preset.steps if num_inference_steps is None else num_inference_steps
+        scale = default.guidance if guidance_scale is None else guidance_scale
+        interval = guidance_interval or default.interval
+        count = default.steps if num_inference_steps is None else num_inference_steps
         process = self.objective.process
-        times = time_grid(grid or preset.grid, process, count, self.objective.last_time())
-        run = lookup(SAMPLERS, sampler or preset.sampler, "sampler")
+        times = time_grid(grid or default.grid, process, count, self.objective.last_time())
+        run = lookup(SAMPLERS, sampler or default.sampler, "sampler")
         if eta is not None:
             if "eta" not in inspect.signature(run).parameters:
-                raise InputError(f"sampler {sampler or preset.sampler} has no eta; leave it out or take ddim")
+                raise InputError(f"sampler {sampler or default.sampler} has no eta; leave it out or take ddim")
             run = partial(run, **{"eta": eta})
         if self.net.classes == 0 and guide is None:
             if guidance_scale not in (None, 1.0):
@@ -226,13 +254,34 @@ class Pipeline:
         with torch.no_grad():
             return self.autoencoder.decode(x0).cpu()
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `model.safetensors` and `config.json`; an existing model in the folder is replaced."""
+    def save(self, folder: str | Path, name: str | None = None) -> Path:
+        """Write `model.safetensors`, `config.json` and a model card; an existing model in the folder is replaced.
+
+        Args:
+            folder: made if it does not exist.
+            name: what the card calls the model; the folder's name if None.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(self.net.state_dict()), folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(self.describe(), indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(self.describe(), name or folder.name), encoding="utf-8")
         return folder
+
+    def push_to_hub(self, repository: str, *, private: bool = False, licence: str | None = None) -> str:
+        """Upload the model folder to a hub repository such as "me/otters"; returns its address.
+
+        Needs `pip install 'ditlab[hub]'` and a token (`hf auth login`).
+        """
+        hub = hub_library()
+        if licence is not None:
+            self.config["licence"] = licence
+        with tempfile.TemporaryDirectory() as draft:
+            folder = self.save(draft, name=repository.rpartition("/")[2])
+            api = hub.HfApi()
+            address = str(api.create_repo(repository, private=private, exist_ok=True))
+            api.upload_folder(repo_id=repository, folder_path=folder)
+        return address
 
     def describe(self) -> dict[str, Any]:
         """The content of `config.json`."""
@@ -248,6 +297,15 @@ class Pipeline:
             "classes": self.classes,
             **self.config,
         }
+
+
+def hub_library() -> Any:
+    """huggingface_hub, or the line that says how to get it."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise InputError("the hub needs huggingface_hub; pip install 'ditlab[hub]'") from None
+    return huggingface_hub
 
 
 def make_objective(settings: Diffusion) -> Objective:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ditlab.pictures import contact_sheet, save_animation
-from ditlab.pipeline import Label, Pipeline, to_pil
+from ditlab.pipeline import PRESETS, Label, Pipeline, to_pil
 from ditlab.types import Step
 
 
@@ -38,7 +38,8 @@ def draw_batches(
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Draw picture i of labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU."""
-    steps = options.get("num_inference_steps") or pipe.defaults.steps
+    preset = PRESETS.get(options.get("preset") or "", {})
+    steps = options.get("num_inference_steps") or preset.get("num_inference_steps") or pipe.defaults.steps
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("drawing", total=len(seeds))

@@ -202,6 +202,94 @@ class TestDiffusers:
             ditlab.load(tmp_path)
 
 
+class TestHub:
+    def test_an_id_is_fetched(self, dit, tmp_path, monkeypatch):
+        import huggingface_hub
+
+        asked = []
+        dit().save(tmp_path / "snapshot")
+
+        def download(name, allow_patterns):
+            asked.append((name, allow_patterns))
+            return str(tmp_path / "snapshot")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        assert same_weights(ditlab.load("somebody/otters-64"), dit())
+        assert asked == [("somebody/otters-64", ["*.json", "*.safetensors"])]
+
+    def test_offline_it_says_what_to_do(self):
+        with pytest.raises(InputError, match="somebody/otters is no path here") as caught:
+            ditlab.load("somebody/otters")
+        assert "give the folder" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_a_missing_path_is_no_hub_id(self, tmp_path):
+        for path in (tmp_path / "nothing", "./nothing", "a/b/c", "nothing"):
+            with pytest.raises(InputError, match="no model at"):
+                ditlab.load(path)
+
+    def test_pushing_uploads_the_model_folder(self, dit, monkeypatch):
+        import huggingface_hub
+
+        uploaded = {}
+
+        class Api:
+            def create_repo(self, name, private, exist_ok):
+                return f"hub/{name}"
+
+            def upload_folder(self, repo_id, folder_path):
+                uploaded[repo_id] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+
+        monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+        assert dit().push_to_hub("me/otters", licence="apache-2.0") == "hub/me/otters"
+        assert sorted(uploaded["me/otters"]) == ["README.md", "config.json", "model.safetensors"]
+        card = uploaded["me/otters"]["README.md"].decode()
+        for words in (
+            "license: apache-2.0",
+            "# otters",
+            "3 classes (class 0, class 1, class 2)",
+            "eps on the ddpm process",
+        ):
+            assert words in card
+
+
+def test_published_preset_is_the_reference_step_by_step(dit):
+    """Against improved DDPM written out with the respaced betas: learned variance, guidance 1.5 on three channels."""
+    pipe, y, null = dit(), torch.tensor([1]), torch.tensor([3])
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    kept = [round(i * 999 / 249) for i in range(250)]
+    bars = torch.cumprod(1 - betas, 0)[kept]
+    before = torch.cat([torch.ones(1, dtype=torch.float64), bars[:-1]])
+    betas = 1 - bars / before
+    low = betas * (1 - before) / (1 - bars)
+    low[0] = low[1]
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 4, 8, 8, generator=generator)
+    ours = pipe.steps(1, seeds=5, preset="dit-published")
+    for i, step in zip(reversed(range(250)), ours, strict=True):
+        if step.i == 0:
+            x = x * (1 - bars[i]).sqrt()
+        t = torch.tensor([float(kept[i])])
+        with torch.no_grad():
+            (good, v), (bad, _) = (pipe.net(x, t, label).chunk(2, 1) for label in (y, null))
+        eps = torch.cat([(bad + 1.5 * (good - bad))[:, :3], good[:, 3:]], 1)
+        x0 = (x - (1 - bars[i]).sqrt() * eps) / bars[i].sqrt()
+        mean = (
+            before[i].sqrt() * betas[i] / (1 - bars[i]) * x0
+            + (1 - betas[i]).sqrt() * (1 - before[i]) / (1 - bars[i]) * x
+        )
+        mix = (v + 1) / 2
+        log_variance = mix * betas[i].log() + (1 - mix) * low[i].log()
+        x = mean
+        if i > 0:
+            x = x + (0.5 * log_variance).exp() * torch.randn(1, 4, 8, 8, generator=generator)
+        x = x.float()
+        assert relative(step.x, x) < 1e-4
+    assert step.i == 249
+    with pytest.raises(InputError, match='did you mean "dit-published"'):
+        pipe.steps(1, preset="dit-publishd")
+
+
 class Evil:
     def __reduce__(self):
         import os

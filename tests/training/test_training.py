@@ -53,6 +53,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert [path.name for path in previews] == ["000000000128.png", "000000000256.png"]
     assert Image.open(previews[0]).size[1] > 10 * 48
     assert states(run) == ["000000000128", "000000000256"]
+    assert "# run\n" in (run / "checkpoints" / "000000000256" / "README.md").read_text()
     loaded = ditlab.load(run)
     assert loaded.classes == [str(i) for i in range(10)]
     assert loaded.config["images_seen"] == 256

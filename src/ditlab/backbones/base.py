@@ -12,6 +12,11 @@ from ditlab.errors import InputError
 class Backbone(nn.Module, ABC):
     """A denoising network (B, C, H, W), (B,), (B,) -> (B, C or 2C, H, W)."""
 
+    label_tables: tuple[str, ...] = ()
+    """Weights with a row for each class and a last one for "no condition"."""
+    heads_out: tuple[str, ...] = ()
+    """Weights and biases of the output layer, (positions in a patch x out_channels, ...), channels fastest."""
+
     config: dict[str, Any]
     """The arguments of `create` that build this network again."""
 

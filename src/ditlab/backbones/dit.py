@@ -41,6 +41,9 @@ PATCHES = (2, 4, 8)
 class DiT(Backbone):
     """The diffusion transformer; initialised as published, so that its first output is exactly zero."""
 
+    label_tables = ("y_embedder.embedding_table.weight",)
+    heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
+
     def __init__(
         self,
         *,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from ditlab.errors import InputError, lookup
 from ditlab.interop import diffusers
 from ditlab.interop.files import pick_weights, read_file
 from ditlab.interop.official import from_official, is_official, to_official
-from ditlab.pipeline import CONFIG, Pipeline, load_folder, newest_checkpoint
+from ditlab.pipeline import CONFIG, Pipeline, hub_library, load_folder, newest_checkpoint
 
 __all__ = ["LAYOUTS", "convert", "load"]
 
@@ -33,7 +34,7 @@ def load(
     `model` and `ema`), and a diffusers folder (a pipeline with `transformer/`, or the transformer alone).
 
     Args:
-        path: file or folder.
+        path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".
         device: where to put the weights.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
         sit: the checkpoint is SiT's. None: as its recorded settings say; a bare state dict does not tell and is DiT's.
@@ -42,7 +43,7 @@ def load(
     Raises:
         InputError: nothing there, a format that is not known, or a damaged file.
     """
-    path = Path(path)
+    path = _download(str(path)) if is_hub_id(str(path)) else Path(path)
     if path.is_file():
         pipe = _load_file(path, weights, sit, overrides)
     elif (folder := diffusers_transformer(path)) is not None:
@@ -56,6 +57,23 @@ def load(
     pipe.net.to(device)
     pipe.autoencoder.to(device)
     return pipe
+
+
+def is_hub_id(text: str) -> bool:
+    """ "owner/name", unless there is such a path here."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", text) is not None and not Path(text).parent.exists()
+
+
+def _download(name: str) -> Path:
+    hub = hub_library()
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # no network, no such repository, no access: the library has many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name} is no path here and could not be fetched from the hub ({reason}); download its *.json and "
+            f"*.safetensors files elsewhere and give the folder"
+        ) from error
 
 
 def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any]) -> Pipeline:
@@ -103,7 +121,7 @@ def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
     _remove(draft)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write(pipe, draft)
+        write(pipe, draft, target.name)
         os.replace(draft, target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}; free some space or give another path") from error
@@ -119,11 +137,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_official(pipe: Pipeline, target: Path) -> None:
+def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
     torch.save(to_official(pipe), target)
 
 
-def _write_diffusers(pipe: Pipeline, target: Path) -> None:
+def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
     config = diffusers.transformer_config(pipe.net.config)
     tensors = diffusers.to_diffusers(to_official(pipe))
     folder = target / "transformer"
@@ -132,8 +150,8 @@ def _write_diffusers(pipe: Pipeline, target: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-LAYOUTS: dict[str, Callable[[Pipeline, Path], Any]] = {
-    "ditlab": lambda pipe, target: pipe.save(target),
+LAYOUTS: dict[str, Callable[[Pipeline, Path, str], Any]] = {
+    "ditlab": lambda pipe, target, name: pipe.save(target, name),
     "official": _write_official,
     "diffusers": _write_diffusers,
 }

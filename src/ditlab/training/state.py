@@ -104,7 +104,7 @@ class Run:
         shutil.rmtree(draft, ignore_errors=True)
         try:
             pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 1)}
-            pipe.save(draft)
+            pipe.save(draft, name=self.folder.name)
             save_file(dict(state.net.state_dict()), draft / "raw.safetensors")
             torch.save(
                 {

@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,17 +20,19 @@ from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder, Pixel
 from ditlab.backbones import Backbone, create
-from ditlab.config import Recipe, to_tables
+from ditlab.config import Model, Recipe, to_tables
 from ditlab.data import Dataset, open_dataset, training_order
 from ditlab.diffusion.objective import Objective
 from ditlab.errors import InputError
+from ditlab.interop import load
 from ditlab.pictures import contact_sheet
-from ditlab.pipeline import Pipeline, make_objective
+from ditlab.pipeline import Pipeline, make_objective, newest_checkpoint
 from ditlab.training.ema import EMA
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate, make_optimizer
 from ditlab.training.precision import faster_dtype
 from ditlab.training.state import Run, TrainState
+from ditlab.training.transfer import report, transfer
 from ditlab.types import Batch
 
 COUNTS = ("images", "batch", "log_every", "preview_every", "save_every", "keep")
@@ -54,11 +58,21 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     check_ranges(recipe)
     dataset = open_dataset(recipe.data.source)
     device = pick_device(settings.device)
+    source = load(settings.init_from) if settings.init_from else None
+    if source is not None:  # the architecture is the source's
+        own: dict[str, Any] = {key: source.net.config.get(key) for key in vars(recipe.model)}
+        recipe = replace(recipe, model=Model(**own))
     pipe = build(recipe, dataset, device)
     pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
     run = Run(Path(out))
     run.check(recipe)
     net = pipe.net.train()
+    if source is not None and newest_checkpoint(run.folder) is None:
+        console.print(report(transfer(net, pipe.classes, source)))
+        if source.objective.target != pipe.objective.target or source.objective.process != pipe.objective.process:
+            console.print(
+                f"{settings.init_from} was trained with another target or process; its head has to learn anew"
+            )
     ema = EMA(net, settings.ema)
     pipe.net = ema.net  # what is shown and shared is the average
     state = TrainState(net, ema, make_optimizer(net, recipe.optim))

@@ -1,0 +1,48 @@
+"""The README.md of a saved model, made from its config: what it is, how it was trained, how to load it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+CARD = """---
+library_name: ditlab
+pipeline_tag: unconditional-image-generation
+license: {licence}
+---
+# {name}
+
+{facts}
+
+```python
+import ditlab
+
+pipe = ditlab.load({name!r})  # this folder, or its hub id
+pipe({label}, seeds=range(4)).images
+```
+"""
+
+
+def model_card(config: Mapping[str, Any], name: str) -> str:
+    """Markdown with the hub's metadata for the content of a `config.json`.
+
+    Args:
+        config: what `Pipeline.describe` returns.
+        name: what the model is called.
+    """
+    net, objective, classes = config["backbone"], config["objective"], config["classes"]
+    some = f" ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})" if classes else ""
+    sides = "x".join(map(str, (net["channels"], *net["size"])))
+    seen = f"{config['images_seen']:,} images, repeats counted" if "images_seen" in config else "not recorded"
+    facts = {
+        "network": f"{net['name']}, input {sides}, {net['classes']} classes{some}",
+        "objective": f"{objective['target']} on the {objective['process']['name']} process",
+        "autoencoder": config["autoencoder"]["kind"],
+        "trained on": seen,
+        "sampled with": ", ".join(f"{key} {value}" for key, value in config.get("sample", {}).items()) or "no default",
+        "written by": f"ditlab {config['version']}",
+    }
+    return CARD.format(
+        licence=config.get("licence", "other"),
+        name=name,
+        facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        label=repr(classes[0]) if classes else "None" if net["classes"] == 0 else "0",
+    )

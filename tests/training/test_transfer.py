@@ -1,0 +1,130 @@
+import json
+
+import pytest
+import torch
+from helpers import tiny_pipeline
+from PIL import Image
+from rich.console import Console
+
+import ditlab
+from ditlab.config import parse_recipe
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.process import DDPM
+from ditlab.errors import InputError
+from ditlab.training import train
+from ditlab.training.transfer import summary, transfer
+
+TABLE = "y_embedder.embedding_table.weight"
+HEAD = "final_layer.linear.weight"
+
+
+def state(pipe):
+    return {key: value.clone() for key, value in pipe.net.state_dict().items()}
+
+
+def test_equal_models_are_copied_whole():
+    source, fresh = tiny_pipeline(), tiny_pipeline()
+    with torch.no_grad():
+        for parameter in fresh.net.parameters():
+            parameter.zero_()
+    changes = transfer(fresh.net, fresh.classes, source)
+    assert summary(changes) == {"kept": len(source.net.state_dict())}
+    assert all(torch.equal(value, state(source)[key]) for key, value in state(fresh).items())
+
+
+def test_classes_are_matched_by_name_and_the_null_row_is_kept():
+    source, fresh = tiny_pipeline(classes=3), tiny_pipeline(classes=4)
+    before, known = state(fresh)[TABLE], state(source)[TABLE]
+    before[:] = torch.randn_like(before)
+    fresh.net.state_dict()[TABLE].copy_(before)
+    changes = transfer(fresh.net, ["class 2", "otter", "class 0", "cat"], source)
+    table = state(fresh)[TABLE]
+    assert torch.equal(table[[0, 2, 4]], known[[2, 0, 3]])
+    assert torch.equal(table[[1, 3]], before[[1, 3]])
+    (change,) = [change for change in changes if change.name == TABLE]
+    assert change.fate == "adapted"
+    assert "2 matched by name" in change.detail
+
+
+def test_without_names_only_the_null_row_is_kept():
+    source, fresh = tiny_pipeline(classes=3), tiny_pipeline(classes=3)
+    fresh.net.state_dict()[TABLE].copy_(before := torch.randn(4, 32))
+    source.classes = []
+    transfer(fresh.net, ["a", "b", "c"], source)
+    assert torch.equal(state(fresh)[TABLE][:3], before[:3])
+    assert torch.equal(state(fresh)[TABLE][3], state(source)[TABLE][3])
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_variance_half_is_added_or_dropped(adds):
+    def make(learn_variance):
+        objective = Objective(DDPM(), "eps", learn_variance=learn_variance)
+        return tiny_pipeline(channels=2, learn_variance=learn_variance, objective=objective)
+
+    source, fresh = make(not adds), make(adds)
+    x, t, y = torch.randn(2, 2, 8, 8), torch.tensor([5.0, 700.0]), torch.tensor([0, 1])
+    changes = transfer(fresh.net, fresh.classes, source)
+    assert summary(changes)["adapted"] == 2
+    with torch.no_grad():
+        assert torch.allclose(fresh.net(x, t, y)[:, :2], source.net(x, t, y)[:, :2], atol=1e-6)
+
+
+def test_another_size_gets_its_own_positions():
+    source, fresh = tiny_pipeline(size=8), tiny_pipeline(size=(8, 16))
+    positions = state(fresh)["pos_embed"]
+    changes = {change.name: change for change in transfer(fresh.net, fresh.classes, source)}
+    assert torch.equal(state(fresh)["pos_embed"], positions)
+    assert changes["pos_embed"].fate == "adapted"
+    assert torch.equal(state(fresh)["blocks.1.attn.qkv.weight"], state(source)["blocks.1.attn.qkv.weight"])
+
+
+def test_depths_that_differ_are_named():
+    changes = transfer(tiny_pipeline(depth=3).net, [], tiny_pipeline(depth=2))
+    assert {change.name.split(".")[1] for change in changes if change.fate == "new"} == {"2"}
+    changes = transfer(tiny_pipeline(depth=1).net, [], tiny_pipeline(depth=2))
+    assert {change.name.split(".")[1] for change in changes if change.fate == "dropped"} == {"1"}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name in ("class 1", "otter"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.effect_noise((8, 8), 60 + 20 * i).save(tmp_path / "data" / name / f"{i}.png")
+    return tmp_path / "data"
+
+
+def test_fine_tuning_to_own_classes_starts_from_the_source_and_resumes(tmp_path, pictures):
+    source = tiny_pipeline()
+    source.save(tmp_path / "source")
+
+    def tune(images):
+        recipe = parse_recipe(
+            {"data": {"source": str(pictures)}, "optim": {"lr": 0.0}, "sample": {"sampler": "euler", "steps": 2}}
+            | {"train": {"images": images, "batch": 4, "init_from": str(tmp_path / "source"), "precision": "float32"}}
+        )
+        console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+        pipe = train(recipe, tmp_path / "run", console=console)
+        return pipe, console.export_text()
+
+    pipe, said = tune(8)
+    assert "3 -> 2 classes, 1 matched by name, null row kept" in said
+    assert pipe.classes == ["class 1", "otter"]
+    assert pipe.net.config["depth"] == 2
+    for key, value in state(source).items():  # the learning rate is zero
+        if key != TABLE:
+            assert torch.allclose(pipe.net.state_dict()[key], value, atol=1e-6)
+    assert torch.allclose(pipe.net.state_dict()[TABLE][[0, 2]], state(source)[TABLE][[1, 3]], atol=1e-6)
+    recorded = json.loads((next((tmp_path / "run" / "checkpoints").iterdir()) / "config.json").read_text())
+    assert recorded["recipe"]["train"]["init_from"] == str(tmp_path / "source")
+    again, said = tune(16)
+    assert "resuming" in said
+    assert "matched by name" not in said
+    assert ditlab.load(tmp_path / "run").config["images_seen"] == again.config["images_seen"] == 16
+
+
+def test_a_source_that_is_not_there(tmp_path, pictures):
+    recipe = parse_recipe({"data": {"source": str(pictures)}, "train": {"init_from": str(tmp_path / "nothing")}})
+    with pytest.raises(InputError, match="no model at"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
