@@ -78,6 +78,7 @@ def draw(
     rows: list[Label] = list(dict.fromkeys(labels)) if labels else list(range(pipe.net.classes)) or [None]
     seeds = list(dict.fromkeys(seeds))
     names = [row_name(pipe, label) for label in rows]
+    pipe.decode(torch.empty(0, pipe.net.channels, *pipe.net.size))  # refuses a missing autoencoder before any work
     every_label = [label for label in rows for _ in seeds]
     started = time.monotonic()
     frames: dict[int, list[Tensor]] = {}  # by step: the pictures of each batch

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -117,6 +118,7 @@ def test_fine_tuning_to_own_classes_starts_from_the_source_and_resumes(tmp_path,
     assert torch.allclose(pipe.net.state_dict()[TABLE][[0, 2]], state(source)[TABLE][[1, 3]], atol=1e-6)
     recorded = json.loads((next((tmp_path / "run" / "checkpoints").iterdir()) / "config.json").read_text())
     assert recorded["recipe"]["train"]["init_from"] == str(tmp_path / "source")
+    shutil.rmtree(tmp_path / "source")  # a resumed run does not need it any more
     again, said = tune(16)
     assert "resuming" in said
     assert "matched by name" not in said

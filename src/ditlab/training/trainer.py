@@ -58,16 +58,18 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     check_ranges(recipe)
     dataset = open_dataset(recipe.data.source)
     device = pick_device(settings.device)
-    source = load(settings.init_from) if settings.init_from else None
+    run = Run(Path(out))
+    # A resumed run has its own weights and does not need the source again.
+    resumed = newest_checkpoint(run.folder)
+    source = load(resumed or settings.init_from) if settings.init_from else None
     if source is not None:  # the architecture is the source's
         own: dict[str, Any] = {key: source.net.config.get(key) for key in vars(recipe.model)}
         recipe = replace(recipe, model=Model(**own))
     pipe = build(recipe, dataset, device)
     pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
-    run = Run(Path(out))
     run.check(recipe)
     net = pipe.net.train()
-    if source is not None and newest_checkpoint(run.folder) is None:
+    if source is not None and resumed is None:
         console.print(report(transfer(net, pipe.classes, source)))
         if source.objective.target != pipe.objective.target or source.objective.process != pipe.objective.process:
             console.print(
@@ -176,14 +178,15 @@ def build(recipe: Recipe, dataset: Dataset, device: torch.device) -> Pipeline:
     """A fresh, untrained model for this data."""
     autoencoder = Pixel()
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
-    torch.manual_seed(recipe.train.seed)  # initial weights only; all later chance has its own generator
-    net = create(
-        **vars(recipe.model),
-        size=size,
-        channels=channels,
-        classes=len(dataset.classes),
-        learn_variance=recipe.diffusion.learn_variance,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)  # initial weights only; all later chance has its own generator
+        net = create(
+            **vars(recipe.model),
+            size=size,
+            channels=channels,
+            classes=len(dataset.classes),
+            learn_variance=recipe.diffusion.learn_variance,
+        )
     tables = to_tables(recipe)
     config = {"sample": tables["sample"], "recipe": tables}
     return Pipeline(net.to(device), make_objective(recipe.diffusion), autoencoder.to(device), dataset.classes, config)
