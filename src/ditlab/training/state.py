@@ -103,7 +103,7 @@ class Run:
         draft = self.checkpoints / f".{target.name}.part"
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 1)}
+            pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
             pipe.save(draft, name=self.folder.name)
             save_file(dict(state.net.state_dict()), draft / "raw.safetensors")
             torch.save(

@@ -79,7 +79,7 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     pipe.net = ema.net  # what is shown and shared is the average
     state = TrainState(net, ema, make_optimizer(net, recipe.optim))
     run.restore(state)
-    pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 1)}
+    pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
     if state.seen >= settings.images:
         console.print(f"{out} is already trained on {state.seen:,} images; raise --train.images to go on", markup=False)
         return pipe
