@@ -109,6 +109,8 @@ def train(
     *,
     out: Path | None = None,
     init_from: str | None = None,
+    classes: Whole | None = None,
+    class_map: str | None = None,
     settings: Annotated[Recipe | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model; the same command again resumes.
@@ -121,6 +123,10 @@ def train(
         The run folder; runs/NAME-OF-THE-RECIPE if left out.
     init_from
         A model to start from: anything that ditlab loads. What fits is kept, and a table says what does not.
+    classes
+        Class count of the model, if it shall have room for more than the data has.
+    class_map
+        A TOML or JSON file of pairs: class of the data, class of the source whose label row it continues.
     settings
         Any key of the recipe.
     """
@@ -128,8 +134,13 @@ def train(
 
     out = out or Path("runs") / find_recipe(recipe).stem
     settings = settings or Recipe()
-    if init_from is not None:
-        settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, init_from=init_from))
+    start = dataclasses.replace(
+        settings.train,
+        init_from=settings.train.init_from if init_from is None else init_from,
+        class_map=settings.train.class_map if class_map is None else class_map,
+    )
+    room = dataclasses.replace(settings.data, classes=settings.data.classes if classes is None else classes)
+    settings = dataclasses.replace(settings, train=start, data=room)
     train(settings, out, console=screen)
     screen.print(
         f"model and previews are in {out}; try: {command()} sample {out} --out samples", highlight=False, markup=False
@@ -138,7 +149,7 @@ def train(
 
 @app.command
 def sample(
-    model: Path,
+    model: str,
     /,
     *,
     labels: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
@@ -153,6 +164,8 @@ def sample(
     eta: float | None = None,
     preset: str | None = None,
     weights: Literal["ema", "model"] = "ema",
+    autoencoder: str | None = None,
+    tile: Whole | None = None,
     batch_size: Whole = 64,
     device: str = "auto",
     trajectory: Annotated[bool, Parameter(negative="")] = False,
@@ -164,7 +177,7 @@ def sample(
     Parameters
     ----------
     model
-        A model folder or a run folder.
+        A model or run folder, a checkpoint of somebody else, or a hub id.
     labels
         Class names or indices; all classes if left out. A name wins over an index.
     seeds
@@ -182,13 +195,17 @@ def sample(
     guidance_channels
         Guide the first so many channels only; 3 reproduces published DiT figures.
     grid
-        Time grid: uniform, cosine, log-snr or shifted.
+        Time grid: uniform, cosine, log-snr, shifted or leading.
     eta
         Noise of ddim, 0 to 1.
     preset
         dit-published: the protocol of DiT's published figures; other options win over it.
     weights
         The average of the weights, or the raw ones of a training checkpoint.
+    autoencoder
+        The autoencoder of a model that came without one: folder, file or hub id.
+    tile
+        Decode in tiles of so many pixels, for pictures that do not fit into memory.
     batch_size
         Pictures drawn at a time; they do not depend on it.
     device
@@ -205,7 +222,10 @@ def sample(
     from ditlab.training.trainer import pick_device
 
     claim_folder(out, overwrite)
-    pipe = load(model, weights=weights, device=pick_device(device))
+    pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder)
+    say_note(pipe.config)
+    if tile is not None:
+        pipe.autoencoder.tile(tile)
     drawn = draw(
         pipe,
         labels,
@@ -245,6 +265,7 @@ def convert(
     weights: Literal["ema", "model"] = "ema",
     heads: Whole | None = None,
     sit: bool | None = None,
+    autoencoder: str | None = None,
 ) -> None:
     """Write a model in another layout; what is read is recognised by its content.
 
@@ -262,11 +283,14 @@ def convert(
         Attention heads, for sizes that were never published.
     sit
         The source is SiT's; only a bare state dict does not tell.
+    autoencoder
+        The autoencoder that goes with it, for a source that came without: folder, file or hub id.
     """
     from ditlab.interop import convert, load
 
     overrides: dict[str, Any] = {} if heads is None else {"heads": heads}
-    pipe = load(source, weights=weights, sit=sit, **overrides)
+    pipe = load(source, weights=weights, sit=sit, autoencoder=autoencoder, **overrides)
+    say_note(pipe.config)
     convert(pipe, target, to)
     screen.print(f"{pipe.net.config['name']} from {source} is in {target}, layout {to}", highlight=False, markup=False)
     if to == "diffusers" and not pipe.net.config.get("frequency_shift"):
@@ -297,6 +321,12 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
         return
     for line in result.report(command()):
         print(line)
+
+
+def say_note(config: dict[str, Any]) -> None:
+    """What was left out or turned round when a foreign model was read."""
+    if note := config.get("note"):
+        screen.print(str(note), highlight=False, markup=False)
 
 
 def parse_size(text: str) -> tuple[int, int]:

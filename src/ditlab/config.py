@@ -88,6 +88,8 @@ class Data:
 
     source: str = "digits"
     """The bundled set "digits", or a folder with one sub-folder of equally large pictures for each class."""
+    classes: Whole | None = None
+    """Class count of the model, if it shall have room for more than the data has."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,12 @@ class Train:
     """Decay of the weight average in each step, after warm-up."""
     init_from: str = ""
     """A model to start from instead of fresh weights; [model] is then its own."""
+    class_map: str = ""
+    """With init_from: a TOML or JSON file that says for a class of the data which class of the source it continues."""
+    lora: Whole = 0
+    """With init_from: rank of low-rank updates that are trained instead of the weights; 0 trains the weights."""
+    lora_apart: bool = False
+    """Save the low-rank updates apart from the source instead of merged into it."""
     seed: Whole = 0
     """Decides initial weights, order, noise and times."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -147,7 +155,7 @@ class Sample:
     steps: Whole = 20
     """Steps of the sampler."""
     grid: str = "uniform"
-    """Time grid: uniform, cosine, log-snr or shifted."""
+    """Time grid: uniform, cosine, log-snr, shifted or leading."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""
     interval: tuple[float, float] = (0.0, 1.0)

@@ -40,6 +40,8 @@ def model_card(config: Mapping[str, Any], name: str) -> str:
         "sampled with": ", ".join(f"{key} {value}" for key, value in config.get("sample", {}).items()) or "no default",
         "written by": f"ditlab {config['version']}",
     }
+    if "note" in config:
+        facts["note"] = config["note"]
     return CARD.format(
         licence=config.get("licence", "other"),
         name=name,

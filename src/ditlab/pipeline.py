@@ -26,6 +26,7 @@ from torch import Tensor
 from ditlab import __version__
 from ditlab.autoencoders import Autoencoder, Pixel, create_autoencoder
 from ditlab.backbones import Backbone, create
+from ditlab.backbones.lora import plain
 from ditlab.config import Diffusion, Sample
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
@@ -35,7 +36,8 @@ from ditlab.model_card import model_card
 from ditlab.samplers import SAMPLERS, image_noise, time_grid
 from ditlab.types import Denoise, Step
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, AUTOENCODER, CONFIG = "model.safetensors", "autoencoder.safetensors", "config.json"
+ADAPTER = "adapter.safetensors"  # low-rank updates that were kept apart from their source
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The protocol behind DiT-XL/2's published FID of 2.27 (Peebles & Xie 2023): 250 respaced ancestral steps with the
@@ -76,6 +78,12 @@ class Pipeline:
             raise InputError(
                 f"learn_variance is {self.net.learn_variance} in the network and {self.objective.learn_variance} "
                 "in the objective; make them equal"
+            )
+        channels = self.autoencoder.latent_channels
+        if channels not in (None, self.net.channels):
+            raise InputError(
+                f"this autoencoder has latents of {channels} channels and the network takes {self.net.channels}; "
+                "give the autoencoder that the model was trained with"
             )
 
     @property
@@ -178,7 +186,9 @@ class Pipeline:
         denoise = self._guided(y, scale, interval, guidance_channels, guide)
         noise = image_noise(seeds)
         x = noise(torch.empty(len(seeds), self.net.channels, *self.net.size, device=self.net.device))
-        return self._inference(run(denoise, process, x * float(process.sigma(times[0])), times, noise))
+        # The spread that x_t has for data of unit variance; exactly 1 on variance-preserving processes, as in DiT.
+        spread = float(torch.hypot(process.alpha(times[0]), process.sigma(times[0])))
+        return self._inference(run(denoise, process, x * spread, times, noise))
 
     def _guided(
         self, y: Tensor, scale: float, interval: tuple[float, float], channels: int | None, guide: "Pipeline | None"
@@ -256,6 +266,7 @@ class Pipeline:
 
     def save(self, folder: str | Path, name: str | None = None) -> Path:
         """Write `model.safetensors`, `config.json` and a model card; an existing model in the folder is replaced.
+        An autoencoder with weights goes into `autoencoder.safetensors`.
 
         Args:
             folder: made if it does not exist.
@@ -264,6 +275,8 @@ class Pipeline:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(self.net.state_dict()), folder / WEIGHTS)
+        if tensors := dict(self.autoencoder.state_dict()):
+            save_file(tensors, folder / AUTOENCODER)
         (folder / CONFIG).write_text(json.dumps(self.describe(), indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(self.describe(), name or folder.name), encoding="utf-8")
         return folder
@@ -314,12 +327,13 @@ def make_objective(settings: Diffusion) -> Objective:
     return Objective(process=lookup(PROCESSES, options.pop("process"), "process")(), **options)
 
 
-def load_folder(path: Path, weights: str = "ema") -> Pipeline:
+def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], Pipeline] | None" = None) -> Pipeline:
     """Load a model that ditlab saved, or the newest checkpoint of a training run.
 
     Args:
         path: a model folder or a run folder.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
+        load_source: loads the model that low-rank updates belong to, where they were kept apart.
 
     Raises:
         InputError: nothing there, or a file that is incomplete or does not fit its config.
@@ -332,23 +346,33 @@ def load_folder(path: Path, weights: str = "ema") -> Pipeline:
         objective = config.pop("objective")
         process = dict(objective.pop("process"))
         objective = Objective(lookup(PROCESSES, process.pop("name"), "process")(**process), **objective)
-        autoencoder = create_autoencoder(**config.pop("autoencoder"))
         classes = config.pop("classes")
         with torch.device("meta"):
             net = create(**backbone, size=size)
+            autoencoder = create_autoencoder(**config.pop("autoencoder"))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
         ) from error
-    file = folder / (WEIGHTS if weights == "ema" else "raw.safetensors")
-    net.load_state_dict(read_weights(file, net.state_dict()), assign=True)
+    if weights == "ema" and (folder / ADAPTER).exists():
+        source = (load_source or _load_own)(config["lora"]["source"]).net.state_dict()
+        tensors = source | read_tensors(folder / ADAPTER)
+    else:
+        tensors = read_tensors(folder / (WEIGHTS if weights == "ema" else "raw.safetensors"))
+    net.load_state_dict(fit(plain(tensors), net.state_dict(), str(folder)), assign=True)
+    if expected := autoencoder.state_dict():
+        autoencoder.load_state_dict(read_weights(folder / AUTOENCODER, expected), assign=True)
     return Pipeline(
         net.eval(),
         objective,
-        autoencoder,
+        autoencoder.eval().requires_grad_(False),
         classes,
         {k: v for k, v in config.items() if k not in ("format", "version")},
     )
+
+
+def _load_own(path: str) -> Pipeline:
+    return load_folder(Path(path))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -359,8 +383,13 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a safetensors file; every one must be used and every weight filled, in the right shape."""
+    return fit(read_tensors(file), expected, str(file))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file that ditlab wrote."""
     try:
-        tensors = load_file(file)
+        return load_file(file)
     except FileNotFoundError:
         raise InputError(f"no weights at {file}; give a model folder or a run folder with a checkpoint") from None
     except (SafetensorError, OSError) as error:
@@ -368,7 +397,6 @@ def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
             f"{file} is truncated or not a safetensors file ({error}); restore it, "
             "or remove its checkpoint to use the one before"
         ) from error
-    return fit(tensors, expected, str(file))
 
 
 def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

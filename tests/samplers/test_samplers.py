@@ -50,7 +50,7 @@ def test_higher_orders_beat_ddim_at_few_steps_of_ddpm(sampler, factor, steps):
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp", "ab4"])
 def test_other_time_grids_lead_to_the_data_too(sampler, grid):
-    path = Linear()
+    path = DDPM() if grid == "leading" else Linear()
     assert wasserstein(run(sampler, path, torch.randn(1, 1, 100, 100), time_grid(grid, path, 50))[-1].x) < 0.04
 
 
@@ -151,7 +151,7 @@ def test_integration_weights_are_those_of_adams_and_bashforth():
 
 
 def test_grids_fall_from_noise_to_data():
-    for name in GRIDS:
+    for name in GRIDS.keys() - {"leading"}:
         for process in (Linear(), Cosine(), DDPM()):
             for steps in (1, 2, 17):
                 grid = time_grid(name, process, steps)
@@ -161,7 +161,20 @@ def test_grids_fall_from_noise_to_data():
                 assert (grid.diff() < 0).all()
 
 
+def test_leading_grid_is_that_of_diffusers():
+    from diffusers import DDIMScheduler
+
+    for steps in (1, 7, 50, 1000):
+        scheduler = DDIMScheduler()
+        scheduler.set_timesteps(steps)
+        grid = time_grid("leading", DDPM(), steps)
+        assert (grid[:-1] * 1000 - 1).round().long().tolist() == scheduler.timesteps.tolist()
+        assert grid[-1] == 0
+
+
 def test_grid_mistakes():
+    with pytest.raises(InputError, match="leading grid counts indices of the ddpm process"):
+        time_grid("leading", Linear(), 10)
     with pytest.raises(InputError, match="0 sampling steps; give 1 or more"):
         time_grid("uniform", Linear(), 0)
     with pytest.raises(InputError, match="1001 steps on a process of 1000"):

@@ -44,7 +44,7 @@ def test_classes_are_matched_by_name_and_the_null_row_is_kept():
     assert torch.equal(table[[1, 3]], before[[1, 3]])
     (change,) = [change for change in changes if change.name == TABLE]
     assert change.fate == "adapted"
-    assert "2 matched by name" in change.detail
+    assert "2 of them matched" in change.detail
 
 
 def test_without_names_only_the_null_row_is_kept():
@@ -109,7 +109,7 @@ def test_fine_tuning_to_own_classes_starts_from_the_source_and_resumes(tmp_path,
         return pipe, console.export_text()
 
     pipe, said = tune(8)
-    assert "3 -> 2 classes, 1 matched by name, null row kept" in said
+    assert "3 -> 2 classes, 1 of them matched, null row kept" in said
     assert pipe.classes == ["class 1", "otter"]
     assert pipe.net.config["depth"] == 2
     for key, value in state(source).items():  # the learning rate is zero
@@ -121,7 +121,7 @@ def test_fine_tuning_to_own_classes_starts_from_the_source_and_resumes(tmp_path,
     shutil.rmtree(tmp_path / "source")  # a resumed run does not need it any more
     again, said = tune(16)
     assert "resuming" in said
-    assert "matched by name" not in said
+    assert "matched" not in said
     assert ditlab.load(tmp_path / "run").config["images_seen"] == again.config["images_seen"] == 16
 
 
@@ -130,3 +130,80 @@ def test_a_source_that_is_not_there(tmp_path, pictures):
     with pytest.raises(InputError, match="no model at"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_class_map_says_which_row_a_class_continues(tmp_path):
+    source, fresh = tiny_pipeline(classes=3), tiny_pipeline(classes=4)
+    before, known = state(fresh)[TABLE], state(source)[TABLE]
+    for name, text in {
+        "map.toml": 'otter = "class 2"\n"great cat" = 0\n',
+        "map.json": '{"otter": 2, "great cat": "0"}',
+    }.items():
+        (tmp_path / name).write_text(text)
+        fresh.net.state_dict()[TABLE].copy_(before)
+        transfer(fresh.net, ["class 0", "otter", "great cat", "dog"], source, str(tmp_path / name))
+        table = state(fresh)[TABLE]
+        assert torch.equal(table[[1, 2, 4]], known[[2, 0, 3]])
+        assert torch.equal(table[[0, 3]], before[[0, 3]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("oter = 1", r'names a class "oter" that the data does not have; did you mean "otter"'),
+        ('otter = "clas 2"', r'unknown class "clas 2"; did you mean "class 2"'),
+        ("otter = 7", r"label 7 is out of range"),
+        ("otter = [1]", r"gives otter the value \[1\]; give a class name or index"),
+        ("otter", r"neither TOML nor JSON"),
+    ],
+)
+def test_mistakes_in_a_class_map(tmp_path, text, message):
+    (tmp_path / "map").write_text(text)
+    with pytest.raises(InputError, match=message):
+        transfer(tiny_pipeline(classes=2).net, ["otter", "cat"], tiny_pipeline(classes=3), str(tmp_path / "map"))
+
+
+def test_room_for_more_classes(tmp_path, pictures):
+    tables = {"data": {"source": str(pictures), "classes": 5}, "model": {"width": 32, "depth": 1, "heads": 2}}
+    tables |= {"train": {"images": 4, "batch": 4, "precision": "float32"}, "sample": {"sampler": "euler", "steps": 1}}
+    pipe = train(parse_recipe(tables), tmp_path / "run")
+    assert (pipe.net.classes, pipe.classes) == (5, ["class 1", "otter"])
+    assert pipe.labels(["otter", 4, None]).tolist() == [1, 4, 5]
+    tables["data"]["classes"] = 1
+    with pytest.raises(InputError, match=r"data.classes is 1, but the data has 2 classes; leave it out"):
+        train(parse_recipe(tables), tmp_path / "other")
+
+
+def low_rank_recipe(source, pictures, images, **train):
+    return parse_recipe(
+        {"data": {"source": str(pictures)}, "optim": {"lr": 0.01}, "sample": {"sampler": "euler", "steps": 2}}
+        | {"train": {"images": images, "batch": 4, "init_from": str(source), "precision": "float32", "lora": 2} | train}
+    )
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_low_rank_updates_train_save_and_resume(tmp_path, pictures, apart):
+    source = tiny_pipeline()
+    source.save(tmp_path / "source")
+    whole = train(low_rank_recipe(tmp_path / "source", pictures, 16, lora_apart=apart), tmp_path / "whole")
+    train(low_rank_recipe(tmp_path / "source", pictures, 8, lora_apart=apart), tmp_path / "run")
+    pipe = train(low_rank_recipe(tmp_path / "source", pictures, 16, lora_apart=apart), tmp_path / "run")
+    loaded = ditlab.load(tmp_path / "run")
+    trained, before = state(loaded), state(source)
+    for each in (whole, pipe):  # resumed, uninterrupted, and read from disk
+        assert all(torch.equal(value, trained[key]) for key, value in state(each).items())
+    changed = {
+        key for key, value in trained.items() if value.shape != before[key].shape or not torch.equal(value, before[key])
+    }
+    assert {key for key in changed if "mlp" in key or "x_embedder" in key} == set()
+    assert {"blocks.0.attn.qkv.weight", "blocks.1.adaLN_modulation.1.weight", TABLE, HEAD} <= changed
+    update = trained["blocks.0.attn.qkv.weight"] - before["blocks.0.attn.qkv.weight"]
+    assert torch.linalg.matrix_rank(update, rtol=1e-3) == 2
+    files = {file.name for file in (tmp_path / "run" / "checkpoints" / f"{16:012d}").iterdir()}
+    assert ("adapter.safetensors" in files, "model.safetensors" in files) == (apart, not apart)
+    assert ditlab.load(tmp_path / "run", weights="model").net.state_dict().keys() == trained.keys()
+
+
+def test_low_rank_needs_a_source():
+    with pytest.raises(InputError, match=r"train.lora without a model to start from; give --init-from"):
+        train(parse_recipe({"train": {"lora": 4}}), "nowhere")

@@ -4,12 +4,13 @@ from typing import Any
 
 from ditlab.autoencoders.absent import Absent
 from ditlab.autoencoders.base import Autoencoder
+from ditlab.autoencoders.kl import KL
 from ditlab.autoencoders.pixel import Pixel
 from ditlab.errors import lookup
 
-AUTOENCODERS: dict[str, type[Autoencoder]] = {"pixel": Pixel, "absent": Absent}
+AUTOENCODERS: dict[str, type[Autoencoder]] = {"pixel": Pixel, "kl": KL, "absent": Absent}
 
-__all__ = ["AUTOENCODERS", "Absent", "Autoencoder", "Pixel", "create_autoencoder"]
+__all__ = ["AUTOENCODERS", "KL", "Absent", "Autoencoder", "Pixel", "create_autoencoder"]
 
 
 def create_autoencoder(kind: str, **options: Any) -> Autoencoder:

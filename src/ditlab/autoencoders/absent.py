@@ -24,4 +24,7 @@ class Absent(Autoencoder):
         return moments
 
     def decode(self, x0: Tensor) -> Tensor:
-        raise InputError('this model came without its autoencoder; ask for output_type="latent"')
+        raise InputError(
+            "this model came without its autoencoder; give it (autoencoder=, --autoencoder), "
+            'or ask for output_type="latent"'
+        )

@@ -13,6 +13,8 @@ class Autoencoder(nn.Module, ABC):
 
     config: dict[str, Any]
     """`kind` and the arguments that build it again."""
+    latent_channels: int | None = None
+    """Channels of its latents; None: as many as the pictures have."""
 
     @abstractmethod
     def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
@@ -29,3 +31,6 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
         """x0 (B, c, h, w) -> uint8 pictures (B, C, H, W)."""
+
+    def tile(self, side: int) -> None:
+        """Work on tiles of `side` pixels from now on, where pictures are too large for memory."""

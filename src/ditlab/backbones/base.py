@@ -16,6 +16,8 @@ class Backbone(nn.Module, ABC):
     """Weights with a row for each class and a last one for "no condition"."""
     heads_out: tuple[str, ...] = ()
     """Weights and biases of the output layer, (positions in a patch x out_channels, ...), channels fastest."""
+    lora_targets: tuple[str, ...] = ("attn.qkv", "attn.proj", "adaLN_modulation.1")
+    """Ends of the names of the layers that low-rank adaptation changes: attention and modulation."""
 
     config: dict[str, Any]
     """The arguments of `create` that build this network again."""

@@ -2,22 +2,24 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from ditlab.autoencoders import KL, Autoencoder
 from ditlab.errors import InputError, lookup
 from ditlab.interop import diffusers
-from ditlab.interop.files import pick_weights, read_file
+from ditlab.interop.autoencoders import load_autoencoder, save_autoencoder
+from ditlab.interop.files import fetch, pick_weights, read_file, read_json
 from ditlab.interop.official import from_official, is_official, to_official
-from ditlab.pipeline import CONFIG, Pipeline, hub_library, load_folder, newest_checkpoint
+from ditlab.pipeline import CONFIG, Pipeline, load_folder, newest_checkpoint
 
-__all__ = ["LAYOUTS", "convert", "load"]
+__all__ = ["LAYOUTS", "convert", "load", "load_autoencoder", "save_autoencoder"]
 
 
 def load(
@@ -26,6 +28,7 @@ def load(
     device: str | torch.device = "cpu",
     weights: str = "ema",
     sit: bool | None = None,
+    autoencoder: str | Path | Autoencoder | None = None,
     **overrides: Any,
 ) -> Pipeline:
     """Load a model, whoever wrote it.
@@ -38,42 +41,32 @@ def load(
         device: where to put the weights.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
         sit: the checkpoint is SiT's. None: as its recorded settings say; a bare state dict does not tell and is DiT's.
+        autoencoder: the autoencoder of a model of latents, for files that come without it: anything that
+            `load_autoencoder` reads. None: the model's own.
         overrides: arguments of `ditlab.create` that a foreign file cannot tell: heads=, size=.
 
     Raises:
         InputError: nothing there, a format that is not known, or a damaged file.
     """
-    path = _download(str(path)) if is_hub_id(str(path)) else Path(path)
+    path = fetch(path)
     if path.is_file():
         pipe = _load_file(path, weights, sit, overrides)
     elif (folder := diffusers_transformer(path)) is not None:
         tensors, settings = diffusers.read_transformer(folder)
         pipe = from_official(tensors, str(folder), **settings | overrides)
         pipe.classes = _class_names(path, pipe.net.classes)
+        if autoencoder is None and (path / "vae" / CONFIG).is_file():
+            autoencoder = path / "vae"
     else:
         if overrides:
             raise InputError(f"{', '.join(overrides)} cannot be changed: {path} says itself what it is")
-        pipe = load_folder(path, weights)
+        pipe = load_folder(path, weights, load)
+    if autoencoder is not None:
+        own = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
+        pipe = replace(pipe, autoencoder=own)
     pipe.net.to(device)
     pipe.autoencoder.to(device)
     return pipe
-
-
-def is_hub_id(text: str) -> bool:
-    """ "owner/name", unless there is such a path here."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", text) is not None and not Path(text).parent.exists()
-
-
-def _download(name: str) -> Path:
-    hub = hub_library()
-    try:
-        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # no network, no such repository, no access: the library has many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{name} is no path here and could not be fetched from the hub ({reason}); download its *.json and "
-            f"*.safetensors files elsewhere and give the folder"
-        ) from error
 
 
 def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any]) -> Pipeline:
@@ -101,7 +94,7 @@ def diffusers_transformer(path: Path) -> Path | None:
 def _class_names(path: Path, count: int) -> list[str]:
     """The names in `model_index.json`, if it has one for every class."""
     file = path / "model_index.json"
-    names = diffusers.read_json(file).get("id2label") if file.is_file() else None
+    names = read_json(file).get("id2label") if file.is_file() else None
     if not isinstance(names, dict):
         return []
     return [str(names[str(i)]) for i in range(count)] if all(str(i) in names for i in range(count)) else []
@@ -142,12 +135,23 @@ def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
 
 
 def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
+    """A folder for `DiTPipeline.from_pretrained`; without vae/ where the model has no KL autoencoder."""
     config = diffusers.transformer_config(pipe.net.config)
     tensors = diffusers.to_diffusers(to_official(pipe))
-    folder = target / "transformer"
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / diffusers.WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    transformer, scheduler = target / "transformer", target / "scheduler"
+    transformer.mkdir(parents=True)
+    scheduler.mkdir()
+    save_file(tensors, transformer / diffusers.WEIGHTS)
+    write_json(transformer / CONFIG, config)
+    write_json(scheduler / "scheduler_config.json", diffusers.SCHEDULER)
+    write_json(target / "model_index.json", diffusers.model_index(pipe.classes))
+    if isinstance(pipe.autoencoder, KL):
+        save_autoencoder(pipe.autoencoder, target / "vae", folded=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """An object as indented JSON."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 LAYOUTS: dict[str, Callable[[Pipeline, Path, str], Any]] = {

@@ -4,7 +4,6 @@ diffusers recomputes positions and stores none. Its timestep frequencies are 100
 10000^(-i/128) (`frequency_shift`), so a model trained with the one is not quite itself in the other.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ditlab.backbones.layers import sincos_positions
 from ditlab.errors import InputError
-from ditlab.interop.files import read_file
+from ditlab.interop.files import read_file, read_json
 
 # ditlab (and official) name <-> diffusers name; {i} is the number of the block.
 NAMES = {
@@ -33,6 +32,19 @@ COPIED = {  # stands in every block
 }
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SCHEDULER = {  # DiT's chain, sampled by DDIM with DiT's own strides
+    "_class_name": "DDIMScheduler",
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "beta_schedule": "linear",
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "timestep_spacing": "leading",
+}
+SHIFT = "_frequency_shift"  # ours in their config; they skip keys that begin with an underscore
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
 
 
@@ -108,7 +120,8 @@ def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise InputError(f"{folder / shard} is missing; download the whole folder")
         tensors |= read_file(folder / shard)
     side = int(config["sample_size"])
-    overrides = {"size": (side, side), "heads": int(config["num_attention_heads"]), "frequency_shift": 1}
+    overrides = {"size": (side, side), "heads": int(config["num_attention_heads"])}
+    overrides["frequency_shift"] = config.get(SHIFT, 1)
     return from_diffusers(tensors, (side, side)), overrides
 
 
@@ -138,15 +151,14 @@ def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
         "out_channels": config["channels"] * (2 if config["learn_variance"] else 1),
         "patch_size": config["patch"],
         "sample_size": height,
+        SHIFT: config.get("frequency_shift") or 0,
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an `InputError` with its path."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; download the whole folder again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object; download the whole folder again")
-    return content
+def model_index(classes: list[str]) -> dict[str, Any]:
+    """diffusers' model_index.json of a pipeline with these class names."""
+    parts = {"scheduler": "DDIMScheduler", "transformer": "DiTTransformer2DModel", "vae": "AutoencoderKL"}
+    index: dict[str, Any] = {"_class_name": "DiTPipeline", "_diffusers_version": "0.35.0"}
+    if classes:
+        index["id2label"] = {str(i): name for i, name in enumerate(classes)}
+    return index | {name: ["diffusers", kind] for name, kind in parts.items()}

@@ -5,6 +5,8 @@ so that converting a model needs little more memory than the model.
 """
 
 import argparse
+import json
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -16,8 +18,57 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ditlab.errors import InputError
+from ditlab.pipeline import hub_library
 
 WRAPPERS = ("_orig_mod.", "module.")  # torch.compile, DistributedDataParallel
+
+
+def fetch(path: str | Path) -> Path:
+    """A path that can be read: the path itself, or a copy of the hub repository "owner/name".
+
+    Raises:
+        InputError: a path without permission, or a repository that cannot be had.
+    """
+    if is_hub_id(str(path)):
+        return _download(str(path))
+    path = Path(path)
+    try:
+        readable = not path.exists() or os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+    except PermissionError:
+        readable = False
+    if not readable:
+        raise InputError(f"{path} may not be read by this user; change its permissions (chmod u+rX)")
+    return path
+
+
+def is_hub_id(text: str) -> bool:
+    """ "owner/name", unless there is such a path here."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", text) is not None and not Path(text).parent.exists()
+
+
+def _download(name: str) -> Path:
+    hub = hub_library()
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # no network, no such repository, no access: the library has many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name} is no path here and could not be fetched from the hub ({reason}); download its *.json and "
+            f"*.safetensors files elsewhere and give the folder"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an `InputError` with its path."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; give a model's folder, with all its files") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}; download the whole folder again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object; download the whole folder again")
+    return content
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -47,14 +47,17 @@ def from_official(tensors: dict[str, Tensor], source: str, *, sit: bool = False,
         )
     uniform: dict[str, Any] = {"time": "uniform", "stratified": False}  # both were trained so
     objective = Objective(DDPM(), "eps", learn_variance=settings["learn_variance"], **uniform)
+    config = {}
     if sit:
+        if settings["learn_variance"]:
+            config["note"] = "read from SiT; the second half of its head, which SiT never used, was dropped"
         tensors = tensors | turn_sit_head(tensors, settings)
         settings["learn_variance"] = False
         objective = Objective(Linear(**SIT_CLOCK), "velocity", **uniform)
     with torch.device("meta"):
         net = create(official_name(settings), **settings)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
-    return Pipeline(net.eval(), objective, autoencoder_of(settings["channels"]))
+    return Pipeline(net.eval(), objective, autoencoder_of(settings["channels"]), config=config)
 
 
 def read_sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ditlab.diffusion.process import Process
+from ditlab.diffusion.process import DDPM, Process
 from ditlab.errors import InputError, lookup
 
 
@@ -33,11 +33,22 @@ def shifted(process: Process, steps: int) -> Tensor:
     return 3 * t / (1 + 2 * t)
 
 
+def leading(process: Process, steps: int) -> Tensor:
+    """Indices 0, k, 2 k, ... with k = 1000 // steps, noisiest first: DiT's "ddimN", diffusers' default for DDIM."""
+    if not isinstance(process, DDPM):
+        raise InputError("the leading grid counts indices of the ddpm process, which this model does not have")
+    process.uniform(steps)  # refuses more steps than the chain has
+    stride = process.timesteps // steps
+    indices = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * stride
+    return torch.cat([(indices + 1) / process.timesteps, torch.zeros(1, dtype=torch.float64)])
+
+
 GRIDS: dict[str, Callable[[Process, int], Tensor]] = {
     "uniform": uniform,
     "cosine": cosine,
     "log-snr": log_snr,
     "shifted": shifted,
+    "leading": leading,
 }
 
 

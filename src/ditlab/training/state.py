@@ -3,14 +3,14 @@
     run/recipe.toml                 the resolved recipe
     run/metrics.jsonl               one line every so many images
     run/previews/000000128000.png   EMA samples of fixed seeds
-    run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors and state.pt
+    run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors and state.pt; ema.safetensors with LoRA
 
 A checkpoint is written beside its place and renamed, so it is whole or absent.
 """
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ditlab.backbones import Backbone
+from ditlab.backbones.lora import merged, trained_tensors
 from ditlab.config import Recipe, parse_recipe, read_toml, to_tables, to_toml
 from ditlab.errors import InputError
-from ditlab.pipeline import WEIGHTS, Pipeline, newest_checkpoint, read_weights
+from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, newest_checkpoint, read_weights
 from ditlab.training.ema import EMA
 from ditlab.training.log import replace_text
 
 # A run may be resumed with other values of these.
+AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training goes on
 FREE = {"images", "log_every", "preview_every", "save_every", "keep", "device"}
 
 
@@ -86,8 +88,8 @@ class Run:
                 f"cannot write to {self.folder}: {error.strerror}; free some space or give another --out"
             ) from error
 
-    def save(self, state: TrainState, pipe: Pipeline, keep: int) -> Path:
-        """Write a checkpoint and drop all but the newest `keep`.
+    def save(self, state: TrainState, pipe: Pipeline, keep: int, *, apart: bool = False) -> Path:
+        """Write a checkpoint and drop all but the newest `keep`; low-rank updates merged, or apart.
 
         Raises:
             InputError: weights that are not finite, or a disk that is full; earlier checkpoints stay as they are.
@@ -104,8 +106,14 @@ class Run:
         shutil.rmtree(draft, ignore_errors=True)
         try:
             pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
-            pipe.save(draft, name=self.folder.name)
+            model = replace(pipe, net=merged(pipe.net))
+            model.save(draft, name=self.folder.name)
             save_file(dict(state.net.state_dict()), draft / "raw.safetensors")
+            if model.net is not pipe.net:
+                save_file(dict(pipe.net.state_dict()), draft / AVERAGED)
+                if apart:
+                    save_file(trained_tensors(pipe.net, pipe.config["lora"]["whole"]), draft / ADAPTER)
+                    (draft / WEIGHTS).unlink()
             torch.save(
                 {
                     "optimizer": state.optimizer.state_dict(),
@@ -134,7 +142,8 @@ class Run:
         folder = newest_checkpoint(self.folder)
         if folder is None:
             return
-        for net, name in ((state.net, "raw.safetensors"), (state.ema.net, WEIGHTS)):
+        average = AVERAGED if (folder / AVERAGED).exists() else WEIGHTS
+        for net, name in ((state.net, "raw.safetensors"), (state.ema.net, average)):
             net.load_state_dict(read_weights(folder / name, net.state_dict()))
         try:
             saved: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")

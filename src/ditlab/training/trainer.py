@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder, Pixel
 from ditlab.backbones import Backbone, create
+from ditlab.backbones.lora import add_lora, merged
 from ditlab.config import Model, Recipe, to_tables
 from ditlab.data import Dataset, open_dataset, training_order
 from ditlab.diffusion.objective import Objective
@@ -69,12 +70,20 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
     run.check(recipe)
     net = pipe.net.train()
+    whole = [*net.label_tables, *net.heads_out]
     if source is not None and resumed is None:
-        console.print(report(transfer(net, pipe.classes, source)))
+        changes = transfer(net, pipe.classes, source, settings.class_map)
+        console.print(report(changes))
+        whole += [change.name for change in changes if change.fate != "kept"]
         if source.objective.target != pipe.objective.target or source.objective.process != pipe.objective.process:
             console.print(
                 f"{settings.init_from} was trained with another target or process; its head has to learn anew"
             )
+    if settings.lora and source is not None:
+        origin = Path(settings.init_from)
+        fresh = {"source": str(origin.absolute() if origin.exists() else origin), "whole": whole}
+        pipe.config["lora"] = source.config["lora"] if resumed else fresh
+        add_lora(net, settings.lora, pipe.config["lora"]["whole"], settings.seed)
     ema = EMA(net, settings.ema)
     pipe.net = ema.net  # what is shown and shared is the average
     state = TrainState(net, ema, make_optimizer(net, recipe.optim))
@@ -82,6 +91,7 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
     if state.seen >= settings.images:
         console.print(f"{out} is already trained on {state.seen:,} images; raise --train.images to go on", markup=False)
+        pipe.net = merged(pipe.net)
         return pipe
     run.begin(recipe)
     if state.seen:
@@ -92,6 +102,7 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         state.precision = probe(loss_of, dataset, settings.batch) if auto else settings.precision
     console.print(f"training {net.config['name']} on {device} in {state.precision}", markup=False)
     loop(recipe, run, state, pipe, loss_of, dataset, console)
+    pipe.net = merged(pipe.net)
     return pipe
 
 
@@ -125,7 +136,7 @@ def loop(
                 sums, count = torch.zeros_like(sums), 0
             if due(settings.save_every) or interrupted.is_set():
                 state.seconds = time.monotonic() - started
-                run.save(state, pipe, settings.keep)
+                run.save(state, pipe, settings.keep, apart=settings.lora_apart)
             if due(settings.preview_every):
                 preview(pipe, dataset).save(run.previews / f"{state.seen:012d}.png")
             if done:
@@ -178,13 +189,16 @@ def build(recipe: Recipe, dataset: Dataset, device: torch.device) -> Pipeline:
     """A fresh, untrained model for this data."""
     autoencoder = Pixel()
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
+    classes = recipe.data.classes or len(dataset.classes)
+    if classes < len(dataset.classes):
+        raise InputError(f"data.classes is {classes}, but the data has {len(dataset.classes)} classes; leave it out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)  # initial weights only; all later chance has its own generator
         net = create(
             **vars(recipe.model),
             size=size,
             channels=channels,
-            classes=len(dataset.classes),
+            classes=classes,
             learn_variance=recipe.diffusion.learn_variance,
         )
     tables = to_tables(recipe)
@@ -252,6 +266,11 @@ def check_ranges(recipe: Recipe) -> None:
     for key, value in rest.items():
         if not 0 <= value < float("inf"):
             raise InputError(f"{key} is {value}; give a number that is not negative")
+    for key in ("class_map", "lora"):
+        if getattr(recipe.train, key) and not recipe.train.init_from:
+            raise InputError(f"train.{key} without a model to start from; give --init-from")
+    if recipe.train.lora < 0:
+        raise InputError(f"train.lora is {recipe.train.lora}; give a rank such as 8, or 0")
     if not 0 <= recipe.train.seed < 2**32:
         raise InputError(f"train.seed is {recipe.train.seed}; give 0 to {2**32 - 1}")
 

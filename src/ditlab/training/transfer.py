@@ -1,10 +1,13 @@
 """Starting from a trained model: keep what fits, say what does not.
 
-Classes are matched by name where both sides have names; the null row is always kept. Sin-cos positions are computed
-anew for another size. The variance half of the head is added (as zeros) or dropped.
+Classes are matched by name where both sides have names, or by a class map; the null row is always kept. Sin-cos
+positions are computed anew for another size. The variance half of the head is added (as zeros) or dropped.
 """
 
+import json
+import tomllib
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ditlab.backbones import Backbone
+from ditlab.errors import InputError, nearest
 from ditlab.pipeline import Pipeline
 
 
@@ -24,31 +28,34 @@ class Change(NamedTuple):
 
 
 @torch.no_grad()
-def transfer(net: Backbone, classes: list[str], source: Pipeline) -> list[Change]:
+def transfer(net: Backbone, classes: list[str], source: Pipeline, class_map: str = "") -> list[Change]:
     """Fill a fresh network with the weights of a trained one.
 
     Args:
         net: the network to be trained; changed in place.
         classes: its class names.
         source: the trained model.
+        class_map: a file for `match_classes`; classes of one name are matched without it.
 
     Returns:
         The fate of every tensor of both.
     """
     ours, theirs = net.state_dict(), source.net.state_dict()
-    changes = [_fill(name, ours[name], theirs, net, classes, source) for name in ours]
+    same = classes == source.classes and net.classes == source.net.classes and not class_map
+    rows = None if same else match_classes(classes, source, class_map)
+    changes = [_fill(name, ours[name], theirs, net, rows, source) for name in ours]
     changes += [Change(name, "dropped", shape(value)) for name, value in theirs.items() if name not in ours]
     return changes
 
 
 def _fill(
-    name: str, mine: Tensor, theirs: dict[str, Tensor], net: Backbone, classes: list[str], source: Pipeline
+    name: str, mine: Tensor, theirs: dict[str, Tensor], net: Backbone, rows: dict[int, int] | None, source: Pipeline
 ) -> Change:
     if name not in theirs:
         return Change(name, "new", shape(mine))
     value = theirs[name].to(mine)
-    if name in net.label_tables and (len(value) != len(mine) or classes != source.classes):
-        return _fill_labels(name, mine, value, classes, source.classes)
+    if name in net.label_tables and rows is not None:
+        return _fill_labels(name, mine, value, rows)
     if value.shape == mine.shape:
         mine.copy_(value)
         return Change(name, "kept", shape(mine))
@@ -63,16 +70,52 @@ def _fill(
     return Change(name, "new", f"{shape(mine)}, the source has {shape(value)}")
 
 
-def _fill_labels(name: str, mine: Tensor, value: Tensor, classes: list[str], known: list[str]) -> Change:
+def _fill_labels(name: str, mine: Tensor, value: Tensor, rows: dict[int, int]) -> Change:
     mine[-1] = value[-1]
-    if not classes or not known:
-        # Without names on both sides nothing says that two rows mean the same.
-        return Change(name, "adapted", f"{len(value) - 1} -> {len(mine) - 1} classes, only the null row kept")
-    matched = [(i, known.index(label)) for i, label in enumerate(classes) if label in known]
-    for i, j in matched:
+    for i, j in rows.items():
         mine[i] = value[j]
-    detail = f"{len(value) - 1} -> {len(mine) - 1} classes, {len(matched)} matched by name, null row kept"
+    detail = f"{len(value) - 1} -> {len(mine) - 1} classes, {len(rows)} of them matched, null row kept"
     return Change(name, "adapted", detail)
+
+
+def match_classes(classes: list[str], source: Pipeline, file: str = "") -> dict[int, int]:
+    """Index of the source's class for each class that continues one.
+
+    Args:
+        classes: names of the classes to be trained.
+        source: the trained model.
+        file: a TOML or JSON file with a table {class: class of the source, by name or index}; without it classes of
+            one name are matched. (Without names nothing says that two rows mean the same.)
+
+    Raises:
+        InputError: a file that cannot be read, or names a class that one side does not have.
+    """
+    if not file:
+        return {i: source.classes.index(name) for i, name in enumerate(classes) if name in source.classes}
+    pairs = read_pairs(Path(file))
+    for name in pairs:
+        if name not in classes:
+            raise InputError(f'{file} names a class "{name}" that the data does not have; {nearest(name, classes)}')
+    try:
+        rows = source.labels(list(pairs.values())).tolist()
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return {classes.index(name): row for name, row in zip(pairs, rows, strict=True)}
+
+
+def read_pairs(file: Path) -> dict[str, str | int]:
+    """A flat table of names or numbers from a TOML or JSON file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        pairs = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"cannot read class map {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"class map {file} is neither TOML nor JSON: {error}") from error
+    for name, value in pairs.items():
+        if not isinstance(value, str | int):
+            raise InputError(f"class map {file} gives {name} the value {value!r}; give a class name or index")
+    return pairs
 
 
 def report(changes: list[Change]) -> Table:

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from helpers import relative
+
+from ditlab.autoencoders import KL, create_autoencoder
+from ditlab.autoencoders import kl as module
+from ditlab.errors import InputError
+
+TINY = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": [8, 16, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "norm_num_groups": 4,
+    "sample_size": 32,
+}
+
+
+@pytest.fixture
+def autoencoder():
+    torch.manual_seed(0)
+    return KL(TINY, shift=[0.1, -0.2, 0.3, 0.0], scale=[2.0, 0.5, 1.0, 4.0]).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def pictures():
+    return torch.randint(0, 256, (3, 3, 32, 24), generator=torch.Generator().manual_seed(1)).byte()
+
+
+def test_moments_and_pictures_are_those_of_diffusers(autoencoder, pictures):
+    moments = autoencoder.encode(pictures)
+    posterior = autoencoder.net.encode(pictures.float() / 127.5 - 1).latent_dist
+    assert relative(moments[:, :4], posterior.mean) < 1e-6
+    assert relative(moments[:, 4:], posterior.logvar) < 1e-6
+    eps = torch.randn(3, 4, 8, 6)
+    z = posterior.mean + posterior.std * eps
+    x0 = autoencoder.latents(moments, lambda like: eps)
+    shift, scale = (torch.tensor(autoencoder.config[name]).reshape(1, 4, 1, 1) for name in ("shift", "scale"))
+    assert relative(x0, (z - shift) * scale) < 1e-6
+    theirs = (autoencoder.net.decode(z).sample.clamp(-1, 1) * 127.5 + 127.5).round()
+    assert (autoencoder.decode(x0).float() - theirs).abs().max() <= 1
+
+
+def test_latent_shape_is_what_encode_gives(autoencoder, pictures):
+    channels, size = autoencoder.latent_shape(3, (32, 24))
+    assert autoencoder.encode(pictures).shape == (3, 2 * channels, *size) == (3, 8, 8, 6)
+    with pytest.raises(InputError, match=r"30x24 with an autoencoder of stride 4; give .* multiples of 4"):
+        autoencoder.latent_shape(3, (30, 24))
+
+
+def test_grey_pictures_are_taken_as_rgb(autoencoder, pictures):
+    grey = pictures[:, :1]
+    assert torch.equal(autoencoder.encode(grey), autoencoder.encode(grey.repeat(1, 3, 1, 1)))
+    with pytest.raises(InputError, match="pictures with 2 channels; this autoencoder takes 3"):
+        autoencoder.encode(pictures[:, :2])
+
+
+def test_slices_do_not_change_the_result(autoencoder, pictures, monkeypatch):
+    moments = autoencoder.encode(pictures)
+    whole = autoencoder.decode(moments[:, :4])
+    monkeypatch.setattr(module, "SLICE", 1)
+    assert relative(autoencoder.encode(pictures), moments) < 1e-6
+    assert (autoencoder.decode(moments[:, :4]).int() - whole.int()).abs().max() <= 1
+
+
+def test_tiles_are_near_the_whole(autoencoder):
+    # A pattern that repeats, so that normalisation over a tile sees what it sees over the whole.
+    repeats = torch.randint(0, 256, (1, 3, 8, 8)).byte().repeat(1, 1, 16, 16)
+    whole = autoencoder.encode(repeats)[:, :4]
+    autoencoder.tile(64)
+    tiled = autoencoder.encode(repeats)[:, :4]
+    assert tiled.shape == whole.shape
+    assert 0 < relative(tiled, whole) < 0.2  # the borders of tiles are padded
+    with pytest.raises(InputError, match="tiles of 30 pixels; give a multiple of 4, at least 8"):
+        autoencoder.tile(30)
+
+
+def test_config_builds_it_again(autoencoder, pictures):
+    again = create_autoencoder(**autoencoder.config).eval()
+    again.load_state_dict(autoencoder.state_dict())
+    assert torch.equal(again.encode(pictures), autoencoder.encode(pictures))
+    assert again.config == autoencoder.config
