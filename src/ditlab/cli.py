@@ -165,6 +165,7 @@ def sample(
     preset: str | None = None,
     weights: Literal["ema", "model"] = "ema",
     autoencoder: str | None = None,
+    heads: Whole | None = None,
     tile: Whole | None = None,
     batch_size: Whole = 64,
     device: str = "auto",
@@ -204,6 +205,8 @@ def sample(
         The average of the weights, or the raw ones of a training checkpoint.
     autoencoder
         The autoencoder of a model that came without one: folder, file or hub id.
+    heads
+        Attention heads of a foreign checkpoint whose size was never published.
     tile
         Decode in tiles of so many pixels, for pictures that do not fit into memory.
     batch_size
@@ -222,7 +225,8 @@ def sample(
     from ditlab.training.trainer import pick_device
 
     claim_folder(out, overwrite)
-    pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder)
+    overrides: dict[str, Any] = {} if heads is None else {"heads": heads}
+    pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder, **overrides)
     say_note(pipe.config)
     if tile is not None:
         pipe.autoencoder.tile(tile)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ditlab.autoencoders import Absent
 from ditlab.pictures import contact_sheet, save_animation
 from ditlab.pipeline import PRESETS, Label, Pipeline, to_pil
 from ditlab.types import Step
@@ -78,7 +79,8 @@ def draw(
     rows: list[Label] = list(dict.fromkeys(labels)) if labels else list(range(pipe.net.classes)) or [None]
     seeds = list(dict.fromkeys(seeds))
     names = [row_name(pipe, label) for label in rows]
-    pipe.decode(torch.empty(0, pipe.net.channels, *pipe.net.size))  # refuses a missing autoencoder before any work
+    if isinstance(pipe.autoencoder, Absent):
+        pipe.decode(torch.empty(0))  # which it refuses: before any work
     every_label = [label for label in rows for _ in seeds]
     started = time.monotonic()
     frames: dict[int, list[Tensor]] = {}  # by step: the pictures of each batch

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import relative, tiny_pipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ditlab
 from ditlab.autoencoders import KL
+from ditlab.cli import main
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError
@@ -172,6 +174,17 @@ class TestPipelines:
         pictures = [each([0, 1], seeds=[0, 1], output_type="pt").images for each in (pipe, again)]
         assert pictures[0].shape == (2, 3, 16, 16)
         assert torch.equal(*pictures)
+
+    def test_the_command_line_draws_with_an_autoencoder_of_its_own(self, latent_model, tmp_path, capsys, monkeypatch):
+        model = latent_model().save(tmp_path / "with")
+        convert(ditlab.load(model), tmp_path / "a.pt", "official")
+        foreign = [str(tmp_path / "a.pt"), "--heads", "2", "--autoencoder", str(tmp_path / "own-vae")]
+        for arguments, file in (([str(model)], "0-class_0-seed1.png"), (foreign, "0-seed1.png")):
+            monkeypatch.setattr(sys, "argv", ["ditlab", "sample", *arguments, "--labels", "0", "--seeds", "0-1"])
+            out = tmp_path / f"out{len(arguments)}"
+            sys.argv += ["--steps", "2", "--sampler", "ddim", "--out", str(out)]
+            main()
+            assert Image.open(out / file).size == (16, 16)
 
     def test_latents_of_other_channels_are_refused(self, theirs, tmp_path):
         theirs.save_pretrained(tmp_path / "vae")

@@ -1,6 +1,9 @@
 import argparse
 import json
 import pickle
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -364,3 +367,31 @@ class TestBadFiles:
     def test_flow_models_have_no_official_layout(self, tmp_path):
         with pytest.raises(InputError, match="this model was trained otherwise"):
             convert(tiny_pipeline(), tmp_path / "a.pt", "official")
+
+
+CONVERSION = """
+import resource, sys
+from ditlab.interop import convert, load
+convert(load(sys.argv[1]), sys.argv[2], sys.argv[3])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_the_largest_model_converts_both_ways_in_little_memory(tmp_path):
+    torch.manual_seed(0)
+    net = create("DiT-XL/2")
+    for parameter in net.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.01)
+    state = net.state_dict()
+    torch.save(state, tmp_path / "official.pt")
+    size = (tmp_path / "official.pt").stat().st_size
+    names = {"official.pt": "diffusers", "theirs": "ditlab", "ours": "official"}
+    for (source, layout), target in zip(names.items(), ["theirs", "ours", "back.pt"], strict=True):
+        arguments = [sys.executable, "-c", CONVERSION, str(tmp_path / source), str(tmp_path / target), layout]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        assert int(done.stdout) < 1.5 * size
+    again = torch.load(tmp_path / "back.pt", mmap=True, weights_only=True)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(value, again[key]) for key, value in state.items())
+    shutil.rmtree(tmp_path)

@@ -43,7 +43,7 @@ def from_official(tensors: dict[str, Tensor], source: str, *, sit: bool = False,
     if "heads" not in settings:
         raise InputError(
             f"{source}: depth {settings['depth']} and width {settings['width']} are no published size; "
-            "give heads=, the number of attention heads"
+            "give heads= (--heads), the number of attention heads"
         )
     uniform: dict[str, Any] = {"time": "uniform", "stratified": False}  # both were trained so
     objective = Objective(DDPM(), "eps", learn_variance=settings["learn_variance"], **uniform)
