@@ -16,7 +16,7 @@ LAYERS = [
     {"model_card"},
     {"pipeline", "pictures", "data"},
     {"interop", "sampling"},
-    {"evaluation"},
+    {"evaluation", "encoding"},
     {"training"},
     {"demo"},
     {"cli"},

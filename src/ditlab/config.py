@@ -88,6 +88,8 @@ class Data:
 
     source: str = "digits"
     """The bundled set "digits", or a folder with one sub-folder of equally large pictures for each class."""
+    autoencoder: str = ""
+    """Train on the latents of this autoencoder: folder, file or hub id. A latent cache brings its own."""
     classes: Whole | None = None
     """Class count of the model, if it shall have room for more than the data has."""
 
@@ -172,6 +174,38 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     sample: Sample = field(default_factory=Sample)
+
+
+@dataclass(frozen=True)
+class AutoencoderTraining:
+    """A small KL autoencoder and how it is trained."""
+
+    stride: Whole = 4
+    """Picture sides divided by latent sides: 2, 4, 8, ..."""
+    latent_channels: Whole = 4
+    """Channels of the latents."""
+    width: Whole = 32
+    """Channels at full resolution; doubled at the next."""
+    layers: Whole = 1
+    """Residual blocks at each resolution of the encoder."""
+    images: Whole = 40_000
+    """Pictures to train on, repeats counted."""
+    batch: Whole = 16
+    """Pictures in a step."""
+    lr: float = 1e-3
+    """Learning rate at its height; it falls to 0 along a cosine."""
+    kl: float = 1e-5
+    """Weight of the KL term, summed over the latent, against the mean error of a pixel."""
+    edges: float = 1.0
+    """Weight of the error of differences between neighbouring pixels."""
+    held_out: float = 0.05
+    """Share of the pictures kept for the score."""
+    seed: Whole = 0
+    """Decides initial weights, order, noise and what is held out."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    log_every: Whole = 4_000
+    """Images between checkpoints and lines of metrics.jsonl."""
 
 
 def find_recipe(name: str) -> Path:

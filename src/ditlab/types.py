@@ -14,7 +14,7 @@ from torch import Tensor
 class Batch:
     """Pictures and their labels, as a data set hands them out."""
 
-    images: Tensor  # (B, C, H, W) uint8
+    images: Tensor  # (B, C, H, W) uint8, or moments (B, 2c, h, w) float32 from a latent cache
     labels: Tensor  # (B,) int64
 
 

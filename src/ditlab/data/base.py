@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -11,12 +11,13 @@ from ditlab.types import Batch
 
 
 class Dataset(ABC):
-    """Equally large uint8 pictures with labels."""
+    """Equally large uint8 pictures with labels, or their moments from a latent cache."""
 
     classes: list[str]  # names; the position is the label
     labels: Tensor  # (N,) int64
     channels: int
-    size: tuple[int, int]  # height, width
+    size: tuple[int, int]  # height, width of the pictures
+    preprocessing: dict[str, Any] = {}  # noqa: RUF012 - how they were made equally large; never changed in place
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -24,6 +25,10 @@ class Dataset(ABC):
     @abstractmethod
     def fetch(self, indices: Tensor) -> Batch:
         """The pictures with these indices (B,)."""
+
+    def fetch_readable(self, indices: Tensor) -> Batch:
+        """Those of the pictures with these indices that can be read."""
+        return self.fetch(indices)
 
 
 @final

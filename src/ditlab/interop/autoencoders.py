@@ -4,6 +4,7 @@ A folder says its constants itself. A single file does not: 0.18215 is what DiT'
 with, SDXL's wants 0.13025, so `scale=` and `shift=` are there for others.
 """
 
+import hashlib
 import inspect
 import json
 import re
@@ -180,3 +181,18 @@ def fold(tensors: dict[str, Tensor], shift: Any, scale: Any) -> dict[str, Tensor
         "post_quant_conv.bias": back_bias + back[:, :, 0, 0] @ shift,
     }
     return tensors | {key: value.float() for key, value in folded.items()}
+
+
+def fingerprint(autoencoder: Autoencoder) -> str:
+    """Hash of an autoencoder's weights and constants: equal for equal latents, wherever they were read from."""
+    shift, scale = (torch.as_tensor(autoencoder.config.get(name, 0.0)).tolist() for name in ("shift", "scale"))
+    digest = hashlib.sha256(f"{autoencoder.config['kind']} {rounded(shift)} {rounded(scale)}".encode())
+    for name, value in sorted(autoencoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def rounded(constant: float | list[float]) -> str:
+    """A constant with the digits that survive being written as its inverse."""
+    return " ".join(f"{value:.6g}" for value in (constant if isinstance(constant, list) else [constant]))

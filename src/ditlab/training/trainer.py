@@ -18,14 +18,15 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from ditlab.autoencoders import Autoencoder, Pixel
+from ditlab.autoencoders import KL, Autoencoder, Pixel
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.config import Model, Recipe, to_tables
-from ditlab.data import Dataset, open_dataset, training_order
+from ditlab.data import Dataset, Latents, open_dataset, training_order
 from ditlab.diffusion.objective import Objective
 from ditlab.errors import InputError
-from ditlab.interop import load
+from ditlab.interop import load, load_autoencoder
+from ditlab.interop.autoencoders import fingerprint
 from ditlab.pictures import contact_sheet
 from ditlab.pipeline import Pipeline, make_objective, newest_checkpoint
 from ditlab.training.ema import EMA
@@ -66,7 +67,7 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     if source is not None:  # the architecture is the source's
         own: dict[str, Any] = {key: source.net.config.get(key) for key in vars(recipe.model)}
         recipe = replace(recipe, model=Model(**own))
-    pipe = build(recipe, dataset, device)
+    pipe = build(recipe, dataset, pick_autoencoder(recipe.data.autoencoder, dataset, source), device)
     pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
     run.check(recipe)
     net = pipe.net.train()
@@ -164,7 +165,9 @@ class LossOf:
             return torch.randn(like.shape, generator=chance).to(like)
 
         with torch.no_grad():
-            x0 = self.autoencoder.latents(self.autoencoder.encode(batch.images.to(device)), noise)
+            images = batch.images.to(device)
+            moments = images if images.is_floating_point() else self.autoencoder.encode(images)  # a cache has them
+            x0 = self.autoencoder.latents(moments, noise)
         dropped = torch.rand(len(x0), generator=chance) < self.label_dropout
         y = torch.where(dropped, self.net.null(batch.labels), batch.labels).to(device)
         t = self.objective.draw_times(len(x0), chance)
@@ -185,9 +188,29 @@ def update(state: TrainState, loss: Tensor, rate: float, clip: float) -> Tensor:
     return norm
 
 
-def build(recipe: Recipe, dataset: Dataset, device: torch.device) -> Pipeline:
+def pick_autoencoder(given: str, dataset: Dataset, source: Pipeline | None) -> Autoencoder:
+    """The autoencoder to train with: of the cache, as given, of the model to start from; pixels otherwise.
+
+    Raises:
+        InputError: a cache that was made with another one than is given or started from.
+    """
+    wanted = load_autoencoder(given) if given else None
+    if wanted is None and source is not None and isinstance(source.autoencoder, KL):
+        wanted = source.autoencoder
+    if not isinstance(dataset, Latents):
+        return wanted or Pixel()
+    own, made_with = load_autoencoder(dataset.folder / "autoencoder"), dataset.description.autoencoder
+    for autoencoder, what in ((own, "lies beside it"), (wanted, "this run asks for")):
+        if autoencoder is not None and fingerprint(autoencoder) != made_with:
+            raise InputError(
+                f"the cache {dataset.folder} was made with autoencoder {made_with[:12]}, not with "
+                f"{fingerprint(autoencoder)[:12]}, which {what}; encode the pictures again"
+            )
+    return own
+
+
+def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: torch.device) -> Pipeline:
     """A fresh, untrained model for this data."""
-    autoencoder = Pixel()
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
     classes = recipe.data.classes or len(dataset.classes)
     if classes < len(dataset.classes):

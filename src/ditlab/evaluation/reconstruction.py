@@ -1,0 +1,35 @@
+"""How much of a picture an autoencoder keeps: PSNR in decibel and SSIM."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WINDOW, SPREAD = 11, 1.5  # of the Gaussian window (Wang et al. 2004)
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB of uint8 pictures (B, C, H, W); infinite for equal ones."""
+    error = (a.double() - b.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / error)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (B,) of uint8 pictures (B, C, H, W), mean over channels and places (Wang et al. 2004).
+
+    The window is 11x11, or the side of smaller pictures.
+    """
+    side = min(WINDOW, *a.shape[-2:])
+    places = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
+    weights = torch.exp(-(places**2) / (2 * SPREAD**2))
+    window = torch.outer(weights, weights)[None, None] / weights.sum() ** 2
+
+    def blur(x: Tensor) -> Tensor:
+        return F.conv2d(x.flatten(0, 1)[:, None], window).reshape(*x.shape[:2], -1)
+
+    x, y = a.double(), b.double()
+    mean_x, mean_y = blur(x), blur(y)
+    variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return ((2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * structure).mean((1, 2))

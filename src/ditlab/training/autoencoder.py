@@ -1,0 +1,287 @@
+"""Training a small KL autoencoder on one's own pictures.
+
+Loss: L1, L1 of the differences between neighbours at three scales (edges stay sharp without a downloaded network),
+and KL to a unit Gaussian. At the end the latents are measured, so that x0 has mean 0 and variance 1 in each channel.
+"""
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from ditlab.autoencoders import KL
+from ditlab.config import AutoencoderTraining, Optim
+from ditlab.data import Dataset, training_order
+from ditlab.errors import InputError
+from ditlab.evaluation.reconstruction import psnr, ssim
+from ditlab.interop import save_autoencoder
+from ditlab.pictures import contact_sheet
+from ditlab.pipeline import to_pil
+from ditlab.training.log import RunLog, replace_text
+from ditlab.training.optim import learning_rate
+from ditlab.training.trainer import interruption, pick_device
+
+SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
+FREE = {"device", "log_every"}  # a run may be resumed with other values of these
+MEASURED = 4096  # pictures from which mean and spread of the latents are taken
+JUDGED = 512  # held-out pictures that are reconstructed for the score
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How an autoencoder turned out, on pictures that it was not trained on."""
+
+    psnr: float  # dB, mean over pictures
+    ssim: float
+    held_out: int  # pictures judged
+    parameters: int
+    seconds: float
+    folder: Path
+
+
+@dataclass
+class State:
+    """All that changes during training; what it holds is what is saved."""
+
+    autoencoder: KL
+    optimizer: torch.optim.AdamW
+    seen: int = 0
+    seconds: float = 0.0
+
+
+def train_autoencoder(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console) -> Trained:
+    """Train, measure the latents, judge and save; the same call again resumes.
+
+    Args:
+        dataset: uint8 pictures; the share `settings.held_out` of them is kept for the score.
+        settings: of network and training.
+        out: becomes a folder in diffusers' layout, with metrics and `reconstructions.png`.
+        console: where progress is shown.
+
+    Raises:
+        InputError: a folder that holds something else, or pictures that the network does not fit.
+    """
+    state = begin(dataset, settings, pick_device(settings.device))
+    training, judged = split(len(dataset), settings)
+    claim(out, settings)
+    restore(state, out)
+    loop(state, dataset, training, judged, settings, out, console)
+    normalised = normalise(state.autoencoder.eval().requires_grad_(False), dataset, training)
+    save_autoencoder(normalised, out)
+    sharpness, likeness = judge(normalised, dataset, judged)
+    parameters = sum(p.numel() for p in normalised.parameters())
+    result = Trained(sharpness, likeness, len(judged), parameters, round(state.seconds, 1), out)
+    replace_text(out / RESULT, json.dumps(asdict(result), default=str) + "\n")
+    return result
+
+
+def loop(
+    state: State,
+    dataset: Dataset,
+    training: Tensor,
+    judged: Tensor,
+    settings: AutoencoderTraining,
+    out: Path,
+    console: Console,
+) -> None:
+    """Train from `state.seen` to the end, or to the next Ctrl-C."""
+    schedule = Optim(lr=settings.lr, warmup=settings.images // 20, schedule="cosine")
+    started = time.monotonic() - state.seconds
+    order = training_order(len(training), settings.batch, settings.seed, state.seen)
+    with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as interrupted:
+        while state.seen < settings.images:
+            images = dataset.fetch(training[next(order)]).images
+            rate = learning_rate(schedule, state.seen, settings.images)
+            loss, norm = step(state, images, settings, rate)
+            before, state.seen = state.seen, state.seen + settings.batch
+
+            def means(loss: Tensor = loss, norm: Tensor = norm) -> tuple[float, float]:
+                return loss.item(), norm.item()
+
+            log.show(state.seen, means)
+            due = before // settings.log_every != state.seen // settings.log_every
+            if due or interrupted.is_set() or state.seen >= settings.images:
+                log.write(state.seen, *means(), rate)
+                state.seconds = time.monotonic() - started
+                save(state, out)
+                preview(state.autoencoder, dataset, judged).save(out / "reconstructions.png")
+            if interrupted.is_set():
+                console.print(f"saved {out} at {state.seen:,} images; the same command resumes", markup=False)
+                raise KeyboardInterrupt
+
+
+def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device) -> State:
+    """A fresh autoencoder for these pictures."""
+    levels = settings.stride.bit_length()
+    if settings.stride != 2 ** (levels - 1) or settings.stride < 2:
+        raise InputError(f"stride {settings.stride}; give 2, 4, 8 or another power of two")
+    if settings.width < 8 or settings.width % 8:
+        raise InputError(f"width {settings.width}; give a multiple of 8")
+    if not 0 < settings.held_out < 1 or min(settings.images, settings.batch, settings.layers) < 1:
+        raise InputError("images, batch and layers must be 1 or more, held_out between 0 and 1")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        autoencoder = KL(
+            {
+                "in_channels": dataset.channels,
+                "out_channels": dataset.channels,
+                "latent_channels": settings.latent_channels,
+                "block_out_channels": [settings.width, *[2 * settings.width] * (levels - 1)],
+                "down_block_types": ["DownEncoderBlock2D"] * levels,
+                "up_block_types": ["UpDecoderBlock2D"] * levels,
+                "layers_per_block": settings.layers,
+                "norm_num_groups": 8,
+                "sample_size": max(dataset.size),
+            }
+        ).to(device)
+    autoencoder.latent_shape(dataset.channels, dataset.size)  # refuses sides that the stride does not divide
+    autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    return State(autoencoder, optimizer)
+
+
+def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
+    """Indices for training, and up to `JUDGED` of those held out.
+
+    Raises:
+        InputError: too few pictures to hold any out.
+    """
+    held_out = round(count * settings.held_out)
+    if held_out < 1 or held_out == count:
+        raise InputError(f"{count} pictures, of which a share of {settings.held_out} is held out; give more pictures")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
+    return order[held_out:], order[:held_out][:JUDGED]
+
+
+def step(state: State, images: Tensor, settings: AutoencoderTraining, rate: float) -> tuple[Tensor, Tensor]:
+    """One step on uint8 pictures (B, C, H, W); returns loss and norm of the gradient."""
+    net = state.autoencoder.net.train()
+    chance = torch.Generator().manual_seed((settings.seed * 1_000_000_007 + state.seen) % 2**63)
+    x = images.to(next(net.parameters()).device) / 127.5 - 1
+    posterior = net.encode(x).latent_dist  # type: ignore[operator]
+    eps = torch.randn(posterior.mean.shape, generator=chance).to(x)
+    y = net.decode(posterior.mean + posterior.std * eps).sample  # type: ignore[operator]
+    loss = (y - x).abs().mean() + settings.edges * edge_error(y, x) + settings.kl * posterior.kl().mean()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    return loss.detach(), norm
+
+
+def edge_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean error of the differences between neighbouring pixels, at full, half and quarter size."""
+    error = a - b
+    total = torch.zeros((), device=a.device)
+    for _ in range(3):
+        total = total + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        error = F.avg_pool2d(error, 2)
+    return total / 3
+
+
+def claim(out: Path, settings: AutoencoderTraining) -> None:
+    """Begin the folder, or check that it holds this run.
+
+    Raises:
+        InputError: another run, or something else; nothing is touched.
+    """
+    file, now = out / SETTINGS, asdict(settings)
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for key in sorted(now.keys() - FREE):
+            if before.get(key) != now[key]:
+                raise InputError(
+                    f"{out} holds another run ({key} is {before.get(key)} there, {now[key]} here); "
+                    "give the same settings to resume it, or another --out"
+                )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and holds no autoencoder run; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    replace_text(file, json.dumps(now, indent=1) + "\n")
+
+
+def save(state: State, out: Path) -> None:
+    """Write the training state, whole or not at all.
+
+    Raises:
+        InputError: weights that are not finite, or a disk that is full; the state before stays as it is.
+    """
+    if not all(bool(p.isfinite().all()) for p in state.autoencoder.parameters()):
+        raise InputError(f"the weights are no longer finite after {state.seen:,} images; lower --lr")
+    draft = out / f".{STATE}.part"
+    content = {"net": state.autoencoder.state_dict(), "optimizer": state.optimizer.state_dict()}
+    try:
+        torch.save(content | {"seen": state.seen, "seconds": state.seconds}, draft)
+        os.replace(draft, out / STATE)
+    except (OSError, RuntimeError) as error:
+        draft.unlink(missing_ok=True)
+        message = " ".join(str(error).split())
+        raise InputError(f"cannot write {out / STATE}: {message}; free some space and run the command again") from error
+
+
+def restore(state: State, out: Path) -> None:
+    """Take up the saved state, if there is one."""
+    file = out / STATE
+    if not file.exists():
+        return
+    try:
+        saved: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        state.autoencoder.load_state_dict(saved["net"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.seen, state.seconds = saved["seen"], saved["seconds"]
+    except (RuntimeError, KeyError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{file} is damaged ({type(error).__name__}); remove it to train from the start") from error
+
+
+def batches(dataset: Dataset, indices: Tensor) -> Iterator[Tensor]:
+    """The pictures with these indices, 64 at a time."""
+    for part in torch.split(indices, 64):
+        yield dataset.fetch(part).images
+
+
+@torch.no_grad()
+def normalise(autoencoder: KL, dataset: Dataset, training: Tensor) -> KL:
+    """The same autoencoder, with the shift and scale that give its latents mean 0 and variance 1 in each channel."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for images in batches(dataset, training[:MEASURED]):
+        mean, log_variance = autoencoder.encode(images.to(next(autoencoder.parameters()).device)).double().chunk(2, 1)
+        total = total + mean.sum((0, 2, 3)).cpu()
+        squares = squares + (mean.square() + log_variance.exp()).sum((0, 2, 3)).cpu()
+        count += mean.numel() // mean.shape[1]
+    shift = total / count
+    scale = (squares / count - shift**2).rsqrt()
+    same = KL(autoencoder.config["architecture"], shift.tolist(), scale.tolist())
+    same.load_state_dict(autoencoder.state_dict())
+    return same.to(next(autoencoder.parameters()).device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: KL, images: Tensor) -> Tensor:
+    """uint8 pictures through the mean of their posterior and back, on the CPU."""
+    mean = autoencoder.encode(images.to(next(autoencoder.parameters()).device)).chunk(2, 1)[0]
+    return autoencoder.decode(autoencoder.normalised(mean)).cpu()
+
+
+def judge(autoencoder: KL, dataset: Dataset, judged: Tensor) -> tuple[float, float]:
+    """Mean PSNR and SSIM of the held-out pictures."""
+    pairs = [(images, reconstruct(autoencoder, images)) for images in batches(dataset, judged)]
+    scores = [torch.cat([measure(a, b) for a, b in pairs]).mean().item() for measure in (psnr, ssim)]
+    return scores[0], scores[1]
+
+
+def preview(autoencoder: KL, dataset: Dataset, judged: Tensor) -> Image.Image:
+    """Held-out pictures above their reconstructions."""
+    images = dataset.fetch(judged[:12]).images
+    return contact_sheet([to_pil(images), to_pil(reconstruct(autoencoder.eval(), images))], ["real", "kept"])
