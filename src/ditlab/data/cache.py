@@ -1,15 +1,15 @@
-"""The latent cache: posterior moments of every picture, encoded once, read memory-mapped.
+"""The latent cache: posterior moments of every picture, encoded once, read in place.
 
     cache/index.json                  entries, shape, classes, preprocessing, the autoencoder's identity, the shards
     cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,)
     cache/autoencoder/                the autoencoder itself, so that a model trained on the cache can draw
 
-A shard is written beside its place and renamed, so it is whole or absent; what is there is not encoded again.
+A shard is written beside its place and renamed, so it is whole or absent; what is there is not encoded again. Entries
+are read at their offset rather than mapped: mapped files count as resident, and a kernel maps megabytes around a place.
 """
 
 import hashlib
 import json
-import mmap
 import os
 import struct
 import zlib
@@ -30,7 +30,6 @@ from ditlab.types import Batch
 
 INDEX, FORMAT = "index.json", "ditlab latents"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-RELEASE = 2**26  # bytes of shards that may stay mapped before their pages are handed back
 
 
 @dataclass(frozen=True)
@@ -162,15 +161,9 @@ class Latents(Dataset):
         self.labels = torch.cat([torch.from_numpy(shard.read("labels", np.int64)) for shard in self.shards])
         self.checksums = np.concatenate([shard.read("checksums", np.int64) for shard in self.shards])
         self.entry_bytes = int(np.prod(self.shape)) * DTYPES[self.description.dtype].itemsize
-        self.touched = 0
 
     def fetch(self, indices: Tensor) -> Batch:
         rows = torch.stack([self._entry(i) for i in indices.tolist()])
-        self.touched += len(rows) * (self.entry_bytes + mmap.PAGESIZE)
-        if self.touched > RELEASE:  # mapped pages count as memory until they are handed back
-            for shard in self.shards:
-                shard.release()
-            self.touched = 0
         moments = rows.view(DTYPES[self.description.dtype]).reshape(len(rows), *self.shape).float()
         return Batch(moments, self.labels[indices])
 
@@ -184,14 +177,13 @@ class Latents(Dataset):
 
 
 class Shard:
-    """One file, mapped when it is first read."""
+    """One file of a cache."""
 
     def __init__(self, file: Path, expected: int) -> None:
         self.file = file
         self.header = read_header(file)
         if file.stat().st_size != expected:
             raise InputError(f"shard {file} has another length than the index says; remove it and encode again")
-        self.map: mmap.mmap | None = None
 
     def read(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
         """A small tensor, whole."""
@@ -202,16 +194,10 @@ class Shard:
 
     def entry(self, row: int, length: int) -> bytes:
         """The bytes of one entry."""
-        if self.map is None:
-            with self.file.open("rb") as file:
-                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         first = self.header["start"] + self.header["moments"]["data_offsets"][0] + row * length
-        return self.map[first : first + length]
-
-    def release(self) -> None:
-        """Hand the pages that were read back to the system."""
-        if self.map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self.map.madvise(mmap.MADV_DONTNEED)
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(first)
+            return file.read(length) or b""
 
 
 def read_index(folder: Path) -> dict[str, Any]:
