@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from ditlab import __version__
-from ditlab.config import Condition, Recipe, Whole, find_recipe, one_line, recipe_config
+from ditlab.config import AutoencoderTraining, Condition, Recipe, Whole, find_recipe, one_line, recipe_config
 from ditlab.errors import InputError
 
 app = App(
@@ -304,6 +304,121 @@ def convert(
             highlight=False,
             markup=False,
         )
+
+
+@app.command
+def train_autoencoder(
+    source: str,
+    /,
+    *,
+    out: Path,
+    settings: Annotated[AutoencoderTraining | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Train a small KL autoencoder on pictures; the same command again resumes.
+
+    Parameters
+    ----------
+    source
+        A folder of pictures, or a built-in data set: digits.
+    out
+        The folder that the autoencoder becomes.
+    settings
+        Network and training.
+    json
+        Print one JSON object.
+    """
+    from ditlab.data import open_dataset
+    from ditlab.training.autoencoder import train_autoencoder
+
+    done = train_autoencoder(open_dataset(source), settings or AutoencoderTraining(), out, screen)
+    if json:
+        print_json(dataclasses.asdict(done))
+        return
+    screen.print(
+        f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on {done.held_out} pictures that it has "
+        f"not seen: PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}; look at {out / 'reconstructions.png'}; "
+        f"try: {command()} encode {source} --autoencoder {out} --out cache",
+        highlight=False,
+        markup=False,
+    )
+
+
+@app.command
+def encode(
+    source: str,
+    /,
+    *,
+    autoencoder: str,
+    out: Path,
+    batch_size: Whole = 64,
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16",
+    shard: Whole = 4096,
+    scale: float | None = None,
+    tile: Whole | None = None,
+    device: str = "auto",
+    json: Json = False,
+) -> None:
+    """Encode pictures into a latent cache, to train on; the same command again goes on where it stopped.
+
+    Under torchrun the processes share the work.
+
+    Parameters
+    ----------
+    source
+        A folder of pictures, or a built-in data set.
+    autoencoder
+        Folder, file or hub id.
+    out
+        The cache.
+    batch_size
+        Pictures encoded at a time.
+    dtype
+        Precision in which the latents are stored.
+    shard
+        Pictures in a file of the cache.
+    scale
+        Scale of the latents, for an autoencoder in a single file that does not say it.
+    tile
+        Encode in tiles of so many pixels, for pictures that do not fit into memory.
+    device
+        auto, cpu, cuda, mps.
+    json
+        Print one JSON object.
+    """
+    from ditlab.autoencoders import KL
+    from ditlab.data import open_dataset
+    from ditlab.encoding import encode
+    from ditlab.interop import load_autoencoder
+    from ditlab.training.trainer import pick_device
+
+    own = load_autoencoder(autoencoder, scale=scale, device=pick_device(device))
+    if not isinstance(own, KL):
+        raise InputError(f"{autoencoder} has no latents of its own to cache; give a KL autoencoder")
+    if tile is not None:
+        own.tile(tile)
+    done = encode(
+        open_dataset(source),
+        source,
+        own,
+        out,
+        screen,
+        batch_size=batch_size,
+        dtype=dtype,
+        shard=shard,
+        rank=int(os.environ.get("RANK", "0")),
+        world=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    if json:
+        print_json(dataclasses.asdict(done))
+        return
+    rate = done.pictures / done.seconds if done.seconds else 0.0
+    whole = "other processes still write" if done.entries is None else f"{done.entries:,} entries in {out}"
+    screen.print(
+        f"encoded {done.pictures:,} pictures at {rate:,.1f}/s, {done.waited:.1%} of it waiting for them; {whole}",
+        highlight=False,
+        markup=False,
+    )
 
 
 @app.command

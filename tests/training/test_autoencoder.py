@@ -1,0 +1,141 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import ditlab
+from ditlab.config import AutoencoderTraining, parse_recipe
+from ditlab.data.base import InMemory
+from ditlab.encoding import encode
+from ditlab.errors import InputError
+from ditlab.evaluation.reconstruction import psnr
+from ditlab.interop import load_autoencoder
+from ditlab.training import train
+from ditlab.training.autoencoder import edge_error, reconstruct, train_autoencoder
+
+SETTINGS = {"stride": 2, "latent_channels": 3, "width": 16, "batch": 16, "lr": 3e-3, "log_every": 320, "device": "cpu"}
+
+
+def pictures(count=200):
+    """Smooth pictures that a few numbers describe: a ramp with a direction, a mean and a colour."""
+    chance = torch.Generator().manual_seed(0)
+    slopes = torch.rand(count, 3, 2, 1, generator=chance) * 2 - 1
+    ramp = torch.linspace(-1, 1, 8)
+    planes = slopes[:, :, 0, :, None] * ramp[:, None] + slopes[:, :, 1, :, None] * ramp
+    return InMemory((planes * 60 + 128).byte(), torch.arange(count) % 2, ["even", "odd"])
+
+
+def run(out, images=960, data=None, **settings):
+    console = Console(quiet=True)
+    return train_autoencoder(
+        data or pictures(), AutoencoderTraining(images=images, **SETTINGS | settings), out, console
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("autoencoder") / "run"
+    return run(out), out
+
+
+def test_it_learns_to_reconstruct_what_it_has_not_seen(trained):
+    result, out = trained
+    assert result.held_out == 10
+    assert result.psnr > 19
+    assert result.ssim > 0.4
+    recorded = json.loads((out / "result.json").read_text())
+    assert recorded["psnr"] == result.psnr
+    flat = torch.full((1, 3, 8, 8), 128).byte()
+    assert psnr(pictures().images[:50], flat.expand(50, -1, -1, -1)).mean() < result.psnr - 3
+    assert Image.open(out / "reconstructions.png").size[0] > 8 * 12
+    read = load_autoencoder(out)
+    images = pictures().images[:50]
+    assert psnr(images, reconstruct(read, images)).mean() == pytest.approx(result.psnr, abs=2)
+
+
+def test_latents_have_zero_mean_and_unit_variance_in_each_channel(trained):
+    autoencoder = load_autoencoder(trained[1])
+    moments = autoencoder.encode(pictures().images)
+    chance = torch.Generator().manual_seed(0)
+    x0 = autoencoder.latents(moments, lambda like: torch.randn(like.shape, generator=chance))
+    assert x0.mean((0, 2, 3)).abs().max() < 0.05
+    assert x0.var((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=0.05)
+
+
+def test_resuming_equals_the_uninterrupted_run(trained, tmp_path, monkeypatch):
+    from ditlab.training import autoencoder as module
+
+    class StopError(Exception):
+        pass
+
+    real = module.step
+
+    def interrupted(state, *arguments):
+        if state.seen == 480:
+            raise StopError
+        return real(state, *arguments)
+
+    monkeypatch.setattr(module, "step", interrupted)
+    with pytest.raises(StopError):
+        run(tmp_path / "run")
+    monkeypatch.setattr(module, "step", real)
+    run(tmp_path / "run")
+    a, b = (load_autoencoder(path).state_dict() for path in (trained[1], tmp_path / "run"))
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
+    lines = [json.loads(line)["images"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [320, 640, 960]
+
+
+def test_edge_error_of_a_step():
+    a, b = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    b[..., 4:] = 1.0  # one of 7, 3 and 1 differences along each row, at full, half and quarter size
+    assert edge_error(a, b).item() == pytest.approx((1 / 7 + 1 / 3 + 1) / 3)
+    assert edge_error(a + 5, a).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stride": 3}, "stride 3; give 2, 4, 8"),
+        ({"width": 12}, "width 12; give a multiple of 8"),
+        ({"stride": 16}, "8x8 with an autoencoder of stride 16"),
+        ({"held_out": 0.001}, "200 pictures, of which a share of 0.001 is held out; give more pictures"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_is_not_overwritten(trained, tmp_path):
+    with pytest.raises(InputError, match=r"holds another run \(width is 16 there, 24 here\)"):
+        run(trained[1], width=24)
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="exists and holds no autoencoder run"):
+        run(tmp_path)
+
+
+def latent_recipe(source, **data):
+    return parse_recipe(
+        {"data": {"source": str(source)} | data, "model": {"width": 32, "depth": 1, "heads": 2, "patch": 2}}
+        | {"train": {"images": 64, "batch": 16, "precision": "float32"}, "sample": {"sampler": "euler", "steps": 2}}
+    )
+
+
+def test_training_on_a_cache_and_drawing_from_it(trained, tmp_path):
+    autoencoder = load_autoencoder(trained[1])
+    encode(pictures(), "ramps", autoencoder, tmp_path / "cache", Console(quiet=True), dtype="fp32")
+    pipe = train(latent_recipe(tmp_path / "cache"), tmp_path / "run", console=Console(quiet=True))
+    assert (pipe.net.channels, pipe.net.size, pipe.classes) == (3, (4, 4), ["even", "odd"])
+    drawn = ditlab.load(tmp_path / "run")(["odd"], seeds=[0, 1], output_type="pt").images
+    assert drawn.shape == (2, 3, 8, 8)
+    other = load_autoencoder(trained[1], scale=2.0)
+    ditlab.interop.save_autoencoder(other, tmp_path / "other")
+    with pytest.raises(InputError, match=r"was made with autoencoder .*, not with .*, which this run asks for; encode"):
+        train(latent_recipe(tmp_path / "cache", autoencoder=str(tmp_path / "other")), tmp_path / "run2")
+    (tmp_path / "cache" / "autoencoder" / "config.json").write_text((tmp_path / "other" / "config.json").read_text())
+    with pytest.raises(InputError, match="which lies beside it; encode the pictures again"):
+        train(latent_recipe(tmp_path / "cache"), tmp_path / "run2")
