@@ -27,7 +27,7 @@ def pictures(count=200):
     return InMemory((planes * 60 + 128).byte(), torch.arange(count) % 2, ["even", "odd"])
 
 
-def run(out, images=960, data=None, **settings):
+def run(out, images=1920, data=None, **settings):
     console = Console(quiet=True)
     return train_autoencoder(
         data or pictures(), AutoencoderTraining(images=images, **SETTINGS | settings), out, console
@@ -85,7 +85,7 @@ def test_resuming_equals_the_uninterrupted_run(trained, tmp_path, monkeypatch):
     a, b = (load_autoencoder(path).state_dict() for path in (trained[1], tmp_path / "run"))
     assert all(torch.equal(value, b[key]) for key, value in a.items())
     lines = [json.loads(line)["images"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [320, 640, 960]
+    assert lines == list(range(320, 1921, 320))
 
 
 def test_edge_error_of_a_step():
