@@ -16,7 +16,17 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from ditlab import __version__
-from ditlab.config import AutoencoderTraining, Condition, Recipe, Whole, find_recipe, one_line, recipe_config
+from ditlab.config import (
+    AutoencoderTraining,
+    Condition,
+    Preparation,
+    Recipe,
+    Whole,
+    find_recipe,
+    one_line,
+    parse_size,
+    recipe_config,
+)
 from ditlab.errors import InputError
 
 app = App(
@@ -312,6 +322,7 @@ def train_autoencoder(
     /,
     *,
     out: Path,
+    pictures: Annotated[Preparation | None, Parameter(name="*")] = None,
     settings: Annotated[AutoencoderTraining | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
@@ -320,9 +331,11 @@ def train_autoencoder(
     Parameters
     ----------
     source
-        A folder of pictures, or a built-in data set: digits.
+        A folder of pictures, tar shards, hf:NAME[:SPLIT], or a built-in data set.
     out
         The folder that the autoencoder becomes.
+    pictures
+        How they are read and made equally large.
     settings
         Network and training.
     json
@@ -331,7 +344,8 @@ def train_autoencoder(
     from ditlab.data import open_dataset
     from ditlab.training.autoencoder import train_autoencoder
 
-    done = train_autoencoder(open_dataset(source), settings or AutoencoderTraining(), out, screen)
+    dataset = open_dataset(source, pictures, out / "skipped.csv")
+    done = train_autoencoder(dataset, settings or AutoencoderTraining(), out, screen)
     if json:
         print_json(dataclasses.asdict(done))
         return
@@ -351,6 +365,7 @@ def encode(
     *,
     autoencoder: str,
     out: Path,
+    pictures: Annotated[Preparation | None, Parameter(name="*")] = None,
     batch_size: Whole = 64,
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16",
     shard: Whole = 4096,
@@ -366,11 +381,13 @@ def encode(
     Parameters
     ----------
     source
-        A folder of pictures, or a built-in data set.
+        A folder of pictures, tar shards, hf:NAME[:SPLIT], or a built-in data set.
     autoencoder
         Folder, file or hub id.
     out
         The cache.
+    pictures
+        How they are read and made equally large.
     batch_size
         Pictures encoded at a time.
     dtype
@@ -397,8 +414,10 @@ def encode(
         raise InputError(f"{autoencoder} has no latents of its own to cache; give a KL autoencoder")
     if tile is not None:
         own.tile(tile)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    dataset = open_dataset(source, pictures, out / (f"skipped-{rank}.csv" if rank else "skipped.csv"))
     done = encode(
-        open_dataset(source),
+        dataset,
         source,
         own,
         out,
@@ -406,8 +425,8 @@ def encode(
         batch_size=batch_size,
         dtype=dtype,
         shard=shard,
-        rank=int(os.environ.get("RANK", "0")),
-        world=int(os.environ.get("WORLD_SIZE", "1")),
+        rank=rank,
+        world=world,
     )
     if json:
         print_json(dataclasses.asdict(done))
@@ -446,14 +465,6 @@ def say_note(config: dict[str, Any]) -> None:
     """What was left out or turned round when a foreign model was read."""
     if note := config.get("note"):
         screen.print(str(note), highlight=False, markup=False)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """ "32" or "32x48" -> (height, width)."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise InputError(f'size "{text}"; give a side such as 32, or HEIGHTxWIDTH such as 32x48')
-    return int(sides[0]), int(sides[-1])
 
 
 def parse_seeds(texts: list[str]) -> list[int]:

@@ -83,11 +83,29 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class Data:
+class Preparation:
+    """How pictures are read and made equally large."""
+
+    size: str = ""
+    """Side, or HEIGHTxWIDTH, that pictures are brought to; left out they must be equally large."""
+    fit: Literal["crop", "letterbox", "stretch"] = "crop"
+    """How: the middle is cut out, bars are added, or the sides are distorted."""
+    flip: bool = False
+    """Use the mirrored version of each picture too."""
+    background: str = "white"
+    """Colour behind transparent parts, and of bars."""
+    labels: str = ""
+    """CSV or JSONL file with the labels of a flat folder."""
+    max_skipped: float = 0.05
+    """Share of the pictures that may be unreadable."""
+
+
+@dataclass(frozen=True)
+class Data(Preparation):
     """Where the pictures come from."""
 
     source: str = "digits"
-    """The bundled set "digits", or a folder with one sub-folder of equally large pictures for each class."""
+    """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
     autoencoder: str = ""
     """Train on the latents of this autoencoder: folder, file or hub id. A latent cache brings its own."""
     classes: Whole | None = None
@@ -206,6 +224,14 @@ class AutoencoderTraining:
     """auto, cpu, cuda, cuda:1, mps."""
     log_every: Whole = 4_000
     """Images between checkpoints and lines of metrics.jsonl."""
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "32" or "32x48" -> (height, width)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise InputError(f'size "{text}"; give a side such as 32, or HEIGHTxWIDTH such as 32x48')
+    return int(sides[0]), int(sides[-1])
 
 
 def find_recipe(name: str) -> Path:

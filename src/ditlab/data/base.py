@@ -1,7 +1,8 @@
 """What training asks of a data set, and the order in which it is read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, final
 
 import torch
@@ -61,3 +62,14 @@ def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Ten
             left = torch.cat([left, permutation(epoch)])
         yield left[:batch]
         left = left[batch:]
+
+
+def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch]) -> Iterator[Batch]:
+    """The batches of an order, the next one being read in a thread while the caller works on the present one."""
+    with ThreadPoolExecutor(1) as reader:
+        pending = reader.submit(fetch, next(order))
+        for indices in order:
+            batch = pending.result()
+            pending = reader.submit(fetch, indices)
+            yield batch
+        yield pending.result()

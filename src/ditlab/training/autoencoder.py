@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import KL
 from ditlab.config import AutoencoderTraining, Optim
-from ditlab.data import Dataset, training_order
+from ditlab.data import Dataset, ahead, training_order
 from ditlab.errors import InputError
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.interop import save_autoencoder
@@ -99,10 +99,11 @@ def loop(
     started = time.monotonic() - state.seconds
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
     with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as interrupted:
-        while state.seen < settings.images:
-            images = dataset.fetch(training[next(order)]).images
+        for batch in ahead(order, lambda places: dataset.fetch(training[places])):
+            if state.seen >= settings.images:
+                return
             rate = learning_rate(schedule, state.seen, settings.images)
-            loss, norm = step(state, images, settings, rate)
+            loss, norm = step(state, batch.images, settings, rate)
             before, state.seen = state.seen, state.seen + settings.batch
 
             def means(loss: Tensor = loss, norm: Tensor = norm) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from ditlab.autoencoders import KL, Autoencoder, Pixel
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.config import Model, Recipe, to_tables
-from ditlab.data import Dataset, Latents, open_dataset, training_order
+from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
 from ditlab.diffusion.objective import Objective
 from ditlab.errors import InputError
 from ditlab.interop import load, load_autoencoder
@@ -58,7 +58,7 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     console = console or Console(stderr=True)
     settings = recipe.train
     check_ranges(recipe)
-    dataset = open_dataset(recipe.data.source)
+    dataset = open_dataset(recipe.data.source, recipe.data, Path(out) / "skipped.csv")
     device = pick_device(settings.device)
     run = Run(Path(out))
     # A resumed run has its own weights and does not need the source again.
@@ -116,9 +116,10 @@ def loop(
     sums, count = torch.zeros(2, device=state.net.device), 0
     with RunLog(run.metrics, state.seen, settings.images, console) as log, interruption() as interrupted:
         started = time.monotonic() - state.seconds
-        for indices in training_order(len(dataset), settings.batch, settings.seed, state.seen):
+        order = training_order(len(dataset), settings.batch, settings.seed, state.seen)
+        for batch in ahead(order, dataset.fetch):
             rate = learning_rate(recipe.optim, state.seen, settings.images)
-            loss = loss_of(dataset.fetch(indices), state.seen, dtype)
+            loss = loss_of(batch, state.seen, dtype)
             norm = update(state, loss, rate, recipe.optim.clip)
             before, state.seen = state.seen, state.seen + settings.batch
             sums, count = sums + torch.stack([loss.detach(), norm]), count + 1

@@ -1,0 +1,105 @@
+"""Pictures of any mode and size -> uint8 arrays of one shape.
+
+"crop" is the field's way (ADM's, which DiT uses): halve with a box filter while more than twice too large, bicubic to
+cover the target, cut out the middle. "letterbox" pads, "stretch" distorts.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageOps
+
+from ditlab.errors import InputError
+
+Fit = Literal["crop", "letterbox", "stretch"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pictures are made equally large."""
+
+    size: tuple[int, int]  # (height, width)
+    fit: Fit = "crop"
+    flip: bool = False  # use the mirrored version of each picture too
+    background: str = "white"  # behind transparent parts, and beside letterboxed pictures
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise InputError(f"size {self.size[0]}x{self.size[1]}; give sides of 1 or more")
+        colour(self.background)
+
+    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
+        """A picture as (height, width, channels) uint8."""
+        fitted = FITS[self.fit](to_rgb(image, self.background), self.size, self.background)
+        return as_array(fitted, self.channels)
+
+
+def as_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """(height, width, 1 or 3) uint8."""
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Any picture upright as 8-bit grey ("L") or "RGB", transparent parts over the background.
+
+    16 bits a channel become 8 by dividing by 257; floats are taken as 0..1.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        return Image.fromarray((np.asarray(image) * 255).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, colour(background))
+        return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def colour(name: str) -> tuple[int, ...]:
+    """A colour by name or #rrggbb."""
+    try:
+        return ImageColor.getrgb(name)
+    except ValueError:
+        raise InputError(f'background "{name}" is no colour; give a name such as white, or #rrggbb') from None
+
+
+def halved(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Halved with a box filter as long as it stays at least twice as large as (height, width)."""
+    while image.height >= 2 * height and image.width >= 2 * width:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return image
+
+
+def crop(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
+    """The middle, as large as possible."""
+    height, width = size
+    image = halved(image, height, width)
+    scale = max(height / image.height, width / image.width)
+    covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    image = image.resize(covering, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def letterbox(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
+    """The whole picture, with bars of the background."""
+    height, width = size
+    scale = min(height / image.height, width / image.width)
+    inner = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
+    image = stretch(image.convert("RGB"), inner, background)
+    canvas = Image.new("RGB", (width, height), colour(background))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
+
+
+def stretch(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
+    """The whole picture, each side on its own."""
+    height, width = size
+    return halved(image, height, width).resize((width, height), Image.Resampling.BICUBIC)
+
+
+FITS = {"crop": crop, "letterbox": letterbox, "stretch": stretch}

@@ -1,0 +1,216 @@
+import csv
+import io
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ditlab.config import Preparation
+from ditlab.data import Preprocess, open_dataset
+from ditlab.data.own import Pictures
+from ditlab.data.sources import Unreadable, open_source
+from ditlab.errors import InputError
+
+
+def picture(path, value, size=(12, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 0)).save(path)
+
+
+def reds(dataset, indices=None):
+    indices = torch.arange(len(dataset)) if indices is None else torch.tensor(indices)
+    batch = dataset.fetch(indices)
+    return batch.images[:, 0, 0, 0].tolist(), batch.labels.tolist()
+
+
+class TestFolders:
+    def test_deep_folders_belong_to_their_class_and_loops_end(self, tmp_path):
+        picture(tmp_path / "große Katze" / "2020" / "a b.png", 1)
+        picture(tmp_path / "große Katze" / "c.png", 2)
+        picture(tmp_path / "犬" / "d.png", 3)
+        os.symlink(tmp_path, tmp_path / "犬" / "up")
+        os.symlink(tmp_path / "犬", tmp_path / "犬" / "round")
+        picture(tmp_path.parent / f"{tmp_path.name}-elsewhere" / "e.png", 4)
+        os.symlink(tmp_path.parent / f"{tmp_path.name}-elsewhere", tmp_path / "犬" / "linked")
+        source = open_source(str(tmp_path))
+        assert source.classes == ["große Katze", "犬"]
+        assert sorted(source.name(i) for i in range(len(source))) == [
+            "große Katze/2020/a b.png", "große Katze/c.png", "犬/d.png", "犬/linked/e.png",
+        ]  # fmt: skip
+        assert source.labels.tolist() == [0, 0, 1, 1]
+
+    def test_one_class_with_one_picture(self, tmp_path):
+        picture(tmp_path / "only" / "a.png", 9)
+        assert reds(open_dataset(str(tmp_path))) == ([9], [0])
+
+    def test_empty_things_are_named(self, tmp_path):
+        with pytest.raises(InputError, match=r"no pictures in .*; put some there"):
+            open_source(str(tmp_path))
+        picture(tmp_path / "a" / "1.png", 1)
+        (tmp_path / "b").mkdir()
+        with pytest.raises(InputError, match=r"no pictures in .*b; put some there .* or remove it"):
+            open_source(str(tmp_path))
+
+
+class TestTables:
+    def test_labels_from_csv_and_jsonl(self, tmp_path):
+        home = tmp_path / "data"
+        for i in range(3):
+            picture(home / f"{i}.png", i)
+        (tmp_path / "l.csv").write_text("file,label\n0.png,cat\n1.png,dog\n2.png,cat\n")
+        (tmp_path / "l.jsonl").write_text(
+            "".join(f'{{"file_name": "{i}.png", "label": {9 + i % 2}}}\n' for i in range(3))
+        )
+        by_csv, by_jsonl = (open_source(str(home), str(tmp_path / name)) for name in ("l.csv", "l.jsonl"))
+        assert (by_csv.classes, by_csv.labels.tolist()) == (["cat", "dog"], [0, 1, 0])
+        assert (by_jsonl.classes, by_jsonl.labels.tolist()) == (["9", "10"], [0, 1, 0])
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("file,label\n0.png,cat\n", r"1\.png has no label \(2 such\); mend"),
+            ("file,label\n" + "".join(f"{i}.png,a\n" for i in range(4)), r"3\.png has no picture \(1 such\)"),
+            ("name,label\n0.png,cat\n", "give a CSV with the columns file and label"),
+        ],
+    )
+    def test_tables_that_do_not_fit(self, tmp_path, text, message):
+        for i in range(3):
+            picture(tmp_path / "data" / f"{i}.png", i)
+        (tmp_path / "l.csv").write_text(text)
+        with pytest.raises(InputError, match=message):
+            open_source(str(tmp_path / "data"), str(tmp_path / "l.csv"))
+
+
+class TestTar:
+    def shards(self, folder, labels):
+        folder.mkdir(exist_ok=True)
+        for number in range(2):
+            with tarfile.open(folder / f"{number}.tar", "w") as tar:
+                for i in range(3):
+                    buffer = io.BytesIO()
+                    Image.new("RGB", (12, 8), (10 * number + i, 0, 0)).save(buffer, "PNG")
+                    files = {"png": buffer.getvalue()} | labels(number, i)
+                    for kind, content in files.items():
+                        info = tarfile.TarInfo(f"part/{i:03d}.{kind}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+
+    def test_pictures_and_labels(self, tmp_path):
+        self.shards(tmp_path / "cls", lambda n, i: {"cls": str(i).encode()})
+        data = open_dataset(str(tmp_path / "cls"))
+        assert data.classes == ["0", "1", "2"]
+        assert reds(data, [5, 0, 3]) == ([12, 0, 10], [2, 0, 0])
+        assert len(open_source(str(tmp_path / "cls" / "1.tar"))) == 3
+        assert len(open_source(str(tmp_path / "cls" / "*.tar"))) == 6
+        (tmp_path / "cls" / "classes.txt").write_text("cat\ndog\neel\n")
+        assert open_source(str(tmp_path / "cls")).classes == ["cat", "dog", "eel"]
+        self.shards(tmp_path / "json", lambda n, i: {"json": b'{"label": "otter"}', "txt": b"a caption"})
+        assert open_source(str(tmp_path / "json")).classes == ["otter"]
+        self.shards(tmp_path / "bare", lambda n, i: {})
+        assert open_source(str(tmp_path / "bare")).classes == []
+
+    def test_a_truncated_shard_is_named(self, tmp_path):
+        self.shards(tmp_path, lambda n, i: {})
+        content = (tmp_path / "1.tar").read_bytes()
+        (tmp_path / "1.tar").write_bytes(content[:1600])
+        with pytest.raises(InputError, match=r"1\.tar is truncated"):
+            open_source(str(tmp_path))
+
+
+def test_hugging_face_data_sets(tmp_path):
+    import datasets
+
+    images = [Image.new("RGB", (12, 8), (i, 0, 0)) for i in range(4)]
+    features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
+    table = datasets.Dataset.from_dict({"photo": images, "kind": [0, 1, 1, 0]}, features=features)
+    table.save_to_disk(tmp_path / "set")
+    data = open_dataset(f"hf:{tmp_path / 'set'}")
+    assert data.classes == ["cat", "dog"]
+    assert reds(data) == ([0, 1, 2, 3], [0, 1, 1, 0])
+    datasets.Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "other")
+    with pytest.raises(InputError, match=r"has no column of images \(it has a\)"):
+        open_dataset(f"hf:{tmp_path / 'other'}")
+    with pytest.raises(InputError, match="cannot open the data set"):
+        open_source(f"hf:{tmp_path / 'nothing'}")
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Ten good pictures and three that are not: truncated, animated, tiny."""
+    home = tmp_path / "data" / "c"
+    for i in range(10):
+        picture(home / f"{i}.png", i)
+    Image.effect_noise((64, 64), 50).save(home / "3a.jpg")
+    (home / "3a.jpg").write_bytes((home / "3a.jpg").read_bytes()[:900])
+    frames = [Image.new("RGB", (12, 8), (i, 0, 0)) for i in (1, 99)]
+    frames[0].save(home / "5a.gif", save_all=True, append_images=frames[1:])
+    picture(home / "7a.png", 7, size=(12, 3))
+    return tmp_path / "data"
+
+
+class TestSkipping:
+    def test_the_next_picture_stands_in_and_the_broken_one_is_listed(self, damaged, tmp_path):
+        report = tmp_path / "out" / "skipped.csv"
+        source = open_source(str(damaged))
+        data = Pictures(source, Preprocess((8, 8)), report=report, max_skipped=0.5)
+        names = [source.name(i) for i in range(len(source))]
+        assert reds(data)[0] == [4 if "3a" in n else 6 if "5a" in n else 8 if "7a" in n else int(n[2]) for n in names]
+        rows = list(csv.reader(report.open()))
+        assert [row[0] for row in rows] == ["name", "c/3a.jpg", "c/5a.gif", "c/7a.png"]
+        assert "truncated" in rows[1][1]
+        assert rows[2][1] == "animated"
+        assert rows[3][1] == "only 12x3 pixels"
+        readable = data.fetch_readable(torch.arange(13))
+        assert readable.images[:, 0, 0, 0].tolist() == list(range(10))
+
+    def test_too_many_are_too_many(self, damaged):
+        with pytest.raises(InputError, match=r"\d of 13 pictures cannot be read, the last c/.*; repair them, or allow"):
+            Pictures(open_source(str(damaged)), Preprocess((8, 8)), max_skipped=0.1).fetch(torch.arange(13))
+
+    def test_one_in_a_thousand_costs_a_line(self, tmp_path):
+        for i in range(1000):
+            picture(tmp_path / "c" / f"{i}.png", i % 256)
+        (tmp_path / "c" / "500.png").write_bytes(b"")
+        data = Pictures(open_source(str(tmp_path)), Preprocess((8, 8)))
+        batch = data.fetch_readable(torch.arange(1000))
+        assert len(batch.labels) == 999
+        assert list(data.skipped) == ["c/500.png"]
+
+    def test_a_folder_deleted_during_the_run(self, tmp_path):
+        for i in range(40):
+            picture(tmp_path / "data" / f"{i}.png", i)
+        data = Pictures(open_source(str(tmp_path / "data")), Preprocess((8, 8)))
+        data.fetch(torch.arange(4))
+        shutil.rmtree(tmp_path / "data")
+        with pytest.raises(InputError, match=r"\d of 40 pictures cannot be read, the last .*No such file"):
+            data.fetch(torch.arange(4))
+
+
+def test_mirrored_versions_come_behind(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    data = open_dataset(str(tmp_path), Preparation(size="8", flip=True))
+    both = data.fetch(torch.arange(2)).images
+    assert len(data) == 2
+    assert np.array_equal(both[0].permute(1, 2, 0).numpy(), pixels)
+    assert torch.equal(both[1], both[0].flip(2))
+    assert data.preprocessing["flip"] is True
+
+
+def test_unreadable_says_why(tmp_path):
+    picture(tmp_path / "a.png", 1)
+    source = open_source(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(Unreadable, match="cannot identify image file"):
+        source.open(0)
+
+
+def test_built_in_sets_and_caches_have_their_own_size():
+    with pytest.raises(InputError, match=r"data digits has pictures of 8x8, not 16x16; leave the size out"):
+        open_dataset("digits", Preparation(size="16"))
+    with pytest.raises(InputError, match=r"flip is True, but no size is given; give --size"):
+        open_dataset("digits", Preparation(flip=True))
