@@ -317,6 +317,55 @@ def convert(
 
 
 @app.command
+def data(
+    source: str,
+    /,
+    *,
+    sheet: Path | None = None,
+    labels: str = "",
+    export: Path | None = None,
+    count: Whole = 1000,
+    json: Json = False,
+) -> None:
+    """Look at pictures before training: classes, sizes, broken files, duplicates, a contact sheet.
+
+    Parameters
+    ----------
+    source
+        A folder of pictures, tar shards, hf:NAME[:SPLIT], or, with --export, a built-in data set.
+    sheet
+        Write a contact sheet, as PNG.
+    labels
+        CSV or JSONL file with the labels of a flat folder.
+    export
+        Write the first pictures of a built-in data set into this folder, by class, instead.
+    count
+        How many pictures to export.
+    json
+        Print one JSON object.
+    """
+    from ditlab.data import open_dataset, open_source
+    from ditlab.data.own import write_folder
+    from ditlab.data.survey import sample_sheet, survey
+
+    if export is not None:
+        claim_folder(export, overwrite=False)
+        write_folder(open_dataset(source), export, count)
+        screen.print(f"{count:,} pictures are in {export}", highlight=False, markup=False)
+        return
+    pictures = open_source(source, labels)
+    found = survey(pictures, screen)
+    if sheet is not None:
+        sample_sheet(pictures, sheet)
+    if json:
+        print_json(dataclasses.asdict(found))
+        return
+    Console().print(*found.tables(), sep="\n")
+    if sheet is not None:
+        screen.print(f"contact sheet: {sheet}", highlight=False, markup=False)
+
+
+@app.command
 def train_autoencoder(
     source: str,
     /,

@@ -10,7 +10,8 @@ from PIL import Image
 
 from ditlab.data import glyphs as module
 from ditlab.data import open_dataset
-from ditlab.data.glyphs import Glyphs, write_folder
+from ditlab.data.glyphs import Glyphs
+from ditlab.data.own import write_folder
 from ditlab.errors import InputError
 
 HASH = """

@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import ditlab
+from ditlab.autoencoders import Pixel
 from ditlab.config import parse_recipe
 from ditlab.data import open_dataset
 from ditlab.errors import InputError
@@ -326,7 +327,7 @@ def test_precision_is_the_measured_one(monkeypatch):
 
 def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path):
     data = open_dataset("digits")
-    pipe = build(recipe(), data, torch.device("cpu"))
+    pipe = build(recipe(), data, Pixel(), torch.device("cpu"))
     with torch.no_grad():
         for parameter in pipe.net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -47,6 +47,17 @@ class Backbone(nn.Module, ABC):
     def tokens(self) -> int:
         """Tokens of the longest sequence that attention sees."""
 
+    def fused(self) -> "Backbone":
+        """A network that computes the same with fewer weights, independent of this one; itself where there is none."""
+        return self
+
+    def check_input(self, x: Tensor) -> None:
+        """Refuse images of another size than the network was made for."""
+        expected = (self.channels, *self.size)
+        if x.shape[1:] != expected:
+            given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))
+            raise InputError(f"input of {given} for a network made for {wanted}")
+
     def null(self, y: Tensor) -> Tensor:
         """The label "no condition" for each image of this batch: the class count."""
         return torch.full_like(y, self.classes)

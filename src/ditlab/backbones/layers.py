@@ -25,10 +25,10 @@ def norm(width: int, affine: bool) -> nn.LayerNorm:
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection to q, k, v; RMS-normalised q and k on request."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = False, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
         head = width // heads
         self.q_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
@@ -60,14 +60,15 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """D -> 4D -> D with GELU in its tanh form, as published."""
+    """D -> 4D -> D with GELU; DiT has its tanh form, U-ViT the exact one ("none")."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ratio: int = 4, approximate: str = "tanh") -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.fc1, self.fc2 = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
+        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class PatchEmbed(nn.Module):
@@ -87,22 +88,27 @@ def unpatchify(x: Tensor, h: int, w: int, patch: int) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-class TimestepEmbedder(nn.Module):
-    """Sinusoids [cos | sin] of the clock, then a two-layer MLP.
+def sinusoids(t: Tensor, width: int, shift: int = 0) -> Tensor:
+    """[cos | sin] of the clock (B,) at width / 2 frequencies: (B, width), float32.
 
     Frequency i of n is 10000^(-i / (n - shift)); DiT has shift 0, diffusers computes with shift 1.
     """
+    # Computed, not stored: a half-precision copy of the frequencies would blur the clock.
+    steps = torch.arange(width // 2, device=t.device, dtype=torch.float32)
+    angles = t[:, None].float() * torch.exp(steps * (-math.log(10000) / (width // 2 - shift)))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids of the clock, then a two-layer MLP."""
 
     def __init__(self, width: int, shift: int = 0) -> None:
         super().__init__()
-        self.exponent = -math.log(10000) / (FREQUENCIES // 2 - shift)
+        self.shift = shift
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        # Computed, not stored: a half-precision copy of the frequencies would blur the clock.
-        steps = torch.arange(FREQUENCIES // 2, device=t.device, dtype=torch.float32)
-        angles = t[:, None].float() * torch.exp(steps * self.exponent)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        waves = sinusoids(t, FREQUENCIES, self.shift)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))  # (B, D)
 
 

@@ -16,7 +16,7 @@ from ditlab.errors import InputError, nearest
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": lambda name: digits(), "glyphs": named_glyphs}
 """By the first part of the name, up to a hyphen; the whole name is handed on."""
 
-__all__ = ["DATASETS", "Dataset", "Latents", "Preprocess", "ahead", "open_dataset", "training_order"]
+__all__ = ["DATASETS", "Dataset", "Latents", "Preprocess", "ahead", "open_dataset", "open_source", "training_order"]
 
 
 def open_dataset(source: str, settings: Preparation | None = None, report: Path | None = None) -> Dataset:

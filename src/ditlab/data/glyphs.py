@@ -146,13 +146,3 @@ def font_folder() -> Path:
     if found is None or found.origin is None:
         raise InputError("glyphs are drawn with the fonts that matplotlib brings; pip install 'ditlab[glyphs]'")
     return Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
-
-
-def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
-    """Write the first pictures as PNG files, a sub-folder for each class."""
-    for part in torch.split(torch.arange(count), 256):
-        batch = dataset.fetch(part)
-        for i, image, label in zip(part.tolist(), batch.images, batch.labels.tolist(), strict=True):
-            home = folder / dataset.classes[label]
-            home.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(home / f"{i:06d}.png")

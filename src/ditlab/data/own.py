@@ -10,6 +10,7 @@ from threading import Lock
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ditlab.data.base import Dataset
@@ -160,3 +161,14 @@ def write_report(file: Path, skipped: dict[str, str]) -> None:
         writer = csv.writer(opened)
         writer.writerow(["name", "reason"])
         writer.writerows(sorted(skipped.items()))
+
+
+def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
+    """Write the first pictures as PNG files, a sub-folder for each class."""
+    for part in torch.split(torch.arange(min(count, len(dataset))), 256):
+        batch = dataset.fetch(part)
+        for i, image, label in zip(part.tolist(), batch.images, batch.labels.tolist(), strict=True):
+            home = folder / dataset.classes[label]
+            home.mkdir(parents=True, exist_ok=True)
+            array = image.permute(1, 2, 0).numpy()
+            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(home / f"{i:06d}.png")

@@ -1,0 +1,183 @@
+"""U-ViT (Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", CVPR 2023): everything is a token.
+
+Label, time and patches form one sequence of a plain ViT, whose second half also reads the outputs of the first, by
+concatenation. The state dict has the published keys. B images, N tokens, D width, p patch, h x w patches.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ditlab.backbones.base import Backbone
+from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, sinusoids, unpatchify
+from ditlab.errors import InputError
+
+
+class Size(NamedTuple):
+    """One row of the size table; depth counts all blocks."""
+
+    depth: int
+    width: int
+    heads: int
+    final_conv: bool
+
+
+SIZES = {  # Table 1 and the released configurations
+    "S": Size(13, 512, 8, True),
+    "M": Size(17, 768, 12, True),
+    "L": Size(21, 1024, 16, True),
+    "H": Size(29, 1152, 16, False),
+}
+VARIANTS = ("S/2", "M/4", "L/2", "L/4", "H/2", "H/4")
+
+
+class UViT(Backbone):
+    """The ViT with long skips; nothing in it starts at zero."""
+
+    lora_targets = ("attn.qkv", "attn.proj", "skip_linear")
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        channels: int,
+        classes: int,
+        learn_variance: bool,
+        depth: int,
+        width: int,
+        heads: int,
+        patch: int,
+        final_conv: bool = True,
+    ) -> None:
+        super().__init__(size, channels, classes, learn_variance)
+        check_sizes(size, depth, width, heads, patch)
+        self.patch = patch
+        self.extras = 2 if classes else 1  # tokens before the patches: label (if there is one), time
+        self.label_tables = ("label_emb.weight",) if classes else ()
+        self.heads_out = ("decoder_pred.weight", "decoder_pred.bias", "final_layer.weight", "final_layer.bias")
+
+        count = self.extras + (size[0] // patch) * (size[1] // patch)
+        self.patch_embed = PatchEmbed(patch, channels, width)
+        self.label_emb = nn.Embedding(classes + 1, width) if classes else None
+        self.pos_embed = nn.Parameter(torch.empty(1, count, width))
+        self.in_blocks = nn.ModuleList([Block(width, heads, skip=False) for _ in range(depth // 2)])
+        self.mid_block = Block(width, heads, skip=False)
+        self.out_blocks = nn.ModuleList([Block(width, heads, skip=True) for _ in range(depth // 2)])
+        self.norm = nn.LayerNorm(width)
+        self.decoder_pred = nn.Linear(width, patch * patch * self.out_channels)
+        # The variance half has a convolution of its own, so that adding or dropping it leaves the other half alone.
+        groups = self.out_channels // channels
+        conv = nn.Conv2d(self.out_channels, self.out_channels, 3, padding=1, groups=groups)
+        self.final_layer = conv if final_conv else nn.Identity()
+        self.initialise()
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        rows = ((variant, *variant.split("/")) for variant in VARIANTS)
+        return {variant: SIZES[name]._asdict() | {"patch": int(patch)} for variant, name, patch in rows}
+
+    @property
+    def tokens(self) -> int:
+        return self.pos_embed.shape[1]
+
+    def initialise(self) -> None:
+        """Linears and positions truncated N(0, 0.02); labels and convolutions as torch makes them."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Images (B, C, H, W), clock (B,), labels (B,) -> (B, out_channels, H, W)."""
+        self.check_input(x)
+        h, w = self.size[0] // self.patch, self.size[1] // self.patch
+        # fmt: off
+        x = self.patch_embed(x.to(self.dtype))                            # (B, h w, D)
+        time = sinusoids(t, x.shape[-1]).to(self.dtype)                   # (B, D)
+        label = [self.label_emb(y)[:, None]] if self.label_emb else []    # (B, 1, D), or nothing
+        x = torch.cat([*label, time[:, None], x], dim=1) + self.pos_embed # (B, N, D)   N = h w + 1 or 2
+        skips = []
+        for block in self.in_blocks:
+            x = block(x)                                                  # (B, N, D)
+            skips.append(x)
+        x = self.mid_block(x)                                             # (B, N, D)
+        for block in self.out_blocks:
+            x = block(x, skips.pop())                                     # (B, N, D)
+        x = self.decoder_pred(self.norm(x[:, self.extras :]))             # (B, h w, p p C)
+        return self.final_layer(unpatchify(x, h, w, self.patch))          # (B, C, H, W)
+        # fmt: on
+
+
+class Block(nn.Module):
+    """A plain pre-norm ViT block; behind the middle it first joins the output of its mirror image before it."""
+
+    def __init__(self, width: int, heads: int, skip: bool) -> None:
+        super().__init__()
+        self.skip_linear = nn.Linear(2 * width, width) if skip else None
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, heads, qkv_bias=False)
+        self.mlp = Mlp(width, approximate="none")
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        if self.skip_linear is not None:
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch: int) -> None:
+    """Refuse sizes that do not fit together."""
+    for what, value in (("depth", depth), ("width", width), ("heads", heads), ("patch", patch)):
+        if value < 1:
+            raise InputError(f"{what} {value}; give 1 or more")
+    if depth % 2 == 0:
+        raise InputError(f"depth {depth}; give an odd one: a middle block and as many behind it as before it")
+    if size[0] % patch or size[1] % patch:
+        raise InputError(f"size {size[0]}x{size[1]} is not divisible by patch {patch}; choose another size or patch")
+    if width % heads or width % 2:
+        raise InputError(f"width {width} must be divisible by heads {heads} and by 2 (cosines and sines of the time)")
+
+
+def is_published(tensors: dict[str, Tensor]) -> bool:
+    """Whether these are the keys of a published U-ViT."""
+    return {"pos_embed", "patch_embed.proj.weight", "mid_block.attn.qkv.weight", "decoder_pred.weight"} <= tensors.keys()
+
+
+def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published keys are ours.
+
+    Raises:
+        InputError: variants of the published code that none of its released models is.
+    """
+    for key, what in (("time_embed.0.weight", "an MLP for the time"), ("mid_block.attn.qkv.bias", "biases of q, k, v")):
+        if key in tensors:
+            raise InputError(f"U-ViT with {what} is not supported; give a model with the released settings")
+    return dict(tensors)
+
+
+def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our keys are the published ones."""
+    return dict(tensors)
+
+
+def read_sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The arguments of `create` that a published state dict tells; heads from the size table where it has them."""
+    width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+    depth = 1 + 2 * len({key.split(".")[1] for key in tensors if key.startswith("in_blocks.")})
+    labels = tensors.get("label_emb.weight")
+    patches = tensors["pos_embed"].shape[1] - (1 if labels is None else 2)
+    side = round(patches**0.5) * patch  # a square, unless the caller says otherwise
+    heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
+    return {
+        "size": (side, side),
+        "channels": channels,
+        "classes": 0 if labels is None else len(labels) - 1,
+        "learn_variance": len(tensors["decoder_pred.weight"]) == 2 * channels * patch**2,
+        "width": width,
+        "depth": depth,
+        "patch": patch,
+        "final_conv": "final_layer.weight" in tensors,
+    } | heads.get((depth, width), {})
