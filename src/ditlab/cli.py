@@ -482,6 +482,8 @@ def encode(
         return
     rate = done.pictures / done.seconds if done.seconds else 0.0
     whole = "other processes still write" if done.entries is None else f"{done.entries:,} entries in {out}"
+    if dataset.skipped:
+        whole += f"; {len(dataset.skipped)} pictures could not be read: {out / 'skipped.csv'}"
     screen.print(
         f"encoded {done.pictures:,} pictures at {rate:,.1f}/s, {done.waited:.1%} of it waiting for them; {whole}",
         highlight=False,

@@ -92,6 +92,8 @@ class Preparation:
     """How: the middle is cut out, bars are added, or the sides are distorted."""
     flip: bool = False
     """Use the mirrored version of each picture too."""
+    grey: bool = False
+    """Make them grey."""
     background: str = "white"
     """Colour behind transparent parts, and of bars."""
     labels: str = ""

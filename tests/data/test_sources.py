@@ -201,6 +201,13 @@ def test_mirrored_versions_come_behind(tmp_path):
     assert data.preprocessing["flip"] is True
 
 
+def test_grey_on_request(tmp_path):
+    picture(tmp_path / "a.png", 100)
+    data = open_dataset(str(tmp_path), Preparation(size="8", grey=True))
+    assert data.channels == 1
+    assert data.fetch(torch.tensor([0])).images.unique().tolist() == [30]  # 0.299 of the red
+
+
 def test_unreadable_says_why(tmp_path):
     picture(tmp_path / "a.png", 1)
     source = open_source(str(tmp_path))

@@ -54,8 +54,9 @@ def preprocessing(settings: Preparation) -> Preprocess | None:
         InputError: settings that need a size.
     """
     if settings.size:
-        return Preprocess(parse_size(settings.size), settings.fit, settings.flip, settings.background)
-    for key in ("fit", "flip", "background"):
+        channels = 1 if settings.grey else 3
+        return Preprocess(parse_size(settings.size), settings.fit, settings.flip, settings.background, channels)
+    for key in ("fit", "flip", "grey", "background"):
         if getattr(settings, key) != getattr(Preparation(), key):
             raise InputError(f"{key} is {getattr(settings, key)}, but no size is given; give --size (data.size) too")
     return None

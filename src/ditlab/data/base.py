@@ -1,7 +1,7 @@
 """What training asks of a data set, and the order in which it is read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, final
 
@@ -19,6 +19,7 @@ class Dataset(ABC):
     channels: int
     size: tuple[int, int]  # height, width of the pictures
     preprocessing: dict[str, Any] = {}  # noqa: RUF012 - how they were made equally large; never changed in place
+    skipped: Mapping[str, str] = {}  # name and reason of each picture that could not be read so far
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,6 +1,7 @@
 """The latent cache: posterior moments of every picture, encoded once, read in place.
 
-    cache/index.json                  entries, shape, classes, preprocessing, the autoencoder's identity, the shards
+    cache/description.json            shape, classes, preprocessing, the autoencoder's identity
+    cache/index.json                  the same with the shards' names, sizes and hashes, once all are written
     cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,)
     cache/autoencoder/                the autoencoder itself, so that a model trained on the cache can draw
 
@@ -28,7 +29,7 @@ from ditlab.data.base import Dataset
 from ditlab.errors import InputError
 from ditlab.types import Batch
 
-INDEX, FORMAT = "index.json", "ditlab latents"
+INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -133,7 +134,7 @@ def read_header(file: Path) -> dict[str, Any]:
 
 def is_cache(path: Path) -> bool:
     """Whether this folder is a latent cache, finished or not."""
-    return (path / INDEX).is_file() or (path / "shards").is_dir()
+    return (path / DESCRIPTION).is_file()
 
 
 @final
@@ -226,7 +227,7 @@ def keep_description(folder: Path, description: Description) -> None:
     Raises:
         InputError: a folder that holds something else, or a cache of something else; says what differs.
     """
-    file = folder / "description.json"
+    file = folder / DESCRIPTION
     if file.exists():
         differences = description.differences(describe(json.loads(file.read_text(encoding="utf-8"))))
         if differences:

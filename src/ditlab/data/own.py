@@ -48,7 +48,7 @@ class Pictures(Dataset):
             InputError: pictures of different sizes.
         """
         self.source, self.report, self.max_skipped = source, report, max_skipped
-        self.skipped = read_report(report)
+        self.skipped: dict[str, str] = read_report(report)
         self.lock = Lock()
         self.pool = ThreadPoolExecutor()  # decoding lets go of the interpreter lock
         self.flip = preprocess is not None and preprocess.flip

@@ -103,6 +103,8 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         state.precision = probe(loss_of, dataset, settings.batch) if auto else settings.precision
     console.print(f"training {net.config['name']} on {device} in {state.precision}", markup=False)
     loop(recipe, run, state, pipe, loss_of, dataset, console)
+    if dataset.skipped:
+        console.print(f"{len(dataset.skipped)} pictures could not be read: {out}/skipped.csv", markup=False)
     pipe.net = merged(pipe.net)
     return pipe
 
