@@ -167,3 +167,28 @@ def test_sizes_and_seeds():
     for text in ("a", "1-", "-1", "3-1"):
         with pytest.raises(InputError):
             parse_seeds([text])
+
+
+def test_from_a_folder_of_pictures_to_a_sample(ditlab, refuses, tmp_path):
+    pictures, ae, cache, run = (tmp_path / name for name in ("pictures", "ae", "cache", "run"))
+    ditlab("data", "glyphs-16", "--export", pictures, "--count", 60)
+    (pictures / "A" / "broken.png").write_bytes(b"nothing")
+    found = json.loads(ditlab("data", pictures, "--sheet", tmp_path / "sheet.png", "--json").out)
+    assert (found["pictures"], found["classes"]["C"], list(found["unreadable"])) == (61, 3, ["A/broken.png"])
+    assert Image.open(tmp_path / "sheet.png").size[0] > 100
+    settings = ["--size", "16", "--stride", "2", "--width", "8", "--images", "32", "--held-out", "0.1"]
+    trained = json.loads(ditlab("train-autoencoder", pictures, "--out", ae, *settings, "--json").out)
+    assert trained["held_out"] == 6
+    done = json.loads(ditlab("encode", pictures, "--size", "16", "--autoencoder", ae, "--out", cache, "--json").out)
+    assert (done["pictures"], done["entries"]) == (60, 60)
+    assert (cache / "skipped.csv").read_text().splitlines()[1].startswith("A/broken.png,cannot identify")
+    small = ["--model.width=32", "--model.depth=1", "--model.heads=2", "--train.images=32", "--train.batch=16"]
+    ditlab("train", "own-latent", f"--data.source={cache}", "--out", run, *small, "--train.precision=float32")
+    ditlab("sample", run, "--labels", "B", "--seeds", "0", "--steps", "2", "--out", tmp_path / "drawn")
+    assert Image.open(tmp_path / "drawn" / "1-B-seed0.png").size == (16, 16)
+    said = refuses(
+        "train", "own-latent", f"--data.source={cache}", "--data.size=32", "--out", tmp_path / "other", *small
+    )
+    assert "has pictures of 16x16, not 32x32; leave the size out" in said
+    assert "holds another cache" in refuses("encode", pictures, "--size", "8", "--autoencoder", ae, "--out", cache)
+    assert "no data at" in refuses("data", tmp_path / "nothing")
