@@ -1,3 +1,6 @@
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +141,23 @@ def test_reading_ahead_keeps_order_and_passes_errors_on():
     assert asked[:4] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     few = ahead(iter(torch.arange(3).split(2)), fetch)
     assert [batch.labels.tolist() for batch in few] == [[0, 1], [2]]
+    assert list(ahead(iter([]), fetch)) == []
+
+
+def test_reading_ahead_is_two_batches_deep_and_ends_with_its_reader():
+    asked = []
+
+    def fetch(indices):
+        asked.append(indices.item())
+        return Batch(indices, indices)
+
+    before = threading.active_count()
+    batches = ahead(iter(torch.arange(100).split(1)), fetch)
+    next(batches)
+    deadline = time.monotonic() + 10
+    while len(asked) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert asked == [0, 1, 2]
+    batches.close()
+    assert threading.active_count() == before
+    assert asked == [0, 1, 2]

@@ -1,8 +1,11 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from ditlab.data.preprocess import Preprocess, to_rgb
+from ditlab.data.sources import Unreadable
 from ditlab.errors import InputError
 
 
@@ -15,6 +18,12 @@ def test_halving_is_the_mean_of_four_pixels():
     made = Preprocess((32, 32))(Image.fromarray(pixels))
     mean = pixels.reshape(32, 2, 32, 2, 3).astype(float).mean((1, 3))
     assert np.abs(made - mean).max() <= 1  # Pillow rounds after each direction
+
+
+def test_512_to_256_is_exactly_the_mean():
+    pixels = noise(512, 512) // 4 * 4  # means of two and of four are whole numbers: nothing is rounded
+    expected = pixels.reshape(256, 2, 256, 2, 3).mean((1, 3))
+    assert np.array_equal(Preprocess((256, 256))(Image.fromarray(pixels)), expected)
 
 
 @pytest.mark.parametrize("shape", [(100, 150), (301, 97), (64, 40), (33, 20)])
@@ -70,6 +79,32 @@ def test_every_mode_is_read_as_it_looks():
         assert np.abs(pixel.astype(int) - np.asarray(value)).max() <= 1, image.mode
 
 
+@pytest.mark.parametrize(
+    ("mode", "value", "message"),
+    [
+        ("F", 128.0, r"values from 128 to 128, not within 0\.\.1"),
+        ("F", float("nan"), r"values from nan to nan, not within 0\.\.1"),
+        ("I", 70000, r"values from 70000 to 70000, not within 0\.\.65535"),
+        ("I", -1, r"values from -1 to -1, not within 0\.\.65535"),
+    ],
+)
+def test_values_that_would_have_to_be_clipped_are_refused(mode, value, message):
+    with pytest.raises(Unreadable, match=message):
+        to_rgb(Image.new(mode, (8, 8), value))
+
+
+def test_broken_exif_data_is_a_reason_and_no_crash():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "WEBP", exif=b"Exif\0\0MM#*\0\0\0\x08\0\0")
+    with pytest.raises(Unreadable, match="broken EXIF data"):
+        to_rgb(Image.open(buffer))
+
+
+def test_a_transparent_background_is_opaque():
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    assert to_rgb(clear, "#c8000080").getpixel((0, 0)) == to_rgb(clear, "#c80000").getpixel((0, 0)) == (100, 0, 0)
+
+
 def test_exif_rotation_is_followed():
     image = Image.fromarray(noise(8, 12))
     image.getexif()[0x0112] = 6
@@ -85,3 +120,7 @@ def test_mistakes():
         Preprocess((8, 8), background="whiet")
     with pytest.raises(InputError, match="size 0x8; give sides of 1 or more"):
         Preprocess((0, 8))
+    with pytest.raises(InputError, match='unknown fit "croop"; did you mean "crop"'):
+        Preprocess((8, 8), fit="croop")
+    with pytest.raises(InputError, match="channels is 4; give 1 for grey or 3 for RGB"):
+        Preprocess((8, 8), channels=4)

@@ -1,4 +1,5 @@
 import csv
+import gzip
 import io
 import os
 import shutil
@@ -43,6 +44,32 @@ class TestFolders:
         ]  # fmt: skip
         assert source.labels.tolist() == [0, 0, 1, 1]
 
+    def test_no_picture_counts_twice(self, tmp_path):
+        home, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+        for path in (home / "a" / "1.png", home / "b" / "1.png", elsewhere / "2.png"):
+            picture(path, 1)
+        os.symlink(home / "b", home / "a" / "also")
+        for name in ("a", "b"):
+            os.symlink(elsewhere, home / name / "linked")
+        source = open_source(str(home))
+        assert [source.name(i) for i in range(len(source))] == ["a/1.png", "a/linked/2.png", "b/1.png"]
+        os.symlink(home / "b", home / "c")
+        with pytest.raises(InputError, match=r"c and .*b are the same folder; remove one of them"):
+            open_source(str(home))
+
+    def test_names_that_are_not_utf8_can_be_reported(self, tmp_path):
+        home = tmp_path / "data"
+        picture(home / "a.png", 1)
+        picture(home / "b.png", 2)
+        try:
+            (home / os.fsdecode(b"\xff.png")).write_bytes(b"")
+        except OSError:
+            pytest.skip("this file system takes UTF-8 only")
+        data = Pictures(open_source(str(home)), Preprocess((8, 8)), report=tmp_path / "skipped.csv")
+        data.fetch(torch.arange(3))
+        assert data.skipped == {r"\xff.png": "cannot identify image file"}
+        assert r"\xff.png,cannot identify" in (tmp_path / "skipped.csv").read_text()
+
     def test_one_class_with_one_picture(self, tmp_path):
         picture(tmp_path / "only" / "a.png", 9)
         assert reds(open_dataset(str(tmp_path))) == ([9], [0])
@@ -75,6 +102,9 @@ class TestTables:
             ("file,label\n0.png,cat\n", r"1\.png has no label \(2 such\); mend"),
             ("file,label\n" + "".join(f"{i}.png,a\n" for i in range(4)), r"3\.png has no picture \(1 such\)"),
             ("name,label\n0.png,cat\n", "give a CSV with the columns file and label"),
+            ("file,label\n0.png\n", r"lack a label for 0\.png; give a CSV"),
+            ("file,label\n0.png,\n", r"lack a label for 0\.png; give a CSV"),
+            ("file,label\n0.png,a\n0.png,b\n", r"0\.png has the labels a and b in .*; remove one of the rows"),
         ],
     )
     def test_tables_that_do_not_fit(self, tmp_path, text, message):
@@ -83,6 +113,32 @@ class TestTables:
         (tmp_path / "l.csv").write_text(text)
         with pytest.raises(InputError, match=message):
             open_source(str(tmp_path / "data"), str(tmp_path / "l.csv"))
+
+    def test_tables_of_spreadsheets(self, tmp_path):
+        picture(tmp_path / "data" / "0.png", 0)
+        (tmp_path / "l.CSV").write_bytes("\ufefffile,label\r\n0.png,grün\r\n".encode())
+        assert open_source(str(tmp_path / "data"), str(tmp_path / "l.CSV")).classes == ["grün"]
+        (tmp_path / "l.CSV").write_bytes("file,label\n0.png,grün\n".encode("latin-1"))
+        with pytest.raises(InputError, match="are not UTF-8; save the table as CSV UTF-8"):
+            open_source(str(tmp_path / "data"), str(tmp_path / "l.CSV"))
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ('["0.png", 1]', "lack an object in line 1"),
+            ('{"file": "0.png", "label": null}', r"lack a label for 0\.png"),
+        ],
+    )
+    def test_json_lines_that_do_not_fit(self, tmp_path, line, message):
+        picture(tmp_path / "data" / "0.png", 0)
+        (tmp_path / "l.jsonl").write_text(line)
+        with pytest.raises(InputError, match=message):
+            open_source(str(tmp_path / "data"), str(tmp_path / "l.jsonl"))
+
+    def test_labels_where_there_are_some_already(self, tmp_path):
+        (tmp_path / "0.tar").write_bytes(b"")
+        with pytest.raises(InputError, match=r"labels l\.csv cannot be used: .*; leave them out"):
+            open_source(str(tmp_path), "l.csv")
 
 
 class TestTar:
@@ -116,8 +172,46 @@ class TestTar:
     def test_a_truncated_shard_is_named(self, tmp_path):
         self.shards(tmp_path, lambda n, i: {})
         content = (tmp_path / "1.tar").read_bytes()
-        (tmp_path / "1.tar").write_bytes(content[:1600])
-        with pytest.raises(InputError, match=r"1\.tar is truncated"):
+        # within the first header, a picture, between members, within the second header
+        for length in (0, 511, 600, 1024, 1100, 1600, 3072):
+            (tmp_path / "1.tar").write_bytes(content[:length])
+            with pytest.raises(InputError, match=r"1\.tar is truncated, damaged or compressed \(.*\); copy it again"):
+                open_source(str(tmp_path))
+
+    def test_a_damaged_header_is_not_the_end(self, tmp_path):
+        self.shards(tmp_path, lambda n, i: {})
+        content = bytearray((tmp_path / "1.tar").read_bytes())
+        content[1024 + 10] ^= 0xFF
+        (tmp_path / "1.tar").write_bytes(content)
+        with pytest.raises(InputError, match=r"1\.tar .*byte 1024 begins neither a file nor the end"):
+            open_source(str(tmp_path))
+
+    def test_a_compressed_shard_is_refused(self, tmp_path):
+        self.shards(tmp_path, lambda n, i: {})
+        (tmp_path / "1.tar").write_bytes(gzip.compress((tmp_path / "1.tar").read_bytes()))
+        with pytest.raises(InputError, match=r"1\.tar is truncated, damaged or compressed"):
+            open_source(str(tmp_path))
+
+    def test_some_labels_are_too_few(self, tmp_path):
+        self.shards(tmp_path, lambda n, i: {"cls": b"3"} if i else {})
+        with pytest.raises(InputError, match=r"0\.tar:part/000\.png has no label, but others have \(2 such\)"):
+            open_source(str(tmp_path))
+
+    def test_json_about_something_else_is_no_label(self, tmp_path):
+        self.shards(tmp_path, lambda n, i: {"json": b'{"caption": "otter"}'})
+        assert open_source(str(tmp_path)).classes == []
+
+    def test_shards_among_pictures(self, tmp_path):
+        self.shards(tmp_path, lambda n, i: {})
+        picture(tmp_path / "cat" / "1.png", 1)
+        with pytest.raises(InputError, match=r'holds pictures and 0\.tar; give ".*/\*\.tar", or move'):
+            open_source(str(tmp_path))
+        assert len(open_source(str(tmp_path / "*.tar"))) == 6
+
+    def test_shards_without_pictures(self, tmp_path):
+        with tarfile.open(tmp_path / "0.tar", "w"):
+            pass
+        with pytest.raises(InputError, match="no pictures in"):
             open_source(str(tmp_path))
 
 
@@ -136,6 +230,24 @@ def test_hugging_face_data_sets(tmp_path):
         open_dataset(f"hf:{tmp_path / 'other'}")
     with pytest.raises(InputError, match="cannot open the data set"):
         open_source(f"hf:{tmp_path / 'nothing'}")
+    assert open_source(str(tmp_path / "set")).classes == ["cat", "dog"]
+    with pytest.raises(InputError, match="has no splits; leave :test out"):
+        open_source(f"hf:{tmp_path / 'set'}:test")
+    datasets.DatasetDict({"validation": table}).save_to_disk(tmp_path / "splits")
+    assert len(open_source(f"hf:{tmp_path / 'splits'}:validation")) == 4
+    with pytest.raises(InputError, match=r'unknown split of .*: "train"; choose from: validation'):
+        open_source(f"hf:{tmp_path / 'splits'}")
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_hugging_face_rows_without_a_label(tmp_path, label):
+    import datasets
+
+    features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["cat"])})
+    images = [Image.new("RGB", (12, 8))] * 2
+    datasets.Dataset.from_dict({"photo": images, "kind": [0, label]}, features=features).save_to_disk(tmp_path)
+    with pytest.raises(InputError, match=r"\[1\] has no label \(1 such\)"):
+        open_source(f"hf:{tmp_path}")
 
 
 @pytest.fixture
@@ -160,12 +272,43 @@ class TestSkipping:
         names = [source.name(i) for i in range(len(source))]
         assert reds(data)[0] == [4 if "3a" in n else 6 if "5a" in n else 8 if "7a" in n else int(n[2]) for n in names]
         rows = list(csv.reader(report.open()))
-        assert [row[0] for row in rows] == ["name", "c/3a.jpg", "c/5a.gif", "c/7a.png"]
+        assert rows[0] == ["name", "reason"]
+        rows[1:] = sorted(rows[1:])  # several threads read
+        assert [row[0] for row in rows[1:]] == ["c/3a.jpg", "c/5a.gif", "c/7a.png"]
         assert "truncated" in rows[1][1]
         assert rows[2][1] == "animated"
         assert rows[3][1] == "only 12x3 pixels"
         readable = data.fetch_readable(torch.arange(13))
         assert readable.images[:, 0, 0, 0].tolist() == list(range(10))
+
+    def test_a_resumed_run_lists_nothing_twice_and_counts_anew(self, tmp_path):
+        home, report = tmp_path / "data", tmp_path / "skipped.csv"
+        for i in range(40):
+            picture(home / f"{i}.png", i)
+        for i in (1, 2):
+            (home / f"{i}.png").write_bytes(b"")
+        for _ in range(2):
+            Pictures(open_source(str(home)), Preprocess((8, 8)), report=report).fetch(torch.arange(40))
+            assert sorted(row[0] for row in csv.reader(report.open())) == ["1.png", "2.png", "name"]
+        picture(home / "1.png", 1)  # repaired: what was listed before does not count any more
+        (home / "3.png").write_bytes(b"")
+        data = Pictures(open_source(str(home)), Preprocess((8, 8)), report=report)
+        data.fetch(torch.arange(40))
+        assert sorted(data.skipped) == ["2.png", "3.png"]
+        (home / "5.png").write_bytes(b"")
+        for _ in range(2):  # nor is a limit forgotten by starting again
+            with pytest.raises(
+                InputError, match=r"3 of 40 pictures cannot be read.*\(max_skipped\); it is 0\.075 so far"
+            ):
+                Pictures(open_source(str(home)), Preprocess((8, 8)), report=report).fetch(torch.arange(40))
+
+    def test_a_single_broken_picture_is_no_catastrophe(self, tmp_path):
+        for i in range(3):
+            picture(tmp_path / f"{i}.png", i)
+        (tmp_path / "1.png").write_bytes(b"")
+        assert reds(Pictures(open_source(str(tmp_path)), Preprocess((8, 8))))[0] == [0, 2, 2]
+        with pytest.raises(InputError, match=r"1 of 3 pictures cannot be read"):
+            Pictures(open_source(str(tmp_path)), Preprocess((8, 8)), max_skipped=0).fetch(torch.arange(3))
 
     def test_too_many_are_too_many(self, damaged):
         with pytest.raises(InputError, match=r"\d of 13 pictures cannot be read, the last c/.*; repair them, or allow"):
@@ -212,8 +355,29 @@ def test_unreadable_says_why(tmp_path):
     picture(tmp_path / "a.png", 1)
     source = open_source(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(Unreadable, match="cannot identify image file"):
+    with pytest.raises(Unreadable, match=r"^cannot identify image file$"):
         source.open(0)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(Unreadable, match=r"^No such file or directory$"):
+        source.open(0)
+    picture(tmp_path / "a.png", 1, size=(12, 5))
+    with pytest.raises(Unreadable, match="only 12x5 pixels"):
+        source.open(0)
+    assert source.open(0, min_side=5).size == (12, 5)
+
+
+def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
+    picture(tmp_path / "a.png", 1, size=(40, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(Unreadable, match=r"1600 pixels.* exceeds limit"):
+        open_source(str(tmp_path)).open(0)
+
+
+def test_camera_pictures_with_a_preview_are_pictures(tmp_path):
+    preview = Image.new("RGB", (8, 8))
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[preview])
+    opened = open_source(str(tmp_path)).open(0)
+    assert (opened.format, opened.n_frames, opened.getpixel((3, 3))) == ("MPO", 2, (9, 9, 9))
 
 
 def test_built_in_sets_and_caches_have_their_own_size():

@@ -1,9 +1,15 @@
+import io
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import pytest
 from PIL import Image
 from rich.console import Console
 
+from ditlab.data.base import spread
 from ditlab.data.sources import open_source
 from ditlab.data.survey import sample_sheet, survey
+from ditlab.errors import InputError
 
 
 def test_a_survey_counts_what_is_there(tmp_path):
@@ -34,3 +40,50 @@ def test_a_survey_counts_what_is_there(tmp_path):
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.size[0] > 5 * 64
     assert sheet.size[1] > 2 * 64
+
+
+def shown(found, width):
+    screen = Console(record=True, width=width, file=io.StringIO())
+    screen.print(*found.tables())
+    return screen.export_text()
+
+
+def test_odd_names_are_shown_as_they_are(tmp_path):
+    names = ["[bold] cat", "a[red]x", "long " * 40]
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (20, 20), (len(name), 0, 0)).save(tmp_path / name / "p[1].png")
+    (tmp_path / "a[red]x" / "b[blue].png").write_bytes(b"")
+    source = open_source(str(tmp_path))
+    said = shown(survey(source, Console(quiet=True)), width=60)
+    for text in ("[bold] cat ", "a[red]x ", "long long", "a[red]x/b[blue].png"):
+        assert text in said
+    assert said.count("long") <= 60 // len("long ")  # one line, cut
+    sample_sheet(source, tmp_path / "new" / "sheet.any")
+    sheet = Image.open(tmp_path / "new" / "sheet.any")
+    assert sheet.format == "PNG"
+    assert sheet.width < 500
+
+
+def test_nothing_to_show_is_said(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    source = open_source(str(tmp_path))
+    found = survey(source, Console(quiet=True))
+    assert (found.pictures, found.short_side) == (1, (0, 0, 0))
+    assert found.unreadable == {"a.png": "cannot identify image file"}
+    with pytest.raises(InputError, match="no picture of 1 can be read"):
+        sample_sheet(source, tmp_path / "sheet.png")
+
+
+def test_calls_are_queued_a_chunk_at_a_time():
+    asked = []
+
+    def square(i):
+        asked.append(i)
+        return i * i
+
+    with ThreadPoolExecutor(2) as pool:
+        results = spread(pool, square, 10, chunk=4)
+        assert next(results) == 0
+        assert max(asked) < 4
+        assert [0, *results] == [i * i for i in range(10)]

@@ -8,10 +8,16 @@ from typing import Any
 
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.dit import DiT
-from ditlab.errors import InputError, nearest
+from ditlab.backbones.skipdit import SkipDiT
+from ditlab.backbones.udit import UDiT
+from ditlab.backbones.uvit import UViT
+from ditlab.errors import InputError, lookup, nearest
 
 BACKBONES: dict[str, type[Backbone]] = {
     "DiT": DiT,
+    "U-DiT": UDiT,
+    "U-ViT": UViT,
+    "Skip-DiT": SkipDiT,
 }
 
 SHAPE = dict.fromkeys(("size", "channels", "classes", "learn_variance"))  # what `create` itself is given
@@ -31,13 +37,14 @@ def create(
     """Build a network by name with freshly initialised weights.
 
     Args:
-        name: family and size, such as "DiT-XL/2"; `names()` lists them. The family alone needs all sizes as options.
+        name: family and size, such as "DiT-XL/2" or "U-DiT-B"; `names()` lists them. The family alone ("DiT") needs
+            all sizes as options.
         size: side, or (height, width), of the latent or picture.
         channels: channels of the latent or picture.
         classes: number of classes; 0 is unconditional. The null label is the class count itself.
         learn_variance: give the output a second half for the learned reverse variance (DDPM only).
-        options: what the family offers: for DiT `condition`, `qk_norm`, and `width`, `depth`, `heads`, `patch` to
-            override the size table. None means "as the name says".
+        options: what the family offers, which are the arguments of its class; for DiT `condition`, `qk_norm`, and
+            `width`, `depth`, `heads`, `patch` to override the size table. None means "as the name says".
 
     Returns:
         The network. Its `config` holds everything needed to create it again.
@@ -45,10 +52,7 @@ def create(
     Raises:
         InputError: unknown name or option, or sizes that do not fit together.
     """
-    family, _, variant = name.partition("-")
-    if family not in BACKBONES or (variant and variant not in BACKBONES[family].variants()):
-        raise InputError(f'unknown model "{name}"; {nearest(name, names())}')
-    kind = BACKBONES[family]
+    kind, sizes = lookup(_published() | {family: (kind, {}) for family, kind in BACKBONES.items()}, name, "model")
     if isinstance(size, int):
         size = (size, size)
     given = {key: value for key, value in options.items() if value is not None}
@@ -56,7 +60,7 @@ def create(
     for key in given:
         if key not in known:
             raise InputError(f'{name} has no option "{key}"; {nearest(key, known)}')
-    settings = kind.variants().get(variant, {}) | given
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in (sizes | given).items()}
     missing = [key for key, value in known.items() if value.default is value.empty and key not in settings | SHAPE]
     if missing:
         raise InputError(f'"{name}" names no size; give {", ".join(missing)} too, or choose from: {", ".join(names())}')
@@ -74,4 +78,13 @@ def create(
 
 def names() -> list[str]:
     """All published names."""
-    return [f"{family}-{variant}" for family, kind in BACKBONES.items() for variant in kind.variants()]
+    return list(_published())
+
+
+def _published() -> dict[str, tuple[type[Backbone], dict[str, Any]]]:
+    """Class and sizes for each published name: family and variant, with a dash between."""
+    return {
+        f"{family}-{variant}": (kind, sizes)
+        for family, kind in BACKBONES.items()
+        for variant, sizes in kind.variants().items()
+    }

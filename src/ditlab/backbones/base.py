@@ -48,7 +48,7 @@ class Backbone(nn.Module, ABC):
         """Tokens of the longest sequence that attention sees."""
 
     def fused(self) -> "Backbone":
-        """A network that computes the same with fewer weights, independent of this one; itself where there is none."""
+        """An independent network that computes the same with fewer weights; this one where nothing can be merged."""
         return self
 
     def check_input(self, x: Tensor) -> None:

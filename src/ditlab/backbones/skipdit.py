@@ -48,3 +48,8 @@ class SkipDiT(DiT):
         x = self.final_layer(x[:, : h * w], c)                         # (B, N, p p C)
         return unpatchify(x, h, w, self.patch)                         # (B, C, H, W)
         # fmt: on
+
+
+def is_published(tensors: dict[str, Tensor]) -> bool:
+    """Whether these are the keys of a published Skip-DiT; sizes are read as those of a DiT, and its keys are ours."""
+    return {"x_embedder.proj.weight", "skip_linears.0.linear.weight", "skip_norms.0.weight"} <= tensors.keys()

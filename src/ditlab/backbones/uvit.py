@@ -23,7 +23,7 @@ class Size(NamedTuple):
     final_conv: bool
 
 
-SIZES = {  # Table 1 and the released configurations
+SIZES = {  # of the paper; the last column as released
     "S": Size(13, 512, 8, True),
     "M": Size(17, 768, 12, True),
     "L": Size(21, 1024, 16, True),
@@ -35,6 +35,8 @@ VARIANTS = ("S/2", "M/4", "L/2", "L/4", "H/2", "H/4")
 class UViT(Backbone):
     """The ViT with long skips; nothing in it starts at zero."""
 
+    label_tables = ("label_emb.weight",)
+    heads_out = ("decoder_pred.weight", "decoder_pred.bias", "final_layer.weight", "final_layer.bias")
     lora_targets = ("attn.qkv", "attn.proj", "skip_linear")
 
     def __init__(
@@ -54,8 +56,6 @@ class UViT(Backbone):
         check_sizes(size, depth, width, heads, patch)
         self.patch = patch
         self.extras = 2 if classes else 1  # tokens before the patches: label (if there is one), time
-        self.label_tables = ("label_emb.weight",) if classes else ()
-        self.heads_out = ("decoder_pred.weight", "decoder_pred.bias", "final_layer.weight", "final_layer.bias")
 
         count = self.extras + (size[0] // patch) * (size[1] // patch)
         self.patch_embed = PatchEmbed(patch, channels, width)
@@ -97,8 +97,10 @@ class UViT(Backbone):
         # fmt: off
         x = self.patch_embed(x.to(self.dtype))                            # (B, h w, D)
         time = sinusoids(t, x.shape[-1]).to(self.dtype)                   # (B, D)
-        label = [self.label_emb(y)[:, None]] if self.label_emb else []    # (B, 1, D), or nothing
-        x = torch.cat([*label, time[:, None], x], dim=1) + self.pos_embed # (B, N, D)   N = h w + 1 or 2
+        x = torch.cat([time[:, None], x], dim=1)                          # (B, h w + 1, D)
+        if self.label_emb is not None:
+            x = torch.cat([self.label_emb(y)[:, None], x], dim=1)         # (B, h w + 2, D)
+        x = x + self.pos_embed                                            # (B, N, D)   N = h w + 1 or 2
         skips = []
         for block in self.in_blocks:
             x = block(x)                                                  # (B, N, D)
@@ -121,9 +123,9 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, qkv_bias=False)
         self.mlp = Mlp(width, approximate="none")
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *skip: Tensor) -> Tensor:
         if self.skip_linear is not None:
-            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+            x = self.skip_linear(torch.cat([x, *skip], dim=-1))
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -143,7 +145,7 @@ def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch
 
 def is_published(tensors: dict[str, Tensor]) -> bool:
     """Whether these are the keys of a published U-ViT."""
-    return {"pos_embed", "patch_embed.proj.weight", "mid_block.attn.qkv.weight", "decoder_pred.weight"} <= tensors.keys()
+    return {"patch_embed.proj.weight", "mid_block.attn.qkv.weight", "decoder_pred.weight"} <= tensors.keys()
 
 
 def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

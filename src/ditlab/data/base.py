@@ -1,14 +1,18 @@
 """What training asks of a data set, and the order in which it is read."""
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, final
+from itertools import islice
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from ditlab.types import Batch
+
+T = TypeVar("T")
 
 
 class Dataset(ABC):
@@ -65,12 +69,20 @@ def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Ten
         left = left[batch:]
 
 
-def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch]) -> Iterator[Batch]:
-    """The batches of an order, the next one being read in a thread while the caller works on the present one."""
-    with ThreadPoolExecutor(1) as reader:
-        pending = reader.submit(fetch, next(order))
-        for indices in order:
-            batch = pending.result()
-            pending = reader.submit(fetch, indices)
+def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch], depth: int = 2) -> Iterator[Batch]:
+    """The batches of an order, the next `depth` being read in a thread while the caller works on the present one."""
+    reader = ThreadPoolExecutor(1)
+    try:
+        pending = deque(reader.submit(fetch, indices) for indices in islice(order, depth))
+        while pending:
+            batch = pending.popleft().result()
+            pending.extend(reader.submit(fetch, indices) for indices in islice(order, 1))
             yield batch
-        yield pending.result()
+    finally:  # also when the caller stops early
+        reader.shutdown(cancel_futures=True)
+
+
+def spread(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int, chunk: int = 1024) -> Iterator[T]:
+    """function(0), ..., function(count - 1) in order; `pool.map` would queue a million calls, which is gigabytes."""
+    for start in range(0, count, chunk):
+        yield from pool.map(function, range(start, min(count, start + chunk)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ditlab.data.base import Dataset
+from ditlab.data.base import Dataset, spread
 from ditlab.data.preprocess import Preprocess, as_array, to_rgb
 from ditlab.data.sources import Source, Unreadable
 from ditlab.errors import InputError
@@ -42,13 +42,14 @@ class Pictures(Dataset):
             source: where they come from.
             preprocess: how they are made equally large.
             report: CSV file of skipped pictures and reasons; written when the first is skipped.
-            max_skipped: share of the pictures that may be skipped.
+            max_skipped: share of the pictures that may be skipped; one always may, unless it is 0.
 
         Raises:
             InputError: pictures of different sizes.
         """
         self.source, self.report, self.max_skipped = source, report, max_skipped
-        self.skipped: dict[str, str] = read_report(report)
+        self.skipped: dict[str, str] = {}
+        self.reported = read_names(report)
         self.lock = Lock()
         self.pool = ThreadPoolExecutor()  # decoding lets go of the interpreter lock
         self.flip = preprocess is not None and preprocess.flip
@@ -100,13 +101,14 @@ class Pictures(Dataset):
             if name in self.skipped:
                 return
             self.skipped[name] = reason
-            count, share = len(self.skipped), len(self.skipped) / len(self.source)
-            if self.report is not None:
-                write_report(self.report, self.skipped)
-        if share > self.max_skipped:
+            count, total = len(self.skipped), len(self.source)
+            if self.report is not None and name not in self.reported:
+                append_report(self.report, name, reason)
+                self.reported.add(name)
+        if count > max(1, self.max_skipped * total) or not self.max_skipped:
             raise InputError(
-                f"{count} of {len(self.source)} pictures cannot be read, the last {name} ({reason}); "
-                f"repair them, or allow more than a share of {self.max_skipped} (max_skipped)"
+                f"{count} of {total} pictures cannot be read, the last {name} ({reason}); repair them, or allow "
+                f"a greater share than {self.max_skipped} (max_skipped); it is {count / total:.3g} so far"
             )
 
     def _as_it_is(self, i: int) -> Array:
@@ -119,7 +121,7 @@ class Pictures(Dataset):
         """The one size of all pictures, and whether they are all grey; only headers are read."""
         first: tuple[str, tuple[int, int]] | None = None
         grey = True
-        for i, facts in enumerate(self.pool.map(self._facts, range(len(self.source)))):
+        for i, facts in enumerate(spread(self.pool, self._facts, len(self.source))):
             if facts is None:
                 continue
             size, is_grey = facts
@@ -146,21 +148,22 @@ class Pictures(Dataset):
             return None
 
 
-def read_report(file: Path | None) -> dict[str, str]:
-    """What an earlier part of the same run skipped."""
+def read_names(file: Path | None) -> set[str]:
+    """Names that an earlier part of the same run listed as skipped."""
     if file is None or not file.exists():
-        return {}
+        return set()
     with file.open(newline="", encoding="utf-8") as opened:
-        return {row["name"]: row["reason"] for row in csv.DictReader(opened)}
+        return {row["name"] for row in csv.DictReader(opened)}
 
 
-def write_report(file: Path, skipped: dict[str, str]) -> None:
-    """skipped.csv: name and reason of each picture that was left out."""
+def append_report(file: Path, name: str, reason: str) -> None:
+    """Add a line to skipped.csv: the name of a picture that was left out, and the reason."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as opened:
+    with file.open("a", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
-        writer.writerow(["name", "reason"])
-        writer.writerows(sorted(skipped.items()))
+        if opened.tell() == 0:
+            writer.writerow(["name", "reason"])
+        writer.writerow([name, reason])
 
 
 def write_folder(dataset: Dataset, folder: Path, count: int) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
-from ditlab.errors import InputError
+from ditlab.data.sources import Unreadable
+from ditlab.errors import InputError, lookup
 
 Fit = Literal["crop", "letterbox", "stretch"]
 
@@ -29,10 +30,17 @@ class Preprocess:
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise InputError(f"size {self.size[0]}x{self.size[1]}; give sides of 1 or more")
+        if self.channels not in (1, 3):
+            raise InputError(f"channels is {self.channels}; give 1 for grey or 3 for RGB")
+        lookup(FITS, self.fit, "fit")
         colour(self.background)
 
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """A picture as (height, width, channels) uint8."""
+        """A picture as (height, width, channels) uint8.
+
+        Raises:
+            Unreadable: values or EXIF data that make no sense.
+        """
         fitted = FITS[self.fit](to_rgb(image, self.background), self.size, self.background)
         return as_array(fitted, self.channels)
 
@@ -47,22 +55,36 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """Any picture upright as 8-bit grey ("L") or "RGB", transparent parts over the background.
 
     16 bits a channel become 8 by dividing by 257; floats are taken as 0..1.
+
+    Raises:
+        Unreadable: values beyond that, or broken EXIF data.
     """
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow parses EXIF data only now, and raises almost anything
+        raise Unreadable(f"broken EXIF data ({error})") from error
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) / 257).round().clip(0, 255).astype(np.uint8))
+        return _eight_bits(image, 65535)
     if image.mode == "F":
-        return Image.fromarray((np.asarray(image) * 255).round().clip(0, 255).astype(np.uint8))
+        return _eight_bits(image, 1)
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, colour(background))
         return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
+def _eight_bits(image: Image.Image, top: int) -> Image.Image:
+    """Grey values 0..top as 0..255; clipping others would silently make them black or white."""
+    values = np.asarray(image).astype(np.float64)
+    if not (values.min() >= 0 and values.max() <= top):  # also true of NaN
+        raise Unreadable(f"values from {values.min():g} to {values.max():g}, not within 0..{top}")
+    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+
+
 def colour(name: str) -> tuple[int, ...]:
     """A colour by name or #rrggbb."""
     try:
-        return ImageColor.getrgb(name)
+        return ImageColor.getrgb(name)[:3]  # a background cannot be transparent itself
     except ValueError:
         raise InputError(f'background "{name}" is no colour; give a name such as white, or #rrggbb') from None
 

@@ -11,12 +11,16 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
+from ditlab.data.base import spread
 from ditlab.data.preprocess import Preprocess, to_rgb
 from ditlab.data.sources import Source, Unreadable
+from ditlab.errors import InputError
 from ditlab.pictures import contact_sheet
 
 ROWS, COLUMNS, THUMBNAIL = 16, 8, 64
+NAME = 24  # letters of a class name beside its row
 
 
 class Facts(NamedTuple):
@@ -51,12 +55,12 @@ class Survey:
         if self.unreadable:
             listed = Table("unreadable", "reason")
             for name, reason in list(self.unreadable.items())[:ROWS]:
-                listed.add_row(name, reason)
+                listed.add_row(literal(name), Text(reason))
             tables.append(listed)
         if self.duplicates:
             listed = Table("equal pictures")
             for group in self.duplicates[:ROWS]:
-                listed.add_row(", ".join(group[:4]) + (", ..." if len(group) > 4 else ""))
+                listed.add_row(Text(", ".join(group[:4]) + (", ..." if len(group) > 4 else "")))
             tables.append(listed)
         return tables
 
@@ -65,10 +69,15 @@ def counted(what: str, counts: dict[str, int]) -> Table:
     """The first rows of a count."""
     table = Table(what, "pictures")
     for name, count in list(counts.items())[:ROWS]:
-        table.add_row(name, f"{count:,}")
+        table.add_row(literal(name), f"{count:,}")
     if len(counts) > ROWS:
         table.add_row(f"and {len(counts) - ROWS} more", f"{sum(list(counts.values())[ROWS:]):,}")
     return table
+
+
+def literal(name: str) -> Text:
+    """A name on one line, cut where the screen ends; brackets in it are no markup."""
+    return Text(name, no_wrap=True, overflow="ellipsis")
 
 
 def survey(source: Source, console: Console) -> Survey:
@@ -80,7 +89,7 @@ def survey(source: Source, console: Console) -> Survey:
     content: defaultdict[str, list[str]] = defaultdict(list)
     unreadable: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
-        looks = pool.map(lambda i: _look(source, i), range(len(source)))
+        looks = spread(pool, lambda i: _look(source, i), len(source))
         for i, facts in enumerate(
             track(looks, "looking", len(source), console=console, disable=not console.is_terminal)
         ):
@@ -115,7 +124,11 @@ def _look(source: Source, i: int) -> Facts | str:
 
 
 def sample_sheet(source: Source, path: Path) -> None:
-    """Write a contact sheet: up to 16 classes, the first 8 readable pictures of each."""
+    """Write a contact sheet: up to 16 classes, the first 8 readable pictures of each.
+
+    Raises:
+        InputError: not one picture can be read.
+    """
     thumbnail = Preprocess((THUMBNAIL, THUMBNAIL))
     rows: list[list[Image.Image]] = []
     for label in range(min(ROWS, max(1, len(source.classes)))):
@@ -129,6 +142,13 @@ def sample_sheet(source: Source, path: Path) -> None:
                 continue
         rows.append(row)
     shown = [row for row in rows if row]
-    names = [name for name, row in zip(source.classes, rows, strict=False) if row]
-    if shown:
-        contact_sheet(shown, names or None).save(path)
+    names = [cut(name) for name, row in zip(source.classes, rows, strict=False) if row]
+    if not shown:
+        raise InputError(f"no picture of {len(source)} can be read for {path}; leave the contact sheet out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(shown, names or None).save(path, "PNG")
+
+
+def cut(name: str) -> str:
+    """A name that leaves room for pictures."""
+    return name if len(name) <= NAME else name[: NAME - 3] + "..."

@@ -11,13 +11,14 @@ from ditlab.backbones import Backbone
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass of one image costs, the denoiser alone."""
+    """What one forward pass of one image costs, the denoiser alone, merged as far as its family can be (`fused`)."""
 
-    parameters: int
+    parameters: int  # merged, as papers count them
+    parameters_unfused: int  # as they are trained and saved; the same where there is nothing to merge
     gmacs: float  # 1e9 multiply-accumulates: what papers print as "Gflops"
     gflops: float  # twice that
     tokens: int  # of the longest sequence
-    weight_bytes: int  # as float32
+    weight_bytes: int  # of the saved model, as float32
 
 
 def measure(make: Callable[[], Backbone]) -> Cost:
@@ -26,8 +27,9 @@ def measure(make: Callable[[], Backbone]) -> Cost:
         net = make().eval()
         x = torch.empty(1, net.channels, *net.size)
         t, y = torch.empty(1), torch.empty(1, dtype=torch.long)
+    fused = net.fused()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(x, t, y)
+        fused(x, t, y)
     flops = counter.get_total_flops()
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    return Cost(parameters, flops / 2e9, flops / 1e9, net.tokens, 4 * parameters)
+    merged, saved = (sum(parameter.numel() for parameter in each.parameters()) for each in (fused, net))
+    return Cost(merged, saved, flops / 2e9, flops / 1e9, net.tokens, 4 * saved)
