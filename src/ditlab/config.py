@@ -58,6 +58,20 @@ class Model:
     """Override the size table."""
     frequency_shift: Whole | None = None
     """1 for timestep frequencies as diffusers computes them (DiT)."""
+    depths: tuple[Whole, ...] | None = None
+    """Blocks of each level, down and up again (U-DiT)."""
+    attention: Literal["token", "key-value", "full"] | None = None
+    """What attention sees down-sampled (U-DiT)."""
+    downsampler: Literal["shortcut", "depthwise", "unshuffle"] | None = None
+    """How tokens are down-sampled (U-DiT)."""
+    cosine: bool | None = None
+    """Attention on normalised queries and keys with a learned scale (U-DiT)."""
+    rope: bool | None = None
+    """Rotary positions (U-DiT)."""
+    feed_forward: Literal["reparametrised", "depthwise", "plain"] | None = None
+    """Kind of feed-forward layer (U-DiT)."""
+    final_conv: bool | None = None
+    """A 3x3 convolution at the end (U-ViT)."""
 
 
 @dataclass(frozen=True)

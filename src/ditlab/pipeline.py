@@ -244,10 +244,11 @@ class Pipeline:
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}; give 1 or more")
         names, seeds = pair_up(labels, seeds)
+        drawing = replace(self, net=self.net.fused())  # merged once for all batches
         latents: list[Tensor] = []
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
-            for step in self.steps(names[part], seeds=seeds[part], **options):
+            for step in drawing.steps(names[part], seeds=seeds[part], **options):
                 if callback_on_step_end is not None:
                     callback_on_step_end(step)
             latents.append(step.x)

@@ -65,7 +65,7 @@ def _fill(
         grouped[:, :both] = value.reshape(-1, source.net.out_channels, *value.shape[1:])[:, :both]
         what = "variance half added" if net.learn_variance else "variance half dropped"
         return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, {what}")
-    if name == "pos_embed" and value.shape[-1] == mine.shape[-1]:
+    if name in dict(net.named_buffers()):  # positions that are computed, not learned
         return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, computed anew")
     return Change(name, "new", f"{shape(mine)}, the source has {shape(value)}")
 
