@@ -8,10 +8,12 @@ from PIL import Image
 from rich.console import Console
 
 import ditlab
+from ditlab.backbones import create
 from ditlab.config import parse_recipe
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError
+from ditlab.pipeline import Pipeline
 from ditlab.training import train
 from ditlab.training.transfer import summary, transfer
 
@@ -207,3 +209,29 @@ def test_low_rank_updates_train_save_and_resume(tmp_path, pictures, apart):
 def test_low_rank_needs_a_source():
     with pytest.raises(InputError, match=r"train.lora without a model to start from; give --init-from"):
         train(parse_recipe({"train": {"lora": 4}}), "nowhere")
+
+
+def test_learned_positions_are_interpolated():
+    def make(size):
+        options = {
+            "width": 32,
+            "depth": 3,
+            "heads": 2,
+            "patch": 2,
+            "channels": 1,
+            "classes": 2,
+            "learn_variance": False,
+        }
+        return Pipeline(create("U-ViT", size=size, **options), Objective(), classes=["a", "b"])
+
+    source, fresh = make(8), make((8, 16))
+    rows = torch.arange(4.0)[:, None].expand(4, 4).flatten()  # each patch knows its row
+    extra = source.net.pos_embed.shape[1] - 16
+    with torch.no_grad():
+        source.net.pos_embed[:, extra:] = rows[:, None]
+    changes = {change.name: change for change in transfer(fresh.net, fresh.classes, source)}
+    assert changes["pos_embed"].detail.endswith("interpolated")
+    positions = fresh.net.pos_embed
+    assert torch.equal(positions[:, :extra], source.net.pos_embed[:, :extra])
+    expected = torch.arange(4.0)[:, None].expand(4, 8).flatten()
+    assert torch.allclose(positions[0, extra:], expected[:, None].expand(-1, 32), atol=1e-5)

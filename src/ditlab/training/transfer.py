@@ -1,7 +1,8 @@
 """Starting from a trained model: keep what fits, say what does not.
 
 Classes are matched by name where both sides have names, or by a class map; the null row is always kept. Sin-cos
-positions are computed anew for another size. The variance half of the head is added (as zeros) or dropped.
+positions are computed anew for another size, learned ones interpolated. The variance half of the head is added (as
+zeros) or dropped.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
@@ -67,6 +69,9 @@ def _fill(
         return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, {what}")
     if name in dict(net.named_buffers()):  # positions that are computed, not learned
         return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, computed anew")
+    if name == "pos_embed" and value.shape[-1] == mine.shape[-1]:
+        mine.copy_(interpolated(value, grid(source.net), grid(net)))
+        return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, interpolated")
     return Change(name, "new", f"{shape(mine)}, the source has {shape(value)}")
 
 
@@ -76,6 +81,20 @@ def _fill_labels(name: str, mine: Tensor, value: Tensor, rows: dict[int, int]) -
         mine[i] = value[j]
     detail = f"{len(value) - 1} -> {len(mine) - 1} classes, {len(rows)} of them matched, null row kept"
     return Change(name, "adapted", detail)
+
+
+def grid(net: Backbone) -> tuple[int, int]:
+    """Rows and columns of a network's patches."""
+    patch = net.config["patch"]
+    return net.size[0] // patch, net.size[1] // patch
+
+
+def interpolated(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Learned positions (1, extra + rows columns, D) for another grid, bicubic; those of extra tokens stay."""
+    extra = positions.shape[1] - old[0] * old[1]
+    field = positions[:, extra:].reshape(1, *old, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(field, new, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :extra], resized.flatten(2).transpose(1, 2)], dim=1)
 
 
 def match_classes(classes: list[str], source: Pipeline, file: str = "") -> dict[int, int]:
