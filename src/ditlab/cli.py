@@ -18,7 +18,7 @@ from rich.console import Console
 from ditlab import __version__
 from ditlab.config import (
     AutoencoderTraining,
-    Condition,
+    ModelOptions,
     Preparation,
     Recipe,
     Whole,
@@ -47,12 +47,7 @@ def info(
     channels: Whole = 4,
     classes: Whole = 1000,
     learn_variance: bool = True,
-    condition: Condition | None = None,
-    qk_norm: bool | None = None,
-    width: Whole | None = None,
-    depth: Whole | None = None,
-    heads: Whole | None = None,
-    patch: Whole | None = None,
+    options: Annotated[ModelOptions | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
     """Print what networks cost: parameters, multiply-accumulates, tokens, bytes; no weights are made.
@@ -69,12 +64,8 @@ def info(
         Number of classes; 0 is unconditional.
     learn_variance
         Count an output with a second half for the learned variance.
-    condition
-        How time and label enter.
-    qk_norm
-        RMS-normalise queries and keys.
-    width, depth, heads, patch
-        Override the size table.
+    options
+        Of the family, instead of the published ones.
     json
         Print one JSON object (with a list "models" for several names).
     """
@@ -82,32 +73,25 @@ def info(
     from ditlab.backbones import names as published
     from ditlab.evaluation import measure
 
-    options: dict[str, Any] = {
-        "condition": condition,
-        "qk_norm": qk_norm,
-        "width": width,
-        "depth": depth,
-        "heads": heads,
-        "patch": patch,
-    }
-    options |= {"size": parse_size(size), "channels": channels, "classes": classes, "learn_variance": learn_variance}
+    settings = vars(options or ModelOptions()) | {"size": parse_size(size), "channels": channels, "classes": classes}
+    settings["learn_variance"] = learn_variance
     rows = []
     for name in names or published():
-        cost = measure(partial(create, name, **options))
+        cost = measure(partial(create, name, **settings))
         rows.append({"name": name, **dataclasses.asdict(cost)})
     if json:
         print_json(rows[0] if len(rows) == 1 else {"models": rows})
         return
     from rich.table import Table
 
-    table = Table("model", "parameters", "GMACs", "GFLOPs", "tokens", "weights (float32)")
+    table = Table("model", "parameters", "unfused", "GMACs", "GFLOPs", "tokens", "float32")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        millions, megabytes = row["parameters"] / 1e6, row["weight_bytes"] / 2**20
+        millions, unfused = (f"{row[key] / 1e6:,.2f} M" for key in ("parameters", "parameters_unfused"))
         table.add_row(
-            row["name"], f"{millions:,.2f} M", f"{row['gmacs']:,.2f}", f"{row['gflops']:,.2f}", str(row["tokens"]),
-            f"{megabytes:,.0f} MiB",
+            row["name"], millions, "" if unfused == millions else unfused, f"{row['gmacs']:,.2f}", f"{row['gflops']:,.2f}", str(row["tokens"]),
+            f"{row['weight_bytes'] / 2**20:,.0f} MiB",
         )  # fmt: skip
     Console().print(table)
 
@@ -176,6 +160,7 @@ def sample(
     weights: Literal["ema", "model"] = "ema",
     autoencoder: str | None = None,
     heads: Whole | None = None,
+    size: str | None = None,
     tile: Whole | None = None,
     batch_size: Whole = 64,
     device: str = "auto",
@@ -217,6 +202,8 @@ def sample(
         The autoencoder of a model that came without one: folder, file or hub id.
     heads
         Attention heads of a foreign checkpoint whose size was never published.
+    size
+        Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT).
     tile
         Decode in tiles of so many pixels, for pictures that do not fit into memory.
     batch_size
@@ -235,8 +222,8 @@ def sample(
     from ditlab.training.trainer import pick_device
 
     claim_folder(out, overwrite)
-    overrides: dict[str, Any] = {} if heads is None else {"heads": heads}
-    pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder, **overrides)
+    told = foreign(heads, size)
+    pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder, **told)
     say_note(pipe.config)
     if tile is not None:
         pipe.autoencoder.tile(tile)
@@ -278,6 +265,7 @@ def convert(
     to: Literal["official", "diffusers", "ditlab"],
     weights: Literal["ema", "model"] = "ema",
     heads: Whole | None = None,
+    size: str | None = None,
     sit: bool | None = None,
     autoencoder: str | None = None,
 ) -> None:
@@ -286,7 +274,7 @@ def convert(
     Parameters
     ----------
     source
-        A model or run folder, an official DiT or SiT checkpoint, or a diffusers folder.
+        A model or run folder, a published checkpoint (DiT, SiT, U-DiT, U-ViT, Skip-DiT), or a diffusers folder.
     target
         Where to write; must not exist.
     to
@@ -295,6 +283,8 @@ def convert(
         The average of the weights, or the raw ones of a training checkpoint.
     heads
         Attention heads, for sizes that were never published.
+    size
+        Side, or HEIGHTxWIDTH, of the latents, where the checkpoint does not tell it (U-DiT).
     sit
         The source is SiT's; only a bare state dict does not tell.
     autoencoder
@@ -302,8 +292,7 @@ def convert(
     """
     from ditlab.interop import convert, load
 
-    overrides: dict[str, Any] = {} if heads is None else {"heads": heads}
-    pipe = load(source, weights=weights, sit=sit, autoencoder=autoencoder, **overrides)
+    pipe = load(source, weights=weights, sit=sit, autoencoder=autoencoder, **foreign(heads, size))
     say_note(pipe.config)
     convert(pipe, target, to)
     screen.print(f"{pipe.net.config['name']} from {source} is in {target}, layout {to}", highlight=False, markup=False)
@@ -510,6 +499,12 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
         return
     for line in result.report(command()):
         print(line)
+
+
+def foreign(heads: int | None, size: str | None) -> dict[str, Any]:
+    """What the user tells about a checkpoint that does not tell it itself."""
+    told = {"heads": heads, "size": None if size is None else parse_size(size)}
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def say_note(config: dict[str, Any]) -> None:

@@ -39,11 +39,17 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 
 
 @dataclass(frozen=True)
-class Model:
-    """The network; its size, channels and classes follow from the data and the autoencoder."""
+class ModelName:
+    """What kind of network."""
 
     name: str = "DiT-S/2"
     """Family and size, such as DiT-XL/2."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What its family lets one choose; None is as the name says."""
+
     condition: Condition | None = None
     """How time and label enter (DiT)."""
     qk_norm: bool | None = None
@@ -75,11 +81,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Model(ModelOptions, ModelName):
+    """The network; its size, channels and classes follow from the data and the autoencoder."""
+
+
+@dataclass(frozen=True)
 class Diffusion:
     """The path from data to noise and what the network is trained to say."""
 
-    process: Literal["linear", "cosine", "ddpm"] = "linear"
-    """linear is rectified flow, ddpm the table of 1000 linear betas."""
+    process: Literal["linear", "cosine", "vp", "ddpm", "scaled-linear"] = "linear"
+    """linear is rectified flow, ddpm the table of 1000 linear betas, scaled-linear Stable Diffusion's."""
     target: Literal["x0", "eps", "v", "velocity"] = "velocity"
     """What the network regresses."""
     time: Literal["uniform", "logit-normal"] = "logit-normal"

@@ -183,12 +183,13 @@ class Pipeline:
             if guidance_scale not in (None, 1.0):
                 raise InputError(f"guidance {scale} on an unconditional model; leave it out or give a guide model")
             scale = 1.0
-        denoise = self._guided(y, scale, interval, guidance_channels, guide)
+        drawing = self.fused()
+        denoise = drawing._guided(y, scale, interval, guidance_channels, guide and guide.fused())
         noise = image_noise(seeds)
         x = noise(torch.empty(len(seeds), self.net.channels, *self.net.size, device=self.net.device))
         # The spread that x_t has for data of unit variance; exactly 1 on variance-preserving processes, as in DiT.
         spread = float(torch.hypot(process.alpha(times[0]), process.sigma(times[0])))
-        return self._inference(run(denoise, process, x * spread, times, noise))
+        return drawing._inference(run(denoise, process, x * spread, times, noise))
 
     def _guided(
         self, y: Tensor, scale: float, interval: tuple[float, float], channels: int | None, guide: "Pipeline | None"
@@ -244,7 +245,9 @@ class Pipeline:
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}; give 1 or more")
         names, seeds = pair_up(labels, seeds)
-        drawing = replace(self, net=self.net.fused())  # merged once for all batches
+        drawing = self.fused()  # once for all batches; it is its own fused form
+        if options.get("guide") is not None:
+            options["guide"] = options["guide"].fused()
         latents: list[Tensor] = []
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
@@ -259,6 +262,10 @@ class Pipeline:
             return Output(to_pil(pixels))
         floats = pixels.float() / 255
         return Output(floats if output_type == "pt" else floats.permute(0, 2, 3, 1).numpy())
+
+    def fused(self) -> "Pipeline":
+        """This pipeline with its network merged for inference, see `Backbone.fused`."""
+        return replace(self, net=self.net.fused())
 
     def decode(self, x0: Tensor) -> Tensor:
         """Latents (B, c, h, w) -> uint8 pictures (B, C, H, W) on the CPU."""
@@ -328,6 +335,13 @@ def make_objective(settings: Diffusion) -> Objective:
     return Objective(process=lookup(PROCESSES, options.pop("process"), "process")(), **options)
 
 
+def read_objective(description: dict[str, Any]) -> Objective:
+    """The objective that `config.json` describes."""
+    options = dict(description)
+    process = dict(options.pop("process"))
+    return Objective(lookup(PROCESSES, process.pop("name"), "process")(**process), **options)
+
+
 def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], Pipeline] | None" = None) -> Pipeline:
     """Load a model that ditlab saved, or the newest checkpoint of a training run.
 
@@ -344,9 +358,7 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
     try:
         backbone = dict(config.pop("backbone"))
         size = tuple(backbone.pop("size"))
-        objective = config.pop("objective")
-        process = dict(objective.pop("process"))
-        objective = Objective(lookup(PROCESSES, process.pop("name"), "process")(**process), **objective)
+        objective = read_objective(config.pop("objective"))
         classes = config.pop("classes")
         with torch.device("meta"):
             net = create(**backbone, size=size)

@@ -8,10 +8,10 @@ from rich.console import Console
 import ditlab
 from ditlab.backbones import create, names
 from ditlab.backbones.layers import unpatchify
-from ditlab.backbones.skipdit import is_published
 from ditlab.config import parse_recipe
 from ditlab.diffusion.objective import Objective
 from ditlab.evaluation import measure
+from ditlab.interop.official import family_of
 from ditlab.pipeline import Pipeline, load_folder
 from ditlab.training import train
 from ditlab.training.transfer import summary, transfer
@@ -92,8 +92,8 @@ def test_each_block_joins_its_mirror_image(depth, joins):
 
 def test_keys_are_published_and_those_of_a_dit_with_the_skips():
     net, plain = create("Skip-DiT", **TINY), create("DiT", **TINY)
-    assert is_published(net.state_dict())
-    assert not is_published(plain.state_dict())
+    assert family_of(net.state_dict()) == "Skip-DiT"
+    assert family_of(plain.state_dict()) == "DiT"
     new = {f"skip_norms.{j}.{part}" for j in (0, 1) for part in ("weight", "bias")}
     new |= {f"skip_linears.{j}.linear.{part}" for j in (0, 1) for part in ("weight", "bias")}
     assert net.state_dict().keys() - plain.state_dict().keys() == new

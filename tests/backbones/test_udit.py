@@ -19,21 +19,19 @@ from ditlab.backbones.udit import (
     GridAttention,
     Size,
     Style,
-    from_published,
+    UDiT,
     interleave,
-    is_published,
-    read_sizes,
     rotate,
     rotations,
     shuffle,
     split,
-    to_published,
     unshuffle,
 )
 from ditlab.config import parse_recipe
 from ditlab.diffusion.objective import Objective
 from ditlab.errors import InputError
 from ditlab.evaluation import measure
+from ditlab.interop.official import family_of
 from ditlab.pipeline import Pipeline, load_folder
 from ditlab.training import train
 
@@ -80,11 +78,11 @@ def test_names():
 
 def test_published_weights_give_published_numbers(published):
     vectors, state = published
-    settings = read_sizes(state)
+    settings = UDiT.read_sizes(state)
     assert settings["heads"] == 2
     assert settings["depths"] == [1] * 5
     net = create("U-DiT", size=16, **settings)
-    net.load_state_dict(from_published(state))
+    net.load_state_dict(UDiT.from_published(state))
     x, t, y = vectors["x"], vectors["t"], vectors["y"]
     with torch.no_grad():
         for each in (net, net.fused()):
@@ -94,27 +92,27 @@ def test_published_weights_give_published_numbers(published):
 
 def test_published_keys_there_and_back(published):
     _, state = published
-    assert is_published(state)
-    assert not is_published(from_published(state))
-    back = to_published(from_published(state))
+    assert family_of(state) == "U-DiT"
+    assert family_of(UDiT.from_published(state)) == ""
+    back = UDiT.to_published(UDiT.from_published(state))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
 def test_blocks_of_deeper_levels_are_numbered_in_pairs():
     state = create("U-DiT", **TINY | {"depths": [2, 1, 3, 1, 1]}).state_dict()
-    theirs = to_published(state)
+    theirs = UDiT.to_published(state)
     assert torch.equal(theirs["latent.2.attn1.to_qkv.weight"], state["middle.4.attn.qkv.weight"])
     assert "encoder_level_1.1.mlp2.dwconv.2.bias" in theirs
-    assert read_sizes(theirs)["depths"] == [2, 1, 3, 1, 1]
-    assert from_published(theirs).keys() == state.keys()
+    assert UDiT.read_sizes(theirs)["depths"] == [2, 1, 3, 1, 1]
+    assert UDiT.from_published(theirs).keys() == state.keys()
 
 
 @pytest.mark.parametrize("options", [{"cosine": False}, {"feed_forward": "depthwise"}, {"depths": [1, 1, 1]}])
 def test_only_the_full_form_has_a_published_layout(options):
     net = create("U-DiT", **TINY | {"depths": [1] * 5} | options)
     with pytest.raises(InputError, match="only U-DiT in its full form"):
-        to_published(net.state_dict())
+        UDiT.to_published(net.state_dict())
 
 
 def test_initial_output_is_zero_and_blocks_are_the_identity():

@@ -9,12 +9,13 @@ import ditlab
 from ditlab.backbones import create, names
 from ditlab.backbones.layers import sinusoids
 from ditlab.backbones.lora import add_lora, merged
-from ditlab.backbones.uvit import from_published, is_published, read_sizes, to_published
+from ditlab.backbones.uvit import UViT
 from ditlab.config import parse_recipe
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError
 from ditlab.evaluation import measure
+from ditlab.interop.official import family_of
 from ditlab.pipeline import Pipeline, load_folder
 from ditlab.training import train
 from ditlab.training.transfer import transfer
@@ -63,13 +64,13 @@ def test_cost_agrees_with_the_paper(name, options, millions, gmacs, tokens):
 
 def test_published_weights_give_published_numbers(published):
     vectors, state = published
-    settings = read_sizes(state)
+    settings = UViT.read_sizes(state)
     assert settings["classes"] == 9  # the tenth row is the null label
     assert settings["final_conv"]
     net = create("U-ViT", heads=4, **settings)
-    assert is_published(state)
-    net.load_state_dict(from_published(state))
-    assert to_published(net.state_dict()).keys() == state.keys()
+    assert family_of(state) == "U-ViT"
+    net.load_state_dict(UViT.from_published(state))
+    assert UViT.to_published(net.state_dict()).keys() == state.keys()
     with torch.no_grad():
         assert relative(net(vectors["x"], vectors["t"], vectors["y"]), vectors["out"]) < 1e-5
 
@@ -78,14 +79,14 @@ def test_published_weights_give_published_numbers(published):
 def test_sizes_are_read_back(name):
     with torch.device("meta"):
         net = create(name, size=64)
-    settings = read_sizes(net.state_dict())
+    settings = UViT.read_sizes(net.state_dict())
     assert settings == {key: value for key, value in net.config.items() if key != "name"} | {"size": (64, 64)}
 
 
 @pytest.mark.parametrize(("key", "words"), [("time_embed.0.weight", "MLP"), ("mid_block.attn.qkv.bias", "biases")])
 def test_variants_that_were_not_released_are_refused(published, key, words):
     with pytest.raises(InputError, match=words):
-        from_published(published[1] | {key: torch.zeros(1)})
+        UViT.from_published(published[1] | {key: torch.zeros(1)})
 
 
 def test_weights_are_drawn_as_published():
@@ -144,7 +145,7 @@ def test_without_classes_there_is_no_label_token():
     net = create("U-ViT", **TINY | {"classes": 0})
     assert net.tokens == 17
     assert net.label_emb is None
-    assert read_sizes(net.state_dict())["classes"] == 0
+    assert UViT.read_sizes(net.state_dict())["classes"] == 0
     y = torch.zeros(2, dtype=torch.long)
     assert torch.equal(net.null(y), y)
 

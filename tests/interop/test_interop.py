@@ -342,7 +342,7 @@ class TestBadFiles:
 
     def test_other_models_and_nothing(self, tmp_path):
         save_file({"down_blocks.0.weight": torch.zeros(2)}, tmp_path / "unet.safetensors")
-        with pytest.raises(InputError, match=r"not a DiT checkpoint \(it has down_blocks"):
+        with pytest.raises(InputError, match=r"no checkpoint that is known \(it has down_blocks"):
             ditlab.load(tmp_path / "unet.safetensors")
         with pytest.raises(InputError, match="no model at"):
             ditlab.load(tmp_path / "nothing")

@@ -22,7 +22,7 @@ BACKBONES: dict[str, type[Backbone]] = {
 
 SHAPE = dict.fromkeys(("size", "channels", "classes", "learn_variance"))  # what `create` itself is given
 
-__all__ = ["BACKBONES", "Backbone", "create", "names"]
+__all__ = ["BACKBONES", "Backbone", "create", "find", "name_of", "names"]
 
 
 def create(
@@ -52,7 +52,7 @@ def create(
     Raises:
         InputError: unknown name or option, or sizes that do not fit together.
     """
-    kind, sizes = lookup(_published() | {family: (kind, {}) for family, kind in BACKBONES.items()}, name, "model")
+    kind, sizes = find(name)
     if isinstance(size, int):
         size = (size, size)
     given = {key: value for key, value in options.items() if value is not None}
@@ -60,7 +60,7 @@ def create(
     for key in given:
         if key not in known:
             raise InputError(f'{name} has no option "{key}"; {nearest(key, known)}')
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in (sizes | given).items()}
+    settings = {key: _plain(value) for key, value in (sizes | given).items()}
     missing = [key for key, value in known.items() if value.default is value.empty and key not in settings | SHAPE]
     if missing:
         raise InputError(f'"{name}" names no size; give {", ".join(missing)} too, or choose from: {", ".join(names())}')
@@ -74,6 +74,24 @@ def create(
         **settings,
     }
     return net
+
+
+def find(name: str) -> tuple[type[Backbone], dict[str, Any]]:
+    """Class and published sizes of a name; no sizes for a family alone."""
+    return lookup(_published() | {family: (kind, {}) for family, kind in BACKBONES.items()}, name, "model")
+
+
+def name_of(kind: type[Backbone], settings: dict[str, Any]) -> str:
+    """The published name of a network with these settings ("DiT-XL/2"), the family ("DiT") if there is none."""
+    family = next(family for family, own in BACKBONES.items() if own is kind)
+    for variant, sizes in kind.variants().items():
+        if all(_plain(settings.get(key)) == _plain(value) for key, value in sizes.items()):
+            return f"{family}-{variant}"
+    return family
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def names() -> list[str]:

@@ -19,6 +19,9 @@ class Backbone(nn.Module, ABC):
     lora_targets: tuple[str, ...] = ("attn.qkv", "attn.proj", "adaLN_modulation.1")
     """Ends of the names of the layers that low-rank adaptation changes: attention and modulation."""
 
+    marks: tuple[str, ...] = ()
+    """Keys that tell a published state dict of this family; where those of several families fit, the most keys win."""
+
     config: dict[str, Any]
     """The arguments of `create` that build this network again."""
 
@@ -37,6 +40,27 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
         """Published sizes: the part of the name behind the family -> constructor arguments."""
+
+    @classmethod
+    def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """The arguments of `create` that a published state dict tells."""
+        raise NotImplementedError
+
+    @classmethod
+    def read_objective(cls, sizes: dict[str, Any]) -> dict[str, Any]:
+        """What published weights of these sizes were trained on, as in `config.json`; DiT's chain and noise if not
+        overridden."""
+        return {"process": {"name": "ddpm"}, "target": "eps"}
+
+    @classmethod
+    def from_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A published state dict under our keys, without a copy; these are the published ones if not overridden."""
+        return tensors
+
+    @classmethod
+    def to_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `from_published`."""
+        return tensors
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:

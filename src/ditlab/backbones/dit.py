@@ -43,6 +43,7 @@ class DiT(Backbone):
 
     label_tables = ("y_embedder.embedding_table.weight",)
     heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
+    marks: tuple[str, ...] = ("x_embedder.proj.weight", "pos_embed", *heads_out)
 
     def __init__(
         self,
@@ -87,6 +88,25 @@ class DiT(Backbone):
         return {
             f"{name}/{patch}": size._asdict() | {"patch": patch} for name, size in SIZES.items() for patch in PATCHES
         }
+
+    @classmethod
+    def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """The arguments of `ditlab.create` that a published state dict tells; heads if the size table has them."""
+        width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
+        depth = 1 + max((int(key.split(".")[1]) for key in tensors if key.startswith("blocks.")), default=-1)
+        side = round(tensors["pos_embed"].shape[1] ** 0.5) * patch  # a square, unless the caller says otherwise
+        modulation = tensors.get("blocks.0.adaLN_modulation.1.weight")
+        heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
+        return {
+            "size": (side, side),
+            "channels": channels,
+            "classes": len(tensors["y_embedder.embedding_table.weight"]) - 1,
+            "learn_variance": len(tensors[cls.heads_out[0]]) == 2 * channels * patch**2,
+            "condition": "adaln" if modulation is not None and len(modulation) == 4 * width else "adaln-zero",
+            "width": width,
+            "depth": depth,
+            "patch": patch,
+        } | heads.get((depth, width), {})
 
     @property
     def tokens(self) -> int:

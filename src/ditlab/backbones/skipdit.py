@@ -17,6 +17,8 @@ from ditlab.backbones.layers import norm, unpatchify
 class SkipDiT(DiT):
     """DiT with long skips; sizes, options and everything else are DiT's."""
 
+    marks = (*DiT.marks, "skip_linears.0.linear.weight", "skip_norms.0.weight")
+
     def initialise(self, zero_gates: bool) -> None:
         """DiT's initialisation, and only then the skips, which keep the one that torch gives them, as published."""
         super().initialise(zero_gates)
@@ -48,8 +50,3 @@ class SkipDiT(DiT):
         x = self.final_layer(x[:, : h * w], c)                         # (B, N, p p C)
         return unpatchify(x, h, w, self.patch)                         # (B, C, H, W)
         # fmt: on
-
-
-def is_published(tensors: dict[str, Tensor]) -> bool:
-    """Whether these are the keys of a published Skip-DiT; sizes are read as those of a DiT, and its keys are ours."""
-    return {"x_embedder.proj.weight", "skip_linears.0.linear.weight", "skip_norms.0.weight"} <= tensors.keys()

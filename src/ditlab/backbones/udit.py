@@ -74,6 +74,7 @@ class UDiT(Backbone):
     """
 
     heads_out = ("final_layer.out_proj.weight", "final_layer.out_proj.bias")
+    marks = ("x_embedder.proj.weight", "down1_2.body.0.weight", "final_layer.out_proj.weight")
 
     def __init__(
         self,
@@ -114,6 +115,53 @@ class UDiT(Backbone):
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
         return {name: size._asdict() for name, size in SIZES.items()}
+
+    @classmethod
+    def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """The arguments of `create` that a published state dict tells: all but the size, which is free."""
+        width, channels = tensors["x_embedder.proj.weight"].shape[:2]
+        stages = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
+        return {
+            "channels": channels,
+            "classes": len(tensors["y_embedder_1.embedding_table.weight"]) - 1,
+            "learn_variance": len(tensors["final_layer.out_proj.weight"]) == 2 * channels,
+            "width": width,
+            "heads": len(tensors["latent.0.attn1.logit_scale"]),
+            "depths": [len({key.split(".")[1] for key in tensors if key.startswith(f"{stage}.")}) for stage in stages],
+        }
+
+    @classmethod
+    def from_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A published state dict of the full form, as it was trained, under our keys; without a copy."""
+        ours = {}
+        for key, value in tensors.items():
+            # Their block is a pair of ours: block 3, attn2 becomes block 7, attn.
+            key = re.sub(rf"\.(\d+)\.({PARTS})([12])\.", lambda m: f".{2 * int(m[1]) + int(m[3]) - 1}.{m[2]}.", key)
+            for published, own in PUBLISHED:
+                key = key.replace(published, own)
+            ours[key] = value.flatten(1) if POINTWISE.search(key) else value
+        return ours
+
+    @classmethod
+    def to_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `from_published`.
+
+        Raises:
+            InputError: other settings than the full form on three levels, which the published code is for.
+        """
+        full = ("decoders.1.up", "middle.0.attn.downsampler.0", "middle.0.attn.qkv", "middle.0.mlp.project_in.1")
+        some_missing = any(f"{name}.weight" not in tensors for name in full)
+        if some_missing or "middle.0.attn.logit_scale" not in tensors or "decoders.2.up.weight" in tensors:
+            raise InputError("only U-DiT in its full form, not fused and on three levels, has a published layout")
+        theirs = {}
+        for key, value in tensors.items():
+            if POINTWISE.search(key):
+                value = value[:, :, None, None]
+            for published, own in PUBLISHED:
+                key = key.replace(own, published)
+            key = re.sub(rf"\.(\d+)\.({PARTS})\.", lambda m: f".{int(m[1]) // 2}.{m[2]}{int(m[1]) % 2 + 1}.", key)
+            theirs[key] = value
+        return theirs
 
     @property
     def tokens(self) -> int:
@@ -471,55 +519,3 @@ PUBLISHED = (
 )
 PARTS = "attn|mlp|adaLN_modulation"
 POINTWISE = re.compile(r"(attn\.proj|reduce|project_(in|out)\.[01])\.weight")  # published as convolutions of one pixel
-
-
-def is_published(tensors: dict[str, Tensor]) -> bool:
-    """Whether these are the keys of a published U-DiT."""
-    return {"x_embedder.proj.weight", "down1_2.body.0.weight", "final_layer.out_proj.weight"} <= tensors.keys()
-
-
-def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict of the full form, as it was trained, under our keys; without a copy."""
-    ours = {}
-    for key, value in tensors.items():
-        # Their block is a pair of ours: block 3, attn2 becomes block 7, attn.
-        key = re.sub(rf"\.(\d+)\.({PARTS})([12])\.", lambda m: f".{2 * int(m[1]) + int(m[3]) - 1}.{m[2]}.", key)
-        for published, own in PUBLISHED:
-            key = key.replace(published, own)
-        ours[key] = value.flatten(1) if POINTWISE.search(key) else value
-    return ours
-
-
-def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_published`.
-
-    Raises:
-        InputError: other settings than the full form on three levels, which the published code is for.
-    """
-    full = ("decoders.1.up", "middle.0.attn.downsampler.0", "middle.0.attn.qkv", "middle.0.mlp.project_in.1")
-    some_missing = any(f"{name}.weight" not in tensors for name in full)
-    if some_missing or "middle.0.attn.logit_scale" not in tensors or "decoders.2.up.weight" in tensors:
-        raise InputError("only U-DiT in its full form, not fused and on three levels, has a published layout")
-    theirs = {}
-    for key, value in tensors.items():
-        if POINTWISE.search(key):
-            value = value[:, :, None, None]
-        for published, own in PUBLISHED:
-            key = key.replace(own, published)
-        key = re.sub(rf"\.(\d+)\.({PARTS})\.", lambda m: f".{int(m[1]) // 2}.{m[2]}{int(m[1]) % 2 + 1}.", key)
-        theirs[key] = value
-    return theirs
-
-
-def read_sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The arguments of `create` that a published state dict tells: all but the size, which is free."""
-    width, channels = tensors["x_embedder.proj.weight"].shape[:2]
-    stages = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
-    return {
-        "channels": channels,
-        "classes": len(tensors["y_embedder_1.embedding_table.weight"]) - 1,
-        "learn_variance": len(tensors["final_layer.out_proj.weight"]) == 2 * channels,
-        "width": width,
-        "heads": len(tensors["latent.0.attn1.logit_scale"]),
-        "depths": [len({key.split(".")[1] for key in tensors if key.startswith(f"{stage}.")}) for stage in stages],
-    }

@@ -38,6 +38,7 @@ class UViT(Backbone):
     label_tables = ("label_emb.weight",)
     heads_out = ("decoder_pred.weight", "decoder_pred.bias", "final_layer.weight", "final_layer.bias")
     lora_targets = ("attn.qkv", "attn.proj", "skip_linear")
+    marks = ("patch_embed.proj.weight", "mid_block.attn.qkv.weight", "decoder_pred.weight")
 
     def __init__(
         self,
@@ -76,6 +77,47 @@ class UViT(Backbone):
     def variants(cls) -> dict[str, dict[str, Any]]:
         rows = ((variant, *variant.split("/")) for variant in VARIANTS)
         return {variant: SIZES[name]._asdict() | {"patch": int(patch)} for variant, name, patch in rows}
+
+    @classmethod
+    def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """The arguments of `create` that a published state dict tells; heads from the size table where it has them."""
+        width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+        depth = 1 + 2 * len({key.split(".")[1] for key in tensors if key.startswith("in_blocks.")})
+        labels = tensors.get("label_emb.weight")
+        patches = tensors["pos_embed"].shape[1] - (1 if labels is None else 2)
+        side = round(patches**0.5) * patch  # a square, unless the caller says otherwise
+        heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
+        return {
+            "size": (side, side),
+            "channels": channels,
+            "classes": 0 if labels is None else len(labels) - 1,
+            "learn_variance": len(tensors["decoder_pred.weight"]) == 2 * channels * patch**2,
+            "width": width,
+            "depth": depth,
+            "patch": patch,
+            "final_conv": "final_layer.weight" in tensors,
+        } | heads.get((depth, width), {})
+
+    @classmethod
+    def read_objective(cls, sizes: dict[str, Any]) -> dict[str, Any]:
+        """Noise on Stable Diffusion's chain, counted from 1, for latents; on the continuous VP process for pixels."""
+        process = {"name": "vp"} if sizes["channels"] == 3 else {"name": "scaled-linear", "clock_start": 1.0}
+        return {"process": process, "target": "eps"}
+
+    @classmethod
+    def from_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Published keys are ours.
+
+        Raises:
+            InputError: variants of the published code that none of its released models is.
+        """
+        for key, what in (
+            ("time_embed.0.weight", "an MLP for the time"),
+            ("mid_block.attn.qkv.bias", "biases of q, k, v"),
+        ):
+            if key in tensors:
+                raise InputError(f"U-ViT with {what} is not supported; give a model with the released settings")
+        return dict(tensors)
 
     @property
     def tokens(self) -> int:
@@ -141,45 +183,3 @@ def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch
         raise InputError(f"size {size[0]}x{size[1]} is not divisible by patch {patch}; choose another size or patch")
     if width % heads or width % 2:
         raise InputError(f"width {width} must be divisible by heads {heads} and by 2 (cosines and sines of the time)")
-
-
-def is_published(tensors: dict[str, Tensor]) -> bool:
-    """Whether these are the keys of a published U-ViT."""
-    return {"patch_embed.proj.weight", "mid_block.attn.qkv.weight", "decoder_pred.weight"} <= tensors.keys()
-
-
-def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published keys are ours.
-
-    Raises:
-        InputError: variants of the published code that none of its released models is.
-    """
-    for key, what in (("time_embed.0.weight", "an MLP for the time"), ("mid_block.attn.qkv.bias", "biases of q, k, v")):
-        if key in tensors:
-            raise InputError(f"U-ViT with {what} is not supported; give a model with the released settings")
-    return dict(tensors)
-
-
-def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our keys are the published ones."""
-    return dict(tensors)
-
-
-def read_sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The arguments of `create` that a published state dict tells; heads from the size table where it has them."""
-    width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
-    depth = 1 + 2 * len({key.split(".")[1] for key in tensors if key.startswith("in_blocks.")})
-    labels = tensors.get("label_emb.weight")
-    patches = tensors["pos_embed"].shape[1] - (1 if labels is None else 2)
-    side = round(patches**0.5) * patch  # a square, unless the caller says otherwise
-    heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
-    return {
-        "size": (side, side),
-        "channels": channels,
-        "classes": 0 if labels is None else len(labels) - 1,
-        "learn_variance": len(tensors["decoder_pred.weight"]) == 2 * channels * patch**2,
-        "width": width,
-        "depth": depth,
-        "patch": patch,
-        "final_conv": "final_layer.weight" in tensors,
-    } | heads.get((depth, width), {})

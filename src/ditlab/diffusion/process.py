@@ -1,7 +1,8 @@
 """Forward processes: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 data and t = 1 noise.
 
 `Linear` is rectified flow (Liu et al. 2022), `Cosine` the variance-preserving quarter circle (Salimans & Ho
-2022), `DDPM` the table of 1000 linear betas that DiT is trained with (Ho et al. 2020). Times are float64 and stay
+2022), `VP` the continuous limit of DDPM (Song et al. 2021), `DDPM` the table of 1000 linear betas that DiT is trained
+with (Ho et al. 2020), `ScaledLinear` that of Stable Diffusion. Times are float64 and stay
 on the CPU: the arithmetic is exact enough for any network, and asking for a time never waits for a device.
 """
 
@@ -130,6 +131,30 @@ class Cosine(Continuous):
 
 
 @dataclass(frozen=True)
+class VP(Continuous):
+    """log(alpha) = -(beta_min t + (beta_max - beta_min) t^2 / 2) / 2 (Song et al. 2021, eq. 32)."""
+
+    clock_rate: float = 999.0
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return -(self.beta_min + (self.beta_max - self.beta_min) * t / 2) * t / 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(self._log_alpha(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)))
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return -self.alpha(t) * (self.beta_min + (self.beta_max - self.beta_min) * t) / 2
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)  # infinite at t = 0, where no network is ever asked
+
+
+@dataclass(frozen=True)
 class DDPM(Process):
     """The discrete chain of `timesteps` linear betas; index i of the chain is the time (i + 1) / timesteps.
 
@@ -140,12 +165,16 @@ class DDPM(Process):
     timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 2e-2
+    clock_start: float = 0.0  # what the network is fed for the first index of the chain
+
+    def betas(self) -> Tensor:
+        """Variance of each step of the chain (timesteps,), float64."""
+        return torch.linspace(self.beta_start, self.beta_end, self.timesteps, dtype=torch.float64)
 
     @cached_property
     def log_alpha_bar(self) -> Tensor:
         """(timesteps + 1,) from 0 at t = 0, float64."""
-        betas = torch.linspace(self.beta_start, self.beta_end, self.timesteps, dtype=torch.float64)
-        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
+        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas()).cumsum(0)])
 
     def _interval(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t.to(torch.float64) * self.timesteps
@@ -175,7 +204,7 @@ class DDPM(Process):
         return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)
 
     def clock(self, t: Tensor) -> Tensor:
-        return (t * self.timesteps - 1).clamp(min=0)
+        return (t * self.timesteps - 1).clamp(min=0) + self.clock_start
 
     def snap(self, t: Tensor) -> Tensor:
         return (t * self.timesteps).ceil().clamp(1, self.timesteps) / self.timesteps
@@ -186,6 +215,17 @@ class DDPM(Process):
             raise InputError(f"{steps} steps on a process of {self.timesteps}; give {self.timesteps} or fewer")
         indices = torch.linspace(self.timesteps - 1, 0, steps, dtype=torch.float64).round()
         return torch.cat([(indices + 1) / self.timesteps, torch.zeros(1, dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class ScaledLinear(DDPM):
+    """The chain of latent diffusion, whose betas have linear square roots (Rombach et al. 2022)."""
+
+    beta_start: float = 8.5e-4
+    beta_end: float = 1.2e-2
+
+    def betas(self) -> Tensor:
+        return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.timesteps, dtype=torch.float64) ** 2
 
 
 @dataclass(frozen=True)
@@ -206,4 +246,10 @@ def posterior(process: Process, t: Tensor, s: Tensor) -> Posterior:
     return Posterior(ratio * shrink, process.alpha(s) * beta / process.sigma(t) ** 2, beta * shrink, beta)
 
 
-PROCESSES: dict[str, Callable[..., Process]] = {"linear": Linear, "cosine": Cosine, "ddpm": DDPM}
+PROCESSES: dict[str, Callable[..., Process]] = {
+    "linear": Linear,
+    "cosine": Cosine,
+    "vp": VP,
+    "ddpm": DDPM,
+    "scaled-linear": ScaledLinear,
+}

@@ -16,7 +16,7 @@ from ditlab.errors import InputError, lookup
 from ditlab.interop import diffusers
 from ditlab.interop.autoencoders import load_autoencoder, save_autoencoder
 from ditlab.interop.files import fetch, pick_weights, read_file, read_json
-from ditlab.interop.official import from_official, is_official, to_official
+from ditlab.interop.official import from_official, to_official
 from ditlab.pipeline import CONFIG, Pipeline, load_folder, newest_checkpoint
 
 __all__ = ["LAYOUTS", "convert", "load", "load_autoencoder", "save_autoencoder"]
@@ -33,8 +33,9 @@ def load(
 ) -> Pipeline:
     """Load a model, whoever wrote it.
 
-    Reads a model or run folder of ditlab, an official DiT or SiT checkpoint (.pt or safetensors, bare or with
-    `model` and `ema`), and a diffusers folder (a pipeline with `transformer/`, or the transformer alone).
+    Reads a model or run folder of ditlab, a published checkpoint of DiT, SiT, U-DiT, U-ViT or Skip-DiT (.pt or
+    safetensors, bare or with `model` and `ema`), and a diffusers folder of DiT (a pipeline with `transformer/`, or the
+    transformer alone).
 
     Args:
         path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".
@@ -72,9 +73,6 @@ def load(
 def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any]) -> Pipeline:
     content = read_file(path)
     tensors = pick_weights(content, weights, path)
-    if not is_official(tensors):
-        keys = ", ".join(list(tensors)[:3])
-        raise InputError(f"{path} is not a DiT checkpoint (it has {keys}, ...); give DiT or SiT weights")
     if sit is None:
         sit = hasattr(content.get("args"), "path_type")  # SiT's training settings; DiT has no such word
     return from_official(tensors, str(path), sit=sit, **overrides)

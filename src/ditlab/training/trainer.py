@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.autoencoders import KL, Autoencoder, Pixel
-from ditlab.backbones import Backbone, create
+from ditlab.backbones import Backbone, create, find, name_of
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.config import Model, Recipe, to_tables
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
@@ -64,9 +64,8 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     # A resumed run has its own weights and does not need the source again.
     resumed = newest_checkpoint(run.folder)
     source = load(resumed or settings.init_from) if settings.init_from else None
-    if source is not None:  # the architecture is the source's
-        own: dict[str, Any] = {key: source.net.config.get(key) for key in vars(recipe.model)}
-        recipe = replace(recipe, model=Model(**own))
+    if source is not None:
+        recipe = replace(recipe, model=continued(recipe.model, source))
     pipe = build(recipe, dataset, pick_autoencoder(recipe.data.autoencoder, dataset, source), device)
     pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
     run.check(recipe)
@@ -189,6 +188,15 @@ def update(state: TrainState, loss: Tensor, rate: float, clip: float) -> Tensor:
     state.optimizer.zero_grad()
     state.ema.update(state.net)
     return norm
+
+
+def continued(model: Model, source: Pipeline) -> Model:
+    """The source's architecture; under the recipe's family where that extends the source's (Skip-DiT extends DiT)."""
+    own: dict[str, Any] = {key: source.net.config.get(key) for key in vars(model)}
+    kind, theirs = find(model.name)[0], type(source.net)
+    if kind is not theirs and issubclass(kind, theirs):
+        own["name"] = name_of(kind, own)
+    return Model(**own)
 
 
 def pick_autoencoder(given: str, dataset: Dataset, source: Pipeline | None) -> Autoencoder:
