@@ -90,7 +90,8 @@ def info(
     for row in rows:
         millions, unfused = (f"{row[key] / 1e6:,.2f} M" for key in ("parameters", "parameters_unfused"))
         table.add_row(
-            row["name"], millions, "" if unfused == millions else unfused, f"{row['gmacs']:,.2f}", f"{row['gflops']:,.2f}", str(row["tokens"]),
+            row["name"], millions, "" if unfused == millions else unfused,
+            f"{row['gmacs']:,.2f}", f"{row['gflops']:,.2f}", str(row["tokens"]),
             f"{row['weight_bytes'] / 2**20:,.0f} MiB",
         )  # fmt: skip
     Console().print(table)

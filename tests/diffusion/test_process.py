@@ -1,7 +1,8 @@
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from ditlab.diffusion.process import DDPM, PROCESSES, posterior
+from ditlab.diffusion.process import DDPM, PROCESSES, VP, ScaledLinear, posterior
 
 TIMES = torch.linspace(0.013, 0.987, 38, dtype=torch.float64)
 
@@ -39,6 +40,21 @@ def test_ddpm_table_by_hand():
     assert product == pytest.approx(4.0e-5, rel=0.02)
     assert process.clock(end).item() == 999
     assert process.snap(torch.tensor([0.0001, 0.0010001, 0.99999])).tolist() == pytest.approx([0.001, 0.002, 1.0])
+
+
+def test_scaled_linear_agrees_with_diffusers():
+    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    times = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert torch.allclose(ScaledLinear().alpha(times) ** 2, theirs.double(), rtol=1e-4)
+    assert ScaledLinear(clock_start=1.0).clock(times).tolist() == pytest.approx(range(1, 1001))
+
+
+def test_vp_integrates_its_betas_and_is_the_limit_of_ddpm():
+    t = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    integral = torch.cumulative_trapezoid(0.1 + 19.9 * t, t)
+    assert torch.allclose(VP().alpha(t[1:]), torch.exp(-integral / 2), rtol=1e-9)
+    assert torch.allclose(VP().log_snr(TIMES), DDPM().log_snr(TIMES), atol=0.04)
+    assert VP().clock(t[-1]).item() == 999
 
 
 @pytest.mark.parametrize("steps", [10, 250])

@@ -131,6 +131,8 @@ def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: a network that DiTTransformer2DModel cannot be.
     """
+    if not config["name"].startswith("DiT"):
+        raise InputError(f"{config['name']} has no diffusers layout; convert to ditlab or official instead")
     height, width = config["size"]
     if height != width:
         raise InputError(f"size {height}x{width} is not square; diffusers' DiT can only be square")
