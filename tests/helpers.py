@@ -69,3 +69,17 @@ def tiny_pipeline(classes=3, channels=1, size=8, learn_variance=False, objective
             parameter.add_(0.05 * torch.randn_like(parameter))
     names = [f"class {i}" for i in range(classes)]
     return Pipeline(net.eval(), objective or Objective(), classes=names)
+
+
+def perturbed(net, scale=0.1):
+    """Away from the initial zeros, so that everything matters."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return net
+
+
+def inputs(net, count=2):
+    """Images, clocks and labels of every kind, the null label among them."""
+    x = torch.randn(count, net.channels, *net.size, dtype=net.dtype)
+    return x, 1000 * torch.rand(count), torch.arange(count) % (net.classes + 1)

@@ -75,10 +75,14 @@ def info(
 
     settings = vars(options or ModelOptions()) | {"size": parse_size(size), "channels": channels, "classes": classes}
     settings["learn_variance"] = learn_variance
-    rows = []
+    rows, left_out = [], []
     for name in names or published():
-        cost = measure(partial(create, name, **settings))
-        rows.append({"name": name, **dataclasses.asdict(cost)})
+        try:
+            rows.append({"name": name, **dataclasses.asdict(measure(partial(create, name, **settings)))})
+        except InputError as error:
+            if names:
+                raise
+            left_out.append(f"{name} left out: {error}")  # another size, or a library that is not there
     if json:
         print_json(rows[0] if len(rows) == 1 else {"models": rows})
         return
@@ -95,6 +99,8 @@ def info(
             f"{row['weight_bytes'] / 2**20:,.0f} MiB",
         )  # fmt: skip
     Console().print(table)
+    for line in left_out:
+        screen.print(line, highlight=False, markup=False)
 
 
 @app.command

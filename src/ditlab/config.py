@@ -78,6 +78,12 @@ class ModelOptions:
     """Kind of feed-forward layer (U-DiT)."""
     final_conv: bool | None = None
     """A 3x3 convolution at the end (U-ViT)."""
+    multiples: tuple[float, ...] | None = None
+    """Of the width, one for each level (ADM, LDM)."""
+    attention_at: tuple[Whole, ...] | None = None
+    """Factors by which a grid must be down-sampled to have attention (ADM, LDM)."""
+    head_width: Whole | None = None
+    """Channels of an attention head; 0 is a single head (ADM, LDM)."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ditlab.backbones.base import Backbone
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.skipdit import SkipDiT
 from ditlab.backbones.udit import UDiT
+from ditlab.backbones.unet import ADM, LDM
 from ditlab.backbones.uvit import UViT
 from ditlab.errors import InputError, lookup, nearest
 
@@ -18,6 +19,8 @@ BACKBONES: dict[str, type[Backbone]] = {
     "U-DiT": UDiT,
     "U-ViT": UViT,
     "Skip-DiT": SkipDiT,
+    "ADM": ADM,
+    "LDM": LDM,
 }
 
 SHAPE = dict.fromkeys(("size", "channels", "classes", "learn_variance"))  # what `create` itself is given

@@ -1,0 +1,150 @@
+"""What every family can do, without a line of its own anywhere but in `BACKBONES`."""
+
+import json
+
+import pytest
+import torch
+from helpers import inputs, perturbed, relative
+from rich.console import Console
+
+import ditlab
+from ditlab.backbones import BACKBONES, create, find, name_of, names
+from ditlab.backbones.lora import add_lora, merged
+from ditlab.config import parse_recipe
+from ditlab.diffusion.objective import Objective
+from ditlab.errors import InputError
+from ditlab.pipeline import Pipeline, load_folder
+from ditlab.training import train
+
+SHAPE = {"size": 8, "channels": 3, "classes": 3, "learn_variance": False}
+UNET = {"width": 16, "multiples": [1, 2], "depth": 1, "attention_at": [2]}
+TINY = {  # settings of each family that make it small
+    "DiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
+    "U-DiT": {"width": 16, "heads": 2, "depths": [1, 1, 1]},
+    "U-ViT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
+    "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
+    "ADM": UNET | {"head_width": 16},
+    "LDM": UNET | {"head_width": 0},
+}
+
+
+@pytest.fixture(params=BACKBONES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def make(family):
+    torch.manual_seed(0)
+    return lambda **options: create(family, **SHAPE | TINY[family] | options)
+
+
+def test_time_label_and_every_weight_matter(make):
+    net = perturbed(make())
+    x, t, y = inputs(net, 4)
+    out = net(x, t, y)
+    assert (net(x, t + 50, y) - out).abs().amax() > 1e-3
+    assert (net(x, t, y.flip(0)) - out).abs().amax() > 1e-3
+    (out * torch.randn_like(out)).sum().backward()
+    unmoved = [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    assert unmoved == []
+
+
+def test_rows_of_labels_and_channels_of_the_head_are_named(make):
+    net = make(learn_variance=True)
+    state = net.state_dict()
+    assert {len(state[name]) for name in net.label_tables} == {4}
+    assert all(len(state[name]) % net.out_channels == 0 for name in net.heads_out)
+    y = torch.tensor([0, 2])
+    assert net.null(y).tolist() == [3, 3]
+
+
+def test_without_classes_and_on_a_rectangle(make):
+    net = perturbed(make(classes=0, size=(8, 16)))
+    x, t, y = inputs(net)
+    assert net(x, t, y).shape == (2, 3, 8, 16)
+    assert net.tokens == make().tokens * 2 - ({"U-ViT": 2 + 1}.get(net.config["name"], 0))
+    with pytest.raises(InputError, match="input of 3x8x8 for a network made for 3x8x16"):
+        net(x[..., :8], t, y)
+
+
+def test_images_of_a_batch_do_not_see_each_other(make):
+    net = perturbed(make()).eval()
+    x, t, y = inputs(net, 3)
+    with torch.no_grad():
+        together = net(x, t, y)
+        apart = torch.cat([net(*(part[i : i + 1] for part in (x, t, y))) for i in range(3)])
+    assert relative(apart, together) < 1e-5
+
+
+def test_config_creates_the_same_network_again(make):
+    net = make(size=(8, 16))
+    assert json.loads(json.dumps(net.config)) == net.config
+    again = create(**net.config | {"size": tuple(net.config["size"])})
+    assert again.config == net.config
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+
+
+def test_published_names_are_found_by_their_sizes(family):
+    kind = BACKBONES[family]
+    own = [name for name in names() if find(name)[0] is kind]
+    assert len(own) == len(kind.variants()) > 0
+    for name in own:
+        settings = json.loads(json.dumps(find(name)[1]))
+        assert name_of(kind, settings) == name
+        assert name_of(kind, settings | {"width": 17}) == family
+
+
+def test_fused_computes_the_same_and_leaves_the_original_alone(make):
+    net = perturbed(make(), 0.05).eval()
+    given, before = inputs(net), {key: value.clone() for key, value in net.state_dict().items()}
+    with torch.no_grad():
+        assert relative(net.fused()(*given), net(*given)) < 1e-5
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_autocast_agrees_with_float32(make):
+    net = perturbed(make(), 0.02)
+    given = inputs(net)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        low = net(*given)
+    assert relative(low.float(), net(*given)) < 0.05
+
+
+def test_saved_and_loaded_it_draws_the_same(make, tmp_path):
+    pipe = Pipeline(perturbed(make(), 0.05).eval(), Objective())
+    pipe.save(tmp_path / "model")
+    loaded = load_folder(tmp_path / "model")
+    assert loaded.net.config == pipe.net.config
+    a, b = (each([0, 2], seeds=[0, 1], num_inference_steps=2, output_type="latent").images for each in (pipe, loaded))
+    assert torch.equal(a, b)
+    *_, last = pipe.steps([0, 2], seeds=[0, 1], num_inference_steps=2)
+    assert torch.equal(last.x, a)
+
+
+def test_low_rank_updates_change_it_and_are_merged(make):
+    pytest.importorskip("peft")
+    net = perturbed(make(), 0.05)
+    given = inputs(net)
+    before = net(*given)
+    add_lora(net, 2, [*net.label_tables, *net.heads_out], seed=0)
+    assert torch.equal(net(*given), before)
+    perturbed(net, 0.05)
+    assert relative(net(*given), before) > 1e-3
+    assert relative(merged(net)(*given), net(*given)) < 1e-4
+
+
+def test_trains_like_any_other(family, tmp_path):
+    recipe = parse_recipe(
+        {
+            "model": {"name": family, **TINY[family]},
+            "optim": {"lr": 2e-3, "warmup": 32},
+            "train": {"images": 128, "batch": 16, "precision": "float32", "ema": 0.9, "device": "cpu"}
+            | {"log_every": 16, "preview_every": 1024, "save_every": 128},
+            "sample": {"sampler": "euler", "steps": 2},
+        }
+    )
+    train(recipe, tmp_path / "run", console=Console(quiet=True))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    assert len(ditlab.load(tmp_path / "run")(["3", "7"], seeds=[0, 1]).images) == 2
