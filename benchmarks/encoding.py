@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from rich.console import Console
 
-from ditlab.autoencoders import KL
+from ditlab.autoencoders import Latent
 from ditlab.config import AutoencoderTraining, Preparation, parse_recipe
 from ditlab.data import Latents, open_dataset
 from ditlab.data.glyphs import Glyphs
@@ -35,8 +35,8 @@ def main() -> None:
         home = Path(name)
         write_folder(Glyphs(size), home / "pictures", count)
         dataset = open_dataset(str(home / "pictures"), Preparation(size=str(size)))
-        settings = AutoencoderTraining(width=16, device="cpu")
-        autoencoder: KL = begin(dataset, settings, torch.device("cpu")).autoencoder.eval().requires_grad_(False)
+        settings = AutoencoderTraining(device="cpu")
+        autoencoder: Latent = begin(dataset, settings, torch.device("cpu")).autoencoder.eval().requires_grad_(False)
         batches = [dataset.fetch(part).images for part in torch.split(torch.arange(count), BATCH)]
         alone, whole, waited = [], [], []
         for i in range(ROUNDS + 1):
@@ -54,7 +54,7 @@ def main() -> None:
         compare_training(dataset, Latents(home / "cache0"), autoencoder)
 
 
-def compare_training(pictures: object, cache: Latents, autoencoder: KL) -> None:
+def compare_training(pictures: object, cache: Latents, autoencoder: Latent) -> None:
     """Steps of a small DiT on pictures that are encoded each time, and on the cache."""
     model = {"name": "DiT-S/2", "width": 192, "depth": 4, "heads": 3}
     pipe = build(parse_recipe({"model": model}), cache, autoencoder, torch.device("cpu"))

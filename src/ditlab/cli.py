@@ -303,6 +303,8 @@ def convert(
     say_note(pipe.config)
     convert(pipe, target, to)
     screen.print(f"{pipe.net.config['name']} from {source} is in {target}, layout {to}", highlight=False, markup=False)
+    if to == "diffusers" and not (target / "vae").exists():
+        screen.print("without vae/: diffusers has no layout for this model's autoencoder", highlight=False)
     if to == "diffusers" and not pipe.net.config.get("frequency_shift"):
         screen.print(
             "diffusers computes this architecture's timestep frequencies with 127 where DiT has 128 in the exponent, "
@@ -371,7 +373,7 @@ def train_autoencoder(
     settings: Annotated[AutoencoderTraining | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Train a small KL autoencoder on pictures; the same command again resumes.
+    """Train a small autoencoder on pictures; the same command again resumes.
 
     Parameters
     ----------
@@ -448,15 +450,15 @@ def encode(
     json
         Print one JSON object.
     """
-    from ditlab.autoencoders import KL
+    from ditlab.autoencoders import Latent
     from ditlab.data import open_dataset
     from ditlab.encoding import encode
     from ditlab.interop import load_autoencoder
     from ditlab.training.trainer import pick_device
 
     own = load_autoencoder(autoencoder, scale=scale, device=pick_device(device))
-    if not isinstance(own, KL):
-        raise InputError(f"{autoencoder} has no latents of its own to cache; give a KL autoencoder")
+    if not isinstance(own, Latent):
+        raise InputError(f"{autoencoder} has no latents of its own to cache; give one with latents")
     if tile is not None:
         own.tile(tile)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -229,24 +229,24 @@ class Recipe:
 
 @dataclass(frozen=True)
 class AutoencoderTraining:
-    """A small KL autoencoder and how it is trained."""
+    """A small autoencoder and how it is trained."""
 
     stride: Whole = 4
-    """Picture sides divided by latent sides: 2, 4, 8, ..."""
-    latent_channels: Whole = 4
+    """Picture sides divided by latent sides."""
+    latent_channels: Whole = 8
     """Channels of the latents."""
-    width: Whole = 32
-    """Channels at full resolution; doubled at the next."""
-    layers: Whole = 1
-    """Residual blocks at each resolution of the encoder."""
+    width: Whole = 64
+    """Channels of the network."""
+    depth: Whole = 3
+    """Residual blocks of the encoder, and of the decoder."""
     images: Whole = 40_000
     """Pictures to train on, repeats counted."""
     batch: Whole = 16
     """Pictures in a step."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Learning rate at its height; it falls to 0 along a cosine."""
-    kl: float = 1e-5
-    """Weight of the KL term, summed over the latent, against the mean error of a pixel."""
+    kl: float = 0.03
+    """Weight of the KL term, in nats for each value of the picture."""
     edges: float = 1.0
     """Weight of the error of differences between neighbouring pixels."""
     held_out: float = 0.05

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ditlab.autoencoders import KL
+from ditlab.autoencoders import Latent
 from ditlab.data import Dataset
 from ditlab.data.cache import (
     DTYPES,
@@ -49,7 +49,7 @@ class Encoded:
 def encode(
     dataset: Dataset,
     source: str,
-    autoencoder: KL,
+    autoencoder: Latent,
     out: Path,
     console: Console,
     *,
@@ -120,7 +120,7 @@ class Work:
 def _encode_shards(
     numbers: list[int],
     dataset: Dataset,
-    autoencoder: KL,
+    autoencoder: Latent,
     description: Description,
     out: Path,
     console: Console,

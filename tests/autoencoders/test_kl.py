@@ -2,8 +2,7 @@ import pytest
 import torch
 from helpers import relative
 
-from ditlab.autoencoders import KL, create_autoencoder
-from ditlab.autoencoders import kl as module
+from ditlab.autoencoders import KL, create_autoencoder, latent
 from ditlab.errors import InputError
 
 TINY = {
@@ -60,7 +59,7 @@ def test_grey_pictures_are_taken_as_rgb(autoencoder, pictures):
 def test_slices_do_not_change_the_result(autoencoder, pictures, monkeypatch):
     moments = autoencoder.encode(pictures)
     whole = autoencoder.decode(moments[:, :4])
-    monkeypatch.setattr(module, "SLICE", 1)
+    monkeypatch.setattr(latent, "SLICE", 1)
     assert relative(autoencoder.encode(pictures), moments) < 1e-6
     assert (autoencoder.decode(moments[:, :4]).int() - whole.int()).abs().max() <= 1
 

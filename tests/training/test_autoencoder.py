@@ -15,7 +15,16 @@ from ditlab.interop import load_autoencoder
 from ditlab.training import train
 from ditlab.training.autoencoder import edge_error, reconstruct, train_autoencoder
 
-SETTINGS = {"stride": 2, "latent_channels": 3, "width": 16, "batch": 16, "lr": 3e-3, "log_every": 320, "device": "cpu"}
+SETTINGS = {
+    "stride": 2,
+    "latent_channels": 3,
+    "width": 16,
+    "depth": 1,
+    "batch": 16,
+    "lr": 3e-3,
+    "log_every": 320,
+    "device": "cpu",
+}
 
 
 def pictures(count=200):
@@ -98,8 +107,9 @@ def test_edge_error_of_a_step():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stride": 3}, "stride 3; give 2, 4, 8"),
-        ({"width": 12}, "width 12; give a multiple of 8"),
+        ({"stride": 0}, "an autoencoder of stride 0, 3 latent channels, width 16 and depth 1; give 1 or more"),
+        ({"latent_channels": 13}, "13 latent channels.*at most 12 latent channels"),
+        ({"stride": 3}, "8x8 with an autoencoder of stride 3"),
         ({"stride": 16}, "8x8 with an autoencoder of stride 16"),
         ({"held_out": 0.001}, "200 pictures, of which a share of 0.001 is held out; give more pictures"),
     ],

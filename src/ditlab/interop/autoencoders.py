@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ditlab.autoencoders import KL, Autoencoder
+from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.errors import InputError
 from ditlab.interop.files import fetch, pick_weights, read_file, read_json
-from ditlab.pipeline import CONFIG, fit, load_folder, newest_checkpoint
+from ditlab.pipeline import AUTOENCODER, CONFIG, fit, load_folder, newest_checkpoint, read_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASS = "AutoencoderKL"
+FORMAT = "ditlab autoencoder"
 CONSTANTS = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
 OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names until diffusers 0.17
 LDM = "encoder.down.0.block.0.norm1.weight"  # only the original code says it so
@@ -34,7 +35,8 @@ def load_autoencoder(
     """Read an autoencoder, whoever wrote it.
 
     Args:
-        path: a folder in diffusers' layout (or one with `vae/` in it), a ditlab model or run folder, a single file
+        path: a folder in diffusers' layout (or one with `vae/` in it), one that `ditlab train-autoencoder` made, a
+            ditlab model or run folder, a single file
             of weights, or a hub id such as "stabilityai/sd-vae-ft-ema".
         scale, shift: x0 = (z - shift) scale; what the folder says if None.
         device: where to put the weights.
@@ -55,6 +57,8 @@ def _read(path: Path, given: dict[str, float]) -> Autoencoder:
     config = read_json(folder / CONFIG) if newest_checkpoint(path) is None else {"format": "ditlab"}
     if config.get("format") == "ditlab":
         return load_folder(path).autoencoder
+    if config.get("format") == FORMAT:
+        return _read_own(path, config | given)
     if config.get("_class_name") != CLASS:
         raise InputError(f"{folder} holds a {config.get('_class_name')}; an {CLASS} is read")
     files = [folder / name for name in (WEIGHTS, WEIGHTS.replace("safetensors", "bin")) if (folder / name).is_file()]
@@ -133,8 +137,18 @@ def _from_ldm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def save_autoencoder(autoencoder: KL, folder: Path, *, folded: bool = False) -> Path:
-    """Write diffusers' layout: config.json and its weights.
+def _read_own(folder: Path, config: dict[str, Any]) -> Autoencoder:
+    try:
+        with torch.device("meta"):
+            autoencoder = create_autoencoder(**{key: value for key, value in config.items() if key != "format"})
+    except TypeError as error:
+        raise InputError(f"{folder / CONFIG} is not a complete autoencoder ({error}); save it again") from error
+    autoencoder.load_state_dict(read_weights(folder / AUTOENCODER, autoencoder.state_dict()), assign=True)
+    return autoencoder
+
+
+def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = False) -> Path:
+    """Write config.json and weights: diffusers' layout for a `KL`, ditlab's own for others.
 
     Args:
         autoencoder: what to write.
@@ -142,6 +156,11 @@ def save_autoencoder(autoencoder: KL, folder: Path, *, folded: bool = False) -> 
         folded: put a shift and a scale for each channel into the 1x1 convolutions next to the latents, for readers
             that know a single scaling factor only (DiTPipeline).
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(autoencoder, KL):
+        save_file(dict(autoencoder.state_dict()), folder / AUTOENCODER)
+        write_config(folder, {"format": FORMAT, **autoencoder.config})
+        return folder
     config = {"_class_name": CLASS, **autoencoder.config["architecture"]}
     shift, scale = autoencoder.config["shift"], autoencoder.config["scale"]
     tensors = {key.removeprefix("net."): value for key, value in autoencoder.state_dict().items()}
@@ -152,13 +171,17 @@ def save_autoencoder(autoencoder: KL, folder: Path, *, folded: bool = False) -> 
         tensors = fold(tensors, shift, scale)
     else:
         means, deviations = (torch.as_tensor(v).double() for v in (shift, 1 / torch.as_tensor(scale).double()))
-        shape = (autoencoder.latent_channels,)
+        shape = (config["latent_channels"],)
         config |= {"scaling_factor": 1.0, "latents_mean": means.expand(shape).tolist()}
         config |= {"latents_std": deviations.expand(shape).tolist()}
-    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_config(folder, config)
     return folder
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """`config.json` of an autoencoder's folder."""
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def fold(tensors: dict[str, Tensor], shift: Any, scale: Any) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""Training a small KL autoencoder on one's own pictures.
+"""Training a small autoencoder on one's own pictures.
 
 Loss: L1, L1 of the differences between neighbours at three scales (edges stay sharp without a downloaded network),
-and KL to a unit Gaussian. At the end the latents are measured, so that x0 has mean 0 and variance 1 in each channel.
+and the KL divergence to a unit Gaussian. At the end the latents are measured, so that x0 has mean 0 and variance 1 in
+each channel.
 """
 
 import json
@@ -19,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from ditlab.autoencoders import KL
+from ditlab.autoencoders import Latent, Patch, create_autoencoder
 from ditlab.config import AutoencoderTraining, Optim
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.errors import InputError
@@ -33,6 +34,7 @@ from ditlab.training.trainer import interruption, pick_device
 
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
 FREE = {"device", "log_every"}  # a run may be resumed with other values of these
+START = 1024  # pictures of whose patches the principal components are taken
 MEASURED = 4096  # pictures from which mean and spread of the latents are taken
 JUDGED = 512  # held-out pictures that are reconstructed for the score
 
@@ -53,7 +55,7 @@ class Trained:
 class State:
     """All that changes during training; what it holds is what is saved."""
 
-    autoencoder: KL
+    autoencoder: Patch
     optimizer: torch.optim.AdamW
     seen: int = 0
     seconds: float = 0.0
@@ -65,7 +67,7 @@ def train_autoencoder(dataset: Dataset, settings: AutoencoderTraining, out: Path
     Args:
         dataset: uint8 pictures; the share `settings.held_out` of them is kept for the score.
         settings: of network and training.
-        out: becomes a folder in diffusers' layout, with metrics and `reconstructions.png`.
+        out: becomes a folder that `load_autoencoder` reads, with metrics and `reconstructions.png`.
         console: where progress is shown.
 
     Raises:
@@ -74,7 +76,8 @@ def train_autoencoder(dataset: Dataset, settings: AutoencoderTraining, out: Path
     state = begin(dataset, settings, pick_device(settings.device))
     training, judged = split(len(dataset), settings)
     claim(out, settings)
-    restore(state, out)
+    if not restore(state, out):
+        state.autoencoder.start_from(dataset.fetch(training[:START]).images)
     loop(state, dataset, training, judged, settings, out, console)
     normalised = normalise(state.autoencoder.eval().requires_grad_(False), dataset, training)
     save_autoencoder(normalised, out)
@@ -123,27 +126,12 @@ def loop(
 
 def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device) -> State:
     """A fresh autoencoder for these pictures."""
-    levels = settings.stride.bit_length()
-    if settings.stride != 2 ** (levels - 1) or settings.stride < 2:
-        raise InputError(f"stride {settings.stride}; give 2, 4, 8 or another power of two")
-    if settings.width < 8 or settings.width % 8:
-        raise InputError(f"width {settings.width}; give a multiple of 8")
-    if not 0 < settings.held_out < 1 or min(settings.images, settings.batch, settings.layers) < 1:
-        raise InputError("images, batch and layers must be 1 or more, held_out between 0 and 1")
+    if not 0 < settings.held_out < 1 or min(settings.images, settings.batch) < 1:
+        raise InputError("images and batch must be 1 or more, held_out between 0 and 1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        autoencoder = KL(
-            {
-                "in_channels": dataset.channels,
-                "out_channels": dataset.channels,
-                "latent_channels": settings.latent_channels,
-                "block_out_channels": [settings.width, *[2 * settings.width] * (levels - 1)],
-                "down_block_types": ["DownEncoderBlock2D"] * levels,
-                "up_block_types": ["UpDecoderBlock2D"] * levels,
-                "layers_per_block": settings.layers,
-                "norm_num_groups": 8,
-                "sample_size": max(dataset.size),
-            }
+        autoencoder = Patch(
+            dataset.channels, settings.latent_channels, settings.stride, settings.width, settings.depth
         ).to(device)
     autoencoder.latent_shape(dataset.channels, dataset.size)  # refuses sides that the stride does not divide
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -166,15 +154,16 @@ def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
 
 def step(state: State, images: Tensor, settings: AutoencoderTraining, rate: float) -> tuple[Tensor, Tensor]:
     """One step on uint8 pictures (B, C, H, W); returns loss and norm of the gradient."""
-    net = state.autoencoder.net.train()
+    autoencoder = state.autoencoder.train()
     chance = torch.Generator().manual_seed((settings.seed * 1_000_000_007 + state.seen) % 2**63)
-    x = images.to(next(net.parameters()).device) / 127.5 - 1
-    posterior = net.encode(x).latent_dist  # type: ignore[operator]
-    eps = torch.randn(posterior.mean.shape, generator=chance).to(x)
-    y = net.decode(posterior.mean + posterior.std * eps).sample  # type: ignore[operator]
-    loss = (y - x).abs().mean() + settings.edges * edge_error(y, x) + settings.kl * posterior.kl().mean()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    x = images.to(next(autoencoder.parameters()).device) / 127.5 - 1
+    mean, log_variance = autoencoder.moments(x).chunk(2, dim=1)
+    eps = torch.randn(mean.shape, generator=chance).to(x)
+    y = autoencoder.pictures(mean + (log_variance / 2).exp() * eps)
+    nats = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
+    loss = (y - x).abs().mean() + settings.edges * edge_error(y, x) + settings.kl * nats / x.numel()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
@@ -232,11 +221,11 @@ def save(state: State, out: Path) -> None:
         raise InputError(f"cannot write {out / STATE}: {message}; free some space and run the command again") from error
 
 
-def restore(state: State, out: Path) -> None:
+def restore(state: State, out: Path) -> bool:
     """Take up the saved state, if there is one."""
     file = out / STATE
     if not file.exists():
-        return
+        return False
     try:
         saved: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         state.autoencoder.load_state_dict(saved["net"])
@@ -244,6 +233,7 @@ def restore(state: State, out: Path) -> None:
         state.seen, state.seconds = saved["seen"], saved["seconds"]
     except (RuntimeError, KeyError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(f"{file} is damaged ({type(error).__name__}); remove it to train from the start") from error
+    return True
 
 
 def batches(dataset: Dataset, indices: Tensor) -> Iterator[Tensor]:
@@ -253,7 +243,7 @@ def batches(dataset: Dataset, indices: Tensor) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def normalise(autoencoder: KL, dataset: Dataset, training: Tensor) -> KL:
+def normalise(autoencoder: Latent, dataset: Dataset, training: Tensor) -> Latent:
     """The same autoencoder, with the shift and scale that give its latents mean 0 and variance 1 in each channel."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for images in batches(dataset, training[:MEASURED]):
@@ -263,26 +253,27 @@ def normalise(autoencoder: KL, dataset: Dataset, training: Tensor) -> KL:
         count += mean.numel() // mean.shape[1]
     shift = total / count
     scale = (squares / count - shift**2).rsqrt()
-    same = KL(autoencoder.config["architecture"], shift.tolist(), scale.tolist())
+    same = create_autoencoder(**autoencoder.config | {"shift": shift.tolist(), "scale": scale.tolist()})
+    assert isinstance(same, Latent)
     same.load_state_dict(autoencoder.state_dict())
     return same.to(next(autoencoder.parameters()).device).eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: KL, images: Tensor) -> Tensor:
+def reconstruct(autoencoder: Latent, images: Tensor) -> Tensor:
     """uint8 pictures through the mean of their posterior and back, on the CPU."""
     mean = autoencoder.encode(images.to(next(autoencoder.parameters()).device)).chunk(2, 1)[0]
     return autoencoder.decode(autoencoder.normalised(mean)).cpu()
 
 
-def judge(autoencoder: KL, dataset: Dataset, judged: Tensor) -> tuple[float, float]:
+def judge(autoencoder: Latent, dataset: Dataset, judged: Tensor) -> tuple[float, float]:
     """Mean PSNR and SSIM of the held-out pictures."""
     pairs = [(images, reconstruct(autoencoder, images)) for images in batches(dataset, judged)]
     scores = [torch.cat([measure(a, b) for a, b in pairs]).mean().item() for measure in (psnr, ssim)]
     return scores[0], scores[1]
 
 
-def preview(autoencoder: KL, dataset: Dataset, judged: Tensor) -> Image.Image:
+def preview(autoencoder: Latent, dataset: Dataset, judged: Tensor) -> Image.Image:
     """Held-out pictures above their reconstructions."""
     images = dataset.fetch(judged[:12]).images
     return contact_sheet([to_pil(images), to_pil(reconstruct(autoencoder.eval(), images))], ["real", "kept"])

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from ditlab.autoencoders import KL, Autoencoder, Pixel
+from ditlab.autoencoders import Autoencoder, Latent, Pixel
 from ditlab.backbones import Backbone, create, find, name_of
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.config import Model, Recipe, to_tables
@@ -206,7 +206,7 @@ def pick_autoencoder(given: str, dataset: Dataset, source: Pipeline | None) -> A
         InputError: a cache that was made with another one than is given or started from.
     """
     wanted = load_autoencoder(given) if given else None
-    if wanted is None and source is not None and isinstance(source.autoencoder, KL):
+    if wanted is None and source is not None and isinstance(source.autoencoder, Latent):
         wanted = source.autoencoder
     if not isinstance(dataset, Latents):
         return wanted or Pixel()

@@ -1,0 +1,93 @@
+"""Time per multiply-accumulate of every family against DiT: inference (merged weights) and a training step.
+
+    python benchmarks/backbones.py [small|base] [ROUNDS]
+
+All networks in one process, interleaved, medians; a ratio of 1 is as fast per GMAC as DiT of like cost.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ditlab import create
+from ditlab.backbones import Backbone
+from ditlab.evaluation import measure
+
+SETS: dict[str, tuple[int, dict[str, dict[str, object]]]] = {  # batch, networks of about DiT's cost; the first is DiT
+    "small": (
+        8,
+        {
+            "DiT-S/2": {},
+            "U-DiT-S": {},
+            "U-ViT": {"width": 384, "depth": 11, "heads": 6, "patch": 2},
+            "Skip-DiT-S/2": {},
+            "ADM": {"width": 128, "multiples": (1, 2, 3), "depth": 1, "attention_at": (2, 4), "head_width": 32},
+            "LDM": {"width": 128, "multiples": (1, 2, 3), "depth": 1, "attention_at": (2, 4), "head_width": 32},
+        },
+    ),
+    "base": (4, {"DiT-B/2": {}, "U-DiT-B": {}}),
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    batch, networks = SETS[sys.argv[1] if len(sys.argv) > 1 else "small"]
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    torch.manual_seed(0)
+    gmacs = {name: measure(lambda n=name, o=options: create(n, **o)).gmacs for name, options in networks.items()}
+    nets = {name: create(name, **options) for name, options in networks.items()}
+    ways = {"forward": forward, "training step": training_step}
+    times = {way: {name: [] for name in nets} for way in ways}
+    for _ in range(rounds + 1):
+        for way, run in ways.items():
+            for name, net in nets.items():
+                times[way][name].append(run(net, batch))
+    table = Table("network", "GMACs", *(f"{way}, {what}" for way in ways for what in ("GFLOP/s", "time per GMAC")))
+    first = next(iter(nets))
+    for name in nets:
+        cells = []
+        for way, factor in (("forward", 2), ("training step", 6)):
+            seconds = {each: median(times[way][each][1:]) / gmacs[each] for each in (name, first)}
+            cells += [f"{factor * batch / seconds[name]:,.0f}", f"{seconds[name] / seconds[first]:.2f} x"]
+        table.add_row(name, f"{gmacs[name]:.2f}", *cells)
+    Console(width=110).print(table)
+    print(
+        f"batch {batch} of 4x32x32, float32, {torch.get_num_threads()} threads, {rounds} rounds, "
+        f"torch {torch.__version__}"
+    )
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def inputs(net: Backbone, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch."""
+    return torch.randn(batch, net.channels, *net.size), torch.rand(batch) * 999, torch.arange(batch)
+
+
+def forward(net: Backbone, batch: int) -> float:
+    """Seconds of a forward pass of the merged network."""
+    merged, given = net.fused().eval(), inputs(net, batch)
+    with torch.inference_mode():
+        return timed(lambda: merged(*given))
+
+
+def training_step(net: Backbone, batch: int) -> float:
+    """Seconds of a forward and backward pass."""
+    given = inputs(net.train(), batch)
+    seconds = timed(lambda: net(*given).square().mean().backward())
+    net.zero_grad()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

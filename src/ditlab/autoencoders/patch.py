@@ -1,0 +1,141 @@
+"""A small autoencoder of one's own: the principal components of patches, and a convolutional network that adds to them.
+
+A patch of stride x stride pixels becomes one place of the latent. The linear part starts as the principal components
+(the best linear code), the network at zero, so that training begins where linear coding ends and takes minutes, not
+days. Everything works at the resolution of the latent, and sees `Body.reach` places around.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ditlab.autoencoders.latent import Latent
+from ditlab.errors import InputError
+
+LOG_VARIANCE = -6.0  # of the posterior before training, beside latents of unit variance
+
+
+class Patch(Latent):
+    """Pictures <-> latents at 1/stride of their side.
+
+    Args:
+        picture_channels: 1 for grey, 3 for RGB.
+        latent_channels: numbers kept of each patch.
+        stride: side of a patch.
+        width: channels of the network.
+        depth: residual blocks of the encoder, and of the decoder.
+        shift, scale: of the latents, a number or one for each channel.
+    """
+
+    def __init__(
+        self,
+        picture_channels: int,
+        latent_channels: int,
+        stride: int,
+        width: int,
+        depth: int,
+        shift: float | Sequence[float] = 0.0,
+        scale: float | Sequence[float] = 1.0,
+    ) -> None:
+        super().__init__(picture_channels, latent_channels, stride, shift, scale)
+        values = picture_channels * stride**2
+        if min(picture_channels, stride, width, depth) < 1 or not 1 <= latent_channels <= values:
+            raise InputError(
+                f"an autoencoder of stride {stride}, {latent_channels} latent channels, width {width} and depth "
+                f"{depth}; give 1 or more of each, and at most {values} latent channels"
+            )
+        self.analysis, self.synthesis = nn.Conv2d(values, latent_channels, 1), nn.Conv2d(latent_channels, values, 1)
+        self.encoder = Body(values, 2 * latent_channels, width, depth)
+        self.decoder = Body(latent_channels, values, width, depth)
+        with torch.no_grad():
+            self.encoder.head.get_parameter("bias")[latent_channels:] = LOG_VARIANCE
+        self.config = {
+            "kind": "patch",
+            "picture_channels": picture_channels,
+            "latent_channels": latent_channels,
+            "stride": stride,
+            "width": width,
+            "depth": depth,
+            **self.config,
+        }
+        self.tiles = 0  # side of a tile in places of the latent; 0: the whole picture at once
+
+    @torch.no_grad()
+    def start_from(self, images: Tensor) -> None:
+        """Set the linear part to the principal components of uint8 pictures (B, C, H, W)."""
+        x = images.to(self.analysis.weight) / 127.5 - 1
+        patches = F.pixel_unshuffle(x, self.stride).movedim(1, -1).flatten(0, 2).double()
+        mean = patches.mean(0)
+        variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
+        order = torch.arange(len(variances)).flip(0)[: self.config["latent_channels"]]  # the largest first
+        spread, directions = variances[order].clamp(min=1e-8).sqrt(), directions[:, order]
+        self.analysis.weight.copy_((directions / spread).T[:, :, None, None])
+        self.analysis.get_parameter("bias").copy_(-mean @ (directions / spread))
+        self.synthesis.weight.copy_((directions * spread)[:, :, None, None])
+        self.synthesis.get_parameter("bias").copy_(mean)
+
+    def moments(self, x: Tensor) -> Tensor:
+        return self._tiled(self._moments, F.pixel_unshuffle(x, self.stride))
+
+    def _moments(self, patches: Tensor) -> Tensor:
+        mean, log_variance = self.encoder(patches).chunk(2, dim=1)
+        return torch.cat([self.analysis(patches) + mean, log_variance.clamp(-30, 20)], dim=1)
+
+    def pictures(self, z: Tensor) -> Tensor:
+        return F.pixel_shuffle(self._tiled(lambda z: self.synthesis(z) + self.decoder(z), z), self.stride)
+
+    def tile(self, side: int) -> None:
+        """Work on tiles of `side` pixels from now on, for pictures that do not fit into memory whole; exact, because
+        each tile is computed with all that its places see."""
+        self.check_tile(side)
+        self.tiles = side // self.stride
+
+    def _tiled(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if not self.tiles or max(height, width) <= self.tiles:
+            return run(x)
+        reach = self.encoder.reach
+        rows = []
+        for top in range(0, height, self.tiles):
+            row = []
+            for left in range(0, width, self.tiles):
+                up, back = max(top - reach, 0), max(left - reach, 0)
+                part = run(x[..., up : top + self.tiles + reach, back : left + self.tiles + reach])
+                row.append(part[..., top - up :, left - back :][..., : self.tiles, : self.tiles])
+            rows.append(torch.cat(row, dim=-1))
+        return torch.cat(rows, dim=-2)
+
+
+class Body(nn.Module):
+    """A residual convolutional network whose output is zero at initialisation."""
+
+    def __init__(self, channels: int, out: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.Sequential(*[Block(width) for _ in range(depth)])
+        self.head = nn.Conv2d(width, out, 3, padding=1)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
+        self.reach = 2 * depth + 2  # places on each side that an output depends on
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.blocks(self.stem(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Layer norm over channels and two convolutions; the identity at initialisation. No statistics are taken over
+    places: they would hide a picture's mean colour."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        return x + self.conv2(F.silu(self.conv1(h)))
