@@ -17,6 +17,7 @@ from rich.table import Table
 from ditlab import create
 from ditlab.backbones import Backbone
 from ditlab.evaluation import measure
+from ditlab.hardware import keep_freed_memory
 
 SETS: dict[str, tuple[int, dict[str, dict[str, object]]]] = {  # batch, networks of about DiT's cost; the first is DiT
     "small": (
@@ -36,6 +37,7 @@ SETS: dict[str, tuple[int, dict[str, dict[str, object]]]] = {  # batch, networks
 
 def main() -> None:
     """Measure and print."""
+    keep_freed_memory()
     batch, networks = SETS[sys.argv[1] if len(sys.argv) > 1 else "small"]
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     torch.manual_seed(0)

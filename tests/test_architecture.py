@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ditlab"
 LAYERS = [
-    {"errors", "__init__"},
+    {"errors", "hardware", "__init__"},
     {"types", "config"},
     {"backbones", "diffusion", "autoencoders"},
     {"samplers"},

@@ -28,6 +28,7 @@ from ditlab.config import (
     recipe_config,
 )
 from ditlab.errors import InputError
+from ditlab.hardware import keep_freed_memory
 
 app = App(
     name="ditlab",
@@ -564,6 +565,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Run the command line."""
+    keep_freed_memory()
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:

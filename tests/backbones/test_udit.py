@@ -13,6 +13,8 @@ from ditlab.backbones.udit import (
     LADDER,
     LARGEST_SCALE,
     Blocks,
+    Branches,
+    Chain,
     GridAttention,
     Style,
     UDiT,
@@ -300,6 +302,27 @@ def test_fused_is_an_ordinary_network():
     assert torch.equal(again(*(given := inputs(net))), fused(*given))
     bare = create("U-DiT", **TINY, **LADDER["full attention"])
     assert bare.fused() is bare
+
+
+@pytest.mark.parametrize("pixels", [1, 100], ids=["one after the other", "as their product"])
+def test_a_chain_has_the_gradients_of_two_layers(pixels):
+    torch.manual_seed(0)
+    chain, x = Chain(8, 8, 16).double(), torch.randn(pixels, 8, dtype=torch.float64)
+    loss = chain(x).sin().sum()
+    mine = torch.autograd.grad(loss, list(chain.parameters()))
+    theirs = torch.autograd.grad(chain[1](chain[0](x)).sin().sum(), list(chain.parameters()))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_branches_have_the_gradients_of_their_sum():
+    torch.manual_seed(0)
+    branches, x = Branches(6, (5, 3, 1)).double(), torch.randn(2, 7, 5, 6, dtype=torch.float64)
+    mine = torch.autograd.grad(branches(x).sin().sum(), list(branches.parameters()))
+    apart = x + sum(conv(x) for conv in branches)
+    theirs = torch.autograd.grad(apart.sin().sum(), list(branches.parameters()))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_half_precision_is_fused_once_rounded():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone
+from ditlab.backbones.depthwise import depthwise_conv
 from ditlab.backbones.layers import LabelEmbedder, Mlp, TimestepEmbedder, norm
 from ditlab.errors import InputError, lookup
 
@@ -321,6 +322,7 @@ class FeedForward(nn.Module):
     """D -> 2 D -> D with GELU and a depth-wise convolution between.
 
     Re-parametrised, each linear layer is trained as a product of two, the convolution as a sum of three and a shortcut.
+    They are merged before they meet the pixels, with their gradients: training costs what the fused network does.
     """
 
     def __init__(self, width: int, reparametrised: bool) -> None:
@@ -358,46 +360,67 @@ class Conv(nn.Conv2d):
         super().__init__(width, out, kernel, padding=kernel // 2, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+        x = x.movedim(-1, 1)
+        x = super().forward(x) if self.groups == 1 else depthwise_conv(x, self.weight, self.bias)
+        return x.movedim(1, -1)
 
 
 class Chain(nn.Sequential):
-    """Two linear layers with nothing between them."""
+    """Two linear layers with nothing between them, applied as one wherever that is less work."""
 
     def __init__(self, width: int, middle: int, out: int) -> None:
         super().__init__(nn.Linear(width, middle), nn.Linear(middle, out))
+        self.sizes = width, middle, out
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, middle, out = self.sizes
+        pixels = x.numel() // width
+        if pixels * (width * middle + middle * out) < (pixels + middle) * width * out:  # at wide, coarse levels
+            result: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+            return result
+        weight, bias = self.product()
+        return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one layer, with their gradients."""
+        w1, b1, w2, b2 = (value.to(precise(value.dtype)) for value in self.parameters())
+        return w2 @ w1, torch.addmv(b2, w2, b1)
 
     def merged(self) -> nn.Linear:
-        """Their product as one layer."""
-        w1, b1, w2, b2 = (value.to(precise(value.dtype)) for value in self.state_dict().values())
+        """The one layer."""
+        weight, bias = self.product()
         with torch.device("meta"):
-            layer = nn.Linear(w1.shape[1], w2.shape[0])
-        return fill(layer, w2 @ w1, w2 @ b1 + b2, self)
+            layer = nn.Linear(weight.shape[1], len(weight))
+        return fill(layer, weight, bias, self)
 
 
 class Branches(nn.ModuleList):
-    """The sum of a shortcut and depth-wise convolutions, the largest first."""
+    """The sum of a shortcut and depth-wise convolutions, the largest first, applied as one."""
 
     def __init__(self, width: int, kernels: Sequence[int]) -> None:
         super().__init__([Conv(width, width, kernel, groups=width) for kernel in kernels])
 
     def forward(self, x: Tensor) -> Tensor:
-        total = x
-        for conv in self:
-            total = total + conv(x)
-        return total
+        weight, bias = self.sum()
+        return depthwise_conv(x.movedim(-1, 1), weight.to(x.dtype), bias.to(x.dtype)).movedim(1, -1)
+
+    def sum(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution, with their gradients."""
+        values = [value.to(precise(value.dtype)) for value in self.parameters()]
+        weights, biases = values[::2], values[1::2]
+        kernel = weights[0].shape[-1]
+        shortcut = torch.zeros_like(weights[0])
+        shortcut[..., kernel // 2, kernel // 2] = 1
+        wide = [F.pad(each, [(kernel - each.shape[-1]) // 2] * 4) for each in weights]
+        return torch.stack([shortcut, *wide]).sum(0), torch.stack(biases).sum(0)
 
     def merged(self) -> Conv:
-        """Their sum as one convolution."""
-        values = [value.to(precise(value.dtype)) for value in self.state_dict().values()]
-        weights, biases = values[::2], values[1::2]
-        width, _, kernel, _ = weights[0].shape
-        weight = sum(F.pad(each, [(kernel - each.shape[-1]) // 2] * 4) for each in weights)
-        assert isinstance(weight, Tensor)
-        weight[..., kernel // 2, kernel // 2] += 1  # the shortcut
+        """The one convolution."""
+        weight, bias = self.sum()
+        width, _, kernel, _ = weight.shape
         with torch.device("meta"):
             conv = Conv(width, width, kernel, groups=width)
-        return fill(conv, weight, torch.stack(biases).sum(0), self)
+        return fill(conv, weight, bias, self)
 
 
 DOWNSAMPLERS: dict[str, Callable[[int], nn.Module]] = {
