@@ -158,7 +158,7 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = F
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(autoencoder, KL):
-        save_file(dict(autoencoder.state_dict()), folder / AUTOENCODER)
+        save_file({key: value.contiguous() for key, value in autoencoder.state_dict().items()}, folder / AUTOENCODER)
         write_config(folder, {"format": FORMAT, **autoencoder.config})
         return folder
     config = {"_class_name": CLASS, **autoencoder.config["architecture"]}
