@@ -94,7 +94,7 @@ def score(data: str, pipe: Pipeline, console: Console) -> dict[str, float]:
     labels = [i % classes for i in range(100 * classes)]
     pixels = draw_batches(pipe, labels, list(range(len(labels))), console, batch_size=130, options={})
     wanted = torch.tensor(labels)
-    found = score_digits(pixels, wanted) if data == "digits" else score_glyphs(pixels, wanted, console)
+    found = score_digits(pixels, wanted) if data == "digits" else score_glyphs(pixels, wanted)
     return {"fd": found.fd, "floor": found.fd_floor, "accuracy": found.accuracy}
 
 

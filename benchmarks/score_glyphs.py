@@ -22,7 +22,7 @@ def main() -> None:
     labels = [i % 26 for i in range(COUNT)]
     options = {"num_inference_steps": int(sys.argv[2])} if len(sys.argv) > 2 else {}
     pixels = draw_batches(pipe, labels, list(range(COUNT)), console, batch_size=130, options=options)
-    score = score_glyphs(pixels, torch.tensor(labels), console)
+    score = score_glyphs(pixels, torch.tensor(labels))
     print(
         f"read as the letter asked for: {score.accuracy:.1%} (held-out real ones: {score.classifier_accuracy:.1%}); "
         f"fd {score.fd:.3f}, {score.fd / score.fd_floor:.2f} x the floor of {score.fd_floor:.3f}"

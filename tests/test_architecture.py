@@ -9,8 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ditlab"
 LAYERS = [
-    {"errors", "hardware", "__init__"},
-    {"types", "config"},
+    {"errors", "__init__"},
+    {"types", "config", "hardware"},
     {"backbones", "diffusion", "autoencoders"},
     {"samplers"},
     {"model_card", "pictures"},

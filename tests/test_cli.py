@@ -57,9 +57,9 @@ def model(tmp_path):
 
 def test_help_lists_the_commands_that_work(ditlab):
     text = ditlab("--help").out
-    for command in ("info", "train", "sample", "demo"):
+    for command in ("info", "train", "sample", "evaluate", "demo"):
         assert command in text
-    for later in ("serve", "evaluate", "study"):
+    for later in ("serve", "study"):
         assert later not in text
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from ditlab import __version__
 from ditlab.config import (
     AutoencoderTraining,
+    Evaluation,
     ModelOptions,
     Preparation,
     Recipe,
@@ -28,7 +29,7 @@ from ditlab.config import (
     recipe_config,
 )
 from ditlab.errors import InputError
-from ditlab.hardware import keep_freed_memory
+from ditlab.hardware import keep_freed_memory, pick_device, process_place
 
 app = App(
     name="ditlab",
@@ -173,10 +174,13 @@ def sample(
     batch_size: Whole = 64,
     device: str = "auto",
     trajectory: Annotated[bool, Parameter(negative="")] = False,
+    npz: Annotated[bool, Parameter(negative="")] = False,
+    count: Whole = 50_000,
+    draw_labels: Literal["balanced", "random"] = "balanced",
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
-    """Draw pictures: each label with each seed, as PNG files and one grid.png.
+    """Draw pictures: each label with each seed, as PNG files and one grid.png; or very many, with --npz.
 
     Parameters
     ----------
@@ -220,21 +224,52 @@ def sample(
         auto, cpu, cuda, mps.
     trajectory
         Also write trajectory.gif, the pictures along the way.
+    npz
+        Write samples.npz, the file of the field's evaluators, instead; the same command again goes on, and torchrun
+        shares the work without changing the pictures.
+    count
+        Pictures of the .npz.
+    draw_labels
+        Labels of the .npz: each class equally often, or uniformly at random.
     overwrite
         Write into a folder that is not empty.
     json
         Print one JSON object.
     """
     from ditlab.interop import load
-    from ditlab.sampling import draw
-    from ditlab.training.trainer import pick_device
+    from ditlab.sampling import draw, draw_file
 
-    claim_folder(out, overwrite)
+    if not npz:
+        claim_folder(out, overwrite)
+    elif labels or trajectory:
+        raise InputError("--npz draws all classes; leave --labels and --trajectory out")
     told = foreign(heads, size)
     pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder, **told)
     say_note(pipe.config)
     if tile is not None:
         pipe.autoencoder.tile(tile)
+    options = {
+        "num_inference_steps": steps,
+        "sampler": sampler,
+        "guidance_scale": guidance,
+        "guidance_interval": interval,
+        "guidance_channels": guidance_channels,
+        "grid": grid,
+        "eta": eta,
+        "preset": preset,
+    }
+    if npz:
+        rank, world = process_place()
+        first = parse_seeds(seeds)[0]
+        told = {"count": count, "labels": draw_labels, "seed": first, "overwrite": overwrite}
+        written = draw_file(pipe, out, screen, batch_size=batch_size, options=options, rank=rank, world=world, **told)
+        if written is None:
+            screen.print("done with this process's share; others still draw", highlight=False)
+        elif json:
+            print_json({"file": written, "count": count})
+        else:
+            screen.print(f"{count:,} pictures in {written}", highlight=False, markup=False)
+        return
     drawn = draw(
         pipe,
         labels,
@@ -243,16 +278,7 @@ def sample(
         screen,
         batch_size=batch_size,
         trajectory=trajectory,
-        options={
-            "num_inference_steps": steps,
-            "sampler": sampler,
-            "guidance_scale": guidance,
-            "guidance_interval": interval,
-            "guidance_channels": guidance_channels,
-            "grid": grid,
-            "eta": eta,
-            "preset": preset,
-        },
+        options=options,
     )
     if json:
         print_json(dataclasses.asdict(drawn))
@@ -455,14 +481,13 @@ def encode(
     from ditlab.data import open_dataset
     from ditlab.encoding import encode
     from ditlab.interop import load_autoencoder
-    from ditlab.training.trainer import pick_device
 
     own = load_autoencoder(autoencoder, scale=scale, device=pick_device(device))
     if not isinstance(own, Latent):
         raise InputError(f"{autoencoder} has no latents of its own to cache; give one with latents")
     if tile is not None:
         own.tile(tile)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = process_place()
     dataset = open_dataset(source, pictures, out / (f"skipped-{rank}.csv" if rank else "skipped.csv"))
     done = encode(
         dataset,
@@ -488,6 +513,229 @@ def encode(
         highlight=False,
         markup=False,
     )
+
+
+@app.command
+def reference(
+    source: str,
+    /,
+    *,
+    out: Path,
+    features: str | None = None,
+    feature_weights: str = "",
+    count: Whole | None = None,
+    keep: Whole = 10_000,
+    pictures: Annotated[Preparation | None, Parameter(name="*")] = None,
+    batch_size: Whole = 64,
+    device: str = "auto",
+    json: Json = False,
+) -> None:
+    """Measure real pictures once, for `evaluate` to compare with; written as an .npz file.
+
+    Parameters
+    ----------
+    source
+        A folder of pictures, tar shards, hf:NAME[:SPLIT], a latent cache, a built-in data set, or an .npz file.
+    out
+        The file.
+    features
+        inception, dinov2, digits or glyphs; left out, those that suit the source.
+    feature_weights
+        File, folder or hub id of their weights.
+    count
+        Use the first so many pictures only.
+    keep
+        Features kept for precision, recall and the kernel distance.
+    pictures
+        How they are read and made equally large.
+    batch_size
+        Pictures measured at a time.
+    device
+        auto, cpu, cuda, mps.
+    json
+        Print one JSON object.
+    """
+    from ditlab.evaluation.features import open_features
+    from ditlab.evaluation.protocol import default_features
+    from ditlab.evaluation.reference import make_reference, open_pictures
+
+    if out.suffix != ".npz":
+        raise InputError(f"{out}; give a file that ends in .npz")
+    where = pick_device(device)
+    network = open_features(features or default_features(source), feature_weights, where)
+    real = open_pictures(source, pictures, where, out.with_suffix(".skipped.csv"))
+    done = make_reference(source, real, network, screen, count=count, keep=keep, batch_size=batch_size)
+    done.save(out)
+    if json:
+        print_json(done.about)
+        return
+    screen.print(
+        f"{done.about['count']:,} pictures in the features {network.name}: {out}", highlight=False, markup=False
+    )
+
+
+@app.command
+def evaluate(
+    source: str,
+    /,
+    *,
+    recipe: str | None = None,
+    out: Path | None = None,
+    settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Score a model, or pictures that are there; prints the result as JSON. The same command again goes on.
+
+    Parameters
+    ----------
+    source
+        A model or run folder, a checkpoint, a hub id; or pictures: a folder, a sample file (.npz), a data set.
+    recipe
+        A protocol that comes with ditlab, such as dit-xl2-256, or a .toml file.
+    out
+        Folder of the results; inside the model's folder if left out.
+    settings
+        The protocol.
+    json
+        No table on the screen.
+    """
+    from ditlab.evaluation.protocol import evaluate
+
+    rank, world = process_place()
+    settings = settings or Evaluation()
+    name = find_recipe(recipe, "evaluation").stem if recipe else "evaluation"
+    result = evaluate(source, settings, screen, out=out, name=name, rank=rank, world=world)
+    if result is None:
+        screen.print("done with this process's share; others still work", highlight=False)
+        return
+    if not json:
+        screen.print(result.table())
+        for note in result.notes:
+            screen.print(note, highlight=False, markup=False)
+        screen.print(f"all of it is in {result.folder}", highlight=False, markup=False)
+    print_json(result.as_json())
+    if result.expected is not None and not result.expected["met"]:
+        wanted = result.expected
+        fail(
+            f"{wanted['metric']} is {result.metrics[wanted['metric']]:.4f}, "
+            f"not {wanted['value']} within {wanted['within']:.4g}",
+            1,
+        )
+
+
+@app.command
+def sweep(
+    source: str,
+    /,
+    *,
+    recipe: str | None = None,
+    try_guidance: Annotated[list[float] | None, Parameter(consume_multiple=True, negative="")] = None,
+    try_steps: Annotated[list[Whole] | None, Parameter(consume_multiple=True, negative="")] = None,
+    try_sampler: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    try_interval: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    try_weights: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    repeats: Whole = 3,
+    out: Path | None = None,
+    settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Score a model under every combination of settings: a table, a curve, and the best with its error.
+
+    Parameters
+    ----------
+    source
+        A model or run folder, a checkpoint, or a hub id.
+    recipe
+        A protocol that comes with ditlab, or a .toml file.
+    try_guidance
+        Scales of guidance.
+    try_steps
+        Numbers of steps.
+    try_sampler
+        Samplers.
+    try_interval
+        Intervals of guidance, such as 0.1-0.8.
+    try_weights
+        ema, model, or both.
+    repeats
+        Seeds of each combination; the error comes from them.
+    out
+        Folder of the results; inside the model's folder if left out.
+    settings
+        What all have in common.
+    json
+        Print one JSON object.
+    """
+    from ditlab.evaluation.sweep import sweep
+
+    axes: dict[str, Any] = {
+        "guidance": try_guidance,
+        "interval": [parse_interval(text) for text in try_interval or []],
+        "steps": try_steps,
+        "sampler": try_sampler,
+        "weights": try_weights,
+    }
+    name = f"sweep-{find_recipe(recipe, 'evaluation').stem}" if recipe else "sweep"
+    given = {key: values for key, values in axes.items() if values}
+    done = sweep(source, settings or Evaluation(), given, screen, repeats=repeats, out=out, name=name)
+    if json:
+        print_json(done.as_json())
+        return
+    Console().print(done.table())
+    print(done.verdict())
+    screen.print(f"curve: {done.plot}", highlight=False, markup=False)
+
+
+@app.command
+def memorisation(
+    source: str,
+    /,
+    *,
+    training: str,
+    held_out: str,
+    recipe: str | None = None,
+    out: Path = Path("memorisation.png"),
+    pictures: Annotated[Preparation | None, Parameter(name="*")] = None,
+    settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Does a model copy its training pictures? Its nearest ones as a picture, and a number against unseen ones.
+
+    Parameters
+    ----------
+    source
+        A model, or pictures drawn before (.npz or folder).
+    training
+        What the model was trained on.
+    held_out
+        Real pictures that it never saw.
+    recipe
+        A protocol that comes with ditlab, or a .toml file.
+    out
+        The picture: closest samples, each beside its nearest training pictures, distances at the left.
+    pictures
+        How training and held-out pictures are made equally large.
+    settings
+        How samples are drawn; the features.
+    json
+        Print one JSON object.
+    """
+    from ditlab.evaluation.features import open_features
+    from ditlab.evaluation.memorisation import memorisation
+    from ditlab.evaluation.protocol import default_features, open_source
+    from ditlab.evaluation.reference import open_pictures
+
+    settings = settings or Evaluation()
+    device = pick_device(settings.device)
+    features = open_features(settings.features or default_features(training), settings.feature_weights, device)
+    samples, _ = open_source(source, settings, device)
+    known, unseen = (open_pictures(each, pictures, device) for each in (training, held_out))
+    done = memorisation(samples, known, unseen, features, out, screen)
+    if json:
+        print_json(dataclasses.asdict(done))
+        return
+    print(done.verdict())
+    screen.print(f"look at {done.picture}", highlight=False, markup=False)
 
 
 @app.command
@@ -532,6 +780,15 @@ def parse_seeds(texts: list[str]) -> list[int]:
             raise InputError(f'seeds "{text}"; give numbers or rising ranges such as 0-15')
         seeds += range(int(first), int(last or first) + 1)
     return seeds
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """ "0.1-0.8" -> (0.1, 0.8)."""
+    low, _, high = text.partition("-")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise InputError(f'interval "{text}"; give two times such as 0.1-0.8') from None
 
 
 def claim_folder(folder: Path, overwrite: bool) -> None:

@@ -259,6 +259,56 @@ class AutoencoderTraining:
     """Images between checkpoints and lines of metrics.jsonl."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """All that decides a score; what is None is as the model was saved with."""
+
+    weights: Literal["ema", "model"] = "ema"
+    """The average of the weights, or the raw ones of a training checkpoint."""
+    autoencoder: str = ""
+    """The autoencoder of a model that came without one: folder, file or hub id."""
+    heads: Whole | None = None
+    """Attention heads of a foreign checkpoint whose size was never published."""
+    latent_size: str = ""
+    """Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT)."""
+    sampler: str | None = None
+    """ddpm, ddim, euler, heun, dpmpp, ab2, ab4 or sde."""
+    steps: Whole | None = None
+    """Steps of the sampler."""
+    grid: str | None = None
+    """Time grid: uniform, cosine, log-snr, shifted or leading."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; 1 is none."""
+    interval: tuple[float, float] | None = None
+    """Times between which guidance acts."""
+    guidance_channels: Whole | None = None
+    """Guide the first so many channels only; 3 reproduces published DiT figures."""
+    eta: float | None = None
+    """Noise of ddim, 0 to 1."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """Each class equally often, or drawn uniformly at random."""
+    seed: Whole = 0
+    """Other seeds give other pictures."""
+    count: Whole = 50_000
+    """Pictures to draw."""
+    reference: str = ""
+    """What to compare with: an .npz file of ours or of ADM's evaluator, or any source of pictures."""
+    features: str = ""
+    """inception, dinov2, digits or glyphs; left out, those of the reference."""
+    feature_weights: str = ""
+    """File, folder or hub id of the features' weights."""
+    metrics: tuple[str, ...] = ()
+    """frechet, spatial, inception-score, precision-recall, kernel, accuracy; all that apply if left out."""
+    batch_size: Whole = 64
+    """Pictures drawn at a time; they do not depend on it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    expect: float | None = None
+    """The distance that must come out; another one is a failure."""
+    within: float | None = None
+    """How far from it is still the same; 2 % of it if left out."""
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """ "32" or "32x48" -> (height, width)."""
     sides = text.lower().split("x")
@@ -267,14 +317,20 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def find_recipe(name: str) -> Path:
-    """The path of a recipe: a file, or the name of one that comes with the package ("digits")."""
+def find_recipe(name: str, kind: str = "") -> Path:
+    """The path of a recipe: a file, or the name of one that comes with the package ("digits").
+
+    Args:
+        name: path or name.
+        kind: "" for training, "evaluation" for scores.
+    """
     given = Path(name)
     if given.is_file():
         return given
     package = Path(__file__).parent
     # Inside an installed wheel, or beside src/ in a checkout.
-    shipped = {path.stem: path for home in (package, package.parents[1]) for path in (home / "recipes").glob("*.toml")}
+    homes = [home / "recipes" / kind for home in (package, package.parents[1])]
+    shipped = {path.stem: path for home in homes for path in home.glob("*.toml")}
     if given.suffix == "" and name in shipped:
         return shipped[name]
     raise InputError(f'no recipe "{name}"; give the path of a .toml file, or {nearest(name, sorted(shipped))}')
@@ -294,10 +350,20 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
     """cyclopts' hook: fill what the command line leaves open from the recipe that it names."""
     for argument in arguments:
         if argument.field_info.name == "recipe" and argument.tokens:
-            path = find_recipe(argument.tokens[0].value)
+            scores = commands[0] != "train"
+            path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
+            tables = check_keys(read_toml(path), str(path)) if scores else check_sections(read_toml(path), str(path))
             # Under the command's own key: a flat table would lose the sections that are called like a command.
-            tables = check_sections(read_toml(path), str(path))
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
+
+
+def check_keys(table: dict[str, Any], source: str) -> dict[str, Any]:
+    """The table, once every key is one of an evaluation."""
+    keys = [key.name for key in dataclasses.fields(Evaluation)]
+    for key in table:
+        if key not in keys:
+            raise InputError(f'{source} has a key "{key}" that no evaluation has; {nearest(key, keys)}')
+    return table
 
 
 def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:

@@ -1,6 +1,15 @@
 """What the machine can do, and how it is made to do it."""
 
 import ctypes
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ditlab.errors import InputError
+
+if TYPE_CHECKING:  # this file is read before every command, `--help` too
+    import torch
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt(3)
 
@@ -17,3 +26,54 @@ def keep_freed_memory() -> None:
         return
     mallopt(MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
     mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def pick_device(name: str) -> "torch.device":
+    """The device by name; "auto" takes the accelerator if there is one, each process of a launcher its own.
+
+    Raises:
+        InputError: a device that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        if found is None:
+            return torch.device("cpu")
+        local = os.environ.get("LOCAL_RANK")
+        return found if local is None else torch.device(found.type, int(local))
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'device "{name}" cannot be used ({str(error).splitlines()[0]}); try auto or cpu') from error
+    return torch.device(name)
+
+
+def process_place() -> tuple[int, int]:
+    """Number of this process and of all, as launchers such as torchrun tell them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def describe(device: str) -> dict[str, str | int]:
+    """The machine in words, for results that others shall compare."""
+    import torch
+
+    found: dict[str, str | int] = {
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "processor": processor(),
+        "cores": os.cpu_count() or 1,
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    return found
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,10 +1,11 @@
-"""Drawing many pictures into a folder: PNG files, a grid with row labels, an animation on request."""
+"""Drawing many pictures: PNG files with a grid and an animation on request, or tens of thousands for an evaluation."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, final
 
 import torch
 from rich.console import Console
@@ -12,9 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ditlab.autoencoders import Absent
+from ditlab.data.base import Dataset
+from ditlab.data.samples import Draft
+from ditlab.errors import InputError
 from ditlab.pictures import contact_sheet, save_animation
 from ditlab.pipeline import PRESETS, Label, Pipeline, to_pil
-from ditlab.types import Step
+from ditlab.types import Batch, Step
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,7 @@ def draw_batches(
     """Draw picture i of labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU."""
     preset = PRESETS.get(options.get("preset") or "", {})
     steps = options.get("num_inference_steps") or preset.get("num_inference_steps") or pipe.defaults.steps
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("drawing", total=len(seeds))
 
         def show(step: Step) -> None:
@@ -54,6 +57,154 @@ def draw_batches(
             labels, seeds=seeds, batch_size=batch_size, output_type="latent", callback_on_step_end=show, **options
         )
         return torch.cat([pipe.decode(part) for part in drawn.images.split(batch_size)])
+
+
+Labels = Literal["balanced", "random"]
+
+
+@final
+class Samples(Dataset):
+    """A model's pictures as a data set: picture i depends on the seed, the count and i alone."""
+
+    def __init__(
+        self, pipe: Pipeline, count: int, *, labels: Labels, seed: int, batch_size: int, options: dict[str, Any]
+    ) -> None:
+        """Nothing is drawn yet.
+
+        Args:
+            pipe: the model.
+            count: pictures in all.
+            labels: each class equally often, or uniformly at random.
+            seed: picture i is drawn with the seed `seed * count + i`, so that other seeds give other pictures.
+            batch_size: pictures drawn at a time; they do not depend on it.
+            options: settings of `Pipeline.steps`.
+
+        Raises:
+            InputError: a count that the classes do not divide, or a model without an autoencoder.
+        """
+        if count < 1 or seed < 0:
+            raise InputError(f"count {count} and seed {seed}; give 1 or more, and 0 or more")
+        if labels == "balanced" and pipe.net.classes and count % pipe.net.classes:
+            low = count // pipe.net.classes * pipe.net.classes
+            raise InputError(
+                f"{count} pictures cannot be shared equally among {pipe.net.classes} classes; "
+                f"give a count of {low or pipe.net.classes} or {low + pipe.net.classes}, or random labels"
+            )
+        self.pipe, self.batch_size, self.options = pipe.fused(), batch_size, options
+        self.first_seed = seed * count
+        self.classes = pipe.classes or [str(i) for i in range(pipe.net.classes)]
+        chance = torch.Generator().manual_seed(seed)
+        places = torch.arange(count)
+        if pipe.net.classes == 0:
+            self.labels = torch.zeros(count, dtype=torch.long)
+        elif labels == "balanced":
+            self.labels = places % pipe.net.classes
+        else:
+            self.labels = torch.randint(pipe.net.classes, (count,), generator=chance)
+        shape = pipe.decode(torch.zeros(1, pipe.net.channels, *pipe.net.size, device=pipe.net.device)).shape
+        self.channels, self.size = shape[1], (shape[2], shape[3])
+        self.on_step: Callable[[Step], None] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps of each picture."""
+        return self.options.get("num_inference_steps") or self.pipe.defaults.steps
+
+    def fetch(self, indices: Tensor) -> Batch:
+        labels = self.labels[indices]
+        drawn = self.pipe(
+            labels.tolist() if self.pipe.net.classes else None,
+            seeds=[self.first_seed + i for i in indices.tolist()],
+            batch_size=self.batch_size,
+            output_type="latent",
+            callback_on_step_end=self.on_step,
+            **self.options,
+        ).images
+        whole = drawn.isfinite().flatten(1).all(1)
+        if not whole.all():
+            bad = int(indices[~whole][0])
+            raise InputError(
+                f"picture {bad} (seed {self.first_seed + bad}) is not finite; draw it in float32, or train the model on"
+            )
+        return Batch(torch.cat([self.pipe.decode(part) for part in drawn.split(self.batch_size)]), labels)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar that counts pictures."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def watch(pictures: Dataset, progress: Progress, what: str, total: int, left: int) -> Callable[[int], None]:
+    """A task of the bar, which moves with every step of drawn pictures; call the result with each batch's size."""
+    task = progress.add_task(what, total=total, completed=total - left)
+    if isinstance(pictures, Samples):
+        steps = pictures.steps
+        pictures.on_step = lambda step: progress.advance(task, len(step.x) / steps)
+        return lambda count: None
+    return lambda count: progress.advance(task, count)
+
+
+def draw_file(
+    pipe: Pipeline,
+    folder: Path,
+    console: Console,
+    *,
+    count: int,
+    labels: Labels,
+    seed: int,
+    batch_size: int,
+    options: dict[str, Any],
+    overwrite: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> Path | None:
+    """Draw very many pictures into samples.npz; the same call again goes on where it was stopped.
+
+    Args:
+        pipe: the model.
+        folder: where samples.npz goes, and samples.json, which says how they were drawn.
+        console: where progress is shown.
+        count, labels, seed, batch_size, options: as in `Samples`.
+        overwrite: draw anew what is already there.
+        rank, world: number of this process, and of all; together they draw what one alone would.
+
+    Returns:
+        The file, or None if other processes still draw.
+
+    Raises:
+        InputError: a file that is already there, or a draft of another protocol.
+    """
+    pictures = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options)
+    out, protocol = folder / "samples.npz", folder / "samples.json"
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} is there already; give another --out, or add --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {"count": count, "labels": labels, "seed": seed, "backbone": pipe.net.config["name"]}
+    told = json.dumps(given | {key: value for key, value in options.items() if value is not None}, indent=2) + "\n"
+    draft = folder / "samples.draft"
+    if draft.exists() and protocol.exists() and protocol.read_text(encoding="utf-8") != told:
+        raise InputError(f"{draft} was begun with other settings, see {protocol}; repeat those, or remove it")
+    protocol.write_text(told, encoding="utf-8")
+    return (
+        out
+        if fill(Draft(draft, (count, *pictures.size, pictures.channels)), pictures, out, console, rank, world)
+        else None
+    )
+
+
+def fill(draft: Draft, pictures: Samples, out: Path, console: Console, rank: int, world: int) -> bool:
+    """Draw this process's share; whether the file is written."""
+    mine = draft.left(rank, world)
+    with progress_bar(console) as progress:
+        left = sum(len(draft.places(block)) for block in mine)
+        watch(pictures, progress, "drawing", len(pictures) if world == 1 else left, left)
+        for block in mine:
+            draft.put(block, pictures.fetch(draft.places(block)).images)
+    if draft.left():
+        return False
+    draft.finish(pictures.labels if pictures.pipe.net.classes else None, out)
+    return True
 
 
 def draw(

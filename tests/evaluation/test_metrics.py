@@ -1,34 +1,125 @@
 import numpy as np
 import pytest
+import torch
 
 from ditlab.errors import InputError
-from ditlab.evaluation import frechet_distance
+from ditlab.evaluation import frechet_distance, inception_score, kernel_distance, precision_recall
+from ditlab.evaluation.metrics.frechet import gaussian_distance
+from ditlab.evaluation.metrics.neighbours import nearest_neighbours, neighbour_ratio, radii
+from ditlab.evaluation.moments import Moments
 
 
 def test_agrees_with_the_published_evaluator(golden):
-    vectors = golden("metrics")
-    value = frechet_distance(vectors["reference_features"].numpy(), vectors["generated_features"].numpy())
-    assert value == pytest.approx(vectors["fid"].item(), rel=1e-6)
+    vectors = {name: value.numpy() for name, value in golden("metrics").items()}
+    real, made = vectors["reference_features"], vectors["generated_features"]
+    assert frechet_distance(real, made) == pytest.approx(float(vectors["fid"]), rel=1e-6)
+    precision, recall = precision_recall(real, made, k=3)
+    assert (np.float32(precision), np.float32(recall)) == (vectors["precision_k3"], vectors["recall_k3"])
+    score = inception_score(vectors["generated_probabilities"])
+    assert score == pytest.approx(float(vectors["inception_score_1split"]), rel=1e-6)
 
 
-def test_closed_form_for_diagonal_covariances():
-    generator = np.random.default_rng(0)
-    a = generator.standard_normal((500, 3))
-    a = (a - a.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(a, rowvar=False))).T  # exactly mean 0, covariance 1
-    b = a * [2.0, 3.0, 0.5] + [1.0, 0.0, -2.0]
-    expected = 5.0 + (2 - 1) ** 2 + (3 - 1) ** 2 + (0.5 - 1) ** 2
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+class TestFrechet:
+    def test_closed_form_for_diagonal_covariances(self):
+        generator = np.random.default_rng(0)
+        a = generator.standard_normal((500, 3))
+        a = (a - a.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(a, rowvar=False))).T  # mean 0, covariance 1
+        b = a * [2.0, 3.0, 0.5] + [1.0, 0.0, -2.0]
+        expected = 5.0 + (2 - 1) ** 2 + (3 - 1) ** 2 + (0.5 - 1) ** 2
+        assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+        assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+        assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+
+    def test_singular_covariances_stay_real(self):
+        a = np.random.default_rng(0).standard_normal((5, 20))
+        assert 0 <= frechet_distance(a, a + 1) == pytest.approx(20, rel=1e-6)
+
+    def test_unusable_features_are_refused(self):
+        with pytest.raises(InputError, match=r"\(4, 3\) and \(4, 2\)"):
+            frechet_distance(np.zeros((4, 3)), np.zeros((4, 2)))
+        with pytest.raises(InputError, match="NaN"):
+            frechet_distance(np.full((4, 2), np.nan), np.zeros((4, 2)))
+        with pytest.raises(InputError, match="all 4 pictures have the same features"):
+            frechet_distance(np.ones((4, 2)), np.eye(2))
+
+    @pytest.mark.parametrize("batches", [[1000], [1] * 1000, [999, 1], [300, 300, 400]])
+    def test_running_moments_do_not_depend_on_batches(self, batches):
+        x = 1e4 + np.random.default_rng(0).standard_normal((1000, 6))  # far from 0, where naive sums lose digits
+        moments = Moments(6)
+        for part in np.split(x, np.cumsum(batches)[:-1]):
+            moments.add(part)
+        found = moments.gaussian()
+        np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-14)
+        np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False), rtol=1e-9, atol=1e-9)
+        other = np.random.default_rng(1).standard_normal((50, 6))
+        gaussian = Moments(6)
+        gaussian.add(other)
+        assert gaussian_distance(found, gaussian.gaussian()) == pytest.approx(frechet_distance(x, other), rel=1e-9)
 
 
-def test_singular_covariances_stay_real():
-    a = np.random.default_rng(0).standard_normal((5, 20))
-    assert 0 <= frechet_distance(a, a + 1) == pytest.approx(20, rel=1e-6)
+class TestInceptionScore:
+    def test_closed_forms(self):
+        assert inception_score(np.eye(5)) == pytest.approx(5)  # sure, and of all classes alike
+        assert inception_score(np.full((7, 5), 0.2)) == pytest.approx(1)
+        assert inception_score(np.eye(5)[[0, 0, 0]]) == pytest.approx(1)
+
+    def test_rows_that_are_no_distributions(self):
+        with pytest.raises(InputError, match="sum to 1"):
+            inception_score(np.ones((3, 4)))
 
 
-def test_unusable_features_are_refused():
-    with pytest.raises(InputError, match=r"\(4, 3\) and \(4, 2\)"):
-        frechet_distance(np.zeros((4, 3)), np.zeros((4, 2)))
-    with pytest.raises(InputError, match="NaN"):
-        frechet_distance(np.full((4, 2), np.nan), np.zeros((4, 2)))
+class TestKernelDistance:
+    def test_is_the_unbiased_estimate(self):
+        a, b = np.array([[1.0], [2.0]]), np.array([[3.0], [5.0]])
+
+        def kernel(x, y):
+            return (x * y + 1) ** 3
+
+        # Pairs of different rows within a set, all pairs across: with a single subset of everything.
+        expected = kernel(1, 2) + kernel(3, 5) - 2 * np.mean([kernel(x, y) for x in (1, 2) for y in (3, 5)])
+        assert kernel_distance(a, b, subsets=1)[0] == pytest.approx(expected)
+
+    def test_equal_distributions_are_at_zero_within_the_error_and_shifted_ones_are_not(self):
+        chance = np.random.default_rng(0)
+        a, b = chance.standard_normal((2, 2000, 8))
+        near, error = kernel_distance(a, b, size=200)
+        assert abs(near) < error
+        far, error = kernel_distance(a, b + 0.5, size=200)
+        assert far > 3 * error
+        assert kernel_distance(a, b, size=200) == (near, kernel_distance(a, b, size=200)[1])
+
+
+class TestNeighbours:
+    def test_precision_and_recall_in_a_case_done_by_hand(self):
+        reference = np.array([[0.0], [1.0], [2.0], [10.0]])  # radii for k 1: 1, 1, 1, 8
+        generated = np.array([[0.5], [30.0], [19.0]])  # radii for k 1: 18.5, 11, 11
+        precision, recall = precision_recall(reference, generated, k=1)
+        assert precision == pytest.approx(1 / 3)  # 0.5 alone: 19 is 9 from 10
+        assert recall == 1.0
+
+    def test_ties_count_as_inside(self):
+        reference, generated = np.array([[0.0], [1.0]]), np.array([[2.0], [5.0]])
+        assert precision_recall(reference, generated, k=1)[0] == 0.5
+
+    def test_blocks_give_what_the_whole_gives(self, monkeypatch):
+        a, b = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        whole = precision_recall(a.numpy(), b.numpy()), radii(a, 3), nearest_neighbours(a, b, 5)
+        monkeypatch.setattr("ditlab.evaluation.metrics.neighbours.BLOCK", 7)
+        assert precision_recall(a.numpy(), b.numpy()) == whole[0]
+        torch.testing.assert_close(radii(a, 3), whole[1])
+        distances, places = nearest_neighbours(a, b, 5)
+        assert torch.equal(places, whole[2][1])
+        exact = torch.cdist(a, b).sort(1)
+        torch.testing.assert_close(distances, exact.values[:, :5])
+        assert torch.equal(places, exact.indices[:, :5])
+
+    def test_too_few_rows(self):
+        with pytest.raises(InputError, match="3 and 9 features with k 3"):
+            precision_recall(np.random.rand(3, 2), np.random.rand(9, 2))
+
+    def test_ratio_tells_copies_from_new_pictures(self):
+        held_out = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        assert neighbour_ratio(held_out, held_out) == (1.0, 0.5)
+        ratio, closer = neighbour_ratio(torch.zeros(5), held_out)
+        assert (ratio, closer) == (0.0, 1.0)
+        assert neighbour_ratio(torch.tensor([2.5]), held_out) == (1.25, 0.5)  # the lower of two medians, as torch's

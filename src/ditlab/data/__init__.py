@@ -6,24 +6,36 @@ from pathlib import Path
 from ditlab.config import Preparation, parse_size
 from ditlab.data.base import Dataset, ahead, training_order
 from ditlab.data.cache import Latents, is_cache
-from ditlab.data.digits import digits
+from ditlab.data.digits import named_digits
 from ditlab.data.glyphs import named_glyphs
 from ditlab.data.own import Pictures
 from ditlab.data.preprocess import Preprocess
+from ditlab.data.samples import SampleFile
 from ditlab.data.sources import open_source
 from ditlab.errors import InputError, nearest
 
-DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": lambda name: digits(), "glyphs": named_glyphs}
+DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": named_digits, "glyphs": named_glyphs}
 """By the first part of the name, up to a hyphen; the whole name is handed on."""
 
-__all__ = ["DATASETS", "Dataset", "Latents", "Preprocess", "ahead", "open_dataset", "open_source", "training_order"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Latents",
+    "Preprocess",
+    "SampleFile",
+    "ahead",
+    "open_dataset",
+    "open_source",
+    "training_order",
+]
 
 
 def open_dataset(source: str, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
     """A built-in data set by name, a latent cache, or one's own pictures.
 
     Args:
-        source: "digits", "glyphs-SIZE", a cache, a folder, tar shards, or "hf:NAME[:SPLIT]".
+        source: "digits", "glyphs-SIZE" (both also with "-held-out"), a cache, a folder, tar shards, a sample file
+            (.npz), or "hf:NAME[:SPLIT]".
         settings: how pictures are made equally large.
         report: where to list pictures that were skipped.
 
@@ -40,6 +52,8 @@ def open_dataset(source: str, settings: Preparation | None = None, report: Path 
         cache = Latents(Path(source))
         _same_size(cache, preprocess, f"the cache {source}")
         return cache
+    if source.endswith(".npz"):
+        return SampleFile(Path(source))
     known = source.startswith("hf:") or source.endswith(".tar") or "*" in source or Path(source).is_dir()
     if not known:
         raise InputError(f'no data "{source}"; give an existing folder of classes, or {nearest(source, DATASETS)}')

@@ -3,6 +3,7 @@
 import torch
 
 from ditlab.data.base import InMemory
+from ditlab.errors import lookup
 
 HELD_OUT = 360  # a fifth, in the proportions of the classes
 
@@ -15,6 +16,15 @@ def digits() -> InMemory:
 def held_out_digits() -> InMemory:
     """The 360 digits that no training sees."""
     return _split()[1]
+
+
+def named_digits(name: str) -> InMemory:
+    """The data set called "digits" or "digits-held-out".
+
+    Raises:
+        InputError: another name.
+    """
+    return lookup({"digits": digits, "digits-held-out": held_out_digits}, name, "data set")()
 
 
 def _split() -> tuple[InMemory, InMemory]:

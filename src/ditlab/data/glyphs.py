@@ -27,7 +27,7 @@ FACES = [
     "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique",
     "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic",
 ]  # fmt: skip
-COUNT = 50_000
+COUNT, HELD_OUT = 50_000, 2600
 FINER = 3  # letters are drawn so many times larger and reduced, which smooths their edges
 MARGIN = 0.04  # share of the side that stays free around every letter
 
@@ -83,15 +83,16 @@ class Glyphs(Dataset):
 
 
 def named_glyphs(name: str) -> Glyphs:
-    """The data set called "glyphs" (32 pixels) or "glyphs-SIZE".
+    """The data set called "glyphs" (32 pixels) or "glyphs-SIZE"; with "-held-out", letters that no training sees.
 
     Raises:
         InputError: a name without a size from 16 to 256.
     """
-    size = "32" if name == "glyphs" else name.removeprefix("glyphs-")
+    whole = name.removesuffix("-held-out")
+    size = "32" if whole == "glyphs" else whole.removeprefix("glyphs-")
     if not size.isdecimal():  # "glyphs-" too
         raise InputError(f'data "{name}"; give glyphs-SIZE, such as glyphs-32')
-    return Glyphs(int(size))
+    return Glyphs(int(size)) if whole == name else Glyphs(int(size), HELD_OUT, held_out=True)
 
 
 def draw_look(chance: np.random.Generator, letter: int) -> Look:

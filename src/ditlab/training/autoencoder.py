@@ -25,12 +25,13 @@ from ditlab.config import AutoencoderTraining, Optim
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.errors import InputError
 from ditlab.evaluation.reconstruction import psnr, ssim
+from ditlab.hardware import pick_device
 from ditlab.interop import save_autoencoder
 from ditlab.pictures import contact_sheet
 from ditlab.pipeline import to_pil
 from ditlab.training.log import RunLog, replace_text
 from ditlab.training.optim import learning_rate
-from ditlab.training.trainer import interruption, pick_device
+from ditlab.training.trainer import interruption
 
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
 FREE = {"device", "log_every"}  # a run may be resumed with other values of these

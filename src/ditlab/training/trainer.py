@@ -25,6 +25,7 @@ from ditlab.config import Model, Recipe, to_tables
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
 from ditlab.diffusion.objective import Objective
 from ditlab.errors import InputError
+from ditlab.hardware import pick_device
 from ditlab.interop import load, load_autoencoder
 from ditlab.interop.autoencoders import fingerprint
 from ditlab.pictures import contact_sheet
@@ -238,18 +239,6 @@ def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: to
     tables = to_tables(recipe)
     config = {"sample": tables["sample"], "recipe": tables}
     return Pipeline(net.to(device), make_objective(recipe.diffusion), autoencoder.to(device), dataset.classes, config)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device by name; "auto" takes the accelerator if there is one."""
-    if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found if found is not None else torch.device("cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f'device "{name}" cannot be used ({str(error).splitlines()[0]}); try auto or cpu') from error
-    return torch.device(name)
 
 
 def probe(loss_of: LossOf, dataset: Dataset, batch: int) -> str:

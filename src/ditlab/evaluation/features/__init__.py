@@ -1,0 +1,34 @@
+"""Networks whose features distances are measured in. A new one is one file and one line in `FEATURES`."""
+
+from collections.abc import Callable
+
+import torch
+
+from ditlab.errors import lookup
+from ditlab.evaluation.features import digits, glyphs
+from ditlab.evaluation.features.base import Extracted, Features
+from ditlab.evaluation.features.dinov2 import DinoV2
+from ditlab.evaluation.features.inception import Inception
+
+FEATURES: dict[str, Callable[[str, torch.device], Features]] = {
+    "inception": Inception.load,
+    "dinov2": DinoV2.load,
+    "digits": digits.load,
+    "glyphs": glyphs.load,
+}
+
+__all__ = ["FEATURES", "Extracted", "Features", "open_features"]
+
+
+def open_features(name: str, weights: str = "", device: torch.device | None = None) -> Features:
+    """A feature network by name.
+
+    Args:
+        name: in `FEATURES`.
+        weights: file, folder or hub id of its weights; left out, where they are usually found.
+        device: where it runs; the CPU if None.
+
+    Raises:
+        InputError: an unknown name, or weights that are not there or not whole.
+    """
+    return lookup(FEATURES, name, "features")(weights, device or torch.device("cpu"))

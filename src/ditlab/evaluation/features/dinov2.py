@@ -1,0 +1,114 @@
+"""DINOv2 features (Oquab et al. 2023), in which FD-DINOv2 is measured: Stein et al. 2023, dgm-eval; Karras et al. 2024.
+
+The network comes from transformers, the preparation of the pictures is written here, so that no torchvision is needed.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ditlab.errors import InputError
+from ditlab.evaluation.features.base import Extracted, Features
+from ditlab.evaluation.features.small import state_hash
+
+DEFAULT = "facebook/dinov2-large"  # ViT-L/14, the one that published distances use
+SIDE = 224  # pixels
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+
+class DinoV2(Features):
+    """The class token after the last normalisation."""
+
+    name = "dinov2"
+
+    def __init__(self, net: Any, device: torch.device | None = None) -> None:
+        """Around a `transformers.Dinov2Model`, which is changed."""
+        self.weights = state_hash(net)
+        self.dimension = net.config.hidden_size
+        embeddings = net.embeddings
+        places = positions(embeddings.position_embeddings.detach(), SIDE // net.config.patch_size)
+        embeddings.position_embeddings = nn.Parameter(places)
+        self.net = net.to(device or "cpu").eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, weights: str = "", device: torch.device | None = None) -> "DinoV2":
+        """The network of a folder or of the hub.
+
+        Args:
+            weights: a folder that transformers saved, or a hub id; facebook/dinov2-large if left out.
+            device: where it runs; the CPU if None.
+
+        Raises:
+            InputError: transformers is missing, the hub cannot be reached, or it is no DINOv2 model.
+        """
+        return cls(read(weights or DEFAULT), device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Extracted:
+        """Features of uint8 pictures (B, 1 or 3, H, W) of any size, in float32."""
+        x = images.to(self.device).float().expand(-1, 3, -1, -1) / 255
+        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)  # as PIL, which cannot overshoot
+        x = (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(DEVIATION)[:, None, None]
+        return Extracted(self.net(pixel_values=x).last_hidden_state[:, 0].cpu())
+
+
+def read(source: str) -> Any:
+    """The `Dinov2Model` of a folder or hub id, in float32."""
+    transformers, remedy = transformers_library(), f"give a folder with a download of {DEFAULT}: --feature-weights PATH"
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise InputError(f"{source} is neither a folder nor a hub id; {remedy}")
+    source = str(folder) if folder.is_dir() else source
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is amiss is said below, in one line
+    try:
+        kind = transformers.Dinov2Config.get_config_dict(source)[0].get("model_type", "unknown")
+        if kind != "dinov2":  # transformers would fill in the weights that it does not find with chance
+            raise InputError(f"{source} is no DINOv2 model (model_type: {kind}); {remedy}")
+        net, info = transformers.Dinov2Model.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{source} cannot be loaded ({reason}); {remedy}") from None
+    finally:
+        logging.set_verbosity(level)
+    if wrong := [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]:
+        raise InputError(f"{source} does not hold {min(wrong)} in the shape that its config.json implies; {remedy}")
+    return net.float()
+
+
+def positions(table: Tensor, side: int) -> Tensor:
+    """Position embeddings (1, 1 + s s, D) resampled to (1, 1 + side side, D).
+
+    The published network divides by a size that is a tenth too large (Oquab's `interpolate_offset`), transformers by
+    the size itself; published distances are of the former.
+    """
+    trained = math.isqrt(table.shape[1] - 1)
+    if trained == side:
+        return table
+    grid = table[:, 1:].mT.reshape(1, -1, trained, trained)  # (1, D, s, s)
+    grid = F.interpolate(grid, scale_factor=(side + 0.1) / trained, mode="bicubic")
+    return torch.cat([table[:, :1], grid.flatten(2).mT], 1)
+
+
+def transformers_library() -> Any:
+    """transformers, or the line that says how to get it."""
+    try:
+        import transformers
+    except ImportError:
+        raise InputError("DINOv2 features need transformers; pip install 'ditlab[dino]'") from None
+    return transformers

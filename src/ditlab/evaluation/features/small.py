@@ -1,0 +1,88 @@
+"""Small classifiers as feature networks: trained once from a fixed seed, kept in the user's cache."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ditlab.errors import InputError
+from ditlab.evaluation.features.base import Extracted, Features
+
+FEATURES = 64  # values of the layer before the last
+
+
+class Reader(nn.Module):
+    """uint8 pictures (B, C, H, W) -> features (B, 64) -> logits (B, K)."""
+
+    features: nn.Sequential
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(FEATURES, classes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features (B, 64)."""
+        features: Tensor = self.features(images.float() / 127.5 - 1)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embed(images))
+        return logits
+
+
+class ReaderFeatures(Features):
+    """The features of such a classifier; its probabilities are of the classes of its data set, in their order."""
+
+    dimension = FEATURES
+
+    def __init__(
+        self, name: str, net: Reader, reads: list[str], channels: int, size: tuple[int, int] | None = None
+    ) -> None:
+        self.name, self.net, self.reads, self.channels, self.size = name, net, reads, channels, size
+        self.weights = state_hash(net)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Extracted:
+        features = self.net.embed(images)
+        return Extracted(features, probabilities=self.net.head(features).softmax(1))
+
+
+def state_hash(net: nn.Module) -> str:
+    """The first 16 digits of the SHA-256 of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def kept(name: str, net: Reader, train: Callable[[Reader], None]) -> Reader:
+    """The classifier, from the user's cache or trained now."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+    file = home / f"{name}.safetensors"
+    try:
+        net.load_state_dict(load_file(file))
+        return net.eval()
+    except (OSError, SafetensorError, RuntimeError):
+        pass  # not there, or torn: it is trained again
+    with torch.enable_grad(), torch.inference_mode(False):
+        train(net)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}.part")
+        save_file(net.state_dict(), draft)
+        os.replace(draft, file)
+    except (OSError, SafetensorError):
+        pass  # it is trained again next time
+    return net.eval()
+
+
+def no_weights(name: str, weights: str) -> None:
+    """Refuse weights where none can be given."""
+    if weights:
+        raise InputError(f"the features {name} are trained on the spot and take no weights; leave {weights} out")

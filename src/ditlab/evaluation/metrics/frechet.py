@@ -1,0 +1,64 @@
+"""Frechet distance of Gaussians (Heusel et al. 2017, eq. 6), in float64."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ditlab.errors import InputError
+from ditlab.evaluation.moments import Gaussian, Moments
+from ditlab.evaluation.statistics import Statistics
+
+
+def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
+    """Squared Frechet distance of the Gaussians fitted to two sets of features.
+
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), with unbiased covariances.
+
+    Args:
+        features_a, features_b: (N, D) and (M, D), at least two rows each.
+
+    Raises:
+        InputError: other shapes, values that are not finite, or rows that are all equal.
+    """
+    a, b = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
+    check_features(a, b)
+    both = []
+    for each in (a, b):
+        moments = Moments(each.shape[1])
+        moments.add(each)
+        both.append(moments.gaussian())
+    return gaussian_distance(*both)
+
+
+def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
+    """The distance itself. The root's trace is taken from symmetric eigenvalues, which stay real."""
+    if a.mean.shape != b.mean.shape:
+        raise InputError(f"{len(a.mean)} features against {len(b.mean)}; make the reference with the same features")
+    root = _sqrt(a.covariance)
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(min=0)).sum()
+    away = float(np.square(a.mean - b.mean).sum())
+    return float(away + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def frechet(generated: Statistics, reference: Statistics) -> dict[str, float]:
+    """In the features themselves: `fid` for Inception's, `fd_NAME` for all others."""
+    return {generated.distance_name: gaussian_distance(generated.features, reference.features)}
+
+
+def spatial_frechet(generated: Statistics, reference: Statistics) -> dict[str, float]:
+    """In spatial features (sFID, Nash et al. 2021)."""
+    assert generated.spatial is not None
+    assert reference.spatial is not None
+    return {f"s{generated.distance_name}": gaussian_distance(generated.spatial, reference.spatial)}
+
+
+def check_features(a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    """Refuse what is no pair of feature sets."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise InputError(f"features of shape {a.shape} and {b.shape}; give (N, D) and (M, D) with N and M at least 2")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise InputError("features hold NaN or infinity; check the pictures they come from")
+
+
+def _sqrt(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray((vectors * np.sqrt(values.clip(min=0))) @ vectors.T)

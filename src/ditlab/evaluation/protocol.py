@@ -1,0 +1,303 @@
+"""A score with everything that decided it: the protocol, what it was compared with, the versions and the machine."""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ditlab import __version__
+from ditlab.config import Evaluation, parse_size
+from ditlab.data import DATASETS, Dataset
+from ditlab.data.samples import array_names, map_array
+from ditlab.errors import InputError, lookup
+from ditlab.evaluation.features import Features, open_features
+from ditlab.evaluation.features.small import state_hash
+from ditlab.evaluation.gather import gather
+from ditlab.evaluation.metrics import METRICS
+from ditlab.evaluation.reference import Reference, make_reference, open_pictures, read_reference
+from ditlab.evaluation.statistics import Statistics
+from ditlab.hardware import describe, pick_device
+from ditlab.interop import load
+from ditlab.pictures import contact_sheet
+from ditlab.pipeline import CONFIG, Pipeline, to_pil
+from ditlab.sampling import Samples
+
+PROTOCOL_COUNT = 50_000  # what the field's published distances are of
+SHOWN = 40  # pictures of the grid
+
+
+@dataclass(frozen=True)
+class Result:
+    """A score, as it stands in result.json."""
+
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+    notes: list[str]
+    seconds: float
+    folder: Path
+    expected: dict[str, Any] | None = None
+    """`metric`, `value`, `within` and `met`, where a value was expected."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Metrics at the top, then everything else."""
+        return {
+            **self.metrics,
+            "expected": self.expected,
+            "notes": self.notes,
+            "protocol": self.protocol,
+            "seconds": round(self.seconds, 1),
+            "version": __version__,
+            "hardware": describe(self.protocol["device"]),
+            "folder": str(self.folder),
+        }
+
+    def table(self) -> Table:
+        """The metrics, for the screen."""
+        table = Table("metric", "value")
+        table.columns[1].justify = "right"
+        for name, value in self.metrics.items():
+            table.add_row(name, f"{value:,.4f}")
+        return table
+
+
+def evaluate(
+    source: str,
+    settings: Evaluation,
+    console: Console,
+    *,
+    out: Path | None = None,
+    name: str = "evaluation",
+    rank: int = 0,
+    world: int = 1,
+) -> Result | None:
+    """Score a model, or pictures that are already there; the same call again goes on, or gives the same result.
+
+    Args:
+        source: what `ditlab.load` takes, a sample file, or a source of pictures.
+        settings: the protocol.
+        console: where progress is shown.
+        out: folder of the result; inside the model's folder if None.
+        name: begins the folder's name, the rest is a hash of the protocol.
+        rank, world: number of this process, and of all.
+
+    Returns:
+        None if other processes still work.
+
+    Raises:
+        InputError: a protocol that does not go together.
+    """
+    check(settings)
+    device = pick_device(settings.device)
+    features = open_features(
+        settings.features or default_features(settings.reference), settings.feature_weights, device
+    )
+    pictures, protocol = open_source(source, settings, device)
+    wanted = [lookup(METRICS, each, "metric") for each in settings.metrics or METRICS]
+    keep = any("kept" in metric.needs for metric in wanted)
+    reference = open_reference(settings.reference, features, console, device, keep)
+    fits(reference, pictures)
+    protocol |= {
+        "features": features.name,
+        "feature_weights": features.weights,
+        "metrics": list(settings.metrics or METRICS),
+        "reference": reference.about,
+        "source": source,
+        "device": str(device),
+    }
+    home = (out or home_of(source)) / f"{name}-{protocol_hash(protocol)}"
+    if (home / "result.json").exists():
+        return with_expectation(read_result(home), settings)
+    started = time.monotonic()
+    gathered = gather(
+        pictures, len(pictures), features, console, keep=keep, batch_size=settings.batch_size, folder=home,
+        rank=rank, world=world,
+    )  # fmt: skip
+    if gathered is None:
+        return None
+    found, notes = compute(gathered.statistics, reference.statistics, settings)
+    notes += remarks(gathered.count, features)
+    result = Result(found, protocol, notes, time.monotonic() - started, home)
+    if isinstance(pictures, Samples):
+        show(pictures, home / "grid.png")
+    write_result(result)
+    for file in (*home.glob("sums-*.npz"), *home.glob("features.f32")):
+        file.unlink()
+    return with_expectation(result, settings)
+
+
+def check(settings: Evaluation) -> None:
+    """Refuse what cannot be, before any work."""
+    if not settings.reference:
+        raise InputError("no reference to compare with; give --reference: an .npz file or a source of pictures")
+    if settings.count < 2 or settings.batch_size < 1:
+        raise InputError(f"count {settings.count} and batch size {settings.batch_size}; give 2 or more, and 1 or more")
+    if settings.within is not None and settings.expect is None:
+        raise InputError(f"within {settings.within} of nothing; give --expect too")
+
+
+def default_features(reference: str) -> str:
+    """The features that a reference is of, or that suit it."""
+    if reference.endswith(".npz") and "ditlab" in array_names(Path(reference)):
+        return str(json.loads(str(map_array(Path(reference), "ditlab")))["features"])
+    name = reference.partition("-")[0]
+    return name if name in DATASETS and not Path(reference).exists() else "inception"
+
+
+def is_model(source: str) -> bool:
+    """Whether this is a model rather than pictures."""
+    path = Path(source)
+    if path.is_dir():
+        return any((path / name).exists() for name in (CONFIG, "checkpoints", "model_index.json", "transformer"))
+    if path.is_file():
+        return path.suffix not in (".npz", ".tar")
+    return source.partition("-")[0] not in DATASETS and not source.startswith("hf:") and "*" not in source
+
+
+def open_source(source: str, settings: Evaluation, device: torch.device) -> tuple[Dataset, dict[str, Any]]:
+    """The pictures to be judged, and what is known of how they came about."""
+    if is_model(source):
+        return drawn_by(load_for(source, settings, device), settings)
+    pictures = open_pictures(source, None, device)
+    return pictures, {"pictures": source, "count": len(pictures), "size": list(pictures.size)}
+
+
+def load_for(source: str, settings: Evaluation, device: torch.device) -> Pipeline:
+    """The model that the protocol is about."""
+    told: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
+    if settings.latent_size:
+        told["size"] = parse_size(settings.latent_size)
+    return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **told)
+
+
+def drawn_by(pipe: Pipeline, settings: Evaluation) -> tuple[Samples, dict[str, Any]]:
+    """The pictures of a model, and how they are drawn."""
+    default = pipe.defaults
+    options: dict[str, Any] = {
+        "num_inference_steps": default.steps if settings.steps is None else settings.steps,
+        "sampler": settings.sampler or default.sampler,
+        "grid": settings.grid or default.grid,
+        "guidance_scale": default.guidance if settings.guidance is None else settings.guidance,
+        "guidance_interval": settings.interval or default.interval,
+        "guidance_channels": settings.guidance_channels,
+        "eta": settings.eta,
+    }
+    if not pipe.net.classes:
+        options["guidance_scale"] = 1.0
+    pictures = Samples(
+        pipe, settings.count, labels=settings.labels, seed=settings.seed, batch_size=settings.batch_size,
+        options=options,
+    )  # fmt: skip
+    protocol = options | {
+        "guidance_interval": list(options["guidance_interval"]),
+        "labels": settings.labels,
+        "seed": settings.seed,
+        "count": settings.count,
+        "weights": settings.weights,
+        "model": pipe.net.config["name"],
+        "model_hash": state_hash(pipe.net),
+        "images_seen": pipe.config.get("images_seen"),
+        "autoencoder": pipe.autoencoder.config["kind"],
+        "autoencoder_hash": state_hash(pipe.autoencoder),
+        "size": list(pictures.size),
+    }
+    return pictures, protocol
+
+
+def open_reference(source: str, features: Features, console: Console, device: torch.device, keep: bool) -> Reference:
+    """A reference from its file, or made now."""
+    if source.endswith(".npz"):
+        return read_reference(Path(source), features, console, keep=keep)
+    return make_reference(source, open_pictures(source, None, device), features, console)
+
+
+def fits(reference: Reference, pictures: Dataset) -> None:
+    """Refuse pictures of another size: what resizing does to a distance is larger than most differences."""
+    size = reference.about.get("size")
+    if size is not None and list(size) != list(pictures.size):
+        raise InputError(
+            f"pictures of {pictures.size[0]}x{pictures.size[1]} against a reference of {size[0]}x{size[1]}; "
+            f"make one with: ditlab reference {reference.about.get('source')} --size "
+            f"{pictures.size[0]}x{pictures.size[1]}"
+        )
+
+
+def compute(generated: Statistics, reference: Statistics, settings: Evaluation) -> tuple[dict[str, float], list[str]]:
+    """The metrics that were asked for, or all that apply, and what was left out."""
+    found: dict[str, float] = {}
+    notes = []
+    for name in settings.metrics or METRICS:
+        metric = METRICS[name]
+        missing = [f"the pictures' {need}" for need in metric.needs if getattr(generated, need) is None]
+        missing += [f"the reference's {need}" for need in metric.of_reference if getattr(reference, need) is None]
+        if not missing:
+            found |= metric.compute(generated, reference)
+        elif settings.metrics:
+            raise InputError(f"{name} needs {' and '.join(missing)}, which are not there; leave it out of the metrics")
+        elif any("reference" in each for each in missing) and len(missing) == 1:
+            notes.append(f"{name} left out: it needs {missing[0]}")
+    return found, notes
+
+
+def remarks(count: int, features: Features) -> list[str]:
+    """What a reader of the number must know."""
+    notes = []
+    if count <= features.dimension:
+        notes.append(
+            f"{count:,} pictures do not determine a covariance of {features.dimension:,} features; "
+            "the distance is too large"
+        )
+    if features.name in ("inception", "dinov2") and count < PROTOCOL_COUNT:
+        notes.append(f"{count:,} pictures; published distances are of {PROTOCOL_COUNT:,} and are smaller")
+    return notes
+
+
+def protocol_hash(protocol: dict[str, Any]) -> str:
+    """Identity of a protocol, wherever its files lie and whatever it runs on."""
+    own = {key: value for key, value in protocol.items() if key not in ("source", "device")}
+    own["reference"] = {key: protocol["reference"].get(key) for key in ("hash", "features", "feature_weights")}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def home_of(source: str) -> Path:
+    """Where results of a source are kept."""
+    return Path(source) / "evaluations" if Path(source).is_dir() else Path("evaluations")
+
+
+def show(pictures: Samples, file: Path) -> None:
+    """The first pictures, ten in a row."""
+    images = to_pil(pictures.fetch(torch.arange(min(SHOWN, len(pictures)))).images)
+    contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(file)
+
+
+def write_result(result: Result) -> None:
+    """Write result.json."""
+    result.folder.mkdir(parents=True, exist_ok=True)
+    draft = result.folder / f"result.{os.getpid()}.part"
+    draft.write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, result.folder / "result.json")
+
+
+def read_result(folder: Path) -> Result:
+    """The result that is already there."""
+    found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    own = {"expected", "notes", "protocol", "seconds", "version", "hardware", "folder"}
+    metrics = {key: value for key, value in found.items() if key not in own}
+    return Result(metrics, found["protocol"], found["notes"], found["seconds"], folder)
+
+
+def with_expectation(result: Result, settings: Evaluation) -> Result:
+    """The result, held against what was expected of its first metric."""
+    if settings.expect is None:
+        return result
+    name, value = next(iter(result.metrics.items()))
+    within = 0.02 * abs(settings.expect) if settings.within is None else settings.within
+    met = abs(value - settings.expect) <= within
+    expected = {"metric": name, "value": settings.expect, "within": within, "met": met}
+    return Result(**{**vars(result), "expected": expected})

@@ -1,0 +1,198 @@
+"""What generated pictures are compared with: statistics of real ones, in an .npz file.
+
+ADM's files hold mu, sigma, mu_s, sigma_s of the whole set and ten thousand of its pictures as arr_0. Ours hold the same
+statistics, some of the features instead of pictures, and a line of JSON that says what they are of.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from ditlab import __version__
+from ditlab.config import Preparation
+from ditlab.data import Dataset, Latents, SampleFile, open_dataset
+from ditlab.data.samples import array_names, map_array
+from ditlab.errors import InputError
+from ditlab.evaluation.features import Features
+from ditlab.evaluation.gather import gather
+from ditlab.evaluation.moments import Gaussian
+from ditlab.evaluation.statistics import Statistics
+from ditlab.interop import load_autoencoder
+from ditlab.types import Batch
+
+KEEP = 10_000  # features that a reference keeps for precision, recall and the kernel distance, as ADM's does pictures
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of real pictures and where they come from."""
+
+    statistics: Statistics
+    about: dict[str, Any]
+    """`source`, `count`, `size`, `preprocessing`, `features`, `feature_weights`, `hash`."""
+
+    def save(self, file: Path) -> None:
+        """Write an .npz file that ADM's evaluator can read too."""
+        found = self.statistics
+        arrays: dict[str, Any] = {"mu": found.features.mean, "sigma": found.features.covariance}
+        if found.spatial is not None:
+            arrays |= {"mu_s": found.spatial.mean, "sigma_s": found.spatial.covariance}
+        if found.kept is not None:
+            arrays["features"] = found.kept
+        draft = file.with_suffix(f".{os.getpid()}.part")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as opened:
+                np.savez(opened, ditlab=np.array(json.dumps(self.about)), **arrays)
+            os.replace(draft, file)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+class Decoded(Dataset):
+    """Pictures of a latent cache, as its autoencoder decodes the means of their posteriors."""
+
+    def __init__(self, cache: Latents, device: torch.device) -> None:
+        self.cache, self.device = cache, device
+        self.autoencoder = load_autoencoder(str(cache.folder / "autoencoder"), device=device)
+        self.labels, self.classes, self.channels, self.size = cache.labels, cache.classes, cache.channels, cache.size
+        self.preprocessing = cache.preprocessing | {"decoded": True}
+
+    @torch.inference_mode()
+    def fetch(self, indices: torch.Tensor) -> Batch:
+        batch = self.cache.fetch(indices)
+        means = self.autoencoder.latents(batch.images.to(self.device), torch.zeros_like)
+        return Batch(self.autoencoder.decode(means).cpu(), batch.labels)
+
+
+def open_pictures(
+    source: str, settings: Preparation | None, device: torch.device, report: Path | None = None
+) -> Dataset:
+    """Pictures of any source, those of a latent cache decoded."""
+    dataset = open_dataset(source, settings, report)
+    return Decoded(dataset, device) if isinstance(dataset, Latents) else dataset
+
+
+def make_reference(
+    source: str,
+    pictures: Dataset,
+    features: Features,
+    console: Console,
+    *,
+    count: int | None = None,
+    keep: int = KEEP,
+    batch_size: int = 64,
+) -> Reference:
+    """Measure real pictures.
+
+    Args:
+        source: what the reference calls them.
+        pictures: uint8, of any size that the features take.
+        features: the network.
+        console: where progress is shown.
+        count: the first so many; all if None.
+        keep: features to keep, spread evenly over the pictures; 0 keeps none.
+        batch_size: pictures at a time.
+
+    Raises:
+        InputError: pictures that do not suit the features.
+    """
+    total = len(pictures) if count is None else min(count, len(pictures))
+    gathered = gather(pictures, total, features, console, keep=True, batch_size=batch_size, what="measuring")
+    assert gathered is not None
+    kept = gathered.statistics.kept
+    assert kept is not None
+    chosen = np.linspace(0, len(kept) - 1, min(keep, len(kept))).round().astype(int)
+    about = {
+        "source": source,
+        "count": gathered.count,
+        "size": list(pictures.size),
+        "preprocessing": pictures.preprocessing,
+        "features": features.name,
+        "feature_weights": features.weights,
+        "hash": array_hash(gathered.statistics.features),
+        "version": __version__,
+    }
+    return Reference(replace(gathered.statistics, kept=kept[chosen] if keep else None), about)
+
+
+def array_hash(gaussian: Gaussian) -> str:
+    """Identity of the statistics, up to rounding in the last digits."""
+    digest = hashlib.sha256()
+    for array in (gaussian.mean, gaussian.covariance.diagonal()):
+        digest.update(" ".join(f"{value:.5e}" for value in array).encode())
+    return digest.hexdigest()[:16]
+
+
+def read_reference(file: Path, features: Features, console: Console, *, keep: bool) -> Reference:
+    """A reference of ours, or of ADM's evaluator, for these features.
+
+    Args:
+        file: .npz with mu and sigma, or with pictures alone.
+        features: that it must be of.
+        console: where progress is shown, if pictures have to be measured.
+        keep: features themselves are wanted too.
+
+    Raises:
+        InputError: a file of other features or weights, or neither statistics nor pictures in it.
+    """
+    names = array_names(file)
+    if "ditlab" in names:
+        about: dict[str, Any] = json.loads(str(map_array(file, "ditlab")))
+        for key, mine, what in (
+            ("features", features.name, "features"),
+            ("feature_weights", features.weights, "feature weights"),
+        ):
+            if about.get(key) != mine:
+                raise InputError(
+                    f"{file} is of the {what} {about.get(key)}, not {mine}; make it again with: "
+                    f"ditlab reference {about.get('source')} --features {features.name} --out {file}"
+                )
+        kept = np.asarray(map_array(file, "features"), np.float32) if "features" in names else None
+        return Reference(Statistics(features.name, *stored(file, names), kept), about)
+    if "mu" not in names and "arr_0" not in names:
+        raise InputError(f"{file} holds {', '.join(names)}; give a reference with mu and sigma, or pictures as arr_0")
+    pictures = SampleFile(file) if "arr_0" in names else None
+    if "mu" not in names:
+        assert pictures is not None
+        return make_reference(str(file), pictures, features, console)
+    if features.name != "inception":
+        raise InputError(f"{file} has statistics in Inception's features, not {features.name}; choose inception")
+    kept = None
+    if keep and pictures is not None:  # ADM's ten thousand pictures: for precision and recall only
+        gathered = gather(pictures, len(pictures), features, console, keep=True, what="measuring the reference")
+        kept = gathered.statistics.kept if gathered else None
+    gaussian, spatial = stored(file, names)
+    about = {"source": str(file), "features": "inception", "hash": array_hash(gaussian)}
+    if pictures is not None:
+        about["size"] = list(pictures.size)
+    return Reference(Statistics("inception", gaussian, spatial, kept), about)
+
+
+def stored(file: Path, names: list[str]) -> tuple[Gaussian, Gaussian | None]:
+    """The statistics that a file holds, of features and of spatial features."""
+
+    def gaussian(end: str) -> Gaussian:
+        mean, covariance = (np.asarray(map_array(file, f"{name}{end}"), np.float64) for name in ("mu", "sigma"))
+        return check(Gaussian(mean, covariance), file)
+
+    return gaussian(""), gaussian("_s") if "mu_s" in names else None
+
+
+def check(gaussian: Gaussian, file: Path) -> Gaussian:
+    """Refuse statistics that are none."""
+    mean, covariance = gaussian.mean, gaussian.covariance
+    whole = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
+    if not whole or not (np.isfinite(mean).all() and np.isfinite(covariance).all()) or not covariance.any():
+        raise InputError(
+            f"{file} has a mean {mean.shape} and covariance {covariance.shape} that are no statistics of features "
+            "(other shapes, not finite, or no variance); make it again"
+        )
+    return gaussian

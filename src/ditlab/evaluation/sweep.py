@@ -1,0 +1,164 @@
+"""The same model under several settings: a curve, and the best of them with its error."""
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ditlab.config import Evaluation
+from ditlab.errors import InputError
+from ditlab.evaluation.protocol import Result, evaluate, home_of
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of settings."""
+
+    settings: dict[str, Any]
+    values: list[float]  # of the distance, one for each seed
+    metrics: dict[str, float]  # means of all metrics
+
+    @property
+    def mean(self) -> float:
+        """Of the distance."""
+        return fmean(self.values)
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; one seed has none."""
+        return stdev(self.values) / sqrt(len(self.values)) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All combinations."""
+
+    metric: str
+    points: list[Point]
+    plot: Path
+
+    @property
+    def best(self) -> Point:
+        """The smallest distance."""
+        return min(self.points, key=lambda point: point.mean)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        points = [
+            {**point.settings, self.metric: point.mean, "error": point.error, "metrics": point.metrics}
+            for point in self.points
+        ]
+        return {"metric": self.metric, "best": points[self.points.index(self.best)], "points": points}
+
+    def table(self) -> Table:
+        """For the screen; the best is in bold."""
+        table = Table(*self.points[0].settings, self.metric, "standard error")
+        for point in self.points:
+            error = "" if point.error is None else f"{point.error:.4f}"
+            style = "bold" if point is self.best else None
+            table.add_row(*(str(value) for value in point.settings.values()), f"{point.mean:.4f}", error, style=style)
+        return table
+
+    def verdict(self) -> str:
+        """The best in a sentence."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.best.settings.items())
+        error = self.best.error
+        if error is None:
+            return f"best: {settings} with {self.metric} {self.best.mean:.4f}; one seed, so its error is not known"
+        near = [
+            point for point in self.points
+            if point is not self.best and point.error is not None
+            and point.mean - self.best.mean < 2 * sqrt(point.error**2 + error**2)
+        ]  # fmt: skip
+        also = f"; {len(near)} others are within the error" if near else ""
+        return f"best: {settings} with {self.metric} {self.best.mean:.4f} +- {error:.4f}{also}"
+
+
+def sweep(
+    source: str,
+    settings: Evaluation,
+    axes: dict[str, Sequence[Any]],
+    console: Console,
+    *,
+    repeats: int = 3,
+    out: Path | None = None,
+    name: str = "sweep",
+    run: Callable[..., Result | None] = evaluate,
+) -> Sweep:
+    """Evaluate every combination with several seeds; what is done is not repeated.
+
+    Args:
+        source: the model.
+        settings: what all have in common.
+        axes: keys of `Evaluation` and the values that they take.
+        console: where progress is shown.
+        repeats: seeds of each, from the common one on.
+        out: folder; inside the model's if None.
+        name: begins the names of files and folders.
+        run: `evaluate`.
+
+    Raises:
+        InputError: no values, or settings that cannot be used.
+    """
+    axes = {key: list(dict.fromkeys(values)) for key, values in axes.items() if values}
+    if not axes or repeats < 1:
+        raise InputError("nothing to sweep; give values, such as --guidance 1 --guidance 1.5, and 1 or more repeats")
+    home = out or home_of(source)
+    points = []
+    combinations = list(itertools.product(*axes.values()))
+    for number, values in enumerate(combinations, 1):
+        chosen = dict(zip(axes, values, strict=True))
+        console.print(f"{number} of {len(combinations)}: {chosen}", highlight=False, markup=False)
+        results = []
+        for seed in range(settings.seed, settings.seed + repeats):
+            result = run(
+                source, replace(settings, **chosen, seed=seed, expect=None, within=None), console, out=home, name=name
+            )
+            assert result is not None
+            results.append(result)
+        metric = next(iter(results[0].metrics))
+        means = {key: fmean(result.metrics[key] for result in results) for key in results[0].metrics}
+        points.append(Point(chosen, [result.metrics[metric] for result in results], means))
+    done = Sweep(metric, points, home / f"{name}.png")
+    (home / f"{name}.json").write_text(json.dumps(done.as_json(), indent=2) + "\n", encoding="utf-8")
+    plot(done, axes)
+    return done
+
+
+def plot(done: Sweep, axes: dict[str, Sequence[Any]]) -> None:
+    """The distance over the first axis of numbers, a line for each combination of the others."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("the curve is drawn with matplotlib; pip install 'ditlab[plots]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    along = next((key for key, values in axes.items() if len(values) > 1), next(iter(axes)))
+    figure, place = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    others = [key for key in axes if key != along]
+    for values in itertools.product(*(axes[key] for key in others)):
+        line = [
+            point for point in done.points if all(point.settings[k] == v for k, v in zip(others, values, strict=True))
+        ]
+        names = ", ".join(f"{key} {value}" for key, value in zip(others, values, strict=True))
+        where = [point.settings[along] for point in line]
+        place.errorbar(
+            [value if isinstance(value, int | float) else str(value) for value in where],
+            [point.mean for point in line],
+            yerr=[point.error or 0 for point in line],
+            marker="o", capsize=3, label=names or None,
+        )  # fmt: skip
+    place.set_xlabel(along)
+    place.set_ylabel(done.metric)
+    if others:
+        place.legend()
+    figure.savefig(done.plot, dpi=120)
+    pyplot.close(figure)

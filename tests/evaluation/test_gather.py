@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from ditlab.data import samples
+from ditlab.data.base import InMemory
+from ditlab.errors import InputError
+from ditlab.evaluation import frechet_distance, inception_score, statistics
+from ditlab.evaluation import gather as module
+from ditlab.evaluation.features import Extracted, Features
+from ditlab.evaluation.gather import gather
+
+QUIET = Console(quiet=True)
+
+
+class Projection(Features):
+    """Five random numbers of a picture, and three probabilities."""
+
+    name, weights, dimension, reads = "projection", "0", 5, ["a", "b", "c"]
+
+    def __init__(self):
+        self.calls = 0
+        self.matrix = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, images):
+        self.calls += len(images)
+        values = (images.float().flatten(1) / 255) @ self.matrix
+        return Extracted(values[:, :5], values[:, 2:6], values[:, 5:].softmax(1))
+
+
+@pytest.fixture
+def pictures():
+    images = torch.randint(256, (103, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return InMemory(images, torch.arange(103) % 3, ["a", "b", "c"])
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(samples, "BLOCK", 10)
+    monkeypatch.setattr(module, "BLOCK", 10)
+    monkeypatch.setattr(statistics, "SPLIT", 25)
+    monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
+
+
+def expected(pictures):
+    return Projection()(pictures.images)
+
+
+def test_statistics_are_those_of_all_pictures_at_once(pictures):
+    found = gather(pictures, 103, Projection(), QUIET, keep=True, batch_size=4)
+    whole = expected(pictures)
+    assert found.count == 103
+    np.testing.assert_allclose(found.statistics.features.mean, whole.features.numpy().mean(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        found.statistics.features.covariance, np.cov(whole.features.numpy(), rowvar=False), rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_allclose(found.statistics.spatial.mean, whole.spatial.numpy().mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.statistics.kept, whole.features.numpy(), rtol=1e-6)
+    splits = [inception_score(part) for part in np.split(whole.probabilities.numpy(), [25, 50, 75, 100])]
+    np.testing.assert_allclose(found.statistics.scores, splits, rtol=1e-6)
+    assert found.statistics.read_rightly == (whole.probabilities.argmax(1) == pictures.labels).double().mean().item()
+
+
+@pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (64, 1), (7, 2), (10, 5), (3, 20)])
+def test_batches_and_processes_change_nothing(pictures, tmp_path, batch_size, world):
+    alone = gather(pictures, 103, Projection(), QUIET, keep=True, batch_size=10).statistics
+    for rank in range(world):
+        found = gather(
+            pictures,
+            103,
+            Projection(),
+            QUIET,
+            keep=True,
+            batch_size=batch_size,
+            folder=tmp_path,
+            rank=rank,
+            world=world,
+        )
+        assert (found is None) == (rank < min(world, 11) - 1)  # there are eleven blocks
+    for name in ("features", "spatial"):
+        mine, theirs = getattr(found.statistics, name), getattr(alone, name)
+        np.testing.assert_allclose(mine.mean, theirs.mean, rtol=1e-7)
+        np.testing.assert_allclose(mine.covariance, theirs.covariance, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(found.statistics.scores, alone.scores, rtol=1e-6)
+    np.testing.assert_allclose(found.statistics.kept, alone.kept, rtol=1e-6, atol=1e-7)
+    assert found.statistics.read_rightly == alone.read_rightly
+
+
+def test_an_interrupted_run_goes_on_on_other_processes(pictures, tmp_path):
+    alone = gather(pictures, 103, Projection(), QUIET).statistics
+
+    class Stops(Projection):
+        def __call__(self, images):
+            if self.calls >= 40:
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(pictures, 103, Stops(), QUIET, batch_size=10, folder=tmp_path)
+    features = Projection()
+    assert gather(pictures, 103, features, QUIET, batch_size=10, folder=tmp_path, rank=0, world=2) is None
+    found = gather(pictures, 103, features, QUIET, batch_size=10, folder=tmp_path, rank=1, world=2).statistics
+    assert features.calls == 63  # forty were done
+    np.testing.assert_allclose(found.features.covariance, alone.features.covariance, rtol=1e-6, atol=1e-9)
+
+
+def test_sums_of_another_run_are_refused(pictures, tmp_path):
+    gather(pictures, 103, Projection(), QUIET, folder=tmp_path)
+    with pytest.raises(InputError, match="do not go together"):
+        gather(pictures, 50, Projection(), QUIET, folder=tmp_path)
+
+
+def test_unreadable_pictures_are_left_out(pictures):
+    class Broken(type(pictures)):
+        def fetch_readable(self, indices):
+            return self.fetch(indices[indices % 10 != 3])
+
+    broken = Broken.__new__(Broken)
+    broken.__dict__ = vars(pictures)
+    found = gather(broken, 103, Projection(), QUIET, keep=True)
+    readable = torch.arange(103)[torch.arange(103) % 10 != 3]
+    whole = expected(pictures).features.numpy()[readable]
+    assert found.count == len(readable)
+    assert frechet_distance(found.statistics.kept, whole) == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(found.statistics.features.mean, whole.mean(0), rtol=1e-6)
+
+
+def test_features_that_are_not_finite_are_named(pictures):
+    class Bad(Projection):
+        def __call__(self, images):
+            found = super().__call__(images)
+            found.features[images.flatten(1).sum(1) == pictures.images[17].sum()] = torch.nan
+            return found
+
+    with pytest.raises(InputError, match="picture 17 hold NaN"):
+        gather(pictures, 103, Bad(), QUIET, batch_size=4)
+
+
+def test_pictures_that_do_not_suit(pictures):
+    features = Projection()
+    features.channels = 3
+    with pytest.raises(InputError, match="pictures of 1 channels; the features projection take 3"):
+        gather(pictures, 103, features, QUIET)
+    features.channels, features.size = 1, (8, 8)
+    with pytest.raises(InputError, match=r"pictures of \(4, 4\); the features projection take \(8, 8\)"):
+        gather(pictures, 103, features, QUIET)

@@ -1,0 +1,225 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_pipeline
+from PIL import Image
+from rich.console import Console
+
+from ditlab.config import Evaluation
+from ditlab.data.digits import digits, held_out_digits
+from ditlab.errors import InputError
+from ditlab.evaluation import frechet_distance
+from ditlab.evaluation.features import open_features
+from ditlab.evaluation.memorisation import memorisation
+from ditlab.evaluation.protocol import evaluate
+from ditlab.evaluation.reference import Reference, make_reference, read_reference
+from ditlab.evaluation.sweep import sweep
+
+QUIET = Console(quiet=True)
+SETTINGS = Evaluation(reference="digits-held-out", count=100, steps=2, batch_size=50, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def features():
+    return open_features("digits")
+
+
+@pytest.fixture
+def model(tmp_path):
+    pipe = tiny_pipeline(classes=10)
+    pipe.classes = [str(i) for i in range(10)]
+    pipe.save(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def reference_of(pictures, features, source="somewhere"):
+    return make_reference(source, pictures, features, QUIET)
+
+
+class TestReference:
+    def test_there_and_back(self, tmp_path, features):
+        made = reference_of(digits(), features)
+        made.save(tmp_path / "a.npz")
+        read = read_reference(tmp_path / "a.npz", features, QUIET, keep=True)
+        assert read.about == made.about | {"size": [8, 8], "count": 1437}
+        assert np.array_equal(read.statistics.features.covariance, made.statistics.features.covariance)
+        assert np.array_equal(read.statistics.kept, made.statistics.kept)
+        with np.load(tmp_path / "a.npz") as arrays:  # as ADM's evaluator would
+            direct = features(digits().images).features.double().numpy()
+            np.testing.assert_allclose(arrays["mu"], direct.mean(0), rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(arrays["sigma"], np.cov(direct, rowvar=False), rtol=1e-5, atol=1e-8)
+
+    def test_keeps_an_even_part_of_the_features(self, features):
+        made = make_reference("x", digits(), features, QUIET, keep=3)
+        np.testing.assert_allclose(
+            made.statistics.kept, features(digits().images[[0, 718, 1436]]).features.numpy(), rtol=1e-5, atol=1e-6
+        )
+        assert make_reference("x", digits(), features, QUIET, keep=0).statistics.kept is None
+
+    def test_of_other_features(self, tmp_path, features):
+        made = reference_of(digits(), features, "digits")
+        Reference(made.statistics, made.about | {"features": "inception"}).save(tmp_path / "a.npz")
+        with pytest.raises(InputError, match="is of the features inception, not digits; make it again with"):
+            read_reference(tmp_path / "a.npz", features, QUIET, keep=False)
+        Reference(made.statistics, made.about | {"feature_weights": "other"}).save(tmp_path / "a.npz")
+        with pytest.raises(InputError, match="is of the feature weights other"):
+            read_reference(tmp_path / "a.npz", features, QUIET, keep=False)
+
+    def test_stored_statistics_of_adm_are_used_rather_than_its_pictures(self, tmp_path, features):
+        images = digits().images[:20].permute(0, 2, 3, 1).numpy()
+        np.savez(tmp_path / "adm.npz", images, mu=np.zeros(64), sigma=np.eye(64), mu_s=np.ones(9), sigma_s=np.eye(9))
+
+        class Inception(type(features)):
+            name = "inception"
+
+        fake = Inception.__new__(Inception)
+        fake.__dict__ = vars(features) | {"name": "inception"}
+        read = read_reference(tmp_path / "adm.npz", fake, QUIET, keep=True)
+        assert np.array_equal(read.statistics.features.covariance, np.eye(64))
+        assert read.statistics.spatial.mean.tolist() == [1] * 9
+        np.testing.assert_allclose(
+            read.statistics.kept, features(digits().images[:20]).features.numpy(), rtol=1e-5, atol=1e-6
+        )
+        assert read.about["size"] == [8, 8]
+        assert read_reference(tmp_path / "adm.npz", fake, QUIET, keep=False).statistics.kept is None
+        with pytest.raises(InputError, match="in Inception's features, not digits"):
+            read_reference(tmp_path / "adm.npz", features, QUIET, keep=False)
+
+    def test_without_variance_or_of_nothing(self, tmp_path, features):
+        np.savez(tmp_path / "a.npz", other=np.zeros(3))
+        with pytest.raises(InputError, match="holds other; give a reference with mu and sigma"):
+            read_reference(tmp_path / "a.npz", features, QUIET, keep=False)
+        made = reference_of(digits(), features)
+        gaussian = replace(made.statistics.features, covariance=np.zeros((64, 64)))
+        Reference(replace(made.statistics, features=gaussian), made.about).save(tmp_path / "b.npz")
+        with pytest.raises(InputError, match="no variance"):
+            read_reference(tmp_path / "b.npz", features, QUIET, keep=False)
+
+
+class TestEvaluate:
+    def test_result_is_that_of_the_pictures(self, model, features, tmp_path):
+        result = evaluate(model, SETTINGS, QUIET, name="mine")
+        pipe = tiny_pipeline(classes=10)
+        drawn = pipe([i % 10 for i in range(100)], seeds=range(100), num_inference_steps=2, output_type="pt").images
+        pixels = (drawn * 255).round().byte()
+        made = features(pixels)
+        real = features(held_out_digits().images).features.numpy()
+        assert result.metrics["fd_digits"] == pytest.approx(frechet_distance(made.features.numpy(), real), rel=1e-5)
+        right = (made.probabilities.argmax(1) == torch.arange(100) % 10).float().mean().item()
+        assert result.metrics["accuracy"] == pytest.approx(right)
+        assert list(result.metrics) == [
+            "fd_digits", "inception_score", "precision", "recall", "kd_digits", "kd_digits_error", "accuracy",
+        ]  # fmt: skip
+        written = json.loads((result.folder / "result.json").read_text())
+        assert written["fd_digits"] == result.metrics["fd_digits"]
+        assert written["protocol"]["num_inference_steps"] == 2
+        assert written["protocol"]["model_hash"]
+        assert written["hardware"]["torch"] == torch.__version__
+        assert sorted(path.name for path in result.folder.iterdir()) == ["grid.png", "result.json"]
+        assert result.folder.parent == tmp_path / "model" / "evaluations"
+        assert Image.open(result.folder / "grid.png").width > 400
+
+    def test_the_same_protocol_is_not_run_again_and_another_is(self, model):
+        first = evaluate(model, SETTINGS, QUIET)
+        stamp = (first.folder / "result.json").stat().st_mtime_ns
+        again = evaluate(model, SETTINGS, QUIET)
+        assert again.metrics == first.metrics
+        assert (first.folder / "result.json").stat().st_mtime_ns == stamp
+        other = evaluate(model, replace(SETTINGS, seed=1), QUIET)
+        assert other.folder != first.folder
+        assert other.metrics["fd_digits"] != first.metrics["fd_digits"]
+
+    def test_two_processes_find_what_one_does(self, model, tmp_path, monkeypatch):
+        monkeypatch.setattr("ditlab.evaluation.gather.BLOCK", 32)
+        alone = evaluate(model, SETTINGS, QUIET)
+        assert evaluate(model, SETTINGS, QUIET, out=tmp_path / "two", rank=0, world=2) is None
+        both = evaluate(model, SETTINGS, QUIET, out=tmp_path / "two", rank=1, world=2)
+        assert both.metrics == pytest.approx(alone.metrics, rel=1e-6)
+
+    def test_pictures_that_are_there_already(self, tmp_path):
+        images = digits().images[:200].permute(0, 2, 3, 1).numpy()
+        np.savez(tmp_path / "a.npz", images)
+        result = evaluate(str(tmp_path / "a.npz"), SETTINGS, QUIET, out=tmp_path)
+        assert "accuracy" not in result.metrics  # no labels
+        assert result.metrics["fd_digits"] < 5
+        assert evaluate("digits", SETTINGS, QUIET, out=tmp_path).metrics["accuracy"] > 0.97
+
+    def test_expectation(self, model):
+        value = evaluate(model, SETTINGS, QUIET).metrics["fd_digits"]
+        met = evaluate(model, replace(SETTINGS, expect=value * 1.01), QUIET).expected
+        assert met == {
+            "metric": "fd_digits",
+            "value": value * 1.01,
+            "within": pytest.approx(value * 0.0202),
+            "met": True,
+        }
+        assert not evaluate(model, replace(SETTINGS, expect=value + 1, within=0.5), QUIET).expected["met"]
+
+    def test_few_pictures_are_said(self, model):
+        assert (
+            "40 pictures do not determine a covariance of 64"
+            in evaluate(model, replace(SETTINGS, count=40), QUIET).notes[-1]
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"reference": ""}, "give --reference"),
+            ({"count": 101}, "101 pictures cannot be shared equally among 10 classes"),
+            ({"count": 1}, "count 1 and batch size"),
+            ({"within": 0.1}, "give --expect too"),
+            ({"metrics": ("frechett",)}, 'did you mean "frechet"'),
+            ({"metrics": ("spatial",)}, "spatial needs the pictures' spatial"),
+            ({"features": "digit"}, 'did you mean "digits"'),
+            ({"feature_weights": "a.pt"}, "take no weights"),
+            ({"device": "cuda:9"}, "cannot be used"),
+            ({"reference": "nowhere.npz"}, "no file nowhere.npz"),
+        ],
+    )
+    def test_mistakes(self, model, changes, words):
+        with pytest.raises(InputError, match=words):
+            evaluate(model, replace(SETTINGS, **changes), QUIET)
+
+    def test_reference_of_another_size(self, model, tmp_path, features):
+        made = reference_of(digits(), features, "big")
+        Reference(made.statistics, made.about | {"size": [16, 16]}).save(tmp_path / "a.npz")
+        with pytest.raises(InputError, match="pictures of 8x8 against a reference of 16x16; make one with"):
+            evaluate(model, replace(SETTINGS, reference=str(tmp_path / "a.npz")), QUIET)
+
+
+def test_sweep_finds_the_best_with_its_error(model, tmp_path):
+    done = sweep(model, SETTINGS, {"steps": [1, 3], "guidance": [1.0, 2.0]}, QUIET, repeats=2, out=tmp_path / "s")
+    assert [tuple(point.settings.values()) for point in done.points] == [(1, 1.0), (1, 2.0), (3, 1.0), (3, 2.0)]
+    alone = [
+        evaluate(model, replace(SETTINGS, steps=3, guidance=2.0, seed=seed), QUIET).metrics["fd_digits"]
+        for seed in (0, 1)
+    ]
+    last = done.points[3]
+    assert last.values == pytest.approx(alone)
+    assert last.error == pytest.approx(abs(alone[0] - alone[1]) / 2)
+    assert done.best.mean == min(point.mean for point in done.points)
+    assert f"{done.best.mean:.4f}" in done.verdict()
+    assert Image.open(tmp_path / "s" / "sweep.png").size == (720, 480)
+    written = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert written["best"]["fd_digits"] == done.best.mean
+    with pytest.raises(InputError, match="nothing to sweep"):
+        sweep(model, SETTINGS, {"steps": []}, QUIET)
+
+
+def test_memorisation_tells_copies(features, tmp_path):
+    train, unseen = digits(), held_out_digits()
+    part = type(train)(train.images[:100], train.labels[:100], train.classes)
+    copies = memorisation(part, train, unseen, features, tmp_path / "a.png", QUIET)
+    assert (copies.ratio, copies.closer) == (0.0, 1.0)
+    first, second = (type(unseen)(unseen.images[i::2], unseen.labels[i::2], unseen.classes) for i in (0, 1))
+    fresh = memorisation(first, train, second, features, tmp_path / "b.png", QUIET)
+    assert 0.85 < fresh.ratio < 1.15
+    assert 0.45 < fresh.closer < 0.55
+    assert "1,437 training pictures" in fresh.verdict()
+    assert Image.open(tmp_path / "a.png").height > 400
+    small = type(train)(train.images[:, :, :4, :4], train.labels, train.classes)
+    with pytest.raises(InputError, match="held-out pictures of 1x4x4, samples of 1x8x8"):
+        memorisation(part, train, small, features, tmp_path / "c.png", QUIET)
