@@ -5,6 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ditlab.evaluation.features import glyphs
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # the suite runs one process for each core
 
@@ -12,6 +14,17 @@ torch.set_num_threads(1)  # the suite runs one process for each core
 @pytest.fixture
 def golden():
     return lambda name: load_file(Path(__file__).parent / "golden" / f"{name}.safetensors")
+
+
+@pytest.fixture
+def quick_glyph_reader(tmp_path, monkeypatch):
+    """The classifier of letters, trained on far fewer, in a cache of its own, whose folder is returned."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(glyphs, "TRAINED_ON", 3900)
+    monkeypatch.setattr(glyphs, "EPOCHS", 2)
+    glyphs.glyph_reader.cache_clear()
+    yield tmp_path / "ditlab"
+    glyphs.glyph_reader.cache_clear()
 
 
 @pytest.fixture(autouse=True)

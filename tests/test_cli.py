@@ -192,3 +192,80 @@ def test_from_a_folder_of_pictures_to_a_sample(ditlab, refuses, tmp_path):
     assert "has pictures of 16x16, not 32x32; leave the size out" in said
     assert "holds another cache" in refuses("encode", pictures, "--size", "8", "--autoencoder", ae, "--out", cache)
     assert "no data at" in refuses("data", tmp_path / "nothing")
+
+
+class TestEvaluation:
+    """The commands that judge."""
+
+    @pytest.fixture
+    def digits_model(self, tmp_path):
+        pipe = tiny_pipeline(classes=10)
+        pipe.classes = [str(i) for i in range(10)]
+        return pipe.save(tmp_path / "digits-model")
+
+    def test_evaluate_prints_json_and_checks_itself(self, ditlab, refuses, digits_model, tmp_path):
+        protocol = ("--reference", "digits-held-out", "--count", 100, "--steps", 2)
+        out, err = ditlab("evaluate", digits_model, *protocol)
+        result = json.loads(out)
+        assert f"{result['fd_digits']:,.4f}" in err
+        assert result["protocol"]["reference"]["count"] == 360
+        recipe = tmp_path / "mine.toml"
+        recipe.write_text(f'reference = "digits-held-out"\ncount = 100\nsteps = 2\nexpect = {result["fd_digits"]}\n')
+        out, err = ditlab("evaluate", digits_model, "--recipe", recipe, "--json")
+        assert err == ""
+        assert json.loads(out)["expected"]["met"]
+        _, err = ditlab("evaluate", digits_model, "--recipe", recipe, "--expect", 1, "--within", 0.1, code=1)
+        assert err.endswith("not 1.0 within 0.1\n")
+        assert "did you mean" in refuses("evaluate", digits_model, "--recipe", "digit")
+        recipe.write_text("step = 2\n")
+        assert 'has a key "step" that no evaluation has; did you mean "steps"?' in refuses(
+            "evaluate", digits_model, "--recipe", recipe
+        )
+        assert "give --reference" in refuses("evaluate", digits_model)
+
+    def test_reference_is_what_evaluate_reads(self, ditlab, refuses, digits_model, tmp_path):
+        file = tmp_path / "ref.npz"
+        about = json.loads(ditlab("reference", "digits", "--out", file, "--json").out)
+        assert (about["count"], about["features"]) == (1437, "digits")
+        result = json.loads(ditlab("evaluate", digits_model, "--reference", file, "--count", 80, "--steps", 2).out)
+        assert result["protocol"]["reference"] == about
+        assert "ends in .npz" in refuses("reference", "digits", "--out", tmp_path / "ref")
+        assert 'no data "nowhere"' in refuses("reference", "nowhere", "--out", file, "--features", "digits")
+
+    def test_reference_of_a_folder_and_of_a_cache(self, ditlab, quick_glyph_reader, monkeypatch, tmp_path):
+        monkeypatch.setattr("ditlab.evaluation.features.glyphs.TRAINED_ON", 260)  # its reading does not matter here
+        ditlab("data", "glyphs-16", "--export", tmp_path / "letters", "--count", 80)
+        about = json.loads(
+            ditlab("reference", tmp_path / "letters", "--features", "glyphs", "--size", 32, "--out", tmp_path / "a.npz",
+                   "--json").out
+        )  # fmt: skip
+        assert (about["count"], about["size"], about["preprocessing"]["fit"]) == (80, [32, 32], "crop")
+        ditlab("train-autoencoder", "glyphs-16", "--out", tmp_path / "ae", "--images", 64, "--width", 8, "--depth", 1)
+        ditlab("encode", tmp_path / "letters", "--autoencoder", tmp_path / "ae", "--out", tmp_path / "cache")
+        about = json.loads(
+            ditlab("reference", tmp_path / "cache", "--features", "glyphs", "--out", tmp_path / "b.npz", "--json").out
+        )
+        assert (about["count"], about["size"], about["preprocessing"]["decoded"]) == (80, [16, 16], True)
+
+    def test_sample_file_can_be_evaluated(self, ditlab, refuses, digits_model, tmp_path):
+        options = ("--steps", 2, "--out", tmp_path / "s")
+        ditlab("sample", digits_model, "--npz", "--count", 80, *options)
+        protocol = ("--reference", "digits-held-out", "--count", 80, "--steps", 2)
+        drawn = json.loads(ditlab("evaluate", digits_model, *protocol).out)
+        stored = json.loads(ditlab("evaluate", tmp_path / "s" / "samples.npz", *protocol, "--out", tmp_path).out)
+        assert stored["fd_digits"] == pytest.approx(drawn["fd_digits"], rel=1e-6)
+        assert stored["accuracy"] == drawn["accuracy"]
+        assert "is there already" in refuses("sample", digits_model, "--npz", "--count", 80, *options)
+        assert "leave --labels" in refuses("sample", digits_model, "--npz", "--labels", 1, *options)
+
+    def test_sweep_and_memorisation(self, ditlab, digits_model, tmp_path):
+        protocol = ("--reference", "digits-held-out", "--count", 80)
+        out, _ = ditlab("sweep", digits_model, *protocol, "--try-steps", 1, 2, "--repeats", 1, "--out", tmp_path / "w")
+        assert "one seed, so its error is not known" in out
+        assert (tmp_path / "w" / "sweep.png").exists()
+        out, _ = ditlab(
+            "memorisation", digits_model, "--training", "digits", "--held-out", "digits-held-out", "--count", 80,
+            "--steps", 2, "--out", tmp_path / "near.png", "--json",
+        )  # fmt: skip
+        assert json.loads(out)["closer"] < 0.2  # noise is far from digits
+        assert Image.open(tmp_path / "near.png").height > 100

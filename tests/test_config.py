@@ -1,9 +1,10 @@
 import math
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from ditlab.config import Recipe, find_recipe, parse_recipe, read_toml, to_tables, to_toml
+from ditlab.config import Evaluation, Recipe, check_keys, find_recipe, parse_recipe, read_toml, to_tables, to_toml
 from ditlab.errors import InputError
 
 
@@ -73,3 +74,14 @@ def test_every_shipped_recipe_is_valid():
     folder = find_recipe("digits").parent
     for path in folder.glob("*.toml"):
         assert isinstance(parse_recipe(read_toml(path), source=str(path)), Recipe)
+
+
+def test_every_shipped_evaluation_is_valid():
+    homes = Path(__file__).parents[1] / "recipes" / "evaluation"
+    assert len(list(homes.glob("*.toml"))) >= 9
+    for path in homes.glob("*.toml"):
+        assert find_recipe(path.stem, "evaluation") == path
+        settings = Evaluation(**check_keys(read_toml(path), str(path)))
+        assert settings.reference
+        assert settings.expect is not None
+        assert ("Not run by us" in path.read_text()) == (settings.features == "inception")

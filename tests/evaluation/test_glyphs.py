@@ -4,22 +4,16 @@ import torch
 from ditlab.data.glyphs import Glyphs
 from ditlab.errors import InputError
 from ditlab.evaluation import glyphs as module
-from ditlab.evaluation.features import glyphs as features
 from ditlab.evaluation.features.glyphs import glyph_reader
 from ditlab.evaluation.glyphs import score_glyphs
 
 
 @pytest.fixture
-def reader(tmp_path, monkeypatch):
-    """A classifier of far fewer pictures, in a cache of its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(features, "TRAINED_ON", 3900)
-    monkeypatch.setattr(features, "EPOCHS", 2)
+def reader(quick_glyph_reader, monkeypatch):
+    """The quick classifier, and fewer letters to compare with."""
     monkeypatch.setattr(module, "HELD_OUT", 520)
     monkeypatch.setattr(module, "FLOOR_DRAWS", 2)
-    glyph_reader.cache_clear()
-    yield tmp_path / "ditlab"
-    glyph_reader.cache_clear()
+    return quick_glyph_reader
 
 
 @pytest.mark.slow
