@@ -728,7 +728,7 @@ def memorisation(
     settings = settings or Evaluation()
     device = pick_device(settings.device)
     features = open_features(settings.features or default_features(training), settings.feature_weights, device)
-    samples, _ = open_source(source, settings, device)
+    samples, _, _ = open_source(source, settings, device)
     known, unseen = (open_pictures(each, pictures, device) for each in (training, held_out))
     done = memorisation(samples, known, unseen, features, out, screen)
     if json:

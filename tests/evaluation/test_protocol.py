@@ -172,7 +172,7 @@ class TestEvaluate:
             ({"count": 1}, "count 1 and batch size"),
             ({"within": 0.1}, "give --expect too"),
             ({"metrics": ("frechett",)}, 'did you mean "frechet"'),
-            ({"metrics": ("spatial",)}, "spatial needs the pictures' spatial"),
+            ({"metrics": ("spatial",)}, "spatial needs what the features digits do not give"),
             ({"features": "digit"}, 'did you mean "digits"'),
             ({"feature_weights": "a.pt"}, "take no weights"),
             ({"device": "cuda:9"}, "cannot be used"),
@@ -188,6 +188,20 @@ class TestEvaluate:
         Reference(made.statistics, made.about | {"size": [16, 16]}).save(tmp_path / "a.npz")
         with pytest.raises(InputError, match="pictures of 8x8 against a reference of 16x16; make one with"):
             evaluate(model, replace(SETTINGS, reference=str(tmp_path / "a.npz")), QUIET)
+
+
+def test_own_pictures_as_reference_are_prepared_as_for_training(tmp_path, model):
+    home = tmp_path / "pictures"
+    home.mkdir()
+    for i in range(70):  # twice as large as the model's, and of several sizes
+        image = Image.fromarray(digits().images[i, 0].numpy()).resize((16, 16 + i % 3), Image.Resampling.NEAREST)
+        image.save(home / f"{i}.png")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["recipe"] = {"data": {"fit": "stretch", "grey": True}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    found = evaluate(model, replace(SETTINGS, reference=str(home), features="digits"), QUIET).protocol["reference"]
+    assert found["count"] == 70
+    assert (found["size"], found["preprocessing"]["fit"], found["preprocessing"]["channels"]) == ([8, 8], "stretch", 1)
 
 
 def test_sweep_finds_the_best_with_its_error(model, tmp_path):

@@ -24,6 +24,7 @@ __all__ = [
     "Preprocess",
     "SampleFile",
     "ahead",
+    "is_cache",
     "open_dataset",
     "open_source",
     "training_order",

@@ -13,16 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ditlab import __version__
-from ditlab.config import Evaluation, parse_size
-from ditlab.data import DATASETS, Dataset
+from ditlab.config import Evaluation, Preparation, parse_size
+from ditlab.data import DATASETS, Dataset, is_cache
 from ditlab.data.samples import array_names, map_array
 from ditlab.errors import InputError, lookup
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.features.small import state_hash
 from ditlab.evaluation.gather import gather
-from ditlab.evaluation.metrics import METRICS
+from ditlab.evaluation.metrics import METRICS, Metric
 from ditlab.evaluation.reference import Reference, make_reference, open_pictures, read_reference
-from ditlab.evaluation.statistics import Statistics
 from ditlab.hardware import describe, pick_device
 from ditlab.interop import load
 from ditlab.pictures import contact_sheet
@@ -98,15 +97,16 @@ def evaluate(
     features = open_features(
         settings.features or default_features(settings.reference), settings.feature_weights, device
     )
-    pictures, protocol = open_source(source, settings, device)
-    wanted = [lookup(METRICS, each, "metric") for each in settings.metrics or METRICS]
-    keep = any("kept" in metric.needs for metric in wanted)
-    reference = open_reference(settings.reference, features, console, device, keep)
+    wanted = {name: lookup(METRICS, name, "metric") for name in settings.metrics or METRICS}
+    keep = any("kept" in metric.needs for metric in wanted.values())
+    pictures, protocol, preparation = open_source(source, settings, device)
+    reference = open_reference(settings.reference, preparation, features, console, device, keep)
     fits(reference, pictures)
+    metrics, notes = choose(wanted, pictures, features, reference, strict=bool(settings.metrics))
     protocol |= {
         "features": features.name,
         "feature_weights": features.weights,
-        "metrics": list(settings.metrics or METRICS),
+        "metrics": list(metrics),
         "reference": reference.about,
         "source": source,
         "device": str(device),
@@ -121,7 +121,9 @@ def evaluate(
     )  # fmt: skip
     if gathered is None:
         return None
-    found, notes = compute(gathered.statistics, reference.statistics, settings)
+    found: dict[str, float] = {}
+    for metric in metrics.values():
+        found |= metric.compute(gathered.statistics, reference.statistics)
     notes += remarks(gathered.count, features)
     result = Result(found, protocol, notes, time.monotonic() - started, home)
     if isinstance(pictures, Samples):
@@ -146,8 +148,7 @@ def default_features(reference: str) -> str:
     """The features that a reference is of, or that suit it."""
     if reference.endswith(".npz") and "ditlab" in array_names(Path(reference)):
         return str(json.loads(str(map_array(Path(reference), "ditlab")))["features"])
-    name = reference.partition("-")[0]
-    return name if name in DATASETS and not Path(reference).exists() else "inception"
+    return reference.partition("-")[0] if is_builtin(reference) else "inception"
 
 
 def is_model(source: str) -> bool:
@@ -157,15 +158,26 @@ def is_model(source: str) -> bool:
         return any((path / name).exists() for name in (CONFIG, "checkpoints", "model_index.json", "transformer"))
     if path.is_file():
         return path.suffix not in (".npz", ".tar")
-    return source.partition("-")[0] not in DATASETS and not source.startswith("hf:") and "*" not in source
+    return not is_builtin(source) and not source.startswith("hf:") and "*" not in source
 
 
-def open_source(source: str, settings: Evaluation, device: torch.device) -> tuple[Dataset, dict[str, Any]]:
-    """The pictures to be judged, and what is known of how they came about."""
+def is_builtin(source: str) -> bool:
+    """Whether this names a built-in data set."""
+    return source.partition("-")[0] in DATASETS and not Path(source).exists()
+
+
+def open_source(
+    source: str, settings: Evaluation, device: torch.device
+) -> tuple[Dataset, dict[str, Any], Preparation | None]:
+    """The pictures to be judged, what is known of how they came about, and how others are made like them."""
     if is_model(source):
-        return drawn_by(load_for(source, settings, device), settings)
-    pictures = open_pictures(source, None, device)
-    return pictures, {"pictures": source, "count": len(pictures), "size": list(pictures.size)}
+        pipe = load_for(source, settings, device)
+        pictures, protocol = drawn_by(pipe, settings)
+        trained_on = pipe.config.get("recipe", {}).get("data", {})
+        same = {key: trained_on[key] for key in ("fit", "background", "grey") if key in trained_on}
+        return pictures, protocol, Preparation(size="{}x{}".format(*pictures.size), **same)
+    given = open_pictures(source, None, device)
+    return given, {"pictures": source, "count": len(given), "size": list(given.size)}, None
 
 
 def load_for(source: str, settings: Evaluation, device: torch.device) -> Pipeline:
@@ -210,11 +222,19 @@ def drawn_by(pipe: Pipeline, settings: Evaluation) -> tuple[Samples, dict[str, A
     return pictures, protocol
 
 
-def open_reference(source: str, features: Features, console: Console, device: torch.device, keep: bool) -> Reference:
-    """A reference from its file, or made now."""
+def open_reference(
+    source: str,
+    preparation: Preparation | None,
+    features: Features,
+    console: Console,
+    device: torch.device,
+    keep: bool,
+) -> Reference:
+    """A reference from its file, or made now; one's own pictures are prepared as those that the model learnt from."""
     if source.endswith(".npz"):
         return read_reference(Path(source), features, console, keep=keep)
-    return make_reference(source, open_pictures(source, None, device), features, console)
+    fixed = is_builtin(source) or is_cache(Path(source))
+    return make_reference(source, open_pictures(source, None if fixed else preparation, device), features, console)
 
 
 def fits(reference: Reference, pictures: Dataset) -> None:
@@ -228,21 +248,33 @@ def fits(reference: Reference, pictures: Dataset) -> None:
         )
 
 
-def compute(generated: Statistics, reference: Statistics, settings: Evaluation) -> tuple[dict[str, float], list[str]]:
-    """The metrics that were asked for, or all that apply, and what was left out."""
-    found: dict[str, float] = {}
-    notes = []
-    for name in settings.metrics or METRICS:
-        metric = METRICS[name]
-        missing = [f"the pictures' {need}" for need in metric.needs if getattr(generated, need) is None]
-        missing += [f"the reference's {need}" for need in metric.of_reference if getattr(reference, need) is None]
-        if not missing:
-            found |= metric.compute(generated, reference)
-        elif settings.metrics:
-            raise InputError(f"{name} needs {' and '.join(missing)}, which are not there; leave it out of the metrics")
-        elif any("reference" in each for each in missing) and len(missing) == 1:
-            notes.append(f"{name} left out: it needs {missing[0]}")
-    return found, notes
+def choose(
+    wanted: dict[str, Metric], pictures: Dataset, features: Features, reference: Reference, *, strict: bool
+) -> tuple[dict[str, Metric], list[str]]:
+    """The metrics that can be had, and what of the reference others lack; found out before any picture is drawn.
+
+    Raises:
+        InputError: a metric that was asked for by name cannot be had.
+    """
+    one = features(torch.zeros(1, pictures.channels, *pictures.size, dtype=torch.uint8))
+    there = {
+        "kept": True,
+        "spatial": one.spatial is not None,
+        "scores": one.probabilities is not None,
+        "read_rightly": features.reads is not None and features.reads == pictures.classes,
+    }
+    chosen, notes = {}, []
+    for name, metric in wanted.items():
+        of_features = [need for need in metric.needs if not there[need]]
+        of_reference = [need for need in metric.of_reference if getattr(reference.statistics, need) is None]
+        if not of_features and not of_reference:
+            chosen[name] = metric
+        elif strict:
+            lacking = f"the features {features.name} do not give" if of_features else "the reference does not hold"
+            raise InputError(f"{name} needs what {lacking} ({', '.join(of_features or of_reference)}); leave it out")
+        elif not of_features:
+            notes.append(f"{name} left out: the reference does not hold {', '.join(of_reference)}")
+    return chosen, notes
 
 
 def remarks(count: int, features: Features) -> list[str]:
