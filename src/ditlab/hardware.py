@@ -54,6 +54,11 @@ def process_place() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept for this user; not made yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+
+
 def describe(device: str) -> dict[str, str | int]:
     """The machine in words, for results that others shall compare."""
     import torch

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ditlab.config import Preparation
 from ditlab.data import Preprocess, open_dataset
+from ditlab.data import sources as module
 from ditlab.data.own import Pictures
 from ditlab.data.sources import Unreadable, open_source
 from ditlab.errors import InputError
@@ -168,6 +169,21 @@ class TestTar:
         assert open_source(str(tmp_path / "json")).classes == ["otter"]
         self.shards(tmp_path / "bare", lambda n, i: {})
         assert open_source(str(tmp_path / "bare")).classes == []
+
+    def test_large_shards_are_listed_once(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(module, "KEPT_FROM", 2)
+        self.shards(tmp_path / "a", lambda n, i: {"cls": str(i).encode()})
+        first = open_source(str(tmp_path / "a"))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_listed", None)  # it would fail if it were called
+            again = open_source(str(tmp_path / "a"))
+        assert again.places == first.places
+        assert again.labels.tolist() == first.labels.tolist()
+        shard = again.shards[0]
+        os.utime(shard, ns=(0, 0))  # another file, as far as one can tell
+        monkeypatch.setattr(module, "_listed", lambda shard: [])
+        assert len(open_source(str(tmp_path / "a")).places) < len(first.places)
 
     def test_a_truncated_shard_is_named(self, tmp_path):
         self.shards(tmp_path, lambda n, i: {})

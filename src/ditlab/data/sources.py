@@ -3,6 +3,7 @@ before it is asked for, and a million names take some hundred bytes each.
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -18,9 +20,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditlab.errors import InputError, lookup
+from ditlab.hardware import cache_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 LEAST_SIDE = 8  # smaller pictures are icons or accidents
+KEPT_FROM = 1000  # pictures of a shard whose listing is worth keeping
 
 
 class Unreadable(Exception):  # noqa: N818 - not a mistake of the user, but a property of a file
@@ -92,7 +96,7 @@ class Files(Source):
 class Tar(Source):
     """Pictures in tar shards as WebDataset writes them: members of one stem belong together.
 
-    The members are listed once, so that pictures can be read in any order.
+    The members are listed first, so that pictures can be read in any order.
     """
 
     def __init__(self, shards: list[Path]) -> None:
@@ -308,8 +312,28 @@ def _label(given: list[str], names: list[str] | None, where: str) -> tuple[list[
     return classes, torch.tensor([index[label] for label in given])
 
 
-def _members(shard: Path) -> Iterable[tuple[str, tuple[int, int], str]]:
-    """Name, place and label of every picture of a shard."""
+Member = tuple[str, tuple[int, int], str]  # name, (offset, length), label
+
+
+def _members(shard: Path) -> list[Member]:
+    """Every picture of a shard; large shards are listed once, as long as they stay as they are."""
+    state = shard.stat()
+    identity = f"{shard.resolve()} {state.st_size} {state.st_mtime_ns}"
+    listing = cache_folder() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError):
+        return [(name, (start, length), label) for name, start, length, label in json.loads(listing.read_bytes())]
+    found = _listed(shard)
+    if len(found) >= KEPT_FROM:
+        with suppress(OSError):  # it is listed again next time
+            listing.parent.mkdir(parents=True, exist_ok=True)
+            draft = listing.with_suffix(f".{os.getpid()}.part")
+            draft.write_text(json.dumps([(name, *place, label) for name, place, label in found]), encoding="utf-8")
+            os.replace(draft, listing)
+    return found
+
+
+def _listed(shard: Path) -> list[Member]:
+    """Every picture of a shard, from its headers."""
     pictures: dict[str, tuple[str, tuple[int, int]]] = {}
     labels: dict[str, str] = {}
     try:

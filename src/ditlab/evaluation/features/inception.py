@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ditlab.errors import InputError
 from ditlab.evaluation.features.base import Extracted, Features
+from ditlab.hardware import cache_folder
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
@@ -257,7 +258,7 @@ def find(weights: str) -> Path:
         return Path(weights).expanduser()
     if named := os.environ.get(VARIABLE):
         return Path(named).expanduser()
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab" / FILE
+    cached = cache_folder() / FILE
     if not cached.exists():
         download(cached)
     return cached

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ditlab.errors import InputError
 from ditlab.evaluation.features.base import Extracted, Features
+from ditlab.hardware import cache_folder
 
 FEATURES = 64  # values of the layer before the last
 
@@ -63,7 +63,7 @@ def state_hash(net: nn.Module) -> str:
 
 def kept(name: str, net: Reader, train: Callable[[Reader], None]) -> Reader:
     """The classifier, from the user's cache or trained now."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+    home = cache_folder()
     file = home / f"{name}.safetensors"
     try:
         net.load_state_dict(load_file(file))
