@@ -11,12 +11,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ditlab.backbones import create as create
     from ditlab.errors import InputError as InputError
+    from ditlab.evaluation.protocol import evaluate as evaluate
     from ditlab.interop import load as load
     from ditlab.pipeline import Pipeline as Pipeline
     from ditlab.training import train as train
 
 _HOMES = {
     "create": "ditlab.backbones",
+    "evaluate": "ditlab.evaluation.protocol",
     "load": "ditlab.interop",
     "Pipeline": "ditlab.pipeline",
     "train": "ditlab.training",
@@ -24,7 +26,7 @@ _HOMES = {
 }
 _PARTS = ("autoencoders", "backbones", "data", "diffusion", "evaluation", "interop", "samplers", "training")
 
-__all__ = ["InputError", "Pipeline", "__version__", "create", "load", "train"]
+__all__ = ["InputError", "Pipeline", "__version__", "create", "evaluate", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
