@@ -633,7 +633,7 @@ def sweep(
     try_steps: Annotated[list[Whole] | None, Parameter(consume_multiple=True, negative="")] = None,
     try_sampler: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     try_interval: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
-    try_weights: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    try_weights: Annotated[list[Literal["ema", "model"]] | None, Parameter(consume_multiple=True, negative="")] = None,
     repeats: Whole = 3,
     out: Path | None = None,
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
@@ -668,6 +668,8 @@ def sweep(
     """
     from ditlab.evaluation.sweep import sweep
 
+    if process_place()[1] > 1:
+        raise InputError("a sweep runs as one process; start it without torchrun")
     axes: dict[str, Any] = {
         "guidance": try_guidance,
         "interval": [parse_interval(text) for text in try_interval or []],

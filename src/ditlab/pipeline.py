@@ -6,6 +6,7 @@
 A saved model is a folder with `model.safetensors` (the weights) and `config.json` (everything else).
 """
 
+import hashlib
 import inspect
 import json
 import operator
@@ -304,6 +305,18 @@ class Pipeline:
             api.upload_folder(repo_id=repository, folder_path=folder)
         return address
 
+    def identity(self) -> dict[str, Any]:
+        """All of the model that decides its pictures: architecture, objective, autoencoder, and hashes of weights."""
+        told = self.describe()
+        return {
+            "backbone": told["backbone"],
+            "weights_hash": state_hash(self.net),
+            "objective": told["objective"],
+            "autoencoder": told["autoencoder"],
+            "autoencoder_hash": state_hash(self.autoencoder),
+            "images_seen": self.config.get("images_seen"),
+        }
+
     def describe(self) -> dict[str, Any]:
         """The content of `config.json`."""
         name = next(name for name, kind in PROCESSES.items() if type(self.objective.process) is kind)
@@ -318,6 +331,15 @@ class Pipeline:
             "classes": self.classes,
             **self.config,
         }
+
+
+def state_hash(net: torch.nn.Module) -> str:
+    """The first 16 digits of the SHA-256 of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def hub_library() -> Any:

@@ -1,9 +1,10 @@
 """Drawing many pictures: PNG files with a grid and an animation on request, or tens of thousands for an evaluation."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -176,21 +177,33 @@ def draw_file(
         InputError: a file that is already there, or a draft of another protocol.
     """
     pictures = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options)
-    out, protocol = folder / "samples.npz", folder / "samples.json"
+    out, told = folder / "samples.npz", folder / "samples.json"
+    protocol = {"count": count, "labels": labels, "seed": seed, **options, "model": pipe.identity()}
+    text = json.dumps(protocol | {"defaults": asdict(pipe.defaults)}, indent=2) + "\n"
     if out.exists() and not overwrite:
+        if world > 1 and told.exists() and told.read_text(encoding="utf-8") == text:
+            return out  # the others were quicker
         raise InputError(f"{out} is there already; give another --out, or add --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
-    given = {"count": count, "labels": labels, "seed": seed, "backbone": pipe.net.config["name"]}
-    told = json.dumps(given | {key: value for key, value in options.items() if value is not None}, indent=2) + "\n"
-    draft = folder / "samples.draft"
-    if draft.exists() and protocol.exists() and protocol.read_text(encoding="utf-8") != told:
-        raise InputError(f"{draft} was begun with other settings, see {protocol}; repeat those, or remove it")
-    protocol.write_text(told, encoding="utf-8")
-    return (
-        out
-        if fill(Draft(draft, (count, *pictures.size, pictures.channels)), pictures, out, console, rank, world)
-        else None
-    )
+    draft, begun = folder / "samples.draft", folder / "samples.draft.json"
+    if draft.exists() and begun.exists() and begun.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{draft} was begun with another model or settings, see {begun}; remove both, or go on with those"
+        )
+    if not begun.exists():
+        write_text(begun, text)
+    written = fill(Draft(draft, (count, *pictures.size, pictures.channels)), pictures, out, console, rank, world)
+    if written:
+        write_text(told, text)
+        begun.unlink(missing_ok=True)
+    return out if written else None
+
+
+def write_text(file: Path, text: str) -> None:
+    """Whole or not at all, also for those who read meanwhile."""
+    draft = file.with_suffix(f".{os.getpid()}.part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, file)
 
 
 def fill(draft: Draft, pictures: Samples, out: Path, console: Console, rank: int, world: int) -> bool:

@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on(tmp_path, small_blocks, monkeypatch):
     monkeypatch.setattr(Samples, "fetch", stops)
     with pytest.raises(KeyboardInterrupt):
         drawn(pipe, tmp_path / "a")
-    with pytest.raises(InputError, match="begun with other settings"):
+    with pytest.raises(InputError, match="begun with another model or settings"):
         drawn(pipe, tmp_path / "a", seed=3)
     file = drawn(pipe, tmp_path / "a")
     assert calls[2:] == [[5, 6, 7, 8, 9], [10, 11]]  # the first block is not drawn again
@@ -80,6 +80,25 @@ def test_a_stopped_run_goes_on(tmp_path, small_blocks, monkeypatch):
         drawn(pipe, tmp_path / "a")
     assert drawn(pipe, tmp_path / "a", overwrite=True, seed=3) == file
     assert not np.array_equal(np.load(file)["arr_0"], whole)
+
+
+def test_marks_of_pictures_that_are_gone_do_not_count(tmp_path, small_blocks, monkeypatch):
+    pipe = tiny_pipeline()
+    whole = np.load(drawn(pipe, tmp_path / "whole"))["arr_0"]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "samples.done").write_bytes(b"\1\1\1")
+    assert np.array_equal(np.load(drawn(pipe, tmp_path / "a"))["arr_0"], whole)
+
+
+def test_another_model_does_not_go_on_with_a_draft(tmp_path, small_blocks):
+    drawn(tiny_pipeline(), tmp_path / "a", rank=0, world=2)
+    other = tiny_pipeline()
+    with torch.no_grad():
+        other.net.final_layer.linear.bias.add_(0.1)
+    with pytest.raises(InputError, match="begun with another model or settings"):
+        drawn(other, tmp_path / "a")
+    file = drawn(tiny_pipeline(), tmp_path / "a", rank=1, world=2)
+    assert drawn(tiny_pipeline(), tmp_path / "a", rank=2, world=3) == file  # started late
 
 
 def test_labels(tmp_path):

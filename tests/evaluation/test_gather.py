@@ -48,7 +48,7 @@ def expected(pictures):
 
 
 def test_statistics_are_those_of_all_pictures_at_once(pictures):
-    found = gather(pictures, 103, Projection(), QUIET, keep=True, batch_size=4)
+    found = gather(pictures, 103, Projection(), QUIET, keep=103, batch_size=4)
     whole = expected(pictures)
     assert found.count == 103
     np.testing.assert_allclose(found.statistics.features.mean, whole.features.numpy().mean(0), rtol=1e-6)
@@ -64,14 +64,14 @@ def test_statistics_are_those_of_all_pictures_at_once(pictures):
 
 @pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (64, 1), (7, 2), (10, 5), (3, 20)])
 def test_batches_and_processes_change_nothing(pictures, tmp_path, batch_size, world):
-    alone = gather(pictures, 103, Projection(), QUIET, keep=True, batch_size=10).statistics
+    alone = gather(pictures, 103, Projection(), QUIET, keep=103, batch_size=10).statistics
     for rank in range(world):
         found = gather(
             pictures,
             103,
             Projection(),
             QUIET,
-            keep=True,
+            keep=103,
             batch_size=batch_size,
             folder=tmp_path,
             rank=rank,
@@ -107,7 +107,7 @@ def test_an_interrupted_run_goes_on_on_other_processes(pictures, tmp_path):
 
 def test_sums_of_another_run_are_refused(pictures, tmp_path):
     gather(pictures, 103, Projection(), QUIET, folder=tmp_path)
-    with pytest.raises(InputError, match="do not go together"):
+    with pytest.raises(InputError, match="of another count"):
         gather(pictures, 50, Projection(), QUIET, folder=tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_unreadable_pictures_are_left_out(pictures):
 
     broken = Broken.__new__(Broken)
     broken.__dict__ = vars(pictures)
-    found = gather(broken, 103, Projection(), QUIET, keep=True)
+    found = gather(broken, 103, Projection(), QUIET, keep=103)
     readable = torch.arange(103)[torch.arange(103) % 10 != 3]
     whole = expected(pictures).features.numpy()[readable]
     assert found.count == len(readable)
@@ -145,3 +145,21 @@ def test_pictures_that_do_not_suit(pictures):
     features.channels, features.size = 1, (8, 8)
     with pytest.raises(InputError, match=r"pictures of \(4, 4\); the features projection take \(8, 8\)"):
         gather(pictures, 103, features, QUIET)
+
+
+def test_kept_features_are_spread_evenly(pictures):
+    kept = gather(pictures, 103, Projection(), QUIET, keep=4, batch_size=7).statistics.kept
+    np.testing.assert_allclose(kept, expected(pictures).features.numpy()[[0, 34, 68, 102]], rtol=1e-6)
+
+
+def test_torn_and_doubled_sums_are_done_again(pictures, tmp_path):
+    alone = gather(pictures, 103, Projection(), QUIET).statistics
+    assert gather(pictures, 103, Projection(), QUIET, folder=tmp_path, rank=0, world=2) is None
+    (file,) = tmp_path.glob("sums-0-*.npz")
+    (tmp_path / "sums-5-0.npz").write_bytes(file.read_bytes())  # the same command was given twice
+    (tmp_path / "sums-6-0.npz").write_bytes(file.read_bytes()[:100])  # power was lost
+    (tmp_path / "sums-7-0.npz").touch()
+    features = Projection()
+    found = gather(pictures, 103, features, QUIET, folder=tmp_path).statistics
+    assert features.calls == 50  # the five blocks of the other process
+    np.testing.assert_allclose(found.features.covariance, alone.features.covariance, rtol=1e-6, atol=1e-9)

@@ -116,7 +116,7 @@ class TestEvaluate:
         written = json.loads((result.folder / "result.json").read_text())
         assert written["fd_digits"] == result.metrics["fd_digits"]
         assert written["protocol"]["num_inference_steps"] == 2
-        assert written["protocol"]["model_hash"]
+        assert len(written["protocol"]["model"]["weights_hash"]) == 16
         assert written["hardware"]["torch"] == torch.__version__
         assert sorted(path.name for path in result.folder.iterdir()) == ["grid.png", "result.json"]
         assert result.folder.parent == tmp_path / "model" / "evaluations"
@@ -138,6 +138,42 @@ class TestEvaluate:
         assert evaluate(model, SETTINGS, QUIET, out=tmp_path / "two", rank=0, world=2) is None
         both = evaluate(model, SETTINGS, QUIET, out=tmp_path / "two", rank=1, world=2)
         assert both.metrics == pytest.approx(alone.metrics, rel=1e-6)
+
+    def test_what_changes_the_pictures_changes_the_protocol(self, model, tmp_path):
+        first = evaluate(model, SETTINGS, QUIET)
+        config = tmp_path / "model" / "config.json"
+        text = config.read_text()
+        config.write_text(text.replace('"target": "velocity"', '"target": "eps"'))
+        other = evaluate(model, SETTINGS, QUIET)
+        assert other.metrics["fd_digits"] != first.metrics["fd_digits"]
+        config.write_text(text)
+        assert evaluate(model, SETTINGS, QUIET).metrics == first.metrics
+        (first.folder / "result.json").write_text("{")
+        with pytest.raises(InputError, match="is damaged"):
+            evaluate(model, SETTINGS, QUIET)
+
+    def test_a_result_keeps_the_machine_that_it_came_from(self, model):
+        first = evaluate(model, SETTINGS, QUIET)
+        file = first.folder / "result.json"
+        file.write_text(file.read_text().replace(f'"version": "{first.version}"', '"version": "0.0.9"'))
+        assert evaluate(model, SETTINGS, QUIET).as_json() == json.loads(file.read_text())
+
+    def test_pictures_that_are_replaced_are_scored_again(self, tmp_path):
+        images = digits().images[:200].permute(0, 2, 3, 1).numpy()
+        np.savez(tmp_path / "a.npz", images)
+        first = evaluate(str(tmp_path / "a.npz"), SETTINGS, QUIET, out=tmp_path).metrics
+        np.savez(tmp_path / "a.npz", 255 - images)
+        assert evaluate(str(tmp_path / "a.npz"), SETTINGS, QUIET, out=tmp_path).metrics != first
+
+    def test_a_folder_of_pictures_stays_as_it_is(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for i in range(70):
+            home = tmp_path / "pictures" / str(i % 2)
+            home.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(digits().images[i, 0].numpy()).save(home / f"{i}.png")
+        first = evaluate("pictures", SETTINGS, QUIET)
+        assert first.folder.parent.absolute() == tmp_path / "evaluations"
+        assert evaluate("pictures", SETTINGS, QUIET).metrics == first.metrics
 
     def test_pictures_that_are_there_already(self, tmp_path):
         images = digits().images[:200].permute(0, 2, 3, 1).numpy()
@@ -219,6 +255,8 @@ def test_sweep_finds_the_best_with_its_error(model, tmp_path):
     assert Image.open(tmp_path / "s" / "sweep.png").size == (720, 480)
     written = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert written["best"]["fd_digits"] == done.best.mean
+    with pytest.raises(InputError, match="nothing to minimise among inception_score; add frechet"):
+        sweep(model, replace(SETTINGS, metrics=("inception-score",)), {"steps": [1]}, QUIET, out=tmp_path / "s")
     with pytest.raises(InputError, match="nothing to sweep"):
         sweep(model, SETTINGS, {"steps": []}, QUIET)
 

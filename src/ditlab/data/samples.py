@@ -7,7 +7,6 @@ after a stop; and read without being loaded.
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
@@ -42,11 +41,13 @@ class SampleFile(Dataset):
             )
         count, height, width, self.channels = self.pictures.shape
         self.size = (height, width)
-        named = "arr_1" in array_names(file)
-        self.labels = (
-            torch.from_numpy(map_array(file, "arr_1").astype(np.int64)) if named else torch.zeros(count).long()
-        )
-        self.classes = [str(i) for i in range(int(self.labels.max()) + 1)] if named and count else []
+        self.labels, self.classes = torch.zeros(count, dtype=torch.long), []
+        if "arr_1" in array_names(file) and count:
+            labels = map_array(file, "arr_1")
+            if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+                raise InputError(f"{file} has labels arr_1 of shape {labels.shape}, not one from 0 for each picture")
+            self.labels = torch.from_numpy(labels.astype(np.int64))
+            self.classes = [str(i) for i in range(int(labels.max()) + 1)]
 
     def fetch(self, indices: Tensor) -> Batch:
         pixels = torch.from_numpy(np.ascontiguousarray(self.pictures[indices.numpy()]))
@@ -106,6 +107,8 @@ class Draft:
     def __post_init__(self) -> None:
         self.blocks = -(-self.shape[0] // BLOCK)
         self.marks = self.file.with_suffix(".done")
+        if not self.file.exists():
+            self.marks.unlink(missing_ok=True)  # they would be of pictures that are gone
         self.pixels = shared_array(self.file, self.shape)
         self.done = shared_array(self.marks, (self.blocks,))
 
@@ -126,7 +129,11 @@ class Draft:
         self.done.flush()
 
     def finish(self, labels: Tensor | None, out: Path) -> None:
-        """Write the sample file and take the draft away."""
+        """Write the sample file and take the draft away.
+
+        Raises:
+            InputError: a disk that is full; the draft stays.
+        """
         draft = out.with_suffix(f".{os.getpid()}.part")
         try:
             with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -141,9 +148,8 @@ class Draft:
             ) from error
         finally:
             draft.unlink(missing_ok=True)
-        for file in (self.file, self.marks):
-            with suppress(FileNotFoundError):  # another process may have finished at the same time
-                file.unlink()
+        for file in (self.marks, self.file):  # in this order; and another process may have been quicker
+            file.unlink(missing_ok=True)
 
 
 def shared_array(file: Path, shape: tuple[int, ...], dtype: str = "u1") -> "np.memmap[Any, Any]":
@@ -155,7 +161,9 @@ def shared_array(file: Path, shape: tuple[int, ...], dtype: str = "u1") -> "np.m
     wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
         with file.open("ab") as opened:
-            if opened.tell() == 0:
+            if opened.tell() == 0 and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, wanted)  # a disk that is full is found out now
+            elif opened.tell() == 0:
                 opened.truncate(wanted)
         if file.stat().st_size != wanted:
             raise InputError(f"{file} is of another run ({file.stat().st_size} bytes, not {wanted}); remove it")

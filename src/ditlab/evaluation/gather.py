@@ -6,6 +6,7 @@ done, and writes them to a file of its own now and then; whoever finds all block
 
 import os
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def gather(
     features: Features,
     console: Console,
     *,
-    keep: bool = False,
+    keep: int = 0,
+    whole: bool = False,
     batch_size: int = 64,
     what: str = "scoring",
     folder: Path | None = None,
@@ -56,7 +58,9 @@ def gather(
         count: how many.
         features: the network.
         console: where progress is shown.
-        keep: keep the features themselves: in a file if there is a folder, so that memory does not grow.
+        keep: how many of the features themselves to keep, spread evenly over the pictures; in a file if there is a
+            folder.
+        whole: put the next readable picture in the place of one that is not, so that numbers stay what they are.
         batch_size: pictures given to the features at a time.
         what: the word beside the progress bar.
         folder: where an interrupted run is taken up again; None keeps nothing.
@@ -71,7 +75,8 @@ def gather(
     check_fit(pictures, features)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    rows = kept_rows(folder, (count, features.dimension)) if keep else None
+    chosen = np.linspace(0, count - 1, min(keep, count)).round().astype(int)  # numbers of the pictures that are kept
+    rows = kept_rows(folder, (len(chosen), features.dimension)) if keep else None
     starts = range(0, count, BLOCK)
     journal = Journal(folder, rank, len(starts))
     mine = [block for block in range(rank, len(starts), world) if journal.known[block] == LEFT]
@@ -81,12 +86,14 @@ def gather(
         moved = watch(pictures, progress, what, count if world == 1 else left, left)
         for block in mine:
             start = starts[block]
-            batch = pictures.fetch_readable(torch.arange(start, min(count, start + BLOCK)))
+            fetch = pictures.fetch if whole else pictures.fetch_readable
+            batch = fetch(torch.arange(start, min(count, start + BLOCK)))
             for part in torch.split(torch.arange(len(batch.labels)), batch_size):
                 extracted = features(batch.images[part])
                 journal.totals.add(start + part, extracted, batch.labels[part] if labelled else None)
                 if rows is not None:
-                    rows[start + part.numpy()] = extracted.features.numpy()
+                    first, last = np.searchsorted(chosen, [start + int(part[0]), start + int(part[-1]) + 1])
+                    rows[first:last] = extracted.features.numpy()[chosen[first:last] - start - int(part[0])]
             moved(min(BLOCK, count - start))
             journal.tick(block, len(batch.labels), rows)
     found = journal.finish(rows)
@@ -94,7 +101,7 @@ def gather(
         return None
     totals, counts = found
     if rows is not None and counts.sum() < count:  # unreadable pictures leave gaps at the ends of blocks
-        rows = np.concatenate([rows[start : start + n] for start, n in zip(starts, counts.tolist(), strict=True)])
+        rows = rows[chosen % BLOCK < counts[chosen // BLOCK]]
     return Gathered(totals.statistics(features.name, rows), int(counts.sum()))
 
 
@@ -129,26 +136,37 @@ class Journal:
         if isinstance(rows, np.memmap):
             rows.flush()
         draft = self.file.with_suffix(f".{os.getpid()}.part")
+        arrays: dict[str, Any] = {"blocks": self.mine, **self.totals.arrays()}
         try:
             with draft.open("wb") as opened:
-                arrays: dict[str, Any] = {"blocks": self.mine, **self.totals.arrays()}
                 np.savez(opened, **arrays)
+                opened.flush()
+                os.fsync(opened.fileno())
             os.replace(draft, self.file)
         finally:
             draft.unlink(missing_ok=True)
         self.saved = time.monotonic()
 
     def read(self, folder: Path) -> tuple[Totals, NDArray[np.int64]]:
-        """The sums of all files, and the counts of the blocks in them."""
-        totals, counts = Totals(), np.full(self.blocks, LEFT)
+        """The sums of all files, and the counts of the blocks in them.
+
+        A file that is torn, or has blocks that another one has too, does not count: its blocks are done again.
+        """
+        found = []
         for file in sorted(folder.glob("sums-*.npz")):
-            with np.load(file) as found:
-                arrays = {name: found[name] for name in found.files}
-            blocks = arrays.pop("blocks")
-            if len(blocks) != self.blocks or ((blocks != LEFT) & (counts != LEFT)).any():
-                raise InputError(f"{folder} holds sums that do not go together; remove it and give the command again")
-            counts = np.maximum(counts, blocks)
-            totals.merge(Totals.from_arrays(arrays))
+            try:
+                with np.load(file) as opened:
+                    arrays = {name: opened[name] for name in opened.files}
+                found.append((arrays.pop("blocks"), Totals.from_arrays(arrays)))
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+                continue  # another process may also have finished, and taken it away
+        totals, counts = Totals(), np.full(self.blocks, LEFT)
+        for blocks, sums in sorted(found, key=lambda each: -(each[0] != LEFT).sum()):
+            if len(blocks) != self.blocks:
+                raise InputError(f"{folder} holds sums of another count; remove it and give the command again")
+            if not ((blocks != LEFT) & (counts != LEFT)).any():
+                counts = np.maximum(counts, blocks)
+                totals.merge(sums)
         return totals, counts
 
     def finish(self, rows: Rows | None) -> tuple[Totals, NDArray[np.int64]] | None:

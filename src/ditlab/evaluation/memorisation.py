@@ -81,7 +81,8 @@ def memorisation(
 
 
 def _features(pictures: Dataset, features: Features, name: str, console: Console) -> Tensor:
-    gathered = gather(pictures, len(pictures), features, console, keep=True, what=f"measuring {name}")
+    count = len(pictures)
+    gathered = gather(pictures, count, features, console, keep=count, whole=True, what=f"measuring {name}")
     assert gathered is not None
     return torch.from_numpy(gathered.statistics.kept)
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from ditlab.data import DATASETS, Dataset, is_cache
 from ditlab.data.samples import array_names, map_array
 from ditlab.errors import InputError, lookup
 from ditlab.evaluation.features import Features, open_features
-from ditlab.evaluation.features.small import state_hash
-from ditlab.evaluation.gather import gather
+from ditlab.evaluation.gather import check_fit, gather
 from ditlab.evaluation.metrics import METRICS, Metric
-from ditlab.evaluation.reference import Reference, make_reference, open_pictures, read_reference
+from ditlab.evaluation.reference import Reference, identity, make_reference, open_pictures, read_reference
 from ditlab.hardware import describe, pick_device
 from ditlab.interop import load
 from ditlab.pictures import contact_sheet
@@ -40,22 +39,16 @@ class Result:
     protocol: dict[str, Any]
     notes: list[str]
     seconds: float
+    version: str
+    hardware: dict[str, Any]
     folder: Path
     expected: dict[str, Any] | None = None
     """`metric`, `value`, `within` and `met`, where a value was expected."""
 
     def as_json(self) -> dict[str, Any]:
         """Metrics at the top, then everything else."""
-        return {
-            **self.metrics,
-            "expected": self.expected,
-            "notes": self.notes,
-            "protocol": self.protocol,
-            "seconds": round(self.seconds, 1),
-            "version": __version__,
-            "hardware": describe(self.protocol["device"]),
-            "folder": str(self.folder),
-        }
+        rest = {key: value for key, value in vars(self).items() if key != "metrics"}
+        return {**self.metrics, **rest, "folder": str(self.folder)}
 
     def table(self) -> Table:
         """The metrics, for the screen."""
@@ -98,16 +91,19 @@ def evaluate(
         settings.features or default_features(settings.reference), settings.feature_weights, device
     )
     wanted = {name: lookup(METRICS, name, "metric") for name in settings.metrics or METRICS}
-    keep = any("kept" in metric.needs for metric in wanted.values())
     pictures, protocol, preparation = open_source(source, settings, device)
-    reference = open_reference(settings.reference, preparation, features, console, device, keep)
+    check_fit(pictures, features)
+    compared = any("kept" in metric.of_reference for metric in wanted.values())
+    reference = open_reference(settings.reference, preparation, features, console, device, compared)
     fits(reference, pictures)
     metrics, notes = choose(wanted, pictures, features, reference, strict=bool(settings.metrics))
+    keep = any("kept" in metric.needs for metric in metrics.values())
     protocol |= {
         "features": features.name,
         "feature_weights": features.weights,
         "metrics": list(metrics),
         "reference": reference.about,
+        "reference_identity": identity(settings.reference),
         "source": source,
         "device": str(device),
     }
@@ -116,22 +112,24 @@ def evaluate(
         return with_expectation(read_result(home), settings)
     started = time.monotonic()
     gathered = gather(
-        pictures, len(pictures), features, console, keep=keep, batch_size=settings.batch_size, folder=home,
-        rank=rank, world=world,
+        pictures, len(pictures), features, console, keep=len(pictures) if keep else 0,
+        batch_size=settings.batch_size, folder=home, rank=rank, world=world,
     )  # fmt: skip
     if gathered is None:
         return None
     found: dict[str, float] = {}
     for metric in metrics.values():
         found |= metric.compute(gathered.statistics, reference.statistics)
-    notes += remarks(gathered.count, features)
-    result = Result(found, protocol, notes, time.monotonic() - started, home)
+    notes += remarks(gathered.count, len(pictures), features, reference)
+    seconds = round(time.monotonic() - started, 1)
+    result = Result(found, protocol, notes, seconds, __version__, describe(str(device)), home)
+    result = with_expectation(result, settings)
     if isinstance(pictures, Samples):
         show(pictures, home / "grid.png")
     write_result(result)
     for file in (*home.glob("sums-*.npz"), *home.glob("features.f32")):
-        file.unlink()
-    return with_expectation(result, settings)
+        file.unlink(missing_ok=True)  # another process may have finished at the same time
+    return result
 
 
 def check(settings: Evaluation) -> None:
@@ -177,7 +175,10 @@ def open_source(
         same = {key: trained_on[key] for key in ("fit", "background", "grey") if key in trained_on}
         return pictures, protocol, Preparation(size="{}x{}".format(*pictures.size), **same)
     given = open_pictures(source, None, device)
-    return given, {"pictures": source, "count": len(given), "size": list(given.size)}, None
+    if len(given) < 2:
+        raise InputError(f"{len(given)} pictures in {source}; give 2 or more")
+    told = {"pictures": identity(source), "count": len(given), "size": list(given.size)}
+    return given, told, None
 
 
 def load_for(source: str, settings: Evaluation, device: torch.device) -> Pipeline:
@@ -212,11 +213,7 @@ def drawn_by(pipe: Pipeline, settings: Evaluation) -> tuple[Samples, dict[str, A
         "seed": settings.seed,
         "count": settings.count,
         "weights": settings.weights,
-        "model": pipe.net.config["name"],
-        "model_hash": state_hash(pipe.net),
-        "images_seen": pipe.config.get("images_seen"),
-        "autoencoder": pipe.autoencoder.config["kind"],
-        "autoencoder_hash": state_hash(pipe.autoencoder),
+        "model": pipe.identity(),
         "size": list(pictures.size),
     }
     return pictures, protocol
@@ -257,6 +254,12 @@ def choose(
         InputError: a metric that was asked for by name cannot be had.
     """
     one = features(torch.zeros(1, pictures.channels, *pictures.size, dtype=torch.uint8))
+    for mine, theirs in ((one.features, reference.statistics.features), (one.spatial, reference.statistics.spatial)):
+        if mine is not None and theirs is not None and mine.shape[1] != len(theirs.mean):
+            raise InputError(
+                f"the reference has {len(theirs.mean)} features where {features.name} has {mine.shape[1]}; "
+                "make one with these features"
+            )
     there = {
         "kept": True,
         "spatial": one.spatial is not None,
@@ -277,9 +280,14 @@ def choose(
     return chosen, notes
 
 
-def remarks(count: int, features: Features) -> list[str]:
+def remarks(count: int, asked: int, features: Features, reference: Reference) -> list[str]:
     """What a reader of the number must know."""
-    notes = []
+    notes = [f"{asked - count:,} of {asked:,} pictures could not be read"] if count < asked else []
+    real = reference.statistics.features.count or reference.about.get("count")
+    if real is not None and real <= features.dimension:
+        notes.append(
+            f"the reference's {real:,} pictures do not determine a covariance of {features.dimension:,} features"
+        )
     if count <= features.dimension:
         notes.append(
             f"{count:,} pictures do not determine a covariance of {features.dimension:,} features; "
@@ -293,13 +301,13 @@ def remarks(count: int, features: Features) -> list[str]:
 def protocol_hash(protocol: dict[str, Any]) -> str:
     """Identity of a protocol, wherever its files lie and whatever it runs on."""
     own = {key: value for key, value in protocol.items() if key not in ("source", "device")}
-    own["reference"] = {key: protocol["reference"].get(key) for key in ("hash", "features", "feature_weights")}
+    own["reference"] = {key: protocol["reference"].get(key) for key in ("size", "preprocessing")}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def home_of(source: str) -> Path:
     """Where results of a source are kept."""
-    return Path(source) / "evaluations" if Path(source).is_dir() else Path("evaluations")
+    return Path(source) / "evaluations" if Path(source).is_dir() and is_model(source) else Path("evaluations")
 
 
 def show(pictures: Samples, file: Path) -> None:
@@ -318,10 +326,13 @@ def write_result(result: Result) -> None:
 
 def read_result(folder: Path) -> Result:
     """The result that is already there."""
-    found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    own = {"expected", "notes", "protocol", "seconds", "version", "hardware", "folder"}
-    metrics = {key: value for key, value in found.items() if key not in own}
-    return Result(metrics, found["protocol"], found["notes"], found["seconds"], folder)
+    file = folder / "result.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        own = {each.name: found.pop(each.name) for each in fields(Result) if each.name != "metrics"}
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{file} is damaged ({error!r}); remove it and give the command again") from None
+    return Result(found, **own | {"folder": folder, "expected": None})
 
 
 def with_expectation(result: Result, settings: Evaluation) -> Result:
@@ -332,4 +343,4 @@ def with_expectation(result: Result, settings: Evaluation) -> Result:
     within = 0.02 * abs(settings.expect) if settings.within is None else settings.within
     met = abs(value - settings.expect) <= within
     expected = {"metric": name, "value": settings.expect, "within": within, "met": met}
-    return Result(**{**vars(result), "expected": expected})
+    return replace(result, expected=expected)

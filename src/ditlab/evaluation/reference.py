@@ -7,7 +7,8 @@ statistics, some of the features instead of pictures, and a line of JSON that sa
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Reference:
     """`source`, `count`, `size`, `preprocessing`, `features`, `feature_weights`, `hash`."""
 
     def save(self, file: Path) -> None:
-        """Write an .npz file that ADM's evaluator can read too."""
+        """Write an .npz file, with mu and sigma under the names of ADM's."""
         found = self.statistics
         arrays: dict[str, Any] = {"mu": found.features.mean, "sigma": found.features.covariance}
         if found.spatial is not None:
@@ -105,11 +106,11 @@ def make_reference(
         InputError: pictures that do not suit the features.
     """
     total = len(pictures) if count is None else min(count, len(pictures))
-    gathered = gather(pictures, total, features, console, keep=True, batch_size=batch_size, what="measuring")
+    if total < 2:
+        raise InputError(f"{total} pictures of {source}; give 2 or more")
+    gathered = gather(pictures, total, features, console, keep=keep, batch_size=batch_size, what="measuring")
     assert gathered is not None
-    kept = gathered.statistics.kept
-    assert kept is not None
-    chosen = np.linspace(0, len(kept) - 1, min(keep, len(kept))).round().astype(int)
+    found = gathered.statistics
     about = {
         "source": source,
         "count": gathered.count,
@@ -117,17 +118,20 @@ def make_reference(
         "preprocessing": pictures.preprocessing,
         "features": features.name,
         "feature_weights": features.weights,
-        "hash": array_hash(gathered.statistics.features),
+        "hash": array_hash(found),
         "version": __version__,
     }
-    return Reference(replace(gathered.statistics, kept=kept[chosen] if keep else None), about)
+    return Reference(found, about)
 
 
-def array_hash(gaussian: Gaussian) -> str:
-    """Identity of the statistics, up to rounding in the last digits."""
+def array_hash(found: Statistics) -> str:
+    """Identity of the statistics, to the bit."""
     digest = hashlib.sha256()
-    for array in (gaussian.mean, gaussian.covariance.diagonal()):
-        digest.update(" ".join(f"{value:.5e}" for value in array).encode())
+    for gaussian in (found.features, found.spatial):
+        if gaussian is not None:
+            digest.update(gaussian.mean.tobytes() + gaussian.covariance.tobytes())
+    if found.kept is not None:
+        digest.update(found.kept.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -167,13 +171,13 @@ def read_reference(file: Path, features: Features, console: Console, *, keep: bo
         raise InputError(f"{file} has statistics in Inception's features, not {features.name}; choose inception")
     kept = None
     if keep and pictures is not None:  # ADM's ten thousand pictures: for precision and recall only
-        gathered = gather(pictures, len(pictures), features, console, keep=True, what="measuring the reference")
+        gathered = gather(pictures, len(pictures), features, console, keep=KEEP, what="measuring the reference")
         kept = gathered.statistics.kept if gathered else None
-    gaussian, spatial = stored(file, names)
-    about = {"source": str(file), "features": "inception", "hash": array_hash(gaussian)}
+    found = Statistics("inception", *stored(file, names), kept)
+    about = {"source": str(file), "features": "inception", "hash": array_hash(found)}
     if pictures is not None:
         about["size"] = list(pictures.size)
-    return Reference(Statistics("inception", gaussian, spatial, kept), about)
+    return Reference(found, about)
 
 
 def stored(file: Path, names: list[str]) -> tuple[Gaussian, Gaussian | None]:
@@ -196,3 +200,21 @@ def check(gaussian: Gaussian, file: Path) -> Gaussian:
             "(other shapes, not finite, or no variance); make it again"
         )
     return gaussian
+
+
+def identity(source: str) -> str:
+    """Hash of what lies at a source of pictures: names, lengths and times of files, or the parts of an .npz file.
+
+    Features are not in it: measured on another machine they differ in their last digits.
+    """
+    path = Path(source)
+    if path.suffix == ".npz" and path.is_file():
+        array_names(path)
+        with zipfile.ZipFile(path) as archive:
+            told = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
+    elif path.exists():
+        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        told = [f"{each} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files]
+    else:
+        told = [source]  # built in, or of a hub
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]

@@ -110,6 +110,7 @@ def sweep(
     axes = {key: list(dict.fromkeys(values)) for key, values in axes.items() if values}
     if not axes or repeats < 1:
         raise InputError("nothing to sweep; give values, such as --guidance 1 --guidance 1.5, and 1 or more repeats")
+    pyplot = plotting()  # before hours of work
     home = out or home_of(source)
     points = []
     combinations = list(itertools.product(*axes.values()))
@@ -123,17 +124,25 @@ def sweep(
             )
             assert result is not None
             results.append(result)
-        metric = next(iter(results[0].metrics))
+        metric = distance(results[0].metrics)
         means = {key: fmean(result.metrics[key] for result in results) for key in results[0].metrics}
         points.append(Point(chosen, [result.metrics[metric] for result in results], means))
     done = Sweep(metric, points, home / f"{name}.png")
     (home / f"{name}.json").write_text(json.dumps(done.as_json(), indent=2) + "\n", encoding="utf-8")
-    plot(done, axes)
+    plot(done, axes, pyplot)
     return done
 
 
-def plot(done: Sweep, axes: dict[str, Sequence[Any]]) -> None:
-    """The distance over the first axis of numbers, a line for each combination of the others."""
+def distance(metrics: dict[str, float]) -> str:
+    """The first metric that is a distance: the smallest is the best."""
+    found = [name for name in metrics if name.startswith(("fid", "fd_", "sfid", "sfd_", "kid", "kd_"))]
+    if not found:
+        raise InputError(f"nothing to minimise among {', '.join(metrics)}; add frechet or kernel to the metrics")
+    return found[0]
+
+
+def plotting() -> Any:
+    """matplotlib's pyplot, without a screen."""
     try:
         import matplotlib
     except ImportError:
@@ -141,6 +150,11 @@ def plot(done: Sweep, axes: dict[str, Sequence[Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot(done: Sweep, axes: dict[str, Sequence[Any]], pyplot: Any) -> None:
+    """The distance over the first axis with several values, a line for each combination of the others."""
     along = next((key for key, values in axes.items() if len(values) > 1), next(iter(axes)))
     figure, place = pyplot.subplots(figsize=(6, 4), layout="constrained")
     others = [key for key in axes if key != along]

@@ -1,6 +1,5 @@
 """Small classifiers as feature networks: trained once from a fixed seed, kept in the user's cache."""
 
-import hashlib
 import os
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ditlab.errors import InputError
 from ditlab.evaluation.features.base import Extracted, Features
 from ditlab.hardware import cache_folder
+from ditlab.pipeline import state_hash
 
 FEATURES = 64  # values of the layer before the last
 
@@ -50,15 +50,6 @@ class ReaderFeatures(Features):
     def __call__(self, images: Tensor) -> Extracted:
         features = self.net.embed(images)
         return Extracted(features, probabilities=self.net.head(features).softmax(1))
-
-
-def state_hash(net: nn.Module) -> str:
-    """The first 16 digits of the SHA-256 of all weights, by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def kept(name: str, net: Reader, train: Callable[[Reader], None]) -> Reader:

@@ -1,5 +1,7 @@
 """Frechet distance of Gaussians (Heusel et al. 2017, eq. 6), in float64."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -51,7 +53,7 @@ def spatial_frechet(generated: Statistics, reference: Statistics) -> dict[str, f
     return {f"s{generated.distance_name}": gaussian_distance(generated.spatial, reference.spatial)}
 
 
-def check_features(a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+def check_features(a: NDArray[Any], b: NDArray[Any]) -> None:
     """Refuse what is no pair of feature sets."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise InputError(f"features of shape {a.shape} and {b.shape}; give (N, D) and (M, D) with N and M at least 2")

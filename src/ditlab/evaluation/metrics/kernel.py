@@ -18,7 +18,7 @@ def kernel_distance(
     Args:
         features_a, features_b: (N, D) and (M, D).
         subsets: how many are drawn.
-        size: rows of each, at most the rows of the smaller set.
+        size: rows of each, at most half of the smaller set.
         seed: decides the subsets.
 
     Returns:
@@ -27,14 +27,14 @@ def kernel_distance(
     Raises:
         InputError: other shapes, or values that are not finite.
     """
-    a, b = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
+    a, b = np.asarray(features_a), np.asarray(features_b)
     check_features(a, b)
     if subsets < 1 or size < 2:
         raise InputError(f"{subsets} subsets of {size}; give 1 or more, of 2 or more")
-    size = min(size, len(a), len(b))
+    size = max(2, min(size, len(a) // 2, len(b) // 2))  # of a whole set there would be one subset only
     chance = np.random.default_rng(seed)
     values = [
-        _unbiased(a[chance.choice(len(a), size, replace=False)], b[chance.choice(len(b), size, replace=False)])
+        _unbiased(*(each[chance.choice(len(each), size, replace=False)].astype(np.float64) for each in (a, b)))
         for _ in range(subsets)
     ]
     return float(np.mean(values)), float(np.std(values))

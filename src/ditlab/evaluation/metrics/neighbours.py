@@ -28,10 +28,10 @@ def precision_recall(reference: ArrayLike, generated: ArrayLike, k: int = 3) -> 
         InputError: other shapes, too few rows, or values that are not finite.
     """
     real, made = np.asarray(reference), np.asarray(generated)
-    check_features(np.asarray(real, np.float64), np.asarray(made, np.float64))
+    check_features(real, made)
     if k < 1 or min(len(real), len(made)) <= k:
         raise InputError(f"{len(real)} and {len(made)} features with k {k}; give more than k of each")
-    a, b = torch.from_numpy(np.array(real)), torch.from_numpy(np.array(made))
+    a, b = (torch.from_numpy(each if each.flags.writeable else each.copy()) for each in (real, made))
     radii_a, radii_b = radii(a, k), radii(b, k)
     precise, recalled = torch.zeros(len(b), dtype=torch.bool), torch.zeros(len(a), dtype=torch.bool)
     for i in range(0, len(a), BLOCK):
