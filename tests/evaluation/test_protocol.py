@@ -241,13 +241,13 @@ def test_own_pictures_as_reference_are_prepared_as_for_training(tmp_path, model)
 
 
 def test_sweep_finds_the_best_with_its_error(model, tmp_path):
-    done = sweep(model, SETTINGS, {"steps": [1, 3], "guidance": [1.0, 2.0]}, QUIET, repeats=2, out=tmp_path / "s")
-    assert [tuple(point.settings.values()) for point in done.points] == [(1, 1.0), (1, 2.0), (3, 1.0), (3, 2.0)]
+    done = sweep(model, SETTINGS, {"steps": [1, 3], "guidance": [2.0]}, QUIET, repeats=2, out=tmp_path / "s")
+    assert [tuple(point.settings.values()) for point in done.points] == [(1, 2.0), (3, 2.0)]
     alone = [
         evaluate(model, replace(SETTINGS, steps=3, guidance=2.0, seed=seed), QUIET).metrics["fd_digits"]
         for seed in (0, 1)
     ]
-    last = done.points[3]
+    last = done.points[1]
     assert last.values == pytest.approx(alone)
     assert last.error == pytest.approx(abs(alone[0] - alone[1]) / 2)
     assert done.best.mean == min(point.mean for point in done.points)
