@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import operator
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -331,6 +332,13 @@ class Pipeline:
             "classes": self.classes,
             **self.config,
         }
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it: whole or not at all, also for those who read meanwhile."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
 
 
 def state_hash(net: torch.nn.Module) -> str:

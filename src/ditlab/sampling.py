@@ -1,7 +1,6 @@
 """Drawing many pictures: PNG files with a grid and an animation on request, or tens of thousands for an evaluation."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from ditlab.data.base import Dataset
 from ditlab.data.samples import Draft
 from ditlab.errors import InputError
 from ditlab.pictures import contact_sheet, save_animation
-from ditlab.pipeline import PRESETS, Label, Pipeline, to_pil
+from ditlab.pipeline import PRESETS, Label, Pipeline, replace_text, to_pil
 from ditlab.types import Batch, Step
 
 
@@ -191,19 +190,12 @@ def draw_file(
             f"{draft} was begun with another model or settings, see {begun}; remove both, or go on with those"
         )
     if not begun.exists():
-        write_text(begun, text)
+        replace_text(begun, text)
     written = fill(Draft(draft, (count, *pictures.size, pictures.channels)), pictures, out, console, rank, world)
     if written:
-        write_text(told, text)
+        replace_text(told, text)
         begun.unlink(missing_ok=True)
     return out if written else None
-
-
-def write_text(file: Path, text: str) -> None:
-    """Whole or not at all, also for those who read meanwhile."""
-    draft = file.with_suffix(f".{os.getpid()}.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, file)
 
 
 def fill(draft: Draft, pictures: Samples, out: Path, console: Console, rank: int, world: int) -> bool:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from ditlab.evaluation.reference import Reference, identity, make_reference, ope
 from ditlab.hardware import describe, pick_device
 from ditlab.interop import load
 from ditlab.pictures import contact_sheet
-from ditlab.pipeline import CONFIG, Pipeline, to_pil
+from ditlab.pipeline import CONFIG, Pipeline, replace_text, to_pil
 from ditlab.sampling import Samples
 
 PROTOCOL_COUNT = 50_000  # what the field's published distances are of
@@ -319,9 +318,7 @@ def show(pictures: Samples, file: Path) -> None:
 def write_result(result: Result) -> None:
     """Write result.json."""
     result.folder.mkdir(parents=True, exist_ok=True)
-    draft = result.folder / f"result.{os.getpid()}.part"
-    draft.write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, result.folder / "result.json")
+    replace_text(result.folder / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
 
 
 def read_result(folder: Path) -> Result:

@@ -28,8 +28,8 @@ from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.hardware import pick_device
 from ditlab.interop import save_autoencoder
 from ditlab.pictures import contact_sheet
-from ditlab.pipeline import to_pil
-from ditlab.training.log import RunLog, replace_text
+from ditlab.pipeline import replace_text, to_pil
+from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
 from ditlab.training.trainer import interruption
 

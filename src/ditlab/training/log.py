@@ -1,7 +1,6 @@
 """What a run says while it works: one live line on the screen, one JSON line in `metrics.jsonl` now and then."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ditlab.pipeline import replace_text
 
 
 class RunLog:
@@ -80,13 +81,6 @@ def _forget_after(path: Path, seen: int) -> None:
     kept = [line for line in lines if (values := _parse(line)) is not None and values["images"] <= seen]
     if len(kept) != len(lines):
         replace_text(path, "".join(f"{line}\n" for line in kept))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it, so that a full disk leaves the old one whole."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -22,9 +22,8 @@ from ditlab.backbones import Backbone
 from ditlab.backbones.lora import merged, trained_tensors
 from ditlab.config import Recipe, parse_recipe, read_toml, to_tables, to_toml
 from ditlab.errors import InputError
-from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, newest_checkpoint, read_weights
+from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, newest_checkpoint, read_weights, replace_text
 from ditlab.training.ema import EMA
-from ditlab.training.log import replace_text
 
 # A run may be resumed with other values of these.
 AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training goes on
