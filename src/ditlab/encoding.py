@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ditlab.autoencoders import Latent
@@ -30,6 +29,7 @@ from ditlab.data.cache import (
 )
 from ditlab.errors import InputError, lookup
 from ditlab.interop.autoencoders import fingerprint, save_autoencoder
+from ditlab.sampling import progress_bar
 from ditlab.types import Batch
 
 AHEAD = 2  # batches that are read in advance
@@ -126,12 +126,11 @@ def _encode_shards(
     console: Console,
     batch_size: int,
 ) -> Work:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     places = [range(n * description.shard, min(description.pictures, (n + 1) * description.shard)) for n in numbers]
     work, started = Work(), time.monotonic()
     device = next(autoencoder.parameters()).device
     kind = DTYPES[description.dtype]
-    with ThreadPoolExecutor(1) as reader, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with ThreadPoolExecutor(1) as reader, progress_bar(console) as bar:
         task = bar.add_task("encoding", total=sum(map(len, places)))
         chunks = [(n, part) for n, place in zip(numbers, places, strict=True) for part in _parts(place, batch_size)]
         moments: list[Tensor] = []

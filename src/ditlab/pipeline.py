@@ -343,11 +343,16 @@ def replace_text(path: Path, text: str) -> None:
 
 def state_hash(net: torch.nn.Module) -> str:
     """The first 16 digits of the SHA-256 of all weights, by name."""
-    digest = hashlib.sha256()
+    return weights_digest(net).hexdigest()[:16]
+
+
+def weights_digest(net: torch.nn.Module, begin: bytes = b"") -> "hashlib._Hash":
+    """SHA-256 of these bytes and all weights, by name."""
+    digest = hashlib.sha256(begin)
     for name, value in sorted(net.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return digest
 
 
 def hub_library() -> Any:

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
@@ -14,7 +14,8 @@ from rich.table import Table
 
 from ditlab.config import Evaluation
 from ditlab.errors import InputError
-from ditlab.evaluation.protocol import Result, evaluate, home_of
+from ditlab.evaluation.protocol import evaluate, home_of
+from ditlab.pipeline import replace_text
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,6 @@ def sweep(
     repeats: int = 3,
     out: Path | None = None,
     name: str = "sweep",
-    run: Callable[..., Result | None] = evaluate,
 ) -> Sweep:
     """Evaluate every combination with several seeds; what is done is not repeated.
 
@@ -102,14 +102,13 @@ def sweep(
         repeats: seeds of each, from the common one on.
         out: folder; inside the model's if None.
         name: begins the names of files and folders.
-        run: `evaluate`.
 
     Raises:
         InputError: no values, or settings that cannot be used.
     """
     axes = {key: list(dict.fromkeys(values)) for key, values in axes.items() if values}
     if not axes or repeats < 1:
-        raise InputError("nothing to sweep; give values, such as --guidance 1 --guidance 1.5, and 1 or more repeats")
+        raise InputError("nothing to sweep; give values, such as --try-guidance 1 1.5, and 1 or more repeats")
     pyplot = plotting()  # before hours of work
     home = out or home_of(source)
     points = []
@@ -119,7 +118,7 @@ def sweep(
         console.print(f"{number} of {len(combinations)}: {chosen}", highlight=False, markup=False)
         results = []
         for seed in range(settings.seed, settings.seed + repeats):
-            result = run(
+            result = evaluate(
                 source, replace(settings, **chosen, seed=seed, expect=None, within=None), console, out=home, name=name
             )
             assert result is not None
@@ -128,7 +127,7 @@ def sweep(
         means = {key: fmean(result.metrics[key] for result in results) for key in results[0].metrics}
         points.append(Point(chosen, [result.metrics[metric] for result in results], means))
     done = Sweep(metric, points, home / f"{name}.png")
-    (home / f"{name}.json").write_text(json.dumps(done.as_json(), indent=2) + "\n", encoding="utf-8")
+    replace_text(home / f"{name}.json", json.dumps(done.as_json(), indent=2) + "\n")
     plot(done, axes, pyplot)
     return done
 

@@ -4,7 +4,6 @@ A folder says its constants itself. A single file does not: 0.18215 is what DiT'
 with, SDXL's wants 0.13025, so `scale=` and `shift=` are there for others.
 """
 
-import hashlib
 import inspect
 import json
 import re
@@ -19,7 +18,7 @@ from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.errors import InputError
 from ditlab.interop.files import fetch, pick_weights, read_file, read_json
-from ditlab.pipeline import AUTOENCODER, CONFIG, fit, load_folder, newest_checkpoint, read_weights
+from ditlab.pipeline import AUTOENCODER, CONFIG, fit, load_folder, newest_checkpoint, read_weights, weights_digest
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASS = "AutoencoderKL"
@@ -209,11 +208,8 @@ def fold(tensors: dict[str, Tensor], shift: Any, scale: Any) -> dict[str, Tensor
 def fingerprint(autoencoder: Autoencoder) -> str:
     """Hash of an autoencoder's weights and constants: equal for equal latents, wherever they were read from."""
     shift, scale = (torch.as_tensor(autoencoder.config.get(name, 0.0)).tolist() for name in ("shift", "scale"))
-    digest = hashlib.sha256(f"{autoencoder.config['kind']} {rounded(shift)} {rounded(scale)}".encode())
-    for name, value in sorted(autoencoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    constants = f"{autoencoder.config['kind']} {rounded(shift)} {rounded(scale)}"
+    return weights_digest(autoencoder, constants.encode()).hexdigest()
 
 
 def rounded(constant: float | list[float]) -> str:
