@@ -10,9 +10,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "ditlab"
 LAYERS = [
     {"errors", "__init__"},
-    {"types", "config", "hardware"},
+    {"types", "config", "files", "hardware"},
     {"backbones", "diffusion", "autoencoders"},
-    {"samplers"},
+    {"samplers", "speed"},
     {"model_card", "pictures"},
     {"pipeline", "data"},
     {"interop", "sampling"},

@@ -107,7 +107,7 @@ class Diffusion:
     """Scale of the logit-normal."""
     stratified: bool = True
     """Spread the times evenly over the quantiles within each batch."""
-    weight: Literal["one", "min-snr"] = "one"
+    weight: Literal["one", "min-snr", "velocity"] = "one"
     """Weight of the loss over time."""
     learn_variance: bool = False
     """Learn the reverse variance too (improved DDPM; needs process ddpm)."""

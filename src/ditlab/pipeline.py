@@ -6,11 +6,11 @@
 A saved model is a folder with `model.safetensors` (the weights) and `config.json` (everything else).
 """
 
+import copy
 import hashlib
 import inspect
 import json
 import operator
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +36,10 @@ from ditlab.diffusion.process import PROCESSES
 from ditlab.errors import InputError, lookup, nearest
 from ditlab.model_card import model_card
 from ditlab.samplers import SAMPLERS, image_noise, time_grid
+from ditlab.speed.compilation import is_compiled
+from ditlab.speed.modulation import tabulated
+from ditlab.speed.precision import PRECISIONS, quick_precision
+from ditlab.speed.reuse import Reuse
 from ditlab.types import Denoise, Step
 
 WEIGHTS, AUTOENCODER, CONFIG = "model.safetensors", "autoencoder.safetensors", "config.json"
@@ -135,6 +139,7 @@ class Pipeline:
         grid: str | None = None,
         eta: float | None = None,
         preset: str | None = None,
+        reuse: int | None = None,
     ) -> Iterator[Step]:
         """Sample one batch and yield every `Step`: step.i, step.t, step.x (B, C, H, W) and step.x0.
 
@@ -151,6 +156,7 @@ class Pipeline:
             grid: a name in `ditlab.samplers.GRIDS`.
             eta: noise of DDIM, from 0 (none) to 1.
             preset: a name in `ditlab.pipeline.PRESETS`, whose settings apply where none is given here.
+            reuse: compute the network's inner part at every so many calls only, see `ditlab.speed.reuse`.
 
         Omitted settings are those that the model was saved with.
 
@@ -167,7 +173,7 @@ class Pipeline:
                 "grid": grid,
             }
             settings = lookup(PRESETS, preset, "preset") | {k: v for k, v in given.items() if v is not None}
-            return self.steps(labels, seeds=seeds, guide=guide, eta=eta, **settings)
+            return self.steps(labels, seeds=seeds, guide=guide, eta=eta, reuse=reuse, **settings)
         default = self.defaults
         names, seeds = pair_up(labels, seeds)
         y = self.labels(names).to(self.net.device)
@@ -185,13 +191,47 @@ class Pipeline:
             if guidance_scale not in (None, 1.0):
                 raise InputError(f"guidance {scale} on an unconditional model; leave it out or give a guide model")
             scale = 1.0
-        drawing = self.fused()
-        denoise = drawing._guided(y, scale, interval, guidance_channels, guide and guide.fused())
+        drawing = self._at(times, y)
+        again = None if reuse is None else Reuse(reuse)
+        if again is not None:
+            drawing = replace(drawing, net=again.on(drawing.net))
+        denoise = drawing._guided(y, scale, interval, guidance_channels, guide and guide._at(times, y))
+        if again is not None:
+            denoise = again.timed(denoise)
         noise = image_noise(seeds)
         x = noise(torch.empty(len(seeds), self.net.channels, *self.net.size, device=self.net.device))
         # The spread that x_t has for data of unit variance; exactly 1 on variance-preserving processes, as in DiT.
         spread = float(torch.hypot(process.alpha(times[0]), process.sigma(times[0])))
         return drawing._inference(run(denoise, process, x * spread, times, noise))
+
+    def prepared(self, precision: str = "auto") -> "Pipeline":
+        """This pipeline for drawing on this machine: its network merged, and cast once.
+
+        Args:
+            precision: "float32", "bfloat16", or "auto" for the one in which matrix products of this network's width
+                are quicker here, which is timed once for each machine. Pictures are float32 outside the network.
+
+        Raises:
+            InputError: another precision.
+        """
+        if precision == "auto":
+            precision = quick_precision(self.net)
+        elif precision not in PRECISIONS:
+            raise InputError(f'unknown precision "{precision}"; choose from: auto, {", ".join(PRECISIONS)}')
+        dtype = getattr(torch, precision)
+        drawing = self.fused()
+        if dtype is drawing.net.dtype:
+            return drawing
+        return replace(drawing, net=copy.deepcopy(drawing.net).to(dtype))
+
+    def _at(self, times: Tensor, y: Tensor) -> "Pipeline":
+        """This pipeline made ready for these times and labels alone."""
+        drawing = self.fused()
+        if is_compiled(drawing.net):  # whose blocks have their modulations compiled in
+            return drawing
+        labels = torch.cat([y, drawing.net.null(y)])
+        clock = self.objective.process.clock(times).float()
+        return replace(drawing, net=tabulated(drawing.net, clock, labels))
 
     def _guided(
         self, y: Tensor, scale: float, interval: tuple[float, float], channels: int | None, guide: "Pipeline | None"
@@ -332,13 +372,6 @@ class Pipeline:
             "classes": self.classes,
             **self.config,
         }
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it: whole or not at all, also for those who read meanwhile."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def state_hash(net: torch.nn.Module) -> str:

@@ -16,8 +16,9 @@ from ditlab.autoencoders import Absent
 from ditlab.data.base import Dataset
 from ditlab.data.samples import Draft
 from ditlab.errors import InputError
+from ditlab.files import replace_text
 from ditlab.pictures import contact_sheet, save_animation
-from ditlab.pipeline import PRESETS, Label, Pipeline, replace_text, to_pil
+from ditlab.pipeline import PRESETS, Label, Pipeline, to_pil
 from ditlab.types import Batch, Step
 
 

@@ -83,7 +83,7 @@ def test_weights_are_drawn_as_published():
     assert net(*inputs(net)).abs().amax() > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"final_conv": False}, {"learn_variance": True}, {"classes": 0}, {"depth": 1}])
+@pytest.mark.parametrize("options", [{}, {"final_conv": False}, {"learn_variance": True}, {"classes": 0}, {"depth": 3}])
 def test_time_label_and_every_weight_matter(options):
     net = perturbed(create("U-ViT", **TINY | options))
     x, t, y = inputs(net, 4)
@@ -147,6 +147,7 @@ def test_adding_the_variance_half_leaves_the_other_as_it_was():
     ("options", "words"),
     [
         ({"depth": 4}, "depth 4; give an odd one"),
+        ({"depth": 1}, "depth 1; give an odd one from 3"),
         ({"depth": 0}, "depth 0"),
         ({"size": 9}, "size 9x9 is not divisible by patch 2"),
         ({"heads": 3}, "width 32 must be divisible by heads 3"),

@@ -18,10 +18,10 @@ from ditlab.autoencoders import Pixel
 from ditlab.config import parse_recipe
 from ditlab.data import open_dataset
 from ditlab.errors import InputError
+from ditlab.speed.precision import faster_dtype
 from ditlab.training import train
 from ditlab.training.ema import EMA
 from ditlab.training.optim import learning_rate, make_optimizer
-from ditlab.training.precision import faster_dtype
 from ditlab.training.trainer import LossOf, build
 
 QUIET = Console(quiet=True)

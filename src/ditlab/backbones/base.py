@@ -1,7 +1,9 @@
 """What every network is: a function of (x, t, y) with a size, a class count and its own "no condition"."""
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from itertools import chain
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +76,24 @@ class Backbone(nn.Module, ABC):
     def fused(self) -> "Backbone":
         """An independent network that computes the same with fewer weights; this one where nothing can be merged."""
         return self
+
+    def conditioning(self, t: Tensor, y: Tensor) -> list[Tensor]:
+        """The vectors (B, D) that the modulations of this network read, of different widths; none where it has none."""
+        return []
+
+    @property
+    def repeated(self) -> list[nn.Module]:
+        """The blocks that are compiled, one by one; none where the family is not worth the wait."""
+        return []
+
+    def inner(self, x: Tensor, *rest: Any) -> Tensor:
+        """The part that may be left out at some steps (`ditlab.speed.reuse`): all but the first and the last layers."""
+        raise NotImplementedError
+
+    def with_parts(self, parts: dict[nn.Module, nn.Module]) -> Self:
+        """A network with other modules in some places, which shares all other weights with this one."""
+        shared = {id(each): each for each in chain(self.parameters(), self.buffers())}
+        return copy.deepcopy(self, shared | {id(old): new for old, new in parts.items()})
 
     def check_input(self, x: Tensor) -> None:
         """Refuse images of another size than the network was made for."""

@@ -112,6 +112,13 @@ class DiT(Backbone):
     def tokens(self) -> int:
         return self.pos_embed.shape[1] + (2 if self.tokens_join else 0)
 
+    @property
+    def repeated(self) -> list[nn.Module]:
+        return [*self.blocks, self.final_layer]
+
+    def conditioning(self, t: Tensor, y: Tensor) -> list[Tensor]:
+        return [] if self.sequence else [self.condition(self.t_embedder(t), self.y_embedder(y))]
+
     def initialise(self, zero_gates: bool) -> None:
         """Xavier for linears, N(0, 0.02) for the embedders, zero for the head and (adaln-zero) all modulations."""
         for module in self.modules():
@@ -144,11 +151,16 @@ class DiT(Backbone):
         x = self.x_embedder(x.to(self.dtype)) + self.pos_embed      # (B, N, D)   N = h w
         if self.tokens_join:
             x = torch.cat([x, c], dim=1)                            # (B, N + 2, D)
-        for block in self.blocks:
-            x = block(x, c)                                         # (B, N, D)
+        x = self.inner(x, c)                                        # (B, N, D)
         x = self.final_layer(x[:, : h * w], c)                      # (B, N, p p C)
         return unpatchify(x, h, w, self.patch)                      # (B, C, H, W)
         # fmt: on
+
+    def inner(self, x: Tensor, *rest: Any) -> Tensor:
+        """All blocks."""
+        for block in self.blocks:
+            x = block(x, *rest)  # (B, N, D)
+        return x
 
     def condition(self, t: Tensor, y: Tensor) -> Tensor:
         """Time and label (B, D) each, as one vector or as two tokens."""

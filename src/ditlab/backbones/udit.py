@@ -169,6 +169,13 @@ class UDiT(Backbone):
         pixels = self.size[0] * self.size[1]
         return pixels // 4 if self.style.attention == "token" else pixels
 
+    @property
+    def repeated(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, Block)]
+
+    def conditioning(self, t: Tensor, y: Tensor) -> list[Tensor]:
+        return [condition(t, y)[:, 0, 0] for condition in self.conditions]
+
     def initialise(self) -> None:
         """Xavier for linears and convolutions, N(0, 0.02) for the embedders, zero for all modulations and the head."""
         for name, module in self.named_modules():
@@ -188,16 +195,24 @@ class UDiT(Backbone):
         # fmt: off
         c = [condition(t, y) for condition in self.conditions]       # (B, 1, 1, D) for each level
         x = self.x_embedder(x.to(self.dtype).movedim(1, -1))         # (B, H, W, D)
-        skips = []
-        for encoder, each in zip(self.encoders, c[:-1], strict=True):
-            x, skip = encoder(x, each)                               # (B, h / 2, w / 2, 2 D), (B, h, w, D)
-            skips.append(skip)
-        x = self.middle(x, c[-1])                                    # (B, h, w, D)
-        for decoder, each in zip(self.decoders, [*c[-2:0:-1], c[1]], strict=True):
-            x = decoder(x, skips.pop(), each)                        # (B, 2 h, 2 w, D / 2), at last (B, H, W, D)
+        x, skip = self.encoders[0](x, c[0])                          # (B, H / 2, W / 2, 2 D), (B, H, W, D)
+        x = self.inner(x, c[1:])                                     # (B, H / 2, W / 2, 2 D)
+        x = self.decoders[-1](x, skip, c[1])                         # (B, H, W, 2 D)
         x = self.final_layer(self.output(x), c[1])                   # (B, H, W, C)
         return x.movedim(-1, 1).contiguous()                         # (B, C, H, W)
         # fmt: on
+
+    def inner(self, x: Tensor, *rest: Any) -> Tensor:
+        """All levels but the first; the condition of each is given."""
+        (c,) = rest
+        skips: list[Tensor] = []
+        for encoder, each in zip(self.encoders[1:], c[:-1], strict=True):
+            x, skip = encoder(x, each)  # (B, h / 2, w / 2, 2 D), (B, h, w, D)
+            skips.append(skip)
+        x = self.middle(x, c[-1])  # (B, h, w, D)
+        for decoder, each in zip(self.decoders[:-1], c[-2::-1], strict=True):
+            x = decoder(x, skips.pop(), each)  # (B, 2 h, 2 w, D / 2)
+        return x
 
     @torch.no_grad()
     def fused(self) -> "UDiT":

@@ -123,6 +123,10 @@ class UViT(Backbone):
     def tokens(self) -> int:
         return self.pos_embed.shape[1]
 
+    @property
+    def repeated(self) -> list[nn.Module]:
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
     def initialise(self) -> None:
         """Linears and positions truncated N(0, 0.02); labels and convolutions as torch makes them."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -143,16 +147,22 @@ class UViT(Backbone):
         if self.label_emb is not None:
             x = torch.cat([self.label_emb(y)[:, None], x], dim=1)         # (B, h w + 2, D)
         x = x + self.pos_embed                                            # (B, N, D)   N = h w + 1 or 2
-        skips = []
-        for block in self.in_blocks:
-            x = block(x)                                                  # (B, N, D)
-            skips.append(x)
-        x = self.mid_block(x)                                             # (B, N, D)
-        for block in self.out_blocks:
-            x = block(x, skips.pop())                                     # (B, N, D)
+        skip = x = self.in_blocks[0](x)                                   # (B, N, D)
+        x = self.out_blocks[-1](self.inner(x), skip)                      # (B, N, D)
         x = self.decoder_pred(self.norm(x[:, self.extras :]))             # (B, h w, p p C)
         return self.final_layer(unpatchify(x, h, w, self.patch))          # (B, C, H, W)
         # fmt: on
+
+    def inner(self, x: Tensor, *rest: Any) -> Tensor:
+        """All blocks but the first and the last."""
+        skips: list[Tensor] = []
+        for block in self.in_blocks[1:]:
+            x = block(x)  # (B, N, D)
+            skips.append(x)
+        x = self.mid_block(x)
+        for block in self.out_blocks[:-1]:
+            x = block(x, skips.pop())
+        return x
 
 
 class Block(nn.Module):
@@ -177,8 +187,8 @@ def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch
     for what, value in (("depth", depth), ("width", width), ("heads", heads), ("patch", patch)):
         if value < 1:
             raise InputError(f"{what} {value}; give 1 or more")
-    if depth % 2 == 0:
-        raise InputError(f"depth {depth}; give an odd one: a middle block and as many behind it as before it")
+    if depth % 2 == 0 or depth < 3:
+        raise InputError(f"depth {depth}; give an odd one from 3: a middle block and as many behind it as before it")
     if size[0] % patch or size[1] % patch:
         raise InputError(f"size {size[0]}x{size[1]} is not divisible by patch {patch}; choose another size or patch")
     if width % heads or width % 2:

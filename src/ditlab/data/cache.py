@@ -11,7 +11,6 @@ are read at their offset rather than mapped: mapped files count as resident, and
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from ditlab.data.base import Dataset
 from ditlab.errors import InputError
+from ditlab.files import replace_text, replacing
 from ditlab.types import Batch
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
@@ -77,14 +77,11 @@ def write_shard(file: Path, moments: Tensor, labels: Tensor) -> None:
     """
     data = moments.contiguous().view(torch.uint8).flatten(1).numpy()
     checksums = torch.tensor([zlib.crc32(entry) for entry in data], dtype=torch.int64)
-    draft = file.with_suffix(f".{os.getpid()}.part")
     try:
-        save_file({"moments": moments.contiguous(), "labels": labels, "checksums": checksums}, draft)
-        os.replace(draft, file)
+        with replacing(file) as draft:
+            save_file({"moments": moments.contiguous(), "labels": labels, "checksums": checksums}, draft)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {file}: {error}; free some space and run the same command again") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_index(folder: Path, description: Description) -> int:
@@ -102,9 +99,7 @@ def write_index(folder: Path, description: Description) -> int:
         )
     entries = sum(shard["entries"] for shard in shards)
     content = {"format": FORMAT, "entries": entries, **asdict(description), "shards": shards}
-    draft = folder / f".{INDEX}.{os.getpid()}.part"
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, folder / INDEX)
+    replace_text(folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return entries
 
 
@@ -236,6 +231,4 @@ def keep_description(folder: Path, description: Description) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no cache; give another --out")
     (folder / "shards").mkdir(parents=True)
-    draft = folder / f".description.{os.getpid()}.part"
-    draft.write_text(json.dumps(asdict(description), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, file)
+    replace_text(file, json.dumps(asdict(description), indent=1, ensure_ascii=False) + "\n")

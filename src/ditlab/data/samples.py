@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ditlab.data.base import Dataset
 from ditlab.errors import InputError
+from ditlab.files import replacing
 from ditlab.types import Batch
 
 BLOCK = 256  # pictures between two moments at which drawing can be taken up again
@@ -134,14 +135,12 @@ class Draft:
         Raises:
             InputError: a disk that is full; the draft stays.
         """
-        draft = out.with_suffix(f".{os.getpid()}.part")
         try:
-            with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            with replacing(out) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
                 write_array(archive, "arr_0", self.pixels.shape, self.pixels.dtype, iter_blocks(self.pixels))
                 if labels is not None:
                     values = labels.numpy()
                     write_array(archive, "arr_1", values.shape, values.dtype, iter([values]))
-            os.replace(draft, out)
         except OSError as error:
             raise InputError(
                 f"cannot write {out}: {error.strerror}; free some space and give the command again"

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditlab.errors import InputError, lookup
+from ditlab.files import replace_text
 from ditlab.hardware import cache_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
@@ -325,10 +326,7 @@ def _members(shard: Path) -> list[Member]:
     found = _listed(shard)
     if len(found) >= KEPT_FROM:
         with suppress(OSError):  # it is listed again next time
-            listing.parent.mkdir(parents=True, exist_ok=True)
-            draft = listing.with_suffix(f".{os.getpid()}.part")
-            draft.write_text(json.dumps([(name, *place, label) for name, place, label in found]), encoding="utf-8")
-            os.replace(draft, listing)
+            replace_text(listing, json.dumps([(name, *place, label) for name, place, label in found]))
     return found
 
 

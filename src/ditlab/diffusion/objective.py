@@ -38,6 +38,8 @@ TIMES: dict[str, Callable[[Tensor, float, float], Tensor]] = {
 WEIGHTS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "one": None,
     "min-snr": lambda snr: snr.clamp(max=5.0),  # Hang et al. 2023, gamma = 5
+    # The velocity's squared error on the linear path, whatever the target; sigma stops at 0.05 (Li & He 2025).
+    "velocity": lambda snr: (1 + snr.sqrt()).clamp(max=20.0).square(),
 }
 
 

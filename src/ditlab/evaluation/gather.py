@@ -21,6 +21,7 @@ from ditlab.data.samples import BLOCK, shared_array
 from ditlab.errors import InputError
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.statistics import Statistics, Totals
+from ditlab.files import replacing
 from ditlab.sampling import progress_bar, watch
 
 SAVE_EVERY = 30.0  # seconds
@@ -135,16 +136,11 @@ class Journal:
             return
         if isinstance(rows, np.memmap):
             rows.flush()
-        draft = self.file.with_suffix(f".{os.getpid()}.part")
         arrays: dict[str, Any] = {"blocks": self.mine, **self.totals.arrays()}
-        try:
-            with draft.open("wb") as opened:
-                np.savez(opened, **arrays)
-                opened.flush()
-                os.fsync(opened.fileno())
-            os.replace(draft, self.file)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(self.file) as draft, draft.open("wb") as opened:
+            np.savez(opened, **arrays)
+            opened.flush()
+            os.fsync(opened.fileno())
         self.saved = time.monotonic()
 
     def read(self, folder: Path) -> tuple[Totals, NDArray[np.int64]]:

@@ -20,10 +20,11 @@ from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit, gather
 from ditlab.evaluation.metrics import METRICS, Metric
 from ditlab.evaluation.reference import Reference, identity, make_reference, open_pictures, read_reference
+from ditlab.files import replace_text
 from ditlab.hardware import describe, pick_device
 from ditlab.interop import load
 from ditlab.pictures import contact_sheet
-from ditlab.pipeline import CONFIG, Pipeline, replace_text, to_pil
+from ditlab.pipeline import CONFIG, Pipeline, to_pil
 from ditlab.sampling import Samples
 
 PROTOCOL_COUNT = 50_000  # what the field's published distances are of

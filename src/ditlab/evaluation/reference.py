@@ -6,7 +6,6 @@ statistics, some of the features instead of pictures, and a line of JSON that sa
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from ditlab.evaluation.features import Features
 from ditlab.evaluation.gather import gather
 from ditlab.evaluation.moments import Gaussian
 from ditlab.evaluation.statistics import Statistics
+from ditlab.files import replacing
 from ditlab.interop import load_autoencoder
 from ditlab.types import Batch
 
@@ -47,14 +47,8 @@ class Reference:
             arrays |= {"mu_s": found.spatial.mean, "sigma_s": found.spatial.covariance}
         if found.kept is not None:
             arrays["features"] = found.kept
-        draft = file.with_suffix(f".{os.getpid()}.part")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as opened:
-                np.savez(opened, ditlab=np.array(json.dumps(self.about)), **arrays)
-            os.replace(draft, file)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(file) as draft, draft.open("wb") as opened:
+            np.savez(opened, ditlab=np.array(json.dumps(self.about)), **arrays)
 
 
 class Decoded(Dataset):

@@ -15,7 +15,7 @@ from rich.table import Table
 from ditlab.config import Evaluation
 from ditlab.errors import InputError
 from ditlab.evaluation.protocol import evaluate, home_of
-from ditlab.pipeline import replace_text
+from ditlab.files import replace_text
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ each channel.
 """
 
 import json
-import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -25,10 +24,11 @@ from ditlab.config import AutoencoderTraining, Optim
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.errors import InputError
 from ditlab.evaluation.reconstruction import psnr, ssim
+from ditlab.files import replace_text, replacing
 from ditlab.hardware import pick_device
 from ditlab.interop import save_autoencoder
 from ditlab.pictures import contact_sheet
-from ditlab.pipeline import replace_text, to_pil
+from ditlab.pipeline import to_pil
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
 from ditlab.training.trainer import interruption
@@ -211,13 +211,11 @@ def save(state: State, out: Path) -> None:
     """
     if not all(bool(p.isfinite().all()) for p in state.autoencoder.parameters()):
         raise InputError(f"the weights are no longer finite after {state.seen:,} images; lower --lr")
-    draft = out / f".{STATE}.part"
     content = {"net": state.autoencoder.state_dict(), "optimizer": state.optimizer.state_dict()}
     try:
-        torch.save(content | {"seen": state.seen, "seconds": state.seconds}, draft)
-        os.replace(draft, out / STATE)
+        with replacing(out / STATE) as draft:
+            torch.save(content | {"seen": state.seen, "seconds": state.seconds}, draft)
     except (OSError, RuntimeError) as error:
-        draft.unlink(missing_ok=True)
         message = " ".join(str(error).split())
         raise InputError(f"cannot write {out / STATE}: {message}; free some space and run the command again") from error
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ditlab.pipeline import replace_text
+from ditlab.files import replace_text
 
 
 class RunLog:

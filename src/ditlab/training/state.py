@@ -22,7 +22,8 @@ from ditlab.backbones import Backbone
 from ditlab.backbones.lora import merged, trained_tensors
 from ditlab.config import Recipe, parse_recipe, read_toml, to_tables, to_toml
 from ditlab.errors import InputError
-from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, newest_checkpoint, read_weights, replace_text
+from ditlab.files import replace_text
+from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, newest_checkpoint, read_weights
 from ditlab.training.ema import EMA
 
 # A run may be resumed with other values of these.

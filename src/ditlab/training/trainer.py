@@ -30,10 +30,10 @@ from ditlab.interop import load, load_autoencoder
 from ditlab.interop.autoencoders import fingerprint
 from ditlab.pictures import contact_sheet
 from ditlab.pipeline import Pipeline, make_objective, newest_checkpoint
+from ditlab.speed.precision import faster_dtype
 from ditlab.training.ema import EMA
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate, make_optimizer
-from ditlab.training.precision import faster_dtype
 from ditlab.training.state import Run, TrainState
 from ditlab.training.transfer import report, transfer
 from ditlab.types import Batch

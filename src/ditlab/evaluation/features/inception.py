@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from ditlab.errors import InputError
 from ditlab.evaluation.features.base import Extracted, Features
+from ditlab.files import replacing
 from ditlab.hardware import cache_folder
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -266,30 +266,25 @@ def find(weights: str) -> Path:
 
 def download(target: Path) -> None:
     """Fetch the published weights; the file appears once it is whole."""
-    draft = target.with_suffix(f".{os.getpid()}.part")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     digest, console = hashlib.sha256(), Console(stderr=True)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urlopen(ADDRESS, timeout=30) as source,
-            draft.open("wb") as file,
-            Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        ):
-            length = int(source.headers.get("Content-Length") or 0)
-            task = progress.add_task("fetching the Inception weights", total=length or None)
-            while part := source.read(1 << 20):
-                file.write(part)
-                digest.update(part)
-                progress.advance(task, len(part))
-        if not digest.hexdigest().startswith(FILE[-12:-4]):
-            raise InputError(f"{ADDRESS} did not come whole; try again, or {REMEDY}")
-        os.replace(draft, target)
+        with replacing(target) as draft:
+            with (
+                urlopen(ADDRESS, timeout=30) as source,
+                draft.open("wb") as file,
+                Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+            ):
+                length = int(source.headers.get("Content-Length") or 0)
+                task = progress.add_task("fetching the Inception weights", total=length or None)
+                while part := source.read(1 << 20):
+                    file.write(part)
+                    digest.update(part)
+                    progress.advance(task, len(part))
+            if not digest.hexdigest().startswith(FILE[-12:-4]):
+                raise InputError(f"{ADDRESS} did not come whole; try again, or {REMEDY}")
     except (OSError, HTTPException) as error:
         raise InputError(f"{target} cannot be fetched ({error}); on another machine {REMEDY}") from None
-    finally:
-        with suppress(OSError):
-            draft.unlink()
 
 
 def read(path: Path) -> Any:

@@ -1,6 +1,5 @@
 """Small classifiers as feature networks: trained once from a fixed seed, kept in the user's cache."""
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ditlab.errors import InputError
 from ditlab.evaluation.features.base import Extracted, Features
+from ditlab.files import replacing
 from ditlab.hardware import cache_folder
 from ditlab.pipeline import state_hash
 
@@ -64,10 +64,8 @@ def kept(name: str, net: Reader, train: Callable[[Reader], None]) -> Reader:
     with torch.enable_grad(), torch.inference_mode(False):
         train(net)
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{os.getpid()}.part")
-        save_file(net.state_dict(), draft)
-        os.replace(draft, file)
+        with replacing(file) as draft:
+            save_file(net.state_dict(), draft)
     except (OSError, SafetensorError):
         pass  # it is trained again next time
     return net.eval()

@@ -1,0 +1,1 @@
+"""What makes a network quick on the machine at hand: precision, compiled blocks, modulations ahead, features reused."""

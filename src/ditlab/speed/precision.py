@@ -1,0 +1,84 @@
+"""Which precision is truly faster here: measured, never assumed.
+
+bfloat16 is several times faster with the right instructions and hundreds of times slower without them, and for
+small networks the casts of autocast cost more than they save. So whole training steps are timed, and on a CPU first a
+small matrix product, so that the hopeless case costs nothing.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from ditlab.backbones import Backbone
+from ditlab.files import replace_text
+from ditlab.hardware import cache_folder, describe
+
+PRECISIONS = ("float32", "bfloat16")  # float16 is not among them: CPUs compute it in a reference kernel, if at all
+ROUNDS = 3
+
+
+def faster_dtype(step: Callable[[torch.dtype], None], device: torch.device, width: int) -> torch.dtype:
+    """float32 or bfloat16, whichever runs `step` faster.
+
+    Args:
+        step: runs one training step in the given autocast precision.
+        device: where the network is.
+        width: inner dimension of the network's matrix products.
+    """
+    if device.type == "mps":
+        return torch.float32
+    if device.type == "cpu":  # without the instructions a whole step in bfloat16 could take minutes
+        a, b = torch.randn(256, width), torch.randn(width, 4 * width)
+        if _faster(lambda dtype: torch.mm(a.to(dtype), b.to(dtype)), device) is torch.float32:
+            return torch.float32
+    return _faster(step, device)
+
+
+def quick_precision(net: Backbone) -> str:
+    """The precision in which matrix products of this network's width are quicker: "float32" or "bfloat16".
+
+    Timed once for each machine, PyTorch and width, and kept in the user's cache. A CPU must gain half, for that is what
+    casts and everything between the products may cost.
+    """
+    if net.device.type == "mps":
+        return "float32"
+    width = int(net.config["width"])
+    machine = describe(str(net.device))
+    key = " ".join(map(str, (machine["device"], machine["processor"], machine["cores"], torch.__version__, width)))
+    kept = cache_folder() / "precision.json"
+    try:
+        known: dict[str, str] = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if known.get(key) not in PRECISIONS:
+        a, b = (torch.randn(*shape, device=net.device) for shape in ((512, width), (width, 4 * width)))
+        copies = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+        times = _times(lambda dtype: torch.mm(*copies[dtype]), net.device)
+        margin = 1.5 if net.device.type == "cpu" else 1.0
+        known[key] = "bfloat16" if times[torch.bfloat16] * margin < times[torch.float32] else "float32"
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(kept, json.dumps(known, indent=2) + "\n")
+        except OSError:  # a cache that cannot be written costs the timing again, no more
+            pass
+    return known[key]
+
+
+def _times(work: Callable[[torch.dtype], object], device: torch.device) -> dict[torch.dtype, float]:
+    times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(ROUNDS + 1):  # the first round warms up
+        for dtype, taken in times.items():
+            start = time.perf_counter()
+            work(dtype)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken.append(time.perf_counter() - start)
+    return {dtype: median(taken[1:]) for dtype, taken in times.items()}
+
+
+def _faster(work: Callable[[torch.dtype], object], device: torch.device) -> torch.dtype:
+    times = _times(work, device)
+    return min(times, key=lambda dtype: times[dtype])
