@@ -166,6 +166,10 @@ def sample(
     grid: str | None = None,
     eta: float | None = None,
     preset: str | None = None,
+    quality: Literal["draft", "normal", "best", "reference"] | None = None,
+    reuse: Whole | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    compile: Literal["auto", "always", "never"] = "auto",
     weights: Literal["ema", "model"] = "ema",
     autoencoder: str | None = None,
     heads: Whole | None = None,
@@ -208,6 +212,15 @@ def sample(
         Noise of ddim, 0 to 1.
     preset
         dit-published: the protocol of DiT's published figures; other options win over it.
+    quality
+        Sampler, steps and grid by what they are for: draft, normal, best or reference; other options win over it.
+    reuse
+        Compute the inner part of the network at every so many steps only; for long schedules.
+    precision
+        Of the network. auto takes the quicker one, bfloat16 where this machine has fast products in it; with --npz it
+        is float32.
+    compile
+        Compile the network's blocks; auto does if the work is so long that it pays.
     weights
         The average of the weights, or the raw ones of a training checkpoint.
     autoencoder
@@ -237,8 +250,10 @@ def sample(
         Print one JSON object.
     """
     from ditlab.interop import load
-    from ditlab.sampling import draw, draw_file
+    from ditlab.sampling import draw, draw_file, ready
 
+    if preset and quality:
+        raise InputError(f"--preset {preset} and --quality {quality} name the same settings; give one of them")
     if not npz:
         claim_folder(out, overwrite)
     elif labels or trajectory:
@@ -256,8 +271,15 @@ def sample(
         "guidance_channels": guidance_channels,
         "grid": grid,
         "eta": eta,
-        "preset": preset,
+        "preset": preset or quality,
+        "reuse": reuse,
     }
+    total = count if npz else len(parse_seeds(seeds)) * (len(labels or ()) or pipe.net.classes or 1)
+    if npz and precision == "auto":
+        precision = "float32"  # what others shall score does not depend on the machine
+    pipe = ready(
+        pipe, screen, precision=precision, compile=compile, count=total, batch_size=batch_size, options=options
+    )
     if npz:
         rank, world = process_place()
         first = parse_seeds(seeds)[0]

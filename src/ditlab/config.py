@@ -187,6 +187,8 @@ class Train:
     """Decides initial weights, order, noise and times."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times one step in each and keeps the faster."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Compile the network's blocks; auto does if the run is so long that it pays."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     log_every: Whole = 12_800

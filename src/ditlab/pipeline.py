@@ -32,7 +32,7 @@ from ditlab.backbones.lora import plain
 from ditlab.config import Diffusion, Sample
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.process import PROCESSES
+from ditlab.diffusion.process import DDPM, PROCESSES
 from ditlab.errors import InputError, lookup, nearest
 from ditlab.model_card import model_card
 from ditlab.samplers import SAMPLERS, image_noise, time_grid
@@ -45,6 +45,26 @@ from ditlab.types import Denoise, Step
 WEIGHTS, AUTOENCODER, CONFIG = "model.safetensors", "autoencoder.safetensors", "config.json"
 ADAPTER = "adapter.safetensors"  # low-rank updates that were kept apart from their source
 
+# Settings by name, for models on a path (flow matching and the like) and on a chain of discrete steps (DDPM). Guidance
+# and its interval are the model's own. What each costs and loses: docs/benchmarks.md.
+QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
+    "draft": {
+        "path": {"sampler": "ab4", "num_inference_steps": 5, "grid": "uniform"},
+        "chain": {"sampler": "dpmpp", "num_inference_steps": 8, "grid": "uniform"},
+    },
+    "normal": {
+        "path": {"sampler": "ab4", "num_inference_steps": 10, "grid": "uniform"},
+        "chain": {"sampler": "dpmpp", "num_inference_steps": 16, "grid": "uniform"},
+    },
+    "best": {
+        "path": {"sampler": "ab4", "num_inference_steps": 24, "grid": "uniform"},
+        "chain": {"sampler": "dpmpp", "num_inference_steps": 50, "grid": "uniform"},
+    },
+    "reference": {
+        "path": {"sampler": "heun", "num_inference_steps": 125, "grid": "uniform"},
+        "chain": {"sampler": "ddpm", "num_inference_steps": 250, "grid": "uniform"},
+    },
+}
 PRESETS: dict[str, dict[str, Any]] = {
     # The protocol behind DiT-XL/2's published FID of 2.27 (Peebles & Xie 2023): 250 respaced ancestral steps with the
     # learned variance, no clipping, guidance on three of four channels.
@@ -155,7 +175,8 @@ class Pipeline:
             guide: a weaker model of the same task, for autoguidance.
             grid: a name in `ditlab.samplers.GRIDS`.
             eta: noise of DDIM, from 0 (none) to 1.
-            preset: a name in `ditlab.pipeline.PRESETS`, whose settings apply where none is given here.
+            preset: "draft", "normal", "best" or "reference", or a name in `ditlab.pipeline.PRESETS`: its settings apply
+                where none is given here.
             reuse: compute the network's inner part at every so many calls only, see `ditlab.speed.reuse`.
 
         Omitted settings are those that the model was saved with.
@@ -172,7 +193,7 @@ class Pipeline:
                 "guidance_channels": guidance_channels,
                 "grid": grid,
             }
-            settings = lookup(PRESETS, preset, "preset") | {k: v for k, v in given.items() if v is not None}
+            settings = self.preset(preset) | {k: v for k, v in given.items() if v is not None}
             return self.steps(labels, seeds=seeds, guide=guide, eta=eta, reuse=reuse, **settings)
         default = self.defaults
         names, seeds = pair_up(labels, seeds)
@@ -223,6 +244,21 @@ class Pipeline:
         if dtype is drawing.net.dtype:
             return drawing
         return replace(drawing, net=copy.deepcopy(drawing.net).to(dtype))
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """The settings behind a name, for this model.
+
+        Raises:
+            InputError: an unknown name.
+        """
+        kind = "chain" if isinstance(self.objective.process, DDPM) else "path"
+        return lookup({key: value[kind] for key, value in QUALITIES.items()} | PRESETS, name, "preset")
+
+    def step_count(self, options: dict[str, Any]) -> int:
+        """Steps of the sampler under these options of `steps`."""
+        preset = self.preset(options["preset"]) if options.get("preset") else {}
+        count = options.get("num_inference_steps") or preset.get("num_inference_steps") or self.defaults.steps
+        return int(count)
 
     def _at(self, times: Tensor, y: Tensor) -> "Pipeline":
         """This pipeline made ready for these times and labels alone."""

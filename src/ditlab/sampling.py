@@ -18,7 +18,8 @@ from ditlab.data.samples import Draft
 from ditlab.errors import InputError
 from ditlab.files import replace_text
 from ditlab.pictures import contact_sheet, save_animation
-from ditlab.pipeline import PRESETS, Label, Pipeline, to_pil
+from ditlab.pipeline import Label, Pipeline, to_pil
+from ditlab.speed.compilation import compile_blocks, pays
 from ditlab.types import Batch, Step
 
 
@@ -33,6 +34,52 @@ class Drawn:
     trajectory: Path | None
 
 
+def ready(
+    pipe: Pipeline,
+    console: Console,
+    *,
+    precision: str,
+    compile: str,
+    count: int,
+    batch_size: int,
+    options: dict[str, Any],
+) -> Pipeline:
+    """A pipeline made quick for drawing so many pictures on this machine.
+
+    Args:
+        pipe: the model.
+        console: where it is told what was done.
+        precision: as in `Pipeline.prepared`.
+        compile: "always", "never", or "auto": if the work is so long that compiling shortens it.
+        count, batch_size, options: what will be drawn, and how.
+    """
+    pipe = pipe.prepared(precision)
+    net, batch = pipe.net.eval(), min(batch_size, count)
+    x = torch.zeros(batch, net.channels, *net.size, device=net.device)
+    t, y = torch.full((batch,), 0.5, device=net.device), net.null(torch.zeros(batch, device=net.device).long())
+
+    @torch.no_grad()
+    def call() -> None:
+        net(x, t, y).mean().item()  # which waits for the device
+
+    calls = pipe.step_count(options) * count / batch
+    wanted = compile == "always" and bool(net.repeated)
+    if compile == "auto" and calls >= FEW:
+        call()
+        start = time.perf_counter()
+        call()
+        wanted = pays(net, net.dtype, calls * (time.perf_counter() - start))
+    if wanted:
+        console.print(f"compiling {len(net.repeated)} blocks", highlight=False)
+        seconds = compile_blocks(net, call, dynamic=True)
+        told = "which failed here; going on without" if seconds is None else f"which took {seconds:.0f} s"
+        console.print(told, highlight=False)
+    return pipe
+
+
+FEW = 50  # network calls, for which nothing is worth the wait
+
+
 def draw_batches(
     pipe: Pipeline,
     labels: Sequence[Label],
@@ -44,8 +91,7 @@ def draw_batches(
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Draw picture i of labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU."""
-    preset = PRESETS.get(options.get("preset") or "", {})
-    steps = options.get("num_inference_steps") or preset.get("num_inference_steps") or pipe.defaults.steps
+    steps = pipe.step_count(options)
     with progress_bar(console) as progress:
         task = progress.add_task("drawing", total=len(seeds))
 
@@ -109,7 +155,7 @@ class Samples(Dataset):
     @property
     def steps(self) -> int:
         """Sampler steps of each picture."""
-        return self.options.get("num_inference_steps") or self.pipe.defaults.steps
+        return self.pipe.step_count(self.options)
 
     def fetch(self, indices: Tensor) -> Batch:
         labels = self.labels[indices]

@@ -41,6 +41,7 @@ class TrainState:
     seen: int = 0
     seconds: float = 0.0
     precision: str = ""
+    compiled: bool | None = None
 
     def is_finite(self) -> bool:
         """Whether every weight is a number: a ruined network must not replace a good checkpoint."""
@@ -121,6 +122,7 @@ class Run:
                     "seen": state.seen,
                     "seconds": state.seconds,
                     "precision": state.precision,
+                    "compiled": state.compiled,
                 },
                 draft / "state.pt",
             )
@@ -150,6 +152,7 @@ class Run:
             state.optimizer.load_state_dict(saved["optimizer"])
             state.ema.updates = saved["ema_updates"]
             state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
+            state.compiled = saved.get("compiled", False)  # runs of before were not
         except Exception as error:  # a damaged pickle can raise almost anything
             raise InputError(
                 f"{folder / 'state.pt'} is missing or damaged ({type(error).__name__}); "

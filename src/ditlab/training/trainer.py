@@ -30,6 +30,7 @@ from ditlab.interop import load, load_autoencoder
 from ditlab.interop.autoencoders import fingerprint
 from ditlab.pictures import contact_sheet
 from ditlab.pipeline import Pipeline, make_objective, newest_checkpoint
+from ditlab.speed.compilation import compile_blocks, pays
 from ditlab.speed.precision import faster_dtype
 from ditlab.training.ema import EMA
 from ditlab.training.log import RunLog
@@ -38,6 +39,7 @@ from ditlab.training.state import Run, TrainState
 from ditlab.training.transfer import report, transfer
 from ditlab.types import Batch
 
+FEW = 500  # steps, for which compiling is not worth the wait
 COUNTS = ("images", "batch", "log_every", "preview_every", "save_every", "keep")
 
 
@@ -102,6 +104,8 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         auto = settings.precision == "auto"
         state.precision = probe(loss_of, dataset, settings.batch) if auto else settings.precision
     console.print(f"training {net.config['name']} on {device} in {state.precision}", markup=False)
+    if settings.compile != "never":
+        make_quick(loss_of, state, dataset, recipe, console)
     loop(recipe, run, state, pipe, loss_of, dataset, console)
     if dataset.skipped:
         console.print(f"{len(dataset.skipped)} pictures could not be read: {out}/skipped.csv", markup=False)
@@ -252,6 +256,30 @@ def probe(loss_of: LossOf, dataset: Dataset, batch: int) -> str:
 
     dtype = faster_dtype(step, net.device, int(net.config["width"]))
     return str(dtype).removeprefix("torch.")
+
+
+def make_quick(loss_of: LossOf, state: TrainState, dataset: Dataset, recipe: Recipe, console: Console) -> None:
+    """Compile the network where that shortens what is left; a run that was compiled once stays so, bit for bit."""
+    settings, net, dtype = recipe.train, loss_of.net, getattr(torch, state.precision)
+    some = dataset.fetch(torch.arange(settings.batch) % len(dataset))
+
+    def step() -> None:
+        loss_of(some, 0, dtype).backward()  # type: ignore[no-untyped-call]
+        net.zero_grad()
+
+    if state.compiled is None:
+        state.compiled = settings.compile == "always" and bool(net.repeated)
+        left = (settings.images - state.seen) / settings.batch
+        if settings.compile == "auto" and left >= FEW:
+            step()
+            start = time.perf_counter()
+            step()
+            state.compiled = pays(net, dtype, left * (time.perf_counter() - start))
+    if state.compiled:
+        console.print(f"compiling {len(net.repeated)} blocks", highlight=False)
+        seconds = compile_blocks(net, step, dynamic=False)
+        told = "which failed here; going on without" if seconds is None else f"which took {seconds:.0f} s"
+        console.print(told, highlight=False)
 
 
 def preview(pipe: Pipeline, dataset: Dataset) -> Image.Image:

@@ -1,0 +1,83 @@
+import shutil
+
+import pytest
+import torch
+from helpers import relative, tiny_pipeline
+from rich.console import Console
+
+from ditlab.config import parse_recipe
+from ditlab.sampling import ready
+from ditlab.speed import compilation
+from ditlab.speed.compilation import compile_blocks, is_compiled, pays
+from ditlab.training import train
+
+OPTIONS = {"seeds": [0, 1, 2], "num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
+QUIET = Console(quiet=True)
+
+
+def broken(*args, **options):
+    raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found")
+
+
+def test_work_that_is_short_is_not_compiled():
+    net = tiny_pipeline().net
+    assert not pays(net, torch.float32, 60)
+    assert pays(net, torch.float32, 3600)
+    assert pays(net, torch.bfloat16, 300)
+
+
+def test_a_compiler_that_fails_leaves_the_network_as_it_was(monkeypatch):
+    pipe = tiny_pipeline()
+    expected = pipe([0, 1, 2], **OPTIONS).images
+    calls = []
+
+    def work():
+        calls.append(is_compiled(pipe.net))
+        if is_compiled(pipe.net):
+            broken()
+
+    assert compile_blocks(pipe.net, work, dynamic=True) is None
+    assert calls == [True, False]
+    assert torch.equal(pipe([0, 1, 2], **OPTIONS).images, expected)
+
+
+def test_a_fault_of_the_work_itself_is_not_hidden():
+    with pytest.raises(RuntimeError, match="no working"):
+        compile_blocks(tiny_pipeline().net, broken, dynamic=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+def test_compiled_blocks_draw_the_same_at_any_batch_size():
+    pipe = tiny_pipeline()
+    expected = pipe([0, 1, 2], **OPTIONS).images
+    told = {"count": 3, "batch_size": 2, "options": {}, "precision": "float32"}
+    quick = ready(pipe, QUIET, compile="always", **told)
+    assert is_compiled(quick.net)
+    assert relative(quick([0, 1, 2], batch_size=2, **OPTIONS).images, expected) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+def test_a_compiled_run_resumes_exactly(tmp_path):
+    def run(folder, images):
+        settings = {"images": images, "batch": 16, "compile": "always", "save_every": 32, "precision": "float32"}
+        model = {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2}
+        recipe = parse_recipe({"model": model, "data": {"source": "digits"}, "train": settings}, source="test")
+        return train(recipe, folder, console=QUIET).net.state_dict()
+
+    whole = run(tmp_path / "whole", 64)
+    run(tmp_path / "parts", 32)
+    parts = run(tmp_path / "parts", 64)
+    assert all(torch.equal(parts[key], value) for key, value in whole.items())
+
+
+def test_auto_compiles_long_work_only(monkeypatch):
+    compiled = []
+    monkeypatch.setattr("ditlab.sampling.compile_blocks", lambda net, work, dynamic: compiled.append(net))
+    told = {"batch_size": 1, "options": {"num_inference_steps": 10}, "precision": "float32", "compile": "auto"}
+    ready(tiny_pipeline(), QUIET, count=10, **told)
+    assert compiled == []
+    monkeypatch.setattr(compilation, "SECONDS", 0.0)
+    ready(tiny_pipeline(), QUIET, count=10, **told)
+    assert len(compiled) == 1
