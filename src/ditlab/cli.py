@@ -313,6 +313,56 @@ def sample(
 
 
 @app.command
+def export(
+    model: str,
+    out: Path,
+    /,
+    *,
+    to: Literal["onnx", "openvino", "torch"],
+    weights: Literal["ema", "model"] = "ema",
+    heads: Whole | None = None,
+    size: str | None = None,
+    autoencoder: str | None = None,
+    json: Json = False,
+) -> None:
+    """Write network and decoder as graphs for other runtimes, with a free batch size, checked against PyTorch.
+
+    Parameters
+    ----------
+    model
+        A model or run folder, a checkpoint of somebody else, or a hub id.
+    out
+        Folder to write; must not exist.
+    to
+        onnx: .onnx files; openvino: .xml and .bin; torch: .pt2 of torch.export.
+    weights
+        The average of the weights, or the raw ones of a training checkpoint.
+    heads
+        Attention heads of a foreign checkpoint whose size was never published.
+    size
+        Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT).
+    autoencoder
+        The autoencoder of a model that came without one: folder, file or hub id.
+    json
+        Print one JSON object.
+    """
+    from ditlab.interop import load
+    from ditlab.interop.export import export
+
+    pipe = load(model, weights=weights, autoencoder=autoencoder, **foreign(heads, size))
+    say_note(pipe.config)
+    errors = export(pipe, out, to)
+    if json:
+        print_json({"folder": out, "errors": errors})
+    else:
+        screen.print(
+            f"network (off by {errors['network']:.1e}) and decoder (by {errors['decoder']:.0f} of 255) are in {out}",
+            highlight=False,
+            markup=False,
+        )
+
+
+@app.command
 def convert(
     source: Path,
     target: Path,

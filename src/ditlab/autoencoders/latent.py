@@ -67,9 +67,13 @@ class Latent(Autoencoder):
         return (z - self._constant("shift", z)) * self._constant("scale", z)
 
     def decode(self, x0: Tensor) -> Tensor:
+        return torch.cat([self.decode_whole(part) for part in slices(x0, self.stride**2)])
+
+    def decode_whole(self, x0: Tensor) -> Tensor:
+        """`decode` with the whole batch in memory."""
         z = x0.to(self._dtype)
         z = z / self._constant("scale", z) + self._constant("shift", z)
-        return torch.cat([to_uint8(self.pictures(part)) for part in slices(z, self.stride**2)])
+        return to_uint8(self.pictures(z))
 
     def check_tile(self, side: int) -> None:
         """Refuse sides of tiles that the stride does not divide."""

@@ -488,7 +488,7 @@ def shuffle(x: Tensor) -> Tensor:
 
 
 def rotations(h: int, w: int, d: int, device: torch.device) -> Tensor:
-    """RoPE2D: unit complex numbers (h, w, 1, d / 2), one for each pair of neighbouring channels.
+    """RoPE2D: cosine and sine (h, w, 1, d / 2, 2), for each pair of neighbouring channels.
 
     In turns, a pair is turned by its column and by its row, at d / 4 frequencies.
     """
@@ -496,13 +496,16 @@ def rotations(h: int, w: int, d: int, device: torch.device) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
     places = torch.stack([columns, rows], dim=-1)[:, :, None, None]  # (h, w, 1, 1, 2)
     angles = (places * frequencies[:, None]).flatten(3)
-    return torch.polar(torch.ones_like(angles), angles)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn each pair of channels of (B, h, w, heads, d) by the angles of its place; at least float32."""
-    pairs = torch.view_as_complex(torch.unflatten(x.to(precise(x.dtype)), -1, (-1, 2)))
-    return torch.view_as_real(pairs * table).flatten(-2)
+    pairs = torch.unflatten(x.to(precise(x.dtype)), -1, (-1, 2))
+    if torch.compiler.is_compiling():  # a compiler fuses this; other runtimes know no complex numbers
+        (a, b), (cosine, sine) = pairs.unbind(-1), table.unbind(-1)
+        return torch.stack([a * cosine - b * sine, a * sine + b * cosine], dim=-1).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2)
 
 
 def unit(x: Tensor) -> Tensor:
