@@ -17,7 +17,7 @@ LAYERS = [
     {"pipeline", "data"},
     {"interop", "sampling"},
     {"evaluation", "encoding"},
-    {"training"},
+    {"training", "bench", "tuning"},
     {"demo"},
     {"cli"},
     {"__main__"},

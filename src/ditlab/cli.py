@@ -313,6 +313,140 @@ def sample(
 
 
 @app.command
+def bench(
+    model: str,
+    /,
+    *,
+    batch: Whole = 8,
+    rounds: Whole = 5,
+    compile: bool = True,
+    training: bool = True,
+    against: Literal["diffusers"] | None = None,
+    cache: Annotated[bool, Parameter(negative="")] = False,
+    size: str = "32",
+    channels: Whole = 4,
+    classes: Whole = 1000,
+    device: str = "auto",
+    json: Json = False,
+) -> None:
+    """Measure what this machine makes of a model: peaks, forward pass, training step, presets, and what limits.
+
+    Parameters
+    ----------
+    model
+        A model or run folder, a checkpoint of somebody else, a hub id, or a name such as DiT-S/2 (random weights).
+    batch
+        Pictures in a network call.
+    rounds
+        Rounds that count; all sides run in turns, and medians are told.
+    compile
+        Measure compiled blocks too.
+    training
+        Measure a training step too.
+    against
+        Compare with this library's form of the same network.
+    cache
+        Instead, draw a few pictures with the model's own settings, and tell at which times --reuse would be safe.
+    size
+        Side, or HEIGHTxWIDTH, of the input of a network given by name.
+    channels
+        Its channels.
+    classes
+        Its classes.
+    device
+        auto, cpu, cuda, mps.
+    json
+        Print one JSON object.
+    """
+    from ditlab import bench as benchmark
+    from ditlab.backbones import names
+    from ditlab.interop import load
+
+    if batch < 1 or rounds < 1:
+        raise InputError(f"batch {batch} and rounds {rounds}; give 1 or more")
+    if model in names():
+        pipe = benchmark.random_model(model, parse_size(size), channels, classes, pick_device(device))
+    else:
+        pipe = load(model, device=pick_device(device))
+    if cache:
+        rows = benchmark.drift(pipe, batch, {})
+        if json:
+            print_json({"drift": rows})
+        else:
+            Console().print(benchmark.drift_table(rows))
+        return
+    found = benchmark.bench(
+        pipe, screen, batch=batch, rounds=rounds, compile=compile, training=training, against=against or ""
+    )
+    if json:
+        print_json(dataclasses.asdict(found))
+        return
+    out = Console()
+    about = found.machine
+    out.print(
+        f"{about['processor']}, {about['cores']} cores, {about['device']}, torch {about['torch']}", highlight=False
+    )
+    peaks = ", ".join(f"{name} {peak:,.0f} GFLOP/s" for name, peak in found.peaks.items())
+    out.print(f"matrix products: {peaks}; copies: {found.bandwidth:.0f} GB/s", highlight=False)
+    for table in benchmark.tables(found):
+        out.print(table)
+    out.print(f"limited by {found.limit}", highlight=False)
+
+
+@app.command
+def tune(
+    model: str,
+    /,
+    *,
+    steps: Annotated[list[Whole], Parameter(consume_multiple=True, negative="")] = [4, 6, 8],  # noqa: B006
+    sampler: str = "ab4",
+    pictures: Whole = 32,
+    out: Path = Path("grids.json"),
+    device: str = "auto",
+    json: Json = False,
+) -> None:
+    """Find the times at which few steps of a sampler come nearest to very many; for `sample --grid FILE`.
+
+    Parameters
+    ----------
+    model
+        A model or run folder, a checkpoint of somebody else, or a hub id; its guidance and interval are used.
+    steps
+        Counts of steps to find times for.
+    sampler
+        ddim, euler, heun, dpmpp, ab2 or ab4.
+    pictures
+        Drawn at each trial.
+    out
+        The file to write.
+    device
+        auto, cpu, cuda, mps.
+    json
+        Print one JSON object.
+    """
+    from ditlab.files import replace_text
+    from ditlab.interop import load
+    from ditlab.tuning import tune
+
+    if out.suffix != ".json":
+        raise InputError(f"--out {out}; give a name that ends in .json")
+    pipe = load(model, device=pick_device(device))
+    found = tune(pipe, steps, sampler, pictures, screen)
+    process = pipe.describe()["objective"]["process"]
+    grids = {str(count): each.times for count, each in found.items()}
+    replace_text(out, grid_file(process, sampler, grids))
+    if json:
+        print_json({"file": out, "found": {count: dataclasses.asdict(each) for count, each in found.items()}})
+        return
+    for count, each in found.items():
+        screen.print(
+            f"{count} steps: off by {each.after:.2%} of the spread; with the uniform grid {each.before:.2%}",
+            highlight=False,
+        )
+    screen.print(f"try: {command()} sample {model} --sampler {sampler} --steps {steps[0]} --grid {out}", markup=False)
+
+
+@app.command
 def export(
     model: str,
     out: Path,
@@ -872,6 +1006,11 @@ def claim_folder(folder: Path, overwrite: bool) -> None:
     home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(home, os.W_OK):
         raise InputError(f"{home} cannot be written to; give another --out")
+
+
+def grid_file(process: dict[str, Any], sampler: str, grids: dict[str, list[float]]) -> str:
+    """The content of a file of time grids (`json` is a word of the command line there)."""
+    return json.dumps({"process": process, "sampler": sampler, "grids": grids}, indent=1) + "\n"
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from ditlab.backbones.lora import plain
 from ditlab.config import Diffusion, Sample
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.process import DDPM, PROCESSES
+from ditlab.diffusion.process import DDPM, PROCESSES, process_name
 from ditlab.errors import InputError, lookup, nearest
 from ditlab.model_card import model_card
 from ditlab.samplers import SAMPLERS, image_noise, time_grid
@@ -156,10 +156,10 @@ class Pipeline:
         guidance_interval: tuple[float, float] | None = None,
         guidance_channels: int | None = None,
         guide: "Pipeline | None" = None,
-        grid: str | None = None,
+        grid: str | Tensor | None = None,
         eta: float | None = None,
         preset: str | None = None,
-        reuse: int | None = None,
+        reuse: int | Reuse | None = None,
     ) -> Iterator[Step]:
         """Sample one batch and yield every `Step`: step.i, step.t, step.x (B, C, H, W) and step.x0.
 
@@ -173,7 +173,8 @@ class Pipeline:
             guidance_interval: times t (0 data, 1 noise) between which guidance acts.
             guidance_channels: guide the first so many channels only; None is all.
             guide: a weaker model of the same task, for autoguidance.
-            grid: a name in `ditlab.samplers.GRIDS`.
+            grid: a name in `ditlab.samplers.GRIDS`, a file that `ditlab tune` wrote, or the falling times themselves
+                (steps + 1,), down to 0.
             eta: noise of DDIM, from 0 (none) to 1.
             preset: "draft", "normal", "best" or "reference", or a name in `ditlab.pipeline.PRESETS`: its settings apply
                 where none is given here.
@@ -202,7 +203,10 @@ class Pipeline:
         interval = guidance_interval or default.interval
         count = default.steps if num_inference_steps is None else num_inference_steps
         process = self.objective.process
-        times = time_grid(grid or default.grid, process, count, self.objective.last_time())
+        if isinstance(grid, Tensor):
+            times = grid.double().cpu()
+        else:
+            times = time_grid(grid or default.grid, process, count, self.objective.last_time())
         run = lookup(SAMPLERS, sampler or default.sampler, "sampler")
         if eta is not None:
             if "eta" not in inspect.signature(run).parameters:
@@ -213,7 +217,7 @@ class Pipeline:
                 raise InputError(f"guidance {scale} on an unconditional model; leave it out or give a guide model")
             scale = 1.0
         drawing = self._at(times, y)
-        again = None if reuse is None else Reuse(reuse)
+        again = Reuse(reuse) if isinstance(reuse, int) else reuse
         if again is not None:
             drawing = replace(drawing, net=again.on(drawing.net))
         denoise = drawing._guided(y, scale, interval, guidance_channels, guide and guide._at(times, y))
@@ -396,9 +400,8 @@ class Pipeline:
 
     def describe(self) -> dict[str, Any]:
         """The content of `config.json`."""
-        name = next(name for name, kind in PROCESSES.items() if type(self.objective.process) is kind)
         objective = asdict(self.objective)
-        process = {"name": name, **asdict(self.objective.process)}  # type: ignore[call-overload]
+        process = {"name": process_name(self.objective.process), **asdict(self.objective.process)}  # type: ignore[call-overload]
         return {
             "format": "ditlab",
             "version": __version__,

@@ -84,7 +84,7 @@ class PatchEmbed(nn.Module):
 
 def unpatchify(x: Tensor, h: int, w: int, patch: int) -> Tensor:
     """Tokens (B, h w, p p C), channels fastest -> picture (B, C, h p, w p)."""
-    x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (h, w))  # (B, h, w, p, p, C)
+    x = torch.unflatten(torch.unflatten(x, 2, (patch, patch, -1)), 1, (h, w))  # (B, h, w, p, p, C)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

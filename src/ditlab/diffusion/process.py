@@ -253,3 +253,8 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "ddpm": DDPM,
     "scaled-linear": ScaledLinear,
 }
+
+
+def process_name(process: Process) -> str:
+    """The name under which `PROCESSES` has a process."""
+    return next(name for name, kind in PROCESSES.items() if type(process) is kind)

@@ -49,12 +49,13 @@ class Decoder(nn.Module):
         self.autoencoder = autoencoder
 
     def forward(self, x0: Tensor) -> Tensor:
-        whole = isinstance(self.autoencoder, Latent)  # a graph cannot part a batch of free size
-        return self.autoencoder.decode_whole(x0) if whole else self.autoencoder.decode(x0)
+        if isinstance(self.autoencoder, Latent):  # a graph cannot part a batch of free size
+            return self.autoencoder.decode_whole(x0)
+        return self.autoencoder.decode(x0)
 
 
 def export(pipe: Pipeline, folder: Path, kind: str) -> dict[str, float]:
-    """Write network and decoder as graphs, and check both against PyTorch at other batch sizes than they were made with.
+    """Write network and decoder as graphs, and check both against PyTorch at batch sizes that they were not made with.
 
     Args:
         pipe: the model; its network is merged as far as its family can be.
@@ -138,12 +139,12 @@ def write_torch(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> Non
 def write_onnx(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
     """An ONNX file; weights above 2 GiB lie in a file beside it."""
     try:
-        import onnxruntime  # noqa: F401
+        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
         raise InputError("ONNX needs its libraries; pip install 'ditlab[onnx]'") from None
-    names = {"input_names": list(inputs), "output_names": ["output"]}
-    program = torch.onnx.export(as_program(module, inputs), dynamo=True, verbose=False, **names)
+    graph = as_program(module, inputs)
+    program = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=list(inputs), output_names=["output"])
     assert program is not None
     program.save(str(path.with_suffix(".onnx")))
 
@@ -160,7 +161,7 @@ def write_openvino(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> 
 def openvino_library() -> Any:
     """openvino, or the line that says how to get it."""
     try:
-        import openvino
+        import openvino  # type: ignore[import-untyped]
     except ImportError:
         raise InputError("OpenVINO is not installed; pip install 'ditlab[openvino]'") from None
     return openvino

@@ -1,12 +1,18 @@
-"""Time grids: which times a sampler visits. For latents a grid even in t beats one even in log-SNR."""
+"""Time grids: which times a sampler visits. For latents a grid even in t beats one even in log-SNR.
 
+A grid is a name, or a file of grids that were found for one process (`ditlab tune` writes such):
+{"process": {"name": "linear"}, "sampler": "ab4", "grids": {"6": [1.0, ..., 0.0], "8": [...]}}
+"""
+
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ditlab.diffusion.process import DDPM, Process
+from ditlab.diffusion.process import DDPM, Process, process_name
 from ditlab.errors import InputError, lookup
 
 
@@ -53,7 +59,33 @@ GRIDS: dict[str, Callable[[Process, int], Tensor]] = {
 
 
 def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -> Tensor:
-    """`steps` + 1 falling times (steps + 1,) that end at 0, none of them noisier than `last_time`."""
+    """`steps` + 1 falling times (steps + 1,) that end at 0, none of them noisier than `last_time`.
+
+    Raises:
+        InputError: an unknown name, or a file that has nothing for this process or count.
+    """
     if steps < 1:
         raise InputError(f"{steps} sampling steps; give 1 or more")
+    if name.endswith(".json"):
+        return read_grid(Path(name), process, steps)
     return lookup(GRIDS, name, "time grid")(process, steps) * last_time
+
+
+def read_grid(file: Path, process: Process, steps: int) -> Tensor:
+    """The tabulated times for a count of steps."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        made_for, grids = content["process"]["name"], content["grids"]
+        times = grids.get(str(steps))
+        grid = None if times is None else torch.tensor(times, dtype=torch.float64)
+    except FileNotFoundError:
+        raise InputError(f"there is no grid file {file}; give another, or the name of a grid") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is not a file of time grids ({error!r}); make one with ditlab tune") from error
+    if made_for != process_name(process):
+        raise InputError(f"{file} was made for the process {made_for}, this model has {process_name(process)}")
+    if grid is None:
+        raise InputError(f"{file} has no grid of {steps} steps; it has {', '.join(grids)}")
+    if len(grid) != steps + 1 or not bool((grid.diff() < 0).all()) or not 0 == grid[-1] < grid[0] <= 1:
+        raise InputError(f"{file}: the grid of {steps} steps is not {steps + 1} falling times from at most 1 to 0")
+    return grid

@@ -74,9 +74,14 @@ class Reuse:
         if not due:
             return x + self.continued()
         out = self.inner(x, *rest)
-        keep = self.order + 1
-        self.values, self.times = [out - x, *self.values][:keep], [self.time, *self.times][:keep]
+        self.keep(out - x)
         return out
+
+    def keep(self, value: Tensor) -> None:
+        """Remember a value; of two at the same time (Heun's second call, and the next step's first) the later."""
+        again = int(bool(self.times) and self.times[0] == self.time)
+        self.values = [value, *self.values[again:]][: self.order + 1]
+        self.times = [self.time, *self.times[again:]][: self.order + 1]
 
     def continued(self) -> Tensor:
         """The polynomial through the kept values (Lagrange's form), at the present time."""

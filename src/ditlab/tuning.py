@@ -1,0 +1,92 @@
+"""Time grids made for one model: the few times at which a sampler comes nearest to what very many would give.
+
+The times are moved one by one as long as pictures of fixed seeds come nearer to those of a fine solution. This needs no
+gradients and no score, only the model; it takes a few hundred short samplings for each count of steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ditlab.errors import InputError
+from ditlab.pipeline import Pipeline
+from ditlab.samplers import time_grid
+
+FINE = 100  # steps of the solution that is taken for exact
+STOCHASTIC = ("ddpm", "sde")
+STARTS = ("uniform", "cosine", "shifted")
+MOVES = (0.4, 0.2, 0.1, 0.05)  # of the distance to the neighbour, one after the other
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A grid, and how far pictures are from the fine solution, relative to its spread."""
+
+    times: list[float]
+    before: float  # with the uniform grid
+    after: float
+
+
+def tune(pipe: Pipeline, steps: list[int], sampler: str, pictures: int, console: Console) -> dict[int, Tuned]:
+    """Find a grid for each count of steps.
+
+    Args:
+        pipe: the model; its guidance and interval are used.
+        steps: counts of steps, each at least 2.
+        sampler: a deterministic one.
+        pictures: drawn at each trial, with the seeds 0 to pictures - 1.
+        console: where progress is shown.
+
+    Raises:
+        InputError: a sampler with noise of its own, or fewer than 2 steps.
+    """
+    if sampler in STOCHASTIC:
+        raise InputError(f"sampler {sampler} draws noise at each step, so no grid can be measured; take ab4 or dpmpp")
+    if min(steps) < 2 or pictures < 1:
+        raise InputError(f"steps {min(steps)} and pictures {pictures}; give 2 or more, and 1 or more")
+    pipe = pipe.fused()
+    fine = final(
+        pipe, sampler, time_grid("uniform", pipe.objective.process, FINE, pipe.objective.last_time()), pictures
+    )
+    trials = {count: len(STARTS) + 2 * (count - 1) * len(MOVES) for count in steps}
+    found = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        for count in steps:
+            task = progress.add_task(f"{count} steps", total=trials[count])
+
+            def error(grid: Tensor, task: TaskID = task) -> float:
+                progress.advance(task)
+                return float((final(pipe, sampler, grid, pictures) - fine).norm() / fine.norm())
+
+            found[count] = descend(pipe, count, error)
+    return found
+
+
+def descend(pipe: Pipeline, count: int, error: Callable[[Tensor], float]) -> Tuned:
+    """From the best of the named grids, one time after another to where the error is less."""
+    process, last = pipe.objective.process, pipe.objective.last_time()
+    grids = {name: time_grid(name, process, count, last) for name in STARTS}
+    errors = {name: error(grid) for name, grid in grids.items()}
+    name = min(errors, key=lambda name: errors[name])
+    grid, least = grids[name], errors[name]
+    for move in MOVES:
+        for i in range(1, count):
+            for neighbour in (i - 1, i + 1):
+                moved = grid.clone()
+                moved[i] = torch.lerp(grid[i], grid[neighbour], move)
+                trial = error(moved)
+                if trial < least:
+                    grid, least = moved, trial
+    return Tuned(grid.tolist(), errors["uniform"], least)
+
+
+def final(pipe: Pipeline, sampler: str, grid: Tensor, pictures: int) -> Tensor:
+    """The pictures, or latents, of the fixed seeds (B, C, H, W)."""
+    labels = [i % pipe.net.classes for i in range(pictures)] if pipe.net.classes else None
+    *_, last = pipe.steps(labels, seeds=range(pictures), sampler=sampler, grid=grid)
+    return last.x
