@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "ditlab"
 LAYERS = [
     {"errors", "__init__"},
-    {"types", "config", "files", "hardware"},
+    {"types", "config", "files", "hardware", "unfilled"},
     {"backbones", "diffusion", "autoencoders"},
     {"samplers", "speed"},
     {"model_card", "pictures"},

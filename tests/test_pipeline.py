@@ -10,6 +10,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError
 from ditlab.samplers import SAMPLERS
+from ditlab.speed.precision import quick_precision
 
 
 @pytest.fixture
@@ -215,3 +216,71 @@ def test_damaged_models_are_errors_not_models(pipe, tmp_path, damage, words):
     with pytest.raises(InputError, match=words) as caught:
         ditlab.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_batches_that_do_not_fit_in_memory_are_halved(pipe, monkeypatch):
+    expected = latents(pipe, [0, 1, 2, 0, 1], seeds=range(5))
+    forward, sizes = type(pipe.net).forward, []
+
+    def small(net, x, t, y):
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
+        return forward(net, x, t, y)
+
+    monkeypatch.setattr(type(pipe.net), "forward", small)
+    with pytest.warns(UserWarning, match="going on with 2 at a time"):
+        found = latents(pipe, [0, 1, 2, 0, 1], seeds=range(5))
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert sizes[0] == 5
+    assert max(sizes[1:]) == 2
+    monkeypatch.setattr(type(pipe.net), "forward", lambda *args: broken())
+    with pytest.raises(InputError, match="not enough memory to draw a single picture"):
+        latents(pipe, [0], seeds=0)
+
+
+def broken():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_presets_of_quality_suit_the_process(pipe):
+    chain = tiny_pipeline(objective=Objective(DDPM(), "eps"))
+    assert pipe.preset("draft")["sampler"] == "ab4"
+    assert chain.preset("draft")["sampler"] == "dpmpp"
+    assert chain.preset("reference") == {"sampler": "ddpm", "num_inference_steps": 250, "grid": "uniform"}
+    drawn = latents_of(pipe, preset="draft")
+    settings = pipe.preset("draft")
+    assert torch.equal(drawn, latents_of(pipe, **settings))
+    assert not torch.equal(drawn, latents_of(pipe, preset="draft", num_inference_steps=7))
+    assert pipe.step_count({"preset": "draft"}) == settings["num_inference_steps"]
+    assert pipe.step_count({"preset": "draft", "num_inference_steps": 7}) == 7
+    with pytest.raises(InputError, match='unknown preset "drat"'):
+        pipe([0], preset="drat")
+
+
+def latents_of(pipe, **options):
+    return pipe([0, 1], seeds=[0, 1], output_type="latent", **options).images
+
+
+def test_a_prepared_pipeline_is_cast_once_and_leaves_the_model_alone(pipe, tmp_path, monkeypatch):
+    half = pipe.prepared("bfloat16")
+    assert half.net.dtype is torch.bfloat16
+    assert pipe.net.dtype is torch.float32
+    assert pipe.prepared("float32").net is pipe.net
+    error = (latents_of(half) - latents_of(pipe)).norm() / latents_of(pipe).norm()
+    assert 0 < error < 0.05
+    with pytest.raises(InputError, match='unknown precision "float16"'):
+        pipe.prepared("float16")
+
+
+@pytest.mark.parametrize(("slow", "expected"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_the_quicker_precision_is_timed_once_for_each_machine(pipe, tmp_path, monkeypatch, slow, expected):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times = {torch.float32: 1.0, torch.bfloat16: 1.0} | {getattr(torch, slow): 3.0}
+    calls = []
+    monkeypatch.setattr("ditlab.speed.precision._times", lambda *args: calls.append(args) or times)
+    assert [quick_precision(pipe.net) for _ in range(3)] == [expected] * 3
+    assert len(calls) == 1
+    (tmp_path / "ditlab" / "precision.json").write_text("torn")
+    assert quick_precision(pipe.net) == expected
+    assert len(calls) == 2

@@ -12,6 +12,7 @@ import inspect
 import json
 import operator
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -41,6 +42,7 @@ from ditlab.speed.modulation import tabulated
 from ditlab.speed.precision import PRECISIONS, quick_precision
 from ditlab.speed.reuse import Reuse
 from ditlab.types import Denoise, Step
+from ditlab.unfilled import Unfilled
 
 WEIGHTS, AUTOENCODER, CONFIG = "model.safetensors", "autoencoder.safetensors", "config.json"
 ADAPTER = "adapter.safetensors"  # low-rank updates that were kept apart from their source
@@ -326,17 +328,7 @@ class Pipeline:
             raise InputError(f'unknown output_type "{output_type}"; choose from: pil, np, pt, latent')
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}; give 1 or more")
-        names, seeds = pair_up(labels, seeds)
-        drawing = self.fused()  # once for all batches; it is its own fused form
-        if options.get("guide") is not None:
-            options["guide"] = options["guide"].fused()
-        latents: list[Tensor] = []
-        for start in range(0, len(seeds), batch_size):
-            part = slice(start, start + batch_size)
-            for step in drawing.steps(names[part], seeds=seeds[part], **options):
-                if callback_on_step_end is not None:
-                    callback_on_step_end(step)
-            latents.append(step.x)
+        latents = list(self.batches(labels, seeds, batch_size, callback_on_step_end, **options))
         if output_type == "latent":
             return Output(torch.cat(latents))
         pixels = torch.cat([self.decode(part) for part in latents])
@@ -344,6 +336,45 @@ class Pipeline:
             return Output(to_pil(pixels))
         floats = pixels.float() / 255
         return Output(floats if output_type == "pt" else floats.permute(0, 2, 3, 1).numpy())
+
+    def batches(
+        self,
+        labels: Label | Sequence[Label],
+        seeds: int | Sequence[int],
+        batch_size: int,
+        callback_on_step_end: Callable[[Step], None] | None = None,
+        **options: Any,
+    ) -> Iterator[Tensor]:
+        """Yield the x0 (B, c, h, w) of each batch; batches that do not fit in memory are halved, with a warning.
+
+        The arguments are those of a call.
+
+        Raises:
+            InputError: memory that is too small for a single picture.
+        """
+        names, seeds = pair_up(labels, seeds)
+        drawing = self.fused()  # once for all batches; it is its own fused form
+        if options.get("guide") is not None:
+            options["guide"] = options["guide"].fused()
+        start = 0
+        while start < len(seeds):
+            part = slice(start, start + batch_size)
+            try:
+                for step in drawing.steps(names[part], seeds=seeds[part], **options):
+                    if callback_on_step_end is not None:
+                        callback_on_step_end(step)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if batch_size == 1:
+                    raise InputError(
+                        "there is not enough memory to draw a single picture; take another device"
+                    ) from error
+                batch_size = max(1, min(batch_size, len(seeds) - start) // 2)
+                warnings.warn(f"memory is too small for the batch; going on with {batch_size} at a time", stacklevel=2)
+                continue
+            yield step.x
+            start += len(step.x)
 
     def fused(self) -> "Pipeline":
         """This pipeline with its network merged for inference, see `Backbone.fused`."""
@@ -413,6 +444,11 @@ class Pipeline:
         }
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; on a CPU only the message tells."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def state_hash(net: torch.nn.Module) -> str:
     """The first 16 digits of the SHA-256 of all weights, by name."""
     return weights_digest(net).hexdigest()[:16]
@@ -467,7 +503,7 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
         size = tuple(backbone.pop("size"))
         objective = read_objective(config.pop("objective"))
         classes = config.pop("classes")
-        with torch.device("meta"):
+        with Unfilled():
             net = create(**backbone, size=size)
             autoencoder = create_autoencoder(**config.pop("autoencoder"))
     except (KeyError, TypeError, AttributeError) as error:

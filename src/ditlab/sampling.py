@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -54,7 +55,7 @@ def ready(
         count, batch_size, options: what will be drawn, and how.
     """
     pipe = pipe.prepared(precision)
-    net, batch = pipe.net.eval(), min(batch_size, count)
+    net, batch = pipe.net.eval(), max(1, min(batch_size, count))
     x = torch.zeros(batch, net.channels, *net.size, device=net.device)
     t, y = torch.full((batch,), 0.5, device=net.device), net.null(torch.zeros(batch, device=net.device).long())
 
@@ -88,9 +89,22 @@ def draw_batches(
     *,
     batch_size: int,
     options: dict[str, Any],
-    on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Draw picture i of labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU."""
+    return torch.cat([*drawn_batches(pipe, labels, seeds, console, batch_size=batch_size, options=options)])
+
+
+def drawn_batches(
+    pipe: Pipeline,
+    labels: Sequence[Label],
+    seeds: Sequence[int],
+    console: Console,
+    *,
+    batch_size: int,
+    options: dict[str, Any],
+    on_step: Callable[[Step], None] | None = None,
+) -> Iterator[Tensor]:
+    """The same, batch by batch as they are drawn."""
     steps = pipe.step_count(options)
     with progress_bar(console) as progress:
         task = progress.add_task("drawing", total=len(seeds))
@@ -100,10 +114,8 @@ def draw_batches(
             if on_step is not None:
                 on_step(step)
 
-        drawn = pipe(
-            labels, seeds=seeds, batch_size=batch_size, output_type="latent", callback_on_step_end=show, **options
-        )
-        return torch.cat([pipe.decode(part) for part in drawn.images.split(batch_size)])
+        for x0 in pipe.batches(labels, seeds, batch_size, show, **options):
+            yield pipe.decode(x0)
 
 
 Labels = Literal["balanced", "random"]
@@ -291,7 +303,9 @@ def draw(
     def keep(step: Step) -> None:
         frames.setdefault(step.i, []).append(pipe.decode(step.x))
 
-    pixels = draw_batches(
+    stems = [file_stem(pipe, label) for label in rows]
+    files = [out / f"{stem}-seed{seed}.png" for stem in stems for seed in seeds]
+    batches = drawn_batches(
         pipe,
         every_label,
         list(seeds) * len(rows),
@@ -300,12 +314,18 @@ def draw(
         options=options,
         on_step=keep if trajectory else None,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    images = to_pil(pixels)
-    stems = [file_stem(pipe, label) for label in rows]
-    files = [out / f"{stem}-seed{seed}.png" for stem in stems for seed in seeds]
-    for image, file in zip(images, files, strict=True):
-        image.save(file)
+    parts: list[Tensor] = []
+    written = 0
+    with ThreadPoolExecutor(1) as writer:  # compresses while the next batch is drawn
+        saving: list[Future[None]] = []
+        for part in batches:
+            out.mkdir(parents=True, exist_ok=True)
+            saving.append(writer.submit(save_all, part, files[written : written + len(part)]))
+            written += len(part)
+            parts.append(part)
+        for each in saving:
+            each.result()
+    pixels = torch.cat(parts)
 
     def sheet(pixels: Tensor) -> Any:
         pictures = to_pil(pixels)
@@ -317,7 +337,13 @@ def draw(
     if trajectory:
         animation = out / "trajectory.gif"
         save_animation([sheet(torch.cat(moment)) for moment in frames.values()], animation)
-    return Drawn(len(images), time.monotonic() - started, grid, files, animation)
+    return Drawn(len(pixels), time.monotonic() - started, grid, files, animation)
+
+
+def save_all(pixels: Tensor, files: Sequence[Path]) -> None:
+    """A PNG for each picture."""
+    for image, file in zip(to_pil(pixels), files, strict=True):
+        image.save(file)
 
 
 def row_name(pipe: Pipeline, label: Label) -> str:

@@ -19,6 +19,7 @@ from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.errors import InputError
 from ditlab.interop.files import fetch, pick_weights, read_file, read_json
 from ditlab.pipeline import AUTOENCODER, CONFIG, fit, load_folder, newest_checkpoint, read_weights, weights_digest
+from ditlab.unfilled import Unfilled
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASS = "AutoencoderKL"
@@ -83,7 +84,7 @@ def _from_file(path: Path, given: dict[str, float]) -> KL:
 
 
 def _build(architecture: dict[str, Any], constants: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> KL:
-    with torch.device("meta"):
+    with Unfilled():
         autoencoder = KL(architecture, **constants)
     tensors = {f"net.{rename(key)}": as_matrix(rename(key), value.float()) for key, value in tensors.items()}
     autoencoder.load_state_dict(fit(tensors, autoencoder.state_dict(), str(source)), assign=True)
@@ -138,7 +139,7 @@ def _from_ldm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_own(folder: Path, config: dict[str, Any]) -> Autoencoder:
     try:
-        with torch.device("meta"):
+        with Unfilled():
             autoencoder = create_autoencoder(**{key: value for key, value in config.items() if key != "format"})
     except TypeError as error:
         raise InputError(f"{folder / CONFIG} is not a complete autoencoder ({error}); save it again") from error

@@ -6,7 +6,6 @@ turned round at this border: time by the clock of the process, the sign in the w
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder, Pixel
@@ -14,6 +13,7 @@ from ditlab.backbones import BACKBONES, create, name_of
 from ditlab.diffusion.process import Linear
 from ditlab.errors import InputError
 from ditlab.pipeline import Pipeline, fit, read_objective
+from ditlab.unfilled import Unfilled
 
 SIT_CLOCK = {"clock_rate": -1.0, "clock_start": 1.0}  # its network is fed 1 - t, unscaled
 SIDE = 32  # latents of 256x256 pictures
@@ -73,7 +73,7 @@ def from_official(
         settings["learn_variance"] = False
         turned = {"process": {"name": "linear", **SIT_CLOCK}, "target": "velocity", "learn_variance": False}
         description |= turned
-    with torch.device("meta"):
+    with Unfilled():
         net = create(name_of(kind, settings), **settings)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
     return Pipeline(net.eval(), read_objective(description), autoencoder_of(settings["channels"]), config=config)
