@@ -3,9 +3,9 @@
     python benchmarks/samplers.py RUN digits|glyphs OUT [SEEDS] [COUNT]
 
 Each way draws the same COUNT pictures (balanced labels) for each seed and is scored by the Frechet distance of the data
-set's own features; scores are kept in OUT/scores.jsonl, so that a run that was stopped goes on. Then all ways draw a batch
-in turns, for times that can be compared, and OUT/samplers.png and OUT/samplers.json are written. The baseline is what
-the field's scripts do: 250 ancestral steps with guidance, the plain network in float32, both halves at every step.
+set's own features; scores are kept in OUT/scores.jsonl, so that a run that was stopped goes on. Then all ways draw a
+batch in turns, for times that can be compared, and OUT/samplers.png and OUT/samplers.json are written. The baseline is
+what the field's scripts do: 250 ancestral steps with guidance, the plain network in float32, both halves at every step.
 """
 
 import json
