@@ -6,11 +6,13 @@ import torch
 from helpers import tiny_pipeline
 
 import ditlab
+from ditlab.backbones import create
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError
 from ditlab.samplers import SAMPLERS
 from ditlab.speed.precision import quick_precision
+from ditlab.unfilled import Unfilled
 
 
 @pytest.fixture
@@ -284,3 +286,17 @@ def test_the_quicker_precision_is_timed_once_for_each_machine(pipe, tmp_path, mo
     (tmp_path / "ditlab" / "precision.json").write_text("torn")
     assert quick_precision(pipe.net) == expected
     assert len(calls) == 2
+
+
+def test_networks_for_files_draw_nothing_and_change_no_chance(monkeypatch):
+    dirty = [torch.full((1000,), float("nan")) for _ in range(200)]  # memory that is likely to be handed out next
+    del dirty
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    for name in ("DiT-S/4", "U-ViT-S/2", "U-DiT-S", "Skip-DiT-S/4"):
+        with Unfilled():
+            net = create(name, size=8)
+        assert net.dtype is torch.float32
+        assert next(net.parameters()).device.type == "cpu"
+    assert torch.equal(torch.rand(1), expected)

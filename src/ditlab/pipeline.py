@@ -326,8 +326,6 @@ class Pipeline:
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f'unknown output_type "{output_type}"; choose from: pil, np, pt, latent')
-        if batch_size < 1:
-            raise InputError(f"batch size {batch_size}; give 1 or more")
         latents = list(self.batches(labels, seeds, batch_size, callback_on_step_end, **options))
         if output_type == "latent":
             return Output(torch.cat(latents))
@@ -350,8 +348,10 @@ class Pipeline:
         The arguments are those of a call.
 
         Raises:
-            InputError: memory that is too small for a single picture.
+            InputError: a batch size below 1, or memory that is too small for a single picture.
         """
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size}; give 1 or more")
         names, seeds = pair_up(labels, seeds)
         drawing = self.fused()  # once for all batches; it is its own fused form
         if options.get("guide") is not None:
@@ -366,11 +366,10 @@ class Pipeline:
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                if batch_size == 1:
-                    raise InputError(
-                        "there is not enough memory to draw a single picture; take another device"
-                    ) from error
-                batch_size = max(1, min(batch_size, len(seeds) - start) // 2)
+                batch_size = min(batch_size, len(seeds) - start) // 2
+                if batch_size == 0:
+                    line = "there is not enough memory to draw a single picture; take another device"
+                    raise InputError(line) from error
                 warnings.warn(f"memory is too small for the batch; going on with {batch_size} at a time", stacklevel=2)
                 continue
             yield step.x

@@ -174,7 +174,13 @@ def start(out, *options):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
-    process = start(tmp_path / "run", "--train.images=1e9", "--train.save_every=1e9", "--train.preview_every=1e9")
+    process = start(
+        tmp_path / "run",
+        "--train.images=1e9",
+        "--train.compile=never",
+        "--train.save_every=1e9",
+        "--train.preview_every=1e9",
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     for _ in range(600):
         if metrics.exists() and metrics.read_text().count("\n") >= 3:

@@ -5,6 +5,8 @@ one matrix product per layer serves every step; the loop only looks rows up. In 
 the blocks' weights, which would otherwise be read again at each step.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +65,6 @@ def tabulated(net: Backbone, clock: Tensor, labels: Tensor) -> Backbone:
 
 
 def last_linear(modulation: nn.Module) -> nn.Linear:
-    """The layer behind the activation."""
+    """The layer behind the activation; it may be in the wrap of low-rank updates, which has its sizes too."""
     *_, layer = modulation.children()
-    assert isinstance(layer, nn.Linear)
-    return layer
+    return cast(nn.Linear, layer)

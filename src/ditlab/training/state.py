@@ -28,7 +28,7 @@ from ditlab.training.ema import EMA
 
 # A run may be resumed with other values of these.
 AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training goes on
-FREE = {"images", "log_every", "preview_every", "save_every", "keep", "device", "max_skipped"}
+FREE = {"images", "compile", "log_every", "preview_every", "save_every", "keep", "device", "max_skipped"}
 
 
 @dataclass
