@@ -25,7 +25,7 @@ from ditlab.evaluation.glyphs import score_glyphs
 from ditlab.hardware import keep_freed_memory
 from ditlab.pipeline import Pipeline
 from ditlab.speed.modulation import tabulated
-from ditlab.tuning import tune
+from ditlab.tuning import tune, write_grids
 
 SCORES = {"digits": score_digits, "glyphs": score_glyphs}
 BASELINE = "ddpm 250, plain"
@@ -64,9 +64,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "grids.json"
     if not file.exists():
-        grids = {str(steps): found.times for steps, found in tune(pipe, TUNED, "ab4", 40, console).items()}
-        content = {"process": pipe.describe()["objective"]["process"], "sampler": "ab4", "grids": grids}
-        file.write_text(json.dumps(content, indent=1) + "\n")
+        write_grids(file, pipe, "ab4", tune(pipe, TUNED, "ab4", 40, console))
     options = ways(file)
     kept = out / "scores.jsonl"
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []

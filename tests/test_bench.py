@@ -8,9 +8,10 @@ from rich.console import Console
 
 from ditlab import bench as benchmark
 from ditlab.backbones import create
-from ditlab.bench import as_diffusers, drift, interleaved, network_calls
+from ditlab.bench import as_diffusers, drift, network_calls
 from ditlab.errors import InputError
 from ditlab.pipeline import QUALITIES
+from ditlab.speed.timing import interleaved
 
 QUIET = Console(quiet=True)
 

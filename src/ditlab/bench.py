@@ -5,10 +5,8 @@ plain eager PyTorch in float32, nothing merged, nothing worked out beforehand.
 """
 
 import copy
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, cast
 
 import torch
@@ -29,9 +27,8 @@ from ditlab.samplers import SAMPLERS, time_grid
 from ditlab.speed.compilation import compile_blocks
 from ditlab.speed.modulation import tabulated
 from ditlab.speed.reuse import Reuse
+from ditlab.speed.timing import Work, interleaved, waiter
 from ditlab.types import Prediction
-
-Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,6 @@ class Bench:
     presets: dict[str, dict[str, float]]  # seconds of a guided picture, network calls
     limit: str
 
-    def fastest(self) -> str:
-        """The quickest way forward."""
-        return min(self.forward, key=lambda name: self.forward[name].seconds)
-
 
 def random_model(name: str, size: tuple[int, int], channels: int, classes: int, device: torch.device) -> Pipeline:
     """A network by name, on DiT's chain; its weights are random, and none is zero, so that outputs can be compared."""
@@ -72,30 +65,6 @@ def random_model(name: str, size: tuple[int, int], channels: int, classes: int, 
             parameter.add_(0.02 * torch.randn_like(parameter))
     objective = Objective(PROCESSES["ddpm"](), "eps", learn_variance=True)
     return Pipeline(net.to(device).eval(), objective, config={"sample": {"guidance": 1.5}})
-
-
-def interleaved(
-    sides: dict[str, Work],
-    rounds: int,
-    wait: Work = lambda: None,
-    pick: Callable[[list[float]], float] = median,
-) -> dict[str, float]:
-    """Median seconds of each side, all run in turns; a first round warms up.
-
-    Args:
-        sides: what is compared.
-        rounds: that count.
-        wait: returns when the device is done.
-        pick: what to take of the rounds; `min` for what the machine can do at best.
-    """
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds + 1):
-        for name, work in sides.items():
-            start = time.perf_counter()
-            work()
-            wait()
-            times[name].append(time.perf_counter() - start)
-    return {name: pick(taken[1:]) for name, taken in times.items()}
 
 
 def bench(
@@ -124,7 +93,7 @@ def bench(
     """
     net = pipe.net.eval()
     device = net.device
-    wait: Work = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = waiter(device)
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     with console.status("matrix products"):
         peaks, bandwidth = machine_peaks(device, rounds, wait)
@@ -137,14 +106,14 @@ def bench(
     with torch.no_grad(), console.status("forward pass"):
         expected = sides["baseline"]()
         errors = {name: float((work() - expected).norm() / expected.norm()) for name, work in sides.items()}
-        seconds = interleaved(dict(sides), rounds, wait)
+        seconds = interleaved(sides, rounds, wait)
     forward = compared(seconds, errors, 2 * batch * gmacs)
     steps = {}
     if training:
         with console.status("training step"):
             steps = training_times(net, given, dtypes, compile, rounds, wait, 6 * batch * gmacs)
     calls = {name: network_calls(pipe, name) for name in QUALITIES}
-    best = min(side.seconds for name, side in forward.items() if name != "diffusers")
+    best = forward[quickest(forward)].seconds
     presets = {name: {"calls": float(count), "seconds": count * best / batch} for name, count in calls.items()}
     limit = limited_by(net, forward, peaks, bandwidth, 2 * batch * gmacs)
     return Bench(describe(str(device)), batch, gmacs, peaks, bandwidth, forward, steps, presets, limit)
@@ -302,9 +271,14 @@ def network_calls(pipe: Pipeline, quality: str) -> int:
     return calls
 
 
+def quickest(forward: dict[str, Side]) -> str:
+    """The quickest of our own ways."""
+    return min((name for name in forward if name != "diffusers"), key=lambda name: forward[name].seconds)
+
+
 def limited_by(net: Backbone, forward: dict[str, Side], peaks: dict[str, float], bandwidth: float, gflop: float) -> str:
     """What the quickest forward pass waits for: its products, the reading of its weights, or neither."""
-    name = min((name for name in forward if name != "diffusers"), key=lambda name: forward[name].seconds)
+    name = quickest(forward)
     precision = "bfloat16" if name.startswith("bfloat16") else "float32"
     weights = sum(p.numel() for p in net.parameters()) * (2 if precision == "bfloat16" else 4) / 1e9
     shares = {

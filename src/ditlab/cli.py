@@ -274,7 +274,8 @@ def sample(
         "preset": preset or quality,
         "reuse": reuse,
     }
-    total = count if npz else len(parse_seeds(seeds)) * (len(labels or ()) or pipe.net.classes or 1)
+    numbers = parse_seeds(seeds)
+    total = count if npz else len(numbers) * (len(labels or ()) or pipe.net.classes or 1)
     if npz and precision == "auto":
         precision = "float32"  # what others shall score does not depend on the machine
     pipe = ready(
@@ -282,7 +283,7 @@ def sample(
     )
     if npz:
         rank, world = process_place()
-        first = parse_seeds(seeds)[0]
+        first = numbers[0]
         told = {"count": count, "labels": draw_labels, "seed": first, "overwrite": overwrite}
         written = draw_file(pipe, out, screen, batch_size=batch_size, options=options, rank=rank, world=world, **told)
         if written is None:
@@ -295,7 +296,7 @@ def sample(
     drawn = draw(
         pipe,
         labels,
-        parse_seeds(seeds),
+        numbers,
         out,
         screen,
         batch_size=batch_size,
@@ -424,17 +425,14 @@ def tune(
     json
         Print one JSON object.
     """
-    from ditlab.files import replace_text
     from ditlab.interop import load
-    from ditlab.tuning import tune
+    from ditlab.tuning import tune, write_grids
 
     if out.suffix != ".json":
         raise InputError(f"--out {out}; give a name that ends in .json")
     pipe = load(model, device=pick_device(device))
     found = tune(pipe, steps, sampler, pictures, screen)
-    process = pipe.describe()["objective"]["process"]
-    grids = {str(count): each.times for count, each in found.items()}
-    replace_text(out, grid_file(process, sampler, grids))
+    write_grids(out, pipe, sampler, found)
     if json:
         print_json({"file": out, "found": {count: dataclasses.asdict(each) for count, each in found.items()}})
         return
@@ -1006,11 +1004,6 @@ def claim_folder(folder: Path, overwrite: bool) -> None:
     home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(home, os.W_OK):
         raise InputError(f"{home} cannot be written to; give another --out")
-
-
-def grid_file(process: dict[str, Any], sampler: str, grids: dict[str, list[float]]) -> str:
-    """The content of a file of time grids (`json` is a word of the command line there)."""
-    return json.dumps({"process": process, "sampler": sampler, "grids": grids}, indent=1) + "\n"
 
 
 def print_json(values: dict[str, Any]) -> None:

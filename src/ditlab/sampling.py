@@ -20,7 +20,7 @@ from ditlab.errors import InputError
 from ditlab.files import replace_text
 from ditlab.pictures import contact_sheet, save_animation
 from ditlab.pipeline import Label, Pipeline, to_pil
-from ditlab.speed.compilation import compile_blocks, pays
+from ditlab.speed.compilation import compile_and_tell, wanted
 from ditlab.types import Batch, Step
 
 
@@ -64,17 +64,8 @@ def ready(
         net(x, t, y).mean().item()  # which waits for the device
 
     calls = pipe.step_count(options) * count / batch
-    wanted = compile == "always" and bool(net.repeated)
-    if compile == "auto" and calls >= FEW:
-        call()
-        start = time.perf_counter()
-        call()
-        wanted = pays(net, net.dtype, calls * (time.perf_counter() - start))
-    if wanted:
-        console.print(f"compiling {len(net.repeated)} blocks", highlight=False)
-        seconds = compile_blocks(net, call, dynamic=True)
-        told = "which failed here; going on without" if seconds is None else f"which took {seconds:.0f} s"
-        console.print(told, highlight=False)
+    if wanted(net, net.dtype, compile, call, calls, FEW):
+        compile_and_tell(net, call, console, dynamic=True)
     return pipe
 
 

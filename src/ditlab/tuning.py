@@ -4,17 +4,21 @@ The times are moved one by one as long as pictures of fixed seeds come nearer to
 gradients and no score, only the model; it takes a few hundred short samplings for each count of steps.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from torch import Tensor
 
 from ditlab.errors import InputError
+from ditlab.files import replace_text
 from ditlab.pipeline import Pipeline
 from ditlab.samplers import time_grid
+from ditlab.sampling import progress_bar
 
 FINE = 100  # steps of the solution that is taken for exact
 STOCHASTIC = ("ddpm", "sde")
@@ -54,8 +58,7 @@ def tune(pipe: Pipeline, steps: list[int], sampler: str, pictures: int, console:
     )
     trials = {count: len(STARTS) + 2 * (count - 1) * len(MOVES) for count in steps}
     found = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         for count in steps:
             task = progress.add_task(f"{count} steps", total=trials[count])
 
@@ -65,6 +68,13 @@ def tune(pipe: Pipeline, steps: list[int], sampler: str, pictures: int, console:
 
             found[count] = descend(pipe, count, error)
     return found
+
+
+def write_grids(file: Path, pipe: Pipeline, sampler: str, found: dict[int, Tuned]) -> None:
+    """The file that `ditlab.samplers.time_grid` reads."""
+    grids = {str(count): each.times for count, each in found.items()}
+    content = {"process": pipe.describe()["objective"]["process"], "sampler": sampler, "grids": grids}
+    replace_text(file, json.dumps(content, indent=1) + "\n")
 
 
 def descend(pipe: Pipeline, count: int, error: Callable[[Tensor], float]) -> Tuned:

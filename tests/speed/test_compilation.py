@@ -74,7 +74,7 @@ def test_a_compiled_run_resumes_exactly(tmp_path):
 
 def test_auto_compiles_long_work_only(monkeypatch):
     compiled = []
-    monkeypatch.setattr("ditlab.sampling.compile_blocks", lambda net, work, dynamic: compiled.append(net))
+    monkeypatch.setattr(compilation, "compile_blocks", lambda net, work, dynamic: compiled.append(net))
     told = {"batch_size": 1, "options": {"num_inference_steps": 10}, "precision": "float32", "compile": "auto"}
     ready(tiny_pipeline(), QUIET, count=10, **told)
     assert compiled == []

@@ -142,9 +142,7 @@ class DiT(Backbone):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Images (B, C, H, W), clock (B,) in 0..999 for DiT, labels (B,) -> (B, out_channels, H, W)."""
-        if x.shape[1:] != (self.channels, *self.size):
-            expected = "x".join(map(str, (self.channels, *self.size)))
-            raise InputError(f"input of {'x'.join(map(str, x.shape[1:]))} for a network made for {expected}")
+        self.check_input(x)
         h, w = self.size[0] // self.patch, self.size[1] // self.patch
         # fmt: off
         c = self.condition(self.t_embedder(t), self.y_embedder(y))  # (B, D) or (B, 2, D)

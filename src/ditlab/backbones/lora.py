@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ditlab.backbones import Backbone, create
 from ditlab.errors import InputError
+from ditlab.unfilled import Unfilled
 
 
 def peft_library() -> Any:
@@ -58,7 +59,7 @@ def merged(net: Backbone) -> Backbone:
     state = net.state_dict()
     if not any(".lora_A." in key for key in state):
         return net
-    with torch.device("meta"):
+    with Unfilled():
         again = create(**net.config)
     again.load_state_dict(plain(state), assign=True)
     return again.train(net.training).requires_grad_(False)

@@ -19,6 +19,7 @@ from ditlab.backbones.base import Backbone
 from ditlab.backbones.depthwise import depthwise_conv
 from ditlab.backbones.layers import LabelEmbedder, Mlp, TimestepEmbedder, norm
 from ditlab.errors import InputError, lookup
+from ditlab.unfilled import Unfilled
 
 
 class Size(NamedTuple):
@@ -404,7 +405,7 @@ class Chain(nn.Sequential):
     def merged(self) -> nn.Linear:
         """The one layer."""
         weight, bias = self.product()
-        with torch.device("meta"):
+        with Unfilled():
             layer = nn.Linear(weight.shape[1], len(weight))
         return fill(layer, weight, bias, self)
 
@@ -433,7 +434,7 @@ class Branches(nn.ModuleList):
         """The one convolution."""
         weight, bias = self.sum()
         width, _, kernel, _ = weight.shape
-        with torch.device("meta"):
+        with Unfilled():
             conv = Conv(width, width, kernel, groups=width)
         return fill(conv, weight, bias, self)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from rich.console import Console
 
 from ditlab.backbones import Backbone
 
@@ -19,6 +20,35 @@ def pays(net: Backbone, dtype: torch.dtype, seconds: float) -> bool:
     """Whether compiling shortens work in this precision that would take so many seconds without."""
     gain = GAIN.get((net.device.type, dtype), 1.0)
     return bool(net.repeated) and seconds * (1 - 1 / gain) > 2 * SECONDS
+
+
+def wanted(net: Backbone, dtype: torch.dtype, setting: str, work: Callable[[], object], times: float, few: int) -> bool:
+    """Whether to compile for work that will be done so many times.
+
+    Args:
+        net: the network.
+        dtype: precision of the work.
+        setting: "always", "never", or "auto": if that shortens it, which is timed.
+        work: runs the network once.
+        times: how often that will be done.
+        few: fewer times are not even timed.
+    """
+    if setting != "auto":
+        return setting == "always" and bool(net.repeated)
+    if times < few:
+        return False
+    work()
+    start = time.perf_counter()
+    work()
+    return pays(net, dtype, times * (time.perf_counter() - start))
+
+
+def compile_and_tell(net: Backbone, work: Callable[[], object], console: Console, *, dynamic: bool) -> None:
+    """`compile_blocks`, with a line before it and one after it."""
+    console.print(f"compiling {len(net.repeated)} blocks", highlight=False)
+    seconds = compile_blocks(net, work, dynamic=dynamic)
+    told = "which failed here; going on without" if seconds is None else f"which took {seconds:.0f} s"
+    console.print(told, highlight=False)
 
 
 def compile_blocks(net: Backbone, work: Callable[[], object], *, dynamic: bool) -> float | None:

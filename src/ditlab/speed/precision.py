@@ -6,15 +6,16 @@ small matrix product, so that the hopeless case costs nothing.
 """
 
 import json
-import time
 from collections.abc import Callable
-from statistics import median
+from contextlib import suppress
+from functools import partial
 
 import torch
 
 from ditlab.backbones import Backbone
 from ditlab.files import replace_text
 from ditlab.hardware import cache_folder, describe
+from ditlab.speed.timing import interleaved, waiter
 
 PRECISIONS = ("float32", "bfloat16")  # float16 is not among them: CPUs compute it in a reference kernel, if at all
 ROUNDS = 3
@@ -59,24 +60,14 @@ def quick_precision(net: Backbone) -> str:
         times = _times(lambda dtype: torch.mm(*copies[dtype]), net.device)
         margin = 1.5 if net.device.type == "cpu" else 1.0
         known[key] = "bfloat16" if times[torch.bfloat16] * margin < times[torch.float32] else "float32"
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # a cache that cannot be written costs the timing again, no more
             replace_text(kept, json.dumps(known, indent=2) + "\n")
-        except OSError:  # a cache that cannot be written costs the timing again, no more
-            pass
     return known[key]
 
 
 def _times(work: Callable[[torch.dtype], object], device: torch.device) -> dict[torch.dtype, float]:
-    times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    for _ in range(ROUNDS + 1):  # the first round warms up
-        for dtype, taken in times.items():
-            start = time.perf_counter()
-            work(dtype)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken.append(time.perf_counter() - start)
-    return {dtype: median(taken[1:]) for dtype, taken in times.items()}
+    sides = {dtype: partial(work, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return interleaved(sides, ROUNDS, waiter(device))
 
 
 def _faster(work: Callable[[torch.dtype], object], device: torch.device) -> torch.dtype:

@@ -7,9 +7,10 @@ had never stopped.
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ditlab.interop import load, load_autoencoder
 from ditlab.interop.autoencoders import fingerprint
 from ditlab.pictures import contact_sheet
 from ditlab.pipeline import Pipeline, make_objective, newest_checkpoint
-from ditlab.speed.compilation import compile_blocks, pays
+from ditlab.speed.compilation import compile_and_tell, wanted
 from ditlab.speed.precision import faster_dtype
 from ditlab.training.ema import EMA
 from ditlab.training.log import RunLog
@@ -100,12 +101,11 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     if state.seen:
         console.print(f"resuming {out} at {state.seen:,} images", markup=False)
     loss_of = LossOf(net, pipe.objective, pipe.autoencoder, settings.label_dropout, settings.seed)
+    step = trial_step(loss_of, dataset, settings.batch)
     if not state.precision:
-        auto = settings.precision == "auto"
-        state.precision = probe(loss_of, dataset, settings.batch) if auto else settings.precision
+        state.precision = probe(step, net) if settings.precision == "auto" else settings.precision
     console.print(f"training {net.config['name']} on {device} in {state.precision}", markup=False)
-    if settings.compile != "never":
-        make_quick(loss_of, state, dataset, recipe, console)
+    make_quick(partial(step, getattr(torch, state.precision)), state, recipe, console)
     loop(recipe, run, state, pipe, loss_of, dataset, console)
     if dataset.skipped:
         console.print(f"{len(dataset.skipped)} pictures could not be read: {out}/skipped.csv", markup=False)
@@ -245,41 +245,35 @@ def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: to
     return Pipeline(net.to(device), make_objective(recipe.diffusion), autoencoder.to(device), dataset.classes, config)
 
 
-def probe(loss_of: LossOf, dataset: Dataset, batch: int) -> str:
-    """The faster precision for this network and batch, by name."""
-    net = loss_of.net
-    some = dataset.fetch(torch.arange(batch) % len(dataset))
+def trial_step(loss_of: LossOf, dataset: Dataset, batch: int) -> Callable[[torch.dtype], None]:
+    """A step without a consequence, for timing; its pictures are read when it is first taken."""
+
+    @cache
+    def some() -> Batch:
+        return dataset.fetch(torch.arange(batch) % len(dataset))
 
     def step(dtype: torch.dtype) -> None:
-        loss_of(some, 0, dtype).backward()  # type: ignore[no-untyped-call]
-        net.zero_grad()
+        loss_of(some(), 0, dtype).backward()  # type: ignore[no-untyped-call]
+        loss_of.net.zero_grad()
 
-    dtype = faster_dtype(step, net.device, int(net.config["width"]))
-    return str(dtype).removeprefix("torch.")
+    return step
 
 
-def make_quick(loss_of: LossOf, state: TrainState, dataset: Dataset, recipe: Recipe, console: Console) -> None:
+def probe(step: Callable[[torch.dtype], None], net: Backbone) -> str:
+    """The faster precision for such steps, by name."""
+    return str(faster_dtype(step, net.device, int(net.config["width"]))).removeprefix("torch.")
+
+
+def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, console: Console) -> None:
     """Compile the network where that shortens what is left; a run that was compiled once stays so, bit for bit."""
-    settings, net, dtype = recipe.train, loss_of.net, getattr(torch, state.precision)
-    some = dataset.fetch(torch.arange(settings.batch) % len(dataset))
-
-    def step() -> None:
-        loss_of(some, 0, dtype).backward()  # type: ignore[no-untyped-call]
-        net.zero_grad()
-
+    settings, net = recipe.train, state.net
+    if settings.compile == "never":
+        return
     if state.compiled is None:
-        state.compiled = settings.compile == "always" and bool(net.repeated)
         left = (settings.images - state.seen) / settings.batch
-        if settings.compile == "auto" and left >= FEW:
-            step()
-            start = time.perf_counter()
-            step()
-            state.compiled = pays(net, dtype, left * (time.perf_counter() - start))
+        state.compiled = wanted(net, getattr(torch, state.precision), settings.compile, step, left, FEW)
     if state.compiled:
-        console.print(f"compiling {len(net.repeated)} blocks", highlight=False)
-        seconds = compile_blocks(net, step, dynamic=False)
-        told = "which failed here; going on without" if seconds is None else f"which took {seconds:.0f} s"
-        console.print(told, highlight=False)
+        compile_and_tell(net, step, console, dynamic=False)
 
 
 def preview(pipe: Pipeline, dataset: Dataset) -> Image.Image:

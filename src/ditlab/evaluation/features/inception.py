@@ -26,6 +26,7 @@ from ditlab.errors import InputError
 from ditlab.evaluation.features.base import Extracted, Features
 from ditlab.files import replacing
 from ditlab.hardware import cache_folder
+from ditlab.unfilled import Unfilled
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
@@ -299,7 +300,7 @@ def read(path: Path) -> Any:
 
 def build(found: Any, path: Path) -> InceptionNet:
     """The network with these weights; those of an auxiliary head are left out."""
-    with torch.device("meta"):  # no chance is drawn, no time spent on weights that are replaced
+    with Unfilled():  # no chance is drawn, no time spent on weights that are replaced
         net = InceptionNet()
     counts = {name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")}
     wanted = {name: value.shape for name, value in net.state_dict().items() if name not in counts}
