@@ -1,32 +1,44 @@
-"""Score a model of the built-in letters: share read as the letter asked for, and Frechet distance beside its floor.
+"""Score models of the built-in letters: share read as the letter asked for, Frechet distance beside its floor, and the
+time of a picture, all models in turns.
 
-python benchmarks/score_glyphs.py RUN [STEPS]
+    python benchmarks/score_glyphs.py RUN...
 """
 
 import sys
+from functools import partial
 
 import torch
 from rich.console import Console
 
 import ditlab
 from ditlab.evaluation.glyphs import score_glyphs
+from ditlab.hardware import keep_freed_memory
 from ditlab.sampling import draw_batches
+from ditlab.speed.timing import interleaved
 
 COUNT = 2600  # a hundred of each letter
+BATCH, ROUNDS = 130, 5
 
 
 def main() -> None:
-    """Draw and score, with the model's own settings."""
+    """Draw and score, with each model's own settings."""
     console = Console(stderr=True)
-    pipe = ditlab.load(sys.argv[1])
+    keep_freed_memory()
+    pipes = {run: ditlab.load(run) for run in sys.argv[1:]}
     labels = [i % 26 for i in range(COUNT)]
-    options = {"num_inference_steps": int(sys.argv[2])} if len(sys.argv) > 2 else {}
-    pixels = draw_batches(pipe, labels, list(range(COUNT)), console, batch_size=130, options=options)
-    score = score_glyphs(pixels, torch.tensor(labels))
-    print(
-        f"read as the letter asked for: {score.accuracy:.1%} (held-out real ones: {score.classifier_accuracy:.1%}); "
-        f"fd {score.fd:.3f}, {score.fd / score.fd_floor:.2f} x the floor of {score.fd_floor:.3f}"
-    )
+    for run, pipe in pipes.items():
+        pixels = draw_batches(pipe, labels, list(range(COUNT)), console, batch_size=BATCH, options={})
+        score = score_glyphs(pixels, torch.tensor(labels))
+        print(
+            f"{run}: read as the letter asked for: {score.accuracy:.1%} (held-out real ones: "
+            f"{score.classifier_accuracy:.1%}); fd {score.fd:.3f}, {score.fd / score.fd_floor:.2f} x the floor of "
+            f"{score.fd_floor:.3f}",
+            flush=True,
+        )
+    few = {"seeds": range(BATCH), "batch_size": BATCH, "output_type": "latent"}
+    seconds = interleaved({run: partial(pipe, labels[:BATCH], **few) for run, pipe in pipes.items()}, ROUNDS)
+    for run, each in seconds.items():
+        print(f"{run}: {each / BATCH * 1e3:.1f} ms a picture, {seconds[sys.argv[1]] / each:.2f} x the first")
 
 
 if __name__ == "__main__":

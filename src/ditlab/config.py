@@ -64,6 +64,8 @@ class ModelOptions:
     """Override the size table."""
     frequency_shift: Whole | None = None
     """1 for timestep frequencies as diffusers computes them (DiT)."""
+    exits: tuple[float, ...] | None = None
+    """Shares of the blocks that run, for equal spans of time from data to noise (DiT)."""
     depths: tuple[Whole, ...] | None = None
     """Blocks of each level, down and up again (U-DiT)."""
     attention: Literal["token", "key-value", "full"] | None = None

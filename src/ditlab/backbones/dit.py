@@ -5,12 +5,14 @@ through adaptive layer norm without (adaln) or with (adaln-zero) zero-initialise
 has the official keys. B images, N tokens, D width, p patch.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone
+from ditlab.backbones.exits import check_exits, depth_at, through
 from ditlab.backbones.layers import (
     Attention,
     CrossAttention,
@@ -59,8 +61,10 @@ class DiT(Backbone):
         condition: str = "adaln-zero",
         qk_norm: bool = False,
         frequency_shift: int = 0,
+        exits: Sequence[float] = (),
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
+        check_exits(exits)
         for what, value in (("depth", depth), ("width", width), ("heads", heads), ("patch", patch)):
             if value < 1:
                 raise InputError(f"{what} {value}; give 1 or more")
@@ -70,7 +74,7 @@ class DiT(Backbone):
         if width % heads or width % 4:
             raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
         block = lookup(BLOCKS, condition, "condition")
-        self.patch = patch
+        self.patch, self.exits = patch, exits
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
         self.tokens_join = condition == "in-context"
 
@@ -149,15 +153,18 @@ class DiT(Backbone):
         x = self.x_embedder(x.to(self.dtype)) + self.pos_embed      # (B, N, D)   N = h w
         if self.tokens_join:
             x = torch.cat([x, c], dim=1)                            # (B, N + 2, D)
-        x = self.inner(x, c)                                        # (B, N, D)
+        x = self.inner(x, c, t)                                     # (B, N, D)
         x = self.final_layer(x[:, : h * w], c)                      # (B, N, p p C)
         return unpatchify(x, h, w, self.patch)                      # (B, C, H, W)
         # fmt: on
 
     def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        """All blocks."""
+        """All blocks, or as many as there are before an image's exit."""
+        c, t = rest
+        if self.exits and not t.is_meta:
+            return through(self.blocks, x, c, depth_at(t, self.exits, len(self.blocks)))
         for block in self.blocks:
-            x = block(x, *rest)  # (B, N, D)
+            x = block(x, c)  # (B, N, D)
         return x
 
     def condition(self, t: Tensor, y: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ class SkipDiT(DiT):
         """DiT's initialisation, and only then the skips, which keep the one that torch gives them, as published."""
         if len(self.blocks) < 2:
             raise InputError("depth 1 leaves nothing to skip; give 2 or more")
+        if self.exits:
+            raise InputError("exits leave nothing for the skips of Skip-DiT to join; take DiT, or leave them out")
         super().initialise(zero_gates)
         width, count = self.x_embedder.proj.out_channels, len(self.blocks) // 2
         self.skip_norms = nn.ModuleList([norm(2 * width, affine=True) for _ in range(count)])

@@ -74,6 +74,8 @@ def export(pipe: Pipeline, folder: Path, kind: str) -> dict[str, float]:
         raise InputError(f"{folder} exists; give another path")
     if isinstance(pipe.autoencoder, Absent):
         pipe.decode(torch.empty(0))  # which says what to give
+    if pipe.net.config.get("exits"):
+        raise InputError("a graph cannot choose its depth by the time; train without exits what shall be exported")
     net = pipe.fused().net.eval()
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)

@@ -104,6 +104,8 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
     config, kind = pipe.net.config, type(pipe.net)
     if config.get("condition", "adaln-zero") != "adaln-zero" or config.get("qk_norm"):
         raise InputError("the official code has adaln-zero without qk_norm only; convert to ditlab instead")
+    if config.get("exits"):
+        raise InputError("the official code knows no exits; convert to ditlab instead")
     if not kind.marks:
         raise InputError(f"{config['name']} has no official layout; convert to ditlab instead")
     tensors = kind.to_published(dict(pipe.net.state_dict()))

@@ -196,8 +196,10 @@ def update(state: TrainState, loss: Tensor, rate: float, clip: float) -> Tensor:
 
 
 def continued(model: Model, source: Pipeline) -> Model:
-    """The source's architecture; under the recipe's family where that extends the source's (Skip-DiT extends DiT)."""
+    """The source's architecture; under the recipe's family where that extends the source's (Skip-DiT extends DiT), and
+    with the recipe's exits."""
     own: dict[str, Any] = {key: source.net.config.get(key) for key in vars(model)}
+    own["exits"] = model.exits or own["exits"]
     kind, theirs = find(model.name)[0], type(source.net)
     if kind is not theirs and issubclass(kind, theirs):
         own["name"] = name_of(kind, own)
@@ -273,7 +275,7 @@ def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, cons
         left = (settings.images - state.seen) / settings.batch
         state.compiled = wanted(net, getattr(torch, state.precision), settings.compile, step, left, FEW)
     if state.compiled:
-        compile_and_tell(net, step, console, dynamic=False)
+        compile_and_tell(net, step, console, dynamic=bool(net.config.get("exits")))
 
 
 def preview(pipe: Pipeline, dataset: Dataset) -> Image.Image:
