@@ -5,8 +5,10 @@ plain eager PyTorch in float32, nothing merged, nothing worked out beforehand.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,6 +24,7 @@ from ditlab.errors import InputError
 from ditlab.evaluation import measure
 from ditlab.hardware import describe
 from ditlab.interop.diffusers import to_diffusers
+from ditlab.interop.export import export, runner
 from ditlab.pipeline import QUALITIES, Pipeline
 from ditlab.samplers import SAMPLERS, time_grid
 from ditlab.speed.compilation import compile_blocks
@@ -75,7 +78,7 @@ def bench(
     rounds: int = 5,
     compile: bool = True,
     training: bool = True,
-    against: str = "",
+    against: Sequence[str] = (),
 ) -> Bench:
     """Measure a model on the device that it is on.
 
@@ -86,7 +89,7 @@ def bench(
         rounds: that count.
         compile: try compiled blocks too.
         training: measure a training step too.
-        against: "diffusers" compares with its DiTTransformer2DModel.
+        against: other ways to run this network, of `AGAINST`: diffusers' DiTTransformer2DModel, exported graphs.
 
     Raises:
         InputError: a comparison that this network does not have, or a library that is missing.
@@ -154,7 +157,7 @@ def forward_sides(
     given: tuple[Tensor, Tensor, Tensor],
     dtypes: dict[str, torch.dtype],
     compile: bool,
-    against: str,
+    against: Sequence[str],
     console: Console,
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """The ways to run the network forward, each by name."""
@@ -176,16 +179,37 @@ def forward_sides(
             else:
                 console.print(f"compiled in {name} in {seconds:.0f} s", highlight=False)
                 yield f"{name}, compiled", run(own)
-    if against == "diffusers":
-        other = as_diffusers(pipe.net)
+    for name in against:
+        if name == "diffusers":
+            yield name, by_diffusers(pipe.net, given)
+        else:
+            with console.status(f"export to {name}"):
+                graph = by_graph(pipe, given, name)
+            yield name, graph
 
-        def theirs() -> Tensor:
-            output: Tensor = other(x, timestep=t.long(), class_labels=y).sample
-            return output
 
-        yield "diffusers", theirs
-    elif against:
-        raise InputError(f'nothing is known of "{against}"; compare with diffusers')
+AGAINST = ("diffusers", "torch", "onnx", "openvino")
+
+
+def by_diffusers(net: Backbone, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[], Tensor]:
+    """A call of diffusers' form of the network."""
+    other, (x, t, y) = as_diffusers(net), given
+
+    def call() -> Tensor:
+        output: Tensor = other(x, timestep=t.long(), class_labels=y).sample
+        return output
+
+    return call
+
+
+def by_graph(pipe: Pipeline, given: tuple[Tensor, Tensor, Tensor], kind: str) -> Callable[[], Tensor]:
+    """A call of the exported network, on the CPU."""
+    inputs = {name: value.cpu().numpy() for name, value in zip("xty", given, strict=True)}
+    with tempfile.TemporaryDirectory() as draft:
+        export(pipe, Path(draft) / "graphs", kind)
+        run = runner(Path(draft) / "graphs" / "network", kind)
+        run(inputs)
+    return lambda: torch.from_numpy(run(inputs)).to(given[0].device)
 
 
 def as_diffusers(net: Backbone) -> nn.Module:
@@ -273,7 +297,7 @@ def network_calls(pipe: Pipeline, quality: str) -> int:
 
 def quickest(forward: dict[str, Side]) -> str:
     """The quickest of our own ways."""
-    return min((name for name in forward if name != "diffusers"), key=lambda name: forward[name].seconds)
+    return min((name for name in forward if name not in AGAINST), key=lambda name: forward[name].seconds)
 
 
 def limited_by(net: Backbone, forward: dict[str, Side], peaks: dict[str, float], bandwidth: float, gflop: float) -> str:

@@ -175,7 +175,7 @@ def sample(
     heads: Whole | None = None,
     size: str | None = None,
     tile: Whole | None = None,
-    batch_size: Whole = 64,
+    batch_size: Whole | None = None,
     device: str = "auto",
     trajectory: Annotated[bool, Parameter(negative="")] = False,
     npz: Annotated[bool, Parameter(negative="")] = False,
@@ -232,7 +232,7 @@ def sample(
     tile
         Decode in tiles of so many pixels, for pictures that do not fit into memory.
     batch_size
-        Pictures drawn at a time; they do not depend on it.
+        Pictures drawn at a time, which do not depend on it; found by trying if left out.
     device
         auto, cpu, cuda, mps.
     trajectory
@@ -278,7 +278,7 @@ def sample(
     total = count if npz else len(numbers) * (len(labels or ()) or pipe.net.classes or 1)
     if npz and precision == "auto":
         precision = "float32"  # what others shall score does not depend on the machine
-    pipe = ready(
+    pipe, batch_size = ready(
         pipe, screen, precision=precision, compile=compile, count=total, batch_size=batch_size, options=options
     )
     if npz:
@@ -322,7 +322,9 @@ def bench(
     rounds: Whole = 5,
     compile: bool = True,
     training: bool = True,
-    against: Literal["diffusers"] | None = None,
+    against: Annotated[
+        list[Literal["diffusers", "torch", "onnx", "openvino"]] | None, Parameter(consume_multiple=True, negative="")
+    ] = None,
     cache: Annotated[bool, Parameter(negative="")] = False,
     size: str = "32",
     channels: Whole = 4,
@@ -345,7 +347,7 @@ def bench(
     training
         Measure a training step too.
     against
-        Compare with this library's form of the same network.
+        Compare with diffusers' form of the same network, or with its graph exported for these runtimes.
     cache
         Instead, draw a few pictures with the model's own settings, and tell at which times --reuse would be safe.
     size
@@ -377,7 +379,7 @@ def bench(
             Console().print(benchmark.drift_table(rows))
         return
     found = benchmark.bench(
-        pipe, screen, batch=batch, rounds=rounds, compile=compile, training=training, against=against or ""
+        pipe, screen, batch=batch, rounds=rounds, compile=compile, training=training, against=against or ()
     )
     if json:
         print_json(dataclasses.asdict(found))

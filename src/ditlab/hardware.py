@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,33 @@ def process_place() -> tuple[int, int]:
 def cache_folder() -> Path:
     """Where what can be made again is kept for this user; not made yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+
+
+def free_memory(device: "torch.device") -> int:
+    """Bytes that can still be had; without an end where the system does not tell."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="utf-8").partition("MemAvailable:")[2]
+    except OSError:
+        return sys.maxsize
+    return int(told.split()[0]) * 1024
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Bytes that this process has had at most."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def describe(device: str) -> dict[str, str | int]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -20,6 +21,7 @@ from ditlab.errors import InputError
 from ditlab.files import replace_text
 from ditlab.pictures import contact_sheet, save_animation
 from ditlab.pipeline import Label, Pipeline, to_pil
+from ditlab.speed.batch import best_batch
 from ditlab.speed.compilation import compile_and_tell, wanted
 from ditlab.types import Batch, Step
 
@@ -42,31 +44,34 @@ def ready(
     precision: str,
     compile: str,
     count: int,
-    batch_size: int,
+    batch_size: int | None,
     options: dict[str, Any],
-) -> Pipeline:
-    """A pipeline made quick for drawing so many pictures on this machine.
+) -> tuple[Pipeline, int]:
+    """A pipeline made quick for drawing so many pictures on this machine, and how many to draw at a time.
 
     Args:
         pipe: the model.
         console: where it is told what was done.
         precision: as in `Pipeline.prepared`.
         compile: "always", "never", or "auto": if the work is so long that compiling shortens it.
-        count, batch_size, options: what will be drawn, and how.
+        count, options: what will be drawn, and how.
+        batch_size: pictures at a time; None tries what is quickest here.
     """
     pipe = pipe.prepared(precision)
-    net, batch = pipe.net.eval(), max(1, min(batch_size, count))
-    x = torch.zeros(batch, net.channels, *net.size, device=net.device)
-    t, y = torch.full((batch,), 0.5, device=net.device), net.null(torch.zeros(batch, device=net.device).long())
+    net, steps = pipe.net.eval(), pipe.step_count(options)
 
     @torch.no_grad()
-    def call() -> None:
+    def call(batch: int) -> None:
+        x = torch.zeros(batch, net.channels, *net.size, device=net.device)
+        t, y = torch.full((batch,), 0.5, device=net.device), net.null(torch.zeros(batch, device=net.device).long())
         net(x, t, y).mean().item()  # which waits for the device
 
-    calls = pipe.step_count(options) * count / batch
-    if wanted(net, net.dtype, compile, call, calls, FEW):
-        compile_and_tell(net, call, console, dynamic=True)
-    return pipe
+    if batch_size is None:
+        batch_size = best_batch(call, net.device, count, steps)
+    batch = max(1, min(batch_size, count))
+    if wanted(net, net.dtype, compile, partial(call, batch), steps * count / batch, FEW):
+        compile_and_tell(net, partial(call, batch), console, dynamic=True)
+    return pipe, batch_size
 
 
 FEW = 50  # network calls, for which nothing is worth the wait

@@ -52,7 +52,7 @@ def test_compiled_blocks_draw_the_same_at_any_batch_size():
     pipe = tiny_pipeline()
     expected = pipe([0, 1, 2], **OPTIONS).images
     told = {"count": 3, "batch_size": 2, "options": {}, "precision": "float32"}
-    quick = ready(pipe, QUIET, compile="always", **told)
+    quick, _ = ready(pipe, QUIET, compile="always", **told)
     assert is_compiled(quick.net)
     assert relative(quick([0, 1, 2], batch_size=2, **OPTIONS).images, expected) < 1e-5
 

@@ -29,11 +29,11 @@ class KL(Latent):
         self.config = {"kind": "kl", "architecture": architecture, **self.config}
 
     def moments(self, x: Tensor) -> Tensor:
-        posterior = self.net.encode(x).latent_dist  # type: ignore[operator]
+        posterior = self.net.encode(channels_last(x)).latent_dist  # type: ignore[operator]
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
     def pictures(self, z: Tensor) -> Tensor:
-        pictures: Tensor = self.net.decode(z).sample  # type: ignore[operator]
+        pictures: Tensor = self.net.decode(channels_last(z)).sample  # type: ignore[operator]
         return pictures
 
     def tile(self, side: int) -> None:
@@ -42,6 +42,11 @@ class KL(Latent):
         self.net.enable_tiling()  # type: ignore[operator]
         self.net.tile_sample_min_size = side  # type: ignore[assignment]
         self.net.tile_latent_min_size = side // self.stride  # type: ignore[assignment]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same in the layout in which convolutions are quicker; what is computed from it keeps it."""
+    return x.to(memory_format=torch.channels_last)
 
 
 def autoencoder_class() -> Any:

@@ -64,6 +64,8 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     check_ranges(recipe)
     dataset = open_dataset(recipe.data.source, recipe.data, Path(out) / "skipped.csv")
     device = pick_device(settings.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16
     run = Run(Path(out))
     # A resumed run has its own weights and does not need the source again.
     resumed = newest_checkpoint(run.folder)
