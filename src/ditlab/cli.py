@@ -114,6 +114,7 @@ def train(
     init_from: str | None = None,
     classes: Whole | None = None,
     class_map: str | None = None,
+    allow_changes: Annotated[bool, Parameter(negative="")] = False,
     settings: Annotated[Recipe | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model; the same command again resumes.
@@ -130,6 +131,8 @@ def train(
         Class count of the model, if it shall have room for more than the data has.
     class_map
         A TOML or JSON file of pairs: class of the data, class of the source whose label row it continues.
+    allow_changes
+        Resume with another course of training than before (rates, batch, times, averages).
     settings
         Any key of the recipe.
     """
@@ -144,7 +147,7 @@ def train(
     )
     room = dataclasses.replace(settings.data, classes=settings.data.classes if classes is None else classes)
     settings = dataclasses.replace(settings, train=start, data=room)
-    train(settings, out, console=screen)
+    train(settings, out, changes=allow_changes, console=screen)
     screen.print(
         f"model and previews are in {out}; try: {command()} sample {out} --out samples", highlight=False, markup=False
     )

@@ -159,8 +159,10 @@ class Optim:
     """Decoupled weight decay of matrices."""
     warmup: Whole = 0
     """Images over which the learning rate rises from 0."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Course of the learning rate after warm-up; cosine and linear fall to 0 at the last image."""
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "constant"
+    """Course of the learning rate after warm-up; all but constant fall to 0 at the last image, wsd at the end only."""
+    decay: float = 0.2
+    """Share of the run over which wsd falls."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
 
@@ -201,6 +203,24 @@ class Train:
     """Images between checkpoints."""
     keep: Whole = 2
     """Newest checkpoints that are kept."""
+    keep_every: Whole = 0
+    """Checkpoints at multiples of so many images are kept too; 0 keeps none of them."""
+    patience: Whole = 10
+    """Steps in a row without a finite gradient after which the run goes back to its last checkpoint."""
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How a run is spread over processes and memory; none of it changes what is computed."""
+
+    shard: Literal["none", "full", "hybrid"] = "none"
+    """Weights in every process (DDP), a part in each (FSDP2), or a part in each of a node (HSDP)."""
+    checkpointing: bool = False
+    """Compute the blocks again in the backward pass instead of keeping what they computed."""
+    accumulate: Whole = 1
+    """Parts of a batch that pass one after the other."""
+    timeout: Whole = 600
+    """Seconds to wait for a process that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +248,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
+    parallel: Parallel = field(default_factory=Parallel)
     sample: Sample = field(default_factory=Sample)
 
 

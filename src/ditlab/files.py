@@ -1,5 +1,7 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that tell whether they still are."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,3 +28,44 @@ def replace_text(file: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(file) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """Write down size and SHA-256 of all files of a folder, once they are on the disk."""
+    found = {}
+    for file in sorted(folder.iterdir()):
+        with file.open("rb") as opened:
+            found[file.name] = {
+                "bytes": file.stat().st_size,
+                "sha256": hashlib.file_digest(opened, "sha256").hexdigest(),
+            }
+            os.fsync(opened.fileno())
+    replace_text(folder / MANIFEST, json.dumps(found, indent=2) + "\n")
+
+
+def damage(folder: Path, *, hashes: bool = False) -> str | None:
+    """What is wrong with a folder that has a manifest; None for one that is whole, or has none.
+
+    Args:
+        folder: where.
+        hashes: read all files, not only their sizes.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, told in expected.items():
+            file = folder / name
+            if not file.exists():
+                return f"{name} is missing"
+            if file.stat().st_size != told["bytes"]:
+                return f"{name} has {file.stat().st_size:,} bytes instead of {told['bytes']:,}"
+            with file.open("rb") as opened:
+                if hashes and hashlib.file_digest(opened, "sha256").hexdigest() != told["sha256"]:
+                    return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it cannot be read ({type(error).__name__})"
+    return None

@@ -35,6 +35,7 @@ from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, PROCESSES, process_name
 from ditlab.errors import InputError, lookup, nearest
+from ditlab.files import damage
 from ditlab.model_card import model_card
 from ditlab.samplers import SAMPLERS, image_noise, time_grid
 from ditlab.speed.compilation import is_compiled
@@ -531,9 +532,21 @@ def _load_own(path: str) -> Pipeline:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint folder of a run, or None where there is none."""
-    found = sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
-    return found[-1] if found else None
+    """The newest checkpoint folder of a run that is whole, as far as sizes tell, or None where there is none.
+
+    One that is not is named in a warning.
+    """
+    for folder in reversed(checkpoints(run)):
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        warnings.warn(f"{folder} is damaged and left aside: {wrong}", stacklevel=2)
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """All checkpoint folders of a run, the newest last."""
+    return sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
 
 
 def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

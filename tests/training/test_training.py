@@ -1,3 +1,4 @@
+import io
 import json
 import resource
 import signal
@@ -5,21 +6,21 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import tiny_pipeline
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import save_file
 
 import ditlab
 from ditlab.autoencoders import Pixel
 from ditlab.config import parse_recipe
-from ditlab.data import open_dataset
+from ditlab.data import open_dataset, training_order
 from ditlab.errors import InputError
 from ditlab.speed.precision import faster_dtype
-from ditlab.training import train
+from ditlab.training import train, trainer
 from ditlab.training.ema import EMA
 from ditlab.training.optim import learning_rate, make_optimizer
 from ditlab.training.trainer import LossOf, build
@@ -98,6 +99,11 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert states(tmp_path) == ["000000000192", "000000000224", "000000000256"]
 
 
+def test_checkpoints_at_multiples_are_kept_too(tmp_path):
+    train(recipe(save_every=32, keep=1, keep_every=96), tmp_path, console=QUIET)
+    assert states(tmp_path) == ["000000000096", "000000000192", "000000000256"]
+
+
 def test_another_run_is_not_overwritten(tmp_path):
     train(recipe(images=64), tmp_path / "run", console=QUIET)
     text = (tmp_path / "run" / "recipe.toml").read_text()
@@ -111,12 +117,52 @@ def test_another_run_is_not_overwritten(tmp_path):
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
 
 
-def test_damaged_state_is_named(tmp_path):
-    train(recipe(images=64), tmp_path, console=QUIET)
-    file = tmp_path / "checkpoints" / "000000000064" / "state.pt"
+def cut_short(file):
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"state\.pt is missing or damaged"):
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "words"),
+    [
+        ("state.pt", cut_short, "state.pt has 100 bytes instead of"),
+        ("raw.safetensors", flip_a_bit, "raw.safetensors is not what was written"),
+        ("model.safetensors", Path.unlink, "model.safetensors is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, name, harm, words):
+    whole = train(recipe(save_every=64), tmp_path / "whole", console=QUIET)
+    train(recipe(images=128, save_every=64), tmp_path / "parts", console=QUIET)
+    harm(tmp_path / "parts" / "checkpoints" / "000000000128" / name)
+    console = Console(file=io.StringIO(), width=1000)
+    parts = train(recipe(save_every=64), tmp_path / "parts", console=console)
+    assert f"000000000128 is damaged and left aside: {words}" in console.file.getvalue()
+    assert "at 64 images" in console.file.getvalue()
+    for a, b in zip(whole.net.state_dict().values(), parts.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_silently(tmp_path):
+    train(recipe(images=64), tmp_path, console=QUIET)
+    cut_short(tmp_path / "checkpoints" / "000000000064" / "state.pt")
+    with pytest.raises(InputError, match=r"none of the checkpoints in .* is whole; remove the folder"):
         train(recipe(), tmp_path, console=QUIET)
+
+
+def test_another_course_of_training_is_told_and_can_be_meant(tmp_path):
+    train(recipe(images=64), tmp_path, console=QUIET)
+    other = parse_recipe(TINY | {"optim": {"lr": 1e-3, "warmup": 64}, "diffusion": {"time_mean": 0.5}})
+    with pytest.raises(InputError, match=r"otherwise so far \(diffusion.time_mean is 0.0 there, 0.5 here; optim.lr is"):
+        train(other, tmp_path, console=QUIET)
+    assert train(other, tmp_path, changes=True, console=QUIET).config["images_seen"] == 256
+    refused = parse_recipe(TINY | {"optim": {"lr": 1e-4}, "diffusion": {"target": "x0"}})
+    with pytest.raises(InputError, match=r"holds another run \(diffusion.target is velocity there, x0 here\)"):
+        train(refused, tmp_path, changes=True, console=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -142,21 +188,71 @@ def test_useless_settings_are_refused_before_anything_is_written(tmp_path, optio
     assert not (tmp_path / "run").exists()
 
 
-def test_a_ruined_network_never_replaces_a_good_checkpoint(tmp_path):
-    good = TINY | {"train": TINY["train"] | {"images": 64, "save_every": 32, "log_every": 256, "keep": 1}}
-    train(parse_recipe(good), tmp_path, console=QUIET)
-    net = ditlab.load(tmp_path, weights="model").net
-    with torch.no_grad():
-        net.final_layer.linear.bias[0] = float("nan")
-    save_file(net.state_dict(), tmp_path / "checkpoints" / "000000000064" / "raw.safetensors")
+def test_a_ruined_network_never_replaces_a_good_checkpoint(tmp_path, monkeypatch):
+    good = recipe(images=64, save_every=32, keep=1)
+    train(good, tmp_path, console=QUIET)
+
+    def ruin(state, rate):
+        with torch.no_grad():
+            next(state.net.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(trainer, "take_step", ruin)
     with pytest.raises(InputError, match=r"no longer finite after 96 images; the last good checkpoint is .*0064"):
-        train(parse_recipe(good, ["--train.images=256"]), tmp_path, console=QUIET)
+        train(recipe(save_every=32, keep=1), tmp_path, console=QUIET)
     assert states(tmp_path) == ["000000000064"]
 
 
+class TestGradientsThatAreNotFinite:
+    @pytest.fixture
+    def spoilt(self, monkeypatch):
+        """Spoils the losses of the batches that begin at these places of the run."""
+        places, whole = set(), LossOf.__call__
+
+        def loss(self, pictures, seen, first, dtype):
+            losses, t = whole(self, pictures, seen, first, dtype)
+            return losses * (float("nan") if seen in places and self.net.training else 1), t
+
+        monkeypatch.setattr(LossOf, "__call__", loss)
+        return places
+
+    def test_a_batch_is_left_out_counted_and_written_down(self, tmp_path, spoilt):
+        spoilt |= {64, 128}
+        train(recipe(), tmp_path, console=QUIET)
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [line.get("left_out", 0) for line in lines] == [0, 0, 1, 1, 2, 2, 2, 2]
+        assert [line["loss"] is None for line in lines] == [False, False, True, False, True, False, False, False]
+        noted = [json.loads(line) for line in (tmp_path / "left-out.jsonl").read_text().splitlines()]
+        assert [line["images"] for line in noted] == [64, 128]
+        order = training_order(1437, 32, 0, 64)
+        assert noted[0]["pictures"] == next(order).tolist()
+
+    def test_many_in_a_row_go_back_to_the_last_checkpoint_and_then_on(self, tmp_path, spoilt):
+        spoilt |= {160, 192}
+        console = Console(file=io.StringIO(), width=1000)
+        settings = recipe(save_every=128, patience=2)
+        a = train(settings, tmp_path / "a", console=console).net.state_dict()
+        assert "not finite in 2 steps in a row, after 192 images" in console.file.getvalue()
+        assert "going on with the weights of 128 images" in console.file.getvalue()
+        again = train(settings, tmp_path / "again", console=QUIET).net.state_dict()
+        assert all(torch.equal(a[key], again[key]) for key in a)
+        train(recipe(images=160, save_every=128, patience=2), tmp_path / "b", console=QUIET)
+        b = train(settings, tmp_path / "b", console=QUIET).net.state_dict()
+        assert any(not torch.equal(a[key], b[key]) for key in a)  # which went back to 160 images
+
+    def test_it_gives_up_where_that_does_not_help(self, tmp_path, spoilt):
+        spoilt |= set(range(64, 300, 32))
+        with pytest.raises(InputError, match=r"in 2 steps in a row, after 96 images .*; lower --optim.lr"):
+            train(recipe(save_every=1000, patience=2), tmp_path / "none", console=QUIET)
+        with pytest.raises(InputError, match=r"in 4 steps in a row, after 160 images"):
+            train(recipe(save_every=64, patience=2), tmp_path / "one", console=QUIET)
+        assert states(tmp_path / "one") == ["000000000064", "000000000128"]
+
+
 def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path):
-    with pytest.raises(InputError, match="no longer finite"):
-        train(parse_recipe(TINY | {"optim": {"lr": 1e30, "clip": 0.0}}), tmp_path, console=QUIET)
+    with pytest.raises(InputError, match="the gradient was not finite"):
+        train(
+            parse_recipe(TINY | {"optim": {"lr": 1e30, "clip": 0.0}}, ["--train.patience=3"]), tmp_path, console=QUIET
+        )
     assert states(tmp_path) == []
     train(recipe(), tmp_path, console=QUIET)
     assert states(tmp_path) == ["000000000128", "000000000256"]
@@ -192,7 +288,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert "the same command resumes" in " ".join(errors.split())
     (saved,) = states(tmp_path / "run")
     last = json.loads(metrics.read_text().splitlines()[-1])["images"]
-    assert int(saved) == last
+    assert int(saved) >= last
+    last = int(saved)
     assert train(recipe(images=last + 32), tmp_path / "run", console=QUIET).config["images_seen"] == last + 32
 
 
@@ -272,11 +369,12 @@ def test_one_draw_of_label_dropout_for_each_image():
             return torch.full_like(y, 10)
 
     pipe, data = tiny_pipeline(), open_dataset("digits")
-    loss_of = LossOf(Spy(), pipe.objective, pipe.autoencoder, 0.25, 0)
+    settings = recipe(batch=1000, label_dropout=0.25).train
+    loss_of = LossOf(Spy(), pipe.objective, pipe.autoencoder, settings)
     batch = data.fetch(torch.arange(1000))
-    loss_of(batch, 0, torch.float32)
-    loss_of(batch, 0, torch.float32)
-    loss_of(batch, 1000, torch.float32)
+    loss_of(batch, 0, 0, torch.float32)
+    loss_of(batch, 0, 0, torch.float32)
+    loss_of(batch, 1000, 0, torch.float32)
     dropped = seen[0] == 10
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.04)
     assert torch.equal(seen[0][~dropped], batch.labels[~dropped])
@@ -306,6 +404,7 @@ def test_learning_rate_schedules():
     assert rates("constant", 0, 49, 100, 1099) == [0.01, 0.5, 1.0, 1.0]
     assert rates("linear", 100, 350, 1100) == pytest.approx([1.0, 0.75, 0.0])
     assert rates("cosine", 100, 600, 1100) == pytest.approx([1.0, 0.5, 0.0])
+    assert rates("wsd", 49, 100, 880, 990, 1100) == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
 
 
 def test_weight_decay_acts_on_matrices_only():
@@ -337,9 +436,9 @@ def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path):
     with torch.no_grad():
         for parameter in pipe.net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    loss_of = LossOf(pipe.net, pipe.objective, pipe.autoencoder, 0.1, 0)
+    loss_of = LossOf(pipe.net, pipe.objective, pipe.autoencoder, recipe(batch=64).train)
     batch = data.fetch(torch.arange(64))
-    full, half = (loss_of(batch, 0, dtype) for dtype in (torch.float32, torch.bfloat16))
+    full, half = (loss_of(batch, 0, 0, dtype)[0].mean() for dtype in (torch.float32, torch.bfloat16))
     assert full.dtype is half.dtype is torch.float32
     assert full.item() != half.item()
     assert half.item() == pytest.approx(full.item(), rel=2e-2)

@@ -31,7 +31,7 @@ from ditlab.pictures import contact_sheet
 from ditlab.pipeline import to_pil
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
-from ditlab.training.trainer import interruption
+from ditlab.training.trainer import end, interruption
 
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
 FREE = {"device", "log_every"}  # a run may be resumed with other values of these
@@ -102,7 +102,7 @@ def loop(
     schedule = Optim(lr=settings.lr, warmup=settings.images // 20, schedule="cosine")
     started = time.monotonic() - state.seconds
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
-    with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as interrupted:
+    with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as signals:
         for batch in ahead(order, lambda places: dataset.fetch(training[places])):
             if state.seen >= settings.images:
                 return
@@ -110,19 +110,19 @@ def loop(
             loss, norm = step(state, batch.images, settings, rate)
             before, state.seen = state.seen, state.seen + settings.batch
 
-            def means(loss: Tensor = loss, norm: Tensor = norm) -> tuple[float, float]:
-                return loss.item(), norm.item()
+            def means(loss: Tensor = loss, norm: Tensor = norm) -> dict[str, Any]:
+                return {"loss": loss.item(), "grad_norm": norm.item()}
 
             log.show(state.seen, means)
             due = before // settings.log_every != state.seen // settings.log_every
-            if due or interrupted.is_set() or state.seen >= settings.images:
-                log.write(state.seen, *means(), rate)
+            if due or signals or state.seen >= settings.images:
+                log.write(state.seen, means(), lr=rate)
                 state.seconds = time.monotonic() - started
                 save(state, out)
                 preview(state.autoencoder, dataset, judged).save(out / "reconstructions.png")
-            if interrupted.is_set():
+            if signals:
                 console.print(f"saved {out} at {state.seen:,} images; the same command resumes", markup=False)
-                raise KeyboardInterrupt
+                end(signals[0])
 
 
 def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device) -> State:

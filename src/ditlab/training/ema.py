@@ -5,6 +5,7 @@ import copy
 import torch
 
 from ditlab.backbones import Backbone
+from ditlab.training.parallel import local
 
 
 class EMA:
@@ -23,4 +24,4 @@ class EMA:
         """Move towards the network's weights; buffers never change and are not averaged."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - decay)
+        torch._foreach_lerp_(local(self.net.parameters()), local(net.parameters()), 1 - decay)

@@ -1,29 +1,69 @@
 """What a run says while it works: one live line on the screen, one JSON line in `metrics.jsonl` now and then."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from ditlab.files import replace_text
+
+BINS = 10  # equal spans of time, over which the loss is told apart
+
+
+class Tally:
+    """Sums since the last line of metrics: loss, images, gradient norm, steps; loss and images by time."""
+
+    def __init__(self, sums: Tensor | None = None) -> None:
+        self.sums = torch.zeros(4 + 2 * BINS) if sums is None else sums
+
+    def add(self, losses: Tensor, t: Tensor, norm: Tensor | None) -> None:
+        """Count a step.
+
+        Args:
+            losses: of the images (B,).
+            t: their times (B,).
+            norm: of the gradient (); None where another process counts it.
+        """
+        losses = losses.detach()
+        self.sums = self.sums.to(losses)
+        one = torch.ones_like(losses)
+        of_time = torch.zeros(2, BINS).to(losses)
+        of_time.index_add_(1, (t * BINS).long().clamp(0, BINS - 1).to(losses.device), torch.stack([losses, one]))
+        step = losses.new_zeros(2) if norm is None else torch.stack([norm.to(losses), one[0]])
+        self.sums = self.sums + torch.cat([losses.sum()[None], one.sum()[None], step, of_time.flatten()])
+
+    @staticmethod
+    def means(sums: Tensor) -> dict[str, Any]:
+        """Loss, gradient norm, and the loss in each span of time; None where nothing was counted."""
+        loss, images, norm, steps, *by_time = sums.tolist()
+        spans = [each / count if count else None for each, count in zip(by_time[:BINS], by_time[BINS:], strict=True)]
+        return {
+            "loss": loss / images if images else None,
+            "grad_norm": norm / steps if steps else None,
+            "loss_by_time": spans,
+        }
 
 
 class RunLog:
     """The screen and the metrics file of a run; a context manager around the loop."""
 
-    def __init__(self, path: Path, seen: int, images: int, console: Console) -> None:
+    def __init__(self, path: Path, seen: int, images: int, console: Console, *, kept: bool = True) -> None:
         self.console = console
         self.images = images
         self.path = path
         self.first = self.last_seen = seen
         self.started = self.last_time = self.last_shown = time.monotonic()
-        _forget_after(path, seen)
-        self.file = path.open("a", encoding="utf-8")
+        if kept:
+            _forget_after(path, seen)
+        self.file = (path if kept else Path(os.devnull)).open("a", encoding="utf-8")
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -45,32 +85,34 @@ class RunLog:
         self.progress.stop()
         self.file.close()
 
-    def write(self, seen: int, loss: float, grad_norm: float, lr: float) -> None:
-        """Record the means since the last line."""
+    def write(self, seen: int, means: dict[str, Any], **more: float) -> None:
+        """Record the means since the last line, and more."""
         now = time.monotonic()
         rate = (seen - self.last_seen) / max(now - self.last_time, 1e-9)
         self.last_seen, self.last_time = seen, now
-        values = {"images": seen, "loss": loss, "grad_norm": grad_norm, "lr": lr, "images_per_second": round(rate, 1)}
+        values = {"images": seen, **means, **more, "images_per_second": round(rate, 1)}
         self.file.write(json.dumps(values) + "\n")
         self.file.flush()
         if not self.console.is_terminal:  # a log file: plain lines, with the time left
             overall = (seen - self.first) / (now - self.started)
             left = max(0.0, (self.images - seen) / max(overall, 1e-9))
-            numbers = self._numbers(rate, loss, grad_norm)
+            numbers = self._numbers(rate, means)
             self.console.print(f"{seen:>12,}/{self.images:,} images  {numbers}  {left:,.0f} s left", highlight=False)
 
-    def show(self, seen: int, means: Callable[[], tuple[float, float]]) -> None:
+    def show(self, seen: int, means: Callable[[], dict[str, Any]]) -> None:
         """Move the bar; about every second look at the means, which may wait for the device."""
         now = time.monotonic()
         if self.progress.disable or now - self.last_shown < 1:
             return
         self.last_shown = now
         rate = (seen - self.first) / max(now - self.started, 1e-9)
-        self.progress.update(self.task, completed=seen, numbers=self._numbers(rate, *means()))
+        self.progress.update(self.task, completed=seen, numbers=self._numbers(rate, means()))
 
     @staticmethod
-    def _numbers(rate: float, loss: float, grad_norm: float) -> str:
-        return f"{rate:,.0f}/s  loss {loss:.4f}  gradient {grad_norm:.2f}"
+    def _numbers(rate: float, means: dict[str, Any]) -> str:
+        if means["loss"] is None:
+            return f"{rate:,.0f}/s  no step was taken"
+        return f"{rate:,.0f}/s  loss {means['loss']:.4f}  gradient {means['grad_norm'] or 0:.2f}"
 
 
 def _forget_after(path: Path, seen: int) -> None:

@@ -20,7 +20,10 @@ def make_optimizer(net: Backbone, settings: Optim) -> torch.optim.AdamW:
 
 
 def learning_rate(settings: Optim, seen: int, images: int) -> float:
-    """The rate after `seen` of `images` images: linear warm-up, then constant or falling to 0."""
+    """The rate after `seen` of `images` images: linear warm-up, then constant or falling to 0.
+
+    "wsd" (Hu et al., "MiniCPM", 2024) is constant until the last share `decay` of the images, and falls along a line.
+    """
     if seen < settings.warmup:
         return settings.lr * (seen + 1) / settings.warmup
     progress = min(1.0, (seen - settings.warmup) / max(1, images - settings.warmup))
@@ -28,4 +31,6 @@ def learning_rate(settings: Optim, seen: int, images: int) -> float:
         return settings.lr * (1 + math.cos(math.pi * progress)) / 2
     if settings.schedule == "linear":
         return settings.lr * (1 - progress)
+    if settings.schedule == "wsd":
+        return settings.lr * min(1.0, (1 - seen / images) / max(settings.decay, 1e-9))
     return settings.lr

@@ -3,32 +3,47 @@
     run/recipe.toml                 the resolved recipe
     run/metrics.jsonl               one line every so many images
     run/previews/000000128000.png   EMA samples of fixed seeds
-    run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors and state.pt; ema.safetensors with LoRA
+    run/left-out.jsonl              the batches whose gradient was not finite, if there were any
+    run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors, state.pt and manifest.json; ema.safetensors
+                                    with LoRA
 
-A checkpoint is written beside its place and renamed, so it is whole or absent.
+A checkpoint is copied while the run stands still, and written beside its place and renamed while it goes on; so it is
+whole or absent. It is the same whatever the number of processes, and any number goes on from it.
 """
 
+import copy
+import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
-from ditlab.backbones import Backbone
+from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import merged, trained_tensors
-from ditlab.config import Recipe, parse_recipe, read_toml, to_tables, to_toml
+from ditlab.config import Recipe, Train, parse_recipe, read_toml, to_tables, to_toml
 from ditlab.errors import InputError
-from ditlab.files import replace_text
-from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, newest_checkpoint, read_weights
+from ditlab.files import damage, replace_text, write_manifest
+from ditlab.hardware import free_memory
+from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, checkpoints, read_weights
 from ditlab.training.ema import EMA
+from ditlab.training.log import Tally
+from ditlab.training.parallel import Place, place_like, whole
+from ditlab.unfilled import Unfilled
 
-# A run may be resumed with other values of these.
 AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training goes on
-FREE = {"images", "compile", "log_every", "preview_every", "save_every", "keep", "device", "max_skipped"}
+# A run may be resumed with other values of these,
+FREE = {"images", "compile", "log_every", "preview_every", "save_every", "keep", "keep_every", "device", "max_skipped"}
+# with other values of these if that is what is wanted, and with no others: they decide what the weights mean.
+CHANGEABLE = {"label_dropout", "ema", "batch", "patience", "time", "time_mean", "time_scale", "stratified", "weight"}
 
 
 @dataclass
@@ -37,16 +52,42 @@ class TrainState:
 
     net: Backbone
     ema: EMA
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     seen: int = 0
     seconds: float = 0.0
     precision: str = ""
     compiled: bool | None = None
+    tally: Tally = field(default_factory=Tally)
+    left_out: int = 0  # steps that were not taken because their gradient was not finite
+    in_a_row: int = 0  # of these, without one between that was taken
+
+    def average(self) -> Backbone:
+        """The average of the weights as a network of this process alone; where it is sharded, all must call."""
+        if not self.sharded:
+            return self.ema.net
+        with Unfilled():
+            net = create(**self.ema.net.config)
+        net.load_state_dict(gathered(self.ema.net.state_dict(), kept=True), assign=True)
+        return net.to(self.ema.net.device).eval().requires_grad_(False)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every process holds a part of the weights only."""
+        return any(whole(value) is not value for value in self.net.parameters())
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state that does not change any more, on the CPU."""
+
+    average: Backbone
+    raw: dict[str, Tensor]
+    rest: dict[str, Any]
 
     def is_finite(self) -> bool:
         """Whether every weight is a number: a ruined network must not replace a good checkpoint."""
-        weights = [*self.net.parameters(), *self.ema.net.parameters()]
-        return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
+        weights = [*self.average.parameters(), *self.raw.values()]
+        return bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
 
 
 class Run:
@@ -56,25 +97,35 @@ class Run:
         self.folder = folder
         self.metrics = folder / "metrics.jsonl"
         self.previews = folder / "previews"
+        self.left_out = folder / "left-out.jsonl"
         self.checkpoints = folder / "checkpoints"
+        self.writer = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: Recipe, *, changes: bool = False) -> None:
         """Check that the folder is new or holds the same run; a run without a checkpoint has nothing to lose.
+
+        Args:
+            recipe: what is asked for.
+            changes: whether another course of training is meant to be; never another network, data or target.
 
         Raises:
             InputError: the folder holds another run or something else; nothing is touched.
         """
         file = self.folder / "recipe.toml"
-        if file.exists() and newest_checkpoint(self.folder) is not None:
-            before, now = to_tables(parse_recipe(read_toml(file), source=str(file))), to_tables(recipe)
-            for section in ("model", "diffusion", "data", "optim", "train"):
-                for key in sorted((before[section].keys() | now[section].keys()) - FREE):
-                    old, new = before[section].get(key), now[section].get(key)
-                    if old != new:
-                        raise InputError(
-                            f"{self.folder} holds another run ({section}.{key} is {old} there, {new} here); "
-                            "give the same recipe to resume it, or another --out"
-                        )
+        if file.exists() and checkpoints(self.folder):
+            differing = differences(parse_recipe(read_toml(file), source=str(file)), recipe)
+            refused = [told for key, told in differing.items() if not changeable(key)]
+            if refused:
+                raise InputError(
+                    f"{self.folder} holds another run ({'; '.join(refused)}); "
+                    "give the same recipe to resume it, or another --out"
+                )
+            if differing and not changes:
+                raise InputError(
+                    f"{self.folder} was trained otherwise so far ({'; '.join(differing.values())}); give the same "
+                    "recipe, or add --allow-changes to go on with the new one"
+                )
         elif not file.exists() and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{self.folder} exists and is not a training run; give another --out")
 
@@ -89,43 +140,64 @@ class Run:
                 f"cannot write to {self.folder}: {error.strerror}; free some space or give another --out"
             ) from error
 
-    def save(self, state: TrainState, pipe: Pipeline, keep: int, *, apart: bool = False) -> Path:
-        """Write a checkpoint and drop all but the newest `keep`; low-rank updates merged, or apart.
+    def note(self, seen: int, indices: Tensor) -> None:
+        """Write down a batch that was left out: place in the run, and the numbers of its pictures."""
+        with self.left_out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"images": seen, "pictures": indices.tolist()}) + "\n")
+
+    def save(self, state: TrainState, pipe: Pipeline, settings: Train, place: Place) -> None:
+        """Copy the state now, and write it as a checkpoint while training goes on; `finish` waits for it.
+
+        All processes must call; the first one writes. Older checkpoints but the newest `keep` and the multiples of
+        `keep_every` are dropped, low-rank updates merged, or apart.
 
         Raises:
             InputError: weights that are not finite, or a disk that is full; earlier checkpoints stay as they are.
         """
-        last = newest_checkpoint(self.folder)
-        kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
-        if not state.is_finite():
+        self.finish()
+        size = sum(value.nbytes for value in state.net.parameters()) * 4  # raw, average, two moments
+        aside = state.sharded or place.device.type != "cpu" or free_memory(place.device) > 1.5 * size
+        taken = snapshot(state, place, copied=aside)
+        if not place.first:
+            return
+        last = checkpoints(self.folder)[-1:]
+        kept = f"the last good checkpoint is {last[0]}" if last else "there is no earlier checkpoint"
+        if not taken.is_finite():
             raise InputError(
                 f"the weights are no longer finite after {state.seen:,} images; {kept}: "
                 "lower --optim.lr or set --train.precision=float32 and train again into another --out"
             )
-        target = self.checkpoints / f"{state.seen:012d}"
+        pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
+        model = replace(pipe, net=taken.average, config=dict(pipe.config))
+        self.writing = self.writer.submit(self._write, taken, model, settings, kept)
+        if not aside:  # two copies would not fit into memory
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for a checkpoint that is being written.
+
+        Raises:
+            InputError: it could not be.
+        """
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def _write(self, taken: Snapshot, pipe: Pipeline, settings: Train, kept: str) -> None:
+        target = self.checkpoints / f"{taken.rest['seen']:012d}"
         draft = self.checkpoints / f".{target.name}.part"
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
             model = replace(pipe, net=merged(pipe.net))
             model.save(draft, name=self.folder.name)
-            save_file(dict(state.net.state_dict()), draft / "raw.safetensors")
+            save_file(taken.raw, draft / "raw.safetensors")
             if model.net is not pipe.net:
                 save_file(dict(pipe.net.state_dict()), draft / AVERAGED)
-                if apart:
+                if settings.lora_apart:
                     save_file(trained_tensors(pipe.net, pipe.config["lora"]["whole"]), draft / ADAPTER)
                     (draft / WEIGHTS).unlink()
-            torch.save(
-                {
-                    "optimizer": state.optimizer.state_dict(),
-                    "ema_updates": state.ema.updates,
-                    "seen": state.seen,
-                    "seconds": state.seconds,
-                    "precision": state.precision,
-                    "compiled": state.compiled,
-                },
-                draft / "state.pt",
-            )
+            torch.save(taken.rest, draft / "state.pt")
+            write_manifest(draft)
             if target.exists():
                 shutil.rmtree(target)
             os.replace(draft, target)
@@ -135,26 +207,107 @@ class Run:
             raise InputError(
                 f"cannot write checkpoint {target}: {message}; {kept}; free some space and run the same command again"
             ) from error
-        for old in sorted(path for path in self.checkpoints.glob("*") if path.name.isdigit())[:-keep]:
-            shutil.rmtree(old)
-        return target
+        for old in checkpoints(self.folder)[: -settings.keep]:
+            if settings.keep_every == 0 or int(old.name) % settings.keep_every:
+                shutil.rmtree(old)
 
-    def restore(self, state: TrainState) -> None:
-        """Load the newest checkpoint into the state, if there is one."""
-        folder = newest_checkpoint(self.folder)
-        if folder is None:
-            return
+    def restore(self, state: TrainState, console: Console, *, place: Place) -> bool:
+        """Load the newest whole checkpoint into the state; whether there is one.
+
+        Raises:
+            InputError: checkpoints of which none is whole.
+        """
+        found = checkpoints(self.folder)
+        for folder in reversed(found):
+            wrong = damage(folder, hashes=place.first)
+            wrong = place.agree(wrong)
+            if wrong is None:
+                self._load(folder, state, place)
+                return True
+            console.print(f"{folder} is damaged and left aside: {wrong}", markup=False)
+        if found:
+            raise InputError(
+                f"none of the checkpoints in {self.checkpoints} is whole; remove the folder {self.folder} to begin anew"
+            )
+        return False
+
+    def _load(self, folder: Path, state: TrainState, place: Place) -> None:
         average = AVERAGED if (folder / AVERAGED).exists() else WEIGHTS
-        for net, name in ((state.net, "raw.safetensors"), (state.ema.net, average)):
-            net.load_state_dict(read_weights(folder / name, net.state_dict()))
+        with torch.no_grad():
+            for net, name in ((state.net, "raw.safetensors"), (state.ema.net, average)):
+                target = net.state_dict()
+                for key, value in read_weights(folder / name, target).items():
+                    target[key].copy_(place_like(value, target[key]))
         try:
             saved: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+            if state.sharded:
+                parameters = [each for group in state.optimizer.param_groups for each in group["params"]]
+                for number, values in saved["optimizer"]["state"].items():
+                    for key, value in values.items():
+                        if value.ndim:  # all but the count of steps
+                            values[key] = place_like(value, parameters[number])
             state.optimizer.load_state_dict(saved["optimizer"])
             state.ema.updates = saved["ema_updates"]
             state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
-            state.compiled = saved.get("compiled", False)  # runs of before were not
+            state.compiled = saved["compiled"]
+            state.left_out, state.in_a_row = saved["left_out"], saved["in_a_row"]
+            state.tally = Tally(saved["tally"] if place.first else None)
         except Exception as error:  # a damaged pickle can raise almost anything
             raise InputError(
                 f"{folder / 'state.pt'} is missing or damaged ({type(error).__name__}); "
                 f"remove {folder} to resume from the checkpoint before it"
             ) from error
+
+
+def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot:
+    """The state as it is now, on the CPU; without a copy it must be used before the next step. All must call."""
+    average = state.average()
+    if average is state.ema.net and copied:
+        average = copy.deepcopy(average)
+    optimizer = state.optimizer.state_dict()
+    moments = {
+        number: gathered(values, kept=place.first, copied=copied) for number, values in optimizer["state"].items()
+    }
+    return Snapshot(
+        average.cpu() if copied else average,
+        gathered(state.net.state_dict(), kept=place.first, copied=copied),
+        {
+            "optimizer": optimizer | {"state": moments},
+            "ema_updates": state.ema.updates,
+            "seen": state.seen,
+            "seconds": state.seconds,
+            "precision": state.precision,
+            "compiled": state.compiled,
+            "left_out": state.left_out,
+            "in_a_row": state.in_a_row,
+            "tally": place.total(state.tally.sums),
+        },
+    )
+
+
+def gathered(values: Mapping[str, Tensor], *, kept: bool, copied: bool = True) -> dict[str, Tensor]:
+    """Values that may be spread over processes, whole and on the CPU; nothing where they are not kept."""
+    found = {}
+    for key, value in values.items():
+        full = whole(value.detach())
+        if kept:
+            found[key] = full.to("cpu", copy=copied)
+    return found
+
+
+def differences(before: Recipe, now: Recipe) -> dict[str, str]:
+    """What two recipes of a run differ in and may not silently: key -> what is said of it."""
+    old, new = to_tables(before), to_tables(now)
+    found = {}
+    for section in ("model", "diffusion", "data", "optim", "train"):
+        for key in sorted((old[section].keys() | new[section].keys()) - FREE):
+            was, is_ = old[section].get(key), new[section].get(key)
+            if was != is_:
+                found[f"{section}.{key}"] = f"{section}.{key} is {was} there, {is_} here"
+    return found
+
+
+def changeable(key: str) -> bool:
+    """Whether a run can sensibly go on with another value."""
+    section, _, name = key.partition(".")
+    return name in CHANGEABLE or (section == "optim" and name != "name")

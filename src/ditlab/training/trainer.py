@@ -1,7 +1,7 @@
 """The training loop: batch -> latents -> loss -> step -> EMA; now and then a log line, a preview, a checkpoint.
 
 Order, noise, times and label dropout are functions of (seed, images seen), so a run that resumes goes on as if it
-had never stopped.
+had never stopped, on any number of processes.
 """
 
 import signal
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from PIL import Image
@@ -22,34 +22,39 @@ from torch import Tensor
 from ditlab.autoencoders import Autoencoder, Latent, Pixel
 from ditlab.backbones import Backbone, create, find, name_of
 from ditlab.backbones.lora import add_lora, merged
-from ditlab.config import Model, Recipe, to_tables
+from ditlab.config import Model, Recipe, Train, to_tables
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
 from ditlab.diffusion.objective import Objective
 from ditlab.errors import InputError
-from ditlab.hardware import pick_device
+from ditlab.files import replacing
 from ditlab.interop import load, load_autoencoder
 from ditlab.interop.autoencoders import fingerprint
 from ditlab.pictures import contact_sheet
 from ditlab.pipeline import Pipeline, make_objective, newest_checkpoint
 from ditlab.speed.compilation import compile_and_tell, wanted
-from ditlab.speed.precision import faster_dtype
+from ditlab.speed.precision import faster_dtype, quick_precision
+from ditlab.training.chance import EPS, POSTERIOR, Chance
 from ditlab.training.ema import EMA
-from ditlab.training.log import RunLog
+from ditlab.training.log import RunLog, Tally
 from ditlab.training.optim import learning_rate, make_optimizer
+from ditlab.training.parallel import Place, joined, keep_inputs_only, no_exchange, shard, spread, whole
 from ditlab.training.state import Run, TrainState
 from ditlab.training.transfer import report, transfer
-from ditlab.types import Batch
+from ditlab.types import Batch, Noise
 
 FEW = 500  # steps, for which compiling is not worth the wait
-COUNTS = ("images", "batch", "log_every", "preview_every", "save_every", "keep")
+COUNTS = ("images", "batch", "log_every", "preview_every", "save_every", "keep", "patience")
 
 
-def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) -> Pipeline:
+def train(recipe: Recipe, out: str | Path, *, changes: bool = False, console: Console | None = None) -> Pipeline:
     """Train as the recipe says; the same call again resumes.
+
+    Under a launcher such as torchrun all processes call it, and share each batch.
 
     Args:
         recipe: the settings.
         out: the run folder; made if it does not exist.
+        changes: go on with another course of training than the folder's run had so far.
         console: where progress is shown (standard error by default).
 
     Returns:
@@ -58,29 +63,36 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     Raises:
         InputError: settings that do not fit together, or a folder that holds something else.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
+        SystemExit: with 0, after SIGTERM, once the state is saved.
     """
     console = console or Console(stderr=True)
-    settings = recipe.train
     check_ranges(recipe)
-    dataset = open_dataset(recipe.data.source, recipe.data, Path(out) / "skipped.csv")
-    device = pick_device(settings.device)
+    with joined(recipe.train.device, recipe.parallel.timeout) as place:
+        return train_here(recipe, Run(Path(out)), place, changes, console if place.first else Console(quiet=True))
+
+
+def train_here(recipe: Recipe, run: Run, place: Place, changes: bool, console: Console) -> Pipeline:
+    """`train`, as one of its processes."""
+    settings, device = recipe.train, place.device
+    share = place.share(settings.batch, recipe.parallel.accumulate)
+    report_to = run.folder / ("skipped.csv" if place.first else f"skipped-{place.rank}.csv")
+    dataset = open_dataset(recipe.data.source, recipe.data, report_to)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16
-    run = Run(Path(out))
     # A resumed run has its own weights and does not need the source again.
-    resumed = newest_checkpoint(run.folder)
+    resumed = newest_checkpoint(run.folder) if settings.init_from else None
     source = load(resumed or settings.init_from) if settings.init_from else None
     if source is not None:
         recipe = replace(recipe, model=continued(recipe.model, source))
     pipe = build(recipe, dataset, pick_autoencoder(recipe.data.autoencoder, dataset, source), device)
     pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
-    run.check(recipe)
+    run.check(recipe, changes=changes)
     net = pipe.net.train()
     whole = [*net.label_tables, *net.heads_out]
     if source is not None and resumed is None:
-        changes = transfer(net, pipe.classes, source, settings.class_map)
-        console.print(report(changes))
-        whole += [change.name for change in changes if change.fate != "kept"]
+        moved = transfer(net, pipe.classes, source, settings.class_map)
+        console.print(report(moved))
+        whole += [change.name for change in moved if change.fate != "kept"]
         if source.objective.target != pipe.objective.target or source.objective.process != pipe.objective.process:
             console.print(
                 f"{settings.init_from} was trained with another target or process; its head has to learn anew"
@@ -92,109 +104,186 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         add_lora(net, settings.lora, pipe.config["lora"]["whole"], settings.seed)
     ema = EMA(net, settings.ema)
     pipe.net = ema.net  # what is shown and shared is the average
+    loss_of = LossOf(net, pipe.objective, pipe.autoencoder, settings)
+    step = trial_step(loss_of, dataset, share)
+    if recipe.parallel.checkpointing:
+        keep_inputs_only(net)
+    if recipe.parallel.shard != "none":
+        for each in (net, ema.net):
+            shard(each, recipe.parallel, place)
     state = TrainState(net, ema, make_optimizer(net, recipe.optim))
-    run.restore(state)
+    run.restore(state, console, place=place)
     pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
     if state.seen >= settings.images:
-        console.print(f"{out} is already trained on {state.seen:,} images; raise --train.images to go on", markup=False)
-        pipe.net = merged(pipe.net)
+        console.print(
+            f"{run.folder} is already trained on {state.seen:,} images; raise --train.images to go on", markup=False
+        )
+        pipe.net = merged(state.average())
         return pipe
-    run.begin(recipe)
+    if place.first:
+        run.begin(recipe)
     if state.seen:
-        console.print(f"resuming {out} at {state.seen:,} images", markup=False)
-    loss_of = LossOf(net, pipe.objective, pipe.autoencoder, settings.label_dropout, settings.seed)
-    step = trial_step(loss_of, dataset, settings.batch)
+        console.print(f"resuming {run.folder} at {state.seen:,} images", markup=False)
     if not state.precision:
-        state.precision = probe(step, net) if settings.precision == "auto" else settings.precision
-    console.print(f"training {net.config['name']} on {device} in {state.precision}", markup=False)
-    make_quick(partial(step, getattr(torch, state.precision)), state, recipe, console)
-    loop(recipe, run, state, pipe, loss_of, dataset, console)
+        found = probe(step, net, alone=not state.sharded) if settings.precision == "auto" else settings.precision
+        state.precision = place.agree(found)
+    told = f"training {net.config['name']} on {device} in {state.precision}"
+    console.print(told + (f", {place.world} processes" if place.world > 1 else ""), markup=False)
+    make_quick(partial(step, getattr(torch, state.precision)), state, recipe, place, console)
+    loss_of.network = spread(net, recipe.parallel, place)
+    place.wait()
+    loop(recipe, run, state, pipe, loss_of, dataset, place, console)
     if dataset.skipped:
-        console.print(f"{len(dataset.skipped)} pictures could not be read: {out}/skipped.csv", markup=False)
-    pipe.net = merged(pipe.net)
+        console.print(f"{len(dataset.skipped)} pictures could not be read: {report_to}", markup=False)
+    pipe.net = merged(state.average())
     return pipe
 
 
 def loop(
-    recipe: Recipe, run: Run, state: TrainState, pipe: Pipeline, loss_of: "LossOf", dataset: Dataset, console: Console
+    recipe: Recipe,
+    run: Run,
+    state: TrainState,
+    pipe: Pipeline,
+    loss_of: "LossOf",
+    dataset: Dataset,
+    place: Place,
+    console: Console,
 ) -> None:
-    """Train from `state.seen` to the end, or to the next Ctrl-C."""
-    settings = recipe.train
+    """Train from `state.seen` to the end, or until a signal asks to stop."""
+    settings, parts = recipe.train, recipe.parallel.accumulate
     dtype = getattr(torch, state.precision)
-    sums, count = torch.zeros(2, device=state.net.device), 0
-    with RunLog(run.metrics, state.seen, settings.images, console) as log, interruption() as interrupted:
+    each = place.share(settings.batch, parts)
+    first = place.rank * each * parts  # of this process's pictures, in the batch
+    with RunLog(run.metrics, state.seen, settings.images, console, kept=place.first) as log, interruption() as signals:
         started = time.monotonic() - state.seconds
         order = training_order(len(dataset), settings.batch, settings.seed, state.seen)
-        for batch in ahead(order, dataset.fetch):
+        for batch in ahead(order, lambda indices: dataset.fetch(indices[first : first + each * parts])):
             rate = learning_rate(recipe.optim, state.seen, settings.images)
-            loss = loss_of(batch, state.seen, dtype)
-            norm = update(state, loss, rate, recipe.optim.clip)
+            losses, times = backward(loss_of, batch, state.seen, first, parts, dtype)
+            norm = whole(torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.optim.clip or float("inf")))
+            if norm.isfinite():
+                take_step(state, rate)
+                state.tally.add(losses, times, norm if place.first else None)
+            else:
+                leave_out(recipe, run, state, dataset, place, console)
             before, state.seen = state.seen, state.seen + settings.batch
-            sums, count = sums + torch.stack([loss.detach(), norm]), count + 1
             done = state.seen >= settings.images
+            asked = place.most(max(signals, default=0))
 
             def due(every: int, before: int = before, done: bool = done) -> bool:
                 return done or before // every != state.seen // every
 
-            def means(sums: Tensor = sums, count: int = count) -> tuple[float, float]:
-                loss, norm = (sums / count).tolist()
-                return loss, norm
-
-            log.show(state.seen, means)
-            if due(settings.log_every) or interrupted.is_set():
-                log.write(state.seen, *means(), rate)
-                sums, count = torch.zeros_like(sums), 0
-            if due(settings.save_every) or interrupted.is_set():
+            log.show(state.seen, lambda: Tally.means(state.tally.sums))
+            if due(settings.log_every):
+                means = Tally.means(place.total(state.tally.sums))
+                log.write(state.seen, means, lr=rate, **({"left_out": state.left_out} if state.left_out else {}))
+                state.tally = Tally()
+            if due(settings.save_every) or asked:
                 state.seconds = time.monotonic() - started
-                run.save(state, pipe, settings.keep, apart=settings.lora_apart)
+                run.save(state, pipe, settings, place)
             if due(settings.preview_every):
-                preview(pipe, dataset).save(run.previews / f"{state.seen:012d}.png")
-            if done:
-                return
-            if interrupted.is_set():
+                average = state.average()
+                if place.first:
+                    with replacing(run.previews / f"{state.seen:012d}.png") as draft:
+                        preview(replace(pipe, net=average), dataset).save(draft, format="PNG")
+            if done or asked:
+                run.finish()
+                if done:
+                    return
                 console.print(f"saved {run.folder} at {state.seen:,} images; the same command resumes", markup=False)
-                raise KeyboardInterrupt
+                end(asked)
 
 
 class LossOf:
-    """The mean loss of a batch at a position of the run, with all chance drawn from (seed, position)."""
+    """The losses of pictures at a place of the run, with all chance drawn from (seed, place)."""
 
-    def __init__(
-        self, net: Backbone, objective: Objective, autoencoder: Autoencoder, label_dropout: float, seed: int
-    ) -> None:
-        self.net, self.objective, self.autoencoder = net, objective, autoencoder
-        self.label_dropout, self.seed = label_dropout, seed
+    def __init__(self, net: Backbone, objective: Objective, autoencoder: Autoencoder, settings: Train) -> None:
+        self.net, self.objective, self.autoencoder, self.settings = net, objective, autoencoder, settings
+        self.network: Callable[..., Tensor] = net  # or what spreads it over processes
+        self.chance = Chance(settings.seed)
 
-    def __call__(self, batch: Batch, seen: int, dtype: torch.dtype) -> Tensor:
-        """Float32 loss (), with the network in autocast where dtype is not float32."""
-        device = self.net.device
-        chance = torch.Generator().manual_seed((self.seed * 1_000_000_007 + seen) % 2**63)
+    def __call__(self, pictures: Batch, seen: int, first: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Losses and times of some pictures of a batch.
 
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=chance).to(like)
+        Args:
+            pictures: B of them.
+            seen: images before the batch.
+            first: place of the first picture in the batch.
+            dtype: of the network, in autocast where it is not float32.
 
+        Returns:
+            Losses (B,) float32, times (B,) float64 on the CPU.
+        """
+        device, batch = self.net.device, self.settings.batch
+        mine = slice(first, first + len(pictures.labels))
         with torch.no_grad():
-            images = batch.images.to(device)
+            images = pictures.images.to(device)
             moments = images if images.is_floating_point() else self.autoencoder.encode(images)  # a cache has them
-            x0 = self.autoencoder.latents(moments, noise)
-        dropped = torch.rand(len(x0), generator=chance) < self.label_dropout
-        y = torch.where(dropped, self.net.null(batch.labels), batch.labels).to(device)
-        t = self.objective.draw_times(len(x0), chance)
-        eps = noise(x0)
+            x0 = self.autoencoder.latents(moments, self.noise(POSTERIOR, seen + first))
+        of_batch = self.chance.of_batch(seen)
+        dropped = (torch.rand(batch, generator=of_batch) < self.settings.label_dropout)[mine]
+        y = torch.where(dropped, self.net.null(pictures.labels), pictures.labels).to(device)
+        t = self.objective.draw_times(batch, of_batch)[mine]
+        eps = self.noise(EPS, seen + first)(x0)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            return self.objective.loss(self.net, x0, y, t, eps).mean()
+            return self.objective.loss(self.network, x0, y, t, eps), t
+
+    def noise(self, stream: int, first: int) -> Noise:
+        """Noise for pictures from a place of the run on."""
+        return lambda like: self.chance.normal(stream, first, tuple(like.shape)).to(like)
 
 
-def update(state: TrainState, loss: Tensor, rate: float, clip: float) -> Tensor:
-    """Back-propagate, clip, step, average; returns the norm of the gradient before clipping."""
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), clip or float("inf"))
+def backward(
+    loss_of: LossOf, batch: Batch, seen: int, first: int, parts: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Add the gradient of the mean loss, part by part; losses (B,) and times (B,)."""
+    found = []
+    each = len(batch.labels) // parts
+    for part in range(parts):
+        here = slice(part * each, (part + 1) * each)
+        with no_exchange(loss_of.network, last=part == parts - 1):
+            losses, t = loss_of(Batch(batch.images[here], batch.labels[here]), seen, first + here.start, dtype)
+            (losses.mean() / parts).backward()  # type: ignore[no-untyped-call]
+        found.append((losses.detach(), t))
+    losses, times = (torch.cat(values) for values in zip(*found, strict=True))
+    return losses, times
+
+
+def take_step(state: TrainState, rate: float) -> None:
+    """Change the weights along the gradient, and the average with them."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.ema.update(state.net)
-    return norm
+    state.in_a_row = 0
+
+
+def leave_out(recipe: Recipe, run: Run, state: TrainState, dataset: Dataset, place: Place, console: Console) -> None:
+    """Note a batch whose gradient is not finite; after too many of them go back to the last checkpoint's weights.
+
+    Raises:
+        InputError: there is none, or it did not help.
+    """
+    settings = recipe.train
+    state.optimizer.zero_grad()
+    state.left_out, state.in_a_row = state.left_out + 1, state.in_a_row + 1
+    if place.first:
+        indices = next(training_order(len(dataset), settings.batch, settings.seed, state.seen))
+        run.note(state.seen, indices)
+    if state.in_a_row % settings.patience:
+        return
+    run.finish()
+    wrong = (
+        f"the gradient was not finite in {state.in_a_row} steps in a row, after {state.seen:,} images "
+        f"(their pictures: {run.left_out})"
+    )
+    kept = state.seen, state.seconds, state.left_out, state.in_a_row, state.tally
+    if state.in_a_row > settings.patience or not run.restore(state, console, place=place):
+        raise InputError(f"{wrong}; lower --optim.lr or set --train.precision=float32")
+    console.print(f"{wrong}; going on with the weights of {state.seen:,} images", markup=False)
+    # Not back to its place in the run, where the same batches wait.
+    state.seen, state.seconds, state.left_out, state.in_a_row, state.tally = kept
 
 
 def continued(model: Model, source: Pipeline) -> Model:
@@ -249,33 +338,40 @@ def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: to
     return Pipeline(net.to(device), make_objective(recipe.diffusion), autoencoder.to(device), dataset.classes, config)
 
 
-def trial_step(loss_of: LossOf, dataset: Dataset, batch: int) -> Callable[[torch.dtype], None]:
+def trial_step(loss_of: LossOf, dataset: Dataset, count: int) -> Callable[[torch.dtype], None]:
     """A step without a consequence, for timing; its pictures are read when it is first taken."""
 
     @cache
     def some() -> Batch:
-        return dataset.fetch(torch.arange(batch) % len(dataset))
+        return dataset.fetch(torch.arange(count) % len(dataset))
 
     def step(dtype: torch.dtype) -> None:
-        loss_of(some(), 0, dtype).backward()  # type: ignore[no-untyped-call]
+        losses, _ = loss_of(some(), 0, 0, dtype)
+        losses.mean().backward()  # type: ignore[no-untyped-call]
         loss_of.net.zero_grad()
 
     return step
 
 
-def probe(step: Callable[[torch.dtype], None], net: Backbone) -> str:
-    """The faster precision for such steps, by name."""
+def probe(step: Callable[[torch.dtype], None], net: Backbone, *, alone: bool) -> str:
+    """The faster precision for such steps, by name; by matrix products only where others would have to take part."""
+    if not alone:
+        return quick_precision(net)
     return str(faster_dtype(step, net.device, int(net.config["width"]))).removeprefix("torch.")
 
 
-def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, console: Console) -> None:
+def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, place: Place, console: Console) -> None:
     """Compile the network where that shortens what is left; a run that was compiled once stays so, bit for bit."""
     settings, net = recipe.train, state.net
     if settings.compile == "never":
         return
     if state.compiled is None:
-        left = (settings.images - state.seen) / settings.batch
-        state.compiled = wanted(net, getattr(torch, state.precision), settings.compile, step, left, FEW)
+        if state.sharded:  # a step that is timed would need all processes
+            found = settings.compile == "always"
+        else:
+            left = (settings.images - state.seen) / settings.batch * recipe.parallel.accumulate
+            found = wanted(net, getattr(torch, state.precision), settings.compile, step, left, FEW)
+        state.compiled = place.agree(found)
     if state.compiled:
         compile_and_tell(net, step, console, dynamic=bool(net.config.get("exits")))
 
@@ -325,21 +421,28 @@ def check_ranges(recipe: Recipe) -> None:
 
 
 @contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets, so that the step in progress ends whole; a second one aborts."""
-    event = threading.Event()
+def interruption() -> Iterator[list[int]]:
+    """The signal of the first Ctrl-C or SIGTERM, so that the step in progress ends whole; a second one aborts."""
+    signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield signals
         return
 
     def note(number: int, frame: object) -> None:
-        if event.is_set():
+        if signals:
             raise KeyboardInterrupt
-        event.set()
+        signals.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield event
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end(number: int) -> NoReturn:
+    """Leave as a signal asks, once all is saved: whoever sent SIGTERM expects that; Ctrl-C stops a larger program."""
+    if number == signal.SIGTERM:
+        raise SystemExit(0)
+    raise KeyboardInterrupt

@@ -1,0 +1,201 @@
+"""Runs on several processes, started as users start them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+import ditlab
+from ditlab.config import parse_recipe
+from ditlab.errors import InputError
+from ditlab.training import train
+from ditlab.training.chance import Chance
+from ditlab.training.parallel import Place
+
+QUIET = Console(quiet=True)
+RECIPE = """
+[model]
+name = "DiT"
+width = 32
+depth = 2
+heads = 2
+patch = 2
+qk_norm = true
+[data]
+source = "digits"
+[optim]
+lr = 2e-3
+warmup = 64
+[train]
+images = 256
+batch = 32
+ema = 0.9
+precision = "float32"
+compile = "never"
+device = "cpu"
+log_every = 32
+preview_every = 128
+save_every = 128
+[sample]
+sampler = "euler"
+steps = 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE)
+    return file
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def command(processes, recipe, out, *options, launcher=(), port=None):
+    started = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    started += [f"--master-port={port or free_port()}", *launcher]
+    return [*started, "-m", "ditlab", "train", str(recipe), "--out", str(out), *options]
+
+
+def launch(processes, recipe, out, *options):
+    found = subprocess.run(command(processes, recipe, out, *options), capture_output=True, text=True, timeout=240)
+    return found.returncode, found.stdout + found.stderr
+
+
+def alone(recipe, out, *options):
+    return train(parse_recipe(ditlab.config.read_toml(recipe), options), out, console=QUIET)
+
+
+def losses(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one, other, tolerance=2e-4):
+    a, b = (load_file(sorted((run / "checkpoints").iterdir())[-1] / "raw.safetensors") for run in (one, other))
+    assert a.keys() == b.keys()
+    for key in a:
+        assert (a[key] - b[key]).norm() <= tolerance * max(a[key].norm(), 1e-2), key
+    for first, second in zip(losses(one), losses(other), strict=True):
+        assert first["images"] == second["images"]
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
+        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-3)
+        for mine, theirs in zip(first["loss_by_time"], second["loss_by_time"], strict=True):
+            assert mine == theirs is None or mine == pytest.approx(theirs, rel=1e-3)
+
+
+def test_noise_depends_on_the_place_in_the_run_alone():
+    chance = Chance(3)
+    batch = chance.normal(0, 1000, (64, 3, 5, 7))
+    assert torch.equal(batch[20:40], chance.normal(0, 1020, (20, 3, 5, 7)))
+    others = [chance.normal(1, 1000, (64, 3, 5, 7)), Chance(4).normal(0, 1000, (64, 3, 5, 7)), batch.roll(1, 0)]
+    assert all(abs((batch * other).mean()) < 0.05 for other in others)
+    many = chance.normal(0, 0, (4096, 101))
+    assert abs(many.mean()) < 0.006
+    assert many.std() == pytest.approx(1, abs=0.005)
+    assert (many**4).mean() == pytest.approx(3, abs=0.06)
+    assert (many.abs() > 3).float().mean() == pytest.approx(0.0027, abs=0.0004)
+
+
+def test_parts_of_a_batch_add_up_to_it(recipe, tmp_path):
+    alone(recipe, tmp_path / "whole")
+    alone(recipe, tmp_path / "parts", "--parallel.accumulate=4", "--parallel.checkpointing")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(recipe, tmp_path):
+    with pytest.raises(InputError, match="a batch of 32 cannot be shared equally among 1 processes in 3 parts; give"):
+        alone(recipe, tmp_path / "run", "--parallel.accumulate=3")
+    with pytest.raises(InputError, match=r"among 6 processes in 2 parts; give a train.batch of 24"):
+        Place(torch.device("cpu"), 0, 6).share(32, 2)
+    with pytest.raises(InputError, match="needs several processes; start them with torchrun"):
+        alone(recipe, tmp_path / "run", "--parallel.shard=full")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_compute_what_one_does(recipe, tmp_path):
+    alone(recipe, tmp_path / "one")
+    code, told = launch(2, recipe, tmp_path / "two")
+    assert code == 0, told
+    assert "2 processes" in told
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert ditlab.load(tmp_path / "two").config["images_seen"] == 256
+
+
+def test_a_sharded_run_goes_on_with_another_number_of_processes(recipe, tmp_path):
+    alone(recipe, tmp_path / "one")
+    code, told = launch(2, recipe, tmp_path / "run", "--train.images=128", "--parallel.shard=full")
+    assert code == 0, told
+    alone(recipe, tmp_path / "run")
+    assert_same_run(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_four_processes_and_two_nodes_with_a_shard_in_each(recipe, tmp_path):
+    alone(recipe, tmp_path / "one")
+    code, told = launch(4, recipe, tmp_path / "four", "--parallel.accumulate=2")
+    assert code == 0, told
+    assert_same_run(tmp_path / "one", tmp_path / "four")
+    alone(recipe, tmp_path / "hybrid", "--train.images=128")
+    port, options = free_port(), ("--parallel.shard=hybrid", "--parallel.checkpointing")
+    nodes = [
+        subprocess.Popen(
+            command(2, recipe, tmp_path / "hybrid", *options, port=port, launcher=("--nnodes=2", f"--node-rank={i}")),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for node in nodes:
+        _, told = node.communicate(timeout=240)
+        assert node.returncode == 0, told
+    assert_same_run(tmp_path / "one", tmp_path / "hybrid")
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_the_run_down_and_the_launcher_begins_again(recipe, tmp_path):
+    alone(recipe, tmp_path / "one", "--train.images=20_000", "--train.log_every=2000", "--train.save_every=2000")
+    run = tmp_path / "run"
+    options = ("--train.images=20_000", "--train.log_every=2000", "--train.save_every=2000")
+    started = command(2, recipe, run, *options, launcher=("--max-restarts=3",))
+    process = subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (run / "checkpoints").exists() and any((run / "checkpoints").glob("[0-9]*")))
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    _, told = process.communicate(timeout=240)
+    assert process.returncode == 0, told
+    assert "resuming" in told
+    assert_same_run(tmp_path / "one", run, tolerance=5e-2)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_ends_with_zero(recipe, tmp_path):
+    started = command(2, recipe, tmp_path / "run", "--train.images=1_000_000", "--train.save_every=1_000_000")
+    process = subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(losses(tmp_path / "run")) > 2)
+    for child in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split():
+        os.kill(int(child), signal.SIGTERM)
+        break  # the others hear of it
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert "the same command resumes" in told
+    assert len(list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))) == 1
+
+
+def wait_for(condition):
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
