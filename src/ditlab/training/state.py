@@ -134,6 +134,8 @@ class Run:
         try:
             self.previews.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
+            for left in (*self.previews.glob(".*.part"), *self.checkpoints.glob(".*.part")):  # when it was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             replace_text(self.folder / "recipe.toml", to_toml(to_tables(recipe)))
         except OSError as error:
             raise InputError(
@@ -199,7 +201,7 @@ class Run:
             torch.save(taken.rest, draft / "state.pt")
             write_manifest(draft)
             if target.exists():
-                shutil.rmtree(target)
+                drop(target)
             os.replace(draft, target)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             shutil.rmtree(draft, ignore_errors=True)
@@ -209,7 +211,7 @@ class Run:
             ) from error
         for old in checkpoints(self.folder)[: -settings.keep]:
             if settings.keep_every == 0 or int(old.name) % settings.keep_every:
-                shutil.rmtree(old)
+                drop(old)
 
     def restore(self, state: TrainState, console: Console, *, place: Place) -> bool:
         """Load the newest whole checkpoint into the state; whether there is one.
@@ -257,6 +259,14 @@ class Run:
                 f"{folder / 'state.pt'} is missing or damaged ({type(error).__name__}); "
                 f"remove {folder} to resume from the checkpoint before it"
             ) from error
+
+
+def drop(folder: Path) -> None:
+    """Remove a checkpoint, which is there whole or not at all."""
+    aside = folder.with_name(f".{folder.name}.old.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot:

@@ -178,14 +178,14 @@ def loop(
                 means = Tally.means(place.total(state.tally.sums))
                 log.write(state.seen, means, lr=rate, **({"left_out": state.left_out} if state.left_out else {}))
                 state.tally = Tally()
-            if due(settings.save_every) or asked:
-                state.seconds = time.monotonic() - started
-                run.save(state, pipe, settings, place)
-            if due(settings.preview_every):
+            if due(settings.preview_every):  # before the checkpoint, behind which nobody comes back to draw it
                 average = state.average()
                 if place.first:
                     with replacing(run.previews / f"{state.seen:012d}.png") as draft:
                         preview(replace(pipe, net=average), dataset).save(draft, format="PNG")
+            if due(settings.save_every) or asked:
+                state.seconds = time.monotonic() - started
+                run.save(state, pipe, settings, place)
             if done or asked:
                 run.finish()
                 if done:
