@@ -18,6 +18,7 @@ LAYERS = [
     {"interop", "sampling"},
     {"evaluation", "encoding"},
     {"training", "bench", "tuning"},
+    {"planning"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -154,6 +154,44 @@ def train(
 
 
 @app.command
+def plan(
+    recipe: str,
+    /,
+    *,
+    device: str = "",
+    devices: Whole = 1,
+    settings: Annotated[Recipe | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Tell what a training run will need: memory by part, steps per second, time to the end, the largest batch.
+
+    Parameters
+    ----------
+    recipe
+        A .toml file, or the name of a recipe that comes with ditlab.
+    device
+        b200, h200, h100, a100, a100-40, l40s, a10, rtx5090, rtx4090 or rtx3090; this machine if left out.
+    devices
+        How many of them.
+    settings
+        Any key of the recipe.
+    json
+        Print one JSON object.
+    """
+    from ditlab import planning
+
+    find_recipe(recipe)
+    found = planning.plan(settings or Recipe(), device, devices)
+    if json:
+        print_json(dataclasses.asdict(found))
+        return
+    out = Console()
+    out.print(planning.table(found))
+    for line in planning.lines(found):
+        out.print(line, highlight=False, markup=False)
+
+
+@app.command
 def sample(
     model: str,
     /,

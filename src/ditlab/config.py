@@ -375,7 +375,7 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
     """cyclopts' hook: fill what the command line leaves open from the recipe that it names."""
     for argument in arguments:
         if argument.field_info.name == "recipe" and argument.tokens:
-            scores = commands[0] != "train"
+            scores = commands[0] not in ("train", "plan")
             path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
             tables = check_keys(read_toml(path), str(path)) if scores else check_sections(read_toml(path), str(path))
             # Under the command's own key: a flat table would lose the sections that are called like a command.

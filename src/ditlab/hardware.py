@@ -60,6 +60,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
 
 
+def total_memory(device: "torch.device") -> int:
+    """Bytes that the device has."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def free_memory(device: "torch.device") -> int:
     """Bytes that can still be had; without an end where the system does not tell."""
     import torch

@@ -1,0 +1,263 @@
+"""What a training run will need, before it is started: `ditlab plan`.
+
+Memory is counted part by part. Activations are what the backward pass keeps, found by a forward pass without memory or
+work (PyTorch's meta device). Rates of accelerators are the published dense bfloat16 peaks, of which training is taken
+to reach a third; for the machine itself a step is timed.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from ditlab.autoencoders import Autoencoder
+from ditlab.backbones import Backbone, create
+from ditlab.config import Recipe
+from ditlab.data import Dataset, open_dataset
+from ditlab.errors import lookup
+from ditlab.evaluation import measure
+from ditlab.hardware import pick_device, total_memory
+from ditlab.speed.timing import interleaved, waiter
+from ditlab.training.parallel import Place, keep_inputs_only
+from ditlab.training.trainer import LossOf, build, pick_autoencoder, trial_step
+
+
+@dataclass(frozen=True)
+class Device:
+    """An accelerator."""
+
+    memory: float  # bytes
+    flops: float  # dense bfloat16, a second
+
+
+GIB = 2**30
+DEVICES = {
+    "b200": Device(180 * GIB, 2250e12),
+    "h200": Device(141 * GIB, 989e12),
+    "h100": Device(80 * GIB, 989e12),
+    "a100": Device(80 * GIB, 312e12),
+    "a100-40": Device(40 * GIB, 312e12),
+    "l40s": Device(48 * GIB, 362e12),
+    "a10": Device(24 * GIB, 125e12),
+    "rtx5090": Device(32 * GIB, 209e12),
+    "rtx4090": Device(24 * GIB, 165e12),
+    "rtx3090": Device(24 * GIB, 71e12),
+}
+REACHED = 1 / 3  # of the peak, in training
+PROCESS = {"cpu": 0.45 * GIB, "cuda": 0.8 * GIB}  # Python, PyTorch and their libraries
+HALF = 0.6  # of the activations' bytes in bfloat16 autocast: norms and softmax keep float32
+USABLE = 0.94  # of a device's memory, for fragments between tensors
+MOST = 2**16  # pictures
+FEW, LONG = 8, 2.0  # pictures of a first trial; seconds of a whole step above which it is the only one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All figures are for one process and in bytes where nothing else is said."""
+
+    device: str
+    devices: int
+    batch: int  # pictures of a process at a time
+    parameters: int
+    memory: dict[str, float]
+    peak: float
+    capacity: float
+    steps_per_second: float
+    measured: bool  # or taken from the table
+    seconds: float  # to the end of the run
+    checkpoint: float
+    largest_batch: int  # of a process at a time, that fits
+    advice: list[str]
+
+
+def plan(recipe: Recipe, device: str = "", devices: int = 1) -> Plan:
+    """What a run would need.
+
+    Args:
+        recipe: the run.
+        device: a name in `DEVICES`; this machine if empty.
+        devices: how many.
+
+    Raises:
+        InputError: an unknown device, or a batch that so many devices cannot share.
+    """
+    here = not device
+    kind = pick_device(recipe.train.device).type if here else "cuda"
+    capacity = total_memory(pick_device(recipe.train.device)) if here else lookup(DEVICES, device, "device").memory
+    batch = Place(torch.device("cpu"), 0, devices).share(recipe.train.batch, recipe.parallel.accumulate)
+    dataset = open_dataset(recipe.data.source, recipe.data, Path("skipped.csv"))
+    autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, None)
+    half = kind == "cuda" if recipe.train.precision == "auto" else recipe.train.precision == "bfloat16"
+
+    def make() -> Backbone:
+        channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
+        classes = recipe.data.classes or len(dataset.classes)
+        learned = recipe.diffusion.learn_variance
+        return create(**vars(recipe.model), size=size, channels=channels, classes=classes, learn_variance=learned)
+
+    def parts(batch: int) -> dict[str, float]:
+        return memory_parts(make, batch, recipe, devices, kind, half)
+
+    cost = measure(make)
+    memory = parts(batch)
+    largest = largest_batch(parts, capacity * USABLE)
+    if here:
+        seconds = timed_step(recipe, dataset, autoencoder, batch) * recipe.train.batch / batch / devices
+    else:
+        flop = (8 if recipe.parallel.checkpointing else 6) * cost.gmacs * 1e9 * recipe.train.batch
+        seconds = flop / (DEVICES[device].flops * REACHED * devices)
+    return Plan(
+        device=device or kind,
+        devices=devices,
+        batch=batch,
+        parameters=cost.parameters_unfused,
+        memory=memory,
+        peak=peak(memory),
+        capacity=capacity,
+        steps_per_second=1 / seconds,
+        measured=here,
+        seconds=seconds * recipe.train.images / recipe.train.batch,
+        checkpoint=16.0 * cost.parameters_unfused,
+        largest_batch=largest,
+        advice=advice(recipe, memory, capacity * USABLE, batch, largest, devices),
+    )
+
+
+def memory_parts(
+    make: Callable[[], Backbone], batch: int, recipe: Recipe, devices: int, kind: str, half: bool
+) -> dict[str, float]:
+    """Bytes of each part, for one process."""
+    shards = {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
+    kept, largest, weights = activations(make, batch, recipe.parallel.checkpointing)
+    factor = HALF if half else 1.0
+    found = {
+        "process": PROCESS.get(kind, 0.0),
+        "weights": weights / shards,
+        "gradients": weights / shards,
+        "optimiser": 2 * weights / shards,
+        "average": weights / shards,
+        "activations": kept * factor,
+        "workspace": 2 * largest * factor,
+    }
+    if kind == "cpu":  # elsewhere it lies in the host's memory
+        found["copy for the checkpoint"] = 4 * weights
+    return found
+
+
+def peak(memory: dict[str, float]) -> float:
+    """Bytes when most is held: gradients grow in the backward pass as activations go."""
+    either = max(memory["activations"] + memory["workspace"], memory["gradients"])
+    return sum(memory.values()) - memory["activations"] - memory["workspace"] - memory["gradients"] + either
+
+
+def activations(make: Callable[[], Backbone], batch: int, checkpointing: bool) -> tuple[float, float, float]:
+    """Bytes that the backward pass keeps in float32, those of the largest tensor, and those of the weights."""
+    with torch.device("meta"):
+        net = make().train()
+        x = torch.empty(batch, net.channels, *net.size)
+        t, y = torch.empty(batch), torch.empty(batch, dtype=torch.long)
+    whole = kept_tensors(net, x, t, y)
+    weights = float(sum(parameter.nbytes for parameter in net.parameters()))
+    if not checkpointing or not net.repeated:
+        return sum(whole), max(whole), weights
+    keep_inputs_only(net)
+    # One block at a time is computed again.
+    return sum(kept_tensors(net, x, t, y)) + sum(whole) / len(net.repeated), max(whole), weights
+
+
+def kept_tensors(net: Backbone, x: Tensor, t: Tensor, y: Tensor) -> list[float]:
+    """Bytes of each storage that autograd keeps for the backward pass, the weights left out."""
+    own = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in own:
+            found[storage._cdata] = storage
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        output = net(x, t, y)
+    return [float(storage.nbytes()) for storage in found.values()] + [float(output.nbytes)]
+
+
+def largest_batch(parts: Callable[[int], dict[str, float]], capacity: float) -> int:
+    """The most pictures at a time that fit; each part grows along a line."""
+    two, four = parts(2), parts(4)  # a single one needs fewer copies
+
+    def fits(count: int) -> bool:
+        return peak({name: two[name] + (count - 2) * (four[name] - two[name]) / 2 for name in two}) <= capacity
+
+    return bisect_left(range(1, MOST + 1), True, key=lambda count: not fits(count))
+
+
+def advice(
+    recipe: Recipe, memory: dict[str, float], capacity: float, batch: int, largest: int, devices: int
+) -> list[str]:
+    """What to change where it does not fit."""
+    if peak(memory) <= capacity:
+        return []
+    found = []
+    if not recipe.parallel.checkpointing:
+        found.append("--parallel.checkpointing computes the blocks again instead of keeping them, a third more work")
+    if largest >= 1:
+        parts = recipe.parallel.accumulate * -(-batch // largest)
+        while recipe.train.batch % (parts * devices):
+            parts += 1
+        found.append(f"--parallel.accumulate={parts} lets the batch pass in parts")
+    if devices > 1 and recipe.parallel.shard == "none":
+        found.append("--parallel.shard=full leaves a part of the weights, gradients and moments in each process")
+    if largest < 1 and devices == 1:
+        found.append("more devices with --parallel.shard=full, or a smaller network")
+    return found
+
+
+def timed_step(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, batch: int) -> float:
+    """Seconds of a forward and backward pass of so many pictures here; from a few of them where that takes long."""
+    pipe = build(recipe, dataset, autoencoder, pick_device(recipe.train.device))
+    loss_of = LossOf(pipe.net.train(), pipe.objective, pipe.autoencoder, recipe.train)
+    dtype = torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
+    for count in (min(batch, FEW), batch):
+        step, wait = trial_step(loss_of, dataset, count), waiter(pipe.net.device)
+        seconds = interleaved({"step": partial(step, dtype)}, 2, wait, min)["step"]
+        if seconds * batch / count > LONG:
+            break
+    return seconds * batch / count
+
+
+def table(found: Plan) -> Table:
+    """Memory by part."""
+    shown = Table("memory of a process", "GiB")
+    for name, value in found.memory.items():
+        shown.add_row(name, f"{value / GIB:,.2f}")
+    shown.add_row("at most at a time", f"{found.peak / GIB:,.2f}", style="bold")
+    shown.add_row("there is", f"{found.capacity / GIB:,.1f}")
+    shown.columns[1].justify = "right"
+    return shown
+
+
+def lines(found: Plan) -> Iterator[str]:
+    """The rest in words."""
+    yield f"{found.parameters / 1e6:,.1f} M parameters; {found.batch} pictures at a time in each process"
+    how = "timed here" if found.measured else "a third of the published peak"
+    yield (
+        f"{found.steps_per_second:,.2f} steps/s ({how}); {duration(found.seconds)} to the end; "
+        f"{found.checkpoint / GIB:,.2f} GiB each checkpoint"
+    )
+    yield f"the largest batch that fits: {found.largest_batch:,} pictures at a time"
+    if found.advice:
+        yield "it does not fit; what helps:"
+        yield from found.advice
+
+
+def duration(seconds: float) -> str:
+    """Minutes, hours or days."""
+    for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.0f} s"

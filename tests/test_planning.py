@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from ditlab.backbones import create
+from ditlab.config import parse_recipe
+from ditlab.errors import InputError
+from ditlab.planning import DEVICES, GIB, activations, largest_batch, peak, plan
+
+SMALL = {"model": {"name": "DiT", "width": 64, "depth": 4, "heads": 2, "patch": 2}, "train": {"batch": 32}}
+
+
+def small():
+    return create("DiT", size=16, channels=1, classes=3, learn_variance=False, width=64, depth=4, heads=2, patch=2)
+
+
+def test_activations_are_what_autograd_keeps():
+    net = small()
+    x, t, y = torch.randn(5, 1, 16, 16), torch.rand(5), torch.zeros(5).long()
+    storages = {}
+    own = {parameter.data_ptr() for parameter in net.parameters()}
+
+    def keep(value):
+        if value.data_ptr() not in own:
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        out = net(x, t, y)
+    kept, largest, weights = activations(small, 5, False)
+    assert kept == pytest.approx(sum(each.nbytes() for each in storages.values()) + out.nbytes, rel=0.15)
+    assert largest == 5 * 64 * 4 * 64 * 4  # pictures, tokens, width of the MLP, bytes
+    assert weights == 4 * sum(parameter.numel() for parameter in net.parameters())
+    assert activations(small, 10, False)[0] == pytest.approx(2 * kept, rel=0.01)
+    assert activations(small, 5, True)[0] < 0.45 * kept
+
+
+def test_the_parts_of_a_large_run():
+    model = {"name": "DiT-XL/2"}
+    recipe = parse_recipe({"model": model, "data": {"source": "glyphs-32"}, "train": {"batch": 256}})
+    one, eight = plan(recipe, "h100", 1), plan(recipe, "h100", 8)
+    assert one.memory["optimiser"] == 2 * one.memory["weights"] == 8 * one.parameters
+    assert one.checkpoint == 16 * one.parameters
+    assert (one.batch, eight.batch) == (256, 32)
+    assert eight.steps_per_second == pytest.approx(8 * one.steps_per_second)
+    assert one.seconds == pytest.approx(recipe.train.images / 256 / one.steps_per_second)
+    assert one.peak > one.capacity == 80 * GIB
+    assert any("--parallel.accumulate" in line for line in one.advice)
+    assert eight.peak < eight.capacity
+    assert eight.advice == []
+    fits, not_so = (
+        plan(parse_recipe({"model": model, "data": {"source": "glyphs-32"}, "train": {"batch": count}}), "h100")
+        for count in (one.largest_batch, one.largest_batch + 1)
+    )
+    assert fits.peak <= 0.94 * fits.capacity < not_so.peak
+    sharded = plan(parse_recipe({"model": model, "train": {"batch": 256}, "parallel": {"shard": "full"}}), "h100", 8)
+    assert sharded.memory["weights"] == pytest.approx(one.memory["weights"] / 8, rel=0.02)
+
+
+def test_the_largest_batch_is_the_last_that_fits():
+    parts = {"activations": 10.0, "workspace": 0.0, "gradients": 35.0, "weights": 5.0}
+    grown = lambda count: parts | {"activations": 10.0 * count}  # noqa: E731
+    assert largest_batch(grown, 65.0) == 6
+    assert largest_batch(grown, 64.9) == 5
+    assert largest_batch(grown, 39.0) == 0
+    assert peak(grown(1)) == 40.0
+
+
+def test_this_machine_is_timed():
+    found = plan(parse_recipe(SMALL))
+    assert found.measured
+    assert found.device == "cpu"
+    assert found.capacity > GIB
+    assert 0.1 < found.steps_per_second < 1000
+    assert "copy for the checkpoint" in found.memory
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(InputError, match='did you mean "h100"'):
+        plan(parse_recipe(SMALL), "h10")
+    with pytest.raises(InputError, match="a batch of 32 cannot be shared equally among 5 processes"):
+        plan(parse_recipe(SMALL), "h100", 5)
+    assert all(device.memory > 20 * GIB and device.flops > 5e13 for device in DEVICES.values())
