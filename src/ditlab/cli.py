@@ -154,6 +154,46 @@ def train(
 
 
 @app.command
+def average(
+    run: Path,
+    out: Path,
+    /,
+    *,
+    width: float,
+    images: Whole | None = None,
+    json: Json = False,
+) -> None:
+    """Write a model whose weights are an average of another length, from a run that was trained with train.widths.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    out
+        Folder for the model; must not exist.
+    width
+        Standard deviation of the average, as a share of the run: 0.05 is short, 0.2 long.
+    images
+        The place in the run at which it ends; the newest snapshot if left out.
+    json
+        Print one JSON object.
+    """
+    from ditlab.interop import load
+    from ditlab.training.profiles import rebuild
+
+    claim_folder(out, overwrite=False)
+    values = rebuild(run, width, images)
+    pipe = load(run)
+    pipe.net.load_state_dict(pipe.net.state_dict() | values)
+    pipe.config["average_width"] = width
+    pipe.save(out)
+    if json:
+        print_json({"folder": out, "width": width})
+    else:
+        screen.print(f"the average of width {width} is in {out}", highlight=False, markup=False)
+
+
+@app.command
 def plan(
     recipe: str,
     /,

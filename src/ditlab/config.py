@@ -149,8 +149,10 @@ class Data(Preparation):
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW and its schedule."""
+    """The optimiser and its schedule."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest."""
     lr: float = 1e-4
     """Learning rate at its height."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -179,6 +181,8 @@ class Train:
     """Share of labels replaced by "no condition", so that guidance works."""
     ema: float = 0.9999
     """Decay of the weight average in each step, after warm-up."""
+    widths: tuple[float, ...] = ()
+    """Widths, as shares of the run, of averages of which snapshots are kept, such as 0.05 0.1 (`ditlab average`)."""
     init_from: str = ""
     """A model to start from instead of fresh weights; [model] is then its own."""
     class_map: str = ""

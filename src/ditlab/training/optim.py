@@ -1,6 +1,7 @@
-"""AdamW and the learning rate as a function of the images seen."""
+"""The optimiser, and the learning rate as a function of the images seen."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -8,15 +9,64 @@ from ditlab.backbones import Backbone
 from ditlab.config import Optim
 
 
-def make_optimizer(net: Backbone, settings: Optim) -> torch.optim.AdamW:
-    """AdamW, fused where the device allows; weight decay acts on matrices only."""
+def make_optimizer(net: Backbone, settings: Optim) -> "Optimiser":
+    """AdamW, fused where the device allows; weight decay acts on matrices only. With "muon", the matrices of the blocks
+    are left to Muon (Jordan et al. 2024), at updates of AdamW's size, so that the same learning rate serves both."""
     parameters = list(net.parameters())
+    hidden = {id(p) for block in net.repeated for p in block.parameters() if p.ndim == 2 and settings.name == "muon"}
+    rest = [p for p in parameters if id(p) not in hidden]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = net.device.type in ("cpu", "cuda", "mps")
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
+    adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
+    if not hidden:
+        return adamw
+    matrices = [p for p in parameters if id(p) in hidden]
+    muon = torch.optim.Muon(
+        matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return Both(adamw, muon)
+
+
+class Both:
+    """Two optimisers as one."""
+
+    def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
+        self.parts = first, second
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of both."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """A step of each."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both, under (which, number)."""
+        states = [part.state_dict() for part in self.parts]
+        return {
+            "state": {(i, n): value for i, state in enumerate(states) for n, value in state["state"].items()},
+            "param_groups": [state["param_groups"] for state in states],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for i, (part, groups) in enumerate(zip(self.parts, state["param_groups"], strict=True)):
+            mine = {n: value for (which, n), value in state["state"].items() if which == i}
+            part.load_state_dict({"state": mine, "param_groups": groups})
+
+
+Optimiser = torch.optim.Optimizer | Both
 
 
 def learning_rate(settings: Optim, seen: int, images: int) -> float:

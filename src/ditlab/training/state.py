@@ -4,8 +4,9 @@
     run/metrics.jsonl               one line every so many images
     run/previews/000000128000.png   EMA samples of fixed seeds
     run/left-out.jsonl              the batches whose gradient was not finite, if there were any
+    run/averages/000000128000.safetensors   see `ditlab.training.profiles`
     run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors, state.pt and manifest.json; ema.safetensors
-                                    with LoRA
+                                    with LoRA, profiles.safetensors with averages of chosen widths
 
 A checkpoint is copied while the run stands still, and written beside its place and renamed while it goes on; so it is
 whole or absent. It is the same whatever the number of processes, and any number goes on from it.
@@ -31,14 +32,17 @@ from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import merged, trained_tensors
 from ditlab.config import Recipe, Train, parse_recipe, read_toml, to_tables, to_toml
 from ditlab.errors import InputError
-from ditlab.files import damage, replace_text, write_manifest
+from ditlab.files import damage, replace_text, replacing, write_manifest
 from ditlab.hardware import free_memory
 from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, checkpoints, read_weights
 from ditlab.training.ema import EMA
 from ditlab.training.log import Tally
+from ditlab.training.optim import Optimiser
 from ditlab.training.parallel import Place, place_like, whole
+from ditlab.training.profiles import STEPS, PowerAverages, as_float16
 from ditlab.unfilled import Unfilled
 
+PROFILES = "profiles.safetensors"
 AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training goes on
 # A run may be resumed with other values of these,
 FREE = {"images", "compile", "log_every", "preview_every", "save_every", "keep", "keep_every", "device", "max_skipped"}
@@ -52,7 +56,8 @@ class TrainState:
 
     net: Backbone
     ema: EMA
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimiser
+    profiles: PowerAverages
     seen: int = 0
     seconds: float = 0.0
     precision: str = ""
@@ -82,6 +87,7 @@ class Snapshot:
 
     average: Backbone
     raw: dict[str, Tensor]
+    profiles: dict[str, Tensor]
     rest: dict[str, Any]
 
     def is_finite(self) -> bool:
@@ -99,6 +105,7 @@ class Run:
         self.previews = folder / "previews"
         self.left_out = folder / "left-out.jsonl"
         self.checkpoints = folder / "checkpoints"
+        self.averages = folder / "averages"
         self.writer = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
 
@@ -198,6 +205,10 @@ class Run:
                 if settings.lora_apart:
                     save_file(trained_tensors(pipe.net, pipe.config["lora"]["whole"]), draft / ADAPTER)
                     (draft / WEIGHTS).unlink()
+            if taken.profiles:
+                save_file(taken.profiles, draft / PROFILES)
+                with replacing(self.averages / f"{target.name}.safetensors") as file:
+                    save_file(as_float16(taken.profiles), file, {STEPS: str(taken.rest["profile_steps"])})
             torch.save(taken.rest, draft / "state.pt")
             write_manifest(draft)
             if target.exists():
@@ -240,6 +251,9 @@ class Run:
                 target = net.state_dict()
                 for key, value in read_weights(folder / name, target).items():
                     target[key].copy_(place_like(value, target[key]))
+            if mine := state.profiles.values:
+                for key, value in read_weights(folder / PROFILES, mine).items():
+                    mine[key].copy_(place_like(value, mine[key]))
         try:
             saved: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
             if state.sharded:
@@ -251,7 +265,7 @@ class Run:
             state.optimizer.load_state_dict(saved["optimizer"])
             state.ema.updates = saved["ema_updates"]
             state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
-            state.compiled = saved["compiled"]
+            state.compiled, state.profiles.steps = saved["compiled"], saved["profile_steps"]
             state.left_out, state.in_a_row = saved["left_out"], saved["in_a_row"]
             state.tally = Tally(saved["tally"] if place.first else None)
         except Exception as error:  # a damaged pickle can raise almost anything
@@ -281,9 +295,11 @@ def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot:
     return Snapshot(
         average.cpu() if copied else average,
         gathered(state.net.state_dict(), kept=place.first, copied=copied),
+        gathered(state.profiles.values, kept=place.first, copied=copied),
         {
             "optimizer": optimizer | {"state": moments},
             "ema_updates": state.ema.updates,
+            "profile_steps": state.profiles.steps,
             "seen": state.seen,
             "seconds": state.seconds,
             "precision": state.precision,

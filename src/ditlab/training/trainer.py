@@ -38,6 +38,7 @@ from ditlab.training.ema import EMA
 from ditlab.training.log import RunLog, Tally
 from ditlab.training.optim import learning_rate, make_optimizer
 from ditlab.training.parallel import Place, joined, keep_inputs_only, no_exchange, shard, spread, whole
+from ditlab.training.profiles import PowerAverages, exponent
 from ditlab.training.state import Run, TrainState
 from ditlab.training.transfer import report, transfer
 from ditlab.types import Batch, Noise
@@ -111,7 +112,7 @@ def train_here(recipe: Recipe, run: Run, place: Place, changes: bool, console: C
     if recipe.parallel.shard != "none":
         for each in (net, ema.net):
             shard(each, recipe.parallel, place)
-    state = TrainState(net, ema, make_optimizer(net, recipe.optim))
+    state = TrainState(net, ema, make_optimizer(net, recipe.optim), PowerAverages(net, settings.widths))
     run.restore(state, console, place=place)
     pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
     if state.seen >= settings.images:
@@ -256,6 +257,7 @@ def take_step(state: TrainState, rate: float) -> None:
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.ema.update(state.net)
+    state.profiles.update(state.net)
     state.in_a_row = 0
 
 
@@ -414,6 +416,12 @@ def check_ranges(recipe: Recipe) -> None:
     for key in ("class_map", "lora"):
         if getattr(recipe.train, key) and not recipe.train.init_from:
             raise InputError(f"train.{key} without a model to start from; give --init-from")
+    if recipe.train.lora and recipe.train.widths:
+        raise InputError("train.widths with low-rank updates; leave one of them out")
+    for width in recipe.train.widths:
+        exponent(width)
+    if recipe.optim.name == "muon" and recipe.parallel.shard != "none":
+        raise InputError("muon needs whole matrices, which parallel.shard cuts; take adamw, or leave shard out")
     if recipe.train.lora < 0:
         raise InputError(f"train.lora is {recipe.train.lora}; give a rank such as 8, or 0")
     if not 0 <= recipe.train.seed < 2**32:
