@@ -13,7 +13,7 @@ LAYERS = [
     {"types", "config", "files", "hardware", "unfilled"},
     {"backbones", "diffusion", "autoencoders"},
     {"samplers", "speed"},
-    {"model_card", "pictures"},
+    {"model_card", "pictures", "watching"},
     {"pipeline", "data"},
     {"interop", "sampling"},
     {"evaluation", "encoding"},

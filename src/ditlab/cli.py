@@ -8,6 +8,8 @@ import dataclasses
 import json
 import os
 import sys
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -25,7 +27,9 @@ from ditlab.config import (
     Whole,
     find_recipe,
     one_line,
+    parse_recipe,
     parse_size,
+    read_toml,
     recipe_config,
 )
 from ditlab.errors import InputError
@@ -151,6 +155,34 @@ def train(
     screen.print(
         f"model and previews are in {out}; try: {command()} sample {out} --out samples", highlight=False, markup=False
     )
+
+
+@app.command
+def watch(run: Path, /, *, once: Annotated[bool, Parameter(negative="")] = False, seconds: float = 2.0) -> None:
+    """Show a run's curves and its newest preview in the terminal, until Ctrl-C or its end.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    once
+        Show it as it is now, and return.
+    seconds
+        Between two looks.
+    """
+    from rich.live import Live
+
+    from ditlab.watching import read_metrics, view
+
+    images = parse_recipe(read_toml(run / "recipe.toml"), source=str(run)).train.images
+    out = Console()
+    if once or not out.is_terminal:
+        out.print(view(run, images))
+        return
+    with suppress(KeyboardInterrupt), Live(view(run, images), console=out, auto_refresh=False) as live:
+        while not (lines := read_metrics(run)) or lines[-1]["images"] < images:
+            time.sleep(seconds)
+            live.update(view(run, images), refresh=True)
 
 
 @app.command

@@ -199,6 +199,8 @@ class Train:
     """Compile the network's blocks; auto does if the run is so long that it pays."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    report: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Who is told of the numbers and previews beside metrics.jsonl."""
     log_every: Whole = 12_800
     """Images between lines of metrics.jsonl."""
     preview_every: Whole = 128_000

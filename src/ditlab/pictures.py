@@ -30,6 +30,20 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | 
     return sheet
 
 
+def side_by_side(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Equally high sheets beside each other, each under its title."""
+    font = ImageFont.load_default(size=14)
+    top = 22
+    whole = Image.new("RGB", (sum(sheet.width for sheet in sheets), top + sheets[0].height), "white")
+    draw = ImageDraw.Draw(whole)
+    left = 0
+    for sheet, title in zip(sheets, titles, strict=True):
+        whole.paste(sheet, (left, top))
+        draw.text((left + sheet.width // 2, top // 2), title, fill="black", font=font, anchor="mm")
+        left += sheet.width
+    return whole
+
+
 def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int = 120) -> None:
     """Write frames as an endless GIF; the last one stays for two seconds."""
     durations = [milliseconds] * (len(frames) - 1) + [2000]

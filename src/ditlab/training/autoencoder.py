@@ -116,7 +116,7 @@ def loop(
             log.show(state.seen, means)
             due = before // settings.log_every != state.seen // settings.log_every
             if due or signals or state.seen >= settings.images:
-                log.write(state.seen, means(), lr=rate)
+                log.write(state.seen, means() | {"lr": rate})
                 state.seconds = time.monotonic() - started
                 save(state, out)
                 preview(state.autoencoder, dataset, judged).save(out / "reconstructions.png")

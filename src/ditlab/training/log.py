@@ -85,12 +85,12 @@ class RunLog:
         self.progress.stop()
         self.file.close()
 
-    def write(self, seen: int, means: dict[str, Any], **more: float) -> None:
-        """Record the means since the last line, and more."""
+    def write(self, seen: int, means: dict[str, Any]) -> None:
+        """Record the means since the last line."""
         now = time.monotonic()
         rate = (seen - self.last_seen) / max(now - self.last_time, 1e-9)
         self.last_seen, self.last_time = seen, now
-        values = {"images": seen, **means, **more, "images_per_second": round(rate, 1)}
+        values = {"images": seen, **means, "images_per_second": round(rate, 1)}
         self.file.write(json.dumps(values) + "\n")
         self.file.flush()
         if not self.console.is_terminal:  # a log file: plain lines, with the time left

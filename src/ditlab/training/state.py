@@ -45,7 +45,18 @@ from ditlab.unfilled import Unfilled
 PROFILES = "profiles.safetensors"
 AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training goes on
 # A run may be resumed with other values of these,
-FREE = {"images", "compile", "log_every", "preview_every", "save_every", "keep", "keep_every", "device", "max_skipped"}
+FREE = {
+    "images",
+    "compile",
+    "log_every",
+    "preview_every",
+    "save_every",
+    "keep",
+    "keep_every",
+    "device",
+    "report",
+    "max_skipped",
+}
 # with other values of these if that is what is wanted, and with no others: they decide what the weights mean.
 CHANGEABLE = {"label_dropout", "ema", "batch", "patience", "time", "time_mean", "time_scale", "stratified", "weight"}
 
@@ -74,6 +85,12 @@ class TrainState:
             net = create(**self.ema.net.config)
         net.load_state_dict(gathered(self.ema.net.state_dict(), kept=True), assign=True)
         return net.to(self.ema.net.device).eval().requires_grad_(False)
+
+    def raw(self) -> Backbone:
+        """The same of the weights themselves."""
+        net = copy.deepcopy(self.average())
+        net.load_state_dict(gathered(self.net.state_dict(), kept=True, copied=False))
+        return net
 
     @property
     def sharded(self) -> bool:

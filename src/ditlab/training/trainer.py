@@ -7,8 +7,8 @@ had never stopped, on any number of processes.
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -25,11 +25,12 @@ from ditlab.backbones.lora import add_lora, merged
 from ditlab.config import Model, Recipe, Train, to_tables
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
 from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.process import process_name
 from ditlab.errors import InputError
 from ditlab.files import replacing
 from ditlab.interop import load, load_autoencoder
 from ditlab.interop.autoencoders import fingerprint
-from ditlab.pictures import contact_sheet
+from ditlab.pictures import contact_sheet, side_by_side
 from ditlab.pipeline import Pipeline, make_objective, newest_checkpoint
 from ditlab.speed.compilation import compile_and_tell, wanted
 from ditlab.speed.precision import faster_dtype, quick_precision
@@ -40,8 +41,10 @@ from ditlab.training.optim import learning_rate, make_optimizer
 from ditlab.training.parallel import Place, joined, keep_inputs_only, no_exchange, shard, spread, whole
 from ditlab.training.profiles import PowerAverages, exponent
 from ditlab.training.state import Run, TrainState
+from ditlab.training.trackers import flat, trackers
 from ditlab.training.transfer import report, transfer
 from ditlab.types import Batch, Noise
+from ditlab.watching import write_report
 
 FEW = 500  # steps, for which compiling is not worth the wait
 COUNTS = ("images", "batch", "log_every", "preview_every", "save_every", "keep", "patience")
@@ -153,12 +156,19 @@ def loop(
     """Train from `state.seen` to the end, or until a signal asks to stop."""
     settings, parts = recipe.train, recipe.parallel.accumulate
     dtype = getattr(torch, state.precision)
-    each = place.share(settings.batch, parts)
-    first = place.rank * each * parts  # of this process's pictures, in the batch
-    with RunLog(run.metrics, state.seen, settings.images, console, kept=place.first) as log, interruption() as signals:
+    share = place.share(settings.batch, parts) * parts
+    first = place.rank * share  # of this process's pictures, in the batch
+    told = trackers(settings.report, run.folder, state.seen, to_tables(recipe)) if place.first else []
+    with (
+        RunLog(run.metrics, state.seen, settings.images, console, kept=place.first) as log,
+        interruption() as signals,
+        ExitStack() as ending,
+    ):
+        for each in told:
+            ending.callback(each.close)
         started = time.monotonic() - state.seconds
         order = training_order(len(dataset), settings.batch, settings.seed, state.seen)
-        for batch in ahead(order, lambda indices: dataset.fetch(indices[first : first + each * parts])):
+        for batch in ahead(order, lambda indices: dataset.fetch(indices[first : first + share])):
             rate = learning_rate(recipe.optim, state.seen, settings.images)
             losses, times = backward(loss_of, batch, state.seen, first, parts, dtype)
             norm = whole(torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.optim.clip or float("inf")))
@@ -176,19 +186,27 @@ def loop(
 
             log.show(state.seen, lambda: Tally.means(state.tally.sums))
             if due(settings.log_every):
-                means = Tally.means(place.total(state.tally.sums))
-                log.write(state.seen, means, lr=rate, **({"left_out": state.left_out} if state.left_out else {}))
+                values = Tally.means(place.total(state.tally.sums)) | {"lr": rate}
+                values |= {"left_out": state.left_out} if state.left_out else {}
+                log.write(state.seen, values)
+                for each in told:
+                    each.numbers(state.seen, flat(values))
                 state.tally = Tally()
             if due(settings.preview_every):  # before the checkpoint, behind which nobody comes back to draw it
-                average = state.average()
+                nets = state.average(), state.raw()
                 if place.first:
+                    picture = preview([replace(pipe, net=net) for net in nets], dataset)
                     with replacing(run.previews / f"{state.seen:012d}.png") as draft:
-                        preview(replace(pipe, net=average), dataset).save(draft, format="PNG")
+                        picture.save(draft, format="PNG")
+                    for each in told:
+                        each.preview(state.seen, picture)
             if due(settings.save_every) or asked:
                 state.seconds = time.monotonic() - started
                 run.save(state, pipe, settings, place)
             if done or asked:
                 run.finish()
+                if place.first:
+                    write_report(run.folder, run.folder.name, summary(state, pipe, settings))
                 if done:
                     return
                 console.print(f"saved {run.folder} at {state.seen:,} images; the same command resumes", markup=False)
@@ -378,15 +396,30 @@ def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, plac
         compile_and_tell(net, step, console, dynamic=bool(net.config.get("exits")))
 
 
-def preview(pipe: Pipeline, dataset: Dataset) -> Image.Image:
-    """EMA samples of fixed seeds: a row for each of up to ten classes."""
+def preview(pipes: Sequence[Pipeline], dataset: Dataset) -> Image.Image:
+    """Samples of fixed seeds by the average and by the raw weights: a row for each of up to ten classes."""
     columns = 8
     names: list[str | None] = list(dataset.classes[:10]) or [None, None]
     labels = [name for name in names for _ in range(columns)]
     seeds = list(range(columns)) * len(names) if dataset.classes else list(range(len(labels)))
-    images = pipe(labels, seeds=seeds).images
-    rows = [images[i * columns : (i + 1) * columns] for i in range(len(names))]
-    return contact_sheet(rows, dataset.classes[:10] or None)
+    sheets = []
+    for pipe in pipes:
+        images = pipe(labels, seeds=seeds).images
+        rows = [images[i * columns : (i + 1) * columns] for i in range(len(names))]
+        sheets.append(contact_sheet(rows, dataset.classes[:10] or None))
+    return side_by_side(sheets, ("average", "raw weights"))
+
+
+def summary(state: TrainState, pipe: Pipeline, settings: Train) -> dict[str, str]:
+    """What the report says of the run."""
+    net = state.net
+    return {
+        "network": f"{net.config['name']}, {sum(p.numel() for p in net.parameters()) / 1e6:,.2f} M parameters",
+        "objective": f"{pipe.objective.target}, {process_name(pipe.objective.process)}",
+        "images": f"{state.seen:,} of {settings.images:,}, {settings.batch} at a time",
+        "time": f"{state.seconds / 60:,.1f} minutes, {state.precision}",
+        "steps left out": str(state.left_out),
+    }
 
 
 def check_ranges(recipe: Recipe) -> None:
