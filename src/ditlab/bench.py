@@ -214,7 +214,8 @@ def by_graph(pipe: Pipeline, given: tuple[Tensor, Tensor, Tensor], kind: str) ->
 
 def as_diffusers(net: Backbone) -> nn.Module:
     """The same network as diffusers' DiTTransformer2DModel, weights shared."""
-    if type(net) is not DiT or net.config.get("condition", "adaln-zero") != "adaln-zero" or net.config.get("qk_norm"):
+    other_options = any(net.config.get(key) for key in ("qk_norm", "rms_norm", "swiglu", "rope", "exits"))
+    if type(net) is not DiT or net.config.get("condition", "adaln-zero") != "adaln-zero" or other_options:
         raise InputError(f"diffusers has nothing like {net.config['name']} with these options; leave --against out")
     try:
         import diffusers

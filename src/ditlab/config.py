@@ -64,6 +64,10 @@ class ModelOptions:
     """Override the size table."""
     frequency_shift: Whole | None = None
     """1 for timestep frequencies as diffusers computes them (DiT)."""
+    rms_norm: bool | None = None
+    """RMS norm in the place of layer norm (DiT)."""
+    swiglu: bool | None = None
+    """Gated feed-forward layers (DiT)."""
     exits: tuple[float, ...] | None = None
     """Shares of the blocks that run, for equal spans of time from data to noise (DiT)."""
     depths: tuple[Whole, ...] | None = None
@@ -75,7 +79,7 @@ class ModelOptions:
     cosine: bool | None = None
     """Attention on normalised queries and keys with a learned scale (U-DiT)."""
     rope: bool | None = None
-    """Rotary positions (U-DiT)."""
+    """Rotary positions (DiT, U-DiT)."""
     feed_forward: Literal["reparametrised", "depthwise", "plain"] | None = None
     """Kind of feed-forward layer (U-DiT)."""
     final_conv: bool | None = None
@@ -111,6 +115,8 @@ class Diffusion:
     """Spread the times evenly over the quantiles within each batch."""
     weight: Literal["one", "min-snr", "velocity"] = "one"
     """Weight of the loss over time."""
+    direction: float = 0.0
+    """Weight of a second loss: how far the direction of the target is missed at each place (LightningDiT)."""
     learn_variance: bool = False
     """Learn the reverse variance too (improved DDPM; needs process ddpm)."""
 
@@ -179,6 +185,12 @@ class Train:
     """Pictures in a step."""
     label_dropout: float = 0.1
     """Share of labels replaced by "no condition", so that guidance works."""
+    route: float = 0.0
+    """Share of the tokens that pass by the middle blocks in training (DiT; TREAD)."""
+    align: tuple[Whole, ...] = ()
+    """An early and a late block: what the first says is drawn towards what the second says (LayerSync)."""
+    align_weight: float = 0.5
+    """Weight of that."""
     ema: float = 0.9999
     """Decay of the weight average in each step, after warm-up."""
     widths: tuple[float, ...] = ()

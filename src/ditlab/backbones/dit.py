@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone
-from ditlab.backbones.exits import check_exits, depth_at, through
+from ditlab.backbones.exits import check_exits, depth_at, routed, through
 from ditlab.backbones.layers import (
     Attention,
     CrossAttention,
     LabelEmbedder,
     Mlp,
     PatchEmbed,
+    SwiGLU,
     TimestepEmbedder,
     modulate,
     norm,
+    rotations,
     sincos_positions,
     unpatchify,
 )
@@ -62,6 +64,9 @@ class DiT(Backbone):
         qk_norm: bool = False,
         frequency_shift: int = 0,
         exits: Sequence[float] = (),
+        rms_norm: bool = False,
+        swiglu: bool = False,
+        rope: bool = False,
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
         check_exits(exits)
@@ -73,18 +78,24 @@ class DiT(Backbone):
             raise InputError(f"size {height}x{breadth} is not divisible by patch {patch}; choose another size or patch")
         if width % heads or width % 4:
             raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
+        if rope and width // heads % 4:
+            raise InputError(f"{width // heads} channels of a head cannot turn in two dimensions; give a multiple of 4")
         block = lookup(BLOCKS, condition, "condition")
         self.patch, self.exits = patch, exits
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
         self.tokens_join = condition == "in-context"
+        self.kept: Tensor | None = None  # in training: places (B, K) of the tokens that pass all blocks
+        more = 2 if self.tokens_join else 0
+        turn = rotations(height // patch, breadth // patch, width // heads, more) if rope else None
+        style = Style(width, heads, qk_norm, rms_norm, swiglu, turn)
 
         self.x_embedder = PatchEmbed(patch, channels, width)
         self.t_embedder = TimestepEmbedder(width, frequency_shift)
         self.y_embedder = LabelEmbedder(classes, width)
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(height // patch, breadth // patch, width))
-        self.blocks = nn.ModuleList([block(width, heads, qk_norm) for _ in range(depth)])
-        self.final_layer = FinalLayer(width, patch * patch * self.out_channels, adaptive=not self.sequence)
+        self.blocks = nn.ModuleList([block(style) for _ in range(depth)])
+        self.final_layer = FinalLayer(style, patch * patch * self.out_channels, adaptive=not self.sequence)
         self.initialise(zero_gates=condition == "adaln-zero")
 
     @classmethod
@@ -163,6 +174,8 @@ class DiT(Backbone):
         c, t = rest
         if self.exits and not t.is_meta:
             return through(self.blocks, x, c, depth_at(t, self.exits, len(self.blocks)))
+        if self.kept is not None:
+            return routed(self.blocks, x, c, self.kept)
         for block in self.blocks:
             x = block(x, c)  # (B, N, D)
         return x
@@ -172,47 +185,70 @@ class DiT(Backbone):
         return torch.stack([t, y], dim=1) if self.sequence else t + y
 
 
+class Style(NamedTuple):
+    """What the blocks of a network have in common."""
+
+    width: int
+    heads: int
+    qk_norm: bool
+    rms_norm: bool
+    swiglu: bool
+    rotation: Tensor | None
+
+    def norm(self, affine: bool) -> nn.Module:
+        """Layer norm or RMS norm."""
+        return norm(self.width, affine, self.rms_norm)
+
+    def attention(self) -> Attention:
+        """Self-attention."""
+        return Attention(self.width, self.heads, self.qk_norm, rotation=self.rotation)
+
+    def mlp(self) -> nn.Module:
+        """Feed-forward layer."""
+        return SwiGLU(self.width) if self.swiglu else Mlp(self.width)
+
+
 class AdaLNZeroBlock(nn.Module):
     """Shift, scale and gate for attention and MLP; the identity at initialisation."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, style: Style) -> None:
         super().__init__()
-        self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
-        self.attn, self.mlp = Attention(width, heads, qk_norm), Mlp(width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.norm1, self.norm2 = style.norm(affine=False), style.norm(affine=False)
+        self.attn, self.mlp = style.attention(), style.mlp()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(style.width, 6 * style.width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
-        x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a)))
+        x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a), where))
         return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
 
 
 class AdaLNBlock(nn.Module):
     """Shift and scale for attention and MLP, without gates."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, style: Style) -> None:
         super().__init__()
-        self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
-        self.attn, self.mlp = Attention(width, heads, qk_norm), Mlp(width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 4 * width))
+        self.norm1, self.norm2 = style.norm(affine=False), style.norm(affine=False)
+        self.attn, self.mlp = style.attention(), style.mlp()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(style.width, 4 * style.width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
         shift_a, scale_a, shift_m, scale_m = self.adaLN_modulation(c).chunk(4, dim=1)  # (B, D) each
-        x = x + self.attn(modulate(self.norm1(x), shift_a, scale_a))
+        x = x + self.attn(modulate(self.norm1(x), shift_a, scale_a), where)
         return x + self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 
 class CrossAttentionBlock(nn.Module):
     """Self-attention, attention to the two condition tokens, MLP."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, style: Style) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (norm(width, affine=True) for _ in range(3))
-        self.attn, self.mlp = Attention(width, heads, qk_norm), Mlp(width)
-        self.cross = CrossAttention(width, heads, qk_norm)
+        self.norm1, self.norm2, self.norm3 = (style.norm(affine=True) for _ in range(3))
+        self.attn, self.mlp = style.attention(), style.mlp()
+        self.cross = CrossAttention(style.width, style.heads, style.qk_norm)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), where)
         x = x + self.cross(self.norm2(x), c)
         return x + self.mlp(self.norm3(x))
 
@@ -220,22 +256,23 @@ class CrossAttentionBlock(nn.Module):
 class InContextBlock(nn.Module):
     """A plain ViT block; the condition is already among the tokens."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, style: Style) -> None:
         super().__init__()
-        self.norm1, self.norm2 = norm(width, affine=True), norm(width, affine=True)
-        self.attn, self.mlp = Attention(width, heads, qk_norm), Mlp(width)
+        self.norm1, self.norm2 = style.norm(affine=True), style.norm(affine=True)
+        self.attn, self.mlp = style.attention(), style.mlp()
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), where)
         return x + self.mlp(self.norm2(x))
 
 
 class FinalLayer(nn.Module):
     """Layer norm (adaptive where the blocks are) and the projection to pixels of a patch."""
 
-    def __init__(self, width: int, out: int, adaptive: bool) -> None:
+    def __init__(self, style: Style, out: int, adaptive: bool) -> None:
         super().__init__()
-        self.norm_final = norm(width, affine=not adaptive)
+        width = style.width
+        self.norm_final = style.norm(affine=not adaptive)
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width)) if adaptive else None
 

@@ -1,4 +1,6 @@
-"""Dynamic depth: late blocks are left out where little is to be seen.
+"""Blocks that not everything passes: dynamic depth, and routing in training.
+
+Late blocks are left out where little is to be seen.
 
 How many blocks an image passes is a function of its time alone (Moon et al., "A Simple Early Exiting Framework for
 Accelerated Sampling in Diffusion Models", ICML 2024, the time-dependent schedule): noisy steps need few. The network is
@@ -36,6 +38,28 @@ def depth_at(t: Tensor, exits: Sequence[float], depth: int) -> list[int]:
     """
     spans = (t.float() * len(exits) / CLOCK).long().clamp(0, len(exits) - 1)  # (B,)
     return [max(1, round(exits[span] * depth)) for span in spans.tolist()]
+
+
+def routed(blocks: nn.ModuleList, x: Tensor, c: Tensor, kept: Tensor) -> Tensor:
+    """Tokens (B, N, D) of which only some pass the middle blocks, in training (Krause et al., "TREAD", ICCV 2025).
+
+    Args:
+        blocks: all of them; a sixth at either end sees all tokens.
+        x: tokens.
+        c: condition.
+        kept: places (B, K) of the tokens that pass all blocks.
+    """
+    ends = max(1, round(len(blocks) / 6))
+    for block in blocks[:ends]:
+        x = block(x, c)
+    where = kept[..., None].expand(-1, -1, x.shape[-1])  # (B, K, D)
+    some = x.gather(1, where)
+    for block in blocks[ends:-ends]:
+        some = block(some, c, kept)
+    x = x.scatter(1, where, some)
+    for block in blocks[-ends:]:
+        x = block(x, c)
+    return x
 
 
 def through(blocks: nn.ModuleList, x: Tensor, c: Tensor, depths: Sequence[int]) -> Tensor:

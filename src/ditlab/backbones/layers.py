@@ -17,16 +17,23 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
 
-def norm(width: int, affine: bool) -> nn.LayerNorm:
-    """Layer norm over the width; without affine weights where the condition supplies them."""
-    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=affine)
+def norm(width: int, affine: bool, rms: bool = False) -> nn.Module:
+    """Layer norm over the width, or RMS norm; without affine weights where the condition supplies them."""
+    return (nn.RMSNorm if rms else nn.LayerNorm)(width, eps=1e-6, elementwise_affine=affine)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection to q, k, v; RMS-normalised q and k on request."""
+    """Multi-head self-attention with one fused projection to q, k, v.
 
-    def __init__(self, width: int, heads: int, qk_norm: bool = False, qkv_bias: bool = True) -> None:
+    On request q and k are RMS-normalised, and rotated by `rotation` (2, N, D / heads), see `rotations`.
+    """
+
+    def __init__(
+        self, width: int, heads: int, qk_norm: bool = False, qkv_bias: bool = True, rotation: Tensor | None = None
+    ) -> None:
         super().__init__()
+        self.rotation: Tensor | None
+        self.register_buffer("rotation", rotation, persistent=False)
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
@@ -34,10 +41,35 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D); `where` (B, N) tells the places of tokens that are not all there."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads)
-        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotation is not None:
+            turn = self.rotation if where is None else self.rotation[:, where][:, :, None]  # (2, [B, 1,] N, D / heads)
+            q, k = rotated(q, turn.to(q.dtype)), rotated(k, turn.to(k.dtype))
+        x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+def rotations(h: int, w: int, width: int, more: int = 0) -> Tensor:
+    """Rotary positions of h w tokens in two dimensions, as cosines and sines (2, h w + more, width) (Su et al. 2021).
+
+    Half of the pairs of channels turn with the column, half with the row; `more` tokens at the end do not turn.
+    """
+    frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    rows, columns = torch.meshgrid(
+        torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
+    )
+    angles = torch.cat([places.flatten()[:, None] * frequencies for places in (columns, rows)], dim=1)
+    angles = torch.cat([angles, angles.new_zeros(more, width // 2)]).repeat_interleave(2, dim=1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotated(x: Tensor, turn: Tensor) -> Tensor:
+    """Each pair of neighbouring channels of x (..., N, D) turned by its angle."""
+    across = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+    return x * turn[0] + across * turn[1]
 
 
 class CrossAttention(nn.Module):
@@ -69,6 +101,19 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+
+
+class SwiGLU(nn.Module):
+    """D -> two of 8/3 D, one the gate of the other -> D, with about the weights of `Mlp` (Shazeer 2020)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = -(-8 * width // (3 * 32)) * 32
+        self.w12, self.w3 = nn.Linear(width, 2 * inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
 
 
 class PatchEmbed(nn.Module):

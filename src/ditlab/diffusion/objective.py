@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ditlab.diffusion.process import DDPM, Linear, Process, per_image, posterior
@@ -66,6 +67,7 @@ class Objective:
     time_scale: float = 1.0
     stratified: bool = True
     weight: str = "one"
+    direction: float = 0.0
     learn_variance: bool = False
 
     def __post_init__(self) -> None:
@@ -105,13 +107,16 @@ class Objective:
         x = self.process.add_noise(x0, eps, t)
         output, variance = self.split(net(x, self.clock(t, x), y).float())
         a, b = (per_image(c, x) for c in TARGETS[self.target](self.process, t))
-        loss = (output - (a * x0 + b * eps)).square().flatten(1).mean(1)
+        wanted = a * x0 + b * eps
+        loss = (output - wanted).square().flatten(1).mean(1)
         weigh = WEIGHTS[self.weight]
         if weigh is not None:
             # An error of 1 in the target is one of sigma / determinant in x0.
             sigma, alpha = self.process.sigma(t), self.process.alpha(t)
             in_x0 = (sigma / self.determinant(t).abs().clamp(min=SAFE)).square()
             loss = loss * (weigh((alpha / sigma).square()) * in_x0).to(loss)
+        if self.direction:  # Yao et al., "Reconstruction vs. Generation" (LightningDiT), CVPR 2025, section 3.4
+            loss = loss + self.direction * (1 - F.cosine_similarity(output, wanted, dim=1)).flatten(1).mean(1)
         if variance is not None:
             estimate = self.predict(output.detach(), x, t).x0
             loss = loss + variational_bound(self.process, x0, estimate, x, t, (variance + 1) / 2)

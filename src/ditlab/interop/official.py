@@ -102,10 +102,12 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
         InputError: a model that the published code cannot run.
     """
     config, kind = pipe.net.config, type(pipe.net)
-    if config.get("condition", "adaln-zero") != "adaln-zero" or config.get("qk_norm"):
-        raise InputError("the official code has adaln-zero without qk_norm only; convert to ditlab instead")
-    if config.get("exits"):
-        raise InputError("the official code knows no exits; convert to ditlab instead")
+    if config.get("condition", "adaln-zero") != "adaln-zero":
+        raise InputError("the official code has adaln-zero only; convert to ditlab instead")
+    if unknown := [key for key in ("qk_norm", "rms_norm", "swiglu", "exits") if config.get(key)]:
+        raise InputError(f"the official code knows no {', '.join(unknown)}; convert to ditlab instead")
+    if issubclass(kind, BACKBONES["DiT"]) and config.get("rope"):
+        raise InputError("the official DiT knows no rope; convert to ditlab instead")
     if not kind.marks:
         raise InputError(f"{config['name']} has no official layout; convert to ditlab instead")
     tensors = kind.to_published(dict(pipe.net.state_dict()))

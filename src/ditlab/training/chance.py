@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EPS, POSTERIOR = 0, 1  # streams of noise
+EPS, POSTERIOR, ROUTE = 0, 1, 2  # streams of noise
 
 
 @dataclass(frozen=True)

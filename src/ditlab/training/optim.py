@@ -10,10 +10,19 @@ from ditlab.config import Optim
 
 
 def make_optimizer(net: Backbone, settings: Optim) -> "Optimiser":
-    """AdamW, fused where the device allows; weight decay acts on matrices only. With "muon", the matrices of the blocks
-    are left to Muon (Jordan et al. 2024), at updates of AdamW's size, so that the same learning rate serves both."""
+    """AdamW, fused where the device allows; weight decay acts on matrices only.
+
+    With "muon" the matrices of the blocks but those of modulations are left to Muon (Jordan et al. 2024), at updates of
+    AdamW's size, so that the same learning rate serves both.
+    """
     parameters = list(net.parameters())
-    hidden = {id(p) for block in net.repeated for p in block.parameters() if p.ndim == 2 and settings.name == "muon"}
+    hidden = {
+        id(parameter)
+        for block in net.repeated
+        for name, parameter in block.named_parameters()
+        if settings.name == "muon" and parameter.ndim == 2 and "adaLN" not in name
+    }
+    hidden -= {id(net.get_parameter(name)) for name in net.heads_out}
     rest = [p for p in parameters if id(p) not in hidden]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder, Latent, Pixel
 from ditlab.backbones import Backbone, create, find, name_of
+from ditlab.backbones.dit import DiT
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.config import Model, Recipe, Train, to_tables
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
@@ -34,7 +36,7 @@ from ditlab.pictures import contact_sheet, side_by_side
 from ditlab.pipeline import Pipeline, make_objective, newest_checkpoint
 from ditlab.speed.compilation import compile_and_tell, wanted
 from ditlab.speed.precision import faster_dtype, quick_precision
-from ditlab.training.chance import EPS, POSTERIOR, Chance
+from ditlab.training.chance import EPS, POSTERIOR, ROUTE, Chance
 from ditlab.training.ema import EMA
 from ditlab.training.log import RunLog, Tally
 from ditlab.training.optim import learning_rate, make_optimizer
@@ -92,6 +94,7 @@ def train_here(recipe: Recipe, run: Run, place: Place, changes: bool, console: C
     pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
     run.check(recipe, changes=changes)
     net = pipe.net.train()
+    check_blocks(net, settings)
     whole = [*net.label_tables, *net.heads_out]
     if source is not None and resumed is None:
         moved = transfer(net, pipe.classes, source, settings.class_map)
@@ -244,12 +247,49 @@ class LossOf:
         y = torch.where(dropped, self.net.null(pictures.labels), pictures.labels).to(device)
         t = self.objective.draw_times(batch, of_batch)[mine]
         eps = self.noise(EPS, seen + first)(x0)
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            return self.objective.loss(self.network, x0, y, t, eps), t
+        if self.settings.route and isinstance(self.net, DiT):
+            self.net.kept = self.some_tokens(seen + first, len(x0)).to(device)
+        try:
+            with (
+                torch.autocast(device.type, dtype, enabled=dtype is not torch.float32),
+                outputs(self.net, self.settings.align) as said,
+            ):
+                losses = self.objective.loss(self.network, x0, y, t, eps)
+                if said:
+                    losses = losses + self.settings.align_weight * apart(*said)
+                return losses, t
+        finally:
+            if isinstance(self.net, DiT):
+                self.net.kept = None
+
+    def some_tokens(self, first: int, count: int) -> Tensor:
+        """Places (B, K) of the tokens that pass all blocks: drawn for each picture, joined ones always among them."""
+        tokens, joined = self.net.tokens, 2 if getattr(self.net, "tokens_join", False) else 0
+        kept = max(1, round((tokens - joined) * (1 - self.settings.route)))
+        order = self.chance.normal(ROUTE, first, (count, tokens - joined)).argsort(dim=1)
+        always = torch.arange(tokens - joined, tokens).expand(count, -1)
+        return torch.cat([order[:, :kept], always], dim=1)
 
     def noise(self, stream: int, first: int) -> Noise:
         """Noise for pictures from a place of the run on."""
         return lambda like: self.chance.normal(stream, first, tuple(like.shape)).to(like)
+
+
+@contextmanager
+def outputs(net: Backbone, numbers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """What these blocks say while the network runs, in the order in which they run."""
+    said: list[Tensor] = []
+    hooks = [net.repeated[n].register_forward_hook(lambda block, given, output: said.append(output)) for n in numbers]
+    try:
+        yield said
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def apart(early: Tensor, late: Tensor) -> Tensor:
+    """1 - cosine between the tokens (B, N, D) of two blocks, for each image (B,); the later one is not drawn."""
+    return (1 - F.cosine_similarity(early.float(), late.detach().float(), dim=-1)).flatten(1).mean(1)
 
 
 def backward(
@@ -410,6 +450,19 @@ def preview(pipes: Sequence[Pipeline], dataset: Dataset) -> Image.Image:
     return side_by_side(sheets, ("average", "raw weights"))
 
 
+def check_blocks(net: Backbone, settings: Train) -> None:
+    """Refuse what this network's blocks do not allow."""
+    if settings.route and (type(net) is not DiT or net.config.get("exits")):
+        raise InputError(f"train.route is for DiT without exits, not {net.config['name']}; leave it out")
+    if settings.align:
+        early, late = settings.align
+        if not 0 <= early < late < len(net.repeated) - 1:
+            raise InputError(
+                f"train.align {early} {late}: {net.config['name']} has the blocks 0 to {len(net.repeated) - 2}; "
+                "give an early and a late one"
+            )
+
+
 def summary(state: TrainState, pipe: Pipeline, settings: Train) -> dict[str, str]:
     """What the report says of the run."""
     net = state.net
@@ -428,6 +481,7 @@ def check_ranges(recipe: Recipe) -> None:
     shares = {
         "train.label_dropout": recipe.train.label_dropout,
         "train.ema": recipe.train.ema,
+        "train.route": recipe.train.route,
         "optim.betas": max(recipe.optim.betas),
         "optim.betas (the smaller)": min(recipe.optim.betas),
     }
@@ -457,6 +511,8 @@ def check_ranges(recipe: Recipe) -> None:
         raise InputError("muon needs whole matrices, which parallel.shard cuts; take adamw, or leave shard out")
     if recipe.train.lora < 0:
         raise InputError(f"train.lora is {recipe.train.lora}; give a rank such as 8, or 0")
+    if recipe.train.align and (len(recipe.train.align) != 2 or recipe.train.route):
+        raise InputError("train.align takes two numbers of blocks, the early one first, and no train.route beside it")
     if not 0 <= recipe.train.seed < 2**32:
         raise InputError(f"train.seed is {recipe.train.seed}; give 0 to {2**32 - 1}")
 

@@ -1,0 +1,162 @@
+"""Options of DiT that later models brought: RMS norm, gated feed-forward layers, rotary positions; routing."""
+
+import pytest
+import torch
+from helpers import relative, tiny_pipeline
+from rich.console import Console
+
+from ditlab.backbones import create
+from ditlab.backbones.layers import SwiGLU, rotated, rotations
+from ditlab.config import parse_recipe
+from ditlab.data import open_dataset
+from ditlab.diffusion.objective import Objective
+from ditlab.errors import InputError
+from ditlab.evaluation import measure
+from ditlab.interop.official import to_official
+from ditlab.training import train
+from ditlab.training.trainer import LossOf, apart
+
+QUIET = Console(quiet=True)
+SIZES = {"width": 48, "depth": 6, "heads": 3, "patch": 2, "size": 8, "channels": 1, "classes": 3}
+MODERN = {"rms_norm": True, "swiglu": True, "rope": True, "qk_norm": True}
+
+
+def noisy(**options):
+    torch.manual_seed(0)
+    net = create("DiT", learn_variance=False, **SIZES, **options)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return net
+
+
+def batch(count=4):
+    torch.manual_seed(1)
+    return torch.randn(count, 1, 8, 8), torch.rand(count) * 1000, torch.arange(count) % 4
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+    turn = rotations(5, 7, 16).double()
+    q, k = torch.randn(16).double(), torch.randn(16).double()
+
+    def product(a, b):
+        places = [r * 7 + c for r, c in (a, b)]
+        return rotated(q, turn[:, places[0]]) @ rotated(k, turn[:, places[1]])
+
+    assert product((0, 1), (2, 3)) == pytest.approx(product((2, 4), (4, 6)).item(), rel=1e-6)
+    assert product((0, 1), (2, 3)) != pytest.approx(product((0, 1), (3, 2)).item(), rel=1e-2)
+    assert rotated(q, turn[:, 23]).norm() == pytest.approx(q.norm().item(), rel=1e-6)
+    assert torch.equal(rotations(2, 2, 16, more=2)[:, 4:], torch.tensor([1.0, 0.0])[:, None, None].expand(2, 2, 16))
+
+
+def test_a_gated_layer_has_about_the_weights_of_a_plain_one():
+    layer = SwiGLU(384)
+    assert sum(p.numel() for p in layer.parameters()) == pytest.approx(2 * 4 * 384**2, rel=0.01)
+    x = torch.randn(2, 384)
+    gate, value = layer.w12(x).chunk(2, dim=-1)
+    assert relative(layer(x), layer.w3(gate * gate.sigmoid() * value)) < 1e-6
+    plain, modern = (measure(lambda o=o: create("DiT-B/2", **o)) for o in ({}, MODERN))
+    assert modern.gmacs == pytest.approx(plain.gmacs, rel=0.01)
+
+
+@pytest.mark.parametrize("condition", ["adaln-zero", "adaln", "in-context", "cross-attention"])
+def test_every_conditioning_takes_them_and_uses_positions(condition):
+    net = noisy(condition=condition, **MODERN).eval()
+    other = noisy(condition=condition, **MODERN | {"rope": False}).eval()
+    assert net.state_dict().keys() == other.state_dict().keys()  # rotations are computed, not saved
+    with torch.no_grad():
+        assert relative(net(*batch()), other(*batch())) > 1e-2
+    net(*batch()).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+class TestRouting:
+    @pytest.mark.parametrize("options", [{}, MODERN])
+    def test_all_tokens_in_any_order_are_as_without(self, options):
+        net, given = noisy(**options), batch()
+        expected = net(*given)
+        net.kept = torch.stack([torch.randperm(16) for _ in range(4)])
+        assert relative(net(*given), expected) < 1e-5
+
+    def test_tokens_that_pass_by_are_not_seen_by_the_middle(self):
+        net, (x, t, y) = noisy(**MODERN), batch(2)
+        net.kept = torch.stack([torch.randperm(16)[:8] for _ in range(2)])
+        seen = []
+        hooks = [block.register_forward_hook(lambda m, a, out: seen.append(out)) for block in net.blocks]
+        net(x, t, y)
+        [hook.remove() for hook in hooks]
+        assert [tuple(each.shape[:2]) for each in seen] == [(2, 16), *[(2, 8)] * 4, (2, 16)]
+        first, last = seen[0], seen[4]
+        joined = first.clone()
+        for i in range(2):
+            joined[i, net.kept[i]] = last[i]
+        c = net.condition(net.t_embedder(t), net.y_embedder(y))
+        assert relative(net.blocks[5](joined, c), seen[5]) < 1e-6
+
+    def test_training_routes_and_sampling_does_not(self, tmp_path):
+        recipe = parse_recipe(
+            {"model": {"name": "DiT", "width": 48, "depth": 6, "heads": 3, "patch": 2, "rope": True}}
+            | {"optim": {"lr": 2e-3}, "sample": {"sampler": "euler", "steps": 2}}
+            | {"train": {"images": 64, "batch": 32, "route": 0.5, "precision": "float32", "compile": "never"}}
+        )
+        pipe = train(recipe, tmp_path, console=QUIET)
+        assert pipe.net.kept is None
+        loss_of = LossOf(pipe.net, pipe.objective, pipe.autoencoder, recipe.train)
+        one, two, other = (loss_of.some_tokens(place, 32) for place in (0, 0, 32))
+        assert one.shape == (32, 8)
+        assert torch.equal(one, two)
+        assert not torch.equal(one, other)
+        assert torch.equal(loss_of.some_tokens(5, 3), one[5:8])
+        assert all(len(set(row.tolist())) == 8 for row in one)
+        model = {"name": "U-ViT", "width": 48, "depth": 5, "heads": 3, "patch": 2}
+        wrong = parse_recipe({"model": model, "train": {"route": 0.5}})
+        with pytest.raises(InputError, match="is for DiT without exits, not U-ViT"):
+            train(wrong, tmp_path / "no", console=QUIET)
+
+
+class TestAlignment:
+    def test_the_early_block_is_drawn_and_the_late_one_is_not(self):
+        early, late = torch.randn(3, 5, 8, requires_grad=True), torch.randn(3, 5, 8, requires_grad=True)
+        distance = apart(early, late)
+        assert distance[0].item() == pytest.approx(
+            sum(1 - torch.dot(a, b) / a.norm() / b.norm() for a, b in zip(early[0], late[0], strict=True)).item() / 5
+        )
+        distance.sum().backward()
+        assert early.grad.abs().sum() > 0
+        assert late.grad is None
+
+    def test_it_is_added_to_the_loss(self, tmp_path):
+        pipe, data = tiny_pipeline(classes=10), open_dataset("digits")
+        settings = {"batch": 8, "align_weight": 0.25}
+        plain, aligned = (
+            LossOf(pipe.net, pipe.objective, pipe.autoencoder, parse_recipe({"train": settings | more}).train)
+            for more in ({}, {"align": [0, 1]})
+        )
+        pictures = data.fetch(torch.arange(8))
+        seen = []
+        hooks = [block.register_forward_hook(lambda m, a, out: seen.append(out)) for block in pipe.net.blocks]
+        before, _ = plain(pictures, 0, 0, torch.float32)
+        [hook.remove() for hook in hooks]
+        after, _ = aligned(pictures, 0, 0, torch.float32)
+        assert relative(after - before, 0.25 * apart(*seen[:2])) < 1e-4
+        with pytest.raises(InputError, match=r"train\.align 0 12: DiT-S/2 has the blocks 0 to 11"):
+            train(parse_recipe({"train": {"align": [0, 12]}}), tmp_path / "no", console=QUIET)
+
+
+def test_the_direction_of_the_target_can_be_asked_for_too():
+    plain, directed = (Objective(direction=weight) for weight in (0.0, 0.5))
+    x0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.2, 0.5, 0.7], dtype=torch.float64)
+    said = torch.randn(3, 2, 4, 4)
+    wanted = eps - x0
+    cosine = (said * wanted).sum(1) / said.norm(dim=1) / wanted.norm(dim=1)
+    difference = directed.loss(lambda *a: said, x0, None, t, eps) - plain.loss(lambda *a: said, x0, None, t, eps)
+    assert relative(difference, 0.5 * (1 - cosine).flatten(1).mean(1)) < 1e-4
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(InputError, match="knows no rms_norm, swiglu"):
+        to_official(tiny_pipeline(rms_norm=True, swiglu=True))
+    with pytest.raises(InputError, match="knows no rope"):
+        to_official(tiny_pipeline(rope=True))
+    with pytest.raises(InputError, match="6 channels of a head cannot turn"):
+        create("DiT", learn_variance=False, **SIZES | {"heads": 8}, rope=True)
