@@ -11,7 +11,7 @@ from rich.console import Console
 from ditlab.config import Evaluation
 from ditlab.data.digits import digits, held_out_digits
 from ditlab.errors import InputError
-from ditlab.evaluation import frechet_distance
+from ditlab.evaluation import frechet_distance, protocol
 from ditlab.evaluation.features import open_features
 from ditlab.evaluation.memorisation import memorisation
 from ditlab.evaluation.protocol import evaluate
@@ -240,7 +240,10 @@ def test_own_pictures_as_reference_are_prepared_as_for_training(tmp_path, model)
     assert (found["size"], found["preprocessing"]["fit"], found["preprocessing"]["channels"]) == ([8, 8], "stretch", 1)
 
 
-def test_sweep_finds_the_best_with_its_error(model, tmp_path):
+def test_sweep_finds_the_best_with_its_error(model, tmp_path, monkeypatch):
+    made = []
+    make = protocol.make_reference
+    monkeypatch.setattr(protocol, "make_reference", lambda *told: made.append(told[0]) or make(*told))
     done = sweep(model, SETTINGS, {"steps": [1, 3], "guidance": [2.0]}, QUIET, repeats=2, out=tmp_path / "s")
     assert [tuple(point.settings.values()) for point in done.points] == [(1, 2.0), (3, 2.0)]
     alone = [
@@ -250,6 +253,7 @@ def test_sweep_finds_the_best_with_its_error(model, tmp_path):
     last = done.points[1]
     assert last.values == pytest.approx(alone)
     assert last.error == pytest.approx(abs(alone[0] - alone[1]) / 2)
+    assert made == [SETTINGS.reference] * 3  # once for the sweep, once for each of the two alone
     assert done.best.mean == min(point.mean for point in done.points)
     assert f"{done.best.mean:.4f}" in done.verdict()
     assert Image.open(tmp_path / "s" / "sweep.png").size == (720, 480)

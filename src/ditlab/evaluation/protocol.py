@@ -68,6 +68,7 @@ def evaluate(
     name: str = "evaluation",
     rank: int = 0,
     world: int = 1,
+    measured: dict[str, Reference] | None = None,
 ) -> Result | None:
     """Score a model, or pictures that are already there; the same call again goes on, or gives the same result.
 
@@ -78,6 +79,7 @@ def evaluate(
         out: folder of the result; inside the model's folder if None.
         name: begins the folder's name, the rest is a hash of the protocol.
         rank, world: number of this process, and of all.
+        measured: references that were made by earlier calls, which are not made anew; changed in place.
 
     Returns:
         None if other processes still work.
@@ -94,7 +96,11 @@ def evaluate(
     pictures, protocol, preparation = open_source(source, settings, device)
     check_fit(pictures, features)
     compared = any("kept" in metric.of_reference for metric in wanted.values())
-    reference = open_reference(settings.reference, preparation, features, console, device, compared)
+    measured = {} if measured is None else measured
+    which = repr((settings.reference, preparation, features.name, features.weights, compared))
+    if which not in measured:
+        measured[which] = open_reference(settings.reference, preparation, features, console, device, compared)
+    reference = measured[which]
     fits(reference, pictures)
     metrics, notes = choose(wanted, pictures, features, reference, strict=bool(settings.metrics))
     keep = any("kept" in metric.needs for metric in metrics.values())

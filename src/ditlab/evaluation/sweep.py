@@ -15,6 +15,7 @@ from rich.table import Table
 from ditlab.config import Evaluation
 from ditlab.errors import InputError
 from ditlab.evaluation.protocol import evaluate, home_of
+from ditlab.evaluation.reference import Reference
 from ditlab.files import replace_text
 
 
@@ -111,16 +112,16 @@ def sweep(
         raise InputError("nothing to sweep; give values, such as --try-guidance 1 1.5, and 1 or more repeats")
     pyplot = plotting()  # before hours of work
     home = out or home_of(source)
-    points = []
+    points: list[Point] = []
+    measured: dict[str, Reference] = {}
     combinations = list(itertools.product(*axes.values()))
     for number, values in enumerate(combinations, 1):
         chosen = dict(zip(axes, values, strict=True))
         console.print(f"{number} of {len(combinations)}: {chosen}", highlight=False, markup=False)
         results = []
         for seed in range(settings.seed, settings.seed + repeats):
-            result = evaluate(
-                source, replace(settings, **chosen, seed=seed, expect=None, within=None), console, out=home, name=name
-            )
+            protocol = replace(settings, **chosen, seed=seed, expect=None, within=None)
+            result = evaluate(source, protocol, console, out=home, name=name, measured=measured)
             assert result is not None
             results.append(result)
         metric = distance(results[0].metrics)
