@@ -18,7 +18,7 @@ LAYERS = [
     {"interop", "sampling"},
     {"evaluation", "encoding"},
     {"training", "bench", "tuning"},
-    {"planning"},
+    {"planning", "studio"},
     {"demo"},
     {"cli"},
     {"__main__"},

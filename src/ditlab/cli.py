@@ -7,6 +7,7 @@ running; 130 after Ctrl-C. `--json` prints one JSON object on standard output an
 import dataclasses
 import json
 import os
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -155,6 +156,79 @@ def train(
     screen.print(
         f"model and previews are in {out}; try: {command()} sample {out} --out samples", highlight=False, markup=False
     )
+
+
+@app.command
+def serve(
+    models: Annotated[list[str], Parameter(consume_multiple=True, negative="")],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: Whole = 7860,
+    token: str = "",
+    open_to_all: Annotated[bool, Parameter(negative="")] = False,
+    pictures: Whole = 16,
+    steps: Whole = 250,
+    seconds: float = 120.0,
+    drawings: Whole = 32,
+    rows: Whole = 64,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: str = "auto",
+) -> None:
+    """Serve models over HTTP; all who draw at the same time share each network call.
+
+    Parameters
+    ----------
+    models
+        Model or run folders, checkpoints of somebody else, or hub ids; each is served under its last name.
+    host
+        Address to listen on; another than loopback needs --token or --open-to-all.
+    port
+        Its port.
+    token
+        That every request must bear, as Authorization: Bearer TOKEN; better given as DITLAB_TOKEN in the environment.
+    open_to_all
+        Serve other machines without a token.
+    pictures
+        Most pictures of a request.
+    steps
+        Most steps of a request.
+    seconds
+        Longest time of a request.
+    drawings
+        Requests that are drawn at a time; more are answered with 429.
+    rows
+        Pictures in a network call, both halves of guidance counted.
+    precision
+        Of the networks.
+    device
+        auto, cpu, cuda, mps.
+    """
+    try:
+        import uvicorn
+
+        from ditlab.studio.api import create_app
+    except ImportError as error:
+        raise InputError(f"the service needs {error.name}; pip install 'ditlab[studio]'") from None
+    from ditlab.interop import load
+    from ditlab.studio.service import Limits
+
+    token = token or os.environ.get("DITLAB_TOKEN", "")
+    if host not in ("127.0.0.1", "::1", "localhost") and not token and not open_to_all:
+        raise InputError(f"--host {host} can be reached by other machines; add --token TOKEN, or --open-to-all")
+    listening = listen(host, port)
+    loaded: dict[str, Any] = {}
+    for model in models:
+        name = Path(model).name or model
+        if name in loaded:
+            raise InputError(f'two models are called "{name}"; rename one of the folders')
+        loaded[name] = load(model, device=pick_device(device)).prepared(precision)
+        say_note(loaded[name].config)
+    limits = Limits(pictures=pictures, steps=steps, seconds=seconds, drawings=drawings, rows=rows)
+    shown = f"http://{'[::1]' if host == '::1' else host}:{listening.getsockname()[1]}"
+    screen.print(f"{', '.join(loaded)} at {shown}; Ctrl-C ends it", highlight=False, markup=False)
+    settings = uvicorn.Config(create_app(loaded, limits, token), log_level="warning", timeout_graceful_shutdown=10)
+    uvicorn.Server(settings).run(sockets=[listening])
 
 
 @app.command
@@ -1119,6 +1193,19 @@ def claim_folder(folder: Path, overwrite: bool) -> None:
     home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(home, os.W_OK):
         raise InputError(f"{home} cannot be written to; give another --out")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there, before minutes of loading.
+
+    Raises:
+        InputError: an address or a port that cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen on {host}:{port} ({reason}); give another --port or --host") from error
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -1,0 +1,338 @@
+"""The HTTP API: the form that image servers share, with server-sent events for pictures that form.
+
+Loopback by default; a token is compared in constant time; bodies are limited before they are read; what goes wrong is
+one JSON object with a message, never a traceback.
+"""
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ditlab import __version__
+from ditlab.errors import InputError
+from ditlab.studio.service import Event, Full, Limits, Order, Service, Told, as_text
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    ),
+}
+OPEN = ("/health", "/ready")  # without a token: for those who only ask whether it lives
+
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+Name = Annotated[str, Field(max_length=200)]
+ClassLabel = Annotated[StrictInt, Field(ge=0, lt=2**31)] | Name
+
+
+class Generation(BaseModel):
+    """An order for pictures."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"prompt": "3", "n": 4, "seed": 0}, {"class_labels": [3, 7], "stream": True}]},
+    )
+
+    model: Name | None = Field(None, description="A name of /v1/models; the first one if left out.")
+    prompt: ClassLabel | None = Field(None, description="A class, by name or index.")
+    class_labels: list[ClassLabel] | None = Field(
+        None, min_length=1, max_length=1024, description="A class for each picture, in the place of the prompt."
+    )
+    n: int = Field(1, ge=1, le=1024, description="How many pictures.")
+    size: Annotated[str, Field(pattern=r"^\d{1,5}x\d{1,5}$")] | None = Field(
+        None, description="WIDTHxHEIGHT; a model has one size, any other is refused."
+    )
+    seed: Seed | None = Field(None, description="Of the first picture, those behind it have the next ones.")
+    seeds: list[Seed] | None = Field(None, min_length=1, max_length=1024, description="One for each picture.")
+    num_inference_steps: int | None = Field(None, ge=1, le=100_000)
+    guidance_scale: float | None = Field(None, ge=-1000, le=1000, allow_inf_nan=False)
+    guidance_interval: tuple[float, float] | None = Field(None, description="Times, 0 is data and 1 noise.")
+    sampler: Name | None = None
+    quality: Literal["draft", "normal", "best", "reference"] | None = None
+    response_format: Literal["b64_json"] = "b64_json"
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    partial_images: int = Field(3, ge=0, le=100, description="Previews of a stream.")
+
+
+class Counts(Told):
+    """Prometheus' figures."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        here = self.registry
+        self.drawing = Gauge("ditlab_drawings", "drawings in progress", registry=here)
+        self.made = Counter("ditlab_pictures", "pictures drawn", registry=here)
+        self.turned_away = Counter("ditlab_refused", "orders for which no place was free", registry=here)
+        self.ended_early = Counter("ditlab_stopped", "drawings that were stopped", registry=here)
+        self.faults = Counter("ditlab_failed", "drawings that failed", registry=here)
+        sizes = [float(2**i) for i in range(11)]
+        self.rows = Histogram("ditlab_batch_rows", "rows of a network call", buckets=sizes, registry=here)
+        self.seconds = Histogram("ditlab_call_seconds", "time of a network call", registry=here)
+
+    def call(self, rows: int, seconds: float) -> None:
+        self.rows.observe(rows)
+        self.seconds.observe(seconds)
+
+    def begun(self) -> None:
+        self.drawing.inc()
+
+    def ended(self) -> None:
+        self.drawing.dec()
+
+    def drawn(self, pictures: int) -> None:
+        self.made.inc(pictures)
+
+    def refused(self) -> None:
+        self.turned_away.inc()
+
+    def stopped(self) -> None:
+        self.ended_early.inc()
+
+    def failed(self) -> None:
+        self.faults.inc()
+
+
+def create_app(models: dict[str, Any], limits: Limits | None = None, token: str = "") -> FastAPI:
+    """The application.
+
+    Args:
+        models: pipelines by name, ready to draw.
+        limits: of requests.
+        token: that every request must bear; none if empty.
+    """
+    counts, limits = Counts(), limits or Limits()
+    service = Service(models, limits, counts)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
+    # FastAPI's own pages for people load their scripts from elsewhere.
+    app = FastAPI(title="ditlab", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, body=limits.body, token=token)
+    app.state.service = service
+
+    @app.exception_handler(InputError)
+    async def wrong(request: Request, error: InputError) -> JSONResponse:
+        return fault(400, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return fault(422, f"{where}: {first['msg']}" if where else str(first["msg"]))
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return fault(error.status_code, str(error.detail))
+
+    @app.exception_handler(Full)
+    async def full(request: Request, error: Full) -> JSONResponse:
+        line = f"{limits.drawings} drawings are in progress, which is as many as there may be; come back in a second"
+        return fault(429, line, {"Retry-After": "1"})
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the service lives."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, Any]:
+        """Whether it can draw."""
+        return {"status": "ok", "models": list(service.models)}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus' figures."""
+        return Response(generate_latest(counts.registry), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """The models, with what each draws."""
+        return {"object": "list", "data": [about(name, pipe) for name, pipe in service.models.items()]}
+
+    @app.get("/v1/classes")
+    async def list_classes(model: Name | None = None) -> dict[str, Any]:
+        """The classes of a model, the index being the position."""
+        name, pipe = service.find(model)
+        return {"model": name, "classes": pipe.classes or [str(i) for i in range(pipe.net.classes)]}
+
+    @app.post("/v1/images/generations", response_model=None)
+    async def generate(asked: Generation, request: Request) -> Response | dict[str, Any]:
+        """Draw."""
+        order = await asyncio.to_thread(ordered, service, asked)
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:
+            with suppress(RuntimeError):  # the loop has ended before the drawing
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        stop = service.draw(order, tell)
+        if asked.stream:
+            return StreamingResponse(stream(service, order, events, stop), media_type="text/event-stream")
+        gone = asyncio.create_task(left(request))
+        try:
+            while True:
+                waiting = asyncio.create_task(events.get())
+                await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    waiting.cancel()
+                    return Response(status_code=499)
+                event = waiting.result()
+                if event.kind == "error":
+                    return fault(503, event.message)
+                if event.kind == "done":
+                    return completed(service, order, event)
+        finally:
+            gone.cancel()
+            stop.set()
+
+    return app
+
+
+class Guard:
+    """Refuses what must not come in, before it is read, and says to browsers what they may do with what goes out."""
+
+    def __init__(self, app: ASGIApp, body: int, token: str) -> None:
+        self.app, self.body, self.token = app, body, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if (refused := self.refuse(scope["path"], Headers(scope=scope))) is not None:
+            await refused(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+    def refuse(self, path: str, headers: Headers) -> JSONResponse | None:
+        """The answer to what is refused; None for what is not."""
+        if "transfer-encoding" in headers:
+            return fault(411, "the body's length must be told before; send it in one piece, with Content-Length")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self.body:
+            return fault(413, f"a body of {length} bytes; at most {self.body} are taken")
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        if self.token and path not in OPEN and not hmac.compare_digest(given.encode(), self.token.encode()):
+            return fault(401, "a token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+        return None
+
+
+def ordered(service: Service, asked: Generation) -> Order:
+    """What was asked for, checked.
+
+    Raises:
+        InputError: what cannot be drawn.
+    """
+    if asked.prompt is not None and asked.class_labels is not None:
+        raise InputError("prompt and class_labels are both given; give one of them")
+    if asked.seed is not None and asked.seeds is not None:
+        raise InputError("seed and seeds are both given; give one of them")
+    labels = asked.class_labels if asked.prompt is None else [asked.prompt]
+    order = service.order(
+        model=asked.model,
+        labels=None if labels is None else list(labels),
+        count=asked.n,
+        seeds=asked.seeds if asked.seed is None else [asked.seed],
+        previews=asked.partial_images if asked.stream else 0,
+        num_inference_steps=asked.num_inference_steps,
+        guidance_scale=asked.guidance_scale,
+        guidance_interval=asked.guidance_interval,
+        sampler=asked.sampler,
+        preset=asked.quality,
+    )
+    size = about(order.model, service.models[order.model])["size"]
+    if asked.size not in (None, size):
+        raise InputError(f"size {asked.size}; this model draws {size}")
+    return order
+
+
+async def left(request: Request) -> None:
+    """Returns when the client has gone away."""
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.1)
+
+
+def about(name: str, pipe: Any) -> dict[str, Any]:
+    """A model in the list."""
+    height, width = (side * getattr(pipe.autoencoder, "stride", 1) for side in pipe.net.size)
+    default = pipe.defaults
+    return {
+        "id": name,
+        "object": "model",
+        "owned_by": "ditlab",
+        "network": pipe.net.config["name"],
+        "size": f"{width}x{height}",
+        "classes": pipe.net.classes,
+        "sampler": default.sampler,
+        "num_inference_steps": default.steps,
+        "guidance_scale": default.guidance,
+        "guidance_interval": list(default.interval),
+    }
+
+
+def completed(service: Service, order: Order, event: Event) -> dict[str, Any]:
+    """The answer with all pictures."""
+    data = [
+        {"b64_json": as_text(picture), "settings": service.settings(order, i)}
+        for i, picture in enumerate(event.pictures)
+    ]
+    return {"created": int(time.time()), "model": order.model, "data": data}
+
+
+async def stream(service: Service, order: Order, events: "asyncio.Queue[Event]", stop: Any) -> AsyncIterator[str]:
+    """The drawing as server-sent events; whoever goes away stops it."""
+    try:
+        partial = 0
+        while True:
+            event = await events.get()
+            told: dict[str, Any] = {"step": event.step, "steps": event.steps}
+            if event.kind == "done":
+                yield said("image_generation.completed", completed(service, order, event) | told)
+                return
+            if event.kind == "error":
+                yield said("error", {"error": {"message": event.message}})
+                return
+            if event.kind == "preview":
+                told |= {"partial_image_index": partial, "data": [{"b64_json": as_text(p)} for p in event.pictures]}
+                partial += 1
+                yield said("image_generation.partial_image", told)
+            else:
+                yield said("image_generation.step", told)
+    finally:
+        stop.set()
+
+
+def said(kind: str, data: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"
+
+
+def fault(code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """What went wrong, in the form that clients know."""
+    kind = "invalid_request_error" if code < 500 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "code": code}}, code, (headers or {}) | HEADERS)

@@ -1,0 +1,280 @@
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from helpers import smooth, tiny_pipeline
+from PIL import Image
+
+from ditlab.studio.api import create_app
+from ditlab.studio.service import Limits
+
+
+@pytest.fixture
+def pipe():
+    pipe = smooth(tiny_pipeline())
+    pipe.classes = ["ant", "bee", "cow"]
+    pipe.config["sample"] = {"sampler": "ab4", "steps": 4, "guidance": 2.0}
+    return pipe
+
+
+@pytest.fixture
+def client(pipe):
+    with TestClient(create_app({"small": pipe, "other": tiny_pipeline(classes=0)}, Limits(steps=500))) as client:
+        yield client
+
+
+def slow(pipe, seconds):
+    """The same model, slower."""
+    whole = pipe.net.forward
+    pipe.net.forward = lambda *given: time.sleep(seconds) or whole(*given)
+    return pipe
+
+
+def picture(text):
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def post(client, **asked):
+    return client.post("/v1/images/generations", json=asked)
+
+
+def error(answer):
+    told = answer.json()["error"]
+    assert told["code"] == answer.status_code
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    return told["message"]
+
+
+def events(text):
+    """Kind and data of each server-sent event."""
+    for block in text.strip().split("\n\n"):
+        kind, data = block.split("\n")
+        yield kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+
+class TestDrawing:
+    def test_pictures_are_those_of_the_pipeline_with_their_settings(self, client, pipe):
+        answer = post(client, class_labels=["bee", 2], seed=5, num_inference_steps=6, guidance_scale=1.5)
+        data = answer.json()["data"]
+        expected = pipe(["bee", 2], seeds=[5, 6], num_inference_steps=6, guidance_scale=1.5).images
+        for one, image in zip(data, expected, strict=True):
+            assert np.abs(np.asarray(picture(one["b64_json"])).astype(int) - np.asarray(image).astype(int)).max() <= 1
+        assert data[1]["settings"] == {
+            "model": "small", "label": 2, "seed": 6, "num_inference_steps": 6, "guidance_scale": 1.5,
+        }  # fmt: skip
+        assert json.loads(picture(data[0]["b64_json"]).text["ditlab"]) == data[0]["settings"]
+
+    def test_what_is_left_out_is_chosen_and_told(self, client):
+        data = post(client, n=4).json()["data"]
+        assert [one["settings"]["label"] for one in data] == [0, 1, 2, 0]
+        seeds = [one["settings"]["seed"] for one in data]
+        assert seeds == list(range(seeds[0], seeds[0] + 4))
+        assert post(client, model="other", n=2).json()["data"][0]["settings"]["label"] is None
+        again = post(client, class_labels=[0, 1, 2, 0], seeds=seeds).json()["data"]
+        assert [one["b64_json"] for one in again] != []
+        assert picture(again[2]["b64_json"]).tobytes() == picture(data[2]["b64_json"]).tobytes()
+
+    def test_a_stream_tells_every_step_and_previews(self, client):
+        answer = post(client, prompt="cow", seed=1, num_inference_steps=8, stream=True, partial_images=2)
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        told = list(events(answer.text))
+        assert [kind.rpartition(".")[2] for kind, _ in told] == [
+            "step", "step", "step", "partial_image", "step", "partial_image", "step", "step", "completed",
+        ]  # fmt: skip
+        assert [data["step"] for _, data in told] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+        assert told[3][1]["partial_image_index"] == 0
+        assert picture(told[3][1]["data"][0]["b64_json"]).size == (8, 8)
+        plain = post(client, prompt="cow", seed=1, num_inference_steps=8).json()["data"]
+        assert told[-1][1]["data"] == plain
+
+    def test_clients_at_the_same_time_get_what_they_would_alone(self, client):
+        orders = [
+            {"class_labels": [i % 3], "seed": i, "num_inference_steps": 3 + i, "guidance_scale": 1.0 + i / 4}
+            for i in range(8)
+        ]
+        alone = [post(client, **order).json()["data"][0]["b64_json"] for order in orders]
+        found = [None] * 8
+
+        def ask(i):
+            found[i] = post(client, **orders[i]).json()["data"][0]["b64_json"]
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        for one, other in zip(alone, found, strict=True):
+            one, other = (np.asarray(picture(each)).astype(int) for each in (one, other))
+            assert np.abs(one - other).max() <= 1
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(
+        ("asked", "code", "words"),
+        [
+            ({"prompt": "bea"}, 400, 'unknown class "bea"; did you mean "bee"'),
+            ({"class_labels": [3]}, 400, "label 3 is out of range"),
+            ({"model": "smal"}, 400, 'unknown model "smal"; did you mean "small"'),
+            ({"n": 17}, 400, "17 pictures; give 1 to 16"),
+            ({"num_inference_steps": 501}, 400, "501 steps; give 1 to 500"),
+            ({"size": "16x16"}, 400, "size 16x16; this model draws 8x8"),
+            ({"sampler": "hune"}, 400, 'did you mean "heun"'),
+            ({"class_labels": [0, 1], "n": 3}, 400, "2 labels for 3 pictures"),
+            ({"seeds": [1, 2], "n": 3}, 400, "2 seeds for 3 pictures"),
+            ({"prompt": 1, "class_labels": [1]}, 400, "give one of them"),
+            ({"guidance_interval": [0.9, 0.1]}, 400, "guidance interval 0.9 to 0.1 is empty"),
+            ({"n": "four"}, 422, "n: Input should be a valid integer"),
+            ({"stepps": 4}, 422, "stepps: Extra inputs are not permitted"),
+            ({"seed": -1}, 422, "seed: Input should be greater than or equal to 0"),
+            ({"guidance_scale": "NaN"}, 422, "guidance_scale: Input should be a finite number"),
+            ({"model": "../../etc/passwd"}, 400, 'unknown model "../../etc/passwd"'),
+        ],
+    )
+    def test_what_cannot_be_drawn_is_told_in_a_line(self, client, asked, code, words):
+        answer = post(client, **asked)
+        assert answer.status_code == code
+        assert words in error(answer)
+
+    def test_malformed_and_oversized_bodies(self, client):
+        broken = client.post("/v1/images/generations", content=b'{"n": 1', headers={"content-type": "application/json"})
+        assert broken.status_code == 422
+        assert "JSON" in error(broken)
+        huge = client.post("/v1/images/generations", content=b" " * 17 * 2**20)
+        assert huge.status_code == 413
+        assert "at most 16777216 are taken" in error(huge)
+        endless = client.post("/v1/images/generations", content=iter([b"{", b"}"]))
+        assert endless.status_code == 411
+        assert client.get("/nothing").status_code == 404
+        assert client.get("/v1/images/generations").status_code == 405
+        assert client.get("/health").json() == {"status": "ok"}
+
+    def test_a_token_is_asked_for_everywhere_but_where_one_asks_for_life(self, pipe):
+        with TestClient(create_app({"small": pipe}, token="sesame")) as client:
+            for header in ({}, {"authorization": "Bearer sesam"}, {"authorization": "Bearer sésame".encode()}):
+                answer = client.get("/v1/models", headers=header)
+                assert answer.status_code == 401
+                assert "a token is needed" in error(answer)
+            assert client.get("/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 200
+            assert client.get("/health").status_code == client.get("/ready").status_code == 200
+            assert client.get("/metrics").status_code == 401
+
+    def test_more_than_there_are_places_for_are_turned_away(self, pipe):
+        with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(drawings=2))) as client:
+            answers = []
+            threads = [threading.Thread(target=lambda: answers.append(post(client, n=1))) for _ in range(4)]
+            [thread.start() for thread in threads]
+            [thread.join() for thread in threads]
+            codes = sorted(answer.status_code for answer in answers)
+            assert codes == [200, 200, 429, 429]
+            refused = next(answer for answer in answers if answer.status_code == 429)
+            assert refused.headers["retry-after"] == "1"
+            assert "2 drawings are in progress" in error(refused)
+            assert post(client, n=1).status_code == 200
+            assert "ditlab_refused_total 2.0" in client.get("/metrics").text
+
+    def test_a_drawing_that_takes_too_long_is_ended(self, pipe):
+        with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(seconds=0.2))) as client:
+            answer = post(client, n=1, num_inference_steps=100)
+            assert answer.status_code == 503
+            assert "not done after 0 s; ask for fewer steps" in error(answer)
+
+    def test_a_fault_shows_nothing_of_the_inside(self, pipe, capfd):
+        def broken(*given):
+            raise ValueError("secret inside")
+
+        pipe.net.forward = broken
+        with TestClient(create_app({"small": pipe})) as client:
+            answer = post(client, n=1)
+            assert answer.status_code == 503
+            assert error(answer) == "the drawing failed; the service's log says why"
+            assert "ditlab_failed_total 1.0" in client.get("/metrics").text
+            assert "ditlab_drawings 0.0" in client.get("/metrics").text
+
+
+def test_models_and_classes_are_told(client):
+    first, second = client.get("/v1/models").json()["data"]
+    assert (first["id"], first["size"], first["classes"], first["num_inference_steps"]) == ("small", "8x8", 3, 4)
+    assert second["id"] == "other"
+    assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"]}
+    assert client.get("/v1/classes", params={"model": "other"}).json()["classes"] == []
+    assert client.get("/v1/classes", params={"model": "x"}).status_code == 400
+    document = client.get("/openapi.json").json()
+    assert document["components"]["schemas"]["Generation"]["examples"][0]["prompt"] == "3"
+
+
+def test_figures_are_told(client):
+    post(client, n=3, num_inference_steps=2, guidance_scale=1.0, sampler="euler")
+    for _ in range(50):  # the last call is told after it was answered
+        told = client.get("/metrics").text
+        if 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in told:
+            break
+        time.sleep(0.02)
+    assert 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in told
+    assert "ditlab_pictures_total 3.0" in told
+    assert "ditlab_drawings 0.0" in told
+
+
+class TestProcess:
+    @pytest.fixture
+    def served(self, pipe, tmp_path):
+        """The address of a service that runs as users run it."""
+        pipe.save(tmp_path / "small")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = [sys.executable, "-m", "ditlab", "serve", str(tmp_path / "small"), f"--port={port}"]
+        process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True)
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                httpx.get(f"{address}/ready")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield address, process, tmp_path
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+    def test_clients_that_go_away_free_their_place(self, served):
+        address, _, folder = served
+        long = {"n": 4, "num_inference_steps": 250, "sampler": "heun", "stream": True}
+        for _ in range(3):
+            with httpx.stream("POST", f"{address}/v1/images/generations", json=long) as answer:
+                next(answer.iter_lines())
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/images/generations", json=long | {"stream": False}, timeout=0.3)
+        for _ in range(100):
+            told = httpx.get(f"{address}/metrics").text
+            if "ditlab_drawings 0.0" in told:
+                break
+            time.sleep(0.05)
+        assert "ditlab_drawings 0.0" in told
+        assert "ditlab_stopped_total 4.0" in told
+        # The folder may vanish: the model is in memory.
+        os.rename(folder / "small", folder / "gone")
+        assert httpx.post(f"{address}/v1/images/generations", json={"n": 1}, timeout=30).status_code == 200
+        busy = subprocess.run(
+            [sys.executable, "-m", "ditlab", "serve", str(folder / "gone"), f"--port={address.rpartition(':')[2]}"],
+            capture_output=True,
+            text=True,
+        )
+        assert busy.returncode == 2
+        assert "Address already in use" in busy.stderr
+        assert busy.stderr.count("\n") == 1
+
+    def test_other_machines_need_a_token(self, tmp_path, monkeypatch, capsys):
+        from ditlab.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["ditlab", "serve", str(tmp_path), "--host", "0.0.0.0"])
+        with pytest.raises(SystemExit):
+            main()
+        assert "can be reached by other machines; add --token" in capsys.readouterr().err
