@@ -10,11 +10,14 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,7 +37,9 @@ HEADERS = {
         "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     ),
 }
-OPEN = ("/health", "/ready")  # without a token: for those who only ask whether it lives
+PAGE = Path(__file__).parent / "page"
+# Without a token: for those who only ask whether it lives, and the page, which asks people for it.
+OPEN = ("/health", "/ready", "/", *(f"/{file.name}" for file in PAGE.iterdir()))
 
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(max_length=200)]
@@ -174,6 +179,12 @@ def create_app(models: dict[str, Any], limits: Limits | None = None, token: str 
         name, pipe = service.find(model)
         return {"model": name, "classes": pipe.classes or [str(i) for i in range(pipe.net.classes)]}
 
+    @app.get("/v1/thumbnails/{label}")
+    async def thumbnail(label: Annotated[int, PathParameter(ge=0, lt=2**31)], model: Name | None = None) -> Response:
+        """A quick picture of a class."""
+        picture = await asyncio.to_thread(service.thumbnail, model, label)
+        return Response(picture, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
     @app.post("/v1/images/generations", response_model=None)
     async def generate(asked: Generation, request: Request) -> Response | dict[str, Any]:
         """Draw."""
@@ -205,6 +216,7 @@ def create_app(models: dict[str, Any], limits: Limits | None = None, token: str 
             gone.cancel()
             stop.set()
 
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ class Service:
         self.engines = {name: Engine(pipe, rows=limits.rows, told=self.told.call) for name, pipe in self.models.items()}
         self.threads = ThreadPoolExecutor(limits.drawings, thread_name_prefix="drawing")
         self.places = threading.BoundedSemaphore(limits.drawings)
+        self.thumbnails: dict[tuple[str, int], bytes] = {}
 
     def find(self, model: str | None) -> tuple[str, Pipeline]:
         """A model by name; the first one if None.
@@ -180,6 +182,24 @@ class Service:
         finally:
             self.told.ended()
             self.places.release()
+
+    def thumbnail(self, model: str | None, label: int) -> bytes:
+        """A quick picture of a class as PNG, drawn when it is first asked for.
+
+        Raises:
+            InputError: a class that the model does not have, or a drawing that failed.
+            Full: no place is free.
+        """
+        name, _ = self.find(model)
+        if (name, label) not in self.thumbnails:
+            order = self.order(model=name, labels=[label], count=1, seeds=[0], preset="draft")
+            events: SimpleQueue[Event] = SimpleQueue()
+            self.draw(order, events.put)
+            while (event := events.get()).kind != "done":
+                if event.kind == "error":
+                    raise InputError(event.message)
+            self.thumbnails[name, label] = event.pictures[0]
+        return self.thumbnails[name, label]
 
     def pictures(self, order: Order, latents: Tensor, *, told: bool = False) -> tuple[bytes, ...]:
         """PNG files, with all that draws the same picture again in their metadata."""
