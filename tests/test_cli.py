@@ -59,7 +59,7 @@ def test_help_lists_the_commands_that_work(ditlab):
     text = ditlab("--help").out
     for command in ("info", "train", "sample", "evaluate", "demo"):
         assert command in text
-    for later in ("serve", "study"):
+    for later in ("study",):
         assert later not in text
 
 

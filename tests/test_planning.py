@@ -35,25 +35,25 @@ def test_activations_are_what_autograd_keeps():
 
 
 def test_the_parts_of_a_large_run():
-    model = {"name": "DiT-XL/2"}
-    recipe = parse_recipe({"model": model, "data": {"source": "glyphs-32"}, "train": {"batch": 256}})
-    one, eight = plan(recipe, "h100", 1), plan(recipe, "h100", 8)
+    settings = {"model": {"name": "DiT-S/2"}, "data": {"source": "glyphs-32"}, "train": {"batch": 1024}}
+    recipe = parse_recipe(settings)
+    one, eight = plan(recipe, "a10", 1), plan(recipe, "a10", 8)
     assert one.memory["optimiser"] == 2 * one.memory["weights"] == 8 * one.parameters
     assert one.checkpoint == 16 * one.parameters
-    assert (one.batch, eight.batch) == (256, 32)
+    assert (one.batch, eight.batch) == (1024, 128)
     assert eight.steps_per_second == pytest.approx(8 * one.steps_per_second)
-    assert one.seconds == pytest.approx(recipe.train.images / 256 / one.steps_per_second)
-    assert one.peak > one.capacity == 80 * GIB
+    assert one.seconds == pytest.approx(recipe.train.images / 1024 / one.steps_per_second)
+    assert one.peak > one.capacity == 24 * GIB
     assert any("--parallel.accumulate" in line for line in one.advice)
     assert eight.peak < eight.capacity
     assert eight.advice == []
     fits, not_so = (
-        plan(parse_recipe({"model": model, "data": {"source": "glyphs-32"}, "train": {"batch": count}}), "h100")
+        plan(parse_recipe(settings | {"train": {"batch": count}}), "a10")
         for count in (one.largest_batch, one.largest_batch + 1)
     )
     assert fits.peak <= 0.94 * fits.capacity < not_so.peak
-    sharded = plan(parse_recipe({"model": model, "train": {"batch": 256}, "parallel": {"shard": "full"}}), "h100", 8)
-    assert sharded.memory["weights"] == pytest.approx(one.memory["weights"] / 8, rel=0.02)
+    sharded = plan(parse_recipe(settings | {"parallel": {"shard": "full"}}), "a10", 8)
+    assert sharded.memory["weights"] == pytest.approx(one.memory["weights"] / 8)
 
 
 def test_the_largest_batch_is_the_last_that_fits():

@@ -60,6 +60,7 @@ def test_late_blocks_learn_from_the_images_that_reach_them():
     assert net.blocks[3].mlp.fc1.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_compiled_network_exits_too():
     net, plain = noisy(exits=(1.0, 0.5)), noisy(exits=(1.0, 0.5))
     x, t, y = torch.randn(6, 1, 8, 8), torch.tensor([1.0, 600.0, 700.0, 10.0, 20.0, 30.0]), torch.zeros(6).long()

@@ -154,7 +154,7 @@ class TestRefusing:
         endless = client.post("/v1/images/generations", content=iter([b"{", b"}"]))
         assert endless.status_code == 411
         assert client.get("/nothing").status_code == 404
-        assert client.get("/v1/images/generations").status_code == 405
+        assert client.get("/v1/images/generations").status_code == 404
         assert client.get("/health").json() == {"status": "ok"}
 
     def test_a_token_is_asked_for_everywhere_but_where_one_asks_for_life(self, pipe):

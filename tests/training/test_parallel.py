@@ -133,6 +133,7 @@ def test_two_processes_compute_what_one_does(recipe, tmp_path):
     assert ditlab.load(tmp_path / "two").config["images_seen"] == 256
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_with_another_number_of_processes(recipe, tmp_path):
     alone(recipe, tmp_path / "one")
     code, told = launch(2, recipe, tmp_path / "run", "--train.images=128", "--parallel.shard=full")

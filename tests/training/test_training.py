@@ -46,7 +46,8 @@ def states(run):
 def test_a_run_leaves_what_it_promises(tmp_path):
     pipe = train(recipe(), tmp_path / "run", console=QUIET)
     run = tmp_path / "run"
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "metrics.jsonl", "previews", "recipe.toml"]
+    left = ["checkpoints", "metrics.jsonl", "previews", "recipe.toml", "report.html"]
+    assert sorted(path.name for path in run.iterdir()) == left
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["images"] for line in lines] == list(range(32, 257, 32))
     assert lines[0]["lr"] == pytest.approx(2e-3 / 64)
@@ -293,13 +294,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert train(recipe(images=last + 32), tmp_path / "run", console=QUIET).config["images_seen"] == last + 32
 
 
-def test_full_disk_keeps_the_last_checkpoint(tmp_path):
+@pytest.mark.parametrize(("limit", "what"), [(10_000, "preview"), (150_000, "checkpoint")])
+def test_full_disk_keeps_the_last_checkpoint(tmp_path, limit, what):
     run = tmp_path / "run"
     train(recipe(images=64, save_every=64), run, console=QUIET)
     before = {path.name: path.read_bytes() for path in (run / "checkpoints" / "000000000064").iterdir()}
 
     def small_files_only():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     code = (
         "import json, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -311,8 +313,8 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code], preexec_fn=small_files_only, capture_output=True, text=True, check=True
     )
-    assert "cannot write checkpoint" in result.stdout
-    assert "000000000064; free some space and run the same command again" in result.stdout
+    assert f"cannot write {what}" in result.stdout
+    assert "free some space and run the same command again" in result.stdout
     assert result.stdout.count("\n") == 1
     assert states(run) == ["000000000064"]
     assert {path.name: path.read_bytes() for path in (run / "checkpoints" / "000000000064").iterdir()} == before

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -170,6 +171,22 @@ class Run:
         """Write down a batch that was left out: place in the run, and the numbers of its pictures."""
         with self.left_out.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"images": seen, "pictures": indices.tolist()}) + "\n")
+
+    def show(self, seen: int, picture: Image.Image) -> None:
+        """Write a preview.
+
+        Raises:
+            InputError: a disk that is full.
+        """
+        file = self.previews / f"{seen:012d}.png"
+        try:
+            with replacing(file) as draft:
+                picture.save(draft, format="PNG")
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"cannot write preview {file}: {reason}; free some space and run the same command again"
+            ) from error
 
     def save(self, state: TrainState, pipe: Pipeline, settings: Train, place: Place) -> None:
         """Copy the state now, and write it as a checkpoint while training goes on; `finish` waits for it.

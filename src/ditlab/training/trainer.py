@@ -29,7 +29,6 @@ from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import process_name
 from ditlab.errors import InputError
-from ditlab.files import replacing
 from ditlab.interop import load, load_autoencoder
 from ditlab.interop.autoencoders import fingerprint
 from ditlab.pictures import contact_sheet, side_by_side
@@ -199,8 +198,7 @@ def loop(
                 nets = state.average(), state.raw()
                 if place.first:
                     picture = preview([replace(pipe, net=net) for net in nets], dataset)
-                    with replacing(run.previews / f"{state.seen:012d}.png") as draft:
-                        picture.save(draft, format="PNG")
+                    run.show(state.seen, picture)
                     for each in told:
                         each.preview(state.seen, picture)
             if due(settings.save_every) or asked:
