@@ -1,5 +1,11 @@
 """An exact denoiser to hold samplers against, and a tiny model to run whole paths with."""
 
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
 import torch
 
 from ditlab.backbones import create
@@ -91,3 +97,31 @@ def inputs(net, count=2):
     """Images, clocks and labels of every kind, the null label among them."""
     x = torch.randn(count, net.channels, *net.size, dtype=net.dtype)
     return x, 1000 * torch.rand(count), torch.arange(count) % (net.classes + 1)
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(*models):
+    """The address of `ditlab serve`, started as users start it."""
+    import httpx
+
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    started = [sys.executable, "-m", "ditlab", "serve", *map(str, models), f"--port={port}"]
+    process = subprocess.Popen(started, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            try:
+                httpx.get(f"{address}/ready")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -2,8 +2,6 @@ import base64
 import io
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from helpers import smooth, tiny_pipeline
+from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
 
 from ditlab.studio.api import create_app
@@ -228,24 +226,11 @@ class TestProcess:
     def served(self, pipe, tmp_path):
         """The address of a service that runs as users run it."""
         pipe.save(tmp_path / "small")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        started = [sys.executable, "-m", "ditlab", "serve", str(tmp_path / "small"), f"--port={port}"]
-        process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True)
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            try:
-                httpx.get(f"{address}/ready")
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield address, process, tmp_path
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        with serving(tmp_path / "small") as address:
+            yield address, tmp_path
 
     def test_clients_that_go_away_free_their_place(self, served):
-        address, _, folder = served
+        address, folder = served
         long = {"n": 4, "num_inference_steps": 250, "sampler": "heun", "stream": True}
         for _ in range(3):
             with httpx.stream("POST", f"{address}/v1/images/generations", json=long) as answer:

@@ -1,14 +1,9 @@
 """The page as people use it, in a browser without a window."""
 
 import shutil
-import socket
-import subprocess
-import sys
-import time
 
-import httpx
 import pytest
-from helpers import smooth, tiny_pipeline
+from helpers import serving, smooth, tiny_pipeline
 
 BROWSER = shutil.which("chromium")
 pytestmark = [
@@ -26,20 +21,8 @@ def address(tmp_path_factory):
     pipe.config["sample"] = {"sampler": "ab4", "steps": 20, "guidance": 2.0}
     pipe.save(folder / "small")
     smooth(tiny_pipeline(classes=0)).save(folder / "plain")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [sys.executable, "-m", "ditlab", "serve", str(folder / "small"), str(folder / "plain"), f"--port={port}"]
-    process = subprocess.Popen(started, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/ready")
-            break
-        except httpx.TransportError:
-            time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(30)
+    with serving(folder / "small", folder / "plain") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

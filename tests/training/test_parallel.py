@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from helpers import free_port
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -55,12 +55,6 @@ def recipe(tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text(RECIPE)
     return file
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def command(processes, recipe, out, *options, launcher=(), port=None):
