@@ -227,6 +227,15 @@ class TestGradientsThatAreNotFinite:
         order = training_order(1437, 32, 0, 64)
         assert noted[0]["pictures"] == next(order).tolist()
 
+    def test_a_batch_that_is_met_again_is_written_down_once(self, tmp_path, spoilt):
+        spoilt |= {96, 160}
+        train(recipe(images=128), tmp_path, console=QUIET)
+        with (tmp_path / "left-out.jsonl").open("a") as file:  # as if killed after the checkpoint at 128 images
+            file.write('{"images": 160, "pictures": []}\n')
+        train(recipe(), tmp_path, console=QUIET)
+        noted = [json.loads(line) for line in (tmp_path / "left-out.jsonl").read_text().splitlines()]
+        assert [line["images"] for line in noted] == [96, 160]
+
     def test_many_in_a_row_go_back_to_the_last_checkpoint_and_then_on(self, tmp_path, spoilt):
         spoilt |= {160, 192}
         console = Console(file=io.StringIO(), width=1000)

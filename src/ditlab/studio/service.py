@@ -113,10 +113,10 @@ class Service:
             InputError: anything that cannot be used, or more than is allowed.
         """
         (name, pipe), limits = self.find(model), self.limits
+        if labels is not None and count == 1:
+            count = len(labels)
         if labels is not None and len(labels) not in (1, count):
-            count = len(labels) if count == 1 else count
-            if len(labels) not in (1, count):
-                raise InputError(f"{len(labels)} labels for {count} pictures; give one, or one for each")
+            raise InputError(f"{len(labels)} labels for {count} pictures; give one, or one for each")
         if not 1 <= count <= limits.pictures:
             raise InputError(f"{count} pictures; give 1 to {limits.pictures}")
         if labels is None:

@@ -62,7 +62,7 @@ class RunLog:
         self.first = self.last_seen = seen
         self.started = self.last_time = self.last_shown = time.monotonic()
         if kept:
-            _forget_after(path, seen)
+            forget_after(path, seen)
         self.file = (path if kept else Path(os.devnull)).open("a", encoding="utf-8")
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -115,7 +115,7 @@ class RunLog:
         return f"{rate:,.0f}/s  loss {means['loss']:.4f}  gradient {means['grad_norm'] or 0:.2f}"
 
 
-def _forget_after(path: Path, seen: int) -> None:
+def forget_after(path: Path, seen: int) -> None:
     """Drop lines past the checkpoint from which the run goes on, so that none appears twice."""
     if not path.exists():
         return

@@ -28,6 +28,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import merged, trained_tensors
@@ -37,7 +38,7 @@ from ditlab.files import damage, replace_text, replacing, write_manifest
 from ditlab.hardware import free_memory
 from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, checkpoints, read_weights
 from ditlab.training.ema import EMA
-from ditlab.training.log import Tally
+from ditlab.training.log import Tally, forget_after
 from ditlab.training.optim import Optimiser
 from ditlab.training.parallel import Place, place_like, whole
 from ditlab.training.profiles import STEPS, PowerAverages, as_float16
@@ -87,16 +88,16 @@ class TrainState:
         net.load_state_dict(gathered(self.ema.net.state_dict(), kept=True), assign=True)
         return net.to(self.ema.net.device).eval().requires_grad_(False)
 
-    def raw(self) -> Backbone:
-        """The same of the weights themselves."""
-        net = copy.deepcopy(self.average())
+    def raw(self, average: Backbone) -> Backbone:
+        """The same of the weights themselves; `average` is what `average()` gave."""
+        net = copy.deepcopy(average)
         net.load_state_dict(gathered(self.net.state_dict(), kept=True, copied=False))
         return net
 
     @property
     def sharded(self) -> bool:
         """Whether every process holds a part of the weights only."""
-        return any(whole(value) is not value for value in self.net.parameters())
+        return isinstance(next(self.net.parameters()), DTensor)
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,14 @@ class Run:
         elif not file.exists() and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{self.folder} exists and is not a training run; give another --out")
 
-    def begin(self, recipe: Recipe) -> None:
-        """Make the folders and write the recipe."""
+    def begin(self, recipe: Recipe, seen: int) -> None:
+        """Make the folders, write the recipe, and forget what will be done again from `seen` images on."""
         try:
             self.previews.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             for left in (*self.previews.glob(".*.part"), *self.checkpoints.glob(".*.part")):  # when it was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+            forget_after(self.left_out, seen - 1)
             replace_text(self.folder / "recipe.toml", to_toml(to_tables(recipe)))
         except OSError as error:
             raise InputError(

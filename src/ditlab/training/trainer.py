@@ -127,7 +127,7 @@ def train_here(recipe: Recipe, run: Run, place: Place, changes: bool, console: C
         pipe.net = merged(state.average())
         return pipe
     if place.first:
-        run.begin(recipe)
+        run.begin(recipe, state.seen)
     if state.seen:
         console.print(f"resuming {run.folder} at {state.seen:,} images", markup=False)
     if not state.precision:
@@ -195,7 +195,9 @@ def loop(
                     each.numbers(state.seen, flat(values))
                 state.tally = Tally()
             if due(settings.preview_every):  # before the checkpoint, behind which nobody comes back to draw it
-                nets = state.average(), state.raw()
+                if place.first or state.sharded:
+                    average = state.average()
+                    nets = average, state.raw(average)
                 if place.first:
                     picture = preview([replace(pipe, net=net) for net in nets], dataset)
                     run.show(state.seen, picture)
