@@ -365,6 +365,11 @@ def sample(
     batch_size: Whole | None = None,
     device: str = "auto",
     trajectory: Annotated[bool, Parameter(negative="")] = False,
+    image: Path | None = None,
+    mask: Path | None = None,
+    strength: float | None = None,
+    resample: Whole | None = None,
+    strip: Whole | None = None,
     npz: Annotated[bool, Parameter(negative="")] = False,
     count: Whole = 50_000,
     draw_labels: Literal["balanced", "random"] = "balanced",
@@ -424,6 +429,16 @@ def sample(
         auto, cpu, cuda, mps.
     trajectory
         Also write trajectory.gif, the pictures along the way.
+    image
+        Start from this picture instead of from noise alone.
+    mask
+        With --image: draw anew what is white in this picture, keep what is black.
+    strength
+        With --image: part of the way that is walked, up to 1, which begins with noise alone. 0.6; with a mask 1.
+    resample
+        With --mask: walk each piece of the way so often (2), so that the new agrees with the old.
+    strip
+        So many pictures from one seed to another for each label; or with one seed from one label to another.
     npz
         Write samples.npz, the file of the field's evaluators, instead; the same command again goes on, and torchrun
         shares the work without changing the pictures.
@@ -436,6 +451,7 @@ def sample(
     json
         Print one JSON object.
     """
+    from ditlab.editing import read_picture
     from ditlab.interop import load
     from ditlab.sampling import draw, draw_file, ready
 
@@ -443,14 +459,16 @@ def sample(
         raise InputError(f"--preset {preset} and --quality {quality} name the same settings; give one of them")
     if not npz:
         claim_folder(out, overwrite)
-    elif labels or trajectory:
-        raise InputError("--npz draws all classes; leave --labels and --trajectory out")
+    elif labels or trajectory or image or strip:
+        raise InputError("--npz draws all classes from noise; leave --labels, --trajectory, --image and --strip out")
+    if image is None and (mask is not None or strength is not None or resample is not None):
+        raise InputError("--mask, --strength and --resample are about a picture to start from; give it with --image")
     told = foreign(heads, size)
     pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder, **told)
     say_note(pipe.config)
     if tile is not None:
         pipe.autoencoder.tile(tile)
-    options = {
+    options: dict[str, Any] = {
         "num_inference_steps": steps,
         "sampler": sampler,
         "guidance_scale": guidance,
@@ -461,6 +479,9 @@ def sample(
         "preset": preset or quality,
         "reuse": reuse,
     }
+    if image is not None:
+        white = None if mask is None else read_picture(mask)
+        options["original"] = pipe.original(read_picture(image), mask=white, strength=strength, resample=resample)
     numbers = parse_seeds(seeds)
     total = count if npz else len(numbers) * (len(labels or ()) or pipe.net.classes or 1)
     if npz and precision == "auto":
@@ -489,6 +510,7 @@ def sample(
         batch_size=batch_size,
         trajectory=trajectory,
         options=options,
+        strip=strip,
     )
     if json:
         print_json(dataclasses.asdict(drawn))

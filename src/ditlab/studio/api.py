@@ -291,7 +291,7 @@ async def left(request: Request) -> None:
 
 def about(name: str, pipe: Any) -> dict[str, Any]:
     """A model in the list."""
-    height, width = (side * getattr(pipe.autoencoder, "stride", 1) for side in pipe.net.size)
+    height, width = pipe.picture_shape[1]
     default = pipe.defaults
     return {
         "id": name,
