@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import io
 import json
@@ -133,7 +134,11 @@ class TestRefusing:
             ({"n": "four"}, 422, "n: Input should be a valid integer"),
             ({"stepps": 4}, 422, "stepps: Extra inputs are not permitted"),
             ({"seed": -1}, 422, "seed: Input should be greater than or equal to 0"),
-            ({"guidance_scale": "NaN"}, 422, "guidance_scale: Input should be a finite number"),
+            ({"n": "4"}, 422, "n: Input should be a valid integer"),
+            ({"stream": "yes"}, 422, "stream: Input should be a valid boolean"),
+            ({"prompt": True}, 422, "prompt: Input should be a valid integer, or: Input should be a valid string"),
+            ({"sampler": ""}, 422, "sampler: String should have at least 1 character"),
+            ({"guidance_interval": [-1, 1]}, 422, "guidance_interval.0: Input should be greater than or equal to 0"),
             ({"model": "../../etc/passwd"}, 400, 'unknown model "../../etc/passwd"'),
         ],
     )
@@ -151,9 +156,55 @@ class TestRefusing:
         assert "at most 16777216 are taken" in error(huge)
         endless = client.post("/v1/images/generations", content=iter([b"{", b"}"]))
         assert endless.status_code == 411
-        assert client.get("/nothing").status_code == 404
-        assert client.get("/v1/images/generations").status_code == 404
+        assert client.get("/health", headers={"content-length": "9" * 5000}).status_code == 413
+        assert client.get("/nothing").status_code == client.post("/nothing").status_code == 404
+        assert client.get("/health/").status_code == 404
         assert client.get("/health").json() == {"status": "ok"}
+
+    @pytest.mark.parametrize(
+        ("body", "code", "words"),
+        [
+            (b"[" * 100_000, 400, "error parsing the body"),
+            (b'{"seed": ' + b"9" * 5000 + b"}", 400, "error parsing the body"),
+            (b'{"seed": 9007199254740992}', 422, "seed: Input should be less than 9007199254740992"),
+            (b"\xff\xfe", 422, "the body is not JSON: Expecting value at character 0"),
+            (b'{"prompt": "\\ud800"}', 422, "unable to parse raw data as a unicode string"),
+            (b'{"' + b"a" * 100_000 + b'": 1}', 422, f"{'a' * 200}: Extra inputs are not permitted"),
+            (b'{"guidance_scale": NaN}', 422, "guidance_scale: Input should be a finite number"),
+            (
+                b'{"guidance_interval": [0, Infinity]}',
+                422,
+                "guidance_interval.1: Input should be less than or equal to 1",
+            ),
+            (b"[]", 422, "body: Input should be a valid dictionary"),
+            (b"", 422, "body: Field required"),
+        ],
+    )
+    def test_bodies_made_to_break_it_are_told_in_a_short_line(self, client, body, code, words):
+        answer = client.post("/v1/images/generations", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == code
+        assert words in error(answer)
+        assert len(error(answer)) < 300
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allowed"),
+        [
+            ("GET", "/v1/images/generations", {"POST"}),
+            ("DELETE", "/v1/models", {"GET"}),
+            ("POST", "/health", {"GET"}),
+            ("POST", "/", {"GET", "HEAD"}),
+            ("PUT", "/app.js", {"GET", "HEAD"}),
+        ],
+    )
+    def test_a_wrong_method_is_told_which_are_right(self, client, method, path, allowed):
+        answer = client.request(method, path)
+        assert answer.status_code == 405
+        assert set(answer.headers["allow"].split(", ")) == allowed
+        assert f"{method} is not for this path; use {answer.headers['allow']}" == error(answer)
+
+    def test_a_whole_number_may_be_written_as_a_fraction(self, client):
+        data = post(client, prompt=1.0, n=2.0, seed=3.0, num_inference_steps=2.0).json()["data"]
+        assert [(one["settings"]["label"], one["settings"]["seed"]) for one in data] == [(1, 3), (1, 4)]
 
     def test_a_token_is_asked_for_everywhere_but_where_one_asks_for_life(self, pipe):
         with TestClient(create_app({"small": pipe}, token="sesame")) as client:
@@ -164,6 +215,25 @@ class TestRefusing:
             assert client.get("/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 200
             assert client.get("/health").status_code == client.get("/ready").status_code == 200
             assert client.get("/metrics").status_code == 401
+            assert client.get("/openapi.json").status_code == 401
+
+    def test_the_time_that_a_wrong_token_takes_tells_nothing_of_the_right_one(self, pipe, monkeypatch):
+        compared = []
+        monkeypatch.setattr("hmac.compare_digest", lambda *given: compared.append(given) or False)
+        with TestClient(create_app({"small": pipe}, token="sesame")) as client:
+            assert client.get("/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 401
+        assert compared == [(b"sesame", b"sesame")]
+
+    @pytest.mark.parametrize("path", ["/", "/app.js", "/health", "/v1/models", "/v1/thumbnails/0", "/nothing"])
+    def test_browsers_are_told_what_they_may_do(self, client, path):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        told = dict(each.split(" ", 1) for each in headers["content-security-policy"].split("; "))
+        assert told["default-src"] == "'self'"
+        assert told["frame-ancestors"] == "'none'"
+        assert "unsafe" not in headers["content-security-policy"]
 
     def test_more_than_there_are_places_for_are_turned_away(self, pipe):
         with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(drawings=2))) as client:
@@ -185,6 +255,41 @@ class TestRefusing:
             assert answer.status_code == 503
             assert "not done after 0 s; ask for fewer steps" in error(answer)
 
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_client_that_leaves_frees_its_place_within_a_step(self, pipe, stream):
+        calls, whole = [], pipe.net.forward
+        pipe.net.forward = lambda *given: calls.append(time.sleep(0.05)) or whole(*given)
+        app = create_app({"small": pipe})
+        asked = {"num_inference_steps": 100, "sampler": "euler", "stream": stream}
+
+        async def leave():
+            begun, gone = asyncio.Event(), asyncio.Event()
+
+            async def receive():
+                if not begun.is_set():
+                    begun.set()
+                    return {"type": "http.request", "body": json.dumps(asked).encode()}
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message):
+                pass
+
+            path, headers = "/v1/images/generations", [(b"content-type", b"application/json")]
+            scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+            drawing = asyncio.create_task(app(scope, receive, send))
+            while len(calls) < 3:
+                await asyncio.sleep(0.001)
+            seen = len(calls)
+            gone.set()
+            await drawing
+            while app.state.service.engines["small"].drawings:
+                await asyncio.sleep(0.001)
+            return len(calls) - seen
+
+        assert asyncio.run(leave()) <= 1
+        app.state.service.close()
+
     def test_a_fault_shows_nothing_of_the_inside(self, pipe, capfd):
         def broken(*given):
             raise ValueError("secret inside")
@@ -196,6 +301,17 @@ class TestRefusing:
             assert error(answer) == "the drawing failed; the service's log says why"
             assert "ditlab_failed_total 1.0" in client.get("/metrics").text
             assert "ditlab_drawings 0.0" in client.get("/metrics").text
+            thumbnail = client.get("/v1/thumbnails/0")
+            assert thumbnail.status_code == 503
+            assert error(thumbnail) == "the drawing failed; the service's log says why"
+
+    def test_a_fault_outside_of_a_drawing_is_told_in_the_same_form(self, pipe, monkeypatch):
+        app = create_app({"small": pipe})
+        monkeypatch.setattr(app.state.service, "find", lambda model: 1 / 0)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            answer = client.get("/v1/classes")
+            assert answer.status_code == 500
+            assert error(answer) == "the service failed; its log says why"
 
 
 def test_models_and_classes_are_told(client):
@@ -205,8 +321,33 @@ def test_models_and_classes_are_told(client):
     assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"]}
     assert client.get("/v1/classes", params={"model": "other"}).json()["classes"] == []
     assert client.get("/v1/classes", params={"model": "x"}).status_code == 400
-    document = client.get("/openapi.json").json()
-    assert document["components"]["schemas"]["Generation"]["examples"][0]["prompt"] == "3"
+
+
+def test_the_description_says_all_with_examples(pipe):
+    with TestClient(create_app({"small": pipe}, token="sesame")) as client:
+        document = client.get("/openapi.json", headers={"authorization": "Bearer sesame"}).json()
+    schemas = document["components"]["schemas"]
+    assert schemas["Generation"]["examples"][0]["prompt"] == "3"
+    operations = {path: operation for path, item in document["paths"].items() for operation in item.values()}
+    assert {path for path, operation in operations.items() if "security" not in operation} == {"/health", "/ready"}
+    assert operations["/v1/images/generations"]["responses"].keys() == {
+        "200", "400", "401", "411", "413", "422", "429", "503",
+    }  # fmt: skip
+    for operation in operations.values():
+        assert operation["description"]
+        for code, answer in operation["responses"].items():
+            for kind, content in answer["content"].items():
+                if code == "200" and kind == "application/json":
+                    assert exemplified(content["schema"]["$ref"].rpartition("/")[2], schemas)
+                elif kind != "image/png":
+                    assert content["example"]
+
+
+def exemplified(name, schemas):
+    """Whether there is an example for the whole, or for each of its keys."""
+    form = schemas[name]
+    parts = form["properties"].values()
+    return "examples" in form or all("examples" in part or part.get("type") == "array" for part in parts)
 
 
 def test_figures_are_told(client):
@@ -244,6 +385,8 @@ class TestProcess:
             time.sleep(0.05)
         assert "ditlab_drawings 0.0" in told
         assert "ditlab_stopped_total 4.0" in told
+        huge = httpx.post(f"{address}/v1/images/generations", content=b" " * 50 * 2**20, timeout=30)
+        assert huge.status_code == 413
         # The folder may vanish: the model is in memory.
         os.rename(folder / "small", folder / "gone")
         assert httpx.post(f"{address}/v1/images/generations", json={"n": 1}, timeout=30).status_code == 200
@@ -256,10 +399,46 @@ class TestProcess:
         assert "Address already in use" in busy.stderr
         assert busy.stderr.count("\n") == 1
 
-    def test_other_machines_need_a_token(self, tmp_path, monkeypatch, capsys):
+    @pytest.fixture
+    def start(self, pipe, tmp_path, monkeypatch):
+        """Starts the command in this process, as far as to the service; its address and application are returned."""
         from ditlab.cli import main
 
-        monkeypatch.setattr(sys, "argv", ["ditlab", "serve", str(tmp_path), "--host", "0.0.0.0"])
-        with pytest.raises(SystemExit):
+        pipe.save(tmp_path / "small")
+        found = {}
+
+        def run(server, sockets):
+            found.update(address=sockets[0].getsockname()[0], app=server.config.app)
+            sockets[0].close()
+
+        monkeypatch.setattr("uvicorn.Server.run", run)
+
+        def start(*options):
+            monkeypatch.setattr(sys, "argv", ["ditlab", "serve", str(tmp_path / "small"), "--port=0", *options])
             main()
-        assert "can be reached by other machines; add --token" in capsys.readouterr().err
+            return found
+
+        return start
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
+    def test_other_machines_need_a_token(self, start, host, capsys):
+        with pytest.raises(SystemExit) as ended:
+            start("--host", host)
+        assert ended.value.code == 2
+        assert f"--host {host} can be reached by other machines; add --token" in capsys.readouterr().err
+
+    def test_only_this_machine_is_served_unless_told_otherwise(self, start, monkeypatch):
+        found = start()
+        assert found["address"] == "127.0.0.1"
+        with TestClient(found["app"]) as client:
+            assert client.get("/v1/models").status_code == 200
+        by_option = start("--host=0.0.0.0", "--token=sesame")["app"]
+        monkeypatch.setenv("DITLAB_TOKEN", "sesame")
+        by_environment = start("--host=0.0.0.0")["app"]
+        monkeypatch.delenv("DITLAB_TOKEN")
+        for app in (by_option, by_environment):
+            with TestClient(app) as client:
+                assert client.get("/v1/models").status_code == 401
+                bearer = {"authorization": "Bearer sesame"}
+                assert client.get("/v1/models", headers=bearer).status_code == 200
+        assert start("--host=0.0.0.0", "--open-to-all")["address"] == "0.0.0.0"

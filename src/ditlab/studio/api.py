@@ -8,25 +8,28 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ditlab import __version__
 from ditlab.errors import InputError
-from ditlab.studio.service import Event, Full, Limits, Order, Service, Told, as_text
+from ditlab.samplers import SAMPLERS
+from ditlab.studio.answers import GENERATED, METRICS, THUMBNAIL, Classes, Health, Models, Ready, faults
+from ditlab.studio.service import Event, Failed, Full, Limits, Order, Service, Told, as_text
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -38,12 +41,21 @@ HEADERS = {
     ),
 }
 PAGE = Path(__file__).parent / "page"
+SHOWN = ("/", *(f"/{file.name}" for file in PAGE.iterdir()))
 # Without a token: for those who only ask whether it lives, and the page, which asks people for it.
-OPEN = ("/health", "/ready", "/", *(f"/{file.name}" for file in PAGE.iterdir()))
+OPEN = ("/health", "/ready", *SHOWN)
 
-Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
-Name = Annotated[str, Field(max_length=200)]
-ClassLabel = Annotated[StrictInt, Field(ge=0, lt=2**31)] | Name
+
+def whole(value: Any) -> Any:
+    """4.0 is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(whole)
+Seed = Annotated[int, Field(ge=0, lt=2**53), WHOLE]  # beyond that readers of JSON do not agree on integers
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+ClassLabel = Annotated[int, Field(ge=0, lt=2**31), WHOLE] | Name
+Time = Annotated[float, Field(ge=0, le=1)]
 
 
 class Generation(BaseModel):
@@ -51,6 +63,7 @@ class Generation(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={"examples": [{"prompt": "3", "n": 4, "seed": 0}, {"class_labels": [3, 7], "stream": True}]},
     )
 
@@ -59,20 +72,28 @@ class Generation(BaseModel):
     class_labels: list[ClassLabel] | None = Field(
         None, min_length=1, max_length=1024, description="A class for each picture, in the place of the prompt."
     )
-    n: int = Field(1, ge=1, le=1024, description="How many pictures.")
-    size: Annotated[str, Field(pattern=r"^\d{1,5}x\d{1,5}$")] | None = Field(
+    n: Annotated[int, WHOLE] = Field(1, ge=1, le=1024, description="How many pictures.")
+    size: Annotated[str, Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
         None, description="WIDTHxHEIGHT; a model has one size, any other is refused."
     )
     seed: Seed | None = Field(None, description="Of the first picture, those behind it have the next ones.")
     seeds: list[Seed] | None = Field(None, min_length=1, max_length=1024, description="One for each picture.")
-    num_inference_steps: int | None = Field(None, ge=1, le=100_000)
-    guidance_scale: float | None = Field(None, ge=-1000, le=1000, allow_inf_nan=False)
-    guidance_interval: tuple[float, float] | None = Field(None, description="Times, 0 is data and 1 noise.")
-    sampler: Name | None = None
-    quality: Literal["draft", "normal", "best", "reference"] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=100_000), WHOLE] | None = Field(
+        None, description="The model's own if left out."
+    )
+    guidance_scale: float | None = Field(
+        None, ge=-1000, le=1000, allow_inf_nan=False, description="1 is none; the model's own if left out."
+    )
+    guidance_interval: Annotated[tuple[Time, Time], Field(strict=False)] | None = Field(
+        None, description="The times between which guidance acts, 0 is data and 1 noise."
+    )
+    sampler: Name | None = Field(None, description=f"One of {', '.join(SAMPLERS)}; the model's own if left out.")
+    quality: Literal["draft", "normal", "best", "reference"] | None = Field(
+        None, description="Sampler, steps and guidance in one word; what is given beside it goes before it."
+    )
     response_format: Literal["b64_json"] = "b64_json"
     stream: bool = Field(False, description="Answer with server-sent events.")
-    partial_images: int = Field(3, ge=0, le=100, description="Previews of a stream.")
+    partial_images: Annotated[int, WHOLE] = Field(3, ge=0, le=100, description="Previews of a stream.")
 
 
 class Counts(Told):
@@ -129,8 +150,19 @@ def create_app(models: dict[str, Any], limits: Limits | None = None, token: str 
         yield
         await asyncio.to_thread(service.close)
 
-    # FastAPI's own pages for people load their scripts from elsewhere.
-    app = FastAPI(title="ditlab", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="ditlab",
+        version=__version__,
+        description="Draws pictures with trained diffusion transformers.",
+        lifespan=life,
+        docs_url=None,  # FastAPI's own pages for people load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    # What needs the token where there is one: so it is told in the description, while it is `Guard` that looks.
+    bearer = [Security(HTTPBearer(auto_error=False))] if token else []
+    inside = APIRouter(dependencies=bearer, responses=faults(401) if token else {})
     app.add_middleware(Guard, body=limits.body, token=token)
     app.state.service = service
 
@@ -140,52 +172,65 @@ def create_app(models: dict[str, Any], limits: Limits | None = None, token: str 
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return fault(422, f"{where}: {first['msg']}" if where else str(first["msg"]))
+        return fault(422, misfit(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return fault(error.status_code, str(error.detail))
+        headers, line = dict(error.headers or {}), str(error.detail)
+        if error.status_code == 405:
+            line = f"{request.method[:20]} is not for this path; use {headers.get('Allow')}"
+        return fault(error.status_code, line, headers)
+
+    @app.exception_handler(Failed)
+    async def failed(request: Request, error: Failed) -> JSONResponse:
+        return fault(503, str(error))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:  # which the server's log tells
+        return fault(500, "the service failed; its log says why")
 
     @app.exception_handler(Full)
     async def full(request: Request, error: Full) -> JSONResponse:
         line = f"{limits.drawings} drawings are in progress, which is as many as there may be; come back in a second"
         return fault(429, line, {"Retry-After": "1"})
 
-    @app.get("/health")
+    @app.get("/health", response_model=Health)
     async def health() -> dict[str, str]:
         """Whether the service lives."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", response_model=Ready)
     async def ready() -> dict[str, Any]:
         """Whether it can draw."""
         return {"status": "ok", "models": list(service.models)}
 
-    @app.get("/metrics")
+    @inside.get("/metrics", response_class=Response, responses=METRICS)
     async def metrics() -> Response:
         """Prometheus' figures."""
         return Response(generate_latest(counts.registry), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
+    @inside.get("/v1/models", response_model=Models)
     async def list_models() -> dict[str, Any]:
         """The models, with what each draws."""
         return {"object": "list", "data": [about(name, pipe) for name, pipe in service.models.items()]}
 
-    @app.get("/v1/classes")
+    @inside.get("/v1/classes", response_model=Classes, responses=faults(400, 422))
     async def list_classes(model: Name | None = None) -> dict[str, Any]:
         """The classes of a model, the index being the position."""
         name, pipe = service.find(model)
         return {"model": name, "classes": pipe.classes or [str(i) for i in range(pipe.net.classes)]}
 
-    @app.get("/v1/thumbnails/{label}")
+    @inside.get("/v1/thumbnails/{label}", response_class=Response, responses=THUMBNAIL | faults(400, 422, 429, 503))
     async def thumbnail(label: Annotated[int, PathParameter(ge=0, lt=2**31)], model: Name | None = None) -> Response:
         """A quick picture of a class."""
         picture = await asyncio.to_thread(service.thumbnail, model, label)
         return Response(picture, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
-    @app.post("/v1/images/generations", response_model=None)
+    @inside.post(
+        "/v1/images/generations",
+        response_model=None,
+        responses=GENERATED | faults(400, 411, 413, 422, 429, 503),
+    )
     async def generate(asked: Generation, request: Request) -> Response | dict[str, Any]:
         """Draw."""
         order = await asyncio.to_thread(ordered, service, asked)
@@ -216,7 +261,15 @@ def create_app(models: dict[str, Any], limits: Limits | None = None, token: str 
             gone.cancel()
             stop.set()
 
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.include_router(inside)
+    page = StaticFiles(directory=PAGE)
+
+    async def show(request: Request) -> Response:
+        return await page.get_response(request.url.path.strip("/") or "index.html", request.scope)
+
+    # Each file by its name: mounted as a folder it would answer for every path, also for those of a wrong method.
+    for path in SHOWN:
+        app.add_route(path, show, include_in_schema=False)
     return app
 
 
@@ -246,12 +299,29 @@ class Guard:
         if "transfer-encoding" in headers:
             return fault(411, "the body's length must be told before; send it in one piece, with Content-Length")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.body:
-            return fault(413, f"a body of {length} bytes; at most {self.body} are taken")
+        if not (length.isdecimal() and len(length) < 20 and int(length) <= self.body):
+            return fault(413, f"a body of {length[:20]} bytes; at most {self.body} are taken")
         given = headers.get("authorization", "").removeprefix("Bearer ")
         if self.token and path not in OPEN and not hmac.compare_digest(given.encode(), self.token.encode()):
             return fault(401, "a token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
         return None
+
+
+TAGS = ("constrained-", "function-")  # pydantic's names for the ways of reading a value, not part of its place
+
+
+def misfit(errors: Sequence[Any]) -> str:
+    """What is wrong with a body or a parameter; a value that may be one of several things has an error for each."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+
+    def place(each: Any) -> str:
+        parts = [str(part) for part in each["loc"] if not str(part).startswith(TAGS)]
+        return ".".join(parts[1:] or parts)
+
+    lines = dict.fromkeys(each["msg"] for each in errors if place(each) == place(first))
+    return f"{place(first)[:200]}: {', or: '.join(lines)}"
 
 
 def ordered(service: Service, asked: Generation) -> Order:
@@ -284,9 +354,9 @@ def ordered(service: Service, asked: Generation) -> Order:
 
 
 async def left(request: Request) -> None:
-    """Returns when the client has gone away."""
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.1)
+    """Returns when the client has gone away; the body has been read, so that nothing else comes from it."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def about(name: str, pipe: Any) -> dict[str, Any]:

@@ -84,6 +84,10 @@ class Full(Exception):  # noqa: N818 - it is not the caller's fault
     """No place is free."""
 
 
+class Failed(Exception):  # noqa: N818 - it is not the caller's fault
+    """A drawing that did not come to its end."""
+
+
 class Service:
     """Models by name, and those who draw with them."""
 
@@ -285,8 +289,9 @@ class Service:
         """A quick picture of a class as PNG, drawn when it is first asked for.
 
         Raises:
-            InputError: a class that the model does not have, or a drawing that failed.
+            InputError: a class that the model does not have.
             Full: no place is free.
+            Failed: the drawing did.
         """
         name, _ = self.find(model)
         if (name, label) not in self.thumbnails:
@@ -295,7 +300,7 @@ class Service:
             self.draw(order, events.put)
             while (event := events.get()).kind != "done":
                 if event.kind == "error":
-                    raise InputError(event.message)
+                    raise Failed(event.message)
             self.thumbnails[name, label] = event.pictures[0]
         return self.thumbnails[name, label]
 
