@@ -175,7 +175,7 @@ def serve(
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     device: str = "auto",
 ) -> None:
-    """Serve models over HTTP; all who draw at the same time share each network call.
+    """Serve models over HTTP, and show training runs; all who draw at the same time share each network call.
 
     Parameters
     ----------
@@ -211,6 +211,7 @@ def serve(
     except ImportError as error:
         raise InputError(f"the service needs {error.name}; pip install 'ditlab[studio]'") from None
     from ditlab.interop import load
+    from ditlab.pipeline import checkpoints
     from ditlab.studio.service import Limits
 
     token = token or os.environ.get("DITLAB_TOKEN", "")
@@ -218,16 +219,24 @@ def serve(
         raise InputError(f"--host {host} can be reached by other machines; add --token TOKEN, or --open-to-all")
     listening = listen(host, port)
     loaded: dict[str, Any] = {}
+    runs: dict[str, Path] = {}
     for model in models:
         name = Path(model).name or model
-        if name in loaded:
+        if name in loaded or name in runs:
             raise InputError(f'two models are called "{name}"; rename one of the folders')
+        if (Path(model) / "metrics.jsonl").exists():
+            runs[name] = Path(model)
+            if not checkpoints(Path(model)):
+                screen.print(f"{name} has no checkpoint yet; it can be watched", highlight=False, markup=False)
+                continue
         loaded[name] = load(model, device=pick_device(device)).prepared(precision)
         say_note(loaded[name].config)
     limits = Limits(pictures=pictures, steps=steps, seconds=seconds, drawings=drawings, rows=rows)
     shown = f"http://{'[::1]' if host == '::1' else host}:{listening.getsockname()[1]}"
-    screen.print(f"{', '.join(loaded)} at {shown}; Ctrl-C ends it", highlight=False, markup=False)
-    settings = uvicorn.Config(create_app(loaded, limits, token), log_level="warning", timeout_graceful_shutdown=10)
+    screen.print(f"{', '.join([*loaded] or runs)} at {shown}; Ctrl-C ends it", highlight=False, markup=False)
+    settings = uvicorn.Config(
+        create_app(loaded, limits, token, runs), log_level="warning", timeout_graceful_shutdown=10
+    )
     uvicorn.Server(settings).run(sockets=[listening])
 
 

@@ -7,6 +7,7 @@ that the caller gives. No path from a request reaches the file system, and model
 import base64
 import io
 import json
+import logging
 import secrets
 import threading
 import time
@@ -28,6 +29,8 @@ from ditlab.studio.engine import Engine, Stopped
 from ditlab.studio.inside import Attention, Inside
 from ditlab.types import Between, Step, between
 
+log = logging.getLogger("uvicorn.error")  # which the server shows
+BROKEN = "the drawing failed; the service's log says why"
 FRAMES = 40  # of an animation at most
 SHOWN = 256  # pixels along its shorter side, about
 
@@ -111,6 +114,8 @@ class Service:
         Raises:
             InputError: an unknown name.
         """
+        if not self.models:
+            raise InputError("no model is served yet; start again when its run has a checkpoint")
         name = next(iter(self.models)) if model is None else model
         return name, lookup(self.models, name, "model")
 
@@ -242,9 +247,9 @@ class Service:
         except InputError as error:
             tell(Event("error", message=str(error)))
         except Exception:
+            log.exception("a drawing failed")
             self.told.failed()
-            tell(Event("error", message="the drawing failed; the service's log says why"))
-            raise
+            tell(Event("error", message=BROKEN))
         finally:
             self.told.ended()
             self.places.release()
@@ -281,6 +286,15 @@ class Service:
                 watcher.attention = None
                 watcher.step += 1
             return Look(tuple(seen), watcher.changes, watcher.attentions, watcher.attention)
+        except Stopped:
+            self.told.stopped()
+            raise
+        except InputError as error:
+            raise Failed(str(error)) from error
+        except Exception as error:
+            log.exception("a look inside failed")
+            self.told.failed()
+            raise Failed(BROKEN) from error
         finally:
             self.told.ended()
             self.places.release()
