@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py OUT [ROUNDS]
 
-Float32, plain, all points of a line in turns, medians. Writes OUT/growth.json and OUT/growth.png. A slope is that of time
-against cost on log axes: 1 is proportional, below 1 the small ones pay for overhead.
+Float32, plain, all points of a line in turns, medians. Writes OUT/growth.json and OUT/growth.png. A slope is that of
+time against cost on log axes: 1 is proportional, below 1 the small ones pay for overhead.
 """
 
 import json
