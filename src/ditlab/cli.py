@@ -33,7 +33,7 @@ from ditlab.config import (
     read_toml,
     recipe_config,
 )
-from ditlab.errors import InputError
+from ditlab.errors import RunError, InputError
 from ditlab.hardware import keep_freed_memory, pick_device, process_place
 
 app = App(
@@ -1268,6 +1268,8 @@ def main() -> None:
         fail(one_line(error), 2)
     except InputError as error:
         fail(str(error), 2)
+    except RunError as error:
+        fail(str(error), 1)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
