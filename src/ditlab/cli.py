@@ -33,7 +33,7 @@ from ditlab.config import (
     read_toml,
     recipe_config,
 )
-from ditlab.errors import RunError, InputError
+from ditlab.errors import InputError, RunError
 from ditlab.hardware import keep_freed_memory, pick_device, process_place
 
 app = App(

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ditlab.backbones import Backbone
 from ditlab.config import Parallel
-from ditlab.errors import RunError, InputError
+from ditlab.errors import InputError, RunError
 from ditlab.hardware import pick_device, process_place
 
 T = TypeVar("T")
