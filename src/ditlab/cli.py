@@ -34,6 +34,7 @@ from ditlab.config import (
     recipe_config,
 )
 from ditlab.errors import InputError
+from ditlab.files import is_vacant
 from ditlab.hardware import keep_freed_memory, pick_device, process_place
 
 app = App(
@@ -925,6 +926,8 @@ def reference(
 ) -> None:
     """Measure real pictures once, for `evaluate` to compare with; written as an .npz file.
 
+    The same command again goes on where it stopped; under torchrun the processes share the work.
+
     Parameters
     ----------
     source
@@ -950,15 +953,20 @@ def reference(
     """
     from ditlab.evaluation.features import open_features
     from ditlab.evaluation.protocol import default_features
-    from ditlab.evaluation.reference import make_reference, open_pictures
+    from ditlab.evaluation.reference import open_pictures, write_reference
 
     if out.suffix != ".npz":
         raise InputError(f"{out}; give a file that ends in .npz")
     where = pick_device(device)
     network = open_features(features or default_features(source), feature_weights, where)
     real = open_pictures(source, pictures, where, out.with_suffix(".skipped.csv"))
-    done = make_reference(source, real, network, screen, count=count, keep=keep, batch_size=batch_size)
-    done.save(out)
+    rank, world = process_place()
+    done = write_reference(
+        source, real, network, out, screen, count=count, keep=keep, batch_size=batch_size, rank=rank, world=world
+    )
+    if done is None:
+        screen.print("done with this process's share; others still work", highlight=False)
+        return
     if json:
         print_json(done.about)
         return
@@ -1096,6 +1104,8 @@ def memorisation(
 ) -> None:
     """Does a model copy its training pictures? Its nearest ones as a picture, and a number against unseen ones.
 
+    The same command again goes on where it stopped; under torchrun the processes share the work.
+
     Parameters
     ----------
     source
@@ -1118,14 +1128,22 @@ def memorisation(
     from ditlab.evaluation.features import open_features
     from ditlab.evaluation.memorisation import memorisation
     from ditlab.evaluation.protocol import default_features, open_source
-    from ditlab.evaluation.reference import open_pictures
+    from ditlab.evaluation.reference import identity, open_pictures
 
     settings = settings or Evaluation()
     device = pick_device(settings.device)
     features = open_features(settings.features or default_features(training), settings.feature_weights, device)
-    samples, _, _ = open_source(source, settings, device)
+    samples, protocol, _ = open_source(source, settings, device)
     known, unseen = (open_pictures(each, pictures, device) for each in (training, held_out))
-    done = memorisation(samples, known, unseen, features, out, screen)
+    protocol |= {"training": identity(training), "held_out": identity(held_out)}
+    rank, world = process_place()
+    done = memorisation(
+        samples, known, unseen, features, out, screen, protocol=protocol, batch_size=settings.batch_size,
+        rank=rank, world=world,
+    )  # fmt: skip
+    if done is None:
+        screen.print("done with this process's share; others still work", highlight=False)
+        return
     if json:
         print_json(dataclasses.asdict(done))
         return
@@ -1188,7 +1206,7 @@ def parse_interval(text: str) -> tuple[float, float]:
 
 def claim_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder with something in it, unless told otherwise."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+    if not is_vacant(folder) and not overwrite:
         raise InputError(f"{folder} is not empty; give another --out, or add --overwrite")
     home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(home, os.W_OK):

@@ -13,7 +13,6 @@ from ditlab.data.digits import digits, held_out_digits
 from ditlab.errors import InputError
 from ditlab.evaluation import frechet_distance, protocol
 from ditlab.evaluation.features import open_features
-from ditlab.evaluation.memorisation import memorisation
 from ditlab.evaluation.protocol import evaluate
 from ditlab.evaluation.reference import Reference, make_reference, read_reference
 from ditlab.evaluation.sweep import sweep
@@ -263,19 +262,3 @@ def test_sweep_finds_the_best_with_its_error(model, tmp_path, monkeypatch):
         sweep(model, replace(SETTINGS, metrics=("inception-score",)), {"steps": [1]}, QUIET, out=tmp_path / "s")
     with pytest.raises(InputError, match="nothing to sweep"):
         sweep(model, SETTINGS, {"steps": []}, QUIET)
-
-
-def test_memorisation_tells_copies(features, tmp_path):
-    train, unseen = digits(), held_out_digits()
-    part = type(train)(train.images[:100], train.labels[:100], train.classes)
-    copies = memorisation(part, train, unseen, features, tmp_path / "a.png", QUIET)
-    assert (copies.ratio, copies.closer) == (0.0, 1.0)
-    first, second = (type(unseen)(unseen.images[i::2], unseen.labels[i::2], unseen.classes) for i in (0, 1))
-    fresh = memorisation(first, train, second, features, tmp_path / "b.png", QUIET)
-    assert 0.85 < fresh.ratio < 1.15
-    assert 0.45 < fresh.closer < 0.55
-    assert "1,437 training pictures" in fresh.verdict()
-    assert Image.open(tmp_path / "a.png").height > 400
-    small = type(train)(train.images[:, :, :4, :4], train.labels, train.classes)
-    with pytest.raises(InputError, match="held-out pictures of 1x4x4, samples of 1x8x8"):
-        memorisation(part, train, small, features, tmp_path / "c.png", QUIET)

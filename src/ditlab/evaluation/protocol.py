@@ -1,6 +1,5 @@
 """A score with everything that decided it: the protocol, what it was compared with, the versions and the machine."""
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass, fields, replace
@@ -17,10 +16,17 @@ from ditlab.data import DATASETS, Dataset, is_cache
 from ditlab.data.samples import array_names, map_array
 from ditlab.errors import InputError, lookup
 from ditlab.evaluation.features import Features, open_features
-from ditlab.evaluation.gather import check_fit, gather
+from ditlab.evaluation.gather import check_fit, forget, gather
 from ditlab.evaluation.metrics import METRICS, Metric
-from ditlab.evaluation.reference import Reference, identity, make_reference, open_pictures, read_reference
-from ditlab.files import replace_text
+from ditlab.evaluation.reference import (
+    Reference,
+    identity,
+    make_reference,
+    open_pictures,
+    read_reference,
+    short_hash,
+)
+from ditlab.files import held, replace_text
 from ditlab.hardware import describe, pick_device
 from ditlab.interop import load
 from ditlab.pictures import contact_sheet
@@ -85,7 +91,7 @@ def evaluate(
         None if other processes still work.
 
     Raises:
-        InputError: a protocol that does not go together.
+        InputError: a protocol that does not go together, or one that another process is at.
     """
     check(settings)
     device = pick_device(settings.device)
@@ -114,28 +120,27 @@ def evaluate(
         "device": str(device),
     }
     home = (out or home_of(source)) / f"{name}-{protocol_hash(protocol)}"
-    if (home / "result.json").exists():
-        return with_expectation(read_result(home), settings)
-    started = time.monotonic()
-    gathered = gather(
-        pictures, len(pictures), features, console, keep=len(pictures) if keep else 0,
-        batch_size=settings.batch_size, folder=home, rank=rank, world=world,
-    )  # fmt: skip
-    if gathered is None:
-        return None
-    found: dict[str, float] = {}
-    for metric in metrics.values():
-        found |= metric.compute(gathered.statistics, reference.statistics)
-    notes += remarks(gathered.count, len(pictures), features, reference)
-    seconds = round(time.monotonic() - started, 1)
-    result = Result(found, protocol, notes, seconds, __version__, describe(str(device)), home)
-    result = with_expectation(result, settings)
-    if isinstance(pictures, Samples):
-        show(pictures, home / "grid.png")
-    write_result(result)
-    for file in (*home.glob("sums-*.npz"), *home.glob("features.f32")):
-        file.unlink(missing_ok=True)  # another process may have finished at the same time
-    return result
+    with held(home, rank):
+        if (home / "result.json").exists():
+            return with_expectation(read_result(home), settings)
+        started = time.monotonic()
+        gathered = gather(
+            pictures, len(pictures), features, console, keep=len(pictures) if keep else 0,
+            batch_size=settings.batch_size, folder=home, rank=rank, world=world,
+        )  # fmt: skip
+        if gathered is None:
+            return None
+        found: dict[str, float] = {}
+        for metric in metrics.values():
+            found |= metric.compute(gathered.statistics, reference.statistics)
+        notes += remarks(gathered.count, len(pictures), features, reference)
+        seconds = round(time.monotonic() - started, 1)
+        result = Result(found, protocol, notes, seconds, __version__, describe(str(device)), home)
+        if isinstance(pictures, Samples):
+            show(pictures, home / "grid.png")
+        write_result(result := with_expectation(result, settings))
+        forget(home)
+        return result
 
 
 def check(settings: Evaluation) -> None:
@@ -237,7 +242,9 @@ def open_reference(
     if source.endswith(".npz"):
         return read_reference(Path(source), features, console, keep=keep)
     fixed = is_builtin(source) or is_cache(Path(source))
-    return make_reference(source, open_pictures(source, None if fixed else preparation, device), features, console)
+    made = make_reference(source, open_pictures(source, None if fixed else preparation, device), features, console)
+    assert made is not None
+    return made
 
 
 def fits(reference: Reference, pictures: Dataset) -> None:
@@ -308,7 +315,7 @@ def protocol_hash(protocol: dict[str, Any]) -> str:
     """Identity of a protocol, wherever its files lie and whatever it runs on."""
     own = {key: value for key, value in protocol.items() if key not in ("source", "device")}
     own["reference"] = {key: protocol["reference"].get(key) for key in ("size", "preprocessing")}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
+    return short_hash(own)
 
 
 def home_of(source: str) -> Path:
