@@ -362,6 +362,7 @@ def sample(
     autoencoder: str | None = None,
     heads: Whole | None = None,
     size: str | None = None,
+    classes: Whole | None = None,
     tile: Whole | None = None,
     batch_size: Whole | None = None,
     device: str = "auto",
@@ -417,6 +418,8 @@ def sample(
         Attention heads of a foreign checkpoint whose size was never published.
     size
         Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT).
+    classes
+        Classes of a foreign checkpoint whose label table does not tell them (U-ViT).
     tile
         Decode in tiles of so many pixels, for pictures that do not fit into memory.
     batch_size
@@ -446,7 +449,7 @@ def sample(
         claim_folder(out, overwrite)
     elif labels or trajectory:
         raise InputError("--npz draws all classes; leave --labels and --trajectory out")
-    told = foreign(heads, size)
+    told = foreign(heads, size, classes)
     pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder, **told)
     say_note(pipe.config)
     if tile is not None:
@@ -644,6 +647,7 @@ def export(
     weights: Literal["ema", "model"] = "ema",
     heads: Whole | None = None,
     size: str | None = None,
+    classes: Whole | None = None,
     autoencoder: str | None = None,
     json: Json = False,
 ) -> None:
@@ -663,6 +667,8 @@ def export(
         Attention heads of a foreign checkpoint whose size was never published.
     size
         Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT).
+    classes
+        Classes of a foreign checkpoint whose label table does not tell them (U-ViT).
     autoencoder
         The autoencoder of a model that came without one: folder, file or hub id.
     json
@@ -671,7 +677,7 @@ def export(
     from ditlab.interop import load
     from ditlab.interop.export import export
 
-    pipe = load(model, weights=weights, autoencoder=autoencoder, **foreign(heads, size))
+    pipe = load(model, weights=weights, autoencoder=autoencoder, **foreign(heads, size, classes))
     say_note(pipe.config)
     errors = export(pipe, out, to)
     if json:
@@ -694,6 +700,7 @@ def convert(
     weights: Literal["ema", "model"] = "ema",
     heads: Whole | None = None,
     size: str | None = None,
+    classes: Whole | None = None,
     sit: bool | None = None,
     autoencoder: str | None = None,
 ) -> None:
@@ -713,6 +720,8 @@ def convert(
         Attention heads, for sizes that were never published.
     size
         Side, or HEIGHTxWIDTH, of the latents, where the checkpoint does not tell it (U-DiT).
+    classes
+        Classes, where the label table does not tell them (U-ViT).
     sit
         The source is SiT's; only a bare state dict does not tell.
     autoencoder
@@ -720,7 +729,7 @@ def convert(
     """
     from ditlab.interop import convert, load
 
-    pipe = load(source, weights=weights, sit=sit, autoencoder=autoencoder, **foreign(heads, size))
+    pipe = load(source, weights=weights, sit=sit, autoencoder=autoencoder, **foreign(heads, size, classes))
     say_note(pipe.config)
     convert(pipe, target, to)
     screen.print(f"{pipe.net.config['name']} from {source} is in {target}, layout {to}", highlight=False, markup=False)
@@ -1172,9 +1181,9 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
         print(line)
 
 
-def foreign(heads: int | None, size: str | None) -> dict[str, Any]:
+def foreign(heads: int | None, size: str | None, classes: int | None) -> dict[str, Any]:
     """What the user tells about a checkpoint that does not tell it itself."""
-    told = {"heads": heads, "size": None if size is None else parse_size(size)}
+    told = {"heads": heads, "size": None if size is None else parse_size(size), "classes": classes}
     return {key: value for key, value in told.items() if value is not None}
 
 

@@ -195,6 +195,8 @@ def open_source(
 def load_for(source: str, settings: Evaluation, device: torch.device) -> Pipeline:
     """The model that the protocol is about."""
     told: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
+    if settings.classes is not None:
+        told["classes"] = settings.classes
     if settings.latent_size:
         told["size"] = parse_size(settings.latent_size)
     return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **told)
