@@ -928,6 +928,7 @@ def reference(
     feature_weights: str = "",
     count: Whole | None = None,
     keep: Whole = 10_000,
+    with_pictures: Annotated[bool, Parameter(negative="")] = False,
     pictures: Annotated[Preparation | None, Parameter(name="*")] = None,
     batch_size: Whole = 64,
     device: str = "auto",
@@ -951,6 +952,8 @@ def reference(
         Use the first so many pictures only.
     keep
         Features kept for precision, recall and the kernel distance.
+    with_pictures
+        Keep the pictures that they are of too, so that ADM's evaluator reads the file.
     pictures
         How they are read and made equally large.
     batch_size
@@ -971,8 +974,9 @@ def reference(
     real = open_pictures(source, pictures, where, out.with_suffix(".skipped.csv"))
     rank, world = process_place()
     done = write_reference(
-        source, real, network, out, screen, count=count, keep=keep, batch_size=batch_size, rank=rank, world=world
-    )
+        source, real, network, out, screen, count=count, keep=keep, batch_size=batch_size,
+        with_pictures=with_pictures, rank=rank, world=world,
+    )  # fmt: skip
     if done is None:
         screen.print("done with this process's share; others still work", highlight=False)
         return

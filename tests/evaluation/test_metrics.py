@@ -43,6 +43,14 @@ class TestFrechet:
         with pytest.raises(InputError, match="all 4 pictures have the same features"):
             frechet_distance(np.ones((4, 2)), np.eye(2))
 
+    def test_variance_that_is_rounding_is_none(self):
+        moments = Moments(64)
+        moments.add(5 + 1e-7 * np.random.default_rng(0).standard_normal((100, 64)))
+        with pytest.raises(InputError, match="all 100 pictures have the same features"):
+            moments.gaussian()
+        moments.add(np.full((1, 64), 5.01))
+        assert moments.gaussian().count == 101
+
     @pytest.mark.parametrize("batches", [[1000], [1] * 1000, [999, 1], [300, 300, 400]])
     def test_running_moments_do_not_depend_on_batches(self, batches):
         x = 1e4 + np.random.default_rng(0).standard_normal((1000, 6))  # far from 0, where naive sums lose digits

@@ -155,8 +155,8 @@ class Draft:
             file.unlink(missing_ok=True)
 
 
-def write_array(archive: zipfile.ZipFile, name: str, array: RowFile | NDArray[Any]) -> None:
-    """One array of an .npz file, a few rows at a time."""
+def write_array(archive: zipfile.ZipFile, name: str, array: Any) -> None:
+    """One array of an .npz file, or what can be sliced as one, a few rows at a time."""
     header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
     values = array if len(array.shape) else np.asarray(array)[None]
     member: IO[bytes]

@@ -77,8 +77,7 @@ def gather(
     Raises:
         InputError: pictures that do not suit the features, or features that are not finite.
     """
-    chosen = np.linspace(0, count - 1, min(keep, count)).round().astype(int)  # numbers of the pictures that are kept
-    kept = Rows(folder, chosen, features.dimension) if keep else None
+    kept = Rows(folder, spread_evenly(count, keep), features.dimension) if keep else None
     passed = pass_through(
         pictures, count, features, Totals, console, kept=kept, whole=whole, batch_size=batch_size, what=what,
         folder=folder, rank=rank, world=world,
@@ -158,6 +157,11 @@ def check_finite(extracted: Extracted, numbers: Tensor) -> None:
         if values is not None and not values.isfinite().all():
             bad = int(numbers[~values.isfinite().all(1)][0])
             raise InputError(f"the features of picture {bad} hold NaN or infinity; look at that picture")
+
+
+def spread_evenly(total: int, count: int) -> NDArray[np.int64]:
+    """So many of the numbers 0 to total - 1, or all."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 class Rows:

@@ -16,8 +16,9 @@ from ditlab.data import DATASETS, Dataset, is_cache
 from ditlab.data.samples import array_names, map_array
 from ditlab.errors import InputError, lookup
 from ditlab.evaluation.features import Features, open_features
+from ditlab.evaluation.features.inception import PUBLISHED
 from ditlab.evaluation.gather import check_fit, forget, gather
-from ditlab.evaluation.metrics import METRICS, Metric
+from ditlab.evaluation.metrics import METRICS, Metric, Statistics
 from ditlab.evaluation.reference import (
     Reference,
     identity,
@@ -31,7 +32,7 @@ from ditlab.hardware import describe, pick_device
 from ditlab.interop import load
 from ditlab.pictures import contact_sheet
 from ditlab.pipeline import CONFIG, Pipeline, to_pil
-from ditlab.sampling import Samples
+from ditlab.sampling import Samples, progress_bar
 
 PROTOCOL_COUNT = 50_000  # what the field's published distances are of
 SHOWN = 40  # pictures of the grid
@@ -130,9 +131,7 @@ def evaluate(
         )  # fmt: skip
         if gathered is None:
             return None
-        found: dict[str, float] = {}
-        for metric in metrics.values():
-            found |= metric.compute(gathered.statistics, reference.statistics)
+        found = computed(metrics, gathered.statistics, reference.statistics, console)
         notes += remarks(gathered.count, len(pictures), features, reference)
         seconds = round(time.monotonic() - started, 1)
         result = Result(found, protocol, notes, seconds, __version__, describe(str(device)), home)
@@ -295,6 +294,20 @@ def choose(
     return chosen, notes
 
 
+def computed(
+    metrics: dict[str, Metric], generated: Statistics, reference: Statistics, console: Console
+) -> dict[str, float]:
+    """The results of all metrics; some take minutes."""
+    found: dict[str, float] = {}
+    with progress_bar(console) as progress:
+        task = progress.add_task("computing", total=len(metrics))
+        for name, metric in metrics.items():
+            progress.update(task, description=f"computing {name}")
+            found |= metric.compute(generated, reference)
+            progress.advance(task)
+    return found
+
+
 def remarks(count: int, asked: int, features: Features, reference: Reference) -> list[str]:
     """What a reader of the number must know."""
     notes = [f"{asked - count:,} of {asked:,} pictures could not be read"] if count < asked else []
@@ -307,6 +320,11 @@ def remarks(count: int, asked: int, features: Features, reference: Reference) ->
         notes.append(
             f"{count:,} pictures do not determine a covariance of {features.dimension:,} features; "
             "the distance is too large"
+        )
+    if features.name == "inception" and not features.weights.startswith(PUBLISHED):
+        notes.append(
+            f"the Inception weights ({features.weights}) are not the published file ({PUBLISHED}...); unless they are "
+            "a copy of it in another format, the distances are comparable with nothing else"
         )
     if features.name in ("inception", "dinov2") and count < PROTOCOL_COUNT:
         notes.append(f"{count:,} pictures; published distances are of {PROTOCOL_COUNT:,} and are smaller")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from ditlab import __version__
@@ -22,7 +23,7 @@ from ditlab.data import Dataset, Latents, SampleFile, open_dataset
 from ditlab.data.samples import array_names, map_array, stored_rows, write_array
 from ditlab.errors import InputError
 from ditlab.evaluation.features import Features
-from ditlab.evaluation.gather import gather
+from ditlab.evaluation.gather import gather, spread_evenly
 from ditlab.evaluation.moments import Gaussian
 from ditlab.evaluation.statistics import ROWS, Statistics
 from ditlab.files import held, replacing
@@ -40,8 +41,8 @@ class Reference:
     about: dict[str, Any]
     """`source`, `count`, `size`, `preprocessing`, `features`, `feature_weights`, `hash`."""
 
-    def save(self, file: Path) -> None:
-        """Write an .npz file, with mu and sigma under the names of ADM's."""
+    def save(self, file: Path, pictures: "Some | None" = None) -> None:
+        """Write an .npz file, with mu and sigma under the names of ADM's; with pictures its evaluator reads it too."""
         found = self.statistics
         arrays: dict[str, Any] = {"ditlab": np.array(json.dumps(self.about))}
         arrays |= {"mu": found.features.mean, "sigma": found.features.covariance}
@@ -49,9 +50,26 @@ class Reference:
             arrays |= {"mu_s": found.spatial.mean, "sigma_s": found.spatial.covariance}
         if found.kept is not None:
             arrays["features"] = found.kept
+        if pictures is not None:
+            arrays["arr_0"] = pictures
         with replacing(file) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name, array in arrays.items():
                 write_array(archive, name, array)
+
+
+class Some:
+    """Pictures of a data set, spread evenly over it, as an array (N, H, W, C) uint8 that is read as it is written."""
+
+    def __init__(self, pictures: Dataset, total: int, count: int) -> None:
+        self.pictures, self.numbers = pictures, spread_evenly(total, count)
+        self.shape, self.dtype = (len(self.numbers), *pictures.size, pictures.channels), np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, part: slice) -> NDArray[np.uint8]:
+        found: NDArray[np.uint8] = self.pictures.fetch(torch.from_numpy(self.numbers[part])).images.numpy()
+        return found.transpose(0, 2, 3, 1)
 
 
 class Decoded(Dataset):
@@ -143,12 +161,17 @@ def write_reference(
     count: int | None = None,
     keep: int = KEEP,
     batch_size: int = 64,
+    with_pictures: bool = False,
     rank: int = 0,
     world: int = 1,
 ) -> Reference | None:
     """Measure real pictures into a file; the same call again goes on where it was stopped.
 
-    Arguments as in `make_reference`.
+    Arguments as in `make_reference`, but for:
+
+    Args:
+        out: the file.
+        with_pictures: keep the pictures beside their features, for ADM's evaluator.
 
     Returns:
         None if other processes still work.
@@ -163,7 +186,8 @@ def write_reference(
             rank=rank, world=world,
         )  # fmt: skip
         if done is not None:
-            done.save(out)
+            total = len(pictures) if count is None else min(count, len(pictures))
+            done.save(out, Some(pictures, total, keep) if with_pictures else None)
             shutil.rmtree(work, ignore_errors=True)
     return done
 
