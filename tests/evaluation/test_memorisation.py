@@ -1,4 +1,8 @@
 import json
+import os
+import random
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -166,3 +170,39 @@ def test_mistakes(sets, tmp_path):
     with pytest.raises(InputError, match="all 29 pictures have the same features"):
         run((samples, training, same), tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+def killed(sets, out, seconds):
+    """The same in a process that is killed after some time; whether it was killed before its end."""
+    process = os.fork()
+    if process == 0:
+        try:
+            run(sets, out, Slow(), batch_size=10)
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(process, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+class Slow(Pixels):
+    """Pixels, ten milliseconds a call."""
+
+    def __call__(self, images):
+        time.sleep(0.01)
+        return super().__call__(images)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does(sets, tmp_path, small):
+    whole = run(sets, tmp_path / "whole.png", Slow(), batch_size=10)
+    chance = random.Random(0)
+    kills = 0
+    while killed(sets, tmp_path / "a.png", chance.uniform(0.01, 0.12)):
+        kills += 1
+    assert kills > 3
+    found = run(sets, tmp_path / "a.png")
+    assert (found.ratio, found.closer) == (whole.ratio, whole.closer)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    names = sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".")  # a draft of the .json file may stay
+    assert names == ["a.json", "a.png", "whole.json", "whole.png"]
