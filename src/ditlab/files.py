@@ -17,6 +17,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK, PART = ".lock", ".part"
+TRIES = 100  # after which a file that is always another one is no lock
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def locked(file: Path) -> IO[str] | None:
     """The file, opened and locked until it is closed; None where that cannot be."""
     if fcntl is None:
         return None
-    while True:
+    for _ in range(TRIES):
         try:
             opened = file.open("a+", encoding="utf-8")
         except OSError:
@@ -94,12 +95,12 @@ def locked(file: Path) -> IO[str] | None:
             opened.close()
             return None
         if same_file(file, opened):
-            break
+            opened.truncate(0)
+            opened.write(f"process {os.getpid()} on {socket.gethostname()}")
+            opened.flush()
+            return opened
         opened.close()  # its holder took it away in between
-    opened.truncate(0)
-    opened.write(f"process {os.getpid()} on {socket.gethostname()}")
-    opened.flush()
-    return opened
+    return None
 
 
 def same_file(file: Path, opened: IO[str]) -> bool:

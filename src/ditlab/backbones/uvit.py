@@ -92,20 +92,16 @@ class UViT(Backbone):
         side = round(patches**0.5) * patch  # a square, unless the caller says otherwise
         heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
         classes = 0 if labels is None else cls.count_classes(len(labels))
-        told = {"classes": classes} if classes in (0, IMAGENET) else {}
-        return (
-            told
-            | {
-                "size": (side, side),
-                "channels": channels,
-                "learn_variance": len(tensors["decoder_pred.weight"]) == 2 * channels * patch**2,
-                "width": width,
-                "depth": depth,
-                "patch": patch,
-                "final_conv": "final_layer.weight" in tensors,
-            }
-            | heads.get((depth, width), {})
-        )
+        sizes = {
+            "size": (side, side),
+            "channels": channels,
+            "learn_variance": len(tensors["decoder_pred.weight"]) == 2 * channels * patch**2,
+            "width": width,
+            "depth": depth,
+            "patch": patch,
+            "final_conv": "final_layer.weight" in tensors,
+        } | heads.get((depth, width), {})
+        return sizes | {"classes": classes} if classes in (0, IMAGENET) else sizes
 
     @classmethod
     def read_objective(cls, sizes: dict[str, Any]) -> dict[str, Any]:

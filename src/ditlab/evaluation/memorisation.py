@@ -136,8 +136,12 @@ def memorisation(
     """
     sets = {"samples": samples, "training pictures": training, "held-out pictures": held_out}
     check_sets(sets, out)
-    counts = [len(each) for each in sets.values()]
-    protocol = protocol | {"features": features.name, "feature_weights": features.weights, "counts": counts}
+    protocol = protocol | {
+        "features": features.name,
+        "feature_weights": features.weights,
+        "counts": [len(each) for each in sets.values()],
+        "preprocessing": [each.preprocessing for each in sets.values()],
+    }
     work = work_folder(out, protocol)
     how: dict[str, Any] = {"whole": True, "batch_size": batch_size, "rank": rank, "world": world}
 
