@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from helpers import tiny_pipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from ditlab.autoencoders import Patch
 from ditlab.cli import main, parse_seeds, parse_size
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError
+from ditlab.files import held
+from ditlab.interop import save_autoencoder
 
 
 @pytest.fixture
@@ -296,3 +300,42 @@ class TestEvaluation:
         )  # fmt: skip
         assert json.loads(out)["closer"] < 0.2  # noise is far from digits
         assert Image.open(tmp_path / "near.png").height > 100
+
+
+class TestInUse:
+    """The same command, started a second time while the first is at work."""
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("train", "digits", "--train.images", 8, "--train.batch", 4),
+            ("sample", "MODEL", "--npz", "--count", 3, "--steps", 1),
+            ("train-autoencoder", "digits", "--images", 16),
+            ("encode", "digits", "--autoencoder", "AUTOENCODER"),
+        ],
+        ids=lambda command: command[0],
+    )
+    def test_the_folder_is_kept(self, refuses, model, tmp_path, command):
+        if "AUTOENCODER" in command:
+            save_autoencoder(Patch(1, 2, 2, 8, 1), tmp_path / "ae")
+        places = {"MODEL": model, "AUTOENCODER": tmp_path / "ae"}
+        with held(tmp_path / "out"):
+            told = refuses(*(places.get(word, word) for word in command), "--out", tmp_path / "out")
+            assert f"out is in use by process {os.getpid()} on " in told
+            assert os.listdir(tmp_path / "out") == [".lock"]
+
+    @pytest.mark.parametrize("command", ["evaluate", "reference", "memorisation"])
+    def test_a_protocol_is_kept(self, ditlab, refuses, tmp_path, monkeypatch, command):
+        monkeypatch.setattr("ditlab.evaluation.reference.short_hash", lambda told: "0")
+        monkeypatch.setattr("ditlab.evaluation.protocol.short_hash", lambda told: "0")
+        options = {
+            "evaluate": ["--reference", "digits-held-out", "--out", tmp_path],
+            "reference": ["--out", tmp_path / "out.npz"],
+            "memorisation": ["--training", "digits", "--held-out", "digits-held-out", "--out", tmp_path / "out.png"],
+        }[command]
+        place = tmp_path / ("evaluation-0" if command == "evaluate" else "out-0.part")
+        with held(place):
+            assert f"{place} is in use by process {os.getpid()} on " in refuses(command, "digits", *options)
+            assert os.listdir(place) == [".lock"]
+        ditlab(command, "digits", *options)
+        assert place.exists() == (command == "evaluate")

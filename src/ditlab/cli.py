@@ -34,6 +34,7 @@ from ditlab.config import (
     recipe_config,
 )
 from ditlab.errors import InputError, RunError
+from ditlab.files import is_vacant
 from ditlab.hardware import keep_freed_memory, pick_device, process_place
 
 app = App(
@@ -370,6 +371,7 @@ def sample(
     autoencoder: str | None = None,
     heads: Whole | None = None,
     size: str | None = None,
+    classes: Whole | None = None,
     tile: Whole | None = None,
     batch_size: Whole | None = None,
     device: str = "auto",
@@ -430,6 +432,8 @@ def sample(
         Attention heads of a foreign checkpoint whose size was never published.
     size
         Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT).
+    classes
+        Classes of a foreign checkpoint whose label table does not tell them (U-ViT).
     tile
         Decode in tiles of so many pixels, for pictures that do not fit into memory.
     batch_size
@@ -472,7 +476,7 @@ def sample(
         raise InputError("--npz draws all classes from noise; leave --labels, --trajectory, --image and --strip out")
     if image is None and (mask is not None or strength is not None or resample is not None):
         raise InputError("--mask, --strength and --resample are about a picture to start from; give it with --image")
-    told = foreign(heads, size)
+    told = foreign(heads, size, classes)
     pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder, **told)
     say_note(pipe.config)
     if tile is not None:
@@ -674,6 +678,7 @@ def export(
     weights: Literal["ema", "model"] = "ema",
     heads: Whole | None = None,
     size: str | None = None,
+    classes: Whole | None = None,
     autoencoder: str | None = None,
     json: Json = False,
 ) -> None:
@@ -693,6 +698,8 @@ def export(
         Attention heads of a foreign checkpoint whose size was never published.
     size
         Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT).
+    classes
+        Classes of a foreign checkpoint whose label table does not tell them (U-ViT).
     autoencoder
         The autoencoder of a model that came without one: folder, file or hub id.
     json
@@ -701,7 +708,7 @@ def export(
     from ditlab.interop import load
     from ditlab.interop.export import export
 
-    pipe = load(model, weights=weights, autoencoder=autoencoder, **foreign(heads, size))
+    pipe = load(model, weights=weights, autoencoder=autoencoder, **foreign(heads, size, classes))
     say_note(pipe.config)
     errors = export(pipe, out, to)
     if json:
@@ -724,6 +731,7 @@ def convert(
     weights: Literal["ema", "model"] = "ema",
     heads: Whole | None = None,
     size: str | None = None,
+    classes: Whole | None = None,
     sit: bool | None = None,
     autoencoder: str | None = None,
 ) -> None:
@@ -743,6 +751,8 @@ def convert(
         Attention heads, for sizes that were never published.
     size
         Side, or HEIGHTxWIDTH, of the latents, where the checkpoint does not tell it (U-DiT).
+    classes
+        Classes, where the label table does not tell them (U-ViT).
     sit
         The source is SiT's; only a bare state dict does not tell.
     autoencoder
@@ -750,7 +760,7 @@ def convert(
     """
     from ditlab.interop import convert, load
 
-    pipe = load(source, weights=weights, sit=sit, autoencoder=autoencoder, **foreign(heads, size))
+    pipe = load(source, weights=weights, sit=sit, autoencoder=autoencoder, **foreign(heads, size, classes))
     say_note(pipe.config)
     convert(pipe, target, to)
     screen.print(f"{pipe.net.config['name']} from {source} is in {target}, layout {to}", highlight=False, markup=False)
@@ -949,12 +959,15 @@ def reference(
     feature_weights: str = "",
     count: Whole | None = None,
     keep: Whole = 10_000,
+    with_pictures: Annotated[bool, Parameter(negative="")] = False,
     pictures: Annotated[Preparation | None, Parameter(name="*")] = None,
     batch_size: Whole = 64,
     device: str = "auto",
     json: Json = False,
 ) -> None:
     """Measure real pictures once, for `evaluate` to compare with; written as an .npz file.
+
+    The same command again goes on where it stopped; under torchrun the processes share the work.
 
     Parameters
     ----------
@@ -970,6 +983,8 @@ def reference(
         Use the first so many pictures only.
     keep
         Features kept for precision, recall and the kernel distance.
+    with_pictures
+        Keep the pictures that they are of too, so that ADM's evaluator reads the file.
     pictures
         How they are read and made equally large.
     batch_size
@@ -981,15 +996,21 @@ def reference(
     """
     from ditlab.evaluation.features import open_features
     from ditlab.evaluation.protocol import default_features
-    from ditlab.evaluation.reference import make_reference, open_pictures
+    from ditlab.evaluation.reference import open_pictures, write_reference
 
     if out.suffix != ".npz":
         raise InputError(f"{out}; give a file that ends in .npz")
     where = pick_device(device)
     network = open_features(features or default_features(source), feature_weights, where)
     real = open_pictures(source, pictures, where, out.with_suffix(".skipped.csv"))
-    done = make_reference(source, real, network, screen, count=count, keep=keep, batch_size=batch_size)
-    done.save(out)
+    rank, world = process_place()
+    done = write_reference(
+        source, real, network, out, screen, count=count, keep=keep, batch_size=batch_size,
+        with_pictures=with_pictures, rank=rank, world=world,
+    )  # fmt: skip
+    if done is None:
+        screen.print("done with this process's share; others still work", highlight=False)
+        return
     if json:
         print_json(done.about)
         return
@@ -1127,6 +1148,8 @@ def memorisation(
 ) -> None:
     """Does a model copy its training pictures? Its nearest ones as a picture, and a number against unseen ones.
 
+    The same command again goes on where it stopped; under torchrun the processes share the work.
+
     Parameters
     ----------
     source
@@ -1149,14 +1172,22 @@ def memorisation(
     from ditlab.evaluation.features import open_features
     from ditlab.evaluation.memorisation import memorisation
     from ditlab.evaluation.protocol import default_features, open_source
-    from ditlab.evaluation.reference import open_pictures
+    from ditlab.evaluation.reference import identity, open_pictures
 
     settings = settings or Evaluation()
     device = pick_device(settings.device)
     features = open_features(settings.features or default_features(training), settings.feature_weights, device)
-    samples, _, _ = open_source(source, settings, device)
+    samples, protocol, _ = open_source(source, settings, device)
     known, unseen = (open_pictures(each, pictures, device) for each in (training, held_out))
-    done = memorisation(samples, known, unseen, features, out, screen)
+    protocol |= {"training": identity(training), "held_out": identity(held_out)}
+    rank, world = process_place()
+    done = memorisation(
+        samples, known, unseen, features, out, screen, protocol=protocol, batch_size=settings.batch_size,
+        rank=rank, world=world,
+    )  # fmt: skip
+    if done is None:
+        screen.print("done with this process's share; others still work", highlight=False)
+        return
     if json:
         print_json(dataclasses.asdict(done))
         return
@@ -1185,9 +1216,9 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
         print(line)
 
 
-def foreign(heads: int | None, size: str | None) -> dict[str, Any]:
+def foreign(heads: int | None, size: str | None, classes: int | None) -> dict[str, Any]:
     """What the user tells about a checkpoint that does not tell it itself."""
-    told = {"heads": heads, "size": None if size is None else parse_size(size)}
+    told = {"heads": heads, "size": None if size is None else parse_size(size), "classes": classes}
     return {key: value for key, value in told.items() if value is not None}
 
 
@@ -1219,7 +1250,7 @@ def parse_interval(text: str) -> tuple[float, float]:
 
 def claim_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder with something in it, unless told otherwise."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+    if not is_vacant(folder) and not overwrite:
         raise InputError(f"{folder} is not empty; give another --out, or add --overwrite")
     home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(home, os.W_OK):

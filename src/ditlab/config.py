@@ -314,6 +314,8 @@ class Evaluation:
     """Attention heads of a foreign checkpoint whose size was never published."""
     latent_size: str = ""
     """Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT)."""
+    classes: Whole | None = None
+    """Classes of a foreign checkpoint whose label table does not tell them (U-ViT)."""
     sampler: str | None = None
     """ddpm, ddim, euler, heun, dpmpp, ab2, ab4 or sde."""
     steps: Whole | None = None

@@ -28,6 +28,7 @@ from ditlab.data.cache import (
     write_shard,
 )
 from ditlab.errors import InputError, lookup
+from ditlab.files import held
 from ditlab.interop.autoencoders import fingerprint, save_autoencoder
 from ditlab.sampling import progress_bar
 from ditlab.types import Batch
@@ -73,7 +74,7 @@ def encode(
         rank, world: number of this process, and of all.
 
     Raises:
-        InputError: a folder that holds another cache, or settings that cannot be used.
+        InputError: a folder that holds another cache or is in use, or settings that cannot be used.
     """
     lookup(DTYPES, dtype, "dtype")
     if min(batch_size, shard) < 1:
@@ -91,14 +92,15 @@ def encode(
         classes=dataset.classes,
         shard=shard,
     )
-    keep_description(out, description)
-    if rank == 0 and not (out / "autoencoder").exists():
-        save_autoencoder(autoencoder, out / "autoencoder")
-    mine = [n for n in range(rank, description.shards, world) if not shard_file(out, n).exists()]
-    done = _encode_shards(mine, dataset, autoencoder, description, out, console, batch_size)
-    whole = all(shard_file(out, number).exists() for number in range(description.shards))
-    if whole and not (out / INDEX).exists():
-        write_index(out, description)
+    with held(out, rank):
+        keep_description(out, description)
+        if rank == 0 and not (out / "autoencoder").exists():
+            save_autoencoder(autoencoder, out / "autoencoder")
+        mine = [n for n in range(rank, description.shards, world) if not shard_file(out, n).exists()]
+        done = _encode_shards(mine, dataset, autoencoder, description, out, console, batch_size)
+        whole = all(shard_file(out, number).exists() for number in range(description.shards))
+        if whole and not (out / INDEX).exists():
+            write_index(out, description)
     entries = int(read_index(out)["entries"]) if whole else None
     return Encoded(done.pictures, done.seconds, done.waited, entries, out)
 

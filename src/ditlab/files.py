@@ -1,11 +1,23 @@
-"""Files that are written whole or not at all, and folders that tell whether they still are."""
+"""Files that are written whole or not at all, folders that tell whether they still are, and who works in a folder."""
 
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
+from ditlab.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK, PART = ".lock", ".part"
+TRIES = 100  # after which a file that is always another one is no lock
 
 
 @contextmanager
@@ -15,7 +27,7 @@ def replacing(file: Path) -> Iterator[Path]:
     Whoever reads meanwhile, or after a crash, finds the file as it was or as it is meant to be. The folder is made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.part")
+    draft = file.with_name(f".{file.name}.{os.getpid()}{PART}")
     try:
         yield draft
         os.replace(draft, file)
@@ -28,6 +40,83 @@ def replace_text(file: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(file) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def held(folder: Path, rank: int = 0) -> Iterator[None]:
+    """Keep others who would do the same work out of a folder, which is made.
+
+    The operating system gives the lock back when the process ends, however it ends. Where the file system knows no
+    locks, or the folder cannot be written to, nothing is held.
+
+    Args:
+        folder: where the work is written.
+        rank: number of this process among those that share the work; each keeps out its like.
+
+    Raises:
+        InputError: another process is at work there.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    file = folder / (f"{LOCK}-{rank}" if rank else LOCK)
+    opened = locked(file)
+    try:
+        yield
+    finally:
+        if opened is not None:
+            with suppress(OSError):
+                file.unlink()  # before it is given back, so that nobody has locked it meanwhile
+            opened.close()
+        with suppress(OSError):  # where nothing came of it, nothing is left
+            for each in made:
+                each.rmdir()
+
+
+def locked(file: Path) -> IO[str] | None:
+    """The file, opened and locked until it is closed; None where that cannot be."""
+    if fcntl is None:
+        return None
+    for _ in range(TRIES):
+        try:
+            opened = file.open("a+", encoding="utf-8")
+        except OSError:
+            return None
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            opened.seek(0)
+            who = opened.read().strip() or "another process"
+            opened.close()
+            raise InputError(
+                f"{file.parent} is in use by {who}; wait for its end, stop it, or give another --out"
+            ) from None
+        except OSError:
+            opened.close()
+            return None
+        if same_file(file, opened):
+            opened.truncate(0)
+            opened.write(f"process {os.getpid()} on {socket.gethostname()}")
+            opened.flush()
+            return opened
+        opened.close()  # its holder took it away in between
+    return None
+
+
+def same_file(file: Path, opened: IO[str]) -> bool:
+    """Whether what is open is still what is there under this name."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(opened.fileno()))
+    except OSError:
+        return False
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether there is no such folder, or nothing in it but the locks and drafts that a killed process leaves."""
+    if not folder.exists():
+        return True
+    names = [each.name for each in folder.iterdir()] if folder.is_dir() else [folder.name]
+    return all(name.startswith(LOCK) or (name[0] == "." and name.endswith(PART)) for name in names)
 
 
 MANIFEST = "manifest.json"

@@ -18,7 +18,7 @@ from ditlab.autoencoders import Absent
 from ditlab.data.base import Dataset
 from ditlab.data.samples import Draft
 from ditlab.errors import InputError
-from ditlab.files import replace_text
+from ditlab.files import held, replace_text
 from ditlab.pictures import contact_sheet, save_animation
 from ditlab.pipeline import Label, Pipeline, Seed, to_pil
 from ditlab.speed.batch import best_batch
@@ -229,12 +229,20 @@ def draw_file(
         The file, or None if other processes still draw.
 
     Raises:
-        InputError: a file that is already there, or a draft of another protocol.
+        InputError: a file that is already there, a draft of another protocol, or a folder that is in use.
     """
     pictures = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options)
-    out, told = folder / "samples.npz", folder / "samples.json"
     protocol = {"count": count, "labels": labels, "seed": seed, **options, "model": pipe.identity()}
     text = json.dumps(protocol | {"defaults": asdict(pipe.defaults)}, indent=2) + "\n"
+    with held(folder, rank):
+        return draw_here(pictures, text, folder, console, overwrite, rank, world)
+
+
+def draw_here(
+    pictures: Samples, text: str, folder: Path, console: Console, overwrite: bool, rank: int, world: int
+) -> Path | None:
+    """`draw_file` of a protocol, in a folder that nobody else works in."""
+    out, told = folder / "samples.npz", folder / "samples.json"
     if out.exists() and not overwrite:
         if world > 1 and told.exists() and told.read_text(encoding="utf-8") == text:
             return out  # the others were quicker
@@ -247,7 +255,8 @@ def draw_file(
         )
     if not begun.exists():
         replace_text(begun, text)
-    written = fill(Draft(draft, (count, *pictures.size, pictures.channels)), pictures, out, console, rank, world)
+    shape = (len(pictures), *pictures.size, pictures.channels)
+    written = fill(Draft(draft, shape), pictures, out, console, rank, world)
     if written:
         replace_text(told, text)
         begun.unlink(missing_ok=True)

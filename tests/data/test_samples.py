@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ditlab.data import SampleFile, open_dataset
 from ditlab.data import samples as module
+from ditlab.data.rows import RowFile
 from ditlab.data.samples import map_array
 from ditlab.errors import InputError
 from ditlab.sampling import Samples, draw_file
@@ -42,7 +43,7 @@ def test_the_file_holds_what_the_pipeline_draws(tmp_path, small_blocks):
     np.testing.assert_allclose(pictures[7] / 255, one, atol=1e-6)
     read = open_dataset(str(file))
     assert isinstance(read, SampleFile)
-    assert isinstance(read.pictures, np.memmap)
+    assert isinstance(read.pictures, RowFile)
     batch = read.fetch(torch.tensor([7, 0]))
     assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), pictures[[7, 0]])
     assert batch.labels.tolist() == [1, 0]

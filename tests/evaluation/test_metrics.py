@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from ditlab.data.rows import RowFile, row_file
 from ditlab.errors import InputError
 from ditlab.evaluation import frechet_distance, inception_score, kernel_distance, precision_recall
 from ditlab.evaluation.metrics.frechet import gaussian_distance
-from ditlab.evaluation.metrics.neighbours import nearest_neighbours, neighbour_ratio, radii
+from ditlab.evaluation.metrics.neighbours import nearer, nearest, neighbour_ratio, neighbours_of, nobody, radii
 from ditlab.evaluation.moments import Moments
 
 
@@ -41,6 +42,14 @@ class TestFrechet:
             frechet_distance(np.full((4, 2), np.nan), np.zeros((4, 2)))
         with pytest.raises(InputError, match="all 4 pictures have the same features"):
             frechet_distance(np.ones((4, 2)), np.eye(2))
+
+    def test_variance_that_is_rounding_is_none(self):
+        moments = Moments(64)
+        moments.add(5 + 1e-7 * np.random.default_rng(0).standard_normal((100, 64)))
+        with pytest.raises(InputError, match="all 100 pictures have the same features"):
+            moments.gaussian()
+        moments.add(np.full((1, 64), 5.01))
+        assert moments.gaussian().count == 101
 
     @pytest.mark.parametrize("batches", [[1000], [1] * 1000, [999, 1], [300, 300, 400]])
     def test_running_moments_do_not_depend_on_batches(self, batches):
@@ -101,17 +110,53 @@ class TestNeighbours:
         reference, generated = np.array([[0.0], [1.0]]), np.array([[2.0], [5.0]])
         assert precision_recall(reference, generated, k=1)[0] == 0.5
 
-    def test_blocks_give_what_the_whole_gives(self, monkeypatch):
-        a, b = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        whole = precision_recall(a.numpy(), b.numpy()), radii(a, 3), nearest_neighbours(a, b, 5)
-        monkeypatch.setattr("ditlab.evaluation.metrics.neighbours.BLOCK", 7)
-        assert precision_recall(a.numpy(), b.numpy()) == whole[0]
+    @pytest.fixture
+    def sets(self):
+        return np.random.default_rng(0).standard_normal((2, 50, 4))
+
+    def test_tiles_give_what_the_whole_gives(self, sets, monkeypatch):
+        a, b = sets
+        whole = precision_recall(a, b), radii(a, 3)
+        monkeypatch.setattr("ditlab.evaluation.metrics.neighbours.TILE", 7)
+        assert precision_recall(a, b) == whole[0]
         torch.testing.assert_close(radii(a, 3), whole[1])
-        distances, places = nearest_neighbours(a, b, 5)
-        assert torch.equal(places, whole[2][1])
-        exact = torch.cdist(a, b).sort(1)
-        torch.testing.assert_close(distances, exact.values[:, :5])
-        assert torch.equal(places, exact.indices[:, :5])
+        near = neighbours_of(torch.from_numpy(a), b, 5)
+        exact = torch.cdist(torch.from_numpy(a), torch.from_numpy(b)).sort(1)
+        torch.testing.assert_close(near.squares.sqrt(), exact.values[:, :5])
+        assert torch.equal(near.places, exact.indices[:, :5])
+
+    def test_features_in_a_file_give_what_those_in_memory_give(self, sets, tmp_path, monkeypatch):
+        a, b = sets.astype(np.float32)
+        files = []
+        for i, values in enumerate((a, b)):
+            files.append(row_file(tmp_path / str(i), values.shape, np.float32))
+            files[-1].write(0, values)
+        seen = []
+        read = RowFile.__getitem__
+
+        def watched(self, part):
+            seen.append(len(found := read(self, part)))
+            return found
+
+        monkeypatch.setattr(RowFile, "__getitem__", watched)
+        monkeypatch.setattr("ditlab.evaluation.metrics.neighbours.TILE", 7)
+        monkeypatch.setattr("ditlab.evaluation.statistics.ROWS", 7)
+        assert precision_recall(*files) == precision_recall(a, b)
+        assert max(seen) == 7  # never more than a tile in memory
+        assert kernel_distance(*files, subsets=5, size=6) == kernel_distance(a, b, subsets=5, size=6)
+        assert max(seen) == 7
+
+    def test_of_equally_near_ones_the_first_are_taken_in_whatever_order_they_come(self):
+        distances = torch.tensor([[2.0, 1.0, 1.0, 3.0, 1.0, 1.0]], dtype=torch.float64)
+        numbers = torch.tensor([3, 4, 5, 6, 8, 9])
+        near = nearest(distances.clone(), numbers, 3)
+        assert (near.squares.tolist(), near.places.tolist()) == ([[1, 1, 1]], [[4, 5, 8]])
+        parts = [nearest(distances[:, part].clone(), numbers[part], 3) for part in (slice(4, 6), slice(0, 2))]
+        for first, second in (parts, parts[::-1]):
+            both = nearer(nearer(nobody(1, 3), first), second)
+            assert (both.squares.tolist(), both.places.tolist()) == ([[1, 1, 1]], [[4, 8, 9]])
+        rest = nearest(distances[:, 2:4].clone(), numbers[2:4], 2)
+        assert nearer(both, rest).places.tolist() == [[4, 5, 8]]
 
     def test_too_few_rows(self):
         with pytest.raises(InputError, match="3 and 9 features with k 3"):

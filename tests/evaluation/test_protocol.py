@@ -9,14 +9,15 @@ from PIL import Image
 from rich.console import Console
 
 from ditlab.config import Evaluation
+from ditlab.data.base import InMemory
 from ditlab.data.digits import digits, held_out_digits
 from ditlab.errors import InputError
 from ditlab.evaluation import frechet_distance, protocol
 from ditlab.evaluation.features import open_features
-from ditlab.evaluation.memorisation import memorisation
 from ditlab.evaluation.protocol import evaluate
-from ditlab.evaluation.reference import Reference, make_reference, read_reference
+from ditlab.evaluation.reference import Reference, make_reference, read_reference, write_reference
 from ditlab.evaluation.sweep import sweep
+from ditlab.sampling import Samples
 
 QUIET = Console(quiet=True)
 SETTINGS = Evaluation(reference="digits-held-out", count=100, steps=2, batch_size=50, device="cpu")
@@ -97,6 +98,52 @@ class TestReference:
         Reference(replace(made.statistics, features=gaussian), made.about).save(tmp_path / "b.npz")
         with pytest.raises(InputError, match="no variance"):
             read_reference(tmp_path / "b.npz", features, QUIET, keep=False)
+
+    def test_that_was_damaged(self, tmp_path, features):
+        reference_of(digits(), features).save(tmp_path / "a.npz")
+        content = bytearray((tmp_path / "a.npz").read_bytes())
+        content[content.index(b"features.npy") + 4000] ^= 1
+        (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(InputError, match="is damaged: its statistics are not those that were written"):
+            read_reference(tmp_path / "a.npz", features, QUIET, keep=True)
+
+    def test_goes_on_where_it_was_stopped_and_is_shared_by_processes(self, tmp_path, features, monkeypatch):
+        monkeypatch.setattr("ditlab.evaluation.gather.BLOCK", 100)
+        monkeypatch.setattr("ditlab.evaluation.gather.SAVE_EVERY", 0.0)
+        whole = write_reference("digits", digits(), features, tmp_path / "whole.npz", QUIET, keep=50)
+        data, fetch, calls = digits(), InMemory.fetch_readable, []
+
+        def stops(self, indices):
+            calls.append(len(indices))
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+            return fetch(self, indices)
+
+        monkeypatch.setattr(InMemory, "fetch_readable", stops)
+
+        def part(**place):
+            return write_reference("digits", data, features, tmp_path / "a.npz", QUIET, keep=50, **place)
+
+        with pytest.raises(KeyboardInterrupt):
+            part()
+        assert part(rank=1, world=2) is None
+        found = part(rank=0, world=2)
+        assert sum(calls) - calls[4] == 1437  # each once
+        assert found.about == whole.about | {"hash": found.about["hash"]}
+        np.testing.assert_allclose(
+            found.statistics.features.covariance, whole.statistics.features.covariance, rtol=1e-9, atol=1e-12
+        )
+        assert np.array_equal(found.statistics.kept, whole.statistics.kept)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "whole.npz"]
+
+    def test_with_pictures_for_the_evaluator_of_adm(self, tmp_path, features):
+        write_reference("digits", digits(), features, tmp_path / "a.npz", QUIET, keep=300, with_pictures=True)
+        with np.load(tmp_path / "a.npz") as arrays:
+            assert {"arr_0", "mu", "sigma"} < {*arrays.files}
+            pictures, kept = torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2), arrays["features"]
+        np.testing.assert_allclose(features(pictures).features.numpy(), kept, rtol=1e-5, atol=1e-6)
+        read = read_reference(tmp_path / "a.npz", features, QUIET, keep=True)
+        assert np.array_equal(read.statistics.kept, kept)
 
 
 class TestEvaluate:
@@ -219,6 +266,51 @@ class TestEvaluate:
         with pytest.raises(InputError, match=words):
             evaluate(model, replace(SETTINGS, **changes), QUIET)
 
+    def test_a_model_that_draws_nothing_finite(self, tmp_path):
+        pipe = tiny_pipeline(classes=10)
+        with torch.no_grad():
+            pipe.net.final_layer.linear.bias.fill_(torch.nan)
+        pipe.save(tmp_path / "model")
+        with pytest.raises(InputError, match=r"picture 0 \(seed 0\) is not finite; draw it in float32, or train"):
+            evaluate(str(tmp_path / "model"), SETTINGS, QUIET)
+        assert not list(tmp_path.rglob("result.json"))
+
+    def test_pictures_that_are_all_the_same(self, tmp_path):
+        np.savez(tmp_path / "a.npz", np.repeat(digits().images[:1].permute(0, 2, 3, 1).numpy(), 70, 0))
+        with pytest.raises(InputError, match="all 70 pictures have the same features; look at them"):
+            evaluate(str(tmp_path / "a.npz"), replace(SETTINGS, batch_size=3), QUIET, out=tmp_path / "out")
+        with pytest.raises(InputError, match="all 70 pictures have the same features; look at them"):
+            evaluate("digits", replace(SETTINGS, reference=str(tmp_path / "a.npz"), features="digits"), QUIET)
+
+    def test_an_interrupted_evaluation_goes_on(self, model, tmp_path, monkeypatch):
+        monkeypatch.setattr("ditlab.evaluation.gather.BLOCK", 20)
+        monkeypatch.setattr("ditlab.evaluation.gather.SAVE_EVERY", 0.0)
+        whole = evaluate(model, SETTINGS, QUIET, out=tmp_path / "whole")
+        fetch, calls = Samples.fetch, []
+
+        def stops(self, indices):
+            calls.append(indices.tolist())
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return fetch(self, indices)
+
+        monkeypatch.setattr(Samples, "fetch", stops)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(model, SETTINGS, QUIET, out=tmp_path / "a")
+        found = evaluate(model, SETTINGS, QUIET, out=tmp_path / "a")
+        assert [indices[0] for indices in calls] == [0, 20, 40, 60, 60, 80, 0]  # at last the grid
+        assert found.metrics == pytest.approx(whole.metrics, rel=1e-6)
+        assert sorted(path.name for path in found.folder.iterdir()) == ["grid.png", "result.json"]
+
+    def test_other_weights_of_inception_are_said(self, features):
+        own = type(features).__new__(type(features))
+        own.__dict__ = vars(features) | {"name": "inception", "weights": "0123456789abcdef"}
+        reference = reference_of(digits(), own)
+        told = "the Inception weights (0123456789abcdef) are not the published file (6726825d...)"
+        assert any(note.startswith(told) for note in protocol.remarks(50_000, 50_000, own, reference))
+        own.weights = "6726825d0af5f729"
+        assert protocol.remarks(50_000, 50_000, own, reference) == []
+
     def test_reference_of_another_size(self, model, tmp_path, features):
         made = reference_of(digits(), features, "big")
         Reference(made.statistics, made.about | {"size": [16, 16]}).save(tmp_path / "a.npz")
@@ -263,19 +355,3 @@ def test_sweep_finds_the_best_with_its_error(model, tmp_path, monkeypatch):
         sweep(model, replace(SETTINGS, metrics=("inception-score",)), {"steps": [1]}, QUIET, out=tmp_path / "s")
     with pytest.raises(InputError, match="nothing to sweep"):
         sweep(model, SETTINGS, {"steps": []}, QUIET)
-
-
-def test_memorisation_tells_copies(features, tmp_path):
-    train, unseen = digits(), held_out_digits()
-    part = type(train)(train.images[:100], train.labels[:100], train.classes)
-    copies = memorisation(part, train, unseen, features, tmp_path / "a.png", QUIET)
-    assert (copies.ratio, copies.closer) == (0.0, 1.0)
-    first, second = (type(unseen)(unseen.images[i::2], unseen.labels[i::2], unseen.classes) for i in (0, 1))
-    fresh = memorisation(first, train, second, features, tmp_path / "b.png", QUIET)
-    assert 0.85 < fresh.ratio < 1.15
-    assert 0.45 < fresh.closer < 0.55
-    assert "1,437 training pictures" in fresh.verdict()
-    assert Image.open(tmp_path / "a.png").height > 400
-    small = type(train)(train.images[:, :, :4, :4], train.labels, train.classes)
-    with pytest.raises(InputError, match="held-out pictures of 1x4x4, samples of 1x8x8"):
-        memorisation(part, train, small, features, tmp_path / "c.png", QUIET)

@@ -41,7 +41,7 @@ def checkpoint(golden, tmp_path):
     ("name", "told", "family", "process"),
     [
         ("udit_tiny", {"size": (16, 16)}, "U-DiT", DDPM()),
-        ("uvit_conv", {"heads": 4}, "U-ViT", ScaledLinear(clock_start=1.0)),
+        ("uvit_conv", {"heads": 4, "classes": 9}, "U-ViT", ScaledLinear(clock_start=1.0)),
     ],
 )
 def test_published_numbers_through_every_layout(checkpoint, tmp_path, name, told, family, process):
@@ -71,6 +71,58 @@ def test_a_size_that_is_not_told_is_said(checkpoint, tmp_path, monkeypatch, caps
     cli.main()
     assert ditlab.load(tmp_path / "own").net.size == (16, 24)
     assert "is taken" not in capsys.readouterr().err
+
+
+class TestLabelTables:
+    """A row for each class, and in most files a last one for no condition."""
+
+    @staticmethod
+    def read(family, rows, **told):
+        options = {"size": 8, "channels": 4, "learn_variance": False, "width": 32, "depth": 3, "heads": 2, "patch": 2}
+        state = create(family, classes=rows - 1, **options).state_dict()
+        with torch.no_grad():
+            (table,) = (value for key, value in state.items() if len(value) == rows)
+            table.copy_(torch.randn(rows, 32))
+        return from_official(dict(state), "here", heads=2, **told), table
+
+    @pytest.mark.parametrize("family", ["U-ViT", "DiT"])
+    def test_of_imagenet_with_and_without_the_last_row(self, family):
+        pipe, table = self.read(family, 1001)
+        assert (pipe.net.classes, pipe.config) == (1000, {})
+        pipe, table = self.read(family, 1000)
+        assert pipe.net.classes == 1000
+        (found,) = (pipe.net.state_dict()[key] for key in pipe.net.label_tables)
+        assert torch.equal(found[:1000], table)
+        torch.testing.assert_close(found[1000], table.mean(0))
+        assert "trained without a row for no condition" in pipe.config["note"]
+
+    def test_of_other_sizes_are_asked_about(self, checkpoint):
+        file, vectors, state = checkpoint("uvit_conv")
+        pipe = ditlab.load(file, heads=4)
+        assert pipe.net.classes == 9
+        assert "of 10 rows is taken for 9 classes" in pipe.config["note"]
+        assert "give classes=10 (--classes)" in pipe.config["note"]
+        pipe = ditlab.load(file, heads=4, classes=10)
+        assert pipe.net.classes == 10
+        with torch.no_grad():  # all ten rows are classes, and mean what they meant
+            assert relative(pipe.net(vectors["x"], vectors["t"], vectors["y"]), vectors["out"]) < 1e-5
+        assert torch.equal(pipe.net.label_emb.weight[:10], state["label_emb.weight"])
+        with pytest.raises(InputError, match=r"has a label table of 10 rows; give classes=9 or 10 \(--classes\)"):
+            ditlab.load(file, heads=4, classes=3)
+
+    def test_through_the_command_line(self, checkpoint, tmp_path, monkeypatch, capsys):
+        arguments = ["--to", "ditlab", "--heads", "4", "--classes", "10"]
+        monkeypatch.setattr(
+            "sys.argv", ["ditlab", "convert", str(checkpoint("uvit_conv")[0]), str(tmp_path / "own"), *arguments]
+        )
+        cli.main()
+        assert ditlab.load(tmp_path / "own").net.classes == 10
+        assert "before it is guided" in capsys.readouterr().err
+
+    def test_of_a_dit_without_the_last_row(self):
+        pipe, table = self.read("DiT", 6, classes=6)
+        assert torch.equal(pipe.net.y_embedder.embedding_table.weight[:6], table)
+        assert self.read("DiT", 6)[0].net.classes == 5
 
 
 def test_skip_dit_is_told_from_dit():

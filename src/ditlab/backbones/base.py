@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ditlab.errors import InputError
 
+IMAGENET = 1000  # classes
+
 
 class Backbone(nn.Module, ABC):
     """A denoising network (B, C, H, W), (B,), (B,) -> (B, C or 2C, H, W)."""
@@ -48,7 +50,7 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """The arguments of `create` that a published state dict tells."""
+        """The arguments of `create` that a published state dict tells; those that it leaves open are left out."""
         raise NotImplementedError
 
     @classmethod
@@ -97,6 +99,11 @@ class Backbone(nn.Module, ABC):
         """A network with other modules in some places, which shares all other weights with this one."""
         shared = {id(each): each for each in chain(self.parameters(), self.buffers())}
         return copy.deepcopy(self, shared | {id(old): new for old, new in parts.items()})
+
+    @staticmethod
+    def count_classes(rows: int) -> int:
+        """Classes of a published label table, whose last row is "no condition"; ImageNet's came without it too."""
+        return rows if rows == IMAGENET else rows - 1
 
     def check_input(self, x: Tensor) -> None:
         """Refuse images of another size than the network was made for."""

@@ -115,7 +115,7 @@ class DiT(Backbone):
         return {
             "size": (side, side),
             "channels": channels,
-            "classes": len(tensors["y_embedder.embedding_table.weight"]) - 1,
+            "classes": cls.count_classes(len(tensors["y_embedder.embedding_table.weight"])),
             "learn_variance": len(tensors[cls.heads_out[0]]) == 2 * channels * patch**2,
             "condition": "adaln" if modulation is not None and len(modulation) == 4 * width else "adaln-zero",
             "width": width,

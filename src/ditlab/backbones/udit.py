@@ -125,7 +125,7 @@ class UDiT(Backbone):
         stages = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
         return {
             "channels": channels,
-            "classes": len(tensors["y_embedder_1.embedding_table.weight"]) - 1,
+            "classes": cls.count_classes(len(tensors["y_embedder_1.embedding_table.weight"])),
             "learn_variance": len(tensors["final_layer.out_proj.weight"]) == 2 * channels,
             "width": width,
             "heads": len(tensors["latent.0.attn1.logit_scale"]),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.backbones.base import Backbone
+from ditlab.backbones.base import IMAGENET, Backbone
 from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, sinusoids, unpatchify
 from ditlab.errors import InputError
 
@@ -80,23 +80,28 @@ class UViT(Backbone):
 
     @classmethod
     def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """The arguments of `create` that a published state dict tells; heads from the size table where it has them."""
+        """The arguments of `create` that a published state dict tells; heads from the size table where it has them.
+
+        Released tables have 1001 rows (256 and 512 pixels, trained for guidance) or 1000 (64 pixels, without a row for
+        "no condition"). Other tables do not tell which they are, and the classes are left out.
+        """
         width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
         depth = 1 + 2 * len({key.split(".")[1] for key in tensors if key.startswith("in_blocks.")})
         labels = tensors.get("label_emb.weight")
         patches = tensors["pos_embed"].shape[1] - (1 if labels is None else 2)
         side = round(patches**0.5) * patch  # a square, unless the caller says otherwise
         heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
-        return {
+        classes = 0 if labels is None else cls.count_classes(len(labels))
+        sizes = {
             "size": (side, side),
             "channels": channels,
-            "classes": 0 if labels is None else len(labels) - 1,
             "learn_variance": len(tensors["decoder_pred.weight"]) == 2 * channels * patch**2,
             "width": width,
             "depth": depth,
             "patch": patch,
             "final_conv": "final_layer.weight" in tensors,
         } | heads.get((depth, width), {})
+        return sizes | {"classes": classes} if classes in (0, IMAGENET) else sizes
 
     @classmethod
     def read_objective(cls, sizes: dict[str, Any]) -> dict[str, Any]:

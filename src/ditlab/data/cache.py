@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ditlab.data.base import Dataset
 from ditlab.errors import InputError
-from ditlab.files import replace_text, replacing
+from ditlab.files import is_vacant, replace_text, replacing
 from ditlab.types import Batch
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
@@ -228,7 +228,6 @@ def keep_description(folder: Path, description: Description) -> None:
         if differences:
             raise InputError(f"{folder} holds another cache ({'; '.join(differences)}); give another --out")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if not is_vacant(folder):
         raise InputError(f"{folder} is not empty and holds no cache; give another --out")
-    (folder / "shards").mkdir(parents=True)
     replace_text(file, json.dumps(asdict(description), indent=1, ensure_ascii=False) + "\n")

@@ -4,9 +4,7 @@ They are written block by block into a draft beside the file, by any number of p
 after a stop; and read without being loaded.
 """
 
-import os
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ditlab.data.base import Dataset
+from ditlab.data.rows import RowFile, allocate, row_file
 from ditlab.errors import InputError
 from ditlab.files import replacing
 from ditlab.types import Batch
@@ -34,8 +33,8 @@ class SampleFile(Dataset):
         Raises:
             InputError: no such file, or one without pictures.
         """
-        self.pictures = map_array(file, "arr_0")
-        if self.pictures.ndim != 4 or self.pictures.dtype != np.uint8 or self.pictures.shape[3] not in (1, 3):
+        self.pictures = stored_rows(file, "arr_0")
+        if len(self.pictures.shape) != 4 or self.pictures.dtype != np.uint8 or self.pictures.shape[3] not in (1, 3):
             raise InputError(
                 f"{file} has arr_0 of shape {self.pictures.shape} and type {self.pictures.dtype}; "
                 "give pictures (N, H, W, 1 or 3) as uint8"
@@ -51,7 +50,7 @@ class SampleFile(Dataset):
             self.classes = [str(i) for i in range(int(labels.max()) + 1)]
 
     def fetch(self, indices: Tensor) -> Batch:
-        pixels = torch.from_numpy(np.ascontiguousarray(self.pictures[indices.numpy()]))
+        pixels = torch.from_numpy(self.pictures[indices.numpy()])
         return Batch(pixels.permute(0, 3, 1, 2).contiguous(), self.labels[indices])
 
 
@@ -90,6 +89,12 @@ def map_array(file: Path, name: str) -> NDArray[np.generic]:
         raise InputError(f"{file} cannot be read ({error}); write it again") from error
 
 
+def stored_rows(file: Path, name: str) -> RowFile | NDArray[Any]:
+    """An array of an .npz file: read as it is asked for where it lies there uncompressed, else loaded."""
+    found = map_array(file, name)
+    return RowFile(file, found.shape, found.dtype, start=found.offset) if isinstance(found, np.memmap) else found
+
+
 def data_start(file: Path, info: zipfile.ZipInfo) -> int:
     """Where a member's bytes begin: behind its local header, whose two lengths the directory does not tell."""
     with file.open("rb") as opened:
@@ -110,8 +115,9 @@ class Draft:
         self.marks = self.file.with_suffix(".done")
         if not self.file.exists():
             self.marks.unlink(missing_ok=True)  # they would be of pictures that are gone
-        self.pixels = shared_array(self.file, self.shape)
-        self.done = shared_array(self.marks, (self.blocks,))
+        self.pixels = row_file(self.file, self.shape, "u1")
+        allocate(self.marks, self.blocks)
+        self.done = np.memmap(self.marks, "u1", "r+", shape=(self.blocks,))
 
     def left(self, rank: int = 0, world: int = 1) -> list[int]:
         """Blocks that this process still has to draw; a block belongs to one process, whoever did others before."""
@@ -123,8 +129,7 @@ class Draft:
 
     def put(self, block: int, images: Tensor) -> None:
         """Keep the pictures (B, C, H, W) of a block."""
-        places = self.places(block)
-        self.pixels[int(places[0]) : int(places[-1]) + 1] = images.permute(0, 2, 3, 1).numpy()
+        self.pixels.write(int(self.places(block)[0]), images.permute(0, 2, 3, 1).numpy())
         self.pixels.flush()  # before the mark, so that a mark is never ahead of its pictures
         self.done[block] = 1
         self.done.flush()
@@ -137,10 +142,9 @@ class Draft:
         """
         try:
             with replacing(out) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                write_array(archive, "arr_0", self.pixels.shape, self.pixels.dtype, iter_blocks(self.pixels))
+                write_array(archive, "arr_0", self.pixels)
                 if labels is not None:
-                    values = labels.numpy()
-                    write_array(archive, "arr_1", values.shape, values.dtype, iter([values]))
+                    write_array(archive, "arr_1", labels.numpy())
         except OSError as error:
             raise InputError(
                 f"cannot write {out}: {error.strerror}; free some space and give the command again"
@@ -151,39 +155,12 @@ class Draft:
             file.unlink(missing_ok=True)
 
 
-def shared_array(file: Path, shape: tuple[int, ...], dtype: str = "u1") -> "np.memmap[Any, Any]":
-    """An array in a file, made full of zeros if it is not there.
-
-    Raises:
-        InputError: a file of another length, or a disk that is full.
-    """
-    wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    try:
-        with file.open("ab") as opened:
-            if opened.tell() == 0 and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(opened.fileno(), 0, wanted)  # a disk that is full is found out now
-            elif opened.tell() == 0:
-                opened.truncate(wanted)
-        if file.stat().st_size != wanted:
-            raise InputError(f"{file} is of another run ({file.stat().st_size} bytes, not {wanted}); remove it")
-        return np.memmap(file, dtype, "r+", shape=shape)
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}; free some space or give another path") from error
-
-
-def iter_blocks(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    """Its rows, a few at a time."""
-    for start in range(0, len(array), BLOCK):
-        yield array[start : start + BLOCK]
-
-
-def write_array(
-    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: Iterator[NDArray[np.generic]]
-) -> None:
-    """One array of an .npz file, from its rows."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+def write_array(archive: zipfile.ZipFile, name: str, array: Any) -> None:
+    """One array of an .npz file, or what can be sliced as one, a few rows at a time."""
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    values = array if len(array.shape) else np.asarray(array)[None]
     member: IO[bytes]
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_1_0(member, header)
-        for part in rows:
-            member.write(np.ascontiguousarray(part).tobytes())
+        for start in range(0, len(values), BLOCK):
+            member.write(values[start : start + BLOCK].tobytes())

@@ -9,6 +9,8 @@ from ditlab.errors import InputError
 
 Array = NDArray[np.float64]
 
+ROUNDING = 1e-6  # by which float32 networks give the same picture other features in another batch
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -49,10 +51,10 @@ class Moments:
         """Mean and unbiased covariance.
 
         Raises:
-            InputError: fewer than two vectors, or all of them equal.
+            InputError: fewer than two vectors, or all of them equal but for rounding.
         """
         if self.count < 2:
             raise InputError(f"{self.count} pictures; give 2 or more")
-        if not self.scatter.any():
+        if np.trace(self.scatter) / self.count <= ROUNDING**2 * np.square(self.mean).sum():
             raise InputError(f"all {self.count} pictures have the same features; look at them")
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)

@@ -1,6 +1,5 @@
 """A score with everything that decided it: the protocol, what it was compared with, the versions and the machine."""
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass, fields, replace
@@ -17,15 +16,23 @@ from ditlab.data import DATASETS, Dataset, is_cache
 from ditlab.data.samples import array_names, map_array
 from ditlab.errors import InputError, lookup
 from ditlab.evaluation.features import Features, open_features
-from ditlab.evaluation.gather import check_fit, gather
-from ditlab.evaluation.metrics import METRICS, Metric
-from ditlab.evaluation.reference import Reference, identity, make_reference, open_pictures, read_reference
-from ditlab.files import replace_text
+from ditlab.evaluation.features.inception import PUBLISHED
+from ditlab.evaluation.gather import check_fit, forget, gather
+from ditlab.evaluation.metrics import METRICS, Metric, Statistics
+from ditlab.evaluation.reference import (
+    Reference,
+    identity,
+    make_reference,
+    open_pictures,
+    read_reference,
+    short_hash,
+)
+from ditlab.files import held, replace_text
 from ditlab.hardware import describe, pick_device
 from ditlab.interop import load
 from ditlab.pictures import contact_sheet
 from ditlab.pipeline import CONFIG, Pipeline, to_pil
-from ditlab.sampling import Samples
+from ditlab.sampling import Samples, progress_bar
 
 PROTOCOL_COUNT = 50_000  # what the field's published distances are of
 SHOWN = 40  # pictures of the grid
@@ -85,7 +92,7 @@ def evaluate(
         None if other processes still work.
 
     Raises:
-        InputError: a protocol that does not go together.
+        InputError: a protocol that does not go together, or one that another process is at.
     """
     check(settings)
     device = pick_device(settings.device)
@@ -114,28 +121,25 @@ def evaluate(
         "device": str(device),
     }
     home = (out or home_of(source)) / f"{name}-{protocol_hash(protocol)}"
-    if (home / "result.json").exists():
-        return with_expectation(read_result(home), settings)
-    started = time.monotonic()
-    gathered = gather(
-        pictures, len(pictures), features, console, keep=len(pictures) if keep else 0,
-        batch_size=settings.batch_size, folder=home, rank=rank, world=world,
-    )  # fmt: skip
-    if gathered is None:
-        return None
-    found: dict[str, float] = {}
-    for metric in metrics.values():
-        found |= metric.compute(gathered.statistics, reference.statistics)
-    notes += remarks(gathered.count, len(pictures), features, reference)
-    seconds = round(time.monotonic() - started, 1)
-    result = Result(found, protocol, notes, seconds, __version__, describe(str(device)), home)
-    result = with_expectation(result, settings)
-    if isinstance(pictures, Samples):
-        show(pictures, home / "grid.png")
-    write_result(result)
-    for file in (*home.glob("sums-*.npz"), *home.glob("features.f32")):
-        file.unlink(missing_ok=True)  # another process may have finished at the same time
-    return result
+    with held(home, rank):
+        if (home / "result.json").exists():
+            return with_expectation(read_result(home), settings)
+        started = time.monotonic()
+        gathered = gather(
+            pictures, len(pictures), features, console, keep=len(pictures) if keep else 0,
+            batch_size=settings.batch_size, folder=home, rank=rank, world=world,
+        )  # fmt: skip
+        if gathered is None:
+            return None
+        found = computed(metrics, gathered.statistics, reference.statistics, console)
+        notes += remarks(gathered.count, len(pictures), features, reference)
+        seconds = round(time.monotonic() - started, 1)
+        result = Result(found, protocol, notes, seconds, __version__, describe(str(device)), home)
+        if isinstance(pictures, Samples):
+            show(pictures, home / "grid.png")
+        write_result(result := with_expectation(result, settings))
+        forget(home)
+        return result
 
 
 def check(settings: Evaluation) -> None:
@@ -190,6 +194,8 @@ def open_source(
 def load_for(source: str, settings: Evaluation, device: torch.device) -> Pipeline:
     """The model that the protocol is about."""
     told: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
+    if settings.classes is not None:
+        told["classes"] = settings.classes
     if settings.latent_size:
         told["size"] = parse_size(settings.latent_size)
     return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **told)
@@ -237,7 +243,9 @@ def open_reference(
     if source.endswith(".npz"):
         return read_reference(Path(source), features, console, keep=keep)
     fixed = is_builtin(source) or is_cache(Path(source))
-    return make_reference(source, open_pictures(source, None if fixed else preparation, device), features, console)
+    made = make_reference(source, open_pictures(source, None if fixed else preparation, device), features, console)
+    assert made is not None
+    return made
 
 
 def fits(reference: Reference, pictures: Dataset) -> None:
@@ -286,6 +294,20 @@ def choose(
     return chosen, notes
 
 
+def computed(
+    metrics: dict[str, Metric], generated: Statistics, reference: Statistics, console: Console
+) -> dict[str, float]:
+    """The results of all metrics; some take minutes."""
+    found: dict[str, float] = {}
+    with progress_bar(console) as progress:
+        task = progress.add_task("computing", total=len(metrics))
+        for name, metric in metrics.items():
+            progress.update(task, description=f"computing {name}")
+            found |= metric.compute(generated, reference)
+            progress.advance(task)
+    return found
+
+
 def remarks(count: int, asked: int, features: Features, reference: Reference) -> list[str]:
     """What a reader of the number must know."""
     notes = [f"{asked - count:,} of {asked:,} pictures could not be read"] if count < asked else []
@@ -299,6 +321,11 @@ def remarks(count: int, asked: int, features: Features, reference: Reference) ->
             f"{count:,} pictures do not determine a covariance of {features.dimension:,} features; "
             "the distance is too large"
         )
+    if features.name == "inception" and not features.weights.startswith(PUBLISHED):
+        notes.append(
+            f"the Inception weights ({features.weights}) are not the published file ({PUBLISHED}...); unless they are "
+            "a copy of it in another format, the distances are comparable with nothing else"
+        )
     if features.name in ("inception", "dinov2") and count < PROTOCOL_COUNT:
         notes.append(f"{count:,} pictures; published distances are of {PROTOCOL_COUNT:,} and are smaller")
     return notes
@@ -308,7 +335,7 @@ def protocol_hash(protocol: dict[str, Any]) -> str:
     """Identity of a protocol, wherever its files lie and whatever it runs on."""
     own = {key: value for key, value in protocol.items() if key not in ("source", "device")}
     own["reference"] = {key: protocol["reference"].get(key) for key in ("size", "preprocessing")}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
+    return short_hash(own)
 
 
 def home_of(source: str) -> Path:

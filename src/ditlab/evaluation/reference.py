@@ -6,6 +6,7 @@ statistics, some of the features instead of pictures, and a line of JSON that sa
 
 import hashlib
 import json
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from ditlab import __version__
 from ditlab.config import Preparation
 from ditlab.data import Dataset, Latents, SampleFile, open_dataset
-from ditlab.data.samples import array_names, map_array
+from ditlab.data.samples import array_names, map_array, stored_rows, write_array
 from ditlab.errors import InputError
 from ditlab.evaluation.features import Features
-from ditlab.evaluation.gather import gather
+from ditlab.evaluation.gather import gather, spread_evenly
 from ditlab.evaluation.moments import Gaussian
-from ditlab.evaluation.statistics import Statistics
-from ditlab.files import replacing
+from ditlab.evaluation.statistics import ROWS, Statistics
+from ditlab.files import held, replacing
 from ditlab.interop import load_autoencoder
 from ditlab.types import Batch
 
@@ -39,16 +41,35 @@ class Reference:
     about: dict[str, Any]
     """`source`, `count`, `size`, `preprocessing`, `features`, `feature_weights`, `hash`."""
 
-    def save(self, file: Path) -> None:
-        """Write an .npz file, with mu and sigma under the names of ADM's."""
+    def save(self, file: Path, pictures: "Some | None" = None) -> None:
+        """Write an .npz file, with mu and sigma under the names of ADM's; with pictures its evaluator reads it too."""
         found = self.statistics
-        arrays: dict[str, Any] = {"mu": found.features.mean, "sigma": found.features.covariance}
+        arrays: dict[str, Any] = {"ditlab": np.array(json.dumps(self.about))}
+        arrays |= {"mu": found.features.mean, "sigma": found.features.covariance}
         if found.spatial is not None:
             arrays |= {"mu_s": found.spatial.mean, "sigma_s": found.spatial.covariance}
         if found.kept is not None:
             arrays["features"] = found.kept
-        with replacing(file) as draft, draft.open("wb") as opened:
-            np.savez(opened, ditlab=np.array(json.dumps(self.about)), **arrays)
+        if pictures is not None:
+            arrays["arr_0"] = pictures
+        with replacing(file) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, array in arrays.items():
+                write_array(archive, name, array)
+
+
+class Some:
+    """Pictures of a data set, spread evenly over it, as an array (N, H, W, C) uint8 that is read as it is written."""
+
+    def __init__(self, pictures: Dataset, total: int, count: int) -> None:
+        self.pictures, self.numbers = pictures, spread_evenly(total, count)
+        self.shape, self.dtype = (len(self.numbers), *pictures.size, pictures.channels), np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, part: slice) -> NDArray[np.uint8]:
+        found: NDArray[np.uint8] = self.pictures.fetch(torch.from_numpy(self.numbers[part])).images.numpy()
+        return found.transpose(0, 2, 3, 1)
 
 
 class Decoded(Dataset):
@@ -84,7 +105,10 @@ def make_reference(
     count: int | None = None,
     keep: int = KEEP,
     batch_size: int = 64,
-) -> Reference:
+    folder: Path | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Reference | None:
     """Measure real pictures.
 
     Args:
@@ -95,6 +119,11 @@ def make_reference(
         count: the first so many; all if None.
         keep: features to keep, spread evenly over the pictures; 0 keeps none.
         batch_size: pictures at a time.
+        folder: where an interrupted call is taken up again; None keeps nothing.
+        rank, world: number of this process, and of all.
+
+    Returns:
+        None if other processes still work.
 
     Raises:
         InputError: pictures that do not suit the features.
@@ -102,8 +131,12 @@ def make_reference(
     total = len(pictures) if count is None else min(count, len(pictures))
     if total < 2:
         raise InputError(f"{total} pictures of {source}; give 2 or more")
-    gathered = gather(pictures, total, features, console, keep=keep, batch_size=batch_size, what="measuring")
-    assert gathered is not None
+    gathered = gather(
+        pictures, total, features, console, keep=keep, batch_size=batch_size, what="measuring", folder=folder,
+        rank=rank, world=world,
+    )  # fmt: skip
+    if gathered is None:
+        return None
     found = gathered.statistics
     about = {
         "source": source,
@@ -118,6 +151,57 @@ def make_reference(
     return Reference(found, about)
 
 
+def write_reference(
+    source: str,
+    pictures: Dataset,
+    features: Features,
+    out: Path,
+    console: Console,
+    *,
+    count: int | None = None,
+    keep: int = KEEP,
+    batch_size: int = 64,
+    with_pictures: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> Reference | None:
+    """Measure real pictures into a file; the same call again goes on where it was stopped.
+
+    Arguments as in `make_reference`, but for:
+
+    Args:
+        out: the file.
+        with_pictures: keep the pictures beside their features, for ADM's evaluator.
+
+    Returns:
+        None if other processes still work.
+
+    Raises:
+        InputError: pictures that do not suit the features, or another process that is at it.
+    """
+    work = work_folder(out, [identity(source), pictures.preprocessing, features.name, features.weights, count, keep])
+    with held(work, rank):
+        done = make_reference(
+            source, pictures, features, console, count=count, keep=keep, batch_size=batch_size, folder=work,
+            rank=rank, world=world,
+        )  # fmt: skip
+        if done is not None:
+            total = len(pictures) if count is None else min(count, len(pictures))
+            done.save(out, Some(pictures, total, keep) if with_pictures else None)
+            shutil.rmtree(work, ignore_errors=True)
+    return done
+
+
+def work_folder(out: Path, told: Any) -> Path:
+    """A folder beside a file, for what is kept to go on with; `told` is all that decides the file's content."""
+    return out.with_name(f"{out.stem}-{short_hash(told)}.part")
+
+
+def short_hash(told: Any) -> str:
+    """Eight digits that stand for plain values."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def array_hash(found: Statistics) -> str:
     """Identity of the statistics, to the bit."""
     digest = hashlib.sha256()
@@ -125,7 +209,8 @@ def array_hash(found: Statistics) -> str:
         if gaussian is not None:
             digest.update(gaussian.mean.tobytes() + gaussian.covariance.tobytes())
     if found.kept is not None:
-        digest.update(found.kept.tobytes())
+        for start in range(0, len(found.kept), ROWS):
+            digest.update(found.kept[start : start + ROWS].tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -153,14 +238,19 @@ def read_reference(file: Path, features: Features, console: Console, *, keep: bo
                     f"{file} is of the {what} {about.get(key)}, not {mine}; make it again with: "
                     f"ditlab reference {about.get('source')} --features {features.name} --out {file}"
                 )
-        kept = np.asarray(map_array(file, "features"), np.float32) if "features" in names else None
-        return Reference(Statistics(features.name, *stored(file, names), kept), about)
+        kept = stored_rows(file, "features") if "features" in names else None
+        found = Statistics(features.name, *stored(file, names), kept)
+        if array_hash(found) != about.get("hash"):
+            raise InputError(f"{file} is damaged: its statistics are not those that were written; make it again")
+        return Reference(found, about)
     if "mu" not in names and "arr_0" not in names:
         raise InputError(f"{file} holds {', '.join(names)}; give a reference with mu and sigma, or pictures as arr_0")
     pictures = SampleFile(file) if "arr_0" in names else None
     if "mu" not in names:
         assert pictures is not None
-        return make_reference(str(file), pictures, features, console)
+        made = make_reference(str(file), pictures, features, console)
+        assert made is not None
+        return made
     if features.name != "inception":
         raise InputError(f"{file} has statistics in Inception's features, not {features.name}; choose inception")
     kept = None

@@ -2,16 +2,53 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ditlab.errors import InputError
+from ditlab.data.rows import RowFile
 from ditlab.evaluation.features import Extracted
 from ditlab.evaluation.moments import Gaussian, Moments
 
+ROWS = 4096  # features of a file that are looked at at a time
 SPLIT = 5000  # consecutive pictures of one inception score, as in ADM's evaluator
+
+Kept = NDArray[Any] | RowFile
+"""Features (N, D) themselves; in a file where there may be many, so that a part of them is in memory at a time."""
+
+
+def as_features(given: ArrayLike) -> Kept:
+    """Features as an array, but for those in a file."""
+    return given if isinstance(given, RowFile) else np.asarray(given)
+
+
+def all_finite(features: Kept) -> bool:
+    """Whether every value is a number."""
+    return all(np.isfinite(features[start : start + ROWS]).all() for start in range(0, len(features), ROWS))
+
+
+class Sums(Protocol):
+    """What is gathered of pictures that are numbered from 0; that of different pictures can be merged, in any order."""
+
+    def add(self, indices: Tensor, extracted: Extracted, labels: Tensor | None) -> None:
+        """Take in pictures.
+
+        Args:
+            indices: (B,) their numbers, rising.
+            extracted: of the pictures.
+            labels: (B,) what they were asked to show, if the features' classes are those of the pictures.
+        """
+
+    def merge(self, other: Self) -> None:
+        """Take in the sums of other pictures."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it as arrays, for a file."""
+
+    def load(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """The inverse of `arrays`, into sums of nothing."""
 
 
 @dataclass
@@ -21,7 +58,7 @@ class Statistics:
     name: str  # of the features
     features: Gaussian
     spatial: Gaussian | None = None
-    kept: NDArray[np.float32] | None = None  # (N, D) features themselves
+    kept: Kept | None = None  # (N, D) features themselves
     scores: NDArray[np.float64] | None = None  # inception score of each split
     read_rightly: float | None = None  # share of pictures read as their label
 
@@ -40,23 +77,9 @@ class Totals:
         self.labelled = self.right = 0
 
     def add(self, indices: Tensor, extracted: Extracted, labels: Tensor | None) -> None:
-        """Take in a batch.
-
-        Args:
-            indices: (B,) numbers of the pictures, which decide their splits.
-            extracted: of the pictures.
-            labels: (B,) what they were asked to show, if the features' classes are those of the pictures.
-
-        Raises:
-            InputError: features that are not finite.
-        """
         for name, features in (("features", extracted.features), ("spatial", extracted.spatial)):
-            if features is None:
-                continue
-            if not features.isfinite().all():
-                bad = indices[~features.isfinite().all(1)].tolist()
-                raise InputError(f"the features of picture {bad[0]} hold NaN or infinity; look at that picture")
-            self.moments.setdefault(name, Moments(features.shape[1])).add(features.numpy())
+            if features is not None:
+                self.moments.setdefault(name, Moments(features.shape[1])).add(features.numpy())
         if extracted.probabilities is not None:
             p = extracted.probabilities.double().numpy()
             for split in np.unique(indices.numpy() // SPLIT):
@@ -66,8 +89,7 @@ class Totals:
                 self.labelled += len(labels)
                 self.right += int((extracted.probabilities.argmax(1) == labels).sum())
 
-    def merge(self, other: "Totals") -> None:
-        """Take in the sums of other pictures."""
+    def merge(self, other: Self) -> None:
         for name, moments in other.moments.items():
             self.moments.setdefault(name, Moments(len(moments.mean))).merge(moments)
         for split, sums in other.splits.items():
@@ -79,7 +101,7 @@ class Totals:
         count, p, terms = self.splits.get(split, (0, np.zeros(len(sums[1])), 0.0))
         self.splits[split] = (count + sums[0], p + sums[1], terms + sums[2])
 
-    def statistics(self, name: str, kept: NDArray[np.float32] | None = None) -> Statistics:
+    def statistics(self, name: str, kept: Kept | None = None) -> Statistics:
         """The sums as metrics want them; `kept` are the features themselves, where they were kept."""
         spatial = self.moments.get("spatial")
         scores = [
@@ -88,7 +110,7 @@ class Totals:
         ]
         return Statistics(
             name,
-            self.moments["features"].gaussian(),
+            self.moments.get("features", Moments(0)).gaussian(),
             None if spatial is None else spatial.gaussian(),
             kept,
             np.array(scores) if scores else None,
@@ -96,7 +118,6 @@ class Totals:
         )
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """All sums as arrays, for a file."""
         found: dict[str, NDArray[np.float64]] = {"labels": np.array([self.labelled, self.right], np.float64)}
         for name, moments in self.moments.items():
             found |= {
@@ -108,20 +129,16 @@ class Totals:
             found[f"split.{split}"] = np.array([count, terms, *p])
         return found
 
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[np.float64]]) -> "Totals":
-        """The inverse of `arrays`."""
-        totals = cls()
-        totals.labelled, totals.right = (int(value) for value in arrays["labels"])
+    def load(self, arrays: dict[str, NDArray[np.float64]]) -> None:
+        self.labelled, self.right = (int(value) for value in arrays["labels"])
         for key, value in arrays.items():
             name, _, what = key.partition(".")
             if name == "split":
-                totals.splits[int(what)] = (int(value[0]), value[2:], float(value[1]))
+                self.splits[int(what)] = (int(value[0]), value[2:], float(value[1]))
             elif what == "mean":
-                moments = totals.moments[name] = Moments(0)
+                moments = self.moments[name] = Moments(0)
                 moments.count, moments.mean = int(arrays[f"{name}.count"][0]), value
                 moments.scatter = arrays[f"{name}.scatter"]
-        return totals
 
 
 def entropy_terms(p: NDArray[np.float64]) -> NDArray[np.float64]:

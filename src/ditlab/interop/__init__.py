@@ -44,7 +44,7 @@ def load(
         sit: the checkpoint is SiT's. None: as its recorded settings say; a bare state dict does not tell and is DiT's.
         autoencoder: the autoencoder of a model of latents, for files that come without it: anything that
             `load_autoencoder` reads. None: the model's own.
-        overrides: arguments of `ditlab.create` that a foreign file cannot tell: heads=, size=.
+        overrides: arguments of `ditlab.create` that a foreign file cannot tell: heads=, size=, classes=.
 
     Raises:
         InputError: nothing there, a format that is not known, or a damaged file.

@@ -6,10 +6,11 @@ turned round at this border: time by the clock of the process, the sign in the w
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder, Pixel
-from ditlab.backbones import BACKBONES, create, name_of
+from ditlab.backbones import BACKBONES, Backbone, create, name_of
 from ditlab.diffusion.process import Linear
 from ditlab.errors import InputError
 from ditlab.pipeline import Pipeline, fit, read_objective
@@ -36,12 +37,12 @@ def from_official(
         source: what messages call it.
         sit: these are weights of SiT.
         size: of the input, where shapes do not tell it or tell only how many patches it has.
-        overrides: other arguments of `ditlab.create` that shapes cannot tell (heads=).
+        overrides: other arguments of `ditlab.create` that shapes cannot tell (heads=, classes=).
 
     Raises:
         InputError: sizes that must be given, or tensors that do not fit.
     """
-    family, config = family_of(tensors), {}
+    family, notes = family_of(tensors), []
     if not family:
         keys = ", ".join(list(tensors)[:3])
         known = ", ".join(name for name, kind in BACKBONES.items() if kind.marks)
@@ -57,7 +58,7 @@ def from_official(
         settings["size"] = size
     elif "size" not in settings:
         settings["size"] = (SIDE, SIDE)
-        config["note"] = f"{family} does not tell the size of its input; {SIDE}x{SIDE} is taken, give size= (--size)"
+        notes.append(f"{family} does not tell the size of its input; {SIDE}x{SIDE} is taken, give size= (--size)")
     if "heads" not in settings:
         raise InputError(
             f"{source}: depth {settings['depth']} and width {settings['width']} are no published size; "
@@ -68,15 +69,44 @@ def from_official(
     tensors = kind.from_published(tensors)
     if sit:
         if settings["learn_variance"]:
-            config["note"] = "read from SiT; the second half of its head, which SiT never used, was dropped"
+            notes.append("read from SiT; the second half of its head, which SiT never used, was dropped")
         tensors = tensors | turn_sit_head(tensors, settings)
         settings["learn_variance"] = False
         turned = {"process": {"name": "linear", **SIT_CLOCK}, "target": "velocity", "learn_variance": False}
         description |= turned
+    if "classes" not in settings:
+        rows = max(len(tensors[key]) for key in kind.label_tables)
+        settings["classes"] = rows - 1
+        notes.append(
+            f"a label table of {rows} rows is taken for {rows - 1} classes and one for no condition; "
+            f"give classes={rows} (--classes) if it has none"
+        )
     with Unfilled():
         net = create(name_of(kind, settings), **settings)
+    tensors, filled = with_null(tensors, net, source)
+    notes += filled
+    config = {"note": "; ".join(notes)} if notes else {}
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
     return Pipeline(net.eval(), read_objective(description), autoencoder_of(settings["channels"]), config=config)
+
+
+def with_null(tensors: dict[str, Tensor], net: Backbone, source: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Label tables with a row for "no condition", the mean of all where they have none; and what is to be said.
+
+    Raises:
+        InputError: tables of another number of classes.
+    """
+    added = {}
+    for key in tensors.keys() & {*net.label_tables}:
+        rows = len(tensors[key])
+        if rows not in (net.classes, net.classes + 1):
+            raise InputError(
+                f"{source} has a label table of {rows} rows; give classes={rows - 1} or {rows} (--classes)"
+            )
+        if rows == net.classes:
+            added[key] = torch.cat([tensors[key], tensors[key].mean(0, keepdim=True)])
+    told = "it was trained without a row for no condition; train it on with label dropout before it is guided"
+    return tensors | added, [told] if added else []
 
 
 def turn_sit_head(tensors: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Tensor]:

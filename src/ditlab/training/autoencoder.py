@@ -24,7 +24,7 @@ from ditlab.config import AutoencoderTraining, Optim
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.errors import InputError
 from ditlab.evaluation.reconstruction import psnr, ssim
-from ditlab.files import replace_text, replacing
+from ditlab.files import held, is_vacant, replace_text, replacing
 from ditlab.hardware import pick_device
 from ditlab.interop import save_autoencoder
 from ditlab.pictures import contact_sheet
@@ -72,8 +72,14 @@ def train_autoencoder(dataset: Dataset, settings: AutoencoderTraining, out: Path
         console: where progress is shown.
 
     Raises:
-        InputError: a folder that holds something else, or pictures that the network does not fit.
+        InputError: a folder that holds something else or is in use, or pictures that the network does not fit.
     """
+    with held(out):
+        return train_here(dataset, settings, out, console)
+
+
+def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console) -> Trained:
+    """`train_autoencoder`, in a folder that nobody else works in."""
     state = begin(dataset, settings, pick_device(settings.device))
     training, judged = split(len(dataset), settings)
     claim(out, settings)
@@ -197,7 +203,7 @@ def claim(out: Path, settings: AutoencoderTraining) -> None:
                     f"{out} holds another run ({key} is {before.get(key)} there, {now[key]} here); "
                     "give the same settings to resume it, or another --out"
                 )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not is_vacant(out):
         raise InputError(f"{out} exists and holds no autoencoder run; give another --out")
     out.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(now, indent=1) + "\n")

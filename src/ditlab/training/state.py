@@ -34,7 +34,7 @@ from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import merged, trained_tensors
 from ditlab.config import Recipe, Train, parse_recipe, read_toml, to_tables, to_toml
 from ditlab.errors import InputError
-from ditlab.files import damage, replace_text, replacing, write_manifest
+from ditlab.files import damage, is_vacant, replace_text, replacing, write_manifest
 from ditlab.hardware import free_memory
 from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, checkpoints, read_weights
 from ditlab.training.ema import EMA
@@ -152,7 +152,7 @@ class Run:
                     f"{self.folder} was trained otherwise so far ({'; '.join(differing.values())}); give the same "
                     "recipe, or add --allow-changes to go on with the new one"
                 )
-        elif not file.exists() and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        elif not file.exists() and not is_vacant(self.folder):
             raise InputError(f"{self.folder} exists and is not a training run; give another --out")
 
     def begin(self, recipe: Recipe, seen: int) -> None:

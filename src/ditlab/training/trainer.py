@@ -29,6 +29,8 @@ from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import process_name
 from ditlab.errors import InputError
+from ditlab.files import held
+from ditlab.hardware import process_place
 from ditlab.interop import load, load_autoencoder
 from ditlab.interop.autoencoders import fingerprint
 from ditlab.pictures import contact_sheet, side_by_side
@@ -66,13 +68,13 @@ def train(recipe: Recipe, out: str | Path, *, changes: bool = False, console: Co
         The trained model (EMA weights).
 
     Raises:
-        InputError: settings that do not fit together, or a folder that holds something else.
+        InputError: settings that do not fit together, or a folder that holds something else or is in use.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
         SystemExit: with 0, after SIGTERM, once the state is saved.
     """
     console = console or Console(stderr=True)
     check_ranges(recipe)
-    with joined(recipe.train.device, recipe.parallel.timeout) as place:
+    with held(Path(out), process_place()[0]), joined(recipe.train.device, recipe.parallel.timeout) as place:
         return train_here(recipe, Run(Path(out)), place, changes, console if place.first else Console(quiet=True))
 
 

@@ -29,6 +29,7 @@ from ditlab.hardware import cache_folder
 from ditlab.unfilled import Unfilled
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
+PUBLISHED = FILE[-12:-4]  # beginning of its SHA-256
 ADDRESS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 VARIABLE = "DITLAB_INCEPTION"
 REMEDY = f"download {ADDRESS} and give --feature-weights PATH"
@@ -282,7 +283,7 @@ def download(target: Path) -> None:
                     file.write(part)
                     digest.update(part)
                     progress.advance(task, len(part))
-            if not digest.hexdigest().startswith(FILE[-12:-4]):
+            if not digest.hexdigest().startswith(PUBLISHED):
                 raise InputError(f"{ADDRESS} did not come whole; try again, or {REMEDY}")
     except (OSError, HTTPException) as error:
         raise InputError(f"{target} cannot be fetched ({error}); on another machine {REMEDY}") from None

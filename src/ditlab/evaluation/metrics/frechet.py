@@ -1,13 +1,11 @@
 """Frechet distance of Gaussians (Heusel et al. 2017, eq. 6), in float64."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ditlab.errors import InputError
 from ditlab.evaluation.moments import Gaussian, Moments
-from ditlab.evaluation.statistics import Statistics
+from ditlab.evaluation.statistics import Kept, Statistics, all_finite
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
@@ -53,11 +51,11 @@ def spatial_frechet(generated: Statistics, reference: Statistics) -> dict[str, f
     return {f"s{generated.distance_name}": gaussian_distance(generated.spatial, reference.spatial)}
 
 
-def check_features(a: NDArray[Any], b: NDArray[Any]) -> None:
+def check_features(a: Kept, b: Kept) -> None:
     """Refuse what is no pair of feature sets."""
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise InputError(f"features of shape {a.shape} and {b.shape}; give (N, D) and (M, D) with N and M at least 2")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+    if not (all_finite(a) and all_finite(b)):
         raise InputError("features hold NaN or infinity; check the pictures they come from")
 
 

@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ditlab.errors import InputError
 from ditlab.evaluation.metrics.frechet import check_features
-from ditlab.evaluation.statistics import Statistics
+from ditlab.evaluation.statistics import Statistics, as_features
 
 SUBSETS, SIZE = 100, 1000  # as published implementations draw them
 
@@ -27,7 +27,7 @@ def kernel_distance(
     Raises:
         InputError: other shapes, or values that are not finite.
     """
-    a, b = np.asarray(features_a), np.asarray(features_b)
+    a, b = as_features(features_a), as_features(features_b)
     check_features(a, b)
     if subsets < 1 or size < 2:
         raise InputError(f"{subsets} subsets of {size}; give 1 or more, of 2 or more")

@@ -1,7 +1,10 @@
 """What nearest neighbours tell: precision and recall (Kynkaanniemi et al. 2019), and copies of training pictures.
 
-Distances are float64, block by block, so that ties are ties and memory does not grow with the sets.
+Distances are float64, tile by tile, so that ties are ties and memory does not grow with the sets.
 """
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,9 +13,9 @@ from torch import Tensor
 
 from ditlab.errors import InputError
 from ditlab.evaluation.metrics.frechet import check_features
-from ditlab.evaluation.statistics import Statistics
+from ditlab.evaluation.statistics import Kept, Statistics, as_features
 
-BLOCK = 2048  # rows whose distances are held at a time
+TILE = 2048  # rows of either set whose distances are held at a time
 
 
 def precision_recall(reference: ArrayLike, generated: ArrayLike, k: int = 3) -> tuple[float, float]:
@@ -21,24 +24,23 @@ def precision_recall(reference: ArrayLike, generated: ArrayLike, k: int = 3) -> 
     A set's manifold is the union of balls around its members, each reaching to its k-th nearest neighbour.
 
     Args:
-        reference, generated: (N, D) and (M, D), more than k rows each.
+        reference, generated: (N, D) and (M, D), more than k rows each; those in a file are read tile by tile.
         k: neighbour that the balls reach to.
 
     Raises:
         InputError: other shapes, too few rows, or values that are not finite.
     """
-    real, made = np.asarray(reference), np.asarray(generated)
+    real, made = as_features(reference), as_features(generated)
     check_features(real, made)
     if k < 1 or min(len(real), len(made)) <= k:
         raise InputError(f"{len(real)} and {len(made)} features with k {k}; give more than k of each")
-    a, b = (torch.from_numpy(each if each.flags.writeable else each.copy()) for each in (real, made))
-    radii_a, radii_b = radii(a, k), radii(b, k)
-    precise, recalled = torch.zeros(len(b), dtype=torch.bool), torch.zeros(len(a), dtype=torch.bool)
-    for i in range(0, len(a), BLOCK):
-        for j in range(0, len(b), BLOCK):
-            distances = squared_distances(a[i : i + BLOCK], b[j : j + BLOCK])
-            precise[j : j + BLOCK] |= (distances <= radii_a[i : i + BLOCK, None]).any(0)
-            recalled[i : i + BLOCK] |= (distances <= radii_b[j : j + BLOCK]).any(1)
+    radii_a, radii_b = radii(real, k), radii(made, k)
+    precise, recalled = torch.zeros(len(made), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    for i, a in tiles(real):
+        for j, b in tiles(made):
+            distances = squared_distances(a, b)
+            precise[j : j + TILE] |= (distances <= radii_a[i : i + TILE, None]).any(0)
+            recalled[i : i + TILE] |= (distances <= radii_b[j : j + TILE]).any(1)
     return precise.double().mean().item(), recalled.double().mean().item()
 
 
@@ -50,36 +52,59 @@ def precision_and_recall(generated: Statistics, reference: Statistics) -> dict[s
     return {"precision": precision, "recall": recall}
 
 
+def tiles(features: Kept) -> Iterator[tuple[int, Tensor]]:
+    """Features (N, D) in tiles (n, D) of float64, each with the number of its first row."""
+    for start in range(0, len(features), TILE):
+        yield start, torch.from_numpy(np.require(features[start : start + TILE], np.float64, "W"))
+
+
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(N, D), (M, D) -> (N, M) float64."""
-    a, b = a.double(), b.double()
+    """(N, D), (M, D) float64 -> (N, M)."""
     square = torch.addmm(b.square().sum(1), a, b.T, alpha=-2).add_(a.square().sum(1)[:, None])
     return square.clamp_(min=0)
 
 
-def radii(features: Tensor, k: int) -> Tensor:
+def radii(features: Kept, k: int) -> Tensor:
     """Squared distance (N,) of each to its k-th nearest neighbour; the nearest of all, itself, does not count."""
-    return torch.cat([distances[:, k] for distances, _ in _nearest(features, features, k + 1)])
+    return torch.cat([neighbours_of(tile, features, k + 1).squares[:, k] for _, tile in tiles(features)])
 
 
-def nearest_neighbours(queries: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Distances (Q, k) to the k nearest of the features, nearest first, and their numbers."""
-    distances, places = (torch.cat(parts) for parts in zip(*_nearest(queries, features, k), strict=True))
-    return distances.sqrt(), places
+class Near(NamedTuple):
+    """Of Q queries the nearest k features seen so far, nearest first; of equally near ones those of lower number."""
+
+    squares: Tensor  # (Q, k) squared distances, float64; infinite where fewer were seen
+    places: Tensor  # (Q, k) numbers of the features, int64
 
 
-def _nearest(queries: Tensor, features: Tensor, k: int) -> list[tuple[Tensor, Tensor]]:
+def nobody(count: int, k: int) -> Near:
+    """Before any feature was seen."""
+    return Near(torch.full((count, k), torch.inf, dtype=torch.float64), torch.full((count, k), -1))
+
+
+def nearest(distances: Tensor, numbers: Tensor, k: int) -> Near:
+    """Of squared distances (Q, M) to features of rising numbers (M,); the distances are changed."""
     found = []
-    for part in torch.split(queries, BLOCK):
-        near = torch.empty(len(part), 0, dtype=torch.float64)
-        places = torch.empty(len(part), 0, dtype=torch.long)
-        for start in range(0, len(features), BLOCK):
-            block = squared_distances(part, features[start : start + BLOCK])
-            numbers = torch.arange(start, start + block.shape[1]).expand(len(part), -1)
-            near, order = torch.cat([near, block], 1).sort(1)
-            near, order = near[:, :k], order[:, :k]
-            places = torch.cat([places, numbers], 1).gather(1, order)
-        found.append((near, places))
+    for _ in range(min(k, len(numbers))):  # for a small k much quicker than sorting
+        found.append(distances.min(dim=1))  # the first of equal ones
+        distances.scatter_(1, found[-1].indices[:, None], torch.inf)
+    squares, columns = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+    return Near(squares, numbers[columns])
+
+
+def nearer(a: Near, b: Near) -> Near:
+    """Of all features that two have seen, as many as the first keeps; none was seen by both."""
+    squares, places = (torch.cat(pair, 1) for pair in zip(a, b, strict=True))
+    order = places.argsort(dim=1)
+    order = order.gather(1, squares.gather(1, order).argsort(dim=1, stable=True))[:, : a.squares.shape[1]]
+    return Near(squares.gather(1, order), places.gather(1, order))
+
+
+def neighbours_of(queries: Tensor, features: Kept, k: int) -> Near:
+    """The nearest of all features to queries (Q, D) float64."""
+    found = nobody(len(queries), k)
+    for start, tile in tiles(features):
+        distances = squared_distances(queries, tile)
+        found = nearer(found, nearest(distances, torch.arange(start, start + len(tile)), k))
     return found
 
 
