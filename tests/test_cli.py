@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,6 +193,32 @@ def test_from_a_folder_of_pictures_to_a_sample(ditlab, refuses, tmp_path):
     assert "has pictures of 16x16, not 32x32; leave the size out" in said
     assert "holds another cache" in refuses("encode", pictures, "--size", "8", "--autoencoder", ae, "--out", cache)
     assert "no data at" in refuses("data", tmp_path / "nothing")
+
+
+def test_draws_from_a_picture_and_strips(ditlab, refuses, model, tmp_path):
+    picture, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
+    mask.paste(255, (4, 0, 8, 8))
+    picture.save(tmp_path / "picture.png")
+    mask.save(tmp_path / "mask.png")
+
+    def drawn(out, *options):
+        told = ditlab("sample", model, "--steps=2", "--json", "--out", tmp_path / out, *options).out
+        return [Path(file) for file in json.loads(told)["files"]]
+
+    (file,) = drawn(
+        "part", "--labels=0", "--seeds=0", "--image", tmp_path / "picture.png", "--mask", tmp_path / "mask.png"
+    )
+    with Image.open(file) as painted:
+        assert painted.crop((0, 0, 4, 8)).tobytes() == bytes([200]) * 32
+        assert painted.crop((4, 0, 8, 8)).tobytes() != bytes([200]) * 32
+    assert len(drawn("labels", "--labels", "0", "1", "--seeds=0", "--strip=3")) == 3
+    names = [file.name for file in drawn("seeds", "--labels", "0", "1", "--seeds", "4", "7", "--strip=3")]
+    assert names[2:4] == ["0-class_0-seed4-to-7-02.png", "1-class_1-seed4-to-7-00.png"]
+    options = ("sample", model, "--out", tmp_path / "refused", "--labels=0", "--seeds=4")
+    assert "a strip between 1 labels and 1 seeds" in refuses(*options, "--strip=3")
+    assert "give it with --image" in refuses(*options, "--strength=0.5")
+    assert "there is no picture" in refuses(*options, "--image", tmp_path / "nothing.png")
+    assert not (tmp_path / "refused").exists()
 
 
 class TestEvaluation:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ditlab.interop import load as load
     from ditlab.pipeline import Pipeline as Pipeline
     from ditlab.training import train as train
+    from ditlab.types import between as between
 
 _HOMES = {
     "create": "ditlab.backbones",
@@ -23,10 +24,11 @@ _HOMES = {
     "Pipeline": "ditlab.pipeline",
     "train": "ditlab.training",
     "InputError": "ditlab.errors",
+    "between": "ditlab.types",
 }
 _PARTS = ("autoencoders", "backbones", "data", "diffusion", "evaluation", "interop", "samplers", "training")
 
-__all__ = ["InputError", "Pipeline", "__version__", "create", "evaluate", "load", "train"]
+__all__ = ["InputError", "Pipeline", "__version__", "between", "create", "evaluate", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ from ditlab.config import (
     read_toml,
     recipe_config,
 )
-from ditlab.errors import InputError
+from ditlab.errors import InputError, RunError
 from ditlab.hardware import keep_freed_memory, pick_device, process_place
 
 app = App(
@@ -175,7 +175,7 @@ def serve(
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     device: str = "auto",
 ) -> None:
-    """Serve models over HTTP; all who draw at the same time share each network call.
+    """Serve models over HTTP, and show training runs; all who draw at the same time share each network call.
 
     Parameters
     ----------
@@ -211,6 +211,7 @@ def serve(
     except ImportError as error:
         raise InputError(f"the service needs {error.name}; pip install 'ditlab[studio]'") from None
     from ditlab.interop import load
+    from ditlab.pipeline import checkpoints
     from ditlab.studio.service import Limits
 
     token = token or os.environ.get("DITLAB_TOKEN", "")
@@ -218,16 +219,24 @@ def serve(
         raise InputError(f"--host {host} can be reached by other machines; add --token TOKEN, or --open-to-all")
     listening = listen(host, port)
     loaded: dict[str, Any] = {}
+    runs: dict[str, Path] = {}
     for model in models:
         name = Path(model).name or model
-        if name in loaded:
+        if name in loaded or name in runs:
             raise InputError(f'two models are called "{name}"; rename one of the folders')
+        if (Path(model) / "metrics.jsonl").exists():
+            runs[name] = Path(model)
+            if not checkpoints(Path(model)):
+                screen.print(f"{name} has no checkpoint yet; it can be watched", highlight=False, markup=False)
+                continue
         loaded[name] = load(model, device=pick_device(device)).prepared(precision)
         say_note(loaded[name].config)
     limits = Limits(pictures=pictures, steps=steps, seconds=seconds, drawings=drawings, rows=rows)
     shown = f"http://{'[::1]' if host == '::1' else host}:{listening.getsockname()[1]}"
-    screen.print(f"{', '.join(loaded)} at {shown}; Ctrl-C ends it", highlight=False, markup=False)
-    settings = uvicorn.Config(create_app(loaded, limits, token), log_level="warning", timeout_graceful_shutdown=10)
+    screen.print(f"{', '.join([*loaded] or runs)} at {shown}; Ctrl-C ends it", highlight=False, markup=False)
+    settings = uvicorn.Config(
+        create_app(loaded, limits, token, runs), log_level="warning", timeout_graceful_shutdown=10
+    )
     uvicorn.Server(settings).run(sockets=[listening])
 
 
@@ -365,6 +374,11 @@ def sample(
     batch_size: Whole | None = None,
     device: str = "auto",
     trajectory: Annotated[bool, Parameter(negative="")] = False,
+    image: Path | None = None,
+    mask: Path | None = None,
+    strength: float | None = None,
+    resample: Whole | None = None,
+    strip: Whole | None = None,
     npz: Annotated[bool, Parameter(negative="")] = False,
     count: Whole = 50_000,
     draw_labels: Literal["balanced", "random"] = "balanced",
@@ -424,6 +438,16 @@ def sample(
         auto, cpu, cuda, mps.
     trajectory
         Also write trajectory.gif, the pictures along the way.
+    image
+        Start from this picture instead of from noise alone.
+    mask
+        With --image: draw anew what is white in this picture, keep what is black.
+    strength
+        With --image: part of the way that is walked, up to 1, which begins with noise alone. 0.6; with a mask 1.
+    resample
+        With --mask: walk each piece of the way so often (2), so that the new agrees with the old.
+    strip
+        So many pictures from one seed to another for each label; or with one seed from one label to another.
     npz
         Write samples.npz, the file of the field's evaluators, instead; the same command again goes on, and torchrun
         shares the work without changing the pictures.
@@ -436,6 +460,7 @@ def sample(
     json
         Print one JSON object.
     """
+    from ditlab.editing import read_picture
     from ditlab.interop import load
     from ditlab.sampling import draw, draw_file, ready
 
@@ -443,14 +468,16 @@ def sample(
         raise InputError(f"--preset {preset} and --quality {quality} name the same settings; give one of them")
     if not npz:
         claim_folder(out, overwrite)
-    elif labels or trajectory:
-        raise InputError("--npz draws all classes; leave --labels and --trajectory out")
+    elif labels or trajectory or image or strip:
+        raise InputError("--npz draws all classes from noise; leave --labels, --trajectory, --image and --strip out")
+    if image is None and (mask is not None or strength is not None or resample is not None):
+        raise InputError("--mask, --strength and --resample are about a picture to start from; give it with --image")
     told = foreign(heads, size)
     pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder, **told)
     say_note(pipe.config)
     if tile is not None:
         pipe.autoencoder.tile(tile)
-    options = {
+    options: dict[str, Any] = {
         "num_inference_steps": steps,
         "sampler": sampler,
         "guidance_scale": guidance,
@@ -461,6 +488,9 @@ def sample(
         "preset": preset or quality,
         "reuse": reuse,
     }
+    if image is not None:
+        white = None if mask is None else read_picture(mask)
+        options["original"] = pipe.original(read_picture(image), mask=white, strength=strength, resample=resample)
     numbers = parse_seeds(seeds)
     total = count if npz else len(numbers) * (len(labels or ()) or pipe.net.classes or 1)
     if npz and precision == "auto":
@@ -489,6 +519,7 @@ def sample(
         batch_size=batch_size,
         trajectory=trajectory,
         options=options,
+        strip=strip,
     )
     if json:
         print_json(dataclasses.asdict(drawn))
@@ -1237,6 +1268,8 @@ def main() -> None:
         fail(one_line(error), 2)
     except InputError as error:
         fail(str(error), 2)
+    except RunError as error:
+        fail(str(error), 1)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:

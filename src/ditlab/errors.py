@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and the look-up that raises it.
+"""The errors that are told in a line: what the user can mend, and what broke on the way; the look-up that raises one.
 
 `InputError` carries a single line that names the value and the remedy. The command line prints that line and
 exits with code 2; as a `ValueError` it can be caught by any Python caller.
@@ -13,6 +13,10 @@ V = TypeVar("V")
 
 class InputError(ValueError):
     """A value that the user gave cannot be used; the message is one line with the value and the remedy."""
+
+
+class RunError(RuntimeError):
+    """What broke while running, through no value of the user; the command line prints the line and exits with 1."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -44,7 +45,7 @@ def side_by_side(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.
     return whole
 
 
-def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int = 120) -> None:
+def save_animation(frames: Sequence[Image.Image], path: Path | BinaryIO, milliseconds: int = 120) -> None:
     """Write frames as an endless GIF; the last one stays for two seconds."""
     durations = [milliseconds] * (len(frames) - 1) + [2000]
-    frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+    frames[0].save(path, format="GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)

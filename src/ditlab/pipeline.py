@@ -31,9 +31,10 @@ from ditlab.autoencoders import Autoencoder, Pixel, create_autoencoder
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import plain
 from ditlab.config import Diffusion, Sample
-from ditlab.diffusion.guidance import autoguidance, cfg
+from ditlab.diffusion.guidance import Conditional, autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, PROCESSES, process_name
+from ditlab.editing import Mixed, Original, originals
 from ditlab.errors import InputError, lookup, nearest
 from ditlab.files import damage
 from ditlab.model_card import model_card
@@ -42,7 +43,7 @@ from ditlab.speed.compilation import is_compiled
 from ditlab.speed.modulation import tabulated
 from ditlab.speed.precision import PRECISIONS, quick_precision
 from ditlab.speed.reuse import Reuse
-from ditlab.types import Denoise, Step
+from ditlab.types import Between, Denoise, Step
 from ditlab.unfilled import Unfilled
 
 WEIGHTS, AUTOENCODER, CONFIG = "model.safetensors", "autoencoder.safetensors", "config.json"
@@ -80,7 +81,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "guidance_interval": (0.0, 1.0),
     },
 }
-Label = int | str | None
+Label = int | str | Between | None
+Seed = int | Between
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Pipeline:
         if label in self.classes:
             return self.classes.index(str(label))
         try:
-            index = int(label) if isinstance(label, str) else operator.index(label)
+            index = int(label) if isinstance(label, str) else operator.index(label)  # type: ignore[arg-type]
         except (ValueError, TypeError):
             hint = nearest(str(label), self.classes) if self.classes else f"give 0 to {count - 1}"
             raise InputError(f'unknown class "{label}"; {hint}') from None
@@ -152,7 +154,7 @@ class Pipeline:
         self,
         labels: Label | Sequence[Label] = None,
         *,
-        seeds: int | Sequence[int] = 0,
+        seeds: Seed | Sequence[Seed] = 0,
         num_inference_steps: int | None = None,
         sampler: str | None = None,
         guidance_scale: float | None = None,
@@ -163,13 +165,15 @@ class Pipeline:
         eta: float | None = None,
         preset: str | None = None,
         reuse: int | Reuse | None = None,
+        original: Original | None = None,
     ) -> Iterator[Step]:
         """Sample one batch and yield every `Step`: step.i, step.t, step.x (B, C, H, W) and step.x0.
 
         Args:
-            labels: class indices or names, or None for "no condition"; one, or one for each image.
+            labels: class indices or names, or None for "no condition"; one, or one for each image. `Between` two
+                labels, the predictions for both are mixed.
             seeds: one, or one for each image: image i depends on labels[i] and seeds[i] alone. Where one of the two
-                is single it is repeated.
+                is single it is repeated. `Between` two seeds, the noise turns from the one to the other.
             num_inference_steps: steps of the sampler.
             sampler: a name in `ditlab.samplers.SAMPLERS`.
             guidance_scale: classifier-free guidance, or autoguidance if a `guide` is given; 1 is none.
@@ -182,6 +186,7 @@ class Pipeline:
             preset: "draft", "normal", "best" or "reference", or a name in `ditlab.pipeline.PRESETS`: its settings apply
                 where none is given here.
             reuse: compute the network's inner part at every so many calls only, see `ditlab.speed.reuse`.
+            original: pictures to start from, and what of them stays, see `Pipeline.original`.
 
         Omitted settings are those that the model was saved with.
 
@@ -198,10 +203,10 @@ class Pipeline:
                 "grid": grid,
             }
             settings = self.preset(preset) | {k: v for k, v in given.items() if v is not None}
-            return self.steps(labels, seeds=seeds, guide=guide, eta=eta, reuse=reuse, **settings)
+            return self.steps(labels, seeds=seeds, guide=guide, eta=eta, reuse=reuse, original=original, **settings)
         default = self.defaults
         names, seeds = pair_up(labels, seeds)
-        y = self.labels(names).to(self.net.device)
+        ends = Ends.of(self, names)
         scale = default.guidance if guidance_scale is None else guidance_scale
         interval = guidance_interval or default.interval
         count = default.steps if num_inference_steps is None else num_inference_steps
@@ -210,6 +215,10 @@ class Pipeline:
             times = grid.double().cpu()
         else:
             times = time_grid(grid or default.grid, process, count, self.objective.last_time())
+        if original is not None:
+            if len(original.pixels) not in (1, len(seeds)):
+                raise InputError(f"{len(original.pixels)} pictures to start from for {len(seeds)} that are drawn")
+            times = original.times(times)
         run = lookup(SAMPLERS, sampler or default.sampler, "sampler")
         if eta is not None:
             if "eta" not in inspect.signature(run).parameters:
@@ -219,15 +228,21 @@ class Pipeline:
             if guidance_scale not in (None, 1.0):
                 raise InputError(f"guidance {scale} on an unconditional model; leave it out or give a guide model")
             scale = 1.0
-        drawing = self._at(times, y)
+        drawing = self._at(times, ends.every)
         again = Reuse(reuse) if isinstance(reuse, int) else reuse
+        if again is not None and original is not None and original.resample > 1:
+            raise InputError("reuse carries on along the time, which resample walks back; leave one of them out")
         if again is not None:
             drawing = replace(drawing, net=again.on(drawing.net))
-        denoise = drawing._guided(y, scale, interval, guidance_channels, guide and guide._at(times, y))
+        denoise = drawing._guided(ends, scale, interval, guidance_channels, guide and guide._at(times, ends.every))
         if again is not None:
             denoise = again.timed(denoise)
         noise = image_noise(seeds)
         x = noise(torch.empty(len(seeds), self.net.channels, *self.net.size, device=self.net.device))
+        if original is not None:
+            x = process.add_noise(original.x0.to(x), x, times[0])
+            denoise = original.holding(denoise, process)
+            return drawing._inference(original.walk(run, denoise, process, x, times, noise))
         # The spread that x_t has for data of unit variance; exactly 1 on variance-preserving processes, as in DiT.
         spread = float(torch.hypot(process.alpha(times[0]), process.sigma(times[0])))
         return drawing._inference(run(denoise, process, x * spread, times, noise))
@@ -264,31 +279,64 @@ class Pipeline:
     def step_count(self, options: dict[str, Any]) -> int:
         """Steps of the sampler under these options of `steps`."""
         preset = self.preset(options["preset"]) if options.get("preset") else {}
-        count = options.get("num_inference_steps") or preset.get("num_inference_steps") or self.defaults.steps
-        return int(count)
+        count = int(options.get("num_inference_steps") or preset.get("num_inference_steps") or self.defaults.steps)
+        original = options.get("original")
+        return count if original is None else original.calls(count)
+
+    @property
+    def picture_shape(self) -> tuple[int, tuple[int, int]]:
+        """Channels and (height, width) of the pictures."""
+        height, width = self.net.size
+        stride = self.autoencoder.stride
+        return self.autoencoder.picture_channels or self.net.channels, (height * stride, width * stride)
+
+    def original(
+        self,
+        image: Image.Image | Sequence[Image.Image],
+        *,
+        mask: Image.Image | Sequence[Image.Image] | None = None,
+        strength: float | None = None,
+        resample: int | None = None,
+    ) -> Original:
+        """A picture to start from (image to image), or to draw a part of anew (in-painting).
+
+        Args:
+            image: any picture, or one for each that is drawn; made as large as the model's, as for training.
+            mask: white is drawn anew, black stays; None is everywhere.
+            strength: part of the way that is walked, up to 1, which begins with noise alone and leaves of the picture
+                only what the mask keeps. The default is 1 with a mask and 0.6 without.
+            resample: with a mask, each piece of the way is walked so often (2), so that the new agrees with the old.
+
+        Raises:
+            InputError: a picture, mask or number that cannot be used.
+        """
+        images, masks = ([each] if isinstance(each, Image.Image) else list(each or ()) for each in (image, mask))
+        channels, size = self.picture_shape
+        return originals(images, masks, self.autoencoder, channels, size, self.net.device, strength, resample)
 
     def _at(self, times: Tensor, y: Tensor) -> "Pipeline":
         """This pipeline made ready for these times and labels alone."""
         drawing = self.fused()
         if is_compiled(drawing.net):  # whose blocks have their modulations compiled in
             return drawing
-        labels = torch.cat([y, drawing.net.null(y)])
+        labels = torch.cat([y, drawing.net.null(y[:1])])
         clock = self.objective.process.clock(times).float()
         return replace(drawing, net=tabulated(drawing.net, clock, labels))
 
     def _guided(
-        self, y: Tensor, scale: float, interval: tuple[float, float], channels: int | None, guide: "Pipeline | None"
+        self, ends: "Ends", scale: float, interval: tuple[float, float], channels: int | None, guide: "Pipeline | None"
     ) -> Denoise:
-        denoiser = self.objective.denoiser(self.net)
+        denoiser = ends.mixed(self.objective.denoiser(self.net))
         if guide is None:
-            return cfg(denoiser, y, scale, interval, channels)
+            return cfg(denoiser, ends.y, scale, interval, channels)
 
         def task(pipe: Pipeline) -> tuple[object, ...]:
             return pipe.net.size, pipe.net.channels, pipe.net.classes, pipe.objective.process
 
         if task(guide) != task(self):
             raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
-        return autoguidance(denoiser, guide.objective.denoiser(guide.net), y, scale, interval, channels)
+        weak = ends.mixed(guide.objective.denoiser(guide.net))
+        return autoguidance(denoiser, weak, ends.y, scale, interval, channels)
 
     def _inference(self, steps: Iterator[Step]) -> Iterator[Step]:
         was_training = self.net.training
@@ -307,7 +355,11 @@ class Pipeline:
         self,
         labels: Label | Sequence[Label] = None,
         *,
-        seeds: int | Sequence[int] = 0,
+        seeds: Seed | Sequence[Seed] = 0,
+        image: Image.Image | Sequence[Image.Image] | None = None,
+        mask_image: Image.Image | Sequence[Image.Image] | None = None,
+        strength: float | None = None,
+        resample: int | None = None,
         batch_size: int = 64,
         output_type: str = "pil",
         callback_on_step_end: Callable[[Step], None] | None = None,
@@ -317,6 +369,7 @@ class Pipeline:
 
         Args:
             labels, seeds: as in `steps`; image i has labels[i] and seeds[i].
+            image, mask_image, strength, resample: start from a picture, as in `original`.
             batch_size: images drawn at a time; the pictures do not depend on it.
             output_type: "pil", "np" (B, H, W, C), "pt" (B, C, H, W), both float in 0..1, or "latent".
             callback_on_step_end: called with every `Step` of every batch.
@@ -327,10 +380,16 @@ class Pipeline:
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f'unknown output_type "{output_type}"; choose from: pil, np, pt, latent')
+        if image is not None:
+            options["original"] = self.original(image, mask=mask_image, strength=strength, resample=resample)
+        elif mask_image is not None or strength is not None or resample is not None:
+            raise InputError("a mask, strength or resample without an image; give image=, the picture to start from")
         latents = list(self.batches(labels, seeds, batch_size, callback_on_step_end, **options))
         if output_type == "latent":
             return Output(torch.cat(latents))
         pixels = torch.cat([self.decode(part) for part in latents])
+        if (original := options.get("original")) is not None:
+            pixels = original.finish(pixels)
         if output_type == "pil":
             return Output(to_pil(pixels))
         floats = pixels.float() / 255
@@ -339,7 +398,7 @@ class Pipeline:
     def batches(
         self,
         labels: Label | Sequence[Label],
-        seeds: int | Sequence[int],
+        seeds: Seed | Sequence[Seed],
         batch_size: int,
         callback_on_step_end: Callable[[Step], None] | None = None,
         **options: Any,
@@ -357,9 +416,11 @@ class Pipeline:
         drawing = self.fused()  # once for all batches; it is its own fused form
         if options.get("guide") is not None:
             options["guide"] = options["guide"].fused()
-        start = 0
+        start, original = 0, options.pop("original", None)
         while start < len(seeds):
             part = slice(start, start + batch_size)
+            if original is not None:
+                options["original"] = original.part(part)
             try:
                 for step in drawing.steps(names[part], seeds=seeds[part], **options):
                     if callback_on_step_end is not None:
@@ -594,13 +655,55 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def pair_up(labels: Label | Sequence[Label], seeds: int | Sequence[int]) -> tuple[list[Label], list[int]]:
+@dataclass(frozen=True)
+class Ends:
+    """The labels of a batch, some of which may be between two."""
+
+    y: Tensor  # (B,) what the denoiser is asked for
+    every: Tensor  # all that the network may be asked for, but the null label
+    mixed: Callable[[Conditional], Conditional]
+
+    @classmethod
+    def of(cls, pipe: Pipeline, names: Sequence[Label]) -> "Ends":
+        """Those behind these names."""
+        device, between = pipe.net.device, [name for name in names if isinstance(name, Between)]
+        if not between:
+            y = pipe.labels(names).to(device)
+            return cls(y, y, lambda denoiser: denoiser)
+        first, second = (
+            pipe.labels([getattr(each, end) for each in between]).to(device) for end in ("first", "second")
+        )
+        weights = torch.tensor([each.weight for each in between], device=device)
+        base = pipe.net.classes + 1  # behind the null label
+        plain = pipe.labels([None if isinstance(name, Between) else name for name in names]).to(device)
+        places = torch.tensor([i for i, name in enumerate(names) if isinstance(name, Between)], device=device)
+        y = plain.index_copy(0, places, base + torch.arange(len(between), device=device))
+        every = torch.cat([plain, first, second])
+        return cls(y, every, lambda denoiser: Mixed(denoiser, base, first, second, weights))
+
+
+def settled(value: Any) -> Any:
+    """A point at the end of its way is the end itself."""
+    if not isinstance(value, Between):
+        return value
+    if not 0 <= value.weight <= 1:
+        raise InputError(f"{value.weight} of the way; give 0 to 1")
+    if value.weight == 0 or value.first == value.second:
+        return value.first
+    return value.second if value.weight == 1 else value
+
+
+def pair_up(labels: Label | Sequence[Label], seeds: Seed | Sequence[Seed]) -> tuple[list[Label], list[Seed]]:
     """One label and one seed for each image; a single one of either is repeated."""
     single = labels is None or isinstance(labels, str) or not isinstance(labels, Iterable)
     names: list[Label] = [labels] if single else list(labels)  # type: ignore[arg-type, list-item]
-    numbers = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
-    if any(not 0 <= seed < 2**63 for seed in numbers):
-        raise InputError(f"seed {max(numbers, key=abs)} is out of range; give 0 to {2**63 - 1}")
+    names = [settled(name) for name in names]
+    given = [settled(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
+    numbers = [seed if isinstance(seed, Between) else operator.index(seed) for seed in given]
+    for seed in numbers:
+        for end in (seed.first, seed.second) if isinstance(seed, Between) else (seed,):
+            if not 0 <= end < 2**63:
+                raise InputError(f"seed {end} is out of range; give 0 to {2**63 - 1}")
     if len(names) == 1:
         names *= len(numbers)
     if len(numbers) == 1:

@@ -20,10 +20,10 @@ from ditlab.data.samples import Draft
 from ditlab.errors import InputError
 from ditlab.files import replace_text
 from ditlab.pictures import contact_sheet, save_animation
-from ditlab.pipeline import Label, Pipeline, to_pil
+from ditlab.pipeline import Label, Pipeline, Seed, to_pil
 from ditlab.speed.batch import best_batch
 from ditlab.speed.compilation import compile_and_tell, wanted
-from ditlab.types import Batch, Step
+from ditlab.types import Batch, Step, between
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ FEW = 50  # network calls, for which nothing is worth the wait
 def draw_batches(
     pipe: Pipeline,
     labels: Sequence[Label],
-    seeds: Sequence[int],
+    seeds: Sequence[Seed],
     console: Console,
     *,
     batch_size: int,
@@ -93,7 +93,7 @@ def draw_batches(
 def drawn_batches(
     pipe: Pipeline,
     labels: Sequence[Label],
-    seeds: Sequence[int],
+    seeds: Sequence[Seed],
     console: Console,
     *,
     batch_size: int,
@@ -101,7 +101,7 @@ def drawn_batches(
     on_step: Callable[[Step], None] | None = None,
 ) -> Iterator[Tensor]:
     """The same, batch by batch as they are drawn."""
-    steps = pipe.step_count(options)
+    steps, start, original = pipe.step_count(options), 0, options.get("original")
     with progress_bar(console) as progress:
         task = progress.add_task("drawing", total=len(seeds))
 
@@ -111,7 +111,9 @@ def drawn_batches(
                 on_step(step)
 
         for x0 in pipe.batches(labels, seeds, batch_size, show, **options):
-            yield pipe.decode(x0)
+            pixels = pipe.decode(x0)
+            yield pixels if original is None else original.part(slice(start, start + len(x0))).finish(pixels)
+            start += len(x0)
 
 
 Labels = Literal["balanced", "random"]
@@ -156,8 +158,7 @@ class Samples(Dataset):
             self.labels = places % pipe.net.classes
         else:
             self.labels = torch.randint(pipe.net.classes, (count,), generator=chance)
-        shape = pipe.decode(torch.zeros(1, pipe.net.channels, *pipe.net.size, device=pipe.net.device)).shape
-        self.channels, self.size = shape[1], (shape[2], shape[3])
+        self.channels, self.size = pipe.picture_shape
         self.on_step: Callable[[Step], None] | None = None
 
     @property
@@ -277,34 +278,36 @@ def draw(
     batch_size: int,
     trajectory: bool,
     options: dict[str, Any],
+    strip: int | None = None,
 ) -> Drawn:
     """Draw each label with each seed into a folder.
 
     Args:
         labels: indices or names; None or none is all classes, or the null label of an unconditional model.
         options: settings of `Pipeline.steps`.
+        strip: instead, so many pictures from one seed to the other for each label; or with a single seed from one
+            label to the other.
 
     Raises:
         InputError: a label, name or number that cannot be used; nothing is written.
     """
-    rows: list[Label] = list(dict.fromkeys(labels)) if labels else list(range(pipe.net.classes)) or [None]
+    every: list[Label] = list(dict.fromkeys(labels)) if labels else list(range(pipe.net.classes)) or [None]
     seeds = list(dict.fromkeys(seeds))
-    names = [row_name(pipe, label) for label in rows]
+    rows = table(pipe, every, seeds) if strip is None else strips(pipe, every, seeds, strip)
     if isinstance(pipe.autoencoder, Absent):
         pipe.decode(torch.empty(0))  # which it refuses: before any work
-    every_label = [label for label in rows for _ in seeds]
+    cells = [cell for row in rows for cell in row.cells]
     started = time.monotonic()
     frames: dict[int, list[Tensor]] = {}  # by step: the pictures of each batch
 
     def keep(step: Step) -> None:
         frames.setdefault(step.i, []).append(pipe.decode(step.x))
 
-    stems = [file_stem(pipe, label) for label in rows]
-    files = [out / f"{stem}-seed{seed}.png" for stem in stems for seed in seeds]
+    files = [out / f"{cell.stem}.png" for cell in cells]
     batches = drawn_batches(
         pipe,
-        every_label,
-        list(seeds) * len(rows),
+        [cell.label for cell in cells],
+        [cell.seed for cell in cells],
         console,
         batch_size=batch_size,
         options=options,
@@ -325,7 +328,10 @@ def draw(
 
     def sheet(pixels: Tensor) -> Any:
         pictures = to_pil(pixels)
-        return contact_sheet([pictures[i : i + len(seeds)] for i in range(0, len(pictures), len(seeds))], names)
+        columns = len(pictures) // len(rows)
+        return contact_sheet(
+            [pictures[i : i + columns] for i in range(0, len(pictures), columns)], [row.name for row in rows]
+        )
 
     grid = out / "grid.png"
     sheet(pixels).save(grid)
@@ -334,6 +340,56 @@ def draw(
         animation = out / "trajectory.gif"
         save_animation([sheet(torch.cat(moment)) for moment in frames.values()], animation)
     return Drawn(len(pixels), time.monotonic() - started, grid, files, animation)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture of a sheet."""
+
+    label: Label
+    seed: Seed
+    stem: str  # of its file
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a sheet."""
+
+    name: str
+    cells: list[Cell]
+
+
+def table(pipe: Pipeline, labels: Sequence[Label], seeds: Sequence[int]) -> list[Row]:
+    """Each label with each seed."""
+    return [
+        Row(row_name(pipe, label), [Cell(label, seed, f"{file_stem(pipe, label)}-seed{seed}") for seed in seeds])
+        for label in labels
+    ]
+
+
+def strips(pipe: Pipeline, labels: Sequence[Label], seeds: Sequence[int], count: int) -> list[Row]:
+    """For each label the way from one seed to the other; with a single seed the way from one label to the other.
+
+    Raises:
+        InputError: other counts of labels and seeds.
+    """
+    if count < 2:
+        raise InputError(f"a strip of {count}; give 2 or more")
+    stems, names = ([told(pipe, label) for label in labels] for told in (file_stem, row_name))
+    if len(seeds) == 2:
+        ways = enumerate(between(seeds[0], seeds[1], count))
+        columns = [(seed, f"seed{seeds[0]}-to-{seeds[1]}-{i:02d}") for i, seed in ways]
+        each = zip(labels, names, stems, strict=True)
+        return [Row(name, [Cell(label, seed, f"{stem}-{end}") for seed, end in columns]) for label, name, stem in each]
+    if len(seeds) == 1 and len(labels) == 2:
+        stem = f"{stems[0]}-to-{stems[1]}-seed{seeds[0]}"
+        cells = [
+            Cell(label, seeds[0], f"{stem}-{i:02d}") for i, label in enumerate(between(labels[0], labels[1], count))
+        ]
+        return [Row(f"{names[0]} to {names[1]}", cells)]
+    raise InputError(
+        f"a strip between {len(labels)} labels and {len(seeds)} seeds; give two seeds, or one seed and two labels"
+    )
 
 
 def save_all(pixels: Tensor, files: Sequence[Path]) -> None:

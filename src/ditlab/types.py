@@ -6,6 +6,7 @@ tensors on the CPU, a scalar or one for each image; images are float32 on the ne
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,20 @@ class Batch:
 
     images: Tensor  # (B, C, H, W) uint8, or moments (B, 2c, h, w) float32 from a latent cache
     labels: Tensor  # (B,) int64
+
+
+@dataclass(frozen=True)
+class Between:
+    """A point on the way from one label, or one seed, to another."""
+
+    first: Any
+    second: Any
+    weight: float  # 0 is the first, 1 the second
+
+
+def between(first: Any, second: Any, count: int) -> list[Between]:
+    """Evenly spaced points from one label, or seed, to another, both ends included."""
+    return [Between(first, second, i / max(count - 1, 1)) for i in range(count)]
 
 
 @dataclass(frozen=True)

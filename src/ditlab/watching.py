@@ -39,6 +39,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+def previews(run: Path) -> list[Path]:
+    """The previews of a run, the newest last."""
+    return sorted((run / "previews").glob("[0-9]*.png"))
+
+
 def view(run: Path, images: int) -> RenderableType:
     """The run so far, for the terminal.
 
@@ -61,8 +66,8 @@ def view(run: Path, images: int) -> RenderableType:
     seen, rate = lines[-1]["images"], lines[-1]["images_per_second"]
     left = f"{max(0, images - seen) / max(rate, 1e-9) / 60:,.0f} minutes left" if seen < images else "done"
     shown: list[RenderableType] = [Text(f"{run}: {seen:,} of {images:,} images, {left}"), table]
-    if previews := sorted((run / "previews").glob("[0-9]*.png")):
-        shown += [Text(f"preview at {int(previews[-1].stem):,} images"), blocks(previews[-1], width + 30)]
+    if files := previews(run):
+        shown += [Text(f"preview at {int(files[-1].stem):,} images"), blocks(files[-1], width + 30)]
     return Group(*shown)
 
 
@@ -109,11 +114,11 @@ def write_report(run: Path, title: str, told: dict[str, str]) -> Path:
     if spans:
         times = [(i + 0.5) / len(spans) for i in range(len(spans))]
         parts.append(figure("loss of the last line, from data (0) to noise (1)", times, spans))
-    if previews := sorted((run / "previews").glob("[0-9]*.png")):
-        data = base64.b64encode(previews[-1].read_bytes()).decode()
+    if files := previews(run):
+        data = base64.b64encode(files[-1].read_bytes()).decode()
         parts.append(
             f"<figure><img alt='samples' src='data:image/png;base64,{data}'>"
-            f"<figcaption>preview at {int(previews[-1].stem):,} images</figcaption></figure>"
+            f"<figcaption>preview at {int(files[-1].stem):,} images</figcaption></figure>"
         )
     recipe = html.escape((run / "recipe.toml").read_text(encoding="utf-8"))
     parts.append(f"<details><summary>recipe</summary><pre>{recipe}</pre></details>")

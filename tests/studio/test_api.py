@@ -15,6 +15,8 @@ from fastapi.testclient import TestClient
 from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
 
+from ditlab import between
+from ditlab.config import find_recipe
 from ditlab.studio.api import about, create_app
 from ditlab.studio.service import Limits
 
@@ -297,7 +299,7 @@ class TestRefusing:
         assert asyncio.run(leave()) <= 1
         app.state.service.close()
 
-    def test_a_fault_shows_nothing_of_the_inside(self, pipe, capfd):
+    def test_a_fault_shows_nothing_of_the_inside_but_in_the_log(self, pipe, caplog):
         def broken(*given):
             raise ValueError("secret inside")
 
@@ -308,6 +310,10 @@ class TestRefusing:
             assert error(answer) == "the drawing failed; the service's log says why"
             assert "ditlab_failed_total 1.0" in client.get("/metrics").text
             assert "ditlab_drawings 0.0" in client.get("/metrics").text
+            assert "secret inside" in caplog.text
+            caplog.clear()
+            assert client.post("/v1/inside", json={}).status_code == 503
+            assert "secret inside" in caplog.text
             thumbnail = client.get("/v1/thumbnails/0")
             assert thumbnail.status_code == 503
             assert error(thumbnail) == "the drawing failed; the service's log says why"
@@ -319,6 +325,120 @@ class TestRefusing:
             answer = client.get("/v1/classes")
             assert answer.status_code == 500
             assert error(answer) == "the service failed; its log says why"
+
+
+def text(image):
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+class TestStartingFromPictures:
+    def test_what_the_mask_keeps_stays(self, client, pipe):
+        image, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
+        mask.paste(255, (4, 0, 8, 8))
+        answer = post(client, prompt="bee", n=2, seed=5, image=text(image), mask=text(mask), resample=3)
+        one, other = answer.json()["data"]
+        assert one["settings"] == {"model": "small", "label": "bee", "seed": 5, "strength": 1.0, "resample": 3}
+        kept = np.asarray(picture(one["b64_json"]))
+        assert (kept[:, :4] == 200).all()
+        expected = pipe("bee", seeds=[5, 6], image=image, mask_image=mask, resample=3).images
+        for drawn, wanted in zip((one, other), expected, strict=True):
+            difference = np.asarray(picture(drawn["b64_json"]), int) - np.asarray(wanted, int)
+            assert abs(difference).max() <= 1
+
+    def test_steps_are_those_that_are_walked(self, client):
+        answer = post(client, n=1, seed=1, image=text(Image.new("L", (8, 8))), strength=0.5, stream=True)
+        *_, (kind, last) = events(answer.text)
+        assert kind == "image_generation.completed"
+        assert (last["step"], last["steps"]) == (2, 2)
+
+    @pytest.mark.parametrize(
+        ("asked", "words"),
+        [
+            ({"image": "no base64!"}, "the image is not base64"),
+            ({"image": base64.b64encode(b"no picture").decode()}, "cannot be read as PNG"),
+            ({"image": text(Image.new("1", (5000, 5000)))}, "5000x5000 pixels; give one of at most 16,000,000"),
+            ({"strength": 0.5}, "without a picture to start from"),
+            ({"image": text(Image.new("L", (8, 8))), "mask": text(Image.new("L", (8, 8)))}, "the mask is black"),
+        ],
+    )
+    def test_what_cannot_be_started_from_is_told(self, client, asked, words):
+        answer = post(client, n=1, **asked)
+        assert answer.status_code == 400
+        assert words in error(answer)
+
+
+def test_a_way_goes_from_one_class_and_seed_to_others(client, pipe):
+    data = post(client, prompt=0, to_label="cow", n=3, seed=4, to_seed=9).json()["data"]
+    assert [one["settings"]["seed"]["weight"] for one in data] == [0, 0.5, 1]
+    expected = pipe(between(0, 2, 3), seeds=between(4, 9, 3)).images
+    for one, wanted in zip(data, expected, strict=True):
+        assert abs(np.asarray(picture(one["b64_json"]), int) - np.asarray(wanted, int)).max() <= 1
+    alone = post(client, prompt=0, to_label=2, n=3, seed=4).json()["data"]
+    assert {one["settings"]["seed"] for one in alone} == {4}
+    refused = post(client, prompt=0, to_label="bea", n=3)
+    assert refused.status_code == 400
+    assert 'did you mean "bee"' in error(refused)
+
+
+def test_a_way_is_animated(client):
+    data = post(client, n=2, seed=1, num_inference_steps=6, animation=True).json()["data"]
+    with picture(data[0]["animation_b64"]) as way:
+        assert way.format == "GIF"
+        assert way.n_frames == 7
+        assert way.size == (256, 256)
+    assert "animation_b64" not in post(client, n=1).json()["data"][0]
+
+
+class TestInside:
+    def test_every_step_and_block_is_told(self, client, pipe):
+        seen = client.post("/v1/inside", json={"prompt": "ant", "seed": 3, "num_inference_steps": 5}).json()
+        assert [round(step["t"], 3) for step in seen["steps"]] == [0.8, 0.6, 0.4, 0.2, 0]
+        blocks = len(pipe.net.repeated)
+        assert [len(row) for row in seen["changes"]] == [blocks] * 4
+        assert all(0 < value < 10 for row in seen["changes"] for value in row)
+        assert (seen["attentions"], seen["attention"]) == (len(pipe.net.blocks), None)
+
+    def test_weights_of_an_attention_are_told(self, client):
+        asked = {"prompt": "ant", "seed": 3, "num_inference_steps": 5, "step": 2, "attention": 1}
+        seen = client.post("/v1/inside", json=asked).json()
+        assert len(seen["steps"]) == 3
+        height, width = (seen["attention"][side] for side in ("height", "width"))
+        weights = np.frombuffer(base64.b64decode(seen["attention"]["weights"]), np.uint8)
+        rows = weights.reshape(height * width, height * width)
+        assert (height, width) == (4, 4)
+        assert (rows.max(1) == 255).all()
+
+    def test_a_fault_in_the_order_is_told(self, client):
+        answer = client.post("/v1/inside", json={"prompt": "bea"})
+        assert answer.status_code == 400
+        assert "bee" in error(answer)
+
+
+def test_runs_are_watched(pipe, tmp_path):
+    run = tmp_path / "mine"
+    (run / "previews").mkdir(parents=True)
+    (run / "recipe.toml").write_text((find_recipe("digits")).read_text())
+    lines = [
+        {"images": i, "loss": 1 / i, "images_per_second": 10.0, "loss_by_time": [0.5, None, 1.0]} for i in (10, 20)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images": 3')
+    with TestClient(create_app({"small": pipe}, runs={"mine": run})) as client:
+        assert client.get("/v1/runs").json() == {"runs": ["mine"]}
+        told = client.get("/v1/runs/mine").json()
+        assert (told["images"], told["preview"]) == (20, None)
+        assert told["seconds_left"] == (told["total"] - 20) / 10
+        assert told["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
+        assert told["loss_by_time"] == [[0.5 / 3, 0.5], [2.5 / 3, 1.0]]
+        assert client.get("/v1/runs/mine/preview").status_code == 404
+        Image.new("L", (4, 4), 7).save(run / "previews" / "000000000020.png")
+        assert client.get("/v1/runs/mine").json()["preview"] == 20
+        assert Image.open(io.BytesIO(client.get("/v1/runs/mine/preview").content)).getpixel((0, 0)) == 7
+        assert client.get("/v1/runs/..%2Fother").status_code in (400, 404)
+        unknown = client.get("/v1/runs/mino")
+        assert unknown.status_code == 400
+        assert 'did you mean "mine"' in error(unknown)
 
 
 def test_models_and_classes_are_told(client):

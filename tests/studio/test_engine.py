@@ -1,12 +1,13 @@
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 from helpers import relative, smooth, tiny_pipeline
 
 from ditlab.errors import InputError
-from ditlab.studio.engine import Engine, Stopped
+from ditlab.studio.engine import Call, Engine, Stopped
 
 
 @pytest.fixture
@@ -87,6 +88,24 @@ def test_a_drawing_that_is_stopped_ends_before_its_next_call(engine):
     assert engine.drawings == 0
 
 
+def test_a_watched_drawing_is_answered_apart_from_others(pipe, engine):
+    never, watched = threading.Event(), []
+
+    @contextmanager
+    def around():
+        before = len(engine.seen)
+        yield
+        watched.append(before)
+
+    works = [lambda: last(engine.steps(stop=never, around=around, **ORDERS[0]))]
+    works += [lambda: last(engine.steps(stop=never, **ORDERS[0]))] * 2
+    one, other, _ = together(*works)
+    assert relative(one, other) < 1e-5
+    assert len(watched) == 7  # ab4 asks once more than it has steps
+    assert [engine.seen[i] for i in watched] == [4] * 7  # two pictures and their other halves
+    assert max(engine.seen) == 8
+
+
 def test_a_fault_is_told_to_the_one_who_made_it(pipe, engine):
     never = threading.Event()
     whole = pipe.net.forward
@@ -100,7 +119,7 @@ def test_a_fault_is_told_to_the_one_who_made_it(pipe, engine):
     engine.pipe.net.forward = forward
 
     def spoil():
-        return engine._ask(torch.full((1, 1, 8, 8), 7.0), torch.tensor([1.0]), torch.tensor([0]))
+        return engine._ask(Call(torch.full((1, 1, 8, 8), 7.0), torch.tensor([1.0]), torch.tensor([0])))
 
     order = {"labels": [1], "seeds": [1], "num_inference_steps": 4, "guidance_scale": 1.0}
     good, bad = together(lambda: last(engine.steps(stop=never, **order)), spoil)

@@ -194,3 +194,40 @@ def wait_for(condition):
             return
         time.sleep(0.1)
     raise TimeoutError
+
+
+def as_rank(rank, recipe, out, seconds, port):
+    """A process of a run of two, without a launcher that would end it."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [sys.executable, "-m", "ditlab", "train", str(recipe), "--out", str(out), f"--parallel.timeout={seconds}"]
+    more = ["--train.images=2_000_000", "--train.log_every=1000"]
+    return subprocess.Popen(
+        [*started, *more],
+        env=os.environ | place | meeting,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_process_that_is_missing_is_told(recipe, tmp_path):
+    process = as_rank(0, recipe, tmp_path / "run", 2, free_port())
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "the 2 processes did not find each other" in told.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_process_that_falls_silent_is_told(recipe, tmp_path):
+    port, run = free_port(), tmp_path / "run"
+    first, second = (as_rank(rank, recipe, run, 20, port) for rank in (0, 1))
+    try:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text())
+        second.send_signal(signal.SIGSTOP)
+        _, told = first.communicate(timeout=100)
+    finally:
+        second.kill()
+    assert first.returncode == 1
+    assert "rank 0: another process ended, or said nothing for 20 s" in told.splitlines()[-1]

@@ -15,6 +15,10 @@ class Autoencoder(nn.Module, ABC):
     """`kind` and the arguments that build it again."""
     latent_channels: int | None = None
     """Channels of its latents; None: as many as the pictures have."""
+    picture_channels: int | None = None
+    """Channels of its pictures; None: as many as the latents have."""
+    stride: int = 1
+    """Pixels along each side of a latent's place."""
 
     @abstractmethod
     def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:

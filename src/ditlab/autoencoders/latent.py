@@ -19,6 +19,8 @@ SLICE = 2**22  # pixels that pass through the network at a time: 16 pictures of 
 class Latent(Autoencoder):
     """Pictures <-> latents at 1/stride of their side."""
 
+    picture_channels: int
+
     def __init__(
         self,
         picture_channels: int,

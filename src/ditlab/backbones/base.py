@@ -38,6 +38,9 @@ class Backbone(nn.Module, ABC):
         self.learn_variance = learn_variance
         self.out_channels = 2 * channels if learn_variance else channels
 
+    extras = 0
+    """Tokens that stand before those of the picture."""
+
     @classmethod
     @abstractmethod
     def variants(cls) -> dict[str, dict[str, Any]]:

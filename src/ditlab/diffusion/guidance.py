@@ -6,22 +6,32 @@
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ditlab.diffusion.objective import Denoiser
 from ditlab.errors import InputError
 from ditlab.types import Denoise, Prediction
 
 
-def plain(denoiser: Denoiser, y: Tensor) -> Denoise:
+class Conditional(Protocol):
+    """A network seen through its objective, see `ditlab.diffusion.objective.Denoiser`."""
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
+        """x_t, time and labels (B,) -> x0 and eps."""
+
+    def null(self, y: Tensor) -> Tensor:
+        """The labels that mean "no condition" for this batch."""
+
+
+def plain(denoiser: Conditional, y: Tensor) -> Denoise:
     """The conditional model alone."""
     return lambda x, t: denoiser(x, t, y)
 
 
 def cfg(
-    denoiser: Denoiser,
+    denoiser: Conditional,
     y: Tensor,
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
@@ -46,8 +56,8 @@ def cfg(
 
 
 def autoguidance(
-    denoiser: Denoiser,
-    guide: Denoiser,
+    denoiser: Conditional,
+    guide: Conditional,
     y: Tensor,
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),

@@ -5,6 +5,7 @@ falling times (steps + 1,) that end at 0. It yields a `Step` after each step and
 with every target, process and guidance. A new one is a file and a line in `SAMPLERS`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -20,7 +21,7 @@ from ditlab.samplers.euler import euler
 from ditlab.samplers.grids import GRIDS, time_grid
 from ditlab.samplers.heun import heun
 from ditlab.samplers.sde import sde
-from ditlab.types import Denoise, Noise, Step
+from ditlab.types import Between, Denoise, Noise, Step
 
 Sampler = Callable[[Denoise, Process, Tensor, Tensor, Noise], Iterator[Step]]
 
@@ -38,12 +39,25 @@ SAMPLERS: dict[str, Sampler] = {
 __all__ = ["GRIDS", "SAMPLERS", "Sampler", "image_noise", "time_grid"]
 
 
-def image_noise(seeds: Sequence[int]) -> Noise:
-    """Noise with one CPU generator for each image, so that a seed gives one picture at any batch size or device."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+def image_noise(seeds: Sequence[int | Between]) -> Noise:
+    """Noise with one CPU generator for each image, so that a seed gives one picture at any batch size or device.
+
+    Between two seeds the noise turns from that of the one to that of the other, and stays Gaussian.
+    """
+    draws = [_turning(seed) if isinstance(seed, Between) else _fixed(seed) for seed in seeds]
 
     def noise(like: Tensor) -> Tensor:
-        drawn = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
-        return torch.stack(drawn).to(like)
+        return torch.stack([draw(like.shape[1:]) for draw in draws]).to(like)
 
     return noise
+
+
+def _fixed(seed: int) -> Callable[[torch.Size], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda shape: torch.randn(shape, generator=generator)
+
+
+def _turning(seed: Between) -> Callable[[torch.Size], Tensor]:
+    first, second = _fixed(seed.first), _fixed(seed.second)
+    angle = seed.weight * math.pi / 2  # squares of the two weights add up to 1, so the variance stays 1
+    return lambda shape: math.cos(angle) * first(shape) + math.sin(angle) * second(shape)

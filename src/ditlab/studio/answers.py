@@ -13,6 +13,13 @@ Responses = dict[int | str, dict[str, Any]]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 SETTINGS = {"model": "demo", "label": 3, "seed": 0}
 DRAWN: dict[str, Any] = {"created": 1767225600, "model": "demo", "data": [{"b64_json": PIXEL, "settings": SETTINGS}]}
+SEEN: dict[str, Any] = {
+    "model": "demo",
+    "steps": [{"t": 0.5, "b64_json": PIXEL}, {"t": 0.0, "b64_json": PIXEL}],
+    "changes": [[0.31, 0.27, None]],
+    "attentions": 3,
+    "attention": {"height": 1, "width": 1, "weights": "/w=="},
+}
 EVENTS = f"""event: image_generation.step
 data: {{"type": "image_generation.step", "step": 1, "steps": 2}}
 
@@ -30,6 +37,7 @@ FIGURES = (
 )
 FAULTS = {
     400: ("An order that cannot be drawn.", 'unknown class "bea"; did you mean "bee"?'),
+    404: ("Nothing there yet.", "the run demo has no preview yet; come back later"),
     401: ("No token, or a wrong one.", "a token is needed: Authorization: Bearer TOKEN"),
     411: ("A body whose length is not told.", "the body's length must be told before"),
     413: ("A body that is too long.", "a body of 52428800 bytes; at most 16777216 are taken"),
@@ -85,6 +93,7 @@ class Picture(BaseModel):
 
     b64_json: str = Field(description="PNG as base64; its metadata holds the settings too, under ditlab.")
     settings: dict[str, Any] = Field(examples=[SETTINGS])
+    animation_b64: str | None = Field(None, description="Its way as a GIF, where that was asked for.")
 
 
 class Drawn(BaseModel):
@@ -95,6 +104,61 @@ class Drawn(BaseModel):
     created: int = Field(description="Seconds since 1970.")
     model: str
     data: list[Picture]
+
+
+class Estimate(BaseModel):
+    """The network's estimate of the picture."""
+
+    t: float = Field(description="The time behind the step, 0 is data and 1 noise.")
+    b64_json: str = Field(description="PNG as base64.")
+
+
+class Attention(BaseModel):
+    """What each patch attends to, averaged over the heads."""
+
+    height: int = Field(description="Rows of patches.")
+    width: int
+    weights: str = Field(
+        description="As base64: a byte for each pair, queries first, both row by row; 255 is the most of a query."
+    )
+
+
+class Seen(BaseModel):
+    """What the network did while it drew."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [SEEN]})
+
+    model: str
+    steps: list[Estimate]
+    changes: list[list[float | None]] = Field(
+        description="From the second step on: the relative change of each block's output since the step before."
+    )
+    attentions: int = Field(description="Self-attentions in a network call.")
+    attention: Attention | None
+
+
+class Runs(BaseModel):
+    """The names of training runs."""
+
+    runs: list[str] = Field(examples=[["demo"]])
+
+
+class Run(BaseModel):
+    """How a training run goes."""
+
+    id: str = Field(examples=["demo"])
+    images: int = Field(description="Seen so far.", examples=[51200])
+    total: int = Field(description="At the end.", examples=[110000])
+    seconds_left: float | None = Field(examples=[97.5])
+    curves: dict[str, list[tuple[float, float]]] = Field(
+        description="Points (images, value) of loss, grad_norm, lr and images_per_second.",
+        examples=[{"loss": [[12800, 0.86], [25600, 0.5]]}],
+    )
+    loss_by_time: list[tuple[float, float]] = Field(
+        description="Points (time, loss) of the last line, 0 is data and 1 noise.",
+        examples=[[[0.25, 0.3], [0.75, 0.9]]],
+    )
+    preview: int | None = Field(description="Images seen at the newest preview.", examples=[51200])
 
 
 class Message(BaseModel):

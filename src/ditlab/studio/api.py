@@ -5,14 +5,16 @@ one JSON object with a message, never a traceback.
 """
 
 import asyncio
+import base64
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
@@ -26,10 +28,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ditlab import __version__
-from ditlab.errors import InputError
+from ditlab.config import parse_recipe, read_toml
+from ditlab.errors import InputError, lookup
+from ditlab.pipeline import Label
 from ditlab.samplers import SAMPLERS
-from ditlab.studio.answers import GENERATED, METRICS, THUMBNAIL, Classes, Health, Models, Ready, faults
-from ditlab.studio.service import Event, Failed, Full, Limits, Order, Service, Told, as_text
+from ditlab.studio.answers import GENERATED, METRICS, THUMBNAIL, Classes, Health, Models, Ready, Run, Runs, Seen, faults
+from ditlab.studio.service import Event, Failed, Full, Limits, Look, Order, Service, Told, as_text
+from ditlab.watching import CURVES, previews, read_metrics
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -56,28 +61,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**53), WHOLE]  # beyond that readers of JS
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 ClassLabel = Annotated[int, Field(ge=0, lt=2**31), WHOLE] | Name
 Time = Annotated[float, Field(ge=0, le=1)]
+File = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
+PathName = Annotated[str, PathParameter(min_length=1, max_length=200)]
 
 
-class Generation(BaseModel):
-    """An order for pictures."""
+class Drawing(BaseModel):
+    """What all orders may say."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"examples": [{"prompt": "3", "n": 4, "seed": 0}, {"class_labels": [3, 7], "stream": True}]},
-    )
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: Name | None = Field(None, description="A name of /v1/models; the first one if left out.")
     prompt: ClassLabel | None = Field(None, description="A class, by name or index.")
-    class_labels: list[ClassLabel] | None = Field(
-        None, min_length=1, max_length=1024, description="A class for each picture, in the place of the prompt."
-    )
-    n: Annotated[int, WHOLE] = Field(1, ge=1, le=1024, description="How many pictures.")
-    size: Annotated[str, Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
-        None, description="WIDTHxHEIGHT; a model has one size, any other is refused."
-    )
     seed: Seed | None = Field(None, description="Of the first picture, those behind it have the next ones.")
-    seeds: list[Seed] | None = Field(None, min_length=1, max_length=1024, description="One for each picture.")
     num_inference_steps: Annotated[int, Field(ge=1, le=100_000), WHOLE] | None = Field(
         None, description="The model's own if left out."
     )
@@ -91,9 +86,60 @@ class Generation(BaseModel):
     quality: Literal["draft", "normal", "best", "reference"] | None = Field(
         None, description="Sampler, steps and guidance in one word; what is given beside it goes before it."
     )
+
+    def settings(self) -> dict[str, Any]:
+        """Of `Pipeline.steps`."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "guidance_interval": self.guidance_interval,
+            "sampler": self.sampler,
+            "preset": self.quality,
+        }
+
+
+class Generation(Drawing):
+    """An order for pictures."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "3", "n": 4, "seed": 0}, {"class_labels": [3, 7], "stream": True}]},
+    )
+
+    class_labels: list[ClassLabel] | None = Field(
+        None, min_length=1, max_length=1024, description="A class for each picture, in the place of the prompt."
+    )
+    n: Annotated[int, WHOLE] = Field(1, ge=1, le=1024, description="How many pictures.")
+    size: Annotated[str, Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
+        None, description="WIDTHxHEIGHT; a model has one size, any other is refused."
+    )
+    seeds: list[Seed] | None = Field(None, min_length=1, max_length=1024, description="One for each picture.")
+    to_label: ClassLabel | None = Field(None, description="The pictures go from the first class to this one.")
+    to_seed: Seed | None = Field(None, description="The pictures go from the first seed to this one.")
+    image: File | None = Field(None, description="A picture to start from.")
+    mask: File | None = Field(None, description="What is white in it is drawn anew, what is black stays.")
+    strength: float | None = Field(
+        None, gt=0, le=1, description="Part of the way that is walked from the image; 0.6, and 1 with a mask."
+    )
+    resample: Annotated[int, Field(ge=1, le=100), WHOLE] | None = Field(
+        None, description="With a mask: how often each piece of the way is walked; 2."
+    )
+    animation: bool = Field(False, description="Also give each picture's way, as a GIF in animation_b64.")
     response_format: Literal["b64_json"] = "b64_json"
     stream: bool = Field(False, description="Answer with server-sent events.")
     partial_images: Annotated[int, WHOLE] = Field(3, ge=0, le=100, description="Previews of a stream.")
+
+
+class Looking(Drawing):
+    """An order to look inside the network while it draws one picture."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "3", "seed": 0, "num_inference_steps": 12}]})
+
+    step: Annotated[int, Field(ge=0, le=100_000), WHOLE] | None = Field(
+        None, description="With attention: the step at which it is told; the drawing ends there."
+    )
+    attention: Annotated[int, Field(ge=0, le=100_000), WHOLE] | None = Field(
+        None, description="The number of a self-attention in the network, whose weights shall be told."
+    )
 
 
 class Counts(Told):
@@ -134,14 +180,18 @@ class Counts(Told):
         self.faults.inc()
 
 
-def create_app(models: dict[str, Any], limits: Limits | None = None, token: str = "") -> FastAPI:
+def create_app(
+    models: dict[str, Any], limits: Limits | None = None, token: str = "", runs: Mapping[str, Path] | None = None
+) -> FastAPI:
     """The application.
 
     Args:
         models: pipelines by name, ready to draw.
         limits: of requests.
         token: that every request must bear; none if empty.
+        runs: folders of training runs by name, which may be watched.
     """
+    runs = runs or {}
     counts, limits = Counts(), limits or Limits()
     service = Service(models, limits, counts)
 
@@ -264,6 +314,38 @@ def create_app(models: dict[str, Any], limits: Limits | None = None, token: str 
             gone.cancel()
             stop.set()
 
+    @inside.post("/v1/inside", response_model=Seen, responses=faults(400, 411, 413, 422, 429, 503))
+    async def look(asked: Looking, request: Request) -> Response | dict[str, Any]:
+        """Draw a picture and tell what the network does."""
+        order = await asyncio.to_thread(looked_for, service, asked)
+        seen, stop = service.look(order, asked.step, asked.attention)
+        gone, waiting = asyncio.create_task(left(request)), asyncio.wrap_future(seen)
+        try:
+            await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+            return found(order.model, waiting.result()) if waiting.done() else Response(status_code=499)
+        finally:
+            gone.cancel()
+            stop.set()
+
+    @inside.get("/v1/runs", response_model=Runs)
+    async def list_runs() -> dict[str, Any]:
+        """The training runs that may be watched."""
+        return {"runs": list(runs)}
+
+    @inside.get("/v1/runs/{run}", response_model=Run, responses=faults(400, 422))
+    async def watch_run(run: PathName) -> dict[str, Any]:
+        """How a training run goes."""
+        return await asyncio.to_thread(progress, lookup(runs, run, "run"))
+
+    @inside.get("/v1/runs/{run}/preview", response_class=Response, responses=THUMBNAIL | faults(400, 404, 422))
+    async def preview(run: PathName) -> Response:
+        """The newest preview of a training run."""
+        files = previews(lookup(runs, run, "run"))
+        if not files:
+            return fault(404, f"the run {run} has no preview yet; come back later")
+        content = await asyncio.to_thread(files[-1].read_bytes)
+        return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})
+
     app.include_router(inside)
     page = StaticFiles(directory=PAGE)
 
@@ -343,17 +425,78 @@ def ordered(service: Service, asked: Generation) -> Order:
         labels=None if labels is None else list(labels),
         count=asked.n,
         seeds=asked.seeds if asked.seed is None else [asked.seed],
+        to_label=asked.to_label,
+        to_seed=asked.to_seed,
+        picture=decoded("image", asked.image),
+        mask=decoded("mask", asked.mask),
+        strength=asked.strength,
+        resample=asked.resample,
         previews=asked.partial_images if asked.stream else 0,
-        num_inference_steps=asked.num_inference_steps,
-        guidance_scale=asked.guidance_scale,
-        guidance_interval=asked.guidance_interval,
-        sampler=asked.sampler,
-        preset=asked.quality,
+        animated=asked.animation,
+        **asked.settings(),
     )
     size = about(order.model, service.models[order.model])["size"]
     if asked.size not in (None, size):
         raise InputError(f"size {asked.size}; this model draws {size}")
     return order
+
+
+def looked_for(service: Service, asked: Looking) -> Order:
+    """What shall be drawn while one looks inside.
+
+    Raises:
+        InputError: what cannot be drawn.
+    """
+    labels: list[Label] | None = None if asked.prompt is None else [asked.prompt]
+    seeds = None if asked.seed is None else [asked.seed]
+    return service.order(model=asked.model, labels=labels, count=1, seeds=seeds, **asked.settings())
+
+
+def decoded(name: str, text: str | None) -> bytes | None:
+    """The bytes of a file that came as base64."""
+    try:
+        return None if text is None else base64.b64decode(text, validate=True)
+    except ValueError:
+        raise InputError(f"the {name} is not base64; encode the file's bytes so") from None
+
+
+def found(model: str, look: Look) -> dict[str, Any]:
+    """What was seen inside, as JSON."""
+    told = None
+    if (attention := look.attention) is not None:
+        rows = attention.weights / attention.weights.amax(1, keepdim=True).clamp(min=1e-12)
+        content = (255 * rows).round().to(torch.uint8).cpu().numpy().tobytes()
+        told = {"height": attention.height, "width": attention.width, "weights": as_text(content)}
+    steps = [{"t": t, "b64_json": as_text(picture)} for t, picture in look.steps]
+    return {
+        "model": model,
+        "steps": steps,
+        "changes": look.changes,
+        "attentions": look.attentions,
+        "attention": told,
+    }
+
+
+POINTS = 400  # of a curve at most
+
+
+def progress(run: Path) -> dict[str, Any]:
+    """How a training run goes."""
+    lines = read_metrics(run)
+    total = parse_recipe(read_toml(run / "recipe.toml"), source=run.name).train.images
+    stride = -(-len(lines) // POINTS) or 1
+    shown = lines[::-1][::stride][::-1]  # with the last one
+    last: dict[str, Any] = lines[-1] if lines else {"images": 0}
+    rate, spans, files = last.get("images_per_second"), last.get("loss_by_time") or [], previews(run)
+    return {
+        "id": run.name,
+        "images": last["images"],
+        "total": total,
+        "seconds_left": max(0, total - last["images"]) / rate if rate else None,
+        "curves": {key: [(line["images"], line[key]) for line in shown if line.get(key) is not None] for key in CURVES},
+        "loss_by_time": [((i + 0.5) / len(spans), loss) for i, loss in enumerate(spans) if loss is not None],
+        "preview": int(files[-1].stem) if files else None,
+    }
 
 
 async def left(request: Request) -> None:
@@ -364,7 +507,7 @@ async def left(request: Request) -> None:
 
 def about(name: str, pipe: Any) -> dict[str, Any]:
     """A model in the list."""
-    height, width = (side * getattr(pipe.autoencoder, "stride", 1) for side in pipe.net.size)
+    height, width = pipe.picture_shape[1]
     default = pipe.defaults
     return {
         "id": name,
@@ -386,6 +529,8 @@ def completed(service: Service, order: Order, event: Event) -> dict[str, Any]:
         {"b64_json": as_text(picture), "settings": service.settings(order, i)}
         for i, picture in enumerate(event.pictures)
     ]
+    for one, way in zip(data, event.animations, strict=False):  # where they were asked for
+        one["animation_b64"] = as_text(way)
     return {"created": int(time.time()), "model": order.model, "data": data}
 
 

@@ -8,8 +8,8 @@ takes a time for each row, so drawings need not be at the same step. A picture d
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ditlab.backbones import Backbone
-from ditlab.pipeline import Label, Pipeline
+from ditlab.pipeline import Label, Pipeline, Seed
 from ditlab.types import Step
 
 PATIENCE = 0.004  # seconds that a call waits for those of the other drawings
@@ -34,6 +34,7 @@ class Call:
     x: Tensor  # (B, C, H, W)
     t: Tensor  # (B,)
     y: Tensor  # (B,)
+    around: Callable[[], AbstractContextManager[None]] | None = None  # in which it is answered alone
     answered: threading.Event = field(default_factory=threading.Event)
     output: Tensor | None = None
     error: Exception | None = None
@@ -88,12 +89,20 @@ class Engine:
         self.thread = threading.Thread(target=self._run, name="network", daemon=True)
         self.thread.start()
 
-    def steps(self, labels: list[Label], seeds: list[int], stop: threading.Event, **options: Any) -> Iterator[Step]:
+    def steps(
+        self,
+        labels: list[Label],
+        seeds: Sequence[Seed],
+        stop: threading.Event,
+        around: Callable[[], AbstractContextManager[None]] | None = None,
+        **options: Any,
+    ) -> Iterator[Step]:
         """`Pipeline.steps`, answered together with all other drawings.
 
         Args:
             labels, seeds, options: as there.
             stop: set by somebody else, it ends the drawing before its next network call.
+            around: a context in which each of its network calls is answered, apart from all others.
 
         Raises:
             InputError: a setting that cannot be used; at once, not at the first step.
@@ -103,7 +112,7 @@ class Engine:
         def ask(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             if stop.is_set():
                 raise Stopped
-            return self._ask(x, t, y)
+            return self._ask(Call(x, t, y, around))
 
         drawing = replace(self.pipe, net=Shared(self.pipe.net, ask).eval())
         return self._counted(drawing.steps(labels, seeds=seeds, **options))
@@ -130,8 +139,7 @@ class Engine:
             self.change.notify_all()
         self.thread.join()
 
-    def _ask(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        call = Call(x, t, y)
+    def _ask(self, call: Call) -> Tensor:
         with self.change:
             if self.closed:
                 raise Stopped
@@ -153,13 +161,16 @@ class Engine:
                 self.change.wait_for(lambda: len(self.calls) >= self.drawings or self._full(), PATIENCE)
                 taken = [self.calls.popleft()]
                 rows = len(taken[0].x)
-                while self.calls and rows + len(self.calls[0].x) <= self.rows:
+                while self.calls and self._together(taken[0], self.calls[0], rows):
                     rows += len(self.calls[0].x)
                     taken.append(self.calls.popleft())
             started = time.perf_counter()
             self._answer(taken)
             if self.told is not None:
                 self.told(rows, time.perf_counter() - started)
+
+    def _together(self, first: Call, other: Call, rows: int) -> bool:
+        return first.around is other.around is None and rows + len(other.x) <= self.rows
 
     def _full(self) -> bool:
         return sum(len(call.x) for call in self.calls) >= self.rows
@@ -168,7 +179,8 @@ class Engine:
     def _answer(self, calls: list[Call]) -> None:
         try:
             x, t, y = (torch.cat([getattr(call, name) for call in calls]) for name in "xty")
-            parts = self.pipe.net(x, t, y).split([len(call.x) for call in calls])
+            with (calls[0].around or nullcontext)():
+                parts = self.pipe.net(x, t, y).split([len(call.x) for call in calls])
             for call, part in zip(calls, parts, strict=True):
                 call.output = part
         except Exception as error:

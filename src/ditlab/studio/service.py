@@ -7,22 +7,32 @@ that the caller gives. No path from a request reaches the file system, and model
 import base64
 import io
 import json
+import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from ditlab.editing import Original, read_picture
 from ditlab.errors import InputError, lookup
-from ditlab.pipeline import Label, Pipeline, to_pil
+from ditlab.pictures import save_animation
+from ditlab.pipeline import Label, Pipeline, Seed, to_pil
 from ditlab.studio.engine import Engine, Stopped
+from ditlab.studio.inside import Attention, Inside
+from ditlab.types import Between, Step, between
+
+log = logging.getLogger("uvicorn.error")  # which the server shows
+BROKEN = "the drawing failed; the service's log says why"
+FRAMES = 40  # of an animation at most
+SHOWN = 256  # pixels along its shorter side, about
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Limits:
     seconds: float = 120.0
     drawings: int = 32  # at a time; more are turned away
     body: int = 16 * 2**20  # bytes of a request
+    pixels: int = 16_000_000  # of a picture that comes in
     rows: int = 64  # of a network call
 
 
@@ -43,8 +54,10 @@ class Order:
 
     model: str
     labels: list[Label]
-    seeds: list[int]
+    seeds: list[Seed]
     previews: int = 0
+    animated: bool = False
+    original: Original | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # of `Pipeline.steps`
 
 
@@ -56,7 +69,18 @@ class Event:
     step: int = 0
     steps: int = 0
     pictures: tuple[bytes, ...] = ()  # PNG
+    animations: tuple[bytes, ...] = ()  # GIF
     message: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen inside."""
+
+    steps: tuple[tuple[float, bytes], ...]  # time behind each step, and its x0 as PNG
+    changes: list[list[float | None]]  # from the second step on: of each block
+    attentions: int  # in a network call
+    attention: Attention | None
 
 
 class Full(Exception):  # noqa: N818 - it is not the caller's fault
@@ -90,6 +114,8 @@ class Service:
         Raises:
             InputError: an unknown name.
         """
+        if not self.models:
+            raise InputError("no model is served yet; start again when its run has a checkpoint")
         name = next(iter(self.models)) if model is None else model
         return name, lookup(self.models, name, "model")
 
@@ -100,7 +126,14 @@ class Service:
         labels: list[Label] | None,
         count: int,
         seeds: list[int] | None,
+        to_label: Label = None,
+        to_seed: int | None = None,
+        picture: bytes | None = None,
+        mask: bytes | None = None,
+        strength: float | None = None,
+        resample: int | None = None,
         previews: int = 0,
+        animated: bool = False,
         **settings: Any,
     ) -> Order:
         """A checked order: what is left out is filled in.
@@ -110,7 +143,11 @@ class Service:
             labels: class names or indices; None is no condition, or any classes in turn where there are some.
             count: pictures.
             seeds: of the first, or of each; drawn at random if None.
+            to_label, to_seed: where the way of all pictures ends that begins at the first label and seed.
+            picture, mask: files to start from, see `Pipeline.original`.
+            strength, resample: as there.
             previews: pictures of the way, evenly spread.
+            animated: the way of each picture is wanted too.
             settings: of `Pipeline.steps`.
 
         Raises:
@@ -132,12 +169,25 @@ class Service:
             seeds = [(first + i) % 2**63 for i in range(count)]
         if len(seeds) != count:
             raise InputError(f"{len(seeds)} seeds for {count} pictures; give one, or one for each")
+        names, numbers = labels, list[Seed](seeds)
+        if to_label is not None:
+            pipe.labels([to_label])
+            names = list[Label](between(labels[0], to_label, count))
+        if to_label is not None or to_seed is not None:
+            numbers = [first] * count if to_seed is None else list[Seed](between(first, to_seed, count))
+        original = None
+        if picture is not None:
+            area = None if mask is None else read_picture(io.BytesIO(mask), limits.pixels)
+            image = read_picture(io.BytesIO(picture), limits.pixels)
+            original = pipe.original(image, mask=area, strength=strength, resample=resample)
+        elif mask is not None or strength is not None or resample is not None:
+            raise InputError("a mask, strength or resample without a picture to start from; give it as image")
         settings = {key: value for key, value in settings.items() if value is not None}
-        steps = pipe.step_count(settings)
+        steps = pipe.step_count(settings | {"original": original})
         if not 1 <= steps <= limits.steps:
             raise InputError(f"{steps} steps; give 1 to {limits.steps}")
-        order = Order(name, labels, seeds, previews, settings)
-        self.engines[name].steps(labels, seeds, threading.Event(), **settings)  # a setting that cannot be used
+        order = Order(name, names, numbers, previews, animated, original, settings)
+        self._steps(order, threading.Event())  # a setting that cannot be used
         return order
 
     def draw(self, order: Order, tell: Callable[[Event], None]) -> threading.Event:
@@ -161,28 +211,90 @@ class Service:
         self.threads.submit(self._draw, order, tell, stop)
         return stop
 
+    def _steps(
+        self, order: Order, stop: threading.Event, around: Callable[[], AbstractContextManager[None]] | None = None
+    ) -> Iterator[Step]:
+        """The engine's steps, as long as there is time."""
+        options = order.settings | ({} if order.original is None else {"original": order.original})
+        steps = self.engines[order.model].steps(order.labels, order.seeds, stop, around, **options)
+        return self._in_time(steps)
+
+    def _in_time(self, steps: Iterator[Step]) -> Iterator[Step]:
+        latest = time.monotonic() + self.limits.seconds
+        for step in steps:
+            if time.monotonic() > latest:
+                raise InputError(f"not done after {self.limits.seconds:.0f} s; ask for fewer steps or pictures")
+            yield step
+
     def _draw(self, order: Order, tell: Callable[[Event], None], stop: threading.Event) -> None:
-        pipe, latest = self.models[order.model], time.monotonic() + self.limits.seconds
         try:
-            total = pipe.step_count(order.settings)
-            shown = {round((i + 1) * total / (order.previews + 1)) for i in range(order.previews)}
-            for step in self.engines[order.model].steps(order.labels, order.seeds, stop, **order.settings):
-                if time.monotonic() > latest:
-                    raise InputError(f"not done after {self.limits.seconds:.0f} s; ask for fewer steps or pictures")
-                seen = self.pictures(order, step.x0) if step.i in shown else ()
+            total = self.models[order.model].step_count(order.settings | {"original": order.original})
+            shown, kept = spread(total, order.previews), spread(total, FRAMES if order.animated else 0)
+            frames: list[list[Image.Image]] = []
+            for step in self._steps(order, stop):
+                if step.i in kept:
+                    frames.append(self.images(order, step.x0))
+                seen = tuple(map(png, self.images(order, step.x0))) if step.i in shown else ()
                 tell(Event("preview" if seen else "step", step.i + 1, total, seen))
-            pictures = self.pictures(order, step.x, told=True)
+            images = self.images(order, step.x)
+            pictures = tuple(png(image, self.settings(order, i)) for i, image in enumerate(images))
+            ways = zip(*frames, images, strict=True) if order.animated else ()
             self.told.drawn(len(pictures))
-            tell(Event("done", total, total, pictures))
+            tell(Event("done", total, total, pictures, tuple(map(gif, ways))))
         except Stopped:
             self.told.stopped()
             tell(Event("error", message="stopped"))
         except InputError as error:
             tell(Event("error", message=str(error)))
         except Exception:
+            log.exception("a drawing failed")
             self.told.failed()
-            tell(Event("error", message="the drawing failed; the service's log says why"))
+            tell(Event("error", message=BROKEN))
+        finally:
+            self.told.ended()
+            self.places.release()
+
+    def look(self, order: Order, step: int | None, attention: int | None) -> tuple["Future[Look]", threading.Event]:
+        """Begin a look inside the network while it draws.
+
+        Args:
+            order: what to draw.
+            step, attention: the step, and the number of the self-attention in its network call, whose weights are
+                wanted; the drawing ends behind it. None looks at all steps instead.
+
+        Returns:
+            What was seen, and what ends it early when it is set.
+
+        Raises:
+            Full: as many as may are drawing already.
+        """
+        if not self.places.acquire(blocking=False):
+            self.told.refused()
+            raise Full
+        stop = threading.Event()
+        self.told.begun()
+        return self.threads.submit(self._look, order, step, attention, stop), stop
+
+    def _look(self, order: Order, step: int | None, attention: int | None, stop: threading.Event) -> Look:
+        try:
+            watcher = Inside(self.engines[order.model].pipe.net, attention)
+            seen: list[tuple[float, bytes]] = []
+            for each in self._steps(order, stop, watcher.around):
+                seen.append((each.t, png(self.images(order, each.x0)[0])))
+                if step is not None and each.i >= step:
+                    break
+                watcher.attention = None
+                watcher.step += 1
+            return Look(tuple(seen), watcher.changes, watcher.attentions, watcher.attention)
+        except Stopped:
+            self.told.stopped()
             raise
+        except InputError as error:
+            raise Failed(str(error)) from error
+        except Exception as error:
+            log.exception("a look inside failed")
+            self.told.failed()
+            raise Failed(BROKEN) from error
         finally:
             self.told.ended()
             self.places.release()
@@ -206,15 +318,21 @@ class Service:
             self.thumbnails[name, label] = event.pictures[0]
         return self.thumbnails[name, label]
 
-    def pictures(self, order: Order, latents: Tensor, *, told: bool = False) -> tuple[bytes, ...]:
-        """PNG files, with all that draws the same picture again in their metadata."""
-        with torch.no_grad():
-            images = to_pil(self.models[order.model].decode(latents))
-        return tuple(png(image, self.settings(order, i) if told else None) for i, image in enumerate(images))
+    def images(self, order: Order, latents: Tensor) -> list[Image.Image]:
+        """Pictures of the latents, with the pixels that shall stay."""
+        pixels = self.models[order.model].decode(latents)
+        return to_pil(pixels if order.original is None else order.original.finish(pixels))
 
     def settings(self, order: Order, i: int) -> dict[str, Any]:
-        """All that decides one picture."""
-        return {"model": order.model, "label": order.labels[i], "seed": order.seeds[i], **order.settings}
+        """All that decides one picture, but for the picture that it started from."""
+        start = order.original
+        return {
+            "model": order.model,
+            "label": told(order.labels[i]),
+            "seed": told(order.seeds[i]),
+            **order.settings,
+            **({} if start is None else {"strength": start.strength, "resample": start.resample}),
+        }
 
     def close(self) -> None:
         """End all drawings."""
@@ -248,7 +366,27 @@ class Told:
         """A fault of the service."""
 
 
-def png(image: Image.Image, settings: dict[str, Any] | None) -> bytes:
+def told(value: Any) -> Any:
+    """A label or seed as JSON."""
+    return asdict(value) if isinstance(value, Between) else value
+
+
+def spread(steps: int, count: int) -> set[int]:
+    """Numbers of so many steps, evenly between the first and the last."""
+    return {round((i + 1) * steps / (count + 1)) for i in range(count)}
+
+
+def gif(frames: Iterable[Image.Image]) -> bytes:
+    """An animation, enlarged to what one can look at."""
+    shown = list(frames)
+    factor = max(1, SHOWN // min(shown[0].size))
+    large = [each.resize((each.width * factor, each.height * factor), Image.Resampling.NEAREST) for each in shown]
+    content = io.BytesIO()
+    save_animation(large, content)
+    return content.getvalue()
+
+
+def png(image: Image.Image, settings: dict[str, Any] | None = None) -> bytes:
     """The file's content."""
     told = PngImagePlugin.PngInfo()
     if settings is not None:

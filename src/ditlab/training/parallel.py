@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ditlab.backbones import Backbone
 from ditlab.config import Parallel
-from ditlab.errors import InputError
+from ditlab.errors import InputError, RunError
 from ditlab.hardware import pick_device, process_place
 
 T = TypeVar("T")
@@ -97,6 +97,7 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
 
     Raises:
         InputError: processes that do not find each other, or too many for the accelerators.
+        RunError: one that ended, or said nothing for too long.
     """
     own = pick_device(device)
     rank, world = process_place()
@@ -117,8 +118,19 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
         ) from error
     try:
         yield Place(own, rank, world)
+    except RuntimeError as error:
+        if not any(word in str(error) for word in LOST):
+            raise
+        line = str(error).splitlines()[0]
+        raise RunError(
+            f"rank {rank}: another process ended, or said nothing for {seconds} s ({line}); "
+            "the same command resumes at the newest checkpoint"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+LOST = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer")  # in errors of talking to others
 
 
 def keep_inputs_only(net: Backbone) -> None:

@@ -1,0 +1,64 @@
+// The same seeds and classes through several models or settings, in one grid.
+
+import { $, SAMPLERS, described, element, post, say, shared, source } from "./service.js";
+
+export function pick() {
+  if (!$("variants").children.length) for (const quality of ["draft", "best"]) add({ model: $("model").value, quality });
+}
+
+function add(settings = {}) {
+  const row = $("variant").content.cloneNode(true).firstElementChild;
+  const field = (key) => row.querySelector(`[data-key="${key}"]`);
+  field("model").append(...shared.models.map((each) => new Option(each.id)));
+  field("sampler").append(...SAMPLERS.map((name) => new Option(name)));
+  for (const [key, value] of Object.entries(settings)) field(key).value = value;
+  row.querySelector("button").addEventListener("click", () => {
+    row.remove();
+    number();
+  });
+  $("variants").append(row);
+  number();
+}
+
+const number = () => [...$("variants").children].forEach((row, i) => (row.querySelector("legend").textContent = `Row ${i + 1}`));
+
+function order(row) {
+  const asked = { n: Number($("grid-count").value), seed: Number($("grid-seed").value) };
+  for (const field of row.querySelectorAll("[data-key]"))
+    if (field.value !== "") asked[field.dataset.key] = field.type === "number" ? Number(field.value) : field.value;
+  const names = $("grid-classes").value.split(",").map((name) => name.trim()).filter(Boolean);
+  if (names.length) asked.class_labels = Array.from({ length: asked.n }, (_, i) => names[i % names.length]);
+  return asked;
+}
+
+function told(asked) {
+  const { model, quality, sampler, num_inference_steps, guidance_scale } = asked;
+  const parts = [quality, sampler, num_inference_steps && `${num_inference_steps} steps`, guidance_scale !== undefined && `guidance ${guidance_scale}`];
+  return [model, parts.filter(Boolean).join(", ") || "as trained"];
+}
+
+async function draw() {
+  $("table").replaceChildren();
+  const rows = [...$("variants").children];
+  for (const [i, row] of rows.entries()) {
+    const asked = order(row);
+    say(`Row ${i + 1} of ${rows.length}`);
+    const begun = performance.now();
+    const { data } = await (await post("v1/images/generations", asked)).json();
+    const seconds = (performance.now() - begun) / 1000;
+    const [name, settings] = told(asked);
+    const head = element("th", { scope: "row" }, name, element("br"), settings, element("br"), `${seconds.toFixed(2)} s`);
+    const cells = data.map((one) => element("td", {}, element("img", { src: source(one.b64_json), alt: `${name}, ${settings}: ${described(one.settings)}` })));
+    if (i === 0) $("table").append(element("tr", {}, element("td"), ...data.map((one) => element("th", { scope: "col", textContent: described(one.settings) }))));
+    $("table").append(element("tr", {}, head, ...cells));
+  }
+  say(`${rows.length} rows`);
+}
+
+export function connect() {
+  $("variant-add").addEventListener("click", () => add({ model: $("model").value }));
+  $("grid").addEventListener("submit", (event) => {
+    event.preventDefault();
+    draw().catch((error) => say(error.message));
+  });
+}

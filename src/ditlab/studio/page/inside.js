@@ -1,0 +1,124 @@
+// The view into the network: its estimate step by step, what a patch attends to, how much each block changes.
+
+import { $, bytes, drawing, element, model, post, say, shared, source } from "./service.js";
+
+let asked = null; // the order that was looked into
+let steps = []; // time and picture of each step
+let step = 0;
+let patch = 0;
+let attention = null; // of the chosen step and layer
+
+export function pick() {
+  $("look-label").replaceChildren(...shared.classes.map((name, i) => new Option(name, i)));
+  $("look-label-row").hidden = model().classes === 0;
+  $("seen").hidden = true;
+}
+
+async function look() {
+  say("Looking");
+  asked = { model: $("model").value, seed: Number($("look-seed").value), num_inference_steps: Number($("look-steps").value) };
+  if (model().classes) asked.prompt = Number($("look-label").value);
+  const seen = await (await post("v1/inside", asked)).json();
+  steps = seen.steps;
+  $("way").replaceChildren(...steps.map(stepButton));
+  $("layer").replaceChildren(...Array.from({ length: seen.attentions }, (_, i) => new Option(`attention ${i + 1}`, i)));
+  $("layer").value = Math.floor(seen.attentions / 2);
+  $("changes").replaceChildren(heat(seen.changes));
+  $("seen").hidden = false;
+  say(`${steps.length} steps`);
+  patch = null;
+  await choose(Math.floor(steps.length / 2));
+}
+
+function stepButton({ b64_json }, i) {
+  const image = element("img", { src: source(b64_json), alt: `estimate after step ${i + 1}` });
+  const button = element("button", { type: "button" }, image, String(i + 1));
+  button.addEventListener("click", () => choose(i).catch((error) => say(error.message)));
+  return button;
+}
+
+async function choose(i) {
+  step = i;
+  [...$("way").children].forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
+  if ($("layer").value === "") return ($("attention-told").textContent = "This network has no self-attention.");
+  const body = { ...asked, step, attention: Number($("layer").value) };
+  const seen = await (await post("v1/inside", body)).json();
+  if (!seen.attention) return ($("attention-told").textContent = "The tokens of this layer are not patches of the picture.");
+  attention = { ...seen.attention, weights: bytes(seen.attention.weights) };
+  const count = attention.height * attention.width;
+  if (patch === null || patch >= count) patch = Math.floor(attention.height / 2) * attention.width + Math.floor(attention.width / 2);
+  await show();
+}
+
+async function show() {
+  const { height, width, weights } = attention;
+  const canvas = $("attention");
+  const cell = Math.max(2, Math.round(320 / Math.max(width, height)));
+  [canvas.width, canvas.height] = [width * cell, height * cell];
+  const pen = canvas.getContext("2d");
+  const picture = new Image();
+  picture.src = source(steps[step].b64_json);
+  await picture.decode();
+  pen.imageSmoothingEnabled = false;
+  pen.filter = "grayscale(1) brightness(0.6)";
+  pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  pen.filter = "none";
+  for (let i = 0; i < width * height; i++) {
+    pen.fillStyle = `rgb(255 176 0 / ${(0.85 * weights[patch * width * height + i]) / 255})`;
+    pen.fillRect((i % width) * cell, Math.floor(i / width) * cell, cell, cell);
+  }
+  pen.strokeStyle = "#fff";
+  pen.lineWidth = 2;
+  pen.strokeRect((patch % width) * cell + 1, Math.floor(patch / width) * cell + 1, cell - 2, cell - 2);
+  $("attention-told").textContent = `Step ${step + 1}, row ${Math.floor(patch / width) + 1} of ${height}, column ${(patch % width) + 1} of ${width}`;
+}
+
+function heat(changes) {
+  const blocks = changes[0]?.length ?? 0;
+  if (!blocks) return element("p", { textContent: "The blocks of this network are not watched." });
+  const known = changes.flat().filter((value) => value !== null);
+  const largest = Math.max(...known);
+  const [left, cell, high] = [64, 40, 22];
+  const figure = drawing("svg", { viewBox: `0 0 ${left + changes.length * cell} ${blocks * high + 26}`, class: "heat", role: "img" });
+  figure.setAttribute("aria-label", `Change of ${blocks} blocks over ${changes.length} steps, at most ${(100 * largest).toFixed(0)} percent`);
+  for (let block = 0; block < blocks; block++) {
+    figure.append(drawing("text", { x: 0, y: block * high + 15 }, `block ${block + 1}`));
+    changes.forEach((row, i) => {
+      const value = row[block];
+      const square = drawing("rect", { x: left + i * cell, y: block * high, width: cell - 2, height: high - 2, rx: 3 });
+      square.style.fillOpacity = value === null ? 0 : 0.08 + (0.92 * value) / largest;
+      square.append(drawing("title", {}, value === null ? "left out" : `step ${i + 2}, block ${block + 1}: ${(100 * value).toFixed(1)} %`));
+      figure.append(square);
+    });
+  }
+  changes.forEach((_, i) => figure.append(drawing("text", { x: left + i * cell + cell / 2 - 2, y: blocks * high + 16, "text-anchor": "middle" }, i + 2)));
+  return figure;
+}
+
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+export function connect() {
+  $("look").addEventListener("submit", (event) => {
+    event.preventDefault();
+    look().catch((error) => say(error.message));
+  });
+  $("layer").addEventListener("change", () => choose(step).catch((error) => say(error.message)));
+  const canvas = $("attention");
+  canvas.addEventListener("click", (event) => {
+    if (!attention) return;
+    const box = canvas.getBoundingClientRect();
+    const column = Math.floor(((event.clientX - box.left) / box.width) * attention.width);
+    const row = Math.floor(((event.clientY - box.top) / box.height) * attention.height);
+    patch = row * attention.width + column;
+    show();
+  });
+  canvas.addEventListener("keydown", (event) => {
+    if (!attention || !MOVES[event.key]) return;
+    event.preventDefault();
+    const [x, y] = MOVES[event.key];
+    const column = Math.min(attention.width - 1, Math.max(0, (patch % attention.width) + x));
+    const row = Math.min(attention.height - 1, Math.max(0, Math.floor(patch / attention.width) + y));
+    patch = row * attention.width + column;
+    show();
+  });
+}

@@ -1,0 +1,63 @@
+// What the views share: the service, the models, and the line that says what happens.
+
+export const $ = (id) => document.getElementById(id);
+export const SAMPLERS = ["ab4", "ab2", "dpmpp", "heun", "euler", "ddim", "ddpm", "sde"];
+export const shared = { models: [], classes: [] }; // the classes are those of the chosen model
+
+export const model = () => shared.models.find((each) => each.id === $("model").value);
+export const say = (text) => ($("status").textContent = text);
+export const source = (text) => `data:image/png;base64,${text}`;
+export const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+const headers = () => {
+  const token = sessionStorage.getItem("token");
+  return { "content-type": "application/json", ...(token ? { authorization: `Bearer ${token}` } : {}) };
+};
+
+export async function ask(path, options = {}) {
+  const answer = await fetch(path, { ...options, headers: headers() });
+  if (answer.ok) return answer;
+  if (answer.status === 401) $("token-row").hidden = false;
+  const told = await answer.json().catch(() => null);
+  throw new Error(told?.error?.message ?? `the service answered ${answer.status}`);
+}
+
+export const post = (path, body, options = {}) => ask(path, { method: "POST", body: JSON.stringify(body), ...options });
+
+export async function* events(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    const blocks = text.split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) yield JSON.parse(block.split("\n").find((line) => line.startsWith("data: ")).slice(6));
+  }
+}
+
+export function named(value) {
+  // A label as people call it.
+  if (value === null) return "none";
+  if (typeof value === "object") return `${named(value.first)} to ${named(value.second)} (${Math.round(100 * value.weight)} %)`;
+  return String(typeof value === "number" ? (shared.classes[value] ?? value) : value);
+}
+
+export function described(settings) {
+  const seed = typeof settings.seed === "object" ? named(settings.seed) : settings.seed;
+  return `${settings.label === null ? "picture" : `class ${named(settings.label)}`}, seed ${seed}`;
+}
+
+export function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+export function drawing(name, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
