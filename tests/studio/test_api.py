@@ -17,7 +17,7 @@ from PIL import Image
 
 from ditlab import between
 from ditlab.config import find_recipe
-from ditlab.studio.api import create_app
+from ditlab.studio.api import about, create_app
 from ditlab.studio.service import Limits
 
 
@@ -187,6 +187,13 @@ class TestRefusing:
         assert answer.status_code == code
         assert words in error(answer)
         assert len(error(answer)) < 300
+
+    @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+    def test_what_pages_from_elsewhere_may_send_is_not_read(self, client, kind):
+        headers = {} if kind is None else {"content-type": kind}
+        answer = client.post("/v1/images/generations", content=b'{"n": 1}', headers=headers)
+        assert answer.status_code == 422
+        assert error(answer) == "the body must be JSON, with Content-Type: application/json"
 
     @pytest.mark.parametrize(
         ("method", "path", "allowed"),
@@ -437,6 +444,7 @@ def test_runs_are_watched(pipe, tmp_path):
 def test_models_and_classes_are_told(client):
     first, second = client.get("/v1/models").json()["data"]
     assert (first["id"], first["size"], first["classes"], first["num_inference_steps"]) == ("small", "8x8", 3, 4)
+    assert first == about("small", client.app.state.service.models["small"])  # nothing is left out of the form
     assert second["id"] == "other"
     assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"]}
     assert client.get("/v1/classes", params={"model": "other"}).json()["classes"] == []

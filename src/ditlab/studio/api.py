@@ -222,7 +222,10 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return fault(422, misfit(error.errors()))
+        errors = error.errors()
+        if tuple(errors[0]["loc"]) == ("body",) and "json" not in request.headers.get("content-type", ""):
+            return fault(422, "the body must be JSON, with Content-Type: application/json")
+        return fault(422, misfit(errors))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -380,7 +383,7 @@ class Guard:
         """The answer to what is refused; None for what is not."""
         if "transfer-encoding" in headers:
             return fault(411, "the body's length must be told before; send it in one piece, with Content-Length")
-        length = headers.get("content-length", "0")
+        length = headers.get("content-length", "0")  # of which int() refuses more than some thousand digits
         if not (length.isdecimal() and len(length) < 20 and int(length) <= self.body):
             return fault(413, f"a body of {length[:20]} bytes; at most {self.body} are taken")
         given = headers.get("authorization", "").removeprefix("Bearer ")
