@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Annotated, Any
@@ -123,10 +124,9 @@ def serving(run: Path) -> Iterator[Server]:
         )
         server = Server(f"http://127.0.0.1:{port}", process)
         try:
-            while process.poll() is None:
-                with suppress(httpx.TransportError):
-                    httpx.get(f"{server.address}/ready", trust_env=False)
-                    break
+            while not ready(server):
+                if process.poll() is not None:
+                    sys.exit("the service did not start")
                 time.sleep(0.1)
             yield server
         finally:
@@ -134,6 +134,14 @@ def serving(run: Path) -> Iterator[Server]:
             process.wait(30)
             log.seek(0)
             sys.stderr.write(log.read().decode())
+
+
+def ready(server: Server) -> bool:
+    """Whether it answers."""
+    try:
+        return httpx.get(f"{server.address}/ready", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def told(pipe: Pipeline) -> dict[str, Any]:
@@ -151,7 +159,7 @@ def orders(pipe: Pipeline, count: int, first: int = 0) -> list[Order]:
 async def drawn(client: httpx.AsyncClient, order: Order, counts: Counter[str]) -> list[np.ndarray[Any, Any]]:
     """The pictures; comes back as it is told while no place is free."""
     while (answer := await client.post(DRAW, json=order)).status_code == 429:
-        counts["429"] += 1
+        counts["turned_away"] += 1
         await asyncio.sleep(float(answer.headers["retry-after"]))
     answer.raise_for_status()
     files = [base64.b64decode(each["b64_json"]) for each in answer.json()["data"]]
@@ -226,7 +234,7 @@ async def load(server: Server, pipe: Pipeline, count: int, many: int = 32) -> di
         "requests": count,
         "clients": many,
         "lost": count - len(seconds),
-        "turned_away": counts["429"],
+        "turned_away": counts["turned_away"],
         "per_second": len(seconds) / (time.perf_counter() - begun),
         "memory_before": before,
         "memory_after": server.memory(),
@@ -314,7 +322,7 @@ WRONG: list[tuple[int, str, str, dict[str, Any]]] = [
     (404, "GET", "/nothing", {}),
     (405, "DELETE", "/v1/models", {}),
 ]
-RIGHT = ["/", "/app.js", "/health", "/ready", "/metrics", "/v1/models", "/v1/classes", "/openapi.json"]
+RIGHT = ["/", "/app.js", "/health", "/ready", "/metrics", "/v1/models", "/v1/classes", "/v1/runs", "/openapi.json"]
 
 
 @dataclass
@@ -345,8 +353,8 @@ class Soak:
         return {
             "minutes": seconds / 60,
             "clients": self.many,
-            "requests": self.counts.total(),
-            **self.counts,
+            "requests": self.counts.total() - self.counts["turned_away"],
+            "of_which": dict(self.counts),
             "pictures": last["ditlab_pictures_total"],
             "failed": last["ditlab_failed_total"],
             "unexpected": dict(self.unexpected),
@@ -363,7 +371,7 @@ class Soak:
             await asyncio.sleep(min(5.0, seconds / 20))
 
     async def one(self, client: httpx.AsyncClient, ends: float) -> None:
-        kinds = {self.draw: 60, self.stream: 15, self.leave: 12, self.err: 8, self.look: 5}
+        kinds = {self.draw: 55, self.stream: 15, self.leave: 12, self.err: 8, self.inside: 5, self.look: 5}
         while time.monotonic() < ends:
             (kind,) = self.chance.choices(list(kinds), list(kinds.values()))
             self.counts[kind.__name__] += 1
@@ -371,6 +379,13 @@ class Soak:
                 await kind(client)
             except (httpx.HTTPError, AssertionError) as error:
                 self.unexpected[f"{kind.__name__}: {error!r}"] += 1
+
+    @cached_property
+    def start(self) -> str:
+        """A picture to start from."""
+        content = io.BytesIO()
+        Image.effect_noise((64, 64), 64).save(content, "PNG")
+        return base64.b64encode(content.getvalue()).decode()
 
     def order(self) -> Order:
         """Some pictures, in some way."""
@@ -380,6 +395,8 @@ class Soak:
         if classes:
             order["class_labels"] = [self.chance.randrange(classes) for _ in range(count)]
             order["guidance_scale"] = self.chance.choice([1.0, 1.5, 4.0])
+        if self.chance.random() < 0.2:
+            order |= {"image": self.start, "strength": 0.6}
         return order
 
     async def draw(self, client: httpx.AsyncClient) -> None:
@@ -396,7 +413,7 @@ class Soak:
         """A stream to its end, or so many events of it."""
         async with client.stream("POST", DRAW, json=order | {"stream": True}) as answer:
             if answer.status_code == 429:
-                self.counts["429"] += 1
+                self.counts["turned_away"] += 1
                 return
             answer.raise_for_status()
             kinds = []
@@ -405,6 +422,11 @@ class Soak:
                 if len(kinds) == most:
                     return
             assert kinds[-1] == "image_generation.completed", kinds
+
+    async def inside(self, client: httpx.AsyncClient) -> None:
+        order = {"seed": self.chance.randrange(2**32), "num_inference_steps": 12, "step": 6, "attention": 0}
+        answer = await client.post("/v1/inside", json=order)
+        assert answer.status_code in (200, 429), answer.status_code
 
     async def err(self, client: httpx.AsyncClient) -> None:
         code, method, path, options = self.chance.choice(WRONG)

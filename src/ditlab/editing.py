@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder
@@ -164,6 +164,8 @@ def read_picture(file: Path | BinaryIO, limit: int = 64_000_000) -> Image.Image:
         image.load()
     except FileNotFoundError:
         raise InputError(f"there is no picture {name}; give another path") from None
+    except UnidentifiedImageError:  # which has nothing else to say
+        raise InputError(f"{name} cannot be read as {', '.join(FORMATS)}; give another") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} cannot be read as {', '.join(FORMATS)} ({error}); give another") from error
     return image

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import gc
 import io
 import json
 import os
@@ -264,12 +265,19 @@ class TestRefusing:
             assert answer.status_code == 503
             assert "not done after 0 s; ask for fewer steps" in error(answer)
 
-    @pytest.mark.parametrize("stream", [False, True])
-    def test_a_client_that_leaves_frees_its_place_within_a_step(self, pipe, stream):
+    @pytest.mark.parametrize(
+        ("path", "more"),
+        [
+            ("/v1/images/generations", {"stream": False}),
+            ("/v1/images/generations", {"stream": True}),
+            ("/v1/inside", {}),
+        ],
+    )
+    def test_a_client_that_leaves_frees_its_place_within_a_step(self, pipe, path, more, caplog):
         calls, whole = [], pipe.net.forward
         pipe.net.forward = lambda *given: calls.append(time.sleep(0.05)) or whole(*given)
         app = create_app({"small": pipe})
-        asked = {"num_inference_steps": 100, "sampler": "euler", "stream": stream}
+        asked = {"num_inference_steps": 100, "sampler": "euler"} | more
 
         async def leave():
             begun, gone = asyncio.Event(), asyncio.Event()
@@ -284,7 +292,7 @@ class TestRefusing:
             async def send(message):
                 pass
 
-            path, headers = "/v1/images/generations", [(b"content-type", b"application/json")]
+            headers = [(b"content-type", b"application/json")]
             scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
             drawing = asyncio.create_task(app(scope, receive, send))
             while len(calls) < 3:
@@ -298,6 +306,8 @@ class TestRefusing:
 
         assert asyncio.run(leave()) <= 1
         app.state.service.close()
+        gc.collect()
+        assert caplog.text == ""  # no exception that nobody asked for
 
     def test_a_fault_shows_nothing_of_the_inside_but_in_the_log(self, pipe, caplog):
         def broken(*given):
@@ -439,6 +449,23 @@ def test_runs_are_watched(pipe, tmp_path):
         unknown = client.get("/v1/runs/mino")
         assert unknown.status_code == 400
         assert 'did you mean "mine"' in error(unknown)
+        wrong = {
+            "images": 30,
+            "loss": float("nan"),
+            "images_per_second": float("inf"),
+            "loss_by_time": [float("nan"), 1.0],
+        }
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write("\n" + json.dumps(wrong) + "\n")
+        told = client.get("/v1/runs/mine").json()
+        assert (told["images"], told["seconds_left"]) == (30, None)
+        assert told["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
+        assert told["loss_by_time"] == [[0.75, 1.0]]
+        os.rename(run, tmp_path / "gone")
+        for path in ("", "/preview"):
+            gone = client.get(f"/v1/runs/mine{path}")
+            assert gone.status_code == 404
+            assert str(tmp_path) not in error(gone)
 
 
 def test_models_and_classes_are_told(client):

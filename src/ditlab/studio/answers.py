@@ -3,7 +3,7 @@
 The answers themselves are plain dicts, made where the work is done; the tests hold them against these forms.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -143,6 +143,9 @@ class Runs(BaseModel):
     runs: list[str] = Field(examples=[["demo"]])
 
 
+Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
 class Run(BaseModel):
     """How a training run goes."""
 
@@ -150,11 +153,11 @@ class Run(BaseModel):
     images: int = Field(description="Seen so far.", examples=[51200])
     total: int = Field(description="At the end.", examples=[110000])
     seconds_left: float | None = Field(examples=[97.5])
-    curves: dict[str, list[tuple[float, float]]] = Field(
+    curves: dict[str, list[Point]] = Field(
         description="Points (images, value) of loss, grad_norm, lr and images_per_second.",
         examples=[{"loss": [[12800, 0.86], [25600, 0.5]]}],
     )
-    loss_by_time: list[tuple[float, float]] = Field(
+    loss_by_time: list[Point] = Field(
         description="Points (time, loss) of the last line, 0 is data and 1 noise.",
         examples=[[[0.25, 0.3], [0.75, 0.9]]],
     )

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hmac
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -32,7 +33,20 @@ from ditlab.config import parse_recipe, read_toml
 from ditlab.errors import InputError, lookup
 from ditlab.pipeline import Label
 from ditlab.samplers import SAMPLERS
-from ditlab.studio.answers import GENERATED, METRICS, THUMBNAIL, Classes, Health, Models, Ready, Run, Runs, Seen, faults
+from ditlab.studio.answers import (
+    GENERATED,
+    METRICS,
+    PIXEL,
+    THUMBNAIL,
+    Classes,
+    Health,
+    Models,
+    Ready,
+    Run,
+    Runs,
+    Seen,
+    faults,
+)
 from ditlab.studio.service import Event, Failed, Full, Limits, Look, Order, Service, Told, as_text
 from ditlab.watching import CURVES, previews, read_metrics
 
@@ -102,7 +116,14 @@ class Generation(Drawing):
     """An order for pictures."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "3", "n": 4, "seed": 0}, {"class_labels": [3, 7], "stream": True}]},
+        json_schema_extra={
+            "examples": [
+                {"prompt": "3", "n": 4, "seed": 0},
+                {"class_labels": [3, 7], "stream": True},
+                {"prompt": "3", "to_label": "8", "n": 4, "seed": 0},
+                {"prompt": "3", "image": PIXEL, "strength": 0.6},
+            ]
+        },
     )
 
     class_labels: list[ClassLabel] | None = Field(
@@ -325,6 +346,7 @@ def create_app(
             return found(order.model, waiting.result()) if waiting.done() else Response(status_code=499)
         finally:
             gone.cancel()
+            waiting.cancel()
             stop.set()
 
     @inside.get("/v1/runs", response_model=Runs)
@@ -332,10 +354,14 @@ def create_app(
         """The training runs that may be watched."""
         return {"runs": list(runs)}
 
-    @inside.get("/v1/runs/{run}", response_model=Run, responses=faults(400, 422))
-    async def watch_run(run: PathName) -> dict[str, Any]:
+    @inside.get("/v1/runs/{run}", response_model=Run, responses=faults(400, 404, 422))
+    async def watch_run(run: PathName) -> Response | dict[str, Any]:
         """How a training run goes."""
-        return await asyncio.to_thread(progress, lookup(runs, run, "run"))
+        folder = lookup(runs, run, "run")
+        try:
+            return await asyncio.to_thread(progress, folder)
+        except (InputError, OSError):  # whose words name the folder
+            return fault(404, f"the run {run} cannot be read; its folder has been changed or moved")
 
     @inside.get("/v1/runs/{run}/preview", response_class=Response, responses=THUMBNAIL | faults(400, 404, 422))
     async def preview(run: PathName) -> Response:
@@ -343,7 +369,10 @@ def create_app(
         files = previews(lookup(runs, run, "run"))
         if not files:
             return fault(404, f"the run {run} has no preview yet; come back later")
-        content = await asyncio.to_thread(files[-1].read_bytes)
+        try:
+            content = await asyncio.to_thread(files[-1].read_bytes)
+        except OSError:
+            return fault(404, f"the preview of the run {run} cannot be read; come back later")
         return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})
 
     app.include_router(inside)
@@ -477,6 +506,11 @@ def found(model: str, look: Look) -> dict[str, Any]:
     }
 
 
+def finite(value: float | None) -> bool:
+    """Whether there is a number; a run that has gone wrong has others too, which JSON has not."""
+    return value is not None and math.isfinite(value)
+
+
 POINTS = 400  # of a curve at most
 
 
@@ -492,9 +526,9 @@ def progress(run: Path) -> dict[str, Any]:
         "id": run.name,
         "images": last["images"],
         "total": total,
-        "seconds_left": max(0, total - last["images"]) / rate if rate else None,
-        "curves": {key: [(line["images"], line[key]) for line in shown if line.get(key) is not None] for key in CURVES},
-        "loss_by_time": [((i + 0.5) / len(spans), loss) for i, loss in enumerate(spans) if loss is not None],
+        "seconds_left": max(0, total - last["images"]) / rate if rate and finite(rate) else None,
+        "curves": {key: [(line["images"], line[key]) for line in shown if finite(line.get(key))] for key in CURVES},
+        "loss_by_time": [((i + 0.5) / len(spans), loss) for i, loss in enumerate(spans) if finite(loss)],
         "preview": int(files[-1].stem) if files else None,
     }
 
