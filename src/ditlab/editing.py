@@ -6,7 +6,7 @@ sampler then carries the picture noised to t along, as the replacement of Lugmay
 Their resampling walks each piece of the way several times, so that the old and the new come to agree.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +25,7 @@ from ditlab.errors import InputError
 from ditlab.samplers import Sampler
 from ditlab.types import Denoise, Noise, Prediction, Step
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whose readers keep quiet about damaged files
 PIECES = 10  # in which the way is walked again; RePaint's jumps are a 25th of it, too short for few steps
 
 
@@ -146,28 +146,31 @@ def originals(
     return Original(pixels, x0, mask, strength, resample)
 
 
-def read_picture(file: Path | BinaryIO, limit: int = 64_000_000) -> Image.Image:
+def read_picture(
+    file: Path | BinaryIO, limit: int = 64_000_000, formats: Sequence[str] = (*FORMATS, "TIFF")
+) -> Image.Image:
     """A picture of any common form, decoded.
 
     Args:
         file: its path, or its bytes.
         limit: pixels at most; a small file may claim billions.
+        formats: that it may have, by Pillow's names.
 
     Raises:
         InputError: nothing there, no picture, or too large a one.
     """
     name = file if isinstance(file, Path) else "the picture"
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=formats)
         if image.width * image.height > limit:
             raise InputError(f"{name} has {image.width}x{image.height} pixels; give one of at most {limit:,} in all")
         image.load()
     except FileNotFoundError:
         raise InputError(f"there is no picture {name}; give another path") from None
     except UnidentifiedImageError:  # which has nothing else to say
-        raise InputError(f"{name} cannot be read as {', '.join(FORMATS)}; give another") from None
+        raise InputError(f"{name} cannot be read as {', '.join(formats)}; give another") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name} cannot be read as {', '.join(FORMATS)} ({error}); give another") from error
+        raise InputError(f"{name} cannot be read as {', '.join(formats)} ({error}); give another") from error
     return image
 
 

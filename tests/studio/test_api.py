@@ -420,6 +420,18 @@ class TestInside:
         assert (height, width) == (4, 4)
         assert (rows.max(1) == 255).all()
 
+    @pytest.mark.parametrize(
+        ("asked", "line"),
+        [
+            ({"step": 2, "attention": 9}, "attention 9; there are 2, from 0 to 1"),
+            ({"step": 4}, "step 4; there are 4, from 0 to 3"),
+        ],
+    )
+    def test_what_there_is_not_is_told(self, client, asked, line):
+        answer = client.post("/v1/inside", json={"seed": 1, "num_inference_steps": 4} | asked)
+        assert answer.status_code == 400
+        assert error(answer) == line
+
     def test_a_fault_in_the_order_is_told(self, client):
         answer = client.post("/v1/inside", json={"prompt": "bea"})
         assert answer.status_code == 400

@@ -343,7 +343,7 @@ def create_app(
         gone, waiting = asyncio.create_task(left(request)), asyncio.wrap_future(seen)
         try:
             await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-            return found(order.model, waiting.result()) if waiting.done() else Response(status_code=499)
+            return found(asked, order.model, waiting.result()) if waiting.done() else Response(status_code=499)
         finally:
             gone.cancel()
             waiting.cancel()
@@ -489,8 +489,15 @@ def decoded(name: str, text: str | None) -> bytes | None:
         raise InputError(f"the {name} is not base64; encode the file's bytes so") from None
 
 
-def found(model: str, look: Look) -> dict[str, Any]:
-    """What was seen inside, as JSON."""
+def found(asked: Looking, model: str, look: Look) -> dict[str, Any]:
+    """What was seen inside, as JSON.
+
+    Raises:
+        InputError: a step or an attention that there is not.
+    """
+    for name, wanted, there in (("step", asked.step, len(look.steps)), ("attention", asked.attention, look.attentions)):
+        if wanted is not None and wanted >= there:
+            raise InputError(f"{name} {wanted}; there are {there}" + (f", from 0 to {there - 1}" if there else ""))
     told = None
     if (attention := look.attention) is not None:
         rows = attention.weights / attention.weights.amax(1, keepdim=True).clamp(min=1e-12)

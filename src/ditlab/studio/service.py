@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ditlab.editing import Original, read_picture
+from ditlab.editing import FORMATS, Original, read_picture
 from ditlab.errors import InputError, lookup
 from ditlab.pictures import save_animation
 from ditlab.pipeline import Label, Pipeline, Seed, to_pil
@@ -177,8 +177,8 @@ class Service:
             numbers = [first] * count if to_seed is None else list[Seed](between(first, to_seed, count))
         original = None
         if picture is not None:
-            area = None if mask is None else read_picture(io.BytesIO(mask), limits.pixels)
-            image = read_picture(io.BytesIO(picture), limits.pixels)
+            area = None if mask is None else read_picture(io.BytesIO(mask), limits.pixels, FORMATS)
+            image = read_picture(io.BytesIO(picture), limits.pixels, FORMATS)
             original = pipe.original(image, mask=area, strength=strength, resample=resample)
         elif mask is not None or strength is not None or resample is not None:
             raise InputError("a mask, strength or resample without a picture to start from; give it as image")
