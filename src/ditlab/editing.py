@@ -6,7 +6,7 @@ sampler then carries the picture noised to t along, as the replacement of Lugmay
 Their resampling walks each piece of the way several times, so that the old and the new come to agree.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -147,7 +147,7 @@ def originals(
 
 
 def read_picture(
-    file: Path | BinaryIO, limit: int = 64_000_000, formats: Sequence[str] = (*FORMATS, "TIFF")
+    file: Path | BinaryIO, limit: int = 64_000_000, formats: tuple[str, ...] = (*FORMATS, "TIFF")
 ) -> Image.Image:
     """A picture of any common form, decoded.
 
