@@ -1,4 +1,5 @@
-"""Files that are written whole or not at all, and folders that tell whether they still are."""
+"""Files that are written whole or not at all, work that one process does at a time, and folders that tell whether they
+are as they were written."""
 
 import hashlib
 import json
@@ -6,6 +7,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -28,6 +34,27 @@ def replace_text(file: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(file) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether what this file stands for is this process's alone until the block ends; it ends with the process too.
+
+    Args:
+        file: made if it is not there, and left.
+        wait: until whoever has it lets go.
+    """
+    if fcntl is None:  # not on Windows, where a process works alone
+        yield True
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 MANIFEST = "manifest.json"
