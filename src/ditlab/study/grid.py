@@ -110,7 +110,7 @@ def lay_out(study: Study, known: dict[str, int], *, timed: bool = False) -> list
 
 def lay_out_part(study: Study, name: str, known: dict[str, int], timed: bool) -> Part:
     """One of them."""
-    recipe, budget = study.recipe_of(name), study.budget
+    recipe, budget = study.parts[name], study.budget
     check_ranges(recipe)
     by_time = budget.seconds is not None
     mark = mark_of(recipe, f"{budget}") if by_time else ""
@@ -141,7 +141,7 @@ def rhythm(study: Study, name: str, recipe: Recipe) -> dict[str, Any]:
         "preview_every": images,
         "keep": 1,
     }
-    given = study.settings.get("train", {}) | study.parts[name].get("train", {})
+    given = study.given[name].get("train", {})
     return {key: value for key, value in own.items() if key not in given}
 
 

@@ -129,12 +129,10 @@ class Study(Basics):
     text: str = ""
     """The recipe as it was written."""
     budget: Budget = field(default_factory=Budget)
-    base: Tables = field(default_factory=dict)
-    """Of the recipe that all parts begin with, and what this study changes in it."""
-    settings: Tables = field(default_factory=dict)
-    """What it changes."""
-    parts: dict[str, Tables] = field(default_factory=dict)
-    """Name -> what is different in it."""
+    parts: dict[str, Recipe] = field(default_factory=dict)
+    """Before budget and seed."""
+    given: dict[str, Tables] = field(default_factory=dict)
+    """Part -> what this study says of it, for all parts or this one, instead of the recipe that they begin with."""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     plots: tuple[Plot, ...] = ()
     claims: tuple[Claim, ...] = ()
@@ -148,14 +146,6 @@ class Study(Basics):
             for part in self.parts
             for evaluation in self.evaluations
         }
-
-    def recipe_of(self, part: str) -> Recipe:
-        """The recipe of a part, before its budget and seed.
-
-        Raises:
-            InputError: a key or value that no recipe has.
-        """
-        return parse_recipe(changed(self.base, self.parts[part]), source=f'study {self.name}, part "{part}"')
 
 
 TABLES = ("budget", "settings", "parts", "cross", "evaluation", "evaluations", "plots", "claims")
@@ -178,23 +168,21 @@ def read_study(name: str) -> Study:
         if not isinstance(table.get(key, kind()), kind):
             raise InputError(f"{source}: {key} is {table[key]!r}, but must be {what.format(key)}")
     basics = parse_table(Basics, {key: value for key, value in table.items() if key in keys}, source)
-    settings = table.get("settings", {})
+    own = grid(table.get("parts", {}), table.get("cross", {}), source)
+    given = {name: changed(table.get("settings", {}), changes) for name, changes in own.items()}
+    base = base_tables(basics.recipe)
     study = Study(
         **vars(basics),
         name=path.stem,
         text=path.read_text(encoding="utf-8"),
         budget=parse_table(Budget, table.get("budget", {}), f"{source}, budget"),
-        base=changed(base_tables(basics.recipe), settings),
-        settings=settings,
-        parts=grid(table.get("parts", {}), table.get("cross", {}), source),
+        parts={name: part_recipe(base, changes, f'{source}, part "{name}"') for name, changes in given.items()},
+        given=given,
         evaluations=read_evaluations(table, source),
         plots=tuple(parse_table(Plot, each, f"{source}, a plot") for each in table.get("plots", [{"fit": True}])),
         claims=tuple(parse_table(Claim, each, f"{source}, a claim") for each in table.get("claims", [])),
     )
     check(study, source)
-    for part in study.parts:
-        check_settings(merged(settings, study.parts[part]), f'{source}, part "{part}"')
-        study.recipe_of(part)
     return study
 
 
@@ -202,6 +190,18 @@ def base_tables(name: str) -> Tables:
     """The tables of a training recipe, once it is one."""
     path = find_recipe(name)
     return to_tables(parse_recipe(read_toml(path), source=str(path)))
+
+
+def part_recipe(base: Tables, changes: Tables, source: str) -> Recipe:
+    """The recipe of a part.
+
+    Raises:
+        InputError: a key or value that no recipe has, or that the study itself decides.
+    """
+    for key, remedy in (("images", "set it under [budget]"), ("seed", "list them as seeds")):
+        if key in changes.get("train", {}):
+            raise InputError(f"{source}: train.{key} is the study's to decide; {remedy}")
+    return parse_recipe(changed(base, changes), source=source)
 
 
 def changed(base: Tables, changes: Tables) -> Tables:
@@ -269,13 +269,6 @@ def read_evaluations(table: dict[str, Any], source: str) -> dict[str, Evaluation
     }
 
 
-def check_settings(tables: Tables, source: str) -> None:
-    """Refuse what the study itself decides."""
-    for key, remedy in (("images", "set it under [budget]"), ("seed", "list them as seeds")):
-        if key in tables.get("train", {}):
-            raise InputError(f"{source}: train.{key} is the study's to decide; {remedy}")
-
-
 def check(study: Study, source: str) -> None:
     """Refuse what does not go together.
 
@@ -328,8 +321,8 @@ def check_axis(name: str, study: Study, source: str) -> None:
         return
     if "." not in bare:
         raise InputError(f'{source}: "{bare}" is no axis; {nearest(bare, [*AXES, *METRICS])}')
-    for part in study.parts:
-        value = recipe_value(study.recipe_of(part), bare)
+    for part, recipe in study.parts.items():
+        value = recipe_value(recipe, bare)
         if not isinstance(value, int | float):
             raise InputError(f'{source}: {bare} is {value!r} in part "{part}"; an axis needs a number')
 
