@@ -56,7 +56,8 @@ PROCESS = {"cpu": 0.45 * GIB, "cuda": 0.8 * GIB}  # Python, PyTorch and their li
 HALF = 0.6  # of the activations' bytes in bfloat16 autocast: norms and softmax keep float32
 USABLE = 0.94  # of a device's memory, for fragments between tensors
 MOST = 2**16  # pictures
-FEW, LONG = 8, 2.0  # pictures of a first trial; seconds of a whole step above which it is the only one
+FEW, MORE = 8, 4  # pictures of a first trial, and how many times more the next one has
+LONG = 2.0  # seconds that no trial may be expected to take; of a tiny network few pictures take as long as many
 
 
 @dataclass(frozen=True)
@@ -238,11 +239,13 @@ def timed_step(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, batch
     pipe = build(recipe, dataset, autoencoder, pick_device(recipe.train.device))
     loss_of = LossOf(pipe.net.train(), pipe.objective, pipe.autoencoder, recipe.train)
     dtype = torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
-    for count in (min(batch, FEW), batch):
+    count = min(batch, FEW)
+    while True:
         step, wait = trial_step(loss_of, dataset, count), waiter(pipe.net.device)
         seconds = interleaved({"step": partial(step, dtype)}, 2, wait, min)["step"]
-        if seconds * batch / count > LONG:
+        if count == batch or seconds * MORE > LONG:
             break
+        count = min(batch, count * MORE)
     return seconds * batch / count + timed_update(pipe.net, recipe)
 
 

@@ -55,9 +55,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Compared:
-    """A difference that is claimed to be below 0."""
+    """A difference, or a correlation, that is claimed to be below 0, or above it."""
 
     what: str
+    side: int = -1  # of 0 that is claimed: -1 or 1
     mean: float | None = None
     error: float | None = None  # standard error over the seeds
     reach: float | None = None  # half the width of the interval of confidence
@@ -92,21 +93,21 @@ def standard_error(values: Sequence[float]) -> float | None:
     return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
 
 
-def compare(what: str, differences: Sequence[float]) -> Compared:
-    """Is the mean of these, one for each seed, below 0 by more than its error, or above, or neither?
+def compare(what: str, differences: Sequence[float], side: int = -1) -> Compared:
+    """Is the mean of these, one for each seed, on this side of 0 by more than its error, or on the other, or neither?
 
     The interval is Student's for so many seeds: with three of them it reaches 4.3 standard errors to each side.
     """
     if not differences:
-        return Compared(what)
+        return Compared(what, side)
     mean, error = fmean(differences), standard_error(differences)
     if error is None:
-        return Compared(what, mean)
+        return Compared(what, side, mean)
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     reach = float(stdtrit(len(differences) - 1, (1 + CONFIDENCE) / 2)) * error
-    verdict = HOLDS if mean + reach < 0 else FAILS if mean - reach > 0 else WITHIN
-    return Compared(what, mean, error, reach, verdict)
+    verdict = WITHIN if abs(mean) <= reach else HOLDS if mean * side > 0 else FAILS
+    return Compared(what, side, mean, error, reach, verdict)
 
 
 def judge(claim: Claim, entries: Sequence[Entry]) -> Verdict:
@@ -143,17 +144,15 @@ def lowest_of(pattern: str, by: str, entries: Sequence[Entry]) -> dict[int, floa
 
 
 def correlations(claim: Claim, entries: Sequence[Entry]) -> list[Compared]:
-    """r of each seed, of which the claim's sign is made to be below 0."""
-    axis, sign = (claim.falls_with, 1) if claim.falls_with else (claim.rises_with, -1)
+    """r of each seed, or how much more it is than with another axis."""
+    axis, side = (claim.falls_with, -1) if claim.falls_with else (claim.rises_with, 1)
     own = r_by_seed(claim, axis, entries)
     told = f"r of {claim.by} with {axis}"
-    if claim.more_than:
-        other = r_by_seed(claim, claim.more_than, entries)
-        both = [seed for seed in own if seed in other]
-        return [
-            compare(f"{told} {MINUS} r with {claim.more_than}", [sign * (own[seed] - other[seed]) for seed in both])
-        ]
-    return [compare(told if sign == 1 else f"{MINUS}({told})", [sign * r for r in own.values()])]
+    if not claim.more_than:
+        return [compare(told, list(own.values()), side)]
+    other = r_by_seed(claim, claim.more_than, entries)
+    more = [own[seed] - other[seed] for seed in own if seed in other]
+    return [compare(f"{told} {MINUS} r with {claim.more_than}", more, side)]
 
 
 def r_by_seed(claim: Claim, axis: str, entries: Sequence[Entry]) -> dict[int, float]:

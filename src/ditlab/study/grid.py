@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from math import log10
 from typing import Any
 
 import torch
@@ -238,9 +239,15 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> Way:
     return Way(settings, net.asked)
 
 
+def magnitude(gmacs: float) -> str:
+    """A count of GMACs in its own unit."""
+    power = min(3, max(-1, int(log10(gmacs) // 3))) if gmacs > 0 else 0
+    return f"{gmacs / 1000**power:,.3g} {('GMACs', 'TMACs', 'PMACs', 'EMACs', 'MMACs')[power]}"
+
+
 def dry_run(study: Study, parts: list[Part]) -> Iterator[Table | str]:
     """What the study will train and what it will need, for the screen."""
-    table = Table("part", "parameters", "GMACs", "images", "batch", "training", "scoring", "memory")
+    table = Table("part", "parameters", "network", "images", "batch", "training", "scoring", "memory")
     for column in table.columns[1:]:
         column.justify = "right"
     for part in parts:
@@ -248,7 +255,7 @@ def dry_run(study: Study, parts: list[Part]) -> Iterator[Table | str]:
         seconds, scoring = part.seconds, part.scoring_seconds(study.draws)
         room = "" if part.plan.fits else f", there are {part.plan.capacity / GIB:,.1f}"
         table.add_row(
-            part.name, f"{part.plan.parameters / 1e6:,.2f} M", f"{part.plan.gmacs:,.4g}", f"{train.images:,}",
+            part.name, f"{part.plan.parameters / 1e6:,.2f} M", magnitude(part.plan.gmacs), f"{train.images:,}",
             f"{train.batch:,}", "" if seconds is None else duration(seconds),
             "" if scoring is None else duration(scoring),
             f"{part.plan.peak / GIB:,.2f} GiB{room}",

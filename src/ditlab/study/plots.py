@@ -2,16 +2,15 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import log10
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ditlab.evaluation.sweep import plotting
-from ditlab.study.claims import Entry, Line, fit, signed
-from ditlab.study.recipe import AXES, LOG, Plot, matching
+from ditlab.study.claims import MINUS, Entry, Line, fit, signed
+from ditlab.study.recipe import AXES, LOG, METRICS, Plot, matching
 from ditlab.study.run import Findings
 
 INK = "#1b1c1d"  # becomes the colour of the page's text
@@ -29,6 +28,7 @@ class Figure:
     title: str
     svg: str
     line: Line | None = None
+    fitted: str = ""  # the line in words
 
 
 def draw_all(findings: Findings, folder: Path) -> list[Figure]:
@@ -50,27 +50,30 @@ def draw_all(findings: Findings, folder: Path) -> list[Figure]:
     }
     style |= {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(style):
-        for name, title, line, figure in drawings(findings, pyplot):
-            figure.savefig(folder / f"{name}.png", dpi=120, facecolor="white", metadata={"Software": None})
-            figures.append(Figure(name, title, as_svg(figure, name, pyplot), line))
+        for drawn, figure in drawings(findings, pyplot):
+            figure.savefig(folder / f"{drawn.name}.png", dpi=120, facecolor="white", metadata={"Software": None})
+            figures.append(replace(drawn, svg=as_svg(figure, drawn.name, pyplot)))
             pyplot.close(figure)
     return figures
 
 
-def drawings(findings: Findings, pyplot: Any) -> Iterator[tuple[str, str, Line | None, Any]]:
-    """Name, title, fitted line and matplotlib's figure of each that has something to show."""
-    shown = [entry for entry in findings.entries if entry.values]
+def drawings(findings: Findings, pyplot: Any) -> Iterator[tuple[Figure, Any]]:
+    """Each that has something to show, without its SVG, and matplotlib's figure of it."""
+    shown, drawn = [entry for entry in findings.entries if entry.values], dict[str, int]()
     for plot in findings.study.plots:
         points = [entry for entry in shown if entry.mean(plot.x) is not None and entry.mean(plot.y) is not None]
         if points:
             figure, place = pyplot.subplots(figsize=(6, 4), layout="constrained")
             line = scatter(plot, points, place)
             name = f"{plot.y}-over-{plot.x}".replace(" ", "-").replace(".", "-")
-            yield name, f"{label(plot.y, 1)} over {label(plot.x, 1)}", line, figure
+            drawn[name] = drawn.get(name, 0) + 1
+            name += f"-{drawn[name]}" if drawn[name] > 1 else ""
+            title = f"{label(plot.y, 1)} over {label(plot.x, 1)}"
+            yield Figure(name, title, "", line, in_words(line, plot) if line else ""), figure
     if findings.curves:
         figure, place = pyplot.subplots(figsize=(6, 4), layout="constrained")
         curves(findings.curves, place)
-        yield "training", "loss of training, mean over the seeds", None, figure
+        yield Figure("training", "loss of training, mean over the seeds", ""), figure
 
 
 def scatter(plot: Plot, entries: Sequence[Entry], place: Any) -> Line | None:
@@ -78,7 +81,9 @@ def scatter(plot: Plot, entries: Sequence[Entry], place: Any) -> Line | None:
     scale = unit(plot.x, entries)
     groups = [(pattern, matching(pattern, [entry.name for entry in entries])) for pattern in plot.lines]
     for number, (pattern, names) in enumerate(groups or [("", [entry.name for entry in entries])]):
-        some = sorted((e for e in entries if e.name in names), key=lambda e: position(e, plot.x) if groups else 0.0)
+        some = [entry for entry in entries if entry.name in names]
+        if groups and plot.x not in METRICS:  # a result need not rise along a line
+            some.sort(key=lambda entry: position(entry, plot.x))
         x, y = ([e.mean(axis) or 0.0 for e in some] for axis in (plot.x, plot.y))
         place.errorbar(
             [value * scale for value in x], y,
@@ -116,6 +121,15 @@ def draw_line(line: Line, plot: Plot, entries: Sequence[Entry], scale: float, pl
     place.set_title(r_in_words(line, logarithmic), fontsize=10, loc="left", color=INK)
 
 
+def in_words(line: Line, plot: Plot) -> str:
+    """The line as an equation, and its r's."""
+    logarithmic = plot.x.startswith(LOG)
+    x = f"log10({label(plot.x, 1)})" if logarithmic else label(plot.x, 1)
+    slope, sign = f"{abs(line.slope):.4g}", MINUS if line.slope < 0 else "+"
+    first = signed(line.intercept, ".4g")
+    return f"{label(plot.y, 1)} = {first} {sign} {slope} x {x}; {r_in_words(line, logarithmic)}"
+
+
 def r_in_words(line: Line, logarithmic: bool) -> str:
     """Pearson's r on this axis, and on the other kind of it."""
     kinds = ("logarithm", "value") if logarithmic else ("value", "logarithm")
@@ -124,10 +138,11 @@ def r_in_words(line: Line, logarithmic: bool) -> str:
 
 
 def plain_ticks(axis: Any) -> None:
-    """1, 2, 5, 10 as numbers rather than powers."""
+    """1, 2, 5, 10 as numbers rather than powers, and more of them within a decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -177,10 +192,3 @@ def as_svg(figure: Any, name: str, pyplot: Any) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
-
-
-def magnitude(value: float) -> str:
-    """A count of GMACs with its unit."""
-    power = min(3, max(-1, int(log10(value) // 3))) if value > 0 else 0
-    names = {-1: "MMACs", 0: "GMACs", 1: "TMACs", 2: "PMACs", 3: "EMACs"}
-    return f"{value / 1000**power:,.3g} {names[power]}"

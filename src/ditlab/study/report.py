@@ -10,10 +10,12 @@ from pathlib import Path
 from PIL import Image
 
 from ditlab import __version__
+from ditlab.evaluation.protocol import default_features
 from ditlab.files import replace_text
 from ditlab.planning import duration
 from ditlab.study.claims import CONFIDENCE, FAILS, HOLDS, OPEN, WITHIN, Entry, Verdict
-from ditlab.study.plots import Figure, draw_all, magnitude
+from ditlab.study.grid import magnitude
+from ditlab.study.plots import Figure, draw_all
 from ditlab.study.recipe import METRICS
 from ditlab.study.run import NAME, Findings, as_json
 from ditlab.watching import page
@@ -49,23 +51,31 @@ def write_reports(findings: Findings, out: Path) -> Path:
 def results_table(findings: Findings) -> list[Row]:
     """A heading, and a row for each entry: costs, and each result as mean and standard error."""
     keys = [key for key in METRICS if any(entry.values.get(key) for entry in findings.entries)]
-    costs = [name for name, told in COSTS.items() if len({told(entry) for entry in findings.entries}) > 1]
+    costs = [name for name in COSTS if len(told_of(name, findings)) > 1]
     heading = ("", *(key.replace("_", " ") for key in keys), *costs)
     return [heading, *(row(entry, keys, costs, findings) for entry in findings.entries)]
+
+
+def told_of(cost: str, findings: Findings) -> set[str]:
+    """What the entries have in this column."""
+    return {COSTS[cost](entry) for entry in findings.entries}
 
 
 def row(entry: Entry, keys: Sequence[str], costs: Sequence[str], findings: Findings) -> Row:
     """One entry; what is not there says why."""
     missing = "failed" if any(run.startswith(f"{entry.part}, seed ") for run in findings.failures) else "—"
-    return (entry.name, *(number(entry, key, missing) for key in keys), *(COSTS[name](entry) for name in costs))
+    numbers = [number(entry, key, len(findings.study.seeds)) or missing for key in keys]
+    return (entry.name, *numbers, *(COSTS[name](entry) for name in costs))
 
 
-def number(entry: Entry, key: str, missing: str) -> str:
-    """Mean and standard error."""
+def number(entry: Entry, key: str, seeds: int) -> str:
+    """Mean and standard error, and of how many seeds where some are missing."""
     mean, error = entry.mean(key), entry.error(key)
     if mean is None:
-        return missing
-    return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
+        return ""
+    known = len(entry.values[key])
+    told = f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
+    return told if known == seeds else f"{told} ({known} of {seeds} seeds)"
 
 
 def setting(findings: Findings) -> str:
@@ -74,10 +84,15 @@ def setting(findings: Findings) -> str:
     where = findings.hardware
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     first = next(iter(findings.parts[0].ways.values())).settings
+    features = first.features or default_features(first.reference)
+    same = [
+        f"{name} {told.pop()}" for name in COSTS if name != "training" and len(told := told_of(name, findings)) == 1
+    ]
     return (
-        f"Budget of a run: {study.budget}. {seeds} of training, {study.draws * first.count:,} pictures for each score, "
-        f"against {first.reference}; ± is the standard error over the seeds. "
-        f"ditlab {__version__}, torch {where['torch']}, {where['processor'] or where['device']}."
+        f"Budget of a run: {study.budget}. The same for all: {', '.join(same)}. {seeds} of training, "
+        f"{study.draws * first.count:,} pictures for each score, against {first.reference} in the features {features}; "
+        f"± is the standard error over the seeds. ditlab {__version__}, torch {where['torch']}, "
+        f"{where['processor'] or where['device']}."
     )
 
 
@@ -94,8 +109,8 @@ def body(findings: Findings, figures: Sequence[Figure], title: str) -> Iterator[
         yield "<h2>Claims</h2>"
         yield from map(claim_card, findings.verdicts)
         yield (
-            f"<p class='small'>A claim holds if the whole {CONFIDENCE:.0%} interval of each difference, taken seed by "
-            "seed (Student's t), lies below 0.</p>"
+            f"<p class='small'>A claim holds if the whole {CONFIDENCE:.0%} interval of each difference or correlation, "
+            "taken seed by seed (Student's t), lies on the claimed side of 0.</p>"
         )
     yield "<h2>Results</h2>" + html_table(results_table(findings))
     yield f"<p class='small'>{html.escape(setting(findings))}</p>"
@@ -103,7 +118,8 @@ def body(findings: Findings, figures: Sequence[Figure], title: str) -> Iterator[
         yield "<h2>Failed</h2>" + html_table([("run", "why"), *findings.failures.items()])
     yield "<div class='plots'>"
     for each in figures:
-        yield f"<figure><figcaption>{html.escape(each.title)}</figcaption>{each.svg}</figure>"
+        below = f"<p class='small'>{html.escape(each.fitted)}</p>" if each.fitted else ""
+        yield f"<figure><figcaption>{html.escape(each.title)}</figcaption>{each.svg}{below}</figure>"
     yield "</div>"
     if findings.grids:
         yield "<h2>Samples</h2><p class='small'>The same noise and labels in each grid.</p><div class='grids'>"
@@ -161,7 +177,7 @@ def markdown(findings: Findings, figures: Sequence[Figure]) -> Iterator[str]:
     for run, told in findings.failures.items():
         yield f"\nFailed: {run}: {told}"
     for each in figures:
-        yield f"\n![{each.title}]({PLOTS}/{each.name}.png)"
+        yield f"\n![{each.title}]({PLOTS}/{each.name}.png)" + (f"\n\n*{each.fitted}*" if each.fitted else "")
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> list[Row]:

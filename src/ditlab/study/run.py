@@ -210,7 +210,7 @@ def work(job: Job, study: Study, out: Path, results: Results, measured: dict[str
         metrics = {called(key): value for key, value in found.metrics.items() if not key.endswith("_error")}
         results.add(
             {"run": job.name, "part": part.name, "seed": job.seed, "evaluation": name, "draw": draw, "way": way.mark}
-            | {"metrics": metrics, "names": list(found.metrics), "seconds": found.seconds}
+            | {"metrics": metrics, "seconds": found.seconds}
             | {"grid": str((found.folder / "grid.png").relative_to(out))}
         )
         told = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
