@@ -33,6 +33,8 @@ def main(*names: str, processes: int = 2, out: Path = Path("runs/studies")) -> N
         alone = os.environ | {"OMP_NUM_THREADS": "1"}
         for each in [subprocess.Popen(command, env=alone) for _ in range(processes)]:
             each.wait()
+        if not (out / name / REPORT).exists():
+            sys.exit(f"{name} has no report; see above")
         publish(out / name, DOCS / name)
     index = DOCS / "README.md"
     before, _, rest = index.read_text(encoding="utf-8").partition(BEGIN)

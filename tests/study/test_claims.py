@@ -48,7 +48,7 @@ def test_differences_are_held_against_student():
     low, high = stats.t.interval(0.95, 3, np.mean(differences), error)
     assert found.mean == pytest.approx(np.mean(differences))
     assert found.error == pytest.approx(error)
-    assert (found.mean - found.reach, found.mean + found.reach) == pytest.approx((low, high))
+    assert (found.low, found.high) == pytest.approx((low, high))
     assert found.verdict == HOLDS
     assert str(found) == f"x = −0.265 ± {error:.3f} (95%: −{-low:.3f} to −{-high:.3f})"  # noqa: RUF001
 
@@ -123,6 +123,9 @@ def test_correlations_seed_by_seed():
     assert found.verdict == HOLDS
     assert found.found[0].mean == pytest.approx(np.mean(rs))
     assert found.found[0].error == pytest.approx(stats.sem(rs))
+    z = np.arctanh(rs)
+    limits = np.tanh(stats.t.interval(0.95, 2, z.mean(), stats.sem(z)))
+    assert (found.found[0].low, found.found[0].high) == pytest.approx(tuple(limits))
     rises = judge(Claim("", rises_with="log gmacs"), entries)
     assert rises.verdict == FAILS
     assert rises.found[0].mean == found.found[0].mean  # r is told as it is

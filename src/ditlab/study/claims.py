@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import log10, sqrt
+from math import atanh, log10, sqrt, tanh
 from statistics import StatisticsError, correlation, fmean, linear_regression, stdev
 
 from ditlab.study.recipe import LOG, Claim, matching
 
 CONFIDENCE = 0.95
+EXACT = 1 - 1e-9
 MINUS = "\N{MINUS SIGN}"
 HOLDS, FAILS, WITHIN, OPEN = "holds", "does not hold", "not larger than the error", "not decided"
 
@@ -61,16 +62,17 @@ class Compared:
     side: int = -1  # of 0 that is claimed: -1 or 1
     mean: float | None = None
     error: float | None = None  # standard error over the seeds
-    reach: float | None = None  # half the width of the interval of confidence
+    low: float | None = None  # the interval of confidence
+    high: float | None = None
     verdict: str = OPEN
 
     def __str__(self) -> str:
         if self.mean is None:
             return f"{self.what}: no results"
-        if self.error is None or self.reach is None:
+        if self.error is None or self.low is None or self.high is None:
             return f"{self.what} = {signed(self.mean)}; one seed, so the error is not known"
-        low, high = signed(self.mean - self.reach), signed(self.mean + self.reach)
-        return f"{self.what} = {signed(self.mean)} ± {self.error:.3f} ({CONFIDENCE:.0%}: {low} to {high})"
+        within = f"{CONFIDENCE:.0%}: {signed(self.low)} to {signed(self.high)}"
+        return f"{self.what} = {signed(self.mean)} ± {self.error:.3f} ({within})"
 
 
 @dataclass(frozen=True)
@@ -93,21 +95,39 @@ def standard_error(values: Sequence[float]) -> float | None:
     return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
 
 
-def compare(what: str, differences: Sequence[float], side: int = -1) -> Compared:
-    """Is the mean of these, one for each seed, on this side of 0 by more than its error, or on the other, or neither?
+def compare(what: str, values: Sequence[float], side: int = -1, *, bounded: bool = False) -> Compared:
+    """Are these, one for each seed, on this side of 0 by more than their error, or on the other, or neither?
 
     The interval is Student's for so many seeds: with three of them it reaches 4.3 standard errors to each side.
+
+    Args:
+        what: is compared.
+        values: differences, or correlations.
+        side: -1 or 1.
+        bounded: they lie between -1 and 1; the interval is taken of Fisher's z.
     """
-    if not differences:
+    if not values:
         return Compared(what, side)
-    mean, error = fmean(differences), standard_error(differences)
+    mean, error = fmean(values), standard_error(values)
     if error is None:
         return Compared(what, side, mean)
+    low, high = interval([fisher(value) for value in values] if bounded else values)
+    verdict = WITHIN if low <= 0 <= high else HOLDS if low * side > 0 else FAILS
+    return Compared(what, side, mean, error, *((tanh(low), tanh(high)) if bounded else (low, high)), verdict)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where their mean lies with the usual confidence."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-    reach = float(stdtrit(len(differences) - 1, (1 + CONFIDENCE) / 2)) * error
-    verdict = WITHIN if abs(mean) <= reach else HOLDS if mean * side > 0 else FAILS
-    return Compared(what, side, mean, error, reach, verdict)
+    mean, error = fmean(values), standard_error(values) or 0.0
+    reach = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * error
+    return mean - reach, mean + reach
+
+
+def fisher(r: float) -> float:
+    """Fisher's z of a correlation, which is nearly normal; of one that is exact, a large one."""
+    return atanh(max(-EXACT, min(EXACT, r)))
 
 
 def judge(claim: Claim, entries: Sequence[Entry]) -> Verdict:
@@ -149,7 +169,7 @@ def correlations(claim: Claim, entries: Sequence[Entry]) -> list[Compared]:
     own = r_by_seed(claim, axis, entries)
     told = f"r of {claim.by} with {axis}"
     if not claim.more_than:
-        return [compare(told, list(own.values()), side)]
+        return [compare(told, list(own.values()), side, bounded=True)]
     other = r_by_seed(claim, claim.more_than, entries)
     more = [own[seed] - other[seed] for seed in own if seed in other]
     return [compare(f"{told} {MINUS} r with {claim.more_than}", more, side)]

@@ -92,8 +92,8 @@ def setting(findings: Findings) -> str:
         f"Budget of a run: {study.budget}. The same for all: {', '.join(same)}. {seeds} of training, "
         f"{study.draws * first.count:,} pictures for each score, against {first.reference} in the features {features}; "
         f"± is the standard error over the seeds. ditlab {__version__}, torch {where['torch']}, "
-        f"{where['processor'] or where['device']}."
-    )
+        f"{where['processor'] or where['device']}. {' '.join(f'{note}.' for note in findings.notes)}"
+    ).strip()
 
 
 def evidence(verdict: Verdict) -> list[str]:

@@ -64,6 +64,7 @@ class Findings:
     failures: dict[str, str]  # run in words -> its last line
     curves: dict[str, list[tuple[float, float]]]  # part -> images and loss, mean over the seeds
     grids: dict[str, Path]  # entry -> picture of its first samples
+    notes: list[str]  # what a reader of the scores must know
     hardware: dict[str, Any]
 
 
@@ -131,13 +132,13 @@ def run_study(study: Study, out: Path, console: Console) -> Findings | None:
         with claimed(out / "locks" / f"{job.name}.lock") as mine:
             if not mine or is_done(job, study, results) or results.failure(job):
                 continue
-            console.print(f"{number} of {len(jobs)}: {job}", highlight=False, markup=False)
+            console.print(f"{number} of {len(jobs)}: {job}", highlight=False, markup=False, soft_wrap=True)
             try:
                 work(job, study, out, results, measured, console)
             except Exception as error:  # whatever it is, the others can go on
                 told = " ".join(f"{error}".split()) if isinstance(error, InputError) else f"{error!r}"
                 results.add({"run": job.name, "failed": told, "trace": traceback.format_exc()})
-                console.print(f"failed: {told}", highlight=False, markup=False)
+                console.print(f"failed: {told}", highlight=False, markup=False, soft_wrap=True)
     if not all(is_done(job, study, results) or results.failure(job) for job in jobs):
         return None
     return gather(study, out, parts, jobs, results)
@@ -210,11 +211,11 @@ def work(job: Job, study: Study, out: Path, results: Results, measured: dict[str
         metrics = {called(key): value for key, value in found.metrics.items() if not key.endswith("_error")}
         results.add(
             {"run": job.name, "part": part.name, "seed": job.seed, "evaluation": name, "draw": draw, "way": way.mark}
-            | {"metrics": metrics, "seconds": found.seconds}
+            | {"metrics": metrics, "notes": found.notes, "seconds": found.seconds}
             | {"grid": str((found.folder / "grid.png").relative_to(out))}
         )
         told = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
-        console.print(f"  {name}{': ' if name else ''}{told}", highlight=False, markup=False)
+        console.print(f"  {name}{': ' if name else ''}{told}", highlight=False, markup=False, soft_wrap=True)
 
 
 def called(name: str) -> str:
@@ -242,8 +243,9 @@ def gather(study: Study, out: Path, parts: list[Part], jobs: list[Job], results:
     failures = {str(job): told for job in jobs if (told := results.failure(job))}
     curves = {part.name: curve for part in parts if (curve := mean_curve(part, study, out))}
     device = pick_device(parts[0].recipe.train.device)
+    notes = dict.fromkeys(note for lines in by_run.values() for line in lines.values() for note in line["notes"])
     verdicts = [judge(claim, entries) for claim in study.claims]
-    return Findings(study, parts, entries, verdicts, failures, curves, grids, describe(str(device)))
+    return Findings(study, parts, entries, verdicts, failures, curves, grids, list(notes), describe(str(device)))
 
 
 def axes(study: Study, part: Part, evaluation: str) -> dict[str, float]:
@@ -336,6 +338,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             for each in findings.verdicts
         ],
         "failures": findings.failures,
+        "notes": findings.notes,
         "hardware": findings.hardware,
     }
 
