@@ -1164,7 +1164,7 @@ def study(
 
     found = read_study(recipe)
     if dry_run:
-        parts = grid.lay_out(found, {}, timed=True)
+        parts = grid.lay_out(found, {}, screen, timed=True)
         if json:
             print_json(grid.as_json(found, parts))
             return

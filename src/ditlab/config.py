@@ -396,11 +396,8 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
         if argument.field_info.name == "recipe" and argument.tokens and commands[0] != "study":
             scores = commands[0] not in ("train", "plan")
             path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
-            tables = (
-                check_keys(read_toml(path), str(path), Evaluation)
-                if scores
-                else check_sections(read_toml(path), str(path))
-            )
+            tables = read_toml(path)
+            tables = check_keys(tables, str(path), Evaluation) if scores else check_sections(tables, str(path))
             # Under the command's own key: a flat table would lose the sections that are called like a command.
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from ditlab.config import Evaluation, Recipe, parse_recipe
 from ditlab.errors import InputError
@@ -10,6 +11,7 @@ from ditlab.study.grid import images_of, lay_out, mark_of, rehearse
 from ditlab.study.recipe import Budget, Study, changed
 
 TINY = {"model": {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2}, "train": {"batch": 32, "device": "cpu"}}
+QUIET = Console(quiet=True)
 SCORE = Evaluation(reference="digits-held-out", count=100, sampler="euler", steps=2, device="cpu")
 
 
@@ -32,7 +34,7 @@ def test_budgets():
 
 
 def test_equal_gmacs_for_different_networks():
-    small, large = lay_out(study(Budget(gmacs=1.0), {"a": {}, "b": {"model": {"depth": 4}}}), {})
+    small, large = lay_out(study(Budget(gmacs=1.0), {"a": {}, "b": {"model": {"depth": 4}}}), {}, QUIET)
     assert large.plan.gmacs > 2.5 * small.plan.gmacs
     assert large.training_gmacs == pytest.approx(small.training_gmacs, rel=0.02)
     assert large.training_gmacs == 3 * large.plan.gmacs * large.recipe.train.images
@@ -40,14 +42,14 @@ def test_equal_gmacs_for_different_networks():
 
 def test_seconds_are_kept_as_images():
     first = study(Budget(seconds=0.2))
-    (part,) = lay_out(first, {})
+    (part,) = lay_out(first, {}, QUIET)
     assert part.recipe.train.images >= 32
     assert part.seconds == pytest.approx(0.2, abs=0.5 / part.plan.steps_per_second)
-    (again,) = lay_out(first, {part.mark: 640})
+    (again,) = lay_out(first, {part.mark: 640}, QUIET)
     assert again.recipe.train.images == 640
     assert again.mark == part.mark
     assert again.seconds is None  # nothing was timed
-    (other,) = lay_out(study(Budget(seconds=0.3)), {part.mark: 640})
+    (other,) = lay_out(study(Budget(seconds=0.3)), {part.mark: 640}, QUIET)
     assert other.mark != part.mark
 
 
@@ -83,7 +85,7 @@ def test_other_pictures_are_another_run(tmp_path):
 
 
 def test_a_run_logs_and_saves_in_shares_of_its_length():
-    (part,) = lay_out(study(Budget(images=3200)), {})
+    (part,) = lay_out(study(Budget(images=3200)), {}, QUIET)
     train = part.recipe.train
     assert (train.images, train.log_every, train.save_every, train.preview_every, train.keep) == (
         3200,
@@ -92,7 +94,7 @@ def test_a_run_logs_and_saves_in_shares_of_its_length():
         3200,
         1,
     )
-    (part,) = lay_out(study(Budget(images=3200), {"a": {"train": {"log_every": 320}}}), {})
+    (part,) = lay_out(study(Budget(images=3200), {"a": {"train": {"log_every": 320}}}), {}, QUIET)
     assert part.recipe.train.log_every == 320
 
 
@@ -122,7 +124,7 @@ def test_what_an_evaluation_leaves_open_is_the_recipes():
 def test_mistakes_are_found_before_training():
     def told(parts=None, **changes):
         with pytest.raises(InputError) as error:
-            lay_out(study(Budget(images=64), parts, **{"": replace(SCORE, **changes)}), {})
+            lay_out(study(Budget(images=64), parts, **{"": replace(SCORE, **changes)}), {}, QUIET)
         return str(error.value)
 
     assert told(sampler="eular").startswith('part "a": unknown sampler "eular"; did you mean "euler"?')
@@ -136,7 +138,7 @@ def test_mistakes_are_found_before_training():
 
 
 def test_what_a_dry_run_says():
-    parts = lay_out(study(Budget(images=64)), {}, timed=True)
+    parts = lay_out(study(Budget(images=64)), {}, QUIET, timed=True)
     table, *lines = grid.dry_run(study(Budget(images=64)), parts)
     assert table.row_count == 1
     assert lines[0] == "1 parts x 3 seeds = 3 runs, 1 evaluations of each"

@@ -111,6 +111,7 @@ def test_the_one_of_the_guide(read):
 def test_an_empty_grid(refuses):
     assert "has no parts, so there is nothing to train" in refuses("[budget]\nimages = 64\n")
     assert "cross.model.patch is 4; give a list of values" in refuses("[budget]\nimages = 64\n[cross]\nmodel.patch = 4")
+    assert "cross.model is 4, but must be a table" in refuses("[budget]\nimages = 64\n[cross]\nmodel = 4")
     assert "cross.model.patch is []" in refuses("[budget]\nimages = 64\n[cross]\nmodel.patch = []")
 
 

@@ -254,9 +254,8 @@ def test_processes_share_the_runs(tmp_path):
     text = TINY.replace("draws = 2", "draws = 1")
     study = write(tmp_path, text)
     out = tmp_path / "out"
-    first = next(iter(running.plan_parts(study, out))).folder(0)
+    first = next(iter(running.plan_parts(study, out, QUIET))).folder(0)
     with claimed(out / "locks" / f"{first}.lock"):  # another process has this one
-        running.begin(study, out / "other")
         (out / "study.json").write_text('{"name": "tiny"}')
         assert run_study(study, out, QUIET) is None
     assert {line["run"] for line in lines_of(out)}.isdisjoint({first})
@@ -277,7 +276,7 @@ def test_a_claim_to_work_ends_with_its_block_and_its_process(tmp_path):
 
 def test_seconds_are_measured_once(tmp_path):
     study = write(tmp_path, TINY.replace("images = 64", "seconds = 0.1"))
-    first, again = (running.plan_parts(study, tmp_path / "out") for _ in range(2))
+    first, again = (running.plan_parts(study, tmp_path / "out", QUIET) for _ in range(2))
     assert [part.recipe.train.images for part in first] == [part.recipe.train.images for part in again]
     known = json.loads((tmp_path / "out" / "images.json").read_text())
     assert known == {part.mark: part.recipe.train.images for part in first}

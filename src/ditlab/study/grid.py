@@ -9,6 +9,8 @@ from math import log10
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -52,7 +54,7 @@ class Way:
         told = {
             key: value for key, value in asdict(self.settings).items() if key not in ("seed", "batch_size", "device")
         }
-        return digest({"settings": told, "reference": identity(self.settings.reference), "version": __version__})
+        return digest({"settings": told, "reference": pictures_of(self.settings.reference), "version": __version__})
 
 
 @dataclass(frozen=True)
@@ -89,19 +91,20 @@ class Part:
         return f"{clean}-seed{seed}-{self.mark}"
 
 
-def lay_out(study: Study, known: dict[str, int], *, timed: bool = False) -> list[Part]:
+def lay_out(study: Study, known: dict[str, int], console: Console, *, timed: bool = False) -> list[Part]:
     """The parts, with everything about them that can be known beforehand.
 
     Args:
         study: the recipe.
         known: mark of a part -> images that its seconds came to earlier.
+        console: where progress is shown.
         timed: take a few training steps of each.
 
     Raises:
         InputError: a part or an evaluation that cannot be; it is named.
     """
     parts = []
-    for name in study.parts:
+    for name in track(study.parts, "looking at the parts", console=console, disable=not console.is_terminal):
         try:
             parts.append(lay_out_part(study, name, known, timed))
         except InputError as error:

@@ -229,12 +229,13 @@ def grid(parts: Tables, cross: Tables, source: str) -> dict[str, Tables]:
     for name, table in parts.items():
         if not isinstance(table, dict):
             raise InputError(f'{source}: part "{name}" is {table!r}, but must be a table such as {{model.depth = 4}}')
-    axes = [(section, key, values) for section, table in cross.items() for key, values in sections(table, section)]
+    for section, table in cross.items():
+        if not isinstance(table, dict):
+            raise InputError(f"{source}: cross.{section} is {table!r}, but must be a table such as {{patch = [2, 4]}}")
+    axes = [(section, key, values) for section, table in cross.items() for key, values in table.items()]
     for section, key, values in axes:
         if not isinstance(values, list) or not values:
-            raise InputError(
-                f"{source}: cross.{section}.{key} is {values!r}; give a list of values".replace(". is", " is")
-            )
+            raise InputError(f"{source}: cross.{section}.{key} is {values!r}; give a list of values")
     if not parts and not axes:
         raise InputError(f"{source} has no parts, so there is nothing to train; name some under [parts], or [cross]")
     found = {}
@@ -245,11 +246,6 @@ def grid(parts: Tables, cross: Tables, source: str) -> dict[str, Tables]:
             changes = [{section: {key: value}} for (section, key, _), value in zip(axes, values, strict=True)]
             found[", ".join(words)] = merged(table, *changes)
     return found
-
-
-def sections(table: Any, name: str) -> Iterable[tuple[str, Any]]:
-    """Keys and values of a section; one that is no table counts as its own value, and is refused as that."""
-    return table.items() if isinstance(table, dict) else [("", table)]
 
 
 def read_evaluations(table: dict[str, Any], source: str) -> dict[str, Evaluation]:

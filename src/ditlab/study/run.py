@@ -125,7 +125,7 @@ def run_study(study: Study, out: Path, console: Console) -> Findings | None:
         raise InputError("a study shares its runs among processes by itself; start it without torchrun, several times")
     plotting()  # before hours of work
     begin(study, out)
-    parts = plan_parts(study, out)
+    parts = plan_parts(study, out, console)
     results, measured = Results(out / "results.jsonl"), dict[str, Reference]()
     jobs = [Job(part, seed) for seed, part in product(study.seeds, parts)]  # a seed of all parts, then the next
     for number, job in enumerate(jobs, 1):
@@ -166,7 +166,7 @@ def begin(study: Study, out: Path) -> None:
         replace_text(file, json.dumps({"name": study.name}) + "\n")
 
 
-def plan_parts(study: Study, out: Path) -> list[Part]:
+def plan_parts(study: Study, out: Path, console: Console) -> list[Part]:
     """The parts, once all of them fit; what their seconds come to in images is kept, so that they resume.
 
     Raises:
@@ -175,7 +175,7 @@ def plan_parts(study: Study, out: Path) -> list[Part]:
     file = out / "images.json"
     with claimed(out / "locks" / "images.lock", wait=True):
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        parts = lay_out(study, known)
+        parts = lay_out(study, known, console)
         for part in parts:
             if not part.plan.fits:
                 raise InputError(
