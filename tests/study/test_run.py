@@ -274,6 +274,17 @@ def test_a_claim_to_work_ends_with_its_block_and_its_process(tmp_path):
         assert mine
 
 
+def test_a_folder_may_be_taken_by_two_at_once(tmp_path):
+    study, out = write(tmp_path), tmp_path / "out"
+    out.mkdir()
+    (out / ".study.json.1.part").touch()  # the other process is about to
+    running.begin(study, out)
+    running.begin(study, out)
+    assert json.loads((out / "study.json").read_text()) == {"name": "tiny"}
+    with pytest.raises(InputError, match="exists and is not a study"):
+        running.begin(study, tmp_path / "tiny.toml")
+
+
 def test_seconds_are_measured_once(tmp_path):
     study = write(tmp_path, TINY.replace("images = 64", "seconds = 0.1"))
     first, again = (running.plan_parts(study, tmp_path / "out", QUIET) for _ in range(2))
@@ -313,7 +324,7 @@ class TestRefusals:
         said = refuses(tmp_path / "tiny.toml", "--out", other)
         assert 'holds the study "scaling", not "tiny"; give another --out' in said
         (other / "study.json").write_text("{")
-        assert "is damaged" in refuses(tmp_path / "tiny.toml", "--out", other)
+        assert 'is damaged; put {"name": "tiny"} into it' in refuses(tmp_path / "tiny.toml", "--out", other)
         (other / "study.json").rename(other / "mine.txt")
         assert "exists and is not a study" in refuses(tmp_path / "tiny.toml", "--out", other)
         assert [path.name for path in other.iterdir()] == ["mine.txt"]

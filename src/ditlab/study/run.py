@@ -151,16 +151,17 @@ def begin(study: Study, out: Path) -> None:
         InputError: it is something else's.
     """
     file = out / NAME
-    if file.exists():
+    # Looked at once: another process may be taking it at this moment, by way of a hidden draft.
+    there = [each.name for each in out.iterdir() if not each.name.startswith(".")] if out.is_dir() else [out.name]
+    if out.is_dir() and NAME in there:
         try:
             name = json.loads(file.read_text(encoding="utf-8"))["name"]
         except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{file} is damaged; remove it and give the same command again, or another --out"
-            ) from None
+            told = json.dumps({"name": study.name})
+            raise InputError(f"{file} is damaged; put {told} into it to go on, or give another --out") from None
         if name != study.name:
             raise InputError(f'{out} holds the study "{name}", not "{study.name}"; give another --out')
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and there:
         raise InputError(f"{out} exists and is not a study; give another --out")
     else:
         replace_text(file, json.dumps({"name": study.name}) + "\n")
