@@ -21,7 +21,7 @@ LAYERS = [
     {"evaluation", "encoding"},
     {"training", "bench", "tuning"},
     {"planning", "studio"},
-    {"demo"},
+    {"demo", "study"},
     {"cli"},
     {"__main__"},
 ]

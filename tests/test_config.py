@@ -81,7 +81,7 @@ def test_every_shipped_evaluation_is_valid():
     assert len(list(homes.glob("*.toml"))) >= 9
     for path in homes.glob("*.toml"):
         assert find_recipe(path.stem, "evaluation") == path
-        settings = Evaluation(**check_keys(read_toml(path), str(path)))
+        settings = Evaluation(**check_keys(read_toml(path), str(path), Evaluation))
         assert settings.reference
         assert settings.expect is not None
         assert ("Not run by us" in path.read_text()) == (settings.features == "inception")

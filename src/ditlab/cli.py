@@ -1196,6 +1196,60 @@ def memorisation(
 
 
 @app.command
+def study(
+    recipe: str,
+    /,
+    *,
+    out: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Train a grid of models under one budget, score them, and say which claims hold; the same command again goes on.
+
+    Commands that are started side by side share the runs.
+
+    Parameters
+    ----------
+    recipe
+        A .toml file, or a study that comes with ditlab: scaling, conditioning, u-shape, sampling-compute, guidance.
+    out
+        Its folder; runs/studies/NAME-OF-THE-RECIPE if left out.
+    dry_run
+        Only print the grid, with the time and memory that each part will need.
+    json
+        Print one JSON object.
+    """
+    from ditlab.study import grid
+    from ditlab.study.recipe import read_study
+    from ditlab.study.report import write_reports
+    from ditlab.study.run import as_json, run_study, summary
+
+    found = read_study(recipe)
+    if dry_run:
+        parts = grid.lay_out(found, {}, screen, timed=True)
+        if json:
+            print_json(grid.as_json(found, parts))
+            return
+        for piece in grid.dry_run(found, parts):
+            Console().print(piece, highlight=False, markup=False)
+        return
+    out = out or Path("runs") / "studies" / found.name
+    done = run_study(found, out, screen)
+    if done is None:
+        screen.print("other processes still work; the last of them writes the report", highlight=False)
+        return
+    report = write_reports(done, out)
+    if json:
+        print_json(as_json(done) | {"report": report})
+    else:
+        for line in summary(done):
+            print(line)
+        screen.print(f"look at {report}", highlight=False, markup=False)
+    if done.failures:
+        fail(f"{len(done.failures)} runs failed; the same command tries them again", 1)
+
+
+@app.command
 def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
     """Train on the bundled handwritten digits, draw 1,000 new ones and score them; minutes on two cores.
 

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 from cyclopts.config import Dict
@@ -34,6 +34,7 @@ def _whole(type_: Any, tokens: Sequence[Token]) -> int:
     raise ValueError(f'"{text}" is not a whole number')
 
 
+Settings = TypeVar("Settings")
 Condition = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
 Whole = Annotated[int, Parameter(converter=_whole)]
 
@@ -367,7 +368,7 @@ def find_recipe(name: str, kind: str = "") -> Path:
 
     Args:
         name: path or name.
-        kind: "" for training, "evaluation" for scores.
+        kind: "" for training, "evaluation" for scores, "studies" for studies.
     """
     given = Path(name)
     if given.is_file():
@@ -394,20 +395,22 @@ def read_toml(path: Path) -> dict[str, Any]:
 def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """cyclopts' hook: fill what the command line leaves open from the recipe that it names."""
     for argument in arguments:
-        if argument.field_info.name == "recipe" and argument.tokens:
+        if argument.field_info.name == "recipe" and argument.tokens and commands[0] != "study":
             scores = commands[0] not in ("train", "plan")
             path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
-            tables = check_keys(read_toml(path), str(path)) if scores else check_sections(read_toml(path), str(path))
+            tables = read_toml(path)
+            tables = check_keys(tables, str(path), Evaluation) if scores else check_sections(tables, str(path))
             # Under the command's own key: a flat table would lose the sections that are called like a command.
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
 
 
-def check_keys(table: dict[str, Any], source: str) -> dict[str, Any]:
-    """The table, once every key is one of an evaluation."""
-    keys = [key.name for key in dataclasses.fields(Evaluation)]
+def check_keys(table: dict[str, Any], source: str, kind: type) -> dict[str, Any]:
+    """The table, once every key is one of this kind of settings."""
+    keys = [key.name for key in dataclasses.fields(kind)]
     for key in table:
         if key not in keys:
-            raise InputError(f'{source} has a key "{key}" that no evaluation has; {nearest(key, keys)}')
+            what = kind.__name__.lower()
+            raise InputError(f'{source} has a key "{key}" that no {what} has; {nearest(key, keys)}')
     return table
 
 
@@ -417,26 +420,37 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
     Raises:
         InputError: an unknown key (the line names the nearest) or a wrong type (the line names it).
     """
-    app = App(
-        config=Dict(check_sections(tables, source), source=source, use_commands_as_keys=False),
-        version_flags=[],
-        help_flags=[],
-    )
+    return _read(Recipe, check_sections(tables, source), overrides, source)
+
+
+def parse_table(kind: type[Settings], table: dict[str, Any], source: str) -> Settings:
+    """Settings of this kind from a flat table.
+
+    Raises:
+        InputError: as `parse_recipe`.
+    """
+    return _read(kind, check_keys(table, source, kind), (), source)
+
+
+def _read(kind: type[Settings], tables: dict[str, Any], overrides: Sequence[str], source: str) -> Settings:
+    app = App(config=Dict(tables, source=source, use_commands_as_keys=False), version_flags=[], help_flags=[])
 
     @app.default
-    def read(*, recipe: Annotated[Recipe | None, Parameter(name="*")] = None) -> Recipe:
-        return recipe or Recipe()
+    def read(*, settings: Annotated[kind | None, Parameter(name="*")] = None) -> Settings:  # type: ignore[valid-type]
+        return settings or kind()
 
     try:
-        recipe: Recipe = app(list(overrides), exit_on_error=False, print_error=False, result_action="return_value")
+        found: Settings = app(list(overrides), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        raise InputError(one_line(error)) from error
-    return recipe
+        told = one_line(error)
+        raise InputError(told if overrides or source in told else f"{source}: {told}") from error
+    return found
 
 
 def one_line(error: CycloptsError) -> str:
     """cyclopts' message on a single line, with the keys of a file written as they are overridden."""
     text = re.sub(r'"?\[(\w+)\]\[(\w+)\]"?', r"\1.\2", " ".join(str(error).split()))
+    text = re.sub(r'"?\[(\w+)\]"?', r"\1", text)  # of a flat table
     name = error.argument.name if error.argument else ""
     return text if not name or name.lstrip("-") in text else f"{name}: {text}"
 

@@ -119,6 +119,27 @@ def is_vacant(folder: Path) -> bool:
     return all(name.startswith(LOCK) or (name[0] == "." and name.endswith(PART)) for name in names)
 
 
+@contextmanager
+def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether what this file stands for is this process's alone until the block ends; it ends with the process too.
+
+    Args:
+        file: made if it is not there, and left.
+        wait: until whoever has it lets go.
+    """
+    if fcntl is None:  # not on Windows, where a process works alone
+        yield True
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 MANIFEST = "manifest.json"
 
 

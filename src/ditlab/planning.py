@@ -7,7 +7,7 @@ to reach a third; for the machine itself a step is timed.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +22,12 @@ from ditlab.data import Dataset, open_dataset
 from ditlab.errors import lookup
 from ditlab.evaluation import measure
 from ditlab.hardware import pick_device, total_memory
+from ditlab.interop import load
 from ditlab.speed.timing import interleaved, waiter
+from ditlab.training.ema import EMA
+from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import Place, keep_inputs_only
-from ditlab.training.trainer import LossOf, build, pick_autoencoder, trial_step
+from ditlab.training.trainer import LossOf, build, continued, pick_autoencoder, trial_step
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ PROCESS = {"cpu": 0.45 * GIB, "cuda": 0.8 * GIB}  # Python, PyTorch and their li
 HALF = 0.6  # of the activations' bytes in bfloat16 autocast: norms and softmax keep float32
 USABLE = 0.94  # of a device's memory, for fragments between tensors
 MOST = 2**16  # pictures
-FEW, LONG = 8, 2.0  # pictures of a first trial; seconds of a whole step above which it is the only one
+FEW, MORE = 8, 4  # pictures of a first trial, and how many times more the next one has
+LONG = 2.0  # seconds that no trial may be expected to take; of a tiny network few pictures take as long as many
 
 
 @dataclass(frozen=True)
@@ -64,24 +68,31 @@ class Plan:
     devices: int
     batch: int  # pictures of a process at a time
     parameters: int
+    gmacs: float  # of the network for one picture
     memory: dict[str, float]
     peak: float
     capacity: float
-    steps_per_second: float
+    steps_per_second: float | None  # None where nothing was timed
     measured: bool  # or taken from the table
-    seconds: float  # to the end of the run
+    seconds: float | None  # to the end of the run
     checkpoint: float
     largest_batch: int  # of a process at a time, that fits
     advice: list[str]
 
+    @property
+    def fits(self) -> bool:
+        """Whether the memory is enough."""
+        return not self.advice
 
-def plan(recipe: Recipe, device: str = "", devices: int = 1) -> Plan:
+
+def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = True) -> Plan:
     """What a run would need.
 
     Args:
         recipe: the run.
         device: a name in `DEVICES`; this machine if empty.
         devices: how many.
+        timed: take a few steps on this machine, if they fit.
 
     Raises:
         InputError: an unknown device, or a batch that so many devices cannot share.
@@ -91,7 +102,10 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1) -> Plan:
     capacity = total_memory(pick_device(recipe.train.device)) if here else lookup(DEVICES, device, "device").memory
     batch = Place(torch.device("cpu"), 0, devices).share(recipe.train.batch, recipe.parallel.accumulate)
     dataset = open_dataset(recipe.data.source, recipe.data, Path("skipped.csv"))
-    autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, None)
+    source = load(recipe.train.init_from) if recipe.train.init_from else None
+    if source is not None:
+        recipe = replace(recipe, model=continued(recipe.model, source))
+    autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, source)
     half = kind == "cuda" if recipe.train.precision == "auto" else recipe.train.precision == "bfloat16"
 
     def make() -> Backbone:
@@ -106,9 +120,11 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1) -> Plan:
     cost = measure(make)
     memory = parts(batch)
     largest = largest_batch(parts, capacity * USABLE)
-    if here:
+    seconds = None
+    troubles = advice(recipe, memory, capacity * USABLE, batch, largest, devices)
+    if here and timed and not troubles:
         seconds = timed_step(recipe, dataset, autoencoder, batch) * recipe.train.batch / batch / devices
-    else:
+    elif not here:
         flop = (8 if recipe.parallel.checkpointing else 6) * cost.gmacs * 1e9 * recipe.train.batch
         seconds = flop / (DEVICES[device].flops * REACHED * devices)
     return Plan(
@@ -116,15 +132,16 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1) -> Plan:
         devices=devices,
         batch=batch,
         parameters=cost.parameters_unfused,
+        gmacs=cost.gmacs,
         memory=memory,
         peak=peak(memory),
         capacity=capacity,
-        steps_per_second=1 / seconds,
+        steps_per_second=1 / seconds if seconds else None,
         measured=here,
-        seconds=seconds * recipe.train.images / recipe.train.batch,
+        seconds=seconds * recipe.train.images / recipe.train.batch if seconds else None,
         checkpoint=16.0 * cost.parameters_unfused,
         largest_batch=largest,
-        advice=advice(recipe, memory, capacity * USABLE, batch, largest, devices),
+        advice=troubles,
     )
 
 
@@ -218,16 +235,32 @@ def advice(
 
 
 def timed_step(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, batch: int) -> float:
-    """Seconds of a forward and backward pass of so many pictures here; from a few of them where that takes long."""
+    """Seconds of a step with so many pictures here; from a few of them where that takes long."""
     pipe = build(recipe, dataset, autoencoder, pick_device(recipe.train.device))
     loss_of = LossOf(pipe.net.train(), pipe.objective, pipe.autoencoder, recipe.train)
     dtype = torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
-    for count in (min(batch, FEW), batch):
+    count = min(batch, FEW)
+    while True:
         step, wait = trial_step(loss_of, dataset, count), waiter(pipe.net.device)
         seconds = interleaved({"step": partial(step, dtype)}, 2, wait, min)["step"]
-        if seconds * batch / count > LONG:
+        if count == batch or seconds * MORE > LONG:
             break
-    return seconds * batch / count
+        count = min(batch, count * MORE)
+    return seconds * batch / count + timed_update(pipe.net, recipe)
+
+
+def timed_update(net: Backbone, recipe: Recipe) -> float:
+    """Seconds in which gradients become other weights and another average; of a tiny network, as many as the rest."""
+    optimizer, ema = make_optimizer(net, recipe.optim), EMA(net, recipe.train.ema)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.optim.clip or float("inf"))
+        optimizer.step()
+        ema.update(net)
+
+    return interleaved({"update": update}, 2, waiter(net.device), min)["update"]
 
 
 def table(found: Plan) -> Table:
@@ -244,11 +277,10 @@ def table(found: Plan) -> Table:
 def lines(found: Plan) -> Iterator[str]:
     """The rest in words."""
     yield f"{found.parameters / 1e6:,.1f} M parameters; {found.batch} pictures at a time in each process"
-    how = "timed here" if found.measured else "a third of the published peak"
-    yield (
-        f"{found.steps_per_second:,.2f} steps/s ({how}); {duration(found.seconds)} to the end; "
-        f"{found.checkpoint / GIB:,.2f} GiB each checkpoint"
-    )
+    if found.steps_per_second and found.seconds:
+        how = "timed here" if found.measured else "a third of the published peak"
+        yield f"{found.steps_per_second:,.2f} steps/s ({how}); {duration(found.seconds)} to the end"
+    yield f"{found.checkpoint / GIB:,.2f} GiB each checkpoint"
     yield f"the largest batch that fits: {found.largest_batch:,} pictures at a time"
     if found.advice:
         yield "it does not fit; what helps:"

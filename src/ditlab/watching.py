@@ -122,9 +122,19 @@ def write_report(run: Path, title: str, told: dict[str, str]) -> Path:
         )
     recipe = html.escape((run / "recipe.toml").read_text(encoding="utf-8"))
     parts.append(f"<details><summary>recipe</summary><pre>{recipe}</pre></details>")
-    page = PAGE.replace("TITLE", html.escape(title)).replace("BODY", "\n".join(parts))
-    (run / REPORT).write_text(page, encoding="utf-8")
+    (run / REPORT).write_text(page(title, "\n".join(parts)), encoding="utf-8")
     return run / REPORT
+
+
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole page, for light and dark screens of any width.
+
+    Args:
+        title: as text.
+        body: as HTML.
+        style: more of it.
+    """
+    return PAGE.replace("STYLE", style).replace("TITLE", html.escape(title)).replace("BODY", body)
 
 
 def curves(lines: list[dict[str, Any]]) -> Iterator[str]:
@@ -167,7 +177,7 @@ svg { width: 100%; overflow: visible; }
 polyline { fill: none; stroke: #2a78d6; stroke-width: 2; vector-effect: non-scaling-stroke; }
 text { font-size: 12px; fill: currentColor; }
 pre { overflow-x: auto; }
-</style></head>
+STYLE</style></head>
 <body>
 BODY
 </body></html>

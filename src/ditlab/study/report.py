@@ -1,0 +1,217 @@
+"""What people read of a study: one page that needs nothing but itself, and the same tables in Markdown."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ditlab import __version__
+from ditlab.evaluation.protocol import default_features
+from ditlab.files import replace_text
+from ditlab.planning import duration
+from ditlab.study.claims import CONFIDENCE, FAILS, HOLDS, OPEN, WITHIN, Entry, Verdict
+from ditlab.study.grid import magnitude
+from ditlab.study.plots import Figure, draw_all
+from ditlab.study.recipe import METRICS
+from ditlab.study.run import NAME, Findings, as_json
+from ditlab.watching import page
+
+REPORT, SUMMARY, PLOTS = "report.html", "summary.md", "plots"
+WIDEST = 720  # pixels of a grid in the page
+CLASSES = {HOLDS: "yes", FAILS: "no", WITHIN: "open", OPEN: "open"}
+Row = tuple[str, ...]
+COSTS: dict[str, Callable[[Entry], str]] = {
+    "network": lambda entry: magnitude(entry.axes["gmacs"]),
+    "parameters": lambda entry: f"{entry.axes['parameters'] / 1e6:,.2f} M",
+    "images": lambda entry: f"{entry.axes['images']:,.0f}",
+    "training": lambda entry: duration(seconds) if (seconds := entry.mean("seconds")) else "",
+    "steps": lambda entry: f"{entry.axes['steps']:g}",
+    "guidance": lambda entry: f"{entry.axes['guidance']:g}",
+    "a picture": lambda entry: magnitude(entry.axes["sampling_gmacs"]),
+}
+"""Columns beside the results, shown where entries differ in them."""
+
+
+def write_reports(findings: Findings, out: Path) -> Path:
+    """study.json, report.html, summary.md and plots/; the place of the page."""
+    figures = draw_all(findings, out / PLOTS)
+    told = as_json(findings)
+    told["fits"] = {each.name: vars(each.line) for each in figures if each.line is not None}
+    replace_text(out / NAME, json.dumps(told, indent=2) + "\n")
+    replace_text(out / SUMMARY, "\n".join(markdown(findings, figures)) + "\n")
+    title = findings.study.title or findings.study.name
+    replace_text(out / REPORT, page(title, "\n".join(body(findings, figures, title)), STYLE))
+    return out / REPORT
+
+
+def results_table(findings: Findings) -> list[Row]:
+    """A heading, and a row for each entry: costs, and each result as mean and standard error."""
+    keys = [key for key in METRICS if any(entry.values.get(key) for entry in findings.entries)]
+    costs = [name for name in COSTS if len(told_of(name, findings)) > 1]
+    heading = ("", *(key.replace("_", " ") for key in keys), *costs)
+    return [heading, *(row(entry, keys, costs, findings) for entry in findings.entries)]
+
+
+def told_of(cost: str, findings: Findings) -> set[str]:
+    """What the entries have in this column."""
+    return {COSTS[cost](entry) for entry in findings.entries}
+
+
+def row(entry: Entry, keys: Sequence[str], costs: Sequence[str], findings: Findings) -> Row:
+    """One entry; what is not there says why."""
+    missing = "failed" if any(run.startswith(f"{entry.part}, seed ") for run in findings.failures) else "—"
+    numbers = [number(entry, key, len(findings.study.seeds)) or missing for key in keys]
+    return (entry.name, *numbers, *(COSTS[name](entry) for name in costs))
+
+
+def number(entry: Entry, key: str, seeds: int) -> str:
+    """Mean and standard error, and of how many seeds where some are missing."""
+    mean, error = entry.mean(key), entry.error(key)
+    if mean is None:
+        return ""
+    known = len(entry.values[key])
+    told = f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
+    return told if known == seeds else f"{told} ({known} of {seeds} seeds)"
+
+
+def setting(findings: Findings) -> str:
+    """Under what all of it was found, in a sentence."""
+    study = findings.study
+    where = findings.hardware
+    seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+    first = next(iter(findings.parts[0].ways.values())).settings
+    features = first.features or default_features(first.reference)
+    same = [
+        f"{name} {told.pop()}" for name in COSTS if name != "training" and len(told := told_of(name, findings)) == 1
+    ]
+    return (
+        f"Budget of a run: {study.budget}. The same for all: {', '.join(same)}. {seeds} of training, "
+        f"{study.draws * first.count:,} pictures for each score, against {first.reference} in the features {features}; "
+        f"± is the standard error over the seeds. ditlab {__version__}, torch {where['torch']}, "
+        f"{where['processor'] or where['device']}. {' '.join(f'{note}.' for note in findings.notes)}"
+    ).strip()
+
+
+def evidence(verdict: Verdict) -> list[str]:
+    """The comparisons of a claim, a line each."""
+    return [*(str(each) for each in verdict.found), *([verdict.note] if verdict.note else [])]
+
+
+def body(findings: Findings, figures: Sequence[Figure], title: str) -> Iterator[str]:
+    """The page, piece by piece."""
+    study = findings.study
+    yield f"<h1>{html.escape(title)}</h1><p>{html.escape(study.question)}</p>"
+    if findings.verdicts:
+        yield "<h2>Claims</h2>"
+        yield from map(claim_card, findings.verdicts)
+        yield (
+            f"<p class='small'>A claim holds if the whole {CONFIDENCE:.0%} interval of each difference or correlation, "
+            "taken seed by seed (Student's t), lies on the claimed side of 0.</p>"
+        )
+    yield "<h2>Results</h2>" + html_table(results_table(findings))
+    yield f"<p class='small'>{html.escape(setting(findings))}</p>"
+    if findings.failures:
+        yield "<h2>Failed</h2>" + html_table([("run", "why"), *findings.failures.items()])
+    yield "<div class='plots'>"
+    for each in figures:
+        below = f"<p class='small'>{html.escape(each.fitted)}</p>" if each.fitted else ""
+        yield f"<figure><figcaption>{html.escape(each.title)}</figcaption>{each.svg}{below}</figure>"
+    yield "</div>"
+    if findings.grids:
+        yield "<h2>Samples</h2><p class='small'>The same noise and labels in each grid.</p><div class='grids'>"
+        for name, file in findings.grids.items():
+            if file.exists():
+                yield f"<figure><figcaption>{html.escape(name)}</figcaption>{inline(file, name)}</figure>"
+        yield "</div>"
+    yield f"<details><summary>recipe</summary><pre>{html.escape(study.text)}</pre></details>"
+
+
+def claim_card(verdict: Verdict) -> str:
+    """What was claimed, what was found elsewhere and here, and whether it holds."""
+    claim = verdict.claim
+    here = "<br>".join(html.escape(line) for line in evidence(verdict))
+    return (
+        f"<section class='claim {CLASSES[verdict.verdict]}'><h3>{html.escape(claim.says)}</h3>"
+        f"<p class='verdict'>{html.escape(verdict.verdict)}</p>"
+        f"<dl><dt>paper</dt><dd>{html.escape(claim.paper) or '—'}</dd><dt>here</dt><dd>{here}</dd></dl></section>"
+    )
+
+
+def html_table(rows: Sequence[Row]) -> str:
+    """A table that scrolls by itself where it is too wide."""
+    heading, *rest = ("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in tagged(rows))
+    lines = "".join(f"<tr>{cells}</tr>" for cells in rest)
+    return f"<div class='wide'><table><thead><tr>{heading}</tr></thead><tbody>{lines}</tbody></table></div>"
+
+
+def tagged(rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
+    """The first row is the heading."""
+    return ((("td" if number else "th"), row) for number, row in enumerate(rows))
+
+
+def inline(file: Path, name: str) -> str:
+    """A picture as a part of the page, no wider than it is shown."""
+    with Image.open(file) as opened:
+        picture = opened.convert("RGB")
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, format="PNG", optimize=True)
+    text = base64.b64encode(data.getvalue()).decode()
+    return f"<img alt='samples of {html.escape(name, quote=True)}' src='data:image/png;base64,{text}'>"
+
+
+def markdown(findings: Findings, figures: Sequence[Figure]) -> Iterator[str]:
+    """The same in Markdown, for documents that lie beside plots/."""
+    study = findings.study
+    yield f"# {study.title or study.name}\n\n{study.question}\n"
+    if findings.verdicts:
+        yield from markdown_table([("claim", "paper", "here", "verdict"), *claims_table(findings.verdicts)])
+        yield ""
+    yield from markdown_table(results_table(findings))
+    yield f"\n{setting(findings)}"
+    for run, told in findings.failures.items():
+        yield f"\nFailed: {run}: {told}"
+    for each in figures:
+        yield f"\n![{each.title}]({PLOTS}/{each.name}.png)" + (f"\n\n*{each.fitted}*" if each.fitted else "")
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> list[Row]:
+    """A row for each claim."""
+    return [(v.claim.says, v.claim.paper, "; ".join(evidence(v)), f"**{v.verdict}**") for v in verdicts]
+
+
+def markdown_table(rows: Sequence[Row]) -> Iterator[str]:
+    """A table, whose first row is the heading."""
+    for number, cells in enumerate(rows):
+        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+        if number == 0:
+            yield f"|{'---|' * len(cells)}"
+
+
+STYLE = """
+body { max-width: 62rem; }
+h2 { margin-top: 2.5rem; }
+.small { font-size: 0.9rem; opacity: 0.8; }
+.wide { overflow-x: auto; }
+.wide table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.wide th, .wide td { padding: 0.25rem 0.7rem 0.25rem 0; text-align: right; white-space: nowrap; }
+.wide th:first-child, .wide td:first-child { text-align: left; }
+.wide tr { border-bottom: 1px solid color-mix(in srgb, currentColor 18%, transparent); }
+.claim { border-left: 4px solid; padding: 0.1rem 1rem; margin: 1.2rem 0; }
+.claim h3 { margin: 0.2rem 0; font-size: 1.05rem; }
+.claim dl { display: grid; grid-template-columns: auto 1fr; gap: 0.2rem 1rem; margin: 0.4rem 0; }
+.claim dt { opacity: 0.7; }
+.claim dd { margin: 0; overflow-wrap: anywhere; }
+.verdict { font-weight: 600; margin: 0.2rem 0; }
+.yes { border-color: light-dark(#1d7f4e, #4cc38a); } .yes .verdict { color: light-dark(#1d7f4e, #4cc38a); }
+.no { border-color: light-dark(#b3261e, #ff8a80); } .no .verdict { color: light-dark(#b3261e, #ff8a80); }
+.open { border-color: light-dark(#8a6100, #e0b040); } .open .verdict { color: light-dark(#8a6100, #e0b040); }
+.grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 2rem; }
+.grids figure { margin: 0; }
+"""

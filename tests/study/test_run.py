@@ -1,0 +1,364 @@
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from statistics import fmean, stdev
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from ditlab.cli import main
+from ditlab.errors import InputError
+from ditlab.files import claimed
+from ditlab.pipeline import checkpoints
+from ditlab.planning import GIB
+from ditlab.study import run as running
+from ditlab.study.claims import OPEN
+from ditlab.study.recipe import read_study
+from ditlab.study.report import write_reports
+from ditlab.study.run import Results, run_study
+
+QUIET = Console(quiet=True)
+TINY = """
+title = "Small <& smaller>"
+question = "Is it?"
+recipe = "digits"
+seeds = [0, 1]
+draws = 2
+[budget]
+images = 64
+[settings]
+model = {name = "DiT-S/4", width = 32, depth = 1, heads = 2}
+optim = {lr = 1e-2, warmup = 0, schedule = "constant"}
+train = {batch = 32, ema = 0.1, precision = "float32", compile = "never", device = "cpu"}
+sample = {sampler = "euler", steps = 2}
+[parts]
+"a | b" = {}
+"c" = {model.width = 48}
+[evaluation]
+count = 70
+device = "cpu"
+metrics = ["frechet", "precision-recall", "accuracy"]
+[evaluations]
+"one" = {}
+"two" = {steps = 3}
+[[plots]]
+x = "log gmacs"
+fit = true
+[[plots]]
+x = "recall"
+y = "precision"
+lines = ["a | b, *", "c, *"]
+[[claims]]
+says = "c is better"
+paper = "always"
+order = ["c, one", "a | b, one"]
+[[claims]]
+says = "It falls"
+falls_with = "log model.width"
+"""
+
+
+def write(folder, text=TINY, name="tiny"):
+    file = folder / f"{name}.toml"
+    file.write_text(text, encoding="utf-8")
+    return read_study(str(file))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A study that was worked off: its recipe, its folder, what was found, and where its page is."""
+    home = tmp_path_factory.mktemp("study")
+    study = write(home)
+    findings = run_study(study, home / "out", QUIET)
+    return study, home / "out", findings, write_reports(findings, home / "out")
+
+
+def lines_of(out):
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_score_is_a_line_and_every_run_a_folder(done):
+    _, out, findings, _ = done
+    lines = lines_of(out)
+    assert len(lines) == 2 * 2 * 2 * 2  # parts, seeds, evaluations, draws
+    assert [(line["part"], line["seed"]) for line in lines[::4]] == [("a | b", 0), ("c", 0), ("a | b", 1), ("c", 1)]
+    folders = sorted(path.name for path in (out / "runs").iterdir())
+    assert re.fullmatch(r"a---b-seed0-[0-9a-f]{8}", folders[0])
+    assert folders == sorted({line["run"] for line in lines})
+    assert all(checkpoints(out / "runs" / name)[-1].name == f"{64:012d}" for name in folders)
+    recipe = (out / "runs" / folders[1] / "recipe.toml").read_text()
+    assert "seed = 1\n" in recipe
+    assert "images = 64\n" in recipe
+    assert len({line["metrics"]["fd"] for line in lines}) == len(lines)  # all pictures are different ones
+    assert all(set(line["metrics"]) == {"fd", "precision", "recall", "accuracy"} for line in lines)
+    assert not findings.failures
+
+
+def test_means_and_errors_are_those_of_the_lines(done):
+    _, out, findings, _ = done
+    entry = next(each for each in findings.entries if each.name == "c, two")
+    of_seed = [
+        fmean(
+            line["metrics"]["fd"]
+            for line in lines_of(out)
+            if (line["part"], line["seed"], line["evaluation"]) == ("c", seed, "two")
+        )
+        for seed in (0, 1)
+    ]
+    assert entry.values["fd"] == {0: pytest.approx(of_seed[0]), 1: pytest.approx(of_seed[1])}
+    told = json.loads((out / "study.json").read_text())
+    result = next(each for each in told["results"] if each["name"] == "c, two")
+    assert result["results"]["fd"]["mean"] == pytest.approx(fmean(of_seed))
+    assert result["results"]["fd"]["error"] == pytest.approx(stdev(of_seed) / 2**0.5)
+    assert result["sampling_gmacs"] == pytest.approx(
+        3 * result["gmacs"] * 2
+    )  # three steps, both halves of guidance 1.15
+    assert result["training_gmacs"] == pytest.approx(3 * 64 * result["gmacs"])
+    assert result["model.width"] == 48
+    a, b = (
+        next(each for each in findings.entries if each.name == name).values["fd"] for name in ("c, one", "a | b, one")
+    )
+    claim = told["claims"][0]
+    assert claim["found"][0]["mean"] == pytest.approx(fmean(a[seed] - b[seed] for seed in (0, 1)))
+    assert claim["verdict"] == findings.verdicts[0].verdict
+    assert told["claims"][1]["verdict"] != OPEN
+    assert set(told["fits"]) == {"fd-over-log-gmacs"}
+
+
+class Page(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.outside, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        links = [value for key, value in attributes if key in ("src", "href", "xlink:href")]
+        self.outside += [link for link in links if not link.startswith(("data:", "#"))]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_needs_nothing_but_itself(done):
+    _, out, findings, report = done
+    text = report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.outside == []
+    assert (page.tags.count("svg"), page.tags.count("img"), page.tags.count("section")) == (3, 4, 2)
+    assert "Small <& smaller>" in page.text
+    assert findings.verdicts[0].verdict in page.text
+    assert str(findings.verdicts[0].found[0]) in page.text
+    assert "currentColor" in text
+    assert "#1b1c1d" not in text
+    assert len(text) < 400_000
+    pictures = sorted(path.name for path in (out / "plots").iterdir())
+    assert pictures == ["fd-over-log-gmacs.png", "precision-over-recall.png", "training.png"]
+    with Image.open(out / "plots" / "training.png") as opened:
+        assert opened.size == (720, 480)
+
+
+def test_the_same_tables_in_markdown(done):
+    _, out, findings, _ = done
+    rows = (out / "summary.md").read_text(encoding="utf-8").splitlines()
+    entry = next(each for each in findings.entries if each.name == "a | b, one")
+    (row,) = [row for row in rows if row.startswith("| a &#124; b, one |")]
+    assert f"| {entry.mean('fd'):.3f} ± {entry.error('fd'):.3f} |" in row
+    heading = next(row for row in rows if row.startswith("|  | fd"))
+    assert heading.count("|") == row.count("|")
+    assert "steps" in heading
+    assert "guidance" not in heading  # all have the same
+    assert any(row.startswith("| c is better | always | fd of (c, one)") for row in rows)
+
+
+def test_what_is_done_is_not_repeated(done, monkeypatch):
+    study, out, findings, _ = done
+    monkeypatch.setattr(running, "train", None)
+    monkeypatch.setattr(running, "evaluate", None)
+    again = run_study(study, out, QUIET)
+    assert again.entries == findings.entries
+    assert again.verdicts == findings.verdicts
+
+
+def test_a_stopped_study_goes_on(done, tmp_path, monkeypatch):
+    study, _, findings, _ = done
+    out, calls, evaluate = tmp_path / "out", [], running.evaluate
+
+    def stopped(*arguments, **options):
+        calls.append(arguments[0])
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(running, "evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, out, QUIET)
+    assert len(lines_of(out)) == 5
+    with (out / "results.jsonl").open("a") as file:
+        file.write('{"run": "torn')
+    again = run_study(study, out, QUIET)
+    assert len(calls) == 6 + 11
+    assert [entry.values["fd"] for entry in again.entries] == [entry.values["fd"] for entry in findings.entries]
+    assert again.verdicts == findings.verdicts
+
+
+def test_a_part_that_fails_is_told_in_its_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ditlab.training.trainer.preview", lambda pipes, dataset: Image.new("L", (8, 8)))
+    study = write(
+        tmp_path, TINY.replace("draws = 2", "draws = 1").replace('"c" = {model.width = 48}', '"c" = {optim.lr = 1e18}')
+    )
+    out = tmp_path / "out"
+    console = Console(file=open(tmp_path / "log", "w"), width=200)  # noqa: SIM115
+    findings = run_study(study, out, console)
+    assert sorted(findings.failures) == ["c, seed 0", "c, seed 1"]
+    assert all("finite" in told for told in findings.failures.values())
+    assert [bool(entry.values) for entry in findings.entries] == [True, True, False, False]
+    assert findings.verdicts[0].verdict == OPEN
+    assert findings.verdicts[0].note == "without c, one, of which there is nothing"
+    text = write_reports(findings, out).read_text(encoding="utf-8")
+    assert "<td>c, one</td><td>failed</td>" in text
+    assert "<h2>Failed</h2>" in text
+    assert "failed: " in (tmp_path / "log").read_text()
+    before = len(lines_of(out))
+    monkeypatch.setattr(sys, "argv", ["ditlab", "study", str(tmp_path / "tiny.toml"), "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert "2 runs failed; the same command tries them again" in capsys.readouterr().err
+    assert len(lines_of(out)) == before + 2
+
+
+def test_changed_parts_and_evaluations_never_meet_old_results(done, tmp_path, monkeypatch):
+    _, out, findings, _ = done
+    trained, scored = [], []
+    train, evaluate = running.train, running.evaluate
+    monkeypatch.setattr(running, "train", lambda recipe, *a, **k: (trained.append(recipe), train(recipe, *a, **k)))
+    monkeypatch.setattr(running, "evaluate", lambda source, settings, *a, **k: (
+        scored.append((source, settings.steps)), evaluate(source, settings, *a, **k))[1])  # fmt: skip
+    changed = write(tmp_path, TINY.replace("width = 48", "width = 40").replace("steps = 3", "steps = 4"))
+    found = run_study(changed, out, QUIET)
+    # The old part resumes at its end and gets new scores under one evaluation; the new part gets everything.
+    assert sorted({recipe.model.width for recipe in trained}) == [32, 40]
+    assert sum("a---b" in source for source, _ in scored) == 4
+    assert sum("c-seed" in source for source, _ in scored) == 8
+    assert found.entries[0] == findings.entries[0]
+    assert found.entries[2].values["fd"] != findings.entries[2].values["fd"]
+
+
+def test_processes_share_the_runs(tmp_path):
+    text = TINY.replace("draws = 2", "draws = 1")
+    study = write(tmp_path, text)
+    out = tmp_path / "out"
+    first = next(iter(running.plan_parts(study, out, QUIET))).folder(0)
+    with claimed(out / "locks" / f"{first}.lock"):  # another process has this one
+        (out / "study.json").write_text('{"name": "tiny"}')
+        assert run_study(study, out, QUIET) is None
+    assert {line["run"] for line in lines_of(out)}.isdisjoint({first})
+    assert len({line["run"] for line in lines_of(out)}) == 3
+    assert run_study(study, out, QUIET) is not None
+    assert len(lines_of(out)) == 2 * 2 * 2
+
+
+def test_a_claim_to_work_ends_with_its_block_and_its_process(tmp_path):
+    file = tmp_path / "x" / "a.lock"
+    with claimed(file) as mine, claimed(file) as theirs:
+        assert (mine, theirs) == (True, False)
+    script = f"import pathlib, ditlab.files as f; f.claimed(pathlib.Path({str(file)!r})).__enter__(); raise SystemExit"
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    with claimed(file) as mine:
+        assert mine
+
+
+def test_a_folder_may_be_taken_by_two_at_once(tmp_path):
+    study, out = write(tmp_path), tmp_path / "out"
+    out.mkdir()
+    (out / ".study.json.1.part").touch()  # the other process is about to
+    running.begin(study, out)
+    running.begin(study, out)
+    assert json.loads((out / "study.json").read_text()) == {"name": "tiny"}
+    with pytest.raises(InputError, match="exists and is not a study"):
+        running.begin(study, tmp_path / "tiny.toml")
+
+
+def test_seconds_are_measured_once(tmp_path):
+    study = write(tmp_path, TINY.replace("images = 64", "seconds = 0.1"))
+    first, again = (running.plan_parts(study, tmp_path / "out", QUIET) for _ in range(2))
+    assert [part.recipe.train.images for part in first] == [part.recipe.train.images for part in again]
+    known = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert known == {part.mark: part.recipe.train.images for part in first}
+
+
+def test_torn_lines_are_left_out(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text('{"run": "a"}\n{"run": "b", "fai')
+    results = Results(file)
+    results.add({"run": "c"})
+    assert [line["run"] for line in results.lines()] == ["a", "c"]
+
+
+class TestRefusals:
+    """One line each, exit code 2, nothing lost."""
+
+    @pytest.fixture
+    def refuses(self, monkeypatch, capfd):
+        def run(*arguments):
+            monkeypatch.setattr(sys, "argv", ["ditlab", "study", *map(str, arguments)])
+            with pytest.raises(SystemExit) as end:
+                main()
+            out, err = capfd.readouterr()
+            assert (end.value.code, out, err.count("\n")) == (2, "", 1)
+            return err
+
+        return run
+
+    def test_a_folder_of_something_else(self, refuses, tmp_path):
+        write(tmp_path)
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "study.json").write_text('{"name": "scaling"}')
+        said = refuses(tmp_path / "tiny.toml", "--out", other)
+        assert 'holds the study "scaling", not "tiny"; give another --out' in said
+        (other / "study.json").write_text("{")
+        assert 'is damaged; put {"name": "tiny"} into it' in refuses(tmp_path / "tiny.toml", "--out", other)
+        (other / "study.json").rename(other / "mine.txt")
+        assert "exists and is not a study" in refuses(tmp_path / "tiny.toml", "--out", other)
+        assert [path.name for path in other.iterdir()] == ["mine.txt"]
+
+    def test_a_part_that_does_not_fit(self, refuses, tmp_path, monkeypatch):
+        write(tmp_path, TINY.replace("{model.width = 48}", "{model = {width = 1024, depth = 8}}"))
+        monkeypatch.setattr("ditlab.planning.total_memory", lambda device: int(1.2 * GIB))
+        said = refuses(tmp_path / "tiny.toml", "--out", tmp_path / "out")
+        assert re.search(r'part "c" needs \d\.\d GiB of memory and there are 1\.2; give it a smaller', said)
+        assert not (tmp_path / "out" / "runs").exists()
+
+    def test_a_missing_extra(self, refuses, tmp_path, monkeypatch):
+        write(tmp_path)
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        assert "pip install 'ditlab[plots]'" in refuses(tmp_path / "tiny.toml", "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_many_processes_of_a_launcher(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(InputError, match="start it without torchrun"):
+            run_study(write(tmp_path), tmp_path / "out", QUIET)
+
+    def test_mistakes_in_a_recipe(self, refuses, tmp_path):
+        (tmp_path / "bad.toml").write_text("[budget]\nimages = 3\n")
+        assert "has no parts" in refuses(tmp_path / "bad.toml")
+        assert 'did you mean "scaling"' in refuses("scalling")
+
+
+def test_a_dry_run_trains_nothing(tmp_path, monkeypatch, capfd):
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ditlab", "study", "tiny.toml", "--dry-run", "--json"])
+    main()
+    found = json.loads(capfd.readouterr().out)
+    assert [part["images"] for part in found["parts"]] == [64, 64]
+    assert all(part["seconds"] > 0 and part["fits"] for part in found["parts"])
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
