@@ -33,17 +33,17 @@ NAMES = {
         "ADM": {"width": 40, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 40},
         "LDM": {"width": 38, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 38},
     },
-    "glyphs-32": {
-        "DiT": {"width": 256, "depth": 4, "heads": 4, "patch": 4, "qk_norm": True},
-        "U-DiT": {"width": 24, "heads": 2, "depths": (1, 1, 1, 1, 1)},
-        "U-ViT": {"width": 216, "depth": 5, "heads": 4, "patch": 4},
-        "Skip-DiT": {"width": 248, "depth": 4, "heads": 4, "patch": 4, "qk_norm": True},
-        "ADM": {"width": 22, "multiples": (1, 2, 4), "depth": 1, "attention_at": (4,), "head_width": 22},
-        "LDM": {"width": 22, "multiples": (1, 2, 4), "depth": 1, "attention_at": (4,), "head_width": 22},
+    "glyphs-32": {  # as few multiply-accumulates as U-DiT can have at full resolution
+        "DiT": {"width": 312, "depth": 6, "heads": 4, "patch": 8, "qk_norm": True},
+        "U-DiT": {"width": 16, "heads": 2, "depths": (1, 1, 1, 1, 1)},
+        "U-ViT": {"width": 316, "depth": 5, "heads": 4, "patch": 8},
+        "Skip-DiT": {"width": 300, "depth": 6, "heads": 4, "patch": 8, "qk_norm": True},
+        "ADM": {"width": 16, "multiples": (1, 2, 4), "depth": 1, "attention_at": (4,), "head_width": 16},
+        "LDM": {"width": 16, "multiples": (1, 2, 4), "depth": 1, "attention_at": (4,), "head_width": 16},
     },
 }
 SHAPES = {"digits": (8, 1, 10), "glyphs-32": (32, 3, 26)}
-IMAGES = {"digits": 51_200, "glyphs-32": 38_400}
+IMAGES = {"digits": 51_200, "glyphs-32": 51_200}
 LR = 2e-3  # that all of them bear
 
 
