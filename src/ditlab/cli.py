@@ -1318,7 +1318,10 @@ def listen(host: str, port: int) -> socket.socket:
         InputError: an address or a port that cannot be had.
     """
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        # Connections inherit it; asyncio sets it only where it makes the socket. Otherwise answers wait 40 ms.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen on {host}:{port} ({reason}); give another --port or --host") from error

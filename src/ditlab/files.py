@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ def replacing(file: Path) -> Iterator[Path]:
     Whoever reads meanwhile, or after a crash, finds the file as it was or as it is meant to be. The folder is made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}{PART}")
+    draft = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{PART}")
     try:
         yield draft
         os.replace(draft, file)

@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
 
 from ditlab import between
+from ditlab.cli import listen
 from ditlab.config import find_recipe
 from ditlab.studio.api import about, create_app
 from ditlab.studio.service import Limits
@@ -586,6 +588,10 @@ class TestProcess:
             return found
 
         return start
+
+    def test_answers_are_sent_at_once(self):
+        with listen("127.0.0.1", 0) as listening:
+            assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
     def test_other_machines_need_a_token(self, start, host, capsys):

@@ -279,6 +279,7 @@ def start(out, *options):
     return subprocess.Popen([sys.executable, "-c", script, str(out), *options], stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process = start(
         tmp_path / "run",
@@ -303,7 +304,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert train(recipe(images=last + 32), tmp_path / "run", console=QUIET).config["images_seen"] == last + 32
 
 
-@pytest.mark.parametrize(("limit", "what"), [(10_000, "preview"), (150_000, "checkpoint")])
+@pytest.mark.parametrize(
+    ("limit", "what"), [(10_000, "preview"), pytest.param(150_000, "checkpoint", marks=pytest.mark.slow)]
+)
 def test_full_disk_keeps_the_last_checkpoint(tmp_path, limit, what):
     run = tmp_path / "run"
     train(recipe(images=64, save_every=64), run, console=QUIET)
