@@ -203,13 +203,17 @@ class Service:
         Raises:
             Full: as many as may are drawing already.
         """
+        stop = self._begin()
+        self.threads.submit(self._draw, order, tell, stop)
+        return stop
+
+    def _begin(self) -> threading.Event:
+        """Take a place; what ends the work in it early when it is set."""
         if not self.places.acquire(blocking=False):
             self.told.refused()
             raise Full
-        stop = threading.Event()
         self.told.begun()
-        self.threads.submit(self._draw, order, tell, stop)
-        return stop
+        return threading.Event()
 
     def _steps(
         self, order: Order, stop: threading.Event, around: Callable[[], AbstractContextManager[None]] | None = None
@@ -268,11 +272,7 @@ class Service:
         Raises:
             Full: as many as may are drawing already.
         """
-        if not self.places.acquire(blocking=False):
-            self.told.refused()
-            raise Full
-        stop = threading.Event()
-        self.told.begun()
+        stop = self._begin()
         return self.threads.submit(self._look, order, step, attention, stop), stop
 
     def _look(self, order: Order, step: int | None, attention: int | None, stop: threading.Event) -> Look:
