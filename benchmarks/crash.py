@@ -23,7 +23,7 @@ from rich.console import Console
 from ditlab.config import Recipe, parse_recipe
 from ditlab.data import open_dataset
 from ditlab.files import damage
-from ditlab.pipeline import checkpoints
+from ditlab.model_folder import checkpoints
 from ditlab.training import train
 
 MORE = 480  # images by which the run is made longer when it ends before it is killed; all that is due falls on these

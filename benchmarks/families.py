@@ -43,7 +43,7 @@ NAMES = {
     },
 }
 SHAPES = {"digits": (8, 1, 10), "glyphs-32": (32, 3, 26)}
-IMAGES = {"digits": 51_200, "glyphs-32": 51_200}
+IMAGES = 51_200
 LR = 2e-3  # that all of them bear
 
 
@@ -74,9 +74,7 @@ def recipe(data: str, family: str, seed: int) -> Recipe:
     path = find_recipe(data)
     table: dict[str, Any] = read_toml(path) | {"model": {"name": family, **NAMES[data][family]}}
     whole = parse_recipe(table, source=str(path))
-    budget = replace(
-        whole.train, images=IMAGES[data], seed=seed, preview_every=IMAGES[data], save_every=IMAGES[data] // 4
-    )
+    budget = replace(whole.train, images=IMAGES, seed=seed, preview_every=IMAGES, save_every=IMAGES // 4)
     return replace(whole, train=budget, optim=replace(whole.optim, lr=LR))
 
 

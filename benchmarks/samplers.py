@@ -9,8 +9,10 @@ what the field's scripts do: 250 ancestral steps with guidance, the plain networ
 """
 
 import json
+import re
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from statistics import mean, median, stdev
 
@@ -29,11 +31,12 @@ from ditlab.tuning import tune, write_grids
 
 SCORES = {"digits": score_digits, "glyphs": score_glyphs}
 BASELINE = "ddpm 250, plain"
-BATCH, ROUNDS = 64, 3
-TUNED = [4, 5, 6, 8]
+KINDS = {"tuned grid": (0.0, 1.0), "tuned grid, interval": (0.1, 0.7)}  # when guidance acts
+BATCH, ROUNDS = 64, 5
+TUNED = {"ab2": [4, 5, 6], "ab4": [3, 4, 5, 6, 8]}
 
 
-def ways(file: Path) -> dict[str, dict[str, object]]:
+def ways(grids: Path) -> dict[str, dict[str, object]]:
     """Options of `Pipeline.steps` by name."""
     found: dict[str, dict[str, object]] = {BASELINE: {"sampler": "ddpm", "num_inference_steps": 250}}
     for sampler, counts in (
@@ -45,10 +48,15 @@ def ways(file: Path) -> dict[str, dict[str, object]]:
     ):
         for count in counts:
             found[f"{sampler} {count}"] = {"sampler": sampler, "num_inference_steps": count}
-    for count in TUNED:
-        tuned = {"sampler": "ab4", "num_inference_steps": count, "grid": str(file)}
-        found[f"ab4 {count}, tuned grid"] = tuned
-        found[f"ab4 {count}, tuned grid, interval"] = tuned | {"guidance_interval": (0.0, 0.7)}
+    for sampler, counts in TUNED.items():
+        for count in counts:
+            for kind, interval in KINDS.items():
+                found[f"{sampler} {count}, {kind}"] = {
+                    "sampler": sampler,
+                    "num_inference_steps": count,
+                    "grid": str(grids / file_name(sampler, kind)),
+                    "guidance_interval": interval,
+                }
     for interval in (2, 4):
         found[f"ddim 100, reuse {interval}"] = {"sampler": "ddim", "num_inference_steps": 100, "reuse": interval}
     return found
@@ -62,10 +70,10 @@ def main() -> None:
     seeds = int(sys.argv[4]) if len(sys.argv) > 4 else 3
     count = int(sys.argv[5]) if len(sys.argv) > 5 else 1400
     out.mkdir(parents=True, exist_ok=True)
-    file = out / "grids.json"
-    if not file.exists():
-        write_grids(file, pipe, "ab4", tune(pipe, TUNED, "ab4", 40, console))
-    options = ways(file)
+    for (sampler, counts), (kind, interval) in product(TUNED.items(), KINDS.items()):
+        if not (file := out / file_name(sampler, kind)).exists():
+            write_grids(file, pipe, sampler, tune(pipe, counts, sampler, 40, console, interval=interval))
+    options = ways(out)
     kept = out / "scores.jsonl"
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     for seed in range(seeds):
@@ -86,6 +94,11 @@ def main() -> None:
     (out / "samplers.json").write_text(json.dumps({"pictures": count, "seeds": seeds, "ways": result}, indent=1) + "\n")
     Console(width=110).print(as_table(result))
     draw_plot(result, out / "samplers.png")
+
+
+def file_name(sampler: str, kind: str) -> str:
+    """Of the grids that were made for it."""
+    return f"{sampler}, {kind}.json".replace(", ", "-").replace(" ", "-")
 
 
 def scored(pipe: Pipeline, way: dict[str, object], score: object, count: int, seed: int) -> dict[str, float]:
@@ -131,27 +144,30 @@ def as_table(result: dict[str, dict[str, float]]) -> Table:
 
 
 def draw_plot(result: dict[str, dict[str, float]], file: Path) -> None:
-    """Distance against time, both on log axes, a line for each kind of way."""
+    """Distance against time, a line for each kind of way."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5))
     kinds: dict[str, list[str]] = {}
     for name in result:
-        head, *rest = name.split(", ")
-        kinds.setdefault(", ".join([head.split()[0], *rest]).split(" 2")[0].split(" 4")[0], []).append(name)
+        kinds.setdefault(re.sub(r" \d+", "", name), []).append(name)
     for kind, names in kinds.items():
         rows = sorted((result[name] for name in names), key=lambda row: row["seconds"])
-        axes.errorbar(
+        *_, (bars,) = axes.errorbar(
             [row["seconds"] * 1e3 for row in rows],
             [row["fd"] for row in rows],
             [row["error"] for row in rows],
             marker="o",
-            capsize=2,
             label=kind,
+            color="black" if BASELINE in names else None,
         )
-    base = result[BASELINE]["fd"]
+        bars.set_alpha(0.25)  # most of it is the seeds', and the same for all
+    base, fastest = result[BASELINE]["fd"], min(row["seconds"] for row in result.values())
     axes.axhspan(base / 1.02, base * 1.02, alpha=0.15, color="black", label="baseline within 2 %")
-    axes.set(xscale="log", yscale="log", xlabel="milliseconds for a guided picture", ylabel="Frechet distance")
+    axes.set(xscale="log", xlabel="milliseconds for a guided picture", ylabel="Frechet distance")
+    axes.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick > 1e3 * fastest])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3, which="both")
     figure.tight_layout()

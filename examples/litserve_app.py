@@ -19,7 +19,8 @@ from fastapi import HTTPException
 from ditlab import load
 from ditlab.errors import InputError
 from ditlab.hardware import keep_freed_memory, pick_device
-from ditlab.studio.api import Generation, completed, ordered
+from ditlab.studio.api import completed, ordered
+from ditlab.studio.orders import Generation
 from ditlab.studio.service import Event, Full, Limits, Order, Service
 
 

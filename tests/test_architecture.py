@@ -13,7 +13,7 @@ LAYERS = [
     {"types", "config", "files", "hardware", "unfilled"},
     {"backbones", "diffusion", "autoencoders"},
     {"samplers", "speed"},
-    {"model_card", "pictures", "watching"},
+    {"model_folder", "model_card", "pictures", "watching"},
     {"data"},
     {"editing"},
     {"pipeline"},

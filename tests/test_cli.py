@@ -11,7 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ditlab.autoencoders import Patch
-from ditlab.cli import main, parse_seeds, parse_size
+from ditlab.cli import main
+from ditlab.cli.drawing import parse_seeds
+from ditlab.config import parse_size
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError

@@ -13,14 +13,16 @@ from ditlab.tuning import FINE, STARTS, final, tune
 QUIET = Console(quiet=True)
 
 
-def test_tuned_times_come_nearer_to_the_fine_solution():
+@pytest.mark.parametrize(("guidance", "interval"), [(None, None), (2.0, (0.2, 0.7))])
+def test_tuned_times_come_nearer_to_the_fine_solution(guidance, interval):
     pipe = smooth(tiny_pipeline())
-    found = tune(pipe, [3, 5], "ab2", 4, QUIET)
+    found = tune(pipe, [3, 5], "ab2", 4, QUIET, guidance, interval)
     assert list(found) == [3, 5]
-    finest = final(pipe, "ab2", time_grid("uniform", pipe.objective.process, FINE), 4)
+    options = {"sampler": "ab2", "guidance_scale": guidance, "guidance_interval": interval}
+    finest = final(pipe, time_grid("uniform", pipe.objective.process, FINE), 4, options)
 
     def error(grid):
-        return float((final(pipe, "ab2", grid, 4) - finest).norm() / finest.norm())
+        return float((final(pipe, grid, 4, options) - finest).norm() / finest.norm())
 
     for count, each in found.items():
         named = [error(time_grid(name, pipe.objective.process, count)) for name in STARTS]

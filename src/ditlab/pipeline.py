@@ -7,13 +7,12 @@ A saved model is a folder with `model.safetensors` (the weights) and `config.jso
 """
 
 import copy
-import hashlib
 import inspect
 import json
 import operator
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,22 +21,32 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ditlab import __version__
 from ditlab.autoencoders import Autoencoder, Pixel, create_autoencoder
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import plain
-from ditlab.config import Diffusion, Sample
+from ditlab.config import Sample
 from ditlab.diffusion.guidance import Conditional, autoguidance, cfg
-from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.process import DDPM, PROCESSES, process_name
+from ditlab.diffusion.objective import Objective, read_objective
+from ditlab.diffusion.process import DDPM, process_name
 from ditlab.editing import Mixed, Original, originals
 from ditlab.errors import InputError, lookup, nearest
-from ditlab.files import damage
 from ditlab.model_card import model_card
+from ditlab.model_folder import (
+    ADAPTER,
+    AUTOENCODER,
+    CONFIG,
+    WEIGHTS,
+    fit,
+    newest_checkpoint,
+    read_config,
+    read_tensors,
+    read_weights,
+    state_hash,
+)
 from ditlab.samplers import SAMPLERS, image_noise, time_grid
 from ditlab.speed.compilation import is_compiled
 from ditlab.speed.modulation import tabulated
@@ -45,9 +54,6 @@ from ditlab.speed.precision import PRECISIONS, quick_precision
 from ditlab.speed.reuse import Reuse
 from ditlab.types import Between, Denoise, Step
 from ditlab.unfilled import Unfilled
-
-WEIGHTS, AUTOENCODER, CONFIG = "model.safetensors", "autoencoder.safetensors", "config.json"
-ADAPTER = "adapter.safetensors"  # low-rank updates that were kept apart from their source
 
 # Settings by name, for models on a path (flow matching and the like) and on a chain of discrete steps (DDPM). Guidance
 # and its interval are the model's own. What each costs and loses: docs/benchmarks.md.
@@ -510,20 +516,6 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def state_hash(net: torch.nn.Module) -> str:
-    """The first 16 digits of the SHA-256 of all weights, by name."""
-    return weights_digest(net).hexdigest()[:16]
-
-
-def weights_digest(net: torch.nn.Module, begin: bytes = b"") -> "hashlib._Hash":
-    """SHA-256 of these bytes and all weights, by name."""
-    digest = hashlib.sha256(begin)
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest
-
-
 def hub_library() -> Any:
     """huggingface_hub, or the line that says how to get it."""
     try:
@@ -531,19 +523,6 @@ def hub_library() -> Any:
     except ImportError:
         raise InputError("the hub needs huggingface_hub; pip install 'ditlab[hub]'") from None
     return huggingface_hub
-
-
-def make_objective(settings: Diffusion) -> Objective:
-    """The objective that a recipe describes."""
-    options = dict(vars(settings))
-    return Objective(process=lookup(PROCESSES, options.pop("process"), "process")(), **options)
-
-
-def read_objective(description: dict[str, Any]) -> Objective:
-    """The objective that `config.json` describes."""
-    options = dict(description)
-    process = dict(options.pop("process"))
-    return Objective(lookup(PROCESSES, process.pop("name"), "process")(**process), **options)
 
 
 def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], Pipeline] | None" = None) -> Pipeline:
@@ -558,7 +537,7 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
         InputError: nothing there, or a file that is incomplete or does not fit its config.
     """
     folder = newest_checkpoint(path) or path
-    config = _read_config(folder)
+    config = read_config(folder)
     try:
         backbone = dict(config.pop("backbone"))
         size = tuple(backbone.pop("size"))
@@ -590,69 +569,6 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
 
 def _load_own(path: str) -> Pipeline:
     return load_folder(Path(path))
-
-
-def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint folder of a run that is whole, as far as sizes tell, or None where there is none.
-
-    One that is not is named in a warning.
-    """
-    for folder in reversed(checkpoints(run)):
-        wrong = damage(folder)
-        if wrong is None:
-            return folder
-        warnings.warn(f"{folder} is damaged and left aside: {wrong}", stacklevel=2)
-    return None
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """All checkpoint folders of a run, the newest last."""
-    return sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
-
-
-def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; every one must be used and every weight filled, in the right shape."""
-    return fit(read_tensors(file), expected, str(file))
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file that ditlab wrote."""
-    try:
-        return load_file(file)
-    except FileNotFoundError:
-        raise InputError(f"no weights at {file}; give a model folder or a run folder with a checkpoint") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{file} is truncated or not a safetensors file ({error}); restore it, "
-            "or remove its checkpoint to use the one before"
-        ) from error
-
-
-def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors, once every one is used and every weight filled in its shape; the first few misfits otherwise."""
-    problems = [f"missing {key}" for key in expected if key not in tensors]
-    problems += [f"unused {key}" for key in tensors if key not in expected]
-    problems += [
-        f"{key} is {list(tensors[key].shape)}, not {list(value.shape)}"
-        for key, value in expected.items()
-        if key in tensors and tensors[key].shape != value.shape
-    ]
-    if problems:
-        raise InputError(f"{source} does not fit its network: {'; '.join(problems[:4])} ({len(problems)} in all)")
-    return tensors
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no model at {folder}; give a model folder (with {CONFIG}) or a run folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file}: {error}; restore it from a copy") from error
-    if not isinstance(config, dict) or config.get("format") != "ditlab":
-        raise InputError(f"{file} was not written by ditlab; give a ditlab model or run folder")
-    return config
 
 
 @dataclass(frozen=True)

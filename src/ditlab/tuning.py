@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -35,15 +36,24 @@ class Tuned:
     after: float
 
 
-def tune(pipe: Pipeline, steps: list[int], sampler: str, pictures: int, console: Console) -> dict[int, Tuned]:
+def tune(
+    pipe: Pipeline,
+    steps: list[int],
+    sampler: str,
+    pictures: int,
+    console: Console,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> dict[int, Tuned]:
     """Find a grid for each count of steps.
 
     Args:
-        pipe: the model; its guidance and interval are used.
+        pipe: the model.
         steps: counts of steps, each at least 2.
         sampler: a deterministic one.
         pictures: drawn at each trial, with the seeds 0 to pictures - 1.
         console: where progress is shown.
+        guidance, interval: with which the grid shall be used; the model's own if None.
 
     Raises:
         InputError: a sampler with noise of its own, or fewer than 2 steps.
@@ -53,9 +63,9 @@ def tune(pipe: Pipeline, steps: list[int], sampler: str, pictures: int, console:
     if min(steps) < 2 or pictures < 1:
         raise InputError(f"steps {min(steps)} and pictures {pictures}; give 2 or more, and 1 or more")
     pipe = pipe.fused()
-    fine = final(
-        pipe, sampler, time_grid("uniform", pipe.objective.process, FINE, pipe.objective.last_time()), pictures
-    )
+    options = {"sampler": sampler, "guidance_scale": guidance, "guidance_interval": interval}
+    exact = time_grid("uniform", pipe.objective.process, FINE, pipe.objective.last_time())
+    fine = final(pipe, exact, pictures, options)
     trials = {count: len(STARTS) + 2 * (count - 1) * len(MOVES) for count in steps}
     found = {}
     with progress_bar(console) as progress:
@@ -64,7 +74,7 @@ def tune(pipe: Pipeline, steps: list[int], sampler: str, pictures: int, console:
 
             def error(grid: Tensor, task: TaskID = task) -> float:
                 progress.advance(task)
-                return float((final(pipe, sampler, grid, pictures) - fine).norm() / fine.norm())
+                return float((final(pipe, grid, pictures, options) - fine).norm() / fine.norm())
 
             found[count] = descend(pipe, count, error)
     return found
@@ -95,8 +105,8 @@ def descend(pipe: Pipeline, count: int, error: Callable[[Tensor], float]) -> Tun
     return Tuned(grid.tolist(), errors["uniform"], least)
 
 
-def final(pipe: Pipeline, sampler: str, grid: Tensor, pictures: int) -> Tensor:
+def final(pipe: Pipeline, grid: Tensor, pictures: int, options: dict[str, Any]) -> Tensor:
     """The pictures, or latents, of the fixed seeds (B, C, H, W)."""
     labels = [i % pipe.net.classes for i in range(pictures)] if pipe.net.classes else None
-    *_, last = pipe.steps(labels, seeds=range(pictures), sampler=sampler, grid=grid)
+    *_, last = pipe.steps(labels, seeds=range(pictures), grid=grid, **options)
     return last.x

@@ -42,6 +42,9 @@ class Prediction:
     variance_mix: Tensor | None = None
     """(B, C, H, W), for learned reverse variances only: 0 is log beta_tilde, 1 is log beta (Nichol & Dhariwal
     2021, eq. 15). The mix is kept instead of a variance because the two ends depend on the sampler's grid."""
+    guided: bool = False
+    """Whether guidance acted. Predictions with it and without it belong to two fields, between which the way of a
+    sample has a kink."""
 
 
 @dataclass(frozen=True)

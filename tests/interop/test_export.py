@@ -31,7 +31,7 @@ def latent_pipeline(family="DiT"):
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=pytest.mark.slow if name == "U-DiT" else ()) for name in TINY]
+    "family", [pytest.param(name, marks=() if name == "DiT" else pytest.mark.slow) for name in TINY]
 )
 def test_every_family_becomes_a_graph_of_any_batch_size(family, tmp_path):
     pipe = latent_pipeline(family)

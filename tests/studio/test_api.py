@@ -18,7 +18,7 @@ from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
 
 from ditlab import between
-from ditlab.cli import listen
+from ditlab.cli.serving import listen
 from ditlab.config import find_recipe
 from ditlab.studio.api import about, create_app
 from ditlab.studio.service import Limits

@@ -12,7 +12,7 @@ from rich.console import Console
 from ditlab.cli import main
 from ditlab.errors import InputError
 from ditlab.files import claimed
-from ditlab.pipeline import checkpoints
+from ditlab.model_folder import checkpoints
 from ditlab.planning import GIB
 from ditlab.study import run as running
 from ditlab.study.claims import OPEN

@@ -271,7 +271,8 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path):
 def start(out, *options):
     script = (
         "import sys; from ditlab.config import parse_recipe; import json\n"
-        "from ditlab.cli import fail; from ditlab.errors import InputError; from ditlab.training import train\n"
+        "from ditlab.cli.terminal import fail; from ditlab.errors import InputError\n"
+        "from ditlab.training import train\n"
         f"try: train(parse_recipe(json.loads({json.dumps(TINY)!r}), sys.argv[2:]), sys.argv[1])\n"
         "except InputError as error: fail(str(error), 2)\n"
         "except KeyboardInterrupt: fail('interrupted', 130)\n"

@@ -91,7 +91,7 @@ def _guided(
         good, bad = pair(x, t)
         x0 = _blend(good.x0, bad.x0, scale, channels)
         eps = _blend(good.eps, bad.eps, scale, channels)
-        return Prediction(x0, eps, good.variance_mix)
+        return Prediction(x0, eps, good.variance_mix, guided=True)
 
     return denoise
 

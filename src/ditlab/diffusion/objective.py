@@ -8,13 +8,14 @@ target. The determinant also says where a target is unsafe: eps tells nothing ab
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditlab.diffusion.process import DDPM, Linear, Process, per_image, posterior
+from ditlab.config import Diffusion
+from ditlab.diffusion.process import DDPM, PROCESSES, Linear, Process, per_image, posterior
 from ditlab.errors import InputError, lookup
 from ditlab.types import Prediction
 
@@ -146,6 +147,19 @@ class Objective:
     def denoiser(self, net: Conditioned) -> "Denoiser":
         """The network as a function (x_t, t, y) -> Prediction."""
         return Denoiser(self, net)
+
+
+def make_objective(settings: Diffusion) -> Objective:
+    """The objective that a recipe describes."""
+    options = dict(vars(settings))
+    return Objective(process=lookup(PROCESSES, options.pop("process"), "process")(), **options)
+
+
+def read_objective(description: dict[str, Any]) -> Objective:
+    """The objective that `config.json` describes."""
+    options = dict(description)
+    process = dict(options.pop("process"))
+    return Objective(lookup(PROCESSES, process.pop("name"), "process")(**process), **options)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from ditlab.evaluation.reference import (
 from ditlab.files import held, replace_text
 from ditlab.hardware import describe, pick_device
 from ditlab.interop import load
+from ditlab.model_folder import CONFIG
 from ditlab.pictures import contact_sheet
-from ditlab.pipeline import CONFIG, Pipeline, to_pil
+from ditlab.pipeline import Pipeline, to_pil
 from ditlab.sampling import Samples, progress_bar
 
 PROTOCOL_COUNT = 50_000  # what the field's published distances are of

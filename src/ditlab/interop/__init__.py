@@ -17,7 +17,8 @@ from ditlab.interop import diffusers
 from ditlab.interop.autoencoders import load_autoencoder, save_autoencoder
 from ditlab.interop.files import fetch, pick_weights, read_file, read_json
 from ditlab.interop.official import from_official, to_official
-from ditlab.pipeline import CONFIG, Pipeline, load_folder, newest_checkpoint
+from ditlab.model_folder import CONFIG, newest_checkpoint
+from ditlab.pipeline import Pipeline, load_folder
 
 __all__ = ["LAYOUTS", "convert", "load", "load_autoencoder", "save_autoencoder"]
 

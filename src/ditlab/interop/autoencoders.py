@@ -18,7 +18,8 @@ from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.errors import InputError
 from ditlab.interop.files import fetch, pick_weights, read_file, read_json
-from ditlab.pipeline import AUTOENCODER, CONFIG, fit, load_folder, newest_checkpoint, read_weights, weights_digest
+from ditlab.model_folder import AUTOENCODER, CONFIG, fit, newest_checkpoint, read_weights, weights_digest
+from ditlab.pipeline import load_folder
 from ditlab.unfilled import Unfilled
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ditlab.autoencoders import Absent, Autoencoder, Latent
 from ditlab.errors import InputError, lookup
-from ditlab.pipeline import CONFIG, Pipeline
+from ditlab.model_folder import CONFIG
+from ditlab.pipeline import Pipeline
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], NDArray[Any]]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder, Pixel
 from ditlab.backbones import BACKBONES, Backbone, create, name_of
+from ditlab.diffusion.objective import read_objective
 from ditlab.diffusion.process import Linear
 from ditlab.errors import InputError
-from ditlab.pipeline import Pipeline, fit, read_objective
+from ditlab.model_folder import fit
+from ditlab.pipeline import Pipeline
 from ditlab.unfilled import Unfilled
 
 SIT_CLOCK = {"clock_rate": -1.0, "clock_start": 1.0}  # its network is fed 1 - t, unscaled

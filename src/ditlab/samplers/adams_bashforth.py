@@ -1,7 +1,8 @@
 """Adams-Bashforth in straight coordinates: order 2 or 4 at one call a step, by reusing the slopes of the last steps.
 
 Order 4 spends one call more: its first step is Heun's, and the two after it integrate from the very start, so that
-the lower order of the first steps does not stay visible in the result.
+the lower order of the first steps does not stay visible in the result. Once guidance has begun or ended, at a bound of
+its interval, the order is 2: the way has a kink there, behind which a polynomial of higher order swings.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ def adams_bashforth(
     scales, times = process.straight(grid)
     start = x / per_image(scales[0], x)
     slopes: list[Tensor] = []  # newest first
+    guided: bool | None = None
 
     def integrate(slopes: list[Tensor], newest: int, base: int, end: int, u: Tensor) -> Tensor:
         nodes = times[newest + 1 - len(slopes) : newest + 1].flip(0)
@@ -29,6 +31,9 @@ def adams_bashforth(
 
     for i, t in enumerate(grid[:-1]):
         prediction = denoise(x, t)
+        if guided not in (None, prediction.guided):
+            order = 2
+        guided = prediction.guided
         slopes = [_slope(prediction), *slopes][:order]
         if 0 < i < order - 1:
             u = integrate(slopes, i, 0, i + 1, start)

@@ -6,37 +6,29 @@ one JSON object with a message, never a traceback.
 
 import asyncio
 import base64
-import hmac
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi import Path as PathParameter
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ditlab import __version__
 from ditlab.config import parse_recipe, read_toml
 from ditlab.errors import InputError, lookup
 from ditlab.pipeline import Label
-from ditlab.samplers import SAMPLERS
 from ditlab.studio.answers import (
     GENERATED,
     METRICS,
-    PIXEL,
     THUMBNAIL,
     Classes,
     Health,
@@ -47,120 +39,16 @@ from ditlab.studio.answers import (
     Seen,
     faults,
 )
-from ditlab.studio.service import Event, Failed, Full, Limits, Look, Order, Service, Told, as_text
+from ditlab.studio.guard import Guard, fault, tell_faults
+from ditlab.studio.orders import Generation, Looking, Name
+from ditlab.studio.service import Event, Limits, Look, Order, Service, Told, as_text
 from ditlab.watching import CURVES, previews, read_metrics
 
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-    ),
-}
 PAGE = Path(__file__).parent / "page"
 SHOWN = ("/", *(f"/{file.name}" for file in PAGE.iterdir()))
 # Without a token: for those who only ask whether it lives, and the page, which asks people for it.
-OPEN = ("/health", "/ready", *SHOWN)
-
-
-def whole(value: Any) -> Any:
-    """4.0 is an integer in JSON."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-WHOLE = BeforeValidator(whole)
-Seed = Annotated[int, Field(ge=0, lt=2**53), WHOLE]  # beyond that readers of JSON do not agree on integers
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-ClassLabel = Annotated[int, Field(ge=0, lt=2**31), WHOLE] | Name
-Time = Annotated[float, Field(ge=0, le=1)]
-File = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
+FREE = ("/health", "/ready", *SHOWN)
 PathName = Annotated[str, PathParameter(min_length=1, max_length=200)]
-
-
-class Drawing(BaseModel):
-    """What all orders may say."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    model: Name | None = Field(None, description="A name of /v1/models; the first one if left out.")
-    prompt: ClassLabel | None = Field(None, description="A class, by name or index.")
-    seed: Seed | None = Field(None, description="Of the first picture, those behind it have the next ones.")
-    num_inference_steps: Annotated[int, Field(ge=1, le=100_000), WHOLE] | None = Field(
-        None, description="The model's own if left out."
-    )
-    guidance_scale: float | None = Field(
-        None, ge=-1000, le=1000, allow_inf_nan=False, description="1 is none; the model's own if left out."
-    )
-    guidance_interval: Annotated[tuple[Time, Time], Field(strict=False)] | None = Field(
-        None, description="The times between which guidance acts, 0 is data and 1 noise."
-    )
-    sampler: Name | None = Field(None, description=f"One of {', '.join(SAMPLERS)}; the model's own if left out.")
-    quality: Literal["draft", "normal", "best", "reference"] | None = Field(
-        None, description="Sampler, steps and guidance in one word; what is given beside it goes before it."
-    )
-
-    def settings(self) -> dict[str, Any]:
-        """Of `Pipeline.steps`."""
-        return {
-            "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "guidance_interval": self.guidance_interval,
-            "sampler": self.sampler,
-            "preset": self.quality,
-        }
-
-
-class Generation(Drawing):
-    """An order for pictures."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": "3", "n": 4, "seed": 0},
-                {"class_labels": [3, 7], "stream": True},
-                {"prompt": "3", "to_label": "8", "n": 4, "seed": 0},
-                {"prompt": "3", "image": PIXEL, "strength": 0.6},
-            ]
-        },
-    )
-
-    class_labels: list[ClassLabel] | None = Field(
-        None, min_length=1, max_length=1024, description="A class for each picture, in the place of the prompt."
-    )
-    n: Annotated[int, WHOLE] = Field(1, ge=1, le=1024, description="How many pictures.")
-    size: Annotated[str, Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
-        None, description="WIDTHxHEIGHT; a model has one size, any other is refused."
-    )
-    seeds: list[Seed] | None = Field(None, min_length=1, max_length=1024, description="One for each picture.")
-    to_label: ClassLabel | None = Field(None, description="The pictures go from the first class to this one.")
-    to_seed: Seed | None = Field(None, description="The pictures go from the first seed to this one.")
-    image: File | None = Field(None, description="A picture to start from.")
-    mask: File | None = Field(None, description="What is white in it is drawn anew, what is black stays.")
-    strength: float | None = Field(
-        None, gt=0, le=1, description="Part of the way that is walked from the image; 0.6, and 1 with a mask."
-    )
-    resample: Annotated[int, Field(ge=1, le=100), WHOLE] | None = Field(
-        None, description="With a mask: how often each piece of the way is walked; 2."
-    )
-    animation: bool = Field(False, description="Also give each picture's way, as a GIF in animation_b64.")
-    response_format: Literal["b64_json"] = "b64_json"
-    stream: bool = Field(False, description="Answer with server-sent events.")
-    partial_images: Annotated[int, WHOLE] = Field(3, ge=0, le=100, description="Previews of a stream.")
-
-
-class Looking(Drawing):
-    """An order to look inside the network while it draws one picture."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "3", "seed": 0, "num_inference_steps": 12}]})
-
-    step: Annotated[int, Field(ge=0, le=100_000), WHOLE] | None = Field(
-        None, description="With attention: the step at which it is told; the drawing ends there."
-    )
-    attention: Annotated[int, Field(ge=0, le=100_000), WHOLE] | None = Field(
-        None, description="The number of a self-attention in the network, whose weights shall be told."
-    )
 
 
 class Counts(Told):
@@ -234,39 +122,9 @@ def create_app(
     # What needs the token where there is one: so it is told in the description, while it is `Guard` that looks.
     bearer = [Security(HTTPBearer(auto_error=False))] if token else []
     inside = APIRouter(dependencies=bearer, responses=faults(401) if token else {})
-    app.add_middleware(Guard, body=limits.body, token=token)
+    app.add_middleware(Guard, body=limits.body, token=token, free=FREE)
     app.state.service = service
-
-    @app.exception_handler(InputError)
-    async def wrong(request: Request, error: InputError) -> JSONResponse:
-        return fault(400, str(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = error.errors()
-        if tuple(errors[0]["loc"]) == ("body",) and "json" not in request.headers.get("content-type", ""):
-            return fault(422, "the body must be JSON, with Content-Type: application/json")
-        return fault(422, misfit(errors))
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        headers, line = dict(error.headers or {}), str(error.detail)
-        if error.status_code == 405:
-            line = f"{request.method[:20]} is not for this path; use {headers.get('Allow')}"
-        return fault(error.status_code, line, headers)
-
-    @app.exception_handler(Failed)
-    async def failed(request: Request, error: Failed) -> JSONResponse:
-        return fault(503, str(error))
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:  # which the server's log tells
-        return fault(500, "the service failed; its log says why")
-
-    @app.exception_handler(Full)
-    async def full(request: Request, error: Full) -> JSONResponse:
-        line = f"{limits.drawings} drawings are in progress, which is as many as there may be; come back in a second"
-        return fault(429, line, {"Retry-After": "1"})
+    tell_faults(app, limits)
 
     @app.get("/health", response_model=Health)
     async def health() -> dict[str, str]:
@@ -385,57 +243,6 @@ def create_app(
     for path in SHOWN:
         app.add_route(path, show, include_in_schema=False)
     return app
-
-
-class Guard:
-    """Refuses what must not come in, before it is read, and says to browsers what they may do with what goes out."""
-
-    def __init__(self, app: ASGIApp, body: int, token: str) -> None:
-        self.app, self.body, self.token = app, body, token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        if (refused := self.refuse(scope["path"], Headers(scope=scope))) is not None:
-            await refused(scope, receive, send)
-            return
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        await self.app(scope, receive, with_headers)
-
-    def refuse(self, path: str, headers: Headers) -> JSONResponse | None:
-        """The answer to what is refused; None for what is not."""
-        if "transfer-encoding" in headers:
-            return fault(411, "the body's length must be told before; send it in one piece, with Content-Length")
-        length = headers.get("content-length", "0")  # of which int() refuses more than some thousand digits
-        if not (length.isdecimal() and len(length) < 20 and int(length) <= self.body):
-            return fault(413, f"a body of {length[:20]} bytes; at most {self.body} are taken")
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        if self.token and path not in OPEN and not hmac.compare_digest(given.encode(), self.token.encode()):
-            return fault(401, "a token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
-        return None
-
-
-TAGS = ("constrained-", "function-")  # pydantic's names for the ways of reading a value, not part of its place
-
-
-def misfit(errors: Sequence[Any]) -> str:
-    """What is wrong with a body or a parameter; a value that may be one of several things has an error for each."""
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
-
-    def place(each: Any) -> str:
-        parts = [str(part) for part in each["loc"] if not str(part).startswith(TAGS)]
-        return ".".join(parts[1:] or parts)
-
-    lines = dict.fromkeys(each["msg"] for each in errors if place(each) == place(first))
-    return f"{place(first)[:200]}: {', or: '.join(lines)}"
 
 
 def ordered(service: Service, asked: Generation) -> Order:
@@ -601,9 +408,3 @@ async def stream(service: Service, order: Order, events: "asyncio.Queue[Event]",
 def said(kind: str, data: dict[str, Any]) -> str:
     """A server-sent event."""
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"
-
-
-def fault(code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """What went wrong, in the form that clients know."""
-    kind = "invalid_request_error" if code < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "code": code}}, code, (headers or {}) | HEADERS)

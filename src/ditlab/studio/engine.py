@@ -168,6 +168,8 @@ class Engine:
             self._answer(taken)
             if self.told is not None:
                 self.told(rows, time.perf_counter() - started)
+            for call in taken:  # last, so that who has its answer finds the call told
+                call.answered.set()
 
     def _together(self, first: Call, other: Call, rows: int) -> bool:
         return first.around is other.around is None and rows + len(other.x) <= self.rows
@@ -189,5 +191,3 @@ class Engine:
                     self._answer([call])
                 return
             calls[0].error = error
-        for call in calls:
-            call.answered.set()

@@ -19,6 +19,7 @@ from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone
 from ditlab.config import Data, Evaluation, Recipe, to_tables
 from ditlab.data import Dataset, open_dataset
+from ditlab.diffusion.objective import make_objective
 from ditlab.errors import InputError, lookup
 from ditlab.evaluation import protocol
 from ditlab.evaluation.features import Features, open_features
@@ -27,7 +28,7 @@ from ditlab.evaluation.metrics import METRICS
 from ditlab.evaluation.reference import identity
 from ditlab.hardware import pick_device
 from ditlab.interop import load
-from ditlab.pipeline import Pipeline, make_objective
+from ditlab.pipeline import Pipeline
 from ditlab.planning import GIB, Plan, duration, plan
 from ditlab.study.recipe import Budget, Study
 from ditlab.training.state import FREE

@@ -194,7 +194,7 @@ def markdown_table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 STYLE = """
-body { max-width: 62rem; }
+body { max-width: 72rem; }
 h2 { margin-top: 2.5rem; }
 .small { font-size: 0.9rem; opacity: 0.8; }
 .wide { overflow-x: auto; }

@@ -25,7 +25,7 @@ from ditlab.evaluation.reference import Reference
 from ditlab.evaluation.sweep import plotting
 from ditlab.files import claimed, replace_text
 from ditlab.hardware import describe, pick_device, process_place
-from ditlab.pipeline import checkpoints
+from ditlab.model_folder import checkpoints
 from ditlab.planning import GIB
 from ditlab.study.claims import Entry, Verdict, judge
 from ditlab.study.grid import Part, lay_out

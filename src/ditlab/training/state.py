@@ -36,7 +36,8 @@ from ditlab.config import Recipe, Train, parse_recipe, read_toml, to_tables, to_
 from ditlab.errors import InputError
 from ditlab.files import damage, is_vacant, replace_text, replacing, write_manifest
 from ditlab.hardware import free_memory
-from ditlab.pipeline import ADAPTER, WEIGHTS, Pipeline, checkpoints, read_weights
+from ditlab.model_folder import ADAPTER, WEIGHTS, checkpoints, read_weights
+from ditlab.pipeline import Pipeline
 from ditlab.training.ema import EMA
 from ditlab.training.log import Tally, forget_after
 from ditlab.training.optim import Optimiser

@@ -26,15 +26,16 @@ from ditlab.backbones.dit import DiT
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.config import Model, Recipe, Train, to_tables
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
-from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.objective import Objective, make_objective
 from ditlab.diffusion.process import process_name
 from ditlab.errors import InputError
 from ditlab.files import held
 from ditlab.hardware import process_place
 from ditlab.interop import load, load_autoencoder
 from ditlab.interop.autoencoders import fingerprint
+from ditlab.model_folder import newest_checkpoint
 from ditlab.pictures import contact_sheet, side_by_side
-from ditlab.pipeline import Pipeline, make_objective, newest_checkpoint
+from ditlab.pipeline import Pipeline
 from ditlab.speed.compilation import compile_and_tell, wanted
 from ditlab.speed.precision import faster_dtype, quick_precision
 from ditlab.training.chance import EPS, POSTERIOR, ROUTE, Chance

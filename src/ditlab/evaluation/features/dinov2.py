@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ditlab.errors import InputError
 from ditlab.evaluation.features.base import Extracted, Features
-from ditlab.pipeline import state_hash
+from ditlab.model_folder import state_hash
 
 DEFAULT = "facebook/dinov2-large"  # ViT-L/14, the one that published distances use
 SIDE = 224  # pixels

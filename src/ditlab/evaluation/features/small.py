@@ -11,7 +11,7 @@ from ditlab.errors import InputError
 from ditlab.evaluation.features.base import Extracted, Features
 from ditlab.files import replacing
 from ditlab.hardware import cache_folder
-from ditlab.pipeline import state_hash
+from ditlab.model_folder import state_hash
 
 FEATURES = 64  # values of the layer before the last
 

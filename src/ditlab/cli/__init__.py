@@ -1,0 +1,35 @@
+"""The command line: parse, build, call. Handlers import what they need, so that `--help` is quick.
+
+Exit code 0 on success; 2 on input that cannot be used, with one line on standard error; 1 on a failure while
+running; 130 after Ctrl-C. `--json` prints one JSON object on standard output and nothing else.
+"""
+
+import sys
+
+from cyclopts import CycloptsError
+
+from ditlab.cli import drawing, judging, models, pictures, serving, training  # noqa: F401 - each adds its commands
+from ditlab.cli.terminal import app, fail
+from ditlab.config import one_line
+from ditlab.errors import InputError, RunError
+from ditlab.hardware import keep_freed_memory
+
+
+def main() -> None:
+    """Run the command line."""
+    keep_freed_memory()
+    try:
+        app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        fail(one_line(error), 2)
+    except InputError as error:
+        fail(str(error), 2)
+    except RunError as error:
+        fail(str(error), 1)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else "cannot write: "
+        fail(f"{where}{error.strerror or error}; free some space or give another path", 2)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)

@@ -1,0 +1,71 @@
+"""What all commands share: the application, the screen, and how they speak."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from ditlab import __version__
+from ditlab.config import parse_size, recipe_config
+from ditlab.errors import InputError
+from ditlab.files import is_vacant
+
+app = App(
+    name="ditlab",
+    help="Diffusion transformers: train on your pictures, sample, score.",
+    version=__version__,
+    config=recipe_config,
+)
+screen = Console(stderr=True)
+
+Json = Annotated[bool, Parameter(negative="")]
+
+
+def say(line: str) -> None:
+    """A line on the screen as it is: rich marks nothing in it."""
+    screen.print(line, highlight=False, markup=False)
+
+
+def say_note(config: dict[str, Any]) -> None:
+    """What was left out or turned round when a foreign model was read."""
+    if note := config.get("note"):
+        say(str(note))
+
+
+def foreign(heads: int | None, size: str | None, classes: int | None) -> dict[str, Any]:
+    """What the user tells about a checkpoint that does not tell it itself."""
+    told = {"heads": heads, "size": None if size is None else parse_size(size), "classes": classes}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def claim_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with something in it, unless told otherwise."""
+    if not is_vacant(folder) and not overwrite:
+        raise InputError(f"{folder} is not empty; give another --out, or add --overwrite")
+    home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(home, os.W_OK):
+        raise InputError(f"{home} cannot be written to; give another --out")
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """One object on standard output."""
+    print(json.dumps(values, default=str))
+
+
+def command() -> str:
+    """How this program was called, for commands to try next."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return "python -m ditlab"
+    local = path if not path.is_absolute() or not path.is_relative_to(Path.cwd()) else path.relative_to(Path.cwd())
+    return str(local) if local.parent != Path() and not local.is_absolute() else path.name
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One line on standard error, and out."""
+    print(f"ditlab: {message}", file=sys.stderr)
+    sys.exit(code)
