@@ -1,4 +1,4 @@
-"""Time per multiply-accumulate of every family against DiT: inference (merged weights) and a training step.
+"""Time per multiply-accumulate of every family against DiT: inference (merged and packed) and a training step.
 
     python benchmarks/backbones.py [small|base] [ROUNDS]
 
@@ -18,6 +18,7 @@ from ditlab import create
 from ditlab.backbones import Backbone
 from ditlab.evaluation import measure
 from ditlab.hardware import keep_freed_memory
+from ditlab.speed.packing import packed
 
 SETS: dict[str, tuple[int, dict[str, dict[str, object]]]] = {  # batch, networks of about DiT's cost; the first is DiT
     "small": (
@@ -43,13 +44,13 @@ def main() -> None:
     torch.manual_seed(0)
     gmacs = {name: measure(lambda n=name, o=options: create(n, **o)).gmacs for name, options in networks.items()}
     nets = {name: create(name, **options) for name, options in networks.items()}
-    ways = {"forward": forward, "training step": training_step}
-    times = {way: {name: [] for name in nets} for way in ways}
+    drawing = {name: packed(net.fused()).eval() for name, net in nets.items()}
+    times = {way: {name: [] for name in nets} for way in ("forward", "training step")}
     for _ in range(rounds + 1):
-        for way, run in ways.items():
-            for name, net in nets.items():
-                times[way][name].append(run(net, batch))
-    table = Table("network", "GMACs", *(f"{way}, {what}" for way in ways for what in ("GFLOP/s", "time per GMAC")))
+        for name, net in nets.items():
+            times["forward"][name].append(forward(drawing[name], batch))
+            times["training step"][name].append(training_step(net, batch))
+    table = Table("network", "GMACs", *(f"{way}, {what}" for way in times for what in ("GFLOP/s", "time per GMAC")))
     first = next(iter(nets))
     for name in nets:
         cells = []
@@ -77,10 +78,10 @@ def inputs(net: Backbone, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 def forward(net: Backbone, batch: int) -> float:
-    """Seconds of a forward pass of the merged network."""
-    merged, given = net.fused().eval(), inputs(net, batch)
+    """Seconds of a forward pass."""
+    given = inputs(net, batch)
     with torch.inference_mode():
-        return timed(lambda: merged(*given))
+        return timed(lambda: net(*given))
 
 
 def training_step(net: Backbone, batch: int) -> float:

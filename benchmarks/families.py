@@ -74,8 +74,8 @@ def recipe(data: str, family: str, seed: int) -> Recipe:
     path = find_recipe(data)
     table: dict[str, Any] = read_toml(path) | {"model": {"name": family, **NAMES[data][family]}}
     whole = parse_recipe(table, source=str(path))
-    budget = replace(whole.train, images=IMAGES, seed=seed, preview_every=IMAGES, save_every=IMAGES // 4)
-    return replace(whole, train=budget, optim=replace(whole.optim, lr=LR))
+    each = {"images": IMAGES, "preview_every": IMAGES, "save_every": IMAGES // 4, "precision": "float32", "seed": seed}
+    return replace(whole, train=replace(whole.train, **each), optim=replace(whole.optim, lr=LR))
 
 
 def cost(data: str, family: str) -> dict[str, float]:

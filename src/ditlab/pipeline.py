@@ -50,6 +50,7 @@ from ditlab.model_folder import (
 from ditlab.samplers import SAMPLERS, image_noise, time_grid
 from ditlab.speed.compilation import is_compiled
 from ditlab.speed.modulation import tabulated
+from ditlab.speed.packing import packed
 from ditlab.speed.precision import PRECISIONS, quick_precision
 from ditlab.speed.reuse import Reuse
 from ditlab.types import Between, Denoise, Step
@@ -254,7 +255,7 @@ class Pipeline:
         return drawing._inference(run(denoise, process, x * spread, times, noise))
 
     def prepared(self, precision: str = "auto") -> "Pipeline":
-        """This pipeline for drawing on this machine: its network merged, and cast once.
+        """This pipeline for drawing on this machine: its network merged, cast once, and packed for its CPU.
 
         Args:
             precision: "float32", "bfloat16", or "auto" for the one in which matrix products of this network's width
@@ -268,10 +269,10 @@ class Pipeline:
         elif precision not in PRECISIONS:
             raise InputError(f'unknown precision "{precision}"; choose from: auto, {", ".join(PRECISIONS)}')
         dtype = getattr(torch, precision)
-        drawing = self.fused()
-        if dtype is drawing.net.dtype:
-            return drawing
-        return replace(drawing, net=copy.deepcopy(drawing.net).to(dtype))
+        net = self.net.fused()
+        if dtype is not net.dtype:
+            net = copy.deepcopy(net).to(dtype)
+        return replace(self, net=packed(net))
 
     def preset(self, name: str) -> dict[str, Any]:
         """The settings behind a name, for this model.

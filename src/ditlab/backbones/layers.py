@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FREQUENCIES = 256  # of the timestep's sinusoids, half cosines and half sines
+LONGEST = 1024  # tokens whose table of weights is kept for the backward pass
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -19,7 +20,15 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def norm(width: int, affine: bool, rms: bool = False) -> nn.Module:
     """Layer norm over the width, or RMS norm; without affine weights where the condition supplies them."""
-    return (nn.RMSNorm if rms else nn.LayerNorm)(width, eps=1e-6, elementwise_affine=affine)
+    return (RMSNorm if rms else nn.LayerNorm)(width, eps=1e-6, elementwise_affine=affine)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS norm (Zhang & Sennrich 2019) that keeps the precision of its input, for which alone PyTorch has a kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -38,8 +47,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
         head = width // heads
-        self.q_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         """Tokens (B, N, D); `where` (B, N) tells the places of tokens that are not all there."""
@@ -48,8 +57,20 @@ class Attention(nn.Module):
         if self.rotation is not None:
             turn = self.rotation if where is None else self.rotation[:, where][:, :, None]  # (2, [B, 1,] N, D / heads)
             q, k = rotated(q, turn.to(q.dtype)), rotated(k, turn.to(k.dtype))
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """What queries (B, heads, N, d) take from the values (B, heads, M, d) of keys (B, heads, M, d): (B, heads, N, d).
+
+    The weights are the softmax of the products, times `scale`; 1 / sqrt(d) if there is none.
+    """
+    slow = q.device.type == "cpu" and q.dtype is torch.bfloat16 and k.shape[2] <= LONGEST
+    if slow and q.requires_grad and torch.is_grad_enabled():
+        # There the fused kernel goes backward two to seven times as slowly as plain products, see docs/benchmarks.md.
+        weights = torch.softmax(q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(2, 3), dim=-1)
+        return weights.to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 def rotations(h: int, w: int, width: int, more: int = 0) -> Tensor:
@@ -81,14 +102,13 @@ class CrossAttention(nn.Module):
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
         head = width // heads
-        self.q_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
         k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
-        return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
+        return self.proj(attend(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 class Mlp(nn.Module):
@@ -96,11 +116,26 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, ratio: int = 4, approximate: str = "tanh") -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
+        self.fc1 = LinearGELU(width, ratio * width, approximate)
+        self.fc2 = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x))
+
+
+class LinearGELU(nn.Linear):
+    """A linear layer and GELU, which `ditlab.speed.packing` computes in one pass."""
+
+    def __init__(self, width: int, out: int, approximate: str) -> None:
+        super().__init__(width, out)
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        x = super().forward(x)
+        if self.approximate == "tanh" and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+            # The same function: (1 + tanh u) / 2 = sigmoid 2u. Compiled for a CPU, exp takes 0.4 of the time of tanh.
+            return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
+        return F.gelu(x, approximate=self.approximate)
 
 
 class SwiGLU(nn.Module):
@@ -124,7 +159,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)  # (B, N, D)
+        # Contiguous: sums take over the layout of their parts, and all blocks would work on columns of channels.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
 
 
 def unpatchify(x: Tensor, h: int, w: int, patch: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.depthwise import depthwise_conv
-from ditlab.backbones.layers import LabelEmbedder, Mlp, TimestepEmbedder, norm
+from ditlab.backbones.layers import LabelEmbedder, LinearGELU, Mlp, TimestepEmbedder, attend, norm
 from ditlab.errors import InputError, lookup
 from ditlab.unfilled import Unfilled
 
@@ -330,7 +330,7 @@ class GridAttention(nn.Module):
             scale = self.logit_scale.clamp(max=LARGEST_SCALE).exp().flatten(1)  # (heads, 1)
             q, k = q * (scale * unit(q)), k * unit(k)
         q, k, v = (part.to(v.dtype).flatten(1, 2).transpose(1, 2) for part in (q, k, v))  # (B, heads, h w, d)
-        x = F.scaled_dot_product_attention(q, k, v, scale=None if self.logit_scale is None else 1.0)
+        x = attend(q, k, v, scale=None if self.logit_scale is None else 1.0)
         return self.proj(x.transpose(1, 2).flatten(2)).unflatten(1, (h, w))
 
 
@@ -344,15 +344,15 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, reparametrised: bool) -> None:
         super().__init__()
         hidden = 2 * width
-        self.project_in: nn.Module = nn.Linear(width, hidden)
+        self.project_in: nn.Module = LinearGELU(width, hidden, "none")
         self.dwconv: nn.Module = Conv(hidden, hidden, 5, groups=hidden)
         self.project_out: nn.Module = nn.Linear(hidden, width)
         if reparametrised:
-            self.project_in, self.project_out = Chain(width, width, hidden), Chain(hidden, width, width)
+            self.project_in, self.project_out = Chain(width, width, hidden, gelu=True), Chain(hidden, width, width)
             self.dwconv = Branches(hidden, (5, 3, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project_out(self.dwconv(F.gelu(self.project_in(x))))
+        return self.project_out(self.dwconv(self.project_in(x)))
 
 
 class FinalLayer(nn.Module):
@@ -382,20 +382,21 @@ class Conv(nn.Conv2d):
 
 
 class Chain(nn.Sequential):
-    """Two linear layers with nothing between them, applied as one wherever that is less work."""
+    """Two linear layers with nothing between them, applied as one wherever that is less work; `gelu` puts it behind."""
 
-    def __init__(self, width: int, middle: int, out: int) -> None:
+    def __init__(self, width: int, middle: int, out: int, gelu: bool = False) -> None:
         super().__init__(nn.Linear(width, middle), nn.Linear(middle, out))
-        self.sizes = width, middle, out
+        self.sizes, self.gelu = (width, middle, out), gelu
 
     def forward(self, x: Tensor) -> Tensor:
         width, middle, out = self.sizes
         pixels = x.numel() // width
         if pixels * (width * middle + middle * out) < (pixels + middle) * width * out:  # at wide, coarse levels
-            result: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-            return result
-        weight, bias = self.product()
-        return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+            x = super().forward(x)  # type: ignore[no-untyped-call]
+        else:
+            weight, bias = self.product()
+            x = F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+        return F.gelu(x) if self.gelu else x
 
     def product(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one layer, with their gradients."""
@@ -406,7 +407,8 @@ class Chain(nn.Sequential):
         """The one layer."""
         weight, bias = self.product()
         with Unfilled():
-            layer = nn.Linear(weight.shape[1], len(weight))
+            width, out = self.sizes[0], self.sizes[2]
+            layer = LinearGELU(width, out, "none") if self.gelu else nn.Linear(width, out)
         return fill(layer, weight, bias, self)
 
 

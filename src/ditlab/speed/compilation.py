@@ -12,13 +12,17 @@ from rich.console import Console
 from ditlab.backbones import Backbone
 
 SECONDS = 40.0  # that compiling takes on two cores when nothing of it is cached; measured 20 to 37
-# What it gains at the least, see docs/benchmarks.md: element-wise work weighs more beside faster matrix products.
-GAIN = {("cpu", torch.float32): 1.1, ("cpu", torch.bfloat16): 1.4, ("cuda", torch.bfloat16): 1.3}
+# What it gains at the least, see docs/benchmarks.md, in drawing and in training, which has more element-wise work.
+GAIN = {
+    ("cpu", torch.float32): (1.05, 1.1),
+    ("cpu", torch.bfloat16): (1.05, 1.25),
+    ("cuda", torch.bfloat16): (1.3, 1.3),
+}
 
 
 def pays(net: Backbone, dtype: torch.dtype, seconds: float) -> bool:
     """Whether compiling shortens work in this precision that would take so many seconds without."""
-    gain = GAIN.get((net.device.type, dtype), 1.0)
+    gain = GAIN.get((net.device.type, dtype), (1.0, 1.0))[net.training]
     return bool(net.repeated) and seconds * (1 - 1 / gain) > 2 * SECONDS
 
 
