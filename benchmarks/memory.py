@@ -1,6 +1,7 @@
-"""Peak memory of training runs on this machine, against what `ditlab plan` says beforehand.
+"""Peak memory of training on this machine.
 
-python benchmarks/memory.py
+python benchmarks/memory.py          # whole runs, against what `ditlab plan` says beforehand
+python benchmarks/memory.py steps    # one step of DiT-S/2, batch 16: plain, in bfloat16, compiled, checkpointed
 """
 
 import os
@@ -9,8 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+from ditlab import create
 from ditlab.config import find_recipe, parse_recipe, read_toml
+from ditlab.hardware import keep_freed_memory, peak_memory
 from ditlab.planning import GIB, plan
+from ditlab.speed.compilation import compile_blocks
+from ditlab.training.parallel import keep_inputs_only
 
 BASE = "glyphs-32 --model.name=DiT-B/4 --model.width=768 --model.depth=12 --model.heads=12 --model.patch=4"
 RUNS = {
@@ -20,6 +27,46 @@ RUNS = {
     "DiT-B/4, batch 32, checkpointing": f"{BASE} --train.batch=32 --parallel.checkpointing",
     "DiT-B/4, batch 32 in two parts": f"{BASE} --train.batch=32 --parallel.accumulate=2",
 }
+
+
+STEPS = {
+    "float32": (),
+    "bfloat16": ("bfloat16",),
+    "bfloat16, compiled": ("bfloat16", "compiled"),
+    "bfloat16, checkpointing": ("bfloat16", "checkpointing"),
+}
+
+
+def steps() -> None:
+    """Each way in a process of its own."""
+    print("| step | above weights and gradients |\n|---|---|")
+    for name, options in STEPS.items():
+        started = [sys.executable, __file__, "step", *options]
+        print(f"| {name} | {subprocess.check_output(started, text=True).strip()} GiB |", flush=True)
+
+
+def step(options: list[str]) -> None:
+    """Print GiB of the second forward and backward pass above what the process had before the first."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    net = create("DiT-S/2").train()
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    x, t, y = torch.randn(16, 4, 32, 32), torch.rand(16) * 999, torch.arange(16)
+    if "checkpointing" in options:
+        keep_inputs_only(net)
+
+    def work() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in options):
+            loss = net(x, t, y).float().square().mean()
+        loss.backward()
+
+    if "compiled" in options:
+        compile_blocks(net, lambda: net(x[:1], t[:1], y[:1]), dynamic=True)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    work()
+    work()
+    print(f"{(peak_memory(x.device) - before) / GIB:.2f}")
 
 
 def main() -> None:
@@ -47,4 +94,10 @@ def peak_of(recipe: str, options: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case []:
+            main()
+        case ["step", *options]:
+            step(options)
+        case _:
+            steps()
