@@ -5,6 +5,7 @@ import torch
 from helpers import relative, tiny_pipeline
 from rich.console import Console
 
+from ditlab.backbones import create
 from ditlab.config import parse_recipe
 from ditlab.sampling import ready
 from ditlab.speed import compilation
@@ -25,6 +26,12 @@ def test_work_that_is_short_is_not_compiled():
     assert pays(net, torch.float32, 3600)
     assert not pays(net, torch.bfloat16, 600)
     assert pays(net.train(), torch.bfloat16, 600)
+
+
+def test_compiling_takes_longer_the_more_kinds_of_blocks_there_are():
+    udit = create("U-DiT-S", width=16, heads=2, size=16, channels=1, classes=0)
+    assert not pays(udit, torch.bfloat16, 600)
+    assert pays(udit, torch.bfloat16, 1800)
 
 
 def test_a_compiler_that_fails_leaves_the_network_as_it_was(monkeypatch):

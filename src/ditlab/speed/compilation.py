@@ -1,6 +1,6 @@
 """Compiling a network's repeated blocks, with the plain way where that fails or does not pay.
 
-Blocks are compiled one by one: as fast as the whole, in a tenth of the time, because equal blocks share their code.
+Blocks are compiled one by one: as fast as the whole, in a tenth of the time, because blocks of a kind share their code.
 """
 
 import time
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ditlab.backbones import Backbone
 
-SECONDS = 40.0  # that compiling takes on two cores when nothing of it is cached; measured 20 to 37
+SECONDS = 20.0  # that compiling a kind of block takes on two cores when nothing of it is cached; measured 5 to 20
 # What it gains at the least, see docs/benchmarks.md, in drawing and in training, which has more element-wise work.
 GAIN = {
     ("cpu", torch.float32): (1.05, 1.1),
@@ -23,7 +23,8 @@ GAIN = {
 def pays(net: Backbone, dtype: torch.dtype, seconds: float) -> bool:
     """Whether compiling shortens work in this precision that would take so many seconds without."""
     gain = GAIN.get((net.device.type, dtype), (1.0, 1.0))[net.training]
-    return bool(net.repeated) and seconds * (1 - 1 / gain) > 2 * SECONDS
+    kinds = {tuple(parameter.shape for parameter in block.parameters()) for block in net.repeated}
+    return bool(kinds) and seconds * (1 - 1 / gain) > 2 * SECONDS * len(kinds)
 
 
 def wanted(net: Backbone, dtype: torch.dtype, setting: str, work: Callable[[], object], times: float, few: int) -> bool:
