@@ -21,7 +21,7 @@ from ditlab.study.claims import Compared
 from ditlab.study.report import REPORT, SUMMARY, markdown_table
 from ditlab.study.run import NAME
 
-STUDIES = ("scaling", "conditioning", "u-shape", "sampling-compute", "guidance")
+STUDIES = ("scaling", "conditioning", "u-shape", "sampling-compute", "guidance", "options")
 DOCS = Path(__file__).parents[1] / "docs" / "studies"
 BEGIN, END = "<!-- results: written by benchmarks/studies.py -->", "<!-- end of results -->"
 

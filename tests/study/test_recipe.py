@@ -90,6 +90,20 @@ def test_patterns_know_the_star_alone():
     assert matching("a[1]?", ["a[1]?", "a1x"]) == ["a[1]?"]
 
 
+def test_the_one_of_the_options_of_training():
+    study = read_study("options")
+    plain = study.parts["as it is"]
+    assert len(study.claims) == len(study.parts) - 1 == 8
+    assert all("as it is" in claim.order for claim in study.claims)
+    differ = [
+        part
+        for part in study.parts.values()
+        if (part.model, part.diffusion, part.train, part.optim)
+        != (plain.model, plain.diffusion, plain.train, plain.optim)
+    ]
+    assert len(differ) == 8
+
+
 @pytest.mark.parametrize("name", ["scaling", "conditioning", "u-shape", "sampling-compute", "guidance"])
 def test_those_that_come_with_ditlab(name):
     study = read_study(name)

@@ -141,7 +141,8 @@ def study(
     Parameters
     ----------
     recipe
-        A .toml file, or a study that comes with ditlab: scaling, conditioning, u-shape, sampling-compute, guidance.
+        A .toml file, or a study that comes with ditlab: scaling, conditioning, u-shape, sampling-compute,
+        guidance, options.
     out
         Its folder; runs/studies/NAME-OF-THE-RECIPE if left out.
     dry_run
