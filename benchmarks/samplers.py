@@ -15,7 +15,7 @@ import sys
 import time
 from itertools import product
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 
 import torch
 from rich.console import Console
@@ -25,6 +25,7 @@ import ditlab
 import ditlab.pipeline
 from ditlab.evaluation.digits import score_digits
 from ditlab.evaluation.glyphs import score_glyphs
+from ditlab.evaluation.sweep import standard_error
 from ditlab.hardware import keep_freed_memory
 from ditlab.pipeline import Pipeline
 from ditlab.speed.modulation import tabulated
@@ -92,18 +93,14 @@ def main() -> None:
     by_way = {name: [row for row in rows if row["way"] == name and row["seed"] < seeds] for name in options}
     base = {row["seed"]: row["fd"] for row in by_way[BASELINE]}
     for name, mine in by_way.items():
-        distance, error = mean_and_error([row["fd"] for row in mine])
-        against, against_error = mean_and_error([row["fd"] / base[row["seed"]] - 1 for row in mine])  # the same seeds
-        result[name] = {"fd": distance, "error": error, "against": against, "against_error": against_error}
+        distances = [row["fd"] for row in mine]
+        against = [row["fd"] / base[row["seed"]] - 1 for row in mine]  # seed by seed
+        result[name] = {"fd": mean(distances), "error": standard_error(distances) or 0.0}
+        result[name] |= {"against": mean(against), "against_error": standard_error(against) or 0.0}
         result[name] |= {"accuracy": mean(row["accuracy"] for row in mine), "seconds": seconds[name]}
     (out / "samplers.json").write_text(json.dumps({"pictures": count, "seeds": seeds, "ways": result}, indent=1) + "\n")
     Console(width=110).print(as_table(result))
     draw_plot(result, out / "samplers.png")
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error."""
-    return mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def file_name(sampler: str, kind: str) -> str:

@@ -19,6 +19,11 @@ from ditlab.evaluation.reference import Reference
 from ditlab.files import replace_text
 
 
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; one value has none."""
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+
+
 @dataclass(frozen=True)
 class Point:
     """One combination of settings."""
@@ -35,7 +40,7 @@ class Point:
     @property
     def error(self) -> float | None:
         """Standard error of the mean; one seed has none."""
-        return stdev(self.values) / sqrt(len(self.values)) if len(self.values) > 1 else None
+        return standard_error(self.values)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import atanh, log10, sqrt, tanh
-from statistics import StatisticsError, correlation, fmean, linear_regression, stdev
+from math import atanh, log10, tanh
+from statistics import StatisticsError, correlation, fmean, linear_regression
 
+from ditlab.evaluation.sweep import standard_error
 from ditlab.study.recipe import LOG, Claim, matching
 
 CONFIDENCE = 0.95
@@ -88,11 +89,6 @@ class Verdict:
 def signed(value: float, form: str = ".3f") -> str:
     """A number with a true minus."""
     return f"{value:{form}}".replace("-", MINUS)
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean; one value has none."""
-    return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
 
 
 def compare(what: str, values: Sequence[float], side: int = -1, *, bounded: bool = False) -> Compared:
