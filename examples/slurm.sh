@@ -9,19 +9,31 @@
 #SBATCH --requeue
 
 # sbatch examples/slurm.sh RECIPE OUT [--section.key=value ...]
-# Five minutes before the time is up Slurm sends SIGTERM to the steps: the run saves and ends with 0. What is not
-# trained to its end is queued again, and goes on from its newest checkpoint.
-set -euo pipefail
+# Five minutes before the time is up Slurm sends SIGTERM to the steps, and the run saves. What is not trained to its end
+# is queued again, and goes on from its newest checkpoint; unless there is no newer one than before, for then it failed.
+set -uo pipefail
 recipe=$1 out=$2
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 # seconds that torchrun leaves its processes to save; 30 if not set
 
+newest() {
+    find "$out/checkpoints" -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | sort | tail -n 1 | sed 's/^0*//'
+}
+
+before=$(newest)
 srun torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
-    --rdzv-backend c10d --rdzv-endpoint "$head:29500" --rdzv-id "$SLURM_JOB_ID" --max-restarts 3 \
-    -m ditlab train "$recipe" --out "$out" "${@:3}"
+    --rdzv-backend c10d --rdzv-endpoint "$head:29500" --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
+    --max-restarts 3 -m ditlab train "$recipe" --out "$out" "${@:3}"
+status=$? # 1 after SIGTERM too: torchrun says that it was stopped
 
 images=$(sed -n 's/^images = //p' "$out/recipe.toml" | tr -d _)
-newest=$(find "$out/checkpoints" -maxdepth 1 -name '[0-9]*' -printf '%f\n' | sort | tail -n 1)
-if ((10#${newest:-0} < images)); then
+after=$(newest)
+if ((${after:-0} >= ${images:-0} && status == 0)); then
+    exit 0
+fi
+if ((${after:-0} > ${before:-0})); then
     scontrol requeue "$SLURM_JOB_ID"
+else
+    exit "$status"
 fi

@@ -85,6 +85,27 @@ def test_info_of_several_names(ditlab):
     assert [row["name"] for row in models] == ["DiT-S/8", "DiT-B/8"]
 
 
+def test_lists_are_given_as_they_are_written(ditlab, refuses):
+    values = json.loads(ditlab("info", "U-DiT", "--width", 48, "--heads", 2, "--depths", 1, 2, 1, "--json").out)
+    assert values["name"] == "U-DiT"
+    told = json.loads(ditlab("plan", "digits", "--device", "h100", "--train.widths", 0.05, 0.1, "--json").out)
+    assert told["checkpoint"] == 24 * told["parameters"]
+
+
+def test_who_names_another_network_on_the_command_line_says_all_of_it(ditlab):
+    told = json.loads(ditlab("plan", "digits", "--device", "h100", "--model.name", "U-ViT-S/2", "--json").out)
+    assert told["parameters"] == pytest.approx(44e6, rel=0.02)  # and not the recipe's width and depth
+
+
+def test_count_is_of_all_pictures(ditlab, refuses, model, tmp_path):
+    told = json.loads(ditlab("sample", model, "--count", 6, "--seeds", 5, "--out", tmp_path / "a", "--json").out)
+    assert told["count"] == 6
+    names = {f"{label}-class_{label}-seed{seed}.png" for label in range(3) for seed in (5, 6)}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names | {"grid.png"}
+    said = refuses("sample", model, "--count", 4, "--out", tmp_path / "b")
+    assert "--count 4 for 3 labels; give 3, or another multiple of 3" in said
+
+
 def test_train_sample_and_resume(ditlab, refuses, tmp_path):
     recipe = tmp_path / "small.toml"
     recipe.write_text(

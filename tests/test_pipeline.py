@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from ditlab.backbones import create
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError
+from ditlab.pipeline import Pipeline, load_folder
 from ditlab.samplers import SAMPLERS
 from ditlab.speed.precision import quick_precision
 from ditlab.unfilled import Unfilled
@@ -278,15 +280,20 @@ def test_a_prepared_pipeline_is_cast_once_and_leaves_the_model_alone(pipe, tmp_p
 
 
 @pytest.mark.parametrize(("slow", "expected"), [("float32", "bfloat16"), ("bfloat16", "float32")])
-def test_the_quicker_precision_is_timed_once_for_each_machine(pipe, tmp_path, monkeypatch, slow, expected):
+def test_the_quicker_precision_is_timed_once_for_each_machine(tmp_path, monkeypatch, slow, expected):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     times = {torch.float32: 1.0, torch.bfloat16: 1.0} | {getattr(torch, slow): 3.0}
     calls = []
     monkeypatch.setattr("ditlab.speed.precision._times", lambda *args: calls.append(args) or times)
-    assert [quick_precision(pipe.net) for _ in range(3)] == [expected] * 3
+    monkeypatch.setattr("ditlab.speed.precision.has_bfloat16", lambda device: True)
+    cpu = torch.device("cpu")
+    assert [quick_precision(32, cpu) for _ in range(3)] == [expected] * 3
     assert len(calls) == 1
     (tmp_path / "ditlab" / "precision.json").write_text("torn")
-    assert quick_precision(pipe.net) == expected
+    assert quick_precision(32, cpu) == expected
+    assert len(calls) == 2
+    monkeypatch.setattr("ditlab.speed.precision.has_bfloat16", lambda device: False)  # not even timed: it takes minutes
+    assert quick_precision(64, cpu) == "float32"
     assert len(calls) == 2
 
 
@@ -302,3 +309,22 @@ def test_networks_for_files_draw_nothing_and_change_no_chance(monkeypatch):
         assert net.dtype is torch.float32
         assert next(net.parameters()).device.type == "cpu"
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_what_was_prepared_is_still_the_model(pipe, tmp_path):
+    ready = pipe.prepared("bfloat16")
+    assert ready.identity() == pipe.prepared("float32").identity() == pipe.identity()
+    other = Pipeline(copy.deepcopy(pipe.net), pipe.objective, classes=pipe.classes)
+    with torch.no_grad():
+        other.net.blocks[0].mlp.fc1.weight.add_(1)
+    assert other.prepared("bfloat16").identity() != ready.identity()
+    loaded = load_folder(ready.save(tmp_path / "model"))
+    assert torch.equal(
+        loaded([0], seeds=0, output_type="latent").images, pipe([0], seeds=0, output_type="latent").images
+    )
+    again = ready.prepared("float32")
+    assert again.net.dtype is torch.float32
+    assert torch.equal(
+        again([0], seeds=0, output_type="latent").images,
+        pipe.prepared("float32")([0], seeds=0, output_type="latent").images,
+    )

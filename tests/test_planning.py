@@ -80,3 +80,46 @@ def test_an_unknown_device_is_refused():
     with pytest.raises(InputError, match="a batch of 32 cannot be shared equally among 5 processes"):
         plan(parse_recipe(SMALL), "h100", 5)
     assert all(device.memory > 20 * GIB and device.flops > 5e13 for device in DEVICES.values())
+
+
+def test_all_that_is_kept_is_counted():
+    told = {"model": {"name": "DiT-S/2"}, "data": {"source": "glyphs-32"}}
+
+    def found(devices=1, **sections):
+        return plan(parse_recipe(told | sections), "h100", devices)
+
+    plain = found()
+    assert found(train={"widths": [0.05, 0.1]}).memory["averages"] == 3 * plain.memory["averages"]
+    assert found(train={"widths": [0.05, 0.1]}).checkpoint == 24 * plain.parameters
+    # Gradients come as activations go; with parts of a batch, or several processes, they are there all the time.
+    parts = found(parallel={"accumulate": 2})
+    assert parts.peak == pytest.approx(sum(parts.memory.values()))
+    assert plain.peak < sum(plain.memory.values())
+    assert "gradients kept" in found(devices=2).memory
+
+
+def test_processes_on_one_cpu_share_its_memory():
+    one, two = (plan(parse_recipe(SMALL), devices=count, timed=False) for count in (1, 2))
+    assert two.capacity == one.capacity / 2
+
+
+def test_without_the_data():
+    recipe = parse_recipe({"data": {"source": "caches/not-here"}, "model": {"name": "DiT-XL/2"}})
+    found = plan(recipe, "h100", 8, shape=(4, (32, 32), 1000))
+    assert found.parameters == pytest.approx(675e6, rel=0.005)
+    assert found.steps_per_second > 0
+    with pytest.raises(InputError, match="not-here"):
+        plan(recipe, "h100", 8)
+
+
+@pytest.mark.parametrize(
+    ("devices", "sections", "told"),
+    [
+        (0, {}, "0 devices; give 1 or more"),
+        (1, {"parallel": {"shard": "full"}}, "parallel.shard needs several processes"),
+        (1, {"parallel": {"accumulate": 0}}, "parallel.accumulate is 0; give 1 or more"),
+    ],
+)
+def test_what_training_would_refuse_is_refused(devices, sections, told):
+    with pytest.raises(InputError, match=told):
+        plan(parse_recipe(SMALL | sections), "h100", devices)

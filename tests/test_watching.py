@@ -131,6 +131,12 @@ def test_a_hosted_tracker_is_told_if_it_is_there(tmp_path, monkeypatch):
     assert told[0]["config"]["train"]["images"] == 128
     assert [each["images"] for each in told[1:-1] if "loss" in each] == [32, 64, 96, 128]
     assert told[-1] == "finished"
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for images in (64, 128):
+        one = parse_recipe({**TINY, "train": TINY["train"] | {"report": ["wandb"], "images": images}})
+        train(one, tmp_path / "resumed", console=QUIET)
+    first, second = (each for each in told if "resume" in each and "id" in each)
+    assert first["id"] == second["id"]  # by which it goes on as one run there
     monkeypatch.setitem(sys.modules, "wandb", None)
     missing = parse_recipe({**TINY, "train": TINY["train"] | {"report": ["wandb"]}})
     with pytest.raises(InputError, match=r"train\.report wandb needs it; pip install wandb"):

@@ -22,7 +22,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import PROCESSES
 from ditlab.errors import InputError
 from ditlab.evaluation import measure
-from ditlab.hardware import describe
+from ditlab.hardware import describe, has_bfloat16
 from ditlab.interop.diffusers import to_diffusers
 from ditlab.interop.export import export, runner
 from ditlab.pipeline import QUALITIES, Pipeline
@@ -127,14 +127,14 @@ def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[s
     side = 4096 if device.type == "cuda" else 1536
     a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
     half = a.bfloat16(), b.bfloat16()
-    small = half[0][:256], half[1]  # first: without the instructions the large one takes minutes
-    slow = interleaved({"float32": lambda: a[:256] @ b, "bfloat16": lambda: small[0] @ small[1]}, 1, wait)
     work: dict[str, Work] = {"float32": lambda: a @ b}
-    if slow["bfloat16"] < slow["float32"]:
+    if has_bfloat16(device):
         work["bfloat16"] = lambda: half[0] @ half[1]
     seconds = interleaved(work, 2 * rounds, wait, min)
     peaks = {name: 2 * side**3 / each / 1e9 for name, each in seconds.items()}
-    peaks.setdefault("bfloat16", 2 * 256 * side**2 / slow["bfloat16"] / 1e9)
+    if "bfloat16" not in peaks:  # without the instructions the large one takes minutes
+        part = interleaved({"bfloat16": lambda: half[0][:32] @ half[1]}, 1, wait)["bfloat16"]
+        peaks["bfloat16"] = 2 * 32 * side**2 / part / 1e9
     large = torch.empty(2**26, device=device)  # 256 MiB
     target = torch.empty_like(large)
     copied = interleaved({"copy": lambda: target.copy_(large)}, rounds, wait, min)["copy"]
@@ -354,7 +354,7 @@ class Drift(Reuse):
         if not self.values or self.values[0].shape != x.shape:
             self.values, self.times = [], []
         elif self.time != self.times[0]:
-            size = float(added.norm())
+            size = float(added.norm()) or 1.0  # an untrained network may add nothing
             kept, continued = (float((added - old).norm()) / size for old in (self.values[0], self.continued()))
             self.rows.append({"t": self.time, "kept": kept, "continued": continued})
         self.keep(added)
@@ -380,8 +380,12 @@ def drift(pipe: Pipeline, count: int, options: dict[str, Any]) -> list[dict[str,
 
 def drift_table(rows: list[dict[str, float]]) -> Table:
     """Twenty moments of the way, with a bar for the error of continuation."""
+    if not rows:
+        raise InputError(
+            "the model's sampler has a single network call, so there is nothing to compare; take more steps"
+        )
     table = Table("time", "kept", "continued", "", title="error of the inner part if it were not computed")
-    largest = max(row["continued"] for row in rows)
+    largest = max(row["continued"] for row in rows) or 1.0
     for row in rows[:: max(1, len(rows) // 20)]:
         bar = "#" * round(40 * row["continued"] / largest)
         table.add_row(f"{row['t']:.2f}", f"{row['kept']:.2%}", f"{row['continued']:.2%}", bar)

@@ -400,6 +400,9 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
             tables = read_toml(path)
             tables = check_keys(tables, str(path), Evaluation) if scores else check_sections(tables, str(path))
+            if any(each.name == "--model.name" and each.tokens for each in arguments):
+                # Who names a network says all of it, as in a study: sizes of another one would mean nothing.
+                tables = {key: table for key, table in tables.items() if key != "model"}
             # Under the command's own key: a flat table would lose the sections that are called like a command.
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
 

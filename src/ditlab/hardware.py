@@ -4,6 +4,8 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +45,11 @@ def pick_device(name: str) -> "torch.device":
             return torch.device("cpu")
         local = os.environ.get("LOCAL_RANK")
         return found if local is None else torch.device(found.type, int(local))
+    local = os.environ.get("LOCAL_RANK")
+    if local is not None and name.partition(":")[0] == "cuda":  # each process of a launcher its own
+        if name != "cuda":
+            raise InputError(f'device "{name}" for all processes of a launcher; give cuda, and each takes its own')
+        name = f"cuda:{local}"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -60,13 +67,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
 
 
+def has_bfloat16(device: "torch.device") -> bool:
+    """Whether the device has instructions for it; a CPU without them is hundreds of times slower than in float32."""
+    import torch
+
+    if device.type == "cpu":
+        there = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def total_memory(device: "torch.device") -> int:
     """Bytes that the device has."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([whole, *(limit for limit, _ in container_memory())])
 
 
 def free_memory(device: "torch.device") -> int:
@@ -79,7 +97,22 @@ def free_memory(device: "torch.device") -> int:
         told = Path("/proc/meminfo").read_text(encoding="utf-8").partition("MemAvailable:")[2]
     except OSError:
         return sys.maxsize
-    return int(told.split()[0]) * 1024
+    return min([int(told.split()[0]) * 1024, *(limit - used for limit, used in container_memory())])
+
+
+def container_memory() -> Iterator[tuple[int, int]]:
+    """Limits that this process's control groups set to its memory, and what is used of each (Linux, version 2)."""
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::/")[2].splitlines()[0]
+    except (OSError, IndexError):
+        return
+    root = Path("/sys/fs/cgroup")
+    for group in (root / own, *(root / own).parents):
+        with suppress(OSError, ValueError):  # "max" is no limit
+            limit = int((group / "memory.max").read_text(encoding="ascii"))
+            yield limit, int((group / "memory.current").read_text(encoding="ascii"))
+        if group == root:
+            return
 
 
 def peak_memory(device: "torch.device") -> int:
@@ -94,6 +127,24 @@ def peak_memory(device: "torch.device") -> int:
         return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def reset_peak_memory(device: "torch.device") -> None:
+    """Let `peak_memory` begin with what is held now, where the system can do that."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc_pid_clear_refs(5)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; on a CPU only the message tells."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def describe(device: str) -> dict[str, str | int]:

@@ -34,6 +34,7 @@ from ditlab.diffusion.objective import Objective, read_objective
 from ditlab.diffusion.process import DDPM, process_name
 from ditlab.editing import Mixed, Original, originals
 from ditlab.errors import InputError, lookup, nearest
+from ditlab.hardware import out_of_memory
 from ditlab.model_card import model_card
 from ditlab.model_folder import (
     ADAPTER,
@@ -110,6 +111,8 @@ class Pipeline:
     classes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     """Where the model comes from: `recipe`, `images_seen`; `sample` holds the defaults of sampling."""
+    source: "Pipeline | None" = field(default=None, repr=False)
+    """What it was prepared from: the model that is saved, exported and told of."""
 
     def __post_init__(self) -> None:
         if self.net.learn_variance != self.objective.learn_variance:
@@ -264,15 +267,17 @@ class Pipeline:
         Raises:
             InputError: another precision.
         """
+        if self.source is not None:
+            return self.source.prepared(precision)
         if precision == "auto":
-            precision = quick_precision(self.net)
+            precision = quick_precision(int(self.net.config["width"]), self.net.device)
         elif precision not in PRECISIONS:
             raise InputError(f'unknown precision "{precision}"; choose from: auto, {", ".join(PRECISIONS)}')
         dtype = getattr(torch, precision)
         net = self.net.fused()
         if dtype is not net.dtype:
             net = copy.deepcopy(net).to(dtype)
-        return replace(self, net=packed(net))
+        return replace(self, net=packed(net), source=self)
 
     def preset(self, name: str) -> dict[str, Any]:
         """The settings behind a name, for this model.
@@ -463,7 +468,7 @@ class Pipeline:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(self.net.state_dict()), folder / WEIGHTS)
+        save_file(dict((self.source or self).net.state_dict()), folder / WEIGHTS)
         if tensors := dict(self.autoencoder.state_dict()):
             save_file(tensors, folder / AUTOENCODER)
         (folder / CONFIG).write_text(json.dumps(self.describe(), indent=2) + "\n", encoding="utf-8")
@@ -490,7 +495,7 @@ class Pipeline:
         told = self.describe()
         return {
             "backbone": told["backbone"],
-            "weights_hash": state_hash(self.net),
+            "weights_hash": state_hash((self.source or self).net),
             "objective": told["objective"],
             "autoencoder": told["autoencoder"],
             "autoencoder_hash": state_hash(self.autoencoder),
@@ -510,11 +515,6 @@ class Pipeline:
             "classes": self.classes,
             **self.config,
         }
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed; on a CPU only the message tells."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def hub_library() -> Any:

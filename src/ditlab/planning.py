@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -19,15 +18,16 @@ from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone, create
 from ditlab.config import Recipe
 from ditlab.data import Dataset, open_dataset
-from ditlab.errors import lookup
+from ditlab.errors import InputError, lookup
 from ditlab.evaluation import measure
 from ditlab.hardware import pick_device, total_memory
 from ditlab.interop import load
+from ditlab.speed.precision import quick_precision
 from ditlab.speed.timing import interleaved, waiter
 from ditlab.training.ema import EMA
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import Place, keep_inputs_only
-from ditlab.training.trainer import LossOf, build, continued, pick_autoencoder, trial_step
+from ditlab.training.trainer import LossOf, build, check_ranges, continued, pick_autoencoder, trial_step
 
 
 @dataclass(frozen=True)
@@ -85,45 +85,68 @@ class Plan:
         return not self.advice
 
 
-def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = True) -> Plan:
+Shape = tuple[int, tuple[int, int], int]  # channels, (height, width) and classes of a network
+
+
+def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = True, shape: Shape | None = None) -> Plan:
     """What a run would need.
 
     Args:
         recipe: the run.
         device: a name in `DEVICES`; this machine if empty.
-        devices: how many.
+        devices: how many; on this machine's CPU so many processes share its cores and memory.
         timed: take a few steps on this machine, if they fit.
+        shape: of the network, where the data is not at hand; then no step is taken.
 
     Raises:
-        InputError: an unknown device, or a batch that so many devices cannot share.
+        InputError: an unknown device, a batch that so many devices cannot share, or what training would refuse.
     """
+    check_ranges(recipe)
+    if devices < 1:
+        raise InputError(f"{devices} devices; give 1 or more")
+    if devices == 1 and recipe.parallel.shard != "none":
+        raise InputError("parallel.shard needs several processes; give --devices, or leave it out")
     here = not device
     kind = pick_device(recipe.train.device).type if here else "cuda"
     capacity = total_memory(pick_device(recipe.train.device)) if here else lookup(DEVICES, device, "device").memory
+    at_once = 1 if kind == "cpu" else devices  # processes on one CPU take turns
+    capacity /= devices // at_once
     batch = Place(torch.device("cpu"), 0, devices).share(recipe.train.batch, recipe.parallel.accumulate)
-    dataset = open_dataset(recipe.data.source, recipe.data, Path("skipped.csv"))
+    dataset = open_dataset(recipe.data.source, recipe.data) if shape is None else None
     source = load(recipe.train.init_from) if recipe.train.init_from else None
     if source is not None:
         recipe = replace(recipe, model=continued(recipe.model, source))
-    autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, source)
-    half = kind == "cuda" if recipe.train.precision == "auto" else recipe.train.precision == "bfloat16"
+    autoencoder = None if dataset is None else pick_autoencoder(recipe.data.autoencoder, dataset, source)
+    if dataset is not None and autoencoder is not None:
+        classes = recipe.data.classes or len(dataset.classes)
+        shape = (*autoencoder.latent_shape(dataset.channels, dataset.size), classes)
+    assert shape is not None
+    channels, size, classes = shape
 
     def make() -> Backbone:
-        channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
-        classes = recipe.data.classes or len(dataset.classes)
         learned = recipe.diffusion.learn_variance
         return create(**vars(recipe.model), size=size, channels=channels, classes=classes, learn_variance=learned)
 
-    def parts(batch: int) -> dict[str, float]:
-        return memory_parts(make, batch, recipe, devices, kind, half)
-
     cost = measure(make)
+    precision: str = recipe.train.precision
+    if precision == "auto" and here:
+        with torch.device("meta"):
+            width = int(make().config["width"])
+        precision = quick_precision(width, pick_device(recipe.train.device))
+    half = precision != "float32"
+    frozen = sum(value.numel() * 4.0 for value in autoencoder.state_dict().values()) if autoencoder else 0.0
+
+    def parts(batch: int) -> dict[str, float]:
+        found = memory_parts(make, batch, recipe, devices, kind, half)
+        return found | ({"autoencoder": frozen} if frozen else {})
+
     memory = parts(batch)
     largest = largest_batch(parts, capacity * USABLE)
     seconds = None
     troubles = advice(recipe, memory, capacity * USABLE, batch, largest, devices)
-    if here and timed and not troubles:
-        seconds = timed_step(recipe, dataset, autoencoder, batch) * recipe.train.batch / batch / devices
+    if here and timed and not troubles and dataset is not None and autoencoder is not None:
+        told = replace(recipe, train=replace(recipe.train, precision="bfloat16" if half else "float32"))
+        seconds = timed_step(told, dataset, autoencoder, batch) * recipe.train.batch / batch / at_once
     elif not here:
         flop = (8 if recipe.parallel.checkpointing else 6) * cost.gmacs * 1e9 * recipe.train.batch
         seconds = flop / (DEVICES[device].flops * REACHED * devices)
@@ -139,7 +162,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         steps_per_second=1 / seconds if seconds else None,
         measured=here,
         seconds=seconds * recipe.train.images / recipe.train.batch if seconds else None,
-        checkpoint=16.0 * cost.parameters_unfused,
+        checkpoint=(16.0 + 4 * len(recipe.train.widths)) * cost.parameters_unfused,
         largest_batch=largest,
         advice=troubles,
     )
@@ -152,24 +175,28 @@ def memory_parts(
     shards = {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
     kept, largest, weights = activations(make, batch, recipe.parallel.checkpointing)
     factor = HALF if half else 1.0
+    averages = 1 + len(recipe.train.widths)
     found = {
         "process": PROCESS.get(kind, 0.0),
         "weights": weights / shards,
         "gradients": weights / shards,
         "optimiser": 2 * weights / shards,
-        "average": weights / shards,
+        "averages": averages * weights / shards,
         "activations": kept * factor,
         "workspace": 2 * largest * factor,
     }
     if kind == "cpu":  # elsewhere it lies in the host's memory
-        found["copy for the checkpoint"] = 4 * weights
+        found["copy for the checkpoint"] = (3 + averages) * weights
+    if devices > 1 or recipe.parallel.accumulate > 1:  # they do not come and go with the activations
+        found["gradients kept"] = found.pop("gradients")
     return found
 
 
 def peak(memory: dict[str, float]) -> float:
     """Bytes when most is held: gradients grow in the backward pass as activations go."""
-    either = max(memory["activations"] + memory["workspace"], memory["gradients"])
-    return sum(memory.values()) - memory["activations"] - memory["workspace"] - memory["gradients"] + either
+    gradients = memory.get("gradients", 0.0)
+    either = max(memory["activations"] + memory["workspace"], gradients)
+    return sum(memory.values()) - memory["activations"] - memory["workspace"] - gradients + either
 
 
 def activations(make: Callable[[], Backbone], batch: int, checkpointing: bool) -> tuple[float, float, float]:

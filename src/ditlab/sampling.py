@@ -19,10 +19,13 @@ from ditlab.data.base import Dataset
 from ditlab.data.samples import Draft
 from ditlab.errors import InputError
 from ditlab.files import held, replace_text
+from ditlab.hardware import out_of_memory
 from ditlab.pictures import contact_sheet, save_animation
 from ditlab.pipeline import Label, Pipeline, Seed, to_pil
+from ditlab.samplers.grids import grid_identity
 from ditlab.speed.batch import best_batch
 from ditlab.speed.compilation import compile_and_tell, wanted
+from ditlab.speed.precision import slowness
 from ditlab.types import Batch, Step, between
 
 
@@ -66,12 +69,21 @@ def ready(
         t, y = torch.full((batch,), 0.5, device=net.device), net.null(torch.zeros(batch, device=net.device).long())
         net(x, t, y).mean().item()  # which waits for the device
 
+    if slow := slowness(str(net.dtype).removeprefix("torch."), net.device):
+        console.print(slow, markup=False)
     if batch_size is None:
         batch_size = best_batch(call, net.device, count, steps)
     batch = max(1, min(batch_size, count))
-    if wanted(net, net.dtype, compile, partial(call, batch), steps * count / batch, FEW):
-        compile_and_tell(net, partial(call, batch), console, dynamic=True)
-    return pipe, batch_size
+    while True:
+        try:
+            if wanted(net, net.dtype, compile, partial(call, batch), steps * count / batch, FEW):
+                compile_and_tell(net, partial(call, batch), console, dynamic=True)
+            return pipe, batch_size
+        except RuntimeError as error:
+            if batch == 1 or not out_of_memory(error):
+                raise
+            batch = batch_size = batch // 2
+            console.print(f"memory is too small for the batch; going on with {batch} at a time", highlight=False)
 
 
 FEW = 50  # network calls, for which nothing is worth the wait
@@ -232,7 +244,10 @@ def draw_file(
         InputError: a file that is already there, a draft of another protocol, or a folder that is in use.
     """
     pictures = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options)
-    protocol = {"count": count, "labels": labels, "seed": seed, **options, "model": pipe.identity()}
+    grid = grid_identity(options.get("grid") or pipe.defaults.grid, pipe.step_count(options))
+    precision = str(pipe.net.dtype).removeprefix("torch.")
+    protocol = {"count": count, "labels": labels, "seed": seed, **options, "grid": grid, "precision": precision}
+    protocol |= {"model": pipe.identity()}
     text = json.dumps(protocol | {"defaults": asdict(pipe.defaults)}, indent=2) + "\n"
     with held(folder, rank):
         return draw_here(pictures, text, folder, console, overwrite, rank, world)

@@ -29,6 +29,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     file = run / "metrics.jsonl"
     if not file.exists():
+        if (run / "recipe.toml").exists():  # it has just begun
+            return []
         raise InputError(f"{run} is not a training run: there is no metrics.jsonl")
     found = []
     for line in file.read_text(encoding="utf-8").splitlines():

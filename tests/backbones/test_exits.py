@@ -97,7 +97,7 @@ def test_what_cannot_be_is_refused():
         noisy(exits=(1.0, 1.5))
     with pytest.raises(InputError, match="Skip-DiT"):
         create("Skip-DiT", learn_variance=False, **DEEP, exits=(1.0, 0.5))
-    with pytest.raises(InputError, match="knows no exits"):
+    with pytest.raises(InputError, match="has exits = False only"):
         to_official(tiny_pipeline(exits=(1.0, 0.5)))
 
 

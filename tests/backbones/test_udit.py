@@ -26,9 +26,10 @@ from ditlab.backbones.udit import (
     unshuffle,
 )
 from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.process import DDPM
 from ditlab.errors import InputError
 from ditlab.evaluation import measure
-from ditlab.interop.official import family_of
+from ditlab.interop.official import family_of, to_official
 from ditlab.pipeline import Pipeline, load_folder
 
 TINY = {"size": 8, "channels": 3, "classes": 3, "width": 16, "heads": 2, "depths": [1, 1, 1]}
@@ -91,11 +92,27 @@ def test_blocks_of_deeper_levels_are_numbered_in_pairs():
     assert UDiT.from_published(theirs).keys() == state.keys()
 
 
-@pytest.mark.parametrize("options", [{"cosine": False}, {"feed_forward": "depthwise"}, {"depths": [1, 1, 1]}])
+@pytest.mark.parametrize("options", [{"feed_forward": "depthwise"}, {"depths": [1, 1, 1]}])
 def test_only_the_full_form_has_a_published_layout(options):
     net = create("U-DiT", **TINY | {"depths": [1] * 5} | options)
     with pytest.raises(InputError, match="only U-DiT in its full form"):
         UDiT.to_published(net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"rope": False}, "has rope = True only, and this model False"),
+        ({"cosine": False}, "has cosine = True only"),
+        ({"attention": "key-value"}, "has attention = token only, and this model key-value"),
+        ({"downsampler": "unshuffle"}, "has downsampler = shortcut only"),
+    ],
+)
+def test_what_the_published_code_would_compute_otherwise_is_not_written_for_it(options, told):
+    net = create("U-DiT", **TINY | {"depths": [1] * 5} | options)
+    objective = Objective(process=DDPM(), target="eps", learn_variance=net.learn_variance)
+    with pytest.raises(InputError, match=told):
+        to_official(Pipeline(net, objective))
 
 
 def test_initial_output_is_zero_and_blocks_are_the_identity():

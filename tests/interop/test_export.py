@@ -9,7 +9,7 @@ from helpers import inputs, perturbed, tiny_pipeline
 from ditlab.autoencoders import create_autoencoder
 from ditlab.backbones import create
 from ditlab.diffusion.objective import Objective
-from ditlab.errors import InputError
+from ditlab.errors import InputError, RunError
 from ditlab.interop import export as exporting
 from ditlab.interop.export import export, runner
 from ditlab.pipeline import Pipeline
@@ -19,6 +19,8 @@ TINY = {
     "U-DiT": {"width": 16, "heads": 2, "depths": [1, 1, 1]},
     "U-ViT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "Skip-DiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "condition": "in-context"},
+    "ADM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},
+    "LDM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},
 }
 
 
@@ -35,7 +37,7 @@ def latent_pipeline(family="DiT"):
 )
 def test_every_family_becomes_a_graph_of_any_batch_size(family, tmp_path):
     pipe = latent_pipeline(family)
-    errors = export(pipe, tmp_path / "graph", "torch")
+    errors = export(pipe.prepared("bfloat16"), tmp_path / "graph", "torch")  # the model itself, as it was saved
     assert errors["network"] < 1e-5
     assert errors["decoder"] <= 1
     x, t, y = inputs(pipe.net, 7)
@@ -59,9 +61,22 @@ def test_other_runtimes_compute_the_same(kind, family, tmp_path):
 
 def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(exporting.KINDS, "torch", (lambda *args: None, lambda path: lambda arrays: 0 * arrays["x"]))
-    with pytest.raises(RuntimeError, match="the exported network differs from PyTorch's by 1"):
+    with pytest.raises(RunError, match="the exported network differs from PyTorch's by 1"):
         export(tiny_pipeline(), tmp_path / "graph", "torch")
     assert list(tmp_path.iterdir()) == []
+
+    def refuse(*args):
+        raise ValueError("this operator is not there\nand much more")
+
+    monkeypatch.setitem(exporting.KINDS, "torch", (refuse, None))
+    with pytest.raises(RunError, match=r"the network cannot be written for torch: this operator is not there$"):
+        export(tiny_pipeline(), tmp_path / "graph", "torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_are_tried_without_a_label_too():
+    pipe = tiny_pipeline(classes=3)
+    assert [exporting.network_inputs(pipe, count)["y"].tolist() for count in (1, 5)] == [[3], [3, 0, 1, 2, 3]]
 
 
 def test_bad_input(tmp_path, monkeypatch):

@@ -37,6 +37,14 @@ def checkpoint(golden, tmp_path):
     return make
 
 
+@pytest.mark.parametrize(("name", "key"), [("udit_tiny", "latent.0.attn1.logit_scale"), ("uvit_conv", "pos_embed")])
+def test_a_variant_that_is_not_known_is_refused_in_a_line(checkpoint, tmp_path, name, key):
+    _, _, state = checkpoint(name)
+    torch.save({other: value for other, value in state.items() if other != key}, tmp_path / "variant.pt")
+    with pytest.raises(InputError, match="no checkpoint that is known"):
+        ditlab.load(tmp_path / "variant.pt")
+
+
 @pytest.mark.parametrize(
     ("name", "told", "family", "process"),
     [

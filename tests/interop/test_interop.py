@@ -351,7 +351,7 @@ class TestBadFiles:
         convert(dit(), tmp_path / "a.pt", "official")
         with pytest.raises(InputError, match="exists; give another path"):
             convert(dit(), tmp_path / "a.pt", "official")
-        with pytest.raises(InputError, match=r"official code (has adaln-zero only|knows no qk_norm)"):
+        with pytest.raises(InputError, match=r"official code of .* has (condition = adaln-zero|qk_norm = False) only"):
             convert(dit(qk_norm=True), tmp_path / "b.pt", "official")
         with pytest.raises(InputError, match='did you mean "official"'):
             convert(dit(), tmp_path / "b.pt", "oficial")

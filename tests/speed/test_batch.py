@@ -1,4 +1,6 @@
+import io
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(batch, "peak_memory", lambda device: peak[0])
+    monkeypatch.setattr(batch, "reset_peak_memory", lambda device: None)
     monkeypatch.setattr(batch, "free_memory", lambda device: 2**40)
     return call
 
@@ -48,3 +51,25 @@ def test_a_model_is_given_a_batch_and_keeps_the_one_it_is_told():
     pipe, found = ready(tiny_pipeline(), Console(quiet=True), batch_size=None, **told)
     assert found in (4, 8, 16, 32, 64)
     assert ready(pipe, Console(quiet=True), batch_size=7, **told)[1] == 7
+
+
+def test_memory_that_is_too_small_halves_the_batch(machine, monkeypatch, capsys):
+    def call(pictures):
+        if pictures > 40:
+            raise torch.OutOfMemoryError("too much")
+        machine(pictures)
+
+    assert best_batch(call, CPU, 100_000, 100) == 32
+    assert best_batch(lambda n: call(100), CPU, 100_000, 100) == 1
+
+    def work_of(net, dtype, setting, work, times, few):
+        call(work.args[0])
+        return False
+
+    monkeypatch.setattr("ditlab.sampling.wanted", work_of)
+    monkeypatch.setattr("ditlab.sampling.best_batch", lambda *told: 64)
+    console = Console(file=io.StringIO())
+    told = {"precision": "float32", "compile": "auto", "count": 100, "options": {}}
+    monkeypatch.setattr("ditlab.sampling.partial", lambda run, batch: partial(call, batch))
+    assert ready(tiny_pipeline(), console, batch_size=None, **told)[1] == 32
+    assert "memory is too small for the batch; going on with 32 at a time" in console.file.getvalue()

@@ -11,6 +11,7 @@ from ditlab.sampling import ready
 from ditlab.speed import compilation
 from ditlab.speed.compilation import compile_blocks, is_compiled, pays
 from ditlab.training import train
+from ditlab.training.parallel import keep_inputs_only
 
 OPTIONS = {"seeds": [0, 1, 2], "num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
 QUIET = Console(quiet=True)
@@ -89,3 +90,22 @@ def test_auto_compiles_long_work_only(monkeypatch):
     monkeypatch.setattr(compilation, "SECONDS", 0.0)
     ready(tiny_pipeline(), QUIET, count=10, **told)
     assert len(compiled) == 1
+
+
+def test_compilers_see_what_is_inside_of_blocks_that_keep_their_inputs_alone():
+    net = create("DiT-S/4", size=16, channels=2, classes=5, width=32, depth=2, heads=2).train()
+    expected = net(torch.ones(2, 2, 16, 16), torch.ones(2), torch.zeros(2).long())
+    keep_inputs_only(net)
+    seen = []
+
+    def backend(graph, inputs):
+        graphs = [each for each in graph.modules() if isinstance(each, torch.fx.GraphModule)]
+        seen.append(sum(len(each.graph.nodes) for each in graphs))
+        return graph
+
+    for block in net.repeated:
+        block.compile(backend=backend)
+    out = net(torch.ones(2, 2, 16, 16), torch.ones(2), torch.zeros(2).long())
+    out.sum().backward()
+    assert max(seen) > 40
+    assert torch.allclose(out, expected, atol=1e-6)

@@ -4,6 +4,7 @@ from helpers import tiny_pipeline
 
 from ditlab.backbones import create
 from ditlab.errors import InputError
+from ditlab.speed.compilation import is_compiled
 from ditlab.speed.reuse import Reuse
 
 SIZES = {
@@ -87,3 +88,18 @@ def test_bad_input():
     )
     with pytest.raises(InputError, match="ADM has no inner part that could be used again; leave reuse out"):
         Reuse(2).on(net)
+
+
+def test_what_was_compiled_stays_compiled():
+    net = create("DiT-S/4", size=16, channels=2, classes=5, width=32, depth=2, heads=2)
+    for block in net.repeated:
+        block.compile(backend="eager")
+    assert is_compiled(Reuse(2).on(net))
+
+
+def test_one_that_is_used_for_several_batches_forgets_the_pictures_before():
+    pipe = tiny_pipeline()
+    options = {"seeds": [0, 1, 2], "num_inference_steps": 7, "sampler": "euler", "output_type": "latent"}
+    whole = pipe([0, 1, 2], reuse=3, **options).images
+    parts = pipe([0, 1, 2], reuse=Reuse(3), batch_size=1, **options).images
+    assert torch.allclose(whole, parts, atol=1e-5)

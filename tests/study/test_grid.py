@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -149,3 +150,27 @@ def test_what_a_dry_run_says():
     assert found["scoring_seconds"] == pytest.approx(found["seconds"] * 200 / (3 * 64))
     assert found["fits"]
     assert isinstance(parts[0].recipe, Recipe)
+
+
+def test_a_score_changes_with_the_times_that_a_grid_file_holds(tmp_path):
+    file = tmp_path / "grids.json"
+
+    def mark(times):
+        file.write_text(json.dumps({"process": {"name": "linear"}, "sampler": "euler", "grids": {"2": times}}))
+        return rehearse(parse_recipe(TINY), replace(SCORE, grid=str(file))).mark
+
+    assert mark([1.0, 0.5, 0.0]) == mark([1.0, 0.5, 0.0]) != mark([1.0, 0.4, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"reference": "digits-heldout"}, "digits-heldout"),
+        ({"reference": "not-here.npz", "features": "digits"}, "not-here.npz"),
+        ({"reference": "glyphs-32-held-out", "features": "digits"}, "pictures of"),
+        ({"metrics": ("spatial",)}, "spatial needs what the features digits do not give"),
+    ],
+)
+def test_scores_that_cannot_be_are_refused_before_training(options, told):
+    with pytest.raises(InputError, match=told):
+        rehearse(parse_recipe(TINY), replace(SCORE, **options))

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from statistics import fmean, stdev
 
@@ -208,7 +209,7 @@ def test_a_stopped_study_goes_on(done, tmp_path, monkeypatch):
 
 
 def test_a_part_that_fails_is_told_in_its_place(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ditlab.training.trainer.preview", lambda pipes, dataset: Image.new("L", (8, 8)))
+    monkeypatch.setattr("ditlab.training.trainer.preview", lambda pipes, dataset, place: Image.new("L", (8, 8)))
     study = write(
         tmp_path, TINY.replace("draws = 2", "draws = 1").replace('"c" = {model.width = 48}', '"c" = {optim.lr = 1e18}')
     )
@@ -362,3 +363,19 @@ def test_a_dry_run_trains_nothing(tmp_path, monkeypatch, capfd):
     assert [part["images"] for part in found["parts"]] == [64, 64]
     assert all(part["seconds"] > 0 and part["fits"] for part in found["parts"])
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
+
+
+def test_scores_with_other_pictures_do_not_count(tmp_path):
+    study = write(tmp_path, TINY)
+    (part, *_) = running.plan_parts(study, tmp_path / "out", QUIET)
+    (name, way), *_ = part.ways.items()
+    results = Results(tmp_path / "results.jsonl")
+    job = running.Job(part, 1, draws=2)
+    seeds = [job.picture_seed(way, draw) for draw in range(2)]
+    assert len({*seeds, *(running.Job(part, 0, draws=2).picture_seed(way, draw) for draw in range(2))}) == 4
+    line = {"run": job.name, "evaluation": name, "draw": 0, "way": way.mark, "metrics": {"fd": 1.0}}
+    results.add(line | {"picture_seed": seeds[0]})
+    assert set(results.scores(job)) == {(name, 0)}
+    assert results.scores(running.Job(part, 1, draws=3)) == {}
+    other = replace(part, ways={name: replace(way, settings=replace(way.settings, seed=5))})
+    assert results.scores(running.Job(other, 1, draws=2)) == {}

@@ -76,11 +76,15 @@ def losses(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_run(one, other, tolerance=2e-4):
+def assert_same_weights(one, other, tolerance=2e-4):
     a, b = (load_file(sorted((run / "checkpoints").iterdir())[-1] / "raw.safetensors") for run in (one, other))
     assert a.keys() == b.keys()
     for key in a:
         assert (a[key] - b[key]).norm() <= tolerance * max(a[key].norm(), 1e-2), key
+
+
+def assert_same_run(one, other, tolerance=2e-4):
+    assert_same_weights(one, other, tolerance)
     for first, second in zip(losses(one), losses(other), strict=True):
         assert first["images"] == second["images"]
         assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
@@ -181,11 +185,76 @@ def test_sigterm_saves_and_ends_with_zero(recipe, tmp_path):
     wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(losses(tmp_path / "run")) > 2)
     for child in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split():
         os.kill(int(child), signal.SIGTERM)
-        break  # the others hear of it
     _, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
     assert "the same command resumes" in told
     assert len(list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_told_to_stop_leaves_a_checkpoint(recipe, tmp_path):
+    started = command(2, recipe, tmp_path / "run", "--train.images=1_000_000", "--train.save_every=1_000_000")
+    process = subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(losses(tmp_path / "run")) > 2)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=120)
+    assert "the same command resumes" in told
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("[0-9]*")
+    seen = int(checkpoint.name)
+    alone(recipe, tmp_path / "run", f"--train.images={seen + 32}")
+    assert losses(tmp_path / "run")[-1]["images"] == seen + 32
+
+
+@pytest.mark.slow
+def test_one_that_was_not_told_to_stop_itself_waits_for_the_others_to_come_back(recipe, tmp_path):
+    """As when one machine of several goes down: its processes end with 0, the others' launcher begins again."""
+    port = free_port()
+    first, second = (as_rank(rank, recipe, tmp_path / "run", 60, port) for rank in range(2))
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(losses(tmp_path / "run")) > 2)
+    second.send_signal(signal.SIGTERM)
+    second.communicate(timeout=120)
+    _, told = first.communicate(timeout=120)
+    assert second.returncode == 0
+    assert first.returncode == 1
+    assert "another process was told to stop; the same command resumes" in told
+    assert ditlab.load(tmp_path / "run").config["images_seen"] % 32 == 0
+
+
+SPOILT = """
+import sys, time
+from ditlab.training import trainer, state
+write, call = state.Run._write, trainer.LossOf.__call__
+
+def slow(*args):
+    time.sleep(1.5)
+    write(*args)
+
+def spoilt(self, pictures, seen, first, dtype):
+    losses, t = call(self, pictures, seen, first, dtype)
+    return (losses * float("nan") if 128 <= seen < 192 else losses), t
+
+state.Run._write, trainer.LossOf.__call__ = slow, spoilt
+from ditlab.cli import main
+sys.argv[0] = "ditlab"
+main()
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_go_back_to_the_same_checkpoint(recipe, tmp_path):
+    (tmp_path / "spoilt.py").write_text(SPOILT)
+    options = ("--train.save_every=64", "--train.patience=2", "--train.preview_every=256")
+    started = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    started += [str(tmp_path / "spoilt.py"), "train", str(recipe), "--out", str(tmp_path / "run"), *options]
+    found = subprocess.run(started, capture_output=True, text=True, timeout=240)
+    assert found.returncode == 0, found.stderr
+    assert "going on with the weights of 128 images" in found.stderr
+    one = subprocess.run(
+        [sys.executable, str(tmp_path / "spoilt.py"), "train", str(recipe), "--out", str(tmp_path / "one"), *options],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    assert_same_weights(tmp_path / "one", tmp_path / "run")
 
 
 def wait_for(condition):

@@ -1,6 +1,7 @@
 import io
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,7 +252,7 @@ class TestGradientsThatAreNotFinite:
 
     def test_it_gives_up_where_that_does_not_help(self, tmp_path, spoilt):
         spoilt |= set(range(64, 300, 32))
-        with pytest.raises(InputError, match=r"in 2 steps in a row, after 96 images .*; lower --optim.lr"):
+        with pytest.raises(InputError, match=r"in 2 steps in a row, after 96 images .* a lower --optim.lr"):
             train(recipe(save_every=1000, patience=2), tmp_path / "none", console=QUIET)
         with pytest.raises(InputError, match=r"in 4 steps in a row, after 160 images"):
             train(recipe(save_every=64, patience=2), tmp_path / "one", console=QUIET)
@@ -458,3 +459,119 @@ def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path):
     assert full.item() != half.item()
     assert half.item() == pytest.approx(full.item(), rel=2e-2)
     assert pipe.net.dtype is torch.float32
+
+
+class TestWhatIsKept:
+    """Of checkpoints, when the newest are enough."""
+
+    def test_the_first_one_behind_each_multiple(self, tmp_path):
+        settings = recipe(images=480, batch=48, save_every=96, keep=1, keep_every=200)
+        train(settings, tmp_path, console=QUIET)
+        assert states(tmp_path) == ["000000000288", "000000000480"]
+
+    def test_damaged_ones_do_not_push_out_what_is_written_after_them(self, tmp_path):
+        train(recipe(save_every=64), tmp_path, console=QUIET)
+        for name in ("192", "256"):
+            (tmp_path / "checkpoints" / f"000000000{name}" / "state.pt").write_bytes(b"torn")
+        shutil.rmtree(tmp_path / "checkpoints" / "000000000128", ignore_errors=True)
+        whole = tmp_path / "checkpoints" / "000000000064"
+        if not whole.exists():
+            shutil.copytree(tmp_path / "checkpoints" / "000000000192", whole)
+        train(recipe(images=96, save_every=32), tmp_path / "short", console=QUIET)
+        shutil.rmtree(whole)
+        shutil.copytree(tmp_path / "short" / "checkpoints" / "000000000064", whole)
+        train(recipe(images=96, save_every=96), tmp_path, console=QUIET)
+        assert states(tmp_path) == ["000000000064", "000000000096", "000000000192", "000000000256"]
+        train(recipe(save_every=64), tmp_path, console=QUIET)  # goes on from 96, over the damaged ones
+        assert states(tmp_path) == ["000000000192", "000000000256"]
+        assert ditlab.load(tmp_path).config["images_seen"] == 256
+
+
+def test_a_run_goes_on_with_the_settings_of_the_optimiser_that_it_was_given(tmp_path):
+    train(recipe(images=128), tmp_path, console=QUIET)
+    changed = parse_recipe(TINY, ["--optim.weight_decay=0.5", "--optim.betas", "0.5", "0.6"])
+    train(changed, tmp_path, changes=True, console=QUIET)
+    saved = torch.load(tmp_path / "checkpoints" / "000000000256" / "state.pt", weights_only=True)
+    matrices, rest = saved["optimizer"]["param_groups"]
+    assert (matrices["weight_decay"], rest["weight_decay"]) == (0.5, 0.0)
+    assert tuple(matrices["betas"]) == tuple(rest["betas"]) == (0.5, 0.6)
+
+
+def test_other_pictures_behind_the_same_recipe_are_not_the_same_run(tmp_path):
+    def picture(name, grey):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), grey).save(tmp_path / "pictures" / name)
+
+    for i in range(8):
+        picture(f"a/{i}.png", 9 * i)
+        picture(f"b/{i}.png", 200 - i)
+    settings = parse_recipe(TINY | {"data": {"source": str(tmp_path / "pictures")}}, ["--train.images=64"])
+    train(settings, tmp_path / "run", console=QUIET)
+    more = parse_recipe(TINY | {"data": {"source": str(tmp_path / "pictures")}}, ["--train.images=128"])
+    picture("a/more.png", 100)
+    with pytest.raises(InputError, match=r"16 pictures there, 17 here.*add --allow-changes"):
+        train(more, tmp_path / "run", console=QUIET)
+    (tmp_path / "pictures" / "a").rename(tmp_path / "pictures" / "z")
+    with pytest.raises(InputError, match=r'another run \(class 0 of the pictures was "a" there and is "b" here\)'):
+        train(more, tmp_path / "run", changes=True, console=QUIET)
+    (tmp_path / "pictures" / "z").rename(tmp_path / "pictures" / "a")
+    assert train(more, tmp_path / "run", changes=True, console=QUIET).config["images_seen"] == 128
+
+
+def test_what_was_stopped_in_its_first_moment_can_be_begun_again(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ditlab.training.state.forget_after", full)
+        with pytest.raises(InputError, match=r"cannot write to .*: No space left on device"):
+            train(recipe(), tmp_path / "run", console=QUIET)
+    train(recipe(), tmp_path / "run", console=QUIET)
+    assert states(tmp_path / "run") == ["000000000128", "000000000256"]
+
+
+def test_a_report_that_was_not_written_is_written_by_the_same_command(tmp_path):
+    train(recipe(), tmp_path, console=QUIET)
+    (tmp_path / "report.html").unlink()
+    train(recipe(), tmp_path, console=QUIET)
+    assert "<h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"train": {"lora": 4, "init_from": "x"}, "parallel": {"shard": "full"}}, "lora trains few weights"),
+        ({"train": {"keep_every": -5}}, "train.keep_every is -5"),
+        ({"parallel": {"accumulate": 0}}, "parallel.accumulate is 0; give 1 or more"),
+        ({"parallel": {"timeout": -1}}, "parallel.timeout is -1; give 1 or more"),
+        ({"optim": {"decay": -1.0}}, "optim.decay is -1.0"),
+    ],
+)
+def test_numbers_and_pairs_that_cannot_be_meant(tmp_path, sections, told):
+    with pytest.raises(InputError, match=told):
+        train(parse_recipe(sections), tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "told"),
+    [
+        (
+            {"name": "ADM", "width": 16, "multiples": [1, 2], "depth": 1, "attention_at": [2], "head_width": 16},
+            {},
+            "ADM",
+        ),
+        ({"name": "DiT-S/4", "exits": [1.0, 0.5]}, {}, "needs blocks that all images pass"),
+        ({"name": "U-DiT", "width": 16, "heads": 2, "depths": [2, 1, 2]}, {"align": [0, 4]}, "one width and grid"),
+    ],
+)
+def test_blocks_that_cannot_be_aligned(tmp_path, model, more, told):
+    settings = {"images": 64, "batch": 32, "device": "cpu", "align": [0, 1], "precision": "float32"} | more
+    with pytest.raises(InputError, match=told):
+        train(parse_recipe({"model": model, "train": settings}), tmp_path / "run", console=QUIET)
+
+
+def test_routing_needs_a_middle(tmp_path):
+    settings = parse_recipe({"model": TINY["model"] | {"depth": 2}, "train": {"route": 0.5}})
+    with pytest.raises(InputError, match="of 3 blocks or more"):
+        train(settings, tmp_path / "run", console=QUIET)

@@ -235,3 +235,16 @@ def test_learned_positions_are_interpolated():
     assert torch.equal(positions[:, :extra], source.net.pos_embed[:, :extra])
     expected = torch.arange(4.0)[:, None].expand(4, 8).flatten()
     assert torch.allclose(positions[0, extra:], expected[:, None].expand(-1, 32), atol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 0)])
+def test_positions_of_a_uvit_keep_their_meaning_with_and_without_classes(before, after):
+    def make(classes):
+        sizes = {"width": 16, "depth": 3, "heads": 2, "patch": 2}
+        net = create("U-ViT", size=8, channels=1, classes=classes, learn_variance=False, **sizes)
+        return Pipeline(net, Objective(), classes=[str(i) for i in range(classes)])
+
+    source, fresh = make(before), make(after)
+    transfer(fresh.net, fresh.classes, source)
+    mine, theirs = state(fresh)["pos_embed"], state(source)["pos_embed"]
+    assert torch.allclose(mine[:, -17:], theirs[:, -17:], atol=1e-6)  # of time and 16 patches

@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, Self
 
@@ -25,6 +26,10 @@ class Backbone(nn.Module, ABC):
 
     marks: tuple[str, ...] = ()
     """Keys that tell a published state dict of this family; where those of several families fit, the most keys win."""
+    published: Mapping[str, Any] = {}
+    """What the published code has of the family's settings, where there is a choice."""
+    graph_batch: int | None = None
+    """The largest batch that one exported graph serves; None is any."""
 
     config: dict[str, Any]
     """The arguments of `create` that build this network again."""

@@ -6,6 +6,7 @@ has the official keys. B images, N tokens, D width, p patch.
 """
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +48,15 @@ class DiT(Backbone):
 
     label_tables = ("y_embedder.embedding_table.weight",)
     heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
-    marks: tuple[str, ...] = ("x_embedder.proj.weight", "pos_embed", *heads_out)
+    marks: tuple[str, ...] = (
+        "x_embedder.proj.weight",
+        "pos_embed",
+        "y_embedder.embedding_table.weight",
+        *heads_out,
+    )
+    published = MappingProxyType(
+        {"condition": "adaln-zero"} | dict.fromkeys(("qk_norm", "rms_norm", "swiglu", "rope", "exits"), False)
+    )
 
     def __init__(
         self,

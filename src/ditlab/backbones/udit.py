@@ -9,6 +9,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -76,7 +77,21 @@ class UDiT(Backbone):
     """
 
     heads_out = ("final_layer.out_proj.weight", "final_layer.out_proj.bias")
-    marks = ("x_embedder.proj.weight", "down1_2.body.0.weight", "final_layer.out_proj.weight")
+    marks = (
+        "x_embedder.proj.weight",
+        "down1_2.body.0.weight",
+        "latent.0.attn1.logit_scale",
+        "final_layer.out_proj.weight",
+    )
+    published = MappingProxyType(
+        {
+            "attention": "token",
+            "downsampler": "shortcut",
+            "cosine": True,
+            "rope": True,
+            "feed_forward": "reparametrised",
+        }
+    )
 
     def __init__(
         self,
@@ -151,9 +166,8 @@ class UDiT(Backbone):
         Raises:
             InputError: other settings than the full form on three levels, which the published code is for.
         """
-        full = ("decoders.1.up", "middle.0.attn.downsampler.0", "middle.0.attn.qkv", "middle.0.mlp.project_in.1")
-        some_missing = any(f"{name}.weight" not in tensors for name in full)
-        if some_missing or "middle.0.attn.logit_scale" not in tensors or "decoders.2.up.weight" in tensors:
+        fused = "middle.0.mlp.project_in.1.weight" not in tensors
+        if fused or "decoders.1.up.weight" not in tensors or "decoders.2.up.weight" in tensors:
             raise InputError("only U-DiT in its full form, not fused and on three levels, has a published layout")
         theirs = {}
         for key, value in tensors.items():

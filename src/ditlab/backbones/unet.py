@@ -31,6 +31,7 @@ class UNet(Backbone):
 
     heads_out = ("net.conv_out.weight", "net.conv_out.bias")
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    graph_batch = 63  # diffusers asks whether it is 64 or more
     zero: tuple[str, ...]
     """Ends of the names of layers that start at zero."""
 
@@ -65,7 +66,8 @@ class UNet(Backbone):
                 raise InputError(
                     f"{each} channels cannot be parted into heads of {head_width}; give another head_width"
                 )
-        self.longest = size[0] * size[1] // min((f**2 for f in attention_at), default=size[0] * size[1])
+        # The middle always attends, at the coarsest grid.
+        self.longest = size[0] * size[1] // min([*attention_at, factors[-1]]) ** 2
         self.net = self.build(
             {
                 "in_channels": channels,

@@ -38,7 +38,7 @@ class UViT(Backbone):
     label_tables = ("label_emb.weight",)
     heads_out = ("decoder_pred.weight", "decoder_pred.bias", "final_layer.weight", "final_layer.bias")
     lora_targets = ("attn.qkv", "attn.proj", "skip_linear")
-    marks = ("patch_embed.proj.weight", "mid_block.attn.qkv.weight", "decoder_pred.weight")
+    marks = ("patch_embed.proj.weight", "pos_embed", "mid_block.attn.qkv.weight", "decoder_pred.weight")
 
     def __init__(
         self,

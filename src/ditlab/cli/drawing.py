@@ -18,8 +18,8 @@ def sample(
     model: str,
     /,
     *,
-    labels: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
-    seeds: Annotated[list[str], Parameter(consume_multiple=True, negative="")] = ["0-7"],  # noqa: B006
+    labels: Annotated[list[str] | None, Parameter(negative="")] = None,
+    seeds: Annotated[list[str], Parameter(negative="")] = ["0-7"],  # noqa: B006
     out: Path = Path("samples"),
     steps: Whole | None = None,
     sampler: str | None = None,
@@ -48,7 +48,7 @@ def sample(
     resample: Whole | None = None,
     strip: Whole | None = None,
     npz: Annotated[bool, Parameter(negative="")] = False,
-    count: Whole = 50_000,
+    count: Whole | None = None,
     draw_labels: Literal["balanced", "random"] = "balanced",
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
@@ -122,7 +122,7 @@ def sample(
         Write samples.npz, the file of the field's evaluators, instead; the same command again goes on, and torchrun
         shares the work without changing the pictures.
     count
-        Pictures of the .npz.
+        Pictures in all: so many seeds for each label, from the first of --seeds on. With --npz 50,000 if left out.
     draw_labels
         Labels of the .npz: each class equally often, or uniformly at random.
     overwrite
@@ -161,8 +161,14 @@ def sample(
     if image is not None:
         white = None if mask is None else read_picture(mask)
         options["original"] = pipe.original(read_picture(image), mask=white, strength=strength, resample=resample)
-    numbers = parse_seeds(seeds)
-    total = count if npz else len(numbers) * (len(labels or ()) or pipe.net.classes or 1)
+    numbers, each = parse_seeds(seeds), len(labels or ()) or pipe.net.classes or 1
+    if count is not None and not npz:
+        if count < 1 or count % each:
+            low = max(1, count // each) * each
+            raise InputError(f"--count {count} for {each} labels; give {low}, or another multiple of {each}")
+        numbers = list(range(numbers[0], numbers[0] + count // each))
+    count = 50_000 if count is None else count
+    total = count if npz else len(numbers) * each
     if npz and precision == "auto":
         precision = "float32"  # what others shall score does not depend on the machine
     pipe, batch_size = ready(
@@ -202,7 +208,7 @@ def tune(
     model: str,
     /,
     *,
-    steps: Annotated[list[Whole], Parameter(consume_multiple=True, negative="")] = [4, 6, 8],  # noqa: B006
+    steps: Annotated[list[Whole], Parameter(negative="")] = [4, 6, 8],  # noqa: B006
     sampler: str = "ab4",
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
@@ -262,9 +268,7 @@ def bench(
     rounds: Whole = 5,
     compile: bool = True,
     training: bool = True,
-    against: Annotated[
-        list[Literal["diffusers", "torch", "onnx", "openvino"]] | None, Parameter(consume_multiple=True, negative="")
-    ] = None,
+    against: Annotated[list[Literal["diffusers", "torch", "onnx", "openvino"]] | None, Parameter(negative="")] = None,
     cache: Annotated[bool, Parameter(negative="")] = False,
     size: str = "32",
     channels: Whole = 4,

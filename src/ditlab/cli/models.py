@@ -121,6 +121,11 @@ def convert(
     say(f"{pipe.net.config['name']} from {source} is in {target}, layout {to}")
     if to == "diffusers" and not (target / "vae").exists():
         say("without vae/: diffusers has no layout for this model's autoencoder")
+    if to == "official" and pipe.net.config.get("frequency_shift"):
+        say(
+            "this model's timestep frequencies have 127 in the exponent, as diffusers', where the official code has "
+            "128, so that draws slightly other pictures"
+        )
     if to == "diffusers" and not pipe.net.config.get("frequency_shift"):
         say(
             "diffusers computes this architecture's timestep frequencies with 127 where DiT has 128 in the exponent, "

@@ -15,7 +15,7 @@ from ditlab.hardware import pick_device
 
 @app.command(group="Draw")
 def serve(
-    models: Annotated[list[str], Parameter(consume_multiple=True, negative="")],
+    models: Annotated[list[str], Parameter(negative="")],
     /,
     *,
     host: str = "127.0.0.1",

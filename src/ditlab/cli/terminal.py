@@ -19,6 +19,7 @@ app = App(
     help="Diffusion transformers: train on your pictures, sample, score.",
     version=__version__,
     config=recipe_config,
+    default_parameter=Parameter(consume_multiple=True),  # a list is given as it is written: --model.depths 1 2 1
 )
 screen = Console(stderr=True)
 

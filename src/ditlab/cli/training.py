@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen
-from ditlab.config import Recipe, Whole, find_recipe, parse_recipe, read_toml
+from ditlab.config import Recipe, Whole, find_recipe, parse_recipe, parse_size, read_toml
 
 
 @app.command(group="Train")
@@ -66,6 +66,9 @@ def plan(
     *,
     device: str = "",
     devices: Whole = 1,
+    size: str | None = None,
+    channels: Whole = 4,
+    classes: Whole = 1000,
     settings: Annotated[Recipe | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
@@ -79,6 +82,12 @@ def plan(
         b200, h200, h100, a100, a100-40, l40s, a10, rtx5090, rtx4090 or rtx3090; this machine if left out.
     devices
         How many of them.
+    size
+        Where the data is not at hand: side, or HEIGHTxWIDTH, of the network's input, such as 32.
+    channels
+        With --size: its channels.
+    classes
+        With --size: its classes.
     settings
         Any key of the recipe.
     json
@@ -87,7 +96,8 @@ def plan(
     from ditlab import planning
 
     find_recipe(recipe)
-    found = planning.plan(settings or Recipe(), device, devices)
+    shape = None if size is None else (channels, parse_size(size), classes)
+    found = planning.plan(settings or Recipe(), device, devices, shape=shape)
     if json:
         print_json(dataclasses.asdict(found))
         return

@@ -15,7 +15,7 @@ from ditlab.config import Evaluation, Preparation, parse_size
 from ditlab.data import DATASETS, Dataset, is_cache
 from ditlab.data.samples import array_names, map_array
 from ditlab.errors import InputError, lookup
-from ditlab.evaluation.features import Features, open_features
+from ditlab.evaluation.features import Extracted, Features, open_features
 from ditlab.evaluation.features.inception import PUBLISHED
 from ditlab.evaluation.gather import check_fit, forget, gather
 from ditlab.evaluation.metrics import METRICS, Metric, Statistics
@@ -33,6 +33,7 @@ from ditlab.interop import load
 from ditlab.model_folder import CONFIG
 from ditlab.pictures import contact_sheet
 from ditlab.pipeline import Pipeline, to_pil
+from ditlab.samplers.grids import grid_identity
 from ditlab.sampling import Samples, progress_bar
 
 PROTOCOL_COUNT = 50_000  # what the field's published distances are of
@@ -155,9 +156,18 @@ def check(settings: Evaluation) -> None:
 
 def default_features(reference: str) -> str:
     """The features that a reference is of, or that suit it."""
-    if reference.endswith(".npz") and "ditlab" in array_names(Path(reference)):
-        return str(json.loads(str(map_array(Path(reference), "ditlab")))["features"])
+    if reference.endswith(".npz") and (about := told_of(Path(reference))):
+        return str(about["features"])
     return reference.partition("-")[0] if is_builtin(reference) else "inception"
+
+
+def told_of(file: Path) -> dict[str, Any]:
+    """What a reference file of ours says of itself; nothing of others.
+
+    Raises:
+        InputError: no such file.
+    """
+    return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
 
 
 def is_model(source: str) -> bool:
@@ -221,6 +231,7 @@ def drawn_by(pipe: Pipeline, settings: Evaluation) -> tuple[Samples, dict[str, A
         options=options,
     )  # fmt: skip
     protocol = options | {
+        "grid": grid_identity(options["grid"], options["num_inference_steps"]),
         "guidance_interval": list(options["guidance_interval"]),
         "labels": settings.labels,
         "seed": settings.seed,
@@ -260,6 +271,22 @@ def fits(reference: Reference, pictures: Dataset) -> None:
         )
 
 
+def blank(features: Features, pictures: Dataset) -> Extracted:
+    """The features of one black picture."""
+    return features(torch.zeros(1, pictures.channels, *pictures.size, dtype=torch.uint8))
+
+
+def given_by(features: Features, pictures: Dataset, one: Extracted | None = None) -> dict[str, bool]:
+    """What metrics can have of such pictures in these features; `one` is what the features are of one of them."""
+    one = one or blank(features, pictures)
+    return {
+        "kept": True,
+        "spatial": one.spatial is not None,
+        "scores": one.probabilities is not None,
+        "read_rightly": features.reads is not None and features.reads == pictures.classes,
+    }
+
+
 def choose(
     wanted: dict[str, Metric], pictures: Dataset, features: Features, reference: Reference, *, strict: bool
 ) -> tuple[dict[str, Metric], list[str]]:
@@ -268,19 +295,14 @@ def choose(
     Raises:
         InputError: a metric that was asked for by name cannot be had.
     """
-    one = features(torch.zeros(1, pictures.channels, *pictures.size, dtype=torch.uint8))
+    one = blank(features, pictures)
     for mine, theirs in ((one.features, reference.statistics.features), (one.spatial, reference.statistics.spatial)):
         if mine is not None and theirs is not None and mine.shape[1] != len(theirs.mean):
             raise InputError(
                 f"the reference has {len(theirs.mean)} features where {features.name} has {mine.shape[1]}; "
                 "make one with these features"
             )
-    there = {
-        "kept": True,
-        "spatial": one.spatial is not None,
-        "scores": one.probabilities is not None,
-        "read_rightly": features.reads is not None and features.reads == pictures.classes,
-    }
+    there = given_by(features, pictures, one)
     chosen, notes = {}, []
     for name, metric in wanted.items():
         of_features = [need for need in metric.needs if not there[need]]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ditlab.autoencoders import Absent, Autoencoder, Latent
-from ditlab.errors import InputError, lookup
+from ditlab.errors import InputError, RunError, lookup
 from ditlab.model_folder import CONFIG
 from ditlab.pipeline import Pipeline
 
@@ -68,8 +68,9 @@ def export(pipe: Pipeline, folder: Path, kind: str) -> dict[str, float]:
 
     Raises:
         InputError: a folder that exists, a runtime that is not installed, a model without an autoencoder.
-        RuntimeError: a graph that computes something else; nothing is left behind.
+        RunError: a graph that cannot be written, or computes something else; nothing is left behind.
     """
+    pipe = pipe.source or pipe
     write, _ = lookup(KINDS, kind, "format")
     if folder.exists():
         raise InputError(f"{folder} exists; give another path")
@@ -77,19 +78,25 @@ def export(pipe: Pipeline, folder: Path, kind: str) -> dict[str, float]:
         pipe.decode(torch.empty(0))  # which says what to give
     if pipe.net.config.get("exits"):
         raise InputError("a graph cannot choose its depth by the time; train without exits what shall be exported")
-    net = pipe.fused().net.eval()
+    net, most = pipe.fused().net.eval(), pipe.net.graph_batch
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         errors = {}
-        for name, module, inputs in (
-            ("network", Network(net), network_inputs(pipe, 2)),
-            ("decoder", Decoder(pipe.autoencoder).eval(), {"x0": network_inputs(pipe, 2)["x"]}),
+        for name, module, inputs, largest in (
+            ("network", Network(net), network_inputs(pipe, 2), most),
+            ("decoder", Decoder(pipe.autoencoder).eval(), {"x0": network_inputs(pipe, 2)["x"]}, None),
         ):
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of the exporters, about each other
-                write(module, inputs, draft / name)
+                try:
+                    write(as_program(module, inputs, largest), list(inputs), draft / name)
+                except InputError:
+                    raise
+                except Exception as error:  # each exporter has its own kinds
+                    told = str(error).strip().partition("\n")[0]
+                    raise RunError(f"the {name} cannot be written for {kind}: {told}") from error
             errors[name] = check(pipe, name, module, runner(draft / name, kind))
         (draft / CONFIG).write_text(json.dumps(pipe.describe(), indent=2) + "\n", encoding="utf-8")
         draft.rename(folder)
@@ -99,10 +106,10 @@ def export(pipe: Pipeline, folder: Path, kind: str) -> dict[str, float]:
 
 
 def network_inputs(pipe: Pipeline, batch: int) -> dict[str, Tensor]:
-    """Inputs of the network with all that matters: several times and labels, the null label among them."""
+    """Inputs of the network with all that matters: several times, the null label, and then others."""
     chance, net = torch.Generator().manual_seed(batch), pipe.net
     clock = pipe.objective.process.clock(torch.linspace(0.1, 0.9, batch, dtype=torch.float64))
-    y = torch.arange(batch) % (net.classes + 1)
+    y = (torch.arange(batch) - 1) % (net.classes + 1)
     return {"x": torch.randn(batch, net.channels, *net.size, generator=chance), "t": clock.float(), "y": y}
 
 
@@ -121,43 +128,40 @@ def check(pipe: Pipeline, name: str, module: nn.Module, run: Runner) -> float:
             error = float(np.abs(found.astype(int) - expected.astype(int)).max())
         worst = max(worst, error)
     if not worst <= (LARGEST_ERROR if name == "network" else LARGEST_STEP):
-        raise RuntimeError(
-            f"the exported {name} differs from PyTorch's by {worst:.2e}; this model cannot be exported so"
-        )
+        raise RunError(f"the exported {name} differs from PyTorch's by {worst:.2e}; this model cannot be exported so")
     return worst
 
 
-def as_program(module: nn.Module, inputs: dict[str, Tensor]) -> torch.export.ExportedProgram:
-    """The graph, with a free batch size."""
-    batch = torch.export.Dim("batch", min=1)
+def as_program(module: nn.Module, inputs: dict[str, Tensor], most: int | None) -> torch.export.ExportedProgram:
+    """The graph, with a free batch size of at most so many."""
+    batch = torch.export.Dim("batch", min=1, max=most)
     free = {key: {0: batch} for key in inputs}
     return torch.export.export(module, (), kwargs=inputs, dynamic_shapes=free, strict=False)
 
 
-def write_torch(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
+def write_torch(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
     """`torch.export`'s archive."""
-    torch.export.save(as_program(module, inputs), path.with_suffix(".pt2"))
+    torch.export.save(graph, path.with_suffix(".pt2"))
 
 
-def write_onnx(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
+def write_onnx(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
     """An ONNX file; weights above 2 GiB lie in a file beside it."""
     try:
         import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
         raise InputError("ONNX needs its libraries; pip install 'ditlab[onnx]'") from None
-    graph = as_program(module, inputs)
-    program = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=list(inputs), output_names=["output"])
+    program = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=names, output_names=["output"])
     assert program is not None
     program.save(str(path.with_suffix(".onnx")))
 
 
-def write_openvino(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
+def write_openvino(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
     """An .xml file with its weights in a .bin file, as float32."""
     openvino = openvino_library()
-    model = openvino.convert_model(as_program(module, inputs))
-    for port, key in zip(model.inputs, inputs, strict=True):
-        port.get_tensor().set_names({key})
+    model = openvino.convert_model(graph)
+    for port, name in zip(model.inputs, names, strict=True):
+        port.get_tensor().set_names({name})
     openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=False)
 
 
@@ -204,7 +208,8 @@ def run_openvino(path: Path) -> Runner:
     return lambda inputs: next(iter(compiled(inputs).values()))
 
 
-KINDS: dict[str, tuple[Callable[[nn.Module, dict[str, Tensor], Path], None], Callable[[Path], Runner]]] = {
+Writer = Callable[[torch.export.ExportedProgram, list[str], Path], None]
+KINDS: dict[str, tuple[Writer, Callable[[Path], Runner]]] = {
     "torch": (write_torch, run_torch),
     "onnx": (write_onnx, run_onnx),
     "openvino": (write_openvino, run_openvino),

@@ -134,14 +134,15 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
         InputError: a model that the published code cannot run.
     """
     config, kind = pipe.net.config, type(pipe.net)
-    if config.get("condition", "adaln-zero") != "adaln-zero":
-        raise InputError("the official code has adaln-zero only; convert to ditlab instead")
-    if unknown := [key for key in ("qk_norm", "rms_norm", "swiglu", "exits") if config.get(key)]:
-        raise InputError(f"the official code knows no {', '.join(unknown)}; convert to ditlab instead")
-    if issubclass(kind, BACKBONES["DiT"]) and config.get("rope"):
-        raise InputError("the official DiT knows no rope; convert to ditlab instead")
     if not kind.marks:
         raise InputError(f"{config['name']} has no official layout; convert to ditlab instead")
+    for key, value in kind.published.items():
+        given = config.get(key)
+        if given is not None and (given or False) != (value or False):
+            raise InputError(
+                f"the official code of {config['name']} has {key} = {value} only, and this model {given}; "
+                "convert to ditlab instead"
+            )
     tensors = kind.to_published(dict(pipe.net.state_dict()))
     objective = pipe.objective
     published = read_objective(kind.read_objective(config) | {"learn_variance": objective.learn_variance})

@@ -67,25 +67,42 @@ def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -
     if steps < 1:
         raise InputError(f"{steps} sampling steps; give 1 or more")
     if name.endswith(".json"):
-        return read_grid(Path(name), process, steps)
+        return read_grid(Path(name), process, steps, last_time)
     return lookup(GRIDS, name, "time grid")(process, steps) * last_time
 
 
-def read_grid(file: Path, process: Process, steps: int) -> Tensor:
+def grid_identity(name: str, steps: int) -> str | list[float]:
+    """What tells a grid from others: its name; of one in a file, which may be written anew, its times."""
+    return tabulated_times(Path(name), steps)[0] if name.endswith(".json") else name
+
+
+def read_grid(file: Path, process: Process, steps: int, last_time: float) -> Tensor:
     """The tabulated times for a count of steps."""
+    times, made_for = tabulated_times(file, steps)
+    if made_for != process_name(process):
+        raise InputError(f"{file} was made for the process {made_for}, this model has {process_name(process)}")
+    grid = torch.tensor(times, dtype=torch.float64)
+    if len(grid) != steps + 1 or not bool((grid.diff() < 0).all()) or not 0 == grid[-1] < grid[0] <= 1:
+        raise InputError(f"{file}: the grid of {steps} steps is not {steps + 1} falling times from at most 1 to 0")
+    if grid[0] > last_time:
+        raise InputError(
+            f"{file}: the grid of {steps} steps begins at {grid[0]:g}, where a model of this target can say nothing of "
+            f"the data; it may begin at {last_time:g}: make one for this model with ditlab tune"
+        )
+    return grid
+
+
+def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
+    """The times in a file for a count of steps, and the process that they are for."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         made_for, grids = content["process"]["name"], content["grids"]
         times = grids.get(str(steps))
-        grid = None if times is None else torch.tensor(times, dtype=torch.float64)
+        found = None if times is None else [float(time) for time in times]
     except FileNotFoundError:
         raise InputError(f"there is no grid file {file}; give another, or the name of a grid") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a file of time grids ({error!r}); make one with ditlab tune") from error
-    if made_for != process_name(process):
-        raise InputError(f"{file} was made for the process {made_for}, this model has {process_name(process)}")
-    if grid is None:
+    if found is None:
         raise InputError(f"{file} has no grid of {steps} steps; it has {', '.join(grids)}")
-    if len(grid) != steps + 1 or not bool((grid.diff() < 0).all()) or not 0 == grid[-1] < grid[0] <= 1:
-        raise InputError(f"{file}: the grid of {steps} steps is not {steps + 1} falling times from at most 1 to 0")
-    return grid
+    return found, made_for

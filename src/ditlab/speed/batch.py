@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from ditlab.hardware import free_memory, peak_memory
+from ditlab.hardware import free_memory, out_of_memory, peak_memory, reset_peak_memory
 
 SMALLEST, LARGEST = 4, 1024
 GAIN = 1.05  # a doubled batch must be so much quicker for each picture
@@ -13,7 +13,7 @@ TRIAL = 0.02  # share of the work that trying may take
 
 
 def best_batch(call: Callable[[int], object], device: torch.device, pictures: int, calls: float) -> int:
-    """The largest batch that still makes a picture quicker; doubled from a small one.
+    """The largest batch that still makes a picture quicker and fits; doubled from a small one.
 
     Args:
         call: runs the network on so many pictures, and waits for the device.
@@ -21,15 +21,21 @@ def best_batch(call: Callable[[int], object], device: torch.device, pictures: in
         pictures: all that will be drawn.
         calls: network calls that each of them needs; trying ends where it would take more than 2 % of them all.
     """
-    best, quickest = 0, float("inf")
+    best, quickest = 1, float("inf")
     batch, spent = SMALLEST, 0.0
     while batch <= min(LARGEST, max(pictures, SMALLEST)):
+        reset_peak_memory(device)  # or what loading took would hide what this takes
         before = peak_memory(device)
-        call(batch)  # the first one of a shape is slower
-        start = time.perf_counter()
-        call(batch)
+        try:
+            call(batch)  # the first one of a shape is slower
+            start = time.perf_counter()
+            call(batch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            break
         each = (time.perf_counter() - start) / batch
-        if best and each * GAIN > quickest:
+        if each * GAIN > quickest:
             break
         best, quickest = batch, each
         spent += 2 * each * batch

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones import Backbone
 from ditlab.backbones.layers import LinearGELU
+from ditlab.hardware import has_bfloat16
 from ditlab.speed.modulation import MODULATION
 
 
@@ -57,4 +58,4 @@ def packed(net: Backbone) -> Backbone:
 def has_kernels(dtype: torch.dtype) -> bool:
     """Whether oneDNN has kernels for this precision that were measured to be quicker, on this CPU."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return wide and (dtype is torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    return wide and (dtype is torch.float32 or has_bfloat16(torch.device("cpu")))

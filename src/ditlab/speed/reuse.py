@@ -6,6 +6,7 @@ long skips still compute their first and last blocks (Ma et al., "DeepCache", CV
 more; this is for long schedules.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +53,8 @@ class Reuse:
         if type(net).inner is Backbone.inner:
             raise InputError(f"{net.config['name']} has no inner part that could be used again; leave reuse out")
         self.inner = net.inner
-        own = net.with_parts({})
+        self.values, self.times, self.calls = [], [], 0  # other pictures begin
+        own = copy.copy(net)  # which shares the parts themselves: what was compiled stays so
         own.inner = self  # type: ignore[method-assign]
         return own
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from math import log10
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,19 +18,20 @@ from torch import Tensor, nn
 from ditlab import __version__
 from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone
-from ditlab.config import Data, Evaluation, Recipe, to_tables
-from ditlab.data import Dataset, open_dataset
+from ditlab.config import Data, Evaluation, Preparation, Recipe, to_tables
+from ditlab.data import Dataset, is_cache, open_dataset
 from ditlab.diffusion.objective import make_objective
 from ditlab.errors import InputError, lookup
 from ditlab.evaluation import protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.reference import identity
+from ditlab.evaluation.reference import identity, open_pictures
 from ditlab.hardware import pick_device
 from ditlab.interop import load
 from ditlab.pipeline import Pipeline
 from ditlab.planning import GIB, Plan, duration, plan
+from ditlab.sampling import Samples
 from ditlab.study.recipe import Budget, Study
 from ditlab.training.state import FREE
 from ditlab.training.trainer import check_ranges, pick_autoencoder
@@ -48,6 +50,7 @@ class Way:
 
     settings: Evaluation  # where they were left open, as the part's recipe says
     calls: int  # times that each picture passes through the network
+    grid: str | list[float]  # by name, or the times themselves
 
     @property
     def mark(self) -> str:
@@ -55,6 +58,9 @@ class Way:
         told = {
             key: value for key, value in asdict(self.settings).items() if key not in ("seed", "batch_size", "device")
         }
+        told["grid"] = self.grid
+        if self.settings.feature_weights:
+            told["feature_weights"] = pictures_of(self.settings.feature_weights)
         return digest({"settings": told, "reference": pictures_of(self.settings.reference), "version": __version__})
 
 
@@ -160,6 +166,12 @@ def mark_of(recipe: Recipe, length: int | str) -> str:
     told["train"]["images"] = length
     told["pictures"] = pictures_of(recipe.data.source)
     told["begins with"] = pictures_of(recipe.train.init_from) if recipe.train.init_from else None
+    files = {
+        "autoencoder": recipe.data.autoencoder,
+        "labels": recipe.data.labels,
+        "class map": recipe.train.class_map,
+    }
+    told |= {key: pictures_of(file) for key, file in files.items() if file}
     return digest(told | {"version": __version__})
 
 
@@ -234,13 +246,40 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> Way:
     net = Counting(size, channels, recipe.data.classes or len(dataset.classes), recipe.diffusion.learn_variance)
     config = {"sample": to_tables(recipe)["sample"]}
     pipe = Pipeline(net, make_objective(recipe.diffusion), autoencoder, dataset.classes, config)
-    pictures, _ = protocol.drawn_by(pipe, settings)
+    pictures, told = protocol.drawn_by(pipe, settings)
     features = settings.features or protocol.default_features(settings.reference)
-    check_fit(pictures, feature_network(features, settings.feature_weights, settings.device))
+    network = feature_network(features, settings.feature_weights, settings.device)
+    check_fit(pictures, network)
+    check_reference(settings, pictures, network)
     net.asked = 0
     for _ in pipe.steps(0 if net.classes else None, **pictures.options):
         pass
-    return Way(settings, net.asked)
+    return Way(settings, net.asked, told["grid"])
+
+
+def check_reference(settings: Evaluation, pictures: Samples, features: Features) -> None:
+    """Refuse a reference that is not there or of another size, and metrics that these features do not give."""
+    source = settings.reference
+    if source.endswith(".npz"):
+        about = protocol.told_of(Path(source))
+        size = about.get("size", pictures.size)
+    else:
+        free = not (protocol.is_builtin(source) or is_cache(Path(source)))
+        size = reference_size(source, "{}x{}".format(*pictures.size) if free else "")
+    if list(size) != list(pictures.size):
+        raise InputError(f"pictures of {pictures.size} against {source} of {tuple(size)}; give another reference")
+    given = protocol.given_by(features, pictures)
+    for name in settings.metrics:
+        if lacking := [need for need in METRICS[name].needs if not given[need]]:
+            raise InputError(
+                f"{name} needs what the features {features.name} do not give ({', '.join(lacking)}); leave it out"
+            )
+
+
+@cache
+def reference_size(source: str, wanted: str) -> tuple[int, int]:
+    """(height, width) of the pictures of a source, brought to the size that is wanted; looked at once."""
+    return open_pictures(source, Preparation(size=wanted), torch.device("cpu")).size
 
 
 def magnitude(gmacs: float) -> str:

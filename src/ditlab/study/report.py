@@ -83,14 +83,17 @@ def setting(findings: Findings) -> str:
     study = findings.study
     where = findings.hardware
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    first = next(iter(findings.parts[0].ways.values())).settings
-    features = first.features or default_features(first.reference)
+    ways = [way.settings for part in findings.parts for way in part.ways.values()]
+    counts = sorted({study.draws * way.count for way in ways})
+    references = sorted({way.reference for way in ways})
+    features = sorted({way.features or default_features(way.reference) for way in ways})
     same = [
         f"{name} {told.pop()}" for name in COSTS if name != "training" and len(told := told_of(name, findings)) == 1
     ]
     return (
         f"Budget of a run: {study.budget}. The same for all: {', '.join(same)}. {seeds} of training, "
-        f"{study.draws * first.count:,} pictures for each score, against {first.reference} in the features {features}; "
+        f"{' or '.join(f'{count:,}' for count in counts)} pictures for each score, "
+        f"against {' or '.join(references)} in the features {' or '.join(features)}; "
         f"± is the standard error over the seeds. ditlab {__version__}, torch {where['torch']}, "
         f"{where['processor'] or where['device']}. {' '.join(f'{note}.' for note in findings.notes)}"
     ).strip()

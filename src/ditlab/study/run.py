@@ -28,7 +28,7 @@ from ditlab.hardware import describe, pick_device, process_place
 from ditlab.model_folder import checkpoints
 from ditlab.planning import GIB
 from ditlab.study.claims import Entry, Verdict, judge
-from ditlab.study.grid import Part, lay_out
+from ditlab.study.grid import Part, Way, lay_out
 from ditlab.study.recipe import Study, recipe_value, used_axes
 from ditlab.training import train
 from ditlab.watching import read_metrics
@@ -43,6 +43,11 @@ class Job:
 
     part: Part
     seed: int
+    draws: int  # scores of each evaluation
+
+    def picture_seed(self, way: Way, draw: int) -> int:
+        """Equal ones in all parts, others for each seed of training: so scores pair, and the draw is in the error."""
+        return way.settings.seed + self.seed * self.draws + draw
 
     @property
     def name(self) -> str:
@@ -97,8 +102,9 @@ class Results:
             for line in self.lines()
             if line["run"] == job.name
             and "metrics" in line
-            and line["evaluation"] in job.part.ways
-            and line["way"] == job.part.ways[line["evaluation"]].mark
+            and (way := job.part.ways.get(line["evaluation"])) is not None
+            and line["way"] == way.mark
+            and line.get("picture_seed") == job.picture_seed(way, line["draw"])
         }
 
     def failure(self, job: Job) -> str | None:
@@ -127,19 +133,20 @@ def run_study(study: Study, out: Path, console: Console) -> Findings | None:
     begin(study, out)
     parts = plan_parts(study, out, console)
     results, measured = Results(out / "results.jsonl"), dict[str, Reference]()
-    jobs = [Job(part, seed) for seed, part in product(study.seeds, parts)]  # a seed of all parts, then the next
+    # A seed of all parts, then the next.
+    jobs = [Job(part, seed, study.draws) for seed, part in product(study.seeds, parts)]
     for number, job in enumerate(jobs, 1):
         with claimed(out / "locks" / f"{job.name}.lock") as mine:
-            if not mine or is_done(job, study, results) or results.failure(job):
+            if not mine or is_done(job, results) or results.failure(job):
                 continue
             console.print(f"{number} of {len(jobs)}: {job}", highlight=False, markup=False, soft_wrap=True)
             try:
-                work(job, study, out, results, measured, console)
+                work(job, out, results, measured, console)
             except Exception as error:  # whatever it is, the others can go on
                 told = " ".join(f"{error}".split()) if isinstance(error, InputError) else f"{error!r}"
                 results.add({"run": job.name, "failed": told, "trace": traceback.format_exc()})
                 console.print(f"failed: {told}", highlight=False, markup=False, soft_wrap=True)
-    if not all(is_done(job, study, results) or results.failure(job) for job in jobs):
+    if not all(is_done(job, results) or results.failure(job) for job in jobs):
         return None
     return gather(study, out, parts, jobs, results)
 
@@ -190,29 +197,28 @@ def plan_parts(study: Study, out: Path, console: Console) -> list[Part]:
     return parts
 
 
-def is_done(job: Job, study: Study, results: Results) -> bool:
+def is_done(job: Job, results: Results) -> bool:
     """Whether all its scores are there."""
-    return len(results.scores(job)) == len(job.part.ways) * study.draws
+    return len(results.scores(job)) == len(job.part.ways) * job.draws
 
 
-def work(job: Job, study: Study, out: Path, results: Results, measured: dict[str, Reference], console: Console) -> None:
+def work(job: Job, out: Path, results: Results, measured: dict[str, Reference], console: Console) -> None:
     """Train, then score whatever has no score yet."""
     folder, part = out / "runs" / job.name, job.part
     inner = console if console.is_terminal else Console(quiet=True)
     recipe = replace(part.recipe, train=replace(part.recipe.train, seed=job.seed))
     train(recipe, folder, console=inner)
     there = results.scores(job)
-    for (name, way), draw in product(part.ways.items(), range(study.draws)):
+    for (name, way), draw in product(part.ways.items(), range(job.draws)):
         if (name, draw) in there:
             continue
-        # Equal seeds of pictures in all parts, others for each seed of training: so they pair, and are in the error.
-        settings = replace(way.settings, seed=way.settings.seed + job.seed * study.draws + draw)
-        found = evaluate(str(folder), settings, inner, measured=measured)
+        seed = job.picture_seed(way, draw)
+        found = evaluate(str(folder), replace(way.settings, seed=seed), inner, measured=measured)
         assert found is not None
         metrics = {called(key): value for key, value in found.metrics.items() if not key.endswith("_error")}
         results.add(
             {"run": job.name, "part": part.name, "seed": job.seed, "evaluation": name, "draw": draw, "way": way.mark}
-            | {"metrics": metrics, "notes": found.notes, "seconds": found.seconds}
+            | {"picture_seed": seed, "metrics": metrics, "notes": found.notes, "seconds": found.seconds}
             | {"grid": str((found.folder / "grid.png").relative_to(out))}
         )
         told = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -65,6 +64,31 @@ class Place:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """What the first process's work returns, or the InputError that it raises: in all of them.
+
+        Raises:
+            InputError: that of the first process.
+        """
+        found: tuple[T | None, str] = (None, "")
+        if self.first:
+            try:
+                found = work(), ""
+            except InputError as error:
+                found = None, str(error)
+        value, wrong = self.agree(found)
+        if wrong:
+            raise InputError(wrong)
+        return cast(T, value)
+
+    def collect(self, values: list[T]) -> list[T]:
+        """The values of all processes, for the first one; its own for the others."""
+        if self.world == 1:
+            return values
+        every: list[Any] | None = [None] * self.world if self.first else None
+        dist.gather_object(values, every, dst=0)
+        return values if every is None else [value for each in every for value in each]
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes, on the CPU; for numbers that are told, not for gradients."""
@@ -136,7 +160,16 @@ LOST = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer"
 def keep_inputs_only(net: Backbone) -> None:
     """Activation checkpointing: blocks keep their inputs alone, and are computed again in the backward pass."""
     for block in net.repeated:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.forward = kept_inputs(block.forward)
+
+
+def kept_inputs(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A forward pass that keeps its inputs alone; a function of its own, so that compilers see what is inside."""
+
+    def through(*given: Any) -> Tensor:
+        return cast(Tensor, checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False))
+
+    return through
 
 
 def spread(net: Backbone, settings: Parallel, place: Place) -> Callable[..., Tensor]:

@@ -27,16 +27,17 @@ from PIL import Image
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import merged, trained_tensors
 from ditlab.config import Recipe, Train, parse_recipe, read_toml, to_tables, to_toml
+from ditlab.data import Dataset
 from ditlab.errors import InputError
 from ditlab.files import damage, is_vacant, replace_text, replacing, write_manifest
 from ditlab.hardware import free_memory
-from ditlab.model_folder import ADAPTER, WEIGHTS, checkpoints, read_weights
+from ditlab.model_folder import ADAPTER, WEIGHTS, checkpoints, read_config, read_weights
 from ditlab.pipeline import Pipeline
 from ditlab.training.ema import EMA
 from ditlab.training.log import Tally, forget_after
@@ -61,7 +62,22 @@ FREE = {
     "max_skipped",
 }
 # with other values of these if that is what is wanted, and with no others: they decide what the weights mean.
-CHANGEABLE = {"label_dropout", "ema", "batch", "patience", "time", "time_mean", "time_scale", "stratified", "weight"}
+CHANGEABLE = {
+    "label_dropout",
+    "ema",
+    "batch",
+    "patience",
+    "time",
+    "time_mean",
+    "time_scale",
+    "stratified",
+    "weight",
+    "direction",
+    "route",
+    "align",
+    "align_weight",
+    "pictures",
+}
 
 
 @dataclass
@@ -84,10 +100,7 @@ class TrainState:
         """The average of the weights as a network of this process alone; where it is sharded, all must call."""
         if not self.sharded:
             return self.ema.net
-        with Unfilled():
-            net = create(**self.ema.net.config)
-        net.load_state_dict(gathered(self.ema.net.state_dict(), kept=True), assign=True)
-        return net.to(self.ema.net.device).eval().requires_grad_(False)
+        return holding(self.ema.net, gathered(self.ema.net.state_dict(), kept=True)).to(self.ema.net.device)
 
     def raw(self, average: Backbone) -> Backbone:
         """The same of the weights themselves; `average` is what `average()` gave."""
@@ -129,11 +142,12 @@ class Run:
         self.writer = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
 
-    def check(self, recipe: Recipe, *, changes: bool = False) -> None:
+    def check(self, recipe: Recipe, dataset: Dataset, *, changes: bool = False) -> None:
         """Check that the folder is new or holds the same run; a run without a checkpoint has nothing to lose.
 
         Args:
             recipe: what is asked for.
+            dataset: the pictures that it means today.
             changes: whether another course of training is meant to be; never another network, data or target.
 
         Raises:
@@ -142,6 +156,7 @@ class Run:
         file = self.folder / "recipe.toml"
         if file.exists() and checkpoints(self.folder):
             differing = differences(parse_recipe(read_toml(file), source=str(file)), recipe)
+            differing |= other_pictures(read_config(checkpoints(self.folder)[-1]), dataset)
             refused = [told for key, told in differing.items() if not changeable(key)]
             if refused:
                 raise InputError(
@@ -159,12 +174,14 @@ class Run:
     def begin(self, recipe: Recipe, seen: int) -> None:
         """Make the folders, write the recipe, and forget what will be done again from `seen` images on."""
         try:
-            self.previews.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
-            for left in (*self.previews.glob(".*.part"), *self.checkpoints.glob(".*.part")):  # when it was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            forget_after(self.left_out, seen - 1)
+            # First, for it says what the folder is: a run that is killed now can be begun again.
             replace_text(self.folder / "recipe.toml", to_toml(to_tables(recipe)))
+            self.previews.mkdir(exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            for folder in (self.previews, self.checkpoints, self.averages):
+                for left in folder.glob(".*.part"):  # when it was killed
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            forget_after(self.left_out, seen - 1)
         except OSError as error:
             raise InputError(
                 f"cannot write to {self.folder}: {error.strerror}; free some space or give another --out"
@@ -194,8 +211,8 @@ class Run:
     def save(self, state: TrainState, pipe: Pipeline, settings: Train, place: Place) -> None:
         """Copy the state now, and write it as a checkpoint while training goes on; `finish` waits for it.
 
-        All processes must call; the first one writes. Older checkpoints but the newest `keep` and the multiples of
-        `keep_every` are dropped, low-rank updates merged, or apart.
+        All processes must call; the first one writes. Older checkpoints but the newest `keep`, and the first behind
+        each multiple of `keep_every`, are dropped; low-rank updates merged, or apart.
 
         Raises:
             InputError: weights that are not finite, or a disk that is full; earlier checkpoints stay as they are.
@@ -204,14 +221,14 @@ class Run:
         size = sum(value.nbytes for value in state.net.parameters()) * 4  # raw, average, two moments
         aside = state.sharded or place.device.type != "cpu" or free_memory(place.device) > 1.5 * size
         taken = snapshot(state, place, copied=aside)
-        if not place.first:
+        if taken is None:
             return
         last = checkpoints(self.folder)[-1:]
         kept = f"the last good checkpoint is {last[0]}" if last else "there is no earlier checkpoint"
         if not taken.is_finite():
             raise InputError(
                 f"the weights are no longer finite after {state.seen:,} images; {kept}: "
-                "lower --optim.lr or set --train.precision=float32 and train again into another --out"
+                "train into another --out with a lower --optim.lr, or with --train.precision=float32"
             )
         pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
         model = replace(pipe, net=taken.average, config=dict(pipe.config))
@@ -257,8 +274,18 @@ class Run:
             raise InputError(
                 f"cannot write checkpoint {target}: {message}; {kept}; free some space and run the same command again"
             ) from error
-        for old in checkpoints(self.folder)[: -settings.keep]:
-            if settings.keep_every == 0 or int(old.name) % settings.keep_every:
+        self.prune(taken.rest["seen"], settings)
+
+    def prune(self, newest: int, settings: Train) -> None:
+        """Drop the checkpoints that are not to be kept; of those behind the newest, which are damaged, none."""
+        # They were left aside when the run came back to an earlier one; it will write them anew.
+        found = [each for each in checkpoints(self.folder) if int(each.name) <= newest]
+        kept = 0
+        for old in found[: -settings.keep]:
+            number = int(old.name)
+            if settings.keep_every and number // settings.keep_every > kept // settings.keep_every:
+                kept = number
+            else:
                 drop(old)
 
     def restore(self, state: TrainState, console: Console, *, place: Place) -> bool:
@@ -267,19 +294,35 @@ class Run:
         Raises:
             InputError: checkpoints of which none is whole.
         """
+        name = place.first_does(lambda: self.newest_whole(console))
+        if name is None:
+            return False
+        folder = self.checkpoints / name
+        if not folder.exists():
+            raise InputError(
+                f"process {place.rank} does not see {folder}, which the first one does; "
+                "put the run on a file system that all machines share"
+            )
+        self._load(folder, state, place)
+        return True
+
+    def newest_whole(self, console: Console) -> str | None:
+        """Name of the checkpoint to go on from; None where there is none.
+
+        Raises:
+            InputError: none of them is whole.
+        """
         found = checkpoints(self.folder)
         for folder in reversed(found):
-            wrong = damage(folder, hashes=place.first)
-            wrong = place.agree(wrong)
+            wrong = damage(folder, hashes=True)
             if wrong is None:
-                self._load(folder, state, place)
-                return True
+                return folder.name
             console.print(f"{folder} is damaged and left aside: {wrong}", markup=False)
         if found:
             raise InputError(
                 f"none of the checkpoints in {self.checkpoints} is whole; remove the folder {self.folder} to begin anew"
             )
-        return False
+        return None
 
     def _load(self, folder: Path, state: TrainState, place: Place) -> None:
         average = AVERAGED if (folder / AVERAGED).exists() else WEIGHTS
@@ -299,7 +342,10 @@ class Run:
                     for key, value in values.items():
                         if value.ndim:  # all but the count of steps
                             values[key] = place_like(value, parameters[number])
+            asked = [settings_of(group) for group in state.optimizer.param_groups]
             state.optimizer.load_state_dict(saved["optimizer"])
+            for group, settings in zip(state.optimizer.param_groups, asked, strict=True):
+                group.update(settings)
             state.ema.updates = saved["ema_updates"]
             state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
             state.compiled, state.profiles.steps = saved["compiled"], saved["profile_steps"]
@@ -320,19 +366,31 @@ def drop(folder: Path) -> None:
     shutil.rmtree(aside)
 
 
-def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot:
-    """The state as it is now, on the CPU; without a copy it must be used before the next step. All must call."""
-    average = state.average()
-    if average is state.ema.net and copied:
-        average = copy.deepcopy(average)
+def settings_of(group: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe says of some parameters; their rate is set before each step."""
+    return {key: value for key, value in group.items() if key not in ("params", "lr")}
+
+
+def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot | None:
+    """The state as it is now, on the CPU; without a copy it must be used before the next step.
+
+    All must call; the first one has it.
+    """
+
+    def taken(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return gathered(values, kept=place.first, copied=copied)
+
     optimizer = state.optimizer.state_dict()
-    moments = {
-        number: gathered(values, kept=place.first, copied=copied) for number, values in optimizer["state"].items()
-    }
+    average, raw = taken(state.ema.net.state_dict()), taken(state.net.state_dict())
+    profiles = taken(state.profiles.values)
+    moments = {number: taken(values) for number, values in optimizer["state"].items()}
+    tally = place.total(state.tally.sums)
+    if not place.first:
+        return None
     return Snapshot(
-        average.cpu() if copied else average,
-        gathered(state.net.state_dict(), kept=place.first, copied=copied),
-        gathered(state.profiles.values, kept=place.first, copied=copied),
+        holding(state.ema.net, average).cpu() if copied or state.sharded else state.ema.net,
+        raw,
+        profiles,
         {
             "optimizer": optimizer | {"state": moments},
             "ema_updates": state.ema.updates,
@@ -343,9 +401,24 @@ def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot:
             "compiled": state.compiled,
             "left_out": state.left_out,
             "in_a_row": state.in_a_row,
-            "tally": place.total(state.tally.sums),
+            "tally": tally,
         },
     )
+
+
+def holding(net: Backbone, tensors: dict[str, Tensor]) -> Backbone:
+    """A network like this one with these tensors for its own."""
+    if not isinstance(next(net.parameters()), DTensor):
+        own = {key: value for key, value in net.state_dict(keep_vars=True).items() if key in tensors}
+        same = {
+            id(value): nn.Parameter(tensors[key], False) if isinstance(value, nn.Parameter) else tensors[key]
+            for key, value in own.items()
+        }
+        return copy.deepcopy(net, same)
+    with Unfilled():
+        plain = create(**net.config)
+    plain.load_state_dict(tensors, assign=True)
+    return plain.eval().requires_grad_(False)
 
 
 def gathered(values: Mapping[str, Tensor], *, kept: bool, copied: bool = True) -> dict[str, Tensor]:
@@ -370,7 +443,20 @@ def differences(before: Recipe, now: Recipe) -> dict[str, str]:
     return found
 
 
+def other_pictures(config: dict[str, Any], dataset: Dataset) -> dict[str, str]:
+    """The same for the pictures behind an unchanged recipe: their classes are labels, their number is the order."""
+    found = {}
+    before, now = config["classes"], dataset.classes
+    if before != now:
+        i = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
+        was, is_ = (f'"{names[i]}"' if i < len(names) else "none" for names in (before, now))
+        found["data.source"] = f"class {i} of the pictures was {was} there and is {is_} here"
+    if (count := config.get("pictures")) not in (None, len(dataset)):
+        found["pictures"] = f"{count:,} pictures there, {len(dataset):,} here"
+    return found
+
+
 def changeable(key: str) -> bool:
     """Whether a run can sensibly go on with another value."""
     section, _, name = key.partition(".")
-    return name in CHANGEABLE or (section == "optim" and name != "name")
+    return (name or section) in CHANGEABLE or (section == "optim" and name != "name")

@@ -4,11 +4,13 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
 from ditlab.errors import InputError, lookup
+from ditlab.files import replace_text
 
 
 class Tracker(Protocol):
@@ -53,7 +55,11 @@ class Hosted:
             self.library: Any = importlib.import_module(library)
         except ImportError:
             raise InputError(f"train.report {library} needs it; pip install {library}") from None
-        self.library.init(project="ditlab", name=folder.name, config=recipe, resume="allow")
+        file = folder / f"{library}.id"
+        if not file.exists():
+            replace_text(file, uuid4().hex)
+        known = {"id": file.read_text(encoding="utf-8")} if library == "wandb" else {}  # trackio goes by the name
+        self.library.init(project="ditlab", name=folder.name, config=recipe, resume="allow", **known)
 
     def numbers(self, images: int, values: dict[str, float]) -> None:
         self.library.log({"images": images, **values})

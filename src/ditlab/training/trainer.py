@@ -28,7 +28,7 @@ from ditlab.config import Model, Recipe, Train, to_tables
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
 from ditlab.diffusion.objective import Objective, make_objective
 from ditlab.diffusion.process import process_name
-from ditlab.errors import InputError
+from ditlab.errors import InputError, RunError
 from ditlab.files import held
 from ditlab.hardware import process_place
 from ditlab.interop import load, load_autoencoder
@@ -37,7 +37,7 @@ from ditlab.model_folder import newest_checkpoint
 from ditlab.pictures import contact_sheet, side_by_side
 from ditlab.pipeline import Pipeline
 from ditlab.speed.compilation import compile_and_tell, wanted
-from ditlab.speed.precision import faster_dtype, quick_precision
+from ditlab.speed.precision import faster_dtype, quick_precision, slowness
 from ditlab.training.chance import EPS, POSTERIOR, ROUTE, Chance
 from ditlab.training.ema import EMA
 from ditlab.training.log import RunLog, Tally
@@ -48,9 +48,10 @@ from ditlab.training.state import Run, TrainState
 from ditlab.training.trackers import flat, trackers
 from ditlab.training.transfer import report, transfer
 from ditlab.types import Batch, Noise
-from ditlab.watching import write_report
+from ditlab.watching import REPORT, write_report
 
 FEW = 500  # steps, for which compiling is not worth the wait
+LATE = 3.0  # seconds by which a signal may reach one process after another
 COUNTS = ("images", "batch", "log_every", "preview_every", "save_every", "keep", "patience")
 
 
@@ -94,9 +95,10 @@ def train_here(recipe: Recipe, run: Run, place: Place, changes: bool, console: C
         recipe = replace(recipe, model=continued(recipe.model, source))
     pipe = build(recipe, dataset, pick_autoencoder(recipe.data.autoencoder, dataset, source), device)
     pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
-    run.check(recipe, changes=changes)
+    place.first_does(lambda: run.check(recipe, dataset, changes=changes))
+    pipe.config["pictures"] = len(dataset)
     net = pipe.net.train()
-    check_blocks(net, settings)
+    check_blocks(net, recipe)
     whole = [*net.label_tables, *net.heads_out]
     if source is not None and resumed is None:
         moved = transfer(net, pipe.classes, source, settings.class_map)
@@ -128,6 +130,8 @@ def train_here(recipe: Recipe, run: Run, place: Place, changes: bool, console: C
             f"{run.folder} is already trained on {state.seen:,} images; raise --train.images to go on", markup=False
         )
         pipe.net = merged(state.average())
+        if place.first and not (run.folder / REPORT).exists():  # it was killed before
+            write_report(run.folder, run.folder.name, summary(state, pipe, settings))
         return pipe
     if place.first:
         run.begin(recipe, state.seen)
@@ -138,6 +142,8 @@ def train_here(recipe: Recipe, run: Run, place: Place, changes: bool, console: C
         state.precision = place.agree(found)
     told = f"training {net.config['name']} on {device} in {state.precision}"
     console.print(told + (f", {place.world} processes" if place.world > 1 else ""), markup=False)
+    if slow := slowness(state.precision, device):
+        console.print(slow, markup=False)
     make_quick(partial(step, getattr(torch, state.precision)), state, recipe, place, console)
     loss_of.network = spread(net, recipe.parallel, place)
     place.wait()
@@ -198,11 +204,9 @@ def loop(
                     each.numbers(state.seen, flat(values))
                 state.tally = Tally()
             if due(settings.preview_every):  # before the checkpoint, behind which nobody comes back to draw it
-                if place.first or state.sharded:
-                    average = state.average()
-                    nets = average, state.raw(average)
-                if place.first:
-                    picture = preview([replace(pipe, net=net) for net in nets], dataset)
+                average = state.average()
+                picture = preview([replace(pipe, net=net) for net in (average, state.raw(average))], dataset, place)
+                if picture is not None:
                     run.show(state.seen, picture)
                     for each in told:
                         each.preview(state.seen, picture)
@@ -216,6 +220,7 @@ def loop(
                 if done:
                     return
                 console.print(f"saved {run.folder} at {state.seen:,} images; the same command resumes", markup=False)
+                own_signal(signals, place)
                 end(asked)
 
 
@@ -291,7 +296,14 @@ def outputs(net: Backbone, numbers: Sequence[int]) -> Iterator[list[Tensor]]:
 
 
 def apart(early: Tensor, late: Tensor) -> Tensor:
-    """1 - cosine between the tokens (B, N, D) of two blocks, for each image (B,); the later one is not drawn."""
+    """1 - cosine between the tokens (B, N, D) of two blocks, for each image (B,); the later one is not drawn.
+
+    Raises:
+        InputError: blocks of other widths or grids.
+    """
+    if early.shape != late.shape:
+        sizes = ["x".join(map(str, each.shape[1:])) for each in (early, late)]
+        raise InputError(f"train.align takes two blocks of one width and grid; these have {sizes[0]} and {sizes[1]}")
     return (1 - F.cosine_similarity(early.float(), late.detach().float(), dim=-1)).flatten(1).mean(1)
 
 
@@ -337,13 +349,17 @@ def leave_out(recipe: Recipe, run: Run, state: TrainState, dataset: Dataset, pla
     if state.in_a_row % settings.patience:
         return
     run.finish()
+    place.wait()  # until the first one has written its checkpoint
     wrong = (
         f"the gradient was not finite in {state.in_a_row} steps in a row, after {state.seen:,} images "
         f"(their pictures: {run.left_out})"
     )
     kept = state.seen, state.seconds, state.left_out, state.in_a_row, state.tally
     if state.in_a_row > settings.patience or not run.restore(state, console, place=place):
-        raise InputError(f"{wrong}; lower --optim.lr or set --train.precision=float32")
+        raise InputError(
+            f"{wrong}; go on with --allow-changes and a lower --optim.lr, or train in float32 into another --out "
+            "(--train.precision=float32)"
+        )
     console.print(f"{wrong}; going on with the weights of {state.seen:,} images", markup=False)
     # Not back to its place in the run, where the same batches wait.
     state.seen, state.seconds, state.left_out, state.in_a_row, state.tally = kept
@@ -418,9 +434,10 @@ def trial_step(loss_of: LossOf, dataset: Dataset, count: int) -> Callable[[torch
 
 def probe(step: Callable[[torch.dtype], None], net: Backbone, *, alone: bool) -> str:
     """The faster precision for such steps, by name; by matrix products only where others would have to take part."""
+    width = int(net.config["width"])
     if not alone:
-        return quick_precision(net)
-    return str(faster_dtype(step, net.device, int(net.config["width"]))).removeprefix("torch.")
+        return quick_precision(width, net.device)
+    return str(faster_dtype(step, net.device, width)).removeprefix("torch.")
 
 
 def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, place: Place, console: Console) -> None:
@@ -428,6 +445,8 @@ def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, plac
     settings, net = recipe.train, state.net
     if settings.compile == "never":
         return
+    if state.compiled is False and settings.compile == "always":
+        console.print("this run was begun without compiling, and stays so: its weights would differ in their last bits")
     if state.compiled is None:
         if state.sharded:  # a step that is timed would need all processes
             found = settings.compile == "always"
@@ -439,29 +458,45 @@ def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, plac
         compile_and_tell(net, step, console, dynamic=bool(net.config.get("exits")))
 
 
-def preview(pipes: Sequence[Pipeline], dataset: Dataset) -> Image.Image:
-    """Samples of fixed seeds by the average and by the raw weights: a row for each of up to ten classes."""
+def preview(pipes: Sequence[Pipeline], dataset: Dataset, place: Place) -> Image.Image | None:
+    """Samples of fixed seeds by the average and by the raw weights: a row for each of up to ten classes.
+
+    All processes draw a part; the first one has the picture.
+    """
     columns = 8
     names: list[str | None] = list(dataset.classes[:10]) or [None, None]
     labels = [name for name in names for _ in range(columns)]
     seeds = list(range(columns)) * len(names) if dataset.classes else list(range(len(labels)))
+    mine = range(place.rank, len(labels), place.world)
     sheets = []
     for pipe in pipes:
-        images = pipe(labels, seeds=seeds).images
+        drawn = pipe([labels[i] for i in mine], seeds=[seeds[i] for i in mine]).images if mine else []
+        every = dict(place.collect(list(zip(mine, drawn, strict=True))))
+        if not place.first:
+            continue
+        images = [every[i] for i in range(len(labels))]
         rows = [images[i * columns : (i + 1) * columns] for i in range(len(names))]
         sheets.append(contact_sheet(rows, dataset.classes[:10] or None))
-    return side_by_side(sheets, ("average", "raw weights"))
+    return side_by_side(sheets, ("average", "raw weights")) if place.first else None
 
 
-def check_blocks(net: Backbone, settings: Train) -> None:
+def check_blocks(net: Backbone, recipe: Recipe) -> None:
     """Refuse what this network's blocks do not allow."""
-    if settings.route and (type(net) is not DiT or net.config.get("exits")):
-        raise InputError(f"train.route is for DiT without exits, not {net.config['name']}; leave it out")
+    settings, name, exits = recipe.train, net.config["name"], net.config.get("exits")
+    if settings.route and (type(net) is not DiT or exits or len(net.blocks) < 3):
+        raise InputError(f"train.route is for DiT without exits, of 3 blocks or more, not {name}; leave it out")
+    if exits and recipe.parallel.shard != "none":
+        raise InputError(
+            "parallel.shard needs every block in every process, and with exits some pass none; leave one out"
+        )
     if settings.align:
         early, late = settings.align
-        if not 0 <= early < late < len(net.repeated) - 1:
+        blocks = [block for block in net.repeated if type(block) is type(net.repeated[0])]  # the head is another kind
+        if exits or not blocks:
+            raise InputError(f"train.align needs blocks that all images pass, which {name} has not; leave it out")
+        if not 0 <= early < late < len(blocks):
             raise InputError(
-                f"train.align {early} {late}: {net.config['name']} has the blocks 0 to {len(net.repeated) - 2}; "
+                f"train.align {early} {late}: {name} has the blocks 0 to {len(blocks) - 1}; "
                 "give an early and a late one"
             )
 
@@ -493,7 +528,10 @@ def check_ranges(recipe: Recipe) -> None:
         "optim.clip": recipe.optim.clip,
         "optim.weight_decay": recipe.optim.weight_decay,
     }
-    rest |= {"optim.warmup": recipe.optim.warmup, "diffusion.time_scale": recipe.diffusion.time_scale}
+    rest |= {"optim.warmup": recipe.optim.warmup, "optim.decay": recipe.optim.decay}
+    rest |= {"diffusion.time_scale": recipe.diffusion.time_scale, "diffusion.direction": recipe.diffusion.direction}
+    rest |= {"train.align_weight": recipe.train.align_weight, "train.keep_every": recipe.train.keep_every}
+    least_one |= {f"parallel.{key}": getattr(recipe.parallel, key) for key in ("accumulate", "timeout")}
     for key, value in least_one.items():
         if value < 1:
             raise InputError(f"{key} is {value}; give 1 or more")
@@ -512,6 +550,10 @@ def check_ranges(recipe: Recipe) -> None:
         exponent(width)
     if recipe.optim.name == "muon" and recipe.parallel.shard != "none":
         raise InputError("muon needs whole matrices, which parallel.shard cuts; take adamw, or leave shard out")
+    if recipe.train.lora and recipe.parallel.shard != "none":
+        raise InputError(
+            "train.lora trains few weights, which need not be cut by parallel.shard; leave one of them out"
+        )
     if recipe.train.lora < 0:
         raise InputError(f"train.lora is {recipe.train.lora}; give a rank such as 8, or 0")
     if recipe.train.align and (len(recipe.train.align) != 2 or recipe.train.route):
@@ -539,6 +581,19 @@ def interruption() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def own_signal(signals: list[int], place: Place) -> None:
+    """Make sure that it was this process which was told to stop.
+
+    Raises:
+        RunError: it was another one. Its machine goes down, and this one's launcher shall wait until it is back.
+    """
+    latest = time.monotonic() + LATE
+    while not signals and time.monotonic() < latest:  # a launcher tells its processes one by one
+        time.sleep(0.05)
+    if not signals:
+        raise RunError(f"rank {place.rank}: another process was told to stop; the same command resumes")
 
 
 def end(number: int) -> NoReturn:

@@ -70,7 +70,10 @@ def _fill(
     if name in dict(net.named_buffers()):  # positions that are computed, not learned
         return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, computed anew")
     if name == "pos_embed" and value.shape[-1] == mine.shape[-1]:
-        mine.copy_(interpolated(value, grid(source.net), grid(net)))
+        moved = interpolated(value, grid(source.net), grid(net))
+        # The tokens before the picture are label, if there are classes, and time: the last of them are the same ones.
+        most = min(mine.shape[1], moved.shape[1])
+        mine[:, -most:] = moved[:, -most:]
         return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, interpolated")
     return Change(name, "new", f"{shape(mine)}, the source has {shape(value)}")
 
