@@ -21,8 +21,8 @@ RUNS = {
     "one process, a checkpoint every 8 steps": (1, f"--train.save_every={SAVE_EVERY * BATCH}"),
     "one process, activation checkpointing": (1, "--parallel.checkpointing"),
     "two processes, DDP": (2, ""),
-    "two processes, sharded (FSDP2)": (2, "--parallel.shard"),
-    "two processes, sharded, activation checkpointing": (2, "--parallel.shard --parallel.checkpointing"),
+    "two processes, sharded (FSDP2)": (2, "--parallel.shard=full"),
+    "two processes, sharded, activation checkpointing": (2, "--parallel.shard=full --parallel.checkpointing"),
 }
 
 

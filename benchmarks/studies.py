@@ -21,7 +21,16 @@ from ditlab.study.claims import Compared
 from ditlab.study.report import REPORT, SUMMARY, markdown_table
 from ditlab.study.run import NAME
 
-STUDIES = ("scaling", "conditioning", "u-shape", "sampling-compute", "guidance", "options")
+STUDIES = (
+    "scaling",
+    "conditioning",
+    "u-shape",
+    "sampling-compute",
+    "guidance",
+    "options",
+    "families",
+    "families-letters",
+)
 DOCS = Path(__file__).parents[1] / "docs" / "studies"
 BEGIN, END = "<!-- results: written by benchmarks/studies.py -->", "<!-- end of results -->"
 

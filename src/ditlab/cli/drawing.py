@@ -86,8 +86,8 @@ def sample(
     reuse
         Compute the inner part of the network at every so many steps only; for long schedules.
     precision
-        Of the network. auto takes the quicker one, bfloat16 where this machine has fast products in it; with --npz it
-        is float32.
+        Of the network. auto takes the quicker one, bfloat16 where this machine has fast products in it; with --npz and
+        with --quality reference it is float32.
     compile
         Compile the network's blocks; auto does if the work is so long that it pays.
     weights
@@ -169,8 +169,8 @@ def sample(
         numbers = list(range(numbers[0], numbers[0] + count // each))
     count = 50_000 if count is None else count
     total = count if npz else len(numbers) * each
-    if npz and precision == "auto":
-        precision = "float32"  # what others shall score does not depend on the machine
+    if precision == "auto" and (npz or quality == "reference"):
+        precision = "float32"  # what others shall score, or compare with, does not depend on the machine
     pipe, batch_size = ready(
         pipe, screen, precision=precision, compile=compile, count=total, batch_size=batch_size, options=options
     )

@@ -152,7 +152,7 @@ def study(
     ----------
     recipe
         A .toml file, or a study that comes with ditlab: scaling, conditioning, u-shape, sampling-compute,
-        guidance, options.
+        guidance, options, families, families-letters.
     out
         Its folder; runs/studies/NAME-OF-THE-RECIPE if left out.
     dry_run

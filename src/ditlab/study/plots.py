@@ -94,9 +94,13 @@ def scatter(plot: Plot, entries: Sequence[Entry], place: Any) -> Line | None:
     if groups:
         place.legend(frameon=False, labelcolor=INK)
     elif len(entries) <= NAMED:
-        for entry in entries:
-            at = (position(entry, plot.x) * scale, position(entry, plot.y))
-            place.annotate(entry.name, at, xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
+        heights = [position(entry, plot.y) for entry in entries]
+        near = 0.06 * (max(heights) - min(heights))
+        for entry, height in zip(entries, heights, strict=True):
+            covered = any(0 < other - height < near for other in heights)  # by a point just above: go below
+            at = (position(entry, plot.x) * scale, height)
+            beside = (5, -11 if covered else 4)
+            place.annotate(entry.name, at, xytext=beside, textcoords="offset points", fontsize=8, color=INK)
     if plot.x.startswith(LOG):
         place.set_xscale("log")
         plain_ticks(place.xaxis)
