@@ -75,7 +75,7 @@ def main() -> None:
     for name, told in RUNS.items():
         recipe, *options = told.split()
         path = find_recipe(recipe)
-        planned = plan(parse_recipe(read_toml(path), options, str(path))).peak
+        planned = plan(parse_recipe(read_toml(path), [*options, "--train.precision=float32"], str(path))).peak
         measured = peak_of(recipe, options)
         print(f"| {name} | {planned / GIB:.2f} GiB | {measured / GIB:.2f} GiB | {planned / measured:.2f} |", flush=True)
 

@@ -34,6 +34,7 @@ def _whole(type_: Any, tokens: Sequence[Token]) -> int:
     raise ValueError(f'"{text}" is not a whole number')
 
 
+NETWORK = "--model.name"
 Settings = TypeVar("Settings")
 Condition = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
 Whole = Annotated[int, Parameter(converter=_whole)]
@@ -400,11 +401,15 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
             tables = read_toml(path)
             tables = check_keys(tables, str(path), Evaluation) if scores else check_sections(tables, str(path))
-            if any(each.name == "--model.name" and each.tokens for each in arguments):
-                # Who names a network says all of it, as in a study: sizes of another one would mean nothing.
-                tables = {key: table for key, table in tables.items() if key != "model"}
+            if any(each.name == NETWORK and each.tokens for each in arguments):
+                tables = without_network(tables)
             # Under the command's own key: a flat table would lose the sections that are called like a command.
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
+
+
+def without_network(tables: dict[str, Any]) -> dict[str, Any]:
+    """A recipe for somebody who names another network, and so says all of it: sizes of the one would mean nothing."""
+    return {key: table for key, table in tables.items() if key != "model"}
 
 
 def check_keys(table: dict[str, Any], source: str, kind: type) -> dict[str, Any]:
@@ -423,7 +428,10 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
     Raises:
         InputError: an unknown key (the line names the nearest) or a wrong type (the line names it).
     """
-    return _read(Recipe, check_sections(tables, source), overrides, source)
+    tables = check_sections(tables, source)
+    if any(each.partition("=")[0] == NETWORK for each in overrides):
+        tables = without_network(tables)
+    return _read(Recipe, tables, overrides, source)
 
 
 def parse_table(kind: type[Settings], table: dict[str, Any], source: str) -> Settings:
