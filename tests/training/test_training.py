@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import resource
 import shutil
 import signal
@@ -528,6 +529,15 @@ def test_what_was_stopped_in_its_first_moment_can_be_begun_again(tmp_path, monke
             train(recipe(), tmp_path / "run", console=QUIET)
     train(recipe(), tmp_path / "run", console=QUIET)
     assert states(tmp_path / "run") == ["000000000128", "000000000256"]
+
+
+def test_sigterm_before_the_first_step_ends_with_zero(tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(trainer, "open_dataset", lambda *told: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        train(recipe(), tmp_path / "run", console=QUIET)
+    assert ended.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_report_that_was_not_written_is_written_by_the_same_command(tmp_path):

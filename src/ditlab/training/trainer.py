@@ -76,7 +76,8 @@ def train(recipe: Recipe, out: str | Path, *, changes: bool = False, console: Co
     """
     console = console or Console(stderr=True)
     check_ranges(recipe)
-    with held(Path(out), process_place()[0]), joined(recipe.train.device, recipe.parallel.timeout) as place:
+    rank = process_place()[0]
+    with nothing_to_save(), held(Path(out), rank), joined(recipe.train.device, recipe.parallel.timeout) as place:
         return train_here(recipe, Run(Path(out)), place, changes, console if place.first else Console(quiet=True))
 
 
@@ -560,6 +561,19 @@ def check_ranges(recipe: Recipe) -> None:
         raise InputError("train.align takes two numbers of blocks, the early one first, and no train.route beside it")
     if not 0 <= recipe.train.seed < 2**32:
         raise InputError(f"train.seed is {recipe.train.seed}; give 0 to {2**32 - 1}")
+
+
+@contextmanager
+def nothing_to_save() -> Iterator[None]:
+    """SIGTERM before the first step (data may be looked at for minutes, blocks compiled) ends with 0 at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: end(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
