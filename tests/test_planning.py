@@ -1,9 +1,12 @@
+import os
+
 import pytest
 import torch
 
 from ditlab.backbones import create
 from ditlab.config import parse_recipe
 from ditlab.errors import InputError
+from ditlab.hardware import container_memory, total_memory
 from ditlab.planning import DEVICES, GIB, activations, largest_batch, peak, plan
 
 SMALL = {"model": {"name": "DiT", "width": 64, "depth": 4, "heads": 2, "patch": 2}, "train": {"batch": 32}}
@@ -123,3 +126,16 @@ def test_without_the_data():
 def test_what_training_would_refuse_is_refused(devices, sections, told):
     with pytest.raises(InputError, match=told):
         plan(parse_recipe(SMALL | sections), "h100", devices)
+
+
+def test_the_memory_of_a_container_is_its_limit(tmp_path):
+    (tmp_path / "own").write_text("0::/pods/mine\n")
+    group = tmp_path / "tree" / "pods" / "mine"
+    group.mkdir(parents=True)
+    for folder, limit, used in ((group, "max", 500), (group.parent, "4000", 900)):
+        (folder / "memory.max").write_text(limit + "\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text("anon 300\ninactive_file 600\nactive_file 0\n")
+    assert list(container_memory(tmp_path / "own", tmp_path / "tree")) == [(4000, 300)]
+    assert list(container_memory(tmp_path / "none", tmp_path / "tree")) == []
+    assert 2**28 < total_memory(torch.device("cpu")) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

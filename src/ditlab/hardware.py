@@ -14,6 +14,7 @@ from ditlab.errors import InputError
 if TYPE_CHECKING:  # this file is read before every command, `--help` too
     import torch
 
+OWN_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt(3)
 
 
@@ -43,8 +44,7 @@ def pick_device(name: str) -> "torch.device":
         found = torch.accelerator.current_accelerator(check_available=True)
         if found is None:
             return torch.device("cpu")
-        local = os.environ.get("LOCAL_RANK")
-        return found if local is None else torch.device(found.type, int(local))
+        name = found.type
     local = os.environ.get("LOCAL_RANK")
     if local is not None and name.partition(":")[0] == "cuda":  # each process of a launcher its own
         if name != "cuda":
@@ -100,19 +100,25 @@ def free_memory(device: "torch.device") -> int:
     return min([int(told.split()[0]) * 1024, *(limit - used for limit, used in container_memory())])
 
 
-def container_memory() -> Iterator[tuple[int, int]]:
-    """Limits that this process's control groups set to its memory, and what is used of each (Linux, version 2)."""
+def container_memory(own: Path = OWN_GROUP, groups: Path = GROUPS) -> Iterator[tuple[int, int]]:
+    """Limits that this process's control groups set to its memory, and what is used of each (Linux, version 2).
+
+    Args:
+        own: the file that names its group.
+        groups: where the tree of all groups is.
+    """
     try:
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::/")[2].splitlines()[0]
+        name = own.read_text(encoding="utf-8").partition("0::/")[2].splitlines()[0]
     except (OSError, IndexError):
         return
-    root = Path("/sys/fs/cgroup")
-    for group in (root / own, *(root / own).parents):
+    for group in (groups / name, *(groups / name).parents):
+        if not group.is_relative_to(groups):
+            return
         with suppress(OSError, ValueError):  # "max" is no limit
             limit = int((group / "memory.max").read_text(encoding="ascii"))
-            yield limit, int((group / "memory.current").read_text(encoding="ascii"))
-        if group == root:
-            return
+            used = int((group / "memory.current").read_text(encoding="ascii"))
+            told = (group / "memory.stat").read_text(encoding="ascii").partition("inactive_file ")[2]
+            yield limit, used - int(told.split()[0])  # the cache of files is given back
 
 
 def peak_memory(device: "torch.device") -> int:

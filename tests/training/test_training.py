@@ -519,6 +519,15 @@ def test_other_pictures_behind_the_same_recipe_are_not_the_same_run(tmp_path):
     assert train(more, tmp_path / "run", changes=True, console=QUIET).config["images_seen"] == 128
 
 
+def test_a_newest_checkpoint_without_a_description_is_left_aside(tmp_path):
+    train(recipe(), tmp_path, console=QUIET)
+    (tmp_path / "checkpoints" / "000000000256" / "config.json").write_text("{")
+    console = Console(file=io.StringIO(), width=1000)
+    train(recipe(), tmp_path, console=console)
+    assert "000000000256 is damaged and left aside" in console.file.getvalue()
+    assert "at 128 images" in console.file.getvalue()
+
+
 def test_what_was_stopped_in_its_first_moment_can_be_begun_again(tmp_path, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")

@@ -18,6 +18,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,10 @@ class Run:
         file = self.folder / "recipe.toml"
         if file.exists() and checkpoints(self.folder):
             differing = differences(parse_recipe(read_toml(file), source=str(file)), recipe)
-            differing |= other_pictures(read_config(checkpoints(self.folder)[-1]), dataset)
+            for folder in reversed(checkpoints(self.folder)):
+                with suppress(InputError):  # a damaged one
+                    differing |= other_pictures(read_config(folder), dataset)
+                    break
             refused = [told for key, told in differing.items() if not changeable(key)]
             if refused:
                 raise InputError(
@@ -446,7 +450,7 @@ def differences(before: Recipe, now: Recipe) -> dict[str, str]:
 def other_pictures(config: dict[str, Any], dataset: Dataset) -> dict[str, str]:
     """The same for the pictures behind an unchanged recipe: their classes are labels, their number is the order."""
     found = {}
-    before, now = config["classes"], dataset.classes
+    before, now = config.get("classes", dataset.classes), dataset.classes
     if before != now:
         i = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
         was, is_ = (f'"{names[i]}"' if i < len(names) else "none" for names in (before, now))
