@@ -171,7 +171,9 @@ def draw_plot(result: dict[str, dict[str, float]], file: Path) -> None:
         bars.set_alpha(0.25)  # most of it is the seeds', and the same for all
     base, fastest = result[BASELINE]["fd"], min(row["seconds"] for row in result.values())
     axes.axhspan(base / 1.02, base * 1.02, alpha=0.15, color="black", label="baseline within 2 %")
+    top = min(max(row["fd"] for row in result.values()), 2.8 * base)  # what is far off need not be seen to the end
     axes.set(xscale="log", xlabel="milliseconds for a guided picture", ylabel="Frechet distance")
+    axes.set_ylim(top=1.02 * top)
     axes.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick > 1e3 * fastest])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
