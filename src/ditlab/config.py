@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -407,7 +407,7 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
 
 
-def without_network(tables: dict[str, Any]) -> dict[str, Any]:
+def without_network(tables: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe for somebody who names another network, and so says all of it: sizes of the one would mean nothing."""
     return {key: table for key, table in tables.items() if key != "model"}
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from ditlab import __version__
 from ditlab.config import Evaluation, Preparation, parse_size
 from ditlab.data import DATASETS, Dataset, is_cache
-from ditlab.data.samples import array_names, map_array
 from ditlab.errors import InputError, lookup
 from ditlab.evaluation.features import Extracted, Features, open_features
 from ditlab.evaluation.features.inception import PUBLISHED
@@ -26,6 +25,7 @@ from ditlab.evaluation.reference import (
     open_pictures,
     read_reference,
     short_hash,
+    told_of,
 )
 from ditlab.files import held, replace_text
 from ditlab.hardware import describe, pick_device
@@ -110,7 +110,7 @@ def evaluate(
     if which not in measured:
         measured[which] = open_reference(settings.reference, preparation, features, console, device, compared)
     reference = measured[which]
-    fits(reference, pictures)
+    fits(reference.about, pictures)
     metrics, notes = choose(wanted, pictures, features, reference, strict=bool(settings.metrics))
     keep = any("kept" in metric.needs for metric in metrics.values())
     protocol |= {
@@ -159,15 +159,6 @@ def default_features(reference: str) -> str:
     if reference.endswith(".npz") and (about := told_of(Path(reference))):
         return str(about["features"])
     return reference.partition("-")[0] if is_builtin(reference) else "inception"
-
-
-def told_of(file: Path) -> dict[str, Any]:
-    """What a reference file of ours says of itself; nothing of others.
-
-    Raises:
-        InputError: no such file.
-    """
-    return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
 
 
 def is_model(source: str) -> bool:
@@ -260,13 +251,13 @@ def open_reference(
     return made
 
 
-def fits(reference: Reference, pictures: Dataset) -> None:
-    """Refuse pictures of another size: what resizing does to a distance is larger than most differences."""
-    size = reference.about.get("size")
+def fits(about: dict[str, Any], pictures: Dataset) -> None:
+    """Refuse pictures of another size than a reference says of itself: resizing changes a distance more than most."""
+    size = about.get("size")
     if size is not None and list(size) != list(pictures.size):
         raise InputError(
             f"pictures of {pictures.size[0]}x{pictures.size[1]} against a reference of {size[0]}x{size[1]}; "
-            f"make one with: ditlab reference {reference.about.get('source')} --size "
+            f"make one with: ditlab reference {about.get('source')} --size "
             f"{pictures.size[0]}x{pictures.size[1]}"
         )
 

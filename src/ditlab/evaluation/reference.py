@@ -214,6 +214,15 @@ def array_hash(found: Statistics) -> str:
     return digest.hexdigest()[:16]
 
 
+def told_of(file: Path) -> dict[str, Any]:
+    """What a reference file of ours says of itself; nothing of others.
+
+    Raises:
+        InputError: no such file.
+    """
+    return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
+
+
 def read_reference(file: Path, features: Features, console: Console, *, keep: bool) -> Reference:
     """A reference of ours, or of ADM's evaluator, for these features.
 
@@ -227,8 +236,7 @@ def read_reference(file: Path, features: Features, console: Console, *, keep: bo
         InputError: a file of other features or weights, or neither statistics nor pictures in it.
     """
     names = array_names(file)
-    if "ditlab" in names:
-        about: dict[str, Any] = json.loads(str(map_array(file, "ditlab")))
+    if about := told_of(file):
         for key, mine, what in (
             ("features", features.name, "features"),
             ("feature_weights", features.weights, "feature weights"),

@@ -26,7 +26,7 @@ from ditlab.evaluation import protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.reference import identity, open_pictures
+from ditlab.evaluation.reference import identity, open_pictures, told_of
 from ditlab.hardware import pick_device
 from ditlab.interop import load
 from ditlab.pipeline import Pipeline
@@ -261,13 +261,12 @@ def check_reference(settings: Evaluation, pictures: Samples, features: Features)
     """Refuse a reference that is not there or of another size, and metrics that these features do not give."""
     source = settings.reference
     if source.endswith(".npz"):
-        about = protocol.told_of(Path(source))
-        size = about.get("size", pictures.size)
+        about = told_of(Path(source))
     else:
         free = not (protocol.is_builtin(source) or is_cache(Path(source)))
         size = reference_size(source, "{}x{}".format(*pictures.size) if free else "")
-    if list(size) != list(pictures.size):
-        raise InputError(f"pictures of {pictures.size} against {source} of {tuple(size)}; give another reference")
+        about = {"size": size, "source": source}
+    protocol.fits(about, pictures)
     given = protocol.given_by(features, pictures)
     for name in settings.metrics:
         if lacking := [need for need in METRICS[name].needs if not given[need]]:

@@ -20,6 +20,7 @@ from ditlab.config import (
     parse_table,
     read_toml,
     to_tables,
+    without_network,
 )
 from ditlab.errors import InputError, nearest
 
@@ -206,8 +207,7 @@ def part_recipe(base: Tables, changes: Tables, source: str) -> Recipe:
 
 def changed(base: Tables, changes: Tables) -> Tables:
     """The base with these changes. Who names a network says all of it: sizes of another family would mean nothing."""
-    kept = {key: table for key, table in base.items() if key != "model" or "name" not in changes.get("model", {})}
-    return merged(kept, changes)
+    return merged(without_network(base) if "name" in changes.get("model", {}) else base, changes)
 
 
 def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:

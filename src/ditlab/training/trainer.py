@@ -350,7 +350,6 @@ def leave_out(recipe: Recipe, run: Run, state: TrainState, dataset: Dataset, pla
     if state.in_a_row % settings.patience:
         return
     run.finish()
-    place.wait()  # until the first one has written its checkpoint
     wrong = (
         f"the gradient was not finite in {state.in_a_row} steps in a row, after {state.seen:,} images "
         f"(their pictures: {run.left_out})"
