@@ -5,8 +5,10 @@ import torch
 
 from ditlab.backbones import create
 from ditlab.config import parse_recipe
+from ditlab.diffusion.objective import Objective
 from ditlab.errors import InputError
 from ditlab.hardware import container_memory, total_memory
+from ditlab.pipeline import Pipeline
 from ditlab.planning import DEVICES, GIB, activations, largest_batch, peak, plan
 
 SMALL = {"model": {"name": "DiT", "width": 64, "depth": 4, "heads": 2, "patch": 2}, "train": {"batch": 32}}
@@ -29,23 +31,23 @@ def test_activations_are_what_autograd_keeps():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         out = net(x, t, y)
-    kept, largest, weights = activations(small, 5, False)
+    kept, largest = activations(small, 5, False)
     assert kept == pytest.approx(sum(each.nbytes() for each in storages.values()) + out.nbytes, rel=0.15)
     assert largest == 5 * 64 * 4 * 64 * 4  # pictures, tokens, width of the MLP, bytes
-    assert weights == 4 * sum(parameter.numel() for parameter in net.parameters())
     assert activations(small, 10, False)[0] == pytest.approx(2 * kept, rel=0.01)
     assert activations(small, 5, True)[0] < 0.45 * kept
 
 
 def test_the_parts_of_a_large_run():
-    settings = {"model": {"name": "DiT-S/2"}, "data": {"source": "glyphs-32"}, "train": {"batch": 1024}}
+    net = {"name": "DiT", "width": 384, "depth": 3, "heads": 6, "patch": 2}
+    settings = {"model": net, "data": {"source": "glyphs-32"}, "train": {"batch": 4096}}
     recipe = parse_recipe(settings)
     one, eight = plan(recipe, "a10", 1), plan(recipe, "a10", 8)
     assert one.memory["optimiser"] == 2 * one.memory["weights"] == 8 * one.parameters
     assert one.checkpoint == 16 * one.parameters
-    assert (one.batch, eight.batch) == (1024, 128)
+    assert (one.batch, eight.batch) == (4096, 512)
     assert eight.steps_per_second == pytest.approx(8 * one.steps_per_second)
-    assert one.seconds == pytest.approx(recipe.train.images / 1024 / one.steps_per_second)
+    assert one.seconds == pytest.approx(recipe.train.images / 4096 / one.steps_per_second)
     assert one.peak > one.capacity == 24 * GIB
     assert any("--parallel.accumulate" in line for line in one.advice)
     assert eight.peak < eight.capacity
@@ -86,19 +88,38 @@ def test_an_unknown_device_is_refused():
 
 
 def test_all_that_is_kept_is_counted():
-    told = {"model": {"name": "DiT-S/2"}, "data": {"source": "glyphs-32"}}
-
     def found(devices=1, **sections):
-        return plan(parse_recipe(told | sections), "h100", devices)
+        return plan(parse_recipe(SMALL | sections), "h100", devices)
 
     plain = found()
-    assert found(train={"widths": [0.05, 0.1]}).memory["averages"] == 3 * plain.memory["averages"]
-    assert found(train={"widths": [0.05, 0.1]}).checkpoint == 24 * plain.parameters
+    lengths = found(train={"widths": [0.05, 0.1], "batch": 32})
+    assert lengths.memory["averages"] == 3 * plain.memory["averages"]
+    assert lengths.checkpoint == 24 * plain.parameters
+    # Muon has one moment of the matrices of the four blocks: qkv, proj and the two of the MLP.
+    muon = found(optim={"name": "muon"})
+    assert plain.memory["optimiser"] - muon.memory["optimiser"] == 4 * 4 * 12 * 64**2
+    assert plain.checkpoint - muon.checkpoint == 4 * 4 * 12 * 64**2
+    # Half of the tokens go through two of four blocks.
+    assert found(train={"route": 0.5, "batch": 32}).memory["activations"] < 0.85 * plain.memory["activations"]
     # Gradients come as activations go; with parts of a batch, or several processes, they are there all the time.
     parts = found(parallel={"accumulate": 2})
     assert parts.peak == pytest.approx(sum(parts.memory.values()))
     assert plain.peak < sum(plain.memory.values())
     assert "gradients kept" in found(devices=2).memory
+
+
+def test_lora_trains_few_weights(tmp_path):
+    net = create("DiT", size=8, channels=1, classes=10, learn_variance=False, width=64, depth=4, heads=2, patch=2)
+    Pipeline(net, Objective(), classes=[str(i) for i in range(10)]).save(tmp_path)
+    told = {"data": {"source": "digits"}, "train": {"batch": 32, "init_from": str(tmp_path)}}
+    whole = plan(parse_recipe(told), "h100")
+    lora = plan(parse_recipe(told | {"train": told["train"] | {"lora": 4}}), "h100")
+    # Updates of rank 4 beside qkv, proj and modulation of each block and the head's; label rows and head are whole.
+    updates = 4 * (4 * (64 + 192 + 64 + 64 + 64 + 6 * 64) + 64 + 2 * 64)
+    own = updates + 11 * 64 + 64 * 4 + 4
+    assert lora.memory["optimiser"] == 2 * lora.memory["gradients"] == 8 * own
+    assert lora.memory["weights"] == whole.memory["weights"] + 4 * updates
+    assert lora.memory["activations"] > 0.5 * whole.memory["activations"]
 
 
 def test_processes_on_one_cpu_share_its_memory():

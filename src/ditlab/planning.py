@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from rich.table import Table
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone, create
+from ditlab.backbones.dit import DiT
+from ditlab.backbones.lora import add_lora
 from ditlab.config import Recipe
 from ditlab.data import Dataset, open_dataset
 from ditlab.errors import InputError, lookup
@@ -25,9 +28,9 @@ from ditlab.interop import load
 from ditlab.speed.precision import quick_precision
 from ditlab.speed.timing import interleaved, waiter
 from ditlab.training.ema import EMA
-from ditlab.training.optim import make_optimizer
+from ditlab.training.optim import make_optimizer, muon_matrices
 from ditlab.training.parallel import Place, keep_inputs_only
-from ditlab.training.trainer import LossOf, build, check_ranges, continued, pick_autoencoder, trial_step
+from ditlab.training.trainer import LossOf, build, check_ranges, continued, pick_autoencoder, routed, trial_step
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,10 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
 
     def make() -> Backbone:
         learned = recipe.diffusion.learn_variance
-        return create(**vars(recipe.model), size=size, channels=channels, classes=classes, learn_variance=learned)
+        net = create(**vars(recipe.model), size=size, channels=channels, classes=classes, learn_variance=learned)
+        if recipe.train.lora:
+            add_lora(net, recipe.train.lora, [*net.label_tables, *net.heads_out], 0)
+        return net
 
     cost = measure(make)
     precision: str = recipe.train.precision
@@ -141,6 +147,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         return found | ({"autoencoder": frozen} if frozen else {})
 
     memory = parts(batch)
+    whole = held(make, recipe)
     largest = largest_batch(parts, capacity * USABLE)
     seconds = None
     troubles = advice(recipe, memory, capacity * USABLE, batch, largest, devices)
@@ -162,7 +169,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         steps_per_second=1 / seconds if seconds else None,
         measured=here,
         seconds=seconds * recipe.train.images / recipe.train.batch if seconds else None,
-        checkpoint=(16.0 + 4 * len(recipe.train.widths)) * cost.parameters_unfused,
+        checkpoint=whole.weights + whole.moments + whole.averages,
         largest_batch=largest,
         advice=troubles,
     )
@@ -173,20 +180,20 @@ def memory_parts(
 ) -> dict[str, float]:
     """Bytes of each part, for one process."""
     shards = {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
-    kept, largest, weights = activations(make, batch, recipe.parallel.checkpointing)
+    kept, largest = activations(make, batch, recipe.parallel.checkpointing, recipe.train.route)
     factor = HALF if half else 1.0
-    averages = 1 + len(recipe.train.widths)
+    whole = held(make, recipe)
     found = {
         "process": PROCESS.get(kind, 0.0),
-        "weights": weights / shards,
-        "gradients": weights / shards,
-        "optimiser": 2 * weights / shards,
-        "averages": averages * weights / shards,
+        "weights": whole.weights / shards,
+        "gradients": whole.gradients / shards,
+        "optimiser": whole.moments / shards,
+        "averages": whole.averages / shards,
         "activations": kept * factor,
         "workspace": 2 * largest * factor,
     }
     if kind == "cpu":  # elsewhere it lies in the host's memory
-        found["copy for the checkpoint"] = (3 + averages) * weights
+        found["copy for the checkpoint"] = whole.weights + whole.moments + whole.averages
     if devices > 1 or recipe.parallel.accumulate > 1:  # they do not come and go with the activations
         found["gradients kept"] = found.pop("gradients")
     return found
@@ -199,19 +206,41 @@ def peak(memory: dict[str, float]) -> float:
     return sum(memory.values()) - memory["activations"] - memory["workspace"] - gradients + either
 
 
-def activations(make: Callable[[], Backbone], batch: int, checkpointing: bool) -> tuple[float, float, float]:
-    """Bytes that the backward pass keeps in float32, those of the largest tensor, and those of the weights."""
+class Held(NamedTuple):
+    """Bytes in float32 that training holds whatever the batch."""
+
+    weights: float
+    gradients: float
+    moments: float
+    averages: float
+
+
+def held(make: Callable[[], Backbone], recipe: Recipe) -> Held:
+    """All weights are averaged; gradients and moments are of those that are trained, which with LoRA are few."""
+    with torch.device("meta"):
+        net = make()
+    size = lambda parameters: 4.0 * sum(parameter.numel() for parameter in parameters)  # noqa: E731
+    weights, trained = size(net.parameters()), size(each for each in net.parameters() if each.requires_grad)
+    moments = 2 * trained - size(muon_matrices(net, recipe.optim))  # of these only the first
+    return Held(weights, trained, moments, (1 + len(recipe.train.widths)) * weights)
+
+
+def activations(
+    make: Callable[[], Backbone], batch: int, checkpointing: bool, route: float = 0.0
+) -> tuple[float, float]:
+    """Bytes that the backward pass keeps in float32, and those of the largest tensor."""
     with torch.device("meta"):
         net = make().train()
         x = torch.empty(batch, net.channels, *net.size)
         t, y = torch.empty(batch), torch.empty(batch, dtype=torch.long)
+        if route and isinstance(net, DiT):
+            net.kept = torch.empty(batch, sum(routed(net, route)), dtype=torch.long)
     whole = kept_tensors(net, x, t, y)
-    weights = float(sum(parameter.nbytes for parameter in net.parameters()))
     if not checkpointing or not net.repeated:
-        return sum(whole), max(whole), weights
+        return sum(whole), max(whole)
     keep_inputs_only(net)
     # One block at a time is computed again.
-    return sum(kept_tensors(net, x, t, y)) + sum(whole) / len(net.repeated), max(whole), weights
+    return sum(kept_tensors(net, x, t, y)) + sum(whole) / len(net.repeated), max(whole)
 
 
 def kept_tensors(net: Backbone, x: Tensor, t: Tensor, y: Tensor) -> list[float]:

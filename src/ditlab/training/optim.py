@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 from ditlab.backbones import Backbone
 from ditlab.config import Optim
@@ -15,28 +16,34 @@ def make_optimizer(net: Backbone, settings: Optim) -> "Optimiser":
     With "muon" the matrices of the blocks but those of modulations are left to Muon (Jordan et al. 2024), at updates of
     AdamW's size, so that the same learning rate serves both.
     """
-    parameters = list(net.parameters())
-    hidden = {
-        id(parameter)
-        for block in net.repeated
-        for name, parameter in block.named_parameters()
-        if settings.name == "muon" and parameter.ndim == 2 and "adaLN" not in name
-    }
-    hidden -= {id(net.get_parameter(name)) for name in net.heads_out}
-    rest = [p for p in parameters if id(p) not in hidden]
+    matrices = muon_matrices(net, settings)
+    hidden = {id(parameter) for parameter in matrices}
+    rest = [p for p in net.parameters() if id(p) not in hidden]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = net.device.type in ("cpu", "cuda", "mps")
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
-    if not hidden:
+    if not matrices:
         return adamw
-    matrices = [p for p in parameters if id(p) in hidden]
     muon = torch.optim.Muon(
         matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return Both(adamw, muon)
+
+
+def muon_matrices(net: Backbone, settings: Optim) -> list[Parameter]:
+    """What is left to Muon, in the network's order."""
+    if settings.name != "muon":
+        return []
+    blocks = {
+        id(parameter)
+        for block in net.repeated
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 2 and parameter.requires_grad and "adaLN" not in name
+    }
+    return [p for name, p in net.named_parameters() if id(p) in blocks and name not in net.heads_out]
 
 
 class Both:

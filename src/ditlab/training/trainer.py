@@ -273,15 +273,21 @@ class LossOf:
 
     def some_tokens(self, first: int, count: int) -> Tensor:
         """Places (B, K) of the tokens that pass all blocks: drawn for each picture, joined ones always among them."""
-        tokens, joined = self.net.tokens, 2 if getattr(self.net, "tokens_join", False) else 0
-        kept = max(1, round((tokens - joined) * (1 - self.settings.route)))
-        order = self.chance.normal(ROUTE, first, (count, tokens - joined)).argsort(dim=1)
-        always = torch.arange(tokens - joined, tokens).expand(count, -1)
+        kept, joined = routed(self.net, self.settings.route)
+        places = self.net.tokens - joined
+        order = self.chance.normal(ROUTE, first, (count, places)).argsort(dim=1)
+        always = torch.arange(places, self.net.tokens).expand(count, -1)
         return torch.cat([order[:, :kept], always], dim=1)
 
     def noise(self, stream: int, first: int) -> Noise:
         """Noise for pictures from a place of the run on."""
         return lambda like: self.chance.normal(stream, first, tuple(like.shape)).to(like)
+
+
+def routed(net: Backbone, share: float) -> tuple[int, int]:
+    """How many tokens of the picture pass all blocks where this share does not, and how many joined ones always do."""
+    joined = 2 if getattr(net, "tokens_join", False) else 0
+    return max(1, round((net.tokens - joined) * (1 - share))), joined
 
 
 @contextmanager
