@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def test_two_processes_compute_what_one_does(recipe, tmp_path):
     code, told = launch(2, recipe, tmp_path / "two")
     assert code == 0, told
     assert "2 processes" in told
+    assert told.count("model and previews are in") == 1
     assert_same_run(tmp_path / "one", tmp_path / "two")
     assert ditlab.load(tmp_path / "two").config["images_seen"] == 256
 
@@ -138,6 +140,17 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(recipe, tmp_path
     assert code == 0, told
     alone(recipe, tmp_path / "run")
     assert_same_run(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+def test_checkpointed_compiled_shards_compute_what_one_plain_process_does(recipe, tmp_path):
+    alone(recipe, tmp_path / "one")
+    options = ("--parallel.shard=full", "--parallel.checkpointing", "--train.compile=always")
+    code, told = launch(2, recipe, tmp_path / "two", *options)
+    assert code == 0, told
+    assert "compiling 3 blocks which took" in " ".join(told.split())
+    assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen
 from ditlab.config import Recipe, Whole, find_recipe, parse_recipe, parse_size, read_toml
+from ditlab.hardware import process_place
 
 
 @app.command(group="Train")
@@ -56,7 +57,8 @@ def train(
     room = dataclasses.replace(settings.data, classes=settings.data.classes if classes is None else classes)
     settings = dataclasses.replace(settings, train=start, data=room)
     train(settings, out, changes=allow_changes, console=screen)
-    say(f"model and previews are in {out}; try: {command()} sample {out} --out samples")
+    if process_place()[0] == 0:
+        say(f"model and previews are in {out}; try: {command()} sample {out} --out samples")
 
 
 @app.command(group="Train")
