@@ -6,7 +6,7 @@ to reach a third; for the machine itself a step is timed.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -219,10 +219,15 @@ def held(make: Callable[[], Backbone], recipe: Recipe) -> Held:
     """All weights are averaged; gradients and moments are of those that are trained, which with LoRA are few."""
     with torch.device("meta"):
         net = make()
-    size = lambda parameters: 4.0 * sum(parameter.numel() for parameter in parameters)  # noqa: E731
-    weights, trained = size(net.parameters()), size(each for each in net.parameters() if each.requires_grad)
-    moments = 2 * trained - size(muon_matrices(net, recipe.optim))  # of these only the first
+    weights = float32_bytes(net.parameters())
+    trained = float32_bytes(parameter for parameter in net.parameters() if parameter.requires_grad)
+    moments = 2 * trained - float32_bytes(muon_matrices(net, recipe.optim))  # of these only the first
     return Held(weights, trained, moments, (1 + len(recipe.train.widths)) * weights)
+
+
+def float32_bytes(parameters: Iterable[Tensor]) -> float:
+    """Bytes in float32."""
+    return 4.0 * sum(parameter.numel() for parameter in parameters)
 
 
 def activations(
