@@ -65,3 +65,4 @@ def test_library_does_not_import_extras():
     loaded = loaded_after("import ditlab; ditlab.load, ditlab.train, ditlab.create, ditlab.evaluation")
     assert "torch" in loaded
     assert not {"diffusers", "sklearn", "matplotlib", "torchvision", "transformers"} & loaded
+    assert "torch._dynamo" not in loaded  # two seconds

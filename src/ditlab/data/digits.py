@@ -1,5 +1,7 @@
 """The bundled handwriting: 1,797 digits, 8x8 in 17 greys (UCI Optical Recognition, as scikit-learn has it)."""
 
+from functools import cache
+
 import torch
 
 from ditlab.data.base import InMemory
@@ -27,6 +29,7 @@ def named_digits(name: str) -> InMemory:
     return lookup({"digits": digits, "digits-held-out": held_out_digits}, name, "data set")()
 
 
+@cache
 def _split() -> tuple[InMemory, InMemory]:
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]

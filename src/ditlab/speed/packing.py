@@ -31,7 +31,6 @@ class PackedLinear(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
         return self  # nothing of it ever changes, and packed weights cannot be copied
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compilers cannot read packed weights
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.behind)
         return out
