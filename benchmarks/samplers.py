@@ -62,9 +62,8 @@ def ways(grids: Path, data: str) -> dict[str, dict[str, object]]:
                     "guidance_interval": interval,
                 }
     if more := OWN.get(data):
-        grid = str(grids / file_name("ab4", "tuned grid"))
-        found["ab4 8, tuned grid, own guidance"] = {"sampler": "ab4", "num_inference_steps": 8, "grid": grid, **more}
-        found["ddpm 250, own guidance"] = {"sampler": "ddpm", "num_inference_steps": 250, **more}
+        found["ab4 8, tuned grid, own guidance"] = found["ab4 8, tuned grid"] | more
+        found["ddpm 250, own guidance"] = found[BASELINE] | more
     for interval in (2, 4):
         found[f"ddim 100, reuse {interval}"] = {"sampler": "ddim", "num_inference_steps": 100, "reuse": interval}
     return found
@@ -74,14 +73,15 @@ def main() -> None:
     """Score, time, draw the plot."""
     keep_freed_memory()
     console = Console(stderr=True)
-    pipe, score, out = ditlab.load(sys.argv[1]), SCORES[sys.argv[2]], Path(sys.argv[3])
+    pipe, data, out = ditlab.load(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    score = SCORES[data]
     seeds = int(sys.argv[4]) if len(sys.argv) > 4 else 3
     count = int(sys.argv[5]) if len(sys.argv) > 5 else 1400
     out.mkdir(parents=True, exist_ok=True)
     for (sampler, counts), (kind, interval) in product(TUNED.items(), KINDS.items()):
         if not (file := out / file_name(sampler, kind)).exists():
             write_grids(file, pipe, sampler, tune(pipe, counts, sampler, 40, console, interval=interval))
-    options, ready = ways(out, sys.argv[2]), pipe.prepared()
+    options, ready = ways(out, data), pipe.prepared()
     console.print(f"network in {ready.net.dtype}")
     kept = out / "scores.jsonl"
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []

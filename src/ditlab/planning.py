@@ -140,14 +140,14 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
             width = int(make().config["width"])
         precision = quick_precision(width, pick_device(recipe.train.device))
     half = precision != "float32"
-    frozen = sum(value.numel() * 4.0 for value in autoencoder.state_dict().values()) if autoencoder else 0.0
+    frozen = float32_bytes(autoencoder.state_dict().values()) if autoencoder else 0.0
+    held = held_in_training(make, recipe)
 
     def parts(batch: int) -> dict[str, float]:
-        found = memory_parts(make, batch, recipe, devices, kind, half)
+        found = memory_parts(make, held, batch, recipe, devices, kind, half)
         return found | ({"autoencoder": frozen} if frozen else {})
 
     memory = parts(batch)
-    whole = held(make, recipe)
     largest = largest_batch(parts, capacity * USABLE)
     seconds = None
     troubles = advice(recipe, memory, capacity * USABLE, batch, largest, devices)
@@ -169,31 +169,30 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         steps_per_second=1 / seconds if seconds else None,
         measured=here,
         seconds=seconds * recipe.train.images / recipe.train.batch if seconds else None,
-        checkpoint=whole.weights + whole.moments + whole.averages,
+        checkpoint=held.saved,
         largest_batch=largest,
         advice=troubles,
     )
 
 
 def memory_parts(
-    make: Callable[[], Backbone], batch: int, recipe: Recipe, devices: int, kind: str, half: bool
+    make: Callable[[], Backbone], held: "Held", batch: int, recipe: Recipe, devices: int, kind: str, half: bool
 ) -> dict[str, float]:
     """Bytes of each part, for one process."""
     shards = {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
     kept, largest = activations(make, batch, recipe.parallel.checkpointing, recipe.train.route)
     factor = HALF if half else 1.0
-    whole = held(make, recipe)
     found = {
         "process": PROCESS.get(kind, 0.0),
-        "weights": whole.weights / shards,
-        "gradients": whole.gradients / shards,
-        "optimiser": whole.moments / shards,
-        "averages": whole.averages / shards,
+        "weights": held.weights / shards,
+        "gradients": held.gradients / shards,
+        "optimiser": held.moments / shards,
+        "averages": held.averages / shards,
         "activations": kept * factor,
         "workspace": 2 * largest * factor,
     }
     if kind == "cpu":  # elsewhere it lies in the host's memory
-        found["copy for the checkpoint"] = whole.weights + whole.moments + whole.averages
+        found["copy for the checkpoint"] = held.saved
     if devices > 1 or recipe.parallel.accumulate > 1:  # they do not come and go with the activations
         found["gradients kept"] = found.pop("gradients")
     return found
@@ -214,8 +213,13 @@ class Held(NamedTuple):
     moments: float
     averages: float
 
+    @property
+    def saved(self) -> float:
+        """Those that a checkpoint has."""
+        return self.weights + self.moments + self.averages
 
-def held(make: Callable[[], Backbone], recipe: Recipe) -> Held:
+
+def held_in_training(make: Callable[[], Backbone], recipe: Recipe) -> Held:
     """All weights are averaged; gradients and moments are of those that are trained, which with LoRA are few."""
     with torch.device("meta"):
         net = make()

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ditlab.backbones import Backbone
-from ditlab.speed.packing import PackedLinear
+from ditlab.speed.packing import hide_from_compilers
 
 SECONDS = 20.0  # that compiling a kind of block takes on two cores when nothing of it is cached; measured 5 to 20
 # What it gains at the least, see docs/benchmarks.md, in drawing and in training, which has more element-wise work.
@@ -69,9 +69,7 @@ def compile_blocks(net: Backbone, work: Callable[[], object], *, dynamic: bool) 
         Seconds that it took; None where there is no compiler, or it failed: the network is as before.
     """
     start = time.perf_counter()
-    for module in net.modules():
-        if isinstance(module, PackedLinear):  # compilers cannot read packed weights
-            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign,no-untyped-call]
+    hide_from_compilers()
     for block in net.repeated:
         block.compile(dynamic=dynamic)
     try:

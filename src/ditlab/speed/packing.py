@@ -5,6 +5,7 @@ order in which the kernel reads them. PyTorch's own path writes the bias first, 
 the result again for GELU, whose tanh costs more there than the product does. Nothing needs to be compiled.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +35,15 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.behind)
         return out
+
+
+@cache
+def hide_from_compilers() -> None:
+    """Leave packed layers out of what is compiled: compilers cannot read their weights.
+
+    To say so imports PyTorch's compiler, for two seconds, so it is said once somebody compiles.
+    """
+    PackedLinear.forward = torch.compiler.disable(PackedLinear.forward)  # type: ignore[method-assign,no-untyped-call]
 
 
 def packed(net: Backbone) -> Backbone:
