@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+import torch._dynamo
 from helpers import relative, tiny_pipeline
 from rich.console import Console
 
@@ -79,6 +80,23 @@ def test_a_compiled_run_resumes_exactly(tmp_path):
     run(tmp_path / "parts", 32)
     parts = run(tmp_path / "parts", 64)
     assert all(torch.equal(parts[key], value) for key, value in whole.items())
+
+
+def test_one_network_after_another_is_compiled(monkeypatch):
+    """Beyond a limit torch would run further kinds of a block as they are, and a study or a service has many."""
+    graphs, plain = [], torch.nn.Module.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, dynamic: plain(block, backend=backend))
+    given = torch.ones(1, 1, 8, 8), torch.ones(1), torch.zeros(1).long()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for width in (8, 16, 24):
+            net = create("DiT-S/4", size=8, channels=1, classes=2, width=width, depth=1, heads=2).eval()
+            compile_blocks(net, lambda net=net: net(*given), dynamic=False)
+    assert len(graphs) == 3 * len(net.repeated)
 
 
 def test_auto_compiles_long_work_only(monkeypatch):

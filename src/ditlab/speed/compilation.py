@@ -19,6 +19,7 @@ GAIN = {
     ("cpu", torch.bfloat16): (1.05, 1.25),
     ("cuda", torch.bfloat16): (1.3, 1.3),
 }
+KINDS = 256  # of one block in all networks of a process; torch compiles eight, and silently runs the rest as they are
 
 
 def pays(net: Backbone, dtype: torch.dtype, seconds: float) -> bool:
@@ -68,8 +69,11 @@ def compile_blocks(net: Backbone, work: Callable[[], object], *, dynamic: bool) 
     Returns:
         Seconds that it took; None where there is no compiler, or it failed: the network is as before.
     """
+    import torch._dynamo  # not before it is needed: it takes seconds
+
     start = time.perf_counter()
     hide_from_compilers()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS)
     for block in net.repeated:
         block.compile(dynamic=dynamic)
     try:

@@ -19,7 +19,6 @@ from ditlab.config import (
     parse_recipe,
     parse_table,
     read_toml,
-    to_tables,
     without_network,
 )
 from ditlab.errors import InputError, nearest
@@ -188,9 +187,11 @@ def read_study(name: str) -> Study:
 
 
 def base_tables(name: str) -> Tables:
-    """The tables of a training recipe, once it is one."""
+    """The tables of a training recipe as they are written, once it is one."""
     path = find_recipe(name)
-    return to_tables(parse_recipe(read_toml(path), source=str(path)))
+    tables = read_toml(path)
+    parse_recipe(tables, source=str(path))
+    return tables
 
 
 def part_recipe(base: Tables, changes: Tables, source: str) -> Recipe:

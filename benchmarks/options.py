@@ -1,0 +1,70 @@
+"""What a training step costs in each part of a study, against the first one: seconds for equal pictures.
+
+    python benchmarks/options.py [STUDY] [ROUNDS]
+
+Whole steps (loss, gradient, clipping, optimiser, average) in the precision and with the compiling that a run would
+take, all parts in turns, medians.
+"""
+
+from collections.abc import Callable
+
+import torch
+from cyclopts import run
+from rich.console import Console
+
+from ditlab.config import Recipe
+from ditlab.data import open_dataset
+from ditlab.hardware import keep_freed_memory, pick_device
+from ditlab.speed.compilation import compile_and_tell
+from ditlab.speed.timing import interleaved
+from ditlab.study.recipe import read_study
+from ditlab.training.ema import EMA
+from ditlab.training.optim import make_optimizer
+from ditlab.training.profiles import PowerAverages
+from ditlab.training.state import TrainState
+from ditlab.training.trainer import LossOf, backward, build, pick_autoencoder, probe, take_step, trial_step
+
+CONSOLE = Console(stderr=True)
+
+
+def main(study: str = "options", rounds: int = 9) -> None:
+    """Build all parts, time them, print the table."""
+    keep_freed_memory()
+    sides = {}
+    for name, recipe in read_study(study).parts.items():
+        CONSOLE.print(name)
+        sides[name] = step_of(recipe)
+    seconds = interleaved(sides, rounds)
+    base = next(iter(seconds.values()))
+    print("| part | s/step | against the first |\n|---|---|---|")
+    for name, found in seconds.items():
+        print(f"| {name} | {found:.3f} | {found / base:.2f} x |")
+
+
+def step_of(recipe: Recipe) -> Callable[[], None]:
+    """A step as the trainer takes it, always with the same pictures."""
+    settings = recipe.train
+    dataset = open_dataset(recipe.data.source, recipe.data)
+    autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, None)
+    pipe = build(recipe, dataset, autoencoder, pick_device(settings.device))
+    net = pipe.net.train()
+    state = TrainState(net, EMA(net, settings.ema), make_optimizer(net, recipe.optim), PowerAverages(net, ()))
+    loss_of = LossOf(net, pipe.objective, pipe.autoencoder, settings)
+    trial = trial_step(loss_of, dataset, settings.batch)
+    precision = probe(trial, net, alone=True) if settings.precision == "auto" else settings.precision
+    dtype = getattr(torch, precision)
+    CONSOLE.print(precision)
+    if settings.compile != "never":
+        compile_and_tell(net, lambda: trial(dtype), CONSOLE, dynamic=bool(net.config.get("exits")))
+    batch = dataset.fetch(torch.arange(settings.batch))
+
+    def step() -> None:
+        backward(loss_of, batch, 0, 0, 1, dtype)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.optim.clip or float("inf"))
+        take_step(state, recipe.optim.lr)
+
+    return step
+
+
+if __name__ == "__main__":
+    run(main)
