@@ -259,6 +259,25 @@ class TestGradientsThatAreNotFinite:
             train(recipe(save_every=64, patience=2), tmp_path / "one", console=QUIET)
         assert states(tmp_path / "one") == ["000000000064", "000000000128"]
 
+    def test_weights_that_are_not_finite_go_back_at_once_and_once(self, tmp_path, monkeypatch):
+        step, ruined = trainer.take_step, {64}
+
+        def ruin(state, rate):
+            step(state, rate)
+            if state.seen in ruined:
+                with torch.no_grad():
+                    next(state.net.parameters()).view(-1)[0] = float("inf")
+
+        monkeypatch.setattr(trainer, "take_step", ruin)
+        console = Console(file=io.StringIO(), width=1000)
+        net = train(recipe(save_every=64), tmp_path / "once", console=console).net
+        assert "the weights are no longer finite, after 96 images" in console.file.getvalue()
+        assert "going on with the weights of 64 images" in console.file.getvalue()
+        assert all(value.isfinite().all() for value in net.parameters())
+        ruined ^= {64, 128, 192}
+        with pytest.raises(InputError, match="no longer finite, after 224 images .* a lower --optim.lr"):
+            train(recipe(save_every=128), tmp_path / "twice", console=QUIET)
+
 
 def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path):
     with pytest.raises(InputError, match="the gradient was not finite"):

@@ -138,6 +138,7 @@ class Run:
         self.metrics = folder / "metrics.jsonl"
         self.previews = folder / "previews"
         self.left_out = folder / "left-out.jsonl"
+        self.back_at: int | None = None  # images of the checkpoint that this process last went back to
         self.checkpoints = folder / "checkpoints"
         self.averages = folder / "averages"
         self.writer = ThreadPoolExecutor(1)

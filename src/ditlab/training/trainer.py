@@ -42,7 +42,7 @@ from ditlab.training.chance import EPS, POSTERIOR, ROUTE, Chance
 from ditlab.training.ema import EMA
 from ditlab.training.log import RunLog, Tally
 from ditlab.training.optim import learning_rate, make_optimizer
-from ditlab.training.parallel import Place, joined, keep_inputs_only, no_exchange, shard, spread, whole
+from ditlab.training.parallel import Place, joined, keep_inputs_only, local, no_exchange, shard, spread, whole
 from ditlab.training.profiles import PowerAverages, exponent
 from ditlab.training.state import Run, TrainState
 from ditlab.training.trackers import flat, trackers
@@ -344,6 +344,8 @@ def take_step(state: TrainState, rate: float) -> None:
 def leave_out(recipe: Recipe, run: Run, state: TrainState, dataset: Dataset, place: Place, console: Console) -> None:
     """Note a batch whose gradient is not finite; after too many of them go back to the last checkpoint's weights.
 
+    At once where the weights themselves are not finite any more, which no other batch can mend.
+
     Raises:
         InputError: there is none, or it did not help.
     """
@@ -353,20 +355,21 @@ def leave_out(recipe: Recipe, run: Run, state: TrainState, dataset: Dataset, pla
     if place.first:
         indices = next(training_order(len(dataset), settings.batch, settings.seed, state.seen))
         run.note(state.seen, indices)
-    if state.in_a_row % settings.patience:
+    ruined = place.most(int(not all(value.isfinite().all() for value in local(state.net.parameters()))))
+    if state.in_a_row % settings.patience and not ruined:
         return
     run.finish()
-    wrong = (
-        f"the gradient was not finite in {state.in_a_row} steps in a row, after {state.seen:,} images "
-        f"(their pictures: {run.left_out})"
-    )
+    what = "weights are no longer finite" if ruined else f"gradient was not finite in {state.in_a_row} steps in a row"
+    wrong = f"the {what}, after {state.seen:,} images (their pictures: {run.left_out})"
     kept = state.seen, state.seconds, state.left_out, state.in_a_row, state.tally
-    if state.in_a_row > settings.patience or not run.restore(state, console, place=place):
+    helpless = state.in_a_row > settings.patience or not run.restore(state, console, place=place)
+    if helpless or (ruined and state.seen == run.back_at):
         raise InputError(
             f"{wrong}; go on with --allow-changes and a lower --optim.lr, or train in float32 into another --out "
             "(--train.precision=float32)"
         )
     console.print(f"{wrong}; going on with the weights of {state.seen:,} images", markup=False)
+    run.back_at = state.seen
     # Not back to its place in the run, where the same batches wait.
     state.seen, state.seconds, state.left_out, state.in_a_row, state.tally = kept
 

@@ -1,6 +1,6 @@
 """What a training step costs in each part of a study, against the first one: seconds for equal pictures.
 
-    python benchmarks/options.py [STUDY] [ROUNDS]
+    python benchmarks/steps.py [STUDY] [ROUNDS]
 
 Whole steps (loss, gradient, clipping, optimiser, average) in the precision and with the compiling that a run would
 take, all parts in turns, medians.
