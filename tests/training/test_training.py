@@ -275,7 +275,7 @@ class TestGradientsThatAreNotFinite:
         assert "going on with the weights of 64 images" in console.file.getvalue()
         assert all(value.isfinite().all() for value in net.parameters())
         ruined ^= {64, 128, 192}
-        with pytest.raises(InputError, match="no longer finite, after 224 images .* a lower --optim.lr"):
+        with pytest.raises(InputError, match=r"no longer finite, after 224 images .* a lower --optim.lr"):
             train(recipe(save_every=128), tmp_path / "twice", console=QUIET)
 
 
