@@ -178,6 +178,14 @@ class Samples(Dataset):
         """Sampler steps of each picture."""
         return self.pipe.step_count(self.options)
 
+    def prepare(self, precision: str, console: Console) -> None:
+        """Draw in this precision from now on, with compiled blocks where that pays; float32 stays as it is."""
+        if precision != "float32":
+            self.pipe, self.batch_size = ready(
+                self.pipe, console, precision=precision, compile="auto", count=len(self), batch_size=self.batch_size,
+                options=self.options,
+            )  # fmt: skip
+
     def fetch(self, indices: Tensor) -> Batch:
         labels = self.labels[indices]
         drawn = self.pipe(

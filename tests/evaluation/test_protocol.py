@@ -8,6 +8,7 @@ from helpers import tiny_pipeline
 from PIL import Image
 from rich.console import Console
 
+from ditlab import load
 from ditlab.config import Evaluation
 from ditlab.data.base import InMemory
 from ditlab.data.digits import digits, held_out_digits
@@ -168,6 +169,17 @@ class TestEvaluate:
         assert sorted(path.name for path in result.folder.iterdir()) == ["grid.png", "result.json"]
         assert result.folder.parent == tmp_path / "model" / "evaluations"
         assert Image.open(result.folder / "grid.png").width > 400
+
+    def test_in_bfloat16_it_is_that_of_the_prepared_pipeline(self, model, features):
+        plain = evaluate(model, SETTINGS, QUIET)
+        result = evaluate(model, replace(SETTINGS, precision="bfloat16"), QUIET)
+        drawn, _ = protocol.drawn_by(load(model, device="cpu").prepared("bfloat16"), SETTINGS)
+        made = features(drawn.fetch(torch.arange(100)).images).features.numpy()
+        expected = frechet_distance(made, features(held_out_digits().images).features.numpy())
+        assert result.metrics["fd_digits"] == pytest.approx(expected, rel=1e-5)
+        assert plain.metrics["fd_digits"] != pytest.approx(expected, rel=1e-5)
+        assert [each.protocol["precision"] for each in (plain, result)] == ["float32", "bfloat16"]
+        assert result.protocol["model"] == plain.protocol["model"]
 
     def test_the_same_protocol_is_not_run_again_and_another_is(self, model):
         first = evaluate(model, SETTINGS, QUIET)

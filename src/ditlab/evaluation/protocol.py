@@ -127,6 +127,8 @@ def evaluate(
         if (home / "result.json").exists():
             return with_expectation(read_result(home), settings)
         started = time.monotonic()
+        if isinstance(pictures, Samples):
+            pictures.prepare(settings.precision, console)
         gathered = gather(
             pictures, len(pictures), features, console, keep=len(pictures) if keep else 0,
             batch_size=settings.batch_size, folder=home, rank=rank, world=world,
@@ -228,6 +230,7 @@ def drawn_by(pipe: Pipeline, settings: Evaluation) -> tuple[Samples, dict[str, A
         "seed": settings.seed,
         "count": settings.count,
         "weights": settings.weights,
+        "precision": settings.precision,
         "model": pipe.identity(),
         "size": list(pictures.size),
     }
