@@ -12,11 +12,13 @@ from rich.console import Console
 
 from ditlab.cli import main
 from ditlab.errors import InputError
+from ditlab.evaluation.sweep import plotting
 from ditlab.files import claimed
 from ditlab.model_folder import checkpoints
 from ditlab.planning import GIB
 from ditlab.study import run as running
 from ditlab.study.claims import OPEN
+from ditlab.study.plots import finish
 from ditlab.study.recipe import read_study
 from ditlab.study.report import write_reports
 from ditlab.study.run import Results, run_study
@@ -379,3 +381,15 @@ def test_scores_with_other_pictures_do_not_count(tmp_path):
     assert results.scores(running.Job(part, 1, draws=3)) == {}
     other = replace(part, ways={name: replace(way, settings=replace(way.settings, seed=5))})
     assert results.scores(running.Job(other, 1, draws=2)) == {}
+
+
+def test_axes_count_large_numbers_in_k_and_m():
+    pyplot = plotting()
+    figure, place = pyplot.subplots()
+    place.plot([4e5, 1.1e7], [0.5, 140])
+    finish(place, "parameters", "fd")
+    figure.canvas.draw()
+    shown = [{text.get_text() for text in axis.get_ticklabels()} for axis in (place.xaxis, place.yaxis)]
+    assert {"2 M", "10 M"} < shown[0]
+    assert {"20", "140"} < shown[1]
+    pyplot.close(figure)

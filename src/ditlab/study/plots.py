@@ -18,6 +18,7 @@ COLOURS = ("#2a78d6", "#d9722e", "#2e9e6b", "#8a63d2", "#d64550", "#1a9ba8", "#b
 STYLES = ("-", "--", ":", "-.")  # when the colours have been used up
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 NAMED = 16  # points that can bear their names
+LARGE = 10_000  # from here on an axis counts in k and M
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,12 @@ def curves(found: dict[str, list[tuple[float, float]]], place: Any) -> None:
 
 
 def finish(place: Any, x: str, y: str) -> None:
-    """Names of the axes, and a grid that stays behind."""
+    """Names of the axes, large numbers in k and M, and a grid that stays behind."""
+    from matplotlib.ticker import EngFormatter
+
+    for axis in (place.xaxis, place.yaxis):
+        if axis.get_data_interval()[1] >= LARGE:
+            axis.set_major_formatter(EngFormatter())
     place.set_xlabel(x)
     place.set_ylabel(y)
     place.grid(color=INK, alpha=0.15, linewidth=0.6)
