@@ -84,7 +84,8 @@ class Sweep:
             if point is not self.best and point.error is not None
             and point.mean - self.best.mean < 2 * sqrt(point.error**2 + error**2)
         ]  # fmt: skip
-        also = f"; {len(near)} others are within the error" if near else ""
+        others = "1 other is" if len(near) == 1 else f"{len(near)} others are"
+        also = f"; {others} within the error" if near else ""
         return f"best: {settings} with {self.metric} {self.best.mean:.4f} +- {error:.4f}{also}"
 
 
