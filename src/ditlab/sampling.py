@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -136,7 +136,16 @@ class Samples(Dataset):
     """A model's pictures as a data set: picture i depends on the seed, the count and i alone."""
 
     def __init__(
-        self, pipe: Pipeline, count: int, *, labels: Labels, seed: int, batch_size: int, options: dict[str, Any]
+        self,
+        pipe: Pipeline,
+        count: int,
+        *,
+        labels: Labels,
+        seed: int,
+        batch_size: int,
+        options: dict[str, Any],
+        precision: str = "float32",
+        console: Console | None = None,
     ) -> None:
         """Nothing is drawn yet.
 
@@ -147,6 +156,8 @@ class Samples(Dataset):
             seed: picture i is drawn with the seed `seed * count + i`, so that other seeds give other pictures.
             batch_size: pictures drawn at a time; they do not depend on it.
             options: settings of `Pipeline.steps`.
+            precision: another than float32 makes the model `ready` for it before the first picture.
+            console: where it is told what was done for that.
 
         Raises:
             InputError: a count that the classes do not divide, or a model without an autoencoder.
@@ -160,6 +171,7 @@ class Samples(Dataset):
                 f"give a count of {low or pipe.net.classes} or {low + pipe.net.classes}, or random labels"
             )
         self.pipe, self.batch_size, self.options = pipe.fused(), batch_size, options
+        self.precision, self.console = precision, console or Console(quiet=True)
         self.first_seed = seed * count
         self.classes = pipe.classes or [str(i) for i in range(pipe.net.classes)]
         chance = torch.Generator().manual_seed(seed)
@@ -178,20 +190,23 @@ class Samples(Dataset):
         """Sampler steps of each picture."""
         return self.pipe.step_count(self.options)
 
-    def prepare(self, precision: str, console: Console) -> None:
-        """Draw in this precision from now on, with compiled blocks where that pays; float32 stays as it is."""
-        if precision != "float32":
-            self.pipe, self.batch_size = ready(
-                self.pipe, console, precision=precision, compile="auto", count=len(self), batch_size=self.batch_size,
-                options=self.options,
-            )  # fmt: skip
+    @cached_property
+    def drawing(self) -> tuple[Pipeline, int]:
+        """The pipeline in its precision, compiled where that pays, and how many pictures it draws at a time."""
+        if self.precision == "float32":
+            return self.pipe, self.batch_size
+        return ready(
+            self.pipe, self.console, precision=self.precision, compile="auto", count=len(self),
+            batch_size=self.batch_size, options=self.options,
+        )  # fmt: skip
 
     def fetch(self, indices: Tensor) -> Batch:
         labels = self.labels[indices]
-        drawn = self.pipe(
-            labels.tolist() if self.pipe.net.classes else None,
+        pipe, batch_size = self.drawing
+        drawn = pipe(
+            labels.tolist() if pipe.net.classes else None,
             seeds=[self.first_seed + i for i in indices.tolist()],
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             output_type="latent",
             callback_on_step_end=self.on_step,
             **self.options,
@@ -202,7 +217,7 @@ class Samples(Dataset):
             raise InputError(
                 f"picture {bad} (seed {self.first_seed + bad}) is not finite; draw it in float32, or train the model on"
             )
-        return Batch(torch.cat([self.pipe.decode(part) for part in drawn.split(self.batch_size)]), labels)
+        return Batch(torch.cat([pipe.decode(part) for part in drawn.split(batch_size)]), labels)
 
 
 def progress_bar(console: Console) -> Progress:

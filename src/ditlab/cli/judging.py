@@ -235,14 +235,11 @@ def memorisation(
     from ditlab.evaluation.memorisation import memorisation
     from ditlab.evaluation.protocol import default_features, open_source
     from ditlab.evaluation.reference import identity, open_pictures
-    from ditlab.sampling import Samples
 
     settings = settings or Evaluation()
     device = pick_device(settings.device)
     features = open_features(settings.features or default_features(training), settings.feature_weights, device)
-    samples, protocol, _ = open_source(source, settings, device)
-    if isinstance(samples, Samples):
-        samples.prepare(settings.precision, screen)
+    samples, protocol, _ = open_source(source, settings, device, screen)
     known, unseen = (open_pictures(each, pictures, device) for each in (training, held_out))
     protocol |= {"training": identity(training), "held_out": identity(held_out)}
     rank, world = process_place()

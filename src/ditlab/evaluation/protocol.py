@@ -102,7 +102,7 @@ def evaluate(
         settings.features or default_features(settings.reference), settings.feature_weights, device
     )
     wanted = {name: lookup(METRICS, name, "metric") for name in settings.metrics or METRICS}
-    pictures, protocol, preparation = open_source(source, settings, device)
+    pictures, protocol, preparation = open_source(source, settings, device, console)
     check_fit(pictures, features)
     compared = any("kept" in metric.of_reference for metric in wanted.values())
     measured = {} if measured is None else measured
@@ -127,8 +127,6 @@ def evaluate(
         if (home / "result.json").exists():
             return with_expectation(read_result(home), settings)
         started = time.monotonic()
-        if isinstance(pictures, Samples):
-            pictures.prepare(settings.precision, console)
         gathered = gather(
             pictures, len(pictures), features, console, keep=len(pictures) if keep else 0,
             batch_size=settings.batch_size, folder=home, rank=rank, world=world,
@@ -179,12 +177,12 @@ def is_builtin(source: str) -> bool:
 
 
 def open_source(
-    source: str, settings: Evaluation, device: torch.device
+    source: str, settings: Evaluation, device: torch.device, console: Console
 ) -> tuple[Dataset, dict[str, Any], Preparation | None]:
     """The pictures to be judged, what is known of how they came about, and how others are made like them."""
     if is_model(source):
         pipe = load_for(source, settings, device)
-        pictures, protocol = drawn_by(pipe, settings)
+        pictures, protocol = drawn_by(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
         same = {key: trained_on[key] for key in ("fit", "background", "grey") if key in trained_on}
         return pictures, protocol, Preparation(size="{}x{}".format(*pictures.size), **same)
@@ -205,7 +203,7 @@ def load_for(source: str, settings: Evaluation, device: torch.device) -> Pipelin
     return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **told)
 
 
-def drawn_by(pipe: Pipeline, settings: Evaluation) -> tuple[Samples, dict[str, Any]]:
+def drawn_by(pipe: Pipeline, settings: Evaluation, console: Console | None = None) -> tuple[Samples, dict[str, Any]]:
     """The pictures of a model, and how they are drawn."""
     default = pipe.defaults
     options: dict[str, Any] = {
@@ -221,7 +219,7 @@ def drawn_by(pipe: Pipeline, settings: Evaluation) -> tuple[Samples, dict[str, A
         options["guidance_scale"] = 1.0
     pictures = Samples(
         pipe, settings.count, labels=settings.labels, seed=settings.seed, batch_size=settings.batch_size,
-        options=options,
+        options=options, precision=settings.precision, console=console,
     )  # fmt: skip
     protocol = options | {
         "grid": grid_identity(options["grid"], options["num_inference_steps"]),
