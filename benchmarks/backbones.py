@@ -16,9 +16,9 @@ from rich.table import Table
 
 from ditlab import create
 from ditlab.backbones import Backbone
+from ditlab.core.device import keep_freed_memory
 from ditlab.evaluation import measure
-from ditlab.hardware import keep_freed_memory
-from ditlab.speed.packing import packed
+from ditlab.inference.optimize.packing import packed
 
 SETS: dict[str, tuple[int, dict[str, dict[str, object]]]] = {  # batch, networks of about DiT's cost; the first is DiT
     "small": (

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from ditlab.data import Latents, training_order
-from ditlab.data.cache import Description, keep_description, shard_file, write_index, write_shard
+from ditlab.data.latents.cache import Description, keep_description, shard_file, write_index, write_shard
 
 SHAPE = (8, 8, 8)  # four channels at 8x8, mean and log-variance: 1 KiB in fp16
 BATCH, BATCHES, ROUNDS = 256, 400, 3

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ditlab.config import Recipe, parse_recipe
+from ditlab.config.reader import parse_recipe
+from ditlab.config.sections import Recipe
+from ditlab.core.io import damage
+from ditlab.core.weights import checkpoints
 from ditlab.data import open_dataset
-from ditlab.files import damage
-from ditlab.model_folder import checkpoints
 from ditlab.training import train
 
 MORE = 480  # images by which the run is made longer when it ends before it is killed; all that is due falls on these

@@ -16,11 +16,12 @@ import torch
 from rich.console import Console
 
 from ditlab.autoencoders import Latent
-from ditlab.config import AutoencoderTraining, Preparation, parse_recipe
+from ditlab.config.reader import parse_recipe
+from ditlab.config.sections import AutoencoderTraining, Preparation
 from ditlab.data import Latents, open_dataset
-from ditlab.data.glyphs import Glyphs
-from ditlab.data.own import write_folder
-from ditlab.encoding import encode
+from ditlab.data.builtin.glyphs import Glyphs
+from ditlab.data.images import write_folder
+from ditlab.data.latents.encode import encode
 from ditlab.training.autoencoder import begin
 from ditlab.training.trainer import LossOf, build
 

@@ -16,9 +16,9 @@ import torch
 
 from ditlab import create
 from ditlab.backbones import Backbone
+from ditlab.core.device import keep_freed_memory
 from ditlab.evaluation import measure
-from ditlab.hardware import keep_freed_memory
-from ditlab.speed.timing import interleaved
+from ditlab.inference.optimize.timing import interleaved
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 SIDES = (8, 16, 32, 48, 64)  # of the latent; a quarter of its places are tokens

@@ -19,12 +19,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from ditlab.core.types import Batch
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.gather import gather
-from ditlab.evaluation.memorisation import memorisation
+from ditlab.evaluation.memorization import memorisation
 from ditlab.evaluation.metrics import kernel_distance, precision_recall
-from ditlab.types import Batch
 
 REFERENCE = 10_000  # features that a reference keeps
 TASKS = ("nothing", "precision, recall, kernel", "memorisation")

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from ditlab import create
-from ditlab.config import find_recipe, parse_recipe, read_toml
-from ditlab.hardware import keep_freed_memory, peak_memory
-from ditlab.planning import GIB, plan
-from ditlab.speed.compilation import compile_blocks
+from ditlab.config.reader import find_recipe, parse_recipe, read_toml
+from ditlab.core.device import keep_freed_memory, peak_memory
+from ditlab.core.units import GIB
+from ditlab.inference.optimize.compilation import compile_blocks
+from ditlab.profiling.plan import plan
 from ditlab.training.parallel import keep_inputs_only
 
 BASE = "glyphs-32 --model.name=DiT-B/4 --model.width=768 --model.depth=12 --model.heads=12 --model.patch=4"

@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 import ditlab
-import ditlab.pipeline
+import ditlab.inference.pipeline
+from ditlab.core.device import keep_freed_memory
+from ditlab.core.stats import standard_error
 from ditlab.evaluation.digits import score_digits
 from ditlab.evaluation.glyphs import score_glyphs
-from ditlab.evaluation.sweep import standard_error
-from ditlab.hardware import keep_freed_memory
-from ditlab.pipeline import Pipeline
-from ditlab.speed.modulation import tabulated
-from ditlab.tuning import tune, write_grids
+from ditlab.inference.optimize.modulation import tabulated
+from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.tune import tune, write_grids
 
 SCORES = {"digits": score_digits, "glyphs": score_glyphs}
 BASELINE = "ddpm 250, plain"
@@ -131,12 +131,12 @@ def timed(plain: Pipeline, ready: Pipeline, options: dict[str, dict[str, object]
         for name, way in options.items():
             first = name == BASELINE
             # The plain network, as it is trained: nothing worked out ahead.
-            ditlab.pipeline.tabulated = (lambda net, *rest: net) if first else tabulated
+            ditlab.inference.pipeline.tabulated = (lambda net, *rest: net) if first else tabulated
             run, pipe = (way | {"num_inference_steps": 25}, plain) if first else (way, ready)
             start = time.perf_counter()
             pipe(labels, seeds=range(BATCH), batch_size=BATCH, output_type="latent", **run)
             times[name].append((time.perf_counter() - start) * (10 if first else 1) / BATCH)
-    ditlab.pipeline.tabulated = tabulated
+    ditlab.inference.pipeline.tabulated = tabulated
     return {name: median(taken) for name, taken in times.items()}
 
 

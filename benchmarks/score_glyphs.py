@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 
 import ditlab
+from ditlab.core.device import keep_freed_memory
 from ditlab.evaluation.glyphs import score_glyphs
-from ditlab.hardware import keep_freed_memory
-from ditlab.sampling import draw_batches
-from ditlab.speed.timing import interleaved
+from ditlab.inference.folder import draw_batches
+from ditlab.inference.optimize.timing import interleaved
 
 COUNT = 2600  # a hundred of each letter
 BATCH, ROUNDS = 130, 5

@@ -35,9 +35,9 @@ from PIL import Image
 from rich.console import Console
 
 import ditlab
-from ditlab.hardware import describe, keep_freed_memory
-from ditlab.pipeline import Pipeline
-from ditlab.samplers import SAMPLERS
+from ditlab.core.device import describe, keep_freed_memory
+from ditlab.diffusion.samplers import SAMPLERS
+from ditlab.inference.pipeline import Pipeline
 
 MIB = 2**20
 PREVIEWS = 12  # as the page asks for

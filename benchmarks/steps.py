@@ -12,15 +12,15 @@ import torch
 from cyclopts import run
 from rich.console import Console
 
-from ditlab.config import Recipe
+from ditlab.config.sections import Recipe
+from ditlab.core.device import keep_freed_memory, pick_device
 from ditlab.data import open_dataset
-from ditlab.hardware import keep_freed_memory, pick_device
-from ditlab.speed.compilation import compile_and_tell
-from ditlab.speed.timing import interleaved
+from ditlab.inference.optimize.compilation import compile_and_tell
+from ditlab.inference.optimize.timing import interleaved
 from ditlab.study.recipe import read_study
 from ditlab.training.ema import EMA
 from ditlab.training.optim import make_optimizer
-from ditlab.training.profiles import PowerAverages
+from ditlab.training.power_ema import PowerAverages
 from ditlab.training.state import TrainState
 from ditlab.training.trainer import LossOf, backward, build, pick_autoencoder, probe, take_step, trial_step
 

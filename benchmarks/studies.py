@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cyclopts import run
 
-from ditlab.files import replace_text
+from ditlab.core.io import replace_text
 from ditlab.study.claims import Compared
 from ditlab.study.report import REPORT, SUMMARY, markdown_table
 from ditlab.study.run import NAME

@@ -17,11 +17,11 @@ import litserve
 from fastapi import HTTPException
 
 from ditlab import load
-from ditlab.errors import InputError
-from ditlab.hardware import keep_freed_memory, pick_device
-from ditlab.studio.api import completed, ordered
-from ditlab.studio.orders import Generation
-from ditlab.studio.service import Event, Full, Limits, Order, Service
+from ditlab.core.device import keep_freed_memory, pick_device
+from ditlab.core.errors import InputError
+from ditlab.server.app import completed, ordered
+from ditlab.server.requests import Generation
+from ditlab.server.service import Event, Full, Limits, Order, Service
 
 
 class Drawing(litserve.LitAPI):

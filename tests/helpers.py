@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 
 from ditlab.backbones import create
+from ditlab.core.types import Prediction
 from ditlab.diffusion.objective import Objective
-from ditlab.pipeline import Pipeline
-from ditlab.types import Prediction
+from ditlab.inference.pipeline import Pipeline
 
 MEANS = torch.tensor([-1.2, 0.3, 1.5], dtype=torch.float64)
 DEVIATIONS = torch.tensor([0.3, 0.4, 0.3], dtype=torch.float64)

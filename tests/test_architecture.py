@@ -8,24 +8,26 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ditlab"
-LAYERS = [
-    {"errors", "__init__"},
-    {"types", "config", "files", "hardware", "unfilled"},
-    {"backbones", "diffusion", "autoencoders"},
-    {"samplers", "speed"},
-    {"model_folder", "model_card", "pictures", "watching"},
-    {"data"},
-    {"editing"},
-    {"pipeline"},
-    {"interop", "sampling"},
-    {"evaluation", "encoding"},
-    {"training", "bench", "tuning"},
-    {"planning", "studio"},
-    {"demo", "study"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+ORDER = (  # a package imports only packages that stand before it
+    "core",
+    "config",
+    "backbones",
+    "conditioning",
+    "diffusion",
+    "autoencoders",
+    "report",
+    "data",
+    "inference",
+    "checkpoints",
+    "evaluation",
+    "training",
+    "profiling",
+    "study",
+    "server",
+    "cli",
+    "__main__",
+)
+LEVEL = {name: level for level, name in enumerate(ORDER)}
 
 
 def part(path):
@@ -34,11 +36,17 @@ def part(path):
 
 
 def imports(path):
-    """The parts of ditlab that a file imports, `from ditlab import x` counting as the package itself."""
+    """The packages of ditlab that a file imports, in every form in which Python lets it."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ditlab":
-            pieces = node.module.split(".")
-            yield pieces[1] if len(pieces) > 1 else "__init__"
+        if isinstance(node, ast.ImportFrom) and node.module == "ditlab":
+            yield from (alias.name if alias.name in LEVEL else "__init__" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ditlab."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                first, _, rest = alias.name.partition(".")
+                if first == "ditlab":
+                    yield rest.split(".")[0] or "__init__"
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
@@ -47,7 +55,23 @@ def test_imports_go_one_way(path):
         return
     own = part(path)
     for other in imports(path):
+        assert other in LEVEL, f"{own} must not import {other}: it hands out names of all layers"
         assert other == own or LEVEL[other] < LEVEL[own], f"{own} must not import {other}"
+
+
+def test_every_form_of_import_is_seen(tmp_path):
+    file = tmp_path / "euler.py"
+    file.write_text(
+        "def up():\n    from ditlab import training\n    import ditlab.cli\n    import ditlab.study.run as run\n"
+    )
+    assert [*imports(file)] == ["training", "cli", "study"]
+    file.write_text("from ditlab import load\nimport ditlab\nfrom ditlab.server.app import create_app\n")
+    assert [*imports(file)] == ["__init__", "__init__", "server"]
+
+
+def test_the_ground_floor_has_no_more_rooms_than_the_layout():
+    rooms = {path.name.removesuffix(".py") for path in SOURCE.glob("*") if path.suffix == ".py" or path.is_dir()}
+    assert rooms - {"__pycache__"} <= {*ORDER, "__init__"}
 
 
 def loaded_after(code):
@@ -58,7 +82,7 @@ def loaded_after(code):
 
 
 def test_package_and_command_line_do_not_import_torch():
-    assert "torch" not in loaded_after("import ditlab, ditlab.cli, ditlab.config")
+    assert "torch" not in loaded_after("import ditlab, ditlab.cli, ditlab.config.reader")
 
 
 def test_library_does_not_import_extras():

@@ -6,27 +6,33 @@ The public names are loaded when they are first used, so that `import ditlab` co
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ditlab.core.version import __version__
 
 if TYPE_CHECKING:
     from ditlab.backbones import create as create
-    from ditlab.errors import InputError as InputError
-    from ditlab.evaluation.protocol import evaluate as evaluate
-    from ditlab.interop import load as load
-    from ditlab.pipeline import Pipeline as Pipeline
+    from ditlab.checkpoints import load as load
+    from ditlab.core.errors import InputError as InputError
+    from ditlab.core.types import between as between
+    from ditlab.evaluation.protocols import evaluate as evaluate
+    from ditlab.inference.pipeline import Pipeline as Pipeline
     from ditlab.training import train as train
-    from ditlab.types import between as between
 
 _HOMES = {
     "create": "ditlab.backbones",
-    "evaluate": "ditlab.evaluation.protocol",
-    "load": "ditlab.interop",
-    "Pipeline": "ditlab.pipeline",
+    "evaluate": "ditlab.evaluation.protocols",
+    "load": "ditlab.checkpoints",
+    "Pipeline": "ditlab.inference.pipeline",
     "train": "ditlab.training",
-    "InputError": "ditlab.errors",
-    "between": "ditlab.types",
+    "InputError": "ditlab.core.errors",
+    "between": "ditlab.core.types",
 }
-_PARTS = ("autoencoders", "backbones", "data", "diffusion", "evaluation", "interop", "samplers", "training")
+_PARTS = {
+    "interop": "ditlab.checkpoints",  # until the next release
+    "samplers": "ditlab.diffusion.samplers",
+} | {
+    name: f"ditlab.{name}"
+    for name in ("autoencoders", "backbones", "checkpoints", "data", "diffusion", "evaluation", "inference", "training")
+}
 
 __all__ = ["InputError", "Pipeline", "__version__", "between", "create", "evaluate", "load", "train"]
 
@@ -35,5 +41,5 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     if name in _PARTS:
-        return import_module(f"ditlab.{name}")
+        return import_module(_PARTS[name])
     raise AttributeError(f"module 'ditlab' has no attribute {name!r}")

@@ -3,7 +3,7 @@ import torch
 from helpers import relative
 
 from ditlab.autoencoders import KL, create_autoencoder, latent
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 TINY = {
     "in_channels": 3,

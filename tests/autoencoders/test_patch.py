@@ -3,9 +3,9 @@ import torch
 from helpers import perturbed, relative
 
 from ditlab.autoencoders import Patch, create_autoencoder
-from ditlab.errors import InputError
-from ditlab.interop import load_autoencoder, save_autoencoder
-from ditlab.interop.autoencoders import fingerprint
+from ditlab.autoencoders.io import fingerprint
+from ditlab.checkpoints import load_autoencoder, save_autoencoder
+from ditlab.core.errors import InputError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from helpers import relative
 
 from ditlab.backbones import create, names
 from ditlab.backbones.layers import PatchEmbed, sincos_positions, unpatchify
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.evaluation import measure
 
 CONDITIONS = ("in-context", "cross-attention", "adaln", "adaln-zero")

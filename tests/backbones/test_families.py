@@ -10,10 +10,11 @@ from rich.console import Console
 import ditlab
 from ditlab.backbones import BACKBONES, create, find, name_of, names
 from ditlab.backbones.lora import add_lora, merged
-from ditlab.config import parse_recipe
+from ditlab.checkpoints.native import load_folder
+from ditlab.config.reader import parse_recipe
+from ditlab.core.errors import InputError
 from ditlab.diffusion.objective import Objective
-from ditlab.errors import InputError
-from ditlab.pipeline import Pipeline, load_folder
+from ditlab.inference.pipeline import Pipeline
 from ditlab.training import train
 
 SHAPE = {"size": 8, "channels": 3, "classes": 3, "learn_variance": False}

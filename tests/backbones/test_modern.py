@@ -7,12 +7,12 @@ from rich.console import Console
 
 from ditlab.backbones import create
 from ditlab.backbones.layers import SwiGLU, rotated, rotations
-from ditlab.config import parse_recipe
+from ditlab.checkpoints.published import to_official
+from ditlab.config.reader import parse_recipe
+from ditlab.core.errors import InputError
 from ditlab.data import open_dataset
 from ditlab.diffusion.objective import Objective
-from ditlab.errors import InputError
 from ditlab.evaluation import measure
-from ditlab.interop.official import to_official
 from ditlab.training import train
 from ditlab.training.trainer import LossOf, apart
 

@@ -4,9 +4,9 @@ from helpers import inputs, perturbed, tiny_pipeline
 
 from ditlab.backbones import create, names
 from ditlab.backbones.layers import unpatchify
+from ditlab.checkpoints.published import family_of
 from ditlab.evaluation import measure
-from ditlab.interop.official import family_of
-from ditlab.training.transfer import summary, transfer
+from ditlab.training.init_from import summary, transfer
 
 TINY = {"size": 8, "channels": 3, "classes": 3, "width": 32, "depth": 4, "heads": 2, "patch": 2}
 

@@ -25,12 +25,13 @@ from ditlab.backbones.udit import (
     split,
     unshuffle,
 )
+from ditlab.checkpoints.native import load_folder
+from ditlab.checkpoints.published import family_of, to_official
+from ditlab.core.errors import InputError
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
-from ditlab.errors import InputError
 from ditlab.evaluation import measure
-from ditlab.interop.official import family_of, to_official
-from ditlab.pipeline import Pipeline, load_folder
+from ditlab.inference.pipeline import Pipeline
 
 TINY = {"size": 8, "channels": 3, "classes": 3, "width": 16, "heads": 2, "depths": [1, 1, 1]}
 BARE = Style(heads=2, attention="token", downsampler="unshuffle", cosine=False, rope=False, feed_forward="plain")

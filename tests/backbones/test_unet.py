@@ -4,7 +4,7 @@ from helpers import inputs, perturbed, relative
 
 from ditlab import cli
 from ditlab.backbones import create
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.evaluation import measure
 
 TINY = {"size": 16, "channels": 3, "classes": 3, "width": 16, "multiples": [1, 2], "depth": 1, "attention_at": [2]}

@@ -6,13 +6,13 @@ from ditlab.backbones import create, names
 from ditlab.backbones.layers import sinusoids
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.backbones.uvit import UViT
+from ditlab.checkpoints.published import family_of
+from ditlab.core.errors import InputError
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
-from ditlab.errors import InputError
 from ditlab.evaluation import measure
-from ditlab.interop.official import family_of
-from ditlab.pipeline import Pipeline
-from ditlab.training.transfer import transfer
+from ditlab.inference.pipeline import Pipeline
+from ditlab.training.init_from import transfer
 
 TINY = {"size": 8, "channels": 3, "classes": 3, "learn_variance": False, "width": 32, "depth": 5, "heads": 2} | {
     "patch": 2

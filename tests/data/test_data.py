@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ditlab.core.errors import InputError
+from ditlab.core.types import Batch
 from ditlab.data import ahead, open_dataset, training_order
-from ditlab.data.digits import digits, held_out_digits
-from ditlab.errors import InputError
-from ditlab.types import Batch
+from ditlab.data.builtin.digits import digits, held_out_digits
 
 
 def picture(path, value=0, size=(12, 8), mode="RGB"):

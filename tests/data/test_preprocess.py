@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ditlab.core.errors import InputError
 from ditlab.data.preprocess import Preprocess, to_rgb
 from ditlab.data.sources import Unreadable
-from ditlab.errors import InputError
 
 
 def noise(height, width, channels=3):

@@ -3,8 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from ditlab.core.errors import InputError
 from ditlab.data.rows import RowFile, row_file
-from ditlab.errors import InputError
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ditlab.config import Preparation
+from ditlab.config.sections import Preparation
+from ditlab.core.errors import InputError
 from ditlab.data import Preprocess, open_dataset
 from ditlab.data import sources as module
-from ditlab.data.own import Pictures
+from ditlab.data.images import Pictures
 from ditlab.data.sources import Unreadable, open_source
-from ditlab.errors import InputError
 
 
 def picture(path, value, size=(12, 8)):

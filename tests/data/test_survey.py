@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from ditlab.core.errors import InputError
 from ditlab.data.base import spread
 from ditlab.data.sources import open_source
 from ditlab.data.survey import sample_sheet, survey
-from ditlab.errors import InputError
 
 
 def test_a_survey_counts_what_is_there(tmp_path):

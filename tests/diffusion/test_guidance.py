@@ -3,10 +3,10 @@ import torch
 from helpers import relative, tiny_pipeline
 
 from ditlab.backbones import create
+from ditlab.core.errors import InputError
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
-from ditlab.errors import InputError
 
 
 class Counting:

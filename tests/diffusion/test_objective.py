@@ -2,9 +2,9 @@ import pytest
 import torch
 from helpers import relative
 
+from ditlab.core.errors import InputError
 from ditlab.diffusion.objective import TARGETS, Objective
 from ditlab.diffusion.process import DDPM, PROCESSES, Cosine, Linear, per_image
-from ditlab.errors import InputError
 
 TIMES = torch.tensor([0.05, 0.3, 0.5, 0.8, 0.95], dtype=torch.float64)
 

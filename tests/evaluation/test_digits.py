@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ditlab.data.digits import digits
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
+from ditlab.data.builtin.digits import digits
 from ditlab.evaluation import score_digits
 
 

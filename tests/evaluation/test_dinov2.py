@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.evaluation.features.dinov2 import DinoV2, positions
 
 transformers = pytest.importorskip("transformers")

@@ -3,9 +3,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from ditlab.data import samples
+from ditlab.core.errors import InputError
+from ditlab.data import npz as samples
 from ditlab.data.base import InMemory
-from ditlab.errors import InputError
 from ditlab.evaluation import frechet_distance, inception_score, statistics
 from ditlab.evaluation import gather as module
 from ditlab.evaluation.features import Extracted, Features

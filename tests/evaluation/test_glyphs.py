@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ditlab.data.glyphs import Glyphs
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
+from ditlab.data.builtin.glyphs import Glyphs
 from ditlab.evaluation import glyphs as module
 from ditlab.evaluation.features.glyphs import glyph_reader
 from ditlab.evaluation.glyphs import score_glyphs

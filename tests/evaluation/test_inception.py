@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.evaluation.features import inception as module
 from ditlab.evaluation.features.inception import Inception, InceptionNet, build, resize
 

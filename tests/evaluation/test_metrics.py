@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from ditlab.core.errors import InputError
 from ditlab.data.rows import RowFile, row_file
-from ditlab.errors import InputError
 from ditlab.evaluation import frechet_distance, inception_score, kernel_distance, precision_recall
 from ditlab.evaluation.metrics.frechet import gaussian_distance
 from ditlab.evaluation.metrics.neighbours import nearer, nearest, neighbour_ratio, neighbours_of, nobody, radii

@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from ditlab.config import Evaluation, Recipe, parse_recipe
-from ditlab.errors import InputError
-from ditlab.planning import plan
+from ditlab.config.reader import parse_recipe
+from ditlab.config.sections import Evaluation, Recipe
+from ditlab.core.errors import InputError
+from ditlab.profiling.plan import plan
 from ditlab.study import grid
 from ditlab.study.grid import images_of, lay_out, mark_of, rehearse
 from ditlab.study.recipe import Budget, Study, changed

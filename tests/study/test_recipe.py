@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ditlab.config import Recipe
-from ditlab.errors import InputError
+from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
 from ditlab.study import recipe
 from ditlab.study.recipe import Budget, changed, grid, matching, read_study
 

@@ -11,11 +11,11 @@ from PIL import Image
 from rich.console import Console
 
 from ditlab.cli import main
-from ditlab.errors import InputError
-from ditlab.evaluation.sweep import plotting
-from ditlab.files import claimed
-from ditlab.model_folder import checkpoints
-from ditlab.planning import GIB
+from ditlab.core.errors import InputError
+from ditlab.core.io import claimed
+from ditlab.core.units import GIB
+from ditlab.core.weights import checkpoints
+from ditlab.report.plotting import plotting
 from ditlab.study import run as running
 from ditlab.study.claims import OPEN
 from ditlab.study.plots import finish
@@ -271,7 +271,9 @@ def test_a_claim_to_work_ends_with_its_block_and_its_process(tmp_path):
     file = tmp_path / "x" / "a.lock"
     with claimed(file) as mine, claimed(file) as theirs:
         assert (mine, theirs) == (True, False)
-    script = f"import pathlib, ditlab.files as f; f.claimed(pathlib.Path({str(file)!r})).__enter__(); raise SystemExit"
+    script = (
+        f"import pathlib, ditlab.core.io as f; f.claimed(pathlib.Path({str(file)!r})).__enter__(); raise SystemExit"
+    )
     subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     with claimed(file) as mine:
         assert mine
@@ -334,7 +336,7 @@ class TestRefusals:
 
     def test_a_part_that_does_not_fit(self, refuses, tmp_path, monkeypatch):
         write(tmp_path, TINY.replace("{model.width = 48}", "{model = {width = 1024, depth = 8}}"))
-        monkeypatch.setattr("ditlab.planning.total_memory", lambda device: int(1.2 * GIB))
+        monkeypatch.setattr("ditlab.profiling.plan.total_memory", lambda device: int(1.2 * GIB))
         said = refuses(tmp_path / "tiny.toml", "--out", tmp_path / "out")
         assert re.search(r'part "c" needs \d\.\d GiB of memory and there are 1\.2; give it a smaller', said)
         assert not (tmp_path / "out" / "runs").exists()

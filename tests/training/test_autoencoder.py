@@ -6,12 +6,13 @@ from PIL import Image
 from rich.console import Console
 
 import ditlab
-from ditlab.config import AutoencoderTraining, parse_recipe
+from ditlab.checkpoints import load_autoencoder
+from ditlab.config.reader import parse_recipe
+from ditlab.config.sections import AutoencoderTraining
+from ditlab.core.errors import InputError
 from ditlab.data.base import InMemory
-from ditlab.encoding import encode
-from ditlab.errors import InputError
+from ditlab.data.latents.encode import encode
 from ditlab.evaluation.reconstruction import psnr
-from ditlab.interop import load_autoencoder
 from ditlab.training import train
 from ditlab.training.autoencoder import edge_error, reconstruct, train_autoencoder
 
@@ -143,7 +144,7 @@ def test_training_on_a_cache_and_drawing_from_it(trained, tmp_path):
     drawn = ditlab.load(tmp_path / "run")(["odd"], seeds=[0, 1], output_type="pt").images
     assert drawn.shape == (2, 3, 8, 8)
     other = load_autoencoder(trained[1], scale=2.0)
-    ditlab.interop.save_autoencoder(other, tmp_path / "other")
+    ditlab.checkpoints.save_autoencoder(other, tmp_path / "other")
     with pytest.raises(InputError, match=r"was made with autoencoder .*, not with .*, which this run asks for; encode"):
         train(latent_recipe(tmp_path / "cache", autoencoder=str(tmp_path / "other")), tmp_path / "run2")
     (tmp_path / "cache" / "autoencoder" / "config.json").write_text((tmp_path / "other" / "config.json").read_text())

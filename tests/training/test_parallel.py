@@ -15,11 +15,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import ditlab
-from ditlab.config import parse_recipe
-from ditlab.errors import InputError
+from ditlab.config.reader import parse_recipe
+from ditlab.core.errors import InputError
 from ditlab.training import train
-from ditlab.training.chance import Chance
 from ditlab.training.parallel import Place
+from ditlab.training.rng import Chance
 
 QUIET = Console(quiet=True)
 RECIPE = """
@@ -70,7 +70,7 @@ def launch(processes, recipe, out, *options):
 
 
 def alone(recipe, out, *options):
-    return train(parse_recipe(ditlab.config.read_toml(recipe), options), out, console=QUIET)
+    return train(parse_recipe(ditlab.config.reader.read_toml(recipe), options), out, console=QUIET)
 
 
 def losses(run):

@@ -18,10 +18,10 @@ from rich.console import Console
 
 import ditlab
 from ditlab.autoencoders import Pixel
-from ditlab.config import parse_recipe
+from ditlab.config.reader import parse_recipe
+from ditlab.core.errors import InputError
 from ditlab.data import open_dataset, training_order
-from ditlab.errors import InputError
-from ditlab.speed.precision import faster_dtype
+from ditlab.inference.optimize.precision import faster_dtype
 from ditlab.training import train, trainer
 from ditlab.training.ema import EMA
 from ditlab.training.optim import learning_rate, make_optimizer
@@ -291,8 +291,8 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path):
 
 def start(out, *options):
     script = (
-        "import sys; from ditlab.config import parse_recipe; import json\n"
-        "from ditlab.cli.terminal import fail; from ditlab.errors import InputError\n"
+        "import sys; from ditlab.config.reader import parse_recipe; import json\n"
+        "from ditlab.cli.terminal import fail; from ditlab.core.errors import InputError\n"
         "from ditlab.training import train\n"
         f"try: train(parse_recipe(json.loads({json.dumps(TINY)!r}), sys.argv[2:]), sys.argv[1])\n"
         "except InputError as error: fail(str(error), 2)\n"
@@ -339,7 +339,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, limit, what):
 
     code = (
         "import json, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from ditlab.config import parse_recipe; from ditlab.errors import InputError\n"
+        "from ditlab.config.reader import parse_recipe; from ditlab.core.errors import InputError\n"
         "from ditlab.training import train\n"
         f"try: train(parse_recipe(json.loads({json.dumps(TINY)!r})), {str(run)!r})\n"
         "except InputError as error: print(error)\n"

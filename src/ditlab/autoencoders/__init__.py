@@ -8,7 +8,7 @@ from ditlab.autoencoders.kl import KL
 from ditlab.autoencoders.latent import Latent
 from ditlab.autoencoders.patch import Patch
 from ditlab.autoencoders.pixel import Pixel
-from ditlab.errors import lookup
+from ditlab.core.errors import lookup
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {"pixel": Pixel, "kl": KL, "patch": Patch, "absent": Absent}
 

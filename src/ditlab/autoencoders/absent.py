@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ditlab.autoencoders.base import Autoencoder
-from ditlab.errors import InputError
-from ditlab.types import Noise
+from ditlab.core.errors import InputError
+from ditlab.core.types import Noise
 
 
 class Absent(Autoencoder):

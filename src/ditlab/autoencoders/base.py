@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ditlab.types import Noise
+from ditlab.core.types import Noise
 
 
 class Autoencoder(nn.Module, ABC):

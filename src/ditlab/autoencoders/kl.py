@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.autoencoders.latent import Latent
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 
 class KL(Latent):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ditlab.autoencoders.base import Autoencoder
-from ditlab.errors import InputError
-from ditlab.types import Noise
+from ditlab.core.errors import InputError
+from ditlab.core.types import Noise
 
 SLICE = 2**22  # pixels that pass through the network at a time: 16 pictures of 512x512
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.autoencoders.latent import Latent
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 LOG_VARIANCE = -6.0  # of the posterior before training, beside latents of unit variance
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ditlab.autoencoders.base import Autoencoder
-from ditlab.types import Noise
+from ditlab.core.types import Noise
 
 
 class Pixel(Autoencoder):

@@ -12,7 +12,7 @@ from ditlab.backbones.skipdit import SkipDiT
 from ditlab.backbones.udit import UDiT
 from ditlab.backbones.unet import ADM, LDM
 from ditlab.backbones.uvit import UViT
-from ditlab.errors import InputError, lookup, nearest
+from ditlab.core.errors import InputError, lookup, nearest
 
 BACKBONES: dict[str, type[Backbone]] = {
     "DiT": DiT,

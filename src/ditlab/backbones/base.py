@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 IMAGENET = 1000  # classes
 
@@ -97,7 +97,7 @@ class Backbone(nn.Module, ABC):
         return []
 
     def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        """The part that may be left out at some steps (`ditlab.speed.reuse`): all but the first and the last layers."""
+        """The part that may be left out at some steps (`inference.optimize.reuse`): not the first and last layers."""
         raise NotImplementedError
 
     def with_parts(self, parts: dict[nn.Module, nn.Module]) -> Self:

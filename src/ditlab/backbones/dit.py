@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone
-from ditlab.backbones.exits import check_exits, depth_at, routed, through
 from ditlab.backbones.layers import (
     Attention,
     CrossAttention,
@@ -28,7 +27,8 @@ from ditlab.backbones.layers import (
     sincos_positions,
     unpatchify,
 )
-from ditlab.errors import InputError, lookup
+from ditlab.backbones.routing import check_exits, depth_at, routed, through
+from ditlab.core.errors import InputError, lookup
 
 
 class Size(NamedTuple):

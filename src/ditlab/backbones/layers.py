@@ -124,7 +124,7 @@ class Mlp(nn.Module):
 
 
 class LinearGELU(nn.Linear):
-    """A linear layer and GELU, which `ditlab.speed.packing` computes in one pass."""
+    """A linear layer and GELU, which `ditlab.inference.optimize.packing` computes in one pass."""
 
     def __init__(self, width: int, out: int, approximate: str) -> None:
         super().__init__(width, out)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ditlab.backbones import Backbone, create
-from ditlab.errors import InputError
-from ditlab.unfilled import Unfilled
+from ditlab.core.errors import InputError
+from ditlab.core.modules import Unfilled
 
 
 def peft_library() -> Any:

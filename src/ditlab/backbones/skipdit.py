@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import norm, unpatchify
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 
 class SkipDiT(DiT):

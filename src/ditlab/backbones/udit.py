@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.depthwise import depthwise_conv
 from ditlab.backbones.layers import LabelEmbedder, LinearGELU, Mlp, TimestepEmbedder, attend, norm
-from ditlab.errors import InputError, lookup
-from ditlab.unfilled import Unfilled
+from ditlab.core.errors import InputError, lookup
+from ditlab.core.modules import Unfilled
 
 
 class Size(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 CONTEXT = 512  # width of the label in LDM
 

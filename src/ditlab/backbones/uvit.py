@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones.base import IMAGENET, Backbone
 from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, sinusoids, unpatchify
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 
 class Size(NamedTuple):

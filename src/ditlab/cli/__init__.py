@@ -8,11 +8,11 @@ import sys
 
 from cyclopts import CycloptsError
 
-from ditlab.cli import drawing, judging, models, pictures, serving, training  # noqa: F401 - each adds its commands
+from ditlab.cli import data, evaluation, models, sampling, serving, training  # noqa: F401 - each adds its commands
 from ditlab.cli.terminal import app, fail
-from ditlab.config import one_line
-from ditlab.errors import InputError, RunError
-from ditlab.hardware import keep_freed_memory
+from ditlab.config.reader import one_line
+from ditlab.core.device import keep_freed_memory
+from ditlab.core.errors import InputError, RunError
 
 
 def main() -> None:

@@ -9,8 +9,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, claim_folder, foreign, print_json, say, say_note
-from ditlab.config import ModelOptions, Whole, parse_size
-from ditlab.errors import InputError
+from ditlab.config.reader import parse_size
+from ditlab.config.sections import ModelOptions, Whole
+from ditlab.core.errors import InputError
 
 
 @app.command(group="Models")
@@ -113,7 +114,7 @@ def convert(
     autoencoder
         The autoencoder that goes with it, for a source that came without: folder, file or hub id.
     """
-    from ditlab.interop import convert, load
+    from ditlab.checkpoints import convert, load
 
     pipe = load(source, weights=weights, sit=sit, autoencoder=autoencoder, **foreign(heads, size, classes))
     say_note(pipe.config)
@@ -170,8 +171,8 @@ def export(
     json
         Print one JSON object.
     """
-    from ditlab.interop import load
-    from ditlab.interop.export import export
+    from ditlab.checkpoints import load
+    from ditlab.inference.export import export
 
     pipe = load(model, weights=weights, autoencoder=autoencoder, **foreign(heads, size, classes))
     say_note(pipe.config)
@@ -207,8 +208,8 @@ def average(
     json
         Print one JSON object.
     """
-    from ditlab.interop import load
-    from ditlab.training.profiles import rebuild
+    from ditlab.checkpoints import load
+    from ditlab.training.power_ema import rebuild
 
     claim_folder(out, overwrite=False)
     values = rebuild(run, width, images)

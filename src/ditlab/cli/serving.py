@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ditlab.cli.terminal import app, say, say_note
-from ditlab.config import Whole
-from ditlab.errors import InputError
-from ditlab.hardware import pick_device
+from ditlab.config.sections import Whole
+from ditlab.core.device import pick_device
+from ditlab.core.errors import InputError
 
 
 @app.command(group="Draw")
@@ -62,12 +62,12 @@ def serve(
     try:
         import uvicorn
 
-        from ditlab.studio.api import create_app
+        from ditlab.server.app import create_app
     except ImportError as error:
         raise InputError(f"the service needs {error.name}; pip install 'ditlab[studio]'") from None
-    from ditlab.interop import load
-    from ditlab.model_folder import checkpoints
-    from ditlab.studio.service import Limits
+    from ditlab.checkpoints import load
+    from ditlab.core.weights import checkpoints
+    from ditlab.server.service import Limits
 
     token = token or os.environ.get("DITLAB_TOKEN", "")
     if host not in ("127.0.0.1", "::1", "localhost") and not token and not open_to_all:

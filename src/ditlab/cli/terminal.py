@@ -9,10 +9,11 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from ditlab import __version__
-from ditlab.config import parse_size, recipe_config
-from ditlab.errors import InputError
-from ditlab.files import is_vacant
+from ditlab.cli.recipes import recipe_config
+from ditlab.config.reader import parse_size
+from ditlab.core.errors import InputError
+from ditlab.core.io import is_vacant
+from ditlab.core.version import __version__
 
 app = App(
     name="ditlab",

@@ -10,8 +10,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen
-from ditlab.config import Recipe, Whole, find_recipe, parse_recipe, parse_size, read_toml
-from ditlab.hardware import process_place
+from ditlab.config.reader import find_recipe, parse_recipe, parse_size, read_toml
+from ditlab.config.sections import Recipe, Whole
+from ditlab.core.device import process_place
 
 
 @app.command(group="Train")
@@ -95,7 +96,7 @@ def plan(
     json
         Print one JSON object.
     """
-    from ditlab import planning
+    from ditlab.profiling import plan as planning
 
     find_recipe(recipe)
     shape = None if size is None else (channels, parse_size(size), classes)
@@ -124,7 +125,7 @@ def watch(run: Path, /, *, once: Annotated[bool, Parameter(negative="")] = False
     """
     from rich.live import Live
 
-    from ditlab.watching import read_metrics, view
+    from ditlab.report.run import read_metrics, view
 
     images = parse_recipe(read_toml(run / "recipe.toml"), source=str(run)).train.images
     out = Console()
@@ -203,7 +204,7 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
     json
         Print one JSON object.
     """
-    from ditlab.demo import run_demo
+    from ditlab.study.demo import run_demo
 
     result = run_demo(out, screen)
     if json:

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ditlab.config import Preparation, parse_size
+from ditlab.config.reader import parse_size
+from ditlab.config.sections import Preparation
+from ditlab.core.errors import InputError, nearest
 from ditlab.data.base import Dataset, ahead, training_order
-from ditlab.data.cache import Latents, is_cache
-from ditlab.data.digits import named_digits
-from ditlab.data.glyphs import named_glyphs
-from ditlab.data.own import Pictures
+from ditlab.data.builtin.digits import named_digits
+from ditlab.data.builtin.glyphs import named_glyphs
+from ditlab.data.images import Pictures
+from ditlab.data.latents.cache import Latents, is_cache
+from ditlab.data.npz import SampleFile
 from ditlab.data.preprocess import Preprocess
-from ditlab.data.samples import SampleFile
 from ditlab.data.sources import open_source
-from ditlab.errors import InputError, nearest
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": named_digits, "glyphs": named_glyphs}
 """By the first part of the name, up to a hyphen; the whole name is handed on."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from ditlab.types import Batch
+from ditlab.core.types import Batch
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
+from ditlab.core.errors import InputError, lookup
 from ditlab.data.sources import Unreadable
-from ditlab.errors import InputError, lookup
 
 Fit = Literal["crop", "letterbox", "stretch"]
 

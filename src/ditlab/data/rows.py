@@ -13,7 +13,7 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 
 @final

@@ -19,9 +19,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ditlab.errors import InputError, lookup
-from ditlab.files import replace_text
-from ditlab.hardware import cache_folder
+from ditlab.core.device import cache_folder
+from ditlab.core.errors import InputError, lookup
+from ditlab.core.io import replace_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 LEAST_SIDE = 8  # smaller pictures are icons or accidents

@@ -13,11 +13,11 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from ditlab.core.errors import InputError
 from ditlab.data.base import spread
 from ditlab.data.preprocess import Preprocess, to_rgb
 from ditlab.data.sources import Source, Unreadable
-from ditlab.errors import InputError
-from ditlab.pictures import contact_sheet
+from ditlab.report.sheets import contact_sheet
 
 ROWS, COLUMNS, THUMBNAIL = 16, 8, 64
 NAME = 24  # letters of a class name beside its row

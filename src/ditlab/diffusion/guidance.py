@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ditlab.errors import InputError
-from ditlab.types import Denoise, Prediction
+from ditlab.core.errors import InputError
+from ditlab.core.types import Denoise, Prediction
 
 
 class Conditional(Protocol):

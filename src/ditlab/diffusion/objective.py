@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditlab.config import Diffusion
+from ditlab.config.sections import Diffusion
+from ditlab.core.errors import InputError, lookup
+from ditlab.core.types import Prediction
 from ditlab.diffusion.process import DDPM, PROCESSES, Linear, Process, per_image, posterior
-from ditlab.errors import InputError, lookup
-from ditlab.types import Prediction
 
 SAFE = 5e-3  # below this determinant a network error is amplified more than 200 times
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ditlab.data.digits import digits, held_out_digits
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
+from ditlab.data.builtin.digits import digits, held_out_digits
 from ditlab.evaluation.features.digits import digit_reader
 from ditlab.evaluation.metrics import frechet_distance
 

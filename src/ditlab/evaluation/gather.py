@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from ditlab.core.errors import InputError
+from ditlab.core.io import replacing
+from ditlab.core.progress import progress_bar
 from ditlab.data import Dataset
+from ditlab.data.npz import BLOCK
 from ditlab.data.rows import RowFile, row_file
-from ditlab.data.samples import BLOCK
-from ditlab.errors import InputError
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.statistics import Kept, Statistics, Sums, Totals
-from ditlab.files import replacing
-from ditlab.sampling import progress_bar, watch
+from ditlab.inference.samples import watch
 
 SAVE_EVERY = 30.0  # seconds
 LEFT = -1  # in place of the count of a block that is not done

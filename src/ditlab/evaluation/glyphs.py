@@ -9,8 +9,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ditlab.data.glyphs import Glyphs
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
+from ditlab.data.builtin.glyphs import Glyphs
 from ditlab.evaluation.digits import FLOOR_DRAWS, Score
 from ditlab.evaluation.features.glyphs import SIDE, glyph_reader
 from ditlab.evaluation.features.small import Reader

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 Array = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import atanh, log10, tanh
 from statistics import StatisticsError, correlation, fmean, linear_regression
 
-from ditlab.evaluation.sweep import standard_error
+from ditlab.core.stats import standard_error
 from ditlab.study.recipe import LOG, Claim, matching
 
 CONFIDENCE = 0.95

@@ -15,23 +15,25 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from ditlab import __version__
 from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone
-from ditlab.config import Data, Evaluation, Preparation, Recipe, to_tables
+from ditlab.checkpoints import load
+from ditlab.config.reader import to_tables
+from ditlab.config.sections import Data, Evaluation, Preparation, Recipe
+from ditlab.core.device import pick_device
+from ditlab.core.errors import InputError, lookup
+from ditlab.core.units import GIB, duration
+from ditlab.core.version import __version__
 from ditlab.data import Dataset, is_cache, open_dataset
 from ditlab.diffusion.objective import make_objective
-from ditlab.errors import InputError, lookup
-from ditlab.evaluation import protocol
+from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.reference import identity, open_pictures, told_of
-from ditlab.hardware import pick_device
-from ditlab.interop import load
-from ditlab.pipeline import Pipeline
-from ditlab.planning import GIB, Plan, duration, plan
-from ditlab.sampling import Samples
+from ditlab.evaluation.references import identity, open_pictures, told_of
+from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.samples import Samples
+from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
 from ditlab.training.state import FREE
 from ditlab.training.trainer import check_ranges, pick_autoencoder

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ditlab.evaluation.sweep import plotting
+from ditlab.report.plotting import plotting
 from ditlab.study.claims import MINUS, Entry, Line, fit, signed
 from ditlab.study.recipe import AXES, LOG, METRICS, Plot, matching
 from ditlab.study.run import Findings

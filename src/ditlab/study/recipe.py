@@ -11,17 +11,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ditlab.config import (
-    Evaluation,
-    Recipe,
-    Whole,
-    find_recipe,
-    parse_recipe,
-    parse_table,
-    read_toml,
-    without_network,
-)
-from ditlab.errors import InputError, nearest
+from ditlab.config.reader import find_recipe, parse_recipe, parse_table, read_toml, without_network
+from ditlab.config.sections import Evaluation, Recipe, Whole
+from ditlab.core.errors import InputError, nearest
 
 METRICS = {
     "fd": "frechet",

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from ditlab import __version__
-from ditlab.evaluation.protocol import default_features
-from ditlab.files import replace_text
-from ditlab.planning import duration
+from ditlab.core.io import replace_text
+from ditlab.core.units import duration
+from ditlab.core.version import __version__
+from ditlab.evaluation.protocols import default_features
+from ditlab.report.html import page
 from ditlab.study.claims import CONFIDENCE, FAILS, HOLDS, OPEN, WITHIN, Entry, Verdict
 from ditlab.study.grid import magnitude
 from ditlab.study.plots import Figure, draw_all
 from ditlab.study.recipe import METRICS
 from ditlab.study.run import NAME, Findings, as_json
-from ditlab.watching import page
 
 REPORT, SUMMARY, PLOTS = "report.html", "summary.md", "plots"
 WIDEST = 720  # pixels of a grid in the page

@@ -19,19 +19,19 @@ from typing import Any
 
 from rich.console import Console
 
-from ditlab.errors import InputError
-from ditlab.evaluation.protocol import evaluate
-from ditlab.evaluation.reference import Reference
-from ditlab.evaluation.sweep import plotting
-from ditlab.files import claimed, replace_text
-from ditlab.hardware import describe, pick_device, process_place
-from ditlab.model_folder import checkpoints
-from ditlab.planning import GIB
+from ditlab.core.device import describe, pick_device, process_place
+from ditlab.core.errors import InputError
+from ditlab.core.io import claimed, replace_text
+from ditlab.core.units import GIB
+from ditlab.core.weights import checkpoints
+from ditlab.evaluation.protocols import evaluate
+from ditlab.evaluation.references import Reference
+from ditlab.report.plotting import plotting
+from ditlab.report.run import read_metrics
 from ditlab.study.claims import Entry, Verdict, judge
 from ditlab.study.grid import Part, Way, lay_out
 from ditlab.study.recipe import Study, recipe_value, used_axes
 from ditlab.training import train
-from ditlab.watching import read_metrics
 
 NAME = "study.json"
 Line = dict[str, Any]

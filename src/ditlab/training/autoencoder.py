@@ -20,15 +20,14 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.autoencoders import Latent, Patch, create_autoencoder
-from ditlab.config import AutoencoderTraining, Optim
+from ditlab.checkpoints import save_autoencoder
+from ditlab.config.sections import AutoencoderTraining, Optim
+from ditlab.core.device import pick_device
+from ditlab.core.errors import InputError
+from ditlab.core.io import held, is_vacant, replace_text, replacing
 from ditlab.data import Dataset, ahead, training_order
-from ditlab.errors import InputError
 from ditlab.evaluation.reconstruction import psnr, ssim
-from ditlab.files import held, is_vacant, replace_text, replacing
-from ditlab.hardware import pick_device
-from ditlab.interop import save_autoencoder
-from ditlab.pictures import contact_sheet
-from ditlab.pipeline import to_pil
+from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
 from ditlab.training.trainer import end, interruption

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ditlab.files import replace_text
+from ditlab.core.io import replace_text
 
 BINS = 10  # equal spans of time, over which the loss is told apart
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import Parameter
 
 from ditlab.backbones import Backbone
-from ditlab.config import Optim
+from ditlab.config.sections import Optim
 
 
 def make_optimizer(net: Backbone, settings: Optim) -> "Optimiser":

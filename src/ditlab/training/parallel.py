@@ -22,9 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ditlab.backbones import Backbone
-from ditlab.config import Parallel
-from ditlab.errors import InputError, RunError
-from ditlab.hardware import pick_device, process_place
+from ditlab.config.sections import Parallel
+from ditlab.core.device import pick_device, process_place
+from ditlab.core.errors import InputError, RunError
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@
     run/metrics.jsonl               one line every so many images
     run/previews/000000128000.png   EMA samples of fixed seeds
     run/left-out.jsonl              the batches whose gradient was not finite, if there were any
-    run/averages/000000128000.safetensors   see `ditlab.training.profiles`
+    run/averages/000000128000.safetensors   see `ditlab.training.power_ema`
     run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors, state.pt and manifest.json; ema.safetensors
                                     with LoRA, profiles.safetensors with averages of chosen widths
 
@@ -33,19 +33,20 @@ from torch.distributed.tensor import DTensor
 
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import merged, trained_tensors
-from ditlab.config import Recipe, Train, parse_recipe, read_toml, to_tables, to_toml
+from ditlab.config.reader import parse_recipe, read_toml, to_tables, to_toml
+from ditlab.config.sections import Recipe, Train
+from ditlab.core.device import free_memory
+from ditlab.core.errors import InputError
+from ditlab.core.io import damage, is_vacant, replace_text, replacing, write_manifest
+from ditlab.core.modules import Unfilled
+from ditlab.core.weights import ADAPTER, WEIGHTS, checkpoints, read_config, read_weights
 from ditlab.data import Dataset
-from ditlab.errors import InputError
-from ditlab.files import damage, is_vacant, replace_text, replacing, write_manifest
-from ditlab.hardware import free_memory
-from ditlab.model_folder import ADAPTER, WEIGHTS, checkpoints, read_config, read_weights
-from ditlab.pipeline import Pipeline
+from ditlab.inference.pipeline import Pipeline
 from ditlab.training.ema import EMA
 from ditlab.training.log import Tally, forget_after
 from ditlab.training.optim import Optimiser
 from ditlab.training.parallel import Place, place_like, whole
-from ditlab.training.profiles import STEPS, PowerAverages, as_float16
-from ditlab.unfilled import Unfilled
+from ditlab.training.power_ema import STEPS, PowerAverages, as_float16
 
 PROFILES = "profiles.safetensors"
 AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training goes on

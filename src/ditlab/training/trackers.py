@@ -9,8 +9,8 @@ from uuid import uuid4
 import numpy as np
 from PIL import Image
 
-from ditlab.errors import InputError, lookup
-from ditlab.files import replace_text
+from ditlab.core.errors import InputError, lookup
+from ditlab.core.io import replace_text
 
 
 class Tracker(Protocol):

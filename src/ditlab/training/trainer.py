@@ -21,34 +21,35 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder, Latent, Pixel
+from ditlab.autoencoders.io import fingerprint
 from ditlab.backbones import Backbone, create, find, name_of
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.lora import add_lora, merged
-from ditlab.config import Model, Recipe, Train, to_tables
+from ditlab.checkpoints import load, load_autoencoder
+from ditlab.config.reader import to_tables
+from ditlab.config.sections import Model, Recipe, Train
+from ditlab.core.device import process_place
+from ditlab.core.errors import InputError, RunError
+from ditlab.core.io import held
+from ditlab.core.types import Batch, Noise
+from ditlab.core.weights import newest_checkpoint
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
 from ditlab.diffusion.objective import Objective, make_objective
 from ditlab.diffusion.process import process_name
-from ditlab.errors import InputError, RunError
-from ditlab.files import held
-from ditlab.hardware import process_place
-from ditlab.interop import load, load_autoencoder
-from ditlab.interop.autoencoders import fingerprint
-from ditlab.model_folder import newest_checkpoint
-from ditlab.pictures import contact_sheet, side_by_side
-from ditlab.pipeline import Pipeline
-from ditlab.speed.compilation import compile_and_tell, wanted
-from ditlab.speed.precision import faster_dtype, quick_precision, slowness
-from ditlab.training.chance import EPS, POSTERIOR, ROUTE, Chance
+from ditlab.inference.optimize.compilation import compile_and_tell, wanted
+from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
+from ditlab.inference.pipeline import Pipeline
+from ditlab.report.run import REPORT, write_report
+from ditlab.report.sheets import contact_sheet, side_by_side
 from ditlab.training.ema import EMA
+from ditlab.training.init_from import report, transfer
 from ditlab.training.log import RunLog, Tally
 from ditlab.training.optim import learning_rate, make_optimizer
 from ditlab.training.parallel import Place, joined, keep_inputs_only, local, no_exchange, shard, spread, whole
-from ditlab.training.profiles import PowerAverages, exponent
+from ditlab.training.power_ema import PowerAverages, exponent
+from ditlab.training.rng import EPS, POSTERIOR, ROUTE, Chance
 from ditlab.training.state import Run, TrainState
 from ditlab.training.trackers import flat, trackers
-from ditlab.training.transfer import report, transfer
-from ditlab.types import Batch, Noise
-from ditlab.watching import REPORT, write_report
 
 FEW = 500  # steps, for which compiling is not worth the wait
 LATE = 3.0  # seconds by which a signal may reach one process after another

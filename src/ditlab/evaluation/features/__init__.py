@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ditlab.errors import lookup
+from ditlab.core.errors import lookup
 from ditlab.evaluation.features import digits, glyphs
 from ditlab.evaluation.features.base import Extracted, Features
 from ditlab.evaluation.features.dinov2 import DinoV2

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ditlab.data.digits import digits
+from ditlab.data.builtin.digits import digits
 from ditlab.evaluation.features.base import Features
 from ditlab.evaluation.features.small import FEATURES, Reader, ReaderFeatures, kept, no_weights
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
+from ditlab.core.weights import state_hash
 from ditlab.evaluation.features.base import Extracted, Features
-from ditlab.model_folder import state_hash
 
 DEFAULT = "facebook/dinov2-large"  # ViT-L/14, the one that published distances use
 SIDE = 224  # pixels

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from ditlab.data.glyphs import CLASSES, Glyphs
+from ditlab.data.builtin.glyphs import CLASSES, Glyphs
 from ditlab.evaluation.features.base import Features
 from ditlab.evaluation.features.small import FEATURES, Reader, ReaderFeatures, kept, no_weights
 

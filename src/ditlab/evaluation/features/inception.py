@@ -22,11 +22,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ditlab.errors import InputError
+from ditlab.core.device import cache_folder
+from ditlab.core.errors import InputError
+from ditlab.core.io import replacing
+from ditlab.core.modules import Unfilled
 from ditlab.evaluation.features.base import Extracted, Features
-from ditlab.files import replacing
-from ditlab.hardware import cache_folder
-from ditlab.unfilled import Unfilled
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 PUBLISHED = FILE[-12:-4]  # beginning of its SHA-256

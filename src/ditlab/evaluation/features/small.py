@@ -7,11 +7,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ditlab.errors import InputError
+from ditlab.core.device import cache_folder
+from ditlab.core.errors import InputError
+from ditlab.core.io import replacing
+from ditlab.core.weights import state_hash
 from ditlab.evaluation.features.base import Extracted, Features
-from ditlab.files import replacing
-from ditlab.hardware import cache_folder
-from ditlab.model_folder import state_hash
 
 FEATURES = 64  # values of the layer before the last
 

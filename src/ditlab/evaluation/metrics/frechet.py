@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.evaluation.moments import Gaussian, Moments
 from ditlab.evaluation.statistics import Kept, Statistics, all_finite
 

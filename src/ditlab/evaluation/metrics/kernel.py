@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.evaluation.metrics.frechet import check_features
 from ditlab.evaluation.statistics import Statistics, as_features
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.evaluation.metrics.frechet import check_features
 from ditlab.evaluation.statistics import Kept, Statistics, as_features
 

@@ -1,0 +1,247 @@
+"""Autoencoders that others trained: diffusers' AutoencoderKL as a folder or a file, and the original single files.
+
+A folder says its constants itself. A single file does not: 0.18215 is what DiT's four-channel latents were scaled
+with, SDXL's wants 0.13025, so `scale=` and `shift=` are there for others.
+"""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
+from ditlab.autoencoders.kl import autoencoder_class
+from ditlab.core.errors import InputError
+from ditlab.core.hub import fetch
+from ditlab.core.modules import Unfilled
+from ditlab.core.weights import (
+    AUTOENCODER,
+    CONFIG,
+    fit,
+    newest_checkpoint,
+    pick_weights,
+    read_config,
+    read_file,
+    read_json,
+    read_weights,
+    weights_digest,
+)
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CLASS = "AutoencoderKL"
+FORMAT = "ditlab autoencoder"
+CONSTANTS = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
+OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names until diffusers 0.17
+LDM = "encoder.down.0.block.0.norm1.weight"  # only the original code says it so
+
+
+def load_autoencoder(
+    path: str | Path, *, scale: float | None = None, shift: float | None = None, device: str | torch.device = "cpu"
+) -> Autoencoder:
+    """Read an autoencoder, whoever wrote it.
+
+    Args:
+        path: a folder in diffusers' layout (or one with `vae/` in it), one that `ditlab train-autoencoder` made, a
+            ditlab model or run folder, a single file
+            of weights, or a hub id such as "stabilityai/sd-vae-ft-ema".
+        scale, shift: x0 = (z - shift) scale; what the folder says if None.
+        device: where to put the weights.
+
+    Raises:
+        InputError: nothing there, another kind of model, or a damaged file.
+    """
+    path = fetch(path)
+    given = {name: value for name, value in (("scale", scale), ("shift", shift)) if value is not None}
+    autoencoder = _read(path, given)
+    return autoencoder.eval().requires_grad_(False).to(device)
+
+
+def _read(path: Path, given: dict[str, float]) -> Autoencoder:
+    if path.is_file():
+        return _from_file(path, given)
+    folder = path / "vae" if (path / "vae" / CONFIG).is_file() else path
+    config = read_json(folder / CONFIG) if (model := newest_checkpoint(path)) is None else {"format": "ditlab"}
+    if config.get("format") == "ditlab":
+        return read_part(model or path)
+    if config.get("format") == FORMAT:
+        return _read_own(path, config | given)
+    if config.get("_class_name") != CLASS:
+        raise InputError(f"{folder} holds a {config.get('_class_name')}; an {CLASS} is read")
+    files = [folder / name for name in (WEIGHTS, WEIGHTS.replace("safetensors", "bin")) if (folder / name).is_file()]
+    if not files:
+        raise InputError(f"{folder / WEIGHTS} is missing; download the whole folder")
+    known = inspect.signature(autoencoder_class().__init__).parameters
+    architecture = {key: value for key, value in config.items() if key in known and key not in CONSTANTS}
+    return _build(architecture, constants(config) | given, read_file(files[0]), files[0])
+
+
+def _from_file(path: Path, given: dict[str, float]) -> KL:
+    tensors = pick_weights(read_file(path), "ema", path)
+    prefix = "first_stage_model."  # a whole Stable Diffusion in one file
+    tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} or tensors
+    if not {"encoder.conv_in.weight", "decoder.conv_in.weight"} <= tensors.keys():
+        raise InputError(f"{path} holds no KL autoencoder (it has {', '.join(list(tensors)[:3])}, ...)")
+    if LDM in tensors:
+        tensors = _from_ldm(tensors)
+    architecture = read_architecture(tensors)
+    if architecture["latent_channels"] != 4 and "scale" not in given:
+        raise InputError(f"{path} does not say how its latents are scaled; give scale= (and shift=), or the folder")
+    return _build(architecture, {"scale": 0.18215} | given, tensors, path)
+
+
+def _build(architecture: dict[str, Any], constants: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> KL:
+    with Unfilled():
+        autoencoder = KL(architecture, **constants)
+    tensors = {f"net.{rename(key)}": as_matrix(rename(key), value.float()) for key, value in tensors.items()}
+    autoencoder.load_state_dict(fit(tensors, autoencoder.state_dict(), str(source)), assign=True)
+    return autoencoder
+
+
+def rename(key: str) -> str:
+    """The present name of an attention weight."""
+    return re.sub(r"(attentions\.\d+\.)(query|key|value|proj_attn)\.", lambda m: f"{m[1]}{OLDER[m[2]]}.", key)
+
+
+def as_matrix(key: str, value: Tensor) -> Tensor:
+    """Attention weights as matrices; the original code kept them as 1x1 convolutions."""
+    return value.flatten(1) if ".attentions." in key and value.ndim == 4 else value
+
+
+def constants(config: dict[str, Any]) -> dict[str, Any]:
+    """Shift and scale from diffusers' config: a number each, or one for each channel."""
+    scale = config.get("scaling_factor") or 1.0
+    if config.get("latents_mean") and config.get("latents_std"):
+        return {"shift": config["latents_mean"], "scale": [scale / std for std in config["latents_std"]]}
+    return {"shift": config.get("shift_factor") or 0.0, "scale": scale}
+
+
+def read_architecture(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """AutoencoderKL's arguments from tensor shapes under diffusers' names."""
+    levels = 1 + max(int(key.split(".")[2]) for key in tensors if key.startswith("encoder.down_blocks."))
+    resnets = {key.split(".")[4] for key in tensors if key.startswith("encoder.down_blocks.0.resnets.")}
+    return {
+        "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+        "out_channels": len(tensors["decoder.conv_out.weight"]),
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "block_out_channels": [len(tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"]) for i in range(levels)],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": len(resnets),
+        "use_quant_conv": "quant_conv.weight" in tensors,
+        "use_post_quant_conv": "post_quant_conv.weight" in tensors,
+        "mid_block_add_attention": any("mid_block.attentions" in key for key in tensors),
+    }
+
+
+def _from_ldm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The original code's names -> diffusers' names."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    levels = 1 + max(int(key.split(".")[2]) for key in tensors if key.startswith("encoder.down."))
+    shape = {"down_block_types": [""] * levels, "up_block_types": [""] * levels}
+    renamed: dict[str, Tensor] = convert_ldm_vae_checkpoint(dict(tensors), shape)  # type: ignore[no-untyped-call]
+    return renamed
+
+
+def read_part(model: Path) -> Autoencoder:
+    """The autoencoder of a model folder that ditlab wrote, without reading its network.
+
+    Raises:
+        InputError: a config that is not complete, or weights that are missing or do not fit.
+    """
+    try:
+        with Unfilled():
+            autoencoder = create_autoencoder(**read_config(model)["autoencoder"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{model / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
+        ) from error
+    if expected := autoencoder.state_dict():
+        autoencoder.load_state_dict(read_weights(model / AUTOENCODER, expected), assign=True)
+    return autoencoder.eval().requires_grad_(False)
+
+
+def _read_own(folder: Path, config: dict[str, Any]) -> Autoencoder:
+    try:
+        with Unfilled():
+            autoencoder = create_autoencoder(**{key: value for key, value in config.items() if key != "format"})
+    except TypeError as error:
+        raise InputError(f"{folder / CONFIG} is not a complete autoencoder ({error}); save it again") from error
+    autoencoder.load_state_dict(read_weights(folder / AUTOENCODER, autoencoder.state_dict()), assign=True)
+    return autoencoder
+
+
+def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = False) -> Path:
+    """Write config.json and weights: diffusers' layout for a `KL`, ditlab's own for others.
+
+    Args:
+        autoencoder: what to write.
+        folder: made if it does not exist.
+        folded: put a shift and a scale for each channel into the 1x1 convolutions next to the latents, for readers
+            that know a single scaling factor only (DiTPipeline).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(autoencoder, KL):
+        save_file({key: value.contiguous() for key, value in autoencoder.state_dict().items()}, folder / AUTOENCODER)
+        write_config(folder, {"format": FORMAT, **autoencoder.config})
+        return folder
+    config = {"_class_name": CLASS, **autoencoder.config["architecture"]}
+    shift, scale = autoencoder.config["shift"], autoencoder.config["scale"]
+    tensors = {key.removeprefix("net."): value for key, value in autoencoder.state_dict().items()}
+    if shift == 0 and not isinstance(scale, list):
+        config |= {"scaling_factor": scale}
+    elif folded:
+        config |= {"scaling_factor": 1.0}
+        tensors = fold(tensors, shift, scale)
+    else:
+        means, deviations = (torch.as_tensor(v).double() for v in (shift, 1 / torch.as_tensor(scale).double()))
+        shape = (config["latent_channels"],)
+        config |= {"scaling_factor": 1.0, "latents_mean": means.expand(shape).tolist()}
+        config |= {"latents_std": deviations.expand(shape).tolist()}
+    save_file(tensors, folder / WEIGHTS)
+    write_config(folder, config)
+    return folder
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """`config.json` of an autoencoder's folder."""
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def fold(tensors: dict[str, Tensor], shift: Any, scale: Any) -> dict[str, Tensor]:
+    """Tensors of an equal autoencoder whose latents are already (z - shift) scale.
+
+    Raises:
+        InputError: an autoencoder without the 1x1 convolutions that could take them up.
+    """
+    if not {"quant_conv.weight", "post_quant_conv.weight"} <= tensors.keys():
+        raise InputError("this autoencoder has no quant_conv to take up its shift; convert to ditlab instead")
+    channels = len(tensors["post_quant_conv.weight"])
+    shift, scale = (torch.as_tensor(v).double().expand(channels) for v in (shift, scale))
+    weight, bias = tensors["quant_conv.weight"].double(), tensors["quant_conv.bias"].double()
+    rows = torch.cat([scale, torch.ones(channels)]).reshape(-1, 1, 1, 1)
+    back, back_bias = tensors["post_quant_conv.weight"].double(), tensors["post_quant_conv.bias"].double()
+    folded = {
+        "quant_conv.weight": weight * rows,
+        "quant_conv.bias": torch.cat([(bias[:channels] - shift) * scale, bias[channels:] + 2 * scale.log()]),
+        "post_quant_conv.weight": back / scale.reshape(1, -1, 1, 1),
+        "post_quant_conv.bias": back_bias + back[:, :, 0, 0] @ shift,
+    }
+    return tensors | {key: value.float() for key, value in folded.items()}
+
+
+def fingerprint(autoencoder: Autoencoder) -> str:
+    """Hash of an autoencoder's weights and constants: equal for equal latents, wherever they were read from."""
+    shift, scale = (torch.as_tensor(autoencoder.config.get(name, 0.0)).tolist() for name in ("shift", "scale"))
+    constants = f"{autoencoder.config['kind']} {rounded(shift)} {rounded(scale)}"
+    return weights_digest(autoencoder, constants.encode()).hexdigest()
+
+
+def rounded(constant: float | list[float]) -> str:
+    """A constant with the digits that survive being written as its inverse."""
+    return " ".join(f"{value:.6g}" for value in (constant if isinstance(constant, list) else [constant]))

@@ -1,0 +1,166 @@
+"""DiT as diffusers stores it: other key names, q, k and v apart, and a copy of both embedders in every block.
+
+diffusers recomputes positions and stores none. Its timestep frequencies are 10000^(-i/127) where DiT's are
+10000^(-i/128) (`frequency_shift`), so a model trained with the one is not quite itself in the other.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditlab.backbones.layers import sincos_positions
+from ditlab.core.errors import InputError
+from ditlab.core.weights import read_file, read_json
+
+# ditlab (and official) name <-> diffusers name; {i} is the number of the block.
+NAMES = {
+    "x_embedder.proj": "pos_embed.proj",
+    "blocks.{i}.attn.proj": "transformer_blocks.{i}.attn1.to_out.0",
+    "blocks.{i}.mlp.fc1": "transformer_blocks.{i}.ff.net.0.proj",
+    "blocks.{i}.mlp.fc2": "transformer_blocks.{i}.ff.net.2",
+    "blocks.{i}.adaLN_modulation.1": "transformer_blocks.{i}.norm1.linear",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+COPIED = {  # stands in every block
+    "t_embedder.mlp.0": "timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "timestep_embedder.linear_2",
+    "y_embedder.embedding_table": "class_embedder.embedding_table",
+}
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SCHEDULER = {  # DiT's chain, sampled by DDIM with DiT's own strides
+    "_class_name": "DDIMScheduler",
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "beta_schedule": "linear",
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "timestep_spacing": "leading",
+}
+SHIFT = "_frequency_shift"  # ours in their config; they skip keys that begin with an underscore
+QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
+
+
+def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Official keys -> diffusers keys; the values are the same tensors but for the copies of the embedders."""
+    depth = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks."))
+    out: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        stem, kind = key.rsplit(".", 1) if "." in key else (key, "")
+        number = stem.split(".")[1] if stem.startswith("blocks.") else ""
+        pattern = stem.replace(f"blocks.{number}.", "blocks.{i}.", 1) if number else stem
+        if key == "pos_embed":
+            continue
+        if stem in COPIED:
+            names = [f"transformer_blocks.{i}.norm1.emb.{COPIED[stem]}.{kind}" for i in range(depth)]
+            out |= {name: value.clone() if i else value for i, name in enumerate(names)}  # a file shares no memory
+        elif pattern == "blocks.{i}.attn.qkv":
+            for name, part in zip("qkv", value.chunk(3), strict=True):
+                out[f"transformer_blocks.{number}.attn1.to_{name}.{kind}"] = part
+        else:
+            out[f"{NAMES[pattern].replace('{i}', number)}.{kind}"] = value
+    return out
+
+
+def from_diffusers(tensors: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    """diffusers keys -> official keys, with positions computed for the input size (height, width).
+
+    Raises:
+        InputError: copies of an embedder that differ between blocks (fine-tuned apart), or a key without a place.
+    """
+    back = {theirs: ours for ours, theirs in NAMES.items()}
+    copies = {theirs: ours for ours, theirs in COPIED.items()}
+    out: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        stem, kind = key.rsplit(".", 1)
+        number = stem.split(".")[1] if stem.startswith("transformer_blocks.") else ""
+        pattern = stem.replace(f"transformer_blocks.{number}.", "transformer_blocks.{i}.", 1) if number else stem
+        copied = pattern.removeprefix("transformer_blocks.{i}.norm1.emb.")
+        if QKV.fullmatch(key):
+            parts = [tensors[key.replace("to_q", f"to_{name}")] for name in "qkv"]
+            out[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat(parts)
+        elif pattern in ("transformer_blocks.{i}.attn1.to_k", "transformer_blocks.{i}.attn1.to_v"):
+            continue
+        elif copied in copies:
+            name = f"{copies[copied]}.{kind}"
+            if not torch.equal(out.setdefault(name, value), value):
+                raise InputError(f"{key} differs from its copy in block 0; DiT has one embedder for all blocks")
+        elif pattern in back:
+            out[f"{back[pattern].replace('{i}', number)}.{kind}"] = value
+        else:
+            raise InputError(f"{key} has no place in a DiT; this is another kind of model")
+    width, _, patch, _ = out["x_embedder.proj.weight"].shape
+    out["pos_embed"] = sincos_positions(size[0] // patch, size[1] // patch, width)
+    return out
+
+
+def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Official tensors and the overrides of `ditlab.create` of a diffusers transformer folder.
+
+    Raises:
+        InputError: another class of model, a missing shard, damaged files.
+    """
+    config = read_json(folder / CONFIG)
+    if config.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
+        raise InputError(f"{folder} holds a {config.get('_class_name')}; a DiTTransformer2DModel is read")
+    if config.get("norm_type") != "ada_norm_zero":
+        raise InputError(f"{folder} has norm_type {config.get('norm_type')}; ada_norm_zero is read")
+    index = folder / f"{WEIGHTS}.index.json"
+    shards = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [WEIGHTS]
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        if not (folder / shard).exists():
+            raise InputError(f"{folder / shard} is missing; download the whole folder")
+        tensors |= read_file(folder / shard)
+    side = int(config["sample_size"])
+    overrides = {"size": (side, side), "heads": int(config["num_attention_heads"])}
+    overrides["frequency_shift"] = config.get(SHIFT, 1)
+    return from_diffusers(tensors, (side, side)), overrides
+
+
+def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
+    """diffusers' config.json of a network with this ditlab config.
+
+    Raises:
+        InputError: a network that DiTTransformer2DModel cannot be.
+    """
+    if not config["name"].startswith("DiT"):
+        raise InputError(f"{config['name']} has no diffusers layout; convert to ditlab or official instead")
+    height, width = config["size"]
+    if height != width:
+        raise InputError(f"size {height}x{width} is not square; diffusers' DiT can only be square")
+    if config["classes"] == 0:
+        raise InputError("diffusers' DiT cannot be unconditional")
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": config["width"] // config["heads"],
+        "in_channels": config["channels"],
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "norm_type": "ada_norm_zero",
+        "num_attention_heads": config["heads"],
+        "num_embeds_ada_norm": config["classes"],
+        "num_layers": config["depth"],
+        "out_channels": config["channels"] * (2 if config["learn_variance"] else 1),
+        "patch_size": config["patch"],
+        "sample_size": height,
+        SHIFT: config.get("frequency_shift") or 0,
+    }
+
+
+def model_index(classes: list[str]) -> dict[str, Any]:
+    """diffusers' model_index.json of a pipeline with these class names."""
+    parts = {"scheduler": "DDIMScheduler", "transformer": "DiTTransformer2DModel", "vae": "AutoencoderKL"}
+    index: dict[str, Any] = {"_class_name": "DiTPipeline", "_diffusers_version": "0.35.0"}
+    if classes:
+        index["id2label"] = {str(i): name for i, name in enumerate(classes)}
+    return index | {name: ["diffusers", kind] for name, kind in parts.items()}

@@ -1,0 +1,1 @@
+"""Recipes and settings; nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""What every layer shares: errors, types, files, the device, weights, the hub."""

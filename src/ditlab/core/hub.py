@@ -1,0 +1,56 @@
+"""Tensors from files that others wrote: recognised by content, never executed.
+
+A file is read as safetensors or as a torch pickle with `weights_only=True`, memory-mapped where the format allows,
+so that converting a model needs little more memory than the model.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ditlab.core.errors import InputError
+
+
+def fetch(path: str | Path) -> Path:
+    """A path that can be read: the path itself, or a copy of the hub repository "owner/name".
+
+    Raises:
+        InputError: a path without permission, or a repository that cannot be had.
+    """
+    if is_hub_id(str(path)):
+        return _download(str(path))
+    path = Path(path)
+    try:
+        readable = not path.exists() or os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+    except PermissionError:
+        readable = False
+    if not readable:
+        raise InputError(f"{path} may not be read by this user; change its permissions (chmod u+rX)")
+    return path
+
+
+def is_hub_id(text: str) -> bool:
+    """ "owner/name", unless there is such a path here."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", text) is not None and not Path(text).parent.exists()
+
+
+def _download(name: str) -> Path:
+    hub = hub_library()
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # no network, no such repository, no access: the library has many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name} is no path here and could not be fetched from the hub ({reason}); download its *.json and "
+            f"*.safetensors files elsewhere and give the folder"
+        ) from error
+
+
+def hub_library() -> Any:
+    """huggingface_hub, or the line that says how to get it."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise InputError("the hub needs huggingface_hub; pip install 'ditlab[hub]'") from None
+    return huggingface_hub

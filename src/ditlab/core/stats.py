@@ -1,0 +1,10 @@
+"""Small statistics."""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import stdev
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; one value has none."""
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else None

@@ -1,0 +1,190 @@
+"""What lies in the folder of a model or of a run: weights, checkpoints, the config."""
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ditlab.core.errors import InputError
+from ditlab.core.io import damage
+
+WEIGHTS, AUTOENCODER, CONFIG = "model.safetensors", "autoencoder.safetensors", "config.json"
+ALIGNMENT = 64  # bytes, of PyTorch's allocator on a CPU
+ADAPTER = "adapter.safetensors"  # low-rank updates that were kept apart from their source
+
+
+def state_hash(net: torch.nn.Module) -> str:
+    """The first 16 digits of the SHA-256 of all weights, by name."""
+    return weights_digest(net).hexdigest()[:16]
+
+
+def weights_digest(net: torch.nn.Module, begin: bytes = b"") -> "hashlib._Hash":
+    """SHA-256 of these bytes and all weights, by name."""
+    digest = hashlib.sha256(begin)
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint folder of a run that is whole, as far as sizes tell, or None where there is none.
+
+    One that is not is named in a warning.
+    """
+    for folder in reversed(checkpoints(run)):
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        warnings.warn(f"{folder} is damaged and left aside: {wrong}", stacklevel=2)
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """All checkpoint folders of a run, the newest last."""
+    return sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; every one must be used and every weight filled, in the right shape."""
+    return fit(read_tensors(file), expected, str(file))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file that ditlab wrote."""
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise InputError(f"no weights at {file}; give a model folder or a run folder with a checkpoint") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file} is truncated or not a safetensors file ({error}); restore it, "
+            "or remove its checkpoint to use the one before"
+        ) from error
+
+
+def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors, once every one is used and every weight filled in its shape; the first few misfits otherwise."""
+    problems = [f"missing {key}" for key in expected if key not in tensors]
+    problems += [f"unused {key}" for key in tensors if key not in expected]
+    problems += [
+        f"{key} is {list(tensors[key].shape)}, not {list(value.shape)}"
+        for key, value in expected.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if problems:
+        raise InputError(f"{source} does not fit its network: {'; '.join(problems[:4])} ({len(problems)} in all)")
+    return {key: aligned(value) for key, value in tensors.items()}
+
+
+def aligned(value: Tensor) -> Tensor:
+    """The tensor where PyTorch would have put it; a mapped file has tensors at any multiple of 8 bytes.
+
+    Some CPU kernels add up in another order there, and a loaded model would differ from the saved one in its last bits.
+    """
+    return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a model's `config.json`."""
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no model at {folder}; give a model folder (with {CONFIG}) or a run folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {file}: {error}; restore it from a copy") from error
+    if not isinstance(config, dict) or config.get("format") != "ditlab":
+        raise InputError(f"{file} was not written by ditlab; give a ditlab model or run folder")
+    return config
+
+
+WRAPPERS = ("_orig_mod.", "module.")  # torch.compile, DistributedDataParallel
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an `InputError` with its path."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; give a model's folder, with all its files") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}; download the whole folder again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object; download the whole folder again")
+    return content
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The content of a weights file: a state dict, or a training checkpoint with several.
+
+    Raises:
+        InputError: not a weights file, truncated, or a pickle that asks for code to be run.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not start:
+        raise InputError(f"{path} is empty (0 bytes); download or copy it again")
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return _read_pickle(path, zipped=start[:2] == b"PK")
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    raise InputError(f"{path} is neither a safetensors file nor a torch checkpoint; give one of these")
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is truncated or damaged ({error}); download or copy it again") from error
+
+
+def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
+    try:
+        # Official checkpoints keep their command line in a Namespace, which holds plain values only.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipped)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        wants = f"asks to load {asked[1]}" if asked else "is not a plain checkpoint"
+        raise InputError(f"{path} {wants}; refused, nothing of it was run: only files of tensors are read") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is truncated or damaged ({reason}); download or copy it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict; give a checkpoint")
+    return content
+
+
+def pick_weights(content: dict[str, Any], weights: str, path: Path) -> dict[str, Tensor]:
+    """The state dict of a file: the file itself, or its "ema" or "model" part; wrappers' prefixes are stripped."""
+    parts = [name for name in ("ema", "model") if isinstance(content.get(name), Mapping)]
+    if parts:
+        if weights not in parts:
+            raise InputError(f'{path} has no "{weights}" weights; choose weights={" or ".join(parts)}')
+        content = content[weights]
+    tensors = {strip(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(f"{path} holds no tensors; give a checkpoint")
+    return tensors
+
+
+def strip(key: str) -> str:
+    """A key without the prefixes of wrappers."""
+    for wrapper in WRAPPERS:
+        key = key.replace(wrapper, "")
+    return key

@@ -1,0 +1,177 @@
+"""One's own pictures as a data set: decoded when they are asked for, made equally large, broken ones left out."""
+
+import csv
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ditlab.core.errors import InputError
+from ditlab.core.types import Batch
+from ditlab.data.base import Dataset, spread
+from ditlab.data.preprocess import Preprocess, as_array, to_rgb
+from ditlab.data.sources import Source, Unreadable
+
+Array = NDArray[np.uint8]
+
+
+class Pictures(Dataset):
+    """Pictures of a source. With `preprocess.flip` there are twice as many: picture i + N is picture i mirrored.
+
+    A picture that cannot be read is replaced in a batch by the next one that can, and listed in `skipped`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocess: Preprocess | None = None,
+        *,
+        report: Path | None = None,
+        max_skipped: float = 0.05,
+    ) -> None:
+        """Without a `preprocess` all pictures must be equally large already.
+
+        Args:
+            source: where they come from.
+            preprocess: how they are made equally large.
+            report: CSV file of skipped pictures and reasons; written when the first is skipped.
+            max_skipped: share of the pictures that may be skipped; one always may, unless it is 0.
+
+        Raises:
+            InputError: pictures of different sizes.
+        """
+        self.source, self.report, self.max_skipped = source, report, max_skipped
+        self.skipped: dict[str, str] = {}
+        self.reported = read_names(report)
+        self.lock = Lock()
+        self.pool = ThreadPoolExecutor()  # decoding lets go of the interpreter lock
+        self.flip = preprocess is not None and preprocess.flip
+        self.classes = source.classes
+        self.labels = torch.cat([source.labels] * (2 if self.flip else 1))
+        self.make: Callable[[int], Array]
+        if preprocess is None:
+            self.size, self.channels = self._common()
+            self.make = self._as_it_is
+        else:
+            wanted = preprocess
+            self.size, self.channels = preprocess.size, preprocess.channels
+            self.preprocessing = asdict(preprocess) | {"size": list(preprocess.size)}
+            self.make = lambda i: wanted(source.open(i))
+
+    def fetch(self, indices: Tensor) -> Batch:
+        found = list(self.pool.map(self._nearest, indices.tolist()))
+        return self._batch([array for _, array in found], torch.tensor([i for i, _ in found]))
+
+    def fetch_readable(self, indices: Tensor) -> Batch:
+        arrays = list(self.pool.map(self._read, indices.tolist()))
+        there = torch.tensor([array is not None for array in arrays])
+        return self._batch([array for array in arrays if array is not None], indices[there])
+
+    def _batch(self, arrays: list[Array], indices: Tensor) -> Batch:
+        empty = np.empty((0, *self.size, self.channels), np.uint8)
+        stacked = torch.from_numpy(np.stack(arrays) if arrays else empty)
+        return Batch(stacked.permute(0, 3, 1, 2).contiguous(), self.labels[indices])
+
+    def _nearest(self, i: int) -> tuple[int, Array]:
+        """The picture, or the next one that can be read, and its number."""
+        for step in range(len(self)):
+            array = self._read(place := (i + step) % len(self))
+            if array is not None:
+                return place, array
+        raise InputError(f"none of the {len(self.source)} pictures can be read")
+
+    def _read(self, place: int) -> Array | None:
+        i = place % len(self.source)
+        try:
+            array = self.make(i)
+        except Unreadable as error:
+            self._skip(self.source.name(i), str(error))
+            return None
+        return np.ascontiguousarray(array[:, ::-1]) if place >= len(self.source) else array
+
+    def _skip(self, name: str, reason: str) -> None:
+        with self.lock:
+            if name in self.skipped:
+                return
+            self.skipped[name] = reason
+            count, total = len(self.skipped), len(self.source)
+            if self.report is not None and name not in self.reported:
+                append_report(self.report, name, reason)
+                self.reported.add(name)
+        if count > max(1, self.max_skipped * total) or not self.max_skipped:
+            raise InputError(
+                f"{count} of {total} pictures cannot be read, the last {name} ({reason}); repair them, or allow "
+                f"a greater share than {self.max_skipped} (max_skipped); it is {count / total:.3g} so far"
+            )
+
+    def _as_it_is(self, i: int) -> Array:
+        array = as_array(to_rgb(self.source.open(i)), self.channels)
+        if array.shape[:2] != self.size:
+            raise Unreadable(f"{array.shape[0]}x{array.shape[1]}, not {self.size[0]}x{self.size[1]}")
+        return array
+
+    def _common(self) -> tuple[tuple[int, int], int]:
+        """The one size of all pictures, and whether they are all grey; only headers are read."""
+        first: tuple[str, tuple[int, int]] | None = None
+        grey = True
+        for i, facts in enumerate(spread(self.pool, self._facts, len(self.source))):
+            if facts is None:
+                continue
+            size, is_grey = facts
+            grey = grey and is_grey
+            first = first or (self.source.name(i), size)
+            if size != first[1]:
+                raise InputError(
+                    f"{self.source.name(i)} has {size[0]}x{size[1]} pixels (height x width) but {first[0]} has "
+                    f"{first[1][0]}x{first[1][1]}; give a size (--size, data.size) to make all equally large"
+                )
+        if first is None:
+            raise InputError(
+                f"none of the {len(self.source)} pictures can be read, beginning with {self.source.name(0)}"
+            )
+        return first[1], 1 if grey else 3
+
+    def _facts(self, i: int) -> tuple[tuple[int, int], bool] | None:
+        try:
+            with self.source.raw(i) as image:
+                turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations that swap the sides
+                size = (image.width, image.height) if turned else (image.height, image.width)
+                return size, image.mode in ("1", "L", "I;16", "I") and not image.has_transparency_data
+        except Exception:  # it will be skipped, with its reason, when it is read
+            return None
+
+
+def read_names(file: Path | None) -> set[str]:
+    """Names that an earlier part of the same run listed as skipped."""
+    if file is None or not file.exists():
+        return set()
+    with file.open(newline="", encoding="utf-8") as opened:
+        return {row["name"] for row in csv.DictReader(opened)}
+
+
+def append_report(file: Path, name: str, reason: str) -> None:
+    """Add a line to skipped.csv: the name of a picture that was left out, and the reason."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        if opened.tell() == 0:
+            writer.writerow(["name", "reason"])
+        writer.writerow([name, reason])
+
+
+def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
+    """Write the first pictures as PNG files, a sub-folder for each class."""
+    for part in torch.split(torch.arange(min(count, len(dataset))), 256):
+        batch = dataset.fetch(part)
+        for i, image, label in zip(part.tolist(), batch.images, batch.labels.tolist(), strict=True):
+            home = folder / dataset.classes[label]
+            home.mkdir(parents=True, exist_ok=True)
+            array = image.permute(1, 2, 0).numpy()
+            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(home / f"{i:06d}.png")

@@ -1,0 +1,1 @@
+"""The latent cache: written once, read in place."""

@@ -1,0 +1,166 @@
+"""The field's sample files: one .npz with all pictures as `arr_0` (N, H, W, C) uint8, and labels as `arr_1` if any.
+
+They are written block by block into a draft beside the file, by any number of processes, and can be taken up again
+after a stop; and read without being loaded.
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ditlab.core.errors import InputError
+from ditlab.core.io import replacing
+from ditlab.core.types import Batch
+from ditlab.data.base import Dataset
+from ditlab.data.rows import RowFile, allocate, row_file
+
+BLOCK = 256  # pictures between two moments at which drawing can be taken up again
+
+
+@final
+class SampleFile(Dataset):
+    """Pictures of a sample file, or those in a reference of ADM's evaluator."""
+
+    def __init__(self, file: Path) -> None:
+        """Open a file; its pictures are read as they are asked for, if it is not compressed.
+
+        Raises:
+            InputError: no such file, or one without pictures.
+        """
+        self.pictures = stored_rows(file, "arr_0")
+        if len(self.pictures.shape) != 4 or self.pictures.dtype != np.uint8 or self.pictures.shape[3] not in (1, 3):
+            raise InputError(
+                f"{file} has arr_0 of shape {self.pictures.shape} and type {self.pictures.dtype}; "
+                "give pictures (N, H, W, 1 or 3) as uint8"
+            )
+        count, height, width, self.channels = self.pictures.shape
+        self.size = (height, width)
+        self.labels, self.classes = torch.zeros(count, dtype=torch.long), []
+        if "arr_1" in array_names(file) and count:
+            labels = map_array(file, "arr_1")
+            if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+                raise InputError(f"{file} has labels arr_1 of shape {labels.shape}, not one from 0 for each picture")
+            self.labels = torch.from_numpy(labels.astype(np.int64))
+            self.classes = [str(i) for i in range(int(labels.max()) + 1)]
+
+    def fetch(self, indices: Tensor) -> Batch:
+        pixels = torch.from_numpy(self.pictures[indices.numpy()])
+        return Batch(pixels.permute(0, 3, 1, 2).contiguous(), self.labels[indices])
+
+
+def array_names(file: Path) -> list[str]:
+    """Names of the arrays in an .npz file.
+
+    Raises:
+        InputError: no such file, or not one.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except FileNotFoundError:
+        raise InputError(f"no file {file}; give an existing .npz") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file} is truncated or no .npz file ({error}); write it again") from error
+
+
+def map_array(file: Path, name: str) -> NDArray[np.generic]:
+    """An array of an .npz file: memory-mapped where it lies there uncompressed, else loaded."""
+    if name not in array_names(file):
+        raise InputError(f"{file} has no {name}; give a sample file")
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(member)
+            info = archive.getinfo(f"{name}.npy")
+            if info.compress_type == zipfile.ZIP_STORED and not fortran and not dtype.hasobject and 0 not in shape:
+                start = data_start(file, info) + member.tell()
+                return np.memmap(file, dtype, "r", start, shape)
+        with np.load(file) as arrays:
+            loaded: NDArray[np.generic] = arrays[name]
+            return loaded
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file} cannot be read ({error}); write it again") from error
+
+
+def stored_rows(file: Path, name: str) -> RowFile | NDArray[Any]:
+    """An array of an .npz file: read as it is asked for where it lies there uncompressed, else loaded."""
+    found = map_array(file, name)
+    return RowFile(file, found.shape, found.dtype, start=found.offset) if isinstance(found, np.memmap) else found
+
+
+def data_start(file: Path, info: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: behind its local header, whose two lengths the directory does not tell."""
+    with file.open("rb") as opened:
+        opened.seek(info.header_offset + 26)
+        lengths = np.frombuffer(opened.read(4), "<u2")
+    return info.header_offset + 30 + int(lengths.sum())
+
+
+@dataclass
+class Draft:
+    """Pictures (N, H, W, C) uint8 in a raw file, and which blocks of it are done; shared by processes."""
+
+    file: Path
+    shape: tuple[int, int, int, int]
+
+    def __post_init__(self) -> None:
+        self.blocks = -(-self.shape[0] // BLOCK)
+        self.marks = self.file.with_suffix(".done")
+        if not self.file.exists():
+            self.marks.unlink(missing_ok=True)  # they would be of pictures that are gone
+        self.pixels = row_file(self.file, self.shape, "u1")
+        allocate(self.marks, self.blocks)
+        self.done = np.memmap(self.marks, "u1", "r+", shape=(self.blocks,))
+
+    def left(self, rank: int = 0, world: int = 1) -> list[int]:
+        """Blocks that this process still has to draw; a block belongs to one process, whoever did others before."""
+        return [block for block in range(rank, self.blocks, world) if not self.done[block]]
+
+    def places(self, block: int) -> Tensor:
+        """Numbers of the pictures of a block."""
+        return torch.arange(block * BLOCK, min(self.shape[0], (block + 1) * BLOCK))
+
+    def put(self, block: int, images: Tensor) -> None:
+        """Keep the pictures (B, C, H, W) of a block."""
+        self.pixels.write(int(self.places(block)[0]), images.permute(0, 2, 3, 1).numpy())
+        self.pixels.flush()  # before the mark, so that a mark is never ahead of its pictures
+        self.done[block] = 1
+        self.done.flush()
+
+    def finish(self, labels: Tensor | None, out: Path) -> None:
+        """Write the sample file and take the draft away.
+
+        Raises:
+            InputError: a disk that is full; the draft stays.
+        """
+        try:
+            with replacing(out) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                write_array(archive, "arr_0", self.pixels)
+                if labels is not None:
+                    write_array(archive, "arr_1", labels.numpy())
+        except OSError as error:
+            raise InputError(
+                f"cannot write {out}: {error.strerror}; free some space and give the command again"
+            ) from error
+        finally:
+            draft.unlink(missing_ok=True)
+        for file in (self.marks, self.file):  # in this order; and another process may have been quicker
+            file.unlink(missing_ok=True)
+
+
+def write_array(archive: zipfile.ZipFile, name: str, array: Any) -> None:
+    """One array of an .npz file, or what can be sliced as one, a few rows at a time."""
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    values = array if len(array.shape) else np.asarray(array)[None]
+    member: IO[bytes]
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for start in range(0, len(values), BLOCK):
+            member.write(values[start : start + BLOCK].tobytes())

@@ -1,0 +1,59 @@
+"""Adams-Bashforth in straight coordinates: order 2 or 4 at one call a step, by reusing the slopes of the last steps.
+
+Order 4 spends one call more: its first step is Heun's, and the two after it integrate from the very start, so that
+the lower order of the first steps does not stay visible in the result. Once guidance has begun or ended, at a bound of
+its interval, the order is 2: the way has a kink there, behind which a polynomial of higher order swings.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ditlab.core.types import Denoise, Noise, Prediction, Step
+from ditlab.diffusion.process import Process, per_image
+
+
+def adams_bashforth(
+    denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Noise, *, order: int
+) -> Iterator[Step]:
+    """u_s = u_base + the integral of the polynomial through the last slopes."""
+    scales, times = process.straight(grid)
+    start = x / per_image(scales[0], x)
+    slopes: list[Tensor] = []  # newest first
+    guided: bool | None = None
+
+    def integrate(slopes: list[Tensor], newest: int, base: int, end: int, u: Tensor) -> Tensor:
+        nodes = times[newest + 1 - len(slopes) : newest + 1].flip(0)
+        for weight, slope in zip(integration_weights(nodes, times[base], times[end]), slopes, strict=True):
+            u = u + per_image(weight, u) * slope
+        return u
+
+    for i, t in enumerate(grid[:-1]):
+        prediction = denoise(x, t)
+        if guided not in (None, prediction.guided):
+            order = 2
+        guided = prediction.guided
+        slopes = [_slope(prediction), *slopes][:order]
+        if 0 < i < order - 1:
+            u = integrate(slopes, i, 0, i + 1, start)
+        else:
+            u = integrate(slopes, i, i, i + 1, x / per_image(scales[i], x))
+        if i == 0 and order > 2 and grid[1] > 0:
+            end = _slope(denoise(u * per_image(scales[1], x), grid[1]))
+            u = integrate([end, *slopes], 1, 0, 1, start)
+        x = u * per_image(scales[i + 1], x)
+        yield Step(i, float(grid[i + 1]), x, prediction.x0)
+
+
+def integration_weights(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Weights (n,) that integrate the polynomial through values at n uneven nodes from start to end, exactly."""
+    powers = torch.arange(len(nodes), dtype=torch.float64)
+    shifted = (nodes - start) / (end - start)  # the integral becomes one over [0, 1]
+    vandermonde = shifted[None, :] ** powers[:, None]
+    weights: Tensor = torch.linalg.solve(vandermonde, 1 / (powers + 1))
+    return weights * (end - start)
+
+
+def _slope(prediction: Prediction) -> Tensor:
+    return prediction.eps - prediction.x0

@@ -1,0 +1,23 @@
+"""Euler's method on the probability-flow ODE in straight coordinates (`Process.straight`): one call a step.
+
+There the velocity is eps - x0 and the step is exact while x0 and eps stand still. On the linear path this is the
+flow-matching Euler step; on any process it equals DDIM with eta = 0.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ditlab.core.types import Denoise, Noise, Step
+from ditlab.diffusion.process import Process, per_image
+
+
+def euler(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Step]:
+    """u_s = u_t + (s - t) (eps - x0)."""
+    scales, times = process.straight(grid)
+    for i, t in enumerate(grid[:-1]):
+        prediction = denoise(x, t)
+        slope = prediction.eps - prediction.x0
+        u = x / per_image(scales[i], x) + per_image(times[i + 1] - times[i], x) * slope
+        x = u * per_image(scales[i + 1], x)
+        yield Step(i, float(grid[i + 1]), x, prediction.x0)

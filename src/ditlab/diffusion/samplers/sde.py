@@ -1,0 +1,26 @@
+"""Euler-Maruyama on the reverse SDE with diffusion sigma_t (SiT, Ma et al. 2024): best quality at many steps."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ditlab.core.types import Denoise, Noise, Step
+from ditlab.diffusion.process import Process, per_image
+
+
+def sde(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Step]:
+    """In straight coordinates, going down from t by h: u - h (eps - x0) - h eps / 2 + sqrt(h t) noise.
+
+    With diffusion w^2 = t and score = -eps / t the drift is velocity - w^2 score / 2, which stays finite at t = 0.
+    The last step is Euler's without noise.
+    """
+    scales, times = process.straight(grid)
+    for i, t in enumerate(grid[:-1]):
+        prediction = denoise(x, t)
+        u = x / per_image(scales[i], x)
+        h = times[i] - times[i + 1]
+        u = u - per_image(h, x) * (prediction.eps - prediction.x0)
+        if grid[i + 1] > 0:
+            u = u - per_image(h / 2, x) * prediction.eps + per_image((h * times[i]).sqrt(), x) * noise(x)
+        x = u * per_image(scales[i + 1], x)
+        yield Step(i, float(grid[i + 1]), x, prediction.x0)

@@ -1,0 +1,1 @@
+"""What makes a network fast at inference: precision, packed layers, compiled blocks, precomputed modulation."""

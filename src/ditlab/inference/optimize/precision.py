@@ -1,0 +1,80 @@
+"""Which precision is truly faster here: measured, never assumed.
+
+bfloat16 is several times faster with the right instructions and hundreds of times slower without them, and for
+small networks the casts of autocast cost more than they save. So where the instructions are, whole training steps are
+timed, and on a CPU first a small matrix product.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import torch
+
+from ditlab.core.device import cache_folder, describe, has_bfloat16
+from ditlab.core.io import replace_text
+from ditlab.inference.optimize.timing import interleaved, waiter
+
+PRECISIONS = ("float32", "bfloat16")  # float16 is not among them: CPUs compute it in a reference kernel, if at all
+ROUNDS = 3
+
+
+def faster_dtype(step: Callable[[torch.dtype], None], device: torch.device, width: int) -> torch.dtype:
+    """float32 or bfloat16, whichever runs `step` faster.
+
+    Args:
+        step: runs one training step in the given autocast precision.
+        device: where the network is.
+        width: inner dimension of the network's matrix products.
+    """
+    if device.type == "mps" or not has_bfloat16(device):
+        return torch.float32
+    if device.type == "cpu":  # with some instructions it is still no quicker
+        a, b = torch.randn(256, width), torch.randn(width, 4 * width)
+        if _faster(lambda dtype: torch.mm(a.to(dtype), b.to(dtype)), device) is torch.float32:
+            return torch.float32
+    return _faster(step, device)
+
+
+def quick_precision(width: int, device: torch.device) -> str:
+    """The precision in which matrix products of a network of this width are quicker: "float32" or "bfloat16".
+
+    Timed once for each machine, PyTorch and width, and kept in the user's cache. A CPU must gain half, for that is what
+    casts and everything between the products may cost.
+    """
+    if device.type == "mps" or not has_bfloat16(device):
+        return "float32"
+    machine = describe(str(device))
+    key = " ".join(map(str, (machine["device"], machine["processor"], machine["cores"], torch.__version__, width)))
+    kept = cache_folder() / "precision.json"
+    try:
+        known: dict[str, str] = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if known.get(key) not in PRECISIONS:
+        a, b = (torch.randn(*shape, device=device) for shape in ((512, width), (width, 4 * width)))
+        copies = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+        times = _times(lambda dtype: torch.mm(*copies[dtype]), device)
+        margin = 1.5 if device.type == "cpu" else 1.0
+        known[key] = "bfloat16" if times[torch.bfloat16] * margin < times[torch.float32] else "float32"
+        with suppress(OSError):  # a cache that cannot be written costs the timing again, no more
+            replace_text(kept, json.dumps(known, indent=2) + "\n")
+    return known[key]
+
+
+def slowness(precision: str, device: torch.device) -> str | None:
+    """What to tell of a precision that was asked for and is slow here."""
+    if precision == "float32" or has_bfloat16(device):
+        return None
+    return f"{device} has no bfloat16 instructions and computes it slowly; float32 is quicker here"
+
+
+def _times(work: Callable[[torch.dtype], object], device: torch.device) -> dict[torch.dtype, float]:
+    sides = {dtype: partial(work, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return interleaved(sides, ROUNDS, waiter(device))
+
+
+def _faster(work: Callable[[torch.dtype], object], device: torch.device) -> torch.dtype:
+    times = _times(work, device)
+    return min(times, key=lambda dtype: times[dtype])

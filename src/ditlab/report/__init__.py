@@ -1,0 +1,1 @@
+"""What people look at: contact sheets, plots, pages, the report of a run."""

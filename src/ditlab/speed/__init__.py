@@ -1,1 +1,0 @@
-"""What makes a network quick on the machine at hand: precision, compiled blocks, modulations ahead, features reused."""

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from helpers import relative, tiny_pipeline
+from PIL import Image
+from rich.console import Console
+
+import ditlab
+from ditlab.backbones import create
+from ditlab.backbones.routing import depth_at
+from ditlab.checkpoints.published import to_official
+from ditlab.config.reader import parse_recipe
+from ditlab.core.errors import InputError
+from ditlab.evaluation import measure
+from ditlab.inference.optimize.compilation import compile_blocks
+from ditlab.training import train
+
+DEEP = {"width": 32, "depth": 4, "heads": 2, "patch": 2, "size": 8, "channels": 1, "classes": 3}
+
+
+def noisy(**options):
+    torch.manual_seed(0)
+    net = create("DiT", learn_variance=False, **DEEP, **options).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return net
+
+
+def cut(net, depth):
+    """The same network with its first blocks alone."""
+    parts = net.with_parts({})
+    parts.blocks, parts.exits = net.blocks[:depth], ()
+    return parts
+
+
+def test_spans_of_the_clock_have_their_share_of_the_blocks():
+    t = torch.tensor([0.0, 249.0, 250.0, 500.0, 999.0, 1000.0])
+    assert depth_at(t, (1.0, 0.75, 0.5, 0.01), 4) == [4, 4, 3, 2, 1, 1]
+
+
+@pytest.mark.parametrize("condition", ["adaln-zero", "in-context", "cross-attention"])
+def test_each_image_passes_the_blocks_before_its_exit_and_no_others(condition):
+    net = noisy(exits=(1.0, 0.75, 0.5, 0.25), condition=condition)
+    x, t, y = torch.randn(5, 1, 8, 8), torch.tensor([900.0, 10.0, 600.0, 300.0, 20.0]), torch.tensor([0, 1, 2, 3, 0])
+    with torch.no_grad():
+        out = net(x, t, y)
+        for i, depth in enumerate([1, 4, 2, 3, 4]):
+            one = slice(i, i + 1)
+            assert relative(out[one], cut(net, depth)(x[one], t[one], y[one])) < 1e-5
+            assert relative(out[one], net(x[one], t[one], y[one])) < 1e-5
+
+
+def test_late_blocks_learn_from_the_images_that_reach_them():
+    net = noisy(exits=(1.0, 0.5))
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    net(x, torch.tensor([800.0, 900.0]), y).square().sum().backward()
+    assert net.blocks[3].mlp.fc1.weight.grad is None
+    assert net.blocks[1].mlp.fc1.weight.grad.abs().sum() > 0
+    net(x, torch.tensor([800.0, 100.0]), y).square().sum().backward()
+    assert net.blocks[3].mlp.fc1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_a_compiled_network_exits_too():
+    net, plain = noisy(exits=(1.0, 0.5)), noisy(exits=(1.0, 0.5))
+    x, t, y = torch.randn(6, 1, 8, 8), torch.tensor([1.0, 600.0, 700.0, 10.0, 20.0, 30.0]), torch.zeros(6).long()
+    with torch.no_grad():
+        compile_blocks(net, lambda: net(x, t, y), dynamic=True)
+        for order in (torch.arange(6), torch.tensor([1, 2, 0])):
+            assert relative(net(x[order], t[order], y[order]), plain(x[order], t[order], y[order])) < 1e-5
+
+
+def test_fine_tuning_gives_a_trained_model_exits(tmp_path):
+    for i in range(8):
+        (tmp_path / "data" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 60 + 20 * i).save(tmp_path / "data" / str(i % 2) / f"{i}.png")
+    source = tiny_pipeline(classes=2)
+    source.save(tmp_path / "source")
+    recipe = parse_recipe(
+        {"data": {"source": str(tmp_path / "data")}, "optim": {"lr": 0.0}, "sample": {"steps": 2}}
+        | {"model": {"exits": [1.0, 0.5]}}
+        | {"train": {"images": 8, "batch": 4, "init_from": str(tmp_path / "source"), "precision": "float32"}}
+    )
+    train(recipe, tmp_path / "run", console=Console(quiet=True))
+    tuned = ditlab.load(tmp_path / "run")
+    assert tuned.net.config["exits"] == [1.0, 0.5]
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([2, 2])  # the null label: the classes have other names
+    with torch.no_grad():
+        for t, other in ((100.0, source.net.eval()), (900.0, cut(tuned.net, 1))):
+            assert relative(tuned.net(x, torch.full((2,), t), y), other(x, torch.full((2,), t), y)) < 1e-4
+    assert tuned(0, seeds=0).images[0].size == (8, 8)
+    assert tuned(0, seeds=0, sampler="ddim", num_inference_steps=6, reuse=2).images[0].size == (8, 8)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(InputError, match=r"exits 1.0, 1.5: 1.5 is no share"):
+        noisy(exits=(1.0, 1.5))
+    with pytest.raises(InputError, match="Skip-DiT"):
+        create("Skip-DiT", learn_variance=False, **DEEP, exits=(1.0, 0.5))
+    with pytest.raises(InputError, match="has exits = False only"):
+        to_official(tiny_pipeline(exits=(1.0, 0.5)))
+
+
+def test_the_cost_is_that_of_all_blocks():
+    whole, exiting = (measure(lambda e=e: create("DiT-S/2", exits=e)) for e in ((), (1.0, 0.5)))
+    assert whole == exiting

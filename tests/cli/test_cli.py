@@ -1,0 +1,362 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_pipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from ditlab.autoencoders import Patch
+from ditlab.checkpoints import save_autoencoder
+from ditlab.cli import main
+from ditlab.cli.sampling import parse_seeds
+from ditlab.config.reader import parse_size
+from ditlab.core.errors import InputError
+from ditlab.core.io import held
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.process import DDPM
+
+
+@pytest.fixture
+def ditlab(monkeypatch, capfd):
+    """Run the command line in this process; returns (standard output, standard error)."""
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["ditlab", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            sys.exit(main())
+        assert (end.value.code or 0) == code
+        return capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refuses(ditlab):
+    """Expect exit code 2 and one line on standard error, which is returned."""
+
+    def run(*arguments):
+        out, err = ditlab(*arguments, code=2)
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("ditlab: ")
+        return err
+
+    return run
+
+
+def test_as_a_program():
+    command = [sys.executable, "-m", "ditlab", "info", "DiT-S/9"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith('ditlab: unknown model "DiT-S/9"; did you mean "DiT-S/')
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny_pipeline().save(tmp_path / "model")
+
+
+def test_help_lists_the_commands_that_work(ditlab):
+    text = ditlab("--help").out
+    for command in ("info", "train", "sample", "evaluate", "study", "demo"):
+        assert command in text
+
+
+def test_info_as_json_and_table(ditlab):
+    values = json.loads(ditlab("info", "DiT-XL/2", "--json").out)
+    assert values["parameters"] == pytest.approx(675e6, rel=5e-3)
+    assert values["gmacs"] == pytest.approx(118.64, rel=5e-3)
+    assert values["gflops"] == 2 * values["gmacs"]
+    assert values["tokens"] == 256
+    assert values["weight_bytes"] == 4 * values["parameters"]
+    text = ditlab("info", "DiT-S/2", "--size", "32x64", "--depth", "6").out
+    assert "512" in text
+    assert "DiT-S/2" in text
+
+
+def test_info_of_several_names(ditlab):
+    models = json.loads(ditlab("info", "--json", "--condition", "adaln", "DiT-S/8", "DiT-B/8").out)["models"]
+    assert [row["name"] for row in models] == ["DiT-S/8", "DiT-B/8"]
+
+
+def test_lists_are_given_as_they_are_written(ditlab, refuses):
+    values = json.loads(ditlab("info", "U-DiT", "--width", 48, "--heads", 2, "--depths", 1, 2, 1, "--json").out)
+    assert values["name"] == "U-DiT"
+    told = json.loads(ditlab("plan", "digits", "--device", "h100", "--train.widths", 0.05, 0.1, "--json").out)
+    assert told["checkpoint"] == 24 * told["parameters"]
+
+
+def test_who_names_another_network_on_the_command_line_says_all_of_it(ditlab):
+    told = json.loads(ditlab("plan", "digits", "--device", "h100", "--model.name", "U-ViT-S/2", "--json").out)
+    assert told["parameters"] == pytest.approx(44e6, rel=0.02)  # and not the recipe's width and depth
+
+
+def test_count_is_of_all_pictures(ditlab, refuses, model, tmp_path):
+    told = json.loads(ditlab("sample", model, "--count", 6, "--seeds", 5, "--out", tmp_path / "a", "--json").out)
+    assert told["count"] == 6
+    names = {f"{label}-class_{label}-seed{seed}.png" for label in range(3) for seed in (5, 6)}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names | {"grid.png"}
+    said = refuses("sample", model, "--count", 4, "--out", tmp_path / "b")
+    assert "--count 4 for 3 labels; give 3, or another multiple of 3" in said
+
+
+def test_train_sample_and_resume(ditlab, refuses, tmp_path):
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        'model = {name = "DiT-S/4", width = 32, depth = 1, heads = 2}\n[train]\nimages = 64\nbatch = 32\n'
+    )
+    run = tmp_path / "run"
+    ditlab("train", recipe, "--out", run, "--optim.lr=1e-3", "--sample.steps=2")
+    assert "lr = 0.001" in (run / "recipe.toml").read_text()
+    again = ditlab("train", recipe, "--out", run, "--optim.lr=1e-3", "--train.images=96", "--sample.steps", "2")
+    assert "resuming" in again.err
+    out = tmp_path / "pictures"
+    result = json.loads(
+        ditlab("sample", run, "--labels", 3, 7, "--seeds", "0-2", "9", "--out", out, "--trajectory", "--json").out
+    )
+    assert result["count"] == 8
+    names = sorted(path.name for path in out.iterdir())
+    assert names == sorted(
+        [f"{label}-seed{seed}.png" for label in (3, 7) for seed in (0, 1, 2, 9)] + ["grid.png", "trajectory.gif"]
+    )
+    assert Image.open(out / "3-seed0.png").size == (8, 8)
+    with Image.open(out / "trajectory.gif") as animation:
+        assert animation.n_frames == 2
+        assert animation.size == Image.open(out / "grid.png").size
+    assert "not empty" in refuses("sample", run, "--labels", 3, "--out", out)
+    assert "was trained otherwise so far" in refuses("train", recipe, "--out", run, "--optim.lr=2e-3")
+
+
+def test_convert_writes_what_load_reads(ditlab, refuses, tmp_path):
+    objective = Objective(DDPM(), "eps", learn_variance=True)
+    tiny_pipeline(channels=4, learn_variance=True, objective=objective).save(tmp_path / "ours")
+    ditlab("convert", tmp_path / "ours", tmp_path / "theirs.pt", "--to", "official")
+    said = ditlab("convert", tmp_path / "theirs.pt", tmp_path / "folder", "--to", "diffusers", "--heads", "2").err
+    assert "127" in said
+    ditlab("convert", tmp_path / "folder", tmp_path / "again", "--to", "ditlab")
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "again"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert "exists" in refuses("convert", tmp_path / "ours", tmp_path / "theirs.pt", "--to", "official")
+    out = tmp_path / "out"
+    assert "without its autoencoder" in refuses("sample", tmp_path / "again", "--labels", "0", "--out", out)
+    assert not out.exists()
+    assert "give heads=" in refuses("convert", tmp_path / "theirs.pt", tmp_path / "x", "--to", "ditlab")
+
+
+def test_samples_of_the_command_line_are_those_of_the_library(ditlab, model, tmp_path):
+    out = tmp_path / "out"
+    ditlab("sample", model, "--labels", "class 2", "--seeds", "5", "--steps", "3", "--guidance", "2", "--out", out)
+    expected = tiny_pipeline()(2, seeds=5, num_inference_steps=3, guidance_scale=2.0).images[0]
+    assert Image.open(out / "2-class_2-seed5.png").tobytes() == expected.tobytes()
+
+
+def test_mistakes_get_one_line_and_exit_code_2(refuses, model, tmp_path):
+    out = tmp_path / "out"
+    assert 'did you mean "DiT-XL/2"' in refuses("info", "DiT-XXL/2")
+    assert "size 30x30 is not divisible by patch 8" in refuses("info", "DiT-S/8", "--size", "30")
+    assert 'size "big"' in refuses("info", "DiT-S/8", "--size", "big")
+    assert 'did you mean "digits"' in refuses("train", "diggits")
+    assert "--optim.lr" in refuses("train", "digits", "--optim.lrr=1")
+    assert "float" in refuses("train", "digits", "--optim.lr=fast", "--out", out)
+    assert "0 to 2" in refuses("sample", model, "--labels", "3", "--out", out)
+    assert "0 sampling steps" in refuses("sample", model, "--steps", "0", "--out", out)
+    assert "batch size 0" in refuses("sample", model, "--batch-size", "0", "--out", out)
+    assert "out of range" in refuses("sample", model, "--seeds", "9" * 20, "--out", out)
+    assert 'seeds "5-2"' in refuses("sample", model, "--seeds", "5-2", "--out", out)
+    assert "no model at" in refuses("sample", tmp_path / "nothing", "--out", out)
+    assert 'Did you mean "train"' in refuses("trian")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[model")
+    assert "not valid TOML" in refuses("train", broken, "--out", out)
+    misspelt = tmp_path / "misspelt.toml"
+    misspelt.write_text("[sample]\nstep = 3")
+    line = refuses("train", misspelt, "--out", out)
+    assert "sample.step from" in line
+    assert "--sample.steps" in line
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert "truncated" in refuses("sample", model, "--out", out)
+    assert not out.exists()
+
+
+def test_sizes_and_seeds():
+    assert parse_size("32") == (32, 32)
+    assert parse_size("32x48") == (32, 48)
+    assert parse_seeds(["3", "0-2"]) == [3, 0, 1, 2]
+    for text in ("a", "1-", "-1", "3-1"):
+        with pytest.raises(InputError):
+            parse_seeds([text])
+
+
+def test_from_a_folder_of_pictures_to_a_sample(ditlab, refuses, tmp_path):
+    pictures, ae, cache, run = (tmp_path / name for name in ("pictures", "ae", "cache", "run"))
+    ditlab("data", "glyphs-16", "--export", pictures, "--count", 60)
+    (pictures / "A" / "broken.png").write_bytes(b"nothing")
+    found = json.loads(ditlab("data", pictures, "--sheet", tmp_path / "sheet.png", "--json").out)
+    assert (found["pictures"], found["classes"]["C"], list(found["unreadable"])) == (61, 3, ["A/broken.png"])
+    assert Image.open(tmp_path / "sheet.png").size[0] > 100
+    settings = ["--size", "16", "--stride", "2", "--width", "8", "--images", "32", "--held-out", "0.1"]
+    trained = json.loads(ditlab("train-autoencoder", pictures, "--out", ae, *settings, "--json").out)
+    assert trained["held_out"] == 6
+    done = json.loads(ditlab("encode", pictures, "--size", "16", "--autoencoder", ae, "--out", cache, "--json").out)
+    assert (done["pictures"], done["entries"]) == (60, 60)
+    assert (cache / "skipped.csv").read_text().splitlines()[1].startswith("A/broken.png,cannot identify")
+    small = ["--model.width=32", "--model.depth=1", "--model.heads=2", "--train.images=32", "--train.batch=16"]
+    ditlab("train", "own-latent", f"--data.source={cache}", "--out", run, *small, "--train.precision=float32")
+    ditlab("sample", run, "--labels", "B", "--seeds", "0", "--steps", "2", "--out", tmp_path / "drawn")
+    assert Image.open(tmp_path / "drawn" / "1-B-seed0.png").size == (16, 16)
+    said = refuses(
+        "train", "own-latent", f"--data.source={cache}", "--data.size=32", "--out", tmp_path / "other", *small
+    )
+    assert "has pictures of 16x16, not 32x32; leave the size out" in said
+    assert "holds another cache" in refuses("encode", pictures, "--size", "8", "--autoencoder", ae, "--out", cache)
+    assert "no data at" in refuses("data", tmp_path / "nothing")
+
+
+def test_draws_from_a_picture_and_strips(ditlab, refuses, model, tmp_path):
+    picture, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
+    mask.paste(255, (4, 0, 8, 8))
+    picture.save(tmp_path / "picture.png")
+    mask.save(tmp_path / "mask.png")
+
+    def drawn(out, *options):
+        told = ditlab("sample", model, "--steps=2", "--json", "--out", tmp_path / out, *options).out
+        return [Path(file) for file in json.loads(told)["files"]]
+
+    (file,) = drawn(
+        "part", "--labels=0", "--seeds=0", "--image", tmp_path / "picture.png", "--mask", tmp_path / "mask.png"
+    )
+    with Image.open(file) as painted:
+        assert painted.crop((0, 0, 4, 8)).tobytes() == bytes([200]) * 32
+        assert painted.crop((4, 0, 8, 8)).tobytes() != bytes([200]) * 32
+    assert len(drawn("labels", "--labels", "0", "1", "--seeds=0", "--strip=3")) == 3
+    names = [file.name for file in drawn("seeds", "--labels", "0", "1", "--seeds", "4", "7", "--strip=3")]
+    assert names[2:4] == ["0-class_0-seed4-to-7-02.png", "1-class_1-seed4-to-7-00.png"]
+    options = ("sample", model, "--out", tmp_path / "refused", "--labels=0", "--seeds=4")
+    assert "a strip between 1 labels and 1 seeds" in refuses(*options, "--strip=3")
+    assert "give it with --image" in refuses(*options, "--strength=0.5")
+    assert "there is no picture" in refuses(*options, "--image", tmp_path / "nothing.png")
+    assert not (tmp_path / "refused").exists()
+
+
+class TestEvaluation:
+    """The commands that judge."""
+
+    @pytest.fixture
+    def digits_model(self, tmp_path):
+        pipe = tiny_pipeline(classes=10)
+        pipe.classes = [str(i) for i in range(10)]
+        return pipe.save(tmp_path / "digits-model")
+
+    def test_evaluate_prints_json_and_checks_itself(self, ditlab, refuses, digits_model, tmp_path):
+        protocol = ("--reference", "digits-held-out", "--count", 100, "--steps", 2)
+        out, err = ditlab("evaluate", digits_model, *protocol)
+        result = json.loads(out)
+        assert f"{result['fd_digits']:,.4f}" in err
+        assert result["protocol"]["reference"]["count"] == 360
+        recipe = tmp_path / "mine.toml"
+        recipe.write_text(f'reference = "digits-held-out"\ncount = 100\nsteps = 2\nexpect = {result["fd_digits"]}\n')
+        out, err = ditlab("evaluate", digits_model, "--recipe", recipe, "--json")
+        assert err == ""
+        assert json.loads(out)["expected"]["met"]
+        _, err = ditlab("evaluate", digits_model, "--recipe", recipe, "--expect", 1, "--within", 0.1, code=1)
+        assert err.endswith("not 1.0 within 0.1\n")
+        assert "did you mean" in refuses("evaluate", digits_model, "--recipe", "digit")
+        recipe.write_text("step = 2\n")
+        assert 'has a key "step" that no evaluation has; did you mean "steps"?' in refuses(
+            "evaluate", digits_model, "--recipe", recipe
+        )
+        assert "give --reference" in refuses("evaluate", digits_model)
+
+    def test_reference_is_what_evaluate_reads(self, ditlab, refuses, digits_model, tmp_path):
+        file = tmp_path / "ref.npz"
+        about = json.loads(ditlab("reference", "digits", "--out", file, "--json").out)
+        assert (about["count"], about["features"]) == (1437, "digits")
+        result = json.loads(ditlab("evaluate", digits_model, "--reference", file, "--count", 80, "--steps", 2).out)
+        assert result["protocol"]["reference"] == about
+        assert "ends in .npz" in refuses("reference", "digits", "--out", tmp_path / "ref")
+        assert 'no data "nowhere"' in refuses("reference", "nowhere", "--out", file, "--features", "digits")
+
+    def test_reference_of_a_folder_and_of_a_cache(self, ditlab, quick_glyph_reader, monkeypatch, tmp_path):
+        monkeypatch.setattr("ditlab.evaluation.features.glyphs.TRAINED_ON", 260)  # its reading does not matter here
+        ditlab("data", "glyphs-16", "--export", tmp_path / "letters", "--count", 80)
+        about = json.loads(
+            ditlab("reference", tmp_path / "letters", "--features", "glyphs", "--size", 32, "--out", tmp_path / "a.npz",
+                   "--json").out
+        )  # fmt: skip
+        assert (about["count"], about["size"], about["preprocessing"]["fit"]) == (80, [32, 32], "crop")
+        ditlab("train-autoencoder", "glyphs-16", "--out", tmp_path / "ae", "--images", 64, "--width", 8, "--depth", 1)
+        ditlab("encode", tmp_path / "letters", "--autoencoder", tmp_path / "ae", "--out", tmp_path / "cache")
+        about = json.loads(
+            ditlab("reference", tmp_path / "cache", "--features", "glyphs", "--out", tmp_path / "b.npz", "--json").out
+        )
+        assert (about["count"], about["size"], about["preprocessing"]["decoded"]) == (80, [16, 16], True)
+
+    def test_sample_file_can_be_evaluated(self, ditlab, refuses, digits_model, tmp_path):
+        options = ("--steps", 2, "--out", tmp_path / "s")
+        ditlab("sample", digits_model, "--npz", "--count", 80, *options)
+        protocol = ("--reference", "digits-held-out", "--count", 80, "--steps", 2)
+        drawn = json.loads(ditlab("evaluate", digits_model, *protocol).out)
+        stored = json.loads(ditlab("evaluate", tmp_path / "s" / "samples.npz", *protocol, "--out", tmp_path).out)
+        assert stored["fd_digits"] == pytest.approx(drawn["fd_digits"], rel=1e-6)
+        assert stored["accuracy"] == drawn["accuracy"]
+        assert "is there already" in refuses("sample", digits_model, "--npz", "--count", 80, *options)
+        assert "leave --labels" in refuses("sample", digits_model, "--npz", "--labels", 1, *options)
+
+    def test_sweep_and_memorisation(self, ditlab, digits_model, tmp_path):
+        protocol = ("--reference", "digits-held-out", "--count", 80)
+        out, _ = ditlab("sweep", digits_model, *protocol, "--try-steps", 1, 2, "--repeats", 1, "--out", tmp_path / "w")
+        assert "one seed, so its error is not known" in out
+        assert (tmp_path / "w" / "sweep.png").exists()
+        out, _ = ditlab(
+            "memorisation", digits_model, "--training", "digits", "--held-out", "digits-held-out", "--count", 80,
+            "--steps", 2, "--out", tmp_path / "near.png", "--json",
+        )  # fmt: skip
+        assert json.loads(out)["closer"] < 0.2  # noise is far from digits
+        assert Image.open(tmp_path / "near.png").height > 100
+
+
+class TestInUse:
+    """The same command, started a second time while the first is at work."""
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("train", "digits", "--train.images", 8, "--train.batch", 4),
+            ("sample", "MODEL", "--npz", "--count", 3, "--steps", 1),
+            ("train-autoencoder", "digits", "--images", 16),
+            ("encode", "digits", "--autoencoder", "AUTOENCODER"),
+        ],
+        ids=lambda command: command[0],
+    )
+    def test_the_folder_is_kept(self, refuses, model, tmp_path, command):
+        if "AUTOENCODER" in command:
+            save_autoencoder(Patch(1, 2, 2, 8, 1), tmp_path / "ae")
+        places = {"MODEL": model, "AUTOENCODER": tmp_path / "ae"}
+        with held(tmp_path / "out"):
+            told = refuses(*(places.get(word, word) for word in command), "--out", tmp_path / "out")
+            assert f"out is in use by process {os.getpid()} on " in told
+            assert os.listdir(tmp_path / "out") == [".lock"]
+
+    @pytest.mark.parametrize("command", ["evaluate", "reference", "memorisation"])
+    def test_a_protocol_is_kept(self, ditlab, refuses, tmp_path, monkeypatch, command):
+        monkeypatch.setattr("ditlab.evaluation.references.short_hash", lambda told: "0")
+        monkeypatch.setattr("ditlab.evaluation.protocols.short_hash", lambda told: "0")
+        options = {
+            "evaluate": ["--reference", "digits-held-out", "--out", tmp_path],
+            "reference": ["--out", tmp_path / "out.npz"],
+            "memorisation": ["--training", "digits", "--held-out", "digits-held-out", "--out", tmp_path / "out.png"],
+        }[command]
+        place = tmp_path / ("evaluation-0" if command == "evaluate" else "out-0.part")
+        with held(place):
+            assert f"{place} is in use by process {os.getpid()} on " in refuses(command, "digits", *options)
+            assert os.listdir(place) == [".lock"]
+        ditlab(command, "digits", *options)
+        assert place.exists() == (command == "evaluate")

@@ -1,0 +1,163 @@
+import os
+
+import pytest
+import torch
+
+from ditlab.backbones import create
+from ditlab.config.reader import parse_recipe
+from ditlab.core.device import container_memory, total_memory
+from ditlab.core.errors import InputError
+from ditlab.core.units import GIB
+from ditlab.diffusion.objective import Objective
+from ditlab.inference.pipeline import Pipeline
+from ditlab.profiling.plan import DEVICES, activations, largest_batch, peak, plan
+
+SMALL = {"model": {"name": "DiT", "width": 64, "depth": 4, "heads": 2, "patch": 2}, "train": {"batch": 32}}
+
+
+def small():
+    return create("DiT", size=16, channels=1, classes=3, learn_variance=False, width=64, depth=4, heads=2, patch=2)
+
+
+def test_activations_are_what_autograd_keeps():
+    net = small()
+    x, t, y = torch.randn(5, 1, 16, 16), torch.rand(5), torch.zeros(5).long()
+    storages = {}
+    own = {parameter.data_ptr() for parameter in net.parameters()}
+
+    def keep(value):
+        if value.data_ptr() not in own:
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        out = net(x, t, y)
+    kept, largest = activations(small, 5, False)
+    assert kept == pytest.approx(sum(each.nbytes() for each in storages.values()) + out.nbytes, rel=0.15)
+    assert largest == 5 * 64 * 4 * 64 * 4  # pictures, tokens, width of the MLP, bytes
+    assert activations(small, 10, False)[0] == pytest.approx(2 * kept, rel=0.01)
+    assert activations(small, 5, True)[0] < 0.45 * kept
+
+
+def test_the_parts_of_a_large_run():
+    net = {"name": "DiT", "width": 384, "depth": 3, "heads": 6, "patch": 2}
+    settings = {"model": net, "data": {"source": "glyphs-32"}, "train": {"batch": 4096}}
+    recipe = parse_recipe(settings)
+    one, eight = plan(recipe, "a10", 1), plan(recipe, "a10", 8)
+    assert one.memory["optimiser"] == 2 * one.memory["weights"] == 8 * one.parameters
+    assert one.checkpoint == 16 * one.parameters
+    assert (one.batch, eight.batch) == (4096, 512)
+    assert eight.steps_per_second == pytest.approx(8 * one.steps_per_second)
+    assert one.seconds == pytest.approx(recipe.train.images / 4096 / one.steps_per_second)
+    assert one.peak > one.capacity == 24 * GIB
+    assert any("--parallel.accumulate" in line for line in one.advice)
+    assert eight.peak < eight.capacity
+    assert eight.advice == []
+    fits, not_so = (
+        plan(parse_recipe(settings | {"train": {"batch": count}}), "a10")
+        for count in (one.largest_batch, one.largest_batch + 1)
+    )
+    assert fits.peak <= 0.94 * fits.capacity < not_so.peak
+    sharded = plan(parse_recipe(settings | {"parallel": {"shard": "full"}}), "a10", 8)
+    assert sharded.memory["weights"] == pytest.approx(one.memory["weights"] / 8)
+
+
+def test_the_largest_batch_is_the_last_that_fits():
+    parts = {"activations": 10.0, "workspace": 0.0, "gradients": 35.0, "weights": 5.0}
+    grown = lambda count: parts | {"activations": 10.0 * count}  # noqa: E731
+    assert largest_batch(grown, 65.0) == 6
+    assert largest_batch(grown, 64.9) == 5
+    assert largest_batch(grown, 39.0) == 0
+    assert peak(grown(1)) == 40.0
+
+
+def test_this_machine_is_timed():
+    found = plan(parse_recipe(SMALL))
+    assert found.measured
+    assert found.device == "cpu"
+    assert found.capacity > GIB
+    assert 0.1 < found.steps_per_second < 1000
+    assert "copy for the checkpoint" in found.memory
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(InputError, match='did you mean "h100"'):
+        plan(parse_recipe(SMALL), "h10")
+    with pytest.raises(InputError, match="a batch of 32 cannot be shared equally among 5 processes"):
+        plan(parse_recipe(SMALL), "h100", 5)
+    assert all(device.memory > 20 * GIB and device.flops > 5e13 for device in DEVICES.values())
+
+
+def test_all_that_is_kept_is_counted():
+    def found(devices=1, **sections):
+        return plan(parse_recipe(SMALL | sections), "h100", devices)
+
+    plain = found()
+    lengths = found(train={"widths": [0.05, 0.1], "batch": 32})
+    assert lengths.memory["averages"] == 3 * plain.memory["averages"]
+    assert lengths.checkpoint == 24 * plain.parameters
+    # Muon has one moment of the matrices of the four blocks: qkv, proj and the two of the MLP.
+    muon = found(optim={"name": "muon"})
+    assert plain.memory["optimiser"] - muon.memory["optimiser"] == 4 * 4 * 12 * 64**2
+    assert plain.checkpoint - muon.checkpoint == 4 * 4 * 12 * 64**2
+    # Half of the tokens go through two of four blocks.
+    assert found(train={"route": 0.5, "batch": 32}).memory["activations"] < 0.85 * plain.memory["activations"]
+    # Gradients come as activations go; with parts of a batch, or several processes, they are there all the time.
+    parts = found(parallel={"accumulate": 2})
+    assert parts.peak == pytest.approx(sum(parts.memory.values()))
+    assert plain.peak < sum(plain.memory.values())
+    assert "gradients kept" in found(devices=2).memory
+
+
+def test_lora_trains_few_weights(tmp_path):
+    net = create("DiT", size=8, channels=1, classes=10, learn_variance=False, width=64, depth=4, heads=2, patch=2)
+    Pipeline(net, Objective(), classes=[str(i) for i in range(10)]).save(tmp_path)
+    told = {"data": {"source": "digits"}, "train": {"batch": 32, "init_from": str(tmp_path)}}
+    whole = plan(parse_recipe(told), "h100")
+    lora = plan(parse_recipe(told | {"train": told["train"] | {"lora": 4}}), "h100")
+    # Updates of rank 4 beside qkv, proj and modulation of each block and the head's; label rows and head are whole.
+    updates = 4 * (4 * (64 + 192 + 64 + 64 + 64 + 6 * 64) + 64 + 2 * 64)
+    own = updates + 11 * 64 + 64 * 4 + 4
+    assert lora.memory["optimiser"] == 2 * lora.memory["gradients"] == 8 * own
+    assert lora.memory["weights"] == whole.memory["weights"] + 4 * updates
+    assert lora.memory["activations"] > 0.5 * whole.memory["activations"]
+
+
+def test_processes_on_one_cpu_share_its_memory():
+    one, two = (plan(parse_recipe(SMALL), devices=count, timed=False) for count in (1, 2))
+    assert two.capacity == one.capacity / 2
+
+
+def test_without_the_data():
+    recipe = parse_recipe({"data": {"source": "caches/not-here"}, "model": {"name": "DiT-XL/2"}})
+    found = plan(recipe, "h100", 8, shape=(4, (32, 32), 1000))
+    assert found.parameters == pytest.approx(675e6, rel=0.005)
+    assert found.steps_per_second > 0
+    with pytest.raises(InputError, match="not-here"):
+        plan(recipe, "h100", 8)
+
+
+@pytest.mark.parametrize(
+    ("devices", "sections", "told"),
+    [
+        (0, {}, "0 devices; give 1 or more"),
+        (1, {"parallel": {"shard": "full"}}, "parallel.shard needs several processes"),
+        (1, {"parallel": {"accumulate": 0}}, "parallel.accumulate is 0; give 1 or more"),
+    ],
+)
+def test_what_training_would_refuse_is_refused(devices, sections, told):
+    with pytest.raises(InputError, match=told):
+        plan(parse_recipe(SMALL | sections), "h100", devices)
+
+
+def test_the_memory_of_a_container_is_its_limit(tmp_path):
+    (tmp_path / "own").write_text("0::/pods/mine\n")
+    group = tmp_path / "tree" / "pods" / "mine"
+    group.mkdir(parents=True)
+    for folder, limit, used in ((group, "max", 500), (group.parent, "4000", 900)):
+        (folder / "memory.max").write_text(limit + "\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text("anon 300\ninactive_file 600\nactive_file 0\n")
+    assert list(container_memory(tmp_path / "own", tmp_path / "tree")) == [(4000, 300)]
+    assert list(container_memory(tmp_path / "none", tmp_path / "tree")) == []
+    assert 2**28 < total_memory(torch.device("cpu")) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,150 @@
+import json
+import re
+import sys
+import types
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from ditlab.cli import main
+from ditlab.config.reader import parse_recipe
+from ditlab.core.errors import InputError
+from ditlab.report.html import figure
+from ditlab.report.run import blocks, read_metrics, sparkline, view
+from ditlab.training import train
+from ditlab.training.trackers import flat
+
+QUIET = Console(quiet=True)
+TINY = {
+    "model": {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2},
+    "train": {"images": 128, "batch": 32, "precision": "float32", "compile": "never", "device": "cpu"}
+    | {"log_every": 32, "preview_every": 64, "save_every": 64},
+    "sample": {"sampler": "euler", "steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "small <run>"
+    train(parse_recipe(TINY), folder, console=QUIET)
+    return folder
+
+
+def test_a_sparkline_rises_with_its_values():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([5] * 4, 8) == "▁▁▁▁"
+    assert sparkline([0, 0, 10, 10, 0, 0], 3) == "▁█▁"
+
+
+def test_a_picture_as_text_has_its_colours(tmp_path):
+    picture = Image.new("RGB", (3, 4), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, 1, 3, 2))
+    picture.save(tmp_path / "x.png")
+    text = blocks(tmp_path / "x.png", 10)
+    assert text.plain == "▀▀▀\n▀▀▀\n"
+    assert str(text.spans[0].style) == "rgb(255,0,0) on rgb(0,0,255)"
+
+
+def test_watching_shows_curves_and_the_preview(run, capsys, monkeypatch):
+    out = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    out.print(view(run, 128))
+    shown = out.export_text()
+    assert "128 of 128 images, done" in shown
+    assert "gradient norm" in shown
+    assert "preview at 128 images" in shown
+    assert shown.count("▀") > 1000
+    monkeypatch.setattr(sys, "argv", ["ditlab", "watch", str(run), "--once"])
+    main()
+    assert "learning rate" in capsys.readouterr().out
+    with pytest.raises(InputError, match="is not a training run"):
+        read_metrics(run / "checkpoints")
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"images": 1, "loss": 2}\n{"ima')
+    assert read_metrics(tmp_path) == [{"images": 1, "loss": 2}]
+
+
+def test_the_page_of_a_run_stands_alone(run):
+    page = (run / "report.html").read_text()
+    assert "small &lt;run&gt;" in page
+    assert page.count("<svg") == 5
+    assert "data:image/png;base64," in page
+    assert not re.search(r"(src|href)=['\"]?http", page)
+    assert "128 of 128, 32 at a time" in page
+
+    class Checked(HTMLParser):
+        stack: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "img", "polyline"):
+                self.stack.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.stack.pop() == tag
+
+    checked = Checked()
+    checked.feed(page.replace("/>", ">"))
+    assert checked.stack == []
+
+
+def test_a_curve_goes_from_corner_to_corner():
+    drawn = figure("x", [0, 10, 20], [1.0, 3.0, 2.0])
+    assert "points='0.0,160.0 320.0,0.0 640.0,80.0'" in drawn
+
+
+def test_previews_show_average_and_raw_weights(run):
+    with Image.open(run / "previews" / "000000000128.png") as picture:
+        width, height = picture.size
+        left, right = picture.crop((0, 22, width // 2, height)), picture.crop((width // 2, 22, width, height))
+    assert left.size == right.size
+    assert left.tobytes() != right.tobytes()
+
+
+def test_tensorboard_is_told_and_a_resumed_run_says_nothing_twice(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recipe = {**TINY, "train": TINY["train"] | {"report": ["tensorboard"]}}
+    train(parse_recipe(recipe | {"train": recipe["train"] | {"images": 64}}), tmp_path, console=QUIET)
+    train(parse_recipe(recipe), tmp_path, console=QUIET)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    lines = read_metrics(tmp_path)
+    assert [(each.step, pytest.approx(each.value, rel=1e-5)) for each in events.Scalars("loss")] == [
+        (line["images"], line["loss"]) for line in lines
+    ]
+    assert [each.step for each in events.Images("preview")] == [64, 128]
+    assert "loss_by_time/0.4-0.5" in events.Tags()["scalars"]
+
+
+def test_a_hosted_tracker_is_told_if_it_is_there(tmp_path, monkeypatch):
+    told = []
+    fake = types.SimpleNamespace(
+        init=lambda **options: told.append(options),
+        log=told.append,
+        finish=lambda: told.append("finished"),
+        Image=lambda picture: picture.size,
+    )
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    recipe = parse_recipe({**TINY, "train": TINY["train"] | {"report": ["trackio"]}})
+    train(recipe, tmp_path / "run", console=QUIET)
+    assert told[0]["name"] == "run"
+    assert told[0]["config"]["train"]["images"] == 128
+    assert [each["images"] for each in told[1:-1] if "loss" in each] == [32, 64, 96, 128]
+    assert told[-1] == "finished"
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for images in (64, 128):
+        one = parse_recipe({**TINY, "train": TINY["train"] | {"report": ["wandb"], "images": images}})
+        train(one, tmp_path / "resumed", console=QUIET)
+    first, second = (each for each in told if "resume" in each and "id" in each)
+    assert first["id"] == second["id"]  # by which it goes on as one run there
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    missing = parse_recipe({**TINY, "train": TINY["train"] | {"report": ["wandb"]}})
+    with pytest.raises(InputError, match=r"train\.report wandb needs it; pip install wandb"):
+        train(missing, tmp_path / "other", console=QUIET)
+
+
+def test_numbers_by_name():
+    found = flat({"loss": 1.0, "grad_norm": None, "loss_by_time": [0.5, None]})
+    assert found == {"loss": 1.0, "loss_by_time/0.0-0.5": 0.5}
+    assert json.dumps(found)

@@ -1,0 +1,617 @@
+import asyncio
+import base64
+import gc
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from helpers import serving, smooth, tiny_pipeline
+from PIL import Image
+
+from ditlab import between
+from ditlab.cli.serving import listen
+from ditlab.config.reader import find_recipe
+from ditlab.server.app import about, create_app
+from ditlab.server.service import Limits
+
+
+@pytest.fixture
+def pipe():
+    pipe = smooth(tiny_pipeline())
+    pipe.classes = ["ant", "bee", "cow"]
+    pipe.config["sample"] = {"sampler": "ab4", "steps": 4, "guidance": 2.0}
+    return pipe
+
+
+@pytest.fixture
+def client(pipe):
+    with TestClient(create_app({"small": pipe, "other": tiny_pipeline(classes=0)}, Limits(steps=500))) as client:
+        yield client
+
+
+def slow(pipe, seconds):
+    """The same model, slower."""
+    whole = pipe.net.forward
+    pipe.net.forward = lambda *given: time.sleep(seconds) or whole(*given)
+    return pipe
+
+
+def picture(text):
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def post(client, **asked):
+    return client.post("/v1/images/generations", json=asked)
+
+
+def error(answer):
+    told = answer.json()["error"]
+    assert told["code"] == answer.status_code
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    return told["message"]
+
+
+def events(text):
+    """Kind and data of each server-sent event."""
+    for block in text.strip().split("\n\n"):
+        kind, data = block.split("\n")
+        yield kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+
+class TestDrawing:
+    def test_pictures_are_those_of_the_pipeline_with_their_settings(self, client, pipe):
+        answer = post(client, class_labels=["bee", 2], seed=5, num_inference_steps=6, guidance_scale=1.5)
+        data = answer.json()["data"]
+        expected = pipe(["bee", 2], seeds=[5, 6], num_inference_steps=6, guidance_scale=1.5).images
+        for one, image in zip(data, expected, strict=True):
+            assert np.abs(np.asarray(picture(one["b64_json"])).astype(int) - np.asarray(image).astype(int)).max() <= 1
+        assert data[1]["settings"] == {
+            "model": "small", "label": 2, "seed": 6, "num_inference_steps": 6, "guidance_scale": 1.5,
+        }  # fmt: skip
+        assert json.loads(picture(data[0]["b64_json"]).text["ditlab"]) == data[0]["settings"]
+
+    def test_what_is_left_out_is_chosen_and_told(self, client):
+        data = post(client, n=4).json()["data"]
+        assert [one["settings"]["label"] for one in data] == [0, 1, 2, 0]
+        seeds = [one["settings"]["seed"] for one in data]
+        assert seeds == list(range(seeds[0], seeds[0] + 4))
+        assert post(client, model="other", n=2).json()["data"][0]["settings"]["label"] is None
+        again = post(client, class_labels=[0, 1, 2, 0], seeds=seeds).json()["data"]
+        assert [one["b64_json"] for one in again] != []
+        assert picture(again[2]["b64_json"]).tobytes() == picture(data[2]["b64_json"]).tobytes()
+
+    def test_a_stream_tells_every_step_and_previews(self, client):
+        answer = post(client, prompt="cow", seed=1, num_inference_steps=8, stream=True, partial_images=2)
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        told = list(events(answer.text))
+        assert [kind.rpartition(".")[2] for kind, _ in told] == [
+            "step", "step", "step", "partial_image", "step", "partial_image", "step", "step", "completed",
+        ]  # fmt: skip
+        assert [data["step"] for _, data in told] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+        assert told[3][1]["partial_image_index"] == 0
+        assert picture(told[3][1]["data"][0]["b64_json"]).size == (8, 8)
+        plain = post(client, prompt="cow", seed=1, num_inference_steps=8).json()["data"]
+        assert told[-1][1]["data"] == plain
+
+    def test_clients_at_the_same_time_get_what_they_would_alone(self, client):
+        orders = [
+            {"class_labels": [i % 3], "seed": i, "num_inference_steps": 3 + i, "guidance_scale": 1.0 + i / 4}
+            for i in range(8)
+        ]
+        alone = [post(client, **order).json()["data"][0]["b64_json"] for order in orders]
+        found = [None] * 8
+
+        def ask(i):
+            found[i] = post(client, **orders[i]).json()["data"][0]["b64_json"]
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        for one, other in zip(alone, found, strict=True):
+            one, other = (np.asarray(picture(each)).astype(int) for each in (one, other))
+            assert np.abs(one - other).max() <= 1
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(
+        ("asked", "code", "words"),
+        [
+            ({"prompt": "bea"}, 400, 'unknown class "bea"; did you mean "bee"'),
+            ({"class_labels": [3]}, 400, "label 3 is out of range"),
+            ({"model": "smal"}, 400, 'unknown model "smal"; did you mean "small"'),
+            ({"n": 17}, 400, "17 pictures; give 1 to 16"),
+            ({"num_inference_steps": 501}, 400, "501 steps; give 1 to 500"),
+            ({"size": "16x16"}, 400, "size 16x16; this model draws 8x8"),
+            ({"sampler": "hune"}, 400, 'did you mean "heun"'),
+            ({"class_labels": [0, 1], "n": 3}, 400, "2 labels for 3 pictures"),
+            ({"seeds": [1, 2], "n": 3}, 400, "2 seeds for 3 pictures"),
+            ({"prompt": 1, "class_labels": [1]}, 400, "give one of them"),
+            ({"guidance_interval": [0.9, 0.1]}, 400, "guidance interval 0.9 to 0.1 is empty"),
+            ({"n": "four"}, 422, "n: Input should be a valid integer"),
+            ({"stepps": 4}, 422, "stepps: Extra inputs are not permitted"),
+            ({"seed": -1}, 422, "seed: Input should be greater than or equal to 0"),
+            ({"n": "4"}, 422, "n: Input should be a valid integer"),
+            ({"stream": "yes"}, 422, "stream: Input should be a valid boolean"),
+            ({"prompt": True}, 422, "prompt: Input should be a valid integer, or: Input should be a valid string"),
+            ({"sampler": ""}, 422, "sampler: String should have at least 1 character"),
+            ({"guidance_interval": [-1, 1]}, 422, "guidance_interval.0: Input should be greater than or equal to 0"),
+            ({"model": "../../etc/passwd"}, 400, 'unknown model "../../etc/passwd"'),
+        ],
+    )
+    def test_what_cannot_be_drawn_is_told_in_a_line(self, client, asked, code, words):
+        answer = post(client, **asked)
+        assert answer.status_code == code
+        assert words in error(answer)
+
+    def test_malformed_and_oversized_bodies(self, client):
+        broken = client.post("/v1/images/generations", content=b'{"n": 1', headers={"content-type": "application/json"})
+        assert broken.status_code == 422
+        assert "JSON" in error(broken)
+        huge = client.post("/v1/images/generations", content=b" " * 17 * 2**20)
+        assert huge.status_code == 413
+        assert "at most 16777216 are taken" in error(huge)
+        endless = client.post("/v1/images/generations", content=iter([b"{", b"}"]))
+        assert endless.status_code == 411
+        assert client.get("/health", headers={"content-length": "9" * 5000}).status_code == 413
+        assert client.get("/nothing").status_code == client.post("/nothing").status_code == 404
+        assert client.get("/health/").status_code == 404
+        assert client.get("/health").json() == {"status": "ok"}
+
+    @pytest.mark.parametrize(
+        ("body", "code", "words"),
+        [
+            (b"[" * 100_000, 400, "error parsing the body"),
+            (b'{"seed": ' + b"9" * 5000 + b"}", 400, "error parsing the body"),
+            (b'{"seed": 9007199254740992}', 422, "seed: Input should be less than 9007199254740992"),
+            (b"\xff\xfe", 422, "the body is not JSON: Expecting value at character 0"),
+            (b'{"prompt": "\\ud800"}', 422, "unable to parse raw data as a unicode string"),
+            (b'{"' + b"a" * 100_000 + b'": 1}', 422, f"{'a' * 200}: Extra inputs are not permitted"),
+            (b'{"guidance_scale": NaN}', 422, "guidance_scale: Input should be a finite number"),
+            (
+                b'{"guidance_interval": [0, Infinity]}',
+                422,
+                "guidance_interval.1: Input should be less than or equal to 1",
+            ),
+            (b"[]", 422, "body: Input should be a valid dictionary"),
+            (b"", 422, "body: Field required"),
+        ],
+    )
+    def test_bodies_made_to_break_it_are_told_in_a_short_line(self, client, body, code, words):
+        answer = client.post("/v1/images/generations", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == code
+        assert words in error(answer)
+        assert len(error(answer)) < 300
+
+    @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+    def test_what_pages_from_elsewhere_may_send_is_not_read(self, client, kind):
+        headers = {} if kind is None else {"content-type": kind}
+        answer = client.post("/v1/images/generations", content=b'{"n": 1}', headers=headers)
+        assert answer.status_code == 422
+        assert error(answer) == "the body must be JSON, with Content-Type: application/json"
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allowed"),
+        [
+            ("GET", "/v1/images/generations", {"POST"}),
+            ("DELETE", "/v1/models", {"GET"}),
+            ("POST", "/health", {"GET"}),
+            ("POST", "/", {"GET", "HEAD"}),
+            ("PUT", "/app.js", {"GET", "HEAD"}),
+        ],
+    )
+    def test_a_wrong_method_is_told_which_are_right(self, client, method, path, allowed):
+        answer = client.request(method, path)
+        assert answer.status_code == 405
+        assert set(answer.headers["allow"].split(", ")) == allowed
+        assert f"{method} is not for this path; use {answer.headers['allow']}" == error(answer)
+
+    def test_a_whole_number_may_be_written_as_a_fraction(self, client):
+        data = post(client, prompt=1.0, n=2.0, seed=3.0, num_inference_steps=2.0).json()["data"]
+        assert [(one["settings"]["label"], one["settings"]["seed"]) for one in data] == [(1, 3), (1, 4)]
+
+    def test_a_token_is_asked_for_everywhere_but_where_one_asks_for_life(self, pipe):
+        with TestClient(create_app({"small": pipe}, token="sesame")) as client:
+            for header in ({}, {"authorization": "Bearer sesam"}, {"authorization": "Bearer sésame".encode()}):
+                answer = client.get("/v1/models", headers=header)
+                assert answer.status_code == 401
+                assert "a token is needed" in error(answer)
+            assert client.get("/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 200
+            assert client.get("/health").status_code == client.get("/ready").status_code == 200
+            assert client.get("/metrics").status_code == 401
+            assert client.get("/openapi.json").status_code == 401
+
+    def test_the_time_that_a_wrong_token_takes_tells_nothing_of_the_right_one(self, pipe, monkeypatch):
+        compared = []
+        monkeypatch.setattr("hmac.compare_digest", lambda *given: compared.append(given) or False)
+        with TestClient(create_app({"small": pipe}, token="sesame")) as client:
+            assert client.get("/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 401
+        assert compared == [(b"sesame", b"sesame")]
+
+    @pytest.mark.parametrize("path", ["/", "/app.js", "/health", "/v1/models", "/v1/thumbnails/0", "/nothing"])
+    def test_browsers_are_told_what_they_may_do(self, client, path):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        told = dict(each.split(" ", 1) for each in headers["content-security-policy"].split("; "))
+        assert told["default-src"] == "'self'"
+        assert told["frame-ancestors"] == "'none'"
+        assert "unsafe" not in headers["content-security-policy"]
+
+    def test_more_than_there_are_places_for_are_turned_away(self, pipe):
+        with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(drawings=2))) as client:
+            answers = []
+            threads = [threading.Thread(target=lambda: answers.append(post(client, n=1))) for _ in range(4)]
+            [thread.start() for thread in threads]
+            [thread.join() for thread in threads]
+            codes = sorted(answer.status_code for answer in answers)
+            assert codes == [200, 200, 429, 429]
+            refused = next(answer for answer in answers if answer.status_code == 429)
+            assert refused.headers["retry-after"] == "1"
+            assert "2 drawings are in progress" in error(refused)
+            assert post(client, n=1).status_code == 200
+            assert "ditlab_refused_total 2.0" in client.get("/metrics").text
+
+    def test_a_drawing_that_takes_too_long_is_ended(self, pipe):
+        with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(seconds=0.2))) as client:
+            answer = post(client, n=1, num_inference_steps=100)
+            assert answer.status_code == 503
+            assert "not done after 0 s; ask for fewer steps" in error(answer)
+
+    @pytest.mark.parametrize(
+        ("path", "more"),
+        [
+            ("/v1/images/generations", {"stream": False}),
+            ("/v1/images/generations", {"stream": True}),
+            ("/v1/inside", {}),
+        ],
+    )
+    def test_a_client_that_leaves_frees_its_place_within_a_step(self, pipe, path, more, caplog):
+        calls, whole = [], pipe.net.forward
+        pipe.net.forward = lambda *given: calls.append(time.sleep(0.05)) or whole(*given)
+        app = create_app({"small": pipe})
+        asked = {"num_inference_steps": 100, "sampler": "euler"} | more
+
+        async def leave():
+            begun, gone = asyncio.Event(), asyncio.Event()
+
+            async def receive():
+                if not begun.is_set():
+                    begun.set()
+                    return {"type": "http.request", "body": json.dumps(asked).encode()}
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message):
+                pass
+
+            headers = [(b"content-type", b"application/json")]
+            scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+            drawing = asyncio.create_task(app(scope, receive, send))
+            while len(calls) < 3:
+                await asyncio.sleep(0.001)
+            seen = len(calls)
+            gone.set()
+            await drawing
+            while app.state.service.engines["small"].drawings:
+                await asyncio.sleep(0.001)
+            return len(calls) - seen
+
+        assert asyncio.run(leave()) <= 1
+        app.state.service.close()
+        gc.collect()
+        assert caplog.text == ""  # no exception that nobody asked for
+
+    def test_a_fault_shows_nothing_of_the_inside_but_in_the_log(self, pipe, caplog):
+        def broken(*given):
+            raise ValueError("secret inside")
+
+        pipe.net.forward = broken
+        with TestClient(create_app({"small": pipe})) as client:
+            answer = post(client, n=1)
+            assert answer.status_code == 503
+            assert error(answer) == "the drawing failed; the service's log says why"
+            assert "ditlab_failed_total 1.0" in client.get("/metrics").text
+            assert "ditlab_drawings 0.0" in client.get("/metrics").text
+            assert "secret inside" in caplog.text
+            caplog.clear()
+            assert client.post("/v1/inside", json={}).status_code == 503
+            assert "secret inside" in caplog.text
+            thumbnail = client.get("/v1/thumbnails/0")
+            assert thumbnail.status_code == 503
+            assert error(thumbnail) == "the drawing failed; the service's log says why"
+
+    def test_a_fault_outside_of_a_drawing_is_told_in_the_same_form(self, pipe, monkeypatch):
+        app = create_app({"small": pipe})
+        monkeypatch.setattr(app.state.service, "find", lambda model: 1 / 0)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            answer = client.get("/v1/classes")
+            assert answer.status_code == 500
+            assert error(answer) == "the service failed; its log says why"
+
+
+def text(image):
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+class TestStartingFromPictures:
+    def test_what_the_mask_keeps_stays(self, client, pipe):
+        image, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
+        mask.paste(255, (4, 0, 8, 8))
+        answer = post(client, prompt="bee", n=2, seed=5, image=text(image), mask=text(mask), resample=3)
+        one, other = answer.json()["data"]
+        assert one["settings"] == {"model": "small", "label": "bee", "seed": 5, "strength": 1.0, "resample": 3}
+        kept = np.asarray(picture(one["b64_json"]))
+        assert (kept[:, :4] == 200).all()
+        expected = pipe("bee", seeds=[5, 6], image=image, mask_image=mask, resample=3).images
+        for drawn, wanted in zip((one, other), expected, strict=True):
+            difference = np.asarray(picture(drawn["b64_json"]), int) - np.asarray(wanted, int)
+            assert abs(difference).max() <= 1
+
+    def test_steps_are_those_that_are_walked(self, client):
+        answer = post(client, n=1, seed=1, image=text(Image.new("L", (8, 8))), strength=0.5, stream=True)
+        *_, (kind, last) = events(answer.text)
+        assert kind == "image_generation.completed"
+        assert (last["step"], last["steps"]) == (2, 2)
+
+    @pytest.mark.parametrize(
+        ("asked", "words"),
+        [
+            ({"image": "no base64!"}, "the image is not base64"),
+            ({"image": base64.b64encode(b"no picture").decode()}, "cannot be read as PNG"),
+            ({"image": text(Image.new("1", (5000, 5000)))}, "5000x5000 pixels; give one of at most 16,000,000"),
+            ({"strength": 0.5}, "without a picture to start from"),
+            ({"image": text(Image.new("L", (8, 8))), "mask": text(Image.new("L", (8, 8)))}, "the mask is black"),
+        ],
+    )
+    def test_what_cannot_be_started_from_is_told(self, client, asked, words):
+        answer = post(client, n=1, **asked)
+        assert answer.status_code == 400
+        assert words in error(answer)
+
+
+def test_a_way_goes_from_one_class_and_seed_to_others(client, pipe):
+    data = post(client, prompt=0, to_label="cow", n=3, seed=4, to_seed=9).json()["data"]
+    assert [one["settings"]["seed"]["weight"] for one in data] == [0, 0.5, 1]
+    expected = pipe(between(0, 2, 3), seeds=between(4, 9, 3)).images
+    for one, wanted in zip(data, expected, strict=True):
+        assert abs(np.asarray(picture(one["b64_json"]), int) - np.asarray(wanted, int)).max() <= 1
+    alone = post(client, prompt=0, to_label=2, n=3, seed=4).json()["data"]
+    assert {one["settings"]["seed"] for one in alone} == {4}
+    refused = post(client, prompt=0, to_label="bea", n=3)
+    assert refused.status_code == 400
+    assert 'did you mean "bee"' in error(refused)
+
+
+def test_a_way_is_animated(client):
+    data = post(client, n=2, seed=1, num_inference_steps=6, animation=True).json()["data"]
+    with picture(data[0]["animation_b64"]) as way:
+        assert way.format == "GIF"
+        assert way.n_frames == 7
+        assert way.size == (256, 256)
+    assert "animation_b64" not in post(client, n=1).json()["data"][0]
+
+
+class TestInside:
+    def test_every_step_and_block_is_told(self, client, pipe):
+        seen = client.post("/v1/inside", json={"prompt": "ant", "seed": 3, "num_inference_steps": 5}).json()
+        assert [round(step["t"], 3) for step in seen["steps"]] == [0.8, 0.6, 0.4, 0.2, 0]
+        blocks = len(pipe.net.repeated)
+        assert [len(row) for row in seen["changes"]] == [blocks] * 4
+        assert all(0 < value < 10 for row in seen["changes"] for value in row)
+        assert (seen["attentions"], seen["attention"]) == (len(pipe.net.blocks), None)
+
+    def test_weights_of_an_attention_are_told(self, client):
+        asked = {"prompt": "ant", "seed": 3, "num_inference_steps": 5, "step": 2, "attention": 1}
+        seen = client.post("/v1/inside", json=asked).json()
+        assert len(seen["steps"]) == 3
+        height, width = (seen["attention"][side] for side in ("height", "width"))
+        weights = np.frombuffer(base64.b64decode(seen["attention"]["weights"]), np.uint8)
+        rows = weights.reshape(height * width, height * width)
+        assert (height, width) == (4, 4)
+        assert (rows.max(1) == 255).all()
+
+    @pytest.mark.parametrize(
+        ("asked", "line"),
+        [
+            ({"step": 2, "attention": 9}, "attention 9; there are 2, from 0 to 1"),
+            ({"step": 4}, "step 4; there are 4, from 0 to 3"),
+        ],
+    )
+    def test_what_there_is_not_is_told(self, client, asked, line):
+        answer = client.post("/v1/inside", json={"seed": 1, "num_inference_steps": 4} | asked)
+        assert answer.status_code == 400
+        assert error(answer) == line
+
+    def test_a_fault_in_the_order_is_told(self, client):
+        answer = client.post("/v1/inside", json={"prompt": "bea"})
+        assert answer.status_code == 400
+        assert "bee" in error(answer)
+
+
+def test_runs_are_watched(pipe, tmp_path):
+    run = tmp_path / "mine"
+    (run / "previews").mkdir(parents=True)
+    (run / "recipe.toml").write_text((find_recipe("digits")).read_text())
+    lines = [
+        {"images": i, "loss": 1 / i, "images_per_second": 10.0, "loss_by_time": [0.5, None, 1.0]} for i in (10, 20)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images": 3')
+    with TestClient(create_app({"small": pipe}, runs={"mine": run})) as client:
+        assert client.get("/v1/runs").json() == {"runs": ["mine"]}
+        told = client.get("/v1/runs/mine").json()
+        assert (told["images"], told["preview"]) == (20, None)
+        assert told["seconds_left"] == (told["total"] - 20) / 10
+        assert told["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
+        assert told["loss_by_time"] == [[0.5 / 3, 0.5], [2.5 / 3, 1.0]]
+        assert client.get("/v1/runs/mine/preview").status_code == 404
+        Image.new("L", (4, 4), 7).save(run / "previews" / "000000000020.png")
+        assert client.get("/v1/runs/mine").json()["preview"] == 20
+        assert Image.open(io.BytesIO(client.get("/v1/runs/mine/preview").content)).getpixel((0, 0)) == 7
+        assert client.get("/v1/runs/..%2Fother").status_code in (400, 404)
+        unknown = client.get("/v1/runs/mino")
+        assert unknown.status_code == 400
+        assert 'did you mean "mine"' in error(unknown)
+        wrong = {
+            "images": 30,
+            "loss": float("nan"),
+            "images_per_second": float("inf"),
+            "loss_by_time": [float("nan"), 1.0],
+        }
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write("\n" + json.dumps(wrong) + "\n")
+        told = client.get("/v1/runs/mine").json()
+        assert (told["images"], told["seconds_left"]) == (30, None)
+        assert told["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
+        assert told["loss_by_time"] == [[0.75, 1.0]]
+        os.rename(run, tmp_path / "gone")
+        for path in ("", "/preview"):
+            gone = client.get(f"/v1/runs/mine{path}")
+            assert gone.status_code == 404
+            assert str(tmp_path) not in error(gone)
+
+
+def test_models_and_classes_are_told(client):
+    first, second = client.get("/v1/models").json()["data"]
+    assert (first["id"], first["size"], first["classes"], first["num_inference_steps"]) == ("small", "8x8", 3, 4)
+    assert first == about("small", client.app.state.service.models["small"])  # nothing is left out of the form
+    assert second["id"] == "other"
+    assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"]}
+    assert client.get("/v1/classes", params={"model": "other"}).json()["classes"] == []
+    assert client.get("/v1/classes", params={"model": "x"}).status_code == 400
+
+
+def test_the_description_says_all_with_examples(pipe):
+    with TestClient(create_app({"small": pipe}, token="sesame")) as client:
+        document = client.get("/openapi.json", headers={"authorization": "Bearer sesame"}).json()
+    schemas = document["components"]["schemas"]
+    assert schemas["Generation"]["examples"][0]["prompt"] == "3"
+    operations = {path: operation for path, item in document["paths"].items() for operation in item.values()}
+    assert {path for path, operation in operations.items() if "security" not in operation} == {"/health", "/ready"}
+    assert operations["/v1/images/generations"]["responses"].keys() == {
+        "200", "400", "401", "411", "413", "422", "429", "503",
+    }  # fmt: skip
+    for operation in operations.values():
+        assert operation["description"]
+        for code, answer in operation["responses"].items():
+            for kind, content in answer["content"].items():
+                if code == "200" and kind == "application/json":
+                    assert exemplified(content["schema"]["$ref"].rpartition("/")[2], schemas)
+                elif kind != "image/png":
+                    assert content["example"]
+
+
+def exemplified(name, schemas):
+    """Whether there is an example for the whole, or for each of its keys."""
+    form = schemas[name]
+    parts = form["properties"].values()
+    return "examples" in form or all("examples" in part or part.get("type") == "array" for part in parts)
+
+
+def test_figures_are_told(client):
+    post(client, n=3, num_inference_steps=2, guidance_scale=1.0, sampler="euler")
+    for _ in range(50):  # the last call is told after it was answered
+        told = client.get("/metrics").text
+        if 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in told:
+            break
+        time.sleep(0.02)
+    assert 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in told
+    assert "ditlab_pictures_total 3.0" in told
+    assert "ditlab_drawings 0.0" in told
+
+
+class TestProcess:
+    @pytest.fixture
+    def served(self, pipe, tmp_path):
+        """The address of a service that runs as users run it."""
+        pipe.save(tmp_path / "small")
+        with serving(tmp_path / "small") as address:
+            yield address, tmp_path
+
+    def test_clients_that_go_away_free_their_place(self, served):
+        address, folder = served
+        long = {"n": 4, "num_inference_steps": 250, "sampler": "heun", "stream": True}
+        for _ in range(3):
+            with httpx.stream("POST", f"{address}/v1/images/generations", json=long) as answer:
+                next(answer.iter_lines())
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/images/generations", json=long | {"stream": False}, timeout=0.3)
+        for _ in range(100):
+            told = httpx.get(f"{address}/metrics").text
+            if "ditlab_drawings 0.0" in told:
+                break
+            time.sleep(0.05)
+        assert "ditlab_drawings 0.0" in told
+        assert "ditlab_stopped_total 4.0" in told
+        huge = httpx.post(f"{address}/v1/images/generations", content=b" " * 50 * 2**20, timeout=30)
+        assert huge.status_code == 413
+        # The folder may vanish: the model is in memory.
+        os.rename(folder / "small", folder / "gone")
+        assert httpx.post(f"{address}/v1/images/generations", json={"n": 1}, timeout=30).status_code == 200
+        busy = subprocess.run(
+            [sys.executable, "-m", "ditlab", "serve", str(folder / "gone"), f"--port={address.rpartition(':')[2]}"],
+            capture_output=True,
+            text=True,
+        )
+        assert busy.returncode == 2
+        assert "Address already in use" in busy.stderr
+        assert busy.stderr.count("\n") == 1
+
+    @pytest.fixture
+    def start(self, pipe, tmp_path, monkeypatch):
+        """Starts the command in this process, as far as to the service; its address and application are returned."""
+        from ditlab.cli import main
+
+        pipe.save(tmp_path / "small")
+        found = {}
+
+        def run(server, sockets):
+            found.update(address=sockets[0].getsockname()[0], app=server.config.app)
+            sockets[0].close()
+
+        monkeypatch.setattr("uvicorn.Server.run", run)
+
+        def start(*options):
+            monkeypatch.setattr(sys, "argv", ["ditlab", "serve", str(tmp_path / "small"), "--port=0", *options])
+            main()
+            return found
+
+        return start
+
+    def test_answers_are_sent_at_once(self):
+        with listen("127.0.0.1", 0) as listening:
+            assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
+    def test_other_machines_need_a_token(self, start, host, capsys):
+        with pytest.raises(SystemExit) as ended:
+            start("--host", host)
+        assert ended.value.code == 2
+        assert f"--host {host} can be reached by other machines; add --token" in capsys.readouterr().err
+
+    def test_only_this_machine_is_served_unless_told_otherwise(self, start, monkeypatch):
+        found = start()
+        assert found["address"] == "127.0.0.1"
+        with TestClient(found["app"]) as client:
+            assert client.get("/v1/models").status_code == 200
+        by_option = start("--host=0.0.0.0", "--token=sesame")["app"]
+        monkeypatch.setenv("DITLAB_TOKEN", "sesame")
+        by_environment = start("--host=0.0.0.0")["app"]
+        monkeypatch.delenv("DITLAB_TOKEN")
+        for app in (by_option, by_environment):
+            with TestClient(app) as client:
+                assert client.get("/v1/models").status_code == 401
+                bearer = {"authorization": "Bearer sesame"}
+                assert client.get("/v1/models", headers=bearer).status_code == 200
+        assert start("--host=0.0.0.0", "--open-to-all")["address"] == "0.0.0.0"

@@ -1,0 +1,129 @@
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+from helpers import relative, smooth, tiny_pipeline
+
+from ditlab.core.errors import InputError
+from ditlab.server.batching import Call, Engine, Stopped
+
+
+@pytest.fixture
+def pipe():
+    return smooth(tiny_pipeline())
+
+
+@pytest.fixture
+def engine(pipe):
+    calls = []
+    made = Engine(pipe, rows=16, told=lambda rows, seconds: calls.append(rows))
+    made.seen = calls
+    yield made
+    made.close()
+    assert not made.thread.is_alive()
+
+
+def last(steps):
+    for step in steps:  # noqa: B007
+        pass
+    return step.x
+
+
+def together(*works):
+    """What each gives, run in threads that begin at once."""
+    found, ready = [None] * len(works), threading.Barrier(len(works))
+
+    def run(i):
+        ready.wait()
+        try:
+            found[i] = works[i]()
+        except Exception as error:
+            found[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(works))]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return found
+
+
+ORDERS = [
+    {"labels": [0, 1], "seeds": [1, 2], "num_inference_steps": 6, "sampler": "ab4", "guidance_scale": 2.0},
+    {"labels": [2], "seeds": [3], "num_inference_steps": 11, "sampler": "heun", "guidance_scale": 1.0},
+    {"labels": [None], "seeds": [4], "num_inference_steps": 4, "sampler": "dpmpp"},
+    {"labels": [1] * 3, "seeds": [5, 6, 7], "num_inference_steps": 9, "sampler": "sde", "guidance_scale": 3.0}
+    | {"guidance_interval": (0.2, 0.6)},
+]
+
+
+def test_pictures_do_not_depend_on_who_else_draws(pipe, engine):
+    never = threading.Event()
+    found = together(*[lambda o=order: last(engine.steps(stop=never, **o)) for order in ORDERS])
+    for order, picture in zip(ORDERS, found, strict=True):
+        assert relative(picture, last(pipe.steps(**order))) < 1e-5
+    assert max(engine.seen) > 6  # rows of several drawings in one call
+    assert len(engine.seen) < 6 + 21 + 4 + 9
+
+
+def test_a_call_takes_no_more_rows_than_it_may(engine):
+    never = threading.Event()
+    order = {"labels": [0] * 6, "seeds": list(range(6)), "num_inference_steps": 5, "guidance_scale": 1.0}
+    together(*[lambda: last(engine.steps(stop=never, **order)) for _ in range(5)])
+    assert max(engine.seen) == 12  # two of the six; a third would be 18
+    large = {"labels": [0] * 40, "seeds": list(range(40)), "num_inference_steps": 2, "guidance_scale": 1.0}
+    assert last(engine.steps(stop=never, **large)).shape[0] == 40
+    assert engine.seen[-1] == 40
+
+
+def test_a_drawing_that_is_stopped_ends_before_its_next_call(engine):
+    stop = threading.Event()
+    steps = engine.steps([0], [0], stop, num_inference_steps=50, guidance_scale=1.0)
+    next(steps)
+    calls = len(engine.seen)
+    stop.set()
+    with pytest.raises(Stopped):
+        next(steps)
+    assert len(engine.seen) == calls
+    assert engine.drawings == 0
+
+
+def test_a_watched_drawing_is_answered_apart_from_others(pipe, engine):
+    never, watched = threading.Event(), []
+
+    @contextmanager
+    def around():
+        before = len(engine.seen)
+        yield
+        watched.append(before)
+
+    works = [lambda: last(engine.steps(stop=never, around=around, **ORDERS[0]))]
+    works += [lambda: last(engine.steps(stop=never, **ORDERS[0]))] * 2
+    one, other, _ = together(*works)
+    assert relative(one, other) < 1e-5
+    assert len(watched) == 7  # ab4 asks once more than it has steps
+    assert [engine.seen[i] for i in watched] == [4] * 7  # two pictures and their other halves
+    assert max(engine.seen) == 8
+
+
+def test_a_fault_is_told_to_the_one_who_made_it(pipe, engine):
+    never = threading.Event()
+    whole = pipe.net.forward
+
+    def forward(x, t, y):
+        if (x.flatten(1)[:, 0] == 7).any():
+            raise RuntimeError("spoilt")
+        time.sleep(0.01)
+        return whole(x, t, y)
+
+    engine.pipe.net.forward = forward
+
+    def spoil():
+        return engine._ask(Call(torch.full((1, 1, 8, 8), 7.0), torch.tensor([1.0]), torch.tensor([0])))
+
+    order = {"labels": [1], "seeds": [1], "num_inference_steps": 4, "guidance_scale": 1.0}
+    good, bad = together(lambda: last(engine.steps(stop=never, **order)), spoil)
+    assert isinstance(bad, RuntimeError)
+    assert good.shape == (1, 1, 8, 8)
+    with pytest.raises(InputError, match='unknown sampler "hune"'):
+        engine.steps([0], [0], never, sampler="hune")

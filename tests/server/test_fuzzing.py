@@ -1,0 +1,66 @@
+"""The API against its own description: requests of all kinds, right and wrong, made by schemathesis."""
+
+import shutil
+from collections import Counter, defaultdict
+from contextlib import asynccontextmanager
+
+import pytest
+from helpers import smooth, tiny_pipeline
+
+from ditlab.config.reader import find_recipe
+from ditlab.server.app import create_app
+from ditlab.server.service import Limits
+
+TOKEN = {"Authorization": "Bearer sesame"}
+# What a description cannot say, such as which classes there are, is refused with 400.
+TAKEN = ["2xx", "400", "401", "404", "429"]
+SETTINGS = {
+    "headers": TOKEN,
+    "max-time": 120,
+    "continue-on-failure": True,
+    "generation": {"max-examples": 200},
+    "checks": {"positive_data_acceptance": {"expected-statuses": TAKEN}},
+}
+
+
+@asynccontextmanager
+async def lasting(app):
+    """In the place of the life that ends with the client, of which each request here has one."""
+    yield
+
+
+@pytest.fixture
+def app(tmp_path):
+    pipe = smooth(tiny_pipeline(classes=10))  # so that the examples can be drawn
+    pipe.config["sample"] = {"sampler": "euler", "steps": 2, "guidance": 2.0}
+    shutil.copy(find_recipe("digits"), tmp_path / "recipe.toml")
+    (tmp_path / "metrics.jsonl").write_text('{"images": 10, "loss": 0.5, "loss_by_time": [0.4, null]}\n')
+    models = {"demo": pipe, "plain": tiny_pipeline(classes=0)}
+    app = create_app(models, Limits(pictures=4, steps=12), token="sesame", runs={"demo": tmp_path})
+    app.router.lifespan_context = lasting
+    yield app
+    app.state.service.close()
+
+
+@pytest.mark.slow
+def test_answers_are_those_of_the_description(app):
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.engine import from_schema
+
+    config = schemathesis.Config.from_dict(SETTINGS)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config, headers=TOKEN)
+    found, answered = set(), defaultdict(Counter)
+    for event in from_schema(schema).execute():
+        if hasattr(event, "value"):  # an error of the tool's own
+            found.add(f"{event.label}: {event.value!r}")
+        if not hasattr(event, "recorder"):
+            continue
+        answered[event.label] += Counter(each.response.status_code for each in event.recorder.interactions.values())
+        failures = [check.failure_info for checks in event.recorder.checks.values() for check in checks]
+        found |= {f"{event.label}: {each.failure}\n{each.code_sample}" for each in failures if each is not None}
+    assert not found, "\n".join(sorted(found))
+    described = [f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item]
+    assert set(described) <= answered.keys()
+    for path in ("/v1/images/generations", "/v1/inside"):
+        assert answered[f"POST {path}"].total() > 100
+        assert {200, 400, 401, 422} <= answered[f"POST {path}"].keys()

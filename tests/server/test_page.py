@@ -1,0 +1,262 @@
+"""The page as people use it, in a browser without a window."""
+
+import base64
+import io
+import json
+import shutil
+
+import pytest
+from helpers import serving, smooth, tiny_pipeline
+from PIL import Image
+
+from ditlab.config.reader import find_recipe
+
+BROWSER = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason="needs Debian's chromium"),
+    pytest.mark.slow,
+]
+playwright = pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    pipe = smooth(tiny_pipeline())
+    pipe.classes = ["ant", "bee", "cow"]
+    pipe.config["sample"] = {"sampler": "ab4", "steps": 20, "guidance": 2.0}
+    pipe.save(folder / "small")
+    smooth(tiny_pipeline(classes=0)).save(folder / "plain")
+    begin_run(folder / "going")
+    with serving(folder / "small", folder / "plain", folder / "going") as address:
+        yield address
+
+
+def begin_run(run):
+    """A training run that has no checkpoint yet."""
+    (run / "previews").mkdir(parents=True)
+    (run / "recipe.toml").write_text(find_recipe("digits").read_text())
+    lines = [{"images": 100 * i, "loss": 1 / i, "images_per_second": 50.0, "lr": 0.1} for i in range(1, 9)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Image.new("RGB", (40, 20), "red").save(run / "previews" / "000000000800.png")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--no-proxy-server"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    context = browser.new_context()
+    page = context.new_page()
+    page.wrong, page.asked = [], []
+    page.on("console", lambda told: page.wrong.append(told.text) if told.type == "error" else None)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(address)
+    page.get_by_role("button", name="bee").wait_for()
+    yield page
+    assert page.wrong == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)
+    context.close()
+
+
+def drawn(page, count):
+    page.get_by_role("status").filter(has_text="pictures in").wait_for(timeout=20_000)
+    assert page.locator("#current img").count() == count
+
+
+def test_classes_are_chosen_drawn_and_remembered(page):
+    page.locator("#classes img[src^=blob]").nth(2).wait_for()
+    page.get_by_label("Search classes").fill("be")
+    assert page.locator("#classes button:visible").count() == 1
+    page.get_by_role("button", name="bee").click()
+    page.get_by_role("spinbutton", name="Pictures").fill("3")
+    page.locator("#seed").fill("7")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    drawn(page, 3)
+    assert page.locator("#current img").nth(2).get_attribute("alt") == "class bee, seed 9"
+    page.reload()
+    page.locator("#history img").first.wait_for()
+    assert page.locator("#history img").count() == 3
+    page.locator("#history button").first.click()
+    told = page.locator("#detail-settings").inner_text()
+    assert "seed" in told
+    assert "9" in told
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download PNG").click()
+    assert download.value.suggested_filename == "small-1-9.png"
+
+
+def test_previews_form_and_a_drawing_can_be_cancelled(page):
+    page.get_by_text("More").click()
+    page.locator("#steps").fill("250")
+    page.locator("#sampler").select_option("heun")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator("#current img").first.wait_for()
+    first = page.locator("#current img").first.get_attribute("src")
+    page.wait_for_function("(first) => document.querySelector('#current img').src !== first", arg=first)
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("status").filter(has_text="Cancelled").wait_for()
+    assert page.get_by_role("button", name="Draw", exact=True).is_enabled()
+    assert page.locator("#history img").count() == 0
+
+
+def test_the_keyboard_is_enough(page):
+    page.get_by_role("button", name="cow").focus()
+    page.keyboard.press("Space")
+    assert page.get_by_role("button", name="cow").get_attribute("aria-pressed") == "true"
+    page.locator("#seed").focus()
+    page.keyboard.press("Enter")
+    drawn(page, 4)
+    page.locator("#history button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.get_by_role("dialog").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.get_by_role("dialog").is_visible()
+
+
+def test_two_pictures_are_compared_and_settings_taken_over(page):
+    page.get_by_role("spinbutton", name="Pictures").fill("2")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    drawn(page, 2)
+    page.locator("#history button").first.click()
+    page.get_by_role("button", name="Compare with another").click()
+    page.locator("#history button").last.click()
+    page.locator("#slider").fill("20")
+    assert page.locator("#detail-picture").evaluate("e => e.style.getPropertyValue('--cut')") == "20%"
+    assert page.locator("#detail-other").is_visible()
+    page.get_by_role("button", name="Use its settings").click()
+    assert page.get_by_role("spinbutton", name="Pictures").input_value() == "2"
+    page.locator("#history button").first.click()
+    page.get_by_role("button", name="Vary the seed").click()
+    drawn(page, 2)
+    assert page.locator("#history img").count() == 4
+
+
+def test_a_model_without_classes_and_a_fault(page):
+    page.locator("#model").select_option("plain")
+    page.locator("#classes-set").wait_for(state="hidden")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    drawn(page, 4)
+    page.get_by_text("More").click()
+    page.locator("#guidance").fill("3")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("status").filter(has_text="guidance 3.0 on an unconditional model").wait_for()
+    page.wrong.clear()  # the browser notes the refused request
+
+
+def test_a_picture_is_painted_over_and_drawn_anew(page, tmp_path):
+    Image.new("L", (20, 10), 200).save(tmp_path / "grey.png")
+    page.get_by_text("Start from a picture").click()
+    page.locator("#picture").set_input_files(tmp_path / "grey.png")
+    canvas = page.locator("#mask")
+    canvas.wait_for()
+    canvas.focus()
+    for key in ("ArrowLeft", "ArrowUp", "Space"):
+        page.keyboard.press(key)
+    box = canvas.bounding_box()
+    page.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + 0.95 * box["height"])
+    page.get_by_label("Resample").fill("1")
+    page.get_by_role("spinbutton", name="Pictures").fill("1")
+    with page.expect_request("**/generations") as sent:
+        page.get_by_role("button", name="Draw", exact=True).click()
+    drawn(page, 1)
+    mask = Image.open(io.BytesIO(base64.b64decode(sent.value.post_data_json["mask"]))).convert("L")
+    assert [(i % 8, i // 8) for i, value in enumerate(mask.tobytes()) if value] == [(3, 3), (7, 7)]
+    kept = page.locator("#current img").get_attribute("src")
+    picture = Image.open(io.BytesIO(base64.b64decode(kept.split(",")[1]))).convert("L")
+    assert sum(value != 200 for value in picture.tobytes()) <= 2
+    page.get_by_role("button", name="No picture").click()
+    page.locator("#history button").first.click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download its way").click()
+    with Image.open(download.value.path()) as way:
+        assert way.n_frames > 3
+    page.locator("#history button").first.click()
+    page.get_by_role("button", name="Start from it").click()
+    assert canvas.is_visible()
+
+
+def test_a_way_from_class_to_class(page):
+    page.get_by_role("button", name="ant").click()
+    page.get_by_text("On the way").click()
+    page.locator("#to-label").select_option(label="cow")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    drawn(page, 4)
+    assert page.locator("#current img").nth(1).get_attribute("alt") == "class ant to cow (33 %), seed 0"
+
+
+def test_the_inside_is_shown(page):
+    page.get_by_role("button", name="Inside").click()
+    page.locator("#look-label").select_option(label="bee")
+    page.locator("#look-steps").fill("5")
+    page.get_by_role("button", name="Look").click()
+    told = page.locator("#attention-told")
+    told.filter(has_text="Step 3, row 3 of 4, column 3 of 4").wait_for()
+    page.locator("#attention").focus()
+    page.keyboard.press("ArrowUp")
+    told.filter(has_text="row 2 of 4, column 3 of 4").wait_for()
+    page.locator("#way button").last.click()
+    told.filter(has_text="Step 5, row 2 of 4").wait_for()
+    page.locator("#layer").select_option("0")
+    assert page.locator("#way img").count() == 5
+    squares = page.locator("#changes rect")
+    assert squares.count() % 4 == 0
+    assert squares.first.locator("title").text_content().startswith("step 2, block 1: ")
+
+
+def test_settings_are_compared_in_a_grid(page):
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.locator("#grid-classes").fill("bee, cow")
+    page.get_by_role("button", name="Add a row").click()
+    page.locator(".variant").nth(2).locator("[data-key=guidance_scale]").fill("3")
+    page.locator(".variant").nth(0).get_by_role("button").click()
+    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_role("status").filter(has_text="2 rows").wait_for()
+    assert page.locator("#table img").count() == 8
+    assert page.get_by_role("columnheader").nth(1).inner_text() == "class cow, seed 1"
+    assert "guidance 3" in page.get_by_role("rowheader").nth(1).inner_text()
+    first, second = (page.locator("#table img").nth(i).get_attribute("src") for i in (0, 4))
+    assert first != second
+
+
+def test_a_run_is_watched(page):
+    page.get_by_role("button", name="Runs").click()
+    page.locator("#run-told").filter(has_text="800 of 110,000 images, about 36 min left").wait_for()
+    page.locator("#preview").wait_for()
+    assert page.locator("#curves figcaption").all_inner_texts() == ["Loss", "Learning rate", "Images per second"]
+    assert "now 0.125" in page.locator("#curves svg").first.get_attribute("aria-label")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1200, 800), (360, 700)])
+def test_nothing_serious_stands_in_the_way_of_anybody(page, scheme, size):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.get_by_role("button", name="Draw", exact=True).click()
+    drawn(page, 4)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert serious(page) == []
+    page.locator("#history button").first.click()
+    assert serious(page) == []
+    page.keyboard.press("Escape")
+    for view, button in (("Inside", "Look"), ("Compare", "Draw the grid"), ("Runs", None)):
+        page.get_by_role("button", name=view, exact=True).click()
+        if button:
+            page.get_by_role("button", name=button).click()
+        page.locator("#attention-told:has-text('Step'), #table tr:nth-child(3), #preview").locator(
+            "visible=true"
+        ).wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert serious(page) == []
+
+
+def serious(page):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
+    return [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")]

@@ -1,0 +1,250 @@
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import tiny_pipeline
+from PIL import Image
+from rich.console import Console
+
+import ditlab
+from ditlab.backbones import create
+from ditlab.config.reader import parse_recipe
+from ditlab.core.errors import InputError
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.process import DDPM
+from ditlab.inference.pipeline import Pipeline
+from ditlab.training import train
+from ditlab.training.init_from import summary, transfer
+
+TABLE = "y_embedder.embedding_table.weight"
+HEAD = "final_layer.linear.weight"
+
+
+def state(pipe):
+    return {key: value.clone() for key, value in pipe.net.state_dict().items()}
+
+
+def test_equal_models_are_copied_whole():
+    source, fresh = tiny_pipeline(), tiny_pipeline()
+    with torch.no_grad():
+        for parameter in fresh.net.parameters():
+            parameter.zero_()
+    changes = transfer(fresh.net, fresh.classes, source)
+    assert summary(changes) == {"kept": len(source.net.state_dict())}
+    assert all(torch.equal(value, state(source)[key]) for key, value in state(fresh).items())
+
+
+def test_classes_are_matched_by_name_and_the_null_row_is_kept():
+    source, fresh = tiny_pipeline(classes=3), tiny_pipeline(classes=4)
+    before, known = state(fresh)[TABLE], state(source)[TABLE]
+    before[:] = torch.randn_like(before)
+    fresh.net.state_dict()[TABLE].copy_(before)
+    changes = transfer(fresh.net, ["class 2", "otter", "class 0", "cat"], source)
+    table = state(fresh)[TABLE]
+    assert torch.equal(table[[0, 2, 4]], known[[2, 0, 3]])
+    assert torch.equal(table[[1, 3]], before[[1, 3]])
+    (change,) = [change for change in changes if change.name == TABLE]
+    assert change.fate == "adapted"
+    assert "2 of them matched" in change.detail
+
+
+def test_without_names_only_the_null_row_is_kept():
+    source, fresh = tiny_pipeline(classes=3), tiny_pipeline(classes=3)
+    fresh.net.state_dict()[TABLE].copy_(before := torch.randn(4, 32))
+    source.classes = []
+    transfer(fresh.net, ["a", "b", "c"], source)
+    assert torch.equal(state(fresh)[TABLE][:3], before[:3])
+    assert torch.equal(state(fresh)[TABLE][3], state(source)[TABLE][3])
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_variance_half_is_added_or_dropped(adds):
+    def make(learn_variance):
+        objective = Objective(DDPM(), "eps", learn_variance=learn_variance)
+        return tiny_pipeline(channels=2, learn_variance=learn_variance, objective=objective)
+
+    source, fresh = make(not adds), make(adds)
+    x, t, y = torch.randn(2, 2, 8, 8), torch.tensor([5.0, 700.0]), torch.tensor([0, 1])
+    changes = transfer(fresh.net, fresh.classes, source)
+    assert summary(changes)["adapted"] == 2
+    with torch.no_grad():
+        assert torch.allclose(fresh.net(x, t, y)[:, :2], source.net(x, t, y)[:, :2], atol=1e-6)
+
+
+def test_another_size_gets_its_own_positions():
+    source, fresh = tiny_pipeline(size=8), tiny_pipeline(size=(8, 16))
+    positions = state(fresh)["pos_embed"]
+    changes = {change.name: change for change in transfer(fresh.net, fresh.classes, source)}
+    assert torch.equal(state(fresh)["pos_embed"], positions)
+    assert changes["pos_embed"].fate == "adapted"
+    assert torch.equal(state(fresh)["blocks.1.attn.qkv.weight"], state(source)["blocks.1.attn.qkv.weight"])
+
+
+def test_depths_that_differ_are_named():
+    changes = transfer(tiny_pipeline(depth=3).net, [], tiny_pipeline(depth=2))
+    assert {change.name.split(".")[1] for change in changes if change.fate == "new"} == {"2"}
+    changes = transfer(tiny_pipeline(depth=1).net, [], tiny_pipeline(depth=2))
+    assert {change.name.split(".")[1] for change in changes if change.fate == "dropped"} == {"1"}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name in ("class 1", "otter"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.effect_noise((8, 8), 60 + 20 * i).save(tmp_path / "data" / name / f"{i}.png")
+    return tmp_path / "data"
+
+
+def test_fine_tuning_to_own_classes_starts_from_the_source_and_resumes(tmp_path, pictures):
+    source = tiny_pipeline()
+    source.save(tmp_path / "source")
+
+    def tune(images):
+        recipe = parse_recipe(
+            {"data": {"source": str(pictures)}, "optim": {"lr": 0.0}, "sample": {"sampler": "euler", "steps": 2}}
+            | {"train": {"images": images, "batch": 4, "init_from": str(tmp_path / "source"), "precision": "float32"}}
+        )
+        console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+        pipe = train(recipe, tmp_path / "run", console=console)
+        return pipe, console.export_text()
+
+    pipe, said = tune(8)
+    assert "3 -> 2 classes, 1 of them matched, null row kept" in said
+    assert pipe.classes == ["class 1", "otter"]
+    assert pipe.net.config["depth"] == 2
+    for key, value in state(source).items():  # the learning rate is zero
+        if key != TABLE:
+            assert torch.allclose(pipe.net.state_dict()[key], value, atol=1e-6)
+    assert torch.allclose(pipe.net.state_dict()[TABLE][[0, 2]], state(source)[TABLE][[1, 3]], atol=1e-6)
+    recorded = json.loads((next((tmp_path / "run" / "checkpoints").iterdir()) / "config.json").read_text())
+    assert recorded["recipe"]["train"]["init_from"] == str(tmp_path / "source")
+    shutil.rmtree(tmp_path / "source")  # a resumed run does not need it any more
+    again, said = tune(16)
+    assert "resuming" in said
+    assert "matched" not in said
+    assert ditlab.load(tmp_path / "run").config["images_seen"] == again.config["images_seen"] == 16
+
+
+def test_a_source_that_is_not_there(tmp_path, pictures):
+    recipe = parse_recipe({"data": {"source": str(pictures)}, "train": {"init_from": str(tmp_path / "nothing")}})
+    with pytest.raises(InputError, match="no model at"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_map_says_which_row_a_class_continues(tmp_path):
+    source, fresh = tiny_pipeline(classes=3), tiny_pipeline(classes=4)
+    before, known = state(fresh)[TABLE], state(source)[TABLE]
+    for name, text in {
+        "map.toml": 'otter = "class 2"\n"great cat" = 0\n',
+        "map.json": '{"otter": 2, "great cat": "0"}',
+    }.items():
+        (tmp_path / name).write_text(text)
+        fresh.net.state_dict()[TABLE].copy_(before)
+        transfer(fresh.net, ["class 0", "otter", "great cat", "dog"], source, str(tmp_path / name))
+        table = state(fresh)[TABLE]
+        assert torch.equal(table[[1, 2, 4]], known[[2, 0, 3]])
+        assert torch.equal(table[[0, 3]], before[[0, 3]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("oter = 1", r'names a class "oter" that the data does not have; did you mean "otter"'),
+        ('otter = "clas 2"', r'unknown class "clas 2"; did you mean "class 2"'),
+        ("otter = 7", r"label 7 is out of range"),
+        ("otter = [1]", r"gives otter the value \[1\]; give a class name or index"),
+        ("otter", r"neither TOML nor JSON"),
+    ],
+)
+def test_mistakes_in_a_class_map(tmp_path, text, message):
+    (tmp_path / "map").write_text(text)
+    with pytest.raises(InputError, match=message):
+        transfer(tiny_pipeline(classes=2).net, ["otter", "cat"], tiny_pipeline(classes=3), str(tmp_path / "map"))
+
+
+def test_room_for_more_classes(tmp_path, pictures):
+    tables = {"data": {"source": str(pictures), "classes": 5}, "model": {"width": 32, "depth": 1, "heads": 2}}
+    tables |= {"train": {"images": 4, "batch": 4, "precision": "float32"}, "sample": {"sampler": "euler", "steps": 1}}
+    pipe = train(parse_recipe(tables), tmp_path / "run")
+    assert (pipe.net.classes, pipe.classes) == (5, ["class 1", "otter"])
+    assert pipe.labels(["otter", 4, None]).tolist() == [1, 4, 5]
+    tables["data"]["classes"] = 1
+    with pytest.raises(InputError, match=r"data.classes is 1, but the data has 2 classes; leave it out"):
+        train(parse_recipe(tables), tmp_path / "other")
+
+
+def low_rank_recipe(source, pictures, images, **train):
+    return parse_recipe(
+        {"data": {"source": str(pictures)}, "optim": {"lr": 0.01}, "sample": {"sampler": "euler", "steps": 2}}
+        | {"train": {"images": images, "batch": 4, "init_from": str(source), "precision": "float32", "lora": 2} | train}
+    )
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_low_rank_updates_train_save_and_resume(tmp_path, pictures, apart):
+    source = tiny_pipeline()
+    source.save(tmp_path / "source")
+    whole = train(low_rank_recipe(tmp_path / "source", pictures, 16, lora_apart=apart), tmp_path / "whole")
+    train(low_rank_recipe(tmp_path / "source", pictures, 8, lora_apart=apart), tmp_path / "run")
+    pipe = train(low_rank_recipe(tmp_path / "source", pictures, 16, lora_apart=apart), tmp_path / "run")
+    loaded = ditlab.load(tmp_path / "run")
+    trained, before = state(loaded), state(source)
+    for each in (whole, pipe):  # resumed, uninterrupted, and read from disk
+        assert all(torch.equal(value, trained[key]) for key, value in state(each).items())
+    changed = {
+        key for key, value in trained.items() if value.shape != before[key].shape or not torch.equal(value, before[key])
+    }
+    assert {key for key in changed if "mlp" in key or "x_embedder" in key} == set()
+    assert {"blocks.0.attn.qkv.weight", "blocks.1.adaLN_modulation.1.weight", TABLE, HEAD} <= changed
+    update = trained["blocks.0.attn.qkv.weight"] - before["blocks.0.attn.qkv.weight"]
+    assert torch.linalg.matrix_rank(update, rtol=1e-3) == 2
+    files = {file.name for file in (tmp_path / "run" / "checkpoints" / f"{16:012d}").iterdir()}
+    assert ("adapter.safetensors" in files, "model.safetensors" in files) == (apart, not apart)
+    assert ditlab.load(tmp_path / "run", weights="model").net.state_dict().keys() == trained.keys()
+
+
+def test_low_rank_needs_a_source():
+    with pytest.raises(InputError, match=r"train.lora without a model to start from; give --init-from"):
+        train(parse_recipe({"train": {"lora": 4}}), "nowhere")
+
+
+def test_learned_positions_are_interpolated():
+    def make(size):
+        options = {
+            "width": 32,
+            "depth": 3,
+            "heads": 2,
+            "patch": 2,
+            "channels": 1,
+            "classes": 2,
+            "learn_variance": False,
+        }
+        return Pipeline(create("U-ViT", size=size, **options), Objective(), classes=["a", "b"])
+
+    source, fresh = make(8), make((8, 16))
+    rows = torch.arange(4.0)[:, None].expand(4, 4).flatten()  # each patch knows its row
+    extra = source.net.pos_embed.shape[1] - 16
+    with torch.no_grad():
+        source.net.pos_embed[:, extra:] = rows[:, None]
+    changes = {change.name: change for change in transfer(fresh.net, fresh.classes, source)}
+    assert changes["pos_embed"].detail.endswith("interpolated")
+    positions = fresh.net.pos_embed
+    assert torch.equal(positions[:, :extra], source.net.pos_embed[:, :extra])
+    expected = torch.arange(4.0)[:, None].expand(4, 8).flatten()
+    assert torch.allclose(positions[0, extra:], expected[:, None].expand(-1, 32), atol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 0)])
+def test_positions_of_a_uvit_keep_their_meaning_with_and_without_classes(before, after):
+    def make(classes):
+        sizes = {"width": 16, "depth": 3, "heads": 2, "patch": 2}
+        net = create("U-ViT", size=8, channels=1, classes=classes, learn_variance=False, **sizes)
+        return Pipeline(net, Objective(), classes=[str(i) for i in range(classes)])
+
+    source, fresh = make(before), make(after)
+    transfer(fresh.net, fresh.classes, source)
+    mine, theirs = state(fresh)["pos_embed"], state(source)["pos_embed"]
+    assert torch.allclose(mine[:, -17:], theirs[:, -17:], atol=1e-6)  # of time and 16 patches
