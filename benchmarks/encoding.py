@@ -38,7 +38,7 @@ def main() -> None:
         dataset = open_dataset(str(home / "pictures"), Preparation(size=str(size)))
         settings = AutoencoderTraining(device="cpu")
         autoencoder: Latent = begin(dataset, settings, torch.device("cpu")).autoencoder.eval().requires_grad_(False)
-        batches = [dataset.fetch(part).images for part in torch.split(torch.arange(count), BATCH)]
+        batches = [dataset.fetch(part).x for part in torch.split(torch.arange(count), BATCH)]
         alone, whole, waited = [], [], []
         for i in range(ROUNDS + 1):
             start = time.perf_counter()

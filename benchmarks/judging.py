@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ditlab.core.types import Batch
+from ditlab.core.types import Batch, Condition
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.gather import gather
@@ -39,7 +39,7 @@ class Numbered(Dataset):
     def fetch(self, indices: Tensor) -> Batch:
         chance = torch.Generator()
         images = [torch.randint(256, (1, 8, 8), generator=chance.manual_seed(self.seed + int(i))) for i in indices]
-        return Batch(torch.stack(images).byte(), self.labels[indices])
+        return Batch(torch.stack(images).byte(), Condition(label=self.labels[indices]))
 
 
 class Mixtures(Features):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ditlab.core.errors import InputError
-from ditlab.core.types import Batch
+from ditlab.core.types import Batch, Condition
 from ditlab.data import ahead, open_dataset, training_order
 from ditlab.data.builtin.digits import digits, held_out_digits
 
@@ -57,16 +57,16 @@ def test_folder_of_classes(tmp_path):
     assert (data.channels, data.size, len(data)) == (3, (8, 12), 3)
     batch = data.fetch(torch.tensor([2, 0]))
     assert batch.labels.tolist() == [1, 0]
-    assert batch.images.dtype is torch.uint8
-    assert batch.images[0, :, 0, 0].tolist() == [10, 20, 30]
-    assert batch.images[1, :, 7, 11].tolist() == [4, 5, 6]
+    assert batch.x.dtype is torch.uint8
+    assert batch.x[0, :, 0, 0].tolist() == [10, 20, 30]
+    assert batch.x[1, :, 7, 11].tolist() == [4, 5, 6]
 
 
 def test_grey_and_flat_folder(tmp_path):
     Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12)).save(tmp_path / "a.png")
     data = open_dataset(str(tmp_path))
     assert data.classes == []
-    assert data.fetch(torch.tensor([0])).images.flatten().tolist() == list(range(96))
+    assert data.fetch(torch.tensor([0])).x.flatten().tolist() == list(range(96))
 
 
 def test_classes_and_files_are_in_natural_order(tmp_path):
@@ -75,7 +75,7 @@ def test_classes_and_files_are_in_natural_order(tmp_path):
             picture(tmp_path / name / f"p{number}.png", (int(name), number, 0))
     data = open_dataset(str(tmp_path))
     assert data.classes == ["1", "9", "10"]
-    assert data.fetch(torch.arange(6)).images[:, :2, 0, 0].tolist() == [
+    assert data.fetch(torch.arange(6)).x[:, :2, 0, 0].tolist() == [
         [1, 2],
         [1, 10],
         [9, 2],
@@ -93,7 +93,7 @@ def test_rotated_and_transparent_pictures_are_read_as_they_look(tmp_path):
     Image.new("RGBA", (12, 8), (10, 20, 30, 0)).save(tmp_path / "b.png")
     data = open_dataset(str(tmp_path))
     assert data.size == (8, 12)
-    assert data.fetch(torch.tensor([1])).images.unique().tolist() == [255]
+    assert data.fetch(torch.tensor([1])).x.unique().tolist() == [255]
 
 
 def test_stray_files_are_refused_and_hidden_ones_ignored(tmp_path):
@@ -130,7 +130,7 @@ def test_reading_ahead_keeps_order_and_passes_errors_on():
         asked.append(indices.tolist())
         if 6 in indices:
             raise InputError("broken")
-        return Batch(indices[:, None, None, None], indices)
+        return Batch(indices[:, None, None, None], Condition(label=indices))
 
     batches = ahead(iter(torch.arange(10).split(2)), fetch)
     assert next(batches).labels.tolist() == [0, 1]
@@ -149,7 +149,7 @@ def test_reading_ahead_is_two_batches_deep_and_ends_with_its_reader():
 
     def fetch(indices):
         asked.append(indices.item())
-        return Batch(indices, indices)
+        return Batch(indices, Condition(label=indices))
 
     before = threading.active_count()
     batches = ahead(iter(torch.arange(100).split(1)), fetch)

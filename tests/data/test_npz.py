@@ -46,7 +46,7 @@ def test_the_file_holds_what_the_pipeline_draws(tmp_path, small_blocks):
     assert isinstance(read, SampleFile)
     assert isinstance(read.pictures, RowFile)
     batch = read.fetch(torch.tensor([7, 0]))
-    assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), pictures[[7, 0]])
+    assert np.array_equal(batch.x.permute(0, 2, 3, 1).numpy(), pictures[[7, 0]])
     assert batch.labels.tolist() == [1, 0]
 
 
@@ -121,7 +121,7 @@ def test_labels(tmp_path):
 def test_other_seeds_give_other_pictures():
     pipe = tiny_pipeline()
     sets = [
-        Samples(pipe, 6, labels="balanced", seed=seed, batch_size=4, options=OPTIONS).fetch(torch.arange(6)).images
+        Samples(pipe, 6, labels="balanced", seed=seed, batch_size=4, options=OPTIONS).fetch(torch.arange(6)).x
         for seed in (0, 1)
     ]
     assert len(torch.unique(torch.cat(sets).flatten(1), dim=0)) == 12
@@ -142,7 +142,7 @@ def test_files_of_others(tmp_path, compressed):
     (np.savez_compressed if compressed else np.savez)(tmp_path / "a.npz", pictures, mu=np.arange(3.0))
     read = SampleFile(tmp_path / "a.npz")
     assert (len(read), read.size, read.channels, read.classes) == (4, (6, 5), 3, [])
-    assert np.array_equal(read.fetch(torch.arange(4)).images.permute(0, 2, 3, 1).numpy(), pictures)
+    assert np.array_equal(read.fetch(torch.arange(4)).x.permute(0, 2, 3, 1).numpy(), pictures)
     assert map_array(tmp_path / "a.npz", "mu").tolist() == [0, 1, 2]
 
 

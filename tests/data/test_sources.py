@@ -26,7 +26,7 @@ def picture(path, value, size=(12, 8)):
 def reds(dataset, indices=None):
     indices = torch.arange(len(dataset)) if indices is None else torch.tensor(indices)
     batch = dataset.fetch(indices)
-    return batch.images[:, 0, 0, 0].tolist(), batch.labels.tolist()
+    return batch.x[:, 0, 0, 0].tolist(), batch.labels.tolist()
 
 
 class TestFolders:
@@ -353,7 +353,7 @@ def test_mirrored_versions_come_behind(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     data = open_dataset(str(tmp_path), Preparation(size="8", flip=True))
-    both = data.fetch(torch.arange(2)).images
+    both = data.fetch(torch.arange(2)).x
     assert len(data) == 2
     assert np.array_equal(both[0].permute(1, 2, 0).numpy(), pixels)
     assert torch.equal(both[1], both[0].flip(2))
@@ -364,7 +364,7 @@ def test_grey_on_request(tmp_path):
     picture(tmp_path / "a.png", 100)
     data = open_dataset(str(tmp_path), Preparation(size="8", grey=True))
     assert data.channels == 1
-    assert data.fetch(torch.tensor([0])).images.unique().tolist() == [30]  # 0.299 of the red
+    assert data.fetch(torch.tensor([0])).x.unique().tolist() == [30]  # 0.299 of the red
 
 
 def test_unreadable_says_why(tmp_path):

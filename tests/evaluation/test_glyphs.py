@@ -19,7 +19,7 @@ def reader(quick_glyph_reader, monkeypatch):
 @pytest.mark.slow
 def test_real_letters_score_like_real_letters(reader):
     data = Glyphs(48, seed=5)
-    images, labels = data.fetch(torch.arange(260)).images, data.labels[:260]
+    images, labels = data.fetch(torch.arange(260)).x, data.labels[:260]
     score = score_glyphs(images, labels)
     assert score.accuracy > 0.6
     assert score.classifier_accuracy > 0.6

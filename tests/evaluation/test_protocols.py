@@ -175,7 +175,7 @@ class TestEvaluate:
         plain = evaluate(model, SETTINGS, QUIET)
         result = evaluate(model, replace(SETTINGS, precision="bfloat16"), QUIET)
         drawn, _ = protocol.drawn_by(load(model, device="cpu").prepared("bfloat16"), SETTINGS)
-        made = features(drawn.fetch(torch.arange(100)).images).features.numpy()
+        made = features(drawn.fetch(torch.arange(100)).x).features.numpy()
         expected = frechet_distance(made, features(held_out_digits().images).features.numpy())
         assert result.metrics["fd_digits"] == pytest.approx(expected, rel=1e-5)
         assert plain.metrics["fd_digits"] != pytest.approx(expected, rel=1e-5)

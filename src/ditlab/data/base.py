@@ -10,7 +10,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from ditlab.core.types import Batch
+from ditlab.core.types import Batch, Condition
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class InMemory(Dataset):
         self.size = (height, width)
 
     def fetch(self, indices: Tensor) -> Batch:
-        return Batch(self.images[indices], self.labels[indices])
+        return Batch(self.images[indices], Condition(label=self.labels[indices]))
 
 
 def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.types import Batch
+from ditlab.core.types import Batch, Condition
 from ditlab.data.base import Dataset, spread
 from ditlab.data.preprocess import Preprocess, as_array, to_rgb
 from ditlab.data.sources import Source, Unreadable
@@ -77,7 +77,7 @@ class Pictures(Dataset):
     def _batch(self, arrays: list[Array], indices: Tensor) -> Batch:
         empty = np.empty((0, *self.size, self.channels), np.uint8)
         stacked = torch.from_numpy(np.stack(arrays) if arrays else empty)
-        return Batch(stacked.permute(0, 3, 1, 2).contiguous(), self.labels[indices])
+        return Batch(stacked.permute(0, 3, 1, 2).contiguous(), Condition(label=self.labels[indices]))
 
     def _nearest(self, i: int) -> tuple[int, Array]:
         """The picture, or the next one that can be read, and its number."""
@@ -170,7 +170,7 @@ def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
     """Write the first pictures as PNG files, a sub-folder for each class."""
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
-        for i, image, label in zip(part.tolist(), batch.images, batch.labels.tolist(), strict=True):
+        for i, image, label in zip(part.tolist(), batch.x, batch.labels.tolist(), strict=True):
             home = folder / dataset.classes[label]
             home.mkdir(parents=True, exist_ok=True)
             array = image.permute(1, 2, 0).numpy()

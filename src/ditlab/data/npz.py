@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
-from ditlab.core.types import Batch
+from ditlab.core.types import Batch, Condition
 from ditlab.data.base import Dataset
 from ditlab.data.rows import RowFile, allocate, row_file
 
@@ -51,7 +51,7 @@ class SampleFile(Dataset):
 
     def fetch(self, indices: Tensor) -> Batch:
         pixels = torch.from_numpy(self.pictures[indices.numpy()])
-        return Batch(pixels.permute(0, 3, 1, 2).contiguous(), self.labels[indices])
+        return Batch(pixels.permute(0, 3, 1, 2).contiguous(), Condition(label=self.labels[indices]))
 
 
 def array_names(file: Path) -> list[str]:

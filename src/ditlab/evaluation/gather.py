@@ -132,7 +132,7 @@ def pass_through(
             batch = fetch(torch.arange(start, min(count, start + BLOCK)))
             if len(batch.labels):
                 numbers = start + torch.arange(len(batch.labels))
-                extracted = joined([features(part) for part in torch.split(batch.images, batch_size)])
+                extracted = joined([features(part) for part in torch.split(batch.x, batch_size)])
                 check_finite(extracted, numbers)
                 journal.sums.add(numbers, extracted, batch.labels if labelled else None)
                 if kept is not None:

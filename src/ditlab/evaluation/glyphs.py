@@ -43,4 +43,4 @@ def score_glyphs(images: Tensor, labels: Tensor) -> Score:
 
 
 def _embed(net: Reader, data: Glyphs) -> Tensor:
-    return torch.cat([net.embed(data.fetch(part).images) for part in torch.split(torch.arange(len(data)), 256)])
+    return torch.cat([net.embed(data.fetch(part).x) for part in torch.split(torch.arange(len(data)), 256)])

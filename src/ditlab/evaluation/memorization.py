@@ -208,8 +208,8 @@ def compared(samples: Tensor, unseen: Tensor, held_out: Statistics) -> tuple[flo
 def show(samples: Dataset, training: Dataset, closest: Tensor, places: Tensor, distances: Tensor, out: Path) -> None:
     """Each of these samples beside its nearest training pictures (N, k), with its distance."""
     rows = []
-    for sample, near in zip(samples.fetch(closest).images, places, strict=True):
-        first, *others = to_pil(torch.cat([sample[None], training.fetch(near).images]))
+    for sample, near in zip(samples.fetch(closest).x, places, strict=True):
+        first, *others = to_pil(torch.cat([sample[None], training.fetch(near).x]))
         gap = Image.new(first.mode, first.size, "white")
         rows.append([first, gap, *others])
     contact_sheet(rows, [f"{value:.3g}" for value in distances.tolist()]).save(out)

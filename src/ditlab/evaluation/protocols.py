@@ -362,7 +362,7 @@ def home_of(source: str) -> Path:
 
 def show(pictures: Samples, file: Path) -> None:
     """The first pictures, ten in a row."""
-    images = to_pil(pictures.fetch(torch.arange(min(SHOWN, len(pictures)))).images)
+    images = to_pil(pictures.fetch(torch.arange(min(SHOWN, len(pictures)))).x)
     contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(file)
 
 

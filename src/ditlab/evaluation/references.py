@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Some:
         return len(self.numbers)
 
     def __getitem__(self, part: slice) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = self.pictures.fetch(torch.from_numpy(self.numbers[part])).images.numpy()
+        found: NDArray[np.uint8] = self.pictures.fetch(torch.from_numpy(self.numbers[part])).x.numpy()
         return found.transpose(0, 2, 3, 1)
 
 
@@ -84,8 +84,8 @@ class Decoded(Dataset):
     @torch.inference_mode()
     def fetch(self, indices: torch.Tensor) -> Batch:
         batch = self.cache.fetch(indices)
-        means = self.autoencoder.latents(batch.images.to(self.device), torch.zeros_like)
-        return Batch(self.autoencoder.decode(means).cpu(), batch.labels)
+        means = self.autoencoder.latents(batch.x.to(self.device), torch.zeros_like)
+        return replace(batch, x=self.autoencoder.decode(means).cpu(), encoded=False)
 
 
 def open_pictures(

@@ -88,7 +88,7 @@ def fill(draft: Draft, pictures: Samples, out: Path, console: Console, rank: int
         left = sum(len(draft.places(block)) for block in mine)
         watch(pictures, progress, "drawing", len(pictures) if world == 1 else left, left)
         for block in mine:
-            draft.put(block, pictures.fetch(draft.places(block)).images)
+            draft.put(block, pictures.fetch(draft.places(block)).x)
     if draft.left():
         return False
     draft.finish(pictures.labels if pictures.pipe.net.classes else None, out)

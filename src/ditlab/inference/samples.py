@@ -10,7 +10,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.types import Batch, Step
+from ditlab.core.types import Batch, Condition, Step
 from ditlab.data.base import Dataset
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.prepare import ready
@@ -104,7 +104,7 @@ class Samples(Dataset):
             raise InputError(
                 f"picture {bad} (seed {self.first_seed + bad}) is not finite; draw it in float32, or train the model on"
             )
-        return Batch(torch.cat([pipe.decode(part) for part in drawn.split(batch_size)]), labels)
+        return Batch(torch.cat([pipe.decode(part) for part in drawn.split(batch_size)]), Condition(label=labels))
 
 
 def watch(pictures: Dataset, progress: Progress, what: str, total: int, left: int) -> Callable[[int], None]:

@@ -83,7 +83,7 @@ def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, conso
     training, judged = split(len(dataset), settings)
     claim(out, settings)
     if not restore(state, out):
-        state.autoencoder.start_from(dataset.fetch(training[:START]).images)
+        state.autoencoder.start_from(dataset.fetch(training[:START]).x)
     loop(state, dataset, training, judged, settings, out, console)
     normalised = normalise(state.autoencoder.eval().requires_grad_(False), dataset, training)
     save_autoencoder(normalised, out)
@@ -112,7 +112,7 @@ def loop(
             if state.seen >= settings.images:
                 return
             rate = learning_rate(schedule, state.seen, settings.images)
-            loss, norm = step(state, batch.images, settings, rate)
+            loss, norm = step(state, batch.x, settings, rate)
             before, state.seen = state.seen, state.seen + settings.batch
 
             def means(loss: Tensor = loss, norm: Tensor = norm) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def restore(state: State, out: Path) -> bool:
 def batches(dataset: Dataset, indices: Tensor) -> Iterator[Tensor]:
     """The pictures with these indices, 64 at a time."""
     for part in torch.split(indices, 64):
-        yield dataset.fetch(part).images
+        yield dataset.fetch(part).x
 
 
 @torch.no_grad()
@@ -279,5 +279,5 @@ def judge(autoencoder: Latent, dataset: Dataset, judged: Tensor) -> tuple[float,
 
 def preview(autoencoder: Latent, dataset: Dataset, judged: Tensor) -> Image.Image:
     """Held-out pictures above their reconstructions."""
-    images = dataset.fetch(judged[:12]).images
+    images = dataset.fetch(judged[:12]).x
     return contact_sheet([to_pil(images), to_pil(reconstruct(autoencoder.eval(), images))], ["real", "kept"])

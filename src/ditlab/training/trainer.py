@@ -247,10 +247,10 @@ class LossOf:
             Losses (B,) float32, times (B,) float64 on the CPU.
         """
         device, batch = self.net.device, self.settings.batch
-        mine = slice(first, first + len(pictures.labels))
+        mine = slice(first, first + len(pictures))
         with torch.no_grad():
-            images = pictures.images.to(device)
-            moments = images if images.is_floating_point() else self.autoencoder.encode(images)  # a cache has them
+            images = pictures.x.to(device)
+            moments = images if pictures.encoded else self.autoencoder.encode(images)  # a cache has them
             x0 = self.autoencoder.latents(moments, self.noise(POSTERIOR, seen + first))
         of_batch = self.chance.of_batch(seen)
         dropped = (torch.rand(batch, generator=of_batch) < self.settings.label_dropout)[mine]
@@ -320,11 +320,11 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of the mean loss, part by part; losses (B,) and times (B,)."""
     found = []
-    each = len(batch.labels) // parts
+    each = len(batch) // parts
     for part in range(parts):
         here = slice(part * each, (part + 1) * each)
         with no_exchange(loss_of.network, last=part == parts - 1):
-            losses, t = loss_of(Batch(batch.images[here], batch.labels[here]), seen, first + here.start, dtype)
+            losses, t = loss_of(batch[here], seen, first + here.start, dtype)
             (losses.mean() / parts).backward()  # type: ignore[no-untyped-call]
         found.append((losses.detach(), t))
     losses, times = (torch.cat(values) for values in zip(*found, strict=True))

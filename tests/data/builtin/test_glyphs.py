@@ -107,7 +107,7 @@ def test_names_and_sizes():
 
 def test_nothing_asked_is_nothing_drawn(tmp_path):
     batch = Glyphs(64).fetch(torch.arange(0))
-    assert (tuple(batch.images.shape), tuple(batch.labels.shape)) == ((0, 3, 64, 64), (0,))
+    assert (tuple(batch.x.shape), tuple(batch.labels.shape)) == ((0, 3, 64, 64), (0,))
     write_folder(Glyphs(16), tmp_path, 0)
     assert list(tmp_path.iterdir()) == []
 
@@ -116,7 +116,7 @@ def test_threads_draw_the_same_pictures_in_order():
     data, order = Glyphs(64), torch.randperm(60, generator=torch.Generator().manual_seed(0))
     batch = data.fetch(order)
     data.pool = None
-    assert torch.equal(batch.images, data.fetch(order).images)
+    assert torch.equal(batch.x, data.fetch(order).x)
     assert torch.equal(batch.labels, order % 26)
 
 

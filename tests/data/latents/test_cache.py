@@ -51,19 +51,19 @@ def test_a_cache_holds_the_moments_of_every_picture_in_order(tmp_path, dtype, er
     order = torch.tensor([22, 0, 10, 9, 9])
     batch = cache.fetch(order)
     expected = torch.cat([ae.encode(data.images[i : i + 1]) for i in order])
-    assert (batch.images - expected).abs().max() <= error * expected.abs().max() + 1e-6
+    assert (batch.x - expected).abs().max() <= error * expected.abs().max() + 1e-6
     assert torch.equal(batch.labels, data.labels[order])
     assert torch.equal(cache.labels, data.labels)
 
 
 def test_what_is_there_is_not_encoded_again(tmp_path):
     make(tmp_path / "cache")
-    before = Latents(tmp_path / "cache").fetch(torch.arange(23)).images
+    before = Latents(tmp_path / "cache").fetch(torch.arange(23)).x
     (tmp_path / "cache" / "shards" / "000001.safetensors").unlink()
     (tmp_path / "cache" / "index.json").unlink()
     again = make(tmp_path / "cache")
     assert (again.pictures, again.entries) == (10, 23)
-    assert torch.equal(Latents(tmp_path / "cache").fetch(torch.arange(23)).images, before)
+    assert torch.equal(Latents(tmp_path / "cache").fetch(torch.arange(23)).x, before)
     assert make(tmp_path / "cache").pictures == 0
 
 
@@ -74,7 +74,7 @@ def test_processes_share_the_shards(tmp_path):
         Latents(tmp_path / "cache")
     assert make(tmp_path / "cache", rank=0, world=2).entries == 23
     make(tmp_path / "alone")
-    a, b = (Latents(tmp_path / name).fetch(torch.arange(23)).images for name in ("cache", "alone"))
+    a, b = (Latents(tmp_path / name).fetch(torch.arange(23)).x for name in ("cache", "alone"))
     assert torch.equal(a, b)
 
 
@@ -154,5 +154,5 @@ def test_a_kill_loses_at_most_the_shard_in_work(tmp_path):
     assert done.pictures == 200 - 8 * len(there)
     assert all((out / "shards" / name).stat().st_mtime_ns == stamp for name, stamp in there.items())
     make(tmp_path / "alone", dataset(200), shard=8)
-    a, b = (Latents(path).fetch(torch.arange(200)).images for path in (out, tmp_path / "alone"))
+    a, b = (Latents(path).fetch(torch.arange(200)).x for path in (out, tmp_path / "alone"))
     assert torch.equal(a, b)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.types import Batch
+from ditlab.core.types import Batch, Condition
 from ditlab.data.base import Dataset
 
 CLASSES = list(string.ascii_uppercase)
@@ -76,7 +76,7 @@ class Glyphs(Dataset):
         arrays = np.empty((len(indices), *self.size, 3), np.uint8)  # (B, H, W, 3)
         for row, picture in zip(arrays, each(self._draw, indices.tolist()), strict=True):
             row[:] = picture
-        return Batch(torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous(), self.labels[indices])
+        return Batch(torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous(), Condition(label=self.labels[indices]))
 
     def _draw(self, i: int) -> NDArray[np.uint8]:
         return np.asarray(render(self.look(i), self.size[0]))

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant, replace_text, replacing
-from ditlab.core.types import Batch
+from ditlab.core.types import Batch, Condition
 from ditlab.data.base import Dataset
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
@@ -134,7 +134,7 @@ def is_cache(path: Path) -> bool:
 
 @final
 class Latents(Dataset):
-    """Moments from a cache: `fetch` gives float32 (B, 2c, h, w) in `Batch.images`.
+    """Moments from a cache: `fetch` gives float32 (B, 2c, h, w) in `Batch.x`.
 
     `channels` and `size` are those of the pictures, as everywhere.
     """
@@ -161,7 +161,7 @@ class Latents(Dataset):
     def fetch(self, indices: Tensor) -> Batch:
         rows = torch.stack([self._entry(i) for i in indices.tolist()])
         moments = rows.view(DTYPES[self.description.dtype]).reshape(len(rows), *self.shape).float()
-        return Batch(moments, self.labels[indices])
+        return Batch(moments, Condition(label=self.labels[indices]), encoded=True)
 
     def _entry(self, i: int) -> Tensor:
         number = int(np.searchsorted(self.starts, i, side="right")) - 1

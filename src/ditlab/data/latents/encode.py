@@ -138,11 +138,11 @@ def _encode_shards(
         moments: list[Tensor] = []
         labels: list[Tensor] = []
         for (number, part), batch in zip(chunks, _ahead(reader, dataset, chunks, work), strict=True):
-            if len(batch.labels):
+            if len(batch):
                 with torch.no_grad():
-                    moments.append(autoencoder.encode(batch.images.to(device)).to(kind).cpu())
+                    moments.append(autoencoder.encode(batch.x.to(device)).to(kind).cpu())
                 labels.append(batch.labels)
-            work.pictures += len(batch.labels)
+            work.pictures += len(batch)
             bar.advance(task, len(part))
             if part[-1] + 1 == min(description.pictures, (number + 1) * description.shard):
                 empty = torch.empty(0, *description.shape, dtype=kind)

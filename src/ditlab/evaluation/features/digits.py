@@ -50,7 +50,7 @@ def _train(net: Reader) -> None:
         for part in torch.split(torch.randperm(len(data)), 64):
             batch = data.fetch(part)
             down, right = torch.randint(-1, 2, (2,)).tolist()
-            images = torch.roll(F.pad(batch.images, (1, 1, 1, 1)), (down, right), (2, 3))[:, :, 1:-1, 1:-1]
+            images = torch.roll(F.pad(batch.x, (1, 1, 1, 1)), (down, right), (2, 3))[:, :, 1:-1, 1:-1]
             loss = F.cross_entropy(net(images), batch.labels, label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

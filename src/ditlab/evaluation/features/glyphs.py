@@ -42,7 +42,7 @@ def glyph_reader() -> GlyphReader:
 def _train(net: Reader) -> None:
     data, console = Glyphs(SIDE, TRAINED_ON), Console(stderr=True)
     net.train()
-    images = torch.cat([data.fetch(part).images for part in torch.split(torch.arange(TRAINED_ON), 1000)])
+    images = torch.cat([data.fetch(part).x for part in torch.split(torch.arange(TRAINED_ON), 1000)])
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     steps = [part for _ in range(EPOCHS) for part in torch.split(torch.randperm(TRAINED_ON), BATCH)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, len(steps))
