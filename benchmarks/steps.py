@@ -49,7 +49,7 @@ def step_of(recipe: Recipe) -> Callable[[], None]:
     pipe = build(recipe, dataset, autoencoder, pick_device(settings.device))
     net = pipe.net.train()
     state = TrainState(net, EMA(net, settings.ema), make_optimizer(net, recipe.optim), PowerAverages(net, ()))
-    loss_of = LossOf(net, pipe.objective, pipe.autoencoder, settings)
+    loss_of = LossOf(pipe, settings)
     trial = trial_step(loss_of, dataset, settings.batch)
     precision = probe(trial, net, alone=True) if settings.precision == "auto" else settings.precision
     dtype = getattr(torch, precision)

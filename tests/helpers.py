@@ -25,7 +25,7 @@ def relative(a, b):
 def mixture_denoiser(process):
     """E[x0 | x_t] and E[eps | x_t] for data from a one-dimensional Gaussian mixture in every pixel."""
 
-    def denoise(x, t):
+    def denoise(x, t, s=None):
         alpha, sigma = process.alpha(t), process.sigma(t)
         away = x.double()[..., None] - alpha * MEANS
         variance = (alpha * DEVIATIONS) ** 2 + sigma**2

@@ -101,7 +101,7 @@ class TestRouting:
         )
         pipe = train(recipe, tmp_path, console=QUIET)
         assert pipe.net.kept is None
-        loss_of = LossOf(pipe.net, pipe.objective, pipe.autoencoder, recipe.train)
+        loss_of = LossOf(pipe, recipe.train)
         one, two, other = (loss_of.some_tokens(place, 32) for place in (0, 0, 32))
         assert one.shape == (32, 8)
         assert torch.equal(one, two)
@@ -129,8 +129,7 @@ class TestAlignment:
         pipe, data = tiny_pipeline(classes=10), open_dataset("digits")
         settings = {"batch": 8, "align_weight": 0.25}
         plain, aligned = (
-            LossOf(pipe.net, pipe.objective, pipe.autoencoder, parse_recipe({"train": settings | more}).train)
-            for more in ({}, {"align": [0, 1]})
+            LossOf(pipe, parse_recipe({"train": settings | more}).train) for more in ({}, {"align": [0, 1]})
         )
         pictures = data.fetch(torch.arange(8))
         seen = []

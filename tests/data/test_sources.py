@@ -295,7 +295,7 @@ class TestSkipping:
         assert rows[2][1] == "animated"
         assert rows[3][1] == "only 12x3 pixels"
         readable = data.fetch_readable(torch.arange(13))
-        assert readable.images[:, 0, 0, 0].tolist() == list(range(10))
+        assert readable.x[:, 0, 0, 0].tolist() == list(range(10))
 
     def test_a_resumed_run_lists_nothing_twice_and_counts_anew(self, tmp_path):
         home, report = tmp_path / "data", tmp_path / "skipped.csv"

@@ -6,12 +6,13 @@ from helpers import relative, tiny_pipeline
 from PIL import Image, ImageDraw
 
 from ditlab import between
+from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Prediction
+from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import Cosine, Linear
 from ditlab.diffusion.samplers import SAMPLERS, image_noise, time_grid
 from ditlab.inference.inpaint import Original, read_picture
-from ditlab.inference.interpolate import Mixed
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def pair_denoiser(process, correlation):
     """Exact, for two pixels of unit variance that are correlated."""
     covariance = torch.tensor([[1.0, correlation], [correlation, 1.0]], dtype=torch.float64)
 
-    def denoise(x, t):
+    def denoise(x, t, s=None):
         alpha, sigma = process.alpha(t), process.sigma(t)
         of_x = alpha**2 * covariance + sigma**2 * torch.eye(2, dtype=torch.float64)
         flat = x.double().flatten(1)
@@ -122,8 +123,8 @@ def test_a_place_of_a_latent_is_drawn_anew_if_any_of_its_pixels_is():
     mask[0, 0, 1, 3] = True
     x0 = torch.ones(1, 1, 2, 2)
     original = Original(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), x0, mask, 1.0, 1)
-    held = original.holding(lambda x, t: Prediction(x * 0, x * 0), Linear())
-    x0 = held(torch.zeros(1, 1, 2, 2), torch.tensor(0.5)).x0[0, 0]
+    held = original.holding(lambda x, t, s: Prediction(x * 0, x * 0), Linear())
+    x0 = held(torch.zeros(1, 1, 2, 2), torch.tensor(0.5), torch.tensor(0.4)).x0[0, 0]
     assert x0.tolist() == [[1, 0], [1, 1]]
 
 
@@ -147,18 +148,18 @@ def test_ways_begin_and_end_with_the_plain_pictures(pipe):
 
 
 def test_predictions_of_two_labels_are_mixed_row_by_row():
-    class Told:
-        def __call__(self, x, t, y):
-            value = y.float()[:, None, None, None].expand_as(x)
-            return Prediction(value, -value)
+    asked = []
 
-        def null(self, y):
-            return torch.full_like(y, 9)
+    def net(x, timestep, condition):
+        asked.append(condition.label.tolist())
+        return condition.label.float()[:, None, None, None].expand_as(x)
 
-    mixed = Mixed(Told(), 10, torch.tensor([2, 4]), torch.tensor([6, 9]), torch.tensor([0.25, 0.5]))
-    found = mixed(torch.zeros(4, 1, 1, 1), torch.tensor(0.5), torch.tensor([3, 10, 9, 11]))
-    assert found.x0.flatten().tolist() == [3, 3, 9, 6.5]
-    assert found.eps.flatten().tolist() == [-3, -3, -9, -6.5]
+    denoiser = Objective(Linear(), "x0").denoiser(net)
+    condition = ClassLabels(9).encode([3, Between(2, 6, 0.25), None, Between(4, 8, 0.5)])
+    found = denoiser(torch.zeros(4, 1, 1, 1), torch.tensor(0.5), torch.tensor(0.0), condition)
+    assert found.x0.flatten().tolist() == [3, 3, 9, 6]
+    assert found.eps.flatten().tolist() == [-3, -3, -9, -6]
+    assert asked == [[3, 2, 9, 4, 6, 8]]  # rows at one label are computed once
 
 
 def test_labels_between_do_not_depend_on_their_batch(pipe):
@@ -187,7 +188,7 @@ def test_bad_input_has_one_clear_line(pipe, options, line):
 
 
 def test_points_beyond_the_way_are_refused(pipe):
-    with pytest.raises(InputError, match=r"1.5 of the way; give 0 to 1"):
+    with pytest.raises(InputError, match=r"a weight of 1.5 between two values; give 0 to 1"):
         pipe([Between(0, 1, 1.5)])
     with pytest.raises(InputError, match="seed -1 is out of range"):
         pipe(0, seeds=Between(-1, 1, 0.5))

@@ -7,6 +7,7 @@ import torch
 from helpers import relative, smooth, tiny_pipeline
 
 from ditlab.core.errors import InputError
+from ditlab.core.types import Condition
 from ditlab.server.batching import Call, Engine, Stopped
 
 
@@ -119,7 +120,7 @@ def test_a_fault_is_told_to_the_one_who_made_it(pipe, engine):
     engine.pipe.net.forward = forward
 
     def spoil():
-        return engine._ask(Call(torch.full((1, 1, 8, 8), 7.0), torch.tensor([1.0]), torch.tensor([0])))
+        return engine._ask(Call(torch.full((1, 1, 8, 8), 7.0), torch.tensor([1.0]), Condition(label=torch.tensor([0]))))
 
     order = {"labels": [1], "seeds": [1], "num_inference_steps": 4, "guidance_scale": 1.0}
     good, bad = together(lambda: last(engine.steps(stop=never, **order)), spoil)

@@ -170,7 +170,7 @@ def test_room_for_more_classes(tmp_path, pictures):
     tables |= {"train": {"images": 4, "batch": 4, "precision": "float32"}, "sample": {"sampler": "euler", "steps": 1}}
     pipe = train(parse_recipe(tables), tmp_path / "run")
     assert (pipe.net.classes, pipe.classes) == (5, ["class 1", "otter"])
-    assert pipe.labels(["otter", 4, None]).tolist() == [1, 4, 5]
+    assert pipe.conditioner.encode(["otter", 4, None]).label.tolist() == [1, 4, 5]
     tables["data"]["classes"] = 1
     with pytest.raises(InputError, match=r"data.classes is 1, but the data has 2 classes; leave it out"):
         train(parse_recipe(tables), tmp_path / "other")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -395,18 +396,15 @@ def test_one_draw_of_label_dropout_for_each_image():
     seen = []
 
     class Spy(torch.nn.Module):
-        classes, device = 10, torch.device("cpu")
+        classes, channels, learn_variance, device = 10, 1, False, torch.device("cpu")
 
-        def forward(self, x, t, y):
-            seen.append(y)
+        def forward(self, x, timestep, condition):
+            seen.append(condition.label)
             return torch.zeros_like(x)
 
-        def null(self, y):
-            return torch.full_like(y, 10)
-
-    pipe, data = tiny_pipeline(), open_dataset("digits")
+    pipe, data = tiny_pipeline(classes=10), open_dataset("digits")
     settings = recipe(batch=1000, label_dropout=0.25).train
-    loss_of = LossOf(Spy(), pipe.objective, pipe.autoencoder, settings)
+    loss_of = LossOf(replace(pipe, net=Spy()), settings)
     batch = data.fetch(torch.arange(1000))
     loss_of(batch, 0, 0, torch.float32)
     loss_of(batch, 0, 0, torch.float32)
@@ -472,7 +470,7 @@ def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path):
     with torch.no_grad():
         for parameter in pipe.net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    loss_of = LossOf(pipe.net, pipe.objective, pipe.autoencoder, recipe(batch=64).train)
+    loss_of = LossOf(pipe, recipe(batch=64).train)
     batch = data.fetch(torch.arange(64))
     full, half = (loss_of(batch, 0, 0, dtype)[0].mean() for dtype in (torch.float32, torch.bfloat16))
     assert full.dtype is half.dtype is torch.float32

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.core.errors import InputError
+from ditlab.core.types import Condition, Trace
 
 IMAGENET = 1000  # classes
 
@@ -75,8 +76,11 @@ class Backbone(nn.Module, ABC):
         return tensors
 
     @abstractmethod
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Images (B, C, H, W), clock (B,) float, labels (B,) long -> (B, out_channels, H, W)."""
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
+        """Images (B, C, H, W), timestep (B,) float, condition (B rows) -> (B, out_channels, H, W).
+
+        A class-conditional family also takes the labels (B,) long as they are.
+        """
 
     @property
     @abstractmethod
@@ -117,9 +121,25 @@ class Backbone(nn.Module, ABC):
             given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))
             raise InputError(f"input of {given} for a network made for {wanted}")
 
-    def null(self, y: Tensor) -> Tensor:
-        """The label "no condition" for each image of this batch: the class count."""
-        return torch.full_like(y, self.classes)
+    def labels(self, condition: Condition | Tensor) -> Tensor:
+        """The class labels (B,) long of a condition, for families that know classes only.
+
+        Raises:
+            InputError: a condition without labels.
+        """
+        if isinstance(condition, Tensor):
+            return condition
+        if condition.label is None:
+            given = ", ".join(condition.parts()) or "nothing"
+            raise InputError(f"a condition with {given} for a class-conditional network; give class labels")
+        return condition.label
+
+    def example(self, batch: int) -> tuple[Tensor, Tensor, Condition]:
+        """Inputs for a trial call: x, timestep and condition, as many rows as asked for."""
+        x = torch.zeros(batch, self.channels, *self.size, device=self.device)
+        timestep = torch.full((batch,), 0.5, device=self.device)
+        label = torch.full((batch,), self.classes, dtype=torch.long, device=self.device)
+        return x, timestep, Condition(label=label)
 
     @property
     def dtype(self) -> torch.dtype:

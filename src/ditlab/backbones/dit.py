@@ -29,6 +29,7 @@ from ditlab.backbones.layers import (
 )
 from ditlab.backbones.routing import check_exits, depth_at, routed, through
 from ditlab.core.errors import InputError, lookup
+from ditlab.core.types import Condition, Trace
 
 
 class Size(NamedTuple):
@@ -164,8 +165,9 @@ class DiT(Backbone):
         for parameter in (parameter for module in zero for parameter in module.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
         """Images (B, C, H, W), clock (B,) in 0..999 for DiT, labels (B,) -> (B, out_channels, H, W)."""
+        y = self.labels(condition)
         self.check_input(x)
         h, w = self.size[0] // self.patch, self.size[1] // self.patch
         # fmt: off

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import norm, unpatchify
 from ditlab.core.errors import InputError
+from ditlab.core.types import Condition, Trace
 
 
 class SkipDiT(DiT):
@@ -34,8 +35,9 @@ class SkipDiT(DiT):
             [nn.Sequential(OrderedDict(linear=nn.Linear(2 * width, width))) for _ in range(count)]
         )
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
         """Images (B, C, H, W), clock (B,) in 0..999 for DiT, labels (B,) -> (B, out_channels, H, W)."""
+        y = self.labels(condition)
         self.check_input(x)
         h, w = self.size[0] // self.patch, self.size[1] // self.patch
         # fmt: off

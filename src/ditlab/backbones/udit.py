@@ -21,6 +21,7 @@ from ditlab.backbones.depthwise import depthwise_conv
 from ditlab.backbones.layers import LabelEmbedder, LinearGELU, Mlp, TimestepEmbedder, attend, norm
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.modules import Unfilled
+from ditlab.core.types import Condition, Trace
 
 
 class Size(NamedTuple):
@@ -116,7 +117,7 @@ class UDiT(Backbone):
         widths = [width * 2**i for i in range(levels + 1)]
 
         self.x_embedder = Conv(channels, width, 3)
-        self.conditions = nn.ModuleList([Condition(classes, each) for each in widths])
+        self.conditions = nn.ModuleList([LevelCondition(classes, each) for each in widths])
         down, (middle, *up) = depths[:levels], depths[levels:]
         self.encoders = nn.ModuleList([Encoder(*sizes, style) for sizes in zip(widths[:-1], down, strict=True)])
         self.middle = Blocks(widths[-1], middle, style)
@@ -204,8 +205,9 @@ class UDiT(Backbone):
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.02)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
         """Images (B, C, H, W), clock (B,) in 0..999 as published, labels (B,) -> (B, out_channels, H, W)."""
+        y = self.labels(condition)
         self.check_input(x)
         # fmt: off
         c = [condition(t, y) for condition in self.conditions]       # (B, 1, 1, D) for each level
@@ -273,7 +275,7 @@ class Decoder(nn.Module):
         return self.blocks(self.reduce(x), c)
 
 
-class Condition(nn.Module):
+class LevelCondition(nn.Module):
     """Time and label as one vector of the width of a level."""
 
     def __init__(self, classes: int, width: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone
 from ditlab.core.errors import InputError
+from ditlab.core.types import Condition, Trace
 
 CONTEXT = 512  # width of the label in LDM
 
@@ -124,8 +125,9 @@ class ADM(UNet):
         assert isinstance(network, nn.Module)
         return network
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
         """Images (B, C, H, W), clock (B,) in 0..999 as published, labels (B,) -> (B, out_channels, H, W)."""
+        y = self.labels(condition)
         self.check_input(x)
         out: Tensor = self.net(x.to(self.dtype), t, y).sample
         return out
@@ -161,8 +163,9 @@ class LDM(UNet):
         self.label_embedding = nn.Embedding(self.classes + 1, CONTEXT)
         return network
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
         """Images (B, C, H, W), clock (B,) in 0..999 as published, labels (B,) -> (B, out_channels, H, W)."""
+        y = self.labels(condition)
         self.check_input(x)
         out: Tensor = self.net(x.to(self.dtype), t, self.label_embedding(y)[:, None]).sample
         return out

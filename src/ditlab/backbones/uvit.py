@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ditlab.backbones.base import IMAGENET, Backbone
 from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, sinusoids, unpatchify
 from ditlab.core.errors import InputError
+from ditlab.core.types import Condition, Trace
 
 
 class Size(NamedTuple):
@@ -141,8 +142,9 @@ class UViT(Backbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
         """Images (B, C, H, W), clock (B,), labels (B,) -> (B, out_channels, H, W)."""
+        y = self.labels(condition)
         self.check_input(x)
         h, w = self.size[0] // self.patch, self.size[1] // self.patch
         # fmt: off

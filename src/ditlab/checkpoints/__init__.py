@@ -16,6 +16,7 @@ from ditlab.autoencoders.io import load_autoencoder, save_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.native import load_folder
 from ditlab.checkpoints.published import from_official, to_official
+from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.hub import fetch
 from ditlab.core.weights import CONFIG, newest_checkpoint, pick_weights, read_file, read_json
@@ -57,7 +58,7 @@ def load(
     elif (folder := diffusers_transformer(path)) is not None:
         tensors, settings = diffusers.read_transformer(folder)
         pipe = from_official(tensors, str(folder), **settings | overrides)
-        pipe.classes = _class_names(path, pipe.net.classes)
+        pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
         if autoencoder is None and (path / "vae" / CONFIG).is_file():
             autoencoder = path / "vae"
     else:

@@ -62,12 +62,11 @@ class ClassLabels(Conditioner):
         return index
 
     def _unknown(self, value: str) -> str:
-        if len(value.split()) > 1:  # a sentence, where some names have two words
+        hint = nearest(value, self.names) if self.names else f"give 0 to {self.classes - 1}"
+        if len(value.split()) > 1 and not hint.startswith("did you mean"):
             some = ", ".join(self.names[:5]) or f"0 to {self.classes - 1}"
             more = ", ..." if len(self.names) > 5 else ""
-            hint = f"its classes are {some}{more}"
-            return f'text prompt "{value}" for a class-conditional model; {hint}'
-        hint = nearest(value, self.names) if self.names else f"give 0 to {self.classes - 1}"
+            return f'text prompt "{value}" for a class-conditional model; its classes are {some}{more}'
         return f'unknown class "{value}"; {hint}'
 
     def null(self, count: int) -> Condition:

@@ -40,7 +40,7 @@ class Condition:
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same condition with every tensor changed."""
-        changed = {
+        changed: dict[str, Any] = {
             name: value.apply(change) if isinstance(value, Condition) else change(value)
             for name, value in self.parts().items()
         }
@@ -67,9 +67,10 @@ class Condition:
         if any(kind != kinds[0] for kind in kinds):
             raise ValueError(f"conditions of different kinds cannot be joined: {[sorted(kind) for kind in kinds]}")
         values = {name: [getattr(each, name) for each in conditions] for name in kinds[0]}
-        return Condition(
-            **{name: Condition.cat(parts) if name == "other" else torch.cat(parts) for name, parts in values.items()}
-        )
+        joined: dict[str, Any] = {
+            name: Condition.cat(parts) if name == "other" else torch.cat(parts) for name, parts in values.items()
+        }
+        return Condition(**joined)
 
     def as_between(self) -> "Condition":
         """The same rows written as if each were between two conditions, all at the first."""

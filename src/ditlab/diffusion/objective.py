@@ -6,9 +6,11 @@ target. The determinant also says where a target is unsafe: eps tells nothing ab
 """
 
 import math
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,12 @@ from torch import Tensor
 
 from ditlab.config.sections import Diffusion
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.types import Prediction
+from ditlab.core.types import Condition, Prediction, Trace
 from ditlab.diffusion.process import DDPM, PROCESSES, Linear, Process, per_image, posterior
 
 SAFE = 5e-3  # below this determinant a network error is amplified more than 200 times
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+Network = Callable[..., Tensor]
+"""(x_t, timestep, condition) -> (B, C or 2 C, ...); `trace=` is handed on where there is one."""
 
 TARGETS: dict[str, Callable[[Process, Tensor], tuple[Tensor, Tensor]]] = {
     "x0": lambda process, t: (torch.ones_like(t), torch.zeros_like(t)),
@@ -43,14 +46,6 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor] | None] = {
     # The velocity's squared error on the linear path, whatever the target; sigma stops at 0.05 (Li & He 2025).
     "velocity": lambda snr: (1 + snr.sqrt()).clamp(max=20.0).square(),
 }
-
-
-class Conditioned(Protocol):
-    """A network that knows its own "no condition"."""
-
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Tensor: ...
-
-    def null(self, y: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -96,17 +91,27 @@ class Objective:
         times = torch.linspace(0.5, 1.0, 1001, dtype=torch.float64)
         return float(times[self.determinant(times).abs() >= SAFE].max())
 
-    def loss(self, net: Network, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Loss of each image (B,), float32.
+    def losses(
+        self,
+        net: Network,
+        x0: Tensor,
+        condition: Condition | Tensor,
+        t: Tensor,
+        eps: Tensor,
+        trace: Trace | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of each image, by name: (B,) float32 each. Their sum is what is trained.
 
         Args:
-            net: (x_t, clock, y) -> (B, C or 2C, H, W).
-            x0, eps: data and noise (B, C, H, W), float32.
-            y: labels (B,), already dropped to null where they shall be.
+            net: (x_t, timestep, condition) -> (B, C or 2 C, ...).
+            x0, eps: data and noise (B, C, ...), float32.
+            condition: B rows, already replaced by "no condition" where it is dropped.
             t: times (B,) from `draw_times`.
+            trace: handed to the network, for what training aids want to know of the forward pass.
         """
         x = self.process.add_noise(x0, eps, t)
-        output, variance = self.split(net(x, self.clock(t, x), y).float())
+        seen = {} if trace is None else {"trace": trace}
+        output, variance = self.split(net(x, self.clock(t, x), condition, **seen).float())
         a, b = (per_image(c, x) for c in TARGETS[self.target](self.process, t))
         wanted = a * x0 + b * eps
         loss = (output - wanted).square().flatten(1).mean(1)
@@ -116,12 +121,25 @@ class Objective:
             sigma, alpha = self.process.sigma(t), self.process.alpha(t)
             in_x0 = (sigma / self.determinant(t).abs().clamp(min=SAFE)).square()
             loss = loss * (weigh((alpha / sigma).square()) * in_x0).to(loss)
+        losses = {"regression": loss}
         if self.direction:  # Yao et al., "Reconstruction vs. Generation" (LightningDiT), CVPR 2025, section 3.4
-            loss = loss + self.direction * (1 - F.cosine_similarity(output, wanted, dim=1)).flatten(1).mean(1)
+            losses["direction"] = self.direction * (1 - F.cosine_similarity(output, wanted, dim=1)).flatten(1).mean(1)
         if variance is not None:
             estimate = self.predict(output.detach(), x, t).x0
-            loss = loss + variational_bound(self.process, x0, estimate, x, t, (variance + 1) / 2)
-        return loss
+            losses["variational"] = variational_bound(self.process, x0, estimate, x, t, (variance + 1) / 2)
+        return losses
+
+    def loss(
+        self,
+        net: Network,
+        x0: Tensor,
+        condition: Condition | Tensor,
+        t: Tensor,
+        eps: Tensor,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """The sum of `losses`, (B,) float32."""
+        return reduce(operator.add, self.losses(net, x0, condition, t, eps, trace).values())
 
     def clock(self, t: Tensor, x: Tensor) -> Tensor:
         """What the network's timestep embedder is fed for images x: (B,) float32 on their device."""
@@ -144,8 +162,8 @@ class Objective:
         eps = per_image(alpha / det, x) * output - per_image(a / det, x) * x
         return Prediction(x0, eps)
 
-    def denoiser(self, net: Conditioned) -> "Denoiser":
-        """The network as a function (x_t, t, y) -> Prediction."""
+    def denoiser(self, net: Network) -> "Denoiser":
+        """The network as a function (x_t, t, s, condition) -> Prediction."""
         return Denoiser(self, net)
 
 
@@ -167,20 +185,36 @@ class Denoiser:
     """A trained network seen through its objective; images stay float32 whatever the network's precision."""
 
     objective: Objective
-    net: Conditioned
+    net: Network
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        """Predict x0 and eps (B, C, H, W) at x_t, time t () or (B,), labels y (B,)."""
-        output = self.net(x, self.objective.clock(t, x), y).float()
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Prediction:
+        """Predict x0 and eps (B, C, ...) at x_t and time t () or (B,); s does not matter to a plain regression.
+
+        Rows between two conditions are computed for both, and the two predictions are mixed.
+        """
+        if condition.other is None or condition.weight is None:
+            return self.predict(x, t, condition)
+        rows = condition.weight.nonzero()[:, 0]
+        first = replace(condition, other=None, weight=None)
+        times = t if t.ndim == 0 else torch.cat([t, t[rows.to(t.device)]])
+        both = self.predict(torch.cat([x, x[rows]]), times, Condition.cat([first, condition.other[rows]]))
+        weight = condition.weight[rows].reshape(-1, *[1] * (x.ndim - 1))
+
+        def mix(values: Tensor) -> Tensor:
+            one, other = values[: len(x)], values[len(x) :]
+            return one.index_copy(0, rows, torch.lerp(one[rows], other, weight))
+
+        variance = both.variance_mix
+        return Prediction(mix(both.x0), mix(both.eps), None if variance is None else mix(variance))
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Prediction:
+        """x0 and eps at x_t, for rows of one condition each."""
+        output = self.net(x, self.objective.clock(t, x), condition).float()
         target, variance = self.objective.split(output)
         prediction = self.objective.predict(target, x, t)
         if variance is None:
             return prediction
         return Prediction(prediction.x0, prediction.eps, (variance + 1) / 2)
-
-    def null(self, y: Tensor) -> Tensor:
-        """The labels that mean "no condition" for this batch."""
-        return self.net.null(y)
 
 
 def variational_bound(process: Process, x0: Tensor, estimate: Tensor, x: Tensor, t: Tensor, mix: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def draw(
     Raises:
         InputError: a label, name or number that cannot be used; nothing is written.
     """
-    every: list[Label] = list(dict.fromkeys(labels)) if labels else list(range(pipe.net.classes)) or [None]
+    every: list[Label] = list(dict.fromkeys(labels)) if labels else pipe.conditioner.all_values()
     seeds = list(dict.fromkeys(seeds))
     rows = table(pipe, every, seeds) if strip is None else strips(pipe, every, seeds, strip)
     if isinstance(pipe.autoencoder, Absent):
@@ -163,7 +163,10 @@ class Row:
 def table(pipe: Pipeline, labels: Sequence[Label], seeds: Sequence[int]) -> list[Row]:
     """Each label with each seed."""
     return [
-        Row(row_name(pipe, label), [Cell(label, seed, f"{file_stem(pipe, label)}-seed{seed}") for seed in seeds])
+        Row(
+            pipe.conditioner.title(label),
+            [Cell(label, seed, f"{pipe.conditioner.stem(label)}-seed{seed}") for seed in seeds],
+        )
         for label in labels
     ]
 
@@ -176,7 +179,7 @@ def strips(pipe: Pipeline, labels: Sequence[Label], seeds: Sequence[int], count:
     """
     if count < 2:
         raise InputError(f"a strip of {count}; give 2 or more")
-    stems, names = ([told(pipe, label) for label in labels] for told in (file_stem, row_name))
+    stems, names = ([named(label) for label in labels] for named in (pipe.conditioner.stem, pipe.conditioner.title))
     if len(seeds) == 2:
         ways = enumerate(between(seeds[0], seeds[1], count))
         columns = [(seed, f"seed{seeds[0]}-to-{seeds[1]}-{i:02d}") for i, seed in ways]
@@ -197,18 +200,3 @@ def save_all(pixels: Tensor, files: Sequence[Path]) -> None:
     """A PNG for each picture."""
     for image, file in zip(to_pil(pixels), files, strict=True):
         image.save(file)
-
-
-def row_name(pipe: Pipeline, label: Label) -> str:
-    """How a row of the grid is called: the class's name, or its number."""
-    index = int(pipe.labels([label])[0])
-    if label is None:
-        return "any"
-    return pipe.classes[index] if index < len(pipe.classes) else str(index)
-
-
-def file_stem(pipe: Pipeline, label: Label) -> str:
-    """Index and name of a class, without characters that have a meaning in paths; unique to the class."""
-    index, name = int(pipe.labels([label])[0]), row_name(pipe, label)
-    clean = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    return clean if clean == str(index) or label is None else f"{index}-{clean}"

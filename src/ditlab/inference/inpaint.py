@@ -65,8 +65,8 @@ class Original:
         # A place of the latent is drawn anew if any of its pixels is.
         anew = F.max_pool2d(self.mask.float(), stride).bool().to(self.x0.device)
 
-        def held(x: Tensor, t: Tensor) -> Prediction:
-            guess = denoise(x, t)
+        def held(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
+            guess = denoise(x, t, s)
             eps = (x - per_image(process.alpha(t), x) * self.x0) / per_image(process.sigma(t), x)
             return replace(guess, x0=torch.where(anew, guess.x0, self.x0), eps=torch.where(anew, guess.eps, eps))
 

@@ -25,11 +25,13 @@ from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder, Pixel
 from ditlab.backbones import Backbone
+from ditlab.conditioning import ClassLabels, Conditioner
+from ditlab.conditioning.base import settle
 from ditlab.config.sections import Sample
 from ditlab.core.device import out_of_memory
-from ditlab.core.errors import InputError, lookup, nearest
+from ditlab.core.errors import InputError, lookup
 from ditlab.core.hub import hub_library
-from ditlab.core.types import Between, Denoise, Label, Seed, Step
+from ditlab.core.types import Between, Condition, Denoise, Label, Seed, Step
 from ditlab.core.version import __version__
 from ditlab.core.weights import (
     AUTOENCODER,
@@ -43,7 +45,6 @@ from ditlab.diffusion.process import DDPM, process_name
 from ditlab.diffusion.samplers import SAMPLERS, image_noise, time_grid
 from ditlab.inference.card import model_card
 from ditlab.inference.inpaint import Original, originals
-from ditlab.inference.interpolate import Ends, settled
 from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.optimize.packing import packed
@@ -93,20 +94,47 @@ class Output:
     """PIL images, float arrays (B, H, W, C) in 0..1 ("np"), float tensors (B, C, H, W) in 0..1 ("pt"), or latents."""
 
 
-@dataclass
+@dataclass(init=False)
 class Pipeline:
-    """A trained network with all that is needed to draw with it."""
+    """A trained network with all that is needed to generate with it."""
 
     net: Backbone
     objective: Objective
-    autoencoder: Autoencoder = field(default_factory=Pixel)
-    classes: list[str] = field(default_factory=list)
-    config: dict[str, Any] = field(default_factory=dict)
+    autoencoder: Autoencoder
+    conditioner: Conditioner
+    config: dict[str, Any]
     """Where the model comes from: `recipe`, `images_seen`; `sample` holds the defaults of sampling."""
     source: "Pipeline | None" = field(default=None, repr=False)
-    """What it was prepared from: the model that is saved, exported and told of."""
+    """What it was prepared from: the model that is saved, exported and named."""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        net: Backbone,
+        objective: Objective,
+        autoencoder: Autoencoder | None = None,
+        classes: Sequence[str] = (),
+        config: dict[str, Any] | None = None,
+        *,
+        conditioner: Conditioner | None = None,
+        source: "Pipeline | None" = None,
+    ) -> None:
+        """A model from its parts.
+
+        Args:
+            net, objective: the network, and how it was trained.
+            autoencoder: of its latents; pixels if left out.
+            classes: names of the classes of a class-conditional network.
+            config: where the model comes from.
+            conditioner: what turns labels or prompts into conditions; class labels with these names if left out.
+            source: the model that this one was prepared from.
+
+        Raises:
+            InputError: parts that do not fit together.
+        """
+        self.net, self.objective, self.source = net, objective, source
+        self.autoencoder = Pixel() if autoencoder is None else autoencoder
+        self.conditioner = ClassLabels(net.classes, classes) if conditioner is None else conditioner
+        self.config = {} if config is None else config
         if self.net.learn_variance != self.objective.learn_variance:
             raise InputError(
                 f"learn_variance is {self.net.learn_variance} in the network and {self.objective.learn_variance} "
@@ -126,31 +154,14 @@ class Pipeline:
         low, high = settings.interval  # a list, fresh from JSON
         return replace(settings, interval=(low, high))
 
-    def labels(self, labels: Sequence[Label]) -> Tensor:
-        """Class indices (B,) from indices or names; None is the null label. A text that is a name is that class, even
-        if it looks like a number.
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; none for another kind of condition."""
+        return self.conditioner.names if isinstance(self.conditioner, ClassLabels) else []
 
-        Raises:
-            InputError: an index out of range or a name that the model does not have.
-        """
-        return torch.tensor([self._label(label) for label in labels], dtype=torch.long)
-
-    def _label(self, label: Label) -> int:
-        count = self.net.classes
-        if label is None:
-            return count
-        if count == 0:
-            raise InputError(f"label {label} for an unconditional model; leave the labels out")
-        if label in self.classes:
-            return self.classes.index(str(label))
-        try:
-            index = int(label) if isinstance(label, str) else operator.index(label)  # type: ignore[arg-type]
-        except (ValueError, TypeError):
-            hint = nearest(str(label), self.classes) if self.classes else f"give 0 to {count - 1}"
-            raise InputError(f'unknown class "{label}"; {hint}') from None
-        if not 0 <= index < count:
-            raise InputError(f"label {index} is out of range; this model has the classes 0 to {count - 1}")
-        return index
+    @classes.setter
+    def classes(self, names: Sequence[str]) -> None:
+        self.conditioner = ClassLabels(self.net.classes, names)
 
     def steps(
         self,
@@ -208,7 +219,7 @@ class Pipeline:
             return self.steps(labels, seeds=seeds, guide=guide, eta=eta, reuse=reuse, original=original, **settings)
         default = self.defaults
         names, seeds = pair_up(labels, seeds)
-        ends = Ends.of(self, names)
+        condition = self.conditioner.encode(names).to(self.net.device)
         scale = default.guidance if guidance_scale is None else guidance_scale
         interval = guidance_interval or default.interval
         count = default.steps if num_inference_steps is None else num_inference_steps
@@ -230,13 +241,13 @@ class Pipeline:
             if guidance_scale not in (None, 1.0):
                 raise InputError(f"guidance {scale} on an unconditional model; leave it out or give a guide model")
             scale = 1.0
-        drawing = self._at(times, ends.every)
+        drawing = self._at(times, condition)
         again = Reuse(reuse) if isinstance(reuse, int) else reuse
         if again is not None and original is not None and original.resample > 1:
             raise InputError("reuse carries on along the time, which resample walks back; leave one of them out")
         if again is not None:
             drawing = replace(drawing, net=again.on(drawing.net))
-        denoise = drawing._guided(ends, scale, interval, guidance_channels, guide and guide._at(times, ends.every))
+        denoise = drawing._guided(condition, scale, interval, guidance_channels, guide and guide._at(times, condition))
         if again is not None:
             denoise = again.timed(denoise)
         noise = image_noise(seeds)
@@ -318,29 +329,39 @@ class Pipeline:
         channels, size = self.picture_shape
         return originals(images, masks, self.autoencoder, channels, size, self.net.device, strength, resample)
 
-    def _at(self, times: Tensor, y: Tensor) -> "Pipeline":
-        """This pipeline made ready for these times and labels alone."""
+    def _at(self, times: Tensor, condition: Condition) -> "Pipeline":
+        """This pipeline made ready for these times and class labels alone."""
         drawing = self.fused()
-        if is_compiled(drawing.net):  # whose blocks have their modulations compiled in
+        needed = [each.label for each in (condition, condition.other, self.null(1)) if each and each.label is not None]
+        if is_compiled(drawing.net) or not needed:  # compiled blocks have their modulations inside
             return drawing
-        labels = torch.cat([y, drawing.net.null(y[:1])])
+        labels = torch.cat(needed)
         clock = self.objective.process.clock(times).float()
         return replace(drawing, net=tabulated(drawing.net, clock, labels))
 
+    def null(self, count: int) -> Condition:
+        """Rows of "no condition" on the network's device."""
+        return self.conditioner.null(count).to(self.net.device)
+
     def _guided(
-        self, ends: "Ends", scale: float, interval: tuple[float, float], channels: int | None, guide: "Pipeline | None"
+        self,
+        condition: Condition,
+        scale: float,
+        interval: tuple[float, float],
+        channels: int | None,
+        guide: "Pipeline | None",
     ) -> Denoise:
-        denoiser = ends.mixed(self.objective.denoiser(self.net))
+        denoiser = self.objective.denoiser(self.net)
         if guide is None:
-            return cfg(denoiser, ends.y, scale, interval, channels)
+            return cfg(denoiser, condition, self.null(len(condition)), scale, interval, channels)
 
         def task(pipe: Pipeline) -> tuple[object, ...]:
             return pipe.net.size, pipe.net.channels, pipe.net.classes, pipe.objective.process
 
         if task(guide) != task(self):
             raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
-        weak = ends.mixed(guide.objective.denoiser(guide.net))
-        return autoguidance(denoiser, weak, ends.y, scale, interval, channels)
+        weak = guide.objective.denoiser(guide.net)
+        return autoguidance(denoiser, weak, condition, scale, interval, channels)
 
     def _inference(self, steps: Iterator[Step]) -> Iterator[Step]:
         was_training = self.net.training
@@ -513,8 +534,7 @@ def pair_up(labels: Label | Sequence[Label], seeds: Seed | Sequence[Seed]) -> tu
     """One label and one seed for each image; a single one of either is repeated."""
     single = labels is None or isinstance(labels, str) or not isinstance(labels, Iterable)
     names: list[Label] = [labels] if single else list(labels)  # type: ignore[arg-type, list-item]
-    names = [settled(name) for name in names]
-    given = [settled(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
+    given = [settle(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
     numbers = [seed if isinstance(seed, Between) else operator.index(seed) for seed in given]
     for seed in numbers:
         for end in (seed.first, seed.second) if isinstance(seed, Between) else (seed,):

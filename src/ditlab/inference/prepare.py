@@ -40,9 +40,7 @@ def ready(
 
     @torch.no_grad()
     def call(batch: int) -> None:
-        x = torch.zeros(batch, net.channels, *net.size, device=net.device)
-        t, y = torch.full((batch,), 0.5, device=net.device), net.null(torch.zeros(batch, device=net.device).long())
-        net(x, t, y).mean().item()  # which waits for the device
+        net(*net.example(batch)).mean().item()  # which waits for the device
 
     if slow := slowness(str(net.dtype).removeprefix("torch."), net.device):
         console.print(slow, markup=False)

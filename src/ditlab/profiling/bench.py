@@ -285,7 +285,7 @@ def network_calls(pipe: Pipeline, quality: str) -> int:
     guided = pipe.net.classes > 0 and default.guidance != 1
     calls = 0
 
-    def denoise(x: Tensor, t: Tensor) -> Prediction:
+    def denoise(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
         nonlocal calls
         calls += 2 if guided and low <= float(t) <= high else 1
         return Prediction(x, x, torch.zeros_like(x) if pipe.objective.learn_variance else None)

@@ -302,7 +302,8 @@ def advice(
 def timed_step(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, batch: int) -> float:
     """Seconds of a step with so many pictures here; from a few of them where that takes long."""
     pipe = build(recipe, dataset, autoencoder, pick_device(recipe.train.device))
-    loss_of = LossOf(pipe.net.train(), pipe.objective, pipe.autoencoder, recipe.train)
+    pipe.net.train()
+    loss_of = LossOf(pipe, recipe.train)
     dtype = torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
     count = min(batch, FEW)
     while True:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ditlab.backbones import Backbone
-from ditlab.core.types import Label, Seed, Step
+from ditlab.core.types import Condition, Label, Seed, Step, Trace
 from ditlab.inference.pipeline import Pipeline
 
 PATIENCE = 0.004  # seconds that a call waits for those of the other drawings
@@ -33,7 +33,7 @@ class Call:
 
     x: Tensor  # (B, C, H, W)
     t: Tensor  # (B,)
-    y: Tensor  # (B,)
+    condition: Condition  # B rows
     around: Callable[[], AbstractContextManager[None]] | None = None  # in which it is answered alone
     answered: threading.Event = field(default_factory=threading.Event)
     output: Tensor | None = None
@@ -43,7 +43,7 @@ class Call:
 class Shared(Backbone):
     """In the place of the network: what it is asked is answered together with what others ask."""
 
-    def __init__(self, net: Backbone, ask: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, net: Backbone, ask: Callable[[Tensor, Tensor, Condition], Tensor]) -> None:
         super().__init__(net.size, net.channels, net.classes, net.learn_variance)
         self.config = net.config
         self.of = (net,)  # in a tuple, so that its weights are not this module's
@@ -65,8 +65,8 @@ class Shared(Backbone):
     def device(self) -> torch.device:
         return self.of[0].device
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return self.ask(x, t, y)
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
+        return self.ask(x, t, Condition(label=condition) if isinstance(condition, Tensor) else condition)
 
 
 class Engine:
@@ -109,10 +109,10 @@ class Engine:
             Stopped: it was.
         """
 
-        def ask(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        def ask(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             if stop.is_set():
                 raise Stopped
-            return self._ask(Call(x, t, y, around))
+            return self._ask(Call(x, t, condition, around))
 
         drawing = replace(self.pipe, net=Shared(self.pipe.net, ask).eval())
         return self._counted(drawing.steps(labels, seeds=seeds, **options))
@@ -180,9 +180,10 @@ class Engine:
     @torch.no_grad()
     def _answer(self, calls: list[Call]) -> None:
         try:
-            x, t, y = (torch.cat([getattr(call, name) for call in calls]) for name in "xty")
+            x, t = (torch.cat([getattr(call, name) for call in calls]) for name in "xt")
+            condition = Condition.cat([call.condition for call in calls])
             with (calls[0].around or nullcontext)():
-                parts = self.pipe.net(x, t, y).split([len(call.x) for call in calls])
+                parts = self.pipe.net(x, t, condition).split([len(call.x) for call in calls])
             for call, part in zip(calls, parts, strict=True):
                 call.output = part
         except Exception as error:

@@ -163,7 +163,7 @@ class Service:
         if labels is None:
             labels = [i % pipe.net.classes if pipe.net.classes else None for i in range(count)]
         labels = labels * count if len(labels) == 1 else labels
-        pipe.labels(labels)  # which refuses unknown ones
+        pipe.conditioner.encode(labels)  # which refuses unknown ones
         first = secrets.randbelow(2**32) if seeds is None else seeds[0]
         if seeds is None or len(seeds) == 1:
             seeds = [(first + i) % 2**63 for i in range(count)]
@@ -171,7 +171,7 @@ class Service:
             raise InputError(f"{len(seeds)} seeds for {count} pictures; give one, or one for each")
         names, numbers = labels, list[Seed](seeds)
         if to_label is not None:
-            pipe.labels([to_label])
+            pipe.conditioner.encode([to_label])
             names = list[Label](between(labels[0], to_label, count))
         if to_label is not None or to_seed is not None:
             numbers = [first] * count if to_seed is None else list[Seed](between(first, to_seed, count))

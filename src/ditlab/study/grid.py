@@ -22,6 +22,7 @@ from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Evaluation, Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
+from ditlab.core.types import Condition, Trace
 from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, is_cache, open_dataset
@@ -217,7 +218,7 @@ class Counting(Backbone):
     def tokens(self) -> int:
         return 0
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
         self.asked += len(x)
         return x.new_zeros(len(x), self.out_channels, *self.size)
 

@@ -119,10 +119,10 @@ def match_classes(classes: list[str], source: Pipeline, file: str = "") -> dict[
         if name not in classes:
             raise InputError(f'{file} names a class "{name}" that the data does not have; {nearest(name, classes)}')
     try:
-        rows = source.labels(list(pairs.values())).tolist()
+        rows = source.conditioner.encode(list(pairs.values())).label
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    return {classes.index(name): row for name, row in zip(pairs, rows, strict=True)}
+    return {classes.index(name): row for name, row in zip(pairs, [] if rows is None else rows.tolist(), strict=True)}
 
 
 def read_pairs(file: Path) -> dict[str, str | int]:

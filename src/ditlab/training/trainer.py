@@ -26,6 +26,7 @@ from ditlab.backbones import Backbone, create, find, name_of
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.checkpoints import load, load_autoencoder
+from ditlab.conditioning import ClassLabels
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Model, Recipe, Train
 from ditlab.core.device import process_place
@@ -34,7 +35,7 @@ from ditlab.core.io import held
 from ditlab.core.types import Batch, Noise
 from ditlab.core.weights import newest_checkpoint
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
-from ditlab.diffusion.objective import Objective, make_objective
+from ditlab.diffusion.objective import make_objective
 from ditlab.diffusion.process import process_name
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
@@ -115,9 +116,9 @@ def train_here(recipe: Recipe, run: Run, place: Place, changes: bool, console: C
         fresh = {"source": str(origin.absolute() if origin.exists() else origin), "whole": whole}
         pipe.config["lora"] = source.config["lora"] if resumed else fresh
         add_lora(net, settings.lora, pipe.config["lora"]["whole"], settings.seed)
+    loss_of = LossOf(pipe, settings)
     ema = EMA(net, settings.ema)
     pipe.net = ema.net  # what is shown and shared is the average
-    loss_of = LossOf(net, pipe.objective, pipe.autoencoder, settings)
     step = trial_step(loss_of, dataset, share)
     if recipe.parallel.checkpointing:
         keep_inputs_only(net)
@@ -229,9 +230,10 @@ def loop(
 class LossOf:
     """The losses of pictures at a place of the run, with all chance drawn from (seed, place)."""
 
-    def __init__(self, net: Backbone, objective: Objective, autoencoder: Autoencoder, settings: Train) -> None:
-        self.net, self.objective, self.autoencoder, self.settings = net, objective, autoencoder, settings
-        self.network: Callable[..., Tensor] = net  # or what spreads it over processes
+    def __init__(self, pipe: Pipeline, settings: Train) -> None:
+        self.net, self.objective, self.settings = pipe.net, pipe.objective, settings
+        self.autoencoder, self.conditioner = pipe.autoencoder, pipe.conditioner
+        self.network: Callable[..., Tensor] = pipe.net  # or what spreads it over processes
         self.chance = Chance(settings.seed)
 
     def __call__(self, pictures: Batch, seen: int, first: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -254,7 +256,7 @@ class LossOf:
             x0 = self.autoencoder.latents(moments, self.noise(POSTERIOR, seen + first))
         of_batch = self.chance.of_batch(seen)
         dropped = (torch.rand(batch, generator=of_batch) < self.settings.label_dropout)[mine]
-        y = torch.where(dropped, self.net.null(pictures.labels), pictures.labels).to(device)
+        condition = self.conditioner.drop(pictures.condition, dropped).to(device)
         t = self.objective.draw_times(batch, of_batch)[mine]
         eps = self.noise(EPS, seen + first)(x0)
         if self.settings.route and isinstance(self.net, DiT):
@@ -264,7 +266,7 @@ class LossOf:
                 torch.autocast(device.type, dtype, enabled=dtype is not torch.float32),
                 outputs(self.net, self.settings.align) as said,
             ):
-                losses = self.objective.loss(self.network, x0, y, t, eps)
+                losses = self.objective.loss(self.network, x0, condition, t, eps)
                 if said:
                     losses = losses + self.settings.align_weight * apart(*said)
                 return losses, t
@@ -410,21 +412,20 @@ def pick_autoencoder(given: str, dataset: Dataset, source: Pipeline | None) -> A
 def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: torch.device) -> Pipeline:
     """A fresh, untrained model for this data."""
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
-    classes = recipe.data.classes or len(dataset.classes)
-    if classes < len(dataset.classes):
-        raise InputError(f"data.classes is {classes}, but the data has {len(dataset.classes)} classes; leave it out")
+    conditioner = ClassLabels.for_data(dataset, {"classes": recipe.data.classes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)  # initial weights only; all later chance has its own generator
         net = create(
             **vars(recipe.model),
             size=size,
             channels=channels,
-            classes=classes,
             learn_variance=recipe.diffusion.learn_variance,
+            **conditioner.network_options(),
         )
     tables = to_tables(recipe)
     config = {"sample": tables["sample"], "recipe": tables}
-    return Pipeline(net.to(device), make_objective(recipe.diffusion), autoencoder.to(device), dataset.classes, config)
+    objective = make_objective(recipe.diffusion)
+    return Pipeline(net.to(device), objective, autoencoder.to(device), config=config, conditioner=conditioner)
 
 
 def trial_step(loss_of: LossOf, dataset: Dataset, count: int) -> Callable[[torch.dtype], None]:

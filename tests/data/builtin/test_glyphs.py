@@ -17,17 +17,17 @@ from ditlab.data.images import write_folder
 HASH = """
 import hashlib, torch
 from ditlab.data.builtin.glyphs import Glyphs
-print(hashlib.sha256(Glyphs(32).fetch(torch.arange(90, 110)).images.numpy().tobytes()).hexdigest())
+print(hashlib.sha256(Glyphs(32).fetch(torch.arange(90, 110)).x.numpy().tobytes()).hexdigest())
 """
 
 
 def test_a_picture_is_its_seed_and_number_alone():
     data = Glyphs(32)
-    together, apart = data.fetch(torch.tensor([7, 99, 3])).images, data.fetch(torch.tensor([99])).images
+    together, apart = data.fetch(torch.tensor([7, 99, 3])).x, data.fetch(torch.tensor([99])).x
     assert torch.equal(together[1], apart[0])
     assert data.look(99) == Glyphs(128).look(99)
-    assert not torch.equal(apart, Glyphs(32, seed=1).fetch(torch.tensor([99])).images)
-    here = hashlib.sha256(data.fetch(torch.arange(90, 110)).images.numpy().tobytes()).hexdigest()
+    assert not torch.equal(apart, Glyphs(32, seed=1).fetch(torch.tensor([99])).x)
+    here = hashlib.sha256(data.fetch(torch.arange(90, 110)).x.numpy().tobytes()).hexdigest()
     there = subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, check=True).stdout.strip()
     assert here == there
 
@@ -58,7 +58,7 @@ def test_labels_are_balanced_and_named():
 
 
 def test_a_larger_picture_is_the_same_one_only_finer():
-    small, large = (Glyphs(size).fetch(torch.arange(52)).images.float() for size in (32, 128))
+    small, large = (Glyphs(size).fetch(torch.arange(52)).x.float() for size in (32, 128))
     reduced = F.avg_pool2d(large, 4)
     likeness = [np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(small, reduced, strict=True)]
     assert min(likeness) > 0.9
@@ -66,7 +66,7 @@ def test_a_larger_picture_is_the_same_one_only_finer():
 
 @pytest.mark.parametrize("size", [16, 32, 96])
 def test_letters_lie_wholly_inside(size):
-    images = Glyphs(size).fetch(torch.arange(156)).images
+    images = Glyphs(size).fetch(torch.arange(156)).x
     border = torch.cat([images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]], dim=-1)
     assert (border == border[..., :1]).all()
     assert (images.flatten(2).float().std(2).amax(1) > 8).all()
@@ -81,7 +81,7 @@ def test_letters_can_be_told_apart_but_not_by_their_mean():
     data, other = Glyphs(16), Glyphs(16, held_out=True)
 
     def features(dataset, count):
-        images = dataset.fetch(torch.arange(count)).images.float().mean(1).flatten(1)
+        images = dataset.fetch(torch.arange(count)).x.float().mean(1).flatten(1)
         return (images - images[:, :1]).abs()  # ink against paper
 
     train, test = features(data, 1300), features(other, 520)
@@ -134,4 +134,4 @@ def test_written_folder_holds_the_same_pictures(tmp_path):
     read = open_dataset(str(tmp_path))
     assert (len(read), len(read.classes)) == (30, 26)
     again = np.asarray(Image.open(tmp_path / "B" / "000027.png"))
-    assert np.array_equal(again, data.fetch(torch.tensor([27])).images[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(again, data.fetch(torch.tensor([27])).x[0].permute(1, 2, 0).numpy())

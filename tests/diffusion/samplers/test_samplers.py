@@ -5,7 +5,7 @@ import torch
 from helpers import mixture_denoiser, relative, wasserstein
 
 from ditlab.core.errors import InputError
-from ditlab.core.types import Prediction
+from ditlab.core.types import Condition, Prediction
 from ditlab.diffusion.guidance import cfg
 from ditlab.diffusion.objective import Denoiser, Objective
 from ditlab.diffusion.process import DDPM, PROCESSES, Cosine, Linear
@@ -77,21 +77,18 @@ class Task:
     def __init__(self, process):
         self.process = process
 
-    def __call__(self, x, t, y):
+    def __call__(self, x, t, s, condition):
         known = mixture_denoiser(self.process)(x, t)
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         share = x / (alpha**2 + sigma**2)
-        label = (y == 0)[:, None, None, None]
+        label = (condition.label == 0)[:, None, None, None]
         return Prediction(torch.where(label, known.x0, alpha * share), torch.where(label, known.eps, sigma * share))
-
-    def null(self, y):
-        return torch.ones_like(y)
 
 
 def test_high_orders_bear_the_bounds_of_guidance():
     """Where guidance begins a sample's way has a kink, behind which order 4 would be off by 4 to 7 times as much."""
     process = Linear()
-    denoise = cfg(Task(process), torch.zeros(1, dtype=torch.long), 6.0, (0.0, 0.6))
+    denoise = cfg(Task(process), *(Condition(label=torch.tensor([i])) for i in (0, 1)), 6.0, (0.0, 0.6))
     x = torch.randn(1, 1, 40, 40, dtype=torch.float64)
 
     def solution(sampler, steps):
@@ -108,7 +105,7 @@ def test_stochastic_samplers_have_weak_order_one(sampler):
     """For Gaussian data the variance of the samples is known; its error halves with the steps."""
     process, deviation = Linear(), 0.5
 
-    def denoise(x, t):
+    def denoise(x, t, s=None):
         alpha, sigma = process.alpha(t), process.sigma(t)
         share = 1 / ((alpha * deviation) ** 2 + sigma**2)
         return Prediction(alpha * deviation**2 * share * x, sigma * share * x)
@@ -141,7 +138,7 @@ def test_ddim_with_eta_one_is_ancestral():
     grid = time_grid("uniform", path, 20)
     exact = mixture_denoiser(path)
 
-    def denoise(x, t):  # a "learned" variance that is always the posterior's, which is DDIM's
+    def denoise(x, t, s=None):  # a "learned" variance that is always the posterior's, which is DDIM's
         prediction = exact(x, t)
         return Prediction(prediction.x0, prediction.eps, torch.zeros_like(x))
 
@@ -166,11 +163,11 @@ def test_ancestral_step_agrees_with_improved_ddpm(golden, steps):
         part = {key.split(".")[2]: v for key, v in vectors.items() if key.startswith(f"respaced{steps}.{index}.")}
         i, x = steps - 1 - index, part["x_t"]
         objective = Objective(process, "eps", learn_variance=True)
-        prediction = Denoiser(objective, lambda x, t, y, part=part: part["model_output"])(x, grid[i], None)
+        prediction = Denoiser(objective, lambda x, t, y, part=part: part["model_output"])(x, grid[i], None, Condition())
         assert relative(prediction.x0, part["pred_xstart"]) < 1e-5
         assert relative(reverse_mean(process, prediction, x, grid[i], grid[i + 1]), part["mean"]) < 1e-5
         assert relative(reverse_log_variance(process, prediction, x, grid, i), part["log_variance"]) < 1e-5
-        step = next(ddim(lambda x, t, p=prediction: p, process, x, grid[i : i + 2], None))
+        step = next(ddim(lambda x, t, s, p=prediction: p, process, x, grid[i : i + 2], None))
         assert relative(step.x, part["ddim_eta0"]) < 1e-5
 
 

@@ -37,9 +37,9 @@ def test_every_family_can_leave_its_inner_part_out(name):
     own = reuse.on(net)
     times = counting(reuse)
     x, y = torch.randn(2, 2, 16, 16), torch.tensor([0, 5])
-    denoise = reuse.timed(lambda x, t: own(x, t.expand(2), y))
+    denoise = reuse.timed(lambda x, t, s: own(x, t.expand(2), y))
     with torch.no_grad():
-        outputs = [denoise(x, torch.tensor(t)) for t in (9.0, 8.0, 7.0, 6.0)]
+        outputs = [denoise(x, torch.tensor(t), None) for t in (9.0, 8.0, 7.0, 6.0)]
         assert times == [9.0, 6.0]
         assert torch.equal(outputs[0], net(x, torch.full((2,), 9.0), y))
         assert torch.equal(outputs[3], net(x, torch.full((2,), 6.0), y))

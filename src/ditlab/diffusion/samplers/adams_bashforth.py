@@ -30,7 +30,7 @@ def adams_bashforth(
         return u
 
     for i, t in enumerate(grid[:-1]):
-        prediction = denoise(x, t)
+        prediction = denoise(x, t, grid[i + 1])
         if guided not in (None, prediction.guided):
             order = 2
         guided = prediction.guided
@@ -40,7 +40,7 @@ def adams_bashforth(
         else:
             u = integrate(slopes, i, i, i + 1, x / per_image(scales[i], x))
         if i == 0 and order > 2 and grid[1] > 0:
-            end = _slope(denoise(u * per_image(scales[1], x), grid[1]))
+            end = _slope(denoise(u * per_image(scales[1], x), grid[1], grid[1]))
             u = integrate([end, *slopes], 1, 0, 1, start)
         x = u * per_image(scales[i + 1], x)
         yield Step(i, float(grid[i + 1]), x, prediction.x0)

@@ -13,7 +13,7 @@ from ditlab.diffusion.process import Process, per_image, posterior
 def ddpm(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Step]:
     """Draw x_s from q(x_s | x_t, predicted x0) down the grid; the last step is its mean."""
     for i, (t, s) in enumerate(pairwise(grid)):
-        prediction = denoise(x, t)
+        prediction = denoise(x, t, grid[i + 1])
         x = reverse_mean(process, prediction, x, t, s)
         if s > 0:
             x = x + noise(x) * torch.exp(0.5 * reverse_log_variance(process, prediction, x, grid, i))

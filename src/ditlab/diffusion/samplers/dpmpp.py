@@ -18,7 +18,7 @@ def dpmpp(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: No
     alpha, sigma, log_snr = process.alpha(grid), process.sigma(grid), process.log_snr(grid)
     before: Tensor | None = None
     for i, t in enumerate(grid[:-1]):
-        prediction = denoise(x, t)
+        prediction = denoise(x, t, grid[i + 1])
         data = prediction.x0
         if before is not None and grid[i + 1] > 0:
             lead = (log_snr[i + 1] - log_snr[i]) / (2 * (log_snr[i] - log_snr[i - 1]))

@@ -16,7 +16,7 @@ def euler(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: No
     """u_s = u_t + (s - t) (eps - x0)."""
     scales, times = process.straight(grid)
     for i, t in enumerate(grid[:-1]):
-        prediction = denoise(x, t)
+        prediction = denoise(x, t, grid[i + 1])
         slope = prediction.eps - prediction.x0
         u = x / per_image(scales[i], x) + per_image(times[i + 1] - times[i], x) * slope
         x = u * per_image(scales[i + 1], x)

@@ -16,7 +16,7 @@ def sde(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Nois
     """
     scales, times = process.straight(grid)
     for i, t in enumerate(grid[:-1]):
-        prediction = denoise(x, t)
+        prediction = denoise(x, t, grid[i + 1])
         u = x / per_image(scales[i], x)
         h = times[i] - times[i + 1]
         u = u - per_image(h, x) * (prediction.eps - prediction.x0)

@@ -61,9 +61,9 @@ class Reuse:
     def timed(self, denoise: Denoise) -> Denoise:
         """A denoiser around that network, which tells the time of each call."""
 
-        def at(x: Tensor, t: Tensor) -> Prediction:
+        def at(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
             self.time = float(t)
-            return denoise(x, t)
+            return denoise(x, t, s)
 
         return at
 
