@@ -23,11 +23,11 @@ from ditlab.core.types import Batch, Condition
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.gather import gather
-from ditlab.evaluation.memorization import memorisation
+from ditlab.evaluation.memorization import memorization
 from ditlab.evaluation.metrics import kernel_distance, precision_recall
 
 REFERENCE = 10_000  # features that a reference keeps
-TASKS = ("nothing", "precision, recall, kernel", "memorisation")
+TASKS = ("nothing", "precision, recall, kernel", "memorization")
 
 
 class Numbered(Dataset):
@@ -89,7 +89,7 @@ def measure(task: str, count: int, dimension: int) -> dict[str, float]:
             precision_recall(kept[1], kept[0])
             kernel_distance(kept[1], kept[0])
         elif task == TASKS[2]:
-            memorisation(drawn, real, unseen, features, home / "a.png", quiet, protocol={})
+            memorization(drawn, real, unseen, features, home / "a.png", quiet, protocol={})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"mib": peak, "seconds": time.monotonic() - started}
 

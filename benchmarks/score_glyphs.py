@@ -13,7 +13,7 @@ from rich.console import Console
 import ditlab
 from ditlab.core.device import keep_freed_memory
 from ditlab.evaluation.glyphs import score_glyphs
-from ditlab.inference.folder import draw_batches
+from ditlab.inference.folder import generate_images
 from ditlab.inference.optimize.timing import interleaved
 
 COUNT = 2600  # a hundred of each letter
@@ -27,7 +27,7 @@ def main() -> None:
     pipes = {run: ditlab.load(run) for run in sys.argv[1:]}
     labels = [i % 26 for i in range(COUNT)]
     for run, pipe in pipes.items():
-        pixels = draw_batches(pipe, labels, list(range(COUNT)), console, batch_size=BATCH, options={})
+        pixels = generate_images(pipe, labels, list(range(COUNT)), console, batch_size=BATCH, options={})
         score = score_glyphs(pixels, torch.tensor(labels))
         print(
             f"{run}: read as the letter asked for: {score.accuracy:.1%} (held-out real ones: "

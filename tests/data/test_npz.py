@@ -14,7 +14,7 @@ from ditlab.data import SampleFile, open_dataset
 from ditlab.data import npz as module
 from ditlab.data.npz import map_array
 from ditlab.data.rows import RowFile
-from ditlab.inference.npz import draw_file
+from ditlab.inference.npz import write_samples
 from ditlab.inference.samples import Samples
 
 QUIET = Console(quiet=True)
@@ -23,7 +23,7 @@ OPTIONS = {"num_inference_steps": 2}
 
 def drawn(pipe, folder, **changes):
     given = {"count": 12, "labels": "balanced", "seed": 0, "batch_size": 5, "options": OPTIONS} | changes
-    return draw_file(pipe, folder, QUIET, **given)
+    return write_samples(pipe, folder, QUIET, **given)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_file_holds_what_the_pipeline_draws(tmp_path, small_blocks):
     pipe = tiny_pipeline(channels=3)
     file = drawn(pipe, tmp_path / "a")
     assert sorted(path.name for path in file.parent.iterdir()) == ["samples.json", "samples.npz"]
-    assert json.loads((file.parent / "samples.json").read_text())["labels"] == "balanced"
+    assert json.loads((file.parent / "samples.json").read_text())["label_sampling"] == "balanced"
     with np.load(file) as arrays:  # as other tools read it
         pictures, labels = arrays["arr_0"], arrays["arr_1"]
     assert (pictures.shape, pictures.dtype) == ((12, 8, 8, 3), np.uint8)

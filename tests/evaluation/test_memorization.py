@@ -16,7 +16,7 @@ from ditlab.data.builtin.digits import digits, held_out_digits
 from ditlab.evaluation import gather
 from ditlab.evaluation import memorization as module
 from ditlab.evaluation.features import Extracted, Features, open_features
-from ditlab.evaluation.memorization import memorisation
+from ditlab.evaluation.memorization import memorization
 from ditlab.evaluation.metrics import neighbours
 from ditlab.evaluation.metrics.neighbours import neighbour_ratio
 
@@ -71,7 +71,7 @@ def by_hand(samples, training, held_out):
 
 
 def run(sets, out, features=None, **options):
-    return memorisation(*sets, features or Pixels(), out, QUIET, **{"protocol": {"of": "tests"}} | options)
+    return memorization(*sets, features or Pixels(), out, QUIET, **{"protocol": {"of": "tests"}} | options)
 
 
 def test_tells_copies(tmp_path):

@@ -139,7 +139,7 @@ class TestReference:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "whole.npz"]
 
     def test_with_pictures_for_the_evaluator_of_adm(self, tmp_path, features):
-        write_reference("digits", digits(), features, tmp_path / "a.npz", QUIET, keep=300, with_pictures=True)
+        write_reference("digits", digits(), features, tmp_path / "a.npz", QUIET, keep=300, with_images=True)
         with np.load(tmp_path / "a.npz") as arrays:
             assert {"arr_0", "mu", "sigma"} < {*arrays.files}
             pictures, kept = torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2), arrays["features"]

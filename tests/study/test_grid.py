@@ -106,7 +106,7 @@ def test_a_run_logs_and_saves_in_shares_of_its_length():
         ({"sampler": "euler", "steps": 5}, 5),
         ({"sampler": "heun", "steps": 5}, 9),
         ({"sampler": "euler", "steps": 5, "guidance": 2.0}, 10),
-        ({"sampler": "euler", "steps": 4, "guidance": 2.0, "interval": (0.4, 0.8)}, 6),  # at 0.75 and 0.5
+        ({"sampler": "euler", "steps": 4, "guidance": 2.0, "guidance_interval": (0.4, 0.8)}, 6),  # at 0.75 and 0.5
     ],
 )
 def test_network_calls_are_counted_without_a_network(options, calls):
@@ -116,7 +116,7 @@ def test_network_calls_are_counted_without_a_network(options, calls):
 def test_what_an_evaluation_leaves_open_is_the_recipes():
     recipe = parse_recipe(TINY | {"sample": {"sampler": "heun", "steps": 7, "guidance": 1.5, "interval": [0.1, 0.9]}})
     found = rehearse(recipe, Evaluation(count=100)).settings
-    assert (found.sampler, found.steps, found.guidance, found.interval) == ("heun", 7, 1.5, (0.1, 0.9))
+    assert (found.sampler, found.steps, found.guidance, found.guidance_interval) == ("heun", 7, 1.5, (0.1, 0.9))
     assert found.reference == "digits-held-out"
     way = rehearse(recipe, Evaluation(count=100, seed=4, batch_size=3))
     assert way.mark == rehearse(recipe, Evaluation(count=100)).mark
@@ -158,7 +158,7 @@ def test_a_score_changes_with_the_times_that_a_grid_file_holds(tmp_path):
 
     def mark(times):
         file.write_text(json.dumps({"process": {"name": "linear"}, "sampler": "euler", "grids": {"2": times}}))
-        return rehearse(parse_recipe(TINY), replace(SCORE, grid=str(file))).mark
+        return rehearse(parse_recipe(TINY), replace(SCORE, schedule=str(file))).mark
 
     assert mark([1.0, 0.5, 0.0]) == mark([1.0, 0.5, 0.0]) != mark([1.0, 0.4, 0.0])
 

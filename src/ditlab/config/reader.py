@@ -16,6 +16,8 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
+from ditlab.config.evaluation import Evaluation, modern_evaluation
+from ditlab.config.sampling import SETTINGS, modern
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError, nearest
 
@@ -66,7 +68,9 @@ def without_network(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(table: dict[str, Any], source: str, kind: type) -> dict[str, Any]:
-    """The table, once every key is one of this kind of settings."""
+    """The table in the present spelling, once every key is one of this kind of settings."""
+    if kind is Evaluation:
+        table = modern_evaluation(table)
     keys = [key.name for key in dataclasses.fields(kind)]
     for key in table:
         if key not in keys:
@@ -127,6 +131,8 @@ def check_sections(tables: dict[str, Any], source: str) -> dict[str, Any]:
             raise InputError(f'{source} has a section "{key}" that no recipe has; {nearest(key, sections)}')
         if not isinstance(value, dict):
             raise InputError(f"{source}: {key} is {value!r}, but must be a table; write [{key}] and its keys below it")
+    if "sample" in tables:
+        tables = tables | {"sample": modern(tables["sample"], SETTINGS)}
     return tables
 
 

@@ -54,6 +54,8 @@ def save_animation(frames: Sequence[Image.Image], path: Path | BinaryIO, millise
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """uint8 pictures (B, C, H, W) with 1, 3 or 4 channels -> PIL images."""
+    """uint8 images (B, C, H, W) with 1, 3 or 4 channels -> PIL images; videos (B, C, T, H, W) -> strips of frames."""
+    if pixels.ndim == 5:
+        pixels = pixels.movedim(2, 3).flatten(3)  # (B, C, H, T W)
     arrays = pixels.permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(np.ascontiguousarray(a[..., 0] if a.shape[-1] == 1 else a)) for a in arrays]

@@ -368,7 +368,7 @@ def about(name: str, pipe: Any) -> dict[str, Any]:
         "sampler": default.sampler,
         "num_inference_steps": default.steps,
         "guidance_scale": default.guidance,
-        "guidance_interval": list(default.interval),
+        "guidance_interval": list(default.guidance_interval),
     }
 
 

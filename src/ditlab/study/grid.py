@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import log10
 from pathlib import Path
@@ -13,16 +13,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
 
 from ditlab.autoencoders import Autoencoder
-from ditlab.backbones import Backbone
 from ditlab.checkpoints import load
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Evaluation, Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.types import Condition, Trace
 from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, is_cache, open_dataset
@@ -31,9 +28,9 @@ from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.references import identity, open_pictures, told_of
-from ditlab.inference.pipeline import Pipeline
-from ditlab.inference.samples import Samples
+from ditlab.evaluation.references import description_of, identity, open_pictures
+from ditlab.inference.plan import resolve
+from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
 from ditlab.training.state import FREE
@@ -59,7 +56,7 @@ class Way:
     def mark(self) -> str:
         """Identity of all that decides the score of given weights, the seed aside."""
         told = {
-            key: value for key, value in asdict(self.settings).items() if key not in ("seed", "batch_size", "device")
+            key: value for key, value in self.settings.keys().items() if key not in ("seed", "batch_size", "device")
         }
         told["grid"] = self.grid
         if self.settings.feature_weights:
@@ -202,69 +199,37 @@ def feature_network(name: str, weights: str, device: str) -> Features:
     return open_features(name, weights, pick_device(device))
 
 
-class Counting(Backbone):
-    """Answers zero and counts the pictures that it is asked about."""
-
-    def __init__(self, size: tuple[int, int], channels: int, classes: int, learn_variance: bool) -> None:
-        super().__init__(size, channels, classes, learn_variance)
-        self.asked, self.config = 0, {}
-        self.nothing = nn.Parameter(torch.zeros(1))  # which tells device and precision
-
-    @classmethod
-    def variants(cls) -> dict[str, dict[str, Any]]:
-        return {}
-
-    @property
-    def tokens(self) -> int:
-        return 0
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        self.asked += len(x)
-        return x.new_zeros(len(x), self.out_channels, *self.size)
-
-
 def rehearse(recipe: Recipe, settings: Evaluation) -> Way:
-    """An evaluation made out for a part: gone through with a network of no size, so that mistakes are found now.
+    """An evaluation resolved for a part, so that mistakes are found before training.
 
     Raises:
-        InputError: a sampler, metric or count that cannot be.
+        InputError: a sampler, metric or count that cannot be used.
     """
-    source, drawn = recipe.data.source, recipe.sample
+    source, default = recipe.data.source, recipe.sample
     if not settings.reference:
         held_out = protocol.is_builtin(source) and not source.endswith("-held-out")
         settings = replace(settings, reference=f"{source}-held-out" if held_out else source)
-    settings = replace(
-        settings,
-        sampler=settings.sampler or drawn.sampler,
-        steps=drawn.steps if settings.steps is None else settings.steps,
-        grid=settings.grid or drawn.grid,
-        guidance=drawn.guidance if settings.guidance is None else settings.guidance,
-        interval=settings.interval or drawn.interval,
-    )
     protocol.check(settings)
     for metric in settings.metrics:
         lookup(METRICS, metric, "metric")
-    dataset, autoencoder = opened(recipe.data, recipe.train.init_from)
-    channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
-    net = Counting(size, channels, recipe.data.classes or len(dataset.classes), recipe.diffusion.learn_variance)
-    config = {"sample": to_tables(recipe)["sample"]}
-    pipe = Pipeline(net, make_objective(recipe.diffusion), autoencoder, dataset.classes, config)
-    pictures, told = protocol.drawn_by(pipe, settings)
+    dataset, _ = opened(recipe.data, recipe.train.init_from)
+    classes = recipe.data.classes or len(dataset.classes)
+    options = protocol.sampling_of(settings, classes > 0)
+    sampling = resolve(options, make_objective(recipe.diffusion), defaults=default, conditional=classes > 0)
+    check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)
-    check_fit(pictures, network)
-    check_reference(settings, pictures, network)
-    net.asked = 0
-    for _ in pipe.steps(0 if net.classes else None, **pictures.options):
-        pass
-    return Way(settings, net.asked, told["grid"])
+    check_fit(dataset, network)
+    check_reference(settings, dataset, network)
+    settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or default.schedule})
+    return Way(settings, sampling.evaluations, sampling.schedule)
 
 
-def check_reference(settings: Evaluation, pictures: Samples, features: Features) -> None:
+def check_reference(settings: Evaluation, pictures: Dataset, features: Features) -> None:
     """Refuse a reference that is not there or of another size, and metrics that these features do not give."""
     source = settings.reference
     if source.endswith(".npz"):
-        about = told_of(Path(source))
+        about = description_of(Path(source))
     else:
         free = not (protocol.is_builtin(source) or is_cache(Path(source)))
         size = reference_size(source, "{}x{}".format(*pictures.size) if free else "")

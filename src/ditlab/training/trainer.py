@@ -97,7 +97,7 @@ def train_here(recipe: Recipe, run: Run, place: Place, changes: bool, console: C
     if source is not None:
         recipe = replace(recipe, model=continued(recipe.model, source))
     pipe = build(recipe, dataset, pick_autoencoder(recipe.data.autoencoder, dataset, source), device)
-    pipe.steps()  # a sampler or grid that does not exist shall not be found out at the first preview
+    pipe.resolve()  # refuses a sampler or schedule that does not exist before training
     place.first_does(lambda: run.check(recipe, dataset, changes=changes))
     pipe.config["pictures"] = len(dataset)
     net = pipe.net.train()
