@@ -73,12 +73,12 @@ def test_a_stopped_run_goes_on(tmp_path, small_blocks, monkeypatch):
     monkeypatch.setattr(Samples, "fetch", stops)
     with pytest.raises(KeyboardInterrupt):
         drawn(pipe, tmp_path / "a")
-    with pytest.raises(InputError, match="begun with another model or settings"):
+    with pytest.raises(InputError, match="started with another model or other settings"):
         drawn(pipe, tmp_path / "a", seed=3)
     file = drawn(pipe, tmp_path / "a")
     assert calls[2:] == [[5, 6, 7, 8, 9], [10, 11]]  # the first block is not drawn again
     assert np.array_equal(np.load(file)["arr_0"], whole)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists; give another"):
         drawn(pipe, tmp_path / "a")
     assert drawn(pipe, tmp_path / "a", overwrite=True, seed=3) == file
     assert not np.array_equal(np.load(file)["arr_0"], whole)
@@ -97,7 +97,7 @@ def test_another_model_does_not_go_on_with_a_draft(tmp_path, small_blocks):
     other = tiny_pipeline()
     with torch.no_grad():
         other.net.final_layer.linear.bias.add_(0.1)
-    with pytest.raises(InputError, match="begun with another model or settings"):
+    with pytest.raises(InputError, match="started with another model or other settings"):
         drawn(other, tmp_path / "a")
     file = drawn(tiny_pipeline(), tmp_path / "a", rank=1, world=2)
     assert drawn(tiny_pipeline(), tmp_path / "a", rank=2, world=3) == file  # started late
@@ -106,9 +106,7 @@ def test_another_model_does_not_go_on_with_a_draft(tmp_path, small_blocks):
 def test_labels(tmp_path):
     pipe = tiny_pipeline()
     given = {"seed": 0, "batch_size": 5, "options": OPTIONS}
-    with pytest.raises(
-        InputError, match="10 pictures cannot be shared equally among 3 classes; give a count of 9 or 12"
-    ):
+    with pytest.raises(InputError, match="10 images cannot be shared equally among 3 classes; give a count of 9 or 12"):
         Samples(pipe, 10, labels="balanced", **given)
     random = Samples(pipe, 3000, labels="random", **given).labels
     assert random.bincount().tolist() != [1000] * 3
@@ -132,7 +130,7 @@ def test_pictures_that_are_not_finite_are_named():
     with torch.no_grad():
         pipe.net.final_layer.linear.bias.fill_(torch.nan)
     samples = Samples(pipe, 6, labels="balanced", seed=2, batch_size=4, options=OPTIONS)
-    with pytest.raises(InputError, match=r"picture 3 \(seed 15\) is not finite"):
+    with pytest.raises(InputError, match=r"image 3 \(seed 15\) is not finite"):
         samples.fetch(torch.arange(3, 6))
 
 

@@ -7,9 +7,9 @@ from helpers import smooth, tiny_pipeline
 from rich.console import Console
 
 from ditlab.backbones import create
+from ditlab.config.sampling import QUALITIES
 from ditlab.core.errors import InputError
 from ditlab.inference.optimize.timing import interleaved
-from ditlab.config.sampling import QUALITIES
 from ditlab.profiling import bench as benchmark
 from ditlab.profiling.bench import as_diffusers, drift
 

@@ -130,7 +130,7 @@ def test_mistakes_are_found_before_training():
         return str(error.value)
 
     assert told(sampler="eular").startswith('part "a": unknown sampler "eular"; did you mean "euler"?')
-    assert "105 pictures cannot be shared equally among 10 classes" in told(count=105)
+    assert "105 images cannot be shared equally among 10 classes" in told(count=105)
     assert 'unknown metric "fid"' in told(metrics=("fid",))
     assert 'unknown features "digit"' in told(features="digit")
     assert "0 sampling steps" in told(steps=0)
@@ -168,7 +168,7 @@ def test_a_score_changes_with_the_times_that_a_grid_file_holds(tmp_path):
     [
         ({"reference": "digits-heldout"}, "digits-heldout"),
         ({"reference": "not-here.npz", "features": "digits"}, "not-here.npz"),
-        ({"reference": "glyphs-32-held-out", "features": "digits"}, "pictures of"),
+        ({"reference": "glyphs-32-held-out", "features": "digits"}, "images of 8x8"),
         ({"metrics": ("spatial",)}, "spatial needs what the features digits do not give"),
     ],
 )

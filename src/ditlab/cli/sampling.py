@@ -134,12 +134,12 @@ def sample(
     seeds, total = seeds_and_total(request, pipe.net.classes, files.npz)
     plan = pipe.resolve(**words)
     prepared, batch_size = prepare(pipe, machine, words, total, exact=files.npz or plan.options.preset == "reference")
-    if not json:
-        say(settings_line(plan, prepared))
     if files.npz:
         sample_npz(prepared, request, files, words, seeds[0], total, batch_size, json)
     else:
         sample_images(prepared, request, files, words, seeds, batch_size, json)
+    if not json:
+        say(f"settings: {settings_line(plan, prepared)}")
 
 
 def check_together(request: Request, start: StartImage, files: Files) -> None:
