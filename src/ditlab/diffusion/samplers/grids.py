@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError, lookup
+from ditlab.core.registry import Registry
 from ditlab.diffusion.process import DDPM, Process, process_name
 
 
@@ -49,13 +50,17 @@ def leading(process: Process, steps: int) -> Tensor:
     return torch.cat([(indices + 1) / process.timesteps, torch.zeros(1, dtype=torch.float64)])
 
 
-GRIDS: dict[str, Callable[[Process, int], Tensor]] = {
-    "uniform": uniform,
-    "cosine": cosine,
-    "log-snr": log_snr,
-    "shifted": shifted,
-    "leading": leading,
-}
+SCHEDULES: Registry[Callable[[Process, int], Tensor]] = Registry(
+    "timestep schedule",
+    {
+        "uniform": uniform,
+        "cosine": cosine,
+        "log-snr": log_snr,
+        "shifted": shifted,
+        "leading": leading,
+    },
+)
+GRIDS = SCHEDULES
 
 
 def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -> Tensor:
