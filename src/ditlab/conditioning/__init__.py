@@ -1,4 +1,4 @@
-"""What the network is told beside x and the timestep. A new kind is one file and one line in `CONDITIONERS`."""
+"""What the network receives beside x and the timestep. A new kind is one file and one line in `CONDITIONERS`."""
 
 from typing import Any
 

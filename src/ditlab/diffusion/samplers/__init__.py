@@ -2,7 +2,7 @@
 
 A sampler is called as `sampler(denoise, process, x, grid, noise)` with x the noise at time grid[0] and grid the
 falling times (steps + 1,) that end at 0. It yields a `Step` after each step and sees predictions only, so it works
-with every target, process and guidance. A new one is a file and a line in `SAMPLERS`.
+with every target, process and guidance. A new sampler is one file and one line in `SAMPLERS`.
 """
 
 import inspect
@@ -62,9 +62,9 @@ __all__ = ["GRIDS", "SAMPLERS", "SCHEDULES", "Sampler", "image_noise", "time_gri
 
 
 def image_noise(seeds: Sequence[int | Between]) -> Noise:
-    """Noise with one CPU generator for each image, so that a seed gives one picture at any batch size or device.
+    """Noise with one CPU generator for each image, so that a seed gives one image at any batch size and device.
 
-    Between two seeds the noise turns from that of the one to that of the other, and stays Gaussian.
+    Between two seeds the noise is interpolated on a great circle, so that it stays Gaussian.
     """
     draws = [_turning(seed) if isinstance(seed, Between) else _fixed(seed) for seed in seeds]
 
