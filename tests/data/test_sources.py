@@ -327,7 +327,9 @@ class TestSkipping:
             Images(open_source(str(tmp_path)), Preprocess((8, 8)), max_skipped=0).fetch(torch.arange(3))
 
     def test_too_many_are_too_many(self, damaged):
-        with pytest.raises(InputError, match=r"\d of 13 images cannot be read, the last one is c/.*; repair them, or allow"):
+        with pytest.raises(
+            InputError, match=r"\d of 13 images cannot be read, the last one is c/.*; repair them, or allow"
+        ):
             Images(open_source(str(damaged)), Preprocess((8, 8)), max_skipped=0.1).fetch(torch.arange(13))
 
     def test_one_in_a_thousand_costs_a_line(self, tmp_path):

@@ -67,7 +67,7 @@ class Builtin(SourceSpec):
 
     @classmethod
     def parse(cls, text: str, labels: str = "") -> Self | None:
-        return cls(text) if find_builtin(text) and not Path(text).exists() else None
+        return cls(text) if find_builtin(text) is not None else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         opened = self._dataset()
@@ -138,7 +138,7 @@ class ImageFiles(SourceSpec):
         return open_source(self.text, labels)
 
 
-SPECS: tuple[type[SourceSpec], ...] = (Builtin, Cache, SampleNpz, ImageFiles)
+SPECS: tuple[type[SourceSpec], ...] = (Cache, SampleNpz, ImageFiles, Builtin)
 """In the order in which they are tried."""
 
 

@@ -189,7 +189,9 @@ class Latents(Dataset):
     def condition(self, indices: Tensor) -> Condition:
         if not self.condition_names:
             return super().condition(indices)
-        parts: dict[str, Any] = {name.removeprefix(CONDITION): self._rows(name, indices) for name in self.condition_names}
+        parts: dict[str, Any] = {
+            name.removeprefix(CONDITION): self._rows(name, indices) for name in self.condition_names
+        }
         return Condition(**parts)
 
     def _place(self, i: int) -> tuple["Shard", int]:
