@@ -31,7 +31,7 @@ __all__ = ["BACKBONES", "Backbone", "create", "find", "name_of", "names"]
 def create(
     name: str,
     *,
-    size: int | tuple[int, int] = 32,
+    size: int | tuple[int, ...] = 32,
     channels: int = 4,
     classes: int = 1000,
     learn_variance: bool = True,

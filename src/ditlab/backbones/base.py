@@ -35,7 +35,7 @@ class Backbone(nn.Module, ABC):
     config: dict[str, Any]
     """The arguments of `create` that build this network again."""
 
-    def __init__(self, size: tuple[int, int], channels: int, classes: int, learn_variance: bool) -> None:
+    def __init__(self, size: tuple[int, ...], channels: int, classes: int, learn_variance: bool) -> None:
         super().__init__()
         for what, value, least in (("height", size[0], 1), ("width", size[1], 1), ("channels", channels, 1)):
             if value < least:

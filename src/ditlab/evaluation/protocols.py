@@ -19,7 +19,8 @@ from ditlab.core.io import held, replace_text
 from ditlab.core.progress import progress_bar
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
-from ditlab.data import DATASETS, Dataset, is_cache
+from ditlab.data import Dataset, find_spec, parse_source
+from ditlab.data.parse import SampleNpz
 from ditlab.diffusion.samplers.grids import grid_identity
 from ditlab.evaluation.features import Extracted, Features, open_features
 from ditlab.evaluation.features.inception import PUBLISHED
@@ -32,7 +33,6 @@ from ditlab.evaluation.references import (
     open_pictures,
     read_reference,
     short_hash,
-    told_of,
 )
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.samples import Samples
@@ -157,10 +157,9 @@ def check(settings: Evaluation) -> None:
 
 
 def default_features(reference: str) -> str:
-    """The features that a reference is of, or that suit it."""
-    if reference.endswith(".npz") and (about := told_of(Path(reference))):
-        return str(about["features"])
-    return reference.partition("-")[0] if is_builtin(reference) else "inception"
+    """The features that a reference holds, or in which distances to this data are measured by default."""
+    spec = find_spec(reference)
+    return "inception" if spec is None else spec.default_features()
 
 
 def is_model(source: str) -> bool:
@@ -168,14 +167,7 @@ def is_model(source: str) -> bool:
     path = Path(source)
     if path.is_dir():
         return any((path / name).exists() for name in (CONFIG, "checkpoints", "model_index.json", "transformer"))
-    if path.is_file():
-        return path.suffix not in (".npz", ".tar")
-    return not is_builtin(source) and not source.startswith("hf:") and "*" not in source
-
-
-def is_builtin(source: str) -> bool:
-    """Whether this names a built-in data set."""
-    return source.partition("-")[0] in DATASETS and not Path(source).exists()
+    return find_spec(source) is None
 
 
 def open_source(
@@ -246,10 +238,11 @@ def open_reference(
     keep: bool,
 ) -> Reference:
     """A reference from its file, or made now; one's own pictures are prepared as those that the model learnt from."""
-    if source.endswith(".npz"):
+    spec = parse_source(source)
+    if isinstance(spec, SampleNpz):
         return read_reference(Path(source), features, console, keep=keep)
-    fixed = is_builtin(source) or is_cache(Path(source))
-    made = make_reference(source, open_pictures(source, None if fixed else preparation, device), features, console)
+    preparation = preparation if spec.resizable else None
+    made = make_reference(source, open_pictures(source, preparation, device), features, console)
     assert made is not None
     return made
 
@@ -277,7 +270,7 @@ def given_by(features: Features, pictures: Dataset, one: Extracted | None = None
         "kept": True,
         "spatial": one.spatial is not None,
         "scores": one.probabilities is not None,
-        "read_rightly": features.reads is not None and features.reads == pictures.classes,
+        "accuracy": features.reads is not None and features.reads == pictures.classes,
     }
 
 

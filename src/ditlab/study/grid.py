@@ -25,7 +25,8 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
-from ditlab.data import Dataset, is_cache, open_dataset
+from ditlab.data import Dataset, open_dataset, parse_source
+from ditlab.data.parse import SampleNpz
 from ditlab.diffusion.objective import make_objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
@@ -205,7 +206,7 @@ def feature_network(name: str, weights: str, device: str) -> Features:
 class Counting(Backbone):
     """Answers zero and counts the pictures that it is asked about."""
 
-    def __init__(self, size: tuple[int, int], channels: int, classes: int, learn_variance: bool) -> None:
+    def __init__(self, size: tuple[int, ...], channels: int, classes: int, learn_variance: bool) -> None:
         super().__init__(size, channels, classes, learn_variance)
         self.asked, self.config = 0, {}
         self.nothing = nn.Parameter(torch.zeros(1))  # which tells device and precision
@@ -231,8 +232,8 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> Way:
     """
     source, drawn = recipe.data.source, recipe.sample
     if not settings.reference:
-        held_out = protocol.is_builtin(source) and not source.endswith("-held-out")
-        settings = replace(settings, reference=f"{source}-held-out" if held_out else source)
+        held_out = parse_source(source, recipe.data.labels).held_out()
+        settings = replace(settings, reference=source if held_out is None else held_out.text)
     settings = replace(
         settings,
         sampler=settings.sampler or drawn.sampler,
@@ -263,11 +264,11 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> Way:
 def check_reference(settings: Evaluation, pictures: Samples, features: Features) -> None:
     """Refuse a reference that is not there or of another size, and metrics that these features do not give."""
     source = settings.reference
-    if source.endswith(".npz"):
+    spec = parse_source(source)
+    if isinstance(spec, SampleNpz):
         about = told_of(Path(source))
     else:
-        free = not (protocol.is_builtin(source) or is_cache(Path(source)))
-        size = reference_size(source, "{}x{}".format(*pictures.size) if free else "")
+        size = reference_size(source, "{}x{}".format(*pictures.size) if spec.resizable else "")
         about = {"size": size, "source": source}
     protocol.fits(about, pictures)
     given = protocol.given_by(features, pictures)
@@ -279,7 +280,7 @@ def check_reference(settings: Evaluation, pictures: Samples, features: Features)
 
 
 @cache
-def reference_size(source: str, wanted: str) -> tuple[int, int]:
+def reference_size(source: str, wanted: str) -> tuple[int, ...]:
     """(height, width) of the pictures of a source, brought to the size that is wanted; looked at once."""
     return open_pictures(source, Preparation(size=wanted), torch.device("cpu")).size
 
