@@ -34,7 +34,7 @@ function order(row) {
 function told(asked) {
   const { model, quality, sampler, num_inference_steps, guidance_scale } = asked;
   const parts = [quality, sampler, num_inference_steps && `${num_inference_steps} steps`, guidance_scale !== undefined && `guidance ${guidance_scale}`];
-  return [model, parts.filter(Boolean).join(", ") || "as trained"];
+  return [model, parts.filter(Boolean).join(", ") || "model default"];
 }
 
 async function draw() {
@@ -42,7 +42,7 @@ async function draw() {
   const rows = [...$("variants").children];
   for (const [i, row] of rows.entries()) {
     const asked = order(row);
-    say(`Row ${i + 1} of ${rows.length}`);
+    say(`Generating row ${i + 1} of ${rows.length}`);
     const begun = performance.now();
     const { data } = await (await post("v1/images/generations", asked)).json();
     const seconds = (performance.now() - begun) / 1000;
@@ -52,7 +52,7 @@ async function draw() {
     if (i === 0) $("table").append(element("tr", {}, element("td"), ...data.map((one) => element("th", { scope: "col", textContent: described(one.settings) }))));
     $("table").append(element("tr", {}, head, ...cells));
   }
-  say(`${rows.length} rows`);
+  say(`${rows.length} ${rows.length === 1 ? "row" : "rows"} generated`);
 }
 
 export function connect() {

@@ -87,7 +87,7 @@ async function draw(asked) {
   cancel = new AbortController();
   busy(true);
   const begun = performance.now();
-  say("Drawing");
+  say("Generating");
   try {
     const answer = await post("v1/images/generations", asked, { signal: cancel.signal });
     for await (const event of events(answer)) {
@@ -97,7 +97,7 @@ async function draw(asked) {
       const left = (seconds / event.step) * (event.steps - event.step);
       if (event.data) show(event.data);
       if (event.type.endsWith("completed")) {
-        say(`${event.data.length} pictures in ${seconds.toFixed(1)} s`);
+        say(`${event.data.length} ${event.data.length === 1 ? "image" : "images"} in ${seconds.toFixed(1)} s`);
         for (const [place, one] of event.data.entries())
           await remember({ picture: one.b64_json, settings: one.settings, asked, place });
       } else {
@@ -105,7 +105,7 @@ async function draw(asked) {
       }
     }
   } catch (error) {
-    say(error.name === "AbortError" ? "Cancelled" : error.message);
+    say(error.name === "AbortError" ? "Canceled" : error.message);
   } finally {
     cancel = null;
     busy(false);
@@ -123,7 +123,7 @@ function busy(yes) {
 function show(data) {
   const place = $("current");
   while (place.children.length < data.length)
-    place.append(element("img", { alt: `picture ${place.children.length + 1} as it forms` }));
+    place.append(element("img", { alt: `preview of image ${place.children.length + 1}` }));
   data.forEach((one, i) => {
     place.children[i].src = source(one.b64_json);
     if (one.settings) place.children[i].alt = described(one.settings);

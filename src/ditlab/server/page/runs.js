@@ -14,7 +14,7 @@ export async function open() {
   $("run").replaceChildren(...runs.map((run) => new Option(run)));
   if (runs.includes(before)) $("run").value = before;
   $("run").parentElement.hidden = $("run-progress").hidden = runs.length === 0;
-  if (!runs.length) return ($("run-told").textContent = "No training run is served; give its folder to ditlab serve.");
+  if (!runs.length) return ($("run-told").textContent = "No training run is served. Start ditlab serve with the run folder.");
   await look();
 }
 
@@ -25,15 +25,15 @@ async function look() {
   const name = encodeURIComponent($("run").value);
   const run = await (await ask(`v1/runs/${name}`)).json();
   $("run-progress").value = run.total ? run.images / run.total : 0;
-  const left = run.images >= run.total ? "done" : run.seconds_left === null ? "" : `about ${lasting(run.seconds_left)} left`;
-  $("run-told").textContent = `${run.images.toLocaleString()} of ${run.total.toLocaleString()} images, ${left}`;
+  const left = run.images >= run.total ? ", done" : run.seconds_left === null ? "" : `, about ${lasting(run.seconds_left)} left`;
+  $("run-told").textContent = `${run.images.toLocaleString()} of ${run.total.toLocaleString()} images${left}`;
   $("curves").replaceChildren(...Object.entries(CURVES).filter(([key]) => run.curves[key]?.length > 1).map(([key, title]) => curve(title, run.curves[key])));
-  if (run.loss_by_time?.length) $("curves").append(curve("Loss from picture (0) to noise (1)", run.loss_by_time));
+  if (run.loss_by_time?.length) $("curves").append(curve("Loss by timestep t (0: image, 1: noise)", run.loss_by_time));
   $("preview-figure").hidden = run.preview === null;
   if (run.preview !== null && `${name} ${run.preview}` !== preview) {
     preview = `${name} ${run.preview}`;
     $("preview").src = URL.createObjectURL(await (await ask(`v1/runs/${name}/preview`)).blob());
-    $("preview-told").textContent = `Preview at ${run.preview.toLocaleString()} images: of the averaged weights, and of the raw ones where they are drawn`;
+    $("preview-told").textContent = `Preview at ${run.preview.toLocaleString()} images: EMA weights on the left, raw weights on the right`;
   }
   timer = setTimeout(() => look().catch((error) => say(error.message)), 1000 * SECONDS);
 }
