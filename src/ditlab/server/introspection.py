@@ -111,23 +111,15 @@ def weights(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
 
 def as_grid(found: Tensor, net: Backbone) -> Attention | None:
     """The rows and columns of patches, on a grid of the picture's shape; None where there is no such grid."""
-    height, width = net.size
-    step = next((s for s in range(1, min(height, width) + 1) if fits(s, height, width, len(found))), None)
-    if step is None:
+    grid = net.grid_of(len(found))
+    if grid is None or len(grid) != 2:
         return None
-    h, w = height // step, width // step
+    h, w = grid
     found = found[net.extras : net.extras + h * w, net.extras : net.extras + h * w]
     while h * w > LARGEST and h % 2 == w % 2 == 0:
         found = 4 * halved(halved(found, h, w).T, h, w).T  # the four keys of a place are added up
         h, w = h // 2, w // 2
     return Attention(h, w, found)
-
-
-def fits(step: int, height: int, width: int, tokens: int) -> bool:
-    """Whether so many tokens are a patch of this side each, and a few more."""
-    if height % step or width % step:
-        return False
-    return 0 <= tokens - height * width // step**2 <= 2
 
 
 def halved(values: Tensor, h: int, w: int) -> Tensor:
