@@ -21,7 +21,10 @@ class Cube(Backbone):
     def __init__(self, *, size, channels, classes, learn_variance, features: int = 16) -> None:
         super().__init__(size, channels, classes, learn_variance)
         self.time, self.table = nn.Linear(1, features), nn.Embedding(classes + 1, features)
-        self.first, self.middle = nn.Conv3d(channels, features, 3, padding=1), nn.Conv3d(features, features, 3, padding=1)
+        self.first, self.middle = (
+            nn.Conv3d(channels, features, 3, padding=1),
+            nn.Conv3d(features, features, 3, padding=1),
+        )
         self.last = nn.Conv3d(features, self.out_channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)

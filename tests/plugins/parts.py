@@ -1,7 +1,6 @@
 """One part of every other kind, from outside the package."""
 
 import torch
-import torch.nn.functional as F
 
 import ditlab
 from ditlab.conditioning import Conditioner

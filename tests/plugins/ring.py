@@ -1,6 +1,5 @@
 """A backbone from outside: its sizes are called `dim` and `layers`, and it has options of its own."""
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 

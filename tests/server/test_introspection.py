@@ -48,7 +48,7 @@ def test_weights_are_the_softmax_of_the_products():
 
 def test_fine_grids_are_averaged_and_keep_their_sums():
     net = made("DiT")
-    net.size = (64, 64)
+    net.size, net.patch = (64, 64), 1
     attention = as_grid(torch.rand(4096, 4096).softmax(-1), net)
     assert (attention.height, attention.width) == (32, 32)
     assert torch.allclose(attention.weights.sum(1), torch.ones(1024), atol=1e-4)

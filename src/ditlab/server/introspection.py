@@ -115,23 +115,15 @@ def weights(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
 
 def as_grid(values: Tensor, net: Backbone) -> Attention | None:
     """The rows and columns of patches, on a grid of the shape of the image; None if there is no such grid."""
-    height, width = net.size
-    step = next((s for s in range(1, min(height, width) + 1) if fits(s, height, width, len(values))), None)
-    if step is None:
+    grid = net.grid_of(len(values))
+    if grid is None or len(grid) != 2:
         return None
-    h, w = height // step, width // step
+    h, w = grid
     values = values[net.extras : net.extras + h * w, net.extras : net.extras + h * w]
     while h * w > MOST_PATCHES and h % 2 == w % 2 == 0:
         values = 4 * halved(halved(values, h, w).T, h, w).T  # the weights of the four keys are added
         h, w = h // 2, w // 2
     return Attention(h, w, values)
-
-
-def fits(step: int, height: int, width: int, tokens: int) -> bool:
-    """Whether the tokens can be patches of side `step`, with up to two more tokens."""
-    if height % step or width % step:
-        return False
-    return 0 <= tokens - height * width // step**2 <= 2
 
 
 def halved(values: Tensor, h: int, w: int) -> Tensor:
