@@ -171,7 +171,7 @@ class Metric:
     """A named metric, with what it needs and what it returns."""
 
     needs: Needs
-    """Fields of the generated images' `Statistics` that it reads, beside `features`: kept, spatial, scores, accuracy."""
+    """Fields of the generated images' `Statistics` that it reads besides `features`, such as kept or scores."""
     compute: Compute
     of_reference: Needs = frozenset()
     """Fields of the reference's `Statistics` that it reads, beside `features`."""
