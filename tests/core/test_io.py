@@ -46,7 +46,7 @@ def holder(tmp_path):
 
 
 def test_the_second_is_told_who_is_there_and_a_killed_process_gives_it_back(tmp_path, holder):
-    told = rf"out is in use by process {holder.pid} on \S+; wait for its end, stop it, or give another --out"
+    told = rf"out is in use by process {holder.pid} on \S+; wait until it ends, stop it, or choose another folder"
     with pytest.raises(InputError, match=told), held(tmp_path / "out"):
         raise AssertionError
     with held(tmp_path / "out", rank=1):  # shares the work of another

@@ -59,7 +59,7 @@ def test_statistics_are_those_of_all_pictures_at_once(pictures):
     np.testing.assert_allclose(found.statistics.kept, whole.features.numpy(), rtol=1e-6)
     splits = [inception_score(part) for part in np.split(whole.probabilities.numpy(), [25, 50, 75, 100])]
     np.testing.assert_allclose(found.statistics.scores, splits, rtol=1e-6)
-    assert found.statistics.read_rightly == (whole.probabilities.argmax(1) == pictures.labels).double().mean().item()
+    assert found.statistics.accuracy == (whole.probabilities.argmax(1) == pictures.labels).double().mean().item()
 
 
 @pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (64, 1), (7, 2), (10, 5), (3, 20)])
@@ -84,7 +84,7 @@ def test_batches_and_processes_change_nothing(pictures, tmp_path, batch_size, wo
         np.testing.assert_allclose(mine.covariance, theirs.covariance, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(found.statistics.scores, alone.scores, rtol=1e-6)
     np.testing.assert_allclose(found.statistics.kept, alone.kept, rtol=1e-6, atol=1e-7)
-    assert found.statistics.read_rightly == alone.read_rightly
+    assert found.statistics.accuracy == alone.accuracy
 
 
 def test_an_interrupted_run_goes_on_on_other_processes(pictures, tmp_path):

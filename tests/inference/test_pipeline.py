@@ -136,7 +136,7 @@ def test_unconditional_model():
         ({"labels": []}, "0 labels"),
         ({"labels": [0], "num_inference_steps": 0}, "0 sampling steps"),
         ({"labels": [0], "sampler": "dpmp"}, 'did you mean "dpmpp"'),
-        ({"labels": [0], "schedule": "karras"}, "unknown time"),
+        ({"labels": [0], "schedule": "karras"}, "unknown timestep schedule"),
         ({"labels": [0], "output_type": "jpg"}, "output_type"),
         ({"labels": [0], "batch_size": 0}, "batch size 0"),
         ({"labels": [2.7]}, 'unknown class "2.7"'),

@@ -14,7 +14,7 @@ class Absent(Autoencoder):
         super().__init__()
         self.config = {"kind": "absent"}
 
-    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         return channels, size
 
     def encode(self, images: Tensor) -> Tensor:

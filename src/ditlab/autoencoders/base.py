@@ -21,7 +21,7 @@ class Autoencoder(nn.Module, ABC):
     """Pixels along each side of a latent's place."""
 
     @abstractmethod
-    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         """Channels and (height, width) of the latents of pictures with these channels and size."""
 
     @abstractmethod

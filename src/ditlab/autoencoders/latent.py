@@ -41,7 +41,7 @@ class Latent(Autoencoder):
     def pictures(self, z: Tensor) -> Tensor:
         """z (B, c, h, w) -> pictures (B, C, H, W), about in -1..1."""
 
-    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         height, width = size
         if height % self.stride or width % self.stride:
             raise InputError(

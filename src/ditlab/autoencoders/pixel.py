@@ -13,7 +13,7 @@ class Pixel(Autoencoder):
         super().__init__()
         self.config = {"kind": "pixel"}
 
-    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         return channels, size
 
     def encode(self, images: Tensor) -> Tensor:

@@ -174,8 +174,8 @@ def encode(
     if json:
         print_json(dataclasses.asdict(done))
         return
-    rate = done.pictures / done.seconds if done.seconds else 0.0
+    rate = done.images / done.seconds if done.seconds else 0.0
     whole = "other processes still write" if done.entries is None else f"{done.entries:,} entries in {out}"
     if dataset.skipped:
         whole += f"; {len(dataset.skipped)} pictures could not be read: {out / 'skipped.csv'}"
-    say(f"encoded {done.pictures:,} pictures at {rate:,.1f}/s, {done.waited:.1%} of it waiting for them; {whole}")
+    say(f"encoded {done.images:,} pictures at {rate:,.1f}/s, {done.waited:.1%} of it waiting for them; {whole}")

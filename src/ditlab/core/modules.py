@@ -1,4 +1,4 @@
-"""Networks whose weights will be read from a file."""
+"""Create modules whose weights will be read from a file, without initializing them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ FILLING |= {"zeros_", "ones_", "constant_"}
 
 
 class Unfilled(TorchFunctionMode):
-    """Modules that are made in this context keep their memory as it comes: nothing is drawn, few pages are touched.
+    """A context in which new modules keep uninitialized memory: no random numbers, few pages touched.
 
     The meta device would do as well, but PyTorch computes there in Python and loads its compiler first: two seconds.
     """
@@ -22,7 +22,7 @@ class Unfilled(TorchFunctionMode):
         if name not in FILLING:
             return func(*args, **(kwargs or {}))
         tensor = args[0] if args else (kwargs or {})["tensor"]
-        # A truncated normal is drawn until no value lies outside, which memory as it comes might never do.
+        # A truncated normal is sampled again until no value lies outside, which never ends on uninitialized NaNs.
         if name == "normal_":
             tensor.detach().zero_()
         return tensor

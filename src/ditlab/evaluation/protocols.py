@@ -21,14 +21,14 @@ from ditlab.core.io import held, replace_text
 from ditlab.core.progress import progress_bar
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
-from ditlab.data import DATASETS, Dataset, is_cache
+from ditlab.data import Dataset, find_spec, parse_source
+from ditlab.data.parse import SampleNpz
 from ditlab.evaluation.features import Extracted, Features, open_features
 from ditlab.evaluation.features.inception import PUBLISHED
 from ditlab.evaluation.gather import check_fit, forget, gather
 from ditlab.evaluation.metrics import METRICS, Metric, Statistics
 from ditlab.evaluation.references import (
     Reference,
-    description_of,
     identity,
     make_reference,
     open_pictures,
@@ -207,10 +207,9 @@ def check(settings: Evaluation) -> None:
 
 
 def default_features(reference: str) -> str:
-    """The features of a reference file, or those that suit a data source."""
-    if reference.endswith(".npz") and (about := description_of(Path(reference))):
-        return str(about["features"])
-    return reference.partition("-")[0] if is_builtin(reference) else "inception"
+    """The features that a reference holds, or in which distances to this data are measured by default."""
+    spec = find_spec(reference)
+    return "inception" if spec is None else spec.default_features()
 
 
 def is_model(source: str) -> bool:
@@ -218,14 +217,7 @@ def is_model(source: str) -> bool:
     path = Path(source)
     if path.is_dir():
         return any((path / name).exists() for name in (CONFIG, "checkpoints", "model_index.json", "transformer"))
-    if path.is_file():
-        return path.suffix not in (".npz", ".tar")
-    return not is_builtin(source) and not source.startswith("hf:") and "*" not in source
-
-
-def is_builtin(source: str) -> bool:
-    """Whether this names a built-in data set."""
-    return source.partition("-")[0] in DATASETS and not Path(source).exists()
+    return find_spec(source) is None
 
 
 def open_source(
@@ -305,10 +297,11 @@ def open_reference(
     keep: bool,
 ) -> Reference:
     """A reference from its file, or measured now; real images are preprocessed as for the model's training."""
-    if source.endswith(".npz"):
+    spec = parse_source(source)
+    if isinstance(spec, SampleNpz):
         return read_reference(Path(source), features, console, keep=keep)
-    fixed = is_builtin(source) or is_cache(Path(source))
-    made = make_reference(source, open_pictures(source, None if fixed else preparation, device), features, console)
+    preparation = preparation if spec.resizable else None
+    made = make_reference(source, open_pictures(source, preparation, device), features, console)
     assert made is not None
     return made
 
@@ -336,7 +329,7 @@ def given_by(features: Features, images: Dataset, one: Extracted | None = None) 
         "kept": True,
         "spatial": one.spatial is not None,
         "scores": one.probabilities is not None,
-        "read_rightly": features.reads is not None and features.reads == images.classes,
+        "accuracy": features.reads is not None and features.reads == images.classes,
     }
 
 

@@ -24,7 +24,8 @@ from ditlab.core.io import held, replacing
 from ditlab.core.types import Batch
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, Latents, SampleFile, open_dataset
-from ditlab.data.npz import array_names, map_array, stored_rows, write_array
+from ditlab.data.npz import array_names, map_array, read_about, stored_rows, write_array
+from ditlab.data.parse import content_identity
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.gather import gather, spread_evenly
 from ditlab.evaluation.moments import Gaussian
@@ -220,7 +221,7 @@ def description_of(file: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file.
     """
-    return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
+    return read_about(file)
 
 
 def read_reference(file: Path, features: Features, console: Console, *, keep: bool) -> Reference:
@@ -295,18 +296,5 @@ def check(gaussian: Gaussian, file: Path) -> Gaussian:
 
 
 def identity(source: str) -> str:
-    """Hash of a data source: names, lengths and times of files, or the parts of an .npz file.
-
-    Features are not part of it: measured on another machine they differ in their last digits.
-    """
-    path = Path(source)
-    if path.suffix == ".npz" and path.is_file():
-        array_names(path)
-        with zipfile.ZipFile(path) as archive:
-            parts = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
-    elif path.exists():
-        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        parts = [f"{each} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files]
-    else:
-        parts = [source]  # built in, or of a hub
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    """Hash of the content of a data source."""
+    return content_identity(source)

@@ -49,6 +49,11 @@ class BasePipeline:
         return Sample.read(self.model.config.get("sample", {}))
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the classes; none for another kind of condition."""
+        return self.conditioner.names if isinstance(self.conditioner, ClassLabels) else []
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return self.net.device

@@ -75,8 +75,10 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
     if folder.exists():
         raise InputError(f"{folder} exists; give another path")
     check_autoencoder(model)
-    if model.net.config.get("exits"):
-        raise InputError("a graph cannot change its depth with the time; export a model trained without early exit")
+    if model.net.dynamic_depth:
+        raise InputError(
+            "an exported graph cannot choose its depth by the timestep; export a model trained without early exit"
+        )
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

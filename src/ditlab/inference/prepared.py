@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from ditlab.backbones import Backbone
 from ditlab.core.errors import InputError
@@ -15,8 +14,6 @@ from ditlab.inference.optimize.precision import PRECISIONS, quick_precision
 
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
-
-TYPICAL_WIDTH = 512  # of the matrix products of a network without linear layers
 
 
 @dataclass(init=False, repr=False)
@@ -44,11 +41,6 @@ class PreparedPipeline(BasePipeline):
     def __repr__(self) -> str:
         return f"PreparedPipeline({str(self.dtype).removeprefix('torch.')} of {self.model!r})"
 
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes; none for another kind of condition."""
-        return self.model.classes
-
     def prepared(self, precision: str = "auto") -> "PreparedPipeline":
         """The model prepared again, perhaps in another precision."""
         return self.model.prepared(precision)
@@ -57,7 +49,7 @@ class PreparedPipeline(BasePipeline):
 def prepare(model: "Pipeline", precision: str) -> PreparedPipeline:
     """The model with its layers merged, cast once, and packed for its CPU; see `Pipeline.prepared`."""
     if precision == "auto":
-        precision = quick_precision(product_width(model.net), model.net.device)
+        precision = quick_precision(model.net.matrix_width, model.net.device)
     elif precision not in PRECISIONS:
         raise InputError(f'unknown precision "{precision}"; choose from: auto, {", ".join(PRECISIONS)}')
     dtype = getattr(torch, precision)
@@ -65,12 +57,3 @@ def prepare(model: "Pipeline", precision: str) -> PreparedPipeline:
     if dtype is not net.dtype:
         net = copy.deepcopy(net).to(dtype)
     return PreparedPipeline(model, packed(net))
-
-
-def product_width(net: nn.Module) -> int:
-    """The inner dimension that most weights of linear layers have: the width of most matrix products."""
-    weights: dict[int, int] = {}
-    for module in net.modules():
-        if isinstance(module, nn.Linear):
-            weights[module.in_features] = weights.get(module.in_features, 0) + module.weight.numel()
-    return max(weights, key=lambda width: weights[width]) if weights else TYPICAL_WIDTH

@@ -22,7 +22,8 @@ from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
-from ditlab.data import Dataset, is_cache, open_dataset
+from ditlab.data import Dataset, open_dataset, parse_source
+from ditlab.data.parse import SampleNpz
 from ditlab.diffusion.objective import make_objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
@@ -207,8 +208,8 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> Way:
     """
     source, default = recipe.data.source, recipe.sample
     if not settings.reference:
-        held_out = protocol.is_builtin(source) and not source.endswith("-held-out")
-        settings = replace(settings, reference=f"{source}-held-out" if held_out else source)
+        held_out = parse_source(source, recipe.data.labels).held_out()
+        settings = replace(settings, reference=source if held_out is None else held_out.text)
     protocol.check(settings)
     for metric in settings.metrics:
         lookup(METRICS, metric, "metric")
@@ -228,11 +229,11 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> Way:
 def check_reference(settings: Evaluation, pictures: Dataset, features: Features) -> None:
     """Refuse a reference that is not there or of another size, and metrics that these features do not give."""
     source = settings.reference
-    if source.endswith(".npz"):
+    spec = parse_source(source)
+    if isinstance(spec, SampleNpz):
         about = description_of(Path(source))
     else:
-        free = not (protocol.is_builtin(source) or is_cache(Path(source)))
-        size = reference_size(source, "{}x{}".format(*pictures.size) if free else "")
+        size = reference_size(source, "{}x{}".format(*pictures.size) if spec.resizable else "")
         about = {"size": size, "source": source}
     protocol.fits(about, pictures)
     given = protocol.given_by(features, pictures)
@@ -244,7 +245,7 @@ def check_reference(settings: Evaluation, pictures: Dataset, features: Features)
 
 
 @cache
-def reference_size(source: str, wanted: str) -> tuple[int, int]:
+def reference_size(source: str, wanted: str) -> tuple[int, ...]:
     """(height, width) of the pictures of a source, brought to the size that is wanted; looked at once."""
     return open_pictures(source, Preparation(size=wanted), torch.device("cpu")).size
 

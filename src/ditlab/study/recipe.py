@@ -14,17 +14,10 @@ from typing import Any
 from ditlab.config.reader import find_recipe, parse_recipe, parse_table, read_toml, without_network
 from ditlab.config.sections import Evaluation, Recipe, Whole
 from ditlab.core.errors import InputError, nearest
+from ditlab.evaluation.metrics import RESULTS
 
-METRICS = {
-    "fd": "frechet",
-    "sfd": "spatial",
-    "kd": "kernel",
-    "inception_score": "inception-score",
-    "precision": "precision-recall",
-    "recall": "precision-recall",
-    "accuracy": "accuracy",
-}
-"""Results, and the metric of `ditlab evaluate` that gives each. Distances are called the same in all features."""
+METRICS: Mapping[str, str] = RESULTS
+"""Results, and the metric that computes each of them."""
 AXES = {
     "gmacs": "GMACs of the network",
     "parameters": "parameters",

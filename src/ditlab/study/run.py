@@ -24,6 +24,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import claimed, replace_text
 from ditlab.core.units import GIB
 from ditlab.core.weights import checkpoints
+from ditlab.evaluation.metrics import canonical_name
 from ditlab.evaluation.protocols import evaluate
 from ditlab.evaluation.references import Reference
 from ditlab.report.plotting import plotting
@@ -215,7 +216,7 @@ def work(job: Job, out: Path, results: Results, measured: dict[str, Reference], 
         seed = job.picture_seed(way, draw)
         found = evaluate(str(folder), replace(way.settings, seed=seed), inner, measured=measured)
         assert found is not None
-        metrics = {called(key): value for key, value in found.metrics.items() if not key.endswith("_error")}
+        metrics = {canonical_name(key): value for key, value in found.metrics.items() if not key.endswith("_error")}
         results.add(
             {"run": job.name, "part": part.name, "seed": job.seed, "evaluation": name, "draw": draw, "way": way.mark}
             | {"picture_seed": seed, "metrics": metrics, "notes": found.notes, "seconds": found.seconds}
@@ -223,14 +224,6 @@ def work(job: Job, out: Path, results: Results, measured: dict[str, Reference], 
         )
         told = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
         console.print(f"  {name}{': ' if name else ''}{told}", highlight=False, markup=False, soft_wrap=True)
-
-
-def called(name: str) -> str:
-    """What a result is called in a study: distances the same in all features."""
-    for own, kinds in (("fd", ("fid", "fd_")), ("sfd", ("sfid", "sfd_")), ("kd", ("kid", "kd_"))):
-        if name.startswith(kinds):
-            return own
-    return name
 
 
 def gather(study: Study, out: Path, parts: list[Part], jobs: list[Job], results: Results) -> Findings:

@@ -38,14 +38,14 @@ def dataset(count=23):
 
 def make(out, data=None, ae=None, **options):
     options = {"batch_size": 4, "shard": 10, "dtype": "fp32"} | options
-    return encode(data or dataset(), "some pictures", ae or autoencoder(), out, Console(quiet=True), **options)
+    return encode(data or dataset(), "some images", ae or autoencoder(), out, Console(quiet=True), **options)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("fp32", 0), ("fp16", 1e-3), ("bf16", 1e-2)])
-def test_a_cache_holds_the_moments_of_every_picture_in_order(tmp_path, dtype, error):
+def test_a_cache_holds_the_moments_of_every_image_in_order(tmp_path, dtype, error):
     data, ae = dataset(), autoencoder()
     done = make(tmp_path / "cache", data, ae, dtype=dtype)
-    assert (done.pictures, done.entries) == (23, 23)
+    assert (done.images, done.entries) == (23, 23)
     cache = Latents(tmp_path / "cache")
     assert (len(cache), cache.channels, cache.size, cache.classes) == (23, 3, (8, 12), ["a", "b", "great cat"])
     order = torch.tensor([22, 0, 10, 9, 9])
@@ -62,14 +62,14 @@ def test_what_is_there_is_not_encoded_again(tmp_path):
     (tmp_path / "cache" / "shards" / "000001.safetensors").unlink()
     (tmp_path / "cache" / "index.json").unlink()
     again = make(tmp_path / "cache")
-    assert (again.pictures, again.entries) == (10, 23)
+    assert (again.images, again.entries) == (10, 23)
     assert torch.equal(Latents(tmp_path / "cache").fetch(torch.arange(23)).x, before)
-    assert make(tmp_path / "cache").pictures == 0
+    assert make(tmp_path / "cache").images == 0
 
 
 def test_processes_share_the_shards(tmp_path):
     first = make(tmp_path / "cache", rank=1, world=2)
-    assert (first.pictures, first.entries) == (10, None)
+    assert (first.images, first.entries) == (10, None)
     with pytest.raises(InputError, match="is not finished; run the same encode command again"):
         Latents(tmp_path / "cache")
     assert make(tmp_path / "cache", rank=0, world=2).entries == 23
@@ -80,7 +80,7 @@ def test_processes_share_the_shards(tmp_path):
 
 def test_another_autoencoder_or_precision_is_refused_and_named(tmp_path):
     make(tmp_path / "cache")
-    with pytest.raises(InputError, match=r"holds another cache \(autoencoder: .*, not .*\); give another --out"):
+    with pytest.raises(InputError, match=r"holds another cache \(autoencoder: .*, not .*\); give another folder"):
         make(tmp_path / "cache", ae=autoencoder(1))
     with pytest.raises(InputError, match=r"\(dtype: fp16, not fp32\)"):
         make(tmp_path / "cache", dtype="fp16")
@@ -111,14 +111,14 @@ def test_a_flipped_bit_is_named(tmp_path):
         Latents(tmp_path / "cache")
 
 
-def test_broken_pictures_are_left_out(tmp_path):
+def test_broken_images_are_left_out(tmp_path):
     class Holed(InMemory):
         def fetch_readable(self, indices):
             return self.fetch(indices[(indices % 10 != 3) & (indices < 20)])
 
     whole = dataset()
     done = make(tmp_path / "cache", Holed(whole.images, whole.labels, whole.classes))
-    assert (done.pictures, done.entries) == (18, 18)
+    assert (done.images, done.entries) == (18, 18)
     labels = [i % 3 for i in range(20) if i % 10 != 3]
     assert Latents(tmp_path / "cache").labels.tolist() == labels
 
@@ -151,7 +151,7 @@ def test_a_kill_loses_at_most_the_shard_in_work(tmp_path):
     there = {file.name: file.stat().st_mtime_ns for file in (out / "shards").glob("*.safetensors")}
     done = make(out, dataset(200), shard=8)
     assert done.entries == 200
-    assert done.pictures == 200 - 8 * len(there)
+    assert done.images == 200 - 8 * len(there)
     assert all((out / "shards" / name).stat().st_mtime_ns == stamp for name, stamp in there.items())
     make(tmp_path / "alone", dataset(200), shard=8)
     a, b = (Latents(path).fetch(torch.arange(200)).x for path in (out, tmp_path / "alone"))
