@@ -231,6 +231,14 @@ class InspectionRequest(SamplingRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "3", "seeds": 0, "steps": 12}]})
 
+    labels: Annotated[
+        Annotated[list[Label], Field(min_length=1, max_length=1)] | None,
+        BeforeValidator(as_list, json_schema_input_type=Label | None),
+    ] = Field(None, description="One label, instead of prompt. Default: the first class.")
+    seeds: Annotated[
+        Annotated[list[Seed], Field(min_length=1, max_length=1)] | None,
+        BeforeValidator(as_list, json_schema_input_type=Seed | None),
+    ] = Field(None, description="One seed. Default: random. Alias: seed.")
     step: Annotated[int, Field(ge=0, le=100_000), WHOLE] | None = Field(
         None, description="With attention: the step of which the attention is returned; sampling ends after it."
     )
