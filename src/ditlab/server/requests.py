@@ -149,11 +149,11 @@ class SamplingRequest(BaseModel):
         return renamed
 
     def values(self) -> list[int | str] | None:
-        """What to generate; None if nothing is said about it."""
+        """The prompt or the labels, as a list; None if the request has neither."""
         return self.labels if self.prompt is None else [self.prompt]
 
     def settings(self) -> dict[str, Any]:
-        """The sampling settings that are given."""
+        """The sampling settings of the request, without those that it leaves open."""
         return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
 
