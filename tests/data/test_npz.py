@@ -106,7 +106,7 @@ def test_another_model_does_not_go_on_with_a_draft(tmp_path, small_blocks):
 def test_labels(tmp_path):
     pipe = tiny_pipeline()
     given = {"seed": 0, "batch_size": 5, "options": OPTIONS}
-    with pytest.raises(InputError, match="10 .* cannot be shared equally among 3 classes; give a count of 9 or 12"):
+    with pytest.raises(InputError, match=r"10 .* cannot be shared equally among 3 classes; give a count of 9 or 12"):
         Samples(pipe, 10, labels="balanced", **given)
     random = Samples(pipe, 3000, labels="random", **given).labels
     assert random.bincount().tolist() != [1000] * 3

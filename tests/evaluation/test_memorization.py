@@ -171,7 +171,7 @@ def test_mistakes(sets, tmp_path):
     with pytest.raises(InputError, match="most held-out pictures are among the training pictures"):
         run((samples, training, training), tmp_path / "a.png")
     same = InMemory(torch.full_like(held_out.images, 7), held_out.labels, [])
-    with pytest.raises(InputError, match="all 29 pictures have the same features"):
+    with pytest.raises(InputError, match="all 29 images have the same features"):
         run((samples, training, same), tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 

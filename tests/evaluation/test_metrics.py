@@ -40,13 +40,13 @@ class TestFrechet:
             frechet_distance(np.zeros((4, 3)), np.zeros((4, 2)))
         with pytest.raises(InputError, match="NaN"):
             frechet_distance(np.full((4, 2), np.nan), np.zeros((4, 2)))
-        with pytest.raises(InputError, match="all 4 pictures have the same features"):
+        with pytest.raises(InputError, match="all 4 images have the same features"):
             frechet_distance(np.ones((4, 2)), np.eye(2))
 
     def test_variance_that_is_rounding_is_none(self):
         moments = Moments(64)
         moments.add(5 + 1e-7 * np.random.default_rng(0).standard_normal((100, 64)))
-        with pytest.raises(InputError, match="all 100 pictures have the same features"):
+        with pytest.raises(InputError, match="all 100 images have the same features"):
             moments.gaussian()
         moments.add(np.full((1, 64), 5.01))
         assert moments.gaussian().count == 101
@@ -162,7 +162,7 @@ class TestNeighbours:
         with pytest.raises(InputError, match="3 and 9 features with k 3"):
             precision_recall(np.random.rand(3, 2), np.random.rand(9, 2))
 
-    def test_ratio_tells_copies_from_new_pictures(self):
+    def test_ratio_tells_copies_from_new_images(self):
         held_out = torch.tensor([1.0, 2.0, 3.0, 4.0])
         assert neighbour_ratio(held_out, held_out) == (1.0, 0.5)
         ratio, closer = neighbour_ratio(torch.zeros(5), held_out)

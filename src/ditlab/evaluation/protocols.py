@@ -270,7 +270,7 @@ def given_by(features: Features, pictures: Dataset, one: Extracted | None = None
         "kept": True,
         "spatial": one.spatial is not None,
         "scores": one.probabilities is not None,
-        "accuracy": features.reads is not None and features.reads == pictures.classes,
+        "accuracy": features.classes is not None and features.classes == pictures.classes,
     }
 
 

@@ -171,10 +171,10 @@ class Metric:
     """A named metric, with what it needs and what it returns."""
 
     needs: Needs
-    """Fields of the generated images' `Statistics` that it reads, beside `features`: kept, spatial, scores, accuracy."""
+    """What it reads of the generated images' `Statistics`, beside `features`: kept, spatial, scores, accuracy."""
     compute: Compute
     of_reference: Needs = frozenset()
-    """Fields of the reference's `Statistics` that it reads, beside `features`."""
+    """The same of the reference's `Statistics`."""
     results: Mapping[str, Direction] = field(default_factory=dict)
     """Name of each result that studies can compare, and which direction is better. A distance is named "fd", "sfd" or
     "kd" here, whatever the features."""

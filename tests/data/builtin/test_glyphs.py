@@ -102,9 +102,9 @@ def test_names_and_sizes():
     for name in ("glyphs-x", "glyphs-", "glyphs--32", "glyphs-32-x", "glyphs32"):
         with pytest.raises(InputError, match=f'data "{name}" has no size; give glyphs-SIZE, such as glyphs-32'):
             open_glyphs(name)
-    with pytest.raises(InputError, match="give glyphs-SIZE, such as glyphs-32$"):
+    with pytest.raises(InputError, match=r"give glyphs-SIZE, such as glyphs-32$"):
         open_dataset("glyphs")
-    with pytest.raises(InputError, match="give glyphs-SIZE, such as glyphs-32-held-out$"):
+    with pytest.raises(InputError, match=r"give glyphs-SIZE, such as glyphs-32-held-out$"):
         open_dataset("glyphs-held-out")
     for key in ("count", "seed"):
         with pytest.raises(InputError, match=f"glyphs with {key} -1; give 0 or more"):
