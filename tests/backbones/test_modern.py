@@ -10,6 +10,7 @@ from ditlab.backbones.layers import SwiGLU, rotated, rotations
 from ditlab.checkpoints.published import to_official
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
+from ditlab.core.types import Trace
 from ditlab.data import open_dataset
 from ditlab.diffusion.objective import Objective
 from ditlab.evaluation import measure
@@ -75,21 +76,19 @@ class TestRouting:
     def test_all_tokens_in_any_order_are_as_without(self, options):
         net, given = noisy(**options), batch()
         expected = net(*given)
-        net.kept = torch.stack([torch.randperm(16) for _ in range(4)])
-        assert relative(net(*given), expected) < 1e-5
+        trace = Trace(kept=torch.stack([torch.randperm(16) for _ in range(4)]))
+        assert relative(net(*given, trace=trace), expected) < 1e-5
 
     def test_tokens_that_pass_by_are_not_seen_by_the_middle(self):
         net, (x, t, y) = noisy(**MODERN), batch(2)
-        net.kept = torch.stack([torch.randperm(16)[:8] for _ in range(2)])
-        seen = []
-        hooks = [block.register_forward_hook(lambda m, a, out: seen.append(out)) for block in net.blocks]
-        net(x, t, y)
-        [hook.remove() for hook in hooks]
+        trace = Trace([f"blocks.{i}" for i in range(6)], torch.stack([torch.randperm(16)[:8] for _ in range(2)]))
+        net(x, t, y, trace=trace)
+        seen = [trace.taps[f"blocks.{i}"] for i in range(6)]
         assert [tuple(each.shape[:2]) for each in seen] == [(2, 16), *[(2, 8)] * 4, (2, 16)]
         first, last = seen[0], seen[4]
         joined = first.clone()
         for i in range(2):
-            joined[i, net.kept[i]] = last[i]
+            joined[i, trace.kept[i]] = last[i]
         c = net.condition(net.t_embedder(t), net.y_embedder(y))
         assert relative(net.blocks[5](joined, c), seen[5]) < 1e-6
 
@@ -100,7 +99,6 @@ class TestRouting:
             | {"train": {"images": 64, "batch": 32, "route": 0.5, "precision": "float32", "compile": "never"}}
         )
         pipe = train(recipe, tmp_path, console=QUIET)
-        assert pipe.net.kept is None
         loss_of = LossOf(pipe, recipe.train)
         one, two, other = (loss_of.some_tokens(place, 32) for place in (0, 0, 32))
         assert one.shape == (32, 8)

@@ -13,15 +13,21 @@ import time
 import httpx
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
 
 from ditlab import between
 from ditlab.cli.serving import listen
+from ditlab.conditioning import Conditioner
 from ditlab.config.reader import find_recipe
-from ditlab.server.app import about, create_app
-from ditlab.server.service import Limits
+from ditlab.core.io import held
+from ditlab.core.types import Condition
+from ditlab.core.version import __version__
+from ditlab.server.app import create_app
+from ditlab.server.generation import Limits
+from ditlab.server.responses import model_info
 
 
 @pytest.fixture
@@ -69,13 +75,15 @@ def events(text):
 
 class TestDrawing:
     def test_pictures_are_those_of_the_pipeline_with_their_settings(self, client, pipe):
-        answer = post(client, class_labels=["bee", 2], seed=5, num_inference_steps=6, guidance_scale=1.5)
+        answer = post(client, labels=["bee", 2], seeds=5, steps=6, guidance=1.5)
         data = answer.json()["data"]
         expected = pipe(["bee", 2], seeds=[5, 6], num_inference_steps=6, guidance_scale=1.5).images
         for one, image in zip(data, expected, strict=True):
             assert np.abs(np.asarray(picture(one["b64_json"])).astype(int) - np.asarray(image).astype(int)).max() <= 1
         assert data[1]["settings"] == {
-            "model": "small", "label": 2, "seed": 6, "num_inference_steps": 6, "guidance_scale": 1.5,
+            "model": "small", "label": 2, "seed": 6, "steps": 6, "sampler": "ab4", "guidance": 1.5,
+            "guidance_interval": [0.0, 1.0], "schedule": "uniform", "precision": "float32",
+            "model_hash": pipe.identity()["weights_hash"], "version": __version__,
         }  # fmt: skip
         assert json.loads(picture(data[0]["b64_json"]).text["ditlab"]) == data[0]["settings"]
 
@@ -85,12 +93,12 @@ class TestDrawing:
         seeds = [one["settings"]["seed"] for one in data]
         assert seeds == list(range(seeds[0], seeds[0] + 4))
         assert post(client, model="other", n=2).json()["data"][0]["settings"]["label"] is None
-        again = post(client, class_labels=[0, 1, 2, 0], seeds=seeds).json()["data"]
+        again = post(client, labels=[0, 1, 2, 0], seeds=seeds).json()["data"]
         assert [one["b64_json"] for one in again] != []
         assert picture(again[2]["b64_json"]).tobytes() == picture(data[2]["b64_json"]).tobytes()
 
     def test_a_stream_tells_every_step_and_previews(self, client):
-        answer = post(client, prompt="cow", seed=1, num_inference_steps=8, stream=True, partial_images=2)
+        answer = post(client, prompt="cow", seeds=1, steps=8, stream=True, partial_images=2)
         assert answer.headers["content-type"].startswith("text/event-stream")
         told = list(events(answer.text))
         assert [kind.rpartition(".")[2] for kind, _ in told] == [
@@ -99,14 +107,11 @@ class TestDrawing:
         assert [data["step"] for _, data in told] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
         assert told[3][1]["partial_image_index"] == 0
         assert picture(told[3][1]["data"][0]["b64_json"]).size == (8, 8)
-        plain = post(client, prompt="cow", seed=1, num_inference_steps=8).json()["data"]
+        plain = post(client, prompt="cow", seeds=1, steps=8).json()["data"]
         assert told[-1][1]["data"] == plain
 
     def test_clients_at_the_same_time_get_what_they_would_alone(self, client):
-        orders = [
-            {"class_labels": [i % 3], "seed": i, "num_inference_steps": 3 + i, "guidance_scale": 1.0 + i / 4}
-            for i in range(8)
-        ]
+        orders = [{"labels": [i % 3], "seeds": i, "steps": 3 + i, "guidance": 1.0 + i / 4} for i in range(8)]
         alone = [post(client, **order).json()["data"][0]["b64_json"] for order in orders]
         found = [None] * 8
 
@@ -126,19 +131,28 @@ class TestRefusing:
         ("asked", "code", "words"),
         [
             ({"prompt": "bea"}, 400, 'unknown class "bea"; did you mean "bee"'),
-            ({"class_labels": [3]}, 400, "label 3 is out of range"),
+            ({"labels": [3]}, 400, "label 3 is out of range"),
             ({"model": "smal"}, 400, 'unknown model "smal"; did you mean "small"'),
-            ({"n": 17}, 400, "17 pictures; give 1 to 16"),
-            ({"num_inference_steps": 501}, 400, "501 steps; give 1 to 500"),
-            ({"size": "16x16"}, 400, "size 16x16; this model draws 8x8"),
+            ({"n": 17}, 400, "17 images; give 1 to 16"),
+            ({"steps": 501}, 400, "501 steps; give 1 to 500"),
+            ({"size": "16x16"}, 400, "size 16x16; this model generates 8x8"),
             ({"sampler": "hune"}, 400, 'did you mean "heun"'),
-            ({"class_labels": [0, 1], "n": 3}, 400, "2 labels for 3 pictures"),
-            ({"seeds": [1, 2], "n": 3}, 400, "2 seeds for 3 pictures"),
-            ({"prompt": 1, "class_labels": [1]}, 400, "give one of them"),
+            ({"schedule": "cosin"}, 400, 'unknown schedule "cosin"; did you mean "cosine"?'),
+            ({"schedule": "/etc/passwd"}, 400, 'unknown schedule "/etc/passwd"'),
+            ({"preset": "drafd"}, 400, 'unknown preset "drafd"; did you mean "draft"?'),
+            ({"eta": 0.5}, 400, "sampler ab4 has no eta"),
+            (
+                {"labels": [0, True]},
+                422,
+                "labels.1: Input should be a valid integer, or: Input should be a valid string",
+            ),
+            ({"labels": [0, 1], "n": 3}, 400, "2 labels for 3 images"),
+            ({"seeds": [1, 2], "n": 3}, 400, "2 seeds for 3 images"),
+            ({"prompt": 1, "labels": [1]}, 400, "give one of them"),
             ({"guidance_interval": [0.9, 0.1]}, 400, "guidance interval 0.9 to 0.1 is empty"),
             ({"n": "four"}, 422, "n: Input should be a valid integer"),
             ({"stepps": 4}, 422, "stepps: Extra inputs are not permitted"),
-            ({"seed": -1}, 422, "seed: Input should be greater than or equal to 0"),
+            ({"seed": -1}, 422, "seeds.0: Input should be greater than or equal to 0"),
             ({"n": "4"}, 422, "n: Input should be a valid integer"),
             ({"stream": "yes"}, 422, "stream: Input should be a valid boolean"),
             ({"prompt": True}, 422, "prompt: Input should be a valid integer, or: Input should be a valid string"),
@@ -158,7 +172,7 @@ class TestRefusing:
         assert "JSON" in error(broken)
         huge = client.post("/v1/images/generations", content=b" " * 17 * 2**20)
         assert huge.status_code == 413
-        assert "at most 16777216 are taken" in error(huge)
+        assert "the limit is 16777216" in error(huge)
         endless = client.post("/v1/images/generations", content=iter([b"{", b"}"]))
         assert endless.status_code == 411
         assert client.get("/health", headers={"content-length": "9" * 5000}).status_code == 413
@@ -171,11 +185,11 @@ class TestRefusing:
         [
             (b"[" * 100_000, 400, "error parsing the body"),
             (b'{"seed": ' + b"9" * 5000 + b"}", 400, "error parsing the body"),
-            (b'{"seed": 9007199254740992}', 422, "seed: Input should be less than 9007199254740992"),
+            (b'{"seed": 9007199254740992}', 422, "seeds.0: Input should be less than 9007199254740992"),
             (b"\xff\xfe", 422, "the body is not JSON: Expecting value at character 0"),
             (b'{"prompt": "\\ud800"}', 422, "unable to parse raw data as a unicode string"),
             (b'{"' + b"a" * 100_000 + b'": 1}', 422, f"{'a' * 200}: Extra inputs are not permitted"),
-            (b'{"guidance_scale": NaN}', 422, "guidance_scale: Input should be a finite number"),
+            (b'{"guidance": NaN}', 422, "guidance: Input should be a finite number"),
             (
                 b'{"guidance_interval": [0, Infinity]}',
                 422,
@@ -212,10 +226,10 @@ class TestRefusing:
         answer = client.request(method, path)
         assert answer.status_code == 405
         assert set(answer.headers["allow"].split(", ")) == allowed
-        assert f"{method} is not for this path; use {answer.headers['allow']}" == error(answer)
+        assert f"{method} is not allowed for this path; use {answer.headers['allow']}" == error(answer)
 
     def test_a_whole_number_may_be_written_as_a_fraction(self, client):
-        data = post(client, prompt=1.0, n=2.0, seed=3.0, num_inference_steps=2.0).json()["data"]
+        data = post(client, prompt=1.0, n=2.0, seeds=3.0, steps=2.0).json()["data"]
         assert [(one["settings"]["label"], one["settings"]["seed"]) for one in data] == [(1, 3), (1, 4)]
 
     def test_a_token_is_asked_for_everywhere_but_where_one_asks_for_life(self, pipe):
@@ -223,7 +237,7 @@ class TestRefusing:
             for header in ({}, {"authorization": "Bearer sesam"}, {"authorization": "Bearer sésame".encode()}):
                 answer = client.get("/v1/models", headers=header)
                 assert answer.status_code == 401
-                assert "a token is needed" in error(answer)
+                assert "a token is required" in error(answer)
             assert client.get("/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 200
             assert client.get("/health").status_code == client.get("/ready").status_code == 200
             assert client.get("/metrics").status_code == 401
@@ -248,7 +262,7 @@ class TestRefusing:
         assert "unsafe" not in headers["content-security-policy"]
 
     def test_more_than_there_are_places_for_are_turned_away(self, pipe):
-        with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(drawings=2))) as client:
+        with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(requests=2))) as client:
             answers = []
             threads = [threading.Thread(target=lambda: answers.append(post(client, n=1))) for _ in range(4)]
             [thread.start() for thread in threads]
@@ -257,29 +271,29 @@ class TestRefusing:
             assert codes == [200, 200, 429, 429]
             refused = next(answer for answer in answers if answer.status_code == 429)
             assert refused.headers["retry-after"] == "1"
-            assert "2 drawings are in progress" in error(refused)
+            assert "2 requests are in progress" in error(refused)
             assert post(client, n=1).status_code == 200
-            assert "ditlab_refused_total 2.0" in client.get("/metrics").text
+            assert "ditlab_requests_rejected_total 2.0" in client.get("/metrics").text
 
     def test_a_drawing_that_takes_too_long_is_ended(self, pipe):
         with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(seconds=0.2))) as client:
-            answer = post(client, n=1, num_inference_steps=100)
+            answer = post(client, n=1, steps=100)
             assert answer.status_code == 503
-            assert "not done after 0 s; ask for fewer steps" in error(answer)
+            assert "not finished after 0 s; request fewer steps" in error(answer)
 
     @pytest.mark.parametrize(
         ("path", "more"),
         [
             ("/v1/images/generations", {"stream": False}),
             ("/v1/images/generations", {"stream": True}),
-            ("/v1/inside", {}),
+            ("/v1/inspect", {}),
         ],
     )
     def test_a_client_that_leaves_frees_its_place_within_a_step(self, pipe, path, more, caplog):
         calls, whole = [], pipe.net.forward
         pipe.net.forward = lambda *given: calls.append(time.sleep(0.05)) or whole(*given)
         app = create_app({"small": pipe})
-        asked = {"num_inference_steps": 100, "sampler": "euler"} | more
+        asked = {"steps": 100, "sampler": "euler"} | more
 
         async def leave():
             begun, gone = asyncio.Event(), asyncio.Event()
@@ -302,7 +316,7 @@ class TestRefusing:
             seen = len(calls)
             gone.set()
             await drawing
-            while app.state.service.engines["small"].drawings:
+            while app.state.service.engines["small"].active:
                 await asyncio.sleep(0.001)
             return len(calls) - seen
 
@@ -319,16 +333,16 @@ class TestRefusing:
         with TestClient(create_app({"small": pipe})) as client:
             answer = post(client, n=1)
             assert answer.status_code == 503
-            assert error(answer) == "the drawing failed; the service's log says why"
-            assert "ditlab_failed_total 1.0" in client.get("/metrics").text
-            assert "ditlab_drawings 0.0" in client.get("/metrics").text
+            assert error(answer) == "the generation failed; see the log of the service"
+            assert "ditlab_requests_failed_total 1.0" in client.get("/metrics").text
+            assert "ditlab_requests_in_progress 0.0" in client.get("/metrics").text
             assert "secret inside" in caplog.text
             caplog.clear()
-            assert client.post("/v1/inside", json={}).status_code == 503
+            assert client.post("/v1/inspect", json={}).status_code == 503
             assert "secret inside" in caplog.text
             thumbnail = client.get("/v1/thumbnails/0")
             assert thumbnail.status_code == 503
-            assert error(thumbnail) == "the drawing failed; the service's log says why"
+            assert error(thumbnail) == "the generation failed; see the log of the service"
 
     def test_a_fault_outside_of_a_drawing_is_told_in_the_same_form(self, pipe, monkeypatch):
         app = create_app({"small": pipe})
@@ -336,7 +350,7 @@ class TestRefusing:
         with TestClient(app, raise_server_exceptions=False) as client:
             answer = client.get("/v1/classes")
             assert answer.status_code == 500
-            assert error(answer) == "the service failed; its log says why"
+            assert error(answer) == "the service failed; see its log"
 
 
 def text(image):
@@ -349,9 +363,9 @@ class TestStartingFromPictures:
     def test_what_the_mask_keeps_stays(self, client, pipe):
         image, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
         mask.paste(255, (4, 0, 8, 8))
-        answer = post(client, prompt="bee", n=2, seed=5, image=text(image), mask=text(mask), resample=3)
+        answer = post(client, prompt="bee", n=2, seeds=5, image=text(image), mask=text(mask), resample=3)
         one, other = answer.json()["data"]
-        assert one["settings"] == {"model": "small", "label": "bee", "seed": 5, "strength": 1.0, "resample": 3}
+        assert one["settings"].items() >= {"label": "bee", "seed": 5, "strength": 1.0, "resample": 3}.items()
         kept = np.asarray(picture(one["b64_json"]))
         assert (kept[:, :4] == 200).all()
         expected = pipe("bee", seeds=[5, 6], image=image, mask_image=mask, resample=3).images
@@ -360,7 +374,7 @@ class TestStartingFromPictures:
             assert abs(difference).max() <= 1
 
     def test_steps_are_those_that_are_walked(self, client):
-        answer = post(client, n=1, seed=1, image=text(Image.new("L", (8, 8))), strength=0.5, stream=True)
+        answer = post(client, n=1, seeds=1, image=text(Image.new("L", (8, 8))), strength=0.5, stream=True)
         *_, (kind, last) = events(answer.text)
         assert kind == "image_generation.completed"
         assert (last["step"], last["steps"]) == (2, 2)
@@ -371,7 +385,7 @@ class TestStartingFromPictures:
             ({"image": "no base64!"}, "the image is not base64"),
             ({"image": base64.b64encode(b"no picture").decode()}, "cannot be read as PNG"),
             ({"image": text(Image.new("1", (5000, 5000)))}, "5000x5000 pixels; give one of at most 16,000,000"),
-            ({"strength": 0.5}, "without a picture to start from"),
+            ({"strength": 0.5}, "need an image to start from"),
             ({"image": text(Image.new("L", (8, 8))), "mask": text(Image.new("L", (8, 8)))}, "the mask is black"),
         ],
     )
@@ -381,13 +395,115 @@ class TestStartingFromPictures:
         assert words in error(answer)
 
 
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("aliases", "fields"),
+        [
+            ({"num_inference_steps": 3, "guidance_scale": 1.5}, {"steps": 3, "guidance": 1.5}),
+            ({"class_labels": ["bee", "cow"], "seed": 7}, {"labels": ["bee", "cow"], "seeds": 7}),
+            ({"prompts": ["bee"], "quality": "draft"}, {"labels": "bee", "preset": "draft"}),
+            ({"prompt": "bee", "num_images_per_prompt": 2}, {"labels": ["bee", "bee"]}),
+            ({"class_labels": [0, 1], "num_images_per_prompt": 2}, {"labels": [0, 0, 1, 1]}),
+            ({"label": 2, "steps": None, "num_inference_steps": 2}, {"labels": 2, "steps": 2}),
+        ],
+    )
+    def test_other_names_of_a_setting_are_accepted(self, client, aliases, fields):
+        seed = {} if "seed" in aliases else {"seeds": 5}
+        data = post(client, **aliases, **seed).json()["data"]
+        assert data == post(client, **({"seeds": 5} | fields)).json()["data"]
+
+    @pytest.mark.parametrize(
+        ("asked", "line"),
+        [
+            ({"steps": 4, "num_inference_steps": 4}, "steps and num_inference_steps are the same setting"),
+            ({"seed": 1, "seeds": [1]}, "seed and seeds are the same setting"),
+            ({"labels": [1], "class_labels": [1]}, "labels and class_labels are the same setting"),
+            ({"n": 2, "num_images_per_prompt": 2}, "n and num_images_per_prompt are both given"),
+        ],
+    )
+    def test_a_setting_that_is_given_twice_is_rejected(self, client, asked, line):
+        answer = post(client, **asked)
+        assert answer.status_code == 400
+        assert error(answer).startswith(line)
+        assert error(answer).endswith("give one of them")
+
+    def test_settings_of_a_response_generate_the_same_image(self, client):
+        one = post(client, prompt="cow", preset="draft", eta=0.5, sampler="ddim", schedule="cosine").json()["data"][0]
+        assert one["settings"].items() >= {"sampler": "ddim", "schedule": "cosine", "eta": 0.5, "steps": 5}.items()
+        fixed = ("precision", "model_hash", "version")
+        again = post(client, **{key: value for key, value in one["settings"].items() if key not in fixed})
+        assert again.json()["data"] == [one]
+
+    @pytest.mark.parametrize(
+        ("setting", "words"),
+        [
+            ({"schedule": "cosine"}, {"grid": "cosine"}),
+            ({"guidance_channels": 1}, {"guidance_channels": 1}),
+            ({"reuse": 2, "steps": 8}, {"reuse": 2, "num_inference_steps": 8}),
+            ({"eta": 1.0, "sampler": "ddim"}, {"eta": 1.0, "sampler": "ddim"}),
+        ],
+    )
+    def test_each_setting_acts_as_in_python(self, client, pipe, setting, words):
+        data = post(client, labels=[0, 1], seeds=3, **setting).json()["data"]
+        for one, image in zip(data, pipe([0, 1], seeds=[3, 4], **words).images, strict=True):
+            assert np.abs(np.asarray(picture(one["b64_json"])).astype(int) - np.asarray(image).astype(int)).max() <= 1
+
+    def test_defaults_are_those_of_the_model(self, client):
+        settings = post(client, model="other", n=1).json()["data"][0]["settings"]
+        assert settings["guidance"] == 1.0
+        assert "heun" in settings["sampler"]
+
+    def test_the_earlier_path_of_inspection_works(self, client):
+        asked = {"prompt": "ant", "seed": 3, "num_inference_steps": 2}
+        seen = client.post("/v1/inside", json=asked).json()
+        assert seen == client.post("/v1/inspect", json=asked).json()
+        assert seen["settings"].items() >= {"model": "small", "label": "ant", "seed": 3, "steps": 2}.items()
+
+
+class Colors(Conditioner):
+    """A condition of another kind than class labels."""
+
+    what = "color"
+
+    def __init__(self):
+        self.config = {"kind": "color"}
+
+    def values(self, given):
+        return Condition(label=torch.tensor([3 if value is None else len(value) % 3 for value in given]))
+
+    def null(self, count):
+        return Condition(label=torch.full((count,), 3))
+
+
+class TestConditions:
+    def test_a_text_prompt_for_classes_is_rejected_in_one_line(self, client):
+        answer = post(client, prompt="a red fox in the snow")
+        assert answer.status_code == 400
+        assert error(answer) == (
+            'text prompt "a red fox in the snow" for a class-conditional model; its classes are ant, bee, cow'
+        )
+
+    def test_a_condition_of_another_kind_takes_prompts(self, pipe):
+        pipe.conditioner = Colors()
+        with TestClient(create_app({"colors": pipe})) as client:
+            (model,) = client.get("/v1/models").json()["data"]
+            assert (model["condition"], model["classes"]) == ("color", 0)
+            data = post(client, labels=["dark red", "pale blue"], seeds=1).json()["data"]
+            assert [one["settings"]["label"] for one in data] == ["dark red", "pale blue"]
+            assert post(client, n=2).json()["data"][1]["settings"]["label"] is None
+            for path in ("/v1/classes", "/v1/thumbnails/0"):
+                answer = client.get(path)
+                assert answer.status_code == 400
+                assert error(answer) == "model colors has no class labels; describe the image with prompt"
+
+
 def test_a_way_goes_from_one_class_and_seed_to_others(client, pipe):
-    data = post(client, prompt=0, to_label="cow", n=3, seed=4, to_seed=9).json()["data"]
+    data = post(client, prompt=0, to_label="cow", n=3, seeds=4, to_seed=9).json()["data"]
     assert [one["settings"]["seed"]["weight"] for one in data] == [0, 0.5, 1]
     expected = pipe(between(0, 2, 3), seeds=between(4, 9, 3)).images
     for one, wanted in zip(data, expected, strict=True):
         assert abs(np.asarray(picture(one["b64_json"]), int) - np.asarray(wanted, int)).max() <= 1
-    alone = post(client, prompt=0, to_label=2, n=3, seed=4).json()["data"]
+    alone = post(client, prompt=0, to_label=2, n=3, seeds=4).json()["data"]
     assert {one["settings"]["seed"] for one in alone} == {4}
     refused = post(client, prompt=0, to_label="bea", n=3)
     assert refused.status_code == 400
@@ -395,7 +511,7 @@ def test_a_way_goes_from_one_class_and_seed_to_others(client, pipe):
 
 
 def test_a_way_is_animated(client):
-    data = post(client, n=2, seed=1, num_inference_steps=6, animation=True).json()["data"]
+    data = post(client, n=2, seeds=1, steps=6, animation=True).json()["data"]
     with picture(data[0]["animation_b64"]) as way:
         assert way.format == "GIF"
         assert way.n_frames == 7
@@ -405,7 +521,7 @@ def test_a_way_is_animated(client):
 
 class TestInside:
     def test_every_step_and_block_is_told(self, client, pipe):
-        seen = client.post("/v1/inside", json={"prompt": "ant", "seed": 3, "num_inference_steps": 5}).json()
+        seen = client.post("/v1/inspect", json={"prompt": "ant", "seed": 3, "steps": 5}).json()
         assert [round(step["t"], 3) for step in seen["steps"]] == [0.8, 0.6, 0.4, 0.2, 0]
         blocks = len(pipe.net.repeated)
         assert [len(row) for row in seen["changes"]] == [blocks] * 4
@@ -413,8 +529,8 @@ class TestInside:
         assert (seen["attentions"], seen["attention"]) == (len(pipe.net.blocks), None)
 
     def test_weights_of_an_attention_are_told(self, client):
-        asked = {"prompt": "ant", "seed": 3, "num_inference_steps": 5, "step": 2, "attention": 1}
-        seen = client.post("/v1/inside", json=asked).json()
+        asked = {"prompt": "ant", "seed": 3, "steps": 5, "step": 2, "attention": 1}
+        seen = client.post("/v1/inspect", json=asked).json()
         assert len(seen["steps"]) == 3
         height, width = (seen["attention"][side] for side in ("height", "width"))
         weights = np.frombuffer(base64.b64decode(seen["attention"]["weights"]), np.uint8)
@@ -425,17 +541,17 @@ class TestInside:
     @pytest.mark.parametrize(
         ("asked", "line"),
         [
-            ({"step": 2, "attention": 9}, "attention 9; there are 2, from 0 to 1"),
-            ({"step": 4}, "step 4; there are 4, from 0 to 3"),
+            ({"step": 2, "attention": 9}, "attention 9 does not exist; there are 2, from 0 to 1"),
+            ({"step": 4}, "step 4 does not exist; there are 4, from 0 to 3"),
         ],
     )
     def test_what_there_is_not_is_told(self, client, asked, line):
-        answer = client.post("/v1/inside", json={"seed": 1, "num_inference_steps": 4} | asked)
+        answer = client.post("/v1/inspect", json={"seed": 1, "steps": 4} | asked)
         assert answer.status_code == 400
         assert error(answer) == line
 
     def test_a_fault_in_the_order_is_told(self, client):
-        answer = client.post("/v1/inside", json={"prompt": "bea"})
+        answer = client.post("/v1/inspect", json={"prompt": "bea"})
         assert answer.status_code == 400
         assert "bee" in error(answer)
 
@@ -451,7 +567,10 @@ def test_runs_are_watched(pipe, tmp_path):
     with TestClient(create_app({"small": pipe}, runs={"mine": run})) as client:
         assert client.get("/v1/runs").json() == {"runs": ["mine"]}
         told = client.get("/v1/runs/mine").json()
-        assert (told["images"], told["preview"]) == (20, None)
+        assert (told["state"], told["seconds_left"]) == ("stopped", None)
+        with held(run):
+            told = client.get("/v1/runs/mine").json()
+        assert (told["state"], told["images"], told["preview"]) == ("running", 20, None)
         assert told["seconds_left"] == (told["total"] - 20) / 10
         assert told["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
         assert told["loss_by_time"] == [[0.5 / 3, 0.5], [2.5 / 3, 1.0]]
@@ -471,10 +590,14 @@ def test_runs_are_watched(pipe, tmp_path):
         }
         with (run / "metrics.jsonl").open("a") as file:
             file.write("\n" + json.dumps(wrong) + "\n")
-        told = client.get("/v1/runs/mine").json()
+        with held(run):
+            told = client.get("/v1/runs/mine").json()
         assert (told["images"], told["seconds_left"]) == (30, None)
         assert told["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
         assert told["loss_by_time"] == [[0.75, 1.0]]
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"images": told["total"], "loss": 0.1}) + "\n")
+        assert client.get("/v1/runs/mine").json()["state"] == "finished"
         os.rename(run, tmp_path / "gone")
         for path in ("", "/preview"):
             gone = client.get(f"/v1/runs/mine{path}")
@@ -484,8 +607,8 @@ def test_runs_are_watched(pipe, tmp_path):
 
 def test_models_and_classes_are_told(client):
     first, second = client.get("/v1/models").json()["data"]
-    assert (first["id"], first["size"], first["classes"], first["num_inference_steps"]) == ("small", "8x8", 3, 4)
-    assert first == about("small", client.app.state.service.models["small"])  # nothing is left out of the form
+    assert (first["id"], first["size"], first["classes"], first["steps"]) == ("small", "8x8", 3, 4)
+    assert first == model_info(client.app.state.service, "small")  # nothing is left out of the form
     assert second["id"] == "other"
     assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"]}
     assert client.get("/v1/classes", params={"model": "other"}).json()["classes"] == []
@@ -496,7 +619,7 @@ def test_the_description_says_all_with_examples(pipe):
     with TestClient(create_app({"small": pipe}, token="sesame")) as client:
         document = client.get("/openapi.json", headers={"authorization": "Bearer sesame"}).json()
     schemas = document["components"]["schemas"]
-    assert schemas["Generation"]["examples"][0]["prompt"] == "3"
+    assert schemas["GenerationRequest"]["examples"][0]["prompt"] == "3"
     operations = {path: operation for path, item in document["paths"].items() for operation in item.values()}
     assert {path for path, operation in operations.items() if "security" not in operation} == {"/health", "/ready"}
     assert operations["/v1/images/generations"]["responses"].keys() == {
@@ -520,15 +643,15 @@ def exemplified(name, schemas):
 
 
 def test_figures_are_told(client):
-    post(client, n=3, num_inference_steps=2, guidance_scale=1.0, sampler="euler")
+    post(client, n=3, steps=2, guidance=1.0, sampler="euler")
     for _ in range(50):  # the last call is told after it was answered
         told = client.get("/metrics").text
         if 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in told:
             break
         time.sleep(0.02)
     assert 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in told
-    assert "ditlab_pictures_total 3.0" in told
-    assert "ditlab_drawings 0.0" in told
+    assert "ditlab_images_total 3.0" in told
+    assert "ditlab_requests_in_progress 0.0" in told
 
 
 class TestProcess:
@@ -541,7 +664,7 @@ class TestProcess:
 
     def test_clients_that_go_away_free_their_place(self, served):
         address, folder = served
-        long = {"n": 4, "num_inference_steps": 250, "sampler": "heun", "stream": True}
+        long = {"n": 4, "steps": 250, "sampler": "heun", "stream": True}
         for _ in range(3):
             with httpx.stream("POST", f"{address}/v1/images/generations", json=long) as answer:
                 next(answer.iter_lines())
@@ -549,11 +672,11 @@ class TestProcess:
             httpx.post(f"{address}/v1/images/generations", json=long | {"stream": False}, timeout=0.3)
         for _ in range(100):
             told = httpx.get(f"{address}/metrics").text
-            if "ditlab_drawings 0.0" in told:
+            if "ditlab_requests_in_progress 0.0" in told:
                 break
             time.sleep(0.05)
-        assert "ditlab_drawings 0.0" in told
-        assert "ditlab_stopped_total 4.0" in told
+        assert "ditlab_requests_in_progress 0.0" in told
+        assert "ditlab_requests_canceled_total 4.0" in told
         huge = httpx.post(f"{address}/v1/images/generations", content=b" " * 50 * 2**20, timeout=30)
         assert huge.status_code == 413
         # The folder may vanish: the model is in memory.
@@ -598,7 +721,7 @@ class TestProcess:
         with pytest.raises(SystemExit) as ended:
             start("--host", host)
         assert ended.value.code == 2
-        assert f"--host {host} can be reached by other machines; add --token" in capsys.readouterr().err
+        assert f"--host {host} is reachable from other machines; add --token" in capsys.readouterr().err
 
     def test_only_this_machine_is_served_unless_told_otherwise(self, start, monkeypatch):
         found = start()
@@ -615,3 +738,15 @@ class TestProcess:
                 bearer = {"authorization": "Bearer sesame"}
                 assert client.get("/v1/models", headers=bearer).status_code == 200
         assert start("--host=0.0.0.0", "--open-to-all")["address"] == "0.0.0.0"
+
+    def test_limits_are_options_and_their_earlier_names_are_noted(self, start, capsys):
+        names = ("images", "steps", "seconds", "requests", "rows")
+        limits = start(*(f"--max-{name}={i}" for i, name in enumerate(names, start=2)))["app"].state.service.limits
+        assert [getattr(limits, name) for name in names] == [2, 3, 4.0, 5, 6]
+        assert "now" not in capsys.readouterr().err
+        earlier = ("pictures", "steps", "seconds", "drawings", "rows")
+        same = start(*(f"--{name}={i}" for i, name in enumerate(earlier, start=2)))["app"].state.service.limits
+        assert same == limits
+        notes = capsys.readouterr().err
+        for old, new in zip(earlier, names, strict=True):
+            assert notes.count(f"--{old} is now --max-{new}; the old name will be removed\n") == 1

@@ -8,7 +8,7 @@ from helpers import relative, smooth, tiny_pipeline
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
-from ditlab.server.batching import Call, Engine, Stopped
+from ditlab.server.batching import Call, Canceled, Engine
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def pipe():
 @pytest.fixture
 def engine(pipe):
     calls = []
-    made = Engine(pipe, rows=16, told=lambda rows, seconds: calls.append(rows))
+    made = Engine(pipe, rows=16, on_call=lambda rows, seconds: calls.append(rows))
     made.seen = calls
     yield made
     made.close()
@@ -83,10 +83,10 @@ def test_a_drawing_that_is_stopped_ends_before_its_next_call(engine):
     next(steps)
     calls = len(engine.seen)
     stop.set()
-    with pytest.raises(Stopped):
+    with pytest.raises(Canceled):
         next(steps)
     assert len(engine.seen) == calls
-    assert engine.drawings == 0
+    assert engine.active == 0
 
 
 def test_a_watched_drawing_is_answered_apart_from_others(pipe, engine):
@@ -98,7 +98,7 @@ def test_a_watched_drawing_is_answered_apart_from_others(pipe, engine):
         yield
         watched.append(before)
 
-    works = [lambda: last(engine.steps(stop=never, around=around, **ORDERS[0]))]
+    works = [lambda: last(engine.steps(stop=never, context=around, **ORDERS[0]))]
     works += [lambda: last(engine.steps(stop=never, **ORDERS[0]))] * 2
     one, other, _ = together(*works)
     assert relative(one, other) < 1e-5
@@ -120,7 +120,9 @@ def test_a_fault_is_told_to_the_one_who_made_it(pipe, engine):
     engine.pipe.net.forward = forward
 
     def spoil():
-        return engine._ask(Call(torch.full((1, 1, 8, 8), 7.0), torch.tensor([1.0]), Condition(label=torch.tensor([0]))))
+        return engine._send(
+            Call(torch.full((1, 1, 8, 8), 7.0), torch.tensor([1.0]), Condition(label=torch.tensor([0])))
+        )
 
     order = {"labels": [1], "seeds": [1], "num_inference_steps": 4, "guidance_scale": 1.0}
     good, bad = together(lambda: last(engine.steps(stop=never, **order)), spoil)

@@ -9,7 +9,7 @@ from helpers import smooth, tiny_pipeline
 
 from ditlab.config.reader import find_recipe
 from ditlab.server.app import create_app
-from ditlab.server.service import Limits
+from ditlab.server.generation import Limits
 
 TOKEN = {"Authorization": "Bearer sesame"}
 # What a description cannot say, such as which classes there are, is refused with 400.
@@ -36,7 +36,7 @@ def app(tmp_path):
     shutil.copy(find_recipe("digits"), tmp_path / "recipe.toml")
     (tmp_path / "metrics.jsonl").write_text('{"images": 10, "loss": 0.5, "loss_by_time": [0.4, null]}\n')
     models = {"demo": pipe, "plain": tiny_pipeline(classes=0)}
-    app = create_app(models, Limits(pictures=4, steps=12), token="sesame", runs={"demo": tmp_path})
+    app = create_app(models, Limits(images=4, steps=12), token="sesame", runs={"demo": tmp_path})
     app.router.lifespan_context = lasting
     yield app
     app.state.service.close()
@@ -61,6 +61,6 @@ def test_answers_are_those_of_the_description(app):
     assert not found, "\n".join(sorted(found))
     described = [f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item]
     assert set(described) <= answered.keys()
-    for path in ("/v1/images/generations", "/v1/inside"):
+    for path in ("/v1/images/generations", "/v1/inspect"):
         assert answered[f"POST {path}"].total() > 100
         assert {200, 400, 401, 422} <= answered[f"POST {path}"].keys()

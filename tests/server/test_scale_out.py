@@ -25,7 +25,7 @@ from ditlab.server.app import create_app
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DRAW = "/v1/images/generations"
-LONG = {"n": 16, "num_inference_steps": 250, "sampler": "heun", "stream": True}
+LONG = {"n": 16, "steps": 250, "sampler": "heun", "stream": True}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def ask(address, **options):
-    return httpx.post(address + DRAW, json={"num_inference_steps": 2} | options, timeout=60)
+    return httpx.post(address + DRAW, json={"steps": 2} | options, timeout=60)
 
 
 def dockerfile():
@@ -110,16 +110,18 @@ def streaming(address):
 
 
 def drawings(address):
-    return float(re.search(r"^ditlab_drawings (.*)$", httpx.get(f"{address}/metrics").text, re.MULTILINE)[1])
+    return float(
+        re.search(r"^ditlab_requests_in_progress (.*)$", httpx.get(f"{address}/metrics").text, re.MULTILINE)[1]
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
 def test_two_replicas_behind_the_proxy_are_one_service(folder, tmp_path):
     with contextlib.ExitStack() as stack:
-        one = stack.enter_context(serving(folder, "--drawings=1"))
+        one = stack.enter_context(serving(folder, "--max-requests=1"))
         mortal = stack.enter_context(contextlib.ExitStack())
-        other = mortal.enter_context(serving(folder, "--drawings=1"))
+        other = mortal.enter_context(serving(folder, "--max-requests=1"))
         address = stack.enter_context(proxied(tmp_path, one, other))
         expected = ask(one, seed=1).json()["data"]
 

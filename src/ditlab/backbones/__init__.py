@@ -42,8 +42,8 @@ def create(
     Args:
         name: family and size, such as "DiT-XL/2" or "U-DiT-B"; `names()` lists them. The family alone ("DiT") needs
             all sizes as options.
-        size: side, or (height, width), of the latent or picture.
-        channels: channels of the latent or picture.
+        size: side, (height, width), or (frames, height, width) of the image, video or latent.
+        channels: channels of the image, video or latent.
         classes: number of classes; 0 is unconditional. The null label is the class count itself.
         learn_variance: give the output a second half for the learned reverse variance (DDPM only).
         options: what the family offers, which are the arguments of its class; for DiT `condition`, `qk_norm`, and

@@ -76,8 +76,10 @@ def export(pipe: Pipeline, folder: Path, kind: str) -> dict[str, float]:
         raise InputError(f"{folder} exists; give another path")
     if isinstance(pipe.autoencoder, Absent):
         pipe.decode(torch.empty(0))  # which says what to give
-    if pipe.net.config.get("exits"):
-        raise InputError("a graph cannot choose its depth by the time; train without exits what shall be exported")
+    if pipe.net.dynamic_depth:
+        raise InputError(
+            "an exported graph cannot choose its depth by the timestep; export a model trained without early exit"
+        )
     net, most = pipe.fused().net.eval(), pipe.net.graph_batch
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)

@@ -273,7 +273,7 @@ class Pipeline:
         if self.source is not None:
             return self.source.prepared(precision)
         if precision == "auto":
-            precision = quick_precision(int(self.net.config["width"]), self.net.device)
+            precision = quick_precision(self.net.matrix_width, self.net.device)
         elif precision not in PRECISIONS:
             raise InputError(f'unknown precision "{precision}"; choose from: auto, {", ".join(PRECISIONS)}')
         dtype = getattr(torch, precision)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone, create
-from ditlab.backbones.dit import DiT
 from ditlab.backbones.lora import add_lora
 from ditlab.checkpoints import load
 from ditlab.config.sections import Recipe
 from ditlab.core.device import pick_device, total_memory
 from ditlab.core.errors import InputError, lookup
+from ditlab.core.types import Trace
 from ditlab.core.units import GIB, duration
 from ditlab.data import Dataset, open_dataset
 from ditlab.evaluation import measure
@@ -137,7 +137,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
     precision: str = recipe.train.precision
     if precision == "auto" and here:
         with torch.device("meta"):
-            width = int(make().config["width"])
+            width = make().matrix_width
         precision = quick_precision(width, pick_device(recipe.train.device))
     half = precision != "float32"
     frozen = float32_bytes(autoencoder.state_dict().values()) if autoencoder else 0.0
@@ -240,19 +240,17 @@ def activations(
     """Bytes that the backward pass keeps in float32, and those of the largest tensor."""
     with torch.device("meta"):
         net = make().train()
-        x = torch.empty(batch, net.channels, *net.size)
-        t, y = torch.empty(batch), torch.empty(batch, dtype=torch.long)
-        if route and isinstance(net, DiT):
-            net.kept = torch.empty(batch, sum(routed(net, route)), dtype=torch.long)
-    whole = kept_tensors(net, x, t, y)
+        kept = torch.empty(batch, sum(routed(net, route)), dtype=torch.long) if route and net.routable else None
+    trace = None if kept is None else Trace(kept=kept)
+    whole = kept_tensors(net, batch, trace)
     if not checkpointing or not net.repeated:
         return sum(whole), max(whole)
     keep_inputs_only(net)
     # One block at a time is computed again.
-    return sum(kept_tensors(net, x, t, y)) + sum(whole) / len(net.repeated), max(whole)
+    return sum(kept_tensors(net, batch, trace)) + sum(whole) / len(net.repeated), max(whole)
 
 
-def kept_tensors(net: Backbone, x: Tensor, t: Tensor, y: Tensor) -> list[float]:
+def kept_tensors(net: Backbone, batch: int, trace: Trace | None) -> list[float]:
     """Bytes of each storage that autograd keeps for the backward pass, the weights left out."""
     own = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
     found: dict[int, torch.UntypedStorage] = {}
@@ -264,7 +262,7 @@ def kept_tensors(net: Backbone, x: Tensor, t: Tensor, y: Tensor) -> list[float]:
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        output = net(x, t, y)
+        output = net(*net.example(batch), trace=trace)
     return [float(storage.nbytes()) for storage in found.values()] + [float(output.nbytes)]
 
 

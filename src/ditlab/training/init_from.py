@@ -8,6 +8,8 @@ zeros) or dropped.
 import json
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,8 +72,8 @@ def _fill(
     if name in dict(net.named_buffers()):  # positions that are computed, not learned
         return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, computed anew")
     if name == "pos_embed" and value.shape[-1] == mine.shape[-1]:
-        moved = interpolated(value, grid(source.net), grid(net))
-        # The tokens before the picture are label, if there are classes, and time: the last of them are the same ones.
+        moved = interpolated(value, source.net.grid, net.grid)
+        # The tokens before the image are label, if there are classes, and time: the last of them are the same ones.
         most = min(mine.shape[1], moved.shape[1])
         mine[:, -most:] = moved[:, -most:]
         return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, interpolated")
@@ -86,15 +88,9 @@ def _fill_labels(name: str, mine: Tensor, value: Tensor, rows: dict[int, int]) -
     return Change(name, "adapted", detail)
 
 
-def grid(net: Backbone) -> tuple[int, int]:
-    """Rows and columns of a network's patches."""
-    patch = net.config["patch"]
-    return net.size[0] // patch, net.size[1] // patch
-
-
-def interpolated(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def interpolated(positions: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     """Learned positions (1, extra + rows columns, D) for another grid, bicubic; those of extra tokens stay."""
-    extra = positions.shape[1] - old[0] * old[1]
+    extra = positions.shape[1] - prod(old)
     field = positions[:, extra:].reshape(1, *old, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(field, new, mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :extra], resized.flatten(2).transpose(1, 2)], dim=1)

@@ -23,7 +23,6 @@ from torch import Tensor
 from ditlab.autoencoders import Autoencoder, Latent, Pixel
 from ditlab.autoencoders.io import fingerprint
 from ditlab.backbones import Backbone, create, find, name_of
-from ditlab.backbones.dit import DiT
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.checkpoints import load, load_autoencoder
 from ditlab.conditioning import ClassLabels
@@ -32,7 +31,7 @@ from ditlab.config.sections import Model, Recipe, Train
 from ditlab.core.device import process_place
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.io import held
-from ditlab.core.types import Batch, Noise
+from ditlab.core.types import Batch, Noise, Trace
 from ditlab.core.weights import newest_checkpoint
 from ditlab.data import Dataset, Latents, ahead, open_dataset, training_order
 from ditlab.diffusion.objective import make_objective
@@ -259,20 +258,14 @@ class LossOf:
         condition = self.conditioner.drop(pictures.condition, dropped).to(device)
         t = self.objective.draw_times(batch, of_batch)[mine]
         eps = self.noise(EPS, seen + first)(x0)
-        if self.settings.route and isinstance(self.net, DiT):
-            self.net.kept = self.some_tokens(seen + first, len(x0)).to(device)
-        try:
-            with (
-                torch.autocast(device.type, dtype, enabled=dtype is not torch.float32),
-                outputs(self.net, self.settings.align) as said,
-            ):
-                losses = self.objective.loss(self.network, x0, condition, t, eps)
-                if said:
-                    losses = losses + self.settings.align_weight * apart(*said)
-                return losses, t
-        finally:
-            if isinstance(self.net, DiT):
-                self.net.kept = None
+        kept = self.some_tokens(seen + first, len(x0)).to(device) if self.settings.route else None
+        taps = [f"blocks.{i}" for i in self.settings.align]
+        trace = Trace(taps, kept) if taps or kept is not None else None
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            losses = self.objective.loss(self.network, x0, condition, t, eps, trace)
+            if trace is not None and taps:
+                losses = losses + self.settings.align_weight * apart(*(trace.taps[name] for name in taps))
+            return losses, t
 
     def some_tokens(self, first: int, count: int) -> Tensor:
         """Places (B, K) of the tokens that pass all blocks: drawn for each picture, joined ones always among them."""
@@ -289,20 +282,7 @@ class LossOf:
 
 def routed(net: Backbone, share: float) -> tuple[int, int]:
     """How many tokens of the picture pass all blocks where this share does not, and how many joined ones always do."""
-    joined = 2 if getattr(net, "tokens_join", False) else 0
-    return max(1, round((net.tokens - joined) * (1 - share))), joined
-
-
-@contextmanager
-def outputs(net: Backbone, numbers: Sequence[int]) -> Iterator[list[Tensor]]:
-    """What these blocks say while the network runs, in the order in which they run."""
-    said: list[Tensor] = []
-    hooks = [net.repeated[n].register_forward_hook(lambda block, given, output: said.append(output)) for n in numbers]
-    try:
-        yield said
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return max(1, round((net.tokens - net.joined) * (1 - share))), net.joined
 
 
 def apart(early: Tensor, late: Tensor) -> Tensor:
@@ -445,10 +425,9 @@ def trial_step(loss_of: LossOf, dataset: Dataset, count: int) -> Callable[[torch
 
 def probe(step: Callable[[torch.dtype], None], net: Backbone, *, alone: bool) -> str:
     """The faster precision for such steps, by name; by matrix products only where others would have to take part."""
-    width = int(net.config["width"])
     if not alone:
-        return quick_precision(width, net.device)
-    return str(faster_dtype(step, net.device, width)).removeprefix("torch.")
+        return quick_precision(net.matrix_width, net.device)
+    return str(faster_dtype(step, net.device, net.matrix_width)).removeprefix("torch.")
 
 
 def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, place: Place, console: Console) -> None:
@@ -466,7 +445,7 @@ def make_quick(step: Callable[[], None], state: TrainState, recipe: Recipe, plac
             found = wanted(net, getattr(torch, state.precision), settings.compile, step, left, FEW)
         state.compiled = place.agree(found)
     if state.compiled:
-        compile_and_tell(net, step, console, dynamic=bool(net.config.get("exits")))
+        compile_and_tell(net, step, console, dynamic=net.dynamic_depth)
 
 
 def preview(pipes: Sequence[Pipeline], dataset: Dataset, place: Place) -> Image.Image | None:
@@ -493,8 +472,8 @@ def preview(pipes: Sequence[Pipeline], dataset: Dataset, place: Place) -> Image.
 
 def check_blocks(net: Backbone, recipe: Recipe) -> None:
     """Refuse what this network's blocks do not allow."""
-    settings, name, exits = recipe.train, net.config["name"], net.config.get("exits")
-    if settings.route and (type(net) is not DiT or exits or len(net.blocks) < 3):
+    settings, name, exits = recipe.train, net.config["name"], net.dynamic_depth
+    if settings.route and len(net.routable) < 3:
         raise InputError(f"train.route is for DiT without exits, of 3 blocks or more, not {name}; leave it out")
     if exits and recipe.parallel.shard != "none":
         raise InputError(
