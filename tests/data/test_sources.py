@@ -364,7 +364,7 @@ def test_mirrored_versions_come_behind(tmp_path):
 
 def test_gray_on_request(tmp_path):
     save_image(tmp_path / "a.png", 100)
-    data = open_dataset(str(tmp_path), Preparation(size="8", grey=True))
+    data = open_dataset(str(tmp_path), Preparation(size="8", gray=True))
     assert data.channels == 1
     assert data.fetch(torch.tensor([0])).x.unique().tolist() == [30]  # 0.299 of the red
 

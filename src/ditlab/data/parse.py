@@ -171,9 +171,9 @@ def preprocessing(settings: Preparation) -> Preprocess | None:
     """
     if settings.size:
         height, width = parse_size(settings.size)
-        channels = 1 if settings.grey else 3
+        channels = 1 if settings.gray else 3
         return Preprocess((height, width), settings.fit, settings.flip, settings.background, channels)
-    for key in ("fit", "flip", "grey", "background"):
+    for key in ("fit", "flip", "gray", "background"):
         if getattr(settings, key) != getattr(Preparation(), key):
             raise InputError(f"{key} is {getattr(settings, key)}, but no size is given; set data.size too")
     return None
