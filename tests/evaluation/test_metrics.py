@@ -5,9 +5,11 @@ import torch
 from ditlab.core.errors import InputError
 from ditlab.data.rows import RowFile, row_file
 from ditlab.evaluation import frechet_distance, inception_score, kernel_distance, precision_recall
+from ditlab.evaluation.metrics import METRICS, RESULTS, Metric, canonical_name
 from ditlab.evaluation.metrics.frechet import gaussian_distance
 from ditlab.evaluation.metrics.neighbours import nearer, nearest, neighbour_ratio, neighbours_of, nobody, radii
 from ditlab.evaluation.moments import Moments
+from ditlab.evaluation.statistics import result_name
 
 
 def test_agrees_with_the_published_evaluator(golden):
@@ -168,3 +170,29 @@ class TestNeighbours:
         ratio, closer = neighbour_ratio(torch.zeros(5), held_out)
         assert (ratio, closer) == (0.0, 1.0)
         assert neighbour_ratio(torch.tensor([2.5]), held_out) == (1.25, 0.5)  # the lower of two medians, as torch's
+
+
+class TestResults:
+    def test_metrics_declare_their_results(self):
+        assert dict(RESULTS) == {
+            "fd": "frechet", "sfd": "spatial", "inception_score": "inception-score", "precision": "precision-recall",
+            "recall": "precision-recall", "kd": "kernel", "accuracy": "accuracy",
+        }  # fmt: skip
+        assert RESULTS.lower_is_better("fd")
+        assert not RESULTS.lower_is_better("accuracy")
+
+    def test_a_metric_from_outside_is_one_line(self):
+        METRICS.register("shift", Metric(frozenset(), lambda a, b: {"shift": 0.0}, results={"shift": "lower"}))
+        try:
+            assert RESULTS["shift"] == "shift"
+            assert "shift" in RESULTS
+        finally:
+            del METRICS["shift"]
+        assert "shift" not in RESULTS
+
+    def test_distances_are_named_after_the_features(self):
+        assert [result_name("fd", name) for name in ("inception", "digits")] == ["fid", "fd_digits"]
+        names = ("fid", "sfid", "kid", "fd_digits", "sfd_x", "kd_dinov2", "precision", "inception_score")
+        assert [canonical_name(name) for name in names] == [
+            "fd", "sfd", "kd", "fd", "sfd", "kd", "precision", "inception_score",
+        ]  # fmt: skip

@@ -144,7 +144,7 @@ SPECS: tuple[type[SourceSpec], ...] = (Cache, SampleNpz, ImageFiles, Builtin)
 
 def find_spec(text: str, labels: str = "") -> SourceSpec | None:
     """The data source that a text names; None if it names none (a model, perhaps, or nothing)."""
-    return next((spec for kind in SPECS if (spec := kind.parse(text, labels)) is not None), None)
+    return next((spec for spec_class in SPECS if (spec := spec_class.parse(text, labels)) is not None), None)
 
 
 def parse_source(text: str, labels: str = "") -> SourceSpec:
