@@ -171,7 +171,7 @@ class Metric:
     """A named metric, with what it needs and what it returns."""
 
     needs: Needs
-    """What it reads of the generated images' `Statistics`, beside `features`: kept, spatial, scores, accuracy."""
+    """Fields of the generated images' `Statistics` that it reads besides `features`, such as kept or scores."""
     compute: Compute
     of_reference: Needs = frozenset()
     """The same of the reference's `Statistics`."""
