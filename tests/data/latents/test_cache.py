@@ -129,7 +129,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_cache import InMemory, dataset, make
+from test_cache import InMemory, dataset, make, torch
+torch.set_num_threads(1)  # as in this process: the last bits depend on it
 class Slow(InMemory):
     def fetch(self, indices):
         time.sleep(0.02)
