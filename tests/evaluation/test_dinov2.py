@@ -61,7 +61,7 @@ def test_resizes_as_pil_does(folder):
         torch.testing.assert_close(ours.features, theirs.features, rtol=0, atol=5e-3)
 
 
-def test_a_image_alone_and_gray_gives_the_same(folder):
+def test_an_image_alone_and_gray_gives_the_same(folder):
     features = DinoV2.load(str(folder))
     images = random_images(3, 1, 32, 32)
     both = features(images.expand(-1, 3, -1, -1)).features

@@ -15,7 +15,7 @@ QUIET = Console(quiet=True)
 
 
 class Projection(Features):
-    """Five random numbers of a image, and three probabilities."""
+    """Five random numbers of an image, and three probabilities."""
 
     name, weights, dimension, classes = "projection", "0", 5, ["a", "b", "c"]
 

@@ -66,7 +66,7 @@ def test_agrees_with_torch_fidelity(inception, golden):
     assert not found.features.requires_grad
 
 
-def test_a_image_alone_and_gray_gives_the_same(inception):
+def test_an_image_alone_and_gray_gives_the_same(inception):
     images = random_images(2, 3, 20, 20)
     images[1] = images[1, :1]
     both, first, gray = inception(images), inception(images[:1]), inception(images[1:, :1])
