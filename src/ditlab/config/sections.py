@@ -116,34 +116,34 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures are read and made equally large."""
+    """How images are read and brought to one size."""
 
     size: str = ""
-    """Side, or HEIGHTxWIDTH, that pictures are brought to; left out they must be equally large."""
+    """Side, or HEIGHTxWIDTH, to which images are resized; without it they must have the same size."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
-    """How: the middle is cut out, bars are added, or the sides are distorted."""
+    """How: crop the center, add bars, or distort the sides."""
     flip: bool = False
-    """Use the mirrored version of each picture too."""
-    grey: bool = False
-    """Make them grey."""
+    """Add the mirrored version of each image."""
+    gray: Annotated[bool, Parameter(alias="grey")] = field(default=False, metadata={"was": "grey"})
+    """Convert to gray."""
     background: str = "white"
-    """Colour behind transparent parts, and of bars."""
+    """Color under transparent parts, and of bars."""
     labels: str = ""
     """CSV or JSONL file with the labels of a flat folder."""
     max_skipped: float = 0.05
-    """Share of the pictures that may be unreadable."""
+    """Share of the images that may be unreadable."""
 
 
 @dataclass(frozen=True)
 class Data(Preparation):
-    """Where the pictures come from."""
+    """Where the images come from."""
 
     source: str = "digits"
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
     autoencoder: str = ""
-    """Train on the latents of this autoencoder: folder, file or hub id. A latent cache brings its own."""
+    """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""
     classes: Whole | None = None
-    """Class count of the model, if it shall have room for more than the data has."""
+    """Class count of the model, if it must have room for more classes than the data has."""
 
 
 @dataclass(frozen=True)

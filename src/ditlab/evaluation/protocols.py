@@ -178,7 +178,9 @@ def open_source(
         pipe = load_for(source, settings, device)
         pictures, protocol = drawn_by(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
-        same = {key: trained_on[key] for key in ("fit", "background", "grey") if key in trained_on}
+        same = {key: trained_on[key] for key in ("fit", "background", "gray") if key in trained_on}
+        if "grey" in trained_on:  # the key of earlier versions
+            same["gray"] = trained_on["grey"]
         return pictures, protocol, Preparation(size="{}x{}".format(*pictures.size), **same)
     given = open_pictures(source, None, device)
     if len(given) < 2:
@@ -270,7 +272,7 @@ def given_by(features: Features, pictures: Dataset, one: Extracted | None = None
         "kept": True,
         "spatial": one.spatial is not None,
         "scores": one.probabilities is not None,
-        "accuracy": features.reads is not None and features.reads == pictures.classes,
+        "accuracy": features.classes is not None and features.classes == pictures.classes,
     }
 
 
