@@ -205,7 +205,7 @@ def feature_network(name: str, weights: str, device: str) -> Features:
 class Counting(Backbone):
     """Answers zero and counts the pictures that it is asked about."""
 
-    def __init__(self, size: tuple[int, int], channels: int, classes: int, learn_variance: bool) -> None:
+    def __init__(self, size: tuple[int, ...], channels: int, classes: int, learn_variance: bool) -> None:
         super().__init__(size, channels, classes, learn_variance)
         self.asked, self.config = 0, {}
         self.nothing = nn.Parameter(torch.zeros(1))  # which tells device and precision
