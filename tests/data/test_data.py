@@ -51,7 +51,7 @@ def test_folder_of_classes(tmp_path):
     save_image(tmp_path / "otter" / "1.png", (10, 20, 30))
     save_image(tmp_path / "great white" / "é 1.png", (1, 2, 3))
     save_image(tmp_path / "great white" / "2.bmp", (4, 5, 6))
-    (tmp_path / "great white" / "notes.txt").write_text("not a image")
+    (tmp_path / "great white" / "notes.txt").write_text("not an image")
     data = open_dataset(str(tmp_path))
     assert data.classes == ["great white", "otter"]
     assert (data.channels, data.size, len(data)) == (3, (8, 12), 3)
@@ -116,7 +116,7 @@ def test_broken_empty_and_missing_folders(tmp_path):
     with pytest.raises(InputError, match="no images in"):
         open_dataset(str(tmp_path))
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "a.png").write_bytes(b"not a image")
+    (tmp_path / "c" / "a.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"none of the 1 images can be read, beginning with c/a\.png"):
         open_dataset(str(tmp_path))
     with pytest.raises(InputError, match='did you mean "digits"'):

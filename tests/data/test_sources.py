@@ -188,7 +188,7 @@ class TestTar:
     def test_a_truncated_shard_is_named(self, tmp_path):
         self.shards(tmp_path, lambda n, i: {})
         content = (tmp_path / "1.tar").read_bytes()
-        # within the first header, a image, between members, within the second header
+        # within the first header, an image, between members, within the second header
         for length in (0, 511, 600, 1024, 1100, 1600, 3072):
             (tmp_path / "1.tar").write_bytes(content[:length])
             with pytest.raises(InputError, match=r"1\.tar is truncated, damaged or compressed \(.*\); copy it again"):
@@ -364,7 +364,7 @@ def test_mirrored_versions_come_behind(tmp_path):
 
 def test_gray_on_request(tmp_path):
     save_image(tmp_path / "a.png", 100)
-    data = open_dataset(str(tmp_path), Preparation(size="8", grey=True))
+    data = open_dataset(str(tmp_path), Preparation(size="8", gray=True))
     assert data.channels == 1
     assert data.fetch(torch.tensor([0])).x.unique().tolist() == [30]  # 0.299 of the red
 

@@ -17,8 +17,8 @@ from ditlab.evaluation import gather
 from ditlab.evaluation import memorization as module
 from ditlab.evaluation.features import Extracted, Features, open_features
 from ditlab.evaluation.memorization import memorization
-from ditlab.evaluation.metrics import neighbours
-from ditlab.evaluation.metrics.neighbours import neighbour_ratio
+from ditlab.evaluation.metrics import neighbors
+from ditlab.evaluation.metrics.neighbors import neighbor_ratio
 
 QUIET = Console(quiet=True)
 
@@ -57,7 +57,7 @@ def sets():
 def small(monkeypatch):
     monkeypatch.setattr(gather, "BLOCK", 10)
     monkeypatch.setattr(gather, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(neighbours, "TILE", 8)
+    monkeypatch.setattr(neighbors, "TILE", 8)
     monkeypatch.setattr(module, "PATIENCE", 0.02)
 
 
@@ -67,7 +67,7 @@ def by_hand(samples, training, held_out):
     a, b, c = (features(each.images).features.double() for each in (samples, training, held_out))
     near, unseen = torch.cdist(a, b), torch.cdist(c, b)
     order = near.argsort(dim=1, stable=True)[:, :4]
-    return *neighbour_ratio(near.amin(1), unseen.amin(1)), near.amin(1), order
+    return *neighbor_ratio(near.amin(1), unseen.amin(1)), near.amin(1), order
 
 
 def run(sets, out, features=None, **options):
@@ -171,7 +171,7 @@ def test_mistakes(sets, tmp_path):
     with pytest.raises(InputError, match="most held-out images are equal to training images"):
         run((samples, training, training), tmp_path / "a.png")
     same = InMemory(torch.full_like(held_out.images, 7), held_out.labels, [])
-    with pytest.raises(InputError, match="all 29 pictures have the same features"):
+    with pytest.raises(InputError, match="all 29 images have the same features"):
         run((samples, training, same), tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 

@@ -290,9 +290,9 @@ class TestEvaluate:
 
     def test_pictures_that_are_all_the_same(self, tmp_path):
         np.savez(tmp_path / "a.npz", np.repeat(digits().images[:1].permute(0, 2, 3, 1).numpy(), 70, 0))
-        with pytest.raises(InputError, match="all 70 pictures have the same features; look at them"):
+        with pytest.raises(InputError, match="all 70 images have the same features; check the images"):
             evaluate(str(tmp_path / "a.npz"), replace(SETTINGS, batch_size=3), QUIET, out=tmp_path / "out")
-        with pytest.raises(InputError, match="all 70 pictures have the same features; look at them"):
+        with pytest.raises(InputError, match="all 70 images have the same features; check the images"):
             evaluate("digits", replace(SETTINGS, reference=str(tmp_path / "a.npz"), features="digits"), QUIET)
 
     def test_an_interrupted_evaluation_goes_on(self, model, tmp_path, monkeypatch):

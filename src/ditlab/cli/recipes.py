@@ -6,7 +6,15 @@ from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
 from ditlab.config.evaluation import Copying, Evaluation
-from ditlab.config.reader import NETWORK, check_keys, check_sections, find_recipe, read_toml, without_network
+from ditlab.config.reader import (
+    NETWORK,
+    check_keys,
+    check_model,
+    check_sections,
+    find_recipe,
+    read_toml,
+    without_network,
+)
 
 COPYING = {option.name for option in fields(Copying)}
 
@@ -23,5 +31,7 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
                 tables = {key: value for key, value in tables.items() if key in COPYING}
             if any(each.name == NETWORK and each.tokens for each in arguments):
                 tables = without_network(tables)
+            if not scores:
+                check_model(tables, str(path))
             # Under the command's own key: a flat table would lose the sections that are called like a command.
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)

@@ -3,73 +3,55 @@
 Nothing here imports torch. Times are t in 0..1 (0 is data); progress, warm-up and intervals are counted in images.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import FrozenInstanceError, dataclass, field
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from ditlab.config.evaluation import Evaluation as Evaluation
 from ditlab.config.sampling import Sample as Sample
 from ditlab.config.values import Whole as Whole
 
-Condition = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
+NETWORK = "DiT-S/2"
 
 
-@dataclass(frozen=True)
-class ModelName:
-    """What kind of network."""
+class Model:
+    """The network: its name, and any option of its family. Its shape and classes follow from data and autoencoder.
 
-    name: str = "DiT-S/2"
-    """Family and size, such as DiT-XL/2."""
+    An option that is not given is None here, and has the value that belongs to the name.
 
+    Args:
+        name: family and size, such as DiT-XL/2, or "package.module:Class".
+        options: keyword arguments of the family's class.
+    """
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """What its family lets one choose; None is as the name says."""
+    name: str
 
-    condition: Condition | None = None
-    """How time and label enter (DiT)."""
-    qk_norm: bool | None = None
-    """RMS-normalise queries and keys."""
-    width: Whole | None = None
-    """Override the size table."""
-    depth: Whole | None = None
-    """Override the size table."""
-    heads: Whole | None = None
-    """Override the size table."""
-    patch: Whole | None = None
-    """Override the size table."""
-    frequency_shift: Whole | None = None
-    """1 for timestep frequencies as diffusers computes them (DiT)."""
-    rms_norm: bool | None = None
-    """RMS norm in the place of layer norm (DiT)."""
-    swiglu: bool | None = None
-    """Gated feed-forward layers (DiT)."""
-    exits: tuple[float, ...] | None = None
-    """Shares of the blocks that run, for equal spans of time from data to noise (DiT)."""
-    depths: tuple[Whole, ...] | None = None
-    """Blocks of each level, down and up again (U-DiT)."""
-    attention: Literal["token", "key-value", "full"] | None = None
-    """What attention sees down-sampled (U-DiT)."""
-    downsampler: Literal["shortcut", "depthwise", "unshuffle"] | None = None
-    """How tokens are down-sampled (U-DiT)."""
-    cosine: bool | None = None
-    """Attention on normalised queries and keys with a learned scale (U-DiT)."""
-    rope: bool | None = None
-    """Rotary positions (DiT, U-DiT)."""
-    feed_forward: Literal["reparametrised", "depthwise", "plain"] | None = None
-    """Kind of feed-forward layer (U-DiT)."""
-    final_conv: bool | None = None
-    """A 3x3 convolution at the end (U-ViT)."""
-    multiples: tuple[float, ...] | None = None
-    """Of the width, one for each level (ADM, LDM)."""
-    attention_at: tuple[Whole, ...] | None = None
-    """Factors by which a grid must be down-sampled to have attention (ADM, LDM)."""
-    head_width: Whole | None = None
-    """Channels of an attention head; 0 is a single head (ADM, LDM)."""
+    def __init__(self, name: str = NETWORK, **options: Any) -> None:
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        vars(self).update({"name": name} | {key: value for key, value in given.items() if value is not None})
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are given."""
+        return {key: value for key, value in vars(self).items() if key != "name"}
 
-@dataclass(frozen=True)
-class Model(ModelOptions, ModelName):
-    """The network; its size, channels and classes follow from the data and the autoencoder."""
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        return None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to {key}; make another Model")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(vars(self).items()))
+
+    def __repr__(self) -> str:
+        return f"Model({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
 
 
 @dataclass(frozen=True)
@@ -98,34 +80,34 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures are read and made equally large."""
+    """How images are read and brought to one size."""
 
     size: str = ""
-    """Side, or HEIGHTxWIDTH, that pictures are brought to; left out they must be equally large."""
+    """Side, or HEIGHTxWIDTH, to which images are resized; without it they must have the same size."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
-    """How: the middle is cut out, bars are added, or the sides are distorted."""
+    """How: crop the center, add bars, or distort the sides."""
     flip: bool = False
-    """Use the mirrored version of each picture too."""
-    grey: bool = False
-    """Make them grey."""
+    """Add the mirrored version of each image."""
+    gray: Annotated[bool, Parameter(alias="grey")] = field(default=False, metadata={"was": "grey"})
+    """Convert to gray."""
     background: str = "white"
-    """Colour behind transparent parts, and of bars."""
+    """Color under transparent parts, and of bars."""
     labels: str = ""
     """CSV or JSONL file with the labels of a flat folder."""
     max_skipped: float = 0.05
-    """Share of the pictures that may be unreadable."""
+    """Share of the images that may be unreadable."""
 
 
 @dataclass(frozen=True)
 class Data(Preparation):
-    """Where the pictures come from."""
+    """Where the images come from."""
 
     source: str = "digits"
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
     autoencoder: str = ""
-    """Train on the latents of this autoencoder: folder, file or hub id. A latent cache brings its own."""
+    """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""
     classes: Whole | None = None
-    """Class count of the model, if it shall have room for more than the data has."""
+    """Class count of the model, if it must have room for more classes than the data has."""
 
 
 @dataclass(frozen=True)

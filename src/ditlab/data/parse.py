@@ -144,7 +144,7 @@ SPECS: tuple[type[SourceSpec], ...] = (Cache, SampleNpz, ImageFiles, Builtin)
 
 def find_spec(text: str, labels: str = "") -> SourceSpec | None:
     """The data source that a text names; None if it names none (a model, perhaps, or nothing)."""
-    return next((spec for kind in SPECS if (spec := kind.parse(text, labels)) is not None), None)
+    return next((spec for spec_class in SPECS if (spec := spec_class.parse(text, labels)) is not None), None)
 
 
 def parse_source(text: str, labels: str = "") -> SourceSpec:
@@ -171,9 +171,9 @@ def preprocessing(settings: Preparation) -> Preprocess | None:
     """
     if settings.size:
         height, width = parse_size(settings.size)
-        channels = 1 if settings.grey else 3
+        channels = 1 if settings.gray else 3
         return Preprocess((height, width), settings.fit, settings.flip, settings.background, channels)
-    for key in ("fit", "flip", "grey", "background"):
+    for key in ("fit", "flip", "gray", "background"):
         if getattr(settings, key) != getattr(Preparation(), key):
             raise InputError(f"{key} is {getattr(settings, key)}, but no size is given; set data.size too")
     return None

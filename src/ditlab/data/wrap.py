@@ -81,10 +81,10 @@ class TorchImages(Dataset):
         return _channels_first(image, i)
 
     def _all_labels(self) -> list[int]:
-        given = _targets(self.dataset)
-        if given is None:
-            given = [self._pair(i)[1] for i in range(len(self.dataset))]
-        return [_label(value, i) for i, value in enumerate(given)]
+        labels = _targets(self.dataset)
+        if labels is None:
+            labels = [self._pair(i)[1] for i in range(len(self.dataset))]
+        return [_label(value, i) for i, value in enumerate(labels)]
 
 
 def _channels_first(image: Any, i: int) -> Tensor:

@@ -26,12 +26,12 @@ from ditlab.core.version import __version__
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.gather import gather, pass_through
-from ditlab.evaluation.metrics.neighbours import (
+from ditlab.evaluation.metrics.neighbors import (
     Near,
-    nearer,
+    merged,
     nearest,
-    neighbour_ratio,
-    nobody,
+    neighbor_ratio,
+    no_neighbors,
     squared_distances,
     tiles,
 )
@@ -71,19 +71,19 @@ class Neighbours:
 
     def __init__(self, queries: Sequence[Kept], k: int) -> None:
         self.queries, self.k = queries, k
-        self.near = [nobody(len(each), k) for each in queries]
+        self.near = [no_neighbors(len(each), k) for each in queries]
 
     def add(self, indices: Tensor, extracted: Extracted, labels: Tensor | None) -> None:
         features = extracted.features.double()
         for queries, near in zip(self.queries, self.near, strict=True):
             for start, tile in tiles(queries):
                 before = Near(*(each[start : start + len(tile)] for each in near))
-                after = nearer(before, nearest(squared_distances(tile, features), indices, self.k))
+                after = merged(before, nearest(squared_distances(tile, features), indices, self.k))
                 for old, new in zip(before, after, strict=True):
                     old.copy_(new)
 
     def merge(self, other: Self) -> None:
-        self.near = [nearer(*pair) for pair in zip(self.near, other.near, strict=True)]
+        self.near = [merged(*pair) for pair in zip(self.near, other.near, strict=True)]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {
@@ -213,7 +213,7 @@ def compared(samples: Tensor, unseen: Tensor, held_out: Statistics) -> tuple[flo
     spread = float(np.sqrt(np.trace(held_out.features.covariance)))
     if unseen.median() <= EQUAL * spread:
         raise InputError("most held-out images are equal to training images; give images that the model never saw")
-    return neighbour_ratio(samples, unseen)
+    return neighbor_ratio(samples, unseen)
 
 
 def show(samples: Dataset, training: Dataset, closest: Tensor, places: Tensor, distances: Tensor, out: Path) -> None:

@@ -43,7 +43,7 @@ from ditlab.report.sheets import contact_sheet, to_pil
 
 PROTOCOL_COUNT = 50_000  # images of published distances
 SHOWN = 40  # images of the contact sheet
-PREPROCESSING = ("fit", "background", "gray", "grey")  # of training images, which real images share
+PREPROCESSING = ("fit", "background", "gray")  # of training images, which real images share
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,8 @@ def open_source(
         samples, protocol = samples_of(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
         same = {key: trained_on[key] for key in PREPROCESSING if key in trained_on}
+        if "grey" in trained_on:  # the key of version 0.1
+            same["gray"] = trained_on["grey"]
         return samples, protocol, Preparation(size="{}x{}".format(*samples.size), **same)
     images = open_pictures(str(source), None, device)
     if len(images) < 2:
@@ -329,7 +331,7 @@ def given_by(features: Features, images: Dataset, one: Extracted | None = None) 
         "kept": True,
         "spatial": one.spatial is not None,
         "scores": one.probabilities is not None,
-        "accuracy": features.reads is not None and features.reads == images.classes,
+        "accuracy": features.classes is not None and features.classes == images.classes,
     }
 
 

@@ -174,7 +174,7 @@ class Metric:
     """Fields of the generated images' `Statistics` that it reads besides `features`, such as kept or scores."""
     compute: Compute
     of_reference: Needs = frozenset()
-    """Fields of the reference's `Statistics` that it reads, beside `features`."""
+    """The same of the reference's `Statistics`."""
     results: Mapping[str, Direction] = field(default_factory=dict)
     """Name of each result that studies can compare, and which direction is better. A distance is named "fd", "sfd" or
     "kd" here, whatever the features."""

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.report.sheets import save_animation, to_pil
+from ditlab.report.sheets import save_animation, to_pil, to_videos
 
 TYPES = ("pil", "np", "pt", "latent")
 
@@ -64,7 +64,7 @@ def save_item(item: Image.Image | NDArray[np.uint8], file: Path) -> None:
 def make_output(pixels: Tensor, output_type: str) -> Output:
     """uint8 pixels (B, C, H, W) or (B, C, T, H, W) in the wanted form."""
     if output_type == "pil":
-        videos = [clip.movedim(0, -1).contiguous().numpy() for clip in pixels] if pixels.ndim == 5 else []
+        videos = to_videos(pixels) if pixels.ndim == 5 else []
         return Output(to_pil(pixels), videos)
     floats = pixels.float() / 255
     return Output(floats if output_type == "pt" else floats.movedim(1, -1).numpy())

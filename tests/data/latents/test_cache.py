@@ -9,8 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from ditlab.autoencoders import KL
+from ditlab.autoencoders import KL, Latent
 from ditlab.core.errors import InputError
+from ditlab.core.types import Batch, Condition
+from ditlab.data import ahead, training_order
 from ditlab.data.base import InMemory
 from ditlab.data.latents.cache import Latents
 from ditlab.data.latents.encode import encode
@@ -127,7 +129,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_cache import InMemory, dataset, make
+from test_cache import InMemory, dataset, make, torch
+torch.set_num_threads(1)  # as in this process: the last bits depend on it
 class Slow(InMemory):
     def fetch(self, indices):
         time.sleep(0.02)
@@ -141,7 +144,7 @@ make(Path({out!r}), Slow(whole.images, whole.labels, whole.classes), shard=8)
 @pytest.mark.slow
 def test_a_kill_loses_at_most_the_shard_in_work(tmp_path):
     out = tmp_path / "cache"
-    code = KILLED.format(tests=str(Path(__file__).parents[1]), out=str(out))
+    code = KILLED.format(tests=str(Path(__file__).parent), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", code])
     while len(list((out / "shards").glob("*.safetensors"))) < 5:
         assert process.poll() is None
@@ -156,3 +159,74 @@ def test_a_kill_loses_at_most_the_shard_in_work(tmp_path):
     make(tmp_path / "alone", dataset(200), shard=8)
     a, b = (Latents(path).fetch(torch.arange(200)).x for path in (out, tmp_path / "alone"))
     assert torch.equal(a, b)
+
+
+class VideoAutoencoder(Latent):
+    """Means over cells of 2x4x4 pixels as the moments' mean, and a variance of 1."""
+
+    def __init__(self):
+        super().__init__(3, 3, 4, 0.0, 1.0)
+        self.config |= {"kind": "video"}
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def latent_shape(self, channels, size):
+        frames, height, width = size
+        return 3, (frames // 2, height // 4, width // 4)
+
+    def encode(self, images):
+        mean = torch.nn.functional.avg_pool3d(images.float(), (2, 4, 4)) * self.scale
+        return torch.cat([mean, torch.zeros_like(mean)], 1)
+
+    def moments(self, x):
+        raise NotImplementedError
+
+    def pictures(self, z):
+        raise NotImplementedError
+
+
+class Captioned(InMemory):
+    """Videos with the states of a text encoder and a frame rate."""
+
+    def __init__(self, count=11):
+        videos = torch.randint(0, 256, (count, 3, 4, 8, 12)).byte()  # (N, C, T, H, W)
+        super().__init__(videos, torch.zeros(count, dtype=torch.long), [])
+        self.tokens, self.mask = torch.randn(count, 5, 6).half(), torch.rand(count, 5) > 0.5
+        self.rate = torch.arange(count)
+
+    def condition(self, indices):
+        return Condition(tokens=self.tokens[indices], mask=self.mask[indices])
+
+    def fetch(self, indices):
+        return Batch(self.images[indices], self.condition(indices), {"rate": self.rate[indices]})
+
+
+def test_videos_with_conditions_pass_through_order_reading_and_cache(tmp_path):
+    data, ae = Captioned(), VideoAutoencoder()
+    batches = ahead(training_order(len(data), 4, seed=0, seen=0), data.fetch)
+    first = next(batches)
+    assert tuple(first.x.shape) == (4, 3, 4, 8, 12)
+    assert not first.encoded
+    batches.close()
+    make(tmp_path / "cache", data, ae, shard=4, batch_size=3)
+    cache = Latents(tmp_path / "cache")
+    assert (len(cache), cache.size, cache.shape, cache.classes) == (11, (4, 8, 12), (6, 2, 2, 3), [])
+    order = torch.tensor([10, 0, 3, 4])
+    batch = cache.fetch(order)
+    assert batch.encoded
+    torch.testing.assert_close(batch.x, ae.encode(data.images[order]).detach())
+    assert torch.equal(batch.condition.tokens, data.tokens[order])
+    assert torch.equal(batch.condition.mask, data.mask[order])
+    assert batch.condition.label is None
+    assert batch.extra["rate"].tolist() == order.tolist()
+
+
+def test_a_cache_of_an_earlier_version_is_read_and_continued(tmp_path):
+    make(tmp_path / "cache")
+    before = Latents(tmp_path / "cache").fetch(torch.arange(23)).x
+    for name in ("description.json", "index.json"):
+        file = tmp_path / "cache" / name
+        content = json.loads(file.read_text())
+        content["pictures"] = content.pop("images")
+        file.write_text(json.dumps(content))
+    assert torch.equal(Latents(tmp_path / "cache").fetch(torch.arange(23)).x, before)
+    assert make(tmp_path / "cache").images == 0

@@ -1,4 +1,4 @@
-"""Where images come from. A new kind of source is one file and one line in `SOURCES`."""
+"""Where images come from. A new source is one file and one line in `SOURCES`."""
 
 from ditlab.core.errors import InputError
 from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
@@ -14,7 +14,7 @@ __all__ = ["MIN_SIDE", "SOURCES", "SUFFIXES", "Column", "Source", "Unreadable", 
 
 
 def find_source(text: str, labels: str = "") -> type[Source] | None:
-    """The kind of source that a text names; None if there is none.
+    """The class of the source that a text names; None if there is none.
 
     Args:
         text: path, pattern or hub name.
@@ -33,12 +33,12 @@ def open_source(text: str, labels: str = "") -> Source:
     Raises:
         InputError: nothing there, or parts that do not fit together; one line with the remedy.
     """
-    kind = find_source(text, labels)
-    if kind is None:
+    source_class = find_source(text, labels)
+    if source_class is None:
         raise InputError(f'no data at "{text}"; give an existing folder of images')
-    if labels and kind.has_labels:
+    if labels and source_class.has_labels:
         raise InputError(f"labels {labels} cannot be used: {text} has its own labels; leave them out")
-    source = kind.from_text(text, labels)
+    source = source_class.from_text(text, labels)
     if not len(source):
         raise InputError(f"no images in {text}; put some there ({', '.join(SUFFIXES)})")
     return source

@@ -7,7 +7,7 @@ from ditlab.evaluation.metrics.accuracy import accuracy
 from ditlab.evaluation.metrics.frechet import frechet, frechet_distance, spatial_frechet
 from ditlab.evaluation.metrics.inception_score import inception_score, mean_inception_score
 from ditlab.evaluation.metrics.kernel import kernel, kernel_distance
-from ditlab.evaluation.metrics.neighbours import neighbour_ratio, precision_and_recall, precision_recall
+from ditlab.evaluation.metrics.neighbors import neighbor_ratio, precision_and_recall, precision_recall
 from ditlab.evaluation.statistics import Metric, Statistics, canonical_name
 
 KEPT, SPATIAL, SCORES, ACCURACY = (frozenset({name}) for name in ("kept", "spatial", "scores", "accuracy"))
@@ -57,6 +57,6 @@ __all__ = [
     "frechet_distance",
     "inception_score",
     "kernel_distance",
-    "neighbour_ratio",
+    "neighbor_ratio",
     "precision_recall",
 ]

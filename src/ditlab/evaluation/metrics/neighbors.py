@@ -66,7 +66,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def radii(features: Kept, k: int) -> Tensor:
     """Squared distance (N,) of each row to its k-th nearest neighbor; the row itself does not count."""
-    return torch.cat([neighbours_of(tile, features, k + 1).squares[:, k] for _, tile in tiles(features)])
+    return torch.cat([neighbors_of(tile, features, k + 1).squares[:, k] for _, tile in tiles(features)])
 
 
 class Near(NamedTuple):
@@ -76,7 +76,7 @@ class Near(NamedTuple):
     places: Tensor  # (Q, k) numbers of the features, int64
 
 
-def nobody(count: int, k: int) -> Near:
+def no_neighbors(count: int, k: int) -> Near:
     """The state before any feature was compared."""
     return Near(torch.full((count, k), torch.inf, dtype=torch.float64), torch.full((count, k), -1))
 
@@ -91,7 +91,7 @@ def nearest(distances: Tensor, numbers: Tensor, k: int) -> Near:
     return Near(squares, numbers[columns])
 
 
-def nearer(a: Near, b: Near) -> Near:
+def merged(a: Near, b: Near) -> Near:
     """The nearest features of two results over different features; k is that of the first."""
     squares, places = (torch.cat(pair, 1) for pair in zip(a, b, strict=True))
     order = places.argsort(dim=1)
@@ -99,16 +99,16 @@ def nearer(a: Near, b: Near) -> Near:
     return Near(squares.gather(1, order), places.gather(1, order))
 
 
-def neighbours_of(queries: Tensor, features: Kept, k: int) -> Near:
+def neighbors_of(queries: Tensor, features: Kept, k: int) -> Near:
     """The k features nearest to each query (Q, D) float64."""
-    near = nobody(len(queries), k)
+    near = no_neighbors(len(queries), k)
     for start, tile in tiles(features):
         distances = squared_distances(queries, tile)
-        near = nearer(near, nearest(distances, torch.arange(start, start + len(tile)), k))
+        near = merged(near, nearest(distances, torch.arange(start, start + len(tile)), k))
     return near
 
 
-def neighbour_ratio(samples: Tensor, held_out: Tensor) -> tuple[float, float]:
+def neighbor_ratio(samples: Tensor, held_out: Tensor) -> tuple[float, float]:
     """How much closer samples lie to the training set than unseen real images do (Meehan et al. 2020).
 
     Args:
