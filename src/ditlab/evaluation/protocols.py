@@ -1,6 +1,5 @@
 """Evaluation: a score with everything that decided it (protocol, reference, versions and machine)."""
 
-import json
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from ditlab.checkpoints import load
 from ditlab.config.evaluation import CheckpointOptions, Evaluation, SampleSource
@@ -17,7 +15,7 @@ from ditlab.config.sampling import canonical
 from ditlab.config.sections import Preparation
 from ditlab.core.device import describe, pick_device
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.io import held, replace_text
+from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
@@ -35,6 +33,7 @@ from ditlab.evaluation.references import (
     read_reference,
     short_hash,
 )
+from ditlab.evaluation.results import Result, read_result, with_expectation, write_result
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.plan import Plan
@@ -44,34 +43,6 @@ from ditlab.report.sheets import contact_sheet, to_pil
 PROTOCOL_COUNT = 50_000  # images of published distances
 SHOWN = 40  # images of the contact sheet
 PREPROCESSING = ("fit", "background", "gray")  # of training images, which real images share
-
-
-@dataclass(frozen=True)
-class Result:
-    """A score, as result.json holds it."""
-
-    metrics: dict[str, float]
-    protocol: dict[str, Any]
-    notes: list[str]
-    seconds: float
-    version: str
-    hardware: dict[str, Any]
-    folder: Path
-    expected: dict[str, Any] | None = None
-    """`metric`, `value`, `within` and `met`, where a value was expected."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Metrics at the top, then everything else."""
-        others = {key: value for key, value in vars(self).items() if key != "metrics"}
-        return {**self.metrics, **others, "folder": str(self.folder)}
-
-    def table(self) -> Table:
-        """The metrics as a table for the terminal."""
-        table = Table("metric", "value")
-        table.columns[1].justify = "right"
-        for name, value in self.metrics.items():
-            table.add_row(name, f"{value:,.4f}")
-        return table
 
 
 def evaluate(
@@ -420,31 +391,3 @@ def show(samples: Samples, file: Path) -> None:
     """Write a contact sheet of the first images."""
     images = to_pil(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x)
     contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(file)
-
-
-def write_result(result: Result) -> None:
-    """Write result.json."""
-    result.folder.mkdir(parents=True, exist_ok=True)
-    replace_text(result.folder / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
-
-
-def read_result(folder: Path) -> Result:
-    """The result of an earlier call."""
-    file = folder / "result.json"
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-        others = {part.name: metrics.pop(part.name) for part in fields(Result) if part.name != "metrics"}
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{file} is damaged ({error!r}); remove it and give the command again") from None
-    return Result(metrics, **others | {"folder": folder, "expected": None})
-
-
-def with_expectation(result: Result, settings: Evaluation) -> Result:
-    """The result, with whether its first metric has the expected value."""
-    if settings.expect is None:
-        return result
-    name, value = next(iter(result.metrics.items()))
-    within = 0.02 * abs(settings.expect) if settings.within is None else settings.within
-    met = abs(value - settings.expect) <= within
-    expected = {"metric": name, "value": settings.expect, "within": within, "met": met}
-    return replace(result, expected=expected)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+OLD_LICENSE = "licen" + "ce"  # keyword and config key of version 0.1, which are still read
 CARD = """---
 library_name: ditlab
 pipeline_tag: unconditional-image-generation
@@ -43,7 +44,7 @@ def model_card(config: Mapping[str, Any], name: str) -> str:
     if "note" in config:
         facts["note"] = config["note"]
     return CARD.format(
-        license=config.get("license", config.get("licence", "other")),
+        license=config.get("license", config.get(OLD_LICENSE, "other")),
         name=name,
         facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
         label=repr(classes[0]) if classes else "None" if net["classes"] == 0 else "0",

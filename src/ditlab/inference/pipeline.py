@@ -21,6 +21,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import process_name
 from ditlab.inference import saving
 from ditlab.inference.base import BasePipeline
+from ditlab.inference.card import OLD_LICENSE
 from ditlab.inference.hub import push
 from ditlab.inference.output import Output as Output
 from ditlab.inference.prepared import PreparedPipeline, prepare
@@ -137,11 +138,11 @@ class Pipeline(BasePipeline):
             repository: OWNER/NAME; made if it does not exist.
             private: make it private.
             license: the license that the model card states.
-            old: `licence`, the previous spelling.
+            old: the spelling of version 0.1.
         """
-        if set(old) - {"licence"}:
+        if set(old) - {OLD_LICENSE}:
             raise InputError(f"push_to_hub has no argument {', '.join(old)}; it takes private and license")
-        return push(self, repository, private=private, license=license or old.get("licence"))
+        return push(self, repository, private=private, license=license or old.get(OLD_LICENSE))
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the images: architecture, objective, autoencoder, and hashes of weights."""

@@ -1,0 +1,68 @@
+"""The result of an evaluation: a score with everything that decided it, in result.json."""
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ditlab.config.evaluation import Expectation
+from ditlab.core.errors import InputError
+from ditlab.core.io import replace_text
+
+
+@dataclass(frozen=True)
+class Result:
+    """A score, as result.json holds it."""
+
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+    notes: list[str]
+    seconds: float
+    version: str
+    hardware: dict[str, Any]
+    folder: Path
+    expected: dict[str, Any] | None = None
+    """`metric`, `value`, `within` and `met`, where a value was expected."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Metrics at the top, then everything else."""
+        others = {key: value for key, value in vars(self).items() if key != "metrics"}
+        return {**self.metrics, **others, "folder": str(self.folder)}
+
+    def table(self) -> Table:
+        """The metrics as a table for the terminal."""
+        table = Table("metric", "value")
+        table.columns[1].justify = "right"
+        for name, value in self.metrics.items():
+            table.add_row(name, f"{value:,.4f}")
+        return table
+
+
+def write_result(result: Result) -> None:
+    """Write result.json."""
+    result.folder.mkdir(parents=True, exist_ok=True)
+    replace_text(result.folder / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
+
+
+def read_result(folder: Path) -> Result:
+    """The result of an earlier call."""
+    file = folder / "result.json"
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        others = {part.name: metrics.pop(part.name) for part in fields(Result) if part.name != "metrics"}
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{file} is damaged ({error!r}); remove it and give the command again") from None
+    return Result(metrics, **others | {"folder": folder, "expected": None})
+
+
+def with_expectation(result: Result, settings: Expectation) -> Result:
+    """The result, with whether its first metric has the expected value."""
+    if settings.expect is None:
+        return result
+    name, value = next(iter(result.metrics.items()))
+    within = 0.02 * abs(settings.expect) if settings.within is None else settings.within
+    met = abs(value - settings.expect) <= within
+    expected = {"metric": name, "value": settings.expect, "within": within, "met": met}
+    return replace(result, expected=expected)
