@@ -15,6 +15,12 @@ from ditlab.core.types import Condition, Trace
 IMAGENET = 1000  # classes
 
 
+def record(trace: Trace | None, number: int, output: Tensor) -> None:
+    """Record the output of the block with this number in `Backbone.repeated`, if a trace asks for it."""
+    if trace is not None:
+        trace.tap(f"blocks.{number}", output)
+
+
 class Backbone(nn.Module, ABC):
     """A denoising network (B, C, H, W), (B,), (B,) -> (B, C or 2C, H, W)."""
 
@@ -48,6 +54,8 @@ class Backbone(nn.Module, ABC):
 
     extras = 0
     """Tokens that stand before those of the picture."""
+    joined = 0
+    """Tokens that stand after those of the image, and that routing always keeps."""
 
     @classmethod
     @abstractmethod
@@ -94,6 +102,11 @@ class Backbone(nn.Module, ABC):
     def conditioning(self, t: Tensor, y: Tensor) -> list[Tensor]:
         """The vectors (B, D) that the modulations of this network read, of different widths; none where it has none."""
         return []
+
+    @property
+    def no_routing(self) -> str:
+        """Why `Trace.kept` cannot be used with this network; empty if it can."""
+        return "its blocks need all tokens"
 
     @property
     def repeated(self) -> list[nn.Module]:

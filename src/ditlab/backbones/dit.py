@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.backbones.base import Backbone
+from ditlab.backbones.base import Backbone, record
 from ditlab.backbones.layers import (
     Attention,
     CrossAttention,
@@ -94,8 +94,7 @@ class DiT(Backbone):
         self.patch, self.exits = patch, exits
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
         self.tokens_join = condition == "in-context"
-        self.kept: Tensor | None = None  # in training: places (B, K) of the tokens that pass all blocks
-        more = 2 if self.tokens_join else 0
+        self.joined = more = 2 if self.tokens_join else 0
         turn = rotations(height // patch, breadth // patch, width // heads, more) if rope else None
         style = Style(width, heads, qk_norm, rms_norm, swiglu, turn)
 
@@ -138,6 +137,12 @@ class DiT(Backbone):
         return self.pos_embed.shape[1] + (2 if self.tokens_join else 0)
 
     @property
+    def no_routing(self) -> str:
+        if self.exits:
+            return "with exits its blocks do not see all images"
+        return "" if len(self.blocks) >= 3 else "it has fewer than 3 blocks"
+
+    @property
     def repeated(self) -> list[nn.Module]:
         return [*self.blocks, self.final_layer]
 
@@ -175,20 +180,21 @@ class DiT(Backbone):
         x = self.x_embedder(x.to(self.dtype)) + self.pos_embed      # (B, N, D)   N = h w
         if self.tokens_join:
             x = torch.cat([x, c], dim=1)                            # (B, N + 2, D)
-        x = self.inner(x, c, t)                                     # (B, N, D)
+        x = self.inner(x, c, t, trace)                              # (B, N, D)
         x = self.final_layer(x[:, : h * w], c)                      # (B, N, p p C)
         return unpatchify(x, h, w, self.patch)                      # (B, C, H, W)
         # fmt: on
 
     def inner(self, x: Tensor, *rest: Any) -> Tensor:
         """All blocks, or as many as there are before an image's exit."""
-        c, t = rest
+        c, t, trace = rest
         if self.exits and not t.is_meta:
             return through(self.blocks, x, c, depth_at(t, self.exits, len(self.blocks)))
-        if self.kept is not None:
-            return routed(self.blocks, x, c, self.kept)
-        for block in self.blocks:
+        if trace is not None and trace.kept is not None:
+            return routed(self.blocks, x, c, trace)
+        for i, block in enumerate(self.blocks):
             x = block(x, c)  # (B, N, D)
+            record(trace, i, x)
         return x
 
     def condition(self, t: Tensor, y: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ditlab.backbones.base import record
 from ditlab.core.errors import InputError
+from ditlab.core.types import Trace
 
 CLOCK = 1000.0  # where the clock of all processes ends
 
@@ -40,25 +42,29 @@ def depth_at(t: Tensor, exits: Sequence[float], depth: int) -> list[int]:
     return [max(1, round(exits[span] * depth)) for span in spans.tolist()]
 
 
-def routed(blocks: nn.ModuleList, x: Tensor, c: Tensor, kept: Tensor) -> Tensor:
+def routed(blocks: nn.ModuleList, x: Tensor, c: Tensor, trace: Trace) -> Tensor:
     """Tokens (B, N, D) of which only some pass the middle blocks, in training (Krause et al., "TREAD", ICCV 2025).
 
     Args:
         blocks: all of them; a sixth at either end sees all tokens.
         x: tokens.
         c: condition.
-        kept: places (B, K) of the tokens that pass all blocks.
+        trace: `kept` holds the places (B, K) of the tokens that pass all blocks.
     """
     ends = max(1, round(len(blocks) / 6))
-    for block in blocks[:ends]:
+    assert trace.kept is not None
+    for i, block in enumerate(blocks[:ends]):
         x = block(x, c)
-    where = kept[..., None].expand(-1, -1, x.shape[-1])  # (B, K, D)
+        record(trace, i, x)
+    where = trace.kept[..., None].expand(-1, -1, x.shape[-1])  # (B, K, D)
     some = x.gather(1, where)
-    for block in blocks[ends:-ends]:
-        some = block(some, c, kept)
+    for i, block in enumerate(blocks[ends:-ends], start=ends):
+        some = block(some, c, trace.kept)
+        record(trace, i, some)
     x = x.scatter(1, where, some)
-    for block in blocks[-ends:]:
+    for i, block in enumerate(blocks[-ends:], start=len(blocks) - ends):
         x = block(x, c)
+        record(trace, i, x)
     return x
 
 

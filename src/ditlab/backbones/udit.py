@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditlab.backbones.base import Backbone
+from ditlab.backbones.base import Backbone, record
 from ditlab.backbones.depthwise import depthwise_conv
 from ditlab.backbones.layers import LabelEmbedder, LinearGELU, Mlp, TimestepEmbedder, attend, norm
 from ditlab.core.errors import InputError, lookup
@@ -129,6 +129,9 @@ class UDiT(Backbone):
             f"conditions.{i}.y_embedder.embedding_table.weight" for i in range(len(self.conditions))
         )
         self.initialise()
+        count = 0
+        for blocks in (each for each in self.modules() if isinstance(each, Blocks)):  # in the order of `repeated`
+            blocks.first, count = count, count + len(blocks)
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
@@ -212,23 +215,23 @@ class UDiT(Backbone):
         # fmt: off
         c = [condition(t, y) for condition in self.conditions]       # (B, 1, 1, D) for each level
         x = self.x_embedder(x.to(self.dtype).movedim(1, -1))         # (B, H, W, D)
-        x, skip = self.encoders[0](x, c[0])                          # (B, H / 2, W / 2, 2 D), (B, H, W, D)
-        x = self.inner(x, c[1:])                                     # (B, H / 2, W / 2, 2 D)
-        x = self.decoders[-1](x, skip, c[1])                         # (B, H, W, 2 D)
+        x, skip = self.encoders[0](x, c[0], trace)                   # (B, H / 2, W / 2, 2 D), (B, H, W, D)
+        x = self.inner(x, c[1:], trace)                              # (B, H / 2, W / 2, 2 D)
+        x = self.decoders[-1](x, skip, c[1], trace)                  # (B, H, W, 2 D)
         x = self.final_layer(self.output(x), c[1])                   # (B, H, W, C)
         return x.movedim(-1, 1).contiguous()                         # (B, C, H, W)
         # fmt: on
 
     def inner(self, x: Tensor, *rest: Any) -> Tensor:
         """All levels but the first; the condition of each is given."""
-        (c,) = rest
+        c, trace = rest
         skips: list[Tensor] = []
         for encoder, each in zip(self.encoders[1:], c[:-1], strict=True):
-            x, skip = encoder(x, each)  # (B, h / 2, w / 2, 2 D), (B, h, w, D)
+            x, skip = encoder(x, each, trace)  # (B, h / 2, w / 2, 2 D), (B, h, w, D)
             skips.append(skip)
-        x = self.middle(x, c[-1])  # (B, h, w, D)
+        x = self.middle(x, c[-1], trace)  # (B, h, w, D)
         for decoder, each in zip(self.decoders[:-1], c[-2::-1], strict=True):
-            x = decoder(x, skips.pop(), each)  # (B, 2 h, 2 w, D / 2)
+            x = decoder(x, skips.pop(), each, trace)  # (B, 2 h, 2 w, D / 2)
         return x
 
     @torch.no_grad()
@@ -256,8 +259,8 @@ class Encoder(nn.Module):
         self.blocks = Blocks(width, depth, style)
         self.down = Conv(width, width // 2, 3, bias=False)
 
-    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.blocks(x, c)
+    def forward(self, x: Tensor, c: Tensor, trace: Trace | None) -> tuple[Tensor, Tensor]:
+        x = self.blocks(x, c, trace)
         return unshuffle(self.down(x)), x
 
 
@@ -270,9 +273,9 @@ class Decoder(nn.Module):
         self.reduce = nn.Linear(2 * width, out)
         self.blocks = Blocks(out, depth, style)
 
-    def forward(self, x: Tensor, skip: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
         x = torch.cat([shuffle(self.up(x)), skip], dim=-1)  # (B, h, w, 2 D)
-        return self.blocks(self.reduce(x), c)
+        return self.blocks(self.reduce(x), c, trace)
 
 
 class LevelCondition(nn.Module):
@@ -292,11 +295,13 @@ class Blocks(nn.ModuleList):
     def __init__(self, width: int, depth: int, style: Style) -> None:
         super().__init__([Block(width, style) for _ in range(2 * depth)])
         self.rotated = width // style.heads if style.rope else 0
+        self.first = 0  # number of the first block in `UDiT.repeated`
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, trace: Trace | None = None) -> Tensor:
         table = rotations(x.shape[1], x.shape[2], self.rotated, x.device) if self.rotated else None
-        for block in self:
+        for i, block in enumerate(self, start=self.first):
             x = block(x, c, table)  # (B, h, w, D)
+            record(trace, i, x)
         return x
 
 

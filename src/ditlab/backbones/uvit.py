@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.backbones.base import IMAGENET, Backbone
+from ditlab.backbones.base import IMAGENET, Backbone, record
 from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, sinusoids, unpatchify
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
@@ -155,20 +155,27 @@ class UViT(Backbone):
             x = torch.cat([self.label_emb(y)[:, None], x], dim=1)         # (B, h w + 2, D)
         x = x + self.pos_embed                                            # (B, N, D)   N = h w + 1 or 2
         skip = x = self.in_blocks[0](x)                                   # (B, N, D)
-        x = self.out_blocks[-1](self.inner(x), skip)                      # (B, N, D)
+        record(trace, 0, x)
+        x = self.out_blocks[-1](self.inner(x, trace), skip)               # (B, N, D)
+        record(trace, 2 * len(self.in_blocks), x)
         x = self.decoder_pred(self.norm(x[:, self.extras :]))             # (B, h w, p p C)
         return self.final_layer(unpatchify(x, h, w, self.patch))          # (B, C, H, W)
         # fmt: on
 
     def inner(self, x: Tensor, *rest: Any) -> Tensor:
         """All blocks but the first and the last."""
+        (trace,) = rest
         skips: list[Tensor] = []
-        for block in self.in_blocks[1:]:
+        count = len(self.in_blocks)
+        for i, block in enumerate(self.in_blocks[1:], start=1):
             x = block(x)  # (B, N, D)
+            record(trace, i, x)
             skips.append(x)
         x = self.mid_block(x)
-        for block in self.out_blocks[:-1]:
+        record(trace, count, x)
+        for i, block in enumerate(self.out_blocks[:-1], start=count + 1):
             x = block(x, skips.pop())
+            record(trace, i, x)
         return x
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
+from ditlab.config.fields import renamed
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError, nearest
 
@@ -81,7 +83,9 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
     Raises:
         InputError: an unknown key (the line names the nearest) or a wrong type (the line names it).
     """
-    tables = check_sections(tables, source)
+    tables, notes = renamed(Recipe, check_sections(tables, source))
+    for note in notes:
+        warnings.warn(f"{source}: {note}", FutureWarning, stacklevel=2)
     if any(each.partition("=")[0] == NETWORK for each in overrides):
         tables = without_network(tables)
     return _read(Recipe, tables, overrides, source)
@@ -134,7 +138,9 @@ def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Nested tables of plain values, without the keys that are None."""
     return {
         section: {
-            key: list(value) if isinstance(value, tuple) else value for key, value in table.items() if value is not None
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in table.items()
+            if value is not None and value != {}
         }
         for section, table in dataclasses.asdict(recipe).items()
     }
@@ -146,6 +152,8 @@ def to_toml(tables: dict[str, dict[str, Any]]) -> str:
     def value(v: Any) -> str:
         if isinstance(v, list):
             return f"[{', '.join(map(value, v))}]"
+        if isinstance(v, dict):
+            return f"{{{', '.join(f'{json.dumps(k)} = {value(x)}' for k, x in v.items())}}}"
         if isinstance(v, float):
             return repr(v)  # TOML has inf and nan too
         return json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f")  # strings, whole numbers, booleans
