@@ -211,7 +211,7 @@ def test_a_stopped_study_goes_on(done, tmp_path, monkeypatch):
 
 
 def test_a_part_that_fails_is_told_in_its_place(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ditlab.training.trainer.preview", lambda pipes, dataset, place: Image.new("L", (8, 8)))
+    monkeypatch.setattr("ditlab.training.loop.preview", lambda pipes, place: Image.new("L", (8, 8)))
     study = write(
         tmp_path, TINY.replace("draws = 2", "draws = 1").replace('"c" = {model.width = 48}', '"c" = {optim.lr = 1e18}')
     )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone
 from ditlab.checkpoints import load
+from ditlab.config.fields import resume_rules
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Evaluation, Preparation, Recipe
 from ditlab.core.device import pick_device
@@ -27,7 +28,7 @@ from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, open_dataset, parse_source
 from ditlab.data.parse import SampleNpz
-from ditlab.diffusion.objective import make_objective
+from ditlab.diffusion.objective import Objective, completed, make_objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
@@ -37,15 +38,12 @@ from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.samples import Samples
 from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
-from ditlab.training.state import FREE
-from ditlab.training.trainer import check_ranges, pick_autoencoder
+from ditlab.training.checks import check_recipe
+from ditlab.training.setup import pick_autoencoder
 
 LINES = 40  # of a run's metrics, at least: the points of its curve
 SAVED = 4  # checkpoints on the way, at least
 TRAINING = 3  # times the work of a forward pass, for each picture
-# What of a run's settings does not decide its weights: how it is stopped, told of and drawn from, and its length in
-# seconds, which stands there as that.
-NOT_MARKED = (FREE - {"images"}) | {"seed"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def lay_out(study: Study, known: dict[str, int], console: Console, *, timed: boo
 def lay_out_part(study: Study, name: str, known: dict[str, int], timed: bool) -> Part:
     """One of them."""
     recipe, budget = study.parts[name], study.budget
-    check_ranges(recipe)
+    check_recipe(recipe)
     by_time = budget.seconds is not None
     mark = mark_of(recipe, f"{budget}") if by_time else ""
     found = plan(recipe, timed=timed or (by_time and mark not in known))
@@ -163,10 +161,12 @@ def rhythm(study: Study, name: str, recipe: Recipe) -> dict[str, Any]:
 def mark_of(recipe: Recipe, length: int | str) -> str:
     """Identity of a run, whatever its seed: the settings that decide its weights, what it learns from, the version."""
     tables = to_tables(recipe)
+    rules = resume_rules(Recipe)
     told: dict[str, Any] = {
-        section: {key: value for key, value in tables[section].items() if key not in NOT_MARKED}
+        section: {key: value for key, value in tables[section].items() if rules[f"{section}.{key}"] != "free"}
         for section in ("model", "diffusion", "data", "optim", "train")
     }
+    del told["train"]["seed"]
     told["train"]["images"] = length
     told["pictures"] = pictures_of(recipe.data.source)
     told["begins with"] = pictures_of(recipe.train.init_from) if recipe.train.init_from else None
@@ -191,10 +191,11 @@ def pictures_of(source: str) -> str:
 
 
 @cache
-def opened(data: Data, init_from: str) -> tuple[Dataset, Autoencoder]:
-    """The pictures of a recipe, and its autoencoder."""
-    dataset = open_dataset(data.source, data)
-    return dataset, pick_autoencoder(data.autoencoder, dataset, load(init_from) if init_from else None)
+def opened(data: Data, init_from: str) -> tuple[Dataset, Autoencoder, Objective | None]:
+    """The images of a recipe, its autoencoder, and how the model was trained that it starts from."""
+    dataset, source = open_dataset(data.source, data), load(init_from) if init_from else None
+    objective = None if source is None else source.objective
+    return dataset, pick_autoencoder(data.autoencoder, dataset, source), objective
 
 
 @cache
@@ -245,9 +246,10 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> Way:
     protocol.check(settings)
     for metric in settings.metrics:
         lookup(METRICS, metric, "metric")
-    dataset, autoencoder = opened(recipe.data, recipe.train.init_from)
+    dataset, autoencoder, started = opened(recipe.data, recipe.train.init_from)
+    recipe = replace(recipe, diffusion=completed(recipe.diffusion, started))
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
-    net = Counting(size, channels, recipe.data.classes or len(dataset.classes), recipe.diffusion.learn_variance)
+    net = Counting(size, channels, recipe.data.classes or len(dataset.classes), bool(recipe.diffusion.learn_variance))
     config = {"sample": to_tables(recipe)["sample"]}
     pipe = Pipeline(net, make_objective(recipe.diffusion), autoencoder, dataset.classes, config)
     pictures, told = protocol.drawn_by(pipe, settings)
