@@ -168,6 +168,16 @@ def test_grids_of_attention_have_the_shape_of_the_input(make):
     assert net.grid_of(net.extras + h * w + net.joined + 1) is None
 
 
+def test_examples_are_inputs_of_a_trial_call(make):
+    net = perturbed(make(size=(8, 16)))
+    x, timestep, condition = net.example(2)
+    assert (x.abs().sum(), timestep.tolist(), condition.label.tolist()) == (0, [0.5, 0.5], [3, 3])
+    x, timestep, condition = net.example(5, torch.Generator().manual_seed(1))
+    assert condition.label.tolist() == [3, 0, 1, 2, 3]
+    assert len(set(timestep.tolist())) == 5
+    assert torch.equal(net(x, timestep, condition), net(x, timestep, condition.label))
+
+
 def test_saved_and_loaded_it_draws_the_same(make, tmp_path):
     pipe = Pipeline(perturbed(make(), 0.05).eval(), Objective())
     pipe.save(tmp_path / "model")

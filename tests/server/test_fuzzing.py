@@ -1,4 +1,4 @@
-"""The API against its own description: requests of all kinds, right and wrong, made by schemathesis."""
+"""The API against its OpenAPI description, with valid and invalid requests from schemathesis."""
 
 import shutil
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ from ditlab.server.app import create_app
 from ditlab.server.generation import Limits
 
 TOKEN = {"Authorization": "Bearer sesame"}
-# What a description cannot say, such as which classes there are, is refused with 400.
+# Requests that match the description can still be rejected with 400, for example for an unknown class.
 TAKEN = ["2xx", "400", "401", "404", "429"]
 SETTINGS = {
     "headers": TOKEN,
@@ -25,13 +25,13 @@ SETTINGS = {
 
 @asynccontextmanager
 async def lasting(app):
-    """In the place of the life that ends with the client, of which each request here has one."""
+    """Replaces the lifespan, which would close the service after the first request of a test client."""
     yield
 
 
 @pytest.fixture
 def app(tmp_path):
-    pipe = smooth(tiny_pipeline(classes=10))  # so that the examples can be drawn
+    pipe = smooth(tiny_pipeline(classes=10))  # so that the examples are valid
     pipe.config["sample"] = {"sampler": "euler", "steps": 2, "guidance": 2.0}
     shutil.copy(find_recipe("digits"), tmp_path / "recipe.toml")
     (tmp_path / "metrics.jsonl").write_text('{"images": 10, "loss": 0.5, "loss_by_time": [0.4, null]}\n')
@@ -43,7 +43,7 @@ def app(tmp_path):
 
 
 @pytest.mark.slow
-def test_answers_are_those_of_the_description(app):
+def test_responses_match_the_description(app):
     schemathesis = pytest.importorskip("schemathesis")
     from schemathesis.engine import from_schema
 
@@ -51,7 +51,7 @@ def test_answers_are_those_of_the_description(app):
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config, headers=TOKEN)
     found, answered = set(), defaultdict(Counter)
     for event in from_schema(schema).execute():
-        if hasattr(event, "value"):  # an error of the tool's own
+        if hasattr(event, "value"):  # an error of schemathesis itself
             found.add(f"{event.label}: {event.value!r}")
         if not hasattr(event, "recorder"):
             continue

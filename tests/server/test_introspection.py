@@ -22,7 +22,7 @@ def made(name, **more):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_watching_changes_nothing_and_gives_weights_of_patches(name):
+def test_inspection_changes_nothing_and_returns_weights_of_patches(name):
     net = made(name)
     given = inputs(net)
     watcher = Inspector(net, attention=0)
@@ -55,14 +55,14 @@ def test_fine_grids_are_averaged_and_keep_their_sums():
 
 
 @torch.no_grad()
-def test_changes_are_those_of_the_first_picture_from_step_to_step():
+def test_changes_are_those_of_the_first_image_between_steps():
     net = made("DiT")
     x, t, y = inputs(net)
     watcher = Inspector(net)
     for time in (t, t, t + 100):
         with watcher.watching():
             net(x, time, y)
-        with watcher.watching():  # a second call of the same step is not looked at
+        with watcher.watching():  # a second call of the same step is not recorded
             net(x * 5, time, y)
         watcher.next_step()
     same, other = watcher.changes

@@ -7,7 +7,7 @@ from ditlab.core.types import Noise
 
 
 class Pixel(Autoencoder):
-    """Pixels 0..255 <-> x0 in [-1, 1]."""
+    """Pixels 0..255 <-> x0 in [-1, 1], of images and videos."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -296,11 +296,24 @@ class Backbone(nn.Module, ABC):
             raise InputError(f"a condition with {given} for a class-conditional network; give class labels")
         return condition.label
 
-    def example(self, batch: int) -> tuple[Tensor, Tensor, Condition]:
-        """Inputs for a trial call: x, timestep and condition with `batch` rows, on the network's device."""
+    def example(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Condition]:
+        """Inputs for a trial call, on the network's device.
+
+        Args:
+            batch: number of rows.
+            generator: on the CPU, for random x and different timesteps and conditions, the null condition first; None
+                is x = 0 and the null condition in every row.
+
+        Returns:
+            x (B, *shape) float32, timestep (B,) in 0..1, condition (B rows).
+        """
         x = torch.zeros(batch, *self.shape, device=self.device)
         timestep = torch.full((batch,), 0.5, device=self.device)
         label = torch.full((batch,), self.classes, dtype=torch.long, device=self.device)
+        if generator is not None:
+            x = torch.randn(x.shape, generator=generator).to(self.device)
+            timestep = torch.linspace(0.1, 0.9, batch, device=self.device)
+            label = (torch.arange(batch, device=self.device) - 1) % (self.classes + 1)
         return x, timestep, Condition(label=label)
 
     @property

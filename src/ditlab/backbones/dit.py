@@ -7,7 +7,7 @@ has the official keys. B images, N tokens, D width, p patch.
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,21 @@ PATCHES = (2, 4, 8)
 
 
 class DiT(Backbone):
-    """The diffusion transformer; initialised as published, so that its first output is exactly zero."""
+    """The diffusion transformer; initialized as published, so that its first output is exactly zero.
+
+    Args:
+        depth: number of transformer blocks.
+        width: channels of a token.
+        heads: number of attention heads.
+        patch: pixels (or latent places) along each side of a token.
+        condition: conditioning mechanism: how timestep and label enter the blocks.
+        qk_norm: RMS-normalize queries and keys.
+        frequency_shift: 1 for timestep frequencies as diffusers computes them, 0 as DiT does.
+        exits: early exit: shares of the blocks that run, for equal spans of the timestep from data to noise.
+        rms_norm: RMS norm instead of layer norm.
+        swiglu: gated feed-forward layers.
+        rope: rotary positions.
+    """
 
     label_tables = ("y_embedder.embedding_table.weight",)
     changeable = ("exits",)
@@ -72,7 +86,7 @@ class DiT(Backbone):
         width: int,
         heads: int,
         patch: int,
-        condition: str = "adaln-zero",
+        condition: Literal["in-context", "cross-attention", "adaln", "adaln-zero"] = "adaln-zero",
         qk_norm: bool = False,
         frequency_shift: int = 0,
         exits: Sequence[float] = (),

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,18 +64,19 @@ class Style(NamedTuple):
 
 
 class UDiT(Backbone):
-    """The U-shaped transformer; initialised as published, so that its first output is exactly zero.
+    """The U-shaped transformer; initialized as published, so that its first output is exactly zero.
 
     Args:
-        width: of the first level; each further level doubles it.
-        heads: of every level.
+        width: channels of the first level; each further level doubles it.
+        heads: number of attention heads of every level.
         depths: blocks of each level, down and up again; an odd count. The paper's block is two of attention + MLP.
         attention: "full"; "key-value": only keys and values are down-sampled, to every other row and column; "token":
-            down-sampled all together, into sub-grids.
-        downsampler: what comes before that: a "depthwise" convolution, one with a "shortcut", or none ("unshuffle").
-        cosine: logits are cosines times a learned scale.
-        rope: queries and keys are rotated by their position in the grid.
-        feed_forward: "plain" MLP, "depthwise" convolution in its middle, or that "reparametrised".
+            queries, keys and values are down-sampled together, into sub-grids.
+        downsampler: layer before down-sampling: a "depthwise" convolution, one with a "shortcut", or none
+            ("unshuffle").
+        cosine: attention on normalized queries and keys with a learned scale.
+        rope: rotary positions.
+        feed_forward: "plain" MLP, with a "depthwise" convolution in its middle, or with that one "reparametrised".
     """
 
     heads_out = ("final_layer.out_proj.weight", "final_layer.out_proj.bias")
@@ -106,11 +107,11 @@ class UDiT(Backbone):
         width: int,
         heads: int,
         depths: Sequence[int] = Size.depths,
-        attention: str = "token",
-        downsampler: str = "shortcut",
+        attention: Literal["token", "key-value", "full"] = "token",
+        downsampler: Literal["shortcut", "depthwise", "unshuffle"] = "shortcut",
         cosine: bool = True,
         rope: bool = True,
-        feed_forward: str = "reparametrised",
+        feed_forward: Literal["reparametrised", "depthwise", "plain"] = "reparametrised",
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
         style = self.style = Style(heads, attention, downsampler, cosine, rope, feed_forward)

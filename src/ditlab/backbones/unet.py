@@ -24,8 +24,8 @@ class UNet(Backbone):
 
     Args:
         width: channels at full resolution.
-        multiples: of the width, one for each level; each further level halves the grid.
-        depth: residual blocks of each level on the way down; one more on the way up.
+        multiples: multiples of the width, one for each level; each further level halves the grid.
+        depth: residual blocks of each level down; each level up has one more.
         attention_at: factors by which a grid must be down-sampled to have attention.
         head_width: channels of an attention head; 0 is a single head.
     """

@@ -35,7 +35,15 @@ VARIANTS = ("S/2", "M/4", "L/2", "L/4", "H/2", "H/4")
 
 
 class UViT(Backbone):
-    """The ViT with long skips; nothing in it starts at zero."""
+    """The ViT with long skips; nothing in it starts at zero.
+
+    Args:
+        depth: number of transformer blocks, the middle one included; an odd number.
+        width: channels of a token.
+        heads: number of attention heads.
+        patch: pixels (or latent places) along each side of a token.
+        final_conv: a 3x3 convolution at the end.
+    """
 
     label_tables = ("label_emb.weight",)
     heads_out = ("decoder_pred.weight", "decoder_pred.bias", "final_layer.weight", "final_layer.bias")

@@ -3,7 +3,15 @@
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
-from ditlab.config.reader import NETWORK, check_keys, check_sections, find_recipe, read_toml, without_network
+from ditlab.config.reader import (
+    NETWORK,
+    check_keys,
+    check_model,
+    check_sections,
+    find_recipe,
+    read_toml,
+    without_network,
+)
 from ditlab.config.sections import Evaluation
 
 
@@ -17,5 +25,7 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             tables = check_keys(tables, str(path), Evaluation) if scores else check_sections(tables, str(path))
             if any(each.name == NETWORK and each.tokens for each in arguments):
                 tables = without_network(tables)
+            if not scores:
+                check_model(tables, str(path))
             # Under the command's own key: a flat table would lose the sections that are called like a command.
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)

@@ -5,7 +5,7 @@ Nothing here imports torch. Times are t in 0..1 (0 is data); progress, warm-up a
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
@@ -25,69 +25,47 @@ def _whole(type_: Any, tokens: Sequence[Token]) -> int:
     raise ValueError(f'"{text}" is not a whole number')
 
 
-Condition = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
-
-
 Whole = Annotated[int, Parameter(converter=_whole)]
+NETWORK = "DiT-S/2"
 
 
-@dataclass(frozen=True)
-class ModelName:
-    """What kind of network."""
+class Model:
+    """The network: its name, and any option of its family. Its shape and classes follow from data and autoencoder.
 
-    name: str = "DiT-S/2"
-    """Family and size, such as DiT-XL/2."""
+    An option that is not given is None here, and has the value that belongs to the name.
 
+    Args:
+        name: family and size, such as DiT-XL/2, or "package.module:Class".
+        options: keyword arguments of the family's class.
+    """
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """What its family lets one choose; None is as the name says."""
+    name: str
 
-    condition: Condition | None = None
-    """How time and label enter (DiT)."""
-    qk_norm: bool | None = None
-    """RMS-normalise queries and keys."""
-    width: Whole | None = None
-    """Override the size table."""
-    depth: Whole | None = None
-    """Override the size table."""
-    heads: Whole | None = None
-    """Override the size table."""
-    patch: Whole | None = None
-    """Override the size table."""
-    frequency_shift: Whole | None = None
-    """1 for timestep frequencies as diffusers computes them (DiT)."""
-    rms_norm: bool | None = None
-    """RMS norm in the place of layer norm (DiT)."""
-    swiglu: bool | None = None
-    """Gated feed-forward layers (DiT)."""
-    exits: tuple[float, ...] | None = None
-    """Shares of the blocks that run, for equal spans of time from data to noise (DiT)."""
-    depths: tuple[Whole, ...] | None = None
-    """Blocks of each level, down and up again (U-DiT)."""
-    attention: Literal["token", "key-value", "full"] | None = None
-    """What attention sees down-sampled (U-DiT)."""
-    downsampler: Literal["shortcut", "depthwise", "unshuffle"] | None = None
-    """How tokens are down-sampled (U-DiT)."""
-    cosine: bool | None = None
-    """Attention on normalised queries and keys with a learned scale (U-DiT)."""
-    rope: bool | None = None
-    """Rotary positions (DiT, U-DiT)."""
-    feed_forward: Literal["reparametrised", "depthwise", "plain"] | None = None
-    """Kind of feed-forward layer (U-DiT)."""
-    final_conv: bool | None = None
-    """A 3x3 convolution at the end (U-ViT)."""
-    multiples: tuple[float, ...] | None = None
-    """Of the width, one for each level (ADM, LDM)."""
-    attention_at: tuple[Whole, ...] | None = None
-    """Factors by which a grid must be down-sampled to have attention (ADM, LDM)."""
-    head_width: Whole | None = None
-    """Channels of an attention head; 0 is a single head (ADM, LDM)."""
+    def __init__(self, name: str = NETWORK, **options: Any) -> None:
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        vars(self).update({"name": name} | {key: value for key, value in given.items() if value is not None})
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are given."""
+        return {key: value for key, value in vars(self).items() if key != "name"}
 
-@dataclass(frozen=True)
-class Model(ModelOptions, ModelName):
-    """The network; its size, channels and classes follow from the data and the autoencoder."""
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        return None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to {key}; make another Model")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(vars(self).items()))
+
+    def __repr__(self) -> str:
+        return f"Model({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from ditlab.core.errors import InputError
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """Shape scalars () or (B,) so that they multiply images (B, C, H, W); dtype and device of the images."""
+    """Shape scalars () or (B,) so that they multiply images or videos (B, C, ...); in their dtype, on their device."""
     values = values.to(like.dtype).to(like.device)  # in this order: some devices have no float64
-    return values if values.ndim == 0 else values.reshape(-1, 1, 1, 1)
+    return values if values.ndim == 0 else values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 class Process(ABC):

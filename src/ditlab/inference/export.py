@@ -108,11 +108,9 @@ def export(pipe: Pipeline, folder: Path, kind: str) -> dict[str, float]:
 
 
 def network_inputs(pipe: Pipeline, batch: int) -> dict[str, Tensor]:
-    """Inputs of the network with all that matters: several times, the null label, and then others."""
-    chance, net = torch.Generator().manual_seed(batch), pipe.net
-    clock = pipe.objective.process.clock(torch.linspace(0.1, 0.9, batch, dtype=torch.float64))
-    y = (torch.arange(batch) - 1) % (net.classes + 1)
-    return {"x": torch.randn(batch, net.channels, *net.size, generator=chance), "t": clock.float(), "y": y}
+    """Inputs of the network: several timesteps, the null class, and then others."""
+    x, t, condition = pipe.net.example(batch, torch.Generator().manual_seed(batch))
+    return {"x": x, "t": pipe.objective.process.clock(t.double()).float(), "y": pipe.net.labels(condition)}
 
 
 def check(pipe: Pipeline, name: str, module: nn.Module, run: Runner) -> float:

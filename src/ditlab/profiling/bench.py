@@ -142,14 +142,10 @@ def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[s
 
 
 def example(pipe: Pipeline, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch in the middle of the way, half of it without a label, as guidance asks for it."""
-    net = pipe.net
-    chance = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, net.channels, *net.size, generator=chance).to(net.device)
+    """A batch at the middle of the trajectory, with different labels."""
+    x, _, condition = pipe.net.example(batch, torch.Generator().manual_seed(0))
     clock = pipe.objective.process.clock(torch.tensor(0.5, dtype=torch.float64)).float()
-    y = torch.arange(batch) % max(net.classes, 1)
-    y[batch // 2 :] = net.classes
-    return x, clock.expand(batch).to(net.device), y.to(net.device)
+    return x, clock.expand(batch).to(x.device), pipe.net.labels(condition)
 
 
 def forward_sides(

@@ -88,7 +88,7 @@ class Plan:
         return not self.advice
 
 
-Shape = tuple[int, tuple[int, ...], int]  # channels, (height, width) and classes of a network
+Shape = tuple[int, tuple[int, ...], int]  # channels, size and classes of a network
 
 
 def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = True, shape: Shape | None = None) -> Plan:

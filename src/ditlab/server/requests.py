@@ -149,11 +149,11 @@ class SamplingRequest(BaseModel):
         return renamed
 
     def values(self) -> list[int | str] | None:
-        """What to generate; None if nothing is said about it."""
+        """The prompt or the labels, as a list; None if the request has neither."""
         return self.labels if self.prompt is None else [self.prompt]
 
     def settings(self) -> dict[str, Any]:
-        """The sampling settings that are given."""
+        """The sampling settings of the request, without those that it leaves open."""
         return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
 
@@ -231,6 +231,14 @@ class InspectionRequest(SamplingRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "3", "seeds": 0, "steps": 12}]})
 
+    labels: Annotated[
+        Annotated[list[Label], Field(min_length=1, max_length=1)] | None,
+        BeforeValidator(as_list, json_schema_input_type=Label | None),
+    ] = Field(None, description="One label, instead of prompt. Default: the first class.")
+    seeds: Annotated[
+        Annotated[list[Seed], Field(min_length=1, max_length=1)] | None,
+        BeforeValidator(as_list, json_schema_input_type=Seed | None),
+    ] = Field(None, description="One seed. Default: random. Alias: seed.")
     step: Annotated[int, Field(ge=0, le=100_000), WHOLE] | None = Field(
         None, description="With attention: the step of which the attention is returned; sampling ends after it."
     )

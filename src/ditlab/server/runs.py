@@ -49,7 +49,7 @@ def run_state(run: Path, complete: bool) -> str:
         complete: whether all images were seen.
     """
     working = in_use(run)
-    if working or (working is None and not complete):  # where locks do not work, nobody knows that it was stopped
+    if working or (working is None and not complete):  # without locks, a stopped run cannot be recognized
         return "running"
     return "finished" if complete else "stopped"
 

@@ -99,18 +99,18 @@ class Service:
             raise InputError(f"size {request.size}; this model generates {about.size}")
         labels = choose_labels(pipe, request, self.limits.images)
         seeds = choose_seeds(request, len(labels))
-        original, given = start_image(pipe, request, self.limits.pixels), request.settings()
-        chosen = options(given) | ({} if original is None else {"original": original})
-        total = pipe.step_count(chosen)
+        original, settings = start_image(pipe, request, self.limits.pixels), request.settings()
+        keywords = options(settings) | ({} if original is None else {"original": original})
+        total = pipe.step_count(keywords)
         if total > self.limits.steps:
             raise InputError(f"{total} steps; give 1 to {self.limits.steps}")
         stop = threading.Event()
-        steps = self.engines[name].steps(labels, seeds, stop, context, **chosen)
+        steps = self.engines[name].steps(labels, seeds, stop, context, **keywords)
         return Generation(
             model=name,
             labels=labels,
             seeds=seeds,
-            settings=resolved(pipe, given),
+            settings=resolved(pipe, settings),
             original=original,
             previews=request.partial_images if request.stream else 0,
             animation=request.animation,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder, Latent, Pixel
 from ditlab.autoencoders.io import fingerprint
-from ditlab.backbones import Backbone, create, find, name_of
+from ditlab.backbones import SHAPE, Backbone, create, find, name_of
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.checkpoints import load, load_autoencoder
 from ditlab.conditioning import ClassLabels
@@ -358,10 +358,12 @@ def leave_out(recipe: Recipe, run: Run, state: TrainState, dataset: Dataset, pla
 
 
 def continued(model: Model, source: Pipeline) -> Model:
-    """The source's architecture; under the recipe's family where that extends the source's (Skip-DiT extends DiT), and
-    with the recipe's exits."""
-    own: dict[str, Any] = {key: source.net.config.get(key) for key in vars(model)}
-    own["exits"] = model.exits or own["exits"]
+    """The source's architecture, with the options of the recipe that its family allows to change.
+
+    It has the recipe's family where that extends the source's (Skip-DiT extends DiT).
+    """
+    own: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in SHAPE}
+    own |= {key: value for key, value in model.options.items() if key in source.net.changeable}
     kind, theirs = find(model.name)[0], type(source.net)
     if kind is not theirs and issubclass(kind, theirs):
         own["name"] = name_of(kind, own)
