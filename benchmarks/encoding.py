@@ -1,6 +1,6 @@
 """Encoding a folder of PNG files against the autoencoder alone, and training from a cache against encoding on the fly.
 
-    python benchmarks/encoding.py [PICTURES] [SIZE]     512 pictures of 64 pixels if left out
+    python benchmarks/encoding.py [IMAGES] [SIZE]     512 images of 64 pixels by default
 
 Both sides run in this process, interleaved, medians of five rounds.
 """
@@ -35,8 +35,8 @@ def main() -> None:
     console = Console(quiet=True)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        write_folder(Glyphs(size), home / "pictures", count)
-        dataset = open_dataset(str(home / "pictures"), Preparation(size=str(size)))
+        write_folder(Glyphs(size), home / "images", count)
+        dataset = open_dataset(str(home / "images"), Preparation(size=str(size)))
         settings = AutoencoderTraining(device="cpu")
         autoencoder: Latent = begin(dataset, settings, torch.device("cpu")).autoencoder.eval().requires_grad_(False)
         batches = [dataset.fetch(part).x for part in torch.split(torch.arange(count), BATCH)]
@@ -46,12 +46,13 @@ def main() -> None:
             for images in batches:
                 autoencoder.encode(images).half()
             alone.append(time.perf_counter() - start)
-            done = encode(dataset, "pictures", autoencoder, home / f"cache{i}", console, batch_size=BATCH)
+            done = encode(dataset, "images", autoencoder, home / f"cache{i}", console, batch_size=BATCH)
             whole.append(done.seconds)
             waited.append(done.waited)
         print(
-            f"{count} PNG files of {size} pixels: encoding takes {median(whole[1:]) / median(alone[1:]):.2f} x the "
-            f"autoencoder alone ({count / median(alone[1:]):,.0f} pictures/s), {median(waited[1:]):.1%} of it waiting"
+            f"{count} PNG files of {size} pixels: encoding takes {median(whole[1:]) / median(alone[1:]):.2f} times as "
+            f"long as the autoencoder alone ({count / median(alone[1:]):,.0f} images/s), "
+            f"{median(waited[1:]):.1%} of it waiting"
         )
         compare_training(dataset, Latents(home / "cache0"), autoencoder)
 
