@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from ditlab.config.reader import parse_recipe
+from ditlab.config.reader import parse_recipe, to_tables
 from ditlab.config.sections import Evaluation, Recipe
 from ditlab.core.errors import InputError
 from ditlab.profiling.plan import plan
@@ -75,6 +75,16 @@ def test_the_hash_changes_only_with_settings_that_determine_the_weights(tmp_path
     assert len({same, *others}) == 8
 
 
+def test_a_renamed_setting_keeps_the_hash(monkeypatch):
+    """Runs of a study folder are found again after a setting got another name."""
+    recipe = parse_recipe(TINY)
+    before = run_hash(recipe, 64)
+    tables = to_tables(recipe)
+    tables["train"]["power_ema"] = tables["train"].pop("widths", tables["train"].get("power_ema"))
+    monkeypatch.setattr(grid, "to_tables", lambda recipe: tables)
+    assert run_hash(recipe, 64) == before
+
+
 def test_other_images_change_the_hash(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -139,15 +149,15 @@ def test_mistakes_are_reported_before_training():
     assert 'no data "nowhere"' in message({"a": {"data": {"source": "nowhere"}}})
 
 
-def test_what_a_dry_run_says():
+def test_a_dry_run_predicts_times():
     parts = lay_out(study(Budget(images=64)), {}, QUIET, timed=True)
     table, *lines = grid.dry_run(study(Budget(images=64)), parts)
     assert table.row_count == 1
-    assert lines[0] == "1 parts x 3 seeds = 3 runs, 1 evaluations of each"
+    assert lines[0] == "1 parts x 3 seeds = 3 runs, 1 evaluations per run"
     assert "in all" in lines[1]
     part = grid.as_json(study(Budget(images=64)), parts)["parts"][0]
     assert part["seconds"] == pytest.approx(2 / parts[0].plan.steps_per_second)
-    # 100 pictures pass twice, against 64 that pass three times.
+    # 100 images with 2 NFE, against 64 whose training step costs three forward passes.
     assert part["scoring_seconds"] == pytest.approx(part["seconds"] * 200 / (3 * 64))
     assert part["fits"]
     assert isinstance(parts[0].recipe, Recipe)

@@ -212,12 +212,8 @@ def test_a_stopped_study_resumes(done, tmp_path, monkeypatch):
 
 def test_a_failed_part_is_reported_in_its_place(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ditlab.training.trainer.preview", lambda pipes, dataset, place: Image.new("L", (8, 8)))
-    study = write(
-        tmp_path,
-        TINY.replace("sample_sets = 2", "sample_sets = 1").replace(
-            '"c" = {model.width = 48}', '"c" = {optim.lr = 1e18}'
-        ),
-    )
+    failing = TINY.replace('"c" = {model.width = 48}', '"c" = {optim.lr = 1e18}')
+    study = write(tmp_path, failing.replace("sample_sets = 2", "sample_sets = 1"))
     out = tmp_path / "out"
     console = Console(file=open(tmp_path / "log", "w"), width=200)  # noqa: SIM115
     findings = run_study(study, out, console)
@@ -379,18 +375,11 @@ def test_scores_of_other_samples_are_not_reused(tmp_path):
     results = Results(tmp_path / "results.jsonl")
     job = running.Job(part, 1, sample_sets=2)
     seeds = [job.sample_seed(evaluation, number) for number in range(2)]
-    assert (
-        len({*seeds, *(running.Job(part, 0, sample_sets=2).sample_seed(evaluation, number) for number in range(2))})
-        == 4
-    )
-    line = {
-        "run": job.name,
-        "evaluation": name,
-        "sample_set": 0,
-        "evaluation_hash": evaluation.hash,
-        "metrics": {"fd": 1.0},
-    }
-    results.add(line | {"sample_seed": seeds[0]})
+    other_seed = running.Job(part, 0, sample_sets=2)
+    assert len({*seeds, *(other_seed.sample_seed(evaluation, number) for number in range(2))}) == 4
+    # Keys as version 0.1 wrote them.
+    line = {"run": job.name, "evaluation": name, "draw": 0, "way": evaluation.hash, "metrics": {"fd": 1.0}}
+    results.add(line | {"picture_seed": seeds[0]})
     assert set(results.scores(job)) == {(name, 0)}
     assert results.scores(running.Job(part, 1, sample_sets=3)) == {}
     other = replace(part, evaluations={name: replace(evaluation, settings=replace(evaluation.settings, seed=5))})

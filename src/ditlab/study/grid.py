@@ -45,14 +45,12 @@ NOT_HASHED = (FREE - {"images"}) | {"seed"}
 # Hashes use the names that settings had at first, so that a renamed setting does not change them.
 FIRST_NAMES = {
     "gray": "grey",
-    "guidance_interval": "interval",
-    "label_sampling": "labels",
     "layer_sync": "align",
     "layer_sync_weight": "align_weight",
     "max_bad_steps": "patience",
     "power_ema": "widths",
-    "schedule": "grid",
 }
+FIRST_EVALUATION_NAMES = {"guidance_interval": "interval", "label_sampling": "labels", "schedule": "grid"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class EvaluationPlan:
     def hash(self) -> str:
         """Hash of all settings that determine the score of given weights, apart from the seed."""
         settings = {
-            FIRST_NAMES.get(key, key): value
+            FIRST_EVALUATION_NAMES.get(key, key): value
             for key, value in asdict(self.settings).items()
             if key not in ("seed", "batch_size", "device")
         }
