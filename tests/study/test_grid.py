@@ -154,7 +154,7 @@ def test_a_dry_run_predicts_times():
     table, *lines = grid.dry_run(study(Budget(images=64)), parts)
     assert table.row_count == 1
     assert lines[0] == "1 parts x 3 seeds = 3 runs, 1 evaluations per run"
-    assert "in all" in lines[1]
+    assert "predicted total time" in lines[1]
     part = grid.as_json(study(Budget(images=64)), parts)["parts"][0]
     assert part["seconds"] == pytest.approx(2 / parts[0].plan.steps_per_second)
     # 100 images with 2 NFE, against 64 whose training step costs three forward passes.
