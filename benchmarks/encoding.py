@@ -1,8 +1,8 @@
-"""Encoding a folder of PNG files against the autoencoder alone, and training from a cache against encoding on the fly.
+"""Encoding PNG files compared with the autoencoder alone, and training on a cache compared with encoding on the fly.
 
-    python benchmarks/encoding.py [IMAGES] [SIZE]     512 images of 64 pixels by default
+    python benchmarks/encoding.py [IMAGES] [SIZE]     default: 512 images of 64 pixels
 
-Both sides run in this process, interleaved, medians of five rounds.
+Both sides run interleaved in this process; medians of five rounds.
 """
 
 import sys
@@ -30,7 +30,7 @@ ROUNDS, BATCH = 5, 64
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both comparisons and print them."""
     count, size = (int(text) for text in (*sys.argv[1:], "512", "64")[:2]) if len(sys.argv) > 2 else (512, 64)
     console = Console(quiet=True)
     with tempfile.TemporaryDirectory() as name:
@@ -50,15 +50,15 @@ def main() -> None:
             whole.append(done.seconds)
             waited.append(done.waited)
         print(
-            f"{count} PNG files of {size} pixels: encoding takes {median(whole[1:]) / median(alone[1:]):.2f} times as "
-            f"long as the autoencoder alone ({count / median(alone[1:]):,.0f} images/s), "
-            f"{median(waited[1:]):.1%} of it waiting"
+            f"{count} PNG files of {size} pixels: encoding takes {median(whole[1:]) / median(alone[1:]):.2f}x as long "
+            f"as the autoencoder alone ({count / median(alone[1:]):,.0f} images/s); "
+            f"{100 * median(waited[1:]):.1f} % of the time it waits for files"
         )
         compare_training(dataset, Latents(home / "cache0"), autoencoder)
 
 
-def compare_training(pictures: object, cache: Latents, autoencoder: Latent) -> None:
-    """Steps of a small DiT on pictures that are encoded each time, and on the cache."""
+def compare_training(images: object, cache: Latents, autoencoder: Latent) -> None:
+    """Training steps of a small DiT on images that are encoded in each step, and on the cache."""
     model = {"name": "DiT-S/2", "width": 192, "depth": 4, "heads": 3}
     recipe = parse_recipe({"model": model, "train": {"batch": BATCH}})
     pipe = build(recipe, cache, autoencoder, torch.device("cpu"))
@@ -67,13 +67,13 @@ def compare_training(pictures: object, cache: Latents, autoencoder: Latent) -> N
     times: dict[str, list[float]] = {"on the fly": [], "from the cache": []}
     order = cycle(torch.split(torch.arange(len(cache)), BATCH))
     for _ in range(ROUNDS + 1):
-        for taken, data in zip(times.values(), (pictures, cache), strict=True):
+        for taken, data in zip(times.values(), (images, cache), strict=True):
             start = time.perf_counter()
             for _ in range(4):
                 batch_losses(run, data.fetch(next(order)), 0, 0, torch.float32).total.mean().backward()
             taken.append((time.perf_counter() - start) / 4)
     slow, fast = (median(taken[1:]) for taken in times.values())
-    print(f"training a 4-layer, 192-wide DiT on these latents: {slow / fast:.2f} x faster from the cache")
+    print(f"training a 4-layer, 192-wide DiT on these latents: {slow / fast:.2f}x faster from the cache")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a training step costs in each part of a study, against the first one: seconds for equal pictures.
+"""Time of a training step in each part of a study, relative to the first part, on the same images.
 
     python benchmarks/steps.py [STUDY] [ROUNDS]
 
-Whole steps (loss, gradient, clipping, optimiser, average) in the precision and with the compiling that a run would
-take, all parts in turns, medians.
+Whole steps (loss, gradient, clipping, optimizer, weight average) in the precision that a run would choose, and compiled
+if a run would compile. All parts run in turns; medians.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ CONSOLE = Console(stderr=True)
 
 
 def main(study: str = "options", rounds: int = 9) -> None:
-    """Build all parts, time them, print the table."""
+    """Build all parts, time them and print the table."""
     keep_freed_memory()
     sides = {}
     for name, recipe in read_study(study).parts.items():
@@ -38,13 +38,13 @@ def main(study: str = "options", rounds: int = 9) -> None:
         sides[name] = step_of(recipe)
     seconds = interleaved(sides, rounds)
     base = next(iter(seconds.values()))
-    print("| part | s/step | against the first |\n|---|---|---|")
-    for name, found in seconds.items():
-        print(f"| {name} | {found:.3f} | {found / base:.2f} x |")
+    print("| part | s/step | relative to the first |\n|---|---|---|")
+    for name, time in seconds.items():
+        print(f"| {name} | {time:.3f} | {time / base:.2f}x |")
 
 
 def step_of(recipe: Recipe) -> Callable[[], None]:
-    """A step as the trainer takes it, always with the same pictures."""
+    """A training step like the trainer's, always on the same images."""
     settings = recipe.train
     dataset = open_dataset(recipe.data.source, recipe.data)
     autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, None)
