@@ -14,7 +14,7 @@ from ditlab.data import SampleFile, open_dataset
 from ditlab.data import npz as module
 from ditlab.data.npz import map_array
 from ditlab.data.rows import RowFile
-from ditlab.inference.npz import draw_file
+from ditlab.inference.npz import write_samples
 from ditlab.inference.samples import Samples
 
 QUIET = Console(quiet=True)
@@ -23,7 +23,7 @@ OPTIONS = {"num_inference_steps": 2}
 
 def drawn(pipe, folder, **changes):
     given = {"count": 12, "labels": "balanced", "seed": 0, "batch_size": 5, "options": OPTIONS} | changes
-    return draw_file(pipe, folder, QUIET, **given)
+    return write_samples(pipe, folder, QUIET, **given)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_file_holds_what_the_pipeline_draws(tmp_path, small_blocks):
     pipe = tiny_pipeline(channels=3)
     file = drawn(pipe, tmp_path / "a")
     assert sorted(path.name for path in file.parent.iterdir()) == ["samples.json", "samples.npz"]
-    assert json.loads((file.parent / "samples.json").read_text())["labels"] == "balanced"
+    assert json.loads((file.parent / "samples.json").read_text())["label_sampling"] == "balanced"
     with np.load(file) as arrays:  # as other tools read it
         images, labels = arrays["arr_0"], arrays["arr_1"]
     assert (images.shape, images.dtype) == ((12, 8, 8, 3), np.uint8)
@@ -73,12 +73,12 @@ def test_a_stopped_run_goes_on(tmp_path, small_blocks, monkeypatch):
     monkeypatch.setattr(Samples, "fetch", stops)
     with pytest.raises(KeyboardInterrupt):
         drawn(pipe, tmp_path / "a")
-    with pytest.raises(InputError, match="begun with another model or settings"):
+    with pytest.raises(InputError, match="started with another model or other settings"):
         drawn(pipe, tmp_path / "a", seed=3)
     file = drawn(pipe, tmp_path / "a")
     assert calls[2:] == [[5, 6, 7, 8, 9], [10, 11]]  # the first block is not drawn again
     assert np.array_equal(np.load(file)["arr_0"], whole)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists; give another"):
         drawn(pipe, tmp_path / "a")
     assert drawn(pipe, tmp_path / "a", overwrite=True, seed=3) == file
     assert not np.array_equal(np.load(file)["arr_0"], whole)
@@ -97,7 +97,7 @@ def test_another_model_does_not_go_on_with_a_draft(tmp_path, small_blocks):
     other = tiny_pipeline()
     with torch.no_grad():
         other.net.final_layer.linear.bias.add_(0.1)
-    with pytest.raises(InputError, match="begun with another model or settings"):
+    with pytest.raises(InputError, match="started with another model or other settings"):
         drawn(other, tmp_path / "a")
     file = drawn(tiny_pipeline(), tmp_path / "a", rank=1, world=2)
     assert drawn(tiny_pipeline(), tmp_path / "a", rank=2, world=3) == file  # started late

@@ -15,7 +15,7 @@ from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 
 if TYPE_CHECKING:
-    from ditlab.inference.pipeline import Pipeline
+    from ditlab.inference.base import BasePipeline
     from ditlab.server.generation import Limits
 
 RENAMED = {
@@ -119,7 +119,7 @@ def serve(
     uvicorn.Server(settings).run(sockets=[listening])
 
 
-def open_models(models: Sequence[str], options: Serving) -> tuple["dict[str, Pipeline]", dict[str, Path]]:
+def open_models(models: Sequence[str], options: Serving) -> tuple["dict[str, BasePipeline]", dict[str, Path]]:
     """Load models and find training runs.
 
     Returns:
@@ -131,7 +131,7 @@ def open_models(models: Sequence[str], options: Serving) -> tuple["dict[str, Pip
     from ditlab.checkpoints import load
     from ditlab.core.weights import checkpoints
 
-    loaded: dict[str, Pipeline] = {}
+    loaded: dict[str, BasePipeline] = {}
     runs: dict[str, Path] = {}
     for model in models:
         name = Path(model).name or model

@@ -19,8 +19,10 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
+from ditlab.config.evaluation import Evaluation, modern_evaluation
 from ditlab.config.fields import renamed
 from ditlab.config.options import Option, model_options, union
+from ditlab.config.sampling import SETTINGS, modern
 from ditlab.config.sections import NETWORK as DEFAULT
 from ditlab.config.sections import Model, Recipe, Whole
 from ditlab.core.errors import InputError, nearest
@@ -82,7 +84,9 @@ def without_network(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(table: dict[str, Any], source: str, kind: type) -> dict[str, Any]:
-    """The table, once every key is one of this kind of settings."""
+    """The table in the present spelling, once every key is one of this kind of settings."""
+    if kind is Evaluation:
+        table = modern_evaluation(table)
     keys = [key.name for key in dataclasses.fields(kind)]
     for key in table:
         if key not in keys:
@@ -275,6 +279,8 @@ def check_sections(tables: dict[str, Any], source: str) -> dict[str, Any]:
             raise InputError(f'{source} has a section "{key}" that no recipe has; {nearest(key, sections)}')
         if not isinstance(value, dict):
             raise InputError(f"{source}: {key} is {value!r}, but must be a table; write [{key}] and its keys below it")
+    if "sample" in tables:
+        tables = tables | {"sample": modern(tables["sample"], SETTINGS)}
     return tables
 
 

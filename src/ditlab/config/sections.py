@@ -4,33 +4,19 @@ Nothing here imports torch. Times are t in 0..1 (0 is data); progress, warm-up a
 Each field states its range and who may change it when a run resumes, see `ditlab.config.fields`.
 """
 
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
+from ditlab.config.evaluation import Evaluation as Evaluation
 from ditlab.config.fields import renamed, setting
+from ditlab.config.sampling import Sample as Sample
+from ditlab.config.values import Whole as Whole
 
-
-def _whole(type_: Any, tokens: Sequence[Token]) -> int:
-    """Whole numbers only: 12.5 is not silently cut to 12, but 1_000_000 and 1e6 are fine."""
-    text = tokens[0].value
-    if re.fullmatch(r"[+-]?[\d_]+", text):
-        return int(text)
-    try:
-        value = float(text)
-        if value == int(value):
-            return int(value)
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError(f'"{text}" is not a whole number')
-
-
-Whole = Annotated[int, Parameter(converter=_whole)]
 NETWORK = "DiT-S/2"
 
 
@@ -229,22 +215,6 @@ class Parallel:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """How the trained model is best sampled; saved with it as its default."""
-
-    sampler: str = "heun"
-    """ddpm, ddim, euler, heun, dpmpp, ab2, ab4 or sde."""
-    steps: Whole = 20
-    """Steps of the sampler."""
-    grid: str = "uniform"
-    """Time grid: uniform, cosine, log-snr, shifted or leading."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which guidance acts."""
-
-
-@dataclass(frozen=True)
 class Recipe:
     """All settings of a training run."""
 
@@ -326,57 +296,3 @@ class AutoencoderTraining:
     """auto, cpu, cuda, cuda:1, mps."""
     log_every: Whole = setting(4_000, resume="free", at_least=1)
     """Images between checkpoints and lines of metrics.jsonl."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All that decides a score; what is None is as the model was saved with."""
-
-    weights: Literal["ema", "model"] = "ema"
-    """The average of the weights, or the raw ones of a training checkpoint."""
-    autoencoder: str = ""
-    """The autoencoder of a model that came without one: folder, file or hub id."""
-    heads: Whole | None = None
-    """Attention heads of a foreign checkpoint whose size was never published."""
-    latent_size: str = ""
-    """Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT)."""
-    classes: Whole | None = None
-    """Classes of a foreign checkpoint whose label table does not tell them (U-ViT)."""
-    sampler: str | None = None
-    """ddpm, ddim, euler, heun, dpmpp, ab2, ab4 or sde."""
-    steps: Whole | None = None
-    """Steps of the sampler."""
-    grid: str | None = None
-    """Time grid: uniform, cosine, log-snr, shifted or leading."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance; 1 is none."""
-    interval: tuple[float, float] | None = None
-    """Times between which guidance acts."""
-    guidance_channels: Whole | None = None
-    """Guide the first so many channels only; 3 reproduces published DiT figures."""
-    eta: float | None = None
-    """Noise of ddim, 0 to 1."""
-    labels: Literal["balanced", "random"] = "balanced"
-    """Each class equally often, or drawn uniformly at random."""
-    seed: Whole = 0
-    """Other seeds give other pictures."""
-    count: Whole = 50_000
-    """Pictures to draw."""
-    reference: str = ""
-    """What to compare with: an .npz file of ours or of ADM's evaluator, or any source of pictures."""
-    features: str = ""
-    """inception, dinov2, digits or glyphs; left out, those of the reference."""
-    feature_weights: str = ""
-    """File, folder or hub id of the features' weights."""
-    metrics: tuple[str, ...] = ()
-    """frechet, spatial, inception-score, precision-recall, kernel, accuracy; all that apply if left out."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 draws sooner, with compiled blocks where that pays; its scores are not those of float32."""
-    batch_size: Whole = 64
-    """Pictures drawn at a time; they do not depend on it."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    expect: float | None = None
-    """The distance that must come out; another one is a failure."""
-    within: float | None = None
-    """How far from it is still the same; 2 % of it if left out."""

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from ditlab.core.version import __version__
-from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.base import BasePipeline
 from ditlab.server.generation import Limits
 from ditlab.server.metrics import PrometheusMetrics
 from ditlab.server.middleware import Guard, add_error_handlers
@@ -23,7 +23,7 @@ from ditlab.server.service import Service
 
 
 def create_app(
-    models: Mapping[str, Pipeline],
+    models: Mapping[str, BasePipeline],
     limits: Limits | None = None,
     token: str = "",
     runs: Mapping[str, Path] | None = None,

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ditlab.backbones import Backbone
 from ditlab.core.types import Condition, Label, Seed, Step, Trace
-from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.base import BasePipeline
+from ditlab.inference.prepared import PreparedPipeline
 
 WAIT = 0.004  # seconds that a network call waits for the calls of other generations
 Context = Callable[[], AbstractContextManager[None]]
@@ -88,7 +89,9 @@ class ProxyWithInner(Proxy):
 class Engine:
     """A model and the thread that runs its network."""
 
-    def __init__(self, pipe: Pipeline, *, rows: int = 64, on_call: Callable[[int, float], None] | None = None) -> None:
+    def __init__(
+        self, pipe: BasePipeline, *, rows: int = 64, on_call: Callable[[int, float], None] | None = None
+    ) -> None:
         """An engine with its thread running.
 
         Args:
@@ -96,7 +99,7 @@ class Engine:
             rows: most rows of a network call, both halves of guidance counted; a single generation may have more.
             on_call: called after each network call with its rows and seconds.
         """
-        self.pipe = replace(pipe, net=pipe.net.fused().eval())
+        self.pipe = PreparedPipeline(pipe.model, pipe.net.fused().eval())
         self.rows, self.on_call = rows, on_call
         self.calls: deque[Call] = deque()
         self.change = threading.Condition()
@@ -133,7 +136,8 @@ class Engine:
 
         net = self.pipe.net
         proxy = Proxy if type(net).inner is Backbone.inner else ProxyWithInner
-        return self._counted(replace(self.pipe, net=proxy(net, send).eval()).steps(labels, seeds=seeds, **options))
+        shared = PreparedPipeline(self.pipe.model, proxy(net, send).eval())
+        return self._counted(shared.steps(labels, seeds=seeds, **options))
 
     def _counted(self, steps: Iterator[Step]) -> Iterator[Step]:
         with self._active():

@@ -10,8 +10,8 @@ from typing import Any
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Label, Seed, Step, between
+from ditlab.inference.base import BasePipeline
 from ditlab.inference.inpaint import FORMATS, Original, read_picture
-from ditlab.inference.pipeline import Pipeline
 from ditlab.server.introspection import Attention
 from ditlab.server.requests import GenerationRequest, resolved
 
@@ -41,7 +41,7 @@ class About:
     model_hash: str
 
     @classmethod
-    def of(cls, pipe: Pipeline) -> "About":
+    def of(cls, pipe: BasePipeline) -> "About":
         """The facts of a pipeline."""
         height, width = pipe.picture_shape[1]
         conditioner = pipe.conditioner
@@ -51,7 +51,7 @@ class About:
             classes=conditioner.classes if isinstance(conditioner, ClassLabels) else 0,
             defaults=resolved(pipe, {}),
             precision=str(pipe.net.dtype).removeprefix("torch."),
-            model_hash=pipe.identity()["weights_hash"],
+            model_hash=pipe.model.identity()["weights_hash"],
         )
 
 
@@ -94,7 +94,7 @@ class Inspection:
     attention: Attention | None
 
 
-def choose_labels(pipe: Pipeline, request: GenerationRequest, most: int) -> list[Label]:
+def choose_labels(pipe: BasePipeline, request: GenerationRequest, most: int) -> list[Label]:
     """What each image shows: the labels of the request, or all classes in turn.
 
     Args:
@@ -137,7 +137,7 @@ def choose_seeds(request: GenerationRequest, count: int) -> list[Seed]:
     return list(given) if len(given) == count else [(given[0] + i) % 2**63 for i in range(count)]
 
 
-def start_image(pipe: Pipeline, request: GenerationRequest, most: int) -> Original | None:
+def start_image(pipe: BasePipeline, request: GenerationRequest, most: int) -> Original | None:
     """The image to start from, with its mask; None for a request without an image.
 
     Args:

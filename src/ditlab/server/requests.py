@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -10,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError, lookup
 from ditlab.diffusion.samplers import GRIDS, SAMPLERS
-from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.base import BasePipeline
 
 # An image of one white pixel.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
@@ -35,8 +34,6 @@ SETTINGS = (
     "preset",
     "reuse",
 )
-PIPELINE_WORDS = {"steps": "num_inference_steps", "guidance": "guidance_scale", "schedule": "grid"}
-REQUEST_WORDS = {new: old for old, new in PIPELINE_WORDS.items()} | {"interval": "guidance_interval"}
 
 
 def whole(value: Any) -> Any:
@@ -251,12 +248,7 @@ class InspectionRequest(SamplingRequest):
         return GenerationRequest(**self.model_dump(exclude={"step", "attention"}, exclude_none=True))
 
 
-def options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling settings as keyword arguments of `Pipeline.steps`."""
-    return {PIPELINE_WORDS.get(name, name): value for name, value in settings.items()}
-
-
-def resolved(pipe: Pipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(pipe: BasePipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling settings together with those that follow from the preset and from the model's defaults.
 
     Args:
@@ -264,25 +256,11 @@ def resolved(pipe: Pipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: the settings that are given.
     """
 
-    def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {REQUEST_WORDS.get(name, name): value for name, value in values.items()}
-
-    values = renamed(asdict(pipe.defaults))
-    if not is_conditional(pipe):
-        values["guidance"] = 1.0
-    if "preset" in settings:
-        values |= renamed(pipe.preset(settings["preset"]))
-    values |= {name: value for name, value in settings.items() if name != "preset"}
-    values["guidance_interval"] = list(values["guidance_interval"])
-    return {name: values[name] for name in SETTINGS if values.get(name) is not None}
+    values = pipe.resolve(**settings).settings()
+    return {name: values[name] for name in SETTINGS if name in values and name != "preset"}
 
 
-def is_conditional(pipe: Pipeline) -> bool:
-    """Whether the model has a condition that guidance can act on."""
-    return not isinstance(pipe.conditioner, ClassLabels) or pipe.conditioner.classes > 0
-
-
-def require_classes(name: str, pipe: Pipeline) -> ClassLabels:
+def require_classes(name: str, pipe: BasePipeline) -> ClassLabels:
     """The class labels of a model.
 
     Raises:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Step
 from ditlab.core.version import __version__
-from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.base import BasePipeline
 from ditlab.report.sheets import to_pil
 from ditlab.server.batching import Canceled, Context, Engine
 from ditlab.server.files import gif, png
@@ -36,7 +36,7 @@ from ditlab.server.generation import (
 )
 from ditlab.server.introspection import Inspector
 from ditlab.server.metrics import Metrics
-from ditlab.server.requests import GenerationRequest, InspectionRequest, options, require_classes, resolved
+from ditlab.server.requests import GenerationRequest, InspectionRequest, require_classes, resolved
 
 log = logging.getLogger("uvicorn.error")  # which the server prints
 FAILED = "the generation failed; see the log of the service"
@@ -54,7 +54,7 @@ class Failed(Exception):  # noqa: N818 - it is not the caller's fault
 class Service:
     """Generates images with several models for many clients at the same time."""
 
-    def __init__(self, models: Mapping[str, Pipeline], limits: Limits, metrics: Metrics | None = None) -> None:
+    def __init__(self, models: Mapping[str, BasePipeline], limits: Limits, metrics: Metrics | None = None) -> None:
         """A service that accepts requests.
 
         Args:
@@ -72,7 +72,7 @@ class Service:
         self.slots = threading.BoundedSemaphore(limits.requests)
         self.thumbnails: dict[tuple[str, int], bytes] = {}
 
-    def find(self, model: str | None) -> tuple[str, Pipeline]:
+    def find(self, model: str | None) -> tuple[str, BasePipeline]:
         """A model by name; the first one if None.
 
         Raises:
@@ -100,7 +100,7 @@ class Service:
         labels = choose_labels(pipe, request, self.limits.images)
         seeds = choose_seeds(request, len(labels))
         original, settings = start_image(pipe, request, self.limits.pixels), request.settings()
-        keywords = options(settings) | ({} if original is None else {"original": original})
+        keywords = settings | ({} if original is None else {"original": original})
         total = pipe.step_count(keywords)
         if total > self.limits.steps:
             raise InputError(f"{total} steps; give 1 to {self.limits.steps}")

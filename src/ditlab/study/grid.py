@@ -1,7 +1,7 @@
 """The grid of a study before anything is trained: cost and length of each part, and the folder names of its runs."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import log10
 from pathlib import Path
@@ -11,17 +11,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
 
 from ditlab.autoencoders import Autoencoder
-from ditlab.backbones import Backbone
 from ditlab.checkpoints import load
 from ditlab.config.fields import resume_rules
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Evaluation, Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.types import Condition, Trace
 from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, open_dataset, parse_source
@@ -31,9 +28,9 @@ from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.references import identity, open_pictures, short_hash, told_of
-from ditlab.inference.pipeline import Pipeline
-from ditlab.inference.samples import Samples
+from ditlab.evaluation.references import description_of, identity, open_pictures, short_hash
+from ditlab.inference.plan import resolve
+from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
 from ditlab.training.checks import check_recipe
@@ -68,7 +65,7 @@ class EvaluationPlan:
         """Hash of all settings that determine the score of given weights, apart from the seed."""
         settings = {
             FIRST_EVALUATION_NAMES.get(key, key): value
-            for key, value in asdict(self.settings).items()
+            for key, value in self.settings.keys().items()
             if key not in ("seed", "batch_size", "device")
         }
         settings["grid"] = self.schedule
@@ -220,71 +217,39 @@ def feature_network(name: str, weights: str, device: str) -> Features:
     return open_features(name, weights, pick_device(device))
 
 
-class Counting(Backbone):
-    """A network that returns zeros and counts the images that it is called with."""
-
-    def __init__(self, size: tuple[int, ...], channels: int, classes: int, learn_variance: bool) -> None:
-        super().__init__(size, channels, classes, learn_variance)
-        self.asked, self.config = 0, {}
-        self.nothing = nn.Parameter(torch.zeros(1))  # gives the network a device and a precision
-
-    @classmethod
-    def variants(cls) -> dict[str, dict[str, Any]]:
-        return {}
-
-    @property
-    def tokens(self) -> int:
-        return 0
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        self.asked += len(x)
-        return x.new_zeros(len(x), self.out_channels, *self.size)
-
-
 def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
-    """An evaluation with the open settings filled in, checked by one sampling run of a network without layers.
+    """An evaluation with the open settings filled in, checked before training.
 
     Raises:
         InputError: an unknown sampler or metric, or a count that the classes do not divide.
     """
-    source, drawn = recipe.data.source, recipe.sample
+    source, default = recipe.data.source, recipe.sample
     if not settings.reference:
         held_out = parse_source(source, recipe.data.labels).held_out()
         settings = replace(settings, reference=source if held_out is None else held_out.text)
-    settings = replace(
-        settings,
-        sampler=settings.sampler or drawn.sampler,
-        steps=drawn.steps if settings.steps is None else settings.steps,
-        grid=settings.grid or drawn.grid,
-        guidance=drawn.guidance if settings.guidance is None else settings.guidance,
-        interval=settings.interval or drawn.interval,
-    )
     protocol.check(settings)
     for metric in settings.metrics:
         lookup(METRICS, metric, "metric")
-    dataset, autoencoder, started = opened(recipe.data, recipe.train.init_from)
+    dataset, _, started = opened(recipe.data, recipe.train.init_from)
     recipe = replace(recipe, diffusion=completed(recipe.diffusion, started))
-    channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
-    net = Counting(size, channels, recipe.data.classes or len(dataset.classes), bool(recipe.diffusion.learn_variance))
-    config = {"sample": to_tables(recipe)["sample"]}
-    pipe = Pipeline(net, make_objective(recipe.diffusion), autoencoder, dataset.classes, config)
-    pictures, told = protocol.drawn_by(pipe, settings)
+    classes = recipe.data.classes or len(dataset.classes)
+    options = protocol.sampling_of(settings, classes > 0)
+    sampling = resolve(options, make_objective(recipe.diffusion), defaults=default, conditional=classes > 0)
+    check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)
-    check_fit(pictures, network)
-    check_reference(settings, pictures, network)
-    net.asked = 0
-    for _ in pipe.steps(0 if net.classes else None, **pictures.options):
-        pass
-    return EvaluationPlan(settings, net.asked, told["grid"])
+    check_fit(dataset, network)
+    check_reference(settings, dataset, network)
+    settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or default.schedule})
+    return EvaluationPlan(settings, sampling.evaluations, sampling.schedule)
 
 
-def check_reference(settings: Evaluation, pictures: Samples, features: Features) -> None:
+def check_reference(settings: Evaluation, pictures: Dataset, features: Features) -> None:
     """Reject a missing reference, one of another image size, and metrics that need more than these features provide."""
     source = settings.reference
     spec = parse_source(source)
     if isinstance(spec, SampleNpz):
-        about = told_of(Path(source))
+        about = description_of(Path(source))
     else:
         size = reference_size(source, "{}x{}".format(*pictures.size) if spec.resizable else "")
         about = {"size": size, "source": source}

@@ -133,7 +133,7 @@ def build_model(job: Job) -> None:
     """The model with fresh weights, before the folder is claimed: what cannot be built must not leave a folder."""
     autoencoder = pick_autoencoder(job.recipe.data.autoencoder, job.dataset, job.source)
     job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device)
-    job.pipe.steps()  # refuses sampling settings that do not exist now, and not at the first preview
+    job.pipe.resolve()  # refuses sampling settings that do not exist now, and not at the first preview
 
 
 def claim_folder(job: Job) -> None:
