@@ -24,7 +24,7 @@ from cyclopts import run
 
 HERE = Path(__file__).parents[1]
 Work = Callable[[], object]
-SMALL = {"width": 64, "depth": 4, "heads": 4, "qk_norm": True}  # where the time of Python shows most
+SMALL = {"width": 64, "depth": 4, "heads": 4, "qk_norm": True}  # so small that the overhead of Python is largest
 NETWORKS: dict[str, dict[str, Any]] = {
     "DiT-S/4": {"name": "DiT-S/4"},
     "DiT, small": {"name": "DiT-S/4", **SMALL},
@@ -34,7 +34,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 def load(checkout: Path) -> Any:
-    """The package of a checkout, beside other versions that are loaded already."""
+    """Import the package of a checkout, beside other versions that are loaded already."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "ditlab"]:
         del sys.modules[name]
     sys.path.insert(0, str(checkout / "src"))
@@ -51,7 +51,7 @@ def load(checkout: Path) -> Any:
 
 
 def as_its_own(package: Any, work: Work) -> Work:
-    """The work with the modules of its version in `sys.modules`, for what is imported late."""
+    """Run the work with the modules of its version in `sys.modules`, for imports inside functions."""
 
     def whole() -> object:
         sys.modules.update(package.cost)
@@ -61,7 +61,7 @@ def as_its_own(package: Any, work: Work) -> Work:
 
 
 def forward(package: Any, options: dict[str, Any]) -> Work:
-    """A forward pass of 8 rows."""
+    """A forward pass with batch size 8."""
     torch.manual_seed(0)
     net = package.create(**options, size=16).eval()
     x, t, y = torch.randn(8, 4, 16, 16), torch.rand(8) * 1000, torch.arange(8)
@@ -74,7 +74,7 @@ def forward(package: Any, options: dict[str, Any]) -> Work:
 
 
 def step(package: Any, options: dict[str, Any]) -> Work:
-    """Loss and gradient of 8 rows."""
+    """Loss and gradient with batch size 8."""
     torch.manual_seed(0)
     net = package.create(**options, size=16, learn_variance=False)
     objective = package.objective()
@@ -89,7 +89,7 @@ def step(package: Any, options: dict[str, Any]) -> Work:
 
 
 def sample(package: Any, options: dict[str, Any]) -> Work:
-    """10 guided steps of 4 images."""
+    """10 guided sampling steps for 4 images."""
     torch.manual_seed(0)
     net = package.create(**options, size=16, learn_variance=False).eval()
     pipe = package.Pipeline(net, package.objective(), package.cost["ditlab.autoencoders"].Absent())
@@ -98,20 +98,20 @@ def sample(package: Any, options: dict[str, Any]) -> Work:
 
 
 def ratios(before: Work, after: Work, rounds: int) -> list[float]:
-    """Seconds of `after` over seconds of `before`, for each round; their order changes every round."""
-    found = []
+    """Time of `after` over time of `before` for each round; their order alternates."""
+    results = []
     for number in range(rounds + 1):
         seconds = {}
         for which in ((before, after), (after, before))[number % 2]:
             start = time.perf_counter()
             which()
             seconds[which] = time.perf_counter() - start
-        found.append(seconds[after] / seconds[before])
-    return found[1:]
+        results.append(seconds[after] / seconds[before])
+    return results[1:]
 
 
 def processes(code: str, before: Path) -> tuple[Work, Work]:
-    """The same code in a process of its own, with either version."""
+    """Run the same code in a new process, with either version."""
 
     def work(checkout: Path) -> Work:
         environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
@@ -121,13 +121,13 @@ def processes(code: str, before: Path) -> tuple[Work, Work]:
 
 
 def main(before: Path, /, rounds: int = 41) -> None:
-    """Measure all, print a table."""
+    """Measure everything and print a table."""
     torch.set_num_threads(1)
     old, new = load(before), load(HERE)
-    print("| what | after / before | quartiles |\n|---|---|---|")
+    print("| measurement | time after / before | quartiles |\n|---|---|---|")
 
-    def show(what: str, found: list[float]) -> None:
-        low, middle, high = statistics.quantiles(found, n=4)
+    def show(what: str, measured: list[float]) -> None:
+        low, middle, high = statistics.quantiles(measured, n=4)
         print(f"| {what} | {middle:.3f} | {low:.3f} to {high:.3f} |", flush=True)
 
     for name, options in NETWORKS.items():

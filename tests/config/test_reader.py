@@ -41,7 +41,6 @@ def test_toml_round_trip():
         ({}, ["--optim.lr=fast"], ["--optim.lr", "fast", "float"]),
         ({"train": {"images": 12.5}}, [], ["train.images", "12.5", "whole number"]),
         ({"train": {"images": "many"}}, [], ["train.images", "many", "whole number"]),
-        ({}, ["--diffusion.target=epsilon"], ["epsilon", "velocity"]),
         ({"optim": {"betas": [0.9]}}, [], ["betas", "2"]),
         ({"modell": {"name": "x"}}, [], ["modell", '"model"']),
         ({"model": {"widht": 3}}, [], ["model.widht from recipe", "model.width"]),

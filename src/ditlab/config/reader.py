@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from ditlab.config.evaluation import Evaluation, modern_evaluation
+from ditlab.config.fields import renamed
 from ditlab.config.options import Option, model_options, union
 from ditlab.config.sampling import SETTINGS, modern
 from ditlab.config.sections import NETWORK as DEFAULT
@@ -99,7 +101,9 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
     Raises:
         InputError: an unknown key (the line names the nearest) or a wrong type (the line names it).
     """
-    tables = check_sections(tables, source)
+    tables, notes = renamed(Recipe, check_sections(tables, source))
+    for note in notes:
+        warnings.warn(f"{source}: {note}", FutureWarning, stacklevel=2)
     if any(each.partition("=")[0] == NETWORK for each in overrides):
         tables = without_network(tables)
     arguments = _read(recipe_arguments(), tables, overrides, source)
@@ -286,7 +290,7 @@ def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
         section: {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in vars(table).items()
-            if value is not None
+            if value is not None and value != {}
         }
         for section, table in vars(recipe).items()
     }
@@ -298,6 +302,8 @@ def to_toml(tables: dict[str, dict[str, Any]]) -> str:
     def value(v: Any) -> str:
         if isinstance(v, list):
             return f"[{', '.join(map(value, v))}]"
+        if isinstance(v, dict):
+            return f"{{{', '.join(f'{json.dumps(k)} = {value(x)}' for k, x in v.items())}}}"
         if isinstance(v, float):
             return repr(v)  # TOML has inf and nan too
         return json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f")  # strings, whole numbers, booleans
