@@ -18,7 +18,7 @@ from ditlab.core.errors import InputError
 
 if TYPE_CHECKING:
     from ditlab.evaluation.memorization import Memorization
-    from ditlab.evaluation.protocols import Result
+    from ditlab.evaluation.results import Result
 
 UNFINISHED = "this process is done with its share; others are still at work"
 
