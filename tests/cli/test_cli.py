@@ -361,3 +361,70 @@ class TestInUse:
             assert os.listdir(place) == [".lock"]
         ditlab(command, "digits", *options)
         assert place.exists() == (command == "evaluate")
+
+
+class TestSampling:
+    """What `ditlab sample` writes, prints and rejects."""
+
+    def test_files_carry_their_settings(self, ditlab, model, tmp_path):
+        out = tmp_path / "out"
+        options = ("--steps", 3, "--sampler", "euler", "--guidance", 2, "--guidance-interval", 0.1, 0.8)
+        _, err = ditlab("sample", model, "--labels", 1, "--seeds", 4, "--trajectory", *options, "--out", out)
+        assert f"contact sheet {out}/grid.png, animation {out}/trajectory.gif" in err
+        assert "settings: euler, 3 steps (5 NFE), schedule uniform, guidance 2 for t in 0.1..0.8, " in err
+        record = json.loads((out / "settings.json").read_text())
+        assert record["settings"] == {
+            "steps": 3, "sampler": "euler", "guidance": 2.0, "guidance_interval": [0.1, 0.8], "schedule": "uniform",
+        }  # fmt: skip
+        assert len(record["weights_hash"]) == 16
+        assert record.pop("images") == [{"file": "1-class_1-seed4.png", "label": "1", "seed": 4}]
+        with Image.open(out / "1-class_1-seed4.png") as image:
+            assert json.loads(image.text["ditlab"]) == record | {"label": "1", "seed": 4}
+
+    def test_previous_names_are_accepted_with_a_note(self, ditlab, model, tmp_path):
+        common = ("sample", model, "--labels", 0, "--seeds", 0, "--json")
+        options = ("--preset", "draft", "--guidance-interval", 0.2, 0.9, "--schedule", "cosine")
+        new = json.loads(ditlab(*common, *options, "--out", tmp_path / "new").out)
+        old = ("--quality", "draft", "--interval", 0.2, 0.9, "--grid=cosine")
+        out, err = ditlab(*common, *old, "--out", tmp_path / "old")
+        assert [line.split(";")[0] for line in err.splitlines()[:3]] == [
+            "ditlab: --quality is now --preset",
+            "ditlab: --interval is now --guidance-interval",
+            "ditlab: --grid is now --schedule",
+        ]
+        files = (new["files"][0], json.loads(out)["files"][0])
+        assert len({Image.open(file).tobytes() for file in files}) == 1
+        assert "--quality" not in ditlab("sample", "--help").out
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--label-sampling", "random"), "--label-sampling chooses the labels of an .npz file; add --npz"),
+            (("--strip", 3, "--count", 3), "leave --count out"),
+            (("--strip", 3, "--image", "a.png"), "leave --image out"),
+            (("--npz", "--labels", 1, "--trajectory"), "leave --labels and --trajectory out"),
+            (("--mask", "a.png"), "add --image"),
+            (("--preset", "drat"), 'unknown preset "drat"; did you mean "draft"'),
+            (("--eta", 0.5), "sampler heun has no eta"),
+            (("--reuse", 1), "reuse 1; give 2 or more"),
+        ],
+    )
+    def test_what_does_not_go_together_is_one_line(self, refuses, model, tmp_path, options, words):
+        assert words in refuses("sample", model, "--out", tmp_path / "out", *options)
+        assert not (tmp_path / "out").exists()
+
+    def test_the_folder_is_checked_before_anything_is_loaded(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        script = (
+            "import sys; from ditlab.cli import main; sys.argv = ['ditlab', 'sample', 'none', '--out', sys.argv[1]]\n"
+            "try: main()\n"
+            "except SystemExit: print('torch' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+        assert done.stdout == "False\n"
+        assert "is not empty" in done.stderr
+
+    def test_memorization_offers_what_it_uses(self, ditlab):
+        text = ditlab("memorization", "--help").out
+        assert "--count" in text
+        assert not any(option in text for option in ("--metrics", "--reference", "--expect", "--within"))

@@ -368,3 +368,25 @@ def test_sweep_finds_the_best_with_its_error(model, tmp_path, monkeypatch):
         sweep(model, replace(SETTINGS, metrics=("inception-score",)), {"steps": [1]}, QUIET, out=tmp_path / "s")
     with pytest.raises(InputError, match="nothing to sweep"):
         sweep(model, SETTINGS, {"steps": []}, QUIET)
+
+
+def test_a_pipeline_and_keywords_are_enough(model, tmp_path):
+    pipe = load(model)
+    words = {"reference": "digits-held-out", "count": 100, "batch_size": 50, "device": "cpu"}
+    result = evaluate(pipe, out=tmp_path / "a", num_inference_steps=2, **words)
+    assert result.metrics == evaluate(model, SETTINGS, QUIET).metrics
+    changed = evaluate(pipe, SETTINGS, out=tmp_path / "a", steps=1)
+    assert changed.protocol["num_inference_steps"] == 1
+    with pytest.raises(InputError, match='did you mean "reference"'):
+        evaluate(pipe, referense="digits")
+
+
+def test_folders_of_results_keep_their_names():
+    plan = tiny_pipeline().resolve(steps=2, guidance=1.5)
+    assert protocol.protocol_settings(plan) == {
+        "num_inference_steps": 2, "sampler": "heun", "grid": "uniform", "guidance_scale": 1.5,
+        "guidance_interval": [0.0, 1.0], "guidance_channels": None, "eta": None,
+    }  # fmt: skip
+    keys = {"grid", "interval", "labels", "steps", "sampler", "guidance", "guidance_channels", "eta"}
+    assert keys <= SETTINGS.keys().keys()
+    assert not {"schedule", "guidance_interval", "preset", "quality", "reuse"} & SETTINGS.keys().keys()

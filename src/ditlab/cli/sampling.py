@@ -179,7 +179,8 @@ def sample_images(
         print_json(dataclasses.asdict(written))
         return
     shown = [f"contact sheet {written.grid}"] + ([f"animation {written.trajectory}"] if written.trajectory else [])
-    say(f"{written.count} images in {written.seconds:.1f} s, in {files.out}; {', '.join(shown)}")
+    images = "1 image" if written.count == 1 else f"{written.count} images"
+    say(f"{images} in {written.seconds:.1f} s, in {files.out}; {', '.join(shown)}")
 
 
 @app.command(group="Generate")

@@ -32,7 +32,7 @@ Json = Annotated[bool, Parameter(negative="")]
 
 def say(line: str) -> None:
     """A line on the screen as it is: rich marks nothing in it."""
-    screen.print(line, highlight=False, markup=False)
+    screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def say_note(config: dict[str, Any]) -> None:
