@@ -6,7 +6,8 @@ from helpers import relative, tiny_pipeline
 from rich.console import Console
 
 from ditlab.backbones import create
-from ditlab.backbones.layers import SwiGLU, rotated, rotations
+from ditlab.backbones.layers import SwiGLU
+from ditlab.backbones.positions import rotated, rotations
 from ditlab.checkpoints.published import to_official
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError

@@ -24,10 +24,9 @@ from ditlab.backbones.layers import (
     last_linear,
     modulate,
     norm,
-    rotations,
-    sincos_positions,
     unpatchify,
 )
+from ditlab.backbones.positions import rotations, sincos_positions
 from ditlab.backbones.routing import check_exits, depth_at, record, routed, through
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace

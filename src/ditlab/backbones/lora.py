@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ditlab.backbones import Backbone, create
 from ditlab.core.errors import InputError
-from ditlab.core.modules import Unfilled
+from ditlab.core.modules import skip_init
 
 
 def peft_library() -> Any:
@@ -59,7 +59,7 @@ def merged(net: Backbone) -> Backbone:
     state = net.state_dict()
     if not any(".lora_A." in key for key in state):
         return net
-    with Unfilled():
+    with skip_init():
         again = create(**net.config)
     again.load_state_dict(plain(state), assign=True)
     return again.train(net.training).requires_grad_(False)

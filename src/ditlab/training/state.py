@@ -38,7 +38,7 @@ from ditlab.config.sections import Recipe, Train
 from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
 from ditlab.core.io import damage, is_vacant, replace_text, replacing, write_manifest
-from ditlab.core.modules import Unfilled
+from ditlab.core.modules import skip_init, with_modules
 from ditlab.core.weights import ADAPTER, WEIGHTS, checkpoints, read_config, read_weights
 from ditlab.data import Dataset
 from ditlab.inference.pipeline import Pipeline
@@ -417,11 +417,11 @@ def holding(net: Backbone, tensors: dict[str, Tensor]) -> Backbone:
     if not isinstance(next(net.parameters()), DTensor):
         own = {key: value for key, value in net.state_dict(keep_vars=True).items() if key in tensors}
         same = {
-            id(value): nn.Parameter(tensors[key], False) if isinstance(value, nn.Parameter) else tensors[key]
+            value: nn.Parameter(tensors[key], False) if isinstance(value, nn.Parameter) else tensors[key]
             for key, value in own.items()
         }
-        return copy.deepcopy(net, same)
-    with Unfilled():
+        return with_modules(net, same)
+    with skip_init():
         plain = create(**net.config)
     plain.load_state_dict(tensors, assign=True)
     return plain.eval().requires_grad_(False)
