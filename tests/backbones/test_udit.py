@@ -372,7 +372,7 @@ def test_last_decoder_has_the_width_and_condition_of_the_level_below():
         ({"attention": "tokens"}, 'unknown attention "tokens"; did you mean "token"'),
         ({"downsampler": "dense"}, 'unknown downsampler "dense"'),
         ({"feed_forward": "reparametrized"}, 'did you mean "reparametrised"'),
-        ({"depths": [1, 1]}, "2 depths; give an odd count"),
+        ({"depths": [1, 1]}, "2 depths; give an odd number"),
         ({"depths": [1, 0, 1]}, "depths 0"),
         ({"heads": 3}, "width 16 does not suit 3 heads; give a multiple of 12"),
         ({"width": 0}, "width 0"),

@@ -53,7 +53,7 @@ LARGEST_SCALE = math.log(100)  # of the logits of cosine attention
 
 
 class Style(NamedTuple):
-    """What all blocks of a network have in common."""
+    """Settings that all blocks of a network share."""
 
     heads: int
     attention: str
@@ -116,7 +116,7 @@ class UDiT(Backbone):
         super().__init__(size, channels, classes, learn_variance)
         style = self.style = Style(heads, attention, downsampler, cosine, rope, feed_forward)
         check_sizes(size, width, depths, style)
-        levels = len(depths) // 2  # that are left on the way down and entered again on the way up
+        levels = len(depths) // 2  # with an encoder and a decoder
         widths = self.widths = [width * 2**i for i in range(levels + 1)]
 
         self.x_embedder = Conv(channels, width, 3)
@@ -124,7 +124,7 @@ class UDiT(Backbone):
         down, (middle, *up) = depths[:levels], depths[levels:]
         self.encoders = nn.ModuleList([Encoder(*sizes, style) for sizes in zip(widths[:-1], down, strict=True)])
         self.middle = Blocks(widths[-1], middle, style)
-        out = [*widths[-2:0:-1], widths[1]]  # at full resolution the way up is twice as wide as the way down
+        out = [*widths[-2:0:-1], widths[1]]  # at full resolution the decoder is twice as wide as the encoder
         self.decoders = nn.ModuleList([Decoder(*sizes, style) for sizes in zip(widths[-2::-1], out, up, strict=True)])
         self.output = Conv(widths[1], widths[1], 3)
         self.final_layer = FinalLayer(widths[1], self.out_channels)
@@ -176,7 +176,7 @@ class UDiT(Backbone):
         return [condition(timestep, label)[:, 0, 0] for condition in self.conditions]
 
     def modulations(self) -> list[Modulation]:
-        # The condition of a level is as wide as its blocks, but at full resolution on the way up.
+        # A block reads the condition vector of its own width.
         vector_of = {width: i for i, width in enumerate(self.widths)}
         layers = [block.get_submodule("adaLN_modulation") for block in (*self.repeated, self.final_layer)]
         linears = [last_linear(layer) for layer in layers]
@@ -248,7 +248,7 @@ class UDiT(Backbone):
 
 
 class Encoder(nn.Module):
-    """One level on the way down: its blocks, and the step to half the grid at twice the width."""
+    """One level of the encoder: its blocks, and down-sampling to half the grid at twice the width."""
 
     def __init__(self, width: int, depth: int, style: Style) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One level on the way up: the step from half the grid, the skip, and its blocks at their own width."""
+    """One level of the decoder: up-sampling from half the grid, the skip, and its blocks."""
 
     def __init__(self, width: int, out: int, depth: int, style: Style) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class Decoder(nn.Module):
 
 
 class LevelCondition(nn.Module):
-    """Time and label as one vector of the width of a level."""
+    """Embeddings of timestep and label as one vector of the width of a level."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ class Blocks(nn.ModuleList):
 
 
 class Block(nn.Module):
-    """Shift, scale and gate for attention and feed-forward; the identity at initialisation."""
+    """Shift, scale and gate for attention and feed-forward; the identity at initialization."""
 
     def __init__(self, width: int, style: Style) -> None:
         super().__init__()
@@ -379,7 +379,7 @@ ATTENTIONS = {"full": 0, "key-value": 2, "token": 1}  # how many of (x) or (k, v
 
 
 def check_sizes(size: tuple[int, int], width: int, depths: Sequence[int], style: Style) -> None:
-    """Refuse settings that do not exist or do not fit together."""
+    """Reject settings that do not exist or do not fit together."""
     lookup(ATTENTIONS, style.attention, "attention")
     lookup(DOWNSAMPLERS, style.downsampler, "downsampler")
     lookup(FEED_FORWARDS, style.feed_forward, "feed_forward")
@@ -387,7 +387,7 @@ def check_sizes(size: tuple[int, int], width: int, depths: Sequence[int], style:
         if value < 1:
             raise InputError(f"{what} {value}; give 1 or more")
     if len(depths) < 3 or len(depths) % 2 == 0:
-        raise InputError(f"{len(depths)} depths; give an odd count from 3: the levels down, the middle, the levels up")
+        raise InputError(f"{len(depths)} depths; give an odd number from 3: the levels down, the middle, the levels up")
     multiple = math.lcm(2, style.heads * (4 if style.rope else 1))
     if width % multiple:
         raise InputError(f"width {width} does not suit {style.heads} heads; give a multiple of {multiple}")

@@ -83,8 +83,8 @@ def fill(layer: nn.Module, weight: Tensor, bias: Tensor, like: nn.Module) -> Any
 class FeedForward(nn.Module):
     """D -> 2 D -> D with GELU and a depth-wise convolution between.
 
-    Re-parametrised, each linear layer is trained as a product of two, the convolution as a sum of three and a shortcut.
-    They are merged before they meet the pixels, with their gradients: training costs what the fused network does.
+    Re-parametrized, each linear layer is trained as a product of two, the convolution as a sum of three and a shortcut.
+    They are merged before they are applied, with their gradients, so that training costs as much as the fused network.
     """
 
     def __init__(self, width: int, reparametrised: bool) -> None:

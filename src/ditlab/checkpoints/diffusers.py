@@ -7,11 +7,12 @@ images with the other.
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ditlab.backbones import BACKBONES, Backbone
 from ditlab.backbones.positions import sincos_positions
 from ditlab.core.errors import InputError
 from ditlab.core.weights import read_file, read_json
@@ -169,3 +170,35 @@ def model_index(classes: list[str]) -> dict[str, Any]:
     if classes:
         index["id2label"] = {str(i): name for i, name in enumerate(classes)}
     return index | {name: ["diffusers", kind] for name, kind in parts.items()}
+
+
+def as_diffusers(net: Backbone) -> nn.Module:
+    """The same network as diffusers' DiTTransformer2DModel, with shared weights.
+
+    Raises:
+        InputError: a network that diffusers does not have, or diffusers is not installed.
+    """
+    values = {key: net.config.get(key, value) or False for key, value in net.published.items()}
+    if type(net) is not BACKBONES["DiT"] or values != dict(net.published):
+        raise InputError(f"diffusers has no equivalent of {net.config['name']} with these options; leave --against out")
+    try:
+        import diffusers
+    except ImportError:
+        raise InputError("--against diffusers needs diffusers; pip install 'ditlab[vae]'") from None
+    config = net.config
+    with torch.device("meta"):
+        other: Any = diffusers.DiTTransformer2DModel(  # type: ignore[no-untyped-call]
+            num_attention_heads=config["heads"],
+            attention_head_dim=config["width"] // config["heads"],
+            in_channels=net.channels,
+            out_channels=net.out_channels,
+            num_layers=config["depth"],
+            sample_size=net.size[0],
+            patch_size=config["patch"],
+            num_embeds_ada_norm=net.classes,
+        )
+    other = other.to_empty(device=net.device)
+    missing = other.load_state_dict(to_diffusers(dict(net.state_dict())), strict=False).missing_keys
+    assert missing in ([], ["pos_embed.pos_embed"]), missing
+    other.pos_embed.pos_embed.copy_(net.get_buffer("pos_embed"))  # it was made without values
+    return cast(nn.Module, other.eval())
