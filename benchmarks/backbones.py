@@ -1,8 +1,8 @@
-"""Time per multiply-accumulate of every family against DiT: inference (merged and packed) and a training step.
+"""Time per GMAC of every architecture, relative to DiT: a forward pass (merged and packed) and a training step.
 
     python benchmarks/backbones.py [small|base] [ROUNDS]
 
-All networks in one process, interleaved, medians; a ratio of 1 is as fast per GMAC as DiT of like cost.
+All networks run interleaved in one process; medians. The reference is a DiT of similar cost; 1 is as fast per GMAC.
 """
 
 import sys
@@ -20,7 +20,7 @@ from ditlab.core.device import keep_freed_memory
 from ditlab.evaluation import measure
 from ditlab.inference.optimize.packing import packed
 
-SETS: dict[str, tuple[int, dict[str, dict[str, object]]]] = {  # batch, networks of about DiT's cost; the first is DiT
+SETS: dict[str, tuple[int, dict[str, dict[str, object]]]] = {  # batch size, networks of similar cost; the first is DiT
     "small": (
         8,
         {
@@ -37,26 +37,26 @@ SETS: dict[str, tuple[int, dict[str, dict[str, object]]]] = {  # batch, networks
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all networks and print the table."""
     keep_freed_memory()
     batch, networks = SETS[sys.argv[1] if len(sys.argv) > 1 else "small"]
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     torch.manual_seed(0)
     gmacs = {name: measure(lambda n=name, o=options: create(n, **o)).gmacs for name, options in networks.items()}
     nets = {name: create(name, **options) for name, options in networks.items()}
-    drawing = {name: packed(net.fused()).eval() for name, net in nets.items()}
-    times = {way: {name: [] for name in nets} for way in ("forward", "training step")}
+    prepared = {name: packed(net.fused()).eval() for name, net in nets.items()}
+    times = {pass_: {name: [] for name in nets} for pass_ in ("forward", "training step")}
     for _ in range(rounds + 1):
         for name, net in nets.items():
-            times["forward"][name].append(forward(drawing[name], batch))
+            times["forward"][name].append(forward(prepared[name], batch))
             times["training step"][name].append(training_step(net, batch))
-    table = Table("network", "GMACs", *(f"{way}, {what}" for way in times for what in ("GFLOP/s", "time per GMAC")))
+    table = Table("network", "GMACs", *(f"{pass_}, {unit}" for pass_ in times for unit in ("GFLOP/s", "time per GMAC")))
     first = next(iter(nets))
     for name in nets:
         cells = []
-        for way, factor in (("forward", 2), ("training step", 6)):
-            seconds = {each: median(times[way][each][1:]) / gmacs[each] for each in (name, first)}
-            cells += [f"{factor * batch / seconds[name]:,.0f}", f"{seconds[name] / seconds[first]:.2f} x"]
+        for pass_, factor in (("forward", 2), ("training step", 6)):
+            seconds = {key: median(times[pass_][key][1:]) / gmacs[key] for key in (name, first)}
+            cells += [f"{factor * batch / seconds[name]:,.0f}", f"{seconds[name] / seconds[first]:.2f}x"]
         table.add_row(name, f"{gmacs[name]:.2f}", *cells)
     Console(width=110).print(table)
     print(
@@ -66,28 +66,28 @@ def main() -> None:
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Seconds."""
+    """Seconds that a call takes."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 def inputs(net: Backbone, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch."""
+    """A batch of random inputs."""
     return torch.randn(batch, net.channels, *net.size), torch.rand(batch) * 999, torch.arange(batch)
 
 
 def forward(net: Backbone, batch: int) -> float:
     """Seconds of a forward pass."""
-    given = inputs(net, batch)
+    batch_inputs = inputs(net, batch)
     with torch.inference_mode():
-        return timed(lambda: net(*given))
+        return timed(lambda: net(*batch_inputs))
 
 
 def training_step(net: Backbone, batch: int) -> float:
     """Seconds of a forward and backward pass."""
-    given = inputs(net.train(), batch)
-    seconds = timed(lambda: net(*given).square().mean().backward())
+    batch_inputs = inputs(net.train(), batch)
+    seconds = timed(lambda: net(*batch_inputs).square().mean().backward())
     net.zero_grad()
     return seconds
 

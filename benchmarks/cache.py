@@ -1,6 +1,6 @@
-"""Memory and speed of reading a latent cache of 10,000 and of 1,000,000 entries, each in a process of its own.
+"""Memory and speed of reading a latent cache with 10,000 and with 1,000,000 entries, each in a separate process.
 
-python benchmarks/cache.py [FOLDER]     needs 1.1 GB of disk; prints a line for each size
+python benchmarks/cache.py [FOLDER]     needs 1.1 GB of disk; prints one line per cache
 """
 
 import os
@@ -22,7 +22,7 @@ SIZES = (10_000, 1_000_000)
 
 
 def write(folder: Path, entries: int) -> None:
-    """A finished cache of random moments."""
+    """Write a cache of random moments."""
     description = Description(
         source="random", pictures=entries, channels=3, size=(64, 64), preprocessing={}, autoencoder="none",
         shape=SHAPE, dtype="fp16", classes=[str(i) for i in range(10)], shard=4096,
@@ -37,7 +37,7 @@ def write(folder: Path, entries: int) -> None:
 
 
 def read(folder: Path) -> None:
-    """Read shuffled batches; print peak and final resident memory above what it was before opening, and the rate."""
+    """Read batches in random order; print the increase of resident memory at its peak, and the rate."""
     process = psutil.Process()
     torch.randn(10).sum()
     before = process.memory_info().rss
@@ -53,12 +53,12 @@ def read(folder: Path) -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     print(
         f"{len(cache):>9,} entries, {size / 2**20:8,.0f} MiB on disk: "
-        f"{(peak - before) / 2**20:6.1f} MiB more resident at most, {sorted(rates)[1]:,.0f} entries/s"
+        f"{(peak - before) / 2**20:6.1f} MiB more resident memory at its peak, {sorted(rates)[1]:,.0f} entries/s"
     )
 
 
 def main() -> None:
-    """Write both caches, then read each in a fresh process."""
+    """Write both caches, then read each in a new process."""
     if len(sys.argv) == 3 and sys.argv[1] == "--read":
         read(Path(sys.argv[2]))
         return

@@ -1,10 +1,11 @@
-"""A training run that is killed again and again, against one that was left alone.
+"""A training run that is killed again and again, compared with an uninterrupted one.
 
     python benchmarks/crash.py [KILLS] [OUT]
 
-Each time the run is killed (SIGKILL) at a random moment: in a step, a checkpoint, a preview, or before it has begun.
-After each kill every checkpoint must be whole; in the end weights, average, optimiser state and metrics must equal
-those of the undisturbed run bit for bit. Prints what was found as JSON; 1 is returned where anything differs.
+The run is killed (SIGKILL) at random moments: in a step, a checkpoint, a preview, or before it has started. After each
+kill, every checkpoint must be complete. In the end, the weights, their average, the optimizer state, the metrics and
+the previews must equal those of the uninterrupted run bit for bit. The program prints the result as JSON and exits
+with 1 if anything differs.
 """
 
 import json
@@ -27,36 +28,36 @@ from ditlab.core.weights import checkpoints
 from ditlab.data import open_dataset
 from ditlab.training import train
 
-MORE = 480  # images by which the run is made longer when it ends before it is killed; all that is due falls on these
-LONGEST = 1.5  # seconds from the start of a process to its end
+MORE = 480  # images added to the length if the run ends before it is killed; a multiple of all intervals below
+LONGEST = 1.5  # most seconds before a process is killed
 RECIPE = {
     "model": {"name": "DiT", "width": 32, "depth": 2, "heads": 2, "patch": 2},
     "data": {"source": "digits"},
     "optim": {"lr": 2e-3, "warmup": 64},
     "train": {"batch": 16, "precision": "float32", "compile": "never", "device": "cpu", "ema": 0.9}
-    # Neither divides the other: sums of metrics are carried over checkpoints.
+    # Neither interval divides the other, so that checkpoints contain sums of metrics that are not yet logged.
     | {"log_every": 80, "save_every": 48, "preview_every": 96},
     "sample": {"sampler": "euler", "steps": 2},
 }
 
 
 def main() -> None:
-    """Kill, compare, print."""
+    """Kill, compare and print."""
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     with tempfile.TemporaryDirectory() as folder:
         out = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(folder)
-        found = crash(kills, out)
-    print(json.dumps(found))
-    sys.exit(0 if found["bit_exact"] and not found["torn"] else 1)
+        result = crash(kills, out)
+    print(json.dumps(result))
+    sys.exit(0 if result["bit_exact"] and not result["torn"] else 1)
 
 
 def crash(kills: int, out: Path) -> dict[str, Any]:
-    """The disturbed run, and then the other one of the same length."""
-    open_dataset("digits")  # loads its library before the processes part, as the next line does
+    """Run and kill one training run, then compare it with an uninterrupted run of the same length."""
+    open_dataset("digits")  # imports its library before the processes are forked; so does the next line
     torch.optim.AdamW([torch.zeros(1)])
     chance = random.Random(0)
-    torn, resumed, images, happened = 0, 0, MORE, 0
-    while happened < kills:
+    torn, resumed, images, killed = 0, 0, MORE, 0
+    while killed < kills:
         process = start(out / "killed", images)
         time.sleep(chance.uniform(0.02, LONGEST))
         os.kill(process, signal.SIGKILL)
@@ -64,14 +65,14 @@ def crash(kills: int, out: Path) -> dict[str, Any]:
         kept = checkpoints(out / "killed")
         torn += any(damage(folder, hashes=True) for folder in kept)
         resumed += bool(kept)
-        happened += os.WIFSIGNALED(status)
-        if not os.WIFSIGNALED(status):  # it had come to its end before
+        killed += os.WIFSIGNALED(status)
+        if not os.WIFSIGNALED(status):  # the run ended before it was killed
             images += MORE
     for run in ("killed", "whole"):
         os.waitpid(start(out / run, images), 0)
     ours, theirs = content(out / "killed"), content(out / "whole")
     return {
-        "kills": happened,
+        "kills": killed,
         "with_a_checkpoint": resumed,
         "images": images,
         "torn": torn,
@@ -81,7 +82,7 @@ def crash(kills: int, out: Path) -> dict[str, Any]:
 
 
 def start(out: Path, images: int) -> int:
-    """The run in a process of its own, forked, so that it need not load PyTorch again; its number."""
+    """Start the run in a forked process, which need not import PyTorch again; returns its id."""
     sys.stdout.flush()
     process = os.fork()
     if process == 0:
@@ -96,13 +97,13 @@ def start(out: Path, images: int) -> int:
 
 
 def recipe(images: int) -> Recipe:
-    """The run of that length."""
+    """The recipe of a run of this length."""
     train_options: dict[str, Any] = dict(RECIPE["train"])
     return parse_recipe(RECIPE | {"train": train_options | {"images": images}})
 
 
 def content(run: Path) -> dict[str, Any]:
-    """All that must be equal."""
+    """Everything that must be equal in both runs."""
     last = checkpoints(run)[-1]
     hashes = json.loads((last / "manifest.json").read_text())
     state = torch.load(last / "state.pt", weights_only=True)

@@ -1,8 +1,8 @@
-"""Encoding a folder of PNG files against the autoencoder alone, and training from a cache against encoding on the fly.
+"""Encoding PNG files compared with the autoencoder alone, and training on a cache compared with encoding on the fly.
 
-    python benchmarks/encoding.py [PICTURES] [SIZE]     512 pictures of 64 pixels if left out
+    python benchmarks/encoding.py [IMAGES] [SIZE]     default: 512 images of 64 pixels
 
-Both sides run in this process, interleaved, medians of five rounds.
+Both sides run interleaved in this process; medians of five rounds.
 """
 
 import sys
@@ -23,19 +23,20 @@ from ditlab.data.builtin.glyphs import Glyphs
 from ditlab.data.images import write_folder
 from ditlab.data.latents.encode import encode
 from ditlab.training.autoencoder import begin
-from ditlab.training.trainer import LossOf, build
+from ditlab.training.losses import batch_losses, make_context
+from ditlab.training.setup import build
 
 ROUNDS, BATCH = 5, 64
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both comparisons and print them."""
     count, size = (int(text) for text in (*sys.argv[1:], "512", "64")[:2]) if len(sys.argv) > 2 else (512, 64)
     console = Console(quiet=True)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        write_folder(Glyphs(size), home / "pictures", count)
-        dataset = open_dataset(str(home / "pictures"), Preparation(size=str(size)))
+        write_folder(Glyphs(size), home / "images", count)
+        dataset = open_dataset(str(home / "images"), Preparation(size=str(size)))
         settings = AutoencoderTraining(device="cpu")
         autoencoder: Latent = begin(dataset, settings, torch.device("cpu")).autoencoder.eval().requires_grad_(False)
         batches = [dataset.fetch(part).x for part in torch.split(torch.arange(count), BATCH)]
@@ -45,31 +46,34 @@ def main() -> None:
             for images in batches:
                 autoencoder.encode(images).half()
             alone.append(time.perf_counter() - start)
-            done = encode(dataset, "pictures", autoencoder, home / f"cache{i}", console, batch_size=BATCH)
+            done = encode(dataset, "images", autoencoder, home / f"cache{i}", console, batch_size=BATCH)
             whole.append(done.seconds)
             waited.append(done.waited)
         print(
-            f"{count} PNG files of {size} pixels: encoding takes {median(whole[1:]) / median(alone[1:]):.2f} x the "
-            f"autoencoder alone ({count / median(alone[1:]):,.0f} pictures/s), {median(waited[1:]):.1%} of it waiting"
+            f"{count} PNG files of {size} pixels: encoding takes {median(whole[1:]) / median(alone[1:]):.2f}x as long "
+            f"as the autoencoder alone ({count / median(alone[1:]):,.0f} images/s); "
+            f"{100 * median(waited[1:]):.1f} % of the time it waits for files"
         )
         compare_training(dataset, Latents(home / "cache0"), autoencoder)
 
 
-def compare_training(pictures: object, cache: Latents, autoencoder: Latent) -> None:
-    """Steps of a small DiT on pictures that are encoded each time, and on the cache."""
+def compare_training(images: object, cache: Latents, autoencoder: Latent) -> None:
+    """Training steps of a small DiT on images that are encoded in each step, and on the cache."""
     model = {"name": "DiT-S/2", "width": 192, "depth": 4, "heads": 3}
-    pipe = build(parse_recipe({"model": model}), cache, autoencoder, torch.device("cpu"))
-    loss_of = LossOf(pipe.net.train(), pipe.objective, autoencoder, 0.1, 0)
+    recipe = parse_recipe({"model": model, "train": {"batch": BATCH}})
+    pipe = build(recipe, cache, autoencoder, torch.device("cpu"))
+    pipe.net.train()
+    run = make_context(pipe, recipe)
     times: dict[str, list[float]] = {"on the fly": [], "from the cache": []}
     order = cycle(torch.split(torch.arange(len(cache)), BATCH))
     for _ in range(ROUNDS + 1):
-        for taken, data in zip(times.values(), (pictures, cache), strict=True):
+        for taken, data in zip(times.values(), (images, cache), strict=True):
             start = time.perf_counter()
             for _ in range(4):
-                loss_of(data.fetch(next(order)), 0, torch.float32).backward()
+                batch_losses(run, data.fetch(next(order)), 0, 0, torch.float32).total.mean().backward()
             taken.append((time.perf_counter() - start) / 4)
     slow, fast = (median(taken[1:]) for taken in times.values())
-    print(f"training a 4-layer, 192-wide DiT on these latents: {slow / fast:.2f} x faster from the cache")
+    print(f"training a 4-layer, 192-wide DiT on these latents: {slow / fast:.2f}x faster from the cache")
 
 
 if __name__ == "__main__":

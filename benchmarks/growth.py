@@ -1,9 +1,9 @@
-"""How the time of a forward pass grows with batch, tokens and size; whether the halves of guidance go together.
+"""Time of a forward pass over batch size, tokens and model size; guidance in one network call or two.
 
     python benchmarks/growth.py OUT [ROUNDS]
 
-Float32, plain, all points of a line in turns, medians. Writes OUT/growth.json and OUT/growth.png. A slope is that of
-time against cost on log axes: 1 is proportional, below 1 the small ones pay for overhead.
+Eager float32; all points of a curve run in turns; medians. Writes OUT/growth.json and OUT/growth.png. The slope is that
+of log time over log cost: 1 is proportional, and below 1 there is a fixed overhead.
 """
 
 import json
@@ -21,7 +21,7 @@ from ditlab.evaluation import measure
 from ditlab.inference.optimize.timing import interleaved
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-SIDES = (8, 16, 32, 48, 64)  # of the latent; a quarter of its places are tokens
+SIDES = (8, 16, 32, 48, 64)  # sides of the latent; with patch 2 there is one token per four positions
 SIZES = ("S", "B", "L", "XL")
 
 
@@ -38,7 +38,7 @@ def forward(net: Backbone, batch: int) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Measure, print, draw."""
+    """Measure, print and plot."""
     keep_freed_memory()
     out, rounds = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 5
     out.mkdir(parents=True, exist_ok=True)
@@ -54,11 +54,11 @@ def main() -> None:
     found["halves"] = dict(halves(small, rounds))
     (out / "growth.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
-    draw(found, out / "growth.png")
+    plot(found, out / "growth.png")
 
 
 def sizes(rounds: int) -> list[tuple[float, float]]:
-    """GMACs and seconds of a picture for DiT at patch 2."""
+    """GMACs and seconds per image for each size of DiT with patch 2."""
     nets = {name: create(f"DiT-{name}/2").eval() for name in SIZES}
     costs = {name: measure(lambda name=name: create(f"DiT-{name}/2")).gmacs for name in SIZES}
     times = interleaved({name: forward(net, 2) for name, net in nets.items()}, rounds)
@@ -66,7 +66,7 @@ def sizes(rounds: int) -> list[tuple[float, float]]:
 
 
 def halves(net: Backbone, rounds: int) -> list[tuple[int, float]]:
-    """For each batch: seconds of two calls, one for each half of guidance, over those of one call for both."""
+    """For each batch size: time of two calls (with and without the class) over that of one call with both."""
     found = []
     for batch in (1, 4, 16):
         one, both = forward(net, batch), forward(net, 2 * batch)
@@ -76,12 +76,12 @@ def halves(net: Backbone, rounds: int) -> list[tuple[int, float]]:
 
 
 def slope(times: dict[float, float]) -> float:
-    """Of log seconds over log cost."""
+    """Slope of log seconds over log cost."""
     return float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0])
 
 
-def draw(found: dict[str, dict[str, dict[float, float]]], file: Path) -> None:
-    """A panel for each line."""
+def plot(found: dict[str, dict[str, dict[float, float]]], file: Path) -> None:
+    """Plot one panel per curve."""
     import matplotlib.pyplot as plt
 
     titles = {
@@ -89,14 +89,14 @@ def draw(found: dict[str, dict[str, dict[float, float]]], file: Path) -> None:
         "tokens": "DiT-S/2, batch 2",
         "GMACs": "DiT-S, B, L, XL at patch 2, batch 2",
     }
-    names = {"batch": "pictures in a call", "tokens": "tokens", "GMACs": "GMACs of a picture"}
+    names = {"batch": "batch size", "tokens": "tokens", "GMACs": "GMACs per image"}
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.6))
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         times = found[name]["times"]
         axes.plot(list(times), list(times.values()), marker="o")
         first = next(iter(times))
-        axes.plot(list(times), [times[first] * each / first for each in times], linestyle=":", color="grey")
-        unit = "seconds for a picture" if name == "GMACs" else "seconds for a call"
+        axes.plot(list(times), [times[first] * cost / first for cost in times], linestyle=":", color="gray")
+        unit = "seconds per image" if name == "GMACs" else "seconds per call"
         axes.set(xscale="log", yscale="log", xlabel=names[name], ylabel=unit, title=title)
         axes.text(0.05, 0.9, f"slope {found[name]['slope']:.2f}", transform=axes.transAxes)
         axes.grid(alpha=0.3, which="both")

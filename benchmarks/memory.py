@@ -1,7 +1,7 @@
 """Peak memory of training on this machine.
 
-python benchmarks/memory.py          # whole runs, against what `ditlab plan` says beforehand
-python benchmarks/memory.py steps    # one step of DiT-S/2, batch 16: plain, in bfloat16, compiled, checkpointed
+python benchmarks/memory.py          # whole runs, compared with the estimate of `ditlab plan`
+python benchmarks/memory.py steps    # one step of DiT-S/2, batch 16: float32, bfloat16, compiled, checkpointed
 """
 
 import os
@@ -39,15 +39,15 @@ STEPS = {
 
 
 def steps() -> None:
-    """Each way in a process of its own."""
-    print("| step | above weights and gradients |\n|---|---|")
+    """Measure each kind of step in a separate process."""
+    print("| step | memory above weights and gradients |\n|---|---|")
     for name, options in STEPS.items():
         started = [sys.executable, __file__, "step", *options]
         print(f"| {name} | {subprocess.check_output(started, text=True).strip()} GiB |", flush=True)
 
 
 def step(options: list[str]) -> None:
-    """Print GiB of the second forward and backward pass above what the process had before the first."""
+    """Print the peak of the second forward and backward pass, in GiB above the memory before the first one."""
     keep_freed_memory()
     torch.manual_seed(0)
     net = create("DiT-S/2").train()
@@ -71,10 +71,10 @@ def step(options: list[str]) -> None:
 
 
 def main() -> None:
-    """Plan, run, compare."""
+    """Print the planned and the measured peak of each run."""
     print("| run | planned | measured | planned / measured |\n|---|---|---|---|")
-    for name, told in RUNS.items():
-        recipe, *options = told.split()
+    for name, arguments in RUNS.items():
+        recipe, *options = arguments.split()
         path = find_recipe(recipe)
         planned = plan(parse_recipe(read_toml(path), [*options, "--train.precision=float32"], str(path))).peak
         measured = peak_of(recipe, options)
@@ -82,10 +82,10 @@ def main() -> None:
 
 
 def peak_of(recipe: str, options: list[str]) -> float:
-    """Bytes that such a run has at most, with a checkpoint at every step."""
-    batch = next((int(each.split("=")[1]) for each in options if each.startswith("--train.batch=")), 128)
+    """Peak memory of a run of three steps in bytes, with a checkpoint after every step."""
+    batch = next((int(option.split("=")[1]) for option in options if option.startswith("--train.batch=")), 128)
     few = [f"--train.images={3 * batch}", f"--train.save_every={batch}", "--train.precision=float32"]
-    few += ["--train.compile=never", "--sample.steps=2"]  # of the preview at the end, which takes long and adds nothing
+    few += ["--train.compile=never", "--sample.steps=2"]  # shortens the preview at the end, which needs little memory
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "run")
         started = [sys.executable, "-m", "ditlab", "train", recipe, "--out", out, *options, *few]

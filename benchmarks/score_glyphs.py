@@ -1,5 +1,6 @@
-"""Score models of the built-in letters: share read as the letter asked for, Frechet distance beside its floor, and the
-time of a picture, all models in turns.
+"""Score models of the built-in letters: share classified correctly, Frechet distance, and time per image.
+
+All models run in turns for the times.
 
     python benchmarks/score_glyphs.py RUN...
 """
@@ -13,32 +14,34 @@ from rich.console import Console
 import ditlab
 from ditlab.core.device import keep_freed_memory
 from ditlab.evaluation.glyphs import score_glyphs
-from ditlab.inference.folder import draw_batches
+from ditlab.inference.folder import generate_images
 from ditlab.inference.optimize.timing import interleaved
 
-COUNT = 2600  # a hundred of each letter
+COUNT = 2600  # 100 of each letter
 BATCH, ROUNDS = 130, 5
 
 
 def main() -> None:
-    """Draw and score, with each model's own settings."""
+    """Generate and score letters, with the default sampling settings of each model."""
     console = Console(stderr=True)
     keep_freed_memory()
     pipes = {run: ditlab.load(run) for run in sys.argv[1:]}
     labels = [i % 26 for i in range(COUNT)]
     for run, pipe in pipes.items():
-        pixels = draw_batches(pipe, labels, list(range(COUNT)), console, batch_size=BATCH, options={})
+        pixels = generate_images(pipe, labels, list(range(COUNT)), console, batch_size=BATCH, options={})
         score = score_glyphs(pixels, torch.tensor(labels))
         print(
-            f"{run}: read as the letter asked for: {score.accuracy:.1%} (held-out real ones: "
-            f"{score.classifier_accuracy:.1%}); fd {score.fd:.3f}, {score.fd / score.fd_floor:.2f} x the floor of "
-            f"{score.fd_floor:.3f}",
+            f"{run}: classified correctly: {100 * score.accuracy:.1f} % (classifier accuracy on held-out real letters: "
+            f"{100 * score.classifier_accuracy:.1f} %); FD {score.fd:.3f}, {score.fd / score.fd_floor:.2f}x the "
+            f"real-vs-real FD of {score.fd_floor:.3f}",
             flush=True,
         )
     few = {"seeds": range(BATCH), "batch_size": BATCH, "output_type": "latent"}
     seconds = interleaved({run: partial(pipe, labels[:BATCH], **few) for run, pipe in pipes.items()}, ROUNDS)
-    for run, each in seconds.items():
-        print(f"{run}: {each / BATCH * 1e3:.1f} ms a picture, {seconds[sys.argv[1]] / each:.2f} x the first")
+    for run, time in seconds.items():
+        print(
+            f"{run}: {time / BATCH * 1e3:.1f} ms per image, {seconds[sys.argv[1]] / time:.2f}x the speed of the first"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The studies that come with ditlab, run one after the other, and what they found put into docs/studies/.
+"""Run the studies that come with ditlab, and write their reports and the table of results to docs/studies/.
 
     python benchmarks/studies.py [NAME...] [--processes=2] [--out=runs/studies]
 
-Each study is shared by so many processes of one thread. What is done is not repeated, so with everything done this only
-writes the documents anew: for each study report.html, study.json, summary.md and plots/, and the table in README.md.
+The runs of a study are shared by several processes with one thread each. Finished runs are not repeated, so if all of
+them are finished, the program only writes the documents: report.html, study.json, summary.md and plots/ of each study,
+and the table in README.md.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from cyclopts import run
 
 from ditlab.core.io import replace_text
-from ditlab.study.claims import Compared
+from ditlab.study.claims import Comparison
 from ditlab.study.report import REPORT, SUMMARY, markdown_table
 from ditlab.study.run import NAME
 
@@ -36,38 +37,44 @@ BEGIN, END = "<!-- results: written by benchmarks/studies.py -->", "<!-- end of 
 
 
 def main(*names: str, processes: int = 2, out: Path = Path("runs/studies")) -> None:
-    """Run these studies, all if none is named, and write the documents."""
+    """Run the named studies (default: all), and write the documents."""
     for name in names or STUDIES:
         command = [sys.executable, "-m", "ditlab", "study", name, "--out", str(out / name)]
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}
-        for each in [subprocess.Popen(command, env=alone) for _ in range(processes)]:
-            each.wait()
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        for process in [subprocess.Popen(command, env=one_thread) for _ in range(processes)]:
+            process.wait()
         if not (out / name / REPORT).exists():
             sys.exit(f"{name} has no report; see above")
         publish(out / name, DOCS / name)
     index = DOCS / "README.md"
-    before, _, rest = index.read_text(encoding="utf-8").partition(BEGIN)
-    replace_text(index, "\n".join([before + BEGIN, "", *table(), "", END + rest.partition(END)[2]]))
+    replace_text(index, with_table(index.read_text(encoding="utf-8")))
 
 
 def publish(study: Path, folder: Path) -> None:
-    """Copy what people read."""
+    """Copy the reports of a study to the documentation."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(study / "plots", folder / "plots")
     for name in (REPORT, SUMMARY, NAME):
         shutil.copy(study / name, folder / name)
 
 
+def with_table(text: str) -> str:
+    """The text of README.md with the present table of results."""
+    before, _, after = text.partition(BEGIN)
+    return "\n".join([before + BEGIN, "", *table(), "", END + after.partition(END)[2]])
+
+
 def table() -> Iterator[str]:
-    """A row for each claim of each study that has been run."""
+    """One row per claim of each published study."""
     rows = [("study", "claim", "paper", "here", "verdict")]
     for name in STUDIES:
         if (DOCS / name / NAME).exists():
-            told = json.loads((DOCS / name / NAME).read_text(encoding="utf-8"))
-            for claim in told["claims"]:
-                here = [*(str(Compared(**each)) for each in claim["found"]), *filter(None, [claim["note"]])]
+            results = json.loads((DOCS / name / NAME).read_text(encoding="utf-8"))
+            for claim in results["claims"]:
+                comparisons = [str(Comparison(**comparison)) for comparison in claim["found"]]
+                here = "; ".join([*comparisons, *filter(None, [claim["note"]])])
                 study = f"[{name}]({name}/{SUMMARY})"
-                rows.append((study, claim["says"], claim["paper"], "; ".join(here), f"**{claim['verdict']}**"))
+                rows.append((study, claim["says"], claim["paper"], here, f"**{claim['verdict']}**"))
     return markdown_table(rows)
 
 

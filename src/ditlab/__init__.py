@@ -3,6 +3,7 @@
 The public names are loaded when they are first used, so that `import ditlab` costs nothing.
 """
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from ditlab.core.version import __version__
 if TYPE_CHECKING:
     from ditlab.backbones import create as create
     from ditlab.checkpoints import load as load
+    from ditlab.config.sections import Recipe as Recipe
     from ditlab.core.errors import InputError as InputError
+    from ditlab.core.types import Condition as Condition
     from ditlab.core.types import between as between
     from ditlab.evaluation.protocols import evaluate as evaluate
     from ditlab.inference.pipeline import Pipeline as Pipeline
@@ -28,23 +31,52 @@ _options.MODEL = _options.Families(
 )
 
 _HOMES = {
+    "Condition": "ditlab.core.types",
+    "InputError": "ditlab.core.errors",
+    "Pipeline": "ditlab.inference.pipeline",
+    "Recipe": "ditlab.config.sections",
+    "between": "ditlab.core.types",
     "create": "ditlab.backbones",
     "evaluate": "ditlab.evaluation.protocols",
     "load": "ditlab.checkpoints",
-    "Pipeline": "ditlab.inference.pipeline",
     "train": "ditlab.training",
-    "InputError": "ditlab.core.errors",
-    "between": "ditlab.core.types",
 }
 _PARTS = {
     "interop": "ditlab.checkpoints",  # until the next release
     "samplers": "ditlab.diffusion.samplers",
 } | {
     name: f"ditlab.{name}"
-    for name in ("autoencoders", "backbones", "checkpoints", "data", "diffusion", "evaluation", "inference", "training")
+    for name in (
+        "autoencoders",
+        "backbones",
+        "checkpoints",
+        "conditioning",
+        "data",
+        "diffusion",
+        "evaluation",
+        "inference",
+        "training",
+    )
 }
+_KINDS = (
+    "aid",
+    "autoencoder",
+    "backbone",
+    "conditioner",
+    "dataset",
+    "features",
+    "metric",
+    "objective",
+    "process",
+    "sampler",
+    "schedule",
+    "target",
+    "time",
+    "tracker",
+    "weight",
+)
 
-__all__ = ["InputError", "Pipeline", "__version__", "between", "create", "evaluate", "load", "train"]
+__all__ = ["__version__", *_HOMES, *(f"register_{kind}" for kind in _KINDS)]
 
 
 def __getattr__(name: str) -> Any:
@@ -52,4 +84,11 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOMES[name]), name)
     if name in _PARTS:
         return import_module(_PARTS[name])
+    kind = name.removeprefix("register_")
+    if name != kind and kind in _KINDS:
+        return partial(import_module("ditlab.core.registry").register, kind)
     raise AttributeError(f"module 'ditlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_PARTS})

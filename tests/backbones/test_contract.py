@@ -137,14 +137,14 @@ def test_classes_that_lack_something_are_named_in_one_line(monkeypatch):
         def __init__(self, size, channels):
             raise AssertionError("never called")
 
-    for kind, words in ((Half, "Half does not define forward"), (Narrow, "does not take classes, learn_variance")):
+    for kind, words in ((Half, '"Mine" has no forward; Half must'), (Narrow, "does not take classes, learn_variance")):
         monkeypatch.setitem(BACKBONES, "Mine", kind)
         with pytest.raises(InputError, match=words):
             create("Mine", size=8)
     for name, words in (
-        ("nowhere:Net", 'cannot import model "nowhere:Net": No module named'),
-        ("math:pi", '"math:pi" is no Backbone; give a subclass'),
-        ("math:net", "has no attribute 'net'; give package.module:Class"),
+        ("nowhere:Net", "cannot import nowhere: ModuleNotFoundError"),
+        ("math:pi", '"math:pi" is no subclass of'),
+        ("math:net", 'module math has no "net"; it has'),
     ):
         with pytest.raises(InputError, match=words):
             create(name)

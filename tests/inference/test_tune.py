@@ -37,9 +37,9 @@ def test_tuned_times_come_nearer_to_the_fine_solution(guidance, interval):
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match="sampler ddpm draws noise at each step"):
+    with pytest.raises(InputError, match="sampler ddpm adds noise in each step"):
         tune(tiny_pipeline(), [4], "ddpm", 4, QUIET)
-    with pytest.raises(InputError, match="steps 1 and pictures 4"):
+    with pytest.raises(InputError, match="steps 1 and images 4"):
         tune(tiny_pipeline(), [4, 1], "ab4", 4, QUIET)
 
 
@@ -55,12 +55,12 @@ def test_a_file_of_grids_belongs_to_its_process(tmp_path):
     assert torch.equal(drawn, pipe([0], grid=torch.tensor(times), output_type="latent").images)
     with pytest.raises(InputError, match="was made for the process linear, this model has ddpm"):
         time_grid(str(file), DDPM(), 3)
-    with pytest.raises(InputError, match="has no grid of 4 steps; it has 3, 2"):
+    with pytest.raises(InputError, match="has no schedule of 4 steps; it has 3, 2"):
         time_grid(str(file), Linear(), 4)
-    with pytest.raises(InputError, match="the grid of 2 steps is not 3 falling times"):
+    with pytest.raises(InputError, match="the schedule of 2 steps is not 3 falling times"):
         time_grid(str(file), Linear(), 2)
-    with pytest.raises(InputError, match="there is no grid file"):
+    with pytest.raises(InputError, match="there is no schedule file"):
         time_grid(str(tmp_path / "none.json"), Linear(), 4)
     file.write_text("[]")
-    with pytest.raises(InputError, match="is not a file of time grids"):
+    with pytest.raises(InputError, match="is not a file of timestep schedules"):
         time_grid(str(file), Linear(), 4)

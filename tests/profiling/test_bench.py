@@ -8,11 +8,11 @@ from rich.console import Console
 
 from ditlab.backbones import create
 from ditlab.checkpoints.diffusers import as_diffusers
+from ditlab.config.sampling import QUALITIES
 from ditlab.core.errors import InputError
 from ditlab.inference.optimize.timing import interleaved
-from ditlab.inference.pipeline import QUALITIES
 from ditlab.profiling import bench as benchmark
-from ditlab.profiling.bench import drift, network_calls
+from ditlab.profiling.bench import drift
 
 QUIET = Console(quiet=True)
 
@@ -45,7 +45,7 @@ def test_network_calls_are_counted_as_they_are_made():
         handle = pipe.net.blocks[0].register_forward_pre_hook(count)
         pipe([0], preset=name)
         handle.remove()
-        assert network_calls(pipe, name) == seen > 0
+        assert pipe.resolve(preset=name).evaluations == seen > 0
 
 
 def test_the_comparison_computes_the_same_network():

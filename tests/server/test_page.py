@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
 
 from ditlab.config.reader import find_recipe
+from ditlab.core.io import held
 
 BROWSER = shutil.which("chromium")
 pytestmark = [
@@ -28,17 +30,21 @@ def address(tmp_path_factory):
     pipe.save(folder / "small")
     smooth(tiny_pipeline(classes=0)).save(folder / "plain")
     begin_run(folder / "going")
-    with serving(folder / "small", folder / "plain", folder / "going") as address:
+    begin_run(folder / "ended", images=300)
+    names = ("small", "plain", "going", "ended")
+    with held(folder / "going"), serving(*(folder / name for name in names)) as address:
         yield address
 
 
-def begin_run(run):
+def begin_run(run, images=800):
     """A training run that has no checkpoint yet."""
     (run / "previews").mkdir(parents=True)
     (run / "recipe.toml").write_text(find_recipe("digits").read_text())
-    lines = [{"images": 100 * i, "loss": 1 / i, "images_per_second": 50.0, "lr": 0.1} for i in range(1, 9)]
+    lines = [
+        {"images": 100 * i, "loss": 1 / i, "images_per_second": 50.0, "lr": 0.1} for i in range(1, images // 100 + 1)
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    Image.new("RGB", (40, 20), "red").save(run / "previews" / "000000000800.png")
+    Image.new("RGB", (40, 20), "red").save(run / "previews" / f"{images:012}.png")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,7 @@ def page(browser, address):
 
 
 def drawn(page, count):
-    page.get_by_role("status").filter(has_text="pictures in").wait_for(timeout=20_000)
+    page.get_by_role("status").filter(has_text=re.compile("images? in")).wait_for(timeout=20_000)
     assert page.locator("#current img").count() == count
 
 
@@ -75,9 +81,9 @@ def test_classes_are_chosen_drawn_and_remembered(page):
     page.get_by_label("Search classes").fill("be")
     assert page.locator("#classes button:visible").count() == 1
     page.get_by_role("button", name="bee").click()
-    page.get_by_role("spinbutton", name="Pictures").fill("3")
+    page.get_by_role("spinbutton", name="Images").fill("3")
     page.locator("#seed").fill("7")
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     drawn(page, 3)
     assert page.locator("#current img").nth(2).get_attribute("alt") == "class bee, seed 9"
     page.reload()
@@ -93,16 +99,16 @@ def test_classes_are_chosen_drawn_and_remembered(page):
 
 
 def test_previews_form_and_a_drawing_can_be_cancelled(page):
-    page.get_by_text("More").click()
+    page.get_by_text("More settings").click()
     page.locator("#steps").fill("250")
     page.locator("#sampler").select_option("heun")
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#current img").first.wait_for()
     first = page.locator("#current img").first.get_attribute("src")
     page.wait_for_function("(first) => document.querySelector('#current img').src !== first", arg=first)
     page.get_by_role("button", name="Cancel").click()
-    page.get_by_role("status").filter(has_text="Cancelled").wait_for()
-    assert page.get_by_role("button", name="Draw", exact=True).is_enabled()
+    page.get_by_role("status").filter(has_text="Canceled").wait_for()
+    assert page.get_by_role("button", name="Generate", exact=True).is_enabled()
     assert page.locator("#history img").count() == 0
 
 
@@ -121,19 +127,19 @@ def test_the_keyboard_is_enough(page):
 
 
 def test_two_pictures_are_compared_and_settings_taken_over(page):
-    page.get_by_role("spinbutton", name="Pictures").fill("2")
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("spinbutton", name="Images").fill("2")
+    page.get_by_role("button", name="Generate", exact=True).click()
     drawn(page, 2)
     page.locator("#history button").first.click()
-    page.get_by_role("button", name="Compare with another").click()
+    page.get_by_role("button", name="Compare with another image").click()
     page.locator("#history button").last.click()
     page.locator("#slider").fill("20")
     assert page.locator("#detail-picture").evaluate("e => e.style.getPropertyValue('--cut')") == "20%"
     assert page.locator("#detail-other").is_visible()
-    page.get_by_role("button", name="Use its settings").click()
-    assert page.get_by_role("spinbutton", name="Pictures").input_value() == "2"
+    page.get_by_role("button", name="Use these settings").click()
+    assert page.get_by_role("spinbutton", name="Images").input_value() == "2"
     page.locator("#history button").first.click()
-    page.get_by_role("button", name="Vary the seed").click()
+    page.get_by_role("button", name="Variations").click()
     drawn(page, 2)
     assert page.locator("#history img").count() == 4
 
@@ -141,18 +147,18 @@ def test_two_pictures_are_compared_and_settings_taken_over(page):
 def test_a_model_without_classes_and_a_fault(page):
     page.locator("#model").select_option("plain")
     page.locator("#classes-set").wait_for(state="hidden")
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     drawn(page, 4)
-    page.get_by_text("More").click()
+    page.get_by_text("More settings").click()
     page.locator("#guidance").fill("3")
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_role("status").filter(has_text="guidance 3.0 on an unconditional model").wait_for()
     page.wrong.clear()  # the browser notes the refused request
 
 
 def test_a_picture_is_painted_over_and_drawn_anew(page, tmp_path):
     Image.new("L", (20, 10), 200).save(tmp_path / "grey.png")
-    page.get_by_text("Start from a picture").click()
+    page.get_by_text("Image-to-image and inpainting").click()
     page.locator("#picture").set_input_files(tmp_path / "grey.png")
     canvas = page.locator("#mask")
     canvas.wait_for()
@@ -162,40 +168,40 @@ def test_a_picture_is_painted_over_and_drawn_anew(page, tmp_path):
     box = canvas.bounding_box()
     page.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + 0.95 * box["height"])
     page.get_by_label("Resample").fill("1")
-    page.get_by_role("spinbutton", name="Pictures").fill("1")
+    page.get_by_role("spinbutton", name="Images").fill("1")
     with page.expect_request("**/generations") as sent:
-        page.get_by_role("button", name="Draw", exact=True).click()
+        page.get_by_role("button", name="Generate", exact=True).click()
     drawn(page, 1)
     mask = Image.open(io.BytesIO(base64.b64decode(sent.value.post_data_json["mask"]))).convert("L")
     assert [(i % 8, i // 8) for i, value in enumerate(mask.tobytes()) if value] == [(3, 3), (7, 7)]
     kept = page.locator("#current img").get_attribute("src")
     picture = Image.open(io.BytesIO(base64.b64decode(kept.split(",")[1]))).convert("L")
     assert sum(value != 200 for value in picture.tobytes()) <= 2
-    page.get_by_role("button", name="No picture").click()
+    page.get_by_role("button", name="Remove image").click()
     page.locator("#history button").first.click()
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download its way").click()
+        page.get_by_role("button", name="Download trajectory (GIF)").click()
     with Image.open(download.value.path()) as way:
         assert way.n_frames > 3
     page.locator("#history button").first.click()
-    page.get_by_role("button", name="Start from it").click()
+    page.get_by_role("button", name="Use as init image").click()
     assert canvas.is_visible()
 
 
 def test_a_way_from_class_to_class(page):
     page.get_by_role("button", name="ant").click()
-    page.get_by_text("On the way").click()
+    page.get_by_text("Interpolate").click()
     page.locator("#to-label").select_option(label="cow")
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     drawn(page, 4)
     assert page.locator("#current img").nth(1).get_attribute("alt") == "class ant to cow (33 %), seed 0"
 
 
 def test_the_inside_is_shown(page):
-    page.get_by_role("button", name="Inside").click()
+    page.get_by_role("button", name="Inspect", exact=True).click()
     page.locator("#look-label").select_option(label="bee")
     page.locator("#look-steps").fill("5")
-    page.get_by_role("button", name="Look").click()
+    page.get_by_role("button", name="Inspect image").click()
     told = page.locator("#attention-told")
     told.filter(has_text="Step 3, row 3 of 4, column 3 of 4").wait_for()
     page.locator("#attention").focus()
@@ -213,10 +219,10 @@ def test_the_inside_is_shown(page):
 def test_settings_are_compared_in_a_grid(page):
     page.get_by_role("button", name="Compare", exact=True).click()
     page.locator("#grid-classes").fill("bee, cow")
-    page.get_by_role("button", name="Add a row").click()
-    page.locator(".variant").nth(2).locator("[data-key=guidance_scale]").fill("3")
+    page.get_by_role("button", name="Add row").click()
+    page.locator(".variant").nth(2).locator("[data-key=guidance]").fill("3")
     page.locator(".variant").nth(0).get_by_role("button").click()
-    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_role("button", name="Generate grid").click()
     page.get_by_role("status").filter(has_text="2 rows").wait_for()
     assert page.locator("#table img").count() == 8
     assert page.get_by_role("columnheader").nth(1).inner_text() == "class cow, seed 1"
@@ -231,6 +237,22 @@ def test_a_run_is_watched(page):
     page.locator("#preview").wait_for()
     assert page.locator("#curves figcaption").all_inner_texts() == ["Loss", "Learning rate", "Images per second"]
     assert "now 0.125" in page.locator("#curves svg").first.get_attribute("aria-label")
+    page.locator("#run").select_option("ended")
+    page.locator("#run-told").filter(has_text="300 of 110,000 images, stopped").wait_for()
+
+
+def test_a_late_response_is_not_shown_under_the_name_of_another_run(page):
+    def delay(route):
+        page.wait_for_timeout(600)
+        route.continue_()
+
+    page.get_by_role("button", name="Runs").click()
+    page.locator("#run-told").filter(has_text="800 of").wait_for()
+    page.route("**/v1/runs/ended*", delay)
+    page.locator("#run").select_option("ended")
+    page.locator("#run").select_option("going")
+    page.wait_for_timeout(1500)
+    assert "800 of 110,000" in page.locator("#run-told").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -238,14 +260,14 @@ def test_a_run_is_watched(page):
 def test_nothing_serious_stands_in_the_way_of_anybody(page, scheme, size):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": size[0], "height": size[1]})
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     drawn(page, 4)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert serious(page) == []
     page.locator("#history button").first.click()
     assert serious(page) == []
     page.keyboard.press("Escape")
-    for view, button in (("Inside", "Look"), ("Compare", "Draw the grid"), ("Runs", None)):
+    for view, button in (("Inspect", "Inspect image"), ("Compare", "Generate grid"), ("Runs", None)):
         page.get_by_role("button", name=view, exact=True).click()
         if button:
             page.get_by_role("button", name=button).click()

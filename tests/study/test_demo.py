@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -22,15 +23,15 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_demo_scores_what_it_drew(small, monkeypatch, capfd):
+def test_the_demo_scores_its_samples(small, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["ditlab", "demo", "--json"])
     results = []
-    for _ in range(2):  # the second time the trained model is there already
+    for _ in range(2):  # the second call uses the trained model of the first one
         main()
         results.append(json.loads(capfd.readouterr().out))
     first, second = results
     assert first["folder"] == "runs/demo"
-    assert 0 <= first["accuracy"] < 0.6  # hardly trained
+    assert 0 <= first["accuracy"] < 0.6  # after four training steps
     assert first["classifier_accuracy"] >= 0.98
     assert first["fd"] > 5 * first["fd_floor"] > 0
     assert first["train_seconds"] > 0
@@ -40,11 +41,13 @@ def test_demo_scores_what_it_drew(small, monkeypatch, capfd):
     assert Image.open(small / "runs" / "demo" / "grid.png").size[0] > 20 * 48
 
 
-def test_demo_says_where_the_pictures_are_and_what_to_try(small, monkeypatch, capfd):
+def test_the_demo_prints_scores_and_next_commands(small, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["ditlab", "demo"])
     main()
     text = capfd.readouterr().out
-    assert "pictures: runs/demo/grid.png" in text
+    assert "images: runs/demo/grid.png" in text
     assert "ditlab sample runs/demo --labels 3 7" in text
     assert "ditlab train digits --out runs/mine" in text
-    assert "x the floor of" in text
+    assert re.search(r"trained in \d+ s, generated 200 digits in \d+ s", text)
+    assert re.search(r"classified correctly: [\d.]+ % \(classifier accuracy on held-out real digits: [\d.]+ %\)", text)
+    assert re.search(r"Frechet distance to held-out real digits: [\d.]+, [\d.]+x the real-vs-real FD of [\d.]+", text)

@@ -6,7 +6,7 @@ import pytest
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.study import recipe
-from ditlab.study.recipe import Budget, changed, grid, matching, read_study
+from ditlab.study.recipe import Budget, changed, expand_parts, matching, read_study
 
 DOCS = Path(__file__).parents[2] / "docs" / "studies" / "README.md"
 SMALL = """
@@ -21,7 +21,7 @@ images = 64
 
 @pytest.fixture
 def read(tmp_path):
-    """Read a study that is written as this text."""
+    """Read a study from text."""
 
     def read(text):
         (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
@@ -31,48 +31,50 @@ def read(tmp_path):
 
 
 @pytest.fixture
-def refuses(read):
-    """The single line that a text is refused with."""
+def rejection(read):
+    """The message with which a text is rejected, on one line."""
 
-    def refuses(text):
-        with pytest.raises(InputError) as told:
+    def rejection(text):
+        with pytest.raises(InputError) as error:
             read(text)
-        assert "\n" not in str(told.value)
-        return str(told.value)
+        assert "\n" not in str(error.value)
+        return str(error.value)
 
-    return refuses
+    return rejection
 
 
-def test_parts_begin_with_the_recipe_and_end_with_their_own(read):
+def test_parts_are_the_recipe_with_changes(read):
     study = read(SMALL + "[settings]\nmodel.depth = 3\noptim.lr = 1e-3\n[evaluation]\ncount = 100\nsteps = 3\n")
     recipe = study.parts["b"]
     assert (recipe.model.width, recipe.model.depth, recipe.model.heads) == (64, 3, 4)
     assert (recipe.optim.lr, recipe.optim.betas) == (1e-3, (0.9, 0.99))
     assert study.entries == {"a": ("a", ""), "b": ("b", "")}
-    assert (study.name, study.budget, study.seeds, study.draws) == ("mine", Budget(images=64), (0, 1), 1)
+    assert (study.name, study.budget, study.seeds, study.sample_sets) == ("mine", Budget(images=64), (0, 1), 1)
     assert study.evaluations[""].steps == 3
     assert study.plots[0].fit
 
 
-def test_evaluations_share_what_they_do_not_say(read):
+def test_evaluations_share_settings(read):
     study = read(SMALL + '[evaluation]\ncount = 100\nsteps = 3\n[evaluations]\nx = {}\n"y" = {steps = 5}\n')
     assert list(study.entries) == ["a, x", "a, y", "b, x", "b, y"]
-    assert [(each.count, each.steps) for each in study.evaluations.values()] == [(100, 3), (100, 5)]
+    assert [(settings.count, settings.steps) for settings in study.evaluations.values()] == [(100, 3), (100, 5)]
 
 
 def test_a_cross_product():
-    found = grid({"S": {"model": {"width": 32}}}, {"model": {"patch": [4, 2]}, "optim": {"lr": [1e-3, 1e-4]}}, "x")
-    assert list(found) == [
+    parts = expand_parts(
+        {"S": {"model": {"width": 32}}}, {"model": {"patch": [4, 2]}, "optim": {"lr": [1e-3, 1e-4]}}, "x"
+    )
+    assert list(parts) == [
         "S, patch 4, lr 0.001", "S, patch 4, lr 0.0001", "S, patch 2, lr 0.001", "S, patch 2, lr 0.0001",
     ]  # fmt: skip
-    assert found["S, patch 2, lr 0.0001"] == {"model": {"width": 32, "patch": 2}, "optim": {"lr": 1e-4}}
-    assert list(grid({}, {"model": {"depths": [[1, 1, 1], [1, 2, 1]]}}, "x")) == [
+    assert parts["S, patch 2, lr 0.0001"] == {"model": {"width": 32, "patch": 2}, "optim": {"lr": 1e-4}}
+    assert list(expand_parts({}, {"model": {"depths": [[1, 1, 1], [1, 2, 1]]}}, "x")) == [
         "depths [1, 1, 1]",
         "depths [1, 2, 1]",
     ]
 
 
-def test_who_names_a_network_says_all_of_it():
+def test_a_part_that_names_a_network_replaces_the_model():
     base = {"model": {"name": "DiT", "depth": 4, "qk_norm": True}, "optim": {"lr": 1.0, "warmup": 3}}
     assert changed(base, {"model": {"name": "U-DiT", "width": 8}}) == {
         "model": {"name": "U-DiT", "width": 8},
@@ -85,12 +87,12 @@ def test_who_names_a_network_says_all_of_it():
     assert base["model"]["depth"] == 4
 
 
-def test_patterns_know_the_star_alone():
+def test_only_the_star_is_special_in_patterns():
     assert matching("a, *", ["a, 1", "b, 1", "a, 2"]) == ["a, 1", "a, 2"]
     assert matching("a[1]?", ["a[1]?", "a1x"]) == ["a[1]?"]
 
 
-def test_the_one_of_the_options_of_training():
+def test_the_study_of_training_options():
     study = read_study("options")
     plain = study.parts["as it is"]
     assert len(study.claims) == len(study.parts) - 1 == 9
@@ -106,90 +108,98 @@ def test_the_one_of_the_options_of_training():
 
 
 @pytest.mark.parametrize("name", ["scaling", "conditioning", "u-shape", "sampling-compute", "guidance"])
-def test_those_that_come_with_ditlab(name):
+def test_studies_that_come_with_ditlab(name):
     study = read_study(name)
     assert len(study.seeds) >= 3
     assert study.claims
     assert all(claim.paper for claim in study.claims)
     assert len(study.parts) >= (9 if name == "scaling" else 1)
-    for each in study.parts.values():
-        assert (each.train.precision, each.train.compile) == ("float32", "never")  # the same on another day
+    for part in study.parts.values():
+        assert (part.train.precision, part.train.compile) == ("float32", "never")  # so that training is deterministic
 
 
-def test_the_one_of_the_guide(read):
+def test_the_study_of_the_guide(read):
     (text,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     study = read(text)
     assert list(study.parts) == [f"{target}, width {w}" for target in ("x0", "eps", "velocity") for w in (192, 256)]
     assert study.claims[1].among == "velocity, *, 50 steps"
 
 
-def test_an_empty_grid(refuses):
-    assert "has no parts, so there is nothing to train" in refuses("[budget]\nimages = 64\n")
-    assert "cross.model.patch is 4; give a list of values" in refuses("[budget]\nimages = 64\n[cross]\nmodel.patch = 4")
-    assert "cross.model is 4, but must be a table" in refuses("[budget]\nimages = 64\n[cross]\nmodel = 4")
-    assert "cross.model.patch is []" in refuses("[budget]\nimages = 64\n[cross]\nmodel.patch = []")
+def test_the_old_name_of_sample_sets_is_read(read):
+    assert read("draws = 3\n" + SMALL).sample_sets == 3
 
 
-def test_unknown_names_are_told_the_nearest(refuses):
-    assert 'a key "seed" that no study has; did you mean "seeds"?' in refuses("seed = 3\n" + SMALL)
-    assert 'a key "evaluatoin"' in refuses(SMALL + "[evaluatoin]\nsteps = 3\n")
-    assert 'a key "image" that no budget has; did you mean "images"?' in refuses(SMALL.replace("images", "image"))
-    assert 'a key "step" that no evaluation has; did you mean "steps"?' in refuses(SMALL + "[evaluation]\nstep = 3\n")
-    assert 'a key "odrer" that no claim has; did you mean "order"?' in refuses(SMALL + '[[claims]]\nodrer = ["a"]\n')
-    line = refuses(SMALL.replace("model.width = 64", "model.widht = 64"))
+def test_an_empty_grid(rejection):
+    assert "has no parts, so there is nothing to train" in rejection("[budget]\nimages = 64\n")
+    assert "cross.model.patch is 4; give a list of values" in rejection(
+        "[budget]\nimages = 64\n[cross]\nmodel.patch = 4"
+    )
+    assert "cross.model is 4, but must be a table" in rejection("[budget]\nimages = 64\n[cross]\nmodel = 4")
+    assert "cross.model.patch is []" in rejection("[budget]\nimages = 64\n[cross]\nmodel.patch = []")
+
+
+def test_messages_name_the_nearest_known_name(rejection):
+    assert 'a key "seed" that no study has; did you mean "seeds"?' in rejection("seed = 3\n" + SMALL)
+    assert 'a key "evaluatoin"' in rejection(SMALL + "[evaluatoin]\nsteps = 3\n")
+    assert 'a key "image" that no budget has; did you mean "images"?' in rejection(SMALL.replace("images", "image"))
+    assert 'a key "step" that no evaluation has; did you mean "steps"?' in rejection(SMALL + "[evaluation]\nstep = 3\n")
+    assert 'a key "odrer" that no claim has; did you mean "order"?' in rejection(SMALL + '[[claims]]\nodrer = ["a"]\n')
+    line = rejection(SMALL.replace("model.width = 64", "model.widht = 64"))
     assert "model.widht" in line
     assert "--model.width" in line
     assert 'part "b"' in line
-    assert 'part "b" has a section "width"' in refuses(SMALL.replace("model.width = 64", "width = {x = 64}"))
-    assert 'no recipe "diggits"; give the path' in refuses('recipe = "diggits"\n' + SMALL)
+    assert 'part "b" has a section "width"' in rejection(SMALL.replace("model.width = 64", "width = {x = 64}"))
+    assert 'no recipe "diggits"; give the path' in rejection('recipe = "diggits"\n' + SMALL)
     with pytest.raises(InputError, match='did you mean "scaling"'):
         read_study("scalling")
 
 
 @pytest.fixture
 def quickly(monkeypatch):
-    """Without reading the parts, which takes a tenth of a second each."""
+    """Skip reading the parts, which takes a tenth of a second each."""
     monkeypatch.setattr(recipe, "parse_recipe", lambda tables, source: Recipe())
 
 
 @pytest.mark.usefixtures("quickly")
-def test_claims_and_plots_must_be_of_something(refuses):
+def test_claims_and_plots_are_checked(rejection):
     claim = SMALL + "[[claims]]\nsays = 'x'\n"
-    assert 'there is no entry "c"' in refuses(claim + 'order = ["a", "c"]\n')
-    assert 'by "fid" is no result; did you mean "fd"?' in refuses(claim + 'by = "fid"\norder = ["a", "b"]\n')
-    assert "give one of order" in refuses(claim)
-    assert "give one of order" in refuses(claim + 'order = ["a"]\n')
-    assert "give one of order" in refuses(claim + 'order = ["a", "b"]\nfalls_with = "gmacs"\n')
-    assert "more_than goes with" in refuses(claim + 'order = ["a", "b"]\nmore_than = "gmacs"\n')
-    assert '"gmac" is no axis; did you mean "gmacs"?' in refuses(claim + 'falls_with = "log gmac"\n')
-    assert "model.name is 'DiT-S/2' in part \"a\"; an axis needs a number" in refuses(
+    assert 'there is no entry "c"' in rejection(claim + 'order = ["a", "c"]\n')
+    assert 'by is "fid", which is not a result; did you mean "fd"?' in rejection(
+        claim + 'by = "fid"\norder = ["a", "b"]\n'
+    )
+    assert "give one of order" in rejection(claim)
+    assert "give one of order" in rejection(claim + 'order = ["a"]\n')
+    assert "give one of order" in rejection(claim + 'order = ["a", "b"]\nfalls_with = "gmacs"\n')
+    assert "more_than needs falls_with or rises_with" in rejection(claim + 'order = ["a", "b"]\nmore_than = "gmacs"\n')
+    assert '"gmac" is not an axis; did you mean "gmacs"?' in rejection(claim + 'falls_with = "log gmac"\n')
+    assert "model.name is 'DiT-S/2' in part \"a\"; an axis needs a number" in rejection(
         claim + 'falls_with = "model.name"\n'
     )
-    assert "model.size is None" in refuses(SMALL + '[[plots]]\nx = "model.size"\n')
-    assert 'no entry "z, *"' in refuses(SMALL + '[[plots]]\nlines = ["z, *"]\n')
+    assert "model.size is None" in rejection(SMALL + '[[plots]]\nx = "model.size"\n')
+    assert 'no entry "z, *"' in rejection(SMALL + '[[plots]]\nlines = ["z, *"]\n')
     scores = '[evaluation]\nmetrics = ["frechet"]\n'
-    assert "add precision-recall" in refuses(claim + 'by = "recall"\norder = ["a", "b"]\n' + scores)
+    assert "add precision-recall" in rejection(claim + 'by = "recall"\norder = ["a", "b"]\n' + scores)
 
 
 @pytest.mark.usefixtures("quickly")
-def test_what_the_study_decides(refuses):
-    assert "train.images is the study's to decide; set it under [budget]" in refuses(
+def test_budget_and_seeds_are_the_studys(rejection):
+    assert "a study sets train.images itself; set it under [budget]" in rejection(
         SMALL + "[settings]\ntrain.images = 3\n"
     )
-    assert 'part "b": train.seed is the study\'s' in refuses(SMALL.replace("model.width = 64", "train.seed = 4"))
+    assert 'part "b": a study sets train.seed itself' in rejection(SMALL.replace("model.width = 64", "train.seed = 4"))
     for budget in ("", "images = 64\ngmacs = 3", "seconds = 0"):
-        assert "give one of images, gmacs or seconds" in refuses(SMALL.replace("images = 64", budget))
-    assert "give different seeds" in refuses(SMALL.replace("[0, 1]", "[1, 1]"))
-    assert "give different seeds" in refuses(SMALL.replace("[0, 1]", "[]"))
-    assert "give different seeds, and 1 draw or more" in refuses("draws = 0\n" + SMALL)
+        assert "give one of images, gmacs or seconds" in rejection(SMALL.replace("images = 64", budget))
+    assert "give different seeds" in rejection(SMALL.replace("[0, 1]", "[1, 1]"))
+    assert "give different seeds" in rejection(SMALL.replace("[0, 1]", "[]"))
+    assert "give different seeds, and 1 sample set or more" in rejection("sample_sets = 0\n" + SMALL)
 
 
 @pytest.mark.usefixtures("quickly")
-def test_wrong_kinds(refuses):
-    assert "parts is 3, but must be a table, [parts]" in refuses("parts = 3\n[budget]\nimages = 64\n")
-    assert 'part "a" is 3, but must be a table' in refuses("[budget]\nimages = 64\n[parts]\na = 3\n")
-    assert "claims is {" in refuses(SMALL + "[claims]\nx = 3\n")
-    assert "evaluations is empty" in refuses(SMALL + "[evaluations]\n")
-    assert 'evaluation "x" is 3' in refuses(SMALL + "[evaluations]\nx = 3\n")
-    assert '"many" is not a whole number' in refuses(SMALL.replace("64", '"many"', 1))
-    assert "not valid TOML" in refuses("[parts")
+def test_values_of_a_wrong_type(rejection):
+    assert "parts is 3, but must be a table, [parts]" in rejection("parts = 3\n[budget]\nimages = 64\n")
+    assert 'part "a" is 3, but must be a table' in rejection("[budget]\nimages = 64\n[parts]\na = 3\n")
+    assert "claims is {" in rejection(SMALL + "[claims]\nx = 3\n")
+    assert "evaluations is empty" in rejection(SMALL + "[evaluations]\n")
+    assert 'evaluation "x" is 3' in rejection(SMALL + "[evaluations]\nx = 3\n")
+    assert '"many" is not a whole number' in rejection(SMALL.replace("64", '"many"', 1))
+    assert "not valid TOML" in rejection("[parts")

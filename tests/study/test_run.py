@@ -17,7 +17,7 @@ from ditlab.core.units import GIB
 from ditlab.core.weights import checkpoints
 from ditlab.report.plotting import plotting
 from ditlab.study import run as running
-from ditlab.study.claims import OPEN
+from ditlab.study.claims import NO_RESULTS
 from ditlab.study.plots import finish
 from ditlab.study.recipe import read_study
 from ditlab.study.report import write_reports
@@ -29,7 +29,7 @@ title = "Small <& smaller>"
 question = "Is it?"
 recipe = "digits"
 seeds = [0, 1]
-draws = 2
+sample_sets = 2
 [budget]
 images = 64
 [settings]
@@ -72,7 +72,7 @@ def write(folder, text=TINY, name="tiny"):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A study that was worked off: its recipe, its folder, what was found, and where its page is."""
+    """A finished study: recipe, folder, findings and the path of the page."""
     home = tmp_path_factory.mktemp("study")
     study = write(home)
     findings = run_study(study, home / "out", QUIET)
@@ -83,10 +83,10 @@ def lines_of(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-def test_every_score_is_a_line_and_every_run_a_folder(done):
+def test_each_score_is_a_line_and_each_run_a_folder(done):
     _, out, findings, _ = done
     lines = lines_of(out)
-    assert len(lines) == 2 * 2 * 2 * 2  # parts, seeds, evaluations, draws
+    assert len(lines) == 2 * 2 * 2 * 2  # parts, seeds, evaluations, sample sets
     assert [(line["part"], line["seed"]) for line in lines[::4]] == [("a | b", 0), ("c", 0), ("a | b", 1), ("c", 1)]
     folders = sorted(path.name for path in (out / "runs").iterdir())
     assert re.fullmatch(r"a---b-seed0-[0-9a-f]{8}", folders[0])
@@ -95,12 +95,12 @@ def test_every_score_is_a_line_and_every_run_a_folder(done):
     recipe = (out / "runs" / folders[1] / "recipe.toml").read_text()
     assert "seed = 1\n" in recipe
     assert "images = 64\n" in recipe
-    assert len({line["metrics"]["fd"] for line in lines}) == len(lines)  # all pictures are different ones
+    assert len({line["metrics"]["fd"] for line in lines}) == len(lines)  # all sets of samples differ
     assert all(set(line["metrics"]) == {"fd", "precision", "recall", "accuracy"} for line in lines)
     assert not findings.failures
 
 
-def test_means_and_errors_are_those_of_the_lines(done):
+def test_means_and_errors_are_computed_from_the_lines(done):
     _, out, findings, _ = done
     entry = next(each for each in findings.entries if each.name == "c, two")
     of_seed = [
@@ -112,8 +112,8 @@ def test_means_and_errors_are_those_of_the_lines(done):
         for seed in (0, 1)
     ]
     assert entry.values["fd"] == {0: pytest.approx(of_seed[0]), 1: pytest.approx(of_seed[1])}
-    told = json.loads((out / "study.json").read_text())
-    result = next(each for each in told["results"] if each["name"] == "c, two")
+    content = json.loads((out / "study.json").read_text())
+    result = next(each for each in content["results"] if each["name"] == "c, two")
     assert result["results"]["fd"]["mean"] == pytest.approx(fmean(of_seed))
     assert result["results"]["fd"]["error"] == pytest.approx(stdev(of_seed) / 2**0.5)
     assert result["sampling_gmacs"] == pytest.approx(
@@ -124,15 +124,15 @@ def test_means_and_errors_are_those_of_the_lines(done):
     a, b = (
         next(each for each in findings.entries if each.name == name).values["fd"] for name in ("c, one", "a | b, one")
     )
-    claim = told["claims"][0]
+    claim = content["claims"][0]
     assert claim["found"][0]["mean"] == pytest.approx(fmean(a[seed] - b[seed] for seed in (0, 1)))
     assert claim["verdict"] == findings.verdicts[0].verdict
-    assert told["claims"][1]["verdict"] != OPEN
-    assert set(told["fits"]) == {"fd-over-log-gmacs"}
+    assert content["claims"][1]["verdict"] != NO_RESULTS
+    assert set(content["fits"]) == {"fd-over-log-gmacs"}
 
 
 class Page(HTMLParser):
-    """What a page is made of."""
+    """Tags, external links and text of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -148,7 +148,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_needs_nothing_but_itself(done):
+def test_the_page_is_self_contained(done):
     _, out, findings, report = done
     text = report.read_text(encoding="utf-8")
     page = Page(text)
@@ -156,12 +156,12 @@ def test_the_page_needs_nothing_but_itself(done):
     assert (page.tags.count("svg"), page.tags.count("img"), page.tags.count("section")) == (3, 4, 2)
     assert "Small <& smaller>" in page.text
     assert findings.verdicts[0].verdict in page.text
-    assert str(findings.verdicts[0].found[0]) in page.text
+    assert str(findings.verdicts[0].comparisons[0]) in page.text
     assert "currentColor" in text
     assert "#1b1c1d" not in text
     assert len(text) < 400_000
-    pictures = sorted(path.name for path in (out / "plots").iterdir())
-    assert pictures == ["fd-over-log-gmacs.png", "precision-over-recall.png", "training.png"]
+    plots = sorted(path.name for path in (out / "plots").iterdir())
+    assert plots == ["fd-over-log-gmacs.png", "precision-over-recall.png", "training.png"]
     with Image.open(out / "plots" / "training.png") as opened:
         assert opened.size == (720, 480)
 
@@ -179,7 +179,7 @@ def test_the_same_tables_in_markdown(done):
     assert any(row.startswith("| c is better | always | fd of (c, one)") for row in rows)
 
 
-def test_what_is_done_is_not_repeated(done, monkeypatch):
+def test_finished_work_is_not_repeated(done, monkeypatch):
     study, out, findings, _ = done
     monkeypatch.setattr(running, "train", None)
     monkeypatch.setattr(running, "evaluate", None)
@@ -188,7 +188,7 @@ def test_what_is_done_is_not_repeated(done, monkeypatch):
     assert again.verdicts == findings.verdicts
 
 
-def test_a_stopped_study_goes_on(done, tmp_path, monkeypatch):
+def test_a_stopped_study_resumes(done, tmp_path, monkeypatch):
     study, _, findings, _ = done
     out, calls, evaluate = tmp_path / "out", [], running.evaluate
 
@@ -210,19 +210,18 @@ def test_a_stopped_study_goes_on(done, tmp_path, monkeypatch):
     assert again.verdicts == findings.verdicts
 
 
-def test_a_part_that_fails_is_told_in_its_place(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ditlab.training.trainer.preview", lambda pipes, dataset, place: Image.new("L", (8, 8)))
-    study = write(
-        tmp_path, TINY.replace("draws = 2", "draws = 1").replace('"c" = {model.width = 48}', '"c" = {optim.lr = 1e18}')
-    )
+def test_a_failed_part_is_reported_in_its_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ditlab.training.loop.preview", lambda pipes, place: Image.new("L", (8, 8)))
+    failing = TINY.replace('"c" = {model.width = 48}', '"c" = {optim.lr = 1e18}')
+    study = write(tmp_path, failing.replace("sample_sets = 2", "sample_sets = 1"))
     out = tmp_path / "out"
     console = Console(file=open(tmp_path / "log", "w"), width=200)  # noqa: SIM115
     findings = run_study(study, out, console)
     assert sorted(findings.failures) == ["c, seed 0", "c, seed 1"]
-    assert all("finite" in told for told in findings.failures.values())
+    assert all("finite" in message for message in findings.failures.values())
     assert [bool(entry.values) for entry in findings.entries] == [True, True, False, False]
-    assert findings.verdicts[0].verdict == OPEN
-    assert findings.verdicts[0].note == "without c, one, of which there is nothing"
+    assert findings.verdicts[0].verdict == NO_RESULTS
+    assert findings.verdicts[0].note == "without c, one: no results"
     text = write_reports(findings, out).read_text(encoding="utf-8")
     assert "<td>c, one</td><td>failed</td>" in text
     assert "<h2>Failed</h2>" in text
@@ -236,7 +235,7 @@ def test_a_part_that_fails_is_told_in_its_place(tmp_path, monkeypatch, capsys):
     assert len(lines_of(out)) == before + 2
 
 
-def test_changed_parts_and_evaluations_never_meet_old_results(done, tmp_path, monkeypatch):
+def test_results_of_changed_parts_and_evaluations_are_not_reused(done, tmp_path, monkeypatch):
     _, out, findings, _ = done
     trained, scored = [], []
     train, evaluate = running.train, running.evaluate
@@ -254,11 +253,11 @@ def test_changed_parts_and_evaluations_never_meet_old_results(done, tmp_path, mo
 
 
 def test_processes_share_the_runs(tmp_path):
-    text = TINY.replace("draws = 2", "draws = 1")
+    text = TINY.replace("sample_sets = 2", "sample_sets = 1")
     study = write(tmp_path, text)
     out = tmp_path / "out"
     first = next(iter(running.plan_parts(study, out, QUIET))).folder(0)
-    with claimed(out / "locks" / f"{first}.lock"):  # another process has this one
+    with claimed(out / "locks" / f"{first}.lock"):  # another process has this run
         (out / "study.json").write_text('{"name": "tiny"}')
         assert run_study(study, out, QUIET) is None
     assert {line["run"] for line in lines_of(out)}.isdisjoint({first})
@@ -267,7 +266,7 @@ def test_processes_share_the_runs(tmp_path):
     assert len(lines_of(out)) == 2 * 2 * 2
 
 
-def test_a_claim_to_work_ends_with_its_block_and_its_process(tmp_path):
+def test_a_lock_ends_with_its_block_and_its_process(tmp_path):
     file = tmp_path / "x" / "a.lock"
     with claimed(file) as mine, claimed(file) as theirs:
         assert (mine, theirs) == (True, False)
@@ -279,26 +278,26 @@ def test_a_claim_to_work_ends_with_its_block_and_its_process(tmp_path):
         assert mine
 
 
-def test_a_folder_may_be_taken_by_two_at_once(tmp_path):
+def test_two_processes_may_open_a_folder_at_once(tmp_path):
     study, out = write(tmp_path), tmp_path / "out"
     out.mkdir()
     (out / ".study.json.1.part").touch()  # the other process is about to
-    running.begin(study, out)
-    running.begin(study, out)
+    running.open_folder(study, out)
+    running.open_folder(study, out)
     assert json.loads((out / "study.json").read_text()) == {"name": "tiny"}
     with pytest.raises(InputError, match="exists and is not a study"):
-        running.begin(study, tmp_path / "tiny.toml")
+        running.open_folder(study, tmp_path / "tiny.toml")
 
 
-def test_seconds_are_measured_once(tmp_path):
+def test_seconds_are_converted_to_images_once(tmp_path):
     study = write(tmp_path, TINY.replace("images = 64", "seconds = 0.1"))
     first, again = (running.plan_parts(study, tmp_path / "out", QUIET) for _ in range(2))
     assert [part.recipe.train.images for part in first] == [part.recipe.train.images for part in again]
     known = json.loads((tmp_path / "out" / "images.json").read_text())
-    assert known == {part.mark: part.recipe.train.images for part in first}
+    assert known == {part.hash: part.recipe.train.images for part in first}
 
 
-def test_torn_lines_are_left_out(tmp_path):
+def test_incomplete_lines_are_ignored(tmp_path):
     file = tmp_path / "results.jsonl"
     file.write_text('{"run": "a"}\n{"run": "b", "fai')
     results = Results(file)
@@ -306,11 +305,11 @@ def test_torn_lines_are_left_out(tmp_path):
     assert [line["run"] for line in results.lines()] == ["a", "c"]
 
 
-class TestRefusals:
-    """One line each, exit code 2, nothing lost."""
+class TestRejections:
+    """One line on stderr, exit code 2, and nothing is overwritten."""
 
     @pytest.fixture
-    def refuses(self, monkeypatch, capfd):
+    def rejection(self, monkeypatch, capfd):
         def run(*arguments):
             monkeypatch.setattr(sys, "argv", ["ditlab", "study", *map(str, arguments)])
             with pytest.raises(SystemExit) as end:
@@ -321,41 +320,41 @@ class TestRefusals:
 
         return run
 
-    def test_a_folder_of_something_else(self, refuses, tmp_path):
+    def test_a_folder_of_something_else(self, rejection, tmp_path):
         write(tmp_path)
         other = tmp_path / "other"
         other.mkdir()
         (other / "study.json").write_text('{"name": "scaling"}')
-        said = refuses(tmp_path / "tiny.toml", "--out", other)
-        assert 'holds the study "scaling", not "tiny"; give another --out' in said
+        said = rejection(tmp_path / "tiny.toml", "--out", other)
+        assert 'contains the study "scaling", not "tiny"; choose another folder' in said
         (other / "study.json").write_text("{")
-        assert 'is damaged; put {"name": "tiny"} into it' in refuses(tmp_path / "tiny.toml", "--out", other)
+        assert 'is damaged; write {"name": "tiny"} into it' in rejection(tmp_path / "tiny.toml", "--out", other)
         (other / "study.json").rename(other / "mine.txt")
-        assert "exists and is not a study" in refuses(tmp_path / "tiny.toml", "--out", other)
+        assert "exists and is not a study" in rejection(tmp_path / "tiny.toml", "--out", other)
         assert [path.name for path in other.iterdir()] == ["mine.txt"]
 
-    def test_a_part_that_does_not_fit(self, refuses, tmp_path, monkeypatch):
+    def test_a_part_that_does_not_fit(self, rejection, tmp_path, monkeypatch):
         write(tmp_path, TINY.replace("{model.width = 48}", "{model = {width = 1024, depth = 8}}"))
         monkeypatch.setattr("ditlab.profiling.plan.total_memory", lambda device: int(1.2 * GIB))
-        said = refuses(tmp_path / "tiny.toml", "--out", tmp_path / "out")
-        assert re.search(r'part "c" needs \d\.\d GiB of memory and there are 1\.2; give it a smaller', said)
+        said = rejection(tmp_path / "tiny.toml", "--out", tmp_path / "out")
+        assert re.search(r'part "c" needs \d\.\d GiB of memory and 1\.2 GiB are available; give it a smaller', said)
         assert not (tmp_path / "out" / "runs").exists()
 
-    def test_a_missing_extra(self, refuses, tmp_path, monkeypatch):
+    def test_a_missing_extra(self, rejection, tmp_path, monkeypatch):
         write(tmp_path)
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        assert "pip install 'ditlab[plots]'" in refuses(tmp_path / "tiny.toml", "--out", tmp_path / "out")
+        assert "pip install 'ditlab[plots]'" in rejection(tmp_path / "tiny.toml", "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     def test_many_processes_of_a_launcher(self, tmp_path, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(InputError, match="start it without torchrun"):
+        with pytest.raises(InputError, match="does not run under torchrun"):
             run_study(write(tmp_path), tmp_path / "out", QUIET)
 
-    def test_mistakes_in_a_recipe(self, refuses, tmp_path):
+    def test_mistakes_in_a_recipe(self, rejection, tmp_path):
         (tmp_path / "bad.toml").write_text("[budget]\nimages = 3\n")
-        assert "has no parts" in refuses(tmp_path / "bad.toml")
-        assert 'did you mean "scaling"' in refuses("scalling")
+        assert "has no parts" in rejection(tmp_path / "bad.toml")
+        assert 'did you mean "scaling"' in rejection("scalling")
 
 
 def test_a_dry_run_trains_nothing(tmp_path, monkeypatch, capfd):
@@ -369,20 +368,22 @@ def test_a_dry_run_trains_nothing(tmp_path, monkeypatch, capfd):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
 
 
-def test_scores_with_other_pictures_do_not_count(tmp_path):
+def test_scores_of_other_samples_are_not_reused(tmp_path):
     study = write(tmp_path, TINY)
     (part, *_) = running.plan_parts(study, tmp_path / "out", QUIET)
-    (name, way), *_ = part.ways.items()
+    (name, evaluation), *_ = part.evaluations.items()
     results = Results(tmp_path / "results.jsonl")
-    job = running.Job(part, 1, draws=2)
-    seeds = [job.picture_seed(way, draw) for draw in range(2)]
-    assert len({*seeds, *(running.Job(part, 0, draws=2).picture_seed(way, draw) for draw in range(2))}) == 4
-    line = {"run": job.name, "evaluation": name, "draw": 0, "way": way.mark, "metrics": {"fd": 1.0}}
+    job = running.Job(part, 1, sample_sets=2)
+    seeds = [job.sample_seed(evaluation, number) for number in range(2)]
+    other_seed = running.Job(part, 0, sample_sets=2)
+    assert len({*seeds, *(other_seed.sample_seed(evaluation, number) for number in range(2))}) == 4
+    # Keys as version 0.1 wrote them.
+    line = {"run": job.name, "evaluation": name, "draw": 0, "way": evaluation.hash, "metrics": {"fd": 1.0}}
     results.add(line | {"picture_seed": seeds[0]})
     assert set(results.scores(job)) == {(name, 0)}
-    assert results.scores(running.Job(part, 1, draws=3)) == {}
-    other = replace(part, ways={name: replace(way, settings=replace(way.settings, seed=5))})
-    assert results.scores(running.Job(other, 1, draws=2)) == {}
+    assert results.scores(running.Job(part, 1, sample_sets=3)) == {}
+    other = replace(part, evaluations={name: replace(evaluation, settings=replace(evaluation.settings, seed=5))})
+    assert results.scores(running.Job(other, 1, sample_sets=2)) == {}
 
 
 def test_axes_count_large_numbers_in_k_and_m():

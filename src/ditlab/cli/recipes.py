@@ -1,8 +1,11 @@
 """Recipes named on the command line."""
 
+from dataclasses import fields
+
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
+from ditlab.config.evaluation import Copying, Evaluation
 from ditlab.config.reader import (
     NETWORK,
     check_keys,
@@ -12,7 +15,8 @@ from ditlab.config.reader import (
     read_toml,
     without_network,
 )
-from ditlab.config.sections import Evaluation
+
+COPYING = {option.name for option in fields(Copying)}
 
 
 def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -23,6 +27,8 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
             tables = read_toml(path)
             tables = check_keys(tables, str(path), Evaluation) if scores else check_sections(tables, str(path))
+            if commands[0] == "memorization":  # which uses a part of a protocol
+                tables = {key: value for key, value in tables.items() if key in COPYING}
             if any(each.name == NETWORK and each.tokens for each in arguments):
                 tables = without_network(tables)
             if not scores:

@@ -17,7 +17,10 @@ from ditlab.core.version import __version__
 
 app = App(
     name="ditlab",
-    help="Diffusion transformers: train on your pictures, sample, score.",
+    help=(
+        "Diffusion transformers: train on your images, sample, evaluate. "
+        "Every command takes --import FILE_OR_MODULE, a plug-in to import first."
+    ),
     version=__version__,
     config=recipe_config,
     default_parameter=Parameter(consume_multiple=True),  # a list is given as it is written: --model.depths 1 2 1

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,10 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
+from ditlab.config.evaluation import Evaluation, modern_evaluation
+from ditlab.config.fields import renamed
 from ditlab.config.options import Option, model_options, union
+from ditlab.config.sampling import SETTINGS, modern
 from ditlab.config.sections import NETWORK as DEFAULT
 from ditlab.config.sections import Model, Recipe, Whole
 from ditlab.core.errors import InputError, nearest
@@ -79,7 +83,9 @@ def without_network(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(table: dict[str, Any], source: str, kind: type) -> dict[str, Any]:
-    """The table, once every key is one of this kind of settings."""
+    """The table in the present spelling, once every key is one of this kind of settings."""
+    if kind is Evaluation:
+        table = modern_evaluation(table)
     keys = [key.name for key in dataclasses.fields(kind)]
     for key in table:
         if key not in keys:
@@ -94,7 +100,9 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
     Raises:
         InputError: an unknown key (the line names the nearest) or a wrong type (the line names it).
     """
-    tables = check_sections(tables, source)
+    tables, notes = renamed(Recipe, check_sections(tables, source))
+    for note in notes:
+        warnings.warn(f"{source}: {note}", FutureWarning, stacklevel=2)
     if any(each.partition("=")[0] == NETWORK for each in overrides):
         tables = without_network(tables)
     arguments = _read(recipe_arguments(), tables, overrides, source)
@@ -270,6 +278,8 @@ def check_sections(tables: dict[str, Any], source: str) -> dict[str, Any]:
             raise InputError(f'{source} has a section "{key}" that no recipe has; {nearest(key, sections)}')
         if not isinstance(value, dict):
             raise InputError(f"{source}: {key} is {value!r}, but must be a table; write [{key}] and its keys below it")
+    if "sample" in tables:
+        tables = tables | {"sample": modern(tables["sample"], SETTINGS)}
     return tables
 
 
@@ -279,7 +289,7 @@ def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
         section: {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in vars(table).items()
-            if value is not None
+            if value is not None and value != {}
         }
         for section, table in vars(recipe).items()
     }
@@ -291,6 +301,8 @@ def to_toml(tables: dict[str, dict[str, Any]]) -> str:
     def value(v: Any) -> str:
         if isinstance(v, list):
             return f"[{', '.join(map(value, v))}]"
+        if isinstance(v, dict):
+            return f"{{{', '.join(f'{json.dumps(k)} = {value(x)}' for k, x in v.items())}}}"
         if isinstance(v, float):
             return repr(v)  # TOML has inf and nan too
         return json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f")  # strings, whole numbers, booleans

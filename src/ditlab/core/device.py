@@ -1,4 +1,4 @@
-"""What the machine can do, and how it is made to do it."""
+"""The machine: devices, memory, precision, and its place among the processes of a launcher."""
 
 import ctypes
 import os
@@ -19,10 +19,10 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory of up to 2 GiB for the next tensors; for a process, once, before work.
+    """Let the C library keep up to 2 GiB of freed memory for the next tensors. Call it once, before any work.
 
-    glibc gives every large tensor back to the system when it is freed, and the next one of its size has all its pages
-    cleared again: a tenth of a training step on a CPU. Nothing happens where the C library is another.
+    glibc returns every large tensor to the system when it is freed, and the system clears all pages of the next one:
+    a tenth of a training step on a CPU. With other C libraries this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -58,17 +58,17 @@ def pick_device(name: str) -> "torch.device":
 
 
 def process_place() -> tuple[int, int]:
-    """Number of this process and of all, as launchers such as torchrun tell them."""
+    """Rank of this process and the number of processes, as launchers such as torchrun set them."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept for this user; not made yet."""
+    """The folder of this user for files that can be made again; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
 
 
 def has_bfloat16(device: "torch.device") -> bool:
-    """Whether the device has instructions for it; a CPU without them is hundreds of times slower than in float32."""
+    """Whether the device has bfloat16 instructions; a CPU without them is hundreds of times slower than in float32."""
     import torch
 
     if device.type == "cpu":
@@ -78,7 +78,7 @@ def has_bfloat16(device: "torch.device") -> bool:
 
 
 def total_memory(device: "torch.device") -> int:
-    """Bytes that the device has."""
+    """Bytes of memory of the device, or of this container if it has a limit."""
     import torch
 
     if device.type == "cuda":
@@ -88,20 +88,20 @@ def total_memory(device: "torch.device") -> int:
 
 
 def free_memory(device: "torch.device") -> int:
-    """Bytes that can still be had; without an end where the system does not tell."""
+    """Bytes of memory that are still free; `sys.maxsize` where the system does not report it."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        told = Path("/proc/meminfo").read_text(encoding="utf-8").partition("MemAvailable:")[2]
+        free = Path("/proc/meminfo").read_text(encoding="utf-8").partition("MemAvailable:")[2]
     except OSError:
         return sys.maxsize
-    return min([int(told.split()[0]) * 1024, *(limit - used for limit, used in container_memory())])
+    return min([int(free.split()[0]) * 1024, *(limit - used for limit, used in container_memory())])
 
 
 def container_memory(own: Path = OWN_GROUP, groups: Path = GROUPS) -> Iterator[tuple[int, int]]:
-    """Limits that this process's control groups set to its memory, and what is used of each (Linux, version 2).
+    """Memory limits of this process's control groups, and the bytes used of each (Linux, version 2).
 
     Args:
         own: the file that names its group.
@@ -117,12 +117,12 @@ def container_memory(own: Path = OWN_GROUP, groups: Path = GROUPS) -> Iterator[t
         with suppress(OSError, ValueError):  # "max" is no limit
             limit = int((group / "memory.max").read_text(encoding="ascii"))
             used = int((group / "memory.current").read_text(encoding="ascii"))
-            told = (group / "memory.stat").read_text(encoding="ascii").partition("inactive_file ")[2]
-            yield limit, used - int(told.split()[0])  # the cache of files is given back
+            cached = (group / "memory.stat").read_text(encoding="ascii").partition("inactive_file ")[2]
+            yield limit, used - int(cached.split()[0])  # the system releases cached files when it needs memory
 
 
 def peak_memory(device: "torch.device") -> int:
-    """Bytes that this process has had at most."""
+    """The most bytes that this process has used at one time."""
     import torch
 
     if device.type == "cuda":
@@ -136,7 +136,7 @@ def peak_memory(device: "torch.device") -> int:
 
 
 def reset_peak_memory(device: "torch.device") -> None:
-    """Let `peak_memory` begin with what is held now, where the system can do that."""
+    """Start `peak_memory` again from the present use, where the system supports it."""
     import torch
 
     if device.type == "cuda":
@@ -147,17 +147,17 @@ def reset_peak_memory(device: "torch.device") -> None:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed; on a CPU only the message tells."""
+    """Whether an allocation failed; on a CPU only the message of the error says so."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def describe(device: str) -> dict[str, str | int]:
-    """The machine in words, for results that others shall compare."""
+    """Names and versions of the machine, kept with results that others may compare."""
     import torch
 
-    found: dict[str, str | int] = {
+    machine: dict[str, str | int] = {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "processor": processor(),
         "cores": os.cpu_count() or 1,
@@ -165,7 +165,7 @@ def describe(device: str) -> dict[str, str | int]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-    return found
+    return machine
 
 
 def processor() -> str:

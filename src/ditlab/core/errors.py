@@ -1,4 +1,4 @@
-"""The errors that are told in a line: what the user can mend, and what broke on the way; the look-up that raises one.
+"""Errors that are reported in one line: `InputError` for values that the user can correct, `RunError` for failures.
 
 `InputError` carries a single line that names the value and the remedy. The command line prints that line and
 exits with code 2; as a `ValueError` it can be caught by any Python caller.
@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """What broke while running, through no value of the user; the command line prints the line and exits with 1."""
+    """A failure while running that no value of the user caused; the command line prints the line and exits with 1."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -1,8 +1,4 @@
-"""Tensors from files that others wrote: recognised by content, never executed.
-
-A file is read as safetensors or as a torch pickle with `weights_only=True`, memory-mapped where the format allows,
-so that converting a model needs little more memory than the model.
-"""
+"""Paths and hub repositories."""
 
 import os
 import re
@@ -16,7 +12,7 @@ def fetch(path: str | Path) -> Path:
     """A path that can be read: the path itself, or a copy of the hub repository "owner/name".
 
     Raises:
-        InputError: a path without permission, or a repository that cannot be had.
+        InputError: a path without permission, or a repository that cannot be fetched.
     """
     if is_hub_id(str(path)):
         return _download(str(path))
@@ -42,13 +38,17 @@ def _download(name: str) -> Path:
     except Exception as error:  # no network, no such repository, no access: the library has many kinds
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{name} is no path here and could not be fetched from the hub ({reason}); download its *.json and "
+            f"{name} is no path here and cannot be fetched from the hub ({reason}); download its *.json and "
             f"*.safetensors files elsewhere and give the folder"
         ) from error
 
 
 def hub_library() -> Any:
-    """huggingface_hub, or the line that says how to get it."""
+    """The huggingface_hub module.
+
+    Raises:
+        InputError: it is not installed; the line says how to install it.
+    """
     try:
         import huggingface_hub
     except ImportError:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, folders that tell whether they still are, and who works in a folder."""
+"""Atomic files, manifests that show damage, and locks that keep two processes out of one folder."""
 
 import hashlib
 import json
@@ -18,14 +18,15 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK, PART = ".lock", ".part"
-TRIES = 100  # after which a file that is always another one is no lock
+TRIES = 100  # to lock a file that other processes keep replacing
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path beside this one that takes its place when the block ends, and is removed if it fails.
+    """A temporary path beside `file`, renamed to it when the block ends and removed if the block fails.
 
-    Whoever reads meanwhile, or after a crash, finds the file as it was or as it is meant to be. The folder is made.
+    A process that reads during the block, or after a crash, finds the old content or the new one, never a mixture. The
+    folder is created.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{PART}")
@@ -45,19 +46,19 @@ def replace_text(file: Path, text: str) -> None:
 
 @contextmanager
 def held(folder: Path, rank: int = 0) -> Iterator[None]:
-    """Keep others who would do the same work out of a folder, which is made.
+    """Hold a lock on a folder, so that no other process does the same work there. The folder is created.
 
-    The operating system gives the lock back when the process ends, however it ends. Where the file system knows no
-    locks, or the folder cannot be written to, nothing is held.
+    The operating system releases the lock when the process ends, however it ends. Nothing is locked where the file
+    system has no locks or the folder cannot be written to.
 
     Args:
         folder: where the work is written.
-        rank: number of this process among those that share the work; each keeps out its like.
+        rank: number of this process among those that share the work; each rank has a lock of its own.
 
     Raises:
-        InputError: another process is at work there.
+        InputError: another process works in the folder.
     """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     file = folder / (f"{LOCK}-{rank}" if rank else LOCK)
@@ -67,15 +68,15 @@ def held(folder: Path, rank: int = 0) -> Iterator[None]:
     finally:
         if opened is not None:
             with suppress(OSError):
-                file.unlink()  # before it is given back, so that nobody has locked it meanwhile
+                file.unlink()  # before it is released, so that no other process has locked it in between
             opened.close()
-        with suppress(OSError):  # where nothing came of it, nothing is left
-            for each in made:
-                each.rmdir()
+        with suppress(OSError):  # folders that stayed empty are removed again
+            for path in created:
+                path.rmdir()
 
 
 def locked(file: Path) -> IO[str] | None:
-    """The file, opened and locked until it is closed; None where that cannot be."""
+    """The file, opened and locked until it is closed; None where locking is not possible."""
     if fcntl is None:
         return None
     for _ in range(TRIES):
@@ -90,7 +91,7 @@ def locked(file: Path) -> IO[str] | None:
             who = opened.read().strip() or "another process"
             opened.close()
             raise InputError(
-                f"{file.parent} is in use by {who}; wait for its end, stop it, or give another --out"
+                f"{file.parent} is in use by {who}; wait until it ends, stop it, or choose another folder"
             ) from None
         except OSError:
             opened.close()
@@ -100,12 +101,27 @@ def locked(file: Path) -> IO[str] | None:
             opened.write(f"process {os.getpid()} on {socket.gethostname()}")
             opened.flush()
             return opened
-        opened.close()  # its holder took it away in between
+        opened.close()  # another process removed or replaced the file in between
     return None
 
 
+def in_use(folder: Path) -> bool | None:
+    """Whether a process holds a folder (`held`); None where that cannot be determined, as on a file system without
+    locks."""
+    if fcntl is None:
+        return None
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError) as error:
+        return isinstance(error, BlockingIOError)
+    except OSError:
+        return None
+    return False
+
+
 def same_file(file: Path, opened: IO[str]) -> bool:
-    """Whether what is open is still what is there under this name."""
+    """Whether the open file is still the one at this path."""
     try:
         return os.path.samestat(file.stat(), os.fstat(opened.fileno()))
     except OSError:
@@ -113,20 +129,20 @@ def same_file(file: Path, opened: IO[str]) -> bool:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether there is no such folder, or nothing in it but the locks and drafts that a killed process leaves."""
+    """Whether the folder does not exist, or holds only locks and temporary files that a killed process left."""
     if not folder.exists():
         return True
-    names = [each.name for each in folder.iterdir()] if folder.is_dir() else [folder.name]
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
     return all(name.startswith(LOCK) or (name[0] == "." and name.endswith(PART)) for name in names)
 
 
 @contextmanager
 def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether what this file stands for is this process's alone until the block ends; it ends with the process too.
+    """Try to lock `file` for the duration of the block; yields whether this process got the lock.
 
     Args:
-        file: made if it is not there, and left.
-        wait: until whoever has it lets go.
+        file: created if it does not exist, and not removed.
+        wait: wait until another process releases the lock.
     """
     if fcntl is None:  # not on Windows, where a process works alone
         yield True
@@ -145,37 +161,37 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path) -> None:
-    """Write down size and SHA-256 of all files of a folder, once they are on the disk."""
-    found = {}
+    """Record size and SHA-256 of all files of a folder, after forcing them to the disk."""
+    entries = {}
     for file in sorted(folder.iterdir()):
         with file.open("rb") as opened:
-            found[file.name] = {
+            entries[file.name] = {
                 "bytes": file.stat().st_size,
                 "sha256": hashlib.file_digest(opened, "sha256").hexdigest(),
             }
             os.fsync(opened.fileno())
-    replace_text(folder / MANIFEST, json.dumps(found, indent=2) + "\n")
+    replace_text(folder / MANIFEST, json.dumps(entries, indent=2) + "\n")
 
 
 def damage(folder: Path, *, hashes: bool = False) -> str | None:
-    """What is wrong with a folder that has a manifest; None for one that is whole, or has none.
+    """What is wrong with a folder that has a manifest; None if it is intact or has no manifest.
 
     Args:
-        folder: where.
-        hashes: read all files, not only their sizes.
+        folder: the folder with the manifest.
+        hashes: also hash the content of all files, instead of comparing sizes only.
     """
     if not (folder / MANIFEST).exists():
         return None
     try:
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, told in expected.items():
+        for name, entry in expected.items():
             file = folder / name
             if not file.exists():
                 return f"{name} is missing"
-            if file.stat().st_size != told["bytes"]:
-                return f"{name} has {file.stat().st_size:,} bytes instead of {told['bytes']:,}"
+            if file.stat().st_size != entry["bytes"]:
+                return f"{name} has {file.stat().st_size:,} bytes instead of {entry['bytes']:,}"
             with file.open("rb") as opened:
-                if hashes and hashlib.file_digest(opened, "sha256").hexdigest() != told["sha256"]:
+                if hashes and hashlib.file_digest(opened, "sha256").hexdigest() != entry["sha256"]:
                     return f"{name} is not what was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"it cannot be read ({type(error).__name__})"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """What the network is told beside x and the timestep. Every tensor has the batch as its first dimension.
+    """What the network receives beside x and the timestep. Every tensor has the batch as its first dimension.
 
     A row may lie between two conditions: `other` is then the second one, and `weight` its share.
     """

@@ -1,4 +1,8 @@
-"""What lies in the folder of a model or of a run: weights, checkpoints, the config."""
+"""Files of weights: those in model and run folders, and third-party ones.
+
+Third-party files are recognized by content and never executed: a file is read as safetensors or as a torch pickle with
+`weights_only=True`, memory-mapped where the format allows.
+"""
 
 import argparse
 import hashlib
@@ -38,7 +42,7 @@ def weights_digest(net: torch.nn.Module, begin: bytes = b"") -> "hashlib._Hash":
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint folder of a run that is whole, as far as sizes tell, or None where there is none.
+    """The newest checkpoint folder of a run whose files have the right sizes, or None if there is none.
 
     One that is not is named in a warning.
     """
@@ -56,7 +60,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; every one must be used and every weight filled, in the right shape."""
+    """Tensors of a safetensors file, checked against the expected names and shapes."""
     return fit(read_tensors(file), expected, str(file))
 
 
@@ -74,7 +78,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors, once every one is used and every weight filled in its shape; the first few misfits otherwise."""
+    """The tensors, after a check that their names and shapes are those expected.
+
+    Raises:
+        InputError: the first few names that are missing, unused or of another shape.
+    """
     problems = [f"missing {key}" for key in expected if key not in tensors]
     problems += [f"unused {key}" for key in tensors if key not in expected]
     problems += [
@@ -88,9 +96,10 @@ def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str)
 
 
 def aligned(value: Tensor) -> Tensor:
-    """The tensor where PyTorch would have put it; a mapped file has tensors at any multiple of 8 bytes.
+    """The tensor at an address that PyTorch's allocator could have chosen; a mapped file has any multiple of 8 bytes.
 
-    Some CPU kernels add up in another order there, and a loaded model would differ from the saved one in its last bits.
+    Some CPU kernels sum in another order at other addresses: a loaded model would differ from the saved one in its last
+    bits.
     """
     return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 

@@ -1,1 +1,1 @@
-"""Studies: a grid of models trained under one budget, scored with several seeds, and what that says of a claim."""
+"""Studies: train a grid of models under one budget, score each with several seeds, and decide claims."""

@@ -1,4 +1,4 @@
-"""Numbers to verdicts: fitted lines, differences taken seed by seed, and whether they are larger than their error."""
+"""From scores to verdicts: fitted lines, differences paired by seed, correlations, and their confidence intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,12 @@ from ditlab.core.stats import standard_error
 from ditlab.study.recipe import LOG, Claim, matching
 
 CONFIDENCE = 0.95
-EXACT = 1 - 1e-9
+PERCENT = f"{100 * CONFIDENCE:.0f} %"
+EXACT = 1 - 1e-9  # largest |r| for which Fisher's z is computed
 MINUS = "\N{MINUS SIGN}"
-HOLDS, FAILS, WITHIN, OPEN = "holds", "does not hold", "not larger than the error", "not decided"
+HOLDS, FAILS, NOT_SIGNIFICANT = "holds", "does not hold", "not significant"
+ONE_SEED, NO_RESULTS = "one seed, no error", "no results"
+WORST_FIRST = (FAILS, NO_RESULTS, ONE_SEED, NOT_SIGNIFICANT, HOLDS)
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,12 @@ class Entry:
     part: str
     evaluation: str
     axes: Mapping[str, float]
-    """What is known of it without training."""
+    """Axis -> value that is known without training."""
     values: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    """Result -> seed of training -> value."""
+    """Result -> training seed -> value."""
 
     def at(self, axis: str, seed: int) -> float | None:
-        """Its place on an axis with this seed; a result's is of that seed."""
+        """The value on an axis with this seed; None if there is none, or no logarithm of it."""
         bare = axis.removeprefix(LOG)
         value = self.values[bare].get(seed) if bare in self.values else self.axes.get(bare)
         if value is None or not axis.startswith(LOG):
@@ -35,85 +38,85 @@ class Entry:
         return log10(value) if value > 0 else None
 
     def mean(self, axis: str) -> float | None:
-        """Its place on an axis, the mean over the seeds where it has several; not in logarithms."""
+        """The value on an axis, averaged over the seeds if it is a result; never its logarithm."""
         bare = axis.removeprefix(LOG)
-        known = list(self.values.get(bare, {}).values())
-        return fmean(known) if known else self.axes.get(bare)
+        values = list(self.values.get(bare, {}).values())
+        return fmean(values) if values else self.axes.get(bare)
 
     def error(self, axis: str) -> float | None:
-        """Standard error of that mean; None where it is not known."""
+        """Standard error of that mean; None with one seed, and for axes that are not results."""
         return standard_error(list(self.values.get(axis.removeprefix(LOG), {}).values()))
 
 
 @dataclass(frozen=True)
 class Line:
-    """The line fitted to a result over an axis, both of them means over the seeds."""
+    """The line fitted to a result over an axis, both as means over the seeds."""
 
     slope: float
     intercept: float
-    r: float  # Pearson's
-    r_other: float | None  # of the same points, against the logarithm of the axis where this is not, and the reverse
+    r: float  # Pearson's r
+    r_other: float | None  # r with the logarithm of the axis if `r` is with the axis itself, and the reverse
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A difference, or a correlation, that is claimed to be below 0, or above it."""
+class Comparison:
+    """A difference or correlation that is claimed to be below 0, or above 0."""
 
     what: str
     side: int = -1  # of 0 that is claimed: -1 or 1
     mean: float | None = None
     error: float | None = None  # standard error over the seeds
-    low: float | None = None  # the interval of confidence
+    low: float | None = None  # confidence interval
     high: float | None = None
-    verdict: str = OPEN
+    verdict: str = NO_RESULTS
 
     def __str__(self) -> str:
         if self.mean is None:
-            return f"{self.what}: no results"
+            return f"{self.what}: {NO_RESULTS}"
         if self.error is None or self.low is None or self.high is None:
-            return f"{self.what} = {signed(self.mean)}; one seed, so the error is not known"
-        within = f"{CONFIDENCE:.0%}: {signed(self.low)} to {signed(self.high)}"
-        return f"{self.what} = {signed(self.mean)} ± {self.error:.3f} ({within})"
+            return f"{self.what} = {signed(self.mean)} ({ONE_SEED})"
+        interval = f"{PERCENT}: {signed(self.low)} to {signed(self.high)}"
+        return f"{self.what} = {signed(self.mean)} ± {self.error:.3f} ({interval})"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and what became of it."""
+    """A claim, its comparisons, and whether it holds."""
 
     claim: Claim
-    found: list[Compared]
+    comparisons: list[Comparison]
     verdict: str
     note: str = ""
 
 
 def signed(value: float, form: str = ".3f") -> str:
-    """A number with a true minus."""
+    """A number with a typographic minus sign."""
     return f"{value:{form}}".replace("-", MINUS)
 
 
-def compare(what: str, values: Sequence[float], side: int = -1, *, bounded: bool = False) -> Compared:
-    """Are these, one for each seed, on this side of 0 by more than their error, or on the other, or neither?
+def compare(what: str, values: Sequence[float], side: int = -1, *, bounded: bool = False) -> Comparison:
+    """Test whether the mean of one value per seed lies on the claimed side of 0.
 
-    The interval is Student's for so many seeds: with three of them it reaches 4.3 standard errors to each side.
+    The interval is Student's t interval. With three seeds it extends 4.3 standard errors to each side.
 
     Args:
-        what: is compared.
-        values: differences, or correlations.
-        side: -1 or 1.
-        bounded: they lie between -1 and 1; the interval is taken of Fisher's z.
+        what: name of the difference or correlation.
+        values: differences or correlations, one per seed.
+        side: the claimed side of 0, -1 or 1.
+        bounded: the values are correlations, so that the interval is computed with Fisher's z.
     """
     if not values:
-        return Compared(what, side)
+        return Comparison(what, side)
     mean, error = fmean(values), standard_error(values)
     if error is None:
-        return Compared(what, side, mean)
-    low, high = interval([fisher(value) for value in values] if bounded else values)
-    verdict = WITHIN if low <= 0 <= high else HOLDS if low * side > 0 else FAILS
-    return Compared(what, side, mean, error, *((tanh(low), tanh(high)) if bounded else (low, high)), verdict)
+        return Comparison(what, side, mean, verdict=ONE_SEED)
+    low, high = confidence_interval([fisher_z(value) for value in values] if bounded else values)
+    verdict = NOT_SIGNIFICANT if low <= 0 <= high else HOLDS if low * side > 0 else FAILS
+    return Comparison(what, side, mean, error, *((tanh(low), tanh(high)) if bounded else (low, high)), verdict)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Where their mean lies with the usual confidence."""
+def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's t interval of the mean."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     mean, error = fmean(values), standard_error(values) or 0.0
@@ -121,18 +124,18 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - reach, mean + reach
 
 
-def fisher(r: float) -> float:
-    """Fisher's z of a correlation, which is nearly normal; of one that is exact, a large one."""
+def fisher_z(r: float) -> float:
+    """Fisher's z of a correlation, which is nearly normal; finite for r = ±1, too."""
     return atanh(max(-EXACT, min(EXACT, r)))
 
 
-def judge(claim: Claim, entries: Sequence[Entry]) -> Verdict:
-    """What the results say of a claim: the worst of its comparisons."""
-    found = order(claim, entries) if claim.order else correlations(claim, entries)
-    verdicts = [each.verdict for each in found]
-    worst = next(each for each in (FAILS, OPEN, WITHIN, HOLDS) if each in verdicts)
+def decide(claim: Claim, entries: Sequence[Entry]) -> Verdict:
+    """The verdict on a claim: the worst of its comparisons."""
+    comparisons = ordered_pairs(claim, entries) if claim.order else correlations(claim, entries)
+    verdicts = [comparison.verdict for comparison in comparisons]
+    worst = next(verdict for verdict in WORST_FIRST if verdict in verdicts)
     missing = [entry.name for entry in concerned(claim, entries) if not entry.values.get(claim.by)]
-    return Verdict(claim, found, worst, f"without {', '.join(missing)}, of which there is nothing" if missing else "")
+    return Verdict(claim, comparisons, worst, f"without {', '.join(missing)}: {NO_RESULTS}" if missing else "")
 
 
 def concerned(claim: Claim, entries: Sequence[Entry]) -> list[Entry]:
@@ -141,51 +144,52 @@ def concerned(claim: Claim, entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if entry.name in names]
 
 
-def order(claim: Claim, entries: Sequence[Entry]) -> list[Compared]:
-    """Each of the order against the next, seed by seed."""
+def ordered_pairs(claim: Claim, entries: Sequence[Entry]) -> list[Comparison]:
+    """Each entry of the claimed order compared with the next one, paired by seed."""
     lowest = {name: lowest_of(name, claim.by, entries) for name in claim.order}
-    found = []
+    comparisons = []
     for low, high in zip(claim.order, claim.order[1:], strict=False):
         a, b = lowest[low], lowest[high]
-        found.append(compare(f"{claim.by} of ({low}) {MINUS} ({high})", [a[seed] - b[seed] for seed in a if seed in b]))
-    return found
+        differences = [a[seed] - b[seed] for seed in a if seed in b]
+        comparisons.append(compare(f"{claim.by} of ({low}) {MINUS} ({high})", differences))
+    return comparisons
 
 
 def lowest_of(pattern: str, by: str, entries: Sequence[Entry]) -> dict[int, float]:
-    """Seed -> the lowest value among the entries that match, where all that have any have one."""
+    """Seed -> the lowest value of the matching entries, for seeds that all matching entries with results have."""
     names = matching(pattern, [entry.name for entry in entries])
     values = [entry.values[by] for entry in entries if entry.name in names and entry.values.get(by)]
-    seeds = set.intersection(*(set(each) for each in values)) if values else set()
-    return {seed: min(each[seed] for each in values) for seed in sorted(seeds)}
+    seeds = set.intersection(*(set(by_seed) for by_seed in values)) if values else set()
+    return {seed: min(by_seed[seed] for by_seed in values) for seed in sorted(seeds)}
 
 
-def correlations(claim: Claim, entries: Sequence[Entry]) -> list[Compared]:
-    """r of each seed, or how much more it is than with another axis."""
+def correlations(claim: Claim, entries: Sequence[Entry]) -> list[Comparison]:
+    """The correlation with the claimed axis, one value per seed, or its difference from that with another axis."""
     axis, side = (claim.falls_with, -1) if claim.falls_with else (claim.rises_with, 1)
     own = r_by_seed(claim, axis, entries)
-    told = f"r of {claim.by} with {axis}"
+    what = f"r of {claim.by} with {axis}"
     if not claim.more_than:
-        return [compare(told, list(own.values()), side, bounded=True)]
+        return [compare(what, list(own.values()), side, bounded=True)]
     other = r_by_seed(claim, claim.more_than, entries)
-    more = [own[seed] - other[seed] for seed in own if seed in other]
-    return [compare(f"{told} {MINUS} r with {claim.more_than}", more, side)]
+    differences = [own[seed] - other[seed] for seed in own if seed in other]
+    return [compare(f"{what} {MINUS} r with {claim.more_than}", differences, side)]
 
 
 def r_by_seed(claim: Claim, axis: str, entries: Sequence[Entry]) -> dict[int, float]:
-    """Seed -> r over the entries that count, where all that have any result have one with this seed."""
-    counted = [entry for entry in concerned(claim, entries) if entry.values.get(claim.by)]
-    seeds = sorted({seed for entry in counted for seed in entry.values[claim.by]})
-    found = {}
+    """Seed -> r over the entries of the claim, for seeds that all entries with results have."""
+    with_results = [entry for entry in concerned(claim, entries) if entry.values.get(claim.by)]
+    seeds = sorted({seed for entry in with_results for seed in entry.values[claim.by]})
+    by_seed = {}
     for seed in seeds:
-        places = [(entry.at(axis, seed), entry.values[claim.by].get(seed)) for entry in counted]
-        points = [(x, y) for x, y in places if x is not None and y is not None]
-        if len(points) == len(counted) and (r := pearson(points)) is not None:
-            found[seed] = r
-    return found
+        pairs = [(entry.at(axis, seed), entry.values[claim.by].get(seed)) for entry in with_results]
+        points = [(x, y) for x, y in pairs if x is not None and y is not None]
+        if len(points) == len(with_results) and (r := pearson(points)) is not None:
+            by_seed[seed] = r
+    return by_seed
 
 
 def pearson(points: Sequence[tuple[float, float]]) -> float | None:
-    """r of points (x, y); None of fewer than three, or where all x or all y are equal."""
+    """Pearson's r of points (x, y); None with fewer than three points, or if all x or all y are equal."""
     try:
         return correlation(*zip(*points, strict=True)) if len(points) > 2 else None
     except StatisticsError:
@@ -193,12 +197,12 @@ def pearson(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def fit(entries: Sequence[Entry], x: str, y: str) -> Line | None:
-    """The line through the means of a result over an axis; None where there are fewer than three.
+    """The least-squares line through the means of a result over an axis; None with fewer than three points.
 
     Args:
         entries: the points.
-        x: an axis; with "log " the line is over its logarithm to base 10.
-        y: another one, or a result.
+        x: an axis; with the prefix "log " the line is fitted over its logarithm to base 10.
+        y: a result, or another axis.
     """
     points = [(a, b) for entry in entries if (a := entry.mean(x)) is not None and (b := entry.mean(y)) is not None]
     if any(a <= 0 for a, _ in points) and x.startswith(LOG):

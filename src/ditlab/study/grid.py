@@ -1,9 +1,7 @@
-"""The grid of a study before anything is trained: what each part costs, how long it runs, and its name on disk."""
+"""The grid of a study before anything is trained: cost and length of each part, and the folder names of its runs."""
 
-import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import log10
 from pathlib import Path
@@ -13,108 +11,119 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
 
 from ditlab.autoencoders import Autoencoder
-from ditlab.backbones import Backbone
 from ditlab.checkpoints import load
+from ditlab.config.fields import resume_rules
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Evaluation, Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.types import Condition, Trace
 from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
-from ditlab.data import Dataset, is_cache, open_dataset
-from ditlab.diffusion.objective import make_objective
+from ditlab.data import Dataset, open_dataset, parse_source
+from ditlab.data.parse import SampleNpz
+from ditlab.diffusion.objective import Objective, completed, make_objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.references import identity, open_pictures, told_of
-from ditlab.inference.pipeline import Pipeline
-from ditlab.inference.samples import Samples
+from ditlab.evaluation.references import description_of, identity, open_pictures, short_hash
+from ditlab.inference.plan import resolve
+from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
-from ditlab.training.state import FREE
-from ditlab.training.trainer import check_ranges, pick_autoencoder
+from ditlab.training.checks import check_recipe
+from ditlab.training.setup import pick_autoencoder
 
-LINES = 40  # of a run's metrics, at least: the points of its curve
-SAVED = 4  # checkpoints on the way, at least
-TRAINING = 3  # times the work of a forward pass, for each picture
-# What of a run's settings does not decide its weights: how it is stopped, told of and drawn from, and its length in
-# seconds, which stands there as that.
-NOT_MARKED = (FREE - {"images"}) | {"seed"}
+LINES = 40  # lines in a run's metrics.jsonl, at least: the points of its curve
+SAVED = 4  # checkpoints before the last one, at least
+TRAINING = 3  # work of a training step, as a multiple of a forward pass
+# Hashes use the names that settings had at first, so that a renamed setting does not change them.
+FIRST_NAMES = {
+    "gray": "grey",
+    "layer_sync": "align",
+    "layer_sync_weight": "align_weight",
+    "max_bad_steps": "patience",
+    "power_ema": "widths",
+}
+FIRST_EVALUATION_NAMES = {"guidance_interval": "interval", "label_sampling": "labels", "schedule": "grid"}
+# Settings that came later count only where they differ from what every run did before.
+LATER = {"train.objective": "regression", "train.aids": [], "data.conditioner": "class"}
 
 
 @dataclass(frozen=True)
-class Way:
-    """How pictures are drawn from a part, and scored."""
+class EvaluationPlan:
+    """How images are generated with a trained part, and how they are scored."""
 
-    settings: Evaluation  # where they were left open, as the part's recipe says
-    calls: int  # times that each picture passes through the network
-    grid: str | list[float]  # by name, or the times themselves
+    settings: Evaluation  # settings that the evaluation left open are those of the part's recipe
+    nfe: int  # network evaluations per image
+    schedule: str | list[float]  # name of the timestep schedule, or its timesteps
 
     @property
-    def mark(self) -> str:
-        """Identity of all that decides the score of given weights, the seed aside."""
-        told = {
-            key: value for key, value in asdict(self.settings).items() if key not in ("seed", "batch_size", "device")
+    def hash(self) -> str:
+        """Hash of all settings that determine the score of given weights, apart from the seed."""
+        settings = {
+            FIRST_EVALUATION_NAMES.get(key, key): value
+            for key, value in self.settings.keys().items()
+            if key not in ("seed", "batch_size", "device")
         }
-        told["grid"] = self.grid
+        settings["grid"] = self.schedule
         if self.settings.feature_weights:
-            told["feature_weights"] = pictures_of(self.settings.feature_weights)
-        return digest({"settings": told, "reference": pictures_of(self.settings.reference), "version": __version__})
+            settings["feature_weights"] = source_identity(self.settings.feature_weights)
+        reference = source_identity(self.settings.reference)
+        return short_hash({"settings": settings, "reference": reference, "version": __version__})
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is trained with each seed."""
+    """A model of the study, which is trained once per seed."""
 
     name: str
-    recipe: Recipe  # its budget as images; the seed aside
+    recipe: Recipe  # with its budget in images; its seed is not used
     plan: Plan
-    mark: str
-    ways: dict[str, Way]  # by evaluation
+    hash: str  # of all settings that determine the weights, apart from the seed
+    evaluations: dict[str, EvaluationPlan]  # by name
 
     @property
     def training_gmacs(self) -> float:
-        """Of one run."""
+        """GMACs of one training run."""
         return TRAINING * self.plan.gmacs * self.recipe.train.images
 
     @property
     def seconds(self) -> float | None:
-        """Of training once, foretold; None where nothing was timed."""
+        """Predicted seconds of one training run; None if no training steps were timed."""
         rate = self.plan.steps_per_second
         return None if rate is None else self.recipe.train.images / self.recipe.train.batch / rate
 
-    def scoring_seconds(self, draws: int) -> float | None:
-        """Of drawing for all scores of one run, foretold from the speed of training."""
+    def scoring_seconds(self, sample_sets: int) -> float | None:
+        """Predicted seconds to generate the images for all scores of one run, from the speed of training."""
         if self.plan.steps_per_second is None:
             return None
         forward = 1 / (self.plan.steps_per_second * self.recipe.train.batch * TRAINING)
-        return draws * forward * sum(way.calls * way.settings.count for way in self.ways.values())
+        evaluations = self.evaluations.values()
+        return sample_sets * forward * sum(evaluation.nfe * evaluation.settings.count for evaluation in evaluations)
 
     def folder(self, seed: int) -> str:
-        """Name of the run with this seed."""
+        """Folder name of the run with this seed."""
         clean = "".join(c if c.isalnum() else "-" for c in self.name).strip("-")
-        return f"{clean}-seed{seed}-{self.mark}"
+        return f"{clean}-seed{seed}-{self.hash}"
 
 
 def lay_out(study: Study, known: dict[str, int], console: Console, *, timed: bool = False) -> list[Part]:
-    """The parts, with everything about them that can be known beforehand.
+    """Plan all parts: images, time, memory, and what each evaluation does.
 
     Args:
         study: the recipe.
-        known: mark of a part -> images that its seconds came to earlier.
+        known: hash of a part -> training images for a budget in seconds, from an earlier start.
         console: where progress is shown.
-        timed: take a few training steps of each.
+        timed: time a few training steps of each part.
 
     Raises:
-        InputError: a part or an evaluation that cannot be; it is named.
+        InputError: a part or an evaluation is not possible; the message names the part.
     """
     parts = []
-    for name in track(study.parts, "looking at the parts", console=console, disable=not console.is_terminal):
+    for name in track(study.parts, "checking the parts", console=console, disable=not console.is_terminal):
         try:
             parts.append(lay_out_part(study, name, known, timed))
         except InputError as error:
@@ -123,199 +132,177 @@ def lay_out(study: Study, known: dict[str, int], console: Console, *, timed: boo
 
 
 def lay_out_part(study: Study, name: str, known: dict[str, int], timed: bool) -> Part:
-    """One of them."""
+    """Plan one part; see `lay_out`."""
     recipe, budget = study.parts[name], study.budget
-    check_ranges(recipe)
+    check_recipe(recipe)
     by_time = budget.seconds is not None
-    mark = mark_of(recipe, f"{budget}") if by_time else ""
-    found = plan(recipe, timed=timed or (by_time and mark not in known))
-    images = known.get(mark) or images_of(budget, found, recipe.train.batch)
+    part_hash = run_hash(recipe, f"{budget}") if by_time else ""
+    cost = plan(recipe, timed=timed or (by_time and part_hash not in known))
+    images = known.get(part_hash) or images_for(budget, cost, recipe.train.batch)
     recipe = replace(recipe, train=replace(recipe.train, images=images))
-    recipe = replace(recipe, train=replace(recipe.train, **rhythm(study, name, recipe)))
-    ways = {each: rehearse(recipe, settings) for each, settings in study.evaluations.items()}
-    return Part(name, recipe, found, mark or mark_of(recipe, images), ways)
+    recipe = replace(recipe, train=replace(recipe.train, **logging_intervals(study, name, recipe)))
+    evaluations = {key: rehearse(recipe, settings) for key, settings in study.evaluations.items()}
+    return Part(name, recipe, cost, part_hash or run_hash(recipe, images), evaluations)
 
 
-def images_of(budget: Budget, found: Plan, batch: int) -> int:
-    """Pictures that the budget pays for, in whole batches: the nearest number of them, at least one."""
-    kind, value = budget.chosen
-    if kind == "gmacs":
-        value /= TRAINING * found.gmacs
-    elif kind == "seconds":
-        value *= (found.steps_per_second or 0.0) * batch
+def images_for(budget: Budget, cost: Plan, batch: int) -> int:
+    """Training images that the budget allows: the nearest number of whole batches, at least one."""
+    unit, value = budget.chosen
+    if unit == "gmacs":
+        value /= TRAINING * cost.gmacs
+    elif unit == "seconds":
+        value *= (cost.steps_per_second or 0.0) * batch
     return max(1, round(value / batch)) * batch
 
 
-def rhythm(study: Study, name: str, recipe: Recipe) -> dict[str, Any]:
-    """How often a run logs and saves, where the study does not say it: in shares of a length that it decides itself."""
+def logging_intervals(study: Study, name: str, recipe: Recipe) -> dict[str, Any]:
+    """How often a run logs and saves, unless the study sets it: shares of its length, which the budget determines."""
     images, batch = recipe.train.images, recipe.train.batch
-    own = {
+    intervals = {
         "log_every": max(batch, images // LINES),
         "save_every": max(batch, min(recipe.train.save_every, images // SAVED)),
         "preview_every": images,
         "keep": 1,
     }
-    given = study.given[name].get("train", {})
-    return {key: value for key, value in own.items() if key not in given}
+    set_by_study = study.changes[name].get("train", {})
+    return {key: value for key, value in intervals.items() if key not in set_by_study}
 
 
-def mark_of(recipe: Recipe, length: int | str) -> str:
-    """Identity of a run, whatever its seed: the settings that decide its weights, what it learns from, the version."""
+def run_hash(recipe: Recipe, length: int | str) -> str:
+    """Hash of a run, apart from its seed: the settings that determine its weights, its data, and the version."""
     tables = to_tables(recipe)
-    told: dict[str, Any] = {
-        section: {key: value for key, value in tables[section].items() if key not in NOT_MARKED}
+    rules = resume_rules(Recipe)
+
+    def counts(key: str, value: Any) -> bool:
+        return rules.get(key) != "free" and key != "train.seed" and not (key in LATER and value == LATER[key])
+
+    content: dict[str, Any] = {
+        section: {
+            FIRST_NAMES.get(key, key): value
+            for key, value in tables[section].items()
+            if counts(f"{section}.{key}", value)
+        }
         for section in ("model", "diffusion", "data", "optim", "train")
     }
-    told["train"]["images"] = length
-    told["pictures"] = pictures_of(recipe.data.source)
-    told["begins with"] = pictures_of(recipe.train.init_from) if recipe.train.init_from else None
+    content["train"]["images"] = length
+    # These keys keep their names: they are part of the hash.
+    content["pictures"] = source_identity(recipe.data.source)
+    content["begins with"] = source_identity(recipe.train.init_from) if recipe.train.init_from else None
     files = {
         "autoencoder": recipe.data.autoencoder,
         "labels": recipe.data.labels,
         "class map": recipe.train.class_map,
     }
-    told |= {key: pictures_of(file) for key, file in files.items() if file}
-    return digest(told | {"version": __version__})
-
-
-def digest(told: dict[str, Any]) -> str:
-    """Eight digits of the hash of plain values."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    content |= {key: source_identity(file) for key, file in files.items() if file}
+    return short_hash(content | {"version": __version__})
 
 
 @cache
-def pictures_of(source: str) -> str:
-    """Identity of what lies there, looked at once: folders may be large."""
+def source_identity(source: str) -> str:
+    """Identity of the content of a source, computed once: folders may be large."""
     return identity(source)
 
 
 @cache
-def opened(data: Data, init_from: str) -> tuple[Dataset, Autoencoder]:
-    """The pictures of a recipe, and its autoencoder."""
-    dataset = open_dataset(data.source, data)
-    return dataset, pick_autoencoder(data.autoencoder, dataset, load(init_from) if init_from else None)
+def opened(data: Data, init_from: str) -> tuple[Dataset, Autoencoder, Objective | None]:
+    """The data set of a recipe, its autoencoder, and the objective of the model that training starts from."""
+    dataset, source = open_dataset(data.source, data), load(init_from) if init_from else None
+    objective = None if source is None else source.objective
+    return dataset, pick_autoencoder(data.autoencoder, dataset, source), objective
 
 
 @cache
 def feature_network(name: str, weights: str, device: str) -> Features:
-    """The features of an evaluation."""
+    """The feature network of an evaluation."""
     return open_features(name, weights, pick_device(device))
 
 
-class Counting(Backbone):
-    """Answers zero and counts the pictures that it is asked about."""
-
-    def __init__(self, size: tuple[int, ...], channels: int, classes: int, learn_variance: bool) -> None:
-        super().__init__(size, channels, classes, learn_variance)
-        self.asked, self.config = 0, {}
-        self.nothing = nn.Parameter(torch.zeros(1))  # which tells device and precision
-
-    @classmethod
-    def variants(cls) -> dict[str, dict[str, Any]]:
-        return {}
-
-    @property
-    def tokens(self) -> int:
-        return 0
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        self.asked += len(x)
-        return x.new_zeros(len(x), self.out_channels, *self.size)
-
-
-def rehearse(recipe: Recipe, settings: Evaluation) -> Way:
-    """An evaluation made out for a part: gone through with a network of no size, so that mistakes are found now.
+def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
+    """An evaluation with the open settings filled in, checked before training.
 
     Raises:
-        InputError: a sampler, metric or count that cannot be.
+        InputError: an unknown sampler or metric, or a count that the classes do not divide.
     """
-    source, drawn = recipe.data.source, recipe.sample
+    source, default = recipe.data.source, recipe.sample
     if not settings.reference:
-        held_out = protocol.is_builtin(source) and not source.endswith("-held-out")
-        settings = replace(settings, reference=f"{source}-held-out" if held_out else source)
-    settings = replace(
-        settings,
-        sampler=settings.sampler or drawn.sampler,
-        steps=drawn.steps if settings.steps is None else settings.steps,
-        grid=settings.grid or drawn.grid,
-        guidance=drawn.guidance if settings.guidance is None else settings.guidance,
-        interval=settings.interval or drawn.interval,
-    )
+        held_out = parse_source(source, recipe.data.labels).held_out()
+        settings = replace(settings, reference=source if held_out is None else held_out.text)
     protocol.check(settings)
     for metric in settings.metrics:
         lookup(METRICS, metric, "metric")
-    dataset, autoencoder = opened(recipe.data, recipe.train.init_from)
-    channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
-    net = Counting(size, channels, recipe.data.classes or len(dataset.classes), recipe.diffusion.learn_variance)
-    config = {"sample": to_tables(recipe)["sample"]}
-    pipe = Pipeline(net, make_objective(recipe.diffusion), autoencoder, dataset.classes, config)
-    pictures, told = protocol.drawn_by(pipe, settings)
+    dataset, _, started = opened(recipe.data, recipe.train.init_from)
+    recipe = replace(recipe, diffusion=completed(recipe.diffusion, started))
+    classes = recipe.data.classes or len(dataset.classes)
+    options = protocol.sampling_of(settings, classes > 0)
+    sampling = resolve(options, make_objective(recipe.diffusion), defaults=default, conditional=classes > 0)
+    check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)
-    check_fit(pictures, network)
-    check_reference(settings, pictures, network)
-    net.asked = 0
-    for _ in pipe.steps(0 if net.classes else None, **pictures.options):
-        pass
-    return Way(settings, net.asked, told["grid"])
+    check_fit(dataset, network)
+    check_reference(settings, dataset, network)
+    settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or default.schedule})
+    return EvaluationPlan(settings, sampling.evaluations, sampling.schedule)
 
 
-def check_reference(settings: Evaluation, pictures: Samples, features: Features) -> None:
-    """Refuse a reference that is not there or of another size, and metrics that these features do not give."""
+def check_reference(settings: Evaluation, pictures: Dataset, features: Features) -> None:
+    """Reject a missing reference, one of another image size, and metrics that need more than these features provide."""
     source = settings.reference
-    if source.endswith(".npz"):
-        about = told_of(Path(source))
+    spec = parse_source(source)
+    if isinstance(spec, SampleNpz):
+        about = description_of(Path(source))
     else:
-        free = not (protocol.is_builtin(source) or is_cache(Path(source)))
-        size = reference_size(source, "{}x{}".format(*pictures.size) if free else "")
+        size = reference_size(source, "{}x{}".format(*pictures.size) if spec.resizable else "")
         about = {"size": size, "source": source}
     protocol.fits(about, pictures)
     given = protocol.given_by(features, pictures)
     for name in settings.metrics:
         if lacking := [need for need in METRICS[name].needs if not given[need]]:
             raise InputError(
-                f"{name} needs what the features {features.name} do not give ({', '.join(lacking)}); leave it out"
+                f"the features {features.name} do not provide what {name} needs ({', '.join(lacking)}); "
+                f"leave {name} out"
             )
 
 
 @cache
-def reference_size(source: str, wanted: str) -> tuple[int, int]:
-    """(height, width) of the pictures of a source, brought to the size that is wanted; looked at once."""
+def reference_size(source: str, wanted: str) -> tuple[int, ...]:
+    """(height, width) of the images of a source, resized if `wanted` is set; read once."""
     return open_pictures(source, Preparation(size=wanted), torch.device("cpu")).size
 
 
 def magnitude(gmacs: float) -> str:
-    """A count of GMACs in its own unit."""
+    """GMACs in the unit that suits them: "3.41 MMACs"."""
     power = min(3, max(-1, int(log10(gmacs) // 3))) if gmacs > 0 else 0
     return f"{gmacs / 1000**power:,.3g} {('GMACs', 'TMACs', 'PMACs', 'EMACs', 'MMACs')[power]}"
 
 
 def dry_run(study: Study, parts: list[Part]) -> Iterator[Table | str]:
-    """What the study will train and what it will need, for the screen."""
-    table = Table("part", "parameters", "network", "images", "batch", "training", "scoring", "memory")
+    """The grid for the screen: what the study will train, and the time and memory that it needs."""
+    table = Table(
+        "part", "parameters", "forward pass", "training images", "batch", "training time", "scoring time", "memory"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for part in parts:
         train = part.recipe.train
-        seconds, scoring = part.seconds, part.scoring_seconds(study.draws)
-        room = "" if part.plan.fits else f", there are {part.plan.capacity / GIB:,.1f}"
+        seconds, scoring = part.seconds, part.scoring_seconds(study.sample_sets)
+        available = "" if part.plan.fits else f" of {part.plan.capacity / GIB:,.1f} GiB"
         table.add_row(
             part.name, f"{part.plan.parameters / 1e6:,.2f} M", magnitude(part.plan.gmacs), f"{train.images:,}",
             f"{train.batch:,}", "" if seconds is None else duration(seconds),
             "" if scoring is None else duration(scoring),
-            f"{part.plan.peak / GIB:,.2f} GiB{room}",
+            f"{part.plan.peak / GIB:,.2f} GiB{available}",
         )  # fmt: skip
     yield table
     runs = len(parts) * len(study.seeds)
-    yield f"{len(parts)} parts x {len(study.seeds)} seeds = {runs} runs, {len(study.evaluations)} evaluations of each"
-    times = [(part.seconds, part.scoring_seconds(study.draws)) for part in parts]
-    whole = sum((a or 0.0) + (b or 0.0) for a, b in times) * len(study.seeds)
-    yield f"about {duration(whole)} in all, one run after the other on this machine as it is now"
+    yield f"{len(parts)} parts x {len(study.seeds)} seeds = {runs} runs, {len(study.evaluations)} evaluations per run"
+    times = [(part.seconds, part.scoring_seconds(study.sample_sets)) for part in parts]
+    total = sum((training or 0.0) + (scoring or 0.0) for training, scoring in times) * len(study.seeds)
+    yield f"predicted total time: {duration(total)}, one run after the other, at the present load of this machine"
     yield from (f'part "{part.name}" does not fit in memory' for part in parts if not part.plan.fits)
 
 
 def as_json(study: Study, parts: list[Part]) -> dict[str, Any]:
-    """The same as plain values."""
+    """The grid as plain values."""
     return {
         "name": study.name,
         "seeds": list(study.seeds),
@@ -327,7 +314,7 @@ def as_json(study: Study, parts: list[Part]) -> dict[str, Any]:
                 "images": part.recipe.train.images,
                 "training_gmacs": part.training_gmacs,
                 "seconds": part.seconds,
-                "scoring_seconds": part.scoring_seconds(study.draws),
+                "scoring_seconds": part.scoring_seconds(study.sample_sets),
                 "memory": part.plan.peak,
                 "fits": part.plan.fits,
             }

@@ -1,4 +1,4 @@
-"""The figures of a study: as PNG files for documents, and as SVG in the page, where the ink is that of its text."""
+"""The figures of a study, as PNG files for documents and as SVG for the HTML report, where they have its text color."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -13,31 +13,31 @@ from ditlab.study.claims import MINUS, Entry, Line, fit, signed
 from ditlab.study.recipe import AXES, LOG, METRICS, Plot, matching
 from ditlab.study.run import Findings
 
-INK = "#1b1c1d"  # becomes the colour of the page's text
-COLOURS = ("#2a78d6", "#d9722e", "#2e9e6b", "#8a63d2", "#d64550", "#1a9ba8", "#b8860b", "#c2569b")
-STYLES = ("-", "--", ":", "-.")  # when the colours have been used up
+INK = "#1b1c1d"  # replaced by the text color of the page
+COLORS = ("#2a78d6", "#d9722e", "#2e9e6b", "#8a63d2", "#d64550", "#1a9ba8", "#b8860b", "#c2569b")
+STYLES = ("-", "--", ":", "-.")  # for more curves than colors
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
-NAMED = 16  # points that can bear their names
-LARGE = 10_000  # from here on an axis counts in k and M
+NAMED = 16  # most points for which names are shown
+LARGE = 10_000  # axes with values from here on use k and M
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One that was drawn."""
+    """A figure of the report."""
 
-    name: str
+    name: str  # of its PNG file
     title: str
     svg: str
     line: Line | None = None
-    fitted: str = ""  # the line in words
+    fitted: str = ""  # the fitted line as an equation
 
 
-def draw_all(findings: Findings, folder: Path) -> list[Figure]:
-    """Every figure of a study.
+def write_figures(findings: Findings, folder: Path) -> list[Figure]:
+    """Plot all figures of a study.
 
     Args:
-        findings: what it shows.
-        folder: where the PNG files go.
+        findings: the results.
+        folder: folder for the PNG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pyplot = plotting()
@@ -51,99 +51,99 @@ def draw_all(findings: Findings, folder: Path) -> list[Figure]:
     }
     style |= {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(style):
-        for drawn, figure in drawings(findings, pyplot):
-            figure.savefig(folder / f"{drawn.name}.png", dpi=120, facecolor="white", metadata={"Software": None})
-            figures.append(replace(drawn, svg=as_svg(figure, drawn.name, pyplot)))
-            pyplot.close(figure)
+        for figure, canvas in plot_all(findings, pyplot):
+            canvas.savefig(folder / f"{figure.name}.png", dpi=120, facecolor="white", metadata={"Software": None})
+            figures.append(replace(figure, svg=as_svg(canvas, figure.name, pyplot)))
+            pyplot.close(canvas)
     return figures
 
 
-def drawings(findings: Findings, pyplot: Any) -> Iterator[tuple[Figure, Any]]:
-    """Each that has something to show, without its SVG, and matplotlib's figure of it."""
-    shown, drawn = [entry for entry in findings.entries if entry.values], dict[str, int]()
+def plot_all(findings: Findings, pyplot: Any) -> Iterator[tuple[Figure, Any]]:
+    """Each figure that has points, without its SVG, and the matplotlib figure of it."""
+    with_results, names = [entry for entry in findings.entries if entry.values], dict[str, int]()
     for plot in findings.study.plots:
-        points = [entry for entry in shown if entry.mean(plot.x) is not None and entry.mean(plot.y) is not None]
+        points = [entry for entry in with_results if entry.mean(plot.x) is not None and entry.mean(plot.y) is not None]
         if points:
-            figure, place = pyplot.subplots(figsize=(6, 4), layout="constrained")
-            line = scatter(plot, points, place)
+            canvas, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+            line = scatter(plot, points, axes)
             name = f"{plot.y}-over-{plot.x}".replace(" ", "-").replace(".", "-")
-            drawn[name] = drawn.get(name, 0) + 1
-            name += f"-{drawn[name]}" if drawn[name] > 1 else ""
+            names[name] = names.get(name, 0) + 1
+            name += f"-{names[name]}" if names[name] > 1 else ""
             title = f"{label(plot.y, 1)} over {label(plot.x, 1)}"
-            yield Figure(name, title, "", line, in_words(line, plot) if line else ""), figure
+            yield Figure(name, title, "", line, equation(line, plot) if line else ""), canvas
     if findings.curves:
-        figure, place = pyplot.subplots(figsize=(6, 4), layout="constrained")
-        curves(findings.curves, place)
-        yield Figure("training", "loss of training, mean over the seeds", ""), figure
+        canvas, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+        plot_curves(findings.curves, axes)
+        yield Figure("training", "training loss, mean over the seeds", ""), canvas
 
 
-def scatter(plot: Plot, entries: Sequence[Entry], place: Any) -> Line | None:
-    """Means with their errors, joined or named, and the fitted line."""
+def scatter(plot: Plot, entries: Sequence[Entry], axes: Any) -> Line | None:
+    """Means with their standard errors, connected or labeled with their names, and the fitted line."""
     scale = unit(plot.x, entries)
     groups = [(pattern, matching(pattern, [entry.name for entry in entries])) for pattern in plot.lines]
     for number, (pattern, names) in enumerate(groups or [("", [entry.name for entry in entries])]):
         some = [entry for entry in entries if entry.name in names]
-        if groups and plot.x not in METRICS:  # a result need not rise along a line
+        if groups and plot.x not in METRICS:  # if x is a result, the order of the recipe connects the points
             some.sort(key=lambda entry: position(entry, plot.x))
         x, y = ([e.mean(axis) or 0.0 for e in some] for axis in (plot.x, plot.y))
-        place.errorbar(
+        axes.errorbar(
             [value * scale for value in x], y,
             xerr=[(e.error(plot.x) or 0.0) * scale for e in some], yerr=[e.error(plot.y) or 0.0 for e in some],
-            color=COLOURS[number % len(COLOURS)], marker=MARKS[number % len(MARKS)], markersize=5, capsize=3,
+            color=COLORS[number % len(COLORS)], marker=MARKS[number % len(MARKS)], markersize=5, capsize=3,
             linestyle="-" if groups else "none", label=pattern.strip(", *") or None,
         )  # fmt: skip
     if groups:
-        place.legend(frameon=False, labelcolor=INK)
+        axes.legend(frameon=False, labelcolor=INK)
     elif len(entries) <= NAMED:
         heights = [position(entry, plot.y) for entry in entries]
         near = 0.06 * (max(heights) - min(heights))
         for entry, height in zip(entries, heights, strict=True):
-            covered = any(0 < other - height < near for other in heights)  # by a point just above: go below
+            covered = any(0 < other - height < near for other in heights)  # by a point above: put the name below
             at = (position(entry, plot.x) * scale, height)
             beside = (5, -11 if covered else 4)
-            place.annotate(entry.name, at, xytext=beside, textcoords="offset points", fontsize=8, color=INK)
+            axes.annotate(entry.name, at, xytext=beside, textcoords="offset points", fontsize=8, color=INK)
     if plot.x.startswith(LOG):
-        place.set_xscale("log")
-        plain_ticks(place.xaxis)
+        axes.set_xscale("log")
+        plain_ticks(axes.xaxis)
     if plot.y.startswith(LOG):
-        place.set_yscale("log")
-        plain_ticks(place.yaxis)
+        axes.set_yscale("log")
+        plain_ticks(axes.yaxis)
     line = fit(entries, plot.x, plot.y) if plot.fit else None
     if line is not None:
-        draw_line(line, plot, entries, scale, place)
-    finish(place, label(plot.x, scale), label(plot.y, 1))
+        plot_line(line, plot, entries, scale, axes)
+    finish(axes, label(plot.x, scale), label(plot.y, 1))
     return line
 
 
-def draw_line(line: Line, plot: Plot, entries: Sequence[Entry], scale: float, place: Any) -> None:
-    """The fitted line from the first point to the last, with its r's above."""
+def plot_line(line: Line, plot: Plot, entries: Sequence[Entry], scale: float, axes: Any) -> None:
+    """The fitted line from the first point to the last, with Pearson's r above the plot."""
     ends = [position(entry, plot.x) for entry in entries]
     logarithmic = plot.x.startswith(LOG)
     x = np.geomspace(min(ends), max(ends), 50) if logarithmic else np.linspace(min(ends), max(ends), 50)
     y = line.intercept + line.slope * (np.log10(x) if logarithmic else x)
-    seen = y > 0 if plot.y.startswith(LOG) else y == y
-    place.plot(x[seen] * scale, y[seen], color=INK, alpha=0.6, linewidth=1, linestyle="--")
-    place.set_title(r_in_words(line, logarithmic), fontsize=10, loc="left", color=INK)
+    visible = y > 0 if plot.y.startswith(LOG) else y == y
+    axes.plot(x[visible] * scale, y[visible], color=INK, alpha=0.6, linewidth=1, linestyle="--")
+    axes.set_title(correlation_text(line, logarithmic), fontsize=10, loc="left", color=INK)
 
 
-def in_words(line: Line, plot: Plot) -> str:
-    """The line as an equation, and its r's."""
+def equation(line: Line, plot: Plot) -> str:
+    """The fitted line as an equation, and Pearson's r."""
     logarithmic = plot.x.startswith(LOG)
     x = f"log10({label(plot.x, 1)})" if logarithmic else label(plot.x, 1)
     slope, sign = f"{abs(line.slope):.4g}", MINUS if line.slope < 0 else "+"
     first = signed(line.intercept, ".4g")
-    return f"{label(plot.y, 1)} = {first} {sign} {slope} x {x}; {r_in_words(line, logarithmic)}"
+    return f"{label(plot.y, 1)} = {first} {sign} {slope} x {x}; {correlation_text(line, logarithmic)}"
 
 
-def r_in_words(line: Line, logarithmic: bool) -> str:
-    """Pearson's r on this axis, and on the other kind of it."""
-    kinds = ("logarithm", "value") if logarithmic else ("value", "logarithm")
-    both = [(kind, r) for kind, r in zip(kinds, (line.r, line.r_other), strict=True) if r is not None]
-    return ", ".join(f"r = {signed(r, '.2f')} with its {kind}" for kind, r in both)
+def correlation_text(line: Line, logarithmic: bool) -> str:
+    """Pearson's r with the axis of the plot, and with its logarithm (or without it)."""
+    names = ("the logarithm", "the value") if logarithmic else ("the value", "the logarithm")
+    pairs = [(name, r) for name, r in zip(names, (line.r, line.r_other), strict=True) if r is not None]
+    return ", ".join(f"r = {signed(r, '.2f')} with {name}" for name, r in pairs)
 
 
 def plain_ticks(axis: Any) -> None:
-    """1, 2, 5, 10 as numbers rather than powers, and more of them within a decade."""
+    """Tick labels 1, 2, 5, 10 instead of powers of ten, and more of them if the axis spans less than a decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_data_interval()
@@ -153,51 +153,51 @@ def plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def curves(found: dict[str, list[tuple[float, float]]], place: Any) -> None:
-    """Loss over images, a line for each part; the first values would hide the rest."""
-    for number, (name, points) in enumerate(found.items()):
+def plot_curves(curves: dict[str, list[tuple[float, float]]], axes: Any) -> None:
+    """Loss over images, one curve per part; on a log axis, because the first values are far above the others."""
+    for number, (name, points) in enumerate(curves.items()):
         x, y = zip(*points, strict=True)
-        style = STYLES[number // len(COLOURS) % len(STYLES)]
-        place.plot(x, y, color=COLOURS[number % len(COLOURS)], linestyle=style, linewidth=1.3, label=name)
-    place.set_yscale("log")
-    plain_ticks(place.yaxis)
-    place.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=1 + (len(found) > 6))
-    finish(place, "pictures seen", "loss")
+        style = STYLES[number // len(COLORS) % len(STYLES)]
+        axes.plot(x, y, color=COLORS[number % len(COLORS)], linestyle=style, linewidth=1.3, label=name)
+    axes.set_yscale("log")
+    plain_ticks(axes.yaxis)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=1 + (len(curves) > 6))
+    finish(axes, "training images", "loss")
 
 
-def finish(place: Any, x: str, y: str) -> None:
-    """Names of the axes, large numbers in k and M, and a grid that stays behind."""
+def finish(axes: Any, x: str, y: str) -> None:
+    """Axis labels, large numbers in k and M, and grid lines below the curves."""
     from matplotlib.ticker import EngFormatter
 
-    for axis in (place.xaxis, place.yaxis):
+    for axis in (axes.xaxis, axes.yaxis):
         if axis.get_data_interval()[1] >= LARGE:
             axis.set_major_formatter(EngFormatter())
-    place.set_xlabel(x)
-    place.set_ylabel(y)
-    place.grid(color=INK, alpha=0.15, linewidth=0.6)
-    place.set_axisbelow(True)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(color=INK, alpha=0.15, linewidth=0.6)
+    axes.set_axisbelow(True)
 
 
 def position(entry: Entry, axis: str) -> float:
-    """Where the entry is drawn."""
+    """Coordinate of an entry on an axis."""
     return entry.mean(axis) or 0.0
 
 
 def unit(axis: str, entries: Sequence[Entry]) -> float:
-    """What values are multiplied by to be told in MMACs, where GMACs would be fractions."""
+    """Factor for the values of an axis: 1000 if they are shown in MMACs, because all are below 1 GMAC."""
     most = max(position(entry, axis) for entry in entries)
     return 1e3 if axis.endswith("gmacs") and 0 < most < 1 else 1.0
 
 
 def label(axis: str, scale: float) -> str:
-    """What an axis is called."""
+    """Label of an axis."""
     bare = axis.removeprefix(LOG)
     name = AXES.get(bare, bare.replace("_", " "))
     return name.replace("GMACs", "MMACs") if scale != 1 else name
 
 
 def as_svg(figure: Any, name: str, pyplot: Any) -> str:
-    """The figure as a part of a page: nothing before <svg>, and no colour where the page has its own."""
+    """The figure as a part of a page: nothing before <svg>, and the text color of the page."""
     file = io.StringIO()
     with pyplot.rc_context({"svg.hashsalt": name}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -1,7 +1,8 @@
-"""Study recipes: what is trained, how it is scored, what is drawn, and which comparison decides a claim.
+"""Study recipes: what is trained, how it is scored, which plots are made, and which comparison decides a claim.
 
-A study has parts, each the base recipe with other settings, and evaluations, each a way to draw from a trained part and
-to score it. An entry of its table is one of both, and is called "PART, EVALUATION", or "PART" if there is but one way.
+A study has parts, which are the base recipe with other settings, and evaluations, which are settings for sampling from
+a trained part and scoring the samples. An entry of its table is a part under an evaluation. Its name is "PART,
+EVALUATION", or "PART" if there is one evaluation only.
 """
 
 import dataclasses
@@ -14,117 +15,114 @@ from typing import Any
 from ditlab.config.reader import find_recipe, parse_recipe, parse_table, read_toml, without_network
 from ditlab.config.sections import Evaluation, Recipe, Whole
 from ditlab.core.errors import InputError, nearest
+from ditlab.evaluation.metrics import RESULTS
 
-METRICS = {
-    "fd": "frechet",
-    "sfd": "spatial",
-    "kd": "kernel",
-    "inception_score": "inception-score",
-    "precision": "precision-recall",
-    "recall": "precision-recall",
-    "accuracy": "accuracy",
-}
-"""Results, and the metric of `ditlab evaluate` that gives each. Distances are called the same in all features."""
+METRICS: Mapping[str, str] = RESULTS
+"""Result -> the metric of `ditlab evaluate` that computes it. Distances have the same name in all features."""
 AXES = {
-    "gmacs": "GMACs of the network",
+    "gmacs": "GMACs per forward pass",
     "parameters": "parameters",
-    "images": "pictures seen in training",
-    "training_gmacs": "GMACs of training",
-    "sampling_gmacs": "GMACs of drawing a picture",
-    "seconds": "seconds of training",
-    "steps": "steps of the sampler",
-    "guidance": "scale of guidance",
+    "images": "training images",
+    "training_gmacs": "training GMACs",
+    "sampling_gmacs": "GMACs to sample one image",
+    "seconds": "training time in seconds",
+    "steps": "sampling steps",
+    "guidance": "guidance scale",
 }
-"""What results may be held against, beside each other and any number of the recipe, such as model.depth."""
-LOG = "log "  # in front of an axis
+"""Axis -> its label. Other axes are results, and numbers of the recipe such as model.depth."""
+LOG = "log "  # prefix of a logarithmic axis
 Tables = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run may spend; one of them."""
+    """What each training run may cost; exactly one of these."""
 
     images: Whole | None = None
-    """Pictures seen, repeats counted."""
+    """Training images, repeats counted."""
     gmacs: float | None = None
-    """GMACs of training: three times those of the network, for each picture."""
+    """GMACs of training: three times those of a forward pass, for each image."""
     seconds: float | None = None
-    """Seconds of training on this machine, as a few steps foretell them."""
+    """Seconds of training on this machine, predicted from a few timed steps."""
 
     def __str__(self) -> str:
-        kind, value = self.chosen
-        return f"{value:,.10g} {'GMACs' if kind == 'gmacs' else kind}"
+        unit, value = self.chosen
+        return f"{value:,.10g} {'GMACs' if unit == 'gmacs' else unit}"
 
     @property
     def chosen(self) -> tuple[str, float]:
-        """Its name and value."""
+        """Unit and value of the budget."""
         return next((name, value) for name, value in vars(self).items() if value is not None)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A result against something else; "log " in front of an axis makes it logarithmic."""
+    """A plot of one axis over another; the prefix "log " makes an axis logarithmic."""
 
     x: str = "log gmacs"
-    """Across: in `AXES`, a result, or a number of the recipe such as model.depth."""
+    """Horizontal axis: one of `AXES`, a result, or a number of the recipe such as model.depth."""
     y: str = "fd"
-    """Up."""
+    """Vertical axis."""
     lines: tuple[str, ...] = ()
-    """Patterns of entries that are joined, such as "small, *"; left out, each is a point with its name."""
+    """Patterns of entries that a line connects, such as "small, *" (default: single points with their names)."""
     fit: bool = False
-    """Draw the fitted line, and tell Pearson's r."""
+    """Plot the fitted line and report Pearson's r."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What was found elsewhere, and the comparison that decides whether it holds here: one of the keys below `by`."""
+    """A published result, and the comparison that decides whether it holds here: one of the keys below `by`."""
 
     says: str = ""
-    """In a sentence."""
+    """The claim, in a sentence."""
     paper: str = ""
-    """The finding, with its numbers and where it stands."""
+    """The published result, with numbers and source."""
     by: str = "fd"
     """The result that is compared."""
     order: tuple[str, ...] = ()
-    """Entries from the lowest to the highest value. One with * stands for the lowest of those that match."""
+    """Entries from the lowest to the highest value. A pattern with * stands for the lowest matching entry."""
     falls_with: str = ""
-    """An axis with which the result falls: its correlation is below 0."""
+    """An axis with which the result falls: the correlation is below 0."""
     rises_with: str = ""
-    """An axis with which the result rises."""
+    """An axis with which the result rises: the correlation is above 0."""
     more_than: str = ""
-    """With one of these two: another axis, with which it is correlated less."""
+    """With falls_with or rises_with: another axis, whose correlation is weaker."""
     among: str = "*"
-    """With one of these two: a pattern of the entries that count."""
+    """With falls_with or rises_with: pattern of the entries that are used."""
 
 
 @dataclass(frozen=True)
 class Basics:
-    """What a study has beside its tables."""
+    """The top-level keys of a study recipe."""
 
     title: str = ""
     """Heading of the report."""
     question: str = ""
-    """What it is to find out."""
+    """The question that the study answers."""
     recipe: str = "digits"
-    """The recipe that all parts begin with: a file, or the name of one that comes with ditlab."""
+    """Base recipe of all parts: a file, or the name of a recipe that comes with ditlab."""
     seeds: tuple[Whole, ...] = (0, 1, 2)
-    """Of training. Differences are taken seed by seed; the error comes from them."""
-    draws: Whole = 1
-    """Seeds of pictures for each trained model, whose results are averaged."""
+    """Training seeds. Differences are paired by seed, and standard errors are taken over the seeds."""
+    sample_sets: Whole = 1
+    """Sets of samples, each with its own seeds, that are scored per trained model; their scores are averaged."""
+
+
+RENAMED = {"draws": "sample_sets"}
+"""Top-level keys of study recipes of version 0.1, which are still read."""
 
 
 @dataclass(frozen=True)
 class Study(Basics):
-    """A whole study."""
+    """A study recipe after reading."""
 
     name: str = "study"
     text: str = ""
-    """The recipe as it was written."""
+    """The content of the recipe file."""
     budget: Budget = field(default_factory=Budget)
     parts: dict[str, Recipe] = field(default_factory=dict)
-    """Before budget and seed."""
-    given: dict[str, Tables] = field(default_factory=dict)
-    """Part -> what this study says of it, for all parts or this one, instead of the recipe that they begin with."""
+    """Name -> recipe, without budget and seed."""
+    changes: dict[str, Tables] = field(default_factory=dict)
+    """Name of a part -> settings in which it differs from the base recipe."""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     plots: tuple[Plot, ...] = ()
     claims: tuple[Claim, ...] = ()
@@ -132,9 +130,9 @@ class Study(Basics):
     @property
     def entries(self) -> dict[str, tuple[str, str]]:
         """Name -> part and evaluation."""
-        alone = len(self.evaluations) == 1
+        one_evaluation = len(self.evaluations) == 1
         return {
-            part if alone else f"{part}, {evaluation}": (part, evaluation)
+            part if one_evaluation else f"{part}, {evaluation}": (part, evaluation)
             for part in self.parts
             for evaluation in self.evaluations
         }
@@ -144,42 +142,52 @@ TABLES = ("budget", "settings", "parts", "cross", "evaluation", "evaluations", "
 
 
 def read_study(name: str) -> Study:
-    """A study from a file, or one that comes with ditlab.
+    """Read a study recipe from a file, or one that comes with ditlab.
 
     Raises:
-        InputError: what it does not know, or cannot put together.
+        InputError: an unknown key, a wrong value, or parts and claims that contradict each other.
     """
     path = find_recipe(name, "studies")
     source, table = str(path), read_toml(path)
+    table = {RENAMED.get(key, key): value for key, value in table.items()}
     keys = [key.name for key in dataclasses.fields(Basics)]
-    for key in table:
-        if key not in keys and key not in TABLES:
-            raise InputError(f'{source} has a key "{key}" that no study has; {nearest(key, [*keys, *TABLES])}')
-    for key in TABLES:
-        kind, what = (list, "tables, [[{}]]") if key in ("plots", "claims") else (dict, "a table, [{}]")
-        if not isinstance(table.get(key, kind()), kind):
-            raise InputError(f"{source}: {key} is {table[key]!r}, but must be {what.format(key)}")
+    check_types(table, keys, source)
     basics = parse_table(Basics, {key: value for key, value in table.items() if key in keys}, source)
-    own = grid(table.get("parts", {}), table.get("cross", {}), source)
-    given = {name: changed(table.get("settings", {}), changes) for name, changes in own.items()}
+    own_changes = expand_parts(table.get("parts", {}), table.get("cross", {}), source)
+    changes = {name: changed(table.get("settings", {}), own) for name, own in own_changes.items()}
     base = base_tables(basics.recipe)
     study = Study(
         **vars(basics),
         name=path.stem,
         text=path.read_text(encoding="utf-8"),
         budget=parse_table(Budget, table.get("budget", {}), f"{source}, budget"),
-        parts={name: part_recipe(base, changes, f'{source}, part "{name}"') for name, changes in given.items()},
-        given=given,
+        parts={name: part_recipe(base, tables, f'{source}, part "{name}"') for name, tables in changes.items()},
+        changes=changes,
         evaluations=read_evaluations(table, source),
-        plots=tuple(parse_table(Plot, each, f"{source}, a plot") for each in table.get("plots", [{"fit": True}])),
-        claims=tuple(parse_table(Claim, each, f"{source}, a claim") for each in table.get("claims", [])),
+        plots=tuple(parse_table(Plot, plot, f"{source}, a plot") for plot in table.get("plots", [{"fit": True}])),
+        claims=tuple(parse_table(Claim, claim, f"{source}, a claim") for claim in table.get("claims", [])),
     )
     check(study, source)
     return study
 
 
+def check_types(table: dict[str, Any], keys: Sequence[str], source: str) -> None:
+    """Check the names of the top-level keys, and that tables are tables.
+
+    Raises:
+        InputError: an unknown key, or a value in the place of a table.
+    """
+    for key in table:
+        if key not in keys and key not in TABLES:
+            raise InputError(f'{source} has a key "{key}" that no study has; {nearest(key, [*keys, *TABLES])}')
+    for key in TABLES:
+        type_, syntax = (list, "tables, [[{}]]") if key in ("plots", "claims") else (dict, "a table, [{}]")
+        if not isinstance(table.get(key, type_()), type_):
+            raise InputError(f"{source}: {key} is {table[key]!r}, but must be {syntax.format(key)}")
+
+
 def base_tables(name: str) -> Tables:
-    """The tables of a training recipe as they are written, once it is one."""
+    """The tables of a training recipe as they are written, after a check that it is valid."""
     path = find_recipe(name)
     tables = read_toml(path)
     parse_recipe(tables, source=str(path))
@@ -190,34 +198,34 @@ def part_recipe(base: Tables, changes: Tables, source: str) -> Recipe:
     """The recipe of a part.
 
     Raises:
-        InputError: a key or value that no recipe has, or that the study itself decides.
+        InputError: an unknown key, a wrong value, or a key that the study sets itself.
     """
     for key, remedy in (("images", "set it under [budget]"), ("seed", "list them as seeds")):
         if key in changes.get("train", {}):
-            raise InputError(f"{source}: train.{key} is the study's to decide; {remedy}")
+            raise InputError(f"{source}: a study sets train.{key} itself; {remedy}")
     return parse_recipe(changed(base, changes), source=source)
 
 
 def changed(base: Tables, changes: Tables) -> Tables:
-    """The base with these changes. Who names a network says all of it: sizes of another family would mean nothing."""
+    """The base with these changes. If they name a network, they replace all of [model]."""
     return merged(without_network(base) if "name" in changes.get("model", {}) else base, changes)
 
 
 def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables one over the other; a later value wins."""
-    found: dict[str, Any] = {}
+    """Nested tables merged into one; a later value replaces an earlier one."""
+    result: dict[str, Any] = {}
     for table in tables:
         for key, value in table.items():
-            both = isinstance(value, dict) and isinstance(found.get(key), dict)
-            found[key] = merged(found[key], value) if both else value
-    return found
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else value
+    return result
 
 
-def grid(parts: Tables, cross: Tables, source: str) -> dict[str, Tables]:
-    """The parts as they are named, each with every combination of the values to be crossed.
+def expand_parts(parts: Tables, cross: Tables, source: str) -> dict[str, Tables]:
+    """Name -> changes: each of [parts] with each combination of the values under [cross].
 
     Raises:
-        InputError: nothing to train, or what is no list of values.
+        InputError: no parts, or a key under [cross] without a list of values.
     """
     for name, table in parts.items():
         if not isinstance(table, dict):
@@ -231,18 +239,18 @@ def grid(parts: Tables, cross: Tables, source: str) -> dict[str, Tables]:
             raise InputError(f"{source}: cross.{section}.{key} is {values!r}; give a list of values")
     if not parts and not axes:
         raise InputError(f"{source} has no parts, so there is nothing to train; name some under [parts], or [cross]")
-    found = {}
+    expanded = {}
     for name, table in parts.items() if parts else [("", {})]:
         for values in itertools.product(*(values for *_, values in axes)):
             words = [name] if name else []
             words += [f"{key} {value}" for (_, key, _), value in zip(axes, values, strict=True)]
             changes = [{section: {key: value}} for (section, key, _), value in zip(axes, values, strict=True)]
-            found[", ".join(words)] = merged(table, *changes)
-    return found
+            expanded[", ".join(words)] = merged(table, *changes)
+    return expanded
 
 
 def read_evaluations(table: dict[str, Any], source: str) -> dict[str, Evaluation]:
-    """What all have in common, and how each differs."""
+    """Name -> evaluation: the keys of [evaluation], with the changes under [evaluations]."""
     common = table.get("evaluation", {})
     own = table.get("evaluations", {"": {}})
     if not own:
@@ -259,18 +267,19 @@ def read_evaluations(table: dict[str, Any], source: str) -> dict[str, Evaluation
 
 
 def check(study: Study, source: str) -> None:
-    """Refuse what does not go together.
+    """Check budget, seeds, plots and claims.
 
     Raises:
-        InputError: see there.
+        InputError: one of them is not possible with the parts and evaluations of this study.
     """
-    given = [name for name, value in vars(study.budget).items() if value is not None]
-    if len(given) != 1 or study.budget.chosen[1] <= 0:
-        what = " and ".join(given) if len(given) > 1 else "nothing above 0"
+    budgets = [name for name, value in vars(study.budget).items() if value is not None]
+    if len(budgets) != 1 or study.budget.chosen[1] <= 0:
+        what = " and ".join(budgets) if len(budgets) > 1 else "nothing above 0"
         raise InputError(f"{source}: the budget is {what}; give one of images, gmacs or seconds")
-    if not study.seeds or len(set(study.seeds)) < len(study.seeds) or study.draws < 1:
+    if not study.seeds or len(set(study.seeds)) < len(study.seeds) or study.sample_sets < 1:
         raise InputError(
-            f"{source}: seeds {list(study.seeds)} and {study.draws} draws; give different seeds, and 1 draw or more"
+            f"{source}: seeds is {list(study.seeds)} and sample_sets is {study.sample_sets}; "
+            "give different seeds, and 1 sample set or more"
         )
     for plot in study.plots:
         check_axis(plot.x, study, source)
@@ -282,20 +291,20 @@ def check(study: Study, source: str) -> None:
 
 
 def check_claim(claim: Claim, study: Study, source: str) -> None:
-    """Refuse a claim that nothing decides."""
+    """Reject a claim that this study cannot decide."""
     if claim.by not in METRICS:
-        raise InputError(f'{source}: by "{claim.by}" is no result; {nearest(claim.by, METRICS)}')
+        raise InputError(f'{source}: by is "{claim.by}", which is not a result; {nearest(claim.by, METRICS)}')
     for name, settings in study.evaluations.items():
         if settings.metrics and METRICS[claim.by] not in settings.metrics:
             raise InputError(
-                f'{source}: by {claim.by}, but evaluation "{name}" has the metrics {", ".join(settings.metrics)}; '
+                f'{source}: by is "{claim.by}", but evaluation "{name}" has the metrics {", ".join(settings.metrics)}; '
                 f"add {METRICS[claim.by]}"
             )
-    ways = [key for key in ("order", "falls_with", "rises_with") if getattr(claim, key)]
-    if len(ways) != 1 or len(claim.order) == 1:
+    comparisons = [key for key in ("order", "falls_with", "rises_with") if getattr(claim, key)]
+    if len(comparisons) != 1 or len(claim.order) == 1:
         raise InputError(f"{source}: give one of order (two entries or more), falls_with and rises_with")
     if claim.more_than and claim.order:
-        raise InputError(f"{source}: more_than goes with falls_with or rises_with")
+        raise InputError(f"{source}: more_than needs falls_with or rises_with, not order")
     for axis in (claim.falls_with, claim.rises_with, claim.more_than):
         if axis:
             check_axis(axis, study, source)
@@ -304,12 +313,12 @@ def check_claim(claim: Claim, study: Study, source: str) -> None:
 
 
 def check_axis(name: str, study: Study, source: str) -> None:
-    """Refuse an axis that is none, and one that is no number in every part."""
+    """Reject an unknown axis, and a recipe key that is not a number in every part."""
     bare = name.removeprefix(LOG)
     if bare in AXES or bare in METRICS:
         return
     if "." not in bare:
-        raise InputError(f'{source}: "{bare}" is no axis; {nearest(bare, [*AXES, *METRICS])}')
+        raise InputError(f'{source}: "{bare}" is not an axis; {nearest(bare, [*AXES, *METRICS])}')
     for part, recipe in study.parts.items():
         value = recipe_value(recipe, bare)
         if not isinstance(value, int | float):
@@ -317,25 +326,25 @@ def check_axis(name: str, study: Study, source: str) -> None:
 
 
 def recipe_value(recipe: Recipe, name: str) -> Any:
-    """A value of the recipe by its dotted name; None if it is not set or not there."""
+    """A value of the recipe by its dotted name; None if it is not set or does not exist."""
     section, _, key = name.partition(".")
     return getattr(getattr(recipe, section, None), key, None)
 
 
 def check_entry(pattern: str, study: Study, source: str) -> None:
-    """Refuse a name, or pattern, of no entry."""
+    """Reject a name or pattern that matches no entry."""
     if not matching(pattern, study.entries):
         raise InputError(f'{source}: there is no entry "{pattern}"; {nearest(pattern, study.entries)}')
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """The names that a pattern means; * is anything, and nothing else is special."""
+    """The names that match a pattern, in which * stands for any text and no other character is special."""
     plain = pattern.replace("[", "[[]").replace("?", "[?]")
     return [name for name in names if fnmatchcase(name, plain)]
 
 
 def used_axes(plots: Sequence[Plot], claims: Sequence[Claim]) -> set[str]:
-    """All axes that something asks for, without "log "."""
+    """All axes of plots and claims, without the prefix "log "."""
     named = [axis for plot in plots for axis in (plot.x, plot.y)]
     named += [axis for claim in claims for axis in (claim.falls_with, claim.rises_with, claim.more_than) if axis]
     return {axis.removeprefix(LOG) for axis in named}

@@ -1,4 +1,4 @@
-"""What people read of a study: one page that needs nothing but itself, and the same tables in Markdown."""
+"""The reports of a study: a self-contained HTML page, and the same tables in Markdown."""
 
 import base64
 import html
@@ -14,34 +14,34 @@ from ditlab.core.units import duration
 from ditlab.core.version import __version__
 from ditlab.evaluation.protocols import default_features
 from ditlab.report.html import page
-from ditlab.study.claims import CONFIDENCE, FAILS, HOLDS, OPEN, WITHIN, Entry, Verdict
+from ditlab.study.claims import FAILS, HOLDS, NO_RESULTS, NOT_SIGNIFICANT, ONE_SEED, PERCENT, Entry, Verdict
 from ditlab.study.grid import magnitude
-from ditlab.study.plots import Figure, draw_all
+from ditlab.study.plots import Figure, write_figures
 from ditlab.study.recipe import METRICS
 from ditlab.study.run import NAME, Findings, as_json
 
 REPORT, SUMMARY, PLOTS = "report.html", "summary.md", "plots"
-WIDEST = 720  # pixels of a grid in the page
-CLASSES = {HOLDS: "yes", FAILS: "no", WITHIN: "open", OPEN: "open"}
+WIDEST = 720  # pixels of a contact sheet in the page
+CLASSES = {HOLDS: "yes", FAILS: "no", NOT_SIGNIFICANT: "open", ONE_SEED: "open", NO_RESULTS: "open"}
 Row = tuple[str, ...]
 COSTS: dict[str, Callable[[Entry], str]] = {
-    "network": lambda entry: magnitude(entry.axes["gmacs"]),
+    "forward pass": lambda entry: magnitude(entry.axes["gmacs"]),
     "parameters": lambda entry: f"{entry.axes['parameters'] / 1e6:,.2f} M",
-    "images": lambda entry: f"{entry.axes['images']:,.0f}",
-    "training": lambda entry: duration(seconds) if (seconds := entry.mean("seconds")) else "",
+    "training images": lambda entry: f"{entry.axes['images']:,.0f}",
+    "training time": lambda entry: duration(seconds) if (seconds := entry.mean("seconds")) else "",
     "steps": lambda entry: f"{entry.axes['steps']:g}",
     "guidance": lambda entry: f"{entry.axes['guidance']:g}",
-    "a picture": lambda entry: magnitude(entry.axes["sampling_gmacs"]),
+    "sampling one image": lambda entry: magnitude(entry.axes["sampling_gmacs"]),
 }
-"""Columns beside the results, shown where entries differ in them."""
+"""Columns beside the results; a column is shown if the entries differ in it."""
 
 
 def write_reports(findings: Findings, out: Path) -> Path:
-    """study.json, report.html, summary.md and plots/; the place of the page."""
-    figures = draw_all(findings, out / PLOTS)
-    told = as_json(findings)
-    told["fits"] = {each.name: vars(each.line) for each in figures if each.line is not None}
-    replace_text(out / NAME, json.dumps(told, indent=2) + "\n")
+    """Write study.json, report.html, summary.md and plots/; returns the path of the page."""
+    figures = write_figures(findings, out / PLOTS)
+    content = as_json(findings)
+    content["fits"] = {figure.name: vars(figure.line) for figure in figures if figure.line is not None}
+    replace_text(out / NAME, json.dumps(content, indent=2) + "\n")
     replace_text(out / SUMMARY, "\n".join(markdown(findings, figures)) + "\n")
     title = findings.study.title or findings.study.name
     replace_text(out / REPORT, page(title, "\n".join(body(findings, figures, title)), STYLE))
@@ -49,83 +49,85 @@ def write_reports(findings: Findings, out: Path) -> Path:
 
 
 def results_table(findings: Findings) -> list[Row]:
-    """A heading, and a row for each entry: costs, and each result as mean and standard error."""
+    """A heading, and one row per entry: each result as mean ± standard error, and the costs that differ."""
     keys = [key for key in METRICS if any(entry.values.get(key) for entry in findings.entries)]
-    costs = [name for name in COSTS if len(told_of(name, findings)) > 1]
+    costs = [name for name in COSTS if len(cost_values(name, findings)) > 1]
     heading = ("", *(key.replace("_", " ") for key in keys), *costs)
     return [heading, *(row(entry, keys, costs, findings) for entry in findings.entries)]
 
 
-def told_of(cost: str, findings: Findings) -> set[str]:
-    """What the entries have in this column."""
+def cost_values(cost: str, findings: Findings) -> set[str]:
+    """The different values of a column."""
     return {COSTS[cost](entry) for entry in findings.entries}
 
 
 def row(entry: Entry, keys: Sequence[str], costs: Sequence[str], findings: Findings) -> Row:
-    """One entry; what is not there says why."""
+    """The row of an entry; in the place of a missing result, "failed" or a dash."""
     missing = "failed" if any(run.startswith(f"{entry.part}, seed ") for run in findings.failures) else "—"
     numbers = [number(entry, key, len(findings.study.seeds)) or missing for key in keys]
     return (entry.name, *numbers, *(COSTS[name](entry) for name in costs))
 
 
 def number(entry: Entry, key: str, seeds: int) -> str:
-    """Mean and standard error, and of how many seeds where some are missing."""
+    """Mean ± standard error, and the number of seeds if some are missing."""
     mean, error = entry.mean(key), entry.error(key)
     if mean is None:
         return ""
-    known = len(entry.values[key])
-    told = f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
-    return told if known == seeds else f"{told} ({known} of {seeds} seeds)"
+    available = len(entry.values[key])
+    text = f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
+    return text if available == seeds else f"{text} ({available} of {seeds} seeds)"
 
 
-def setting(findings: Findings) -> str:
-    """Under what all of it was found, in a sentence."""
-    study = findings.study
-    where = findings.hardware
-    seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    ways = [way.settings for part in findings.parts for way in part.ways.values()]
-    counts = sorted({study.draws * way.count for way in ways})
-    references = sorted({way.reference for way in ways})
-    features = sorted({way.features or default_features(way.reference) for way in ways})
+def conditions(findings: Findings) -> str:
+    """The conditions under which the results were measured, in a few sentences."""
+    study, hardware = findings.study, findings.hardware
+    seeds = f"{len(study.seeds)} training seed{'s' if len(study.seeds) > 1 else ''}"
+    settings = [evaluation.settings for part in findings.parts for evaluation in part.evaluations.values()]
+    counts = sorted({study.sample_sets * evaluation.count for evaluation in settings})
+    references = sorted({evaluation.reference for evaluation in settings})
+    features = sorted({evaluation.features or default_features(evaluation.reference) for evaluation in settings})
     same = [
-        f"{name} {told.pop()}" for name in COSTS if name != "training" and len(told := told_of(name, findings)) == 1
+        f"{name} {values.pop()}"
+        for name in COSTS
+        if name != "training time" and len(values := cost_values(name, findings)) == 1
     ]
     return (
-        f"Budget of a run: {study.budget}. The same for all: {', '.join(same)}. {seeds} of training, "
-        f"{' or '.join(f'{count:,}' for count in counts)} pictures for each score, "
-        f"against {' or '.join(references)} in the features {' or '.join(features)}; "
-        f"± is the standard error over the seeds. ditlab {__version__}, torch {where['torch']}, "
-        f"{where['processor'] or where['device']}. {' '.join(f'{note}.' for note in findings.notes)}"
+        f"Budget of each run: {study.budget}. Equal in all entries: {', '.join(same)}. {seeds}; "
+        f"{' or '.join(f'{count:,}' for count in counts)} samples per score, "
+        f"compared with {' or '.join(references)} in the features {' or '.join(features)}; "
+        f"± is the standard error over the seeds. Measured with ditlab {__version__} and torch {hardware['torch']} on "
+        f"{hardware['processor'] or hardware['device']}. {' '.join(f'{note}.' for note in findings.notes)}"
     ).strip()
 
 
 def evidence(verdict: Verdict) -> list[str]:
-    """The comparisons of a claim, a line each."""
-    return [*(str(each) for each in verdict.found), *([verdict.note] if verdict.note else [])]
+    """The comparisons of a claim, one line each, and its note."""
+    return [*(str(comparison) for comparison in verdict.comparisons), *([verdict.note] if verdict.note else [])]
 
 
 def body(findings: Findings, figures: Sequence[Figure], title: str) -> Iterator[str]:
-    """The page, piece by piece."""
+    """The body of the page, in parts."""
     study = findings.study
     yield f"<h1>{html.escape(title)}</h1><p>{html.escape(study.question)}</p>"
     if findings.verdicts:
         yield "<h2>Claims</h2>"
         yield from map(claim_card, findings.verdicts)
         yield (
-            f"<p class='small'>A claim holds if the whole {CONFIDENCE:.0%} interval of each difference or correlation, "
-            "taken seed by seed (Student's t), lies on the claimed side of 0.</p>"
+            f"<p class='small'>A claim holds if the {PERCENT} confidence interval of each difference or correlation "
+            "(Student's t, paired by seed) lies on the claimed side of 0.</p>"
         )
     yield "<h2>Results</h2>" + html_table(results_table(findings))
-    yield f"<p class='small'>{html.escape(setting(findings))}</p>"
+    yield f"<p class='small'>{html.escape(conditions(findings))}</p>"
     if findings.failures:
-        yield "<h2>Failed</h2>" + html_table([("run", "why"), *findings.failures.items()])
+        yield "<h2>Failed</h2>" + html_table([("run", "error"), *findings.failures.items()])
     yield "<div class='plots'>"
-    for each in figures:
-        below = f"<p class='small'>{html.escape(each.fitted)}</p>" if each.fitted else ""
-        yield f"<figure><figcaption>{html.escape(each.title)}</figcaption>{each.svg}{below}</figure>"
+    for figure in figures:
+        below = f"<p class='small'>{html.escape(figure.fitted)}</p>" if figure.fitted else ""
+        yield f"<figure><figcaption>{html.escape(figure.title)}</figcaption>{figure.svg}{below}</figure>"
     yield "</div>"
     if findings.grids:
-        yield "<h2>Samples</h2><p class='small'>The same noise and labels in each grid.</p><div class='grids'>"
+        yield "<h2>Samples</h2><p class='small'>The initial noise and the labels are the same in all sheets.</p>"
+        yield "<div class='grids'>"
         for name, file in findings.grids.items():
             if file.exists():
                 yield f"<figure><figcaption>{html.escape(name)}</figcaption>{inline(file, name)}</figure>"
@@ -134,7 +136,7 @@ def body(findings: Findings, figures: Sequence[Figure], title: str) -> Iterator[
 
 
 def claim_card(verdict: Verdict) -> str:
-    """What was claimed, what was found elsewhere and here, and whether it holds."""
+    """A claim with the published result, the result here, and the verdict."""
     claim = verdict.claim
     here = "<br>".join(html.escape(line) for line in evidence(verdict))
     return (
@@ -145,51 +147,51 @@ def claim_card(verdict: Verdict) -> str:
 
 
 def html_table(rows: Sequence[Row]) -> str:
-    """A table that scrolls by itself where it is too wide."""
-    heading, *rest = ("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in tagged(rows))
-    lines = "".join(f"<tr>{cells}</tr>" for cells in rest)
+    """A table that scrolls if it is too wide."""
+    heading, *body_rows = ("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in tagged(rows))
+    lines = "".join(f"<tr>{cells}</tr>" for cells in body_rows)
     return f"<div class='wide'><table><thead><tr>{heading}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
 def tagged(rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
-    """The first row is the heading."""
+    """Rows with the tag of their cells: th in the heading, td below."""
     return ((("td" if number else "th"), row) for number, row in enumerate(rows))
 
 
 def inline(file: Path, name: str) -> str:
-    """A picture as a part of the page, no wider than it is shown."""
+    """An image as a part of the page, reduced to the width at which it is shown."""
     with Image.open(file) as opened:
-        picture = opened.convert("RGB")
-    if picture.width > WIDEST:
-        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
+        image = opened.convert("RGB")
+    if image.width > WIDEST:
+        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
     data = io.BytesIO()
-    picture.save(data, format="PNG", optimize=True)
+    image.save(data, format="PNG", optimize=True)
     text = base64.b64encode(data.getvalue()).decode()
     return f"<img alt='samples of {html.escape(name, quote=True)}' src='data:image/png;base64,{text}'>"
 
 
 def markdown(findings: Findings, figures: Sequence[Figure]) -> Iterator[str]:
-    """The same in Markdown, for documents that lie beside plots/."""
+    """The same tables in Markdown, for a file beside plots/."""
     study = findings.study
     yield f"# {study.title or study.name}\n\n{study.question}\n"
     if findings.verdicts:
         yield from markdown_table([("claim", "paper", "here", "verdict"), *claims_table(findings.verdicts)])
         yield ""
     yield from markdown_table(results_table(findings))
-    yield f"\n{setting(findings)}"
-    for run, told in findings.failures.items():
-        yield f"\nFailed: {run}: {told}"
-    for each in figures:
-        yield f"\n![{each.title}]({PLOTS}/{each.name}.png)" + (f"\n\n*{each.fitted}*" if each.fitted else "")
+    yield f"\n{conditions(findings)}"
+    for run, message in findings.failures.items():
+        yield f"\nFailed: {run}: {message}"
+    for figure in figures:
+        yield f"\n![{figure.title}]({PLOTS}/{figure.name}.png)" + (f"\n\n*{figure.fitted}*" if figure.fitted else "")
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> list[Row]:
-    """A row for each claim."""
+    """One row per claim."""
     return [(v.claim.says, v.claim.paper, "; ".join(evidence(v)), f"**{v.verdict}**") for v in verdicts]
 
 
 def markdown_table(rows: Sequence[Row]) -> Iterator[str]:
-    """A table, whose first row is the heading."""
+    """A Markdown table; the first row is the heading."""
     for number, cells in enumerate(rows):
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
         if number == 0:

@@ -1,11 +1,11 @@
-"""Working a study off: every part with every seed is a training run of its own, scored when it is trained.
+"""Running a study: each part is trained once per seed, and each trained model is scored.
 
-    study/study.json                 the name of the study; at the end all that was found
-    study/results.jsonl              a line for each score, or failure, as they come
-    study/runs/PART-seed0-1a2b3c4d   training runs, named after the hash of all that decides them
-    study/report.html, summary.md    what people read; plots/ has the figures
+    study/study.json                 name of the study; in the end all results
+    study/results.jsonl              one line per score or failure, in the order in which they were computed
+    study/runs/PART-seed0-1a2b3c4d   training runs; the name ends with a hash of all settings that determine the weights
+    study/report.html, summary.md    the reports; plots/ contains the figures
 
-What is done is not repeated. Processes that are started side by side share the runs: each takes what no other has.
+Finished work is not repeated. Several processes share the runs of a study: each takes runs that no other process has.
 """
 
 import json
@@ -24,34 +24,43 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import claimed, replace_text
 from ditlab.core.units import GIB
 from ditlab.core.weights import checkpoints
+from ditlab.evaluation.metrics import canonical_name
 from ditlab.evaluation.protocols import evaluate
 from ditlab.evaluation.references import Reference
 from ditlab.report.plotting import plotting
 from ditlab.report.run import read_metrics
-from ditlab.study.claims import Entry, Verdict, judge
-from ditlab.study.grid import Part, Way, lay_out
+from ditlab.study.claims import Entry, Verdict, decide
+from ditlab.study.grid import EvaluationPlan, Part, lay_out
 from ditlab.study.recipe import Study, recipe_value, used_axes
 from ditlab.training import train
 
 NAME = "study.json"
+RENAMED = {"draw": "sample_set", "way": "evaluation_hash", "picture_seed": "sample_seed"}
+"""Keys of results.jsonl of version 0.1, which are still read."""
 Line = dict[str, Any]
+Scores = dict[tuple[str, int], Line]
+"""(evaluation, number of the sample set) -> its line of results.jsonl."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run: a part with a seed."""
+    """A training run and its scores: a part with a seed."""
 
     part: Part
     seed: int
-    draws: int  # scores of each evaluation
+    sample_sets: int  # scores per evaluation
 
-    def picture_seed(self, way: Way, draw: int) -> int:
-        """Equal ones in all parts, others for each seed of training: so scores pair, and the draw is in the error."""
-        return way.settings.seed + self.seed * self.draws + draw
+    def sample_seed(self, evaluation: EvaluationPlan, sample_set: int) -> int:
+        """Seed of a set of samples.
+
+        It is the same for all parts, so that scores are paired, and different for each training seed, so that the
+        standard error includes the variation between sets of samples.
+        """
+        return evaluation.settings.seed + self.seed * self.sample_sets + sample_set
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the run's folder."""
         return self.part.folder(self.seed)
 
     def __str__(self) -> str:
@@ -60,125 +69,128 @@ class Job:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that came out of a study."""
+    """All results of a study."""
 
     study: Study
     parts: list[Part]
     entries: list[Entry]
     verdicts: list[Verdict]
-    failures: dict[str, str]  # run in words -> its last line
-    curves: dict[str, list[tuple[float, float]]]  # part -> images and loss, mean over the seeds
-    grids: dict[str, Path]  # entry -> picture of its first samples
-    notes: list[str]  # what a reader of the scores must know
+    failures: dict[str, str]  # run ("PART, seed 0") -> error message
+    curves: dict[str, list[tuple[float, float]]]  # part -> (images, loss), averaged over the seeds
+    grids: dict[str, Path]  # entry -> contact sheet of its first samples
+    notes: list[str]  # remarks of the evaluations, such as a small sample count
     hardware: dict[str, Any]
 
 
 class Results:
-    """The lines of results.jsonl, to which several processes may add."""
+    """The lines of results.jsonl, to which several processes may append."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        if file.exists() and not file.read_bytes().endswith(b"\n"):  # torn by a crash
+        if file.exists() and not file.read_bytes().endswith(b"\n"):  # a crash left an incomplete line
             self.add()
-        self.before = len(self.lines())  # of earlier starts, whose failures are tried again
+        self.earlier = len(self.lines())  # lines of earlier starts, whose failures are tried again
 
     def lines(self) -> list[Line]:
-        """Those that are whole."""
-        found = []
-        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []:
+        """All complete lines."""
+        lines = []
+        for text in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []:
             with suppress(ValueError):
-                found.append(json.loads(line))
-        return found
+                lines.append({RENAMED.get(key, key): value for key, value in json.loads(text).items()})
+        return lines
 
     def add(self, line: Line | None = None) -> None:
-        """Write one more, or end one that was torn."""
+        """Append a line; without one, end an incomplete line."""
         with self.file.open("a", encoding="utf-8") as opened:
             opened.write((json.dumps(line) if line else "") + "\n")
 
-    def scores(self, job: Job) -> dict[tuple[str, int], Line]:
-        """Evaluation and draw -> the line of this run, as it is to be scored now."""
+    def scores(self, job: Job) -> Scores:
+        """The scores of a run that were computed with its present evaluation settings."""
         return {
-            (line["evaluation"], line["draw"]): line
+            (line["evaluation"], line["sample_set"]): line
             for line in self.lines()
             if line["run"] == job.name
             and "metrics" in line
-            and (way := job.part.ways.get(line["evaluation"])) is not None
-            and line["way"] == way.mark
-            and line.get("picture_seed") == job.picture_seed(way, line["draw"])
+            and (evaluation := job.part.evaluations.get(line["evaluation"])) is not None
+            and line["evaluation_hash"] == evaluation.hash
+            and line.get("sample_seed") == job.sample_seed(evaluation, line["sample_set"])
         }
 
     def failure(self, job: Job) -> str | None:
-        """Why this run failed since this process began; None if it did not."""
-        lines = [line for line in self.lines()[self.before :] if line["run"] == job.name]
+        """Error message if this run has failed since this process started, else None."""
+        lines = [line for line in self.lines()[self.earlier :] if line["run"] == job.name]
         return lines[-1].get("failed") if lines else None
 
 
 def run_study(study: Study, out: Path, console: Console) -> Findings | None:
-    """Train and score what is not there yet.
+    """Train and score everything that is missing.
 
     Args:
         study: the recipe.
-        out: the folder; the same call again goes on.
+        out: folder of the study; a second call with the same folder resumes.
         console: where progress is shown.
 
     Returns:
-        None if other processes still work on it.
+        None if other processes are still working on runs of the study.
 
     Raises:
-        InputError: a part that cannot be or does not fit into memory, a folder of something else, or no matplotlib.
+        InputError: a part is not possible or does not fit into memory, the folder belongs to something else, or
+            matplotlib is missing.
     """
     if process_place()[1] > 1:
-        raise InputError("a study shares its runs among processes by itself; start it without torchrun, several times")
-    plotting()  # before hours of work
-    begin(study, out)
+        raise InputError("a study does not run under torchrun; start several processes instead, which share the runs")
+    plotting()  # a missing library is reported before hours of work
+    open_folder(study, out)
     parts = plan_parts(study, out, console)
-    results, measured = Results(out / "results.jsonl"), dict[str, Reference]()
-    # A seed of all parts, then the next.
-    jobs = [Job(part, seed, study.draws) for seed, part in product(study.seeds, parts)]
+    results, references = Results(out / "results.jsonl"), dict[str, Reference]()
+    # All parts with the first seed, then all parts with the next one.
+    jobs = [Job(part, seed, study.sample_sets) for seed, part in product(study.seeds, parts)]
     for number, job in enumerate(jobs, 1):
         with claimed(out / "locks" / f"{job.name}.lock") as mine:
             if not mine or is_done(job, results) or results.failure(job):
                 continue
             console.print(f"{number} of {len(jobs)}: {job}", highlight=False, markup=False, soft_wrap=True)
             try:
-                work(job, out, results, measured, console)
-            except Exception as error:  # whatever it is, the others can go on
-                told = " ".join(f"{error}".split()) if isinstance(error, InputError) else f"{error!r}"
-                results.add({"run": job.name, "failed": told, "trace": traceback.format_exc()})
-                console.print(f"failed: {told}", highlight=False, markup=False, soft_wrap=True)
+                run_job(job, out, results, references, console)
+            except Exception as error:  # any failure: the other runs continue
+                message = " ".join(f"{error}".split()) if isinstance(error, InputError) else f"{error!r}"
+                results.add({"run": job.name, "failed": message, "trace": traceback.format_exc()})
+                console.print(f"failed: {message}", highlight=False, markup=False, soft_wrap=True)
     if not all(is_done(job, results) or results.failure(job) for job in jobs):
         return None
-    return gather(study, out, parts, jobs, results)
+    return collect(study, out, parts, jobs, results)
 
 
-def begin(study: Study, out: Path) -> None:
-    """Take a folder that is new, or this study's.
+def open_folder(study: Study, out: Path) -> None:
+    """Create the folder of a study, or check that it is the folder of this study.
 
     Raises:
-        InputError: it is something else's.
+        InputError: the folder belongs to something else.
     """
     file = out / NAME
-    # Looked at once: another process may be taking it at this moment, by way of a hidden draft.
-    there = [each.name for each in out.iterdir() if not each.name.startswith(".")] if out.is_dir() else [out.name]
-    if out.is_dir() and NAME in there:
+    # Listed once: another process may be creating the file at this moment, from a hidden draft.
+    names = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else [out.name]
+    if out.is_dir() and NAME in names:
         try:
             name = json.loads(file.read_text(encoding="utf-8"))["name"]
         except (ValueError, KeyError, TypeError):
-            told = json.dumps({"name": study.name})
-            raise InputError(f"{file} is damaged; put {told} into it to go on, or give another --out") from None
+            content = json.dumps({"name": study.name})
+            raise InputError(
+                f"{file} is damaged; write {content} into it to resume, or choose another folder"
+            ) from None
         if name != study.name:
-            raise InputError(f'{out} holds the study "{name}", not "{study.name}"; give another --out')
-    elif out.exists() and there:
-        raise InputError(f"{out} exists and is not a study; give another --out")
+            raise InputError(f'{out} contains the study "{name}", not "{study.name}"; choose another folder')
+    elif out.exists() and names:
+        raise InputError(f"{out} exists and is not a study; choose another folder")
     else:
         replace_text(file, json.dumps({"name": study.name}) + "\n")
 
 
 def plan_parts(study: Study, out: Path, console: Console) -> list[Part]:
-    """The parts, once all of them fit; what their seconds come to in images is kept, so that they resume.
+    """Plan all parts; for a budget in seconds, keep the number of images, so that runs resume with the same length.
 
     Raises:
-        InputError: a part that does not fit into memory.
+        InputError: a part does not fit into memory.
     """
     file = out / "images.json"
     with claimed(out / "locks" / "images.lock", wait=True):
@@ -187,127 +199,117 @@ def plan_parts(study: Study, out: Path, console: Console) -> list[Part]:
         for part in parts:
             if not part.plan.fits:
                 raise InputError(
-                    f'part "{part.name}" needs {part.plan.peak / GIB:,.1f} GiB of memory and there are '
-                    f"{part.plan.capacity / GIB:,.1f}; give it a smaller train.batch or network, parallel.accumulate, "
-                    "or parallel.checkpointing"
+                    f'part "{part.name}" needs {part.plan.peak / GIB:,.1f} GiB of memory and '
+                    f"{part.plan.capacity / GIB:,.1f} GiB are available; "
+                    "give it a smaller train.batch or network, parallel.accumulate, or parallel.checkpointing"
                 )
         if study.budget.seconds is not None:
-            found = {part.mark: part.recipe.train.images for part in parts}
-            replace_text(file, json.dumps(known | found, indent=2) + "\n")
+            images = {part.hash: part.recipe.train.images for part in parts}
+            replace_text(file, json.dumps(known | images, indent=2) + "\n")
     return parts
 
 
 def is_done(job: Job, results: Results) -> bool:
-    """Whether all its scores are there."""
-    return len(results.scores(job)) == len(job.part.ways) * job.draws
+    """Whether all scores of a run exist."""
+    return len(results.scores(job)) == len(job.part.evaluations) * job.sample_sets
 
 
-def work(job: Job, out: Path, results: Results, measured: dict[str, Reference], console: Console) -> None:
-    """Train, then score whatever has no score yet."""
+def run_job(job: Job, out: Path, results: Results, references: dict[str, Reference], console: Console) -> None:
+    """Train a run, then compute the scores that are missing."""
     folder, part = out / "runs" / job.name, job.part
     inner = console if console.is_terminal else Console(quiet=True)
     recipe = replace(part.recipe, train=replace(part.recipe.train, seed=job.seed))
     train(recipe, folder, console=inner)
-    there = results.scores(job)
-    for (name, way), draw in product(part.ways.items(), range(job.draws)):
-        if (name, draw) in there:
+    scored = results.scores(job)
+    for (name, evaluation), sample_set in product(part.evaluations.items(), range(job.sample_sets)):
+        if (name, sample_set) in scored:
             continue
-        seed = job.picture_seed(way, draw)
-        found = evaluate(str(folder), replace(way.settings, seed=seed), inner, measured=measured)
-        assert found is not None
-        metrics = {called(key): value for key, value in found.metrics.items() if not key.endswith("_error")}
+        seed = job.sample_seed(evaluation, sample_set)
+        score = evaluate(str(folder), replace(evaluation.settings, seed=seed), inner, measured=references)
+        assert score is not None
+        metrics = {canonical_name(key): value for key, value in score.metrics.items() if not key.endswith("_error")}
         results.add(
-            {"run": job.name, "part": part.name, "seed": job.seed, "evaluation": name, "draw": draw, "way": way.mark}
-            | {"picture_seed": seed, "metrics": metrics, "notes": found.notes, "seconds": found.seconds}
-            | {"grid": str((found.folder / "grid.png").relative_to(out))}
+            {"run": job.name, "part": part.name, "seed": job.seed, "evaluation": name, "sample_set": sample_set}
+            | {"evaluation_hash": evaluation.hash, "sample_seed": seed, "metrics": metrics, "notes": score.notes}
+            | {"seconds": score.seconds, "grid": str((score.folder / "grid.png").relative_to(out))}
         )
-        told = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
-        console.print(f"  {name}{': ' if name else ''}{told}", highlight=False, markup=False, soft_wrap=True)
+        values = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
+        console.print(f"  {name}{': ' if name else ''}{values}", highlight=False, markup=False, soft_wrap=True)
 
 
-def called(name: str) -> str:
-    """What a result is called in a study: distances the same in all features."""
-    for own, kinds in (("fd", ("fid", "fd_")), ("sfd", ("sfid", "sfd_")), ("kd", ("kid", "kd_"))):
-        if name.startswith(kinds):
-            return own
-    return name
-
-
-def gather(study: Study, out: Path, parts: list[Part], jobs: list[Job], results: Results) -> Findings:
-    """What all runs say."""
+def collect(study: Study, out: Path, parts: list[Part], jobs: list[Job], results: Results) -> Findings:
+    """Combine the results of all runs, and decide the claims."""
     by_run = {job.name: results.scores(job) for job in jobs}
+    by_name = {part.name: part for part in parts}
     entries, grids = [], {}
     for name, (part_name, evaluation) in study.entries.items():
-        part = next(each for each in parts if each.name == part_name)
-        entries.append(
-            Entry(
-                name, part_name, evaluation, axes(study, part, evaluation), values(part, evaluation, study, by_run, out)
-            )
-        )
-        drawn = [by_run[part.folder(seed)].get((evaluation, 0)) for seed in study.seeds]
-        if first := next((line for line in drawn if line), None):
+        part = by_name[part_name]
+        axes = entry_axes(study, part, evaluation)
+        entries.append(Entry(name, part_name, evaluation, axes, entry_values(part, evaluation, study, by_run, out)))
+        lines = [by_run[part.folder(seed)].get((evaluation, 0)) for seed in study.seeds]
+        if first := next((line for line in lines if line), None):
             grids[name] = out / first["grid"]
-    failures = {str(job): told for job in jobs if (told := results.failure(job))}
+    failures = {str(job): message for job in jobs if (message := results.failure(job))}
     curves = {part.name: curve for part in parts if (curve := mean_curve(part, study, out))}
     device = pick_device(parts[0].recipe.train.device)
     notes = dict.fromkeys(note for lines in by_run.values() for line in lines.values() for note in line["notes"])
-    verdicts = [judge(claim, entries) for claim in study.claims]
+    verdicts = [decide(claim, entries) for claim in study.claims]
     return Findings(study, parts, entries, verdicts, failures, curves, grids, list(notes), describe(str(device)))
 
 
-def axes(study: Study, part: Part, evaluation: str) -> dict[str, float]:
-    """Places of an entry that are known without training."""
-    way = part.ways[evaluation]
-    found: dict[str, float] = {
+def entry_axes(study: Study, part: Part, evaluation: str) -> dict[str, float]:
+    """Values of an entry that are known without training."""
+    planned = part.evaluations[evaluation]
+    axes: dict[str, float] = {
         "gmacs": part.plan.gmacs,
         "parameters": part.plan.parameters,
         "images": part.recipe.train.images,
         "training_gmacs": part.training_gmacs,
-        "sampling_gmacs": part.plan.gmacs * way.calls,
-        "steps": float(way.settings.steps or 0),
-        "guidance": float(way.settings.guidance or 0),
+        "sampling_gmacs": part.plan.gmacs * planned.nfe,
+        "steps": float(planned.settings.steps or 0),
+        "guidance": float(planned.settings.guidance or 0),
     }
     dotted = {axis for axis in used_axes(study.plots, study.claims) if "." in axis}
-    return found | {axis: float(recipe_value(part.recipe, axis)) for axis in sorted(dotted)}
+    return axes | {axis: float(recipe_value(part.recipe, axis)) for axis in sorted(dotted)}
 
 
-def values(
-    part: Part, evaluation: str, study: Study, by_run: dict[str, dict[tuple[str, int], Line]], out: Path
+def entry_values(
+    part: Part, evaluation: str, study: Study, by_run: dict[str, Scores], out: Path
 ) -> dict[str, dict[int, float]]:
-    """Result -> seed -> mean over the draws, of the seeds that are there whole; and the seconds of training."""
-    found: dict[str, dict[int, float]] = {}
+    """Result -> seed -> mean over the sample sets, for seeds that have all of them; and the seconds of training."""
+    values: dict[str, dict[int, float]] = {}
     for seed in study.seeds:
         name = part.folder(seed)
-        lines = [by_run[name].get((evaluation, draw)) for draw in range(study.draws)]
-        drawn = [line["metrics"] for line in lines if line]
-        if len(drawn) < study.draws:
+        lines = [by_run[name].get((evaluation, number)) for number in range(study.sample_sets)]
+        metrics = [line["metrics"] for line in lines if line]
+        if len(metrics) < study.sample_sets:
             continue
-        for key in drawn[0]:
-            found.setdefault(key, {})[seed] = sum(each[key] for each in drawn) / len(drawn)
-        found.setdefault("seconds", {})[seed] = train_seconds(out / "runs" / name)
-    return found
+        for key in metrics[0]:
+            values.setdefault(key, {})[seed] = sum(scores[key] for scores in metrics) / len(metrics)
+        values.setdefault("seconds", {})[seed] = train_seconds(out / "runs" / name)
+    return values
 
 
 def train_seconds(run: Path) -> float:
-    """What training took."""
+    """Seconds that training took."""
     config = json.loads((checkpoints(run)[-1] / "config.json").read_text(encoding="utf-8"))
     return float(config["train_seconds"])
 
 
 def mean_curve(part: Part, study: Study, out: Path) -> list[tuple[float, float]]:
-    """Images and loss, mean over the seeds that came so far."""
+    """(images, loss) averaged over the seeds; points that some of the seeds lack are left out."""
     by_images: dict[int, list[float]] = {}
     for seed in study.seeds:
-        with suppress(InputError):  # no run there: it failed before its first line
+        with suppress(InputError):  # no metrics: the run failed before its first line
             for line in read_metrics(out / "runs" / part.folder(seed)):
                 if line.get("loss") is not None:
                     by_images.setdefault(line["images"], []).append(line["loss"])
     most = max(map(len, by_images.values()), default=0)
-    return [(images, sum(each) / most) for images, each in sorted(by_images.items()) if len(each) == most]
+    return [(images, sum(losses) / most) for images, losses in sorted(by_images.items()) if len(losses) == most]
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
-    """Everything as plain values."""
+    """All results as plain values: the content of study.json."""
     study = findings.study
     return {
         "name": study.name,
@@ -315,11 +317,11 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "question": study.question,
         "budget": str(study.budget),
         "seeds": list(study.seeds),
-        "draws": study.draws,
+        "draws": study.sample_sets,
         "parts": [
             {
                 "name": part.name,
-                "mark": part.mark,
+                "mark": part.hash,
                 "parameters": part.plan.parameters,
                 "gmacs": part.plan.gmacs,
                 "images": part.recipe.train.images,
@@ -341,8 +343,10 @@ def as_json(findings: Findings) -> dict[str, Any]:
             for entry in findings.entries
         ],
         "claims": [
-            asdict(each.claim) | {"verdict": each.verdict, "note": each.note, "found": [asdict(c) for c in each.found]}
-            for each in findings.verdicts
+            asdict(verdict.claim)
+            | {"verdict": verdict.verdict, "note": verdict.note}
+            | {"found": [asdict(comparison) for comparison in verdict.comparisons]}
+            for verdict in findings.verdicts
         ],
         "failures": findings.failures,
         "notes": findings.notes,
@@ -351,8 +355,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
 
 
 def summary(findings: Findings) -> Iterator[str]:
-    """The claims in a few lines, for the screen."""
-    for each in findings.verdicts:
-        yield f"{each.claim.says}: {each.verdict}"
-        yield from (f"  {found}" for found in each.found)
-    yield from (f"failed: {run}: {told}" for run, told in findings.failures.items())
+    """The verdicts in a few lines, for the screen."""
+    for verdict in findings.verdicts:
+        yield f"{verdict.claim.says}: {verdict.verdict}"
+        yield from (f"  {comparison}" for comparison in verdict.comparisons)
+    yield from (f"failed: {run}: {message}" for run, message in findings.failures.items())

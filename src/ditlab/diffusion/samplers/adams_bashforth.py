@@ -1,8 +1,9 @@
-"""Adams-Bashforth in straight coordinates: order 2 or 4 at one call a step, by reusing the slopes of the last steps.
+"""Adams-Bashforth in straight coordinates: order 2 or 4 at one evaluation a step, from the slopes of the last steps.
 
-Order 4 spends one call more: its first step is Heun's, and the two after it integrate from the very start, so that
-the lower order of the first steps does not stay visible in the result. Once guidance has begun or ended, at a bound of
-its interval, the order is 2: the way has a kink there, behind which a polynomial of higher order swings.
+Order 4 needs one evaluation more: its first step is Heun's, and the next two integrate from the very start, so that
+the lower order of the first steps does not limit the accuracy of the result. After guidance has begun or ended, at a
+bound of its interval, the order is 2: the trajectory is not smooth there, and a polynomial of higher order would
+oscillate.
 """
 
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ from ditlab.diffusion.process import Process, per_image
 
 
 def adams_bashforth(
-    denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Noise, *, order: int
+    denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise, *, order: int
 ) -> Iterator[Step]:
     """u_s = u_base + the integral of the polynomial through the last slopes."""
-    scales, times = process.straight(grid)
+    scales, times = process.straight(schedule)
     start = x / per_image(scales[0], x)
     slopes: list[Tensor] = []  # newest first
     guided: bool | None = None
@@ -29,8 +30,8 @@ def adams_bashforth(
             u = u + per_image(weight, u) * slope
         return u
 
-    for i, t in enumerate(grid[:-1]):
-        prediction = denoise(x, t, grid[i + 1])
+    for i, t in enumerate(schedule[:-1]):
+        prediction = denoise(x, t, schedule[i + 1])
         if guided not in (None, prediction.guided):
             order = 2
         guided = prediction.guided
@@ -39,11 +40,11 @@ def adams_bashforth(
             u = integrate(slopes, i, 0, i + 1, start)
         else:
             u = integrate(slopes, i, i, i + 1, x / per_image(scales[i], x))
-        if i == 0 and order > 2 and grid[1] > 0:
-            end = _slope(denoise(u * per_image(scales[1], x), grid[1], grid[1]))
+        if i == 0 and order > 2 and schedule[1] > 0:
+            end = _slope(denoise(u * per_image(scales[1], x), schedule[1], schedule[1]))
             u = integrate([end, *slopes], 1, 0, 1, start)
         x = u * per_image(scales[i + 1], x)
-        yield Step(i, float(grid[i + 1]), x, prediction.x0)
+        yield Step(i, float(schedule[i + 1]), x, prediction.x0)
 
 
 def integration_weights(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:

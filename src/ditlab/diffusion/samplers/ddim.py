@@ -10,11 +10,11 @@ from ditlab.diffusion.process import Process, per_image, posterior
 
 
 def ddim(
-    denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Noise, *, eta: float = 0.0
+    denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise, *, eta: float = 0.0
 ) -> Iterator[Step]:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) noise, with v = eta^2 times the posterior's variance."""
-    for i, (t, s) in enumerate(pairwise(grid)):
-        prediction = denoise(x, t, grid[i + 1])
+    for i, (t, s) in enumerate(pairwise(schedule)):
+        prediction = denoise(x, t, schedule[i + 1])
         variance = eta**2 * posterior(process, t, s).variance
         kept = (process.sigma(s) ** 2 - variance).clamp(min=0).sqrt()
         x = per_image(process.alpha(s), x) * prediction.x0 + per_image(kept, x) * prediction.eps

@@ -10,13 +10,13 @@ from ditlab.core.types import Denoise, Noise, Prediction, Step
 from ditlab.diffusion.process import Process, per_image, posterior
 
 
-def ddpm(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Step]:
-    """Draw x_s from q(x_s | x_t, predicted x0) down the grid; the last step is its mean."""
-    for i, (t, s) in enumerate(pairwise(grid)):
-        prediction = denoise(x, t, grid[i + 1])
+def ddpm(denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise) -> Iterator[Step]:
+    """Sample x_s from q(x_s | x_t, predicted x0) along the schedule; the last step is its mean."""
+    for i, (t, s) in enumerate(pairwise(schedule)):
+        prediction = denoise(x, t, schedule[i + 1])
         x = reverse_mean(process, prediction, x, t, s)
         if s > 0:
-            x = x + noise(x) * torch.exp(0.5 * reverse_log_variance(process, prediction, x, grid, i))
+            x = x + noise(x) * torch.exp(0.5 * reverse_log_variance(process, prediction, x, schedule, i))
         yield Step(i, float(s), x, prediction.x0)
 
 
@@ -26,16 +26,16 @@ def reverse_mean(process: Process, prediction: Prediction, x: Tensor, t: Tensor,
     return per_image(back.from_x, x) * x + per_image(back.from_x0, x) * prediction.x0
 
 
-def reverse_log_variance(process: Process, prediction: Prediction, x: Tensor, grid: Tensor, i: int) -> Tensor:
-    """Log-variance of step i of the grid: beta, or the learned mix of the posterior's variance and beta.
+def reverse_log_variance(process: Process, prediction: Prediction, x: Tensor, schedule: Tensor, i: int) -> Tensor:
+    """Log-variance of step i of the schedule: beta, or the learned mix of the posterior's variance and beta.
 
     Without a learned variance, beta (on a variance-preserving process exact for data of unit variance, Ho et al. 2020,
-    section 3.2) comes closer to the data than the posterior's variance, which is exact for a single picture.
+    section 3.2) comes closer to the data than the posterior's variance, which is exact for a single image.
     """
-    high = per_image(posterior(process, grid[i], grid[i + 1]).beta.log(), x)
+    high = per_image(posterior(process, schedule[i], schedule[i + 1]).beta.log(), x)
     if prediction.variance_mix is None:
         return high
     # The last step's posterior has no variance; it borrows that of the step before (improved DDPM does so).
-    low_at = i - 1 if grid[i + 1] == 0 and i > 0 else i
-    low = per_image(posterior(process, grid[low_at], grid[low_at + 1]).variance.clamp(min=1e-20).log(), x)
+    low_at = i - 1 if schedule[i + 1] == 0 and i > 0 else i
+    low = per_image(posterior(process, schedule[low_at], schedule[low_at + 1]).variance.clamp(min=1e-20).log(), x)
     return low + prediction.variance_mix * (high - low)

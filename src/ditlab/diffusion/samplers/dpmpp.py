@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) (Lu et al. 2022): second order at one call a step, in data prediction over log-SNR."""
+"""DPM-Solver++(2M) (Lu et al. 2022): second order at one evaluation a step, in data prediction over log-SNR."""
 
 from collections.abc import Iterator
 
@@ -9,22 +9,22 @@ from ditlab.core.types import Denoise, Noise, Step
 from ditlab.diffusion.process import Process, per_image
 
 
-def dpmpp(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Step]:
+def dpmpp(denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise) -> Iterator[Step]:
     """x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) D; the first and last step have order 1.
 
     D extrapolates x0 with the prediction before. Where alpha = 0 the log-SNR is infinite and the extrapolation
     vanishes, as it does in the limit.
     """
-    alpha, sigma, log_snr = process.alpha(grid), process.sigma(grid), process.log_snr(grid)
+    alpha, sigma, log_snr = process.alpha(schedule), process.sigma(schedule), process.log_snr(schedule)
     before: Tensor | None = None
-    for i, t in enumerate(grid[:-1]):
-        prediction = denoise(x, t, grid[i + 1])
+    for i, t in enumerate(schedule[:-1]):
+        prediction = denoise(x, t, schedule[i + 1])
         data = prediction.x0
-        if before is not None and grid[i + 1] > 0:
+        if before is not None and schedule[i + 1] > 0:
             lead = (log_snr[i + 1] - log_snr[i]) / (2 * (log_snr[i] - log_snr[i - 1]))
             if lead <= 1:  # a far longer step than the last (DDPM's chain ends so) leaves nothing to extrapolate from
                 data = torch.lerp(before, data, 1 + float(lead))
         shrink = sigma[i + 1] / sigma[i]
         x = per_image(shrink, x) * x + per_image(alpha[i + 1] - alpha[i] * shrink, x) * data
         before = prediction.x0
-        yield Step(i, float(grid[i + 1]), x, prediction.x0)
+        yield Step(i, float(schedule[i + 1]), x, prediction.x0)

@@ -12,12 +12,12 @@ from ditlab.core.types import Denoise, Noise, Step
 from ditlab.diffusion.process import Process, per_image
 
 
-def euler(denoise: Denoise, process: Process, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Step]:
+def euler(denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise) -> Iterator[Step]:
     """u_s = u_t + (s - t) (eps - x0)."""
-    scales, times = process.straight(grid)
-    for i, t in enumerate(grid[:-1]):
-        prediction = denoise(x, t, grid[i + 1])
+    scales, times = process.straight(schedule)
+    for i, t in enumerate(schedule[:-1]):
+        prediction = denoise(x, t, schedule[i + 1])
         slope = prediction.eps - prediction.x0
         u = x / per_image(scales[i], x) + per_image(times[i + 1] - times[i], x) * slope
         x = u * per_image(scales[i + 1], x)
-        yield Step(i, float(grid[i + 1]), x, prediction.x0)
+        yield Step(i, float(schedule[i + 1]), x, prediction.x0)

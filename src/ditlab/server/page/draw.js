@@ -66,11 +66,11 @@ function order() {
   const asked = {
     model: $("model").value,
     n: count,
-    seed: Number($("seed").value),
-    quality: $("quality").value || undefined,
+    seeds: Number($("seed").value),
+    preset: $("quality").value || undefined,
     sampler: $("sampler").value || undefined,
-    num_inference_steps: number("steps"),
-    guidance_scale: number("guidance"),
+    steps: number("steps"),
+    guidance: number("guidance"),
     guidance_interval: interval(),
     to_label: number("to-label"),
     to_seed: number("to-seed"),
@@ -78,7 +78,7 @@ function order() {
     stream: true,
     partial_images: 12,
   };
-  if (labels.length) asked.class_labels = Array.from({ length: count }, (_, i) => labels[i % labels.length]);
+  if (labels.length) asked.labels = Array.from({ length: count }, (_, i) => labels[i % labels.length]);
   return asked;
 }
 
@@ -87,7 +87,7 @@ async function draw(asked) {
   cancel = new AbortController();
   busy(true);
   const begun = performance.now();
-  say("Drawing");
+  say("Generating");
   try {
     const answer = await post("v1/images/generations", asked, { signal: cancel.signal });
     for await (const event of events(answer)) {
@@ -97,7 +97,7 @@ async function draw(asked) {
       const left = (seconds / event.step) * (event.steps - event.step);
       if (event.data) show(event.data);
       if (event.type.endsWith("completed")) {
-        say(`${event.data.length} pictures in ${seconds.toFixed(1)} s`);
+        say(`${event.data.length} ${event.data.length === 1 ? "image" : "images"} in ${seconds.toFixed(1)} s`);
         for (const [place, one] of event.data.entries())
           await remember({ picture: one.b64_json, settings: one.settings, asked, place });
       } else {
@@ -105,7 +105,7 @@ async function draw(asked) {
       }
     }
   } catch (error) {
-    say(error.name === "AbortError" ? "Cancelled" : error.message);
+    say(error.name === "AbortError" ? "Canceled" : error.message);
   } finally {
     cancel = null;
     busy(false);
@@ -123,19 +123,24 @@ function busy(yes) {
 function show(data) {
   const place = $("current");
   while (place.children.length < data.length)
-    place.append(element("img", { alt: `picture ${place.children.length + 1} as it forms` }));
+    place.append(element("img", { alt: `preview of image ${place.children.length + 1}` }));
   data.forEach((one, i) => {
     place.children[i].src = source(one.b64_json);
     if (one.settings) place.children[i].alt = described(one.settings);
   });
 }
 
+// Field names in a history that an earlier version of this page has kept.
+const EARLIER = { seeds: "seed", preset: "quality", steps: "num_inference_steps", guidance: "guidance_scale", labels: "class_labels" };
+
 async function take(asked) {
-  const fields = { count: "n", seed: "seed", quality: "quality", sampler: "sampler", steps: "num_inference_steps", guidance: "guidance_scale" };
+  asked = { ...asked };
+  for (const [name, earlier] of Object.entries(EARLIER)) asked[name] ??= asked[earlier];
+  const fields = { count: "n", seed: "seeds", quality: "preset", sampler: "sampler", steps: "steps", guidance: "guidance" };
   for (const [id, key] of Object.entries({ ...fields, "to-label": "to_label", "to-seed": "to_seed" })) $(id).value = asked[key] ?? "";
   [$("low").value, $("high").value] = asked.guidance_interval;
   interval();
-  chosen = new Set(asked.class_labels ?? []);
+  chosen = new Set(asked.labels ?? []);
   [...$("classes").children].forEach((button, i) => button.setAttribute("aria-pressed", String(chosen.has(i))));
   await start.resume(asked);
 }

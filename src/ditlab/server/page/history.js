@@ -1,6 +1,6 @@
 // What was drawn, in the browser's own database; a picture by itself, and two beside each other.
 
-import { $, described, element, post, say, source } from "./service.js";
+import { $, described, element, plain, post, say, source } from "./service.js";
 
 let shown = null; // the picture of the dialog
 let comparing = null; // the picture that waits for another one
@@ -62,7 +62,7 @@ function settings(entries) {
   $("detail-settings").replaceChildren(
     ...keys.flatMap((key) => [
       element("dt", { textContent: key.replaceAll("_", " ") }),
-      element("dd", { textContent: entries.map((entry) => JSON.stringify(entry.settings[key] ?? "as trained")).join(" / ") }),
+      element("dd", { textContent: entries.map((entry) => (key in entry.settings ? plain(entry.settings[key]) : "model default")).join(" / ") }),
     ]),
   );
 }
@@ -85,7 +85,7 @@ const slide = () => $("detail-picture").style.setProperty("--cut", `${$("slider"
 
 async function animate(entry) {
   // The same order again gives the same picture; this time with its way.
-  say("Drawing its way");
+  say("Generating the trajectory");
   const asked = { ...entry.asked, stream: false, animation: true };
   const { data } = await (await post("v1/images/generations", asked)).json();
   const link = element("a", { href: `data:image/gif;base64,${data[entry.place].animation_b64}`, download: `${name(entry)}.gif` });
@@ -107,7 +107,7 @@ export function connect({ take, again, begin }) {
   $("animate").addEventListener("click", closing((entry) => animate(entry).catch((error) => say(error.message))));
   $("compare").addEventListener("click", closing((entry) => {
     comparing = entry;
-    say("Choose the other picture in the history");
+    say("Select the other image in the history");
   }));
   $("forget").addEventListener("click", async () => {
     await store("readwrite", (pictures) => pictures.clear());

@@ -15,15 +15,16 @@ export function pick() {
 }
 
 async function look() {
-  say("Looking");
-  asked = { model: $("model").value, seed: Number($("look-seed").value), num_inference_steps: Number($("look-steps").value) };
+  say("Inspecting");
+  asked = { model: $("model").value, seeds: Number($("look-seed").value), steps: Number($("look-steps").value) };
   if (model().classes) asked.prompt = Number($("look-label").value);
-  const seen = await (await post("v1/inside", asked)).json();
+  const seen = await (await post("v1/inspect", asked)).json();
   steps = seen.steps;
   $("way").replaceChildren(...steps.map(stepButton));
-  $("layer").replaceChildren(...Array.from({ length: seen.attentions }, (_, i) => new Option(`attention ${i + 1}`, i)));
+  $("layer").replaceChildren(...Array.from({ length: seen.attentions }, (_, i) => new Option(`self-attention ${i + 1}`, i)));
   $("layer").value = Math.floor(seen.attentions / 2);
   $("changes").replaceChildren(heat(seen.changes));
+  $("changes-legend").replaceChildren(...legend(seen.changes));
   $("seen").hidden = false;
   say(`${steps.length} steps`);
   patch = null;
@@ -31,7 +32,7 @@ async function look() {
 }
 
 function stepButton({ b64_json }, i) {
-  const image = element("img", { src: source(b64_json), alt: `estimate after step ${i + 1}` });
+  const image = element("img", { src: source(b64_json), alt: `predicted image after step ${i + 1}` });
   const button = element("button", { type: "button" }, image, String(i + 1));
   button.addEventListener("click", () => choose(i).catch((error) => say(error.message)));
   return button;
@@ -42,8 +43,8 @@ async function choose(i) {
   [...$("way").children].forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
   if ($("layer").value === "") return ($("attention-told").textContent = "This network has no self-attention.");
   const body = { ...asked, step, attention: Number($("layer").value) };
-  const seen = await (await post("v1/inside", body)).json();
-  if (!seen.attention) return ($("attention-told").textContent = "The tokens of this layer are not patches of the picture.");
+  const seen = await (await post("v1/inspect", body)).json();
+  if (!seen.attention) return ($("attention-told").textContent = "The tokens of this layer are not patches of the image.");
   attention = { ...seen.attention, weights: bytes(seen.attention.weights) };
   const count = attention.height * attention.width;
   if (patch === null || patch >= count) patch = Math.floor(attention.height / 2) * attention.width + Math.floor(attention.width / 2);
@@ -73,21 +74,39 @@ async function show() {
   $("attention-told").textContent = `Step ${step + 1}, row ${Math.floor(patch / width) + 1} of ${height}, column ${(patch % width) + 1} of ${width}`;
 }
 
+const most = (changes) => Math.max(...changes.flat().filter((value) => value !== null));
+const shade = (part) => 0.08 + 0.92 * part; // opacity, so that the order of light and dark follows the page's theme
+
+function legend(changes) {
+  // The same opacities as in the figure, with their numbers: true in the light and in the dark.
+  const [largest, cell, left] = [most(changes), 40, 64];
+  if (!Number.isFinite(largest)) return [];
+  const figure = drawing("svg", { viewBox: `0 0 ${left + Math.max(5, changes.length) * cell} 40`, class: "heat", role: "img" });
+  figure.setAttribute("aria-label", `Legend: relative change from 0 to ${(100 * largest).toFixed(0)} percent`);
+  figure.append(drawing("text", { x: 0, y: 15 }, "change"));
+  for (let i = 0; i < 5; i++) {
+    const square = drawing("rect", { x: left + i * cell, y: 0, width: cell - 2, height: 20, rx: 3 });
+    square.style.fillOpacity = shade(i / 4);
+    const text = `${((100 * largest * i) / 4).toFixed(largest < 0.04 ? 1 : 0)} %`;
+    figure.append(square, drawing("text", { x: left + i * cell + cell / 2 - 2, y: 34, "text-anchor": "middle" }, text));
+  }
+  return [figure];
+}
+
 function heat(changes) {
   const blocks = changes[0]?.length ?? 0;
-  if (!blocks) return element("p", { textContent: "The blocks of this network are not watched." });
-  const known = changes.flat().filter((value) => value !== null);
-  const largest = Math.max(...known);
+  if (!blocks) return element("p", { textContent: "Block outputs are not recorded for this network." });
+  const largest = most(changes);
   const [left, cell, high] = [64, 40, 22];
   const figure = drawing("svg", { viewBox: `0 0 ${left + changes.length * cell} ${blocks * high + 26}`, class: "heat", role: "img" });
-  figure.setAttribute("aria-label", `Change of ${blocks} blocks over ${changes.length} steps, at most ${(100 * largest).toFixed(0)} percent`);
+  figure.setAttribute("aria-label", `Relative change of the output of ${blocks} blocks over ${changes.length} steps, at most ${(100 * largest).toFixed(0)} percent`);
   for (let block = 0; block < blocks; block++) {
     figure.append(drawing("text", { x: 0, y: block * high + 15 }, `block ${block + 1}`));
     changes.forEach((row, i) => {
       const value = row[block];
       const square = drawing("rect", { x: left + i * cell, y: block * high, width: cell - 2, height: high - 2, rx: 3 });
-      square.style.fillOpacity = value === null ? 0 : 0.08 + (0.92 * value) / largest;
-      square.append(drawing("title", {}, value === null ? "left out" : `step ${i + 2}, block ${block + 1}: ${(100 * value).toFixed(1)} %`));
+      square.style.fillOpacity = value === null ? 0 : shade(value / largest);
+      square.append(drawing("title", {}, value === null ? `step ${i + 2}, block ${block + 1}: skipped` : `step ${i + 2}, block ${block + 1}: ${(100 * value).toFixed(1)} %`));
       figure.append(square);
     });
   }

@@ -19,7 +19,7 @@ export async function ask(path, options = {}) {
   if (answer.ok) return answer;
   if (answer.status === 401) $("token-row").hidden = false;
   const told = await answer.json().catch(() => null);
-  throw new Error(told?.error?.message ?? `the service answered ${answer.status}`);
+  throw new Error(told?.error?.message ?? `the server returned status ${answer.status}`);
 }
 
 export const post = (path, body, options = {}) => ask(path, { method: "POST", body: JSON.stringify(body), ...options });
@@ -44,9 +44,16 @@ export function named(value) {
   return String(typeof value === "number" ? (shared.classes[value] ?? value) : value);
 }
 
+export function plain(value) {
+  // A setting without the quotes and brackets of JSON.
+  if (value === null) return "none";
+  if (Array.isArray(value)) return value.map(plain).join(" to ");
+  if (typeof value === "object") return `${plain(value.first)} to ${plain(value.second)} (${Math.round(100 * value.weight)} %)`;
+  return String(value);
+}
+
 export function described(settings) {
-  const seed = typeof settings.seed === "object" ? named(settings.seed) : settings.seed;
-  return `${settings.label === null ? "picture" : `class ${named(settings.label)}`}, seed ${seed}`;
+  return `${settings.label === null ? "image" : `class ${named(settings.label)}`}, seed ${plain(settings.seed)}`;
 }
 
 export function element(name, properties = {}, ...children) {

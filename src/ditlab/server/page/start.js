@@ -98,9 +98,9 @@ export function connect() {
   $("picture").addEventListener("change", async () => {
     const [chosen] = $("picture").files;
     if (!chosen) return;
-    if (chosen.size > LARGEST) return say(`${chosen.name} has more than 8 MiB; choose a smaller picture`);
+    if (chosen.size > LARGEST) return say(`${chosen.name} is larger than 8 MiB; select a smaller file`);
     const reader = new FileReader();
-    reader.onload = () => begin(reader.result.split(",")[1]).catch(() => say(`${chosen.name} is no picture that this browser can read`));
+    reader.onload = () => begin(reader.result.split(",")[1]).catch(() => say(`${chosen.name} is not an image that this browser can read`));
     reader.readAsDataURL(chosen);
   });
   $("picture-clear").addEventListener("click", none);

@@ -1,9 +1,9 @@
-"""Peak memory and time of judging, for few and for many pictures: it must not grow with their number.
+"""Peak memory and time of an evaluation with few and with many images; the memory must not grow with their number.
 
-    python benchmarks/judging.py [COUNT ...] [--features D]
+    python benchmarks/evaluation.py [COUNT ...] [--features D]
 
-Pictures are made of their number as they are asked for, and the features are D random mixtures of their pixels, so
-that next to nothing but the judging itself is measured. A process for each row.
+Each image is generated from its index when it is needed, and the features are D random mixtures of its pixels, so that
+hardly anything but the evaluation is measured. Each row of the table is measured in a separate process.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from ditlab.core.types import Batch, Condition
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.gather import gather
-from ditlab.evaluation.memorization import memorisation
+from ditlab.evaluation.memorization import memorization
 from ditlab.evaluation.metrics import kernel_distance, precision_recall
 
-REFERENCE = 10_000  # features that a reference keeps
-TASKS = ("nothing", "precision, recall, kernel", "memorisation")
+REFERENCE = 10_000  # feature vectors that a reference keeps
+TASKS = ("baseline (no evaluation)", "precision, recall, kernel distance", "memorization")
 
 
 class Numbered(Dataset):
-    """8x8 grey pictures, each made of its number."""
+    """8x8 gray images, each generated from its index."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.labels, self.classes, self.channels, self.size, self.seed = torch.zeros(count).long(), [], 1, (8, 8), seed
@@ -43,7 +43,7 @@ class Numbered(Dataset):
 
 
 class Mixtures(Features):
-    """D random mixtures of the pixels."""
+    """D random mixtures of the pixels as features."""
 
     name, weights = "mixtures", "0"
 
@@ -56,40 +56,40 @@ class Mixtures(Features):
 
 
 def main() -> None:
-    """A row for each task and count."""
+    """Print one row per task and count."""
     parser = argparse.ArgumentParser()
     parser.add_argument("counts", type=int, nargs="*", default=[5_000, 50_000])
     parser.add_argument("--features", type=int, default=512)
     parser.add_argument("--task", default="")
-    told = parser.parse_args()
-    if told.task:
-        print(json.dumps(measure(told.task, told.counts[0], told.features)))
+    options = parser.parse_args()
+    if options.task:
+        print(json.dumps(measure(options.task, options.counts[0], options.features)))
         return
-    print(f"features of {told.features} values\n\n| task | pictures | peak memory | seconds |\n|---|---|---|---|")
+    print(f"features of {options.features} values\n\n| task | images | peak memory | time |\n|---|---|---|---|")
     for task in TASKS:
-        for count in told.counts:
-            command = [sys.executable, __file__, str(count), "--features", str(told.features), "--task", task]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            print(f"| {task} | {count:,} | {found['mib']:,.0f} MiB | {found['seconds']:.0f} |", flush=True)
+        for count in options.counts:
+            command = [sys.executable, __file__, str(count), "--features", str(options.features), "--task", task]
+            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            print(f"| {task} | {count:,} | {result['mib']:,.0f} MiB | {result['seconds']:.0f} s |", flush=True)
 
 
 def measure(task: str, count: int, dimension: int) -> dict[str, float]:
-    """Peak of this process, and how long the task took."""
+    """Peak memory of this process, and the seconds that the task took."""
     features, quiet, started = Mixtures(dimension), Console(quiet=True), time.monotonic()
-    drawn, real, unseen = (Numbered(size, seed * 10**7) for seed, size in enumerate((count, count, REFERENCE)))
+    generated, real, held_out = (Numbered(size, seed * 10**7) for seed, size in enumerate((count, count, REFERENCE)))
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         if task == TASKS[1]:
             kept = []
-            for name, pictures, size in (("drawn", drawn, count), ("real", real, REFERENCE)):
-                found = gather(pictures, min(size, count), features, quiet, keep=size, folder=home / name)
-                assert found is not None
-                assert found.statistics.kept is not None
-                kept.append(found.statistics.kept)
+            for name, images, size in (("generated", generated, count), ("real", real, REFERENCE)):
+                gathered = gather(images, min(size, count), features, quiet, keep=size, folder=home / name)
+                assert gathered is not None
+                assert gathered.statistics.kept is not None
+                kept.append(gathered.statistics.kept)
             precision_recall(kept[1], kept[0])
             kernel_distance(kept[1], kept[0])
         elif task == TASKS[2]:
-            memorisation(drawn, real, unseen, features, home / "a.png", quiet, protocol={})
+            memorization(generated, real, held_out, features, home / "a.png", quiet, protocol={})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"mib": peak, "seconds": time.monotonic() - started}
 

@@ -1,0 +1,41 @@
+"""Plug-ins: modules or files that register parts when they are imported."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from ditlab.core.errors import InputError
+from ditlab.core.registry import described, import_module
+
+
+def import_plugin(text: str) -> None:
+    """Import a plug-in: a file such as `mynet.py`, or a module such as `mypackage.nets`.
+
+    A file is imported under its own name, so that classes in it are found again by `mynet:MyNet`.
+
+    Raises:
+        InputError: nothing there, or an error while it is imported, in one line with file and line number.
+    """
+    if not text.endswith(".py"):
+        import_module(text)
+        return
+    file = Path(text).expanduser()
+    if not file.is_file():
+        raise InputError(f"there is no plug-in file {file}; give a .py file or the name of a module")
+    loaded = sys.modules.get(file.stem)
+    if loaded is not None:
+        if Path(getattr(loaded, "__file__", None) or "").resolve() != file.resolve():
+            raise InputError(f'there is a module "{file.stem}" already; give the plug-in file another name')
+        return
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[file.stem]
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot import {file}: {described(error)}") from error

@@ -1,0 +1,160 @@
+"""Registries: the one list of names of each kind of part, open to parts from outside the package.
+
+A registry is a dict. `find` also takes "package.module:Name", which a recipe or a Python caller may write; `lookup` of
+`core.errors` takes names alone, for requests that come over the network.
+"""
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ditlab.core.errors import InputError, lookup
+
+V = TypeVar("V")
+GROUP = "ditlab.plugins"
+REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+REGISTRIES = {  # kind -> where its registry is
+    "backbone": "ditlab.backbones:BACKBONES",
+    "sampler": "ditlab.diffusion.samplers:SAMPLERS",
+    "schedule": "ditlab.diffusion.samplers:SCHEDULES",
+    "process": "ditlab.diffusion.process:PROCESSES",
+    "target": "ditlab.diffusion.objective:TARGETS",
+    "time": "ditlab.diffusion.objective:TIMES",
+    "weight": "ditlab.diffusion.objective:WEIGHTS",
+    "objective": "ditlab.training.objectives:OBJECTIVES",
+    "aid": "ditlab.training.aids:AIDS",
+    "conditioner": "ditlab.conditioning:CONDITIONERS",
+    "dataset": "ditlab.data:DATASETS",
+    "metric": "ditlab.evaluation.metrics:METRICS",
+    "features": "ditlab.evaluation.features:FEATURES",
+    "autoencoder": "ditlab.autoencoders:AUTOENCODERS",
+    "tracker": "ditlab.training.trackers:TRACKERS",
+}
+
+
+class Registry(dict[str, V]):
+    """Parts of one kind by name."""
+
+    def __init__(self, what: str, entries: Mapping[str, V], check: Callable[[str, V], None] | None = None) -> None:
+        """The parts that come with the package.
+
+        Args:
+            what: what messages call one of them, such as "sampler".
+            entries: name -> part.
+            check: raises an `InputError` for a part from outside that cannot be used.
+        """
+        super().__init__(entries)
+        self.what, self.check = what, check
+
+    def register(self, name: str, part: V) -> V:
+        """Add a part from outside.
+
+        Raises:
+            InputError: a name that is taken, or a part that cannot be used.
+        """
+        if self.get(name, part) is not part:
+            raise InputError(f'there is a {self.what} "{name}" already; register yours under another name')
+        if not name or not isinstance(name, str):
+            raise InputError(f"{name!r} is no name for a {self.what}; give a text")
+        if self.check is not None:
+            self.check(name, part)
+        self[name] = part
+        return part
+
+    def find(self, name: str) -> V:
+        """The part of this name, or of "package.module:Name", which is imported.
+
+        Raises:
+            InputError: an unknown name (the line names the nearest), or a module that cannot be imported.
+        """
+        if name not in self and is_reference(name):
+            self.register(name, load_reference(name))
+        if name not in self:
+            load_entry_points()
+        return lookup(self, name, self.what)
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text is of the form "package.module:Name"."""
+    return REFERENCE.fullmatch(text) is not None
+
+
+def load_reference(text: str) -> Any:
+    """What "package.module:Name" stands for.
+
+    Raises:
+        InputError: no such module, or nothing of that name in it.
+    """
+    module, _, name = text.partition(":")
+    found = import_module(module)
+    if not hasattr(found, name):
+        raise InputError(f'the module {module} has no "{name}"; it has {", ".join(public(found)) or "no public names"}')
+    return getattr(found, name)
+
+
+def public(module: Any) -> list[str]:
+    """The first few public classes and functions of a module."""
+    return [name for name, value in vars(module).items() if name[0] != "_" and callable(value)][:8]
+
+
+def import_module(name: str) -> Any:
+    """A module by name, or one line that says why it cannot be imported.
+
+    Raises:
+        InputError: it is not there, or fails while it is imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot import {name}: {described(error)}") from error
+
+
+def described(error: Exception) -> str:
+    """An error of a plug-in in one line, with the line of the file where it was raised."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if "importlib" not in file and Path(file).parent != Path(__file__).parent:
+            place = f" ({file}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}, line {error.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(getattr(error, 'msg', error)).split())}{place}"
+
+
+@cache
+def load_entry_points() -> None:
+    """Import the plug-ins that installed packages declare in the group `ditlab.plugins`; once for a process.
+
+    Raises:
+        InputError: a plug-in that cannot be imported.
+    """
+    for point in entry_points(group=GROUP):
+        try:
+            loaded = point.load()
+            if callable(loaded):
+                loaded()
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"cannot import the plug-in {point.name} ({point.value}): {described(error)}") from error
+
+
+def registry(kind: str) -> Registry[Any]:
+    """The registry of a kind of part."""
+    return load_reference(lookup(REGISTRIES, kind, "kind of part"))
+
+
+def register(kind: str, name: str, part: Any) -> Any:
+    """Add a part from outside; returns it, so that this can stand behind a definition.
+
+    Raises:
+        InputError: a name that is taken, or a part that cannot be used.
+    """
+    return registry(kind).register(name, part)

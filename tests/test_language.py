@@ -1,0 +1,118 @@
+"""The words that users read: plain technical English, the field's own terms.
+
+The test reads docstrings, comments, messages, help, the page, README and guides. The words below are never right in
+them; a quotation that needs one stands in `QUOTATIONS`.
+"""
+
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NEVER = {  # pattern: what to write
+    r"pictures?": "image",
+    r"draws?|drawn|drawings?": "sample, generate",
+    r"grey|colou?red? in|colours?": "gray, color",
+    r"licen[c]e": "license",
+    r"memoris\w+": "memorization",
+    r"(optimis|normalis|initialis|tabulat?is|recognis|summaris|organis|parametris)\w*": "-ize",
+    r"judg(e|es|ed|ing)": "evaluate",
+    r"(read|reads) rightly": "classified correctly",
+    r"shall": "will, must",
+    r"told|tells": "reports, shows",
+    r"foreign": "external, third-party",
+    r"somebody else'?s?": "third-party",
+    r"whoever": "the process (user) that",
+    r"turned away": "rejected",
+    r"begun anew|drawn anew|anew": "again, restarted",
+    r"one's own|of one's": "your",
+    r"label tables?": "class-embedding table",
+    r"null row": "null-class embedding",
+    r"the way of (a|the) (sample|picture|image)": "trajectory",
+    r"earned back": "pays off",
+    r"foretold": "predicted",
+    r"dear": "expensive",
+    r"worked out ahead": "precomputed",
+    r"made out": "spelled out",
+}
+NEVER_RIGHT = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): instead for pattern, instead in NEVER.items()}
+QUOTATIONS = (  # names of others, and old spellings that are still accepted
+    "ImageDraw",
+)
+
+
+def python_texts(file):
+    """Docstrings, other strings and comments of a source file, with their line numbers."""
+    for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING) or token.type == getattr(tokenize, "FSTRING_MIDDLE", -1):
+            if token.type == tokenize.STRING and re.fullmatch(r"[rbuf]*['\"][\w.:/-]*['\"]", token.string):
+                continue  # a key or a name, not a sentence
+            yield token.start[0], token.string
+
+
+def plain_texts(file):
+    """Lines of a file that is text throughout."""
+    yield from enumerate(file.read_text().splitlines(), start=1)
+
+
+def page_texts(file):
+    """What a page shows: text between tags, and strings of two words or more in scripts."""
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        if file.suffix == ".html":
+            yield (
+                number,
+                re.sub(
+                    r"<[^>]*>",
+                    lambda tag: " ".join(re.findall(r'(?:title|alt|aria-label|placeholder)="([^"]*)"', tag[0])),
+                    line,
+                ),
+            )
+        else:
+            yield (
+                number,
+                " ".join(part for part in re.findall(r'"([^"]*)"|`([^`]*)`', line) for part in part if " " in part),
+            )
+
+
+def sources():
+    yield from ((file, python_texts) for file in sorted((ROOT / "src").rglob("*.py")))
+    yield from ((file, python_texts) for file in sorted((ROOT / "benchmarks").glob("*.py")))
+    yield from ((file, plain_texts) for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+    yield ROOT / "docs" / "studies" / "README.md", plain_texts
+    yield from ((file, plain_texts) for file in sorted((ROOT / "recipes").rglob("*.toml")))
+    yield from (
+        (file, page_texts)
+        for file in sorted((ROOT / "src/ditlab/server/page").iterdir())
+        if file.suffix in (".js", ".html")
+    )
+
+
+def wrong_words(file, texts):
+    """`line: word (what to write)` for each word that is never right."""
+    for number, text in texts(file):
+        for quotation in QUOTATIONS:
+            text = text.replace(quotation, "")
+        for pattern, instead in NEVER_RIGHT.items():
+            for match in pattern.finditer(text):
+                line = number + text.count("\n", 0, match.start())
+                yield f"{file.relative_to(ROOT)}:{line}: {match[0]!r} (write: {instead})"
+
+
+@pytest.mark.parametrize(
+    ("file", "texts"), sources(), ids=lambda value: str(value.relative_to(ROOT)) if isinstance(value, Path) else ""
+)
+def test_no_word_that_is_never_right(file, texts):
+    assert not [*wrong_words(file, texts)]
+
+
+def test_wrong_words_are_found_where_users_read_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_language.ROOT", tmp_path, raising=False)
+    file = tmp_path / "x.py"
+    file.write_text('"""A picture."""\n\nname = "grey"\nline = f"{name} shall be drawn"  # whoever reads this\n')
+    found = [text for _, text in python_texts(file)]
+    assert any("picture" in text for text in found)
+    assert any("whoever" in text for text in found)
+    assert '"grey"' not in found  # a key
