@@ -129,6 +129,27 @@ def test_groups_that_leave_out_a_parameter_are_an_error(monkeypatch):
         make_optimizer(foreign(), Optim())
 
 
+def test_classes_that_lack_something_are_named_in_one_line(monkeypatch):
+    class Half(Foreign):
+        forward = Backbone.forward
+
+    class Narrow(Foreign):
+        def __init__(self, size, channels):
+            raise AssertionError("never called")
+
+    for kind, words in ((Half, '"Mine" has no forward; Half must'), (Narrow, "does not take classes, learn_variance")):
+        monkeypatch.setitem(BACKBONES, "Mine", kind)
+        with pytest.raises(InputError, match=words):
+            create("Mine", size=8)
+    for name, words in (
+        ("nowhere:Net", "cannot import nowhere: ModuleNotFoundError"),
+        ("math:pi", '"math:pi" is no subclass of'),
+        ("math:net", 'module math has no "net"; it has'),
+    ):
+        with pytest.raises(InputError, match=words):
+            create(name)
+
+
 def test_shapes_have_as_many_sides_as_the_family_takes():
     assert foreign("Frames", (2, 4, 8)).shape == (3, 2, 4, 8)
     net = foreign("Frames", (2, 4, 8))

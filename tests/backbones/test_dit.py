@@ -3,7 +3,8 @@ import torch
 from helpers import relative
 
 from ditlab.backbones import create, names
-from ditlab.backbones.layers import PatchEmbed, sincos_positions, unpatchify
+from ditlab.backbones.layers import PatchEmbed, unpatchify
+from ditlab.backbones.positions import sincos_positions
 from ditlab.core.errors import InputError
 from ditlab.evaluation import measure
 

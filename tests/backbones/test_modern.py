@@ -6,7 +6,8 @@ from helpers import relative, tiny_pipeline
 from rich.console import Console
 
 from ditlab.backbones import create
-from ditlab.backbones.layers import SwiGLU, rotated, rotations
+from ditlab.backbones.layers import SwiGLU
+from ditlab.backbones.positions import rotated, rotations
 from ditlab.checkpoints.published import to_official
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
@@ -172,5 +173,5 @@ def test_what_cannot_be_is_refused():
         to_official(tiny_pipeline(rms_norm=True, swiglu=True))
     with pytest.raises(InputError, match="has rope = False only"):
         to_official(tiny_pipeline(rope=True))
-    with pytest.raises(InputError, match="6 channels of a head cannot turn"):
+    with pytest.raises(InputError, match="6 channels of a head cannot be rotated"):
         create("DiT", learn_variance=False, **SIZES | {"heads": 8}, rope=True)

@@ -9,22 +9,10 @@ from helpers import inputs, perturbed, relative
 
 from ditlab.backbones import create, names
 from ditlab.backbones.lora import add_lora, merged
-from ditlab.backbones.udit import (
-    LADDER,
-    LARGEST_SCALE,
-    Blocks,
-    Branches,
-    Chain,
-    GridAttention,
-    Style,
-    UDiT,
-    interleave,
-    rotate,
-    rotations,
-    shuffle,
-    split,
-    unshuffle,
-)
+from ditlab.backbones.positions import pair_rotations, rotated_pairs
+from ditlab.backbones.udit import LADDER, LARGEST_SCALE, Blocks, GridAttention, Style, UDiT
+from ditlab.backbones.udit_grid import interleave, shuffle, split, unshuffle
+from ditlab.backbones.udit_reparam import Branches, Chain
 from ditlab.checkpoints.native import load_folder
 from ditlab.checkpoints.published import family_of, to_official
 from ditlab.core.errors import InputError
@@ -238,16 +226,16 @@ def test_token_attention_keeps_subgrids_apart():
 
 
 def test_rope_depends_on_relative_positions_only():
-    table = rotations(5, 6, 8, torch.device("cpu"))
+    table = pair_rotations(5, 6, 8, torch.device("cpu"))
     q, k = torch.randn(1, 1, 1, 1, 8).expand(1, 5, 6, 1, 8), torch.randn(1, 1, 1, 1, 8).expand(1, 5, 6, 1, 8)
-    q, k = rotate(q, table)[0, :, :, 0], rotate(k, table)[0, :, :, 0]
+    q, k = rotated_pairs(q, table)[0, :, :, 0], rotated_pairs(k, table)[0, :, :, 0]
     products = torch.einsum("abd,xyd->abxy", q, k)
     assert torch.allclose(products[1:, 2:, 1:, 2:], products[:-1, :-2, :-1, :-2], atol=1e-5)
     assert (products[0, 0, 1, 0] - products[0, 0, 0, 1]).abs() > 1e-3
 
 
 def test_rope_turns_pairs_by_column_and_row_in_turns():
-    table = rotations(4, 4, 8, torch.device("cpu"))[2, 3, 0]  # row 2, column 3
+    table = pair_rotations(4, 4, 8, torch.device("cpu"))[2, 3, 0]  # row 2, column 3
     angles = torch.tensor([3.0, 2.0, 0.03, 0.02])  # frequencies 1 and 1/100
     assert torch.allclose(table, torch.stack([angles.cos(), angles.sin()], -1))
 
@@ -257,11 +245,11 @@ def test_keys_of_fewer_rows_keep_their_places():
     style = BARE._replace(attention="full", rope=True)
     full, part = GridAttention(16, style), GridAttention(16, style._replace(attention="key-value"))
     part.load_state_dict(full.state_dict())
-    table = rotations(4, 4, 8, torch.device("cpu"))
+    table = pair_rotations(4, 4, 8, torch.device("cpu"))
     x = torch.randn(1, 4, 4, 16)
     q, k, v = full.qkv(x).chunk(3, -1)
     q, k, v = (each.unflatten(-1, (2, 8)) for each in (q, k, v))
-    q, k = rotate(q, table).flatten(1, 2), rotate(k, table)[:, ::2, ::2].flatten(1, 2)
+    q, k = rotated_pairs(q, table).flatten(1, 2), rotated_pairs(k, table)[:, ::2, ::2].flatten(1, 2)
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5
     expected = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v[:, ::2, ::2].flatten(1, 2)).flatten(2)
     assert torch.allclose(part(x, table), part.proj(expected).unflatten(1, (4, 4)), atol=1e-6)
@@ -384,7 +372,7 @@ def test_last_decoder_has_the_width_and_condition_of_the_level_below():
         ({"attention": "tokens"}, 'unknown attention "tokens"; did you mean "token"'),
         ({"downsampler": "dense"}, 'unknown downsampler "dense"'),
         ({"feed_forward": "reparametrized"}, 'did you mean "reparametrised"'),
-        ({"depths": [1, 1]}, "2 depths; give an odd count"),
+        ({"depths": [1, 1]}, "2 depths; give an odd number"),
         ({"depths": [1, 0, 1]}, "depths 0"),
         ({"heads": 3}, "width 16 does not suit 3 heads; give a multiple of 12"),
         ({"width": 0}, "width 0"),

@@ -58,8 +58,8 @@ def test_only_the_named_grids_attend(family):
     [
         ({"size": (16, 15)}, "size 16x15 is not divisible by 2; give fewer multiples"),
         ({"attention_at": [3]}, "attention_at 3; the grids are down-sampled by 1, 2"),
-        ({"head_width": 12}, "16 channels cannot be parted into heads of 12"),
-        ({"head_width": 64}, "16 channels cannot be parted into heads of 64"),
+        ({"head_width": 12}, "16 channels cannot be split into heads of 12"),
+        ({"head_width": 64}, "16 channels cannot be split into heads of 64"),
         ({"multiples": []}, "multiples 0"),
         ({"width": 0}, "width 0"),
         ({"heads": 2}, 'ADM has no option "heads"'),

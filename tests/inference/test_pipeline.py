@@ -9,7 +9,7 @@ from helpers import relative, tiny_pipeline
 import ditlab
 from ditlab.backbones import create
 from ditlab.core.errors import InputError
-from ditlab.core.modules import Unfilled
+from ditlab.core.modules import skip_init
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.diffusion.samplers import SAMPLERS
@@ -355,7 +355,7 @@ def test_networks_for_files_draw_nothing_and_change_no_chance(monkeypatch):
     expected = torch.rand(1)
     torch.manual_seed(0)
     for name in ("DiT-S/4", "U-ViT-S/2", "U-DiT-S", "Skip-DiT-S/4"):
-        with Unfilled():
+        with skip_init():
             net = create(name, size=8)
         assert net.dtype is torch.float32
         assert next(net.parameters()).device.type == "cpu"

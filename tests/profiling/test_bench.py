@@ -7,11 +7,12 @@ from helpers import smooth, tiny_pipeline
 from rich.console import Console
 
 from ditlab.backbones import create
+from ditlab.checkpoints.diffusers import as_diffusers
 from ditlab.config.sampling import QUALITIES
 from ditlab.core.errors import InputError
 from ditlab.inference.optimize.timing import interleaved
 from ditlab.profiling import bench as benchmark
-from ditlab.profiling.bench import as_diffusers, drift
+from ditlab.profiling.bench import drift
 
 QUIET = Console(quiet=True)
 
@@ -58,7 +59,7 @@ def test_the_comparison_computes_the_same_network():
         expected, found = net(x, t, y), as_diffusers(net)(x, timestep=t.long(), class_labels=y).sample
     error = (found - expected).norm() / expected.norm()
     assert error < 1e-5
-    with pytest.raises(InputError, match="diffusers has nothing like U-ViT-S/2"):
+    with pytest.raises(InputError, match="diffusers has no equivalent of U-ViT-S/2"):
         as_diffusers(create("U-ViT-S/2", size=8))
 
 

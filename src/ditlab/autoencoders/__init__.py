@@ -8,13 +8,29 @@ from ditlab.autoencoders.kl import KL
 from ditlab.autoencoders.latent import Latent
 from ditlab.autoencoders.patch import Patch
 from ditlab.autoencoders.pixel import Pixel
-from ditlab.core.errors import lookup
+from ditlab.core.errors import InputError
+from ditlab.core.registry import Registry
 
-AUTOENCODERS: dict[str, type[Autoencoder]] = {"pixel": Pixel, "kl": KL, "patch": Patch, "absent": Absent}
+
+def check(name: str, kind: Any) -> None:
+    """Check that a class is an autoencoder.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Autoencoder)):
+        raise InputError(f'the autoencoder "{name}" is no subclass of ditlab.autoencoders.Autoencoder')
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise InputError(f'the autoencoder "{name}" has no {", ".join(lacking)}; {kind.__name__} must define it')
+
+
+AUTOENCODERS: Registry[type[Autoencoder]] = Registry(
+    "autoencoder", {"pixel": Pixel, "kl": KL, "patch": Patch, "absent": Absent}, check
+)
 
 __all__ = ["AUTOENCODERS", "KL", "Absent", "Autoencoder", "Latent", "Patch", "Pixel", "create_autoencoder"]
 
 
 def create_autoencoder(kind: str, **options: Any) -> Autoencoder:
     """Build an autoencoder from its saved `config`."""
-    return lookup(AUTOENCODERS, kind, "autoencoder")(**options)
+    return AUTOENCODERS.find(kind)(**options)

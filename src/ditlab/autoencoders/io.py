@@ -18,7 +18,7 @@ from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.core.errors import InputError
 from ditlab.core.hub import fetch
-from ditlab.core.modules import Unfilled
+from ditlab.core.modules import skip_init
 from ditlab.core.weights import (
     AUTOENCODER,
     CONFIG,
@@ -95,7 +95,7 @@ def _from_file(path: Path, given: dict[str, float]) -> KL:
 
 
 def _build(architecture: dict[str, Any], constants: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> KL:
-    with Unfilled():
+    with skip_init():
         autoencoder = KL(architecture, **constants)
     tensors = {f"net.{rename(key)}": as_matrix(rename(key), value.float()) for key, value in tensors.items()}
     autoencoder.load_state_dict(fit(tensors, autoencoder.state_dict(), str(source)), assign=True)
@@ -155,7 +155,7 @@ def read_part(model: Path) -> Autoencoder:
         InputError: a config that is not complete, or weights that are missing or do not fit.
     """
     try:
-        with Unfilled():
+        with skip_init():
             autoencoder = create_autoencoder(**read_config(model)["autoencoder"])
     except (KeyError, TypeError) as error:
         raise InputError(
@@ -168,7 +168,7 @@ def read_part(model: Path) -> Autoencoder:
 
 def _read_own(folder: Path, config: dict[str, Any]) -> Autoencoder:
     try:
-        with Unfilled():
+        with skip_init():
             autoencoder = create_autoencoder(**{key: value for key, value in config.items() if key != "format"})
     except TypeError as error:
         raise InputError(f"{folder / CONFIG} is not a complete autoencoder ({error}); save it again") from error

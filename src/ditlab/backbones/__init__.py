@@ -5,8 +5,6 @@ its class; recipes and the command line read their names, types and help from th
 """
 
 import inspect
-from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from ditlab.backbones.base import Backbone
@@ -16,17 +14,31 @@ from ditlab.backbones.udit import UDiT
 from ditlab.backbones.unet import ADM, LDM
 from ditlab.backbones.uvit import UViT
 from ditlab.core.errors import InputError, lookup, nearest
-
-BACKBONES: dict[str, type[Backbone]] = {
-    "DiT": DiT,
-    "U-DiT": UDiT,
-    "U-ViT": UViT,
-    "Skip-DiT": SkipDiT,
-    "ADM": ADM,
-    "LDM": LDM,
-}
+from ditlab.core.registry import Registry, is_reference, load_entry_points
 
 SHAPE = dict.fromkeys(("size", "channels", "classes", "learn_variance"))  # what `create` itself is given
+
+
+def check_class(name: str, kind: Any) -> None:
+    """Check that a class can be created by name.
+
+    Raises:
+        InputError: no `Backbone`, or one that lacks a member or a parameter that every network must have.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Backbone)):
+        raise InputError(f'the model "{name}" is no subclass of ditlab.backbones.Backbone')
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise InputError(f'the model "{name}" has no {", ".join(lacking)}; {kind.__name__} must define it')
+    known = inspect.signature(kind).parameters
+    if missing := [key for key in SHAPE if key not in known]:
+        raise InputError(f'the model "{name}" does not take {", ".join(missing)}; add the parameter')
+
+
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "model",
+    {"DiT": DiT, "U-DiT": UDiT, "U-ViT": UViT, "Skip-DiT": SkipDiT, "ADM": ADM, "LDM": LDM},
+    check_class,
+)
 
 __all__ = ["BACKBONES", "Backbone", "create", "find", "name_of", "names"]
 
@@ -62,7 +74,8 @@ def create(
     if isinstance(size, int):
         size = (size, size)
     given = {key: value for key, value in options.items() if value is not None}
-    known = check_class(kind, name)
+    check_class(name, kind)
+    known = inspect.signature(kind).parameters
     for key in given:
         if key not in known:
             raise InputError(f'{name} has no option "{key}"; {nearest(key, known)}')
@@ -83,45 +96,22 @@ def create(
     return net
 
 
-def check_class(kind: type[Backbone], name: str) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a class that can be created by name.
-
-    Raises:
-        InputError: a class that lacks a member or a parameter that every network must have.
-    """
-    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise InputError(f"{name}: the class {kind.__name__} does not define {', '.join(lacking)}; add it")
-    known = inspect.signature(kind).parameters
-    if missing := [key for key in SHAPE if key not in known]:
-        raise InputError(f"{name}: {kind.__name__}() does not take {', '.join(missing)}; add the parameter")
-    return known
-
-
 def find(name: str) -> tuple[type[Backbone], dict[str, Any]]:
     """Class and published sizes of a name; no sizes for a family alone, or for "package.module:Class".
 
     Raises:
         InputError: an unknown name, or a class that cannot be imported or is no Backbone.
     """
-    if ":" in name:
-        return _imported(name), {}
+    if is_reference(name):
+        return BACKBONES.find(name), {}
+    if name not in BACKBONES and name not in _published():
+        load_entry_points()
     return lookup(_published() | {family: (kind, {}) for family, kind in BACKBONES.items()}, name, "model")
 
 
 def class_of(name: str) -> type[Backbone]:
     """The class of a name, see `find`."""
     return find(name)[0]
-
-
-def _imported(name: str) -> type[Backbone]:
-    path, _, attribute = name.partition(":")
-    try:
-        kind = getattr(import_module(path), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f'cannot import model "{name}": {error}; give package.module:Class') from error
-    if not (isinstance(kind, type) and issubclass(kind, Backbone)):
-        raise InputError(f'"{name}" is no Backbone; give a subclass of ditlab.backbones.Backbone')
-    return kind
 
 
 def name_of(kind: type[Backbone], settings: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ A family must define `variants`, `forward` and `tokens`. Everything else has a d
 a family overrides a member to become faster, or to support a further feature (each docstring says which).
 """
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -17,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ditlab.backbones.layers import LinearGELU
 from ditlab.core.errors import InputError
+from ditlab.core.modules import with_modules
 from ditlab.core.types import Condition, Trace
 
 IMAGENET = 1000  # classes
@@ -274,8 +274,7 @@ class Backbone(nn.Module, ABC):
 
     def with_parts(self, parts: dict[nn.Module, nn.Module]) -> Self:
         """A network with other modules in some places, which shares all other weights with this one."""
-        shared = {id(each): each for each in chain(self.parameters(), self.buffers())}
-        return copy.deepcopy(self, shared | {id(old): new for old, new in parts.items()})
+        return with_modules(self, parts, shared=chain(self.parameters(), self.buffers()))
 
     def check_input(self, x: Tensor) -> None:
         """Reject an input of another shape than the network was made for."""

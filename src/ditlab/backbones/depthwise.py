@@ -1,4 +1,4 @@
-"""Depth-wise convolution that CPUs can also train quickly."""
+"""Depth-wise convolution with a fast backward pass on CPUs."""
 
 from typing import Any
 
@@ -19,11 +19,13 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
-COLUMNS = 3  # of the widest kernel for whose weights oneDNN has a fast gradient; five take 5 to 50 times as long
+COLUMNS = (
+    3  # of the widest kernel for whose weights oneDNN has a fast gradient; five columns take 5 to 50 times as long
+)
 
 
 class DepthwiseConv(torch.autograd.Function):
-    """The gradient of the weights, a few columns of the kernel at a time."""
+    """Computes the gradient of the weights for a few columns of the kernel at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

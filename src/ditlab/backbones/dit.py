@@ -1,8 +1,8 @@
 """DiT (Peebles & Xie, "Scalable Diffusion Models with Transformers", ICCV 2023): a ViT on patches of the latent.
 
-Time and label enter in one of the paper's four ways: as two extra tokens (in-context), through cross-attention, or
-through adaptive layer norm without (adaln) or with (adaln-zero) zero-initialised gates. The state dict of adaln-zero
-has the official keys. B images, N tokens, D width, p patch.
+The paper's four conditioning mechanisms for timestep and label: two extra tokens (in-context), cross-attention, and
+adaptive layer norm without (adaln) or with (adaln-zero) zero-initialized gates. The state dict of adaln-zero has the
+official keys. B images, N tokens, D width, p patch.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,9 @@ from ditlab.backbones.layers import (
     last_linear,
     modulate,
     norm,
-    rotations,
-    sincos_positions,
     unpatchify,
 )
+from ditlab.backbones.positions import rotations, sincos_positions
 from ditlab.backbones.routing import check_exits, depth_at, record, routed, through
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
@@ -105,7 +104,9 @@ class DiT(Backbone):
         if width % heads or width % 4:
             raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
         if rope and width // heads % 4:
-            raise InputError(f"{width // heads} channels of a head cannot turn in two dimensions; give a multiple of 4")
+            raise InputError(
+                f"{width // heads} channels of a head cannot be rotated in two dimensions; give a multiple of 4"
+            )
         block = lookup(BLOCKS, condition, "condition")
         self.patch, self.exits = patch, exits
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
@@ -130,10 +131,10 @@ class DiT(Backbone):
 
     @classmethod
     def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """The arguments of `ditlab.create` that a published state dict tells; heads if the size table has them."""
+        """The arguments of `create` that follow from a published state dict; heads if the size table has them."""
         width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
         depth = 1 + max((int(key.split(".")[1]) for key in tensors if key.startswith("blocks.")), default=-1)
-        side = round(tensors["pos_embed"].shape[1] ** 0.5) * patch  # a square, unless the caller says otherwise
+        side = round(tensors["pos_embed"].shape[1] ** 0.5) * patch  # a square, unless the caller gives a size
         modulation = tensors.get("blocks.0.adaLN_modulation.1.weight")
         heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
         return {
@@ -231,12 +232,12 @@ class DiT(Backbone):
         return x
 
     def condition(self, t: Tensor, y: Tensor) -> Tensor:
-        """Time and label (B, D) each, as one vector or as two tokens."""
+        """Embeddings of timestep and label (B, D) each, as one vector or as two tokens."""
         return torch.stack([t, y], dim=1) if self.sequence else t + y
 
 
 class Style(NamedTuple):
-    """What the blocks of a network have in common."""
+    """Settings that all blocks of a network share."""
 
     width: int
     heads: int
@@ -259,7 +260,7 @@ class Style(NamedTuple):
 
 
 class AdaLNZeroBlock(nn.Module):
-    """Shift, scale and gate for attention and MLP; the identity at initialisation."""
+    """Shift, scale and gate for attention and MLP; the identity at initialization."""
 
     def __init__(self, style: Style) -> None:
         super().__init__()
@@ -304,7 +305,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class InContextBlock(nn.Module):
-    """A plain ViT block; the condition is already among the tokens."""
+    """A plain ViT block; the condition is among the tokens."""
 
     def __init__(self, style: Style) -> None:
         super().__init__()

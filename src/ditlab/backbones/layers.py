@@ -10,8 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditlab.backbones.positions import rotated
+
 FREQUENCIES = 256  # of the timestep's sinusoids, half cosines and half sines
 LONGEST = 1024  # tokens whose table of weights is kept for the backward pass
+
+
+def precise(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: what half-precision values are computed in where they should be rounded only once."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -25,7 +32,7 @@ def norm(width: int, affine: bool, rms: bool = False) -> nn.Module:
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS norm (Zhang & Sennrich 2019) that keeps the precision of its input, for which alone PyTorch has a kernel."""
+    """RMS norm (Zhang & Sennrich 2019) in the precision of its input, the only case for which PyTorch has a kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(x.dtype)
@@ -52,7 +59,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, D); `where` (B, N) tells the places of tokens that are not all there."""
+        """Tokens (B, N, D); `where` (B, N) gives their places if some of the image's tokens are missing."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotation is not None:
@@ -62,36 +69,16 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """What queries (B, heads, N, d) take from the values (B, heads, M, d) of keys (B, heads, M, d): (B, heads, N, d).
+    """Attention of queries (B, heads, N, d) to keys and values (B, heads, M, d): (B, heads, N, d).
 
-    The weights are the softmax of the products, times `scale`; 1 / sqrt(d) if there is none.
+    The weights are the softmax of the products times `scale`, which is 1 / sqrt(d) by default.
     """
     slow = q.device.type == "cpu" and q.dtype is torch.bfloat16 and k.shape[2] <= LONGEST
     if slow and q.requires_grad and torch.is_grad_enabled():
-        # There the fused kernel goes backward two to seven times as slowly as plain products, see docs/benchmarks.md.
+        # The fused kernel's backward pass takes two to seven times as long as plain products, see docs/benchmarks.md.
         weights = torch.softmax(q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(2, 3), dim=-1)
         return weights.to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
-
-
-def rotations(h: int, w: int, width: int, more: int = 0) -> Tensor:
-    """Rotary positions of h w tokens in two dimensions, as cosines and sines (2, h w + more, width) (Su et al. 2021).
-
-    Half of the pairs of channels turn with the column, half with the row; `more` tokens at the end do not turn.
-    """
-    frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    rows, columns = torch.meshgrid(
-        torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
-    )
-    angles = torch.cat([places.flatten()[:, None] * frequencies for places in (columns, rows)], dim=1)
-    angles = torch.cat([angles, angles.new_zeros(more, width // 2)]).repeat_interleave(2, dim=1)
-    return torch.stack([angles.cos(), angles.sin()]).float()
-
-
-def rotated(x: Tensor, turn: Tensor) -> Tensor:
-    """Each pair of neighbouring channels of x (..., N, D) turned by its angle."""
-    across = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
-    return x * turn[0] + across * turn[1]
 
 
 class CrossAttention(nn.Module):
@@ -153,36 +140,36 @@ class SwiGLU(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Cut the picture into p x p patches and project each to a token; rows first."""
+    """Cut the image into p x p patches and project each to a token; rows first."""
 
     def __init__(self, patch: int, channels: int, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Contiguous: sums take over the layout of their parts, and all blocks would work on columns of channels.
+        # Contiguous: otherwise sums would keep this memory layout, and all blocks would work on columns of channels.
         return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
 
 
 def unpatchify(x: Tensor, h: int, w: int, patch: int) -> Tensor:
-    """Tokens (B, h w, p p C), channels fastest -> picture (B, C, h p, w p)."""
+    """Tokens (B, h w, p p C), channels fastest -> image (B, C, h p, w p)."""
     x = torch.unflatten(torch.unflatten(x, 2, (patch, patch, -1)), 1, (h, w))  # (B, h, w, p, p, C)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def sinusoids(t: Tensor, width: int, shift: int = 0) -> Tensor:
-    """[cos | sin] of the clock (B,) at width / 2 frequencies: (B, width), float32.
+    """[cos | sin] of the timestep (B,) at width / 2 frequencies: (B, width), float32.
 
     Frequency i of n is 10000^(-i / (n - shift)); DiT has shift 0, diffusers computes with shift 1.
     """
-    # Computed, not stored: a half-precision copy of the frequencies would blur the clock.
+    # Computed, not stored: a half-precision copy of the frequencies would blur the timestep.
     steps = torch.arange(width // 2, device=t.device, dtype=torch.float32)
     angles = t[:, None].float() * torch.exp(steps * (-math.log(10000) / (width // 2 - shift)))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoids of the clock, then a two-layer MLP."""
+    """Sinusoids of the timestep, then a two-layer MLP."""
 
     def __init__(self, width: int, shift: int = 0) -> None:
         super().__init__()
@@ -201,7 +188,7 @@ def last_linear(modulation: nn.Module) -> nn.Linear:
 
 
 class LabelEmbedder(nn.Module):
-    """A table with a row for each class and a last one for "no condition"."""
+    """Class-embedding table: one row for each class, and a last one for the null class."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -209,17 +196,3 @@ class LabelEmbedder(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y)  # (B, D)
-
-
-def sincos_positions(h: int, w: int, width: int) -> Tensor:
-    """Fixed 2-D positions (1, h w, D): the first half encodes the column, the second the row, each [sin | cos]."""
-    frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-
-    def encode(position: Tensor) -> Tensor:
-        angles = position.flatten()[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-    rows, columns = torch.meshgrid(
-        torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
-    )
-    return torch.cat([encode(columns), encode(rows)], dim=1).float()[None]

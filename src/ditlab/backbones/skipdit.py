@@ -1,7 +1,7 @@
 """Skip-DiT (Chen et al., "Accelerating Vision Diffusion Transformers with Skip Branches", ICCV 2025).
 
 A DiT whose second half also reads the outputs of the first: block L - 1 - j joins the output of block j by
-concatenation, layer norm and projection. The state dict has the published keys, a DiT's and those of the skips.
+concatenation, layer norm and projection. The state dict has the published keys: DiT's, and those of the skips.
 B images, N tokens, D width, p patch, L depth.
 """
 
@@ -24,11 +24,13 @@ class SkipDiT(DiT):
     marks = (*DiT.marks, "skip_linears.0.linear.weight", "skip_norms.0.weight")
 
     def initialise(self, zero_gates: bool) -> None:
-        """DiT's initialisation, and only then the skips, which keep the one that torch gives them, as published."""
+        """DiT's initialization for all but the skips, which keep PyTorch's default, as published."""
         if len(self.blocks) < 2:
-            raise InputError("depth 1 leaves nothing to skip; give 2 or more")
+            raise InputError("depth 1 leaves no block to skip; give 2 or more")
         if self.exits:
-            raise InputError("exits leave nothing for the skips of Skip-DiT to join; take DiT, or leave them out")
+            raise InputError(
+                "early exit would leave out blocks that the skips of Skip-DiT join; use DiT, or leave exits out"
+            )
         super().initialise(zero_gates)
         width, count = self.x_embedder.proj.out_channels, len(self.blocks) // 2
         self.skip_norms = nn.ModuleList([norm(2 * width, affine=True) for _ in range(count)])
@@ -65,6 +67,6 @@ class SkipDiT(DiT):
         return x
 
     def join(self, j: int, x: Tensor, skip: Tensor) -> Tensor:
-        """The input of block j of the second half: what is before it, and the output of its mirror image."""
+        """The input of block j of the second half: the output before it, joined with that of its mirror block."""
         joined: Tensor = self.skip_linears[j](self.skip_norms[j](torch.cat([x, skip], dim=-1)))  # (B, N, D)
         return joined

@@ -1,8 +1,8 @@
-"""The convolutional U-Nets that diffusion transformers are measured against, built by diffusers (extra `unet`).
+"""The convolutional U-Nets that diffusion transformers are compared with, built by diffusers (extra `unet`).
 
-`ADM` (Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021) adds the label to the time;
-`LDM` (Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022) reads it by
-cross-attention. Initialised as published: the last layer of each residual branch and the head are zero.
+`ADM` (Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021) adds the label embedding to
+that of the timestep; `LDM` (Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022)
+reads it by cross-attention. Initialized as published: the last layer of each residual branch and the head are zero.
 """
 
 from abc import abstractmethod
@@ -20,7 +20,7 @@ CONTEXT = 512  # width of the label in LDM
 
 
 class UNet(Backbone):
-    """Residual blocks on grids of falling size and back, with attention on some of them.
+    """Residual blocks on grids of decreasing and again increasing size, with attention on some of them.
 
     Args:
         width: channels at full resolution.
@@ -32,7 +32,7 @@ class UNet(Backbone):
 
     heads_out = ("net.conv_out.weight", "net.conv_out.bias")
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    graph_batch = 63  # diffusers asks whether it is 64 or more
+    graph_batch = 63  # diffusers branches on a batch of 64 or more
     zero: tuple[str, ...]
     """Ends of the names of layers that start at zero."""
 
@@ -64,9 +64,7 @@ class UNet(Backbone):
         heads = [each // head_width if head_width else 1 for each in widths]
         for each, count in zip(widths, heads, strict=True):
             if count < 1 or each % count or (head_width and each % head_width):
-                raise InputError(
-                    f"{each} channels cannot be parted into heads of {head_width}; give another head_width"
-                )
+                raise InputError(f"{each} channels cannot be split into heads of {head_width}; give another head_width")
         # The middle always attends, at the coarsest grid.
         self.width = width
         self.longest = size[0] * size[1] // min([*attention_at, factors[-1]]) ** 2
@@ -90,7 +88,7 @@ class UNet(Backbone):
 
     @abstractmethod
     def build(self, common: dict[str, Any], attends: list[bool], heads: list[int]) -> nn.Module:
-        """diffusers' network: its arguments but for the kinds of blocks, and whether and how each level attends."""
+        """diffusers' network, from its common arguments, and whether and with how many heads each level attends."""
 
     @property
     def tokens(self) -> int:
@@ -102,7 +100,7 @@ class UNet(Backbone):
 
 
 class ADM(UNet):
-    """The U-Net of "Diffusion Models Beat GANs": residual blocks modulated by time and label together."""
+    """The U-Net of "Diffusion Models Beat GANs": residual blocks modulated by timestep and label together."""
 
     label_tables = ("net.class_embedding.weight",)
     zero = ("conv2", "to_out.0", "conv_out")
@@ -181,7 +179,7 @@ class LDM(UNet):
 
 
 def library() -> Any:
-    """diffusers, or the line that says how to get it."""
+    """diffusers, or the error that says how to install it."""
     try:
         import diffusers
     except ImportError:

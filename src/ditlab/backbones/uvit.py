@@ -1,7 +1,7 @@
 """U-ViT (Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", CVPR 2023): everything is a token.
 
-Label, time and patches form one sequence of a plain ViT, whose second half also reads the outputs of the first, by
-concatenation. The state dict has the published keys. B images, N tokens, D width, p patch, h x w patches.
+Label, timestep and patches form one sequence of a plain ViT, whose second half also reads the outputs of the first
+half, by concatenation. The state dict has the published keys. B images, N tokens, D width, p patch, h x w patches.
 """
 
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ class UViT(Backbone):
         super().__init__(size, channels, classes, learn_variance)
         check_sizes(size, depth, width, heads, patch)
         self.patch = patch
-        self.extras = 2 if classes else 1  # tokens before the patches: label (if there is one), time
+        self.extras = 2 if classes else 1  # tokens before the patches: label (if there are classes), timestep
 
         count = self.extras + (size[0] // patch) * (size[1] // patch)
         self.patch_embed = PatchEmbed(patch, channels, width)
@@ -91,16 +91,16 @@ class UViT(Backbone):
 
     @classmethod
     def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """The arguments of `create` that a published state dict tells; heads from the size table where it has them.
+        """The arguments of `create` that follow from a published state dict; heads if the size table has them.
 
-        Released tables have 1001 rows (256 and 512 pixels, trained for guidance) or 1000 (64 pixels, without a row for
-        "no condition"). Other tables do not tell which they are, and the classes are left out.
+        Released class-embedding tables have 1001 rows (256 and 512 pixels, trained for guidance) or 1000 (64 pixels,
+        without a null class). For other tables the number of classes is left out.
         """
         width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
         depth = 1 + 2 * len({key.split(".")[1] for key in tensors if key.startswith("in_blocks.")})
         labels = tensors.get("label_emb.weight")
         patches = tensors["pos_embed"].shape[1] - (1 if labels is None else 2)
-        side = round(patches**0.5) * patch  # a square, unless the caller says otherwise
+        side = round(patches**0.5) * patch  # a square, unless the caller gives a size
         heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
         classes = 0 if labels is None else cls.count_classes(len(labels))
         sizes = {
@@ -116,19 +116,19 @@ class UViT(Backbone):
 
     @classmethod
     def read_objective(cls, sizes: dict[str, Any]) -> dict[str, Any]:
-        """Noise on Stable Diffusion's chain, counted from 1, for latents; on the continuous VP process for pixels."""
+        """Noise: for latents on Stable Diffusion's DDPM process, counted from 1; for pixels on the VP process."""
         process = {"name": "vp"} if sizes["channels"] == 3 else {"name": "scaled-linear", "clock_start": 1.0}
         return {"process": process, "target": "eps"}
 
     @classmethod
     def from_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published keys are ours.
+        """The published keys, which are ours.
 
         Raises:
-            InputError: variants of the published code that none of its released models is.
+            InputError: a variant of the published code that no released model uses.
         """
         for key, what in (
-            ("time_embed.0.weight", "an MLP for the time"),
+            ("time_embed.0.weight", "an MLP for the timestep"),
             ("mid_block.attn.qkv.bias", "biases of q, k, v"),
         ):
             if key in tensors:
@@ -144,7 +144,7 @@ class UViT(Backbone):
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
     def initialise(self) -> None:
-        """Linears and positions truncated N(0, 0.02); labels and convolutions as torch makes them."""
+        """Linears and positions truncated N(0, 0.02); label embeddings and convolutions with PyTorch's default."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -191,7 +191,7 @@ class UViT(Backbone):
 
 
 class Block(nn.Module):
-    """A plain pre-norm ViT block; behind the middle it first joins the output of its mirror image before it."""
+    """A plain pre-norm ViT block; in the second half it first joins the output of its mirror block."""
 
     def __init__(self, width: int, heads: int, skip: bool) -> None:
         super().__init__()
@@ -208,13 +208,17 @@ class Block(nn.Module):
 
 
 def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch: int) -> None:
-    """Refuse sizes that do not fit together."""
+    """Reject sizes that do not fit together."""
     for what, value in (("depth", depth), ("width", width), ("heads", heads), ("patch", patch)):
         if value < 1:
             raise InputError(f"{what} {value}; give 1 or more")
     if depth % 2 == 0 or depth < 3:
-        raise InputError(f"depth {depth}; give an odd one from 3: a middle block and as many behind it as before it")
+        raise InputError(
+            f"depth {depth}; give an odd number from 3: a middle block, and equal numbers before and after it"
+        )
     if size[0] % patch or size[1] % patch:
         raise InputError(f"size {size[0]}x{size[1]} is not divisible by patch {patch}; choose another size or patch")
     if width % heads or width % 2:
-        raise InputError(f"width {width} must be divisible by heads {heads} and by 2 (cosines and sines of the time)")
+        raise InputError(
+            f"width {width} must be divisible by heads {heads} and by 2 (cosines and sines of the timestep)"
+        )

@@ -1,17 +1,19 @@
-"""DiT as diffusers stores it: other key names, q, k and v apart, and a copy of both embedders in every block.
+"""diffusers' layout of DiT: other key names, separate q, k and v, and a copy of both embedders in every block.
 
 diffusers recomputes positions and stores none. Its timestep frequencies are 10000^(-i/127) where DiT's are
-10000^(-i/128) (`frequency_shift`), so a model trained with the one is not quite itself in the other.
+10000^(-i/128) (`frequency_shift`), so a model trained with one of them generates slightly different
+images with the other.
 """
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ditlab.backbones.layers import sincos_positions
+from ditlab.backbones import BACKBONES, Backbone
+from ditlab.backbones.positions import sincos_positions
 from ditlab.core.errors import InputError
 from ditlab.core.weights import read_file, read_json
 
@@ -25,14 +27,14 @@ NAMES = {
     "final_layer.adaLN_modulation.1": "proj_out_1",
     "final_layer.linear": "proj_out_2",
 }
-COPIED = {  # stands in every block
+COPIED = {  # exists in every block
     "t_embedder.mlp.0": "timestep_embedder.linear_1",
     "t_embedder.mlp.2": "timestep_embedder.linear_2",
     "y_embedder.embedding_table": "class_embedder.embedding_table",
 }
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SCHEDULER = {  # DiT's chain, sampled by DDIM with DiT's own strides
+SCHEDULER = {  # DiT's DDPM process, sampled by DDIM with DiT's own strides
     "_class_name": "DDIMScheduler",
     "beta_start": 1e-4,
     "beta_end": 2e-2,
@@ -44,7 +46,7 @@ SCHEDULER = {  # DiT's chain, sampled by DDIM with DiT's own strides
     "steps_offset": 0,
     "timestep_spacing": "leading",
 }
-SHIFT = "_frequency_shift"  # ours in their config; they skip keys that begin with an underscore
+SHIFT = "_frequency_shift"  # our key in their config; diffusers skips keys that begin with an underscore
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
 
 
@@ -60,7 +62,9 @@ def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if stem in COPIED:
             names = [f"transformer_blocks.{i}.norm1.emb.{COPIED[stem]}.{kind}" for i in range(depth)]
-            out |= {name: value.clone() if i else value for i, name in enumerate(names)}  # a file shares no memory
+            out |= {
+                name: value.clone() if i else value for i, name in enumerate(names)
+            }  # tensors of a file must not share memory
         elif pattern == "blocks.{i}.attn.qkv":
             for name, part in zip("qkv", value.chunk(3), strict=True):
                 out[f"transformer_blocks.{number}.attn1.to_{name}.{kind}"] = part
@@ -73,7 +77,7 @@ def from_diffusers(tensors: dict[str, Tensor], size: tuple[int, int]) -> dict[st
     """diffusers keys -> official keys, with positions computed for the input size (height, width).
 
     Raises:
-        InputError: copies of an embedder that differ between blocks (fine-tuned apart), or a key without a place.
+        InputError: copies of an embedder that differ between blocks (fine-tuned separately), or an unknown key.
     """
     back = {theirs: ours for ours, theirs in NAMES.items()}
     copies = {theirs: ours for ours, theirs in COPIED.items()}
@@ -95,7 +99,7 @@ def from_diffusers(tensors: dict[str, Tensor], size: tuple[int, int]) -> dict[st
         elif pattern in back:
             out[f"{back[pattern].replace('{i}', number)}.{kind}"] = value
         else:
-            raise InputError(f"{key} has no place in a DiT; this is another kind of model")
+            raise InputError(f"{key} is no key of a DiT; give a DiTTransformer2DModel")
     width, _, patch, _ = out["x_embedder.proj.weight"].shape
     out["pos_embed"] = sincos_positions(size[0] // patch, size[1] // patch, width)
     return out
@@ -109,9 +113,9 @@ def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     config = read_json(folder / CONFIG)
     if config.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
-        raise InputError(f"{folder} holds a {config.get('_class_name')}; a DiTTransformer2DModel is read")
+        raise InputError(f"{folder} holds a {config.get('_class_name')}; give a DiTTransformer2DModel")
     if config.get("norm_type") != "ada_norm_zero":
-        raise InputError(f"{folder} has norm_type {config.get('norm_type')}; ada_norm_zero is read")
+        raise InputError(f"{folder} has norm_type {config.get('norm_type')}; only ada_norm_zero is supported")
     index = folder / f"{WEIGHTS}.index.json"
     shards = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [WEIGHTS]
     tensors: dict[str, Tensor] = {}
@@ -135,9 +139,11 @@ def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"{config['name']} has no diffusers layout; convert to ditlab or official instead")
     height, width = config["size"]
     if height != width:
-        raise InputError(f"size {height}x{width} is not square; diffusers' DiT can only be square")
+        raise InputError(
+            f"size {height}x{width} is not square; diffusers' DiT is always square; convert to ditlab or official"
+        )
     if config["classes"] == 0:
-        raise InputError("diffusers' DiT cannot be unconditional")
+        raise InputError("diffusers' DiT cannot be unconditional; convert to ditlab or official instead")
     return {
         "_class_name": "DiTTransformer2DModel",
         "activation_fn": "gelu-approximate",
@@ -164,3 +170,35 @@ def model_index(classes: list[str]) -> dict[str, Any]:
     if classes:
         index["id2label"] = {str(i): name for i, name in enumerate(classes)}
     return index | {name: ["diffusers", kind] for name, kind in parts.items()}
+
+
+def as_diffusers(net: Backbone) -> nn.Module:
+    """The same network as diffusers' DiTTransformer2DModel, with shared weights.
+
+    Raises:
+        InputError: a network that diffusers does not have, or diffusers is not installed.
+    """
+    values = {key: net.config.get(key, value) or False for key, value in net.published.items()}
+    if type(net) is not BACKBONES["DiT"] or values != dict(net.published):
+        raise InputError(f"diffusers has no equivalent of {net.config['name']} with these options; leave --against out")
+    try:
+        import diffusers
+    except ImportError:
+        raise InputError("--against diffusers needs diffusers; pip install 'ditlab[vae]'") from None
+    config = net.config
+    with torch.device("meta"):
+        other: Any = diffusers.DiTTransformer2DModel(  # type: ignore[no-untyped-call]
+            num_attention_heads=config["heads"],
+            attention_head_dim=config["width"] // config["heads"],
+            in_channels=net.channels,
+            out_channels=net.out_channels,
+            num_layers=config["depth"],
+            sample_size=net.size[0],
+            patch_size=config["patch"],
+            num_embeds_ada_norm=net.classes,
+        )
+    other = other.to_empty(device=net.device)
+    missing = other.load_state_dict(to_diffusers(dict(net.state_dict())), strict=False).missing_keys
+    assert missing in ([], ["pos_embed.pos_embed"]), missing
+    other.pos_embed.pos_embed.copy_(net.get_buffer("pos_embed"))  # it was made without values
+    return cast(nn.Module, other.eval())

@@ -1,4 +1,4 @@
-"""Models and runs in ditlab's own folders."""
+"""Reading models and runs from ditlab's own folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from ditlab.autoencoders.io import read_part
 from ditlab.backbones import create
 from ditlab.backbones.lora import plain
 from ditlab.core.errors import InputError
-from ditlab.core.modules import Unfilled
+from ditlab.core.modules import skip_init
 from ditlab.core.weights import (
     ADAPTER,
     CONFIG,
@@ -27,10 +27,10 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
     Args:
         path: a model folder or a run folder.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
-        load_source: loads the model that low-rank updates belong to, where they were kept apart.
+        load_source: loads the model that low-rank updates belong to, if they were saved separately.
 
     Raises:
-        InputError: nothing there, or a file that is incomplete or does not fit its config.
+        InputError: a path with nothing to read, or a file that is incomplete or does not fit its config.
     """
     folder = newest_checkpoint(path) or path
     config = read_config(folder)
@@ -39,7 +39,7 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
         size = tuple(backbone.pop("size"))
         objective = read_objective(config.pop("objective"))
         classes = config.pop("classes")
-        with Unfilled():
+        with skip_init():
             net = create(**backbone, size=size)
         del config["autoencoder"]
     except (KeyError, TypeError, AttributeError) as error:

@@ -108,8 +108,8 @@ def read_classes(folder: Path, registry: str) -> tuple[dict[str, ast.ClassDef], 
             if isinstance(node, ast.ClassDef):
                 classes[node.name] = node
             elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == registry:
-                assert isinstance(node.value, ast.Dict)
-                pairs = zip(node.value.keys, node.value.values, strict=True)
+                entries = next(part for part in ast.walk(node) if isinstance(part, ast.Dict))
+                pairs = zip(entries.keys, entries.values, strict=True)
                 names |= {ast.literal_eval(key): ast.unparse(value) for key, value in pairs if key is not None}
     return classes, names
 

@@ -1,8 +1,7 @@
-"""Recipes: frozen dataclasses, read from TOML and overridden on the command line, strictly.
+"""Reading recipes from TOML files and from the command line, with strict checks.
 
-cyclopts does the reading in both directions, so a misspelt key or a wrong type gets the same one line whether it
-stands in a file or behind `--`. Nothing here imports torch. Times are t in 0..1 (0 is data); progress, warm-up
-and intervals are counted in images.
+cyclopts reads both, so a misspelled key or a wrong type gives the same one-line error in a file and after `--`. Nothing
+here imports torch. Times are t in 0..1 (0 is data); progress, warm-up and intervals are counted in images.
 """
 
 import dataclasses
@@ -50,17 +49,17 @@ def parse_sides(text: str) -> tuple[int, ...]:
 
 
 def find_recipe(name: str, kind: str = "") -> Path:
-    """The path of a recipe: a file, or the name of one that comes with the package ("digits").
+    """The path of a recipe: a file, or the name of a recipe in the package ("digits").
 
     Args:
         name: path or name.
-        kind: "" for training, "evaluation" for scores, "studies" for studies.
+        kind: "" for training, "evaluation" for evaluation protocols, "studies" for studies.
     """
     given = Path(name)
     if given.is_file():
         return given
     package = Path(__file__).parents[1]
-    # Inside an installed wheel, or beside src/ in a checkout.
+    # In an installed wheel, or next to src/ in a checkout.
     homes = [home / "recipes" / kind for home in (package, package.parents[1])]
     shipped = {path.stem: path for home in homes for path in home.glob("*.toml")}
     if given.suffix == "" and name in shipped:
@@ -79,7 +78,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def without_network(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe for somebody who names another network, and so says all of it: sizes of the one would mean nothing."""
+    """The tables without [model], whose sizes would mean nothing for another network."""
     return {key: table for key, table in tables.items() if key != "model"}
 
 

@@ -1,18 +1,22 @@
-"""Create modules whose weights will be read from a file, without initializing them."""
+"""Making modules without initial values, and copies of modules in which some parts are others."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 FILLING = {f"{name}_" for name in ("normal", "uniform", "trunc_normal", "xavier_uniform", "kaiming_uniform")}
 FILLING |= {"zeros_", "ones_", "constant_"}
+M = TypeVar("M", bound=nn.Module)
 
 
-class Unfilled(TorchFunctionMode):
-    """A context in which new modules keep uninitialized memory: no random numbers, few pages touched.
+class skip_init(TorchFunctionMode):  # noqa: N801 - used like a function: `with skip_init():`
+    """A context in which new modules keep uninitialized memory, for weights that will be read from a file.
 
-    The meta device would do as well, but PyTorch computes there in Python and loads its compiler first: two seconds.
+    No random numbers are drawn, and few pages of memory are touched. The meta device would also do, but on it PyTorch
+    computes in Python and first loads its compiler, which takes two seconds.
     """
 
     def __torch_function__(
@@ -22,7 +26,20 @@ class Unfilled(TorchFunctionMode):
         if name not in FILLING:
             return func(*args, **(kwargs or {}))
         tensor = args[0] if args else (kwargs or {})["tensor"]
-        # A truncated normal is sampled again until no value lies outside, which never ends on uninitialized NaNs.
+        # trunc_normal_ repeats until no value lies outside the limits, which uninitialized memory might never satisfy.
         if name == "normal_":
             tensor.detach().zero_()
         return tensor
+
+
+def with_modules(module: M, replaced: Mapping[Any, Any], shared: Iterable[Tensor] = ()) -> M:
+    """A deep copy of a module that has other parts in some places.
+
+    Args:
+        module: stays as it is.
+        replaced: modules, parameters or buffers inside it, and what the copy has instead of each, uncopied.
+        shared: parameters and buffers that the copy has in common with the module.
+    """
+    kept: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    # deepcopy takes an object from its memo, by id, instead of copying it.
+    return copy.deepcopy(module, kept | {id(old): new for old, new in replaced.items()})

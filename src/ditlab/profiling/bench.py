@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,8 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ditlab.backbones import Backbone, create
-from ditlab.backbones.dit import DiT
-from ditlab.checkpoints.diffusers import to_diffusers
+from ditlab.checkpoints.diffusers import as_diffusers
 from ditlab.config.sampling import QUALITIES
 from ditlab.core.device import describe, has_bfloat16
 from ditlab.core.errors import InputError
@@ -205,34 +204,6 @@ def by_graph(pipe: Pipeline, given: tuple[Tensor, Tensor, Tensor], kind: str) ->
         run = runner(Path(draft) / "graphs" / "network", kind)
         run(inputs)
     return lambda: torch.from_numpy(run(inputs)).to(given[0].device)
-
-
-def as_diffusers(net: Backbone) -> nn.Module:
-    """The same network as diffusers' DiTTransformer2DModel, weights shared."""
-    other_options = any(net.config.get(key) for key in ("qk_norm", "rms_norm", "swiglu", "rope", "exits"))
-    if type(net) is not DiT or net.config.get("condition", "adaln-zero") != "adaln-zero" or other_options:
-        raise InputError(f"diffusers has nothing like {net.config['name']} with these options; leave --against out")
-    try:
-        import diffusers
-    except ImportError:
-        raise InputError("--against diffusers needs diffusers; pip install 'ditlab[vae]'") from None
-    config = net.config
-    with torch.device("meta"):
-        other: Any = diffusers.DiTTransformer2DModel(  # type: ignore[no-untyped-call]
-            num_attention_heads=config["heads"],
-            attention_head_dim=config["width"] // config["heads"],
-            in_channels=net.channels,
-            out_channels=net.out_channels,
-            num_layers=config["depth"],
-            sample_size=net.size[0],
-            patch_size=config["patch"],
-            num_embeds_ada_norm=net.classes,
-        )
-    other = other.to_empty(device=net.device)
-    missing = other.load_state_dict(to_diffusers(dict(net.state_dict())), strict=False).missing_keys
-    assert missing in ([], ["pos_embed.pos_embed"]), missing
-    other.pos_embed.pos_embed.copy_(net.pos_embed.detach())  # computed when it is made, which it was without values
-    return cast(nn.Module, other.eval())
 
 
 def training_times(

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from ditlab.backbones import Backbone, create
 from ditlab.core.errors import InputError
-from ditlab.core.modules import Unfilled
+from ditlab.core.modules import skip_init, with_modules
 from ditlab.core.weights import WEIGHTS, read_weights
 from ditlab.training.ema import EMA
 from ditlab.training.log import Tally
@@ -172,11 +172,11 @@ def holding(net: Backbone, tensors: dict[str, Tensor]) -> Backbone:
     if not isinstance(next(net.parameters()), DTensor):
         own = {key: value for key, value in net.state_dict(keep_vars=True).items() if key in tensors}
         same = {
-            id(value): nn.Parameter(tensors[key], False) if isinstance(value, nn.Parameter) else tensors[key]
+            value: nn.Parameter(tensors[key], False) if isinstance(value, nn.Parameter) else tensors[key]
             for key, value in own.items()
         }
-        return copy.deepcopy(net, same)
-    with Unfilled():
+        return with_modules(net, same)
+    with skip_init():
         plain = create(**net.config)
     plain.load_state_dict(tensors, assign=True)
     return plain.eval().requires_grad_(False)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
-from ditlab.core.modules import Unfilled
+from ditlab.core.modules import skip_init
 from ditlab.evaluation.features.base import Extracted, Features
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -301,7 +301,7 @@ def read(path: Path) -> Any:
 
 def build(content: Any, path: Path) -> InceptionNet:
     """The network with these weights; an auxiliary head is ignored."""
-    with Unfilled():  # the initial weights would be replaced
+    with skip_init():  # the initial weights would be replaced
         net = InceptionNet()
     counts = {name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")}
     wanted = {name: value.shape for name, value in net.state_dict().items() if name not in counts}

@@ -1,1 +1,1 @@
-"""What makes a network fast at inference: precision, packed layers, compiled blocks, precomputed modulation."""
+"""Faster inference: precision, packed layers, compiled blocks, precomputed modulation, feature caching, batch size."""

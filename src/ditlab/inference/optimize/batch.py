@@ -1,4 +1,4 @@
-"""How many pictures at a time: as many as make this machine quicker, and fit into its memory."""
+"""Choosing a batch size: the largest that is faster for each image and fits into memory."""
 
 import time
 from collections.abc import Callable
@@ -8,26 +8,26 @@ import torch
 from ditlab.core.device import free_memory, out_of_memory, peak_memory, reset_peak_memory
 
 SMALLEST, LARGEST = 4, 1024
-GAIN = 1.05  # a doubled batch must be so much quicker for each picture
-TRIAL = 0.02  # share of the work that trying may take
+GAIN = 1.05  # speedup for each image that a doubled batch must have
+TRIAL = 0.02  # share of the total work that trials may take
 
 
-def best_batch(call: Callable[[int], object], device: torch.device, pictures: int, calls: float) -> int:
-    """The largest batch that still makes a picture quicker and fits; doubled from a small one.
+def best_batch(call: Callable[[int], object], device: torch.device, images: int, calls: float) -> int:
+    """The batch size after which doubling is no longer faster for each image, or does not fit.
 
     Args:
-        call: runs the network on so many pictures, and waits for the device.
-        device: where.
-        pictures: all that will be drawn.
-        calls: network calls that each of them needs; trying ends where it would take more than 2 % of them all.
+        call: runs the network on a batch of this size, and waits for the device.
+        device: the network's device.
+        images: number of images to generate.
+        calls: network calls for each image; trials end when they would take more than 2 % of the total work.
     """
     best, quickest = 1, float("inf")
     batch, spent = SMALLEST, 0.0
-    while batch <= min(LARGEST, max(pictures, SMALLEST)):
-        reset_peak_memory(device)  # or what loading took would hide what this takes
+    while batch <= min(LARGEST, max(images, SMALLEST)):
+        reset_peak_memory(device)  # otherwise the peak of loading would hide that of the call
         before = peak_memory(device)
         try:
-            call(batch)  # the first one of a shape is slower
+            call(batch)  # the first call of a shape is slower
             start = time.perf_counter()
             call(batch)
         except RuntimeError as error:
@@ -39,9 +39,9 @@ def best_batch(call: Callable[[int], object], device: torch.device, pictures: in
             break
         best, quickest = batch, each
         spent += 2 * each * batch
-        if 3 * spent > TRIAL * each * pictures * calls:  # the next one takes twice as long as this
+        if 3 * spent > TRIAL * each * images * calls:  # the next one takes twice as long
             break
-        # It grew with half of this batch: the next one needs four times as much, and guidance doubles that.
+        # The peak grew with half of this batch: the next one needs four times as much, and guidance doubles that.
         if 8 * (peak_memory(device) - before) > free_memory(device):
             break
         batch *= 2

@@ -1,8 +1,8 @@
-"""Which precision is truly faster here: measured, never assumed.
+"""The faster precision on this machine, which is measured and never assumed.
 
 bfloat16 is several times faster with the right instructions and hundreds of times slower without them, and for
-small networks the casts of autocast cost more than they save. So where the instructions are, whole training steps are
-timed, and on a CPU first a small matrix product.
+small networks the casts of autocast cost more than they save. So on machines with the instructions, whole training
+steps are timed, on a CPU after a small matrix product.
 """
 
 import json
@@ -16,7 +16,7 @@ from ditlab.core.device import cache_folder, describe, has_bfloat16
 from ditlab.core.io import replace_text
 from ditlab.inference.optimize.timing import interleaved, waiter
 
-PRECISIONS = ("float32", "bfloat16")  # float16 is not among them: CPUs compute it in a reference kernel, if at all
+PRECISIONS = ("float32", "bfloat16")  # not float16: CPUs compute it in a reference kernel, if at all
 ROUNDS = 3
 
 
@@ -25,12 +25,12 @@ def faster_dtype(step: Callable[[torch.dtype], None], device: torch.device, widt
 
     Args:
         step: runs one training step in the given autocast precision.
-        device: where the network is.
+        device: the network's device.
         width: inner dimension of the network's matrix products.
     """
     if device.type == "mps" or not has_bfloat16(device):
         return torch.float32
-    if device.type == "cpu":  # with some instructions it is still no quicker
+    if device.type == "cpu":  # some instructions are no faster
         a, b = torch.randn(256, width), torch.randn(width, 4 * width)
         if _faster(lambda dtype: torch.mm(a.to(dtype), b.to(dtype)), device) is torch.float32:
             return torch.float32
@@ -38,10 +38,10 @@ def faster_dtype(step: Callable[[torch.dtype], None], device: torch.device, widt
 
 
 def quick_precision(width: int, device: torch.device) -> str:
-    """The precision in which matrix products of a network of this width are quicker: "float32" or "bfloat16".
+    """The precision in which matrix products of a network of this width are faster: "float32" or "bfloat16".
 
-    Timed once for each machine, PyTorch and width, and kept in the user's cache. A CPU must gain half, for that is what
-    casts and everything between the products may cost.
+    It is timed once for each machine, PyTorch version and width, and kept in the user's cache. On a CPU bfloat16
+    must be 1.5 times faster, because casts and everything between the products may cost that much.
     """
     if device.type == "mps" or not has_bfloat16(device):
         return "float32"
@@ -58,16 +58,16 @@ def quick_precision(width: int, device: torch.device) -> str:
         times = _times(lambda dtype: torch.mm(*copies[dtype]), device)
         margin = 1.5 if device.type == "cpu" else 1.0
         known[key] = "bfloat16" if times[torch.bfloat16] * margin < times[torch.float32] else "float32"
-        with suppress(OSError):  # a cache that cannot be written costs the timing again, no more
+        with suppress(OSError):  # without a cache it is timed again
             replace_text(kept, json.dumps(known, indent=2) + "\n")
     return known[key]
 
 
 def slowness(precision: str, device: torch.device) -> str | None:
-    """What to tell of a precision that was asked for and is slow here."""
+    """A warning about a requested precision that is slow here; None if it is not slow."""
     if precision == "float32" or has_bfloat16(device):
         return None
-    return f"{device} has no bfloat16 instructions and computes it slowly; float32 is quicker here"
+    return f"{device} has no bfloat16 instructions and computes it slowly; float32 is faster here"
 
 
 def _times(work: Callable[[torch.dtype], object], device: torch.device) -> dict[torch.dtype, float]:

@@ -1,9 +1,9 @@
-"""Feature caching: at most steps the inner part of a network is not computed but carried on from earlier steps.
+"""Feature caching: at most steps the inner part of a network is not computed but extrapolated from earlier steps.
 
-What `Backbone.inner` adds to its input changes smoothly along the way of a picture, so between full computations it is
-continued as a Taylor polynomial in time (Liu et al., "From Reusable to Forecasting: TaylorSeers", 2025). Networks with
-long skips still compute their first and last blocks (Ma et al., "DeepCache", CVPR 2024). Good solvers at few steps gain
-more; this is for long schedules.
+What `Backbone.inner` adds to its input changes smoothly along the trajectory of an image, so between full computations
+it is continued as a Taylor polynomial in time (Liu et al., "From Reusable to Forecasting: TaylorSeers", 2025). Networks
+with long skips still compute their first and last blocks (Ma et al., "DeepCache", CVPR 2024). It is meant for long
+schedules; a good solver with few steps saves more.
 """
 
 import copy
@@ -20,23 +20,23 @@ from ditlab.core.types import Denoise, Prediction
 
 
 class Reuse:
-    """In the place of a network's `inner`: computed at every `interval`-th call, continued between.
+    """Replaces a network's `inner`: computed at every `interval`-th call, extrapolated between.
 
-    A call of another shape (guidance that begins or ends) is computed, and what came before is forgotten.
+    At a call of another shape (when guidance begins or ends) it is computed, and earlier values are dropped.
     """
 
     def __init__(self, interval: int, order: int = 1) -> None:
-        """Not yet in any network.
+        """Prepare feature caching, for no network yet.
 
         Args:
-            interval: every so many calls the network is computed in full.
-            order: of the polynomial.
+            interval: number of calls after which the network is computed in full again.
+            order: order of the polynomial.
 
         Raises:
             InputError: an interval below 2.
         """
         if interval < 2:
-            raise InputError(f"reuse {interval}; give 2 or more: every so many steps the network is computed in full")
+            raise InputError(f"reuse {interval}; give 2 or more steps from one full computation to the next")
         self.interval, self.order = interval, order
         self.inner: Callable[..., Tensor] | None = None
         self.time = 0.0
@@ -45,21 +45,21 @@ class Reuse:
         self.calls = 0
 
     def on(self, net: Backbone) -> Backbone:
-        """A network that shares all weights with this one, with this in the place of its inner part.
+        """A network that shares all weights with the given one, and has this as its inner part.
 
         Raises:
             InputError: a family that has no inner part.
         """
         if type(net).inner is Backbone.inner:
-            raise InputError(f"{net.config['name']} has no inner part that could be used again; leave reuse out")
+            raise InputError(f"{net.config['name']} has no inner part that can be cached; leave reuse out")
         self.inner = net.inner
-        self.values, self.times, self.calls = [], [], 0  # other pictures begin
-        own = copy.copy(net)  # which shares the parts themselves: what was compiled stays so
+        self.values, self.times, self.calls = [], [], 0  # new images begin
+        own = copy.copy(net)  # shares the submodules, so that compiled blocks stay compiled
         own.inner = self  # type: ignore[method-assign]
         return own
 
     def timed(self, denoise: Denoise) -> Denoise:
-        """A denoiser around that network, which tells the time of each call."""
+        """A denoiser around that network, which passes on the time of each call."""
 
         def at(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
             self.time = float(t)
@@ -80,13 +80,13 @@ class Reuse:
         return out
 
     def keep(self, value: Tensor) -> None:
-        """Remember a value; of two at the same time (Heun's second call, and the next step's first) the later."""
+        """Store a value; of two at the same time (Heun's second call and the next step's first) the later one."""
         again = int(bool(self.times) and self.times[0] == self.time)
         self.values = [value, *self.values[again:]][: self.order + 1]
         self.times = [self.time, *self.times[again:]][: self.order + 1]
 
     def continued(self) -> Tensor:
-        """The polynomial through the kept values (Lagrange's form), at the present time."""
+        """The polynomial through the stored values (Lagrange's form), at the current time."""
         result = torch.zeros_like(self.values[0])
         for i, value in enumerate(self.values):
             others = [time for j, time in enumerate(self.times) if j != i]

@@ -1,4 +1,4 @@
-"""Times that can be compared."""
+"""Comparable timings of several functions."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ Work = Callable[[], object]
 
 
 def waiter(device: torch.device) -> Work:
-    """What returns when the device is done."""
+    """A function that returns when the device has finished its work."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
@@ -22,13 +22,13 @@ def interleaved(
     wait: Work = lambda: None,
     pick: Callable[[list[float]], float] = median,
 ) -> dict[Name, float]:
-    """Median seconds of each side, all run in turns; a first round warms up.
+    """Median seconds of each function, all run in turn, after a warm-up round.
 
     Args:
-        sides: what is compared.
-        rounds: that count.
-        wait: returns when the device is done.
-        pick: what to take of the rounds; `min` for what the machine can do at best.
+        sides: the functions to compare, by name.
+        rounds: number of timed rounds.
+        wait: returns when the device has finished its work.
+        pick: reduces the times of the rounds to one; `min` gives the best that the machine can do.
     """
     times: dict[Name, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 1):

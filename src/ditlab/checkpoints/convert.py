@@ -1,0 +1,80 @@
+"""Writing a model in another layout."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ditlab.autoencoders import KL
+from ditlab.autoencoders.io import save_autoencoder
+from ditlab.checkpoints import diffusers
+from ditlab.checkpoints.published import to_official
+from ditlab.core.errors import InputError, lookup
+from ditlab.core.weights import CONFIG
+from ditlab.inference.pipeline import Pipeline
+
+
+def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
+    """Write a model in a layout of `LAYOUTS`, first under a temporary name, so that no partial file remains.
+
+    Raises:
+        InputError: the target exists, or the layout cannot hold this model.
+    """
+    target = Path(target)
+    write = lookup(LAYOUTS, layout, "layout")
+    if target.exists():
+        raise InputError(f"{target} exists; give another path")
+    draft = target.with_name(f".{target.name}.part")
+    _remove(draft)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(pipe, draft, target.name)
+        os.replace(draft, target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}; free some space or give another path") from error
+    finally:
+        _remove(draft)
+    return target
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
+    torch.save(to_official(pipe), target)
+
+
+def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
+    """A folder for `DiTPipeline.from_pretrained`; without vae/ where the model has no KL autoencoder."""
+    config = diffusers.transformer_config(pipe.net.config)
+    tensors = diffusers.to_diffusers(to_official(pipe))
+    transformer, scheduler = target / "transformer", target / "scheduler"
+    transformer.mkdir(parents=True)
+    scheduler.mkdir()
+    save_file(tensors, transformer / diffusers.WEIGHTS)
+    write_json(transformer / CONFIG, config)
+    write_json(scheduler / "scheduler_config.json", diffusers.SCHEDULER)
+    write_json(target / "model_index.json", diffusers.model_index(pipe.classes))
+    if isinstance(pipe.autoencoder, KL):
+        save_autoencoder(pipe.autoencoder, target / "vae", folded=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """An object as indented JSON."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+LAYOUTS: dict[str, Callable[[Pipeline, Path, str], Any]] = {
+    "ditlab": lambda pipe, target, name: pipe.save(target, name),
+    "official": _write_official,
+    "diffusers": _write_diffusers,
+}

@@ -1,0 +1,95 @@
+"""Loading a model: its layout is recognized by its content."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ditlab.autoencoders import Autoencoder
+from ditlab.autoencoders.io import load_autoencoder
+from ditlab.checkpoints import diffusers
+from ditlab.checkpoints.native import load_folder
+from ditlab.checkpoints.published import from_official
+from ditlab.conditioning import ClassLabels
+from ditlab.core.errors import InputError
+from ditlab.core.hub import fetch
+from ditlab.core.weights import CONFIG, newest_checkpoint, pick_weights, read_file, read_json
+from ditlab.inference.pipeline import Pipeline
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    weights: str = "ema",
+    sit: bool | None = None,
+    autoencoder: str | Path | Autoencoder | None = None,
+    **overrides: Any,
+) -> Pipeline:
+    """Load a model of any supported layout.
+
+    These are a model or run folder of ditlab, a published checkpoint of DiT, SiT, U-DiT, U-ViT or Skip-DiT (.pt or
+    safetensors, bare or with `model` and `ema`), and a diffusers folder of DiT (a pipeline with `transformer/`, or the
+    transformer alone).
+
+    Args:
+        path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".
+        device: where to put the weights.
+        weights: "ema", or "model" for the raw weights of a training checkpoint.
+        sit: whether this is a SiT checkpoint. None follows its recorded settings; a bare state dict has none, and is
+            taken as DiT's.
+        autoencoder: the autoencoder of a latent-space model, for files that come without it: anything that
+            `load_autoencoder` reads. None is the model's own.
+        overrides: arguments of `ditlab.create` that an external file does not state: heads=, size=, classes=.
+
+    Raises:
+        InputError: a path with nothing to read, an unknown layout, or a damaged file.
+    """
+    path = fetch(path)
+    if path.is_file():
+        pipe = _load_file(path, weights, sit, overrides)
+    elif (folder := diffusers_transformer(path)) is not None:
+        tensors, settings = diffusers.read_transformer(folder)
+        pipe = from_official(tensors, str(folder), **settings | overrides)
+        pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
+        if autoencoder is None and (path / "vae" / CONFIG).is_file():
+            autoencoder = path / "vae"
+    else:
+        if overrides:
+            raise InputError(f"{', '.join(overrides)} cannot be changed: {path} states it; leave it out")
+        pipe = load_folder(path, weights, load)
+    if autoencoder is not None:
+        given = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
+        pipe = replace(pipe, autoencoder=given)
+    pipe.net.to(device)
+    pipe.autoencoder.to(device)
+    return pipe
+
+
+def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any]) -> Pipeline:
+    content = read_file(path)
+    tensors = pick_weights(content, weights, path)
+    if sit is None:
+        sit = hasattr(content.get("args"), "path_type")  # of SiT's training settings; DiT has no such setting
+    return from_official(tensors, str(path), sit=sit, **overrides)
+
+
+def diffusers_transformer(path: Path) -> Path | None:
+    """The folder with the transformer, if this is a diffusers folder."""
+    if (path / "transformer" / CONFIG).is_file():
+        return path / "transformer"
+    file = path / CONFIG
+    is_theirs = (
+        file.is_file() and newest_checkpoint(path) is None and '"_class_name"' in file.read_text("utf-8", "replace")
+    )
+    return path if is_theirs else None
+
+
+def _class_names(path: Path, count: int) -> list[str]:
+    """The names in `model_index.json`, if it has one for every class."""
+    file = path / "model_index.json"
+    names = read_json(file).get("id2label") if file.is_file() else None
+    if not isinstance(names, dict):
+        return []
+    return [str(names[str(i)]) for i in range(count)] if all(str(i) in names for i in range(count)) else []
