@@ -63,6 +63,20 @@ class Proposal(Aid):
         trace.loss("balance", torch.full((randomness.count,), 0.5))
 
 
+class Projector(Aid):
+    """An aid with weights of its own, as representation alignment has."""
+
+    taps = ("blocks.1",)
+
+    def setup(self, run):
+        run.trained["projector"] = torch.nn.Linear(32, 1).to(run.device)
+
+    def losses(self, run, forward, trace):
+        wanted = forward.x0.flatten(1).mean(1)
+        found = run.trained["projector"](trace.taps["blocks.1"].float()).mean((1, 2))
+        return {"projected": (found - wanted).square()}
+
+
 def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -96,6 +110,24 @@ def test_named_losses_are_logged_as_if_the_run_had_not_stopped(tmp_path):
 def test_a_single_loss_is_logged_once(tmp_path):
     train(recipe(), tmp_path, console=QUIET)
     assert not {key for line in metrics(tmp_path) for key in line if key.startswith("loss_")} - {"loss_by_time"}
+
+
+def test_modules_of_an_aid_are_trained_and_resumed_but_no_part_of_the_model(tmp_path):
+    given = recipe(train={"aids": ["from_outside:Projector"], "save_every": 32, "keep": 3}, optim={"lr": 1e-2})
+    pipe = train(given, tmp_path / "whole", console=QUIET)
+    assert not any("projector" in key for key in pipe.net.state_dict())
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"{64:012d}")
+    train(given, tmp_path / "parts", console=QUIET)
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / f"{64:012d}" / "state.pt", weights_only=True)
+        for name in ("whole", "parts")
+    ]
+    before = torch.load(tmp_path / "whole" / "checkpoints" / f"{32:012d}" / "state.pt", weights_only=True)["further"]
+    whole, parts = (state["further"] for state in states)
+    assert list(whole) == ["projector.weight", "projector.bias"]
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert not torch.equal(whole["projector.weight"], before["projector.weight"])
 
 
 def test_losses_that_the_network_proposes_are_trained_too():

@@ -37,7 +37,7 @@ from ditlab.training.signals import end, interruption
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
 START = 1024  # images whose patches give the principal components
 MEASURED = 4096  # images from which mean and spread of the latents are computed
-JUDGED = 512  # held-out images that are reconstructed for the score
+EVALUATED = 512  # held-out images that are reconstructed for the score
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ def train_autoencoder(dataset: Dataset, settings: AutoencoderTraining, out: Path
 def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console) -> Trained:
     """`train_autoencoder`, in a folder that no other process uses."""
     state = begin(dataset, settings, pick_device(settings.device))
-    training, judged = split(len(dataset), settings)
+    training, held_out = split(len(dataset), settings)
     claim(out, settings)
     if not restore(state, out):
         state.autoencoder.start_from(dataset.fetch(training[:START]).x)
-    loop(state, dataset, training, judged, settings, out, console)
-    normalised = normalise(state.autoencoder.eval().requires_grad_(False), dataset, training)
-    save_autoencoder(normalised, out)
-    sharpness, likeness = judge(normalised, dataset, judged)
-    parameters = sum(p.numel() for p in normalised.parameters())
-    result = Trained(sharpness, likeness, len(judged), parameters, round(state.seconds, 1), out)
+    loop(state, dataset, training, held_out, settings, out, console)
+    normalized = normalize(state.autoencoder.eval().requires_grad_(False), dataset, training)
+    save_autoencoder(normalized, out)
+    sharpness, likeness = evaluate(normalized, dataset, held_out)
+    parameters = sum(p.numel() for p in normalized.parameters())
+    result = Trained(sharpness, likeness, len(held_out), parameters, round(state.seconds, 1), out)
     replace_text(out / RESULT, json.dumps(asdict(result), default=str) + "\n")
     return result
 
@@ -99,7 +99,7 @@ def loop(
     state: State,
     dataset: Dataset,
     training: Tensor,
-    judged: Tensor,
+    held_out: Tensor,
     settings: AutoencoderTraining,
     out: Path,
     console: Console,
@@ -125,7 +125,7 @@ def loop(
                 log.write(state.seen, means() | {"lr": rate})
                 state.seconds = time.monotonic() - started
                 save(state, out)
-                preview(state.autoencoder, dataset, judged).save(out / "reconstructions.png")
+                preview(state.autoencoder, dataset, held_out).save(out / "reconstructions.png")
             if signals:
                 console.print(f"saved {out} at {state.seen:,} images; the same command resumes", markup=False)
                 end(signals[0])
@@ -148,7 +148,7 @@ def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device)
 
 
 def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
-    """Indices for training, and up to `JUDGED` of those held out.
+    """Indices for training, and up to `EVALUATED` of those held out.
 
     Raises:
         InputError: too few images to hold any out.
@@ -157,7 +157,7 @@ def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
     if held_out < 1 or held_out == count:
         raise InputError(f"{count} images, of which a share of {settings.held_out} is held out; give more images")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
-    return order[held_out:], order[:held_out][:JUDGED]
+    return order[held_out:], order[:held_out][:EVALUATED]
 
 
 def step(state: State, images: Tensor, settings: AutoencoderTraining, rate: float) -> tuple[Tensor, Tensor]:
@@ -242,7 +242,7 @@ def batches(dataset: Dataset, indices: Tensor) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def normalise(autoencoder: Latent, dataset: Dataset, training: Tensor) -> Latent:
+def normalize(autoencoder: Latent, dataset: Dataset, training: Tensor) -> Latent:
     """The same autoencoder, with the shift and scale that give its latents mean 0 and variance 1 in each channel."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for images in batches(dataset, training[:MEASURED]):
@@ -265,14 +265,14 @@ def reconstruct(autoencoder: Latent, images: Tensor) -> Tensor:
     return autoencoder.decode(autoencoder.normalised(mean)).cpu()
 
 
-def judge(autoencoder: Latent, dataset: Dataset, judged: Tensor) -> tuple[float, float]:
+def evaluate(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> tuple[float, float]:
     """Mean PSNR and SSIM of the held-out images."""
-    pairs = [(images, reconstruct(autoencoder, images)) for images in batches(dataset, judged)]
+    pairs = [(images, reconstruct(autoencoder, images)) for images in batches(dataset, held_out)]
     scores = [torch.cat([measure(a, b) for a, b in pairs]).mean().item() for measure in (psnr, ssim)]
     return scores[0], scores[1]
 
 
-def preview(autoencoder: Latent, dataset: Dataset, judged: Tensor) -> Image.Image:
+def preview(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> Image.Image:
     """Held-out images above their reconstructions."""
-    images = dataset.fetch(judged[:12]).x
+    images = dataset.fetch(held_out[:12]).x
     return contact_sheet([to_pil(images), to_pil(reconstruct(autoencoder.eval(), images))], ["real", "reconstructed"])

@@ -204,7 +204,10 @@ def restore(job: Job) -> None:
     part. It comes before precision and compilation are chosen: a run keeps those that it began with."""
     averages = PowerAverages(job.net, job.recipe.train.power_ema)
     assert job.run.ema is not None
-    job.state = TrainState(job.net, job.run.ema, make_optimizer(job.net, job.recipe.optim), averages)
+    optimizer = make_optimizer(job.net, job.recipe.optim)
+    if further := list(job.run.trained.parameters()):
+        optimizer.add_param_group({"params": further, "weight_decay": job.recipe.optim.weight_decay})
+    job.state = TrainState(job.net, job.run.ema, optimizer, averages, job.run.trained)
     job.folder.restore(job.state, job.console, place=job.place)
     job.pipe.config |= {"images_seen": job.state.seen, "train_seconds": round(job.state.seconds, 3)}
 
