@@ -112,7 +112,9 @@ def open_data(job: Job) -> None:
     """
     recipe = job.recipe
     job.place.share(recipe.train.batch, recipe.parallel.accumulate)
-    job.dataset = job.own_data or open_dataset(recipe.data.source, recipe.data, job.skipped_images)
+    job.dataset = (
+        job.own_data if job.own_data is not None else open_dataset(recipe.data.source, recipe.data, job.skipped_images)
+    )
     if job.place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16
 
