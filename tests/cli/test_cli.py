@@ -88,8 +88,31 @@ def test_info_of_several_names(ditlab):
 def test_lists_are_given_as_they_are_written(ditlab, refuses):
     values = json.loads(ditlab("info", "U-DiT", "--width", 48, "--heads", 2, "--depths", 1, 2, 1, "--json").out)
     assert values["name"] == "U-DiT"
-    told = json.loads(ditlab("plan", "digits", "--device", "h100", "--train.widths", 0.05, 0.1, "--json").out)
+    told = json.loads(ditlab("plan", "digits", "--device", "h100", "--train.power_ema", 0.05, 0.1, "--json").out)
     assert told["checkpoint"] == 24 * told["parameters"]
+    old = ditlab("plan", "digits", "--device", "h100", "--train.widths", 0.05, 0.1, "--json")
+    assert json.loads(old.out)["checkpoint"] == 24 * told["parameters"]
+    assert "--train.widths is now called --train.power-ema" in old.err
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("--lr=1e-3", "--optim.lr"),
+        ("--epochs=3", "--train.images"),
+        ("--train.epochs=3", "--train.images"),
+        ("--batch-size=3", "--train.batch"),
+    ],
+)
+def test_options_of_other_programs_are_explained(refuses, option, setting):
+    line = refuses("train", "digits", option)
+    assert f"unknown option {option.partition('=')[0]}; give {setting}" in line
+
+
+def test_help_names_the_shipped_recipes(ditlab):
+    text = ditlab("train", "--help").out
+    assert all(name in text for name in ("digits", "glyphs-32", "own-latent"))
+    assert "families-letters" in ditlab("study", "--help").out
 
 
 def test_who_names_another_network_on_the_command_line_says_all_of_it(ditlab):

@@ -2,9 +2,21 @@ import pytest
 import torch
 from helpers import relative
 
+from ditlab.config.sections import Diffusion
 from ditlab.core.errors import InputError
-from ditlab.diffusion.objective import TARGETS, Objective
-from ditlab.diffusion.process import DDPM, PROCESSES, Cosine, Linear, per_image
+from ditlab.diffusion.objective import TARGETS, Objective, completed, make_objective
+from ditlab.diffusion.process import (
+    DDPM,
+    PROCESSES,
+    VP,
+    Cosine,
+    Linear,
+    ScaledLinear,
+    make_process,
+    per_image,
+    process_name,
+    process_options,
+)
 
 TIMES = torch.tensor([0.05, 0.3, 0.5, 0.8, 0.95], dtype=torch.float64)
 
@@ -127,3 +139,43 @@ def test_learned_variance_needs_a_discrete_process():
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match='did you mean "velocity"'):
         Objective(target="velocty")
+
+
+class TestRecipes:
+    def test_defaults_are_rectified_flow(self):
+        settings = completed(Diffusion())
+        assert (settings.process, settings.target, settings.learn_variance) == ("linear", "velocity", False)
+        assert make_objective(Diffusion()) == Objective()
+
+    @pytest.mark.parametrize(
+        ("process", "options", "expected"),
+        [
+            ("linear", {"clock_rate": -1.0, "clock_start": 1.0}, Linear(-1.0, 1.0)),
+            ("scaled-linear", {"beta_start": 0.0015, "beta_end": 0.0195}, ScaledLinear(1000, 0.0015, 0.0195)),
+            ("scaled-linear", {"clock_start": 1}, ScaledLinear(clock_start=1.0)),
+            ("ddpm", {"timesteps": 500.0}, DDPM(500)),
+            ("vp", {"beta_max": 10.0, "clock_rate": 1000.0}, VP(1000.0, 0.0, 0.1, 10.0)),
+        ],
+    )
+    def test_a_recipe_can_state_every_process(self, process, options, expected):
+        settings = Diffusion(process=process, process_options=options, target="eps")
+        assert make_objective(settings).process == expected
+        assert make_process(process_name(expected), process_options(expected)) == expected
+
+    def test_options_at_their_default_are_not_kept(self):
+        settings = completed(Diffusion(process="ddpm", process_options={"timesteps": 1000.0, "beta_end": 0.01}))
+        assert settings.process_options == {"beta_end": 0.01}
+
+    def test_process_and_target_of_the_source_unless_one_is_set(self):
+        source = Objective(DDPM(500), "eps", learn_variance=True)
+        taken = completed(Diffusion(), source)
+        assert (taken.process, taken.process_options, taken.target) == ("ddpm", {"timesteps": 500}, "eps")
+        assert taken.learn_variance
+        assert not completed(Diffusion(learn_variance=False), source).learn_variance
+        own = completed(Diffusion(target="x0"), source)
+        assert (own.process, own.target, own.learn_variance) == ("linear", "x0", False)
+
+    @pytest.mark.parametrize("options", [{"timesteps": 0}, {"beta_start": -1.0}, {"beta_end": 2.0}])
+    def test_chains_that_cannot_be(self, options):
+        with pytest.raises(InputError, match="give"):
+            make_process("ddpm", options)

@@ -3,14 +3,14 @@ import os
 import pytest
 import torch
 
-from ditlab.backbones import create
+from ditlab.backbones import BACKBONES, Backbone, create
 from ditlab.config.reader import parse_recipe
 from ditlab.core.device import container_memory, total_memory
 from ditlab.core.errors import InputError
 from ditlab.core.units import GIB
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.pipeline import Pipeline
-from ditlab.profiling.plan import DEVICES, largest_batch, plan
+from ditlab.profiling.plan import DEVICES, largest_batch, lines, plan, rate
 from ditlab.training.memory import activations, peak
 
 SMALL = {"model": {"name": "DiT", "width": 64, "depth": 4, "heads": 2, "patch": 2}, "train": {"batch": 32}}
@@ -122,6 +122,44 @@ def test_lora_trains_few_weights(tmp_path):
     assert lora.memory["optimizer"] == 2 * lora.memory["gradients"] == 8 * own
     assert lora.memory["weights"] == whole.memory["weights"] + 4 * updates
     assert lora.memory["activations"] > 0.5 * whole.memory["activations"]
+
+
+def test_a_step_that_is_bound_by_overhead_is_not_predicted():
+    found = plan(parse_recipe(SMALL), "h100", 8)
+    assert found.overhead_bound
+    assert found.steps_per_second is None
+    assert found.seconds is None
+    assert any("overhead-bound: not predicted" in line for line in lines(found))
+    large = plan(parse_recipe(SMALL | {"model": {"name": "DiT-B/2"}, "train": {"batch": 1024}}), "h100")
+    assert not large.overhead_bound
+    assert any("steps/s (a third of the published peak)" in line for line in lines(large))
+    assert rate(86467.123) == "86,467"
+    assert rate(1.2345) == "1.23"
+
+
+def test_a_network_with_other_words_for_its_sizes(monkeypatch):
+    class Mixer(Backbone):
+        def __init__(self, *, size, channels, classes, learn_variance, dim=64):
+            super().__init__(size, channels, classes, learn_variance)
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(size[1], size[1]) for _ in range(2))
+
+        @classmethod
+        def variants(cls):
+            return {}
+
+        @property
+        def tokens(self):
+            return self.size[0]
+
+        def forward(self, x, t, condition, *, trace=None):
+            for layer in self.layers:
+                x = x + layer(x)
+            return x
+
+    monkeypatch.setitem(BACKBONES, "Mixer", Mixer)
+    found = plan(parse_recipe({"model": {"name": "Mixer"}, "train": {"batch": 32}}))
+    assert found.measured
+    assert found.parameters == 2 * (8 * 8 + 8)
 
 
 def test_processes_on_one_cpu_share_its_memory():

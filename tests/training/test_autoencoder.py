@@ -112,7 +112,7 @@ def test_edge_error_of_a_step():
         ({"latent_channels": 13}, "13 latent channels.*at most 12 latent channels"),
         ({"stride": 3}, "8x8 with an autoencoder of stride 3"),
         ({"stride": 16}, "8x8 with an autoencoder of stride 16"),
-        ({"held_out": 0.001}, "200 pictures, of which a share of 0.001 is held out; give more pictures"),
+        ({"held_out": 0.001}, "200 images, of which a share of 0.001 is held out; give more images"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path, settings, message):

@@ -11,11 +11,13 @@ import ditlab
 from ditlab.backbones import create
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
+from ditlab.data import open_dataset, training_order
 from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.process import DDPM
+from ditlab.diffusion.process import DDPM, Linear, ScaledLinear
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training import train
 from ditlab.training.init_from import summary, transfer
+from ditlab.training.losses import batch_losses, make_context
 
 TABLE = "y_embedder.embedding_table.weight"
 HEAD = "final_layer.linear.weight"
@@ -125,6 +127,70 @@ def test_fine_tuning_to_own_classes_starts_from_the_source_and_resumes(tmp_path,
     assert "resuming" in said
     assert "matched" not in said
     assert ditlab.load(tmp_path / "run").config["images_seen"] == again.config["images_seen"] == 16
+
+
+def tuned(source, pictures, folder, **sections):
+    """What `train` said, and the first loss, of a step on a saved model."""
+    source.save(folder / "source")
+    settings = {"images": 8, "batch": 8, "log_every": 8, "init_from": str(folder / "source"), "precision": "float32"}
+    recipe = parse_recipe(
+        {"data": {"source": str(pictures)}, "train": settings, "sample": {"sampler": "euler", "steps": 2}} | sections
+    )
+    console = Console(record=True, width=500, file=open("/dev/null", "w"))  # noqa: SIM115
+    pipe = train(recipe, folder / "run", console=console)
+    line = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    return pipe, console.export_text(), line["loss"], recipe
+
+
+class TestTheProcessOfTheSource:
+    """A recipe that sets neither process nor target fine-tunes a model as it was trained."""
+
+    @pytest.mark.parametrize(
+        ("objective", "words"),
+        [
+            (Objective(Linear(-1.0, 1.0)), "velocity on linear, clock_rate = -1.0, clock_start = 1.0"),
+            (Objective(ScaledLinear(clock_start=1.0), "eps"), "eps on scaled-linear, clock_start = 1.0"),
+            (Objective(ScaledLinear(1000, 0.0015, 0.0195), "eps"), "beta_start = 0.0015, beta_end = 0.0195"),
+        ],
+        ids=["SiT", "U-ViT", "LDM"],
+    )
+    def test_the_first_loss_is_that_on_the_own_process(self, tmp_path, pictures, objective, words):
+        source = tiny_pipeline(classes=2, objective=objective)
+        source.classes = ["class 1", "otter"]
+        pipe, said, loss, recipe = tuned(source, pictures, tmp_path)
+        assert "process, target and timestep input are those of" in said
+        assert words in said
+        assert (pipe.objective.process, pipe.objective.target) == (objective.process, objective.target)
+        data = open_dataset(str(pictures))
+        batch = data.fetch(next(training_order(len(data), 8, 0, 0)))
+        expected = batch_losses(make_context(source, recipe), batch, 0, 0, torch.float32).total.mean()
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        again = ditlab.Recipe.load(tmp_path / "run" / "recipe.toml")  # the resolved recipe resumes the run
+        longer = again.override({"train": {"images": 16}})
+        assert train(longer, tmp_path / "run", console=Console(quiet=True)).objective == pipe.objective
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"process": "linear"}, "another timestep input; its time embedding must adapt"),
+            ({"process": "cosine", "target": "velocity"}, "timestep input and process; its time embedding and blocks"),
+            ({"process": "linear", "process_options": {"clock_rate": -1, "clock_start": 1}, "target": "x0"},
+             "another target; its head must adapt"),
+            ({"target": "x0"}, "another timestep input and target; its time embedding and head must adapt"),
+            ({"process_options": {"clock_rate": -1, "clock_start": 1}}, "as the recipe sets them"),
+        ],
+    )  # fmt: skip
+    def test_what_differs_is_named(self, tmp_path, pictures, settings, words):
+        source = tiny_pipeline(classes=2, objective=Objective(Linear(-1.0, 1.0)))
+        _, said, *_ = tuned(source, pictures, tmp_path, diffusion=settings)
+        assert words in said
+
+    def test_a_learned_variance_is_kept(self, tmp_path, pictures):
+        objective = Objective(DDPM(), "eps", learn_variance=True)
+        source = tiny_pipeline(classes=2, learn_variance=True, objective=objective)
+        pipe, *_ = tuned(source, pictures, tmp_path)
+        assert pipe.net.learn_variance
+        assert pipe.objective.process == DDPM()
 
 
 def test_a_source_that_is_not_there(tmp_path, pictures):

@@ -229,7 +229,7 @@ def test_one_that_was_not_told_to_stop_itself_waits_for_the_others_to_come_back(
     _, told = first.communicate(timeout=120)
     assert second.returncode == 0
     assert first.returncode == 1
-    assert "another process was told to stop; the same command resumes" in told
+    assert "another process received a signal to stop; the same command resumes" in told
     assert ditlab.load(tmp_path / "run").config["images_seen"] % 32 == 0
 
 
@@ -313,4 +313,4 @@ def test_a_process_that_falls_silent_is_told(recipe, tmp_path):
     finally:
         second.kill()
     assert first.returncode == 1
-    assert "rank 0: another process ended, or said nothing for 20 s" in told.splitlines()[-1]
+    assert "rank 0: another process ended, or did not respond for 20 s" in told.splitlines()[-1]

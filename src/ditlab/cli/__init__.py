@@ -9,9 +9,9 @@ import sys
 from cyclopts import CycloptsError
 
 from ditlab.cli import data, evaluation, models, sampling, serving, training  # noqa: F401 - each adds its commands
+from ditlab.cli.recipes import usage_error
 from ditlab.cli.renames import renamed
 from ditlab.cli.terminal import app, fail
-from ditlab.config.reader import one_line
 from ditlab.core.device import keep_freed_memory
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.plugins import import_plugin
@@ -40,7 +40,7 @@ def main() -> None:
         tokens = renamed(import_plugins(sys.argv[1:]))
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        fail(one_line(error), 2)
+        fail(usage_error(error), 2)
     except InputError as error:
         fail(str(error), 2)
     except RunError as error:

@@ -1,21 +1,41 @@
 """Recipes named on the command line."""
 
+import sys
 from dataclasses import fields
 
-from cyclopts import App, ArgumentCollection
+from cyclopts import App, ArgumentCollection, CycloptsError, UnknownOptionError
 from cyclopts.config import Dict
 
 from ditlab.config.evaluation import Copying, Evaluation
+from ditlab.config.fields import old_names, renamed
 from ditlab.config.reader import (
     NETWORK,
     check_keys,
     check_model,
     check_sections,
     find_recipe,
+    one_line,
     read_toml,
     without_network,
 )
+from ditlab.config.sections import Recipe
 
+MEANT = {  # options of other programs -> the setting that they mean here
+    "--lr": "--optim.lr",
+    "--learning-rate": "--optim.lr",
+    "--weight-decay": "--optim.weight-decay",
+    "--epochs": "--train.images, the number of images to train on (epochs times the size of the data set)",
+    "--train.epochs": "--train.images, the number of images to train on (epochs times the size of the data set)",
+    "--steps": "--train.images, the number of images to train on (steps times --train.batch)",
+    "--images": "--train.images",
+    "--batch": "--train.batch",
+    "--batch-size": "--train.batch",
+    "--train.batch-size": "--train.batch",
+    "--train.lr": "--optim.lr",
+    "--seed": "--train.seed",
+    "--device": "--train.device",
+    "--data": "--data.source",
+}
 COPYING = {option.name for option in fields(Copying)}
 
 
@@ -26,7 +46,11 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             scores = commands[0] not in ("train", "plan")
             path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
             tables = read_toml(path)
-            tables = check_keys(tables, str(path), Evaluation) if scores else check_sections(tables, str(path))
+            if scores:
+                tables = check_keys(tables, str(path), Evaluation)
+            else:
+                tables, notes = renamed(Recipe, check_sections(tables, str(path)))
+                tell([*(f"{path}: {note}" for note in notes), *written(arguments)])
             if commands[0] == "memorization":  # which uses a part of a protocol
                 tables = {key: value for key, value in tables.items() if key in COPYING}
             if any(each.name == NETWORK and each.tokens for each in arguments):
@@ -35,3 +59,28 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
                 check_model(tables, str(path))
             # Under the command's own key: a flat table would lose the sections that are called like a command.
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
+
+
+def written(arguments: ArgumentCollection) -> list[str]:
+    """A note for each option on the command line that has a new name."""
+    old = {
+        f"--{section}.{field.metadata['was']}".replace("_", "-"): f"--{section}.{field.name}".replace("_", "-")
+        for section, field in old_names(Recipe)
+    }
+    keys = [(token.keyword or "").replace("_", "-") for argument in arguments for token in argument.tokens]
+    return [f"{key} is now called {old[key]}; the old name works in this release only" for key in keys if key in old]
+
+
+def tell(notes: list[str]) -> None:
+    """Notes on standard error."""
+    for note in dict.fromkeys(notes):
+        print(f"ditlab: {note}", file=sys.stderr)
+
+
+def usage_error(error: CycloptsError) -> str:
+    """A mistake on the command line in one line; options of other training programs get the setting they mean here."""
+    if isinstance(error, UnknownOptionError) and error.command_chain and error.command_chain[0] in ("train", "plan"):
+        option = (error.token.keyword or "").replace("_", "-")
+        if option in MEANT:
+            return f"unknown option {option}; give {MEANT[option]}"
+    return one_line(error)

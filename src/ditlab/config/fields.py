@@ -32,7 +32,7 @@ def setting(
         was: its name in earlier versions, which recipes may still use.
     """
     stated = {"resume": resume, "at_least": at_least, "below": below, "share": share, "not_negative": not_negative}
-    metadata = {key: value for key, value in stated.items() if value not in (None, False)} | (
+    metadata = {key: value for key, value in stated.items() if value is not None and value is not False} | (
         {"was": was} if was else {}
     )
     if callable(default):

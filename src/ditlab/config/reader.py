@@ -58,13 +58,18 @@ def find_recipe(name: str, kind: str = "") -> Path:
     given = Path(name)
     if given.is_file():
         return given
-    package = Path(__file__).parents[1]
-    # In an installed wheel, or next to src/ in a checkout.
-    homes = [home / "recipes" / kind for home in (package, package.parents[1])]
-    shipped = {path.stem: path for home in homes for path in home.glob("*.toml")}
+    shipped = shipped_recipes(kind)
     if given.suffix == "" and name in shipped:
         return shipped[name]
     raise InputError(f'no recipe "{name}"; give the path of a .toml file, or {nearest(name, sorted(shipped))}')
+
+
+def shipped_recipes(kind: str = "") -> dict[str, Path]:
+    """Name -> path of each recipe of a kind that comes with the package."""
+    package = Path(__file__).parents[1]
+    # Inside an installed wheel, or beside src/ in a checkout.
+    homes = [home / "recipes" / kind for home in (package, package.parents[1])]
+    return {path.stem: path for home in homes for path in sorted(home.glob("*.toml"))}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class Diffusion:
     """linear (rectified flow; the default), cosine, vp, ddpm, scaled-linear, or package.module:Class. If neither
     process nor target is set, a run with train.init_from takes both from its source."""
     process_options: dict[str, float | str] = setting(dict)
-    """Arguments of the process, such as clock_rate = -1.0 and clock_start = 1.0: the timestep input is then 1 - t."""
+    """Arguments of the process, such as clock_rate = -1.0 and clock_start = 1.0: the timestep input is then 1 - t. An
+    option on the command line replaces the whole table."""
     target: str | None = None
     """What the network predicts: velocity (the default), x0, eps or v."""
     time: str = setting("logit-normal", resume="ask")

@@ -330,7 +330,7 @@ def lines(found: Plan) -> Iterator[str]:
     """The other figures in words."""
     yield f"{found.parameters / 1e6:,.1f} M parameters; batch per process: {found.batch:,} images at a time"
     if found.overhead_bound:
-        yield "speed: overhead-bound: not predicted (launching the kernels of a step takes longer than computing them)"
+        yield "overhead-bound: not predicted (launching the kernels of a step takes longer than running them)"
     elif found.steps_per_second and found.seconds:
         how = "timed here" if found.measured else "a third of the published peak"
         yield f"{rate(found.steps_per_second)} steps/s ({how}); {duration(found.seconds)} for the whole run"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone
@@ -30,6 +30,9 @@ class TrainingContext:
     objective: TrainingObjective
     aids: tuple[Aid, ...] = ()
     ema: EMA | None = field(default=None)  # the average of the weights; None while a step is only timed
+    trained: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    """Further modules that are trained with the network and saved in checkpoints, but are no part of the model, such as
+    a projector: an objective or aid adds its own in `setup`, on `device`."""
 
     @property
     def settings(self) -> Train:

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, which is what is sampled from and shared."""
+"""The exponential moving average (EMA) of the weights, which is used for sampling."""
 
 import copy
 
@@ -9,7 +9,7 @@ from ditlab.training.parallel import local
 
 
 class EMA:
-    """A float32 copy of the network that follows it.
+    """A float32 copy of the network that follows its weights.
 
     The decay warms up as (1 + n) / (10 + n) over updates n, so that a short run is not dragged by its initial weights.
     """

@@ -97,7 +97,8 @@ class Steps:
         recipe, state = self.job.recipe, self.job.state
         rate = learning_rate(recipe.optim, state.seen, recipe.train.images)
         losses = backward(self.job.run, batch, state.seen, self.first, self.parts, self.dtype)
-        norm = whole(torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.optim.clip or float("inf")))
+        self.job.place.average_gradients(state.further.parameters())  # those of the network are exchanged already
+        norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), recipe.optim.clip or float("inf")))
         if norm.isfinite():
             take_step(state, rate)
             state.tally.add(losses, norm if self.job.place.first else None)
@@ -131,7 +132,7 @@ def skip_step(job: Job) -> None:
     state.left_out, state.in_a_row = state.left_out + 1, state.in_a_row + 1
     if place.first:
         folder.note(state.seen, next(training_order(len(job.dataset), settings.batch, settings.seed, state.seen)))
-    ruined = place.most(int(not all(value.isfinite().all() for value in local(state.net.parameters()))))
+    ruined = place.most(int(not all(value.isfinite().all() for value in local(state.parameters()))))
     if state.in_a_row % settings.max_bad_steps and not ruined:
         return
     folder.finish()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data import Dataset
 from ditlab.inference.pipeline import Pipeline
@@ -40,9 +41,13 @@ def make_context(pipe: Pipeline, recipe: Recipe) -> TrainingContext:
     """
     objective = OBJECTIVES.find(recipe.train.objective).from_recipe(recipe)
     run = TrainingContext(pipe, recipe, pipe.net, pipe.net, objective, active_aids(recipe))
-    objective.setup(run)
-    for aid in run.aids:
-        aid.setup(run)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)  # initial weights of further modules
+        objective.setup(run)
+        for aid in run.aids:
+            aid.setup(run)
+    if recipe.parallel.shard != "none" and len(run.trained):
+        raise InputError(f"{', '.join(run.trained)}: modules of training aids cannot be sharded; leave shard out")
     return run
 
 
@@ -88,5 +93,6 @@ def trial_step(run: TrainingContext, dataset: Dataset, count: int) -> Callable[[
     def step(dtype: torch.dtype) -> None:
         batch_losses(run, images(), 0, 0, dtype).total.mean().backward()  # type: ignore[no-untyped-call]
         run.net.zero_grad()
+        run.trained.zero_grad()
 
     return step

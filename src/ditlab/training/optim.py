@@ -60,6 +60,10 @@ class Both:
         """Those of both."""
         return [group for part in self.parts for group in part.param_groups]
 
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Further parameters, for the first optimizer."""
+        self.parts[0].add_param_group(group)
+
     def step(self) -> None:
         """A step of each."""
         for part in self.parts:

@@ -1,7 +1,7 @@
-"""One run on many processes: who is who, and a network spread over them with PyTorch's own engine.
+"""One run on many processes: the place of each, and a network spread over them with DDP or FSDP2.
 
-A launcher (torchrun, Slurm, Kubernetes) starts the processes; without one there is a single process and nothing of this
-costs anything. In the order that torchtitan uses: activation checkpointing, compiled blocks, then DDP or FSDP2.
+A launcher (torchrun, Slurm, Kubernetes) starts the processes; without one there is a single process, and none of this
+costs time. In the order that torchtitan uses: activation checkpointing, compiled blocks, then DDP or FSDP2.
 """
 
 import os
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """This process among all of the run."""
+    """The place of this process among all processes of the run."""
 
     device: torch.device
     rank: int = 0
@@ -39,11 +39,11 @@ class Place:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, batch: int, parts: int) -> int:
-        """Pictures that this process takes at a time, of a batch for all that passes in so many parts.
+        """Images that this process takes at a time, of a batch that all processes share in a number of parts.
 
         Raises:
             InputError: a batch that cannot be shared equally.
@@ -66,62 +66,70 @@ class Place:
         return values[0]
 
     def first_does(self, work: Callable[[], T]) -> T:
-        """What the first process's work returns, or the InputError that it raises: in all of them.
+        """Let the first process work; all processes return its result, or raise its InputError.
 
         Raises:
-            InputError: that of the first process.
+            InputError: the one that the first process raised.
         """
-        found: tuple[T | None, str] = (None, "")
+        result: tuple[T | None, str] = (None, "")
         if self.first:
             try:
-                found = work(), ""
+                result = work(), ""
             except InputError as error:
-                found = None, str(error)
-        value, wrong = self.agree(found)
+                result = None, str(error)
+        value, wrong = self.agree(result)
         if wrong:
             raise InputError(wrong)
         return cast(T, value)
 
     def collect(self, values: list[T]) -> list[T]:
-        """The values of all processes, for the first one; its own for the others."""
+        """The values of all processes in the first one; the others get their own."""
         if self.world == 1:
             return values
-        every: list[Any] | None = [None] * self.world if self.first else None
-        dist.gather_object(values, every, dst=0)
-        return values if every is None else [value for each in every for value in each]
+        lists: list[Any] | None = [None] * self.world if self.first else None
+        dist.gather_object(values, lists, dst=0)
+        return values if lists is None else [value for part in lists for value in part]
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, on the CPU; for numbers that are told, not for gradients."""
+        """The sum over all processes, on the CPU; for metrics, not for gradients."""
         values = values.detach().cpu().clone()
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace gradients by their mean over all processes, for parameters that DDP does not know."""
+        if self.world > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.world
+
     def most(self, value: int) -> int:
         """The largest of all processes' values."""
         if self.world == 1:
             return value
-        found = torch.tensor(value)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found)
+        largest = torch.tensor(value)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
 def joined(device: str, seconds: int) -> Iterator[Place]:
-    """This process in the group that its launcher made; alone where there is none.
+    """Join the process group of the launcher; a process without a launcher is alone.
 
     Args:
         device: as in `pick_device`.
-        seconds: how long to wait for a process that says nothing.
+        seconds: how long to wait for a process that does not respond.
 
     Raises:
         InputError: processes that do not find each other, or too many for the accelerators.
-        RunError: one that ended, or said nothing for too long.
+        RunError: a process ended, or did not respond in time.
     """
     own = pick_device(device)
     rank, world = process_place()
@@ -130,7 +138,7 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
         return
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    # Numbers that are told travel over gloo, so that they need not wait for the device.
+    # Metrics are exchanged over gloo, so that they need not wait for the device.
     backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
@@ -147,24 +155,24 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
             raise
         line = str(error).splitlines()[0]
         raise RunError(
-            f"rank {rank}: another process ended, or said nothing for {seconds} s ({line}); "
+            f"rank {rank}: another process ended, or did not respond for {seconds} s ({line}); "
             "the same command resumes at the newest checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()
 
 
-LOST = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer")  # in errors of talking to others
+LOST = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer")  # in errors of communication
 
 
 def keep_inputs_only(net: Backbone) -> None:
-    """Activation checkpointing: blocks keep their inputs alone, and are computed again in the backward pass."""
+    """Activation checkpointing: blocks keep only their inputs and run again in the backward pass; in place."""
     for block in net.repeated:
         block.forward = kept_inputs(block.forward)
 
 
 def kept_inputs(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A forward pass that keeps its inputs alone; a function of its own, so that compilers see what is inside."""
+    """A forward pass that keeps only its inputs; a function of its own, so that compilers can trace the block."""
 
     def through(*given: Any) -> Tensor:
         return cast(Tensor, checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False))
@@ -173,11 +181,11 @@ def kept_inputs(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def spread(net: Backbone, settings: Parallel, place: Place) -> Callable[..., Tensor]:
-    """The network over all processes; what it returns is called in its stead.
+    """Spread a network over all processes; the result is called instead of the network.
 
     Args:
-        net: the network; itself where it is sharded already, or alone.
-        settings: how.
+        net: the network; it is returned itself if it is sharded, or if there is one process.
+        settings: of the recipe.
         place: this process.
     """
     if place.world == 1 or settings.shard != "none":
@@ -186,7 +194,7 @@ def spread(net: Backbone, settings: Parallel, place: Place) -> Callable[..., Ten
         net,
         device_ids=[place.device.index] if place.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        find_unused_parameters=net.dynamic_depth,  # in some steps no image reaches the late blocks
+        find_unused_parameters=net.dynamic_depth,  # in some batches no image reaches the late blocks
     )
 
 
@@ -197,7 +205,7 @@ def shard(net: Backbone, settings: Parallel, place: Place) -> None:
         InputError: a single process, or "hybrid" where nodes have different numbers of processes.
     """
     if place.world == 1:
-        raise InputError("parallel.shard needs several processes; start them with torchrun, or leave it out")
+        raise InputError("parallel.shard needs several processes; start them with torchrun, or leave shard out")
     shape = mesh_shape(settings, place.world)
     mesh = init_device_mesh(place.device.type, shape, mesh_dim_names=("copied", "sharded")[-len(shape) :])
     for block in net.repeated:
@@ -216,7 +224,7 @@ def mesh_shape(settings: Parallel, world: int) -> tuple[int, ...]:
 
 
 def no_exchange(network: Callable[..., Tensor], last: bool) -> AbstractContextManager[Any]:
-    """Around a part of a batch: gradients are exchanged with the last one only."""
+    """Around one part of a batch: gradients are exchanged only with the last part."""
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(last)
     if isinstance(network, DistributedDataParallel) and not last:
@@ -225,12 +233,12 @@ def no_exchange(network: Callable[..., Tensor], last: bool) -> AbstractContextMa
 
 
 def local(values: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of each."""
+    """The part of each value that this process holds."""
     return [value.to_local() if isinstance(value, DTensor) else value for value in values]
 
 
 def place_like(value: Tensor, like: Tensor) -> Tensor:
-    """A value that every process has whole, on the device of another one, and cut into parts as that is."""
+    """A value that every process has whole, on the device of another value and sharded like it."""
     value = value.to(like.device)
     if not isinstance(like, DTensor):
         return value
@@ -239,7 +247,7 @@ def place_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def whole(value: Tensor) -> Tensor:
-    """All of a value that may be spread over processes."""
+    """A value that may be sharded, whole."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from PIL import Image
 from rich.console import Console
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from ditlab.core.weights import ADAPTER, WEIGHTS, checkpoints, read_config
 from ditlab.data import Dataset
 from ditlab.diffusion.objective import completed
 from ditlab.inference.pipeline import Pipeline
+from ditlab.training.files import refuse_other_run, say_difference, writing
 from ditlab.training.log import forget_after
 from ditlab.training.parallel import Place
 from ditlab.training.power_ema import STEPS, as_float16
@@ -79,12 +79,7 @@ class RunFolder:
                 with suppress(InputError):  # a damaged one
                     differing |= other_images(read_config(folder), dataset)
                     break
-            refused = [words for key, words in differing.items() if not changeable(key)]
-            if refused:
-                raise InputError(
-                    f"{self.folder} holds another run ({'; '.join(refused)}); "
-                    "give the same recipe to resume it, or another folder"
-                )
+            refuse_other_run(self.folder, [words for key, words in differing.items() if not changeable(key)])
             if differing and not changes:
                 raise InputError(
                     f"{self.folder} was trained with other settings so far ({'; '.join(differing.values())}); give the "
@@ -114,21 +109,15 @@ class RunFolder:
         with self.left_out.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"images": seen, "pictures": indices.tolist()}) + "\n")
 
-    def show(self, seen: int, picture: Image.Image) -> None:
+    def show(self, seen: int, image: Image.Image) -> None:
         """Write a preview.
 
         Raises:
             InputError: a disk that is full.
         """
         file = self.previews / f"{seen:012d}.png"
-        try:
-            with replacing(file) as draft:
-                picture.save(draft, format="PNG")
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(
-                f"cannot write preview {file}: {reason}; free some space and run the same command again"
-            ) from error
+        with writing(f"preview {file}"), replacing(file) as draft:
+            image.save(draft, format="PNG")
 
     def save(self, state: TrainState, pipe: Pipeline, settings: Train, place: Place) -> None:
         """Copy the state now, and write it as a checkpoint while training continues; `finish` waits for it.
@@ -173,30 +162,32 @@ class RunFolder:
         draft = self.checkpoints / f".{target.name}.part"
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            model = replace(pipe, net=merged(pipe.net))
-            model.save(draft, name=self.folder.name)
-            save_file(taken.raw, draft / RAW)
-            if model.net is not pipe.net:
-                save_file(dict(pipe.net.state_dict()), draft / AVERAGED)
-                if settings.lora_apart:
-                    save_file(trained_tensors(pipe.net, pipe.config["lora"]["whole"]), draft / ADAPTER)
-                    (draft / WEIGHTS).unlink()
-            if taken.profiles:
-                save_file(taken.profiles, draft / PROFILES)
-                with replacing(self.averages / f"{target.name}.safetensors") as file:
-                    save_file(as_float16(taken.profiles), file, {STEPS: str(taken.rest["profile_steps"])})
-            torch.save(taken.rest, draft / STATE)
-            write_manifest(draft)
-            if target.exists():
-                drop(target)
-            os.replace(draft, target)
-        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            with writing(f"checkpoint {target}", kept):
+                self._fill(draft, taken, pipe, settings)
+                write_manifest(draft)
+                if target.exists():
+                    drop(target)
+                os.replace(draft, target)
+        except InputError:
             shutil.rmtree(draft, ignore_errors=True)
-            message = " ".join(str(error).split())
-            raise InputError(
-                f"cannot write checkpoint {target}: {message}; {kept}; free some space and run the same command again"
-            ) from error
+            raise
         self.prune(taken.rest["seen"], settings)
+
+    def _fill(self, draft: Path, taken: Snapshot, pipe: Pipeline, settings: Train) -> None:
+        """Write the files of a checkpoint."""
+        model = replace(pipe, net=merged(pipe.net))
+        model.save(draft, name=self.folder.name)
+        save_file(taken.raw, draft / RAW)
+        if model.net is not pipe.net:  # low-rank updates
+            save_file(dict(pipe.net.state_dict()), draft / AVERAGED)
+            if settings.lora_apart:
+                save_file(trained_tensors(pipe.net, pipe.config["lora"]["whole"]), draft / ADAPTER)
+                (draft / WEIGHTS).unlink()
+        if taken.profiles:
+            save_file(taken.profiles, draft / PROFILES)
+            with replacing(self.averages / f"{taken.rest['seen']:012d}.safetensors") as file:
+                save_file(as_float16(taken.profiles), file, {STEPS: str(taken.rest["profile_steps"])})
+        torch.save(taken.rest, draft / STATE)
 
     def prune(self, newest: int, settings: Train) -> None:
         """Remove the checkpoints that need not be kept, but none after the newest one."""
@@ -266,11 +257,11 @@ def differences(before: Recipe, now: Recipe) -> dict[str, str]:
     """Settings of a run that differ and that a resumed run may not change without asking: key -> in words."""
     old, new = to_tables(before), to_tables(now)
     rules, differing = resume_rules(Recipe), {}
-    for section, before_ in old.items():
-        for name in dict.fromkeys([*before_, *new[section]]):
-            key, was, is_ = f"{section}.{name}", before_.get(name), new[section].get(name)
+    for section, table in old.items():
+        for name in dict.fromkeys([*table, *new[section]]):
+            key, was, is_ = f"{section}.{name}", table.get(name), new[section].get(name)
             if rules.get(key) != "free" and was != is_:
-                differing[key] = f"{key} is {was} there, {is_} here"
+                differing[key] = say_difference(key, was, is_)
     return differing
 
 

@@ -1,6 +1,7 @@
 """From a recipe to a run that is ready for its first step. The order of the stages matters; each states why."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,9 @@ from ditlab.checkpoints import load, load_autoencoder
 from ditlab.conditioning import CONDITIONERS
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Recipe
+from ditlab.core.device import total_memory
 from ditlab.core.errors import InputError
+from ditlab.core.units import GIB
 from ditlab.core.weights import newest_checkpoint
 from ditlab.data import Dataset, Latents, open_dataset
 from ditlab.diffusion.objective import completed, make_objective
@@ -30,6 +33,7 @@ from ditlab.training.context import TrainingContext
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, inherited, report, transfer
 from ditlab.training.losses import make_context, trial_step
+from ditlab.training.memory import held_in_training, memory_parts, peak
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import Place, keep_inputs_only, shard, spread
 from ditlab.training.power_ema import PowerAverages
@@ -93,6 +97,7 @@ def set_up(job: Job) -> None:
 
 def prepare_steps(job: Job) -> None:
     """The stages that a run which is to be continued needs after `set_up`."""
+    warn_of_memory(job)
     begin(job)
     choose_precision(job)
     compile_network(job)
@@ -107,7 +112,9 @@ def open_data(job: Job) -> None:
     """
     recipe = job.recipe
     job.place.share(recipe.train.batch, recipe.parallel.accumulate)
-    job.dataset = job.own_data or open_dataset(recipe.data.source, recipe.data, job.skipped_images)
+    job.dataset = (
+        job.own_data if job.own_data is not None else open_dataset(recipe.data.source, recipe.data, job.skipped_images)
+    )
     if job.place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16
 
@@ -199,9 +206,37 @@ def restore(job: Job) -> None:
     part. It comes before precision and compilation are chosen: a run keeps those that it began with."""
     averages = PowerAverages(job.net, job.recipe.train.power_ema)
     assert job.run.ema is not None
-    job.state = TrainState(job.net, job.run.ema, make_optimizer(job.net, job.recipe.optim), averages)
+    optimizer = make_optimizer(job.net, job.recipe.optim)
+    if further := list(job.run.trained.parameters()):
+        optimizer.add_param_group({"params": further, "weight_decay": job.recipe.optim.weight_decay})
+    job.state = TrainState(job.net, job.run.ema, optimizer, averages, job.run.trained)
     job.folder.restore(job.state, job.console, place=job.place)
     job.pipe.config |= {"images_seen": job.state.seen, "train_seconds": round(job.state.seconds, 3)}
+
+
+def warn_of_memory(job: Job) -> None:
+    """The estimate of `ditlab plan` is compared with the machine before the first step can fail for want of memory."""
+    recipe, device, world = job.recipe, job.place.device, job.place.world
+
+    def make() -> Backbone:
+        config = dict(job.net.config)
+        net = create(**config | {"size": tuple(config["size"])})
+        if recipe.train.lora:
+            add_lora(net, recipe.train.lora, job.pipe.config["lora"]["whole"], 0)
+        return net
+
+    if not job.place.first:
+        return
+    with suppress(Exception):  # an external network may not work on the meta device, on which memory is counted
+        share = job.place.share(recipe.train.batch, recipe.parallel.accumulate)
+        half = recipe.train.precision != "float32"
+        needed = peak(memory_parts(make, held_in_training(make, recipe), share, recipe, world, device.type, half))
+        there = total_memory(device) / (world if device.type == "cpu" else 1)
+        if needed > there:
+            job.say(
+                f"this run needs about {needed / GIB:,.1f} GiB in each process, and {there / GIB:,.1f} GiB are there; "
+                "a smaller train.batch, parallel.accumulate or parallel.checkpointing needs less"
+            )
 
 
 def begin(job: Job) -> None:

@@ -57,7 +57,7 @@ def check_own_signal(signals: list[int], place: Place) -> None:
     while not signals and time.monotonic() < latest:  # a launcher signals its processes one by one
         time.sleep(0.05)
     if not signals:
-        raise RunError(f"rank {place.rank}: another process was told to stop; the same command resumes")
+        raise RunError(f"rank {place.rank}: another process received a signal to stop; the same command resumes")
 
 
 def end(number: int) -> NoReturn:

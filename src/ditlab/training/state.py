@@ -34,6 +34,7 @@ class TrainState:
     ema: EMA
     optimizer: Optimiser
     profiles: PowerAverages
+    further: nn.ModuleDict = field(default_factory=nn.ModuleDict)  # trained modules beside the network
     seen: int = 0
     seconds: float = 0.0
     precision: str = ""
@@ -41,6 +42,10 @@ class TrainState:
     tally: Tally = field(default_factory=Tally)
     left_out: int = 0  # steps that were skipped because their gradient was not finite
     in_a_row: int = 0  # consecutive steps that were skipped, up to now
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters that are trained."""
+        return [*self.net.parameters(), *self.further.parameters()]
 
     def average(self) -> Backbone:
         """The average of the weights as a network of this process alone; if it is sharded, all processes must call."""
@@ -93,6 +98,7 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
     try:
         saved: dict[str, Any] = torch.load(folder / STATE, weights_only=True, map_location="cpu")
         restore_optimizer(saved["optimizer"], state)
+        state.further.load_state_dict(saved.get("further", {}))
         state.ema.updates = saved["ema_updates"]
         state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
         state.compiled, state.profiles.steps = saved["compiled"], saved["profile_steps"]
@@ -161,6 +167,7 @@ def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot | Non
             "compiled": state.compiled,
             "left_out": state.left_out,
             "in_a_row": state.in_a_row,
+            "further": {key: value.cpu().clone() for key, value in state.further.state_dict().items()},
             "tally": tally[: len(state.tally.sums)],
             "named_losses": dict(zip(state.tally.named, tally[len(state.tally.sums) :], strict=True)),
         },

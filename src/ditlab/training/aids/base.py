@@ -25,7 +25,7 @@ class Aid:
         return cls()
 
     def setup(self, run: "TrainingContext") -> None:
-        """Called once before the first step.
+        """Called once before the first step, for a check of the network, or a projector (in `run.trained`).
 
         Raises:
             InputError: a network that this aid cannot help.

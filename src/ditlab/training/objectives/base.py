@@ -24,7 +24,7 @@ class TrainingObjective(ABC):
         return cls()
 
     def setup(self, run: "TrainingContext") -> None:  # noqa: B027 - most objectives need none
-        """Called once before the first step, for a teacher, a frozen encoder, or a check of the network.
+        """Called once before the first step, for a teacher, a projector (in `run.trained`), or a check.
 
         Raises:
             InputError: a network or settings that this objective cannot train.

@@ -1,0 +1,59 @@
+"""What the fields of a recipe state about themselves."""
+
+from dataclasses import fields
+
+import pytest
+
+from ditlab.config.fields import check_ranges, renamed, resume_rules
+from ditlab.config.reader import parse_recipe
+from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
+
+
+def test_every_setting_has_a_rule_for_resuming():
+    rules = resume_rules(Recipe)
+    assert rules["train.images"] == rules["data.max_skipped"] == rules["parallel.shard"] == "free"
+    assert rules["optim.lr"] == rules["train.batch"] == rules["diffusion.time_mean"] == "ask"
+    assert rules["optim.name"] == rules["model.depth"] == rules["diffusion.target"] == rules["train.seed"] == "never"
+    assert len(rules) == sum(len(fields(section.type)) for section in fields(Recipe))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("train.images", 0, "train.images is 0; give 1 or more"),
+        ("train.lora", -1, "train.lora is -1; give 0 or more"),
+        ("train.ema", 1.0, "train.ema is 1.0; give at least 0 and less than 1"),
+        ("train.seed", 2**32, "train.seed is 4294967296; give 0 to 4294967295"),
+        ("optim.warmup", -1, "optim.warmup is -1; give a number that is not negative"),
+        ("optim.clip", float("inf"), "optim.clip is inf; give a number that is not negative"),
+        ("optim.betas", (0.9, 1.5), "optim.betas is 1.5; give at least 0 and less than 1"),
+        ("parallel.timeout", 0, "parallel.timeout is 0; give 1 or more"),
+        ("train.layer_sync_weight", float("nan"), "train.layer_sync_weight is nan"),
+    ],
+)
+def test_numbers_outside_their_range(key, value, words):
+    section, _, name = key.partition(".")
+    with pytest.raises(InputError, match=words):
+        check_ranges(Recipe().override({section: {name: list(value) if isinstance(value, tuple) else value}}))
+
+
+def test_old_names_are_read_with_a_note():
+    tables = {"train": {"widths": [0.1], "patience": 3, "align": [0, 1], "align_weight": 0.25}}
+    with pytest.warns(FutureWarning, match=r"train\.widths is now called train\.power_ema") as notes:
+        recipe = parse_recipe(tables)
+    assert len(notes) == 4
+    assert (recipe.train.power_ema, recipe.train.max_bad_steps) == ((0.1,), 3)
+    assert (recipe.train.layer_sync, recipe.train.layer_sync_weight) == ((0, 1), 0.25)
+    assert parse_recipe({}, ["--train.widths=0.05", "--train.widths=0.1"]).train.power_ema == (0.05, 0.1)
+    _, silent = renamed(Recipe, {"train": {"widths": [], "patience": 10}})  # as files of earlier versions have them
+    assert silent == []
+    with pytest.warns(FutureWarning):
+        assert Recipe().override({"train": {"patience": 4}}).train.max_bad_steps == 4
+
+
+def test_options_of_the_process():
+    table = {"diffusion": {"process": "linear", "process_options": {"clock_rate": -1}}}
+    assert parse_recipe(table).diffusion.process_options == {"clock_rate": -1}
+    given = parse_recipe({}, ["--diffusion.process_options.clock_rate=-1", "--diffusion.process-options.clock_start=1"])
+    assert given.diffusion.process_options == {"clock_rate": -1.0, "clock_start": 1.0}

@@ -1,0 +1,144 @@
+"""`ditlab.train` as Python callers use it."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import ditlab
+from ditlab.core.errors import InputError
+from ditlab.training.torch_data import TorchImages
+
+QUIET = Console(quiet=True)
+TABLES = {
+    "model": {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2},
+    "train": {"images": 64, "batch": 16, "precision": "float32", "device": "cpu", "log_every": 16, "compile": "never"},
+    "sample": {"sampler": "euler", "steps": 1},
+}
+
+
+class Squares(torch.utils.data.Dataset):
+    """A torch data set as people write one."""
+
+    def __init__(self, image=None, label=lambda i: i % 3, count=12):
+        self.image = image or (lambda i: torch.full((1, 8, 8), 20 * i, dtype=torch.uint8))
+        self.label, self.count = label, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return self.image(i), self.label(i)
+
+
+def test_a_recipe_can_be_tables_a_file_or_a_recipe(tmp_path):
+    recipe = ditlab.Recipe.load("digits").override(TABLES)
+    file = recipe.save(tmp_path / "mine.toml")
+    assert ditlab.Recipe.load(file) == recipe
+    assert recipe.model.qk_norm is None  # of the network that was named before
+    same = recipe.override({"train": {"seed": 3}})
+    assert (same.train.seed, same.model) == (3, recipe.model)
+    weights = []
+    for name, given in (("tables", TABLES | {"optim": {"lr": 5e-3}}), ("again", TABLES | {"optim": {"lr": 5e-3}})):
+        weights.append(ditlab.train(given, tmp_path / name, console=QUIET).net.state_dict())
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert ditlab.train(file, tmp_path / "file", console=QUIET).config["images_seen"] == 64
+    with pytest.raises(InputError, match=r'override has a section "trian" that no recipe has; did you mean "train"'):
+        recipe.override({"trian": {}})
+    with pytest.raises(InputError, match=r"train\.imagse"):
+        recipe.override({"train": {"imagse": 3}})
+    with pytest.raises(InputError, match='no recipe "digit"'):
+        ditlab.train("digit", tmp_path / "none")
+
+
+def test_a_torch_data_set_trains_and_resumes(tmp_path):
+    pipe = ditlab.train(TABLES, tmp_path, data=Squares(), console=QUIET)
+    assert (pipe.net.size, pipe.net.channels, pipe.classes) == ((8, 8), 1, ["0", "1", "2"])
+    assert pipe.config["recipe"]["data"]["source"] == "python:Squares"
+    longer = TABLES | {"train": TABLES["train"] | {"images": 96}}
+    assert ditlab.train(longer, tmp_path, data=Squares(), console=QUIET).config["images_seen"] == 96
+    with pytest.raises(InputError, match=r"12 images there, 11 here"):
+        ditlab.train(longer, tmp_path, data=Squares(count=11), console=QUIET)
+
+
+def test_the_source_of_the_data_can_be_given(tmp_path):
+    pipe = ditlab.train(TABLES, tmp_path, data="glyphs-16", console=QUIET)
+    assert pipe.net.size == (16, 16)
+
+
+def test_pil_images_and_names_of_classes():
+    class Named(Squares):
+        classes = ("cat", "dog", "otter")
+        targets = (2, 1, 0) * 4
+
+    def colored(i):
+        return Image.new("RGB", (6, 4), (i, 2 * i, 255))
+
+    data = TorchImages(Named(image=colored, label=lambda i: "not read"))
+    assert (data.classes, data.channels, data.size, len(data)) == (["cat", "dog", "otter"], 3, (4, 6), 12)
+    batch = data.fetch(torch.tensor([1, 5]))
+    assert batch.x[:, :, 0, 0].tolist() == [[1, 2, 255], [5, 10, 255]]
+    assert batch.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image": lambda i: torch.rand(1, 8, 8)}, r"image 0 is torch.float32 \(1, 8, 8\); give uint8 tensors"),
+        ({"image": lambda i: "file.png"}, "image 0 is str; give uint8 tensors"),
+        ({"label": lambda i: f"a red fox {i}"}, "labels such as 'a red fox 0'; give one whole number"),
+        ({"label": lambda i: i - 3}, "give one whole number from 0"),
+        ({"label": lambda i: 0.5}, "give one whole number from 0"),
+        ({"count": 0}, "a length above 0"),
+    ],
+)
+def test_data_sets_of_another_form(options, words):
+    with pytest.raises(InputError, match=words):
+        TorchImages(Squares(**options))
+
+
+def test_images_of_different_sizes():
+    data = TorchImages(Squares(image=lambda i: torch.zeros(1, 8 + (i > 6), 8, dtype=torch.uint8)))
+    with pytest.raises(InputError, match="image 8 has the shape 1x9x8, but image 0 has 1x8x8"):
+        data.fetch(torch.tensor([3, 8]))
+
+
+class Recorder:
+    """A callback with all methods."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.logged, self.shown, self.ended = stop_at, {}, [], []
+
+    def on_log(self, seen, values):
+        self.logged[seen] = values
+        return seen == self.stop_at
+
+    def on_preview(self, seen, image):
+        self.shown.append((seen, image.size[0] > 8))
+
+    def on_end(self, pipe):
+        self.ended.append(pipe)
+
+
+def test_callbacks_hear_of_a_run(tmp_path):
+    recorder = Recorder()
+    tables = TABLES | {"train": TABLES["train"] | {"preview_every": 32}}
+    pipe = ditlab.train(tables, tmp_path, callbacks=[recorder, object()], console=QUIET)
+    assert list(recorder.logged) == [16, 32, 48, 64]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [values["loss"] for values in recorder.logged.values()]
+    assert recorder.shown == [(32, True), (64, True)]
+    assert recorder.ended == [pipe]
+
+
+def test_a_callback_stops_a_run_which_can_be_resumed(tmp_path):
+    recorder = Recorder(stop_at=32)
+    pipe = ditlab.train(TABLES, tmp_path / "parts", callbacks=[recorder], console=QUIET)
+    assert pipe.config["images_seen"] == 32
+    assert len(recorder.ended) == 1
+    assert (tmp_path / "parts" / "report.html").exists()
+    parts = ditlab.train(TABLES, tmp_path / "parts", console=QUIET)
+    whole = ditlab.train(TABLES, tmp_path / "whole", console=QUIET)
+    assert all(torch.equal(a, b) for a, b in zip(*(x.net.parameters() for x in (parts, whole)), strict=True))
