@@ -23,7 +23,7 @@ from ditlab.core.types import Batch, Condition
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.gather import gather
-from ditlab.evaluation.memorization import memorisation
+from ditlab.evaluation.memorization import memorization
 from ditlab.evaluation.metrics import kernel_distance, precision_recall
 
 REFERENCE = 10_000  # feature vectors that a reference keeps
@@ -89,7 +89,7 @@ def measure(task: str, count: int, dimension: int) -> dict[str, float]:
             precision_recall(kept[1], kept[0])
             kernel_distance(kept[1], kept[0])
         elif task == TASKS[2]:
-            memorisation(generated, real, held_out, features, home / "a.png", quiet, protocol={})
+            memorization(generated, real, held_out, features, home / "a.png", quiet, protocol={})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"mib": peak, "seconds": time.monotonic() - started}
 

@@ -30,7 +30,7 @@ from ditlab.evaluation.digits import score_digits
 from ditlab.evaluation.glyphs import score_glyphs
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.pipeline import Pipeline
-from ditlab.inference.tune import tune, write_grids
+from ditlab.inference.tune import tune, write_schedules
 
 SCORES = {"digits": score_digits, "glyphs": score_glyphs}
 BASELINE = "ddpm 250, plain"
@@ -81,7 +81,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for (sampler, counts), (kind, interval) in product(TUNED.items(), KINDS.items()):
         if not (file := out / file_name(sampler, kind)).exists():
-            write_grids(file, pipe, sampler, tune(pipe, counts, sampler, 40, console, interval=interval))
+            write_schedules(file, pipe, sampler, tune(pipe, counts, sampler, 40, console, guidance_interval=interval))
     options, ready = methods(out, data), pipe.prepared()
     console.print(f"network in {ready.net.dtype}")
     kept = out / "scores.jsonl"
@@ -134,12 +134,12 @@ def timed(plain: Pipeline, ready: Pipeline, options: dict[str, dict[str, object]
         for name, settings in options.items():
             first = name == BASELINE
             # The baseline is the network as it was trained, without precomputed modulation.
-            ditlab.inference.pipeline.tabulated = (lambda net, *rest: net) if first else tabulated
+            ditlab.inference.base.tabulated = (lambda net, *rest: net) if first else tabulated
             run, pipe = (settings | {"num_inference_steps": 25}, plain) if first else (settings, ready)
             start = time.perf_counter()
             pipe(labels, seeds=range(BATCH), batch_size=BATCH, output_type="latent", **run)
             times[name].append((time.perf_counter() - start) * (10 if first else 1) / BATCH)
-    ditlab.inference.pipeline.tabulated = tabulated
+    ditlab.inference.base.tabulated = tabulated
     return {name: median(taken) for name, taken in times.items()}
 
 

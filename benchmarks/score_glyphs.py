@@ -14,7 +14,7 @@ from rich.console import Console
 import ditlab
 from ditlab.core.device import keep_freed_memory
 from ditlab.evaluation.glyphs import score_glyphs
-from ditlab.inference.folder import draw_batches
+from ditlab.inference.folder import generate_images
 from ditlab.inference.optimize.timing import interleaved
 
 COUNT = 2600  # 100 of each letter
@@ -28,7 +28,7 @@ def main() -> None:
     pipes = {run: ditlab.load(run) for run in sys.argv[1:]}
     labels = [i % 26 for i in range(COUNT)]
     for run, pipe in pipes.items():
-        pixels = draw_batches(pipe, labels, list(range(COUNT)), console, batch_size=BATCH, options={})
+        pixels = generate_images(pipe, labels, list(range(COUNT)), console, batch_size=BATCH, options={})
         score = score_glyphs(pixels, torch.tensor(labels))
         print(
             f"{run}: classified correctly: {100 * score.accuracy:.1f} % (classifier accuracy on held-out real letters: "

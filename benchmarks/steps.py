@@ -19,10 +19,12 @@ from ditlab.inference.optimize.compilation import compile_and_tell
 from ditlab.inference.optimize.timing import interleaved
 from ditlab.study.recipe import read_study
 from ditlab.training.ema import EMA
+from ditlab.training.loop import take_step
+from ditlab.training.losses import backward, make_context, trial_step
 from ditlab.training.optim import make_optimizer
 from ditlab.training.power_ema import PowerAverages
+from ditlab.training.setup import build, pick_autoencoder, probe
 from ditlab.training.state import TrainState
-from ditlab.training.trainer import LossOf, backward, build, pick_autoencoder, probe, take_step, trial_step
 
 CONSOLE = Console(stderr=True)
 
@@ -49,8 +51,8 @@ def step_of(recipe: Recipe) -> Callable[[], None]:
     pipe = build(recipe, dataset, autoencoder, pick_device(settings.device))
     net = pipe.net.train()
     state = TrainState(net, EMA(net, settings.ema), make_optimizer(net, recipe.optim), PowerAverages(net, ()))
-    loss_of = LossOf(pipe, settings)
-    trial = trial_step(loss_of, dataset, settings.batch)
+    context = make_context(pipe, recipe)
+    trial = trial_step(context, dataset, settings.batch)
     precision = probe(trial, net, alone=True) if settings.precision == "auto" else settings.precision
     dtype = getattr(torch, precision)
     CONSOLE.print(precision)
@@ -59,7 +61,7 @@ def step_of(recipe: Recipe) -> Callable[[], None]:
     batch = dataset.fetch(torch.arange(settings.batch))
 
     def step() -> None:
-        backward(loss_of, batch, 0, 0, 1, dtype)
+        backward(context, batch, 0, 0, 1, dtype)
         torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.optim.clip or float("inf"))
         take_step(state, recipe.optim.lr)
 

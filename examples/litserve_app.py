@@ -1,11 +1,11 @@
-"""The service on many GPUs with LitServe: a worker process for each, and one queue for all of them.
+"""The service on many GPUs with LitServe: one worker process for each GPU, and one queue for all of them.
 
-    pip install 'ditlab[studio]' litserve
+    pip install 'ditlab[server]' litserve
     python examples/litserve_app.py runs/demo --port 8000
 
-Takes what `ditlab serve` takes at POST /v1/images/generations and answers the same, but for streams, which need the
-service itself, and for the form of refusals, which is LitServe's. In each worker all requests in progress share the
-network calls. The key that clients must bear (X-API-Key) is LIT_SERVER_API_KEY in the environment.
+Accepts the requests of `ditlab serve` at POST /v1/images/generations and sends the same responses, except for streams,
+which need `ditlab serve`, and for errors, which have LitServe's form. In each worker, all requests in progress share
+network calls. If the environment variable LIT_SERVER_API_KEY is set, clients must send its value as X-API-Key.
 """
 
 import asyncio
@@ -19,13 +19,14 @@ from fastapi import HTTPException
 from ditlab import load
 from ditlab.core.device import keep_freed_memory, pick_device
 from ditlab.core.errors import InputError
-from ditlab.server.app import completed, ordered
-from ditlab.server.requests import Generation
-from ditlab.server.service import Event, Full, Limits, Order, Service
+from ditlab.server.generation import Event, Generation, Limits
+from ditlab.server.requests import GenerationRequest
+from ditlab.server.responses import generated
+from ditlab.server.service import Busy, Service
 
 
-class Drawing(litserve.LitAPI):
-    """A model in a worker."""
+class Worker(litserve.LitAPI):
+    """A model in a worker process."""
 
     def __init__(self, run: str) -> None:
         super().__init__(api_path="/v1/images/generations", enable_async=True)
@@ -37,38 +38,36 @@ class Drawing(litserve.LitAPI):
         pipe = load(self.run, device=pick_device(device)).prepared()
         self.service = Service({Path(self.run).name: pipe}, Limits())
 
-    async def decode_request(self, request: Generation) -> Order:
-        """A checked order."""
+    async def decode_request(self, request: GenerationRequest) -> Generation:
+        """Check a request."""
         if request.stream:
-            raise HTTPException(400, "streams are not for this deployment; ask for the pictures alone")
+            raise HTTPException(400, "this deployment does not stream; leave stream out")
         try:
-            return await asyncio.to_thread(ordered, self.service, request)
+            return await asyncio.to_thread(self.service.prepare, request)
         except InputError as error:
             raise HTTPException(400, str(error)) from None
 
-    async def predict(self, order: Order) -> dict[str, Any]:
-        """The drawing, in a thread of its own."""
+    async def predict(self, generation: Generation) -> dict[str, Any]:
+        """Generate the images, in a thread of the service."""
         loop = asyncio.get_running_loop()
-        ended: asyncio.Future[Event] = loop.create_future()
+        result: asyncio.Future[Event] = loop.create_future()
 
-        def tell(event: Event) -> None:
+        def notify(event: Event) -> None:
             if event.kind in ("done", "error"):
-                loop.call_soon_threadsafe(ended.set_result, event)
+                loop.call_soon_threadsafe(result.set_result, event)
 
         try:
-            self.service.draw(order, tell)
-        except Full:
-            raise HTTPException(
-                429, "as many drawings are in progress as there may be; come back in a second"
-            ) from None
-        event = await ended
+            self.service.start(generation, notify)
+        except Busy:
+            raise HTTPException(429, "too many requests are in progress; try again in 1 s") from None
+        event = await result
         if event.kind == "error":
             raise HTTPException(503, event.message)
-        return completed(self.service, order, event)
+        return generated(self.service, generation, event)
 
-    async def encode_response(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """As it is."""
-        return answer
+    async def encode_response(self, response: dict[str, Any]) -> dict[str, Any]:
+        """Send the response unchanged."""
+        return response
 
 
 def main(run: str, /, *, host: str = "127.0.0.1", port: int = 8000, devices: int = 0, workers: int = 1) -> None:
@@ -77,11 +76,11 @@ def main(run: str, /, *, host: str = "127.0.0.1", port: int = 8000, devices: int
     Args:
         run: a run or model folder.
         host: address to listen on.
-        port: its port.
-        devices: how many GPUs; all if 0.
-        workers: processes for each of them.
+        port: port to listen on.
+        devices: number of GPUs; 0 uses all.
+        workers: processes for each GPU.
     """
-    server = litserve.LitServer(Drawing(run), devices=devices or "auto", workers_per_device=workers, timeout=120)
+    server = litserve.LitServer(Worker(run), devices=devices or "auto", workers_per_device=workers, timeout=120)
     server.run(host=host, port=port, generate_client_file=False)
 
 

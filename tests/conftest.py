@@ -22,9 +22,9 @@ def quick_glyph_reader(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(glyphs, "TRAINED_ON", 3900)
     monkeypatch.setattr(glyphs, "EPOCHS", 2)
-    glyphs.glyph_reader.cache_clear()
+    glyphs.glyph_classifier.cache_clear()
     yield tmp_path / "ditlab"
-    glyphs.glyph_reader.cache_clear()
+    glyphs.glyph_classifier.cache_clear()
 
 
 @pytest.fixture(autouse=True)

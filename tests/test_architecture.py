@@ -85,6 +85,14 @@ def test_package_and_command_line_do_not_import_torch():
     assert "torch" not in loaded_after("import ditlab, ditlab.cli, ditlab.config.reader")
 
 
+def test_help_of_training_lists_options_of_networks_without_torch():
+    code = "import sys; sys.argv = ['ditlab', 'train', '--help']; import ditlab.cli; ditlab.cli.main()"
+    found = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+    assert "--model.depths" in found.stdout
+    assert "ditlab.config.sections" in found.stderr
+    assert "torch" not in found.stderr
+
+
 def test_library_does_not_import_extras():
     loaded = loaded_after("import ditlab; ditlab.load, ditlab.train, ditlab.create, ditlab.evaluation")
     assert "torch" in loaded

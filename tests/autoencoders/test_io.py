@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ditlab
-from ditlab.autoencoders import KL
-from ditlab.autoencoders.io import OLDER, WEIGHTS
+from ditlab.autoencoders import KL, create_autoencoder
+from ditlab.autoencoders.io import OLDER, WEIGHTS, fingerprint
 from ditlab.checkpoints import convert, load_autoencoder, save_autoencoder
 from ditlab.cli import main
+from ditlab.core import weights
 from ditlab.core.errors import InputError
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
@@ -127,7 +129,7 @@ class TestReading:
         with pytest.raises(InputError, match=f"{WEIGHTS} is missing; download the whole folder"):
             load_autoencoder(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
-        with pytest.raises(InputError, match="holds a VQModel; an AutoencoderKL is read"):
+        with pytest.raises(InputError, match="holds a VQModel; give an AutoencoderKL"):
             load_autoencoder(tmp_path)
 
 
@@ -247,3 +249,17 @@ def test_a_folder_without_permission(tmp_path):
     code = f"import os, ditlab; load = ditlab.load; os.seteuid(65534); load({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"{folder} may not be read by this user; change its permissions" in done.stderr
+
+
+def test_the_autoencoder_of_a_model_is_read_without_its_network(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    autoencoder = create_autoencoder(kind="patch", picture_channels=1, latent_channels=2, stride=2, width=8, depth=1)
+    pipe = replace(tiny_pipeline(channels=2), autoencoder=autoencoder.eval().requires_grad_(False))
+    pipe.save(tmp_path / "model")
+    opened = []
+    read = weights.load_file
+    monkeypatch.setattr(weights, "load_file", lambda file: opened.append(file.name) or read(file))
+    (tmp_path / "model" / "model.safetensors").unlink()  # so that any other way to read it fails too
+    again = load_autoencoder(tmp_path / "model")
+    assert opened == ["autoencoder.safetensors"]
+    assert fingerprint(again) == fingerprint(autoencoder)

@@ -52,7 +52,7 @@ def test_latent_shape_is_what_encode_gives(autoencoder, pictures):
 def test_grey_pictures_are_taken_as_rgb(autoencoder, pictures):
     grey = pictures[:, :1]
     assert torch.equal(autoencoder.encode(grey), autoencoder.encode(grey.repeat(1, 3, 1, 1)))
-    with pytest.raises(InputError, match="pictures with 2 channels; this autoencoder takes 3"):
+    with pytest.raises(InputError, match="images with 2 channels; this autoencoder takes 3"):
         autoencoder.encode(pictures[:, :2])
 
 
@@ -81,3 +81,28 @@ def test_config_builds_it_again(autoencoder, pictures):
     again.load_state_dict(autoencoder.state_dict())
     assert torch.equal(again.encode(pictures), autoencoder.encode(pictures))
     assert again.config == autoencoder.config
+
+
+def test_videos_are_cut_into_slices_by_all_their_sides_and_keep_their_frames(monkeypatch):
+    class Frames(latent.Latent):
+        """An autoencoder of videos that encodes nothing."""
+
+        def __init__(self):
+            super().__init__(1, 1, 1, 0.5, [2.0])
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.counts = []
+
+        def moments(self, x):
+            self.counts.append(len(x))
+            return torch.cat([x, torch.zeros_like(x)], dim=1)
+
+        def pictures(self, z):
+            return z
+
+    autoencoder = Frames()
+    videos = torch.randint(0, 256, (4, 1, 3, 8, 4)).byte()
+    monkeypatch.setattr(latent, "SLICE", 2 * 3 * 8 * 4)
+    assert autoencoder.latent_shape(1, (3, 8, 4)) == (1, (3, 8, 4))
+    x0 = autoencoder.latents(autoencoder.encode(videos), torch.zeros_like)
+    assert autoencoder.counts == [2, 2]
+    assert torch.equal(autoencoder.decode(x0), videos)

@@ -13,9 +13,11 @@ from ditlab.backbones.lora import add_lora, merged
 from ditlab.checkpoints.native import load_folder
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
+from ditlab.core.types import Trace
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training import train
+from ditlab.training.parallel import keep_inputs_only
 
 SHAPE = {"size": 8, "channels": 3, "classes": 3, "learn_variance": False}
 UNET = {"width": 16, "multiples": [1, 2], "depth": 1, "attention_at": [2]}
@@ -108,6 +110,72 @@ def test_autocast_agrees_with_float32(make):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         low = net(*given)
     assert relative(low.float(), net(*given)) < 0.05
+
+
+def test_a_trace_records_every_block_and_changes_nothing(make):
+    net = perturbed(make())
+    given = inputs(net)
+    blocks = net.repeated
+    trace = Trace([f"blocks.{i}" for i in range(len(blocks))])
+    outputs = []
+    hooks = [block.register_forward_hook(lambda block, given, output: outputs.append(output)) for block in blocks]
+    plain = net(*given)
+    [hook.remove() for hook in hooks]
+    assert torch.equal(net(*given, trace=trace), plain)
+    assert len(outputs) == len(blocks) == len(trace.taps)
+    assert all(torch.equal(trace.taps[f"blocks.{i}"], output) for i, output in enumerate(outputs))
+    assert Trace(["blocks.0"]).taps == {}
+
+
+def test_a_trace_goes_through_checkpointed_blocks(make):
+    net = perturbed(make())
+    if not net.repeated:
+        return
+    keep_inputs_only(net)
+    x, t, y = inputs(net)
+    trace = Trace(["blocks.1"])
+    (net(x, t, y, trace=trace).square().mean() + trace.taps["blocks.1"].square().mean()).backward()
+    assert all(parameter.grad is not None for parameter in net.repeated[0].parameters())
+
+
+def test_groups_of_parameters_are_those_of_saved_optimizer_states(make):
+    """Weight decay on everything that is no vector, and Muon on the blocks' matrices, as runs of earlier versions."""
+    net = make()
+    decay, others, muon = net.parameter_groups()
+    assert [group[1:] for group in (decay, others, muon)] == [(True, False), (False, False), (True, True)]
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    assert all(p.ndim >= 2 for p in (*decay.parameters, *muon.parameters))
+    assert all(p.ndim < 2 for p in others.parameters)
+    blocks = {
+        id(p)
+        for block in net.repeated
+        for name, p in block.named_parameters()
+        if p.ndim == 2 and "adaLN" not in name and names[id(p)] not in net.heads_out
+    }
+    assert {id(p) for p in muon.parameters} == blocks
+    assert sum(len(group.parameters) for group in (decay, others, muon)) == len(names)
+
+
+def test_matrix_width_is_the_size_named_width(make):
+    assert make().matrix_width == make().config["width"]
+
+
+def test_grids_of_attention_have_the_shape_of_the_input(make):
+    net = make(size=(8, 16))
+    assert net.shape == (3, 8, 16)
+    h, w = net.grid
+    assert net.grid_of(net.extras + h * w + net.joined) == (h, w)
+    assert net.grid_of(net.extras + h * w + net.joined + 1) is None
+
+
+def test_examples_are_inputs_of_a_trial_call(make):
+    net = perturbed(make(size=(8, 16)))
+    x, timestep, condition = net.example(2)
+    assert (x.abs().sum(), timestep.tolist(), condition.label.tolist()) == (0, [0.5, 0.5], [3, 3])
+    x, timestep, condition = net.example(5, torch.Generator().manual_seed(1))
+    assert condition.label.tolist() == [3, 0, 1, 2, 3]
+    assert len(set(timestep.tolist())) == 5
+    assert torch.equal(net(x, timestep, condition), net(x, timestep, condition.label))
 
 
 def test_saved_and_loaded_it_draws_the_same(make, tmp_path):

@@ -10,11 +10,16 @@ from ditlab.backbones.layers import SwiGLU, rotated, rotations
 from ditlab.checkpoints.published import to_official
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
+from ditlab.core.types import Trace
 from ditlab.data import open_dataset
 from ditlab.diffusion.objective import Objective
 from ditlab.evaluation import measure
 from ditlab.training import train
-from ditlab.training.trainer import LossOf, apart
+from ditlab.training.aids import active_aids
+from ditlab.training.aids.alignment import distance
+from ditlab.training.aids.routing import TokenRouting
+from ditlab.training.losses import batch_losses, make_context
+from ditlab.training.rng import Chance, Randomness
 
 QUIET = Console(quiet=True)
 SIZES = {"width": 48, "depth": 6, "heads": 3, "patch": 2, "size": 8, "channels": 1, "classes": 3}
@@ -75,21 +80,19 @@ class TestRouting:
     def test_all_tokens_in_any_order_are_as_without(self, options):
         net, given = noisy(**options), batch()
         expected = net(*given)
-        net.kept = torch.stack([torch.randperm(16) for _ in range(4)])
-        assert relative(net(*given), expected) < 1e-5
+        trace = Trace(kept=torch.stack([torch.randperm(16) for _ in range(4)]))
+        assert relative(net(*given, trace=trace), expected) < 1e-5
 
     def test_tokens_that_pass_by_are_not_seen_by_the_middle(self):
         net, (x, t, y) = noisy(**MODERN), batch(2)
-        net.kept = torch.stack([torch.randperm(16)[:8] for _ in range(2)])
-        seen = []
-        hooks = [block.register_forward_hook(lambda m, a, out: seen.append(out)) for block in net.blocks]
-        net(x, t, y)
-        [hook.remove() for hook in hooks]
+        trace = Trace([f"blocks.{i}" for i in range(6)], torch.stack([torch.randperm(16)[:8] for _ in range(2)]))
+        net(x, t, y, trace=trace)
+        seen = [trace.taps[f"blocks.{i}"] for i in range(6)]
         assert [tuple(each.shape[:2]) for each in seen] == [(2, 16), *[(2, 8)] * 4, (2, 16)]
         first, last = seen[0], seen[4]
         joined = first.clone()
         for i in range(2):
-            joined[i, net.kept[i]] = last[i]
+            joined[i, trace.kept[i]] = last[i]
         c = net.condition(net.t_embedder(t), net.y_embedder(y))
         assert relative(net.blocks[5](joined, c), seen[5]) < 1e-6
 
@@ -100,56 +103,68 @@ class TestRouting:
             | {"train": {"images": 64, "batch": 32, "route": 0.5, "precision": "float32", "compile": "never"}}
         )
         pipe = train(recipe, tmp_path, console=QUIET)
-        assert pipe.net.kept is None
-        loss_of = LossOf(pipe, recipe.train)
-        one, two, other = (loss_of.some_tokens(place, 32) for place in (0, 0, 32))
+        assert "route" not in pipe.net.config
+
+        def kept(first, count):
+            return TokenRouting(0.5).kept(pipe.net, Randomness(Chance(0), first, 0, count, 32))
+
+        one, two, other = (kept(place, 32) for place in (0, 0, 32))
         assert one.shape == (32, 8)
         assert torch.equal(one, two)
         assert not torch.equal(one, other)
-        assert torch.equal(loss_of.some_tokens(5, 3), one[5:8])
+        assert torch.equal(kept(5, 3), one[5:8])
         assert all(len(set(row.tolist())) == 8 for row in one)
         model = {"name": "U-ViT", "width": 48, "depth": 5, "heads": 3, "patch": 2}
         wrong = parse_recipe({"model": model, "train": {"route": 0.5}})
-        with pytest.raises(InputError, match="is for DiT without exits, of 3 blocks or more, not U-ViT"):
+        with pytest.raises(
+            InputError,
+            match=r"train\.route needs 3 blocks or more .* which U-ViT does not have; leave train\.route out",
+        ):
             train(wrong, tmp_path / "no", console=QUIET)
 
 
 class TestAlignment:
     def test_the_early_block_is_drawn_and_the_late_one_is_not(self):
         early, late = torch.randn(3, 5, 8, requires_grad=True), torch.randn(3, 5, 8, requires_grad=True)
-        distance = apart(early, late)
-        assert distance[0].item() == pytest.approx(
+        found = distance(early, late)
+        assert found[0].item() == pytest.approx(
             sum(1 - torch.dot(a, b) / a.norm() / b.norm() for a, b in zip(early[0], late[0], strict=True)).item() / 5
         )
-        distance.sum().backward()
+        found.sum().backward()
         assert early.grad.abs().sum() > 0
         assert late.grad is None
 
     def test_it_is_added_to_the_loss(self, tmp_path):
         pipe, data = tiny_pipeline(classes=10), open_dataset("digits")
-        settings = {"batch": 8, "align_weight": 0.25}
+        settings = {"batch": 8, "layer_sync_weight": 0.25}
         plain, aligned = (
-            LossOf(pipe, parse_recipe({"train": settings | more}).train) for more in ({}, {"align": [0, 1]})
+            make_context(pipe, parse_recipe({"train": settings | more})) for more in ({}, {"layer_sync": [0, 1]})
         )
-        pictures = data.fetch(torch.arange(8))
+        images = data.fetch(torch.arange(8))
         seen = []
         hooks = [block.register_forward_hook(lambda m, a, out: seen.append(out)) for block in pipe.net.blocks]
-        before, _ = plain(pictures, 0, 0, torch.float32)
+        before = batch_losses(plain, images, 0, 0, torch.float32)
         [hook.remove() for hook in hooks]
-        after, _ = aligned(pictures, 0, 0, torch.float32)
-        assert relative(after - before, 0.25 * apart(*seen[:2])) < 1e-4
-        with pytest.raises(InputError, match=r"train\.align 0 12: DiT-S/2 has the blocks 0 to 11"):
-            train(parse_recipe({"train": {"align": [0, 12]}}), tmp_path / "no", console=QUIET)
+        after = batch_losses(aligned, images, 0, 0, torch.float32)
+        assert list(before.named) == ["regression"]
+        assert list(after.named) == ["regression", "layer_sync"]
+        assert torch.equal(after.named["regression"], before.total)
+        assert relative(after.named["layer_sync"], 0.25 * distance(*seen[:2])) < 1e-4
+        assert torch.equal(after.total, after.named["regression"] + after.named["layer_sync"])
+        with pytest.raises(InputError, match=r"train\.layer_sync 0 12: DiT-S/2 has the blocks 0 to 11"):
+            train(parse_recipe({"train": {"layer_sync": [0, 12]}}), tmp_path / "no", console=QUIET)
 
 
 def test_the_direction_of_the_target_can_be_asked_for_too():
-    plain, directed = (Objective(direction=weight) for weight in (0.0, 0.5))
+    objective, recipe = Objective(), parse_recipe({"diffusion": {"direction": 0.5}})
+    (aid,) = active_aids(recipe)
     x0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.2, 0.5, 0.7], dtype=torch.float64)
     said = torch.randn(3, 2, 4, 4)
     wanted = eps - x0
     cosine = (said * wanted).sum(1) / said.norm(dim=1) / wanted.norm(dim=1)
-    difference = directed.loss(lambda *a: said, x0, None, t, eps) - plain.loss(lambda *a: said, x0, None, t, eps)
-    assert relative(difference, 0.5 * (1 - cosine).flatten(1).mean(1)) < 1e-4
+    forward = objective.regress(lambda *a: said, x0, None, t, eps)
+    losses = aid.losses(None, forward, Trace())
+    assert relative(losses["direction"], 0.5 * (1 - cosine).flatten(1).mean(1)) < 1e-4
 
 
 def test_what_cannot_be_is_refused():

@@ -93,7 +93,7 @@ def test_fine_tuning_gives_a_trained_model_exits(tmp_path):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(InputError, match=r"exits 1.0, 1.5: 1.5 is no share"):
+    with pytest.raises(InputError, match=r"exits 1.0, 1.5: 1.5 is not a share"):
         noisy(exits=(1.0, 1.5))
     with pytest.raises(InputError, match="Skip-DiT"):
         create("Skip-DiT", learn_variance=False, **DEEP, exits=(1.0, 0.5))

@@ -78,7 +78,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["ditlab", "info"])
     cli.main()
     said = capsys.readouterr()
-    assert "LDM-8 left out: U-Nets need diffusers" in said.err
+    assert "LDM-8 is not listed: U-Nets need diffusers" in said.err
     assert "DiT-XL/2" in said.out
     assert "LDM" not in said.out
 

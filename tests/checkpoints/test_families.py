@@ -18,7 +18,7 @@ from ditlab.core.errors import InputError
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, VP, ScaledLinear
 from ditlab.inference.pipeline import Pipeline
-from ditlab.training.trainer import continued
+from ditlab.training.init_from import continued
 
 SKIP = {"size": 8, "channels": 4, "classes": 3, "width": 32, "depth": 4, "heads": 2, "patch": 2}
 

@@ -101,7 +101,7 @@ def test_count_is_of_all_pictures(ditlab, refuses, model, tmp_path):
     told = json.loads(ditlab("sample", model, "--count", 6, "--seeds", 5, "--out", tmp_path / "a", "--json").out)
     assert told["count"] == 6
     names = {f"{label}-class_{label}-seed{seed}.png" for label in range(3) for seed in (5, 6)}
-    assert {path.name for path in (tmp_path / "a").iterdir()} == names | {"grid.png"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names | {"grid.png", "settings.json"}
     said = refuses("sample", model, "--count", 4, "--out", tmp_path / "b")
     assert "--count 4 for 3 labels; give 3, or another multiple of 3" in said
 
@@ -123,14 +123,15 @@ def test_train_sample_and_resume(ditlab, refuses, tmp_path):
     assert result["count"] == 8
     names = sorted(path.name for path in out.iterdir())
     assert names == sorted(
-        [f"{label}-seed{seed}.png" for label in (3, 7) for seed in (0, 1, 2, 9)] + ["grid.png", "trajectory.gif"]
+        [f"{label}-seed{seed}.png" for label in (3, 7) for seed in (0, 1, 2, 9)]
+        + ["grid.png", "settings.json", "trajectory.gif"]
     )
     assert Image.open(out / "3-seed0.png").size == (8, 8)
     with Image.open(out / "trajectory.gif") as animation:
         assert animation.n_frames == 2
         assert animation.size == Image.open(out / "grid.png").size
     assert "not empty" in refuses("sample", run, "--labels", 3, "--out", out)
-    assert "was trained otherwise so far" in refuses("train", recipe, "--out", run, "--optim.lr=2e-3")
+    assert "was trained with other settings so far" in refuses("train", recipe, "--out", run, "--optim.lr=2e-3")
 
 
 def test_convert_writes_what_load_reads(ditlab, refuses, tmp_path):
@@ -215,9 +216,9 @@ def test_from_a_folder_of_pictures_to_a_sample(ditlab, refuses, tmp_path):
     said = refuses(
         "train", "own-latent", f"--data.source={cache}", "--data.size=32", "--out", tmp_path / "other", *small
     )
-    assert "has pictures of 16x16, not 32x32; leave the size out" in said
+    assert "has images of 16x16, not 32x32; leave the size out" in said
     assert "holds another cache" in refuses("encode", pictures, "--size", "8", "--autoencoder", ae, "--out", cache)
-    assert "no data at" in refuses("data", tmp_path / "nothing")
+    assert 'no data "' in refuses("data", tmp_path / "nothing")
 
 
 def test_draws_from_a_picture_and_strips(ditlab, refuses, model, tmp_path):
@@ -241,8 +242,8 @@ def test_draws_from_a_picture_and_strips(ditlab, refuses, model, tmp_path):
     assert names[2:4] == ["0-class_0-seed4-to-7-02.png", "1-class_1-seed4-to-7-00.png"]
     options = ("sample", model, "--out", tmp_path / "refused", "--labels=0", "--seeds=4")
     assert "a strip between 1 labels and 1 seeds" in refuses(*options, "--strip=3")
-    assert "give it with --image" in refuses(*options, "--strength=0.5")
-    assert "there is no picture" in refuses(*options, "--image", tmp_path / "nothing.png")
+    assert "add --image" in refuses(*options, "--strength=0.5")
+    assert "there is no image" in refuses(*options, "--image", tmp_path / "nothing.png")
     assert not (tmp_path / "refused").exists()
 
 
@@ -273,7 +274,7 @@ class TestEvaluation:
         assert 'has a key "step" that no evaluation has; did you mean "steps"?' in refuses(
             "evaluate", digits_model, "--recipe", recipe
         )
-        assert "give --reference" in refuses("evaluate", digits_model)
+        assert "give a reference" in refuses("evaluate", digits_model)
 
     def test_reference_is_what_evaluate_reads(self, ditlab, refuses, digits_model, tmp_path):
         file = tmp_path / "ref.npz"
@@ -307,16 +308,16 @@ class TestEvaluation:
         stored = json.loads(ditlab("evaluate", tmp_path / "s" / "samples.npz", *protocol, "--out", tmp_path).out)
         assert stored["fd_digits"] == pytest.approx(drawn["fd_digits"], rel=1e-6)
         assert stored["accuracy"] == drawn["accuracy"]
-        assert "is there already" in refuses("sample", digits_model, "--npz", "--count", 80, *options)
-        assert "leave --labels" in refuses("sample", digits_model, "--npz", "--labels", 1, *options)
+        assert "samples.npz exists" in refuses("sample", digits_model, "--npz", "--count", 80, *options)
+        assert "leave --labels out" in refuses("sample", digits_model, "--npz", "--labels", 1, *options)
 
-    def test_sweep_and_memorisation(self, ditlab, digits_model, tmp_path):
+    def test_sweep_and_memorization(self, ditlab, digits_model, tmp_path):
         protocol = ("--reference", "digits-held-out", "--count", 80)
         out, _ = ditlab("sweep", digits_model, *protocol, "--try-steps", 1, 2, "--repeats", 1, "--out", tmp_path / "w")
-        assert "one seed, so its error is not known" in out
+        assert "one seed, so its error is unknown" in out
         assert (tmp_path / "w" / "sweep.png").exists()
         out, _ = ditlab(
-            "memorisation", digits_model, "--training", "digits", "--held-out", "digits-held-out", "--count", 80,
+            "memorization", digits_model, "--training", "digits", "--held-out", "digits-held-out", "--count", 80,
             "--steps", 2, "--out", tmp_path / "near.png", "--json",
         )  # fmt: skip
         assert json.loads(out)["closer"] < 0.2  # noise is far from digits
@@ -345,14 +346,14 @@ class TestInUse:
             assert f"out is in use by process {os.getpid()} on " in told
             assert os.listdir(tmp_path / "out") == [".lock"]
 
-    @pytest.mark.parametrize("command", ["evaluate", "reference", "memorisation"])
+    @pytest.mark.parametrize("command", ["evaluate", "reference", "memorization"])
     def test_a_protocol_is_kept(self, ditlab, refuses, tmp_path, monkeypatch, command):
         monkeypatch.setattr("ditlab.evaluation.references.short_hash", lambda told: "0")
         monkeypatch.setattr("ditlab.evaluation.protocols.short_hash", lambda told: "0")
         options = {
             "evaluate": ["--reference", "digits-held-out", "--out", tmp_path],
             "reference": ["--out", tmp_path / "out.npz"],
-            "memorisation": ["--training", "digits", "--held-out", "digits-held-out", "--out", tmp_path / "out.png"],
+            "memorization": ["--training", "digits", "--held-out", "digits-held-out", "--out", tmp_path / "out.png"],
         }[command]
         place = tmp_path / ("evaluation-0" if command == "evaluate" else "out-0.part")
         with held(place):

@@ -8,7 +8,7 @@ import pytest
 
 from ditlab.core import io as files
 from ditlab.core.errors import InputError
-from ditlab.core.io import LOCK, held, is_vacant, replace_text
+from ditlab.core.io import LOCK, held, in_use, is_vacant, replace_text
 
 HOLDS = """
 import sys, time
@@ -58,6 +58,17 @@ def test_the_second_is_told_who_is_there_and_a_killed_process_gives_it_back(tmp_
     with held(tmp_path / "out"):
         assert (tmp_path / "out" / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_is_in_use_as_long_as_its_process_lives(tmp_path, holder, monkeypatch):
+    assert in_use(tmp_path / "out") is True
+    assert in_use(tmp_path / "other") is False
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert (tmp_path / "out" / LOCK).exists()
+    assert in_use(tmp_path / "out") is False
+    monkeypatch.setattr("ditlab.core.io.fcntl", None)
+    assert in_use(tmp_path / "out") is None
 
 
 def test_never_two_at_a_time(tmp_path):

@@ -12,7 +12,7 @@ from ditlab.data import ahead, open_dataset, training_order
 from ditlab.data.builtin.digits import digits, held_out_digits
 
 
-def picture(path, value=0, size=(12, 8), mode="RGB"):
+def save_image(path, value=0, size=(12, 8), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, value).save(path)
 
@@ -48,10 +48,10 @@ def test_a_batch_may_be_larger_than_the_data():
 
 
 def test_folder_of_classes(tmp_path):
-    picture(tmp_path / "otter" / "1.png", (10, 20, 30))
-    picture(tmp_path / "great white" / "é 1.png", (1, 2, 3))
-    picture(tmp_path / "great white" / "2.bmp", (4, 5, 6))
-    (tmp_path / "great white" / "notes.txt").write_text("not a picture")
+    save_image(tmp_path / "otter" / "1.png", (10, 20, 30))
+    save_image(tmp_path / "great white" / "é 1.png", (1, 2, 3))
+    save_image(tmp_path / "great white" / "2.bmp", (4, 5, 6))
+    (tmp_path / "great white" / "notes.txt").write_text("not an image")
     data = open_dataset(str(tmp_path))
     assert data.classes == ["great white", "otter"]
     assert (data.channels, data.size, len(data)) == (3, (8, 12), 3)
@@ -62,7 +62,7 @@ def test_folder_of_classes(tmp_path):
     assert batch.x[1, :, 7, 11].tolist() == [4, 5, 6]
 
 
-def test_grey_and_flat_folder(tmp_path):
+def test_gray_and_flat_folder(tmp_path):
     Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12)).save(tmp_path / "a.png")
     data = open_dataset(str(tmp_path))
     assert data.classes == []
@@ -72,7 +72,7 @@ def test_grey_and_flat_folder(tmp_path):
 def test_classes_and_files_are_in_natural_order(tmp_path):
     for name in ("10", "9", "1"):
         for number in (2, 10):
-            picture(tmp_path / name / f"p{number}.png", (int(name), number, 0))
+            save_image(tmp_path / name / f"p{number}.png", (int(name), number, 0))
     data = open_dataset(str(tmp_path))
     assert data.classes == ["1", "9", "10"]
     assert data.fetch(torch.arange(6)).x[:, :2, 0, 0].tolist() == [
@@ -85,7 +85,7 @@ def test_classes_and_files_are_in_natural_order(tmp_path):
     ]
 
 
-def test_rotated_and_transparent_pictures_are_read_as_they_look(tmp_path):
+def test_rotated_and_transparent_images_are_read_as_they_look(tmp_path):
     upright = Image.new("RGB", (8, 12), (9, 8, 7))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
@@ -97,27 +97,27 @@ def test_rotated_and_transparent_pictures_are_read_as_they_look(tmp_path):
 
 
 def test_stray_files_are_refused_and_hidden_ones_ignored(tmp_path):
-    picture(tmp_path / "c" / "a.png")
+    save_image(tmp_path / "c" / "a.png")
     (tmp_path / "c" / "._a.png").write_bytes(b"resource fork")
     assert len(open_dataset(str(tmp_path))) == 1
-    picture(tmp_path / "stray.png")
+    save_image(tmp_path / "stray.png")
     with pytest.raises(InputError, match=r"stray\.png lies beside the class folders"):
         open_dataset(str(tmp_path))
 
 
-def test_pictures_of_other_sizes_are_named(tmp_path):
-    picture(tmp_path / "c" / "a.png")
-    picture(tmp_path / "c" / "b.png", size=(10, 8))
+def test_images_of_other_sizes_are_named(tmp_path):
+    save_image(tmp_path / "c" / "a.png")
+    save_image(tmp_path / "c" / "b.png", size=(10, 8))
     with pytest.raises(InputError, match=r"b\.png has 8x10 pixels .*a\.png has 8x12; give a size"):
         open_dataset(str(tmp_path))
 
 
 def test_broken_empty_and_missing_folders(tmp_path):
-    with pytest.raises(InputError, match="no pictures in"):
+    with pytest.raises(InputError, match="no images in"):
         open_dataset(str(tmp_path))
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match=r"none of the 1 pictures can be read, beginning with c/a\.png"):
+    (tmp_path / "c" / "a.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"none of the 1 images can be read, beginning with c/a\.png"):
         open_dataset(str(tmp_path))
     with pytest.raises(InputError, match='did you mean "digits"'):
         open_dataset("digit")

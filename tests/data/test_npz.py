@@ -14,7 +14,7 @@ from ditlab.data import SampleFile, open_dataset
 from ditlab.data import npz as module
 from ditlab.data.npz import map_array
 from ditlab.data.rows import RowFile
-from ditlab.inference.npz import draw_file
+from ditlab.inference.npz import write_samples
 from ditlab.inference.samples import Samples
 
 QUIET = Console(quiet=True)
@@ -23,7 +23,7 @@ OPTIONS = {"num_inference_steps": 2}
 
 def drawn(pipe, folder, **changes):
     given = {"count": 12, "labels": "balanced", "seed": 0, "batch_size": 5, "options": OPTIONS} | changes
-    return draw_file(pipe, folder, QUIET, **given)
+    return write_samples(pipe, folder, QUIET, **given)
 
 
 @pytest.fixture
@@ -35,18 +35,18 @@ def test_the_file_holds_what_the_pipeline_draws(tmp_path, small_blocks):
     pipe = tiny_pipeline(channels=3)
     file = drawn(pipe, tmp_path / "a")
     assert sorted(path.name for path in file.parent.iterdir()) == ["samples.json", "samples.npz"]
-    assert json.loads((file.parent / "samples.json").read_text())["labels"] == "balanced"
+    assert json.loads((file.parent / "samples.json").read_text())["label_sampling"] == "balanced"
     with np.load(file) as arrays:  # as other tools read it
-        pictures, labels = arrays["arr_0"], arrays["arr_1"]
-    assert (pictures.shape, pictures.dtype) == ((12, 8, 8, 3), np.uint8)
+        images, labels = arrays["arr_0"], arrays["arr_1"]
+    assert (images.shape, images.dtype) == ((12, 8, 8, 3), np.uint8)
     assert labels.tolist() == [0, 1, 2] * 4
     one = pipe([1], seeds=[7], output_type="np", **OPTIONS).images[0]
-    np.testing.assert_allclose(pictures[7] / 255, one, atol=1e-6)
+    np.testing.assert_allclose(images[7] / 255, one, atol=1e-6)
     read = open_dataset(str(file))
     assert isinstance(read, SampleFile)
-    assert isinstance(read.pictures, RowFile)
+    assert isinstance(read.pixels, RowFile)
     batch = read.fetch(torch.tensor([7, 0]))
-    assert np.array_equal(batch.x.permute(0, 2, 3, 1).numpy(), pictures[[7, 0]])
+    assert np.array_equal(batch.x.permute(0, 2, 3, 1).numpy(), images[[7, 0]])
     assert batch.labels.tolist() == [1, 0]
 
 
@@ -73,18 +73,18 @@ def test_a_stopped_run_goes_on(tmp_path, small_blocks, monkeypatch):
     monkeypatch.setattr(Samples, "fetch", stops)
     with pytest.raises(KeyboardInterrupt):
         drawn(pipe, tmp_path / "a")
-    with pytest.raises(InputError, match="begun with another model or settings"):
+    with pytest.raises(InputError, match="started with another model or other settings"):
         drawn(pipe, tmp_path / "a", seed=3)
     file = drawn(pipe, tmp_path / "a")
     assert calls[2:] == [[5, 6, 7, 8, 9], [10, 11]]  # the first block is not drawn again
     assert np.array_equal(np.load(file)["arr_0"], whole)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists; give another"):
         drawn(pipe, tmp_path / "a")
     assert drawn(pipe, tmp_path / "a", overwrite=True, seed=3) == file
     assert not np.array_equal(np.load(file)["arr_0"], whole)
 
 
-def test_marks_of_pictures_that_are_gone_do_not_count(tmp_path, small_blocks, monkeypatch):
+def test_marks_of_images_that_are_gone_do_not_count(tmp_path, small_blocks, monkeypatch):
     pipe = tiny_pipeline()
     whole = np.load(drawn(pipe, tmp_path / "whole"))["arr_0"]
     (tmp_path / "a").mkdir()
@@ -97,7 +97,7 @@ def test_another_model_does_not_go_on_with_a_draft(tmp_path, small_blocks):
     other = tiny_pipeline()
     with torch.no_grad():
         other.net.final_layer.linear.bias.add_(0.1)
-    with pytest.raises(InputError, match="begun with another model or settings"):
+    with pytest.raises(InputError, match="started with another model or other settings"):
         drawn(other, tmp_path / "a")
     file = drawn(tiny_pipeline(), tmp_path / "a", rank=1, world=2)
     assert drawn(tiny_pipeline(), tmp_path / "a", rank=2, world=3) == file  # started late
@@ -106,9 +106,7 @@ def test_another_model_does_not_go_on_with_a_draft(tmp_path, small_blocks):
 def test_labels(tmp_path):
     pipe = tiny_pipeline()
     given = {"seed": 0, "batch_size": 5, "options": OPTIONS}
-    with pytest.raises(
-        InputError, match="10 pictures cannot be shared equally among 3 classes; give a count of 9 or 12"
-    ):
+    with pytest.raises(InputError, match=r"10 .* cannot be shared equally among 3 classes; give a count of 9 or 12"):
         Samples(pipe, 10, labels="balanced", **given)
     random = Samples(pipe, 3000, labels="random", **given).labels
     assert random.bincount().tolist() != [1000] * 3
@@ -118,7 +116,7 @@ def test_labels(tmp_path):
     assert "arr_1" not in np.load(drawn(free, tmp_path / "a", count=3))
 
 
-def test_other_seeds_give_other_pictures():
+def test_other_seeds_give_other_images():
     pipe = tiny_pipeline()
     sets = [
         Samples(pipe, 6, labels="balanced", seed=seed, batch_size=4, options=OPTIONS).fetch(torch.arange(6)).x
@@ -127,22 +125,22 @@ def test_other_seeds_give_other_pictures():
     assert len(torch.unique(torch.cat(sets).flatten(1), dim=0)) == 12
 
 
-def test_pictures_that_are_not_finite_are_named():
+def test_images_that_are_not_finite_are_named():
     pipe = tiny_pipeline()
     with torch.no_grad():
         pipe.net.final_layer.linear.bias.fill_(torch.nan)
     samples = Samples(pipe, 6, labels="balanced", seed=2, batch_size=4, options=OPTIONS)
-    with pytest.raises(InputError, match=r"picture 3 \(seed 15\) is not finite"):
+    with pytest.raises(InputError, match=r" 3 \(seed 15\) is not finite"):
         samples.fetch(torch.arange(3, 6))
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_files_of_others(tmp_path, compressed):
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8)
-    (np.savez_compressed if compressed else np.savez)(tmp_path / "a.npz", pictures, mu=np.arange(3.0))
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8)
+    (np.savez_compressed if compressed else np.savez)(tmp_path / "a.npz", images, mu=np.arange(3.0))
     read = SampleFile(tmp_path / "a.npz")
     assert (len(read), read.size, read.channels, read.classes) == (4, (6, 5), 3, [])
-    assert np.array_equal(read.fetch(torch.arange(4)).x.permute(0, 2, 3, 1).numpy(), pictures)
+    assert np.array_equal(read.fetch(torch.arange(4)).x.permute(0, 2, 3, 1).numpy(), images)
     assert map_array(tmp_path / "a.npz", "mu").tolist() == [0, 1, 2]
 
 
@@ -163,7 +161,7 @@ def test_unusable_files(tmp_path):
 
 def test_a_draft_of_another_count_is_named(tmp_path):
     (tmp_path / "samples.draft").write_bytes(b"123")
-    with pytest.raises(InputError, match=r"is of another run \(3 bytes, not 768\)"):
+    with pytest.raises(InputError, match=r"belongs to another run \(3 bytes, not 768\)"):
         drawn(tiny_pipeline(), tmp_path)
 
 

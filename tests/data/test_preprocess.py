@@ -111,16 +111,16 @@ def test_exif_rotation_is_followed():
     assert np.array_equal(np.asarray(to_rgb(image)), np.rot90(noise(8, 12), -1))
 
 
-def test_grey_on_request():
+def test_gray_on_request():
     assert Preprocess((8, 8), channels=1)(Image.new("RGB", (20, 20), (50, 50, 50))).tolist() == [[[50]] * 8] * 8
 
 
 def test_mistakes():
-    with pytest.raises(InputError, match='background "whiet" is no colour; give a name such as white, or #rrggbb'):
+    with pytest.raises(InputError, match='background "whiet" is no color; give a name such as white, or #rrggbb'):
         Preprocess((8, 8), background="whiet")
     with pytest.raises(InputError, match="size 0x8; give sides of 1 or more"):
         Preprocess((0, 8))
     with pytest.raises(InputError, match='unknown fit "croop"; did you mean "crop"'):
         Preprocess((8, 8), fit="croop")
-    with pytest.raises(InputError, match="channels is 4; give 1 for grey or 3 for RGB"):
+    with pytest.raises(InputError, match="channels is 4; give 1 for gray or 3 for RGB"):
         Preprocess((8, 8), channels=4)

@@ -52,7 +52,7 @@ def test_can_be_read_when_the_file_was_taken_away(rows, values):
 def test_what_is_there_stays_and_another_length_is_refused(rows, values):
     again = row_file(rows.file, values.shape, np.float32)
     assert np.array_equal(again[:], values)
-    with pytest.raises(InputError, match=r"rows is of another run \(1200 bytes, not 1224\); remove it"):
+    with pytest.raises(InputError, match=r"rows belongs to another run \(1200 bytes, not 1224\); remove it"):
         row_file(rows.file, (51, 3, 2), np.float32)
     part = RowFile(rows.file, (52, 3, 2), np.float32)
     assert np.array_equal(part[:50], values)

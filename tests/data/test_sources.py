@@ -13,12 +13,12 @@ from PIL import Image
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import Preprocess, open_dataset
-from ditlab.data import sources as module
-from ditlab.data.images import Pictures
+from ditlab.data.images import Images
 from ditlab.data.sources import Unreadable, open_source
+from ditlab.data.sources import tar as module
 
 
-def picture(path, value, size=(12, 8)):
+def save_image(path, value, size=(12, 8)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (value, 0, 0)).save(path)
 
@@ -31,12 +31,12 @@ def reds(dataset, indices=None):
 
 class TestFolders:
     def test_deep_folders_belong_to_their_class_and_loops_end(self, tmp_path):
-        picture(tmp_path / "große Katze" / "2020" / "a b.png", 1)
-        picture(tmp_path / "große Katze" / "c.png", 2)
-        picture(tmp_path / "犬" / "d.png", 3)
+        save_image(tmp_path / "große Katze" / "2020" / "a b.png", 1)
+        save_image(tmp_path / "große Katze" / "c.png", 2)
+        save_image(tmp_path / "犬" / "d.png", 3)
         os.symlink(tmp_path, tmp_path / "犬" / "up")
         os.symlink(tmp_path / "犬", tmp_path / "犬" / "round")
-        picture(tmp_path.parent / f"{tmp_path.name}-elsewhere" / "e.png", 4)
+        save_image(tmp_path.parent / f"{tmp_path.name}-elsewhere" / "e.png", 4)
         os.symlink(tmp_path.parent / f"{tmp_path.name}-elsewhere", tmp_path / "犬" / "linked")
         source = open_source(str(tmp_path))
         assert source.classes == ["große Katze", "犬"]
@@ -45,10 +45,10 @@ class TestFolders:
         ]  # fmt: skip
         assert source.labels.tolist() == [0, 0, 1, 1]
 
-    def test_no_picture_counts_twice(self, tmp_path):
+    def test_no_image_counts_twice(self, tmp_path):
         home, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
         for path in (home / "a" / "1.png", home / "b" / "1.png", elsewhere / "2.png"):
-            picture(path, 1)
+            save_image(path, 1)
         os.symlink(home / "b", home / "a" / "also")
         for name in ("a", "b"):
             os.symlink(elsewhere, home / name / "linked")
@@ -60,27 +60,27 @@ class TestFolders:
 
     def test_names_that_are_not_utf8_can_be_reported(self, tmp_path):
         home = tmp_path / "data"
-        picture(home / "a.png", 1)
-        picture(home / "b.png", 2)
+        save_image(home / "a.png", 1)
+        save_image(home / "b.png", 2)
         try:
             (home / os.fsdecode(b"\xff.png")).write_bytes(b"")
         except OSError:
             pytest.skip("this file system takes UTF-8 only")
-        data = Pictures(open_source(str(home)), Preprocess((8, 8)), report=tmp_path / "skipped.csv")
+        data = Images(open_source(str(home)), Preprocess((8, 8)), report=tmp_path / "skipped.csv")
         data.fetch(torch.arange(3))
         assert data.skipped == {r"\xff.png": "cannot identify image file"}
         assert r"\xff.png,cannot identify" in (tmp_path / "skipped.csv").read_text()
 
-    def test_one_class_with_one_picture(self, tmp_path):
-        picture(tmp_path / "only" / "a.png", 9)
+    def test_one_class_with_one_image(self, tmp_path):
+        save_image(tmp_path / "only" / "a.png", 9)
         assert reds(open_dataset(str(tmp_path))) == ([9], [0])
 
     def test_empty_things_are_named(self, tmp_path):
-        with pytest.raises(InputError, match=r"no pictures in .*; put some there"):
+        with pytest.raises(InputError, match=r"no images in .*; put some there"):
             open_source(str(tmp_path))
-        picture(tmp_path / "a" / "1.png", 1)
+        save_image(tmp_path / "a" / "1.png", 1)
         (tmp_path / "b").mkdir()
-        with pytest.raises(InputError, match=r"no pictures in .*b; put some there .* or remove it"):
+        with pytest.raises(InputError, match=r"no images in .*b; put some there .* or remove it"):
             open_source(str(tmp_path))
 
 
@@ -88,7 +88,7 @@ class TestTables:
     def test_labels_from_csv_and_jsonl(self, tmp_path):
         home = tmp_path / "data"
         for i in range(3):
-            picture(home / f"{i}.png", i)
+            save_image(home / f"{i}.png", i)
         (tmp_path / "l.csv").write_text("file,label\n0.png,cat\n1.png,dog\n2.png,cat\n")
         (tmp_path / "l.jsonl").write_text(
             "".join(f'{{"file_name": "{i}.png", "label": {9 + i % 2}}}\n' for i in range(3))
@@ -100,8 +100,8 @@ class TestTables:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("file,label\n0.png,cat\n", r"1\.png has no label \(2 such\); mend"),
-            ("file,label\n" + "".join(f"{i}.png,a\n" for i in range(4)), r"3\.png has no picture \(1 such\)"),
+            ("file,label\n0.png,cat\n", r"1\.png has no label \(2 such\); correct"),
+            ("file,label\n" + "".join(f"{i}.png,a\n" for i in range(4)), r"3\.png has no image \(1 such\)"),
             ("name,label\n0.png,cat\n", "give a CSV with the columns file and label"),
             ("file,label\n0.png\n", r"lack a label for 0\.png; give a CSV"),
             ("file,label\n0.png,\n", r"lack a label for 0\.png; give a CSV"),
@@ -110,13 +110,13 @@ class TestTables:
     )
     def test_tables_that_do_not_fit(self, tmp_path, text, message):
         for i in range(3):
-            picture(tmp_path / "data" / f"{i}.png", i)
+            save_image(tmp_path / "data" / f"{i}.png", i)
         (tmp_path / "l.csv").write_text(text)
         with pytest.raises(InputError, match=message):
             open_source(str(tmp_path / "data"), str(tmp_path / "l.csv"))
 
     def test_tables_of_spreadsheets(self, tmp_path):
-        picture(tmp_path / "data" / "0.png", 0)
+        save_image(tmp_path / "data" / "0.png", 0)
         (tmp_path / "l.CSV").write_bytes("\ufefffile,label\r\n0.png,grün\r\n".encode())
         assert open_source(str(tmp_path / "data"), str(tmp_path / "l.CSV")).classes == ["grün"]
         (tmp_path / "l.CSV").write_bytes("file,label\n0.png,grün\n".encode("latin-1"))
@@ -131,7 +131,7 @@ class TestTables:
         ],
     )
     def test_json_lines_that_do_not_fit(self, tmp_path, line, message):
-        picture(tmp_path / "data" / "0.png", 0)
+        save_image(tmp_path / "data" / "0.png", 0)
         (tmp_path / "l.jsonl").write_text(line)
         with pytest.raises(InputError, match=message):
             open_source(str(tmp_path / "data"), str(tmp_path / "l.jsonl"))
@@ -156,7 +156,7 @@ class TestTar:
                         info.size = len(content)
                         tar.addfile(info, io.BytesIO(content))
 
-    def test_pictures_and_labels(self, tmp_path):
+    def test_images_and_labels(self, tmp_path):
         self.shards(tmp_path / "cls", lambda n, i: {"cls": str(i).encode()})
         data = open_dataset(str(tmp_path / "cls"))
         assert data.classes == ["0", "1", "2"]
@@ -172,23 +172,23 @@ class TestTar:
 
     def test_large_shards_are_listed_once(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(module, "KEPT_FROM", 2)
+        monkeypatch.setattr(module, "KEEP_LISTING_FROM", 2)
         self.shards(tmp_path / "a", lambda n, i: {"cls": str(i).encode()})
         first = open_source(str(tmp_path / "a"))
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_listed", None)  # it would fail if it were called
+            patch.setattr(module, "_list_members", None)  # it would fail if it were called
             again = open_source(str(tmp_path / "a"))
         assert again.places == first.places
         assert again.labels.tolist() == first.labels.tolist()
         shard = again.shards[0]
         os.utime(shard, ns=(0, 0))  # another file, as far as one can tell
-        monkeypatch.setattr(module, "_listed", lambda shard: [])
+        monkeypatch.setattr(module, "_list_members", lambda shard: [])
         assert len(open_source(str(tmp_path / "a")).places) < len(first.places)
 
     def test_a_truncated_shard_is_named(self, tmp_path):
         self.shards(tmp_path, lambda n, i: {})
         content = (tmp_path / "1.tar").read_bytes()
-        # within the first header, a picture, between members, within the second header
+        # within the first header, an image, between members, within the second header
         for length in (0, 511, 600, 1024, 1100, 1600, 3072):
             (tmp_path / "1.tar").write_bytes(content[:length])
             with pytest.raises(InputError, match=r"1\.tar is truncated, damaged or compressed \(.*\); copy it again"):
@@ -217,17 +217,17 @@ class TestTar:
         self.shards(tmp_path, lambda n, i: {"json": b'{"caption": "otter"}'})
         assert open_source(str(tmp_path)).classes == []
 
-    def test_shards_among_pictures(self, tmp_path):
+    def test_shards_among_images(self, tmp_path):
         self.shards(tmp_path, lambda n, i: {})
-        picture(tmp_path / "cat" / "1.png", 1)
-        with pytest.raises(InputError, match=r'holds pictures and 0\.tar; give ".*/\*\.tar", or move'):
+        save_image(tmp_path / "cat" / "1.png", 1)
+        with pytest.raises(InputError, match=r'holds images and 0\.tar; give ".*/\*\.tar", or move'):
             open_source(str(tmp_path))
         assert len(open_source(str(tmp_path / "*.tar"))) == 6
 
-    def test_shards_without_pictures(self, tmp_path):
+    def test_shards_without_images(self, tmp_path):
         with tarfile.open(tmp_path / "0.tar", "w"):
             pass
-        with pytest.raises(InputError, match="no pictures in"):
+        with pytest.raises(InputError, match="no images in"):
             open_source(str(tmp_path))
 
 
@@ -268,23 +268,23 @@ def test_hugging_face_rows_without_a_label(tmp_path, label):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Ten good pictures and three that are not: truncated, animated, tiny."""
+    """Ten good images and three that are not: truncated, animated, tiny."""
     home = tmp_path / "data" / "c"
     for i in range(10):
-        picture(home / f"{i}.png", i)
+        save_image(home / f"{i}.png", i)
     Image.effect_noise((64, 64), 50).save(home / "3a.jpg")
     (home / "3a.jpg").write_bytes((home / "3a.jpg").read_bytes()[:900])
     frames = [Image.new("RGB", (12, 8), (i, 0, 0)) for i in (1, 99)]
     frames[0].save(home / "5a.gif", save_all=True, append_images=frames[1:])
-    picture(home / "7a.png", 7, size=(12, 3))
+    save_image(home / "7a.png", 7, size=(12, 3))
     return tmp_path / "data"
 
 
 class TestSkipping:
-    def test_the_next_picture_stands_in_and_the_broken_one_is_listed(self, damaged, tmp_path):
+    def test_the_next_image_stands_in_and_the_broken_one_is_listed(self, damaged, tmp_path):
         report = tmp_path / "out" / "skipped.csv"
         source = open_source(str(damaged))
-        data = Pictures(source, Preprocess((8, 8)), report=report, max_skipped=0.5)
+        data = Images(source, Preprocess((8, 8)), report=report, max_skipped=0.5)
         names = [source.name(i) for i in range(len(source))]
         assert reds(data)[0] == [4 if "3a" in n else 6 if "5a" in n else 8 if "7a" in n else int(n[2]) for n in names]
         rows = list(csv.reader(report.open()))
@@ -300,52 +300,54 @@ class TestSkipping:
     def test_a_resumed_run_lists_nothing_twice_and_counts_anew(self, tmp_path):
         home, report = tmp_path / "data", tmp_path / "skipped.csv"
         for i in range(40):
-            picture(home / f"{i}.png", i)
+            save_image(home / f"{i}.png", i)
         for i in (1, 2):
             (home / f"{i}.png").write_bytes(b"")
         for _ in range(2):
-            Pictures(open_source(str(home)), Preprocess((8, 8)), report=report).fetch(torch.arange(40))
+            Images(open_source(str(home)), Preprocess((8, 8)), report=report).fetch(torch.arange(40))
             assert sorted(row[0] for row in csv.reader(report.open())) == ["1.png", "2.png", "name"]
-        picture(home / "1.png", 1)  # repaired: what was listed before does not count any more
+        save_image(home / "1.png", 1)  # repaired: what was listed before does not count any more
         (home / "3.png").write_bytes(b"")
-        data = Pictures(open_source(str(home)), Preprocess((8, 8)), report=report)
+        data = Images(open_source(str(home)), Preprocess((8, 8)), report=report)
         data.fetch(torch.arange(40))
         assert sorted(data.skipped) == ["2.png", "3.png"]
         (home / "5.png").write_bytes(b"")
         for _ in range(2):  # nor is a limit forgotten by starting again
             with pytest.raises(
-                InputError, match=r"3 of 40 pictures cannot be read.*\(max_skipped\); it is 0\.075 so far"
+                InputError, match=r"3 of 40 images cannot be read.*\(max_skipped\); it is 0\.075 so far"
             ):
-                Pictures(open_source(str(home)), Preprocess((8, 8)), report=report).fetch(torch.arange(40))
+                Images(open_source(str(home)), Preprocess((8, 8)), report=report).fetch(torch.arange(40))
 
-    def test_a_single_broken_picture_is_no_catastrophe(self, tmp_path):
+    def test_a_single_broken_image_is_no_catastrophe(self, tmp_path):
         for i in range(3):
-            picture(tmp_path / f"{i}.png", i)
+            save_image(tmp_path / f"{i}.png", i)
         (tmp_path / "1.png").write_bytes(b"")
-        assert reds(Pictures(open_source(str(tmp_path)), Preprocess((8, 8))))[0] == [0, 2, 2]
-        with pytest.raises(InputError, match=r"1 of 3 pictures cannot be read"):
-            Pictures(open_source(str(tmp_path)), Preprocess((8, 8)), max_skipped=0).fetch(torch.arange(3))
+        assert reds(Images(open_source(str(tmp_path)), Preprocess((8, 8))))[0] == [0, 2, 2]
+        with pytest.raises(InputError, match=r"1 of 3 images cannot be read"):
+            Images(open_source(str(tmp_path)), Preprocess((8, 8)), max_skipped=0).fetch(torch.arange(3))
 
     def test_too_many_are_too_many(self, damaged):
-        with pytest.raises(InputError, match=r"\d of 13 pictures cannot be read, the last c/.*; repair them, or allow"):
-            Pictures(open_source(str(damaged)), Preprocess((8, 8)), max_skipped=0.1).fetch(torch.arange(13))
+        with pytest.raises(
+            InputError, match=r"\d of 13 images cannot be read, the last one is c/.*; repair them, or allow"
+        ):
+            Images(open_source(str(damaged)), Preprocess((8, 8)), max_skipped=0.1).fetch(torch.arange(13))
 
     def test_one_in_a_thousand_costs_a_line(self, tmp_path):
         for i in range(1000):
-            picture(tmp_path / "c" / f"{i}.png", i % 256)
+            save_image(tmp_path / "c" / f"{i}.png", i % 256)
         (tmp_path / "c" / "500.png").write_bytes(b"")
-        data = Pictures(open_source(str(tmp_path)), Preprocess((8, 8)))
+        data = Images(open_source(str(tmp_path)), Preprocess((8, 8)))
         batch = data.fetch_readable(torch.arange(1000))
         assert len(batch.labels) == 999
         assert list(data.skipped) == ["c/500.png"]
 
     def test_a_folder_deleted_during_the_run(self, tmp_path):
         for i in range(40):
-            picture(tmp_path / "data" / f"{i}.png", i)
-        data = Pictures(open_source(str(tmp_path / "data")), Preprocess((8, 8)))
+            save_image(tmp_path / "data" / f"{i}.png", i)
+        data = Images(open_source(str(tmp_path / "data")), Preprocess((8, 8)))
         data.fetch(torch.arange(4))
         shutil.rmtree(tmp_path / "data")
-        with pytest.raises(InputError, match=r"\d of 40 pictures cannot be read, the last .*No such file"):
+        with pytest.raises(InputError, match=r"\d of 40 images cannot be read, the last one is .*No such file"):
             data.fetch(torch.arange(4))
 
 
@@ -360,44 +362,44 @@ def test_mirrored_versions_come_behind(tmp_path):
     assert data.preprocessing["flip"] is True
 
 
-def test_grey_on_request(tmp_path):
-    picture(tmp_path / "a.png", 100)
-    data = open_dataset(str(tmp_path), Preparation(size="8", grey=True))
+def test_gray_on_request(tmp_path):
+    save_image(tmp_path / "a.png", 100)
+    data = open_dataset(str(tmp_path), Preparation(size="8", gray=True))
     assert data.channels == 1
     assert data.fetch(torch.tensor([0])).x.unique().tolist() == [30]  # 0.299 of the red
 
 
 def test_unreadable_says_why(tmp_path):
-    picture(tmp_path / "a.png", 1)
+    save_image(tmp_path / "a.png", 1)
     source = open_source(str(tmp_path))
-    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(Unreadable, match=r"^cannot identify image file$"):
-        source.open(0)
+        source.read(0)
     (tmp_path / "a.png").unlink()
     with pytest.raises(Unreadable, match=r"^No such file or directory$"):
-        source.open(0)
-    picture(tmp_path / "a.png", 1, size=(12, 5))
+        source.read(0)
+    save_image(tmp_path / "a.png", 1, size=(12, 5))
     with pytest.raises(Unreadable, match="only 12x5 pixels"):
-        source.open(0)
-    assert source.open(0, min_side=5).size == (12, 5)
+        source.read(0)
+    assert source.read(0, min_side=5).size == (12, 5)
 
 
 def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
-    picture(tmp_path / "a.png", 1, size=(40, 40))
+    save_image(tmp_path / "a.png", 1, size=(40, 40))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
     with pytest.raises(Unreadable, match=r"1600 pixels.* exceeds limit"):
-        open_source(str(tmp_path)).open(0)
+        open_source(str(tmp_path)).read(0)
 
 
-def test_camera_pictures_with_a_preview_are_pictures(tmp_path):
+def test_camera_images_with_a_preview_are_images(tmp_path):
     preview = Image.new("RGB", (8, 8))
     Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[preview])
-    opened = open_source(str(tmp_path)).open(0)
+    opened = open_source(str(tmp_path)).read(0)
     assert (opened.format, opened.n_frames, opened.getpixel((3, 3))) == ("MPO", 2, (9, 9, 9))
 
 
 def test_built_in_sets_and_caches_have_their_own_size():
-    with pytest.raises(InputError, match=r"data digits has pictures of 8x8, not 16x16; leave the size out"):
+    with pytest.raises(InputError, match=r"data digits has images of 8x8, not 16x16; leave the size out"):
         open_dataset("digits", Preparation(size="16"))
-    with pytest.raises(InputError, match=r"flip is True, but no size is given; give --size"):
+    with pytest.raises(InputError, match=r"flip is True, but no size is given; set data.size"):
         open_dataset("digits", Preparation(flip=True))

@@ -20,11 +20,11 @@ def test_a_survey_counts_what_is_there(tmp_path):
             pixels = noise.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
     Image.open(tmp_path / "cat" / "1.png").save(tmp_path / "cat" / "copy.bmp")
-    Image.new("L", (40, 10), 5).save(tmp_path / "cat" / "grey.png")
-    (tmp_path / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    Image.new("L", (40, 10), 5).save(tmp_path / "cat" / "gray.png")
+    (tmp_path / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     source = open_source(str(tmp_path))
     found = survey(source, Console(quiet=True))
-    assert found.pictures == 8
+    assert found.images == 8
     assert found.classes == {"cat": 5, "犬 dog": 2}
     assert found.sizes == {"21x30": 3, "20x30": 2, "22x30": 1, "10x40": 1}
     assert found.short_side == (10, 21, 22)
@@ -34,7 +34,7 @@ def test_a_survey_counts_what_is_there(tmp_path):
     screen = Console(record=True, width=100, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     screen.print(*found.tables())
     said = screen.export_text()
-    for text in ("8 pictures", "犬 dog", "21x30", "10 / 21 / 22", "cat/broken.jpg", "cat/1.png, cat/copy.bmp"):
+    for text in ("8 images", "犬 dog", "21x30", "10 / 21 / 22", "cat/broken.jpg", "cat/1.png, cat/copy.bmp"):
         assert text in said
     sample_sheet(source, tmp_path / "sheet.png")
     sheet = Image.open(tmp_path / "sheet.png")
@@ -69,9 +69,9 @@ def test_nothing_to_show_is_said(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     source = open_source(str(tmp_path))
     found = survey(source, Console(quiet=True))
-    assert (found.pictures, found.short_side) == (1, (0, 0, 0))
+    assert (found.images, found.short_side) == (1, (0, 0, 0))
     assert found.unreadable == {"a.png": "cannot identify image file"}
-    with pytest.raises(InputError, match="no picture of 1 can be read"):
+    with pytest.raises(InputError, match="none of 1 images can be read"):
         sample_sheet(source, tmp_path / "sheet.png")
 
 

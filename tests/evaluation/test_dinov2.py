@@ -32,7 +32,7 @@ def folder(tmp_path):
     return tmp_path / "dino"
 
 
-def pictures(*shape):
+def random_images(*shape):
     return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
@@ -40,7 +40,7 @@ def pictures(*shape):
 def test_the_class_token_of_prepared_pictures(tmp_path):
     net = tiny(tmp_path / "dino")
     features = DinoV2.load(str(tmp_path / "dino"))
-    images = pictures(2, 3, 224, 224)
+    images = random_images(2, 3, 224, 224)
     pixels = images / 255
     for channel, (mean, deviation) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
         pixels[:, channel] = (pixels[:, channel] - mean) / deviation
@@ -55,17 +55,15 @@ def test_resizes_as_pil_does(folder):
     features = DinoV2.load(str(folder))
     small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     for size in ((64, 48), (300, 400)):  # larger and smaller than the network's; both with an overshoot to clip
-        picture = Image.fromarray(small).resize(size, Image.Resampling.NEAREST)
-        resized = picture.resize((224, 224), Image.Resampling.BICUBIC)
-        ours, theirs = (
-            features(torch.from_numpy(np.array(each)).permute(2, 0, 1)[None]) for each in (picture, resized)
-        )
+        image = Image.fromarray(small).resize(size, Image.Resampling.NEAREST)
+        resized = image.resize((224, 224), Image.Resampling.BICUBIC)
+        ours, theirs = (features(torch.from_numpy(np.array(each)).permute(2, 0, 1)[None]) for each in (image, resized))
         torch.testing.assert_close(ours.features, theirs.features, rtol=0, atol=5e-3)
 
 
-def test_a_picture_alone_and_grey_gives_the_same(folder):
+def test_an_image_alone_and_gray_gives_the_same(folder):
     features = DinoV2.load(str(folder))
-    images = pictures(3, 1, 32, 32)
+    images = random_images(3, 1, 32, 32)
     both = features(images.expand(-1, 3, -1, -1)).features
     torch.testing.assert_close(features(images[1:2]).features, both[1:2], rtol=1e-4, atol=1e-5)
 
@@ -100,7 +98,7 @@ def test_positions_are_resampled_as_published():
 def test_the_network_uses_these_positions(tmp_path):
     net = tiny(tmp_path / "dino", image_size=518)
     features = DinoV2.load(str(tmp_path / "dino"))
-    images = pictures(1, 3, 224, 224)
+    images = random_images(1, 3, 224, 224)
     mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
     pixels = (images / 255 - mean) / deviation
     found, size_wise = features(images).features, net(pixel_values=pixels).last_hidden_state[:, 0]
@@ -124,7 +122,7 @@ class TestRefusals:
         with pytest.raises(InputError, match=match) as caught:
             DinoV2.load(str(source))
         assert "\n" not in str(caught.value)
-        assert "--feature-weights PATH" in str(caught.value)
+        assert "as feature weights" in str(caught.value)
 
     def test_another_network(self, tmp_path):
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -137,7 +135,7 @@ class TestRefusals:
         self.refused(tmp_path, "cannot be loaded .*model.safetensors")
         self.refused(tmp_path / "nowhere", "nowhere is neither a folder nor a hub id")
 
-    def test_weights_that_are_missing_foreign_or_torn(self, folder):
+    def test_weights_that_are_missing_external_or_incomplete(self, folder):
         file = folder / "model.safetensors"
         state = load_file(file)
         whole = file.read_bytes()

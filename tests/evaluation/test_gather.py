@@ -15,9 +15,9 @@ QUIET = Console(quiet=True)
 
 
 class Projection(Features):
-    """Five random numbers of a picture, and three probabilities."""
+    """Five random numbers of an image, and three probabilities."""
 
-    name, weights, dimension, reads = "projection", "0", 5, ["a", "b", "c"]
+    name, weights, dimension, classes = "projection", "0", 5, ["a", "b", "c"]
 
     def __init__(self):
         self.calls = 0
@@ -30,7 +30,7 @@ class Projection(Features):
 
 
 @pytest.fixture
-def pictures():
+def images():
     images = torch.randint(256, (103, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return InMemory(images, torch.arange(103) % 3, ["a", "b", "c"])
 
@@ -43,13 +43,13 @@ def small(monkeypatch):
     monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
 
 
-def expected(pictures):
-    return Projection()(pictures.images)
+def expected(images):
+    return Projection()(images.images)
 
 
-def test_statistics_are_those_of_all_pictures_at_once(pictures):
-    found = gather(pictures, 103, Projection(), QUIET, keep=103, batch_size=4)
-    whole = expected(pictures)
+def test_statistics_are_those_of_all_images_at_once(images):
+    found = gather(images, 103, Projection(), QUIET, keep=103, batch_size=4)
+    whole = expected(images)
     assert found.count == 103
     np.testing.assert_allclose(found.statistics.features.mean, whole.features.numpy().mean(0), rtol=1e-6)
     np.testing.assert_allclose(
@@ -59,15 +59,15 @@ def test_statistics_are_those_of_all_pictures_at_once(pictures):
     np.testing.assert_allclose(found.statistics.kept, whole.features.numpy(), rtol=1e-6)
     splits = [inception_score(part) for part in np.split(whole.probabilities.numpy(), [25, 50, 75, 100])]
     np.testing.assert_allclose(found.statistics.scores, splits, rtol=1e-6)
-    assert found.statistics.read_rightly == (whole.probabilities.argmax(1) == pictures.labels).double().mean().item()
+    assert found.statistics.accuracy == (whole.probabilities.argmax(1) == images.labels).double().mean().item()
 
 
 @pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (64, 1), (7, 2), (10, 5), (3, 20)])
-def test_batches_and_processes_change_nothing(pictures, tmp_path, batch_size, world):
-    alone = gather(pictures, 103, Projection(), QUIET, keep=103, batch_size=10).statistics
+def test_batches_and_processes_change_nothing(images, tmp_path, batch_size, world):
+    alone = gather(images, 103, Projection(), QUIET, keep=103, batch_size=10).statistics
     for rank in range(world):
         found = gather(
-            pictures,
+            images,
             103,
             Projection(),
             QUIET,
@@ -84,11 +84,11 @@ def test_batches_and_processes_change_nothing(pictures, tmp_path, batch_size, wo
         np.testing.assert_allclose(mine.covariance, theirs.covariance, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(found.statistics.scores, alone.scores, rtol=1e-6)
     np.testing.assert_allclose(found.statistics.kept, alone.kept, rtol=1e-6, atol=1e-7)
-    assert found.statistics.read_rightly == alone.read_rightly
+    assert found.statistics.accuracy == alone.accuracy
 
 
-def test_an_interrupted_run_goes_on_on_other_processes(pictures, tmp_path):
-    alone = gather(pictures, 103, Projection(), QUIET).statistics
+def test_an_interrupted_run_goes_on_on_other_processes(images, tmp_path):
+    alone = gather(images, 103, Projection(), QUIET).statistics
 
     class Stops(Projection):
         def __call__(self, images):
@@ -97,69 +97,69 @@ def test_an_interrupted_run_goes_on_on_other_processes(pictures, tmp_path):
             return super().__call__(images)
 
     with pytest.raises(KeyboardInterrupt):
-        gather(pictures, 103, Stops(), QUIET, batch_size=10, folder=tmp_path)
+        gather(images, 103, Stops(), QUIET, batch_size=10, folder=tmp_path)
     features = Projection()
-    assert gather(pictures, 103, features, QUIET, batch_size=10, folder=tmp_path, rank=0, world=2) is None
-    found = gather(pictures, 103, features, QUIET, batch_size=10, folder=tmp_path, rank=1, world=2).statistics
+    assert gather(images, 103, features, QUIET, batch_size=10, folder=tmp_path, rank=0, world=2) is None
+    found = gather(images, 103, features, QUIET, batch_size=10, folder=tmp_path, rank=1, world=2).statistics
     assert features.calls == 63  # forty were done
     np.testing.assert_allclose(found.features.covariance, alone.features.covariance, rtol=1e-6, atol=1e-9)
 
 
-def test_sums_of_another_run_are_refused(pictures, tmp_path):
-    gather(pictures, 103, Projection(), QUIET, folder=tmp_path)
-    with pytest.raises(InputError, match="of another count"):
-        gather(pictures, 50, Projection(), QUIET, folder=tmp_path)
+def test_sums_of_another_run_are_refused(images, tmp_path):
+    gather(images, 103, Projection(), QUIET, folder=tmp_path)
+    with pytest.raises(InputError, match="of another image count"):
+        gather(images, 50, Projection(), QUIET, folder=tmp_path)
 
 
-def test_unreadable_pictures_are_left_out(pictures):
-    class Broken(type(pictures)):
+def test_unreadable_images_are_left_out(images):
+    class Broken(type(images)):
         def fetch_readable(self, indices):
             return self.fetch(indices[indices % 10 != 3])
 
     broken = Broken.__new__(Broken)
-    broken.__dict__ = vars(pictures)
+    broken.__dict__ = vars(images)
     found = gather(broken, 103, Projection(), QUIET, keep=103)
     readable = torch.arange(103)[torch.arange(103) % 10 != 3]
-    whole = expected(pictures).features.numpy()[readable]
+    whole = expected(images).features.numpy()[readable]
     assert found.count == len(readable)
     assert frechet_distance(found.statistics.kept, whole) == pytest.approx(0, abs=1e-9)
     np.testing.assert_allclose(found.statistics.features.mean, whole.mean(0), rtol=1e-6)
 
 
-def test_features_that_are_not_finite_are_named(pictures):
+def test_features_that_are_not_finite_are_named(images):
     class Bad(Projection):
-        def __call__(self, images):
-            found = super().__call__(images)
-            found.features[images.flatten(1).sum(1) == pictures.images[17].sum()] = torch.nan
-            return found
+        def __call__(self, batch):
+            extracted = super().__call__(batch)
+            extracted.features[batch.flatten(1).sum(1) == images.images[17].sum()] = torch.nan
+            return extracted
 
-    with pytest.raises(InputError, match="picture 17 hold NaN"):
-        gather(pictures, 103, Bad(), QUIET, batch_size=4)
+    with pytest.raises(InputError, match="image 17 hold NaN"):
+        gather(images, 103, Bad(), QUIET, batch_size=4)
 
 
-def test_pictures_that_do_not_suit(pictures):
+def test_pictures_that_do_not_suit(images):
     features = Projection()
     features.channels = 3
-    with pytest.raises(InputError, match="pictures of 1 channels; the features projection take 3"):
-        gather(pictures, 103, features, QUIET)
+    with pytest.raises(InputError, match="images of 1 channels; the features projection take 3"):
+        gather(images, 103, features, QUIET)
     features.channels, features.size = 1, (8, 8)
-    with pytest.raises(InputError, match=r"pictures of \(4, 4\); the features projection take \(8, 8\)"):
-        gather(pictures, 103, features, QUIET)
+    with pytest.raises(InputError, match=r"images of \(4, 4\); the features projection take \(8, 8\)"):
+        gather(images, 103, features, QUIET)
 
 
-def test_kept_features_are_spread_evenly(pictures):
-    kept = gather(pictures, 103, Projection(), QUIET, keep=4, batch_size=7).statistics.kept
-    np.testing.assert_allclose(kept, expected(pictures).features.numpy()[[0, 34, 68, 102]], rtol=1e-6)
+def test_kept_features_are_spread_evenly(images):
+    kept = gather(images, 103, Projection(), QUIET, keep=4, batch_size=7).statistics.kept
+    np.testing.assert_allclose(kept, expected(images).features.numpy()[[0, 34, 68, 102]], rtol=1e-6)
 
 
-def test_torn_and_doubled_sums_are_done_again(pictures, tmp_path):
-    alone = gather(pictures, 103, Projection(), QUIET).statistics
-    assert gather(pictures, 103, Projection(), QUIET, folder=tmp_path, rank=0, world=2) is None
+def test_torn_and_doubled_sums_are_done_again(images, tmp_path):
+    alone = gather(images, 103, Projection(), QUIET).statistics
+    assert gather(images, 103, Projection(), QUIET, folder=tmp_path, rank=0, world=2) is None
     (file,) = tmp_path.glob("sums-0-*.npz")
     (tmp_path / "sums-5-0.npz").write_bytes(file.read_bytes())  # the same command was given twice
     (tmp_path / "sums-6-0.npz").write_bytes(file.read_bytes()[:100])  # power was lost
     (tmp_path / "sums-7-0.npz").touch()
     features = Projection()
-    found = gather(pictures, 103, features, QUIET, folder=tmp_path).statistics
+    found = gather(images, 103, features, QUIET, folder=tmp_path).statistics
     assert features.calls == 50  # the five blocks of the other process
     np.testing.assert_allclose(found.features.covariance, alone.features.covariance, rtol=1e-6, atol=1e-9)

@@ -4,7 +4,7 @@ import torch
 from ditlab.core.errors import InputError
 from ditlab.data.builtin.glyphs import Glyphs
 from ditlab.evaluation import glyphs as module
-from ditlab.evaluation.features.glyphs import glyph_reader
+from ditlab.evaluation.features.glyphs import glyph_classifier
 from ditlab.evaluation.glyphs import score_glyphs
 
 
@@ -12,7 +12,7 @@ from ditlab.evaluation.glyphs import score_glyphs
 def reader(quick_glyph_reader, monkeypatch):
     """The quick classifier, and fewer letters to compare with."""
     monkeypatch.setattr(module, "HELD_OUT", 520)
-    monkeypatch.setattr(module, "FLOOR_DRAWS", 2)
+    monkeypatch.setattr(module, "REAL_SUBSETS", 2)
     return quick_glyph_reader
 
 
@@ -29,11 +29,11 @@ def test_real_letters_score_like_real_letters(reader):
     assert ruined.fd > 2 * score.fd
     (kept,) = reader.iterdir()
     stamp = kept.stat().st_mtime_ns
-    glyph_reader.cache_clear()
+    glyph_classifier.cache_clear()
     assert score_glyphs(images, labels) == score  # read from the cache
     assert kept.stat().st_mtime_ns == stamp
 
 
 def test_too_few_are_refused():
-    with pytest.raises(InputError, match="64 samples; draw more than 64"):
+    with pytest.raises(InputError, match="64 samples; give more than 64"):
         score_glyphs(torch.zeros(64, 3, 32, 32).byte(), torch.zeros(64).long())

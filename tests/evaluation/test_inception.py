@@ -24,7 +24,7 @@ def formula(shapes):
     return state
 
 
-def pictures(*shape):
+def random_images(*shape):
     return torch.from_numpy(np.random.RandomState(1000).randint(0, 256, shape).astype(np.uint8))
 
 
@@ -55,7 +55,7 @@ def test_names_and_shapes_are_the_published_ones(shapes):
 
 def test_agrees_with_torch_fidelity(inception, golden):
     """Their network, with the weights of the formula."""
-    vectors, images = golden("inception"), pictures(2, 3, 24, 40)
+    vectors, images = golden("inception"), random_images(2, 3, 24, 40)
     assert torch.equal(resize(images[:1].float(), 299)[:, :, ::37, ::41], vectors["resized"])
     found = inception(images)
     assert [len(found.features[0]), len(found.spatial[0]), len(found.probabilities[0])] == [2048, 2023, 1008]
@@ -66,15 +66,15 @@ def test_agrees_with_torch_fidelity(inception, golden):
     assert not found.features.requires_grad
 
 
-def test_a_picture_alone_and_grey_gives_the_same(inception):
-    images = pictures(2, 3, 20, 20)
+def test_an_image_alone_and_gray_gives_the_same(inception):
+    images = random_images(2, 3, 20, 20)
     images[1] = images[1, :1]
-    both, first, grey = inception(images), inception(images[:1]), inception(images[1:, :1])
-    for alone, row in ((first, 0), (grey, 1)):
+    both, first, gray = inception(images), inception(images[:1]), inception(images[1:, :1])
+    for alone, row in ((first, 0), (gray, 1)):
         for name in ("features", "spatial", "probabilities"):
             value = getattr(both, name)[row : row + 1]
             torch.testing.assert_close(getattr(alone, name), value, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(first.features, grey.features, rtol=0.01)
+    assert not torch.allclose(first.features, gray.features, rtol=0.01)
 
 
 def test_resize_by_hand():
@@ -115,12 +115,12 @@ class TestFiles:
         build(hollow, "memory")
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_what_is_missing_or_foreign_is_named(self, hollow, tmp_path):
+    def test_what_is_missing_or_external_is_named(self, hollow, tmp_path):
         file = str(tmp_path / "a.pth")
         rest = dict(hollow)
         del rest["fc.weight"], rest["Mixed_7c.branch_pool.bn.bias"]
         torch.save(rest, file)
-        with pytest.raises(InputError, match=r"a\.pth lacks Mixed_7c.*2 of 472 .*--feature-weights PATH"):
+        with pytest.raises(InputError, match=r"a\.pth lacks Mixed_7c.*2 of 472 .*as feature weights"):
             Inception.load(file)
         torch.save(hollow | {"fc.weight": torch.zeros(1000, 1)}, file)
         with pytest.raises(InputError, match=r"a\.pth: fc\.weight is \(1000, 1\), not \(1008, 2048\); .*download"):
@@ -140,7 +140,7 @@ class TestFiles:
             save_file(state, file)
         whole = file.read_bytes()
         file.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(InputError, match=rf"{name} is no file of weights, or not whole; download .*PATH"):
+        with pytest.raises(InputError, match=rf"{name} is no weight file, or incomplete; download"):
             Inception.load(str(file))
 
     def test_a_file_that_is_not_what_its_name_says(self, tmp_path):
@@ -150,14 +150,16 @@ class TestFiles:
             Inception.load(str(file))
 
     def test_no_such_file(self, tmp_path, monkeypatch):
-        with pytest.raises(InputError, match=r"here\.pth: No such file.*--feature-weights PATH"):
+        with pytest.raises(InputError, match=r"here\.pth: No such file.*as feature weights"):
             Inception.load(str(tmp_path / "here.pth"))
         monkeypatch.setenv(module.VARIABLE, str(tmp_path / "there.pth"))
         with pytest.raises(InputError, match=r"there\.pth: No such file"):
             Inception.load()
 
     def test_without_a_network(self, tmp_path):
-        with pytest.raises(InputError, match=r"cannot be fetched .*no route.*on another machine download https://\S+"):
+        with pytest.raises(
+            InputError, match=r"cannot be downloaded .*no route.*on another machine download https://\S+"
+        ):
             Inception.load()
         assert list((tmp_path / "cache" / "ditlab").iterdir()) == []
 
@@ -170,7 +172,7 @@ class TestFiles:
         monkeypatch.delenv(module.VARIABLE, raising=False)
         monkeypatch.setattr(module, "ADDRESS", published.as_uri())
         monkeypatch.setattr(module, "FILE", "net-00000000.pth")
-        with pytest.raises(InputError, match="did not come whole"):
+        with pytest.raises(InputError, match="is incomplete; try again"):
             Inception.load()
         assert list((tmp_path / "cache" / "ditlab").iterdir()) == []
         monkeypatch.setattr(module, "FILE", f"net-{digest[:8]}.pth")

@@ -16,9 +16,9 @@ from ditlab.data.builtin.digits import digits, held_out_digits
 from ditlab.evaluation import gather
 from ditlab.evaluation import memorization as module
 from ditlab.evaluation.features import Extracted, Features, open_features
-from ditlab.evaluation.memorization import memorisation
-from ditlab.evaluation.metrics import neighbours
-from ditlab.evaluation.metrics.neighbours import neighbour_ratio
+from ditlab.evaluation.memorization import memorization
+from ditlab.evaluation.metrics import neighbors
+from ditlab.evaluation.metrics.neighbors import neighbor_ratio
 
 QUIET = Console(quiet=True)
 
@@ -57,7 +57,7 @@ def sets():
 def small(monkeypatch):
     monkeypatch.setattr(gather, "BLOCK", 10)
     monkeypatch.setattr(gather, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(neighbours, "TILE", 8)
+    monkeypatch.setattr(neighbors, "TILE", 8)
     monkeypatch.setattr(module, "PATIENCE", 0.02)
 
 
@@ -67,11 +67,11 @@ def by_hand(samples, training, held_out):
     a, b, c = (features(each.images).features.double() for each in (samples, training, held_out))
     near, unseen = torch.cdist(a, b), torch.cdist(c, b)
     order = near.argsort(dim=1, stable=True)[:, :4]
-    return *neighbour_ratio(near.amin(1), unseen.amin(1)), near.amin(1), order
+    return *neighbor_ratio(near.amin(1), unseen.amin(1)), near.amin(1), order
 
 
 def run(sets, out, features=None, **options):
-    return memorisation(*sets, features or Pixels(), out, QUIET, **{"protocol": {"of": "tests"}} | options)
+    return memorization(*sets, features or Pixels(), out, QUIET, **{"protocol": {"of": "tests"}} | options)
 
 
 def test_tells_copies(tmp_path):
@@ -84,7 +84,7 @@ def test_tells_copies(tmp_path):
     fresh = run((first, train, second), tmp_path / "b.png", features)
     assert 0.85 < fresh.ratio < 1.15
     assert 0.45 < fresh.closer < 0.55
-    assert "1,437 training pictures" in fresh.verdict()
+    assert "1,437 training images" in fresh.verdict()
     assert Image.open(tmp_path / "a.png").height > 400
 
 
@@ -162,16 +162,16 @@ def test_the_same_call_again_gives_the_result_that_is_there(sets, tmp_path, smal
 def test_mistakes(sets, tmp_path):
     samples, training, held_out = sets
     small = InMemory(held_out.images[:, :, :2], held_out.labels, [])
-    with pytest.raises(InputError, match="held-out pictures of 1x2x4, samples of 1x4x4"):
+    with pytest.raises(InputError, match="held-out images of 1x2x4, samples of 1x4x4"):
         run((samples, training, small), tmp_path / "a.png")
     with pytest.raises(InputError, match="1 samples; give 2 or more"):
         run((InMemory(samples.images[:1], samples.labels[:1], []), training, held_out), tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a\.jpg; give a file that ends in \.png"):
         run(sets, tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="most held-out pictures are among the training pictures"):
+    with pytest.raises(InputError, match="most held-out images are equal to training images"):
         run((samples, training, training), tmp_path / "a.png")
     same = InMemory(torch.full_like(held_out.images, 7), held_out.labels, [])
-    with pytest.raises(InputError, match="all 29 pictures have the same features"):
+    with pytest.raises(InputError, match="all 29 images have the same features"):
         run((samples, training, same), tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 

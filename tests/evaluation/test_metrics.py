@@ -5,9 +5,11 @@ import torch
 from ditlab.core.errors import InputError
 from ditlab.data.rows import RowFile, row_file
 from ditlab.evaluation import frechet_distance, inception_score, kernel_distance, precision_recall
+from ditlab.evaluation.metrics import METRICS, RESULTS, Metric, canonical_name
 from ditlab.evaluation.metrics.frechet import gaussian_distance
-from ditlab.evaluation.metrics.neighbours import nearer, nearest, neighbour_ratio, neighbours_of, nobody, radii
+from ditlab.evaluation.metrics.neighbors import merged, nearest, neighbor_ratio, neighbors_of, no_neighbors, radii
 from ditlab.evaluation.moments import Moments
+from ditlab.evaluation.statistics import result_name
 
 
 def test_agrees_with_the_published_evaluator(golden):
@@ -40,13 +42,13 @@ class TestFrechet:
             frechet_distance(np.zeros((4, 3)), np.zeros((4, 2)))
         with pytest.raises(InputError, match="NaN"):
             frechet_distance(np.full((4, 2), np.nan), np.zeros((4, 2)))
-        with pytest.raises(InputError, match="all 4 pictures have the same features"):
+        with pytest.raises(InputError, match="all 4 images have the same features"):
             frechet_distance(np.ones((4, 2)), np.eye(2))
 
     def test_variance_that_is_rounding_is_none(self):
         moments = Moments(64)
         moments.add(5 + 1e-7 * np.random.default_rng(0).standard_normal((100, 64)))
-        with pytest.raises(InputError, match="all 100 pictures have the same features"):
+        with pytest.raises(InputError, match="all 100 images have the same features"):
             moments.gaussian()
         moments.add(np.full((1, 64), 5.01))
         assert moments.gaussian().count == 101
@@ -117,10 +119,10 @@ class TestNeighbours:
     def test_tiles_give_what_the_whole_gives(self, sets, monkeypatch):
         a, b = sets
         whole = precision_recall(a, b), radii(a, 3)
-        monkeypatch.setattr("ditlab.evaluation.metrics.neighbours.TILE", 7)
+        monkeypatch.setattr("ditlab.evaluation.metrics.neighbors.TILE", 7)
         assert precision_recall(a, b) == whole[0]
         torch.testing.assert_close(radii(a, 3), whole[1])
-        near = neighbours_of(torch.from_numpy(a), b, 5)
+        near = neighbors_of(torch.from_numpy(a), b, 5)
         exact = torch.cdist(torch.from_numpy(a), torch.from_numpy(b)).sort(1)
         torch.testing.assert_close(near.squares.sqrt(), exact.values[:, :5])
         assert torch.equal(near.places, exact.indices[:, :5])
@@ -139,7 +141,7 @@ class TestNeighbours:
             return found
 
         monkeypatch.setattr(RowFile, "__getitem__", watched)
-        monkeypatch.setattr("ditlab.evaluation.metrics.neighbours.TILE", 7)
+        monkeypatch.setattr("ditlab.evaluation.metrics.neighbors.TILE", 7)
         monkeypatch.setattr("ditlab.evaluation.statistics.ROWS", 7)
         assert precision_recall(*files) == precision_recall(a, b)
         assert max(seen) == 7  # never more than a tile in memory
@@ -153,18 +155,44 @@ class TestNeighbours:
         assert (near.squares.tolist(), near.places.tolist()) == ([[1, 1, 1]], [[4, 5, 8]])
         parts = [nearest(distances[:, part].clone(), numbers[part], 3) for part in (slice(4, 6), slice(0, 2))]
         for first, second in (parts, parts[::-1]):
-            both = nearer(nearer(nobody(1, 3), first), second)
+            both = merged(merged(no_neighbors(1, 3), first), second)
             assert (both.squares.tolist(), both.places.tolist()) == ([[1, 1, 1]], [[4, 8, 9]])
         rest = nearest(distances[:, 2:4].clone(), numbers[2:4], 2)
-        assert nearer(both, rest).places.tolist() == [[4, 5, 8]]
+        assert merged(both, rest).places.tolist() == [[4, 5, 8]]
 
     def test_too_few_rows(self):
         with pytest.raises(InputError, match="3 and 9 features with k 3"):
             precision_recall(np.random.rand(3, 2), np.random.rand(9, 2))
 
-    def test_ratio_tells_copies_from_new_pictures(self):
+    def test_ratio_tells_copies_from_new_images(self):
         held_out = torch.tensor([1.0, 2.0, 3.0, 4.0])
-        assert neighbour_ratio(held_out, held_out) == (1.0, 0.5)
-        ratio, closer = neighbour_ratio(torch.zeros(5), held_out)
+        assert neighbor_ratio(held_out, held_out) == (1.0, 0.5)
+        ratio, closer = neighbor_ratio(torch.zeros(5), held_out)
         assert (ratio, closer) == (0.0, 1.0)
-        assert neighbour_ratio(torch.tensor([2.5]), held_out) == (1.25, 0.5)  # the lower of two medians, as torch's
+        assert neighbor_ratio(torch.tensor([2.5]), held_out) == (1.25, 0.5)  # the lower of two medians, as torch's
+
+
+class TestResults:
+    def test_metrics_declare_their_results(self):
+        assert dict(RESULTS) == {
+            "fd": "frechet", "sfd": "spatial", "inception_score": "inception-score", "precision": "precision-recall",
+            "recall": "precision-recall", "kd": "kernel", "accuracy": "accuracy",
+        }  # fmt: skip
+        assert RESULTS.lower_is_better("fd")
+        assert not RESULTS.lower_is_better("accuracy")
+
+    def test_a_metric_from_outside_is_one_line(self):
+        METRICS.register("shift", Metric(frozenset(), lambda a, b: {"shift": 0.0}, results={"shift": "lower"}))
+        try:
+            assert RESULTS["shift"] == "shift"
+            assert "shift" in RESULTS
+        finally:
+            del METRICS["shift"]
+        assert "shift" not in RESULTS
+
+    def test_distances_are_named_after_the_features(self):
+        assert [result_name("fd", name) for name in ("inception", "digits")] == ["fid", "fd_digits"]
+        names = ("fid", "sfid", "kid", "fd_digits", "sfd_x", "kd_dinov2", "precision", "inception_score")
+        assert [canonical_name(name) for name in names] == [
+            "fd", "sfd", "kd", "fd", "sfd", "kd", "precision", "inception_score",
+        ]  # fmt: skip

@@ -139,7 +139,7 @@ class TestReference:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "whole.npz"]
 
     def test_with_pictures_for_the_evaluator_of_adm(self, tmp_path, features):
-        write_reference("digits", digits(), features, tmp_path / "a.npz", QUIET, keep=300, with_pictures=True)
+        write_reference("digits", digits(), features, tmp_path / "a.npz", QUIET, keep=300, with_images=True)
         with np.load(tmp_path / "a.npz") as arrays:
             assert {"arr_0", "mu", "sigma"} < {*arrays.files}
             pictures, kept = torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2), arrays["features"]
@@ -174,7 +174,7 @@ class TestEvaluate:
     def test_in_bfloat16_it_is_that_of_the_prepared_pipeline(self, model, features):
         plain = evaluate(model, SETTINGS, QUIET)
         result = evaluate(model, replace(SETTINGS, precision="bfloat16"), QUIET)
-        drawn, _ = protocol.drawn_by(load(model, device="cpu").prepared("bfloat16"), SETTINGS)
+        drawn, _ = protocol.samples_of(load(model, device="cpu").prepared("bfloat16"), SETTINGS)
         made = features(drawn.fetch(torch.arange(100)).x).features.numpy()
         expected = frechet_distance(made, features(held_out_digits().images).features.numpy())
         assert result.metrics["fd_digits"] == pytest.approx(expected, rel=1e-5)
@@ -256,17 +256,17 @@ class TestEvaluate:
 
     def test_few_pictures_are_said(self, model):
         assert (
-            "40 pictures do not determine a covariance of 64"
+            "40 images do not determine a covariance of 64"
             in evaluate(model, replace(SETTINGS, count=40), QUIET).notes[-1]
         )
 
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"reference": ""}, "give --reference"),
-            ({"count": 101}, "101 pictures cannot be shared equally among 10 classes"),
+            ({"reference": ""}, "give a reference"),
+            ({"count": 101}, "101 images cannot be shared equally among 10 classes"),
             ({"count": 1}, "count 1 and batch size"),
-            ({"within": 0.1}, "give --expect too"),
+            ({"within": 0.1}, "give expect too"),
             ({"metrics": ("frechett",)}, 'did you mean "frechet"'),
             ({"metrics": ("spatial",)}, "spatial needs what the features digits do not give"),
             ({"features": "digit"}, 'did you mean "digits"'),
@@ -284,15 +284,15 @@ class TestEvaluate:
         with torch.no_grad():
             pipe.net.final_layer.linear.bias.fill_(torch.nan)
         pipe.save(tmp_path / "model")
-        with pytest.raises(InputError, match=r"picture 0 \(seed 0\) is not finite; draw it in float32, or train"):
+        with pytest.raises(InputError, match=r"image 0 \(seed 0\) is not finite; use float32, or train"):
             evaluate(str(tmp_path / "model"), SETTINGS, QUIET)
         assert not list(tmp_path.rglob("result.json"))
 
     def test_pictures_that_are_all_the_same(self, tmp_path):
         np.savez(tmp_path / "a.npz", np.repeat(digits().images[:1].permute(0, 2, 3, 1).numpy(), 70, 0))
-        with pytest.raises(InputError, match="all 70 pictures have the same features; look at them"):
+        with pytest.raises(InputError, match="all 70 images have the same features; check the images"):
             evaluate(str(tmp_path / "a.npz"), replace(SETTINGS, batch_size=3), QUIET, out=tmp_path / "out")
-        with pytest.raises(InputError, match="all 70 pictures have the same features; look at them"):
+        with pytest.raises(InputError, match="all 70 images have the same features; check the images"):
             evaluate("digits", replace(SETTINGS, reference=str(tmp_path / "a.npz"), features="digits"), QUIET)
 
     def test_an_interrupted_evaluation_goes_on(self, model, tmp_path, monkeypatch):
@@ -327,7 +327,7 @@ class TestEvaluate:
     def test_reference_of_another_size(self, model, tmp_path, features):
         made = reference_of(digits(), features, "big")
         Reference(made.statistics, made.about | {"size": [16, 16]}).save(tmp_path / "a.npz")
-        with pytest.raises(InputError, match="pictures of 8x8 against a reference of 16x16; make one with"):
+        with pytest.raises(InputError, match="images of 8x8 against a reference of 16x16; make one with"):
             evaluate(model, replace(SETTINGS, reference=str(tmp_path / "a.npz")), QUIET)
 
 
@@ -364,7 +364,7 @@ def test_sweep_finds_the_best_with_its_error(model, tmp_path, monkeypatch):
     assert Image.open(tmp_path / "s" / "sweep.png").size == (720, 480)
     written = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert written["best"]["fd_digits"] == done.best.mean
-    with pytest.raises(InputError, match="nothing to minimise among inception_score; add frechet"):
+    with pytest.raises(InputError, match="nothing to minimize among inception_score; add frechet"):
         sweep(model, replace(SETTINGS, metrics=("inception-score",)), {"steps": [1]}, QUIET, out=tmp_path / "s")
     with pytest.raises(InputError, match="nothing to sweep"):
         sweep(model, SETTINGS, {"steps": []}, QUIET)

@@ -12,7 +12,7 @@ from ditlab.core.types import Between, Prediction
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import Cosine, Linear
 from ditlab.diffusion.samplers import SAMPLERS, image_noise, time_grid
-from ditlab.inference.inpaint import Original, read_picture
+from ditlab.inference.inpaint import Original, read_image
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_strength_is_the_part_of_the_way(pipe):
     steps = list(pipe.steps(0, seeds=3, num_inference_steps=8, original=start))
     plain = list(pipe.steps(0, seeds=3, num_inference_steps=8))
     assert [step.t for step in steps] == [step.t for step in plain][4:]
-    assert len(steps) == pipe.step_count({"num_inference_steps": 8, "original": start}) == 4
+    assert len(steps) == pipe.resolve(steps=8, original=start).steps == 4
 
 
 def test_full_strength_is_noise_alone_where_the_path_ends_in_noise(pipe):
@@ -176,9 +176,9 @@ def test_labels_between_do_not_depend_on_their_batch(pipe):
         ({"image": picture(), "strength": 1.5}, "strength 1.5"),
         ({"image": picture(), "resample": 3}, "resample 3; give 1 or more with a mask"),
         ({"image": picture(), "mask_image": Image.new("L", (8, 8))}, "the mask is black"),
-        ({"image": [picture()] * 3}, "3 pictures to start from for 2 that are drawn"),
-        ({"image": [picture()] * 3, "mask_image": [right_half()] * 2}, "2 masks for 3 pictures"),
-        ({"strength": 0.5}, "without an image"),
+        ({"image": [picture()] * 3}, "3 images to start from for 2 generated images"),
+        ({"image": [picture()] * 3, "mask_image": [right_half()] * 2}, "2 masks for 3 images"),
+        ({"strength": 0.5}, "need an image to start from"),
         ({"image": picture(), "mask_image": right_half(), "reuse": 2}, "leave one of them out"),
     ],
 )
@@ -197,12 +197,12 @@ def test_points_beyond_the_way_are_refused(pipe):
 
 
 def test_pictures_that_cannot_be_read(tmp_path):
-    with pytest.raises(InputError, match="there is no picture"):
-        read_picture(tmp_path / "none.png")
+    with pytest.raises(InputError, match="there is no image"):
+        read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InputError, match="cannot be read as PNG"):
-        read_picture(tmp_path / "text.png")
+        read_image(tmp_path / "text.png")
     content = io.BytesIO()
     Image.new("1", (9000, 9000)).save(content, format="PNG")
     with pytest.raises(InputError, match="9000x9000 pixels; give one of at most 64,000,000"):
-        read_picture(content)
+        read_image(content)

@@ -8,7 +8,6 @@ from helpers import relative, tiny_pipeline
 
 import ditlab
 from ditlab.backbones import create
-from ditlab.checkpoints.native import load_folder
 from ditlab.core.errors import InputError
 from ditlab.core.modules import Unfilled
 from ditlab.diffusion.objective import Objective
@@ -137,7 +136,7 @@ def test_unconditional_model():
         ({"labels": []}, "0 labels"),
         ({"labels": [0], "num_inference_steps": 0}, "0 sampling steps"),
         ({"labels": [0], "sampler": "dpmp"}, 'did you mean "dpmpp"'),
-        ({"labels": [0], "grid": "karras"}, "unknown timestep schedule"),
+        ({"labels": [0], "schedule": "karras"}, "unknown timestep schedule"),
         ({"labels": [0], "output_type": "jpg"}, "output_type"),
         ({"labels": [0], "batch_size": 0}, "batch size 0"),
         ({"labels": [2.7]}, 'unknown class "2.7"'),
@@ -159,7 +158,7 @@ def test_save_and_load_keep_everything(pipe, tmp_path):
     assert again.objective == pipe.objective
     assert again.classes == pipe.classes
     assert again.config == pipe.config
-    assert again.defaults.interval == (0.1, 0.8)
+    assert again.defaults.guidance_interval == (0.1, 0.8)
     assert all(
         torch.equal(a, b) for a, b in zip(pipe.net.state_dict().values(), again.net.state_dict().values(), strict=True)
     )
@@ -223,24 +222,26 @@ def test_damaged_models_are_errors_not_models(pipe, tmp_path, damage, words):
     assert "\n" not in str(caught.value)
 
 
-def test_batches_that_do_not_fit_in_memory_are_halved(pipe, monkeypatch):
+FULL = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
+
+
+def test_network_calls_that_do_not_fit_in_memory_are_split(pipe, monkeypatch):
     expected = latents(pipe, [0, 1, 2, 0, 1], seeds=range(5))
     forward, sizes = type(pipe.net).forward, []
 
     def small(net, x, t, y):
         sizes.append(len(x))
         if len(x) > 2:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(FULL)
         return forward(net, x, t, y)
 
     monkeypatch.setattr(type(pipe.net), "forward", small)
-    with pytest.warns(UserWarning, match="going on with 2 at a time"):
-        found = latents(pipe, [0, 1, 2, 0, 1], seeds=range(5))
-    assert torch.allclose(found, expected, atol=1e-5)
-    assert sizes[0] == 5
-    assert max(sizes[1:]) == 2
+    with pytest.warns(UserWarning, match="not enough memory for 5 rows in a network call; continuing with 2 at a time"):
+        split = latents(pipe, [0, 1, 2, 0, 1], seeds=range(5))
+    assert torch.allclose(split, expected, atol=1e-5)
+    assert sizes == [5] + [2, 2, 1] * 5  # Heun's method: 5 evaluations in 3 steps
     monkeypatch.setattr(type(pipe.net), "forward", lambda *args: broken())
-    with pytest.raises(InputError, match="not enough memory to draw a single picture"):
+    with pytest.raises(InputError, match="not enough memory to generate a single image"):
         latents(pipe, [0], seeds=0)
 
 
@@ -248,17 +249,64 @@ def broken():
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_presets_of_quality_suit_the_process(pipe):
+@pytest.mark.parametrize("failing", [1, 3, 5])
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "guidance_interval": (0.0, 0.7)}])
+def test_steps_are_reported_once_although_a_network_call_fails(pipe, monkeypatch, failing, options):
+    """The animation of a request and its progress bar count every image once in every step."""
+    options = options | {"seeds": range(6), "sampler": "euler"}
+    expected = latents(pipe, 0, **options)
+    forward, calls, steps = type(pipe.net).forward, [], []
+
+    def once(net, *args):
+        calls.append(len(args[0]))
+        if len(calls) == failing:
+            raise RuntimeError(FULL)
+        return forward(net, *args)
+
+    monkeypatch.setattr(type(pipe.net), "forward", once)
+    with pytest.warns(UserWarning, match="continuing with"):
+        found = latents(pipe, 0, batch_size=4, callback_on_step_end=steps.append, **options)
+    assert [(step.i, len(step.x)) for step in steps] == [(i, count) for count in (4, 2) for i in range(3)]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_memory_with_feature_caching(pipe, monkeypatch):
+    options = {"seeds": range(4), "sampler": "euler", "reuse": 2}
+    expected = latents(pipe, 0, **options)
+    forward, calls, steps = type(pipe.net).forward, [], []
+
+    def fails_at(number):
+        def once(net, *args):
+            calls.append(len(args[0]))
+            if len(calls) == number:
+                raise RuntimeError(FULL)
+            return forward(net, *args)
+
+        calls.clear()
+        steps.clear()
+        monkeypatch.setattr(type(pipe.net), "forward", once)
+
+    fails_at(1)
+    with pytest.warns(UserWarning, match="continuing with 2 at a time"):
+        found = latents(pipe, 0, callback_on_step_end=steps.append, **options)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert [len(step.x) for step in steps] == [2] * 6
+    fails_at(2)
+    with pytest.raises(InputError, match="not enough memory for 4 images with reuse"):
+        latents(pipe, 0, callback_on_step_end=steps.append, **options | {"batch_size": 4})
+
+
+def test_presets_suit_the_process(pipe):
     chain = tiny_pipeline(objective=Objective(DDPM(), "eps"))
-    assert pipe.preset("draft")["sampler"] == "ab4"
-    assert chain.preset("draft")["sampler"] == "dpmpp"
-    assert chain.preset("reference") == {"sampler": "ddpm", "num_inference_steps": 250, "grid": "uniform"}
-    drawn = latents_of(pipe, preset="draft")
-    settings = pipe.preset("draft")
-    assert torch.equal(drawn, latents_of(pipe, **settings))
-    assert not torch.equal(drawn, latents_of(pipe, preset="draft", num_inference_steps=7))
-    assert pipe.step_count({"preset": "draft"}) == settings["num_inference_steps"]
-    assert pipe.step_count({"preset": "draft", "num_inference_steps": 7}) == 7
+    assert pipe.resolve(preset="draft").options.sampler == "ab4"
+    assert chain.resolve(preset="draft").options.sampler == "dpmpp"
+    settings = chain.resolve(preset="reference").settings()
+    assert (settings["sampler"], settings["steps"], settings["schedule"]) == ("ddpm", 250, "uniform")
+    images = latents_of(pipe, preset="draft")
+    assert torch.equal(images, latents_of(pipe, sampler="ab4", steps=5))
+    assert not torch.equal(images, latents_of(pipe, preset="draft", steps=7))
+    assert pipe.resolve(preset="draft").steps == 5
+    assert pipe.resolve(preset="draft", num_inference_steps=7).steps == 7
     with pytest.raises(InputError, match='unknown preset "drat"'):
         pipe([0], preset="drat")
 
@@ -314,20 +362,22 @@ def test_networks_for_files_draw_nothing_and_change_no_chance(monkeypatch):
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_what_was_prepared_is_still_the_model(pipe, tmp_path):
+def test_a_prepared_pipeline_generates_and_nothing_else(pipe, tmp_path):
     ready = pipe.prepared("bfloat16")
-    assert ready.identity() == pipe.prepared("float32").identity() == pipe.identity()
+    assert ready.model is pipe
+    for name in ("save", "push_to_hub", "identity", "describe"):
+        assert not hasattr(ready, name)
     other = Pipeline(copy.deepcopy(pipe.net), pipe.objective, classes=pipe.classes)
     with torch.no_grad():
         other.net.blocks[0].mlp.fc1.weight.add_(1)
-    assert other.prepared("bfloat16").identity() != ready.identity()
-    loaded = load_folder(ready.save(tmp_path / "model"))
-    assert torch.equal(
-        loaded([0], seeds=0, output_type="latent").images, pipe([0], seeds=0, output_type="latent").images
-    )
+    assert other.prepared("bfloat16").model.identity() != ready.model.identity()
     again = ready.prepared("float32")
-    assert again.net.dtype is torch.float32
-    assert torch.equal(
-        again([0], seeds=0, output_type="latent").images,
-        pipe.prepared("float32")([0], seeds=0, output_type="latent").images,
-    )
+    assert again.dtype is torch.float32
+    assert torch.equal(latents_of(again), latents_of(pipe.prepared("float32")))
+
+
+def test_a_pipeline_says_what_it_is(pipe):
+    assert repr(pipe) == "Pipeline(DiT-S/2, 1x8x8, velocity on linear, cpu)"
+    assert repr(pipe.prepared("bfloat16")) == f"PreparedPipeline(bfloat16 of {pipe!r})"
+    assert (pipe.device, pipe.dtype) == (torch.device("cpu"), torch.float32)
+    assert pipe.to("cpu") is pipe

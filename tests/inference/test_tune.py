@@ -37,9 +37,9 @@ def test_tuned_times_come_nearer_to_the_fine_solution(guidance, interval):
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match="sampler ddpm draws noise at each step"):
+    with pytest.raises(InputError, match="sampler ddpm adds noise in each step"):
         tune(tiny_pipeline(), [4], "ddpm", 4, QUIET)
-    with pytest.raises(InputError, match="steps 1 and pictures 4"):
+    with pytest.raises(InputError, match="steps 1 and images 4"):
         tune(tiny_pipeline(), [4, 1], "ab4", 4, QUIET)
 
 

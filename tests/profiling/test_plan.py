@@ -10,7 +10,8 @@ from ditlab.core.errors import InputError
 from ditlab.core.units import GIB
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.pipeline import Pipeline
-from ditlab.profiling.plan import DEVICES, activations, largest_batch, peak, plan
+from ditlab.profiling.plan import DEVICES, largest_batch, plan
+from ditlab.training.memory import activations, peak
 
 SMALL = {"model": {"name": "DiT", "width": 64, "depth": 4, "heads": 2, "patch": 2}, "train": {"batch": 32}}
 
@@ -44,13 +45,13 @@ def test_the_parts_of_a_large_run():
     settings = {"model": net, "data": {"source": "glyphs-32"}, "train": {"batch": 4096}}
     recipe = parse_recipe(settings)
     one, eight = plan(recipe, "a10", 1), plan(recipe, "a10", 8)
-    assert one.memory["optimiser"] == 2 * one.memory["weights"] == 8 * one.parameters
+    assert one.memory["optimizer"] == 2 * one.memory["weights"] == 8 * one.parameters
     assert one.checkpoint == 16 * one.parameters
     assert (one.batch, eight.batch) == (4096, 512)
     assert eight.steps_per_second == pytest.approx(8 * one.steps_per_second)
     assert one.seconds == pytest.approx(recipe.train.images / 4096 / one.steps_per_second)
     assert one.peak > one.capacity == 24 * GIB
-    assert any("--parallel.accumulate" in line for line in one.advice)
+    assert any("parallel.accumulate" in line for line in one.advice)
     assert eight.peak < eight.capacity
     assert eight.advice == []
     fits, not_so = (
@@ -93,12 +94,12 @@ def test_all_that_is_kept_is_counted():
         return plan(parse_recipe(SMALL | sections), "h100", devices)
 
     plain = found()
-    lengths = found(train={"widths": [0.05, 0.1], "batch": 32})
+    lengths = found(train={"power_ema": [0.05, 0.1], "batch": 32})
     assert lengths.memory["averages"] == 3 * plain.memory["averages"]
     assert lengths.checkpoint == 24 * plain.parameters
     # Muon has one moment of the matrices of the four blocks: qkv, proj and the two of the MLP.
     muon = found(optim={"name": "muon"})
-    assert plain.memory["optimiser"] - muon.memory["optimiser"] == 4 * 4 * 12 * 64**2
+    assert plain.memory["optimizer"] - muon.memory["optimizer"] == 4 * 4 * 12 * 64**2
     assert plain.checkpoint - muon.checkpoint == 4 * 4 * 12 * 64**2
     # Half of the tokens go through two of four blocks.
     assert found(train={"route": 0.5, "batch": 32}).memory["activations"] < 0.85 * plain.memory["activations"]
@@ -118,7 +119,7 @@ def test_lora_trains_few_weights(tmp_path):
     # Updates of rank 4 beside qkv, proj and modulation of each block and the head's; label rows and head are whole.
     updates = 4 * (4 * (64 + 192 + 64 + 64 + 64 + 6 * 64) + 64 + 2 * 64)
     own = updates + 11 * 64 + 64 * 4 + 4
-    assert lora.memory["optimiser"] == 2 * lora.memory["gradients"] == 8 * own
+    assert lora.memory["optimizer"] == 2 * lora.memory["gradients"] == 8 * own
     assert lora.memory["weights"] == whole.memory["weights"] + 4 * updates
     assert lora.memory["activations"] > 0.5 * whole.memory["activations"]
 

@@ -38,10 +38,10 @@ def test_a_sparkline_rises_with_its_values():
     assert sparkline([0, 0, 10, 10, 0, 0], 3) == "▁█▁"
 
 
-def test_a_picture_as_text_has_its_colours(tmp_path):
-    picture = Image.new("RGB", (3, 4), (255, 0, 0))
-    picture.paste((0, 0, 255), (0, 1, 3, 2))
-    picture.save(tmp_path / "x.png")
+def test_an_image_as_text_has_its_colors(tmp_path):
+    image = Image.new("RGB", (3, 4), (255, 0, 0))
+    image.paste((0, 0, 255), (0, 1, 3, 2))
+    image.save(tmp_path / "x.png")
     text = blocks(tmp_path / "x.png", 10)
     assert text.plain == "▀▀▀\n▀▀▀\n"
     assert str(text.spans[0].style) == "rgb(255,0,0) on rgb(0,0,255)"
@@ -91,14 +91,14 @@ def test_the_page_of_a_run_stands_alone(run):
 
 
 def test_a_curve_goes_from_corner_to_corner():
-    drawn = figure("x", [0, 10, 20], [1.0, 3.0, 2.0])
-    assert "points='0.0,160.0 320.0,0.0 640.0,80.0'" in drawn
+    svg = figure("x", [0, 10, 20], [1.0, 3.0, 2.0])
+    assert "points='0.0,160.0 320.0,0.0 640.0,80.0'" in svg
 
 
 def test_previews_show_average_and_raw_weights(run):
-    with Image.open(run / "previews" / "000000000128.png") as picture:
-        width, height = picture.size
-        left, right = picture.crop((0, 22, width // 2, height)), picture.crop((width // 2, 22, width, height))
+    with Image.open(run / "previews" / "000000000128.png") as image:
+        width, height = image.size
+        left, right = image.crop((0, 22, width // 2, height)), image.crop((width // 2, 22, width, height))
     assert left.size == right.size
     assert left.tobytes() != right.tobytes()
 

@@ -13,15 +13,21 @@ import time
 import httpx
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
 
 from ditlab import between
 from ditlab.cli.serving import listen
+from ditlab.conditioning import Conditioner
 from ditlab.config.reader import find_recipe
-from ditlab.server.app import about, create_app
-from ditlab.server.service import Limits
+from ditlab.core.io import held
+from ditlab.core.types import Condition
+from ditlab.core.version import __version__
+from ditlab.server.app import create_app
+from ditlab.server.generation import Limits
+from ditlab.server.responses import model_info
 
 
 @pytest.fixture
@@ -45,19 +51,19 @@ def slow(pipe, seconds):
     return pipe
 
 
-def picture(text):
+def decode(text):
     return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
-def post(client, **asked):
-    return client.post("/v1/images/generations", json=asked)
+def post(client, **body):
+    return client.post("/v1/images/generations", json=body)
 
 
-def error(answer):
-    told = answer.json()["error"]
-    assert told["code"] == answer.status_code
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    return told["message"]
+def error(response):
+    detail = response.json()["error"]
+    assert detail["code"] == response.status_code
+    assert response.headers["x-content-type-options"] == "nosniff"
+    return detail["message"]
 
 
 def events(text):
@@ -67,78 +73,86 @@ def events(text):
         yield kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
 
-class TestDrawing:
-    def test_pictures_are_those_of_the_pipeline_with_their_settings(self, client, pipe):
-        answer = post(client, class_labels=["bee", 2], seed=5, num_inference_steps=6, guidance_scale=1.5)
-        data = answer.json()["data"]
+class TestGeneration:
+    def test_images_equal_those_of_the_pipeline_and_have_all_settings(self, client, pipe):
+        response = post(client, labels=["bee", 2], seeds=5, steps=6, guidance=1.5)
+        data = response.json()["data"]
         expected = pipe(["bee", 2], seeds=[5, 6], num_inference_steps=6, guidance_scale=1.5).images
         for one, image in zip(data, expected, strict=True):
-            assert np.abs(np.asarray(picture(one["b64_json"])).astype(int) - np.asarray(image).astype(int)).max() <= 1
+            assert np.abs(np.asarray(decode(one["b64_json"])).astype(int) - np.asarray(image).astype(int)).max() <= 1
         assert data[1]["settings"] == {
-            "model": "small", "label": 2, "seed": 6, "num_inference_steps": 6, "guidance_scale": 1.5,
+            "model": "small", "label": 2, "seed": 6, "steps": 6, "sampler": "ab4", "guidance": 1.5,
+            "guidance_interval": [0.0, 1.0], "schedule": "uniform", "precision": "float32",
+            "model_hash": pipe.identity()["weights_hash"], "version": __version__,
         }  # fmt: skip
-        assert json.loads(picture(data[0]["b64_json"]).text["ditlab"]) == data[0]["settings"]
+        assert json.loads(decode(data[0]["b64_json"]).text["ditlab"]) == data[0]["settings"]
 
-    def test_what_is_left_out_is_chosen_and_told(self, client):
+    def test_defaults_are_chosen_and_reported(self, client):
         data = post(client, n=4).json()["data"]
         assert [one["settings"]["label"] for one in data] == [0, 1, 2, 0]
         seeds = [one["settings"]["seed"] for one in data]
         assert seeds == list(range(seeds[0], seeds[0] + 4))
         assert post(client, model="other", n=2).json()["data"][0]["settings"]["label"] is None
-        again = post(client, class_labels=[0, 1, 2, 0], seeds=seeds).json()["data"]
+        again = post(client, labels=[0, 1, 2, 0], seeds=seeds).json()["data"]
         assert [one["b64_json"] for one in again] != []
-        assert picture(again[2]["b64_json"]).tobytes() == picture(data[2]["b64_json"]).tobytes()
+        assert decode(again[2]["b64_json"]).tobytes() == decode(data[2]["b64_json"]).tobytes()
 
-    def test_a_stream_tells_every_step_and_previews(self, client):
-        answer = post(client, prompt="cow", seed=1, num_inference_steps=8, stream=True, partial_images=2)
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        told = list(events(answer.text))
-        assert [kind.rpartition(".")[2] for kind, _ in told] == [
+    def test_a_stream_has_every_step_and_previews(self, client):
+        response = post(client, prompt="cow", seeds=1, steps=8, stream=True, partial_images=2)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        received = list(events(response.text))
+        assert [kind.rpartition(".")[2] for kind, _ in received] == [
             "step", "step", "step", "partial_image", "step", "partial_image", "step", "step", "completed",
         ]  # fmt: skip
-        assert [data["step"] for _, data in told] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
-        assert told[3][1]["partial_image_index"] == 0
-        assert picture(told[3][1]["data"][0]["b64_json"]).size == (8, 8)
-        plain = post(client, prompt="cow", seed=1, num_inference_steps=8).json()["data"]
-        assert told[-1][1]["data"] == plain
+        assert [data["step"] for _, data in received] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+        assert received[3][1]["partial_image_index"] == 0
+        assert decode(received[3][1]["data"][0]["b64_json"]).size == (8, 8)
+        plain = post(client, prompt="cow", seeds=1, steps=8).json()["data"]
+        assert received[-1][1]["data"] == plain
 
-    def test_clients_at_the_same_time_get_what_they_would_alone(self, client):
-        orders = [
-            {"class_labels": [i % 3], "seed": i, "num_inference_steps": 3 + i, "guidance_scale": 1.0 + i / 4}
-            for i in range(8)
-        ]
-        alone = [post(client, **order).json()["data"][0]["b64_json"] for order in orders]
-        found = [None] * 8
+    def test_concurrent_requests_get_the_same_images_as_single_ones(self, client):
+        bodies = [{"labels": [i % 3], "seeds": i, "steps": 3 + i, "guidance": 1.0 + i / 4} for i in range(8)]
+        alone = [post(client, **body).json()["data"][0]["b64_json"] for body in bodies]
+        results = [None] * 8
 
         def ask(i):
-            found[i] = post(client, **orders[i]).json()["data"][0]["b64_json"]
+            results[i] = post(client, **bodies[i]).json()["data"][0]["b64_json"]
 
         threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
-        for one, other in zip(alone, found, strict=True):
-            one, other = (np.asarray(picture(each)).astype(int) for each in (one, other))
+        for one, other in zip(alone, results, strict=True):
+            one, other = (np.asarray(decode(each)).astype(int) for each in (one, other))
             assert np.abs(one - other).max() <= 1
 
 
-class TestRefusing:
+class TestRejection:
     @pytest.mark.parametrize(
-        ("asked", "code", "words"),
+        ("body", "code", "words"),
         [
             ({"prompt": "bea"}, 400, 'unknown class "bea"; did you mean "bee"'),
-            ({"class_labels": [3]}, 400, "label 3 is out of range"),
+            ({"labels": [3]}, 400, "label 3 is out of range"),
             ({"model": "smal"}, 400, 'unknown model "smal"; did you mean "small"'),
-            ({"n": 17}, 400, "17 pictures; give 1 to 16"),
-            ({"num_inference_steps": 501}, 400, "501 steps; give 1 to 500"),
-            ({"size": "16x16"}, 400, "size 16x16; this model draws 8x8"),
+            ({"n": 17}, 400, "17 images; give 1 to 16"),
+            ({"steps": 501}, 400, "501 steps; give 1 to 500"),
+            ({"size": "16x16"}, 400, "size 16x16; this model generates 8x8"),
             ({"sampler": "hune"}, 400, 'did you mean "heun"'),
-            ({"class_labels": [0, 1], "n": 3}, 400, "2 labels for 3 pictures"),
-            ({"seeds": [1, 2], "n": 3}, 400, "2 seeds for 3 pictures"),
-            ({"prompt": 1, "class_labels": [1]}, 400, "give one of them"),
+            ({"schedule": "cosin"}, 400, 'unknown schedule "cosin"; did you mean "cosine"?'),
+            ({"schedule": "/etc/passwd"}, 400, 'unknown schedule "/etc/passwd"'),
+            ({"preset": "drafd"}, 400, 'unknown preset "drafd"; did you mean "draft"?'),
+            ({"eta": 0.5}, 400, "sampler ab4 has no eta"),
+            (
+                {"labels": [0, True]},
+                422,
+                "labels.1: Input should be a valid integer, or: Input should be a valid string",
+            ),
+            ({"labels": [0, 1], "n": 3}, 400, "2 labels for 3 images"),
+            ({"seeds": [1, 2], "n": 3}, 400, "2 seeds for 3 images"),
+            ({"prompt": 1, "labels": [1]}, 400, "give one of them"),
             ({"guidance_interval": [0.9, 0.1]}, 400, "guidance interval 0.9 to 0.1 is empty"),
             ({"n": "four"}, 422, "n: Input should be a valid integer"),
             ({"stepps": 4}, 422, "stepps: Extra inputs are not permitted"),
-            ({"seed": -1}, 422, "seed: Input should be greater than or equal to 0"),
+            ({"seed": -1}, 422, "seeds.0: Input should be greater than or equal to 0"),
             ({"n": "4"}, 422, "n: Input should be a valid integer"),
             ({"stream": "yes"}, 422, "stream: Input should be a valid boolean"),
             ({"prompt": True}, 422, "prompt: Input should be a valid integer, or: Input should be a valid string"),
@@ -147,10 +161,10 @@ class TestRefusing:
             ({"model": "../../etc/passwd"}, 400, 'unknown model "../../etc/passwd"'),
         ],
     )
-    def test_what_cannot_be_drawn_is_told_in_a_line(self, client, asked, code, words):
-        answer = post(client, **asked)
-        assert answer.status_code == code
-        assert words in error(answer)
+    def test_invalid_requests_are_rejected_in_one_line(self, client, body, code, words):
+        response = post(client, **body)
+        assert response.status_code == code
+        assert words in error(response)
 
     def test_malformed_and_oversized_bodies(self, client):
         broken = client.post("/v1/images/generations", content=b'{"n": 1', headers={"content-type": "application/json"})
@@ -158,7 +172,7 @@ class TestRefusing:
         assert "JSON" in error(broken)
         huge = client.post("/v1/images/generations", content=b" " * 17 * 2**20)
         assert huge.status_code == 413
-        assert "at most 16777216 are taken" in error(huge)
+        assert "the limit is 16777216" in error(huge)
         endless = client.post("/v1/images/generations", content=iter([b"{", b"}"]))
         assert endless.status_code == 411
         assert client.get("/health", headers={"content-length": "9" * 5000}).status_code == 413
@@ -171,11 +185,11 @@ class TestRefusing:
         [
             (b"[" * 100_000, 400, "error parsing the body"),
             (b'{"seed": ' + b"9" * 5000 + b"}", 400, "error parsing the body"),
-            (b'{"seed": 9007199254740992}', 422, "seed: Input should be less than 9007199254740992"),
+            (b'{"seed": 9007199254740992}', 422, "seeds.0: Input should be less than 9007199254740992"),
             (b"\xff\xfe", 422, "the body is not JSON: Expecting value at character 0"),
             (b'{"prompt": "\\ud800"}', 422, "unable to parse raw data as a unicode string"),
             (b'{"' + b"a" * 100_000 + b'": 1}', 422, f"{'a' * 200}: Extra inputs are not permitted"),
-            (b'{"guidance_scale": NaN}', 422, "guidance_scale: Input should be a finite number"),
+            (b'{"guidance": NaN}', 422, "guidance: Input should be a finite number"),
             (
                 b'{"guidance_interval": [0, Infinity]}',
                 422,
@@ -185,18 +199,18 @@ class TestRefusing:
             (b"", 422, "body: Field required"),
         ],
     )
-    def test_bodies_made_to_break_it_are_told_in_a_short_line(self, client, body, code, words):
-        answer = client.post("/v1/images/generations", content=body, headers={"content-type": "application/json"})
-        assert answer.status_code == code
-        assert words in error(answer)
-        assert len(error(answer)) < 300
+    def test_malicious_bodies_are_rejected_in_a_short_line(self, client, body, code, words):
+        response = client.post("/v1/images/generations", content=body, headers={"content-type": "application/json"})
+        assert response.status_code == code
+        assert words in error(response)
+        assert len(error(response)) < 300
 
     @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
-    def test_what_pages_from_elsewhere_may_send_is_not_read(self, client, kind):
+    def test_content_types_of_cross_origin_forms_are_rejected(self, client, kind):
         headers = {} if kind is None else {"content-type": kind}
-        answer = client.post("/v1/images/generations", content=b'{"n": 1}', headers=headers)
-        assert answer.status_code == 422
-        assert error(answer) == "the body must be JSON, with Content-Type: application/json"
+        response = client.post("/v1/images/generations", content=b'{"n": 1}', headers=headers)
+        assert response.status_code == 422
+        assert error(response) == "the body must be JSON, with Content-Type: application/json"
 
     @pytest.mark.parametrize(
         ("method", "path", "allowed"),
@@ -208,28 +222,28 @@ class TestRefusing:
             ("PUT", "/app.js", {"GET", "HEAD"}),
         ],
     )
-    def test_a_wrong_method_is_told_which_are_right(self, client, method, path, allowed):
-        answer = client.request(method, path)
-        assert answer.status_code == 405
-        assert set(answer.headers["allow"].split(", ")) == allowed
-        assert f"{method} is not for this path; use {answer.headers['allow']}" == error(answer)
+    def test_a_wrong_method_is_rejected_with_the_allowed_ones(self, client, method, path, allowed):
+        response = client.request(method, path)
+        assert response.status_code == 405
+        assert set(response.headers["allow"].split(", ")) == allowed
+        assert f"{method} is not allowed for this path; use {response.headers['allow']}" == error(response)
 
-    def test_a_whole_number_may_be_written_as_a_fraction(self, client):
-        data = post(client, prompt=1.0, n=2.0, seed=3.0, num_inference_steps=2.0).json()["data"]
+    def test_integers_may_be_written_as_floats(self, client):
+        data = post(client, prompt=1.0, n=2.0, seeds=3.0, steps=2.0).json()["data"]
         assert [(one["settings"]["label"], one["settings"]["seed"]) for one in data] == [(1, 3), (1, 4)]
 
-    def test_a_token_is_asked_for_everywhere_but_where_one_asks_for_life(self, pipe):
+    def test_a_token_is_required_except_for_health_checks(self, pipe):
         with TestClient(create_app({"small": pipe}, token="sesame")) as client:
             for header in ({}, {"authorization": "Bearer sesam"}, {"authorization": "Bearer sésame".encode()}):
-                answer = client.get("/v1/models", headers=header)
-                assert answer.status_code == 401
-                assert "a token is needed" in error(answer)
+                response = client.get("/v1/models", headers=header)
+                assert response.status_code == 401
+                assert "a token is required" in error(response)
             assert client.get("/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 200
             assert client.get("/health").status_code == client.get("/ready").status_code == 200
             assert client.get("/metrics").status_code == 401
             assert client.get("/openapi.json").status_code == 401
 
-    def test_the_time_that_a_wrong_token_takes_tells_nothing_of_the_right_one(self, pipe, monkeypatch):
+    def test_tokens_are_compared_in_constant_time(self, pipe, monkeypatch):
         compared = []
         monkeypatch.setattr("hmac.compare_digest", lambda *given: compared.append(given) or False)
         with TestClient(create_app({"small": pipe}, token="sesame")) as client:
@@ -237,49 +251,49 @@ class TestRefusing:
         assert compared == [(b"sesame", b"sesame")]
 
     @pytest.mark.parametrize("path", ["/", "/app.js", "/health", "/v1/models", "/v1/thumbnails/0", "/nothing"])
-    def test_browsers_are_told_what_they_may_do(self, client, path):
+    def test_responses_have_security_headers(self, client, path):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
         assert headers["referrer-policy"] == "no-referrer"
-        told = dict(each.split(" ", 1) for each in headers["content-security-policy"].split("; "))
-        assert told["default-src"] == "'self'"
-        assert told["frame-ancestors"] == "'none'"
+        policy = dict(each.split(" ", 1) for each in headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'self'"
+        assert policy["frame-ancestors"] == "'none'"
         assert "unsafe" not in headers["content-security-policy"]
 
-    def test_more_than_there_are_places_for_are_turned_away(self, pipe):
-        with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(drawings=2))) as client:
-            answers = []
-            threads = [threading.Thread(target=lambda: answers.append(post(client, n=1))) for _ in range(4)]
+    def test_requests_above_the_limit_are_rejected(self, pipe):
+        with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(requests=2))) as client:
+            responses = []
+            threads = [threading.Thread(target=lambda: responses.append(post(client, n=1))) for _ in range(4)]
             [thread.start() for thread in threads]
             [thread.join() for thread in threads]
-            codes = sorted(answer.status_code for answer in answers)
+            codes = sorted(response.status_code for response in responses)
             assert codes == [200, 200, 429, 429]
-            refused = next(answer for answer in answers if answer.status_code == 429)
-            assert refused.headers["retry-after"] == "1"
-            assert "2 drawings are in progress" in error(refused)
+            rejected = next(response for response in responses if response.status_code == 429)
+            assert rejected.headers["retry-after"] == "1"
+            assert "2 requests are in progress" in error(rejected)
             assert post(client, n=1).status_code == 200
-            assert "ditlab_refused_total 2.0" in client.get("/metrics").text
+            assert "ditlab_requests_rejected_total 2.0" in client.get("/metrics").text
 
-    def test_a_drawing_that_takes_too_long_is_ended(self, pipe):
+    def test_a_generation_that_takes_too_long_ends(self, pipe):
         with TestClient(create_app({"small": slow(pipe, 0.05)}, Limits(seconds=0.2))) as client:
-            answer = post(client, n=1, num_inference_steps=100)
-            assert answer.status_code == 503
-            assert "not done after 0 s; ask for fewer steps" in error(answer)
+            response = post(client, n=1, steps=100)
+            assert response.status_code == 503
+            assert "not finished after 0 s; request fewer steps" in error(response)
 
     @pytest.mark.parametrize(
         ("path", "more"),
         [
             ("/v1/images/generations", {"stream": False}),
             ("/v1/images/generations", {"stream": True}),
-            ("/v1/inside", {}),
+            ("/v1/inspect", {}),
         ],
     )
-    def test_a_client_that_leaves_frees_its_place_within_a_step(self, pipe, path, more, caplog):
+    def test_a_generation_ends_within_a_step_after_its_client_disconnects(self, pipe, path, more, caplog):
         calls, whole = [], pipe.net.forward
         pipe.net.forward = lambda *given: calls.append(time.sleep(0.05)) or whole(*given)
         app = create_app({"small": pipe})
-        asked = {"num_inference_steps": 100, "sampler": "euler"} | more
+        body = {"steps": 100, "sampler": "euler"} | more
 
         async def leave():
             begun, gone = asyncio.Event(), asyncio.Event()
@@ -287,7 +301,7 @@ class TestRefusing:
             async def receive():
                 if not begun.is_set():
                     begun.set()
-                    return {"type": "http.request", "body": json.dumps(asked).encode()}
+                    return {"type": "http.request", "body": json.dumps(body).encode()}
                 await gone.wait()
                 return {"type": "http.disconnect"}
 
@@ -296,47 +310,47 @@ class TestRefusing:
 
             headers = [(b"content-type", b"application/json")]
             scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
-            drawing = asyncio.create_task(app(scope, receive, send))
+            task = asyncio.create_task(app(scope, receive, send))
             while len(calls) < 3:
                 await asyncio.sleep(0.001)
             seen = len(calls)
             gone.set()
-            await drawing
-            while app.state.service.engines["small"].drawings:
+            await task
+            while app.state.service.engines["small"].active:
                 await asyncio.sleep(0.001)
             return len(calls) - seen
 
         assert asyncio.run(leave()) <= 1
         app.state.service.close()
         gc.collect()
-        assert caplog.text == ""  # no exception that nobody asked for
+        assert caplog.text == ""  # no unhandled exception
 
-    def test_a_fault_shows_nothing_of_the_inside_but_in_the_log(self, pipe, caplog):
+    def test_internal_errors_are_shown_in_the_log_only(self, pipe, caplog):
         def broken(*given):
             raise ValueError("secret inside")
 
         pipe.net.forward = broken
         with TestClient(create_app({"small": pipe})) as client:
-            answer = post(client, n=1)
-            assert answer.status_code == 503
-            assert error(answer) == "the drawing failed; the service's log says why"
-            assert "ditlab_failed_total 1.0" in client.get("/metrics").text
-            assert "ditlab_drawings 0.0" in client.get("/metrics").text
+            response = post(client, n=1)
+            assert response.status_code == 503
+            assert error(response) == "the generation failed; see the log of the service"
+            assert "ditlab_requests_failed_total 1.0" in client.get("/metrics").text
+            assert "ditlab_requests_in_progress 0.0" in client.get("/metrics").text
             assert "secret inside" in caplog.text
             caplog.clear()
-            assert client.post("/v1/inside", json={}).status_code == 503
+            assert client.post("/v1/inspect", json={}).status_code == 503
             assert "secret inside" in caplog.text
             thumbnail = client.get("/v1/thumbnails/0")
             assert thumbnail.status_code == 503
-            assert error(thumbnail) == "the drawing failed; the service's log says why"
+            assert error(thumbnail) == "the generation failed; see the log of the service"
 
-    def test_a_fault_outside_of_a_drawing_is_told_in_the_same_form(self, pipe, monkeypatch):
+    def test_an_internal_error_outside_of_a_generation_has_the_same_form(self, pipe, monkeypatch):
         app = create_app({"small": pipe})
         monkeypatch.setattr(app.state.service, "find", lambda model: 1 / 0)
         with TestClient(app, raise_server_exceptions=False) as client:
-            answer = client.get("/v1/classes")
-            assert answer.status_code == 500
-            assert error(answer) == "the service failed; its log says why"
+            response = client.get("/v1/classes")
+            assert response.status_code == 500
+            assert error(response) == "the service failed; see its log"
 
 
 def text(image):
@@ -345,102 +359,210 @@ def text(image):
     return base64.b64encode(content.getvalue()).decode()
 
 
-class TestStartingFromPictures:
-    def test_what_the_mask_keeps_stays(self, client, pipe):
+class TestImageToImage:
+    def test_pixels_outside_the_mask_are_kept(self, client, pipe):
         image, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
         mask.paste(255, (4, 0, 8, 8))
-        answer = post(client, prompt="bee", n=2, seed=5, image=text(image), mask=text(mask), resample=3)
-        one, other = answer.json()["data"]
-        assert one["settings"] == {"model": "small", "label": "bee", "seed": 5, "strength": 1.0, "resample": 3}
-        kept = np.asarray(picture(one["b64_json"]))
+        response = post(client, prompt="bee", n=2, seeds=5, image=text(image), mask=text(mask), resample=3)
+        one, other = response.json()["data"]
+        assert one["settings"].items() >= {"label": "bee", "seed": 5, "strength": 1.0, "resample": 3}.items()
+        kept = np.asarray(decode(one["b64_json"]))
         assert (kept[:, :4] == 200).all()
         expected = pipe("bee", seeds=[5, 6], image=image, mask_image=mask, resample=3).images
-        for drawn, wanted in zip((one, other), expected, strict=True):
-            difference = np.asarray(picture(drawn["b64_json"]), int) - np.asarray(wanted, int)
+        for image, wanted in zip((one, other), expected, strict=True):
+            difference = np.asarray(decode(image["b64_json"]), int) - np.asarray(wanted, int)
             assert abs(difference).max() <= 1
 
-    def test_steps_are_those_that_are_walked(self, client):
-        answer = post(client, n=1, seed=1, image=text(Image.new("L", (8, 8))), strength=0.5, stream=True)
-        *_, (kind, last) = events(answer.text)
+    def test_the_reported_steps_follow_from_the_strength(self, client):
+        response = post(client, n=1, seeds=1, image=text(Image.new("L", (8, 8))), strength=0.5, stream=True)
+        *_, (kind, last) = events(response.text)
         assert kind == "image_generation.completed"
         assert (last["step"], last["steps"]) == (2, 2)
 
     @pytest.mark.parametrize(
-        ("asked", "words"),
+        ("body", "words"),
         [
             ({"image": "no base64!"}, "the image is not base64"),
-            ({"image": base64.b64encode(b"no picture").decode()}, "cannot be read as PNG"),
+            ({"image": base64.b64encode(b"no image").decode()}, "cannot be read as PNG"),
             ({"image": text(Image.new("1", (5000, 5000)))}, "5000x5000 pixels; give one of at most 16,000,000"),
-            ({"strength": 0.5}, "without a picture to start from"),
+            ({"strength": 0.5}, "need an image to start from"),
             ({"image": text(Image.new("L", (8, 8))), "mask": text(Image.new("L", (8, 8)))}, "the mask is black"),
         ],
     )
-    def test_what_cannot_be_started_from_is_told(self, client, asked, words):
-        answer = post(client, n=1, **asked)
-        assert answer.status_code == 400
-        assert words in error(answer)
+    def test_invalid_images_and_masks_are_rejected(self, client, body, words):
+        response = post(client, n=1, **body)
+        assert response.status_code == 400
+        assert words in error(response)
 
 
-def test_a_way_goes_from_one_class_and_seed_to_others(client, pipe):
-    data = post(client, prompt=0, to_label="cow", n=3, seed=4, to_seed=9).json()["data"]
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("aliases", "fields"),
+        [
+            ({"num_inference_steps": 3, "guidance_scale": 1.5}, {"steps": 3, "guidance": 1.5}),
+            ({"class_labels": ["bee", "cow"], "seed": 7}, {"labels": ["bee", "cow"], "seeds": 7}),
+            ({"prompts": ["bee"], "quality": "draft"}, {"labels": "bee", "preset": "draft"}),
+            ({"prompt": "bee", "num_images_per_prompt": 2}, {"labels": ["bee", "bee"]}),
+            ({"class_labels": [0, 1], "num_images_per_prompt": 2}, {"labels": [0, 0, 1, 1]}),
+            ({"label": 2, "steps": None, "num_inference_steps": 2}, {"labels": 2, "steps": 2}),
+        ],
+    )
+    def test_other_names_of_a_setting_are_accepted(self, client, aliases, fields):
+        seed = {} if "seed" in aliases else {"seeds": 5}
+        data = post(client, **aliases, **seed).json()["data"]
+        assert data == post(client, **({"seeds": 5} | fields)).json()["data"]
+
+    @pytest.mark.parametrize(
+        ("body", "line"),
+        [
+            ({"steps": 4, "num_inference_steps": 4}, "steps and num_inference_steps are the same setting"),
+            ({"seed": 1, "seeds": [1]}, "seed and seeds are the same setting"),
+            ({"labels": [1], "class_labels": [1]}, "labels and class_labels are the same setting"),
+            ({"n": 2, "num_images_per_prompt": 2}, "n and num_images_per_prompt are both given"),
+        ],
+    )
+    def test_a_setting_that_is_given_twice_is_rejected(self, client, body, line):
+        response = post(client, **body)
+        assert response.status_code == 400
+        assert error(response).startswith(line)
+        assert error(response).endswith("give one of them")
+
+    def test_settings_of_a_response_generate_the_same_image(self, client):
+        one = post(client, prompt="cow", preset="draft", eta=0.5, sampler="ddim", schedule="cosine").json()["data"][0]
+        assert one["settings"].items() >= {"sampler": "ddim", "schedule": "cosine", "eta": 0.5, "steps": 5}.items()
+        fixed = ("precision", "model_hash", "version")
+        again = post(client, **{key: value for key, value in one["settings"].items() if key not in fixed})
+        assert again.json()["data"] == [one]
+
+    @pytest.mark.parametrize(
+        ("setting", "words"),
+        [
+            ({"schedule": "cosine"}, {"grid": "cosine"}),
+            ({"guidance_channels": 1}, {"guidance_channels": 1}),
+            ({"reuse": 2, "steps": 8}, {"reuse": 2, "num_inference_steps": 8}),
+            ({"eta": 1.0, "sampler": "ddim"}, {"eta": 1.0, "sampler": "ddim"}),
+        ],
+    )
+    def test_each_setting_acts_as_in_python(self, client, pipe, setting, words):
+        data = post(client, labels=[0, 1], seeds=3, **setting).json()["data"]
+        for one, image in zip(data, pipe([0, 1], seeds=[3, 4], **words).images, strict=True):
+            assert np.abs(np.asarray(decode(one["b64_json"])).astype(int) - np.asarray(image).astype(int)).max() <= 1
+
+    def test_defaults_are_those_of_the_model(self, client):
+        settings = post(client, model="other", n=1).json()["data"][0]["settings"]
+        assert settings["guidance"] == 1.0
+        assert "heun" in settings["sampler"]
+
+    def test_the_earlier_path_of_inspection_works(self, client):
+        body = {"prompt": "ant", "seed": 3, "num_inference_steps": 2}
+        result = client.post("/v1/inside", json=body).json()
+        assert result == client.post("/v1/inspect", json=body).json()
+        assert result["settings"].items() >= {"model": "small", "label": "ant", "seed": 3, "steps": 2}.items()
+
+
+class Colors(Conditioner):
+    """A condition of another kind than class labels."""
+
+    what = "color"
+
+    def __init__(self):
+        self.config = {"kind": "color"}
+
+    def values(self, given):
+        return Condition(label=torch.tensor([3 if value is None else len(value) % 3 for value in given]))
+
+    def null(self, count):
+        return Condition(label=torch.full((count,), 3))
+
+
+class TestConditions:
+    def test_a_text_prompt_for_classes_is_rejected_in_one_line(self, client):
+        response = post(client, prompt="a red fox in the snow")
+        assert response.status_code == 400
+        assert error(response) == (
+            'text prompt "a red fox in the snow" for a class-conditional model; its classes are ant, bee, cow'
+        )
+
+    def test_a_condition_of_another_kind_takes_prompts(self, pipe):
+        pipe.conditioner = Colors()
+        with TestClient(create_app({"colors": pipe})) as client:
+            (model,) = client.get("/v1/models").json()["data"]
+            assert (model["condition"], model["classes"]) == ("color", 0)
+            data = post(client, labels=["dark red", "pale blue"], seeds=1).json()["data"]
+            assert [one["settings"]["label"] for one in data] == ["dark red", "pale blue"]
+            assert post(client, n=2).json()["data"][1]["settings"]["label"] is None
+            for path in ("/v1/classes", "/v1/thumbnails/0"):
+                response = client.get(path)
+                assert response.status_code == 400
+                assert error(response) == "model colors has no class labels; describe the image with prompt"
+
+
+def test_interpolation_between_classes_and_seeds(client, pipe):
+    data = post(client, prompt=0, to_label="cow", n=3, seeds=4, to_seed=9).json()["data"]
     assert [one["settings"]["seed"]["weight"] for one in data] == [0, 0.5, 1]
     expected = pipe(between(0, 2, 3), seeds=between(4, 9, 3)).images
     for one, wanted in zip(data, expected, strict=True):
-        assert abs(np.asarray(picture(one["b64_json"]), int) - np.asarray(wanted, int)).max() <= 1
-    alone = post(client, prompt=0, to_label=2, n=3, seed=4).json()["data"]
+        assert abs(np.asarray(decode(one["b64_json"]), int) - np.asarray(wanted, int)).max() <= 1
+    alone = post(client, prompt=0, to_label=2, n=3, seeds=4).json()["data"]
     assert {one["settings"]["seed"] for one in alone} == {4}
-    refused = post(client, prompt=0, to_label="bea", n=3)
-    assert refused.status_code == 400
-    assert 'did you mean "bee"' in error(refused)
+    rejected = post(client, prompt=0, to_label="bea", n=3)
+    assert rejected.status_code == 400
+    assert 'did you mean "bee"' in error(rejected)
 
 
-def test_a_way_is_animated(client):
-    data = post(client, n=2, seed=1, num_inference_steps=6, animation=True).json()["data"]
-    with picture(data[0]["animation_b64"]) as way:
-        assert way.format == "GIF"
-        assert way.n_frames == 7
-        assert way.size == (256, 256)
+def test_an_animation_shows_the_trajectory(client):
+    data = post(client, n=2, seeds=1, steps=6, animation=True).json()["data"]
+    with decode(data[0]["animation_b64"]) as animation:
+        assert animation.format == "GIF"
+        assert animation.n_frames == 7
+        assert animation.size == (256, 256)
     assert "animation_b64" not in post(client, n=1).json()["data"][0]
 
 
-class TestInside:
-    def test_every_step_and_block_is_told(self, client, pipe):
-        seen = client.post("/v1/inside", json={"prompt": "ant", "seed": 3, "num_inference_steps": 5}).json()
-        assert [round(step["t"], 3) for step in seen["steps"]] == [0.8, 0.6, 0.4, 0.2, 0]
+class TestInspection:
+    def test_all_steps_and_blocks_are_reported(self, client, pipe):
+        result = client.post("/v1/inspect", json={"prompt": "ant", "seed": 3, "steps": 5}).json()
+        assert [round(step["t"], 3) for step in result["steps"]] == [0.8, 0.6, 0.4, 0.2, 0]
         blocks = len(pipe.net.repeated)
-        assert [len(row) for row in seen["changes"]] == [blocks] * 4
-        assert all(0 < value < 10 for row in seen["changes"] for value in row)
-        assert (seen["attentions"], seen["attention"]) == (len(pipe.net.blocks), None)
+        assert [len(row) for row in result["changes"]] == [blocks] * 4
+        assert all(0 < value < 10 for row in result["changes"] for value in row)
+        assert (result["attentions"], result["attention"]) == (len(pipe.net.blocks), None)
 
-    def test_weights_of_an_attention_are_told(self, client):
-        asked = {"prompt": "ant", "seed": 3, "num_inference_steps": 5, "step": 2, "attention": 1}
-        seen = client.post("/v1/inside", json=asked).json()
-        assert len(seen["steps"]) == 3
-        height, width = (seen["attention"][side] for side in ("height", "width"))
-        weights = np.frombuffer(base64.b64decode(seen["attention"]["weights"]), np.uint8)
+    def test_weights_of_an_attention_are_reported(self, client):
+        body = {"prompt": "ant", "seed": 3, "steps": 5, "step": 2, "attention": 1}
+        result = client.post("/v1/inspect", json=body).json()
+        assert len(result["steps"]) == 3
+        height, width = (result["attention"][side] for side in ("height", "width"))
+        weights = np.frombuffer(base64.b64decode(result["attention"]["weights"]), np.uint8)
         rows = weights.reshape(height * width, height * width)
         assert (height, width) == (4, 4)
         assert (rows.max(1) == 255).all()
 
     @pytest.mark.parametrize(
-        ("asked", "line"),
+        ("body", "line"),
         [
-            ({"step": 2, "attention": 9}, "attention 9; there are 2, from 0 to 1"),
-            ({"step": 4}, "step 4; there are 4, from 0 to 3"),
+            ({"step": 2, "attention": 9}, "attention 9 does not exist; there are 2, from 0 to 1"),
+            ({"step": 4}, "step 4 does not exist; there are 4, from 0 to 3"),
         ],
     )
-    def test_what_there_is_not_is_told(self, client, asked, line):
-        answer = client.post("/v1/inside", json={"seed": 1, "num_inference_steps": 4} | asked)
-        assert answer.status_code == 400
-        assert error(answer) == line
+    def test_a_step_or_attention_that_does_not_exist_is_rejected(self, client, body, line):
+        response = client.post("/v1/inspect", json={"seed": 1, "steps": 4} | body)
+        assert response.status_code == 400
+        assert error(response) == line
 
-    def test_a_fault_in_the_order_is_told(self, client):
-        answer = client.post("/v1/inside", json={"prompt": "bea"})
-        assert answer.status_code == 400
-        assert "bee" in error(answer)
+    @pytest.mark.parametrize("body", [{"labels": [0, 1]}, {"seeds": [0, 1]}])
+    def test_one_image_is_inspected(self, client, body):
+        response = client.post("/v1/inspect", json=body)
+        assert response.status_code == 422
+        assert "List should have at most 1 item" in error(response)
+
+    def test_an_invalid_inspection_is_rejected(self, client):
+        response = client.post("/v1/inspect", json={"prompt": "bea"})
+        assert response.status_code == 400
+        assert "bee" in error(response)
 
 
-def test_runs_are_watched(pipe, tmp_path):
+def test_progress_of_training_runs(pipe, tmp_path):
     run = tmp_path / "mine"
     (run / "previews").mkdir(parents=True)
     (run / "recipe.toml").write_text((find_recipe("digits")).read_text())
@@ -450,11 +572,14 @@ def test_runs_are_watched(pipe, tmp_path):
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images": 3')
     with TestClient(create_app({"small": pipe}, runs={"mine": run})) as client:
         assert client.get("/v1/runs").json() == {"runs": ["mine"]}
-        told = client.get("/v1/runs/mine").json()
-        assert (told["images"], told["preview"]) == (20, None)
-        assert told["seconds_left"] == (told["total"] - 20) / 10
-        assert told["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
-        assert told["loss_by_time"] == [[0.5 / 3, 0.5], [2.5 / 3, 1.0]]
+        progress = client.get("/v1/runs/mine").json()
+        assert (progress["state"], progress["seconds_left"]) == ("stopped", None)
+        with held(run):
+            progress = client.get("/v1/runs/mine").json()
+        assert (progress["state"], progress["images"], progress["preview"]) == ("running", 20, None)
+        assert progress["seconds_left"] == (progress["total"] - 20) / 10
+        assert progress["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
+        assert progress["loss_by_time"] == [[0.5 / 3, 0.5], [2.5 / 3, 1.0]]
         assert client.get("/v1/runs/mine/preview").status_code == 404
         Image.new("L", (4, 4), 7).save(run / "previews" / "000000000020.png")
         assert client.get("/v1/runs/mine").json()["preview"] == 20
@@ -471,10 +596,14 @@ def test_runs_are_watched(pipe, tmp_path):
         }
         with (run / "metrics.jsonl").open("a") as file:
             file.write("\n" + json.dumps(wrong) + "\n")
-        told = client.get("/v1/runs/mine").json()
-        assert (told["images"], told["seconds_left"]) == (30, None)
-        assert told["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
-        assert told["loss_by_time"] == [[0.75, 1.0]]
+        with held(run):
+            progress = client.get("/v1/runs/mine").json()
+        assert (progress["images"], progress["seconds_left"]) == (30, None)
+        assert progress["curves"]["loss"] == [[10, 0.1], [20, 0.05]]
+        assert progress["loss_by_time"] == [[0.75, 1.0]]
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"images": progress["total"], "loss": 0.1}) + "\n")
+        assert client.get("/v1/runs/mine").json()["state"] == "finished"
         os.rename(run, tmp_path / "gone")
         for path in ("", "/preview"):
             gone = client.get(f"/v1/runs/mine{path}")
@@ -482,21 +611,21 @@ def test_runs_are_watched(pipe, tmp_path):
             assert str(tmp_path) not in error(gone)
 
 
-def test_models_and_classes_are_told(client):
+def test_models_and_classes_are_listed(client):
     first, second = client.get("/v1/models").json()["data"]
-    assert (first["id"], first["size"], first["classes"], first["num_inference_steps"]) == ("small", "8x8", 3, 4)
-    assert first == about("small", client.app.state.service.models["small"])  # nothing is left out of the form
+    assert (first["id"], first["size"], first["classes"], first["steps"]) == ("small", "8x8", 3, 4)
+    assert first == model_info(client.app.state.service, "small")  # the schema drops nothing
     assert second["id"] == "other"
     assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"]}
     assert client.get("/v1/classes", params={"model": "other"}).json()["classes"] == []
     assert client.get("/v1/classes", params={"model": "x"}).status_code == 400
 
 
-def test_the_description_says_all_with_examples(pipe):
+def test_the_openapi_description_is_complete_and_has_examples(pipe):
     with TestClient(create_app({"small": pipe}, token="sesame")) as client:
         document = client.get("/openapi.json", headers={"authorization": "Bearer sesame"}).json()
     schemas = document["components"]["schemas"]
-    assert schemas["Generation"]["examples"][0]["prompt"] == "3"
+    assert schemas["GenerationRequest"]["examples"][0]["prompt"] == "3"
     operations = {path: operation for path, item in document["paths"].items() for operation in item.values()}
     assert {path for path, operation in operations.items() if "security" not in operation} == {"/health", "/ready"}
     assert operations["/v1/images/generations"]["responses"].keys() == {
@@ -504,59 +633,59 @@ def test_the_description_says_all_with_examples(pipe):
     }  # fmt: skip
     for operation in operations.values():
         assert operation["description"]
-        for code, answer in operation["responses"].items():
-            for kind, content in answer["content"].items():
+        for code, response in operation["responses"].items():
+            for kind, content in response["content"].items():
                 if code == "200" and kind == "application/json":
-                    assert exemplified(content["schema"]["$ref"].rpartition("/")[2], schemas)
+                    assert has_examples(content["schema"]["$ref"].rpartition("/")[2], schemas)
                 elif kind != "image/png":
                     assert content["example"]
 
 
-def exemplified(name, schemas):
-    """Whether there is an example for the whole, or for each of its keys."""
+def has_examples(name, schemas):
+    """Whether a schema has an example, or each of its properties has one."""
     form = schemas[name]
     parts = form["properties"].values()
     return "examples" in form or all("examples" in part or part.get("type") == "array" for part in parts)
 
 
-def test_figures_are_told(client):
-    post(client, n=3, num_inference_steps=2, guidance_scale=1.0, sampler="euler")
-    for _ in range(50):  # the last call is told after it was answered
-        told = client.get("/metrics").text
-        if 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in told:
+def test_metrics(client):
+    post(client, n=3, steps=2, guidance=1.0, sampler="euler")
+    for _ in range(50):  # the last call is counted after the response
+        text = client.get("/metrics").text
+        if 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in text:
             break
         time.sleep(0.02)
-    assert 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in told
-    assert "ditlab_pictures_total 3.0" in told
-    assert "ditlab_drawings 0.0" in told
+    assert 'ditlab_batch_rows_bucket{le="4.0"} 2.0' in text
+    assert "ditlab_images_total 3.0" in text
+    assert "ditlab_requests_in_progress 0.0" in text
 
 
 class TestProcess:
     @pytest.fixture
     def served(self, pipe, tmp_path):
-        """The address of a service that runs as users run it."""
+        """The address of a service in a separate process."""
         pipe.save(tmp_path / "small")
         with serving(tmp_path / "small") as address:
             yield address, tmp_path
 
-    def test_clients_that_go_away_free_their_place(self, served):
+    def test_requests_of_disconnected_clients_end(self, served):
         address, folder = served
-        long = {"n": 4, "num_inference_steps": 250, "sampler": "heun", "stream": True}
+        long = {"n": 4, "steps": 250, "sampler": "heun", "stream": True}
         for _ in range(3):
-            with httpx.stream("POST", f"{address}/v1/images/generations", json=long) as answer:
-                next(answer.iter_lines())
+            with httpx.stream("POST", f"{address}/v1/images/generations", json=long) as response:
+                next(response.iter_lines())
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/v1/images/generations", json=long | {"stream": False}, timeout=0.3)
         for _ in range(100):
-            told = httpx.get(f"{address}/metrics").text
-            if "ditlab_drawings 0.0" in told:
+            text = httpx.get(f"{address}/metrics").text
+            if "ditlab_requests_in_progress 0.0" in text:
                 break
             time.sleep(0.05)
-        assert "ditlab_drawings 0.0" in told
-        assert "ditlab_stopped_total 4.0" in told
+        assert "ditlab_requests_in_progress 0.0" in text
+        assert "ditlab_requests_canceled_total 4.0" in text
         huge = httpx.post(f"{address}/v1/images/generations", content=b" " * 50 * 2**20, timeout=30)
         assert huge.status_code == 413
-        # The folder may vanish: the model is in memory.
+        # The folder may disappear, because the model is in memory.
         os.rename(folder / "small", folder / "gone")
         assert httpx.post(f"{address}/v1/images/generations", json={"n": 1}, timeout=30).status_code == 200
         busy = subprocess.run(
@@ -570,14 +699,14 @@ class TestProcess:
 
     @pytest.fixture
     def start(self, pipe, tmp_path, monkeypatch):
-        """Starts the command in this process, as far as to the service; its address and application are returned."""
+        """Runs the command in this process without serving; returns its address and application."""
         from ditlab.cli import main
 
         pipe.save(tmp_path / "small")
-        found = {}
+        started = {}
 
         def run(server, sockets):
-            found.update(address=sockets[0].getsockname()[0], app=server.config.app)
+            started.update(address=sockets[0].getsockname()[0], app=server.config.app)
             sockets[0].close()
 
         monkeypatch.setattr("uvicorn.Server.run", run)
@@ -585,25 +714,25 @@ class TestProcess:
         def start(*options):
             monkeypatch.setattr(sys, "argv", ["ditlab", "serve", str(tmp_path / "small"), "--port=0", *options])
             main()
-            return found
+            return started
 
         return start
 
-    def test_answers_are_sent_at_once(self):
+    def test_responses_are_sent_at_once(self):
         with listen("127.0.0.1", 0) as listening:
             assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
-    def test_other_machines_need_a_token(self, start, host, capsys):
+    def test_a_public_address_needs_a_token(self, start, host, capsys):
         with pytest.raises(SystemExit) as ended:
             start("--host", host)
         assert ended.value.code == 2
-        assert f"--host {host} can be reached by other machines; add --token" in capsys.readouterr().err
+        assert f"--host {host} is reachable from other machines; add --token" in capsys.readouterr().err
 
-    def test_only_this_machine_is_served_unless_told_otherwise(self, start, monkeypatch):
-        found = start()
-        assert found["address"] == "127.0.0.1"
-        with TestClient(found["app"]) as client:
+    def test_the_service_listens_on_localhost_by_default(self, start, monkeypatch):
+        started = start()
+        assert started["address"] == "127.0.0.1"
+        with TestClient(started["app"]) as client:
             assert client.get("/v1/models").status_code == 200
         by_option = start("--host=0.0.0.0", "--token=sesame")["app"]
         monkeypatch.setenv("DITLAB_TOKEN", "sesame")
@@ -615,3 +744,15 @@ class TestProcess:
                 bearer = {"authorization": "Bearer sesame"}
                 assert client.get("/v1/models", headers=bearer).status_code == 200
         assert start("--host=0.0.0.0", "--open-to-all")["address"] == "0.0.0.0"
+
+    def test_limits_are_options_and_their_earlier_names_are_noted(self, start, capsys):
+        names = ("images", "steps", "seconds", "requests", "rows")
+        limits = start(*(f"--max-{name}={i}" for i, name in enumerate(names, start=2)))["app"].state.service.limits
+        assert [getattr(limits, name) for name in names] == [2, 3, 4.0, 5, 6]
+        assert "now" not in capsys.readouterr().err
+        earlier = ("pictures", "steps", "seconds", "drawings", "rows")
+        same = start(*(f"--{name}={i}" for i, name in enumerate(earlier, start=2)))["app"].state.service.limits
+        assert same == limits
+        notes = capsys.readouterr().err
+        for old, new in zip(earlier, names, strict=True):
+            assert notes.count(f"--{old} is now --max-{new}; the old name will be removed\n") == 1

@@ -8,7 +8,7 @@ from helpers import relative, smooth, tiny_pipeline
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
-from ditlab.server.batching import Call, Engine, Stopped
+from ditlab.server.batching import Call, Canceled, Engine
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def pipe():
 @pytest.fixture
 def engine(pipe):
     calls = []
-    made = Engine(pipe, rows=16, told=lambda rows, seconds: calls.append(rows))
+    made = Engine(pipe, rows=16, on_call=lambda rows, seconds: calls.append(rows))
     made.seen = calls
     yield made
     made.close()
@@ -33,7 +33,7 @@ def last(steps):
 
 
 def together(*works):
-    """What each gives, run in threads that begin at once."""
+    """The results of functions that run in threads at the same time."""
     found, ready = [None] * len(works), threading.Barrier(len(works))
 
     def run(i):
@@ -49,7 +49,7 @@ def together(*works):
     return found
 
 
-ORDERS = [
+REQUESTS = [
     {"labels": [0, 1], "seeds": [1, 2], "num_inference_steps": 6, "sampler": "ab4", "guidance_scale": 2.0},
     {"labels": [2], "seeds": [3], "num_inference_steps": 11, "sampler": "heun", "guidance_scale": 1.0},
     {"labels": [None], "seeds": [4], "num_inference_steps": 4, "sampler": "dpmpp"},
@@ -58,16 +58,16 @@ ORDERS = [
 ]
 
 
-def test_pictures_do_not_depend_on_who_else_draws(pipe, engine):
+def test_images_do_not_depend_on_other_requests(pipe, engine):
     never = threading.Event()
-    found = together(*[lambda o=order: last(engine.steps(stop=never, **o)) for order in ORDERS])
-    for order, picture in zip(ORDERS, found, strict=True):
-        assert relative(picture, last(pipe.steps(**order))) < 1e-5
-    assert max(engine.seen) > 6  # rows of several drawings in one call
+    found = together(*[lambda request=request: last(engine.steps(stop=never, **request)) for request in REQUESTS])
+    for request, latents in zip(REQUESTS, found, strict=True):
+        assert relative(latents, last(pipe.steps(**request))) < 1e-5
+    assert max(engine.seen) > 6  # rows of several generations in one call
     assert len(engine.seen) < 6 + 21 + 4 + 9
 
 
-def test_a_call_takes_no_more_rows_than_it_may(engine):
+def test_a_network_call_has_at_most_the_allowed_rows(engine):
     never = threading.Event()
     order = {"labels": [0] * 6, "seeds": list(range(6)), "num_inference_steps": 5, "guidance_scale": 1.0}
     together(*[lambda: last(engine.steps(stop=never, **order)) for _ in range(5)])
@@ -77,19 +77,19 @@ def test_a_call_takes_no_more_rows_than_it_may(engine):
     assert engine.seen[-1] == 40
 
 
-def test_a_drawing_that_is_stopped_ends_before_its_next_call(engine):
+def test_a_canceled_generation_ends_before_its_next_network_call(engine):
     stop = threading.Event()
     steps = engine.steps([0], [0], stop, num_inference_steps=50, guidance_scale=1.0)
     next(steps)
     calls = len(engine.seen)
     stop.set()
-    with pytest.raises(Stopped):
+    with pytest.raises(Canceled):
         next(steps)
     assert len(engine.seen) == calls
-    assert engine.drawings == 0
+    assert engine.active == 0
 
 
-def test_a_watched_drawing_is_answered_apart_from_others(pipe, engine):
+def test_calls_in_a_context_are_not_batched(pipe, engine):
     never, watched = threading.Event(), []
 
     @contextmanager
@@ -98,16 +98,16 @@ def test_a_watched_drawing_is_answered_apart_from_others(pipe, engine):
         yield
         watched.append(before)
 
-    works = [lambda: last(engine.steps(stop=never, around=around, **ORDERS[0]))]
-    works += [lambda: last(engine.steps(stop=never, **ORDERS[0]))] * 2
+    works = [lambda: last(engine.steps(stop=never, context=around, **REQUESTS[0]))]
+    works += [lambda: last(engine.steps(stop=never, **REQUESTS[0]))] * 2
     one, other, _ = together(*works)
     assert relative(one, other) < 1e-5
-    assert len(watched) == 7  # ab4 asks once more than it has steps
-    assert [engine.seen[i] for i in watched] == [4] * 7  # two pictures and their other halves
+    assert len(watched) == 7  # ab4 makes one call more than it has steps
+    assert [engine.seen[i] for i in watched] == [4] * 7  # two images, conditional and unconditional
     assert max(engine.seen) == 8
 
 
-def test_a_fault_is_told_to_the_one_who_made_it(pipe, engine):
+def test_an_error_reaches_only_the_request_that_caused_it(pipe, engine):
     never = threading.Event()
     whole = pipe.net.forward
 
@@ -120,7 +120,9 @@ def test_a_fault_is_told_to_the_one_who_made_it(pipe, engine):
     engine.pipe.net.forward = forward
 
     def spoil():
-        return engine._ask(Call(torch.full((1, 1, 8, 8), 7.0), torch.tensor([1.0]), Condition(label=torch.tensor([0]))))
+        return engine._send(
+            Call(torch.full((1, 1, 8, 8), 7.0), torch.tensor([1.0]), Condition(label=torch.tensor([0])))
+        )
 
     order = {"labels": [1], "seeds": [1], "num_inference_steps": 4, "guidance_scale": 1.0}
     good, bad = together(lambda: last(engine.steps(stop=never, **order)), spoil)

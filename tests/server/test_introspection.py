@@ -3,7 +3,7 @@ import torch
 from helpers import inputs, perturbed, relative
 
 from ditlab import create
-from ditlab.server.introspection import Inside, as_grid, weights
+from ditlab.server.introspection import Inspector, as_grid, weights
 
 SMALL = {"size": 16, "channels": 2, "classes": 3}
 FAMILIES = {
@@ -22,11 +22,11 @@ def made(name, **more):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_watching_changes_nothing_and_gives_weights_of_patches(name):
+def test_inspection_changes_nothing_and_returns_weights_of_patches(name):
     net = made(name)
     given = inputs(net)
-    watcher = Inside(net, attention=0)
-    with watcher.around():
+    watcher = Inspector(net, attention=0)
+    with watcher.watching():
         seen = net(*given)
     assert torch.equal(seen, net(*given))
     found = watcher.attention
@@ -48,23 +48,23 @@ def test_weights_are_the_softmax_of_the_products():
 
 def test_fine_grids_are_averaged_and_keep_their_sums():
     net = made("DiT")
-    net.size = (64, 64)
+    net.size, net.patch = (64, 64), 1
     attention = as_grid(torch.rand(4096, 4096).softmax(-1), net)
     assert (attention.height, attention.width) == (32, 32)
     assert torch.allclose(attention.weights.sum(1), torch.ones(1024), atol=1e-4)
 
 
 @torch.no_grad()
-def test_changes_are_those_of_the_first_picture_from_step_to_step():
+def test_changes_are_those_of_the_first_image_between_steps():
     net = made("DiT")
     x, t, y = inputs(net)
-    watcher = Inside(net)
+    watcher = Inspector(net)
     for time in (t, t, t + 100):
-        with watcher.around():
+        with watcher.watching():
             net(x, time, y)
-        with watcher.around():  # a second call of the same step is not looked at
+        with watcher.watching():  # a second call of the same step is not recorded
             net(x * 5, time, y)
-        watcher.step += 1
+        watcher.next_step()
     same, other = watcher.changes
     assert same == [0.0] * len(net.repeated)
     assert min(other) > 0

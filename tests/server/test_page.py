@@ -11,6 +11,7 @@ from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
 
 from ditlab.config.reader import find_recipe
+from ditlab.core.io import held
 
 BROWSER = shutil.which("chromium")
 pytestmark = [
@@ -29,17 +30,21 @@ def address(tmp_path_factory):
     pipe.save(folder / "small")
     smooth(tiny_pipeline(classes=0)).save(folder / "plain")
     begin_run(folder / "going")
-    with serving(folder / "small", folder / "plain", folder / "going") as address:
+    begin_run(folder / "ended", images=300)
+    names = ("small", "plain", "going", "ended")
+    with held(folder / "going"), serving(*(folder / name for name in names)) as address:
         yield address
 
 
-def begin_run(run):
+def begin_run(run, images=800):
     """A training run that has no checkpoint yet."""
     (run / "previews").mkdir(parents=True)
     (run / "recipe.toml").write_text(find_recipe("digits").read_text())
-    lines = [{"images": 100 * i, "loss": 1 / i, "images_per_second": 50.0, "lr": 0.1} for i in range(1, 9)]
+    lines = [
+        {"images": 100 * i, "loss": 1 / i, "images_per_second": 50.0, "lr": 0.1} for i in range(1, images // 100 + 1)
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    Image.new("RGB", (40, 20), "red").save(run / "previews" / "000000000800.png")
+    Image.new("RGB", (40, 20), "red").save(run / "previews" / f"{images:012}.png")
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +220,7 @@ def test_settings_are_compared_in_a_grid(page):
     page.get_by_role("button", name="Compare", exact=True).click()
     page.locator("#grid-classes").fill("bee, cow")
     page.get_by_role("button", name="Add row").click()
-    page.locator(".variant").nth(2).locator("[data-key=guidance_scale]").fill("3")
+    page.locator(".variant").nth(2).locator("[data-key=guidance]").fill("3")
     page.locator(".variant").nth(0).get_by_role("button").click()
     page.get_by_role("button", name="Generate grid").click()
     page.get_by_role("status").filter(has_text="2 rows").wait_for()
@@ -232,6 +237,22 @@ def test_a_run_is_watched(page):
     page.locator("#preview").wait_for()
     assert page.locator("#curves figcaption").all_inner_texts() == ["Loss", "Learning rate", "Images per second"]
     assert "now 0.125" in page.locator("#curves svg").first.get_attribute("aria-label")
+    page.locator("#run").select_option("ended")
+    page.locator("#run-told").filter(has_text="300 of 110,000 images, stopped").wait_for()
+
+
+def test_a_late_response_is_not_shown_under_the_name_of_another_run(page):
+    def delay(route):
+        page.wait_for_timeout(600)
+        route.continue_()
+
+    page.get_by_role("button", name="Runs").click()
+    page.locator("#run-told").filter(has_text="800 of").wait_for()
+    page.route("**/v1/runs/ended*", delay)
+    page.locator("#run").select_option("ended")
+    page.locator("#run").select_option("going")
+    page.wait_for_timeout(1500)
+    assert "800 of 110,000" in page.locator("#run-told").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,4 +1,4 @@
-"""The examples for many replicas and many GPUs: the files fit each other, and what can be had here is run."""
+"""The examples for many replicas and many GPUs: the files agree with each other, and what is installed runs."""
 
 import base64
 import contextlib
@@ -24,8 +24,8 @@ from ditlab.server.app import create_app
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-DRAW = "/v1/images/generations"
-LONG = {"n": 16, "num_inference_steps": 250, "sampler": "heun", "stream": True}
+GENERATE = "/v1/images/generations"
+LONG = {"n": 16, "steps": 250, "sampler": "heun", "stream": True}
 
 
 @pytest.fixture
@@ -35,16 +35,16 @@ def folder(tmp_path):
 
 
 def ask(address, **options):
-    return httpx.post(address + DRAW, json={"num_inference_steps": 2} | options, timeout=60)
+    return httpx.post(address + GENERATE, json={"steps": 2} | options, timeout=60)
 
 
 def dockerfile():
-    """Instructions and what follows each."""
+    """The instructions and their arguments."""
     text = re.sub(r"\\\n\s*", "", (EXAMPLES / "Dockerfile").read_text())
     return [tuple(line.split(" ", 1)) for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def test_the_image_is_made_of_files_that_are_there():
+def test_the_container_image_is_built_from_existing_files():
     lines = dockerfile()
     copied = [name for word, rest in lines if word == "COPY" for name in rest.split()[:-1]]
     assert {"constraints.txt", "pyproject.toml", "src", "recipes"} <= set(copied)
@@ -63,7 +63,7 @@ def test_the_image_is_made_of_files_that_are_there():
     assert json.loads(words["ENTRYPOINT"])[:2] == ["ditlab", "serve"]
 
 
-def test_the_proxy_and_its_replicas_fit_each_other():
+def test_the_proxy_and_its_replicas_agree():
     yaml = pytest.importorskip("yaml")
     services = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]
     replica, proxy = services["ditlab"], services["proxy"]
@@ -81,7 +81,7 @@ def test_the_proxy_and_its_replicas_fit_each_other():
 
 @contextlib.contextmanager
 def proxied(folder, *addresses):
-    """The address of nginx before the replicas, configured as in the example."""
+    """The address of nginx in front of the replicas, configured as in the example."""
     port, servers = free_port(), [f"server {address.removeprefix('http://')} max_fails=0;" for address in addresses]
     text = (EXAMPLES / "nginx.conf").read_text()
     text = text.replace("server ditlab:7860 max_fails=0;", "\n".join(servers)).replace("listen 8080", f"listen {port}")
@@ -101,38 +101,40 @@ def proxied(folder, *addresses):
 
 @contextlib.contextmanager
 def streaming(address):
-    """A long drawing, of which the first step has been told."""
-    with httpx.stream("POST", address + DRAW, json=LONG, timeout=60) as answer:
-        lines = answer.iter_lines()
+    """A long generation after its first step."""
+    with httpx.stream("POST", address + GENERATE, json=LONG, timeout=60) as response:
+        lines = response.iter_lines()
         assert next(lines) == "event: image_generation.step"
         yield
         lines.close()
 
 
-def drawings(address):
-    return float(re.search(r"^ditlab_drawings (.*)$", httpx.get(f"{address}/metrics").text, re.MULTILINE)[1])
+def in_progress(address):
+    return float(
+        re.search(r"^ditlab_requests_in_progress (.*)$", httpx.get(f"{address}/metrics").text, re.MULTILINE)[1]
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
-def test_two_replicas_behind_the_proxy_are_one_service(folder, tmp_path):
+def test_two_replicas_behind_a_proxy_work_as_one_service(folder, tmp_path):
     with contextlib.ExitStack() as stack:
-        one = stack.enter_context(serving(folder, "--drawings=1"))
+        one = stack.enter_context(serving(folder, "--max-requests=1"))
         mortal = stack.enter_context(contextlib.ExitStack())
-        other = mortal.enter_context(serving(folder, "--drawings=1"))
+        other = mortal.enter_context(serving(folder, "--max-requests=1"))
         address = stack.enter_context(proxied(tmp_path, one, other))
         expected = ask(one, seed=1).json()["data"]
 
-        # A stream comes through as it is drawn, and who leaves frees the place behind the proxy.
+        # The proxy passes a stream on at once, and a client that disconnects ends its request.
         with streaming(address):
-            assert drawings(one) + drawings(other) == 1
+            assert in_progress(one) + in_progress(other) == 1
         for _ in range(200):
-            if drawings(one) + drawings(other) == 0:
+            if in_progress(one) + in_progress(other) == 0:
                 break
             time.sleep(0.05)
-        assert drawings(one) + drawings(other) == 0
+        assert in_progress(one) + in_progress(other) == 0
 
-        # The proxy does not know that one of them is full, and hands over what it turns away.
+        # The proxy does not know that one replica is busy, and sends rejected requests to the other.
         with streaming(one):
             found = [ask(address, seed=1) for _ in range(4)]
             assert [each.status_code for each in found] == [200] * 4
@@ -142,14 +144,14 @@ def test_two_replicas_behind_the_proxy_are_one_service(folder, tmp_path):
                 assert full.status_code == 429
                 assert full.headers["retry-after"] == "1"
 
-        huge = httpx.post(address + DRAW, content=b" " * 17 * 2**20, timeout=30)
+        huge = httpx.post(address + GENERATE, content=b" " * 17 * 2**20, timeout=30)
         assert huge.status_code == huge.json()["error"]["code"] == 413
         mortal.close()
         assert [ask(address, seed=1).status_code for _ in range(4)] == [200] * 4
 
 
 @pytest.mark.slow
-def test_two_workers_of_litserve_draw_what_the_pipeline_draws(folder, tmp_path):
+def test_two_workers_of_litserve_generate_the_images_of_the_pipeline(folder, tmp_path):
     pytest.importorskip("litserve")
     address = f"http://127.0.0.1:{(port := free_port())}"
     started = [sys.executable, EXAMPLES / "litserve_app.py", folder, f"--port={port}", "--workers=2"]
@@ -163,12 +165,12 @@ def test_two_workers_of_litserve_draw_what_the_pipeline_draws(folder, tmp_path):
             time.sleep(0.1)
         pipe = tiny_pipeline()
         for label in range(3):
-            told = ask(address, prompt=f"class {label}", seed=7).json()["data"][0]
-            picture = Image.open(io.BytesIO(base64.b64decode(told["b64_json"])))
+            result = ask(address, prompt=f"class {label}", seed=7).json()["data"][0]
+            picture = Image.open(io.BytesIO(base64.b64decode(result["b64_json"])))
             plain = smooth(pipe)(label, seeds=7, num_inference_steps=2).images[0]
             assert np.abs(np.asarray(picture).astype(int) - np.asarray(plain).astype(int)).max() <= 1
-        for asked, code in (({"prompt": "clas 1"}, 400), ({"n": "4"}, 422), ({"stream": True}, 400)):
-            assert ask(address, **asked).status_code == code
+        for body, code in (({"prompt": "clas 1"}, 400), ({"n": "4"}, 422), ({"stream": True}, 400)):
+            assert ask(address, **body).status_code == code
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)

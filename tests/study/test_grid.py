@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from ditlab.config.reader import parse_recipe, to_tables
+from ditlab.config.reader import parse_recipe
 from ditlab.config.sections import Evaluation, Recipe
 from ditlab.core.errors import InputError
 from ditlab.profiling.plan import plan
@@ -75,14 +75,10 @@ def test_the_hash_changes_only_with_settings_that_determine_the_weights(tmp_path
     assert len({same, *others}) == 8
 
 
-def test_a_renamed_setting_keeps_the_hash(monkeypatch):
-    """Runs of a study folder are found again after a setting got another name."""
-    recipe = parse_recipe(TINY)
-    before = run_hash(recipe, 64)
-    tables = to_tables(recipe)
-    tables["train"]["power_ema"] = tables["train"].pop("widths", tables["train"].get("power_ema"))
-    monkeypatch.setattr(grid, "to_tables", lambda recipe: tables)
-    assert run_hash(recipe, 64) == before
+def test_hashes_are_those_of_version_0_1(monkeypatch):
+    """Renamed and added settings do not change them, so that the runs of a study folder are found again."""
+    monkeypatch.setattr(grid, "__version__", "0.1.0")
+    assert run_hash(parse_recipe(TINY), 64) == "a9b4460d"
 
 
 def test_other_images_change_the_hash(tmp_path):
@@ -116,7 +112,7 @@ def test_logging_intervals_are_shares_of_the_length():
         ({"sampler": "euler", "steps": 5}, 5),
         ({"sampler": "heun", "steps": 5}, 9),
         ({"sampler": "euler", "steps": 5, "guidance": 2.0}, 10),
-        ({"sampler": "euler", "steps": 4, "guidance": 2.0, "interval": (0.4, 0.8)}, 6),  # at 0.75 and 0.5
+        ({"sampler": "euler", "steps": 4, "guidance": 2.0, "guidance_interval": (0.4, 0.8)}, 6),  # at 0.75 and 0.5
     ],
 )
 def test_nfe_is_counted_without_a_network(options, nfe):
@@ -126,7 +122,8 @@ def test_nfe_is_counted_without_a_network(options, nfe):
 def test_settings_that_an_evaluation_leaves_open_are_the_recipes():
     recipe = parse_recipe(TINY | {"sample": {"sampler": "heun", "steps": 7, "guidance": 1.5, "interval": [0.1, 0.9]}})
     settings = rehearse(recipe, Evaluation(count=100)).settings
-    assert (settings.sampler, settings.steps, settings.guidance, settings.interval) == ("heun", 7, 1.5, (0.1, 0.9))
+    assert (settings.sampler, settings.steps, settings.guidance) == ("heun", 7, 1.5)
+    assert settings.guidance_interval == (0.1, 0.9)
     assert settings.reference == "digits-held-out"
     planned = rehearse(recipe, Evaluation(count=100, seed=4, batch_size=3))
     assert planned.hash == rehearse(recipe, Evaluation(count=100)).hash
@@ -140,7 +137,7 @@ def test_mistakes_are_reported_before_training():
         return str(error.value)
 
     assert message(sampler="eular").startswith('part "a": unknown sampler "eular"; did you mean "euler"?')
-    assert "105 pictures cannot be shared equally among 10 classes" in message(count=105)
+    assert "105 images cannot be shared equally among 10 classes" in message(count=105)
     assert 'unknown metric "fid"' in message(metrics=("fid",))
     assert 'unknown features "digit"' in message(features="digit")
     assert "0 sampling steps" in message(steps=0)
@@ -168,7 +165,7 @@ def test_the_hash_of_a_score_includes_the_timesteps_of_a_schedule_file(tmp_path)
 
     def hashed(times):
         file.write_text(json.dumps({"process": {"name": "linear"}, "sampler": "euler", "grids": {"2": times}}))
-        return rehearse(parse_recipe(TINY), replace(SCORE, grid=str(file))).hash
+        return rehearse(parse_recipe(TINY), replace(SCORE, schedule=str(file))).hash
 
     assert hashed([1.0, 0.5, 0.0]) == hashed([1.0, 0.5, 0.0]) != hashed([1.0, 0.4, 0.0])
 
@@ -178,7 +175,7 @@ def test_the_hash_of_a_score_includes_the_timesteps_of_a_schedule_file(tmp_path)
     [
         ({"reference": "digits-heldout"}, "digits-heldout"),
         ({"reference": "not-here.npz", "features": "digits"}, "not-here.npz"),
-        ({"reference": "glyphs-32-held-out", "features": "digits"}, "pictures of"),
+        ({"reference": "glyphs-32-held-out", "features": "digits"}, "images of 8x8"),
         ({"metrics": ("spatial",)}, "the features digits do not provide what spatial needs"),
     ],
 )

@@ -211,7 +211,7 @@ def test_a_stopped_study_resumes(done, tmp_path, monkeypatch):
 
 
 def test_a_failed_part_is_reported_in_its_place(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ditlab.training.trainer.preview", lambda pipes, dataset, place: Image.new("L", (8, 8)))
+    monkeypatch.setattr("ditlab.training.loop.preview", lambda pipes, place: Image.new("L", (8, 8)))
     failing = TINY.replace('"c" = {model.width = 48}', '"c" = {optim.lr = 1e18}')
     study = write(tmp_path, failing.replace("sample_sets = 2", "sample_sets = 1"))
     out = tmp_path / "out"

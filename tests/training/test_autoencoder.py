@@ -145,8 +145,8 @@ def test_training_on_a_cache_and_drawing_from_it(trained, tmp_path):
     assert drawn.shape == (2, 3, 8, 8)
     other = load_autoencoder(trained[1], scale=2.0)
     ditlab.checkpoints.save_autoencoder(other, tmp_path / "other")
-    with pytest.raises(InputError, match=r"was made with autoencoder .*, not with .*, which this run asks for; encode"):
+    with pytest.raises(InputError, match=r"was made with autoencoder .*, not with .*, which this run uses; encode"):
         train(latent_recipe(tmp_path / "cache", autoencoder=str(tmp_path / "other")), tmp_path / "run2")
     (tmp_path / "cache" / "autoencoder" / "config.json").write_text((tmp_path / "other" / "config.json").read_text())
-    with pytest.raises(InputError, match="which lies beside it; encode the pictures again"):
+    with pytest.raises(InputError, match="which is saved beside it; encode the images again"):
         train(latent_recipe(tmp_path / "cache"), tmp_path / "run2")

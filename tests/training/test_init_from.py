@@ -111,7 +111,7 @@ def test_fine_tuning_to_own_classes_starts_from_the_source_and_resumes(tmp_path,
         return pipe, console.export_text()
 
     pipe, said = tune(8)
-    assert "3 -> 2 classes, 1 of them matched, null row kept" in said
+    assert "3 -> 2 classes, 1 of them matched, null class kept" in said
     assert pipe.classes == ["class 1", "otter"]
     assert pipe.net.config["depth"] == 2
     for key, value in state(source).items():  # the learning rate is zero
@@ -207,7 +207,7 @@ def test_low_rank_updates_train_save_and_resume(tmp_path, pictures, apart):
 
 
 def test_low_rank_needs_a_source():
-    with pytest.raises(InputError, match=r"train.lora without a model to start from; give --init-from"):
+    with pytest.raises(InputError, match=r"train.lora needs a model to start from; set train.init_from"):
         train(parse_recipe({"train": {"lora": 4}}), "nowhere")
 
 

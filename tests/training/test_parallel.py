@@ -235,18 +235,19 @@ def test_one_that_was_not_told_to_stop_itself_waits_for_the_others_to_come_back(
 
 SPOILT = """
 import sys, time
-from ditlab.training import trainer, state
-write, call = state.Run._write, trainer.LossOf.__call__
+from ditlab.training import losses, run_folder
+write, call = run_folder.RunFolder._write, losses.batch_losses
 
 def slow(*args):
     time.sleep(1.5)
     write(*args)
 
-def spoilt(self, pictures, seen, first, dtype):
-    losses, t = call(self, pictures, seen, first, dtype)
-    return (losses * float("nan") if 128 <= seen < 192 else losses), t
+def spoilt(run, images, seen, first, dtype):
+    found = call(run, images, seen, first, dtype)
+    factor = float("nan") if 128 <= seen < 192 else 1
+    return losses.Losses({name: value * factor for name, value in found.named.items()}, found.times)
 
-state.Run._write, trainer.LossOf.__call__ = slow, spoilt
+run_folder.RunFolder._write, losses.batch_losses = slow, spoilt
 from ditlab.cli import main
 sys.argv[0] = "ditlab"
 main()
@@ -256,12 +257,12 @@ main()
 @pytest.mark.slow
 def test_all_processes_go_back_to_the_same_checkpoint(recipe, tmp_path):
     (tmp_path / "spoilt.py").write_text(SPOILT)
-    options = ("--train.save_every=64", "--train.patience=2", "--train.preview_every=256")
+    options = ("--train.save_every=64", "--train.max_bad_steps=2", "--train.preview_every=256")
     started = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     started += [str(tmp_path / "spoilt.py"), "train", str(recipe), "--out", str(tmp_path / "run"), *options]
     found = subprocess.run(started, capture_output=True, text=True, timeout=240)
     assert found.returncode == 0, found.stderr
-    assert "going on with the weights of 128 images" in found.stderr
+    assert "continuing with the weights of 128 images" in found.stderr
     one = subprocess.run(
         [sys.executable, str(tmp_path / "spoilt.py"), "train", str(recipe), "--out", str(tmp_path / "one"), *options],
         capture_output=True, text=True, timeout=240,

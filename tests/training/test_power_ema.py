@@ -18,7 +18,7 @@ TINY = {
     "model": {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2},
     "optim": {"lr": 2e-3, "warmup": 64},
     "train": {"images": 1024, "batch": 16, "precision": "float32", "compile": "never", "device": "cpu"}
-    | {"widths": [0.05, 0.1], "save_every": 64, "preview_every": 1024, "log_every": 256},
+    | {"power_ema": [0.05, 0.1], "save_every": 64, "preview_every": 1024, "log_every": 256},
     "sample": {"sampler": "euler", "steps": 2},
 }
 
@@ -67,9 +67,9 @@ def test_a_profile_that_is_there_is_taken_as_it_is():
 
 
 def test_any_width_can_be_rebuilt_after_training_and_resuming_changes_nothing(tmp_path, monkeypatch):
-    recipe = parse_recipe(TINY | {"train": TINY["train"] | {"widths": [0.05, 0.1, 0.075]}})
+    recipe = parse_recipe(TINY | {"train": TINY["train"] | {"power_ema": [0.05, 0.1, 0.075]}})
     run = tmp_path / "run"
-    parts = parse_recipe(TINY | {"train": TINY["train"] | {"widths": [0.05, 0.1, 0.075], "images": 512}})
+    parts = parse_recipe(TINY | {"train": TINY["train"] | {"power_ema": [0.05, 0.1, 0.075], "images": 512}})
     train(parts, run, console=QUIET)
     train(recipe, run, console=QUIET)
     train(recipe, tmp_path / "whole", console=QUIET)
@@ -84,7 +84,7 @@ def test_any_width_can_be_rebuilt_after_training_and_resuming_changes_nothing(tm
     assert off < 0.05 * far
     raw = ditlab.load(run, weights="model").net.state_dict()
     assert sum((raw[k] - short[k]).square().sum() for k in short).sqrt() > 0.5 * far
-    with pytest.raises(InputError, match=r"no averages to rebuild one from; train with --train.widths"):
+    with pytest.raises(InputError, match=r"no averages to rebuild one from; set train.power_ema"):
         rebuild(run, 0.1, images=10)
 
 
@@ -105,7 +105,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_resumes(tmp_path):
     assert len(shapes) + rest == len(list(net.parameters()))
 
     def settings(images):
-        options = {"images": images, "widths": []}
+        options = {"images": images, "power_ema": []}
         return parse_recipe(TINY | {"optim": TINY["optim"] | {"name": "muon"}, "train": TINY["train"] | options})
 
     whole = train(settings(512), tmp_path / "whole", console=QUIET)

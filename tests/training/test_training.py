@@ -23,10 +23,11 @@ from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
 from ditlab.data import open_dataset, training_order
 from ditlab.inference.optimize.precision import faster_dtype
-from ditlab.training import train, trainer
+from ditlab.training import loop, setup, train
 from ditlab.training.ema import EMA
+from ditlab.training.losses import Losses, batch_losses, make_context
 from ditlab.training.optim import learning_rate, make_optimizer
-from ditlab.training.trainer import LossOf, build
+from ditlab.training.setup import build
 
 QUIET = Console(quiet=True)
 TINY = {
@@ -145,7 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, name
     harm(tmp_path / "parts" / "checkpoints" / "000000000128" / name)
     console = Console(file=io.StringIO(), width=1000)
     parts = train(recipe(save_every=64), tmp_path / "parts", console=console)
-    assert f"000000000128 is damaged and left aside: {words}" in console.file.getvalue()
+    assert f"000000000128 is damaged and ignored: {words}" in console.file.getvalue()
     assert "at 64 images" in console.file.getvalue()
     for a, b in zip(whole.net.state_dict().values(), parts.net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -161,7 +162,9 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_silently(tmp_path):
 def test_another_course_of_training_is_told_and_can_be_meant(tmp_path):
     train(recipe(images=64), tmp_path, console=QUIET)
     other = parse_recipe(TINY | {"optim": {"lr": 1e-3, "warmup": 64}, "diffusion": {"time_mean": 0.5}})
-    with pytest.raises(InputError, match=r"otherwise so far \(diffusion.time_mean is 0.0 there, 0.5 here; optim.lr is"):
+    with pytest.raises(
+        InputError, match=r"with other settings so far \(diffusion.time_mean is 0.0 there, 0.5 here; optim.lr is"
+    ):
         train(other, tmp_path, console=QUIET)
     assert train(other, tmp_path, changes=True, console=QUIET).config["images_seen"] == 256
     refused = parse_recipe(TINY | {"optim": {"lr": 1e-4}, "diffusion": {"target": "x0"}})
@@ -200,7 +203,7 @@ def test_a_ruined_network_never_replaces_a_good_checkpoint(tmp_path, monkeypatch
         with torch.no_grad():
             next(state.net.parameters()).fill_(float("nan"))
 
-    monkeypatch.setattr(trainer, "take_step", ruin)
+    monkeypatch.setattr(loop, "take_step", ruin)
     with pytest.raises(InputError, match=r"no longer finite after 96 images; the last good checkpoint is .*0064"):
         train(recipe(save_every=32, keep=1), tmp_path, console=QUIET)
     assert states(tmp_path) == ["000000000064"]
@@ -210,13 +213,14 @@ class TestGradientsThatAreNotFinite:
     @pytest.fixture
     def spoilt(self, monkeypatch):
         """Spoils the losses of the batches that begin at these places of the run."""
-        places, whole = set(), LossOf.__call__
+        places = set()
 
-        def loss(self, pictures, seen, first, dtype):
-            losses, t = whole(self, pictures, seen, first, dtype)
-            return losses * (float("nan") if seen in places and self.net.training else 1), t
+        def spoilt(run, images, seen, first, dtype):
+            losses = batch_losses(run, images, seen, first, dtype)
+            factor = float("nan") if seen in places and run.net.training else 1
+            return Losses({name: value * factor for name, value in losses.named.items()}, losses.times)
 
-        monkeypatch.setattr(LossOf, "__call__", loss)
+        monkeypatch.setattr("ditlab.training.losses.batch_losses", spoilt)
         return places
 
     def test_a_batch_is_left_out_counted_and_written_down(self, tmp_path, spoilt):
@@ -242,26 +246,26 @@ class TestGradientsThatAreNotFinite:
     def test_many_in_a_row_go_back_to_the_last_checkpoint_and_then_on(self, tmp_path, spoilt):
         spoilt |= {160, 192}
         console = Console(file=io.StringIO(), width=1000)
-        settings = recipe(save_every=128, patience=2)
+        settings = recipe(save_every=128, max_bad_steps=2)
         a = train(settings, tmp_path / "a", console=console).net.state_dict()
         assert "not finite in 2 steps in a row, after 192 images" in console.file.getvalue()
-        assert "going on with the weights of 128 images" in console.file.getvalue()
+        assert "continuing with the weights of 128 images" in console.file.getvalue()
         again = train(settings, tmp_path / "again", console=QUIET).net.state_dict()
         assert all(torch.equal(a[key], again[key]) for key in a)
-        train(recipe(images=160, save_every=128, patience=2), tmp_path / "b", console=QUIET)
+        train(recipe(images=160, save_every=128, max_bad_steps=2), tmp_path / "b", console=QUIET)
         b = train(settings, tmp_path / "b", console=QUIET).net.state_dict()
         assert any(not torch.equal(a[key], b[key]) for key in a)  # which went back to 160 images
 
     def test_it_gives_up_where_that_does_not_help(self, tmp_path, spoilt):
         spoilt |= set(range(64, 300, 32))
-        with pytest.raises(InputError, match=r"in 2 steps in a row, after 96 images .* a lower --optim.lr"):
-            train(recipe(save_every=1000, patience=2), tmp_path / "none", console=QUIET)
+        with pytest.raises(InputError, match=r"in 2 steps in a row, after 96 images .* a lower optim.lr"):
+            train(recipe(save_every=1000, max_bad_steps=2), tmp_path / "none", console=QUIET)
         with pytest.raises(InputError, match=r"in 4 steps in a row, after 160 images"):
-            train(recipe(save_every=64, patience=2), tmp_path / "one", console=QUIET)
+            train(recipe(save_every=64, max_bad_steps=2), tmp_path / "one", console=QUIET)
         assert states(tmp_path / "one") == ["000000000064", "000000000128"]
 
     def test_weights_that_are_not_finite_go_back_at_once_and_once(self, tmp_path, monkeypatch):
-        step, ruined = trainer.take_step, {64}
+        step, ruined = loop.take_step, {64}
 
         def ruin(state, rate):
             step(state, rate)
@@ -269,21 +273,23 @@ class TestGradientsThatAreNotFinite:
                 with torch.no_grad():
                     next(state.net.parameters()).view(-1)[0] = float("inf")
 
-        monkeypatch.setattr(trainer, "take_step", ruin)
+        monkeypatch.setattr(loop, "take_step", ruin)
         console = Console(file=io.StringIO(), width=1000)
         net = train(recipe(save_every=64), tmp_path / "once", console=console).net
         assert "the weights are no longer finite, after 96 images" in console.file.getvalue()
-        assert "going on with the weights of 64 images" in console.file.getvalue()
+        assert "continuing with the weights of 64 images" in console.file.getvalue()
         assert all(value.isfinite().all() for value in net.parameters())
         ruined ^= {64, 128, 192}
-        with pytest.raises(InputError, match=r"no longer finite, after 224 images .* a lower --optim.lr"):
+        with pytest.raises(InputError, match=r"no longer finite, after 224 images .* a lower optim.lr"):
             train(recipe(save_every=128), tmp_path / "twice", console=QUIET)
 
 
 def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path):
     with pytest.raises(InputError, match="the gradient was not finite"):
         train(
-            parse_recipe(TINY | {"optim": {"lr": 1e30, "clip": 0.0}}, ["--train.patience=3"]), tmp_path, console=QUIET
+            parse_recipe(TINY | {"optim": {"lr": 1e30, "clip": 0.0}}, ["--train.max_bad_steps=3"]),
+            tmp_path,
+            console=QUIET,
         )
     assert states(tmp_path) == []
     train(recipe(), tmp_path, console=QUIET)
@@ -398,17 +404,15 @@ def test_one_draw_of_label_dropout_for_each_image():
     class Spy(torch.nn.Module):
         classes, channels, learn_variance, device = 10, 1, False, torch.device("cpu")
 
-        def forward(self, x, timestep, condition):
+        def forward(self, x, timestep, condition, trace=None):
             seen.append(condition.label)
             return torch.zeros_like(x)
 
     pipe, data = tiny_pipeline(classes=10), open_dataset("digits")
-    settings = recipe(batch=1000, label_dropout=0.25).train
-    loss_of = LossOf(replace(pipe, net=Spy()), settings)
+    run = make_context(replace(pipe, net=Spy()), recipe(batch=1000, label_dropout=0.25))
     batch = data.fetch(torch.arange(1000))
-    loss_of(batch, 0, 0, torch.float32)
-    loss_of(batch, 0, 0, torch.float32)
-    loss_of(batch, 1000, 0, torch.float32)
+    for place in (0, 0, 1000):
+        batch_losses(run, batch, place, 0, torch.float32)
     dropped = seen[0] == 10
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.04)
     assert torch.equal(seen[0][~dropped], batch.labels[~dropped])
@@ -470,9 +474,9 @@ def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path):
     with torch.no_grad():
         for parameter in pipe.net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    loss_of = LossOf(pipe, recipe(batch=64).train)
+    run = make_context(pipe, recipe(batch=64))
     batch = data.fetch(torch.arange(64))
-    full, half = (loss_of(batch, 0, 0, dtype)[0].mean() for dtype in (torch.float32, torch.bfloat16))
+    full, half = (batch_losses(run, batch, 0, 0, dtype).total.mean() for dtype in (torch.float32, torch.bfloat16))
     assert full.dtype is half.dtype is torch.float32
     assert full.item() != half.item()
     assert half.item() == pytest.approx(full.item(), rel=2e-2)
@@ -482,7 +486,7 @@ def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path):
 class TestWhatIsKept:
     """Of checkpoints, when the newest are enough."""
 
-    def test_the_first_one_behind_each_multiple(self, tmp_path):
+    def test_the_first_one_after_each_multiple(self, tmp_path):
         settings = recipe(images=480, batch=48, save_every=96, keep=1, keep_every=200)
         train(settings, tmp_path, console=QUIET)
         assert states(tmp_path) == ["000000000288", "000000000480"]
@@ -527,10 +531,10 @@ def test_other_pictures_behind_the_same_recipe_are_not_the_same_run(tmp_path):
     train(settings, tmp_path / "run", console=QUIET)
     more = parse_recipe(TINY | {"data": {"source": str(tmp_path / "pictures")}}, ["--train.images=128"])
     picture("a/more.png", 100)
-    with pytest.raises(InputError, match=r"16 pictures there, 17 here.*add --allow-changes"):
+    with pytest.raises(InputError, match=r"16 images there, 17 here.*or allow changes"):
         train(more, tmp_path / "run", console=QUIET)
     (tmp_path / "pictures" / "a").rename(tmp_path / "pictures" / "z")
-    with pytest.raises(InputError, match=r'another run \(class 0 of the pictures was "a" there and is "b" here\)'):
+    with pytest.raises(InputError, match=r'another run \(class 0 of the images was "a" there and is "b" here\)'):
         train(more, tmp_path / "run", changes=True, console=QUIET)
     (tmp_path / "pictures" / "z").rename(tmp_path / "pictures" / "a")
     assert train(more, tmp_path / "run", changes=True, console=QUIET).config["images_seen"] == 128
@@ -541,7 +545,7 @@ def test_a_newest_checkpoint_without_a_description_is_left_aside(tmp_path):
     (tmp_path / "checkpoints" / "000000000256" / "config.json").write_text("{")
     console = Console(file=io.StringIO(), width=1000)
     train(recipe(), tmp_path, console=console)
-    assert "000000000256 is damaged and left aside" in console.file.getvalue()
+    assert "000000000256 is damaged and ignored" in console.file.getvalue()
     assert "at 128 images" in console.file.getvalue()
 
 
@@ -550,7 +554,7 @@ def test_what_was_stopped_in_its_first_moment_can_be_begun_again(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ditlab.training.state.forget_after", full)
+        patch.setattr("ditlab.training.run_folder.forget_after", full)
         with pytest.raises(InputError, match=r"cannot write to .*: No space left on device"):
             train(recipe(), tmp_path / "run", console=QUIET)
     train(recipe(), tmp_path / "run", console=QUIET)
@@ -559,7 +563,7 @@ def test_what_was_stopped_in_its_first_moment_can_be_begun_again(tmp_path, monke
 
 def test_sigterm_before_the_first_step_ends_with_zero(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(trainer, "open_dataset", lambda *told: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(setup, "open_dataset", lambda *told: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         train(recipe(), tmp_path / "run", console=QUIET)
     assert ended.value.code == 0
@@ -598,16 +602,16 @@ def test_numbers_and_pairs_that_cannot_be_meant(tmp_path, sections, told):
             "ADM",
         ),
         ({"name": "DiT-S/4", "exits": [1.0, 0.5]}, {}, "needs blocks that all images pass"),
-        ({"name": "U-DiT", "width": 16, "heads": 2, "depths": [2, 1, 2]}, {"align": [0, 4]}, "one width and grid"),
+        ({"name": "U-DiT", "width": 16, "heads": 2, "depths": [2, 1, 2]}, {"layer_sync": [0, 4]}, "one width and grid"),
     ],
 )
 def test_blocks_that_cannot_be_aligned(tmp_path, model, more, told):
-    settings = {"images": 64, "batch": 32, "device": "cpu", "align": [0, 1], "precision": "float32"} | more
+    settings = {"images": 64, "batch": 32, "device": "cpu", "layer_sync": [0, 1], "precision": "float32"} | more
     with pytest.raises(InputError, match=told):
         train(parse_recipe({"model": model, "train": settings}), tmp_path / "run", console=QUIET)
 
 
 def test_routing_needs_a_middle(tmp_path):
     settings = parse_recipe({"model": TINY["model"] | {"depth": 2}, "train": {"route": 0.5}})
-    with pytest.raises(InputError, match="of 3 blocks or more"):
+    with pytest.raises(InputError, match="which DiT-S/4 does not have"):
         train(settings, tmp_path / "run", console=QUIET)

@@ -1,4 +1,4 @@
-"""Between pictures and what the network sees. A new autoencoder is one file and one line in `AUTOENCODERS`."""
+"""Images or videos <-> the x0 of the network. A new autoencoder is one file and one line in `AUTOENCODERS`."""
 
 from typing import Any
 

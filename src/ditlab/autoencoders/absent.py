@@ -1,4 +1,4 @@
-"""The place of an autoencoder that did not come with the model: latents in and out, no pictures."""
+"""Placeholder for an autoencoder that did not come with the model: latents in and out, no images."""
 
 from torch import Tensor
 
@@ -8,17 +8,19 @@ from ditlab.core.types import Noise
 
 
 class Absent(Autoencoder):
-    """Latents can be drawn and given; pictures cannot."""
+    """Latents can be sampled and given; images cannot."""
 
     def __init__(self) -> None:
         super().__init__()
         self.config = {"kind": "absent"}
 
-    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         return channels, size
 
     def encode(self, images: Tensor) -> Tensor:
-        raise InputError("this model came without its autoencoder, so pictures cannot be encoded")
+        raise InputError(
+            "this model came without its autoencoder, so images cannot be encoded; load it with autoencoder="
+        )
 
     def latents(self, moments: Tensor, noise: Noise) -> Tensor:
         return moments

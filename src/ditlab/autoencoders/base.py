@@ -1,4 +1,4 @@
-"""The contract of an autoencoder; it owns every constant of its latents (scale, shift, stride, channels)."""
+"""The contract of an autoencoder, which owns every constant of its latents (scale, shift, stride, channels)."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -9,24 +9,28 @@ from ditlab.core.types import Noise
 
 
 class Autoencoder(nn.Module, ABC):
-    """Pictures <-> latents of about unit variance."""
+    """Images (B, C, H, W), or videos (B, C, T, H, W), <-> latents of about unit variance."""
 
     config: dict[str, Any]
     """`kind` and the arguments that build it again."""
     latent_channels: int | None = None
-    """Channels of its latents; None: as many as the pictures have."""
+    """Channels of its latents; None is the number of channels of the images."""
     picture_channels: int | None = None
-    """Channels of its pictures; None: as many as the latents have."""
+    """Channels of its images; None is the number of channels of the latents."""
     stride: int = 1
-    """Pixels along each side of a latent's place."""
+    """Pixels along the height and width of one place of the latent."""
 
     @abstractmethod
-    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Channels and (height, width) of the latents of pictures with these channels and size."""
+    def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """Channels and size of the latents of images or videos with these channels and size.
+
+        Raises:
+            InputError: a size that this autoencoder cannot encode.
+        """
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 pictures (B, C, H, W) -> posterior moments, which is what a cache holds."""
+        """uint8 images (B, C, H, W) -> posterior moments, which are what a latent cache holds."""
 
     @abstractmethod
     def latents(self, moments: Tensor, noise: Noise) -> Tensor:
@@ -34,7 +38,7 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
-        """x0 (B, c, h, w) -> uint8 pictures (B, C, H, W)."""
+        """x0 (B, c, h, w) -> uint8 images (B, C, H, W)."""
 
     def tile(self, side: int) -> None:
-        """Work on tiles of `side` pixels from now on, where pictures are too large for memory."""
+        """Work on tiles of `side` pixels from now on, for images that do not fit into memory whole."""

@@ -1,7 +1,7 @@
-"""Autoencoders that others trained: diffusers' AutoencoderKL as a folder or a file, and the original single files.
+"""Reading and writing autoencoders: diffusers' AutoencoderKL as a folder or a file, and the original single files.
 
-A folder says its constants itself. A single file does not: 0.18215 is what DiT's four-channel latents were scaled
-with, SDXL's wants 0.13025, so `scale=` and `shift=` are there for others.
+A folder states its constants. A single file does not: the default 0.18215 is the scale of DiT's four-channel latents;
+SDXL's is 0.13025, so other files need `scale=` and `shift=`.
 """
 
 import inspect
@@ -37,23 +37,23 @@ CLASS = "AutoencoderKL"
 FORMAT = "ditlab autoencoder"
 CONSTANTS = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
 OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names until diffusers 0.17
-LDM = "encoder.down.0.block.0.norm1.weight"  # only the original code says it so
+LDM = "encoder.down.0.block.0.norm1.weight"  # the original code's name
 
 
 def load_autoencoder(
     path: str | Path, *, scale: float | None = None, shift: float | None = None, device: str | torch.device = "cpu"
 ) -> Autoencoder:
-    """Read an autoencoder, whoever wrote it.
+    """Read an autoencoder of any supported layout.
 
     Args:
         path: a folder in diffusers' layout (or one with `vae/` in it), one that `ditlab train-autoencoder` made, a
-            ditlab model or run folder, a single file
-            of weights, or a hub id such as "stabilityai/sd-vae-ft-ema".
-        scale, shift: x0 = (z - shift) scale; what the folder says if None.
+            ditlab model or run folder (of which only the autoencoder is read), a single file of weights, or a hub id
+            such as "stabilityai/sd-vae-ft-ema".
+        scale, shift: x0 = (z - shift) scale; the values of the folder if None.
         device: where to put the weights.
 
     Raises:
-        InputError: nothing there, another kind of model, or a damaged file.
+        InputError: a path with nothing to read, another kind of model, or a damaged file.
     """
     path = fetch(path)
     given = {name: value for name, value in (("scale", scale), ("shift", shift)) if value is not None}
@@ -71,7 +71,7 @@ def _read(path: Path, given: dict[str, float]) -> Autoencoder:
     if config.get("format") == FORMAT:
         return _read_own(path, config | given)
     if config.get("_class_name") != CLASS:
-        raise InputError(f"{folder} holds a {config.get('_class_name')}; an {CLASS} is read")
+        raise InputError(f"{folder} holds a {config.get('_class_name')}; give an {CLASS}")
     files = [folder / name for name in (WEIGHTS, WEIGHTS.replace("safetensors", "bin")) if (folder / name).is_file()]
     if not files:
         raise InputError(f"{folder / WEIGHTS} is missing; download the whole folder")

@@ -14,7 +14,7 @@ from ditlab.core.errors import InputError
 
 
 class KL(Latent):
-    """Pictures <-> latents at 1/stride of their side."""
+    """Images <-> latents at 1/stride of their side."""
 
     def __init__(
         self,
@@ -22,7 +22,12 @@ class KL(Latent):
         shift: float | Sequence[float] = 0.0,
         scale: float | Sequence[float] = 1.0,
     ) -> None:
-        """`architecture`: what diffusers' AutoencoderKL takes; `shift`, `scale`: a number or one for each channel."""
+        """Build the network with new weights.
+
+        Args:
+            architecture: arguments of diffusers' AutoencoderKL.
+            shift, scale: of the latents, a number or one for each channel.
+        """
         stride = 2 ** (len(architecture["block_out_channels"]) - 1)
         super().__init__(architecture["in_channels"], architecture["latent_channels"], stride, shift, scale)
         self.net: nn.Module = autoencoder_class()(**architecture)
@@ -37,7 +42,7 @@ class KL(Latent):
         return pictures
 
     def tile(self, side: int) -> None:
-        """Work on overlapping tiles of `side` pixels from now on, for pictures that do not fit into memory whole."""
+        """Work on overlapping tiles of `side` pixels from now on, for images that do not fit into memory whole."""
         self.check_tile(side)
         self.net.enable_tiling()  # type: ignore[operator]
         self.net.tile_sample_min_size = side  # type: ignore[assignment]
@@ -45,12 +50,12 @@ class KL(Latent):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same in the layout in which convolutions are quicker; what is computed from it keeps it."""
+    """The same tensor in the memory layout in which convolutions are faster; all that is computed from it keeps it."""
     return x.to(memory_format=torch.channels_last)
 
 
 def autoencoder_class() -> Any:
-    """diffusers' AutoencoderKL, or the line that says how to get it."""
+    """diffusers' AutoencoderKL, or the error that says how to install it."""
     try:
         from diffusers import AutoencoderKL
     except ImportError:

@@ -1,10 +1,11 @@
-"""What autoencoders with a Gaussian posterior have in common; shift and scale are owned here and nowhere else.
+"""Base of autoencoders with a Gaussian posterior; only this file uses shift and scale.
 
-x0 = (z - shift) scale, for all channels or for each.
+x0 = (z - shift) scale, with one number for all channels or one for each channel.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -13,11 +14,11 @@ from ditlab.autoencoders.base import Autoencoder
 from ditlab.core.errors import InputError
 from ditlab.core.types import Noise
 
-SLICE = 2**22  # pixels that pass through the network at a time: 16 pictures of 512x512
+SLICE = 2**22  # pixels that pass through the network at a time: 16 images of 512x512
 
 
 class Latent(Autoencoder):
-    """Pictures <-> latents at 1/stride of their side."""
+    """Images <-> latents at 1/stride of their side."""
 
     picture_channels: int
 
@@ -35,29 +36,27 @@ class Latent(Autoencoder):
 
     @abstractmethod
     def moments(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in -1..1 -> mean and log-variance of z (B, 2 c, h, w)."""
+        """Images (B, C, H, W) in -1..1 -> mean and log-variance of z (B, 2 c, h, w)."""
 
     @abstractmethod
     def pictures(self, z: Tensor) -> Tensor:
-        """z (B, c, h, w) -> pictures (B, C, H, W), about in -1..1."""
+        """z (B, c, h, w) -> images (B, C, H, W), about in -1..1."""
 
-    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        height, width = size
+    def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        *frames, height, width = size
         if height % self.stride or width % self.stride:
             raise InputError(
-                f"pictures of {height}x{width} with an autoencoder of stride {self.stride}; "
+                f"images of {height}x{width} with an autoencoder of stride {self.stride}; "
                 f"give sides that are multiples of {self.stride}"
             )
         assert self.latent_channels is not None
-        return self.latent_channels, (height // self.stride, width // self.stride)
+        return self.latent_channels, (*frames, height // self.stride, width // self.stride)
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> (B, 2 c, h, w): mean and log-variance of the posterior. Grey is taken as RGB."""
+        """uint8 (B, C, H, W) -> (B, 2 c, h, w): mean and log-variance of the posterior. Gray is taken as RGB."""
         if images.shape[1] not in (1, self.picture_channels):
-            raise InputError(
-                f"pictures with {images.shape[1]} channels; this autoencoder takes {self.picture_channels}"
-            )
-        images = images.expand(-1, self.picture_channels, -1, -1)
+            raise InputError(f"images with {images.shape[1]} channels; this autoencoder takes {self.picture_channels}")
+        images = images.expand(-1, self.picture_channels, *images.shape[2:])
         return torch.cat([self.moments(part.to(self._dtype) / 127.5 - 1).float() for part in slices(images, 1)])
 
     def latents(self, moments: Tensor, noise: Noise) -> Tensor:
@@ -78,7 +77,7 @@ class Latent(Autoencoder):
         return to_uint8(self.pictures(z))
 
     def check_tile(self, side: int) -> None:
-        """Refuse sides of tiles that the stride does not divide."""
+        """Reject sides of tiles that the stride does not divide."""
         if side < 2 * self.stride or side % self.stride:
             raise InputError(f"tiles of {side} pixels; give a multiple of {self.stride}, at least {2 * self.stride}")
 
@@ -87,17 +86,19 @@ class Latent(Autoencoder):
         return next(self.parameters()).dtype
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
-        return torch.as_tensor(self.config[name], dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+        return torch.as_tensor(self.config[name], dtype=like.dtype, device=like.device).reshape(
+            -1, *[1] * (like.ndim - 2)
+        )
 
 
 def to_uint8(pictures: Tensor) -> Tensor:
-    """Pictures in -1..1 -> 0..255."""
+    """Images in -1..1 -> 0..255."""
     return ((pictures.float() + 1) * 127.5).round().clamp(0, 255).byte()
 
 
 def slices(batch: Tensor, pixels_each: int) -> Iterator[Tensor]:
-    """The batch in parts of at most `SLICE` pixels of pictures, so that memory does not grow with the batch."""
-    pixels = batch.shape[-2] * batch.shape[-1] * pixels_each
+    """The batch (B, C, ...) in parts of at most `SLICE` pixels, so that memory does not grow with the batch."""
+    pixels = prod(batch.shape[2:]) * pixels_each
     return iter(torch.split(batch, max(1, SLICE // pixels)))
 
 

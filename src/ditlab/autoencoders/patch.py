@@ -1,8 +1,8 @@
-"""A small autoencoder of one's own: the principal components of patches, and a convolutional network that adds to them.
+"""A small trainable autoencoder: principal components of patches, and a convolutional network that adds to them.
 
 A patch of stride x stride pixels becomes one place of the latent. The linear part starts as the principal components
 (the best linear code), the network at zero, so that training begins where linear coding ends and takes minutes, not
-days. Everything works at the resolution of the latent, and sees `Body.reach` places around.
+days. Everything works at the resolution of the latent; the receptive field is `Body.reach` places on each side.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ LOG_VARIANCE = -6.0  # of the posterior before training, beside latents of unit 
 
 
 class Patch(Latent):
-    """Pictures <-> latents at 1/stride of their side.
+    """Images <-> latents at 1/stride of their side.
 
     Args:
-        picture_channels: 1 for grey, 3 for RGB.
+        picture_channels: 1 for gray, 3 for RGB.
         latent_channels: numbers kept of each patch.
         stride: side of a patch.
         width: channels of the network.
@@ -60,11 +60,11 @@ class Patch(Latent):
             "depth": depth,
             **self.config,
         }
-        self.tiles = 0  # side of a tile in places of the latent; 0: the whole picture at once
+        self.tiles = 0  # side of a tile in places of the latent; 0: the whole image at once
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:
-        """Set the linear part to the principal components of uint8 pictures (B, C, H, W)."""
+        """Set the linear part to the principal components of uint8 images (B, C, H, W)."""
         x = images.to(self.analysis.weight) / 127.5 - 1
         patches = F.pixel_unshuffle(x, self.stride).movedim(1, -1).flatten(0, 2).double()
         mean = patches.mean(0)
@@ -87,8 +87,10 @@ class Patch(Latent):
         return F.pixel_shuffle(self._tiled(lambda z: self.synthesis(z) + self.decoder(z), z), self.stride)
 
     def tile(self, side: int) -> None:
-        """Work on tiles of `side` pixels from now on, for pictures that do not fit into memory whole; exact, because
-        each tile is computed with all that its places see."""
+        """Work on tiles of `side` pixels from now on, for images that do not fit into memory whole.
+
+        The result is exact, because each tile is computed with the whole receptive field of its places.
+        """
         self.check_tile(side)
         self.tiles = side // self.stride
 
@@ -109,7 +111,7 @@ class Patch(Latent):
 
 
 class Body(nn.Module):
-    """A residual convolutional network whose output is zero at initialisation."""
+    """A residual convolutional network whose output is zero at initialization."""
 
     def __init__(self, channels: int, out: int, width: int, depth: int) -> None:
         super().__init__()
@@ -126,8 +128,10 @@ class Body(nn.Module):
 
 
 class Block(nn.Module):
-    """Layer norm over channels and two convolutions; the identity at initialisation. No statistics are taken over
-    places: they would hide a picture's mean colour."""
+    """Layer norm over channels and two convolutions; the identity at initialization.
+
+    No statistics are taken over places, because they would hide an image's mean color.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

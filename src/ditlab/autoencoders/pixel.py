@@ -7,13 +7,13 @@ from ditlab.core.types import Noise
 
 
 class Pixel(Autoencoder):
-    """Pixels 0..255 <-> x0 in [-1, 1]."""
+    """Pixels 0..255 <-> x0 in [-1, 1], of images and videos."""
 
     def __init__(self) -> None:
         super().__init__()
         self.config = {"kind": "pixel"}
 
-    def latent_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         return channels, size
 
     def encode(self, images: Tensor) -> Tensor:

@@ -25,11 +25,10 @@ def measure(make: Callable[[], Backbone]) -> Cost:
     """Cost of the network that `make` creates; nothing is allocated."""
     with torch.device("meta"):
         net = make().eval()
-        x = torch.empty(1, net.channels, *net.size)
-        t, y = torch.empty(1), torch.empty(1, dtype=torch.long)
+        inputs = net.example(1)
     fused = net.fused()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        fused(x, t, y)
+        fused(*inputs)
     flops = counter.get_total_flops()
     merged, saved = (sum(parameter.numel() for parameter in each.parameters()) for each in (fused, net))
     return Cost(merged, saved, flops / 2e9, flops / 1e9, net.tokens, 4 * saved)

@@ -7,12 +7,12 @@ has the official keys. B images, N tokens, D width, p patch.
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ditlab.backbones.base import Backbone
+from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.layers import (
     Attention,
     CrossAttention,
@@ -21,13 +21,14 @@ from ditlab.backbones.layers import (
     PatchEmbed,
     SwiGLU,
     TimestepEmbedder,
+    last_linear,
     modulate,
     norm,
     rotations,
     sincos_positions,
     unpatchify,
 )
-from ditlab.backbones.routing import check_exits, depth_at, routed, through
+from ditlab.backbones.routing import check_exits, depth_at, record, routed, through
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
 
@@ -45,9 +46,24 @@ PATCHES = (2, 4, 8)
 
 
 class DiT(Backbone):
-    """The diffusion transformer; initialised as published, so that its first output is exactly zero."""
+    """The diffusion transformer; initialized as published, so that its first output is exactly zero.
+
+    Args:
+        depth: number of transformer blocks.
+        width: channels of a token.
+        heads: number of attention heads.
+        patch: pixels (or latent places) along each side of a token.
+        condition: conditioning mechanism: how timestep and label enter the blocks.
+        qk_norm: RMS-normalize queries and keys.
+        frequency_shift: 1 for timestep frequencies as diffusers computes them, 0 as DiT does.
+        exits: early exit: shares of the blocks that run, for equal spans of the timestep from data to noise.
+        rms_norm: RMS norm instead of layer norm.
+        swiglu: gated feed-forward layers.
+        rope: rotary positions.
+    """
 
     label_tables = ("y_embedder.embedding_table.weight",)
+    changeable = ("exits",)
     heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
     marks: tuple[str, ...] = (
         "x_embedder.proj.weight",
@@ -70,7 +86,7 @@ class DiT(Backbone):
         width: int,
         heads: int,
         patch: int,
-        condition: str = "adaln-zero",
+        condition: Literal["in-context", "cross-attention", "adaln", "adaln-zero"] = "adaln-zero",
         qk_norm: bool = False,
         frequency_shift: int = 0,
         exits: Sequence[float] = (),
@@ -93,10 +109,8 @@ class DiT(Backbone):
         block = lookup(BLOCKS, condition, "condition")
         self.patch, self.exits = patch, exits
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
-        self.tokens_join = condition == "in-context"
-        self.kept: Tensor | None = None  # in training: places (B, K) of the tokens that pass all blocks
-        more = 2 if self.tokens_join else 0
-        turn = rotations(height // patch, breadth // patch, width // heads, more) if rope else None
+        self.joined = 2 if condition == "in-context" else 0
+        turn = rotations(height // patch, breadth // patch, width // heads, self.joined) if rope else None
         style = Style(width, heads, qk_norm, rms_norm, swiglu, turn)
 
         self.x_embedder = PatchEmbed(patch, channels, width)
@@ -135,14 +149,31 @@ class DiT(Backbone):
 
     @property
     def tokens(self) -> int:
-        return self.pos_embed.shape[1] + (2 if self.tokens_join else 0)
+        return self.pos_embed.shape[1] + self.joined
 
     @property
     def repeated(self) -> list[nn.Module]:
         return [*self.blocks, self.final_layer]
 
-    def conditioning(self, t: Tensor, y: Tensor) -> list[Tensor]:
-        return [] if self.sequence else [self.condition(self.t_embedder(t), self.y_embedder(y))]
+    @property
+    def routable(self) -> list[nn.Module]:
+        return [] if self.exits else [*self.blocks]
+
+    @property
+    def dynamic_depth(self) -> bool:
+        return bool(self.exits)
+
+    def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
+        return [] if self.sequence else [self.condition(self.t_embedder(timestep), self.y_embedder(label))]
+
+    def modulations(self) -> list[Modulation]:
+        if self.sequence:
+            return []
+        layers = [block.get_submodule("adaLN_modulation") for block in self.repeated]
+        return [Modulation(layer, 0, last_linear(layer).out_features) for layer in layers]
+
+    def embedders(self) -> Embedders:
+        return Embedders([self.t_embedder], [self.y_embedder])
 
     def initialise(self, zero_gates: bool) -> None:
         """Xavier for linears, N(0, 0.02) for the embedders, zero for the head and (adaln-zero) all modulations."""
@@ -165,30 +196,38 @@ class DiT(Backbone):
         for parameter in (parameter for module in zero for parameter in module.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        """Images (B, C, H, W), clock (B,) in 0..999 for DiT, labels (B,) -> (B, out_channels, H, W)."""
+    def forward(
+        self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
+    ) -> Tensor:
+        """Images (B, C, H, W), timestep (B,) in 0..999 for DiT, labels (B,) -> (B, out_channels, H, W)."""
         y = self.labels(condition)
         self.check_input(x)
-        h, w = self.size[0] // self.patch, self.size[1] // self.patch
+        h, w = self.grid
         # fmt: off
-        c = self.condition(self.t_embedder(t), self.y_embedder(y))  # (B, D) or (B, 2, D)
-        x = self.x_embedder(x.to(self.dtype)) + self.pos_embed      # (B, N, D)   N = h w
-        if self.tokens_join:
-            x = torch.cat([x, c], dim=1)                            # (B, N + 2, D)
-        x = self.inner(x, c, t)                                     # (B, N, D)
-        x = self.final_layer(x[:, : h * w], c)                      # (B, N, p p C)
-        return unpatchify(x, h, w, self.patch)                      # (B, C, H, W)
+        c = self.condition(self.t_embedder(timestep), self.y_embedder(y))  # (B, D) or (B, 2, D)
+        x = self.x_embedder(x.to(self.dtype)) + self.pos_embed             # (B, N, D)   N = h w
+        if self.joined:
+            x = torch.cat([x, c], dim=1)                                   # (B, N + 2, D)
+        x = self.through_blocks(x, c, timestep, trace)                     # (B, N, D)
+        x = self.final_layer(x[:, : h * w], c)                             # (B, N, p p C)
+        record(trace, len(self.blocks), x)
+        return unpatchify(x, h, w, self.patch)                             # (B, C, H, W)
         # fmt: on
 
+    def through_blocks(self, x: Tensor, c: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
+        """Tokens (B, N, D) through the blocks; what feature caching may skip is `inner`."""
+        return self.inner(x, c, timestep, trace)
+
     def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        """All blocks, or as many as there are before an image's exit."""
-        c, t = rest
-        if self.exits and not t.is_meta:
-            return through(self.blocks, x, c, depth_at(t, self.exits, len(self.blocks)))
-        if self.kept is not None:
-            return routed(self.blocks, x, c, self.kept)
-        for block in self.blocks:
+        """All blocks, or those before an image's exit."""
+        c, timestep, trace = rest
+        if self.exits and not timestep.is_meta:
+            return through(self.blocks, x, c, depth_at(timestep, self.exits, len(self.blocks)), trace)
+        if trace is not None and trace.kept is not None:
+            return routed(self.blocks, x, c, trace.kept, trace)
+        for i, block in enumerate(self.blocks):
             x = block(x, c)  # (B, N, D)
+            record(trace, i, x)
         return x
 
     def condition(self, t: Tensor, y: Tensor) -> Tensor:

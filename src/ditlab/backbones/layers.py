@@ -4,6 +4,7 @@ Attribute names follow the official DiT checkpoints (`qkv`, `proj`, `fc1`, ...),
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -191,6 +192,12 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         waves = sinusoids(t, FREQUENCIES, self.shift)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))  # (B, D)
+
+
+def last_linear(modulation: nn.Module) -> nn.Linear:
+    """The layer after the activation; low-rank updates may wrap it, and have its sizes too."""
+    *_, layer = modulation.children()
+    return cast(nn.Linear, layer)
 
 
 class LabelEmbedder(nn.Module):

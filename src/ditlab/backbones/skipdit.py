@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.dit import DiT
-from ditlab.backbones.layers import norm, unpatchify
+from ditlab.backbones.layers import norm
+from ditlab.backbones.routing import record
 from ditlab.core.errors import InputError
-from ditlab.core.types import Condition, Trace
+from ditlab.core.types import Trace
 
 
 class SkipDiT(DiT):
@@ -35,32 +36,30 @@ class SkipDiT(DiT):
             [nn.Sequential(OrderedDict(linear=nn.Linear(2 * width, width))) for _ in range(count)]
         )
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        """Images (B, C, H, W), clock (B,) in 0..999 for DiT, labels (B,) -> (B, out_channels, H, W)."""
-        y = self.labels(condition)
-        self.check_input(x)
-        h, w = self.size[0] // self.patch, self.size[1] // self.patch
-        # fmt: off
-        c = self.condition(self.t_embedder(t), self.y_embedder(y))     # (B, D) or (B, 2, D)
-        x = self.x_embedder(x.to(self.dtype)) + self.pos_embed         # (B, N, D)   N = h w
-        if self.tokens_join:
-            x = torch.cat([x, c], dim=1)                               # (B, N + 2, D)
-        skip = x = self.blocks[0](x, c)                                # (B, N, D)
-        x = self.inner(x, c)                                           # (B, N, D)
-        x = self.blocks[-1](self.join(-1, x, skip), c)                 # (B, N, D)
-        x = self.final_layer(x[:, : h * w], c)                         # (B, N, p p C)
-        return unpatchify(x, h, w, self.patch)                         # (B, C, H, W)
-        # fmt: on
+    @property
+    def routable(self) -> list[nn.Module]:
+        return []  # the skips join all tokens
+
+    def through_blocks(self, x: Tensor, c: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
+        last = len(self.blocks) - 1
+        skip = x = self.blocks[0](x, c)  # (B, N, D)
+        record(trace, 0, x)
+        x = self.inner(x, c, trace)  # (B, N, D)
+        x = self.blocks[last](self.join(-1, x, skip), c)  # (B, N, D)
+        record(trace, last, x)
+        return x
 
     def inner(self, x: Tensor, *rest: Any) -> Tensor:
         """All blocks but the first and the last."""
+        c, trace = rest
         count = len(self.skip_linears)
         skips: list[Tensor] = []
         for i, block in enumerate(self.blocks[1:-1], start=1):
             j = i - (len(self.blocks) - count)  # from 0 in the second half
             if j >= 0:
                 x = self.join(j, x, skips.pop())
-            x = block(x, *rest)  # (B, N, D)
+            x = block(x, c)  # (B, N, D)
+            record(trace, i, x)
             if i < count:
                 skips.append(x)
         return x

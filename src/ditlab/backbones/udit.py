@@ -10,15 +10,16 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditlab.backbones.base import Backbone
+from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.depthwise import depthwise_conv
-from ditlab.backbones.layers import LabelEmbedder, LinearGELU, Mlp, TimestepEmbedder, attend, norm
+from ditlab.backbones.layers import LabelEmbedder, LinearGELU, Mlp, TimestepEmbedder, attend, last_linear, norm
+from ditlab.backbones.routing import record
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.modules import Unfilled
 from ditlab.core.types import Condition, Trace
@@ -63,21 +64,23 @@ class Style(NamedTuple):
 
 
 class UDiT(Backbone):
-    """The U-shaped transformer; initialised as published, so that its first output is exactly zero.
+    """The U-shaped transformer; initialized as published, so that its first output is exactly zero.
 
     Args:
-        width: of the first level; each further level doubles it.
-        heads: of every level.
+        width: channels of the first level; each further level doubles it.
+        heads: number of attention heads of every level.
         depths: blocks of each level, down and up again; an odd count. The paper's block is two of attention + MLP.
         attention: "full"; "key-value": only keys and values are down-sampled, to every other row and column; "token":
-            down-sampled all together, into sub-grids.
-        downsampler: what comes before that: a "depthwise" convolution, one with a "shortcut", or none ("unshuffle").
-        cosine: logits are cosines times a learned scale.
-        rope: queries and keys are rotated by their position in the grid.
-        feed_forward: "plain" MLP, "depthwise" convolution in its middle, or that "reparametrised".
+            queries, keys and values are down-sampled together, into sub-grids.
+        downsampler: layer before down-sampling: a "depthwise" convolution, one with a "shortcut", or none
+            ("unshuffle").
+        cosine: attention on normalized queries and keys with a learned scale.
+        rope: rotary positions.
+        feed_forward: "plain" MLP, with a "depthwise" convolution in its middle, or with that one "reparametrised".
     """
 
     heads_out = ("final_layer.out_proj.weight", "final_layer.out_proj.bias")
+    decayed = ("logit_scale",)
     marks = (
         "x_embedder.proj.weight",
         "down1_2.body.0.weight",
@@ -104,17 +107,17 @@ class UDiT(Backbone):
         width: int,
         heads: int,
         depths: Sequence[int] = Size.depths,
-        attention: str = "token",
-        downsampler: str = "shortcut",
+        attention: Literal["token", "key-value", "full"] = "token",
+        downsampler: Literal["shortcut", "depthwise", "unshuffle"] = "shortcut",
         cosine: bool = True,
         rope: bool = True,
-        feed_forward: str = "reparametrised",
+        feed_forward: Literal["reparametrised", "depthwise", "plain"] = "reparametrised",
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
         style = self.style = Style(heads, attention, downsampler, cosine, rope, feed_forward)
         check_sizes(size, width, depths, style)
         levels = len(depths) // 2  # that are left on the way down and entered again on the way up
-        widths = [width * 2**i for i in range(levels + 1)]
+        widths = self.widths = [width * 2**i for i in range(levels + 1)]
 
         self.x_embedder = Conv(channels, width, 3)
         self.conditions = nn.ModuleList([LevelCondition(classes, each) for each in widths])
@@ -128,6 +131,9 @@ class UDiT(Backbone):
         self.label_tables = tuple(
             f"conditions.{i}.y_embedder.embedding_table.weight" for i in range(len(self.conditions))
         )
+        first = 0
+        for blocks in self.levels():
+            blocks.first, first = first, first + len(blocks)
         self.initialise()
 
     @classmethod
@@ -185,12 +191,34 @@ class UDiT(Backbone):
         pixels = self.size[0] * self.size[1]
         return pixels // 4 if self.style.attention == "token" else pixels
 
+    def levels(self) -> list["Blocks"]:
+        """The blocks of each level, in the order in which they run."""
+        return [module for module in self.modules() if isinstance(module, Blocks)]
+
     @property
     def repeated(self) -> list[nn.Module]:
-        return [module for module in self.modules() if isinstance(module, Block)]
+        return [block for blocks in self.levels() for block in blocks]
 
-    def conditioning(self, t: Tensor, y: Tensor) -> list[Tensor]:
-        return [condition(t, y)[:, 0, 0] for condition in self.conditions]
+    @property
+    def matrix_width(self) -> int:
+        return self.x_embedder.out_channels
+
+    def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
+        return [condition(timestep, label)[:, 0, 0] for condition in self.conditions]
+
+    def modulations(self) -> list[Modulation]:
+        # The condition of a level is as wide as its blocks, but at full resolution on the way up.
+        vector_of = {width: i for i, width in enumerate(self.widths)}
+        layers = [block.get_submodule("adaLN_modulation") for block in (*self.repeated, self.final_layer)]
+        linears = [last_linear(layer) for layer in layers]
+        return [
+            Modulation(layer, vector_of[linear.in_features], linear.out_features)
+            for layer, linear in zip(layers, linears, strict=True)
+        ]
+
+    def embedders(self) -> Embedders:
+        parts = [(each.get_submodule("t_embedder"), each.get_submodule("y_embedder")) for each in self.conditions]
+        return Embedders(*zip(*parts, strict=True))
 
     def initialise(self) -> None:
         """Xavier for linears and convolutions, N(0, 0.02) for the embedders, zero for all modulations and the head."""
@@ -205,30 +233,32 @@ class UDiT(Backbone):
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.02)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        """Images (B, C, H, W), clock (B,) in 0..999 as published, labels (B,) -> (B, out_channels, H, W)."""
+    def forward(
+        self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
+    ) -> Tensor:
+        """Images (B, C, H, W), timestep (B,) in 0..999 as published, labels (B,) -> (B, out_channels, H, W)."""
         y = self.labels(condition)
         self.check_input(x)
         # fmt: off
-        c = [condition(t, y) for condition in self.conditions]       # (B, 1, 1, D) for each level
-        x = self.x_embedder(x.to(self.dtype).movedim(1, -1))         # (B, H, W, D)
-        x, skip = self.encoders[0](x, c[0])                          # (B, H / 2, W / 2, 2 D), (B, H, W, D)
-        x = self.inner(x, c[1:])                                     # (B, H / 2, W / 2, 2 D)
-        x = self.decoders[-1](x, skip, c[1])                         # (B, H, W, 2 D)
-        x = self.final_layer(self.output(x), c[1])                   # (B, H, W, C)
-        return x.movedim(-1, 1).contiguous()                         # (B, C, H, W)
+        c = [condition(timestep, y) for condition in self.conditions]  # (B, 1, 1, D) for each level
+        x = self.x_embedder(x.to(self.dtype).movedim(1, -1))           # (B, H, W, D)
+        x, skip = self.encoders[0](x, c[0], trace)                     # (B, H / 2, W / 2, 2 D), (B, H, W, D)
+        x = self.inner(x, c[1:], trace)                                # (B, H / 2, W / 2, 2 D)
+        x = self.decoders[-1](x, skip, c[1], trace)                    # (B, H, W, 2 D)
+        x = self.final_layer(self.output(x), c[1])                     # (B, H, W, C)
+        return x.movedim(-1, 1).contiguous()                           # (B, C, H, W)
         # fmt: on
 
     def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        """All levels but the first; the condition of each is given."""
-        (c,) = rest
+        """All levels but the first; `rest` is the condition of each level, and the trace."""
+        c, trace = rest
         skips: list[Tensor] = []
         for encoder, each in zip(self.encoders[1:], c[:-1], strict=True):
-            x, skip = encoder(x, each)  # (B, h / 2, w / 2, 2 D), (B, h, w, D)
+            x, skip = encoder(x, each, trace)  # (B, h / 2, w / 2, 2 D), (B, h, w, D)
             skips.append(skip)
-        x = self.middle(x, c[-1])  # (B, h, w, D)
+        x = self.middle(x, c[-1], trace)  # (B, h, w, D)
         for decoder, each in zip(self.decoders[:-1], c[-2::-1], strict=True):
-            x = decoder(x, skips.pop(), each)  # (B, 2 h, 2 w, D / 2)
+            x = decoder(x, skips.pop(), each, trace)  # (B, 2 h, 2 w, D / 2)
         return x
 
     @torch.no_grad()
@@ -256,8 +286,8 @@ class Encoder(nn.Module):
         self.blocks = Blocks(width, depth, style)
         self.down = Conv(width, width // 2, 3, bias=False)
 
-    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.blocks(x, c)
+    def forward(self, x: Tensor, c: Tensor, trace: Trace | None) -> tuple[Tensor, Tensor]:
+        x = self.blocks(x, c, trace)
         return unshuffle(self.down(x)), x
 
 
@@ -270,9 +300,9 @@ class Decoder(nn.Module):
         self.reduce = nn.Linear(2 * width, out)
         self.blocks = Blocks(out, depth, style)
 
-    def forward(self, x: Tensor, skip: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
         x = torch.cat([shuffle(self.up(x)), skip], dim=-1)  # (B, h, w, 2 D)
-        return self.blocks(self.reduce(x), c)
+        return self.blocks(self.reduce(x), c, trace)
 
 
 class LevelCondition(nn.Module):
@@ -292,11 +322,13 @@ class Blocks(nn.ModuleList):
     def __init__(self, width: int, depth: int, style: Style) -> None:
         super().__init__([Block(width, style) for _ in range(2 * depth)])
         self.rotated = width // style.heads if style.rope else 0
+        self.first = 0  # number of the first block, among all of the network
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, trace: Trace | None = None) -> Tensor:
         table = rotations(x.shape[1], x.shape[2], self.rotated, x.device) if self.rotated else None
-        for block in self:
+        for i, block in enumerate(self, start=self.first):
             x = block(x, c, table)  # (B, h, w, D)
+            record(trace, i, x)
         return x
 
 

@@ -24,8 +24,8 @@ class UNet(Backbone):
 
     Args:
         width: channels at full resolution.
-        multiples: of the width, one for each level; each further level halves the grid.
-        depth: residual blocks of each level on the way down; one more on the way up.
+        multiples: multiples of the width, one for each level; each further level halves the grid.
+        depth: residual blocks of each level down; each level up has one more.
         attention_at: factors by which a grid must be down-sampled to have attention.
         head_width: channels of an attention head; 0 is a single head.
     """
@@ -68,6 +68,7 @@ class UNet(Backbone):
                     f"{each} channels cannot be parted into heads of {head_width}; give another head_width"
                 )
         # The middle always attends, at the coarsest grid.
+        self.width = width
         self.longest = size[0] * size[1] // min([*attention_at, factors[-1]]) ** 2
         self.net = self.build(
             {
@@ -94,6 +95,10 @@ class UNet(Backbone):
     @property
     def tokens(self) -> int:
         return self.longest
+
+    @property
+    def matrix_width(self) -> int:
+        return self.width
 
 
 class ADM(UNet):
@@ -125,11 +130,13 @@ class ADM(UNet):
         assert isinstance(network, nn.Module)
         return network
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        """Images (B, C, H, W), clock (B,) in 0..999 as published, labels (B,) -> (B, out_channels, H, W)."""
+    def forward(
+        self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
+    ) -> Tensor:
+        """Images (B, C, H, W), timestep (B,) in 0..999 as published, labels (B,) -> (B, out_channels, H, W)."""
         y = self.labels(condition)
         self.check_input(x)
-        out: Tensor = self.net(x.to(self.dtype), t, y).sample
+        out: Tensor = self.net(x.to(self.dtype), timestep, y).sample
         return out
 
 
@@ -163,11 +170,13 @@ class LDM(UNet):
         self.label_embedding = nn.Embedding(self.classes + 1, CONTEXT)
         return network
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        """Images (B, C, H, W), clock (B,) in 0..999 as published, labels (B,) -> (B, out_channels, H, W)."""
+    def forward(
+        self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
+    ) -> Tensor:
+        """Images (B, C, H, W), timestep (B,) in 0..999 as published, labels (B,) -> (B, out_channels, H, W)."""
         y = self.labels(condition)
         self.check_input(x)
-        out: Tensor = self.net(x.to(self.dtype), t, self.label_embedding(y)[:, None]).sample
+        out: Tensor = self.net(x.to(self.dtype), timestep, self.label_embedding(y)[:, None]).sample
         return out
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones.base import IMAGENET, Backbone
 from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, sinusoids, unpatchify
+from ditlab.backbones.routing import record
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -34,11 +35,20 @@ VARIANTS = ("S/2", "M/4", "L/2", "L/4", "H/2", "H/4")
 
 
 class UViT(Backbone):
-    """The ViT with long skips; nothing in it starts at zero."""
+    """The ViT with long skips; nothing in it starts at zero.
+
+    Args:
+        depth: number of transformer blocks, the middle one included; an odd number.
+        width: channels of a token.
+        heads: number of attention heads.
+        patch: pixels (or latent places) along each side of a token.
+        final_conv: a 3x3 convolution at the end.
+    """
 
     label_tables = ("label_emb.weight",)
     heads_out = ("decoder_pred.weight", "decoder_pred.bias", "final_layer.weight", "final_layer.bias")
     lora_targets = ("attn.qkv", "attn.proj", "skip_linear")
+    decayed = ("pos_embed",)
     marks = ("patch_embed.proj.weight", "pos_embed", "mid_block.attn.qkv.weight", "decoder_pred.weight")
 
     def __init__(
@@ -142,33 +152,41 @@ class UViT(Backbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        """Images (B, C, H, W), clock (B,), labels (B,) -> (B, out_channels, H, W)."""
+    def forward(
+        self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
+    ) -> Tensor:
+        """Images (B, C, H, W), timestep (B,), labels (B,) -> (B, out_channels, H, W)."""
         y = self.labels(condition)
         self.check_input(x)
-        h, w = self.size[0] // self.patch, self.size[1] // self.patch
+        h, w = self.grid
         # fmt: off
         x = self.patch_embed(x.to(self.dtype))                            # (B, h w, D)
-        time = sinusoids(t, x.shape[-1]).to(self.dtype)                   # (B, D)
+        time = sinusoids(timestep, x.shape[-1]).to(self.dtype)            # (B, D)
         x = torch.cat([time[:, None], x], dim=1)                          # (B, h w + 1, D)
         if self.label_emb is not None:
             x = torch.cat([self.label_emb(y)[:, None], x], dim=1)         # (B, h w + 2, D)
         x = x + self.pos_embed                                            # (B, N, D)   N = h w + 1 or 2
         skip = x = self.in_blocks[0](x)                                   # (B, N, D)
-        x = self.out_blocks[-1](self.inner(x), skip)                      # (B, N, D)
+        record(trace, 0, x)
+        x = self.out_blocks[-1](self.inner(x, trace), skip)               # (B, N, D)
+        record(trace, len(self.in_blocks) + len(self.out_blocks), x)
         x = self.decoder_pred(self.norm(x[:, self.extras :]))             # (B, h w, p p C)
         return self.final_layer(unpatchify(x, h, w, self.patch))          # (B, C, H, W)
         # fmt: on
 
     def inner(self, x: Tensor, *rest: Any) -> Tensor:
         """All blocks but the first and the last."""
+        (trace,) = rest
         skips: list[Tensor] = []
-        for block in self.in_blocks[1:]:
+        for i, block in enumerate(self.in_blocks[1:], start=1):
             x = block(x)  # (B, N, D)
+            record(trace, i, x)
             skips.append(x)
         x = self.mid_block(x)
-        for block in self.out_blocks[:-1]:
+        record(trace, len(self.in_blocks), x)
+        for i, block in enumerate(self.out_blocks[:-1], start=len(self.in_blocks) + 1):
             x = block(x, skips.pop())
+            record(trace, i, x)
         return x
 
 

@@ -9,6 +9,7 @@ import sys
 from cyclopts import CycloptsError
 
 from ditlab.cli import data, evaluation, models, sampling, serving, training  # noqa: F401 - each adds its commands
+from ditlab.cli.renames import renamed
 from ditlab.cli.terminal import app, fail
 from ditlab.config.reader import one_line
 from ditlab.core.device import keep_freed_memory
@@ -36,7 +37,8 @@ def main() -> None:
     """Run the command line."""
     keep_freed_memory()
     try:
-        app(import_plugins(sys.argv[1:]), exit_on_error=False, print_error=False, result_action="return_value")
+        tokens = renamed(import_plugins(sys.argv[1:]))
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         fail(one_line(error), 2)
     except InputError as error:

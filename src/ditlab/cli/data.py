@@ -1,6 +1,7 @@
-"""Commands about a data set and its latents."""
+"""Commands about images, autoencoders and latent caches."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,8 +13,32 @@ from ditlab.config.sections import AutoencoderTraining, Preparation, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 
+PreparationOptions = Annotated[Preparation | None, Parameter(name="*")]
+TrainingOptions = Annotated[AutoencoderTraining | None, Parameter(name="*")]
 
-@app.command(group="Pictures")
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are encoded into a latent cache."""
+
+    batch_size: Whole = 64
+    """Images encoded at a time."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Precision of the stored latents."""
+    shard: Whole = 4096
+    """Images in each file of the cache."""
+    scale: float | None = None
+    """Scale of the latents, for an autoencoder in a single file that does not state it."""
+    tile: Whole | None = None
+    """Encode in tiles of this side in pixels, for images that do not fit into memory."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+
+
+EncodingOptions = Annotated[Encoding | None, Parameter(name="*")]
+
+
+@app.command(group="Data")
 def data(
     source: str,
     /,
@@ -24,64 +49,77 @@ def data(
     count: Whole = 1000,
     json: Json = False,
 ) -> None:
-    """Look at pictures before training: classes, sizes, broken files, duplicates, a contact sheet.
+    """Inspect images before training: classes, sizes, unreadable files, duplicates, a contact sheet.
 
     Parameters
     ----------
     source
-        A folder of pictures, tar shards, hf:NAME[:SPLIT], or, with --export, a built-in data set.
+        A folder of images, tar shards, hf:NAME[:SPLIT], an .npz file, or a built-in data set (digits, glyphs-32).
     sheet
-        Write a contact sheet, as PNG.
+        Write a contact sheet (PNG).
     labels
         CSV or JSONL file with the labels of a flat folder.
     export
-        Write the first pictures of a built-in data set into this folder, by class, instead.
+        Do not inspect the images, but write the first ones into this folder, one sub-folder for each class.
     count
-        How many pictures to export.
+        Number of images to export.
     json
         Print one JSON object.
     """
-    from ditlab.data import open_dataset, open_source
+    if export is not None:
+        export_images(source, labels, export, count)
+    else:
+        inspect_images(source, labels, sheet, json)
+
+
+def export_images(source: str, labels: str, folder: Path, count: int) -> None:
+    """Write the first images of a data source as PNG files."""
+    from ditlab.data import open_dataset
     from ditlab.data.images import write_folder
+
+    claim_folder(folder, overwrite=False)
+    dataset = open_dataset(source, Preparation(labels=labels))
+    write_folder(dataset, folder, count)
+    say(f"wrote {min(count, len(dataset)):,} images to {folder}")
+
+
+def inspect_images(source: str, labels: str, sheet: Path | None, json: bool) -> None:
+    """Survey the images of a data source, and write a contact sheet if asked for."""
+    from ditlab.data import parse_source
     from ditlab.data.survey import sample_sheet, survey
 
-    if export is not None:
-        claim_folder(export, overwrite=False)
-        write_folder(open_dataset(source), export, count)
-        say(f"{count:,} pictures are in {export}")
-        return
-    pictures = open_source(source, labels)
-    found = survey(pictures, screen)
+    images = parse_source(source, labels).images(labels)
+    result = survey(images, screen)
     if sheet is not None:
-        sample_sheet(pictures, sheet)
+        sample_sheet(images, sheet)
     if json:
-        print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(result) | {"pictures": result.images})  # the key of earlier versions
         return
-    Console().print(*found.tables(), sep="\n")
+    Console().print(*result.tables(), sep="\n")
     if sheet is not None:
         say(f"contact sheet: {sheet}")
 
 
-@app.command(group="Pictures")
+@app.command(group="Data")
 def train_autoencoder(
     source: str,
     /,
     *,
     out: Path,
-    pictures: Annotated[Preparation | None, Parameter(name="*")] = None,
-    settings: Annotated[AutoencoderTraining | None, Parameter(name="*")] = None,
+    images: PreparationOptions = None,
+    settings: TrainingOptions = None,
     json: Json = False,
 ) -> None:
-    """Train a small autoencoder on pictures; the same command again resumes.
+    """Train a small autoencoder on images; the same command again resumes.
 
     Parameters
     ----------
     source
-        A folder of pictures, tar shards, hf:NAME[:SPLIT], or a built-in data set.
+        A folder of images, tar shards, hf:NAME[:SPLIT], or a built-in data set.
     out
-        The folder that the autoencoder becomes.
-    pictures
-        How they are read and made equally large.
+        Folder of the autoencoder.
+    images
+        How images are brought to one size.
     settings
         Network and training.
     json
@@ -90,92 +128,76 @@ def train_autoencoder(
     from ditlab.data import open_dataset
     from ditlab.training.autoencoder import train_autoencoder
 
-    dataset = open_dataset(source, pictures, out / "skipped.csv")
+    dataset = open_dataset(source, images, out / "skipped.csv")
     done = train_autoencoder(dataset, settings or AutoencoderTraining(), out, screen)
     if json:
         print_json(dataclasses.asdict(done))
         return
     say(
-        f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on {done.held_out} pictures that it has "
-        f"not seen: PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}; look at {out / 'reconstructions.png'}; "
-        f"try: {command()} encode {source} --autoencoder {out} --out cache"
+        f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on {done.held_out} held-out images: "
+        f"PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}; reconstructions: {out / 'reconstructions.png'}; "
+        f"next: {command()} encode {source} --autoencoder {out} --out cache"
     )
 
 
-@app.command(group="Pictures")
+@app.command(group="Data")
 def encode(
     source: str,
     /,
     *,
     autoencoder: str,
     out: Path,
-    pictures: Annotated[Preparation | None, Parameter(name="*")] = None,
-    batch_size: Whole = 64,
-    dtype: Literal["fp16", "bf16", "fp32"] = "fp16",
-    shard: Whole = 4096,
-    scale: float | None = None,
-    tile: Whole | None = None,
-    device: str = "auto",
+    images: PreparationOptions = None,
+    options: EncodingOptions = None,
     json: Json = False,
 ) -> None:
-    """Encode pictures into a latent cache, to train on; the same command again goes on where it stopped.
+    """Encode images into a latent cache for training; the same command again resumes.
 
     Under torchrun the processes share the work.
 
     Parameters
     ----------
     source
-        A folder of pictures, tar shards, hf:NAME[:SPLIT], or a built-in data set.
+        A folder of images, tar shards, hf:NAME[:SPLIT], or a built-in data set.
     autoencoder
         Folder, file or hub id.
     out
-        The cache.
-    pictures
-        How they are read and made equally large.
-    batch_size
-        Pictures encoded at a time.
-    dtype
-        Precision in which the latents are stored.
-    shard
-        Pictures in a file of the cache.
-    scale
-        Scale of the latents, for an autoencoder in a single file that does not say it.
-    tile
-        Encode in tiles of so many pixels, for pictures that do not fit into memory.
-    device
-        auto, cpu, cuda, mps.
+        Folder of the cache.
+    images
+        How images are brought to one size.
+    options
+        How images are encoded.
     json
         Print one JSON object.
     """
+    encode_images(source, autoencoder, out, images, options or Encoding(), json)
+
+
+def encode_images(
+    source: str, autoencoder: str, out: Path, preparation: Preparation | None, options: Encoding, json: bool
+) -> None:
+    """Write or continue a latent cache, and report it."""
     from ditlab.autoencoders import Latent
     from ditlab.checkpoints import load_autoencoder
     from ditlab.data import open_dataset
     from ditlab.data.latents.encode import encode
 
-    own = load_autoencoder(autoencoder, scale=scale, device=pick_device(device))
-    if not isinstance(own, Latent):
-        raise InputError(f"{autoencoder} has no latents of its own to cache; give one with latents")
-    if tile is not None:
-        own.tile(tile)
+    loaded = load_autoencoder(autoencoder, scale=options.scale, device=pick_device(options.device))
+    if not isinstance(loaded, Latent):
+        raise InputError(f"{autoencoder} works on pixels and has no latents to cache; give another autoencoder")
+    if options.tile is not None:
+        loaded.tile(options.tile)
     rank, world = process_place()
-    dataset = open_dataset(source, pictures, out / (f"skipped-{rank}.csv" if rank else "skipped.csv"))
+    dataset = open_dataset(source, preparation, out / (f"skipped-{rank}.csv" if rank else "skipped.csv"))
     done = encode(
-        dataset,
-        source,
-        own,
-        out,
-        screen,
-        batch_size=batch_size,
-        dtype=dtype,
-        shard=shard,
-        rank=rank,
-        world=world,
-    )
+        dataset, source, loaded, out, screen, batch_size=options.batch_size, dtype=options.dtype, shard=options.shard,
+        rank=rank, world=world,
+    )  # fmt: skip
     if json:
-        print_json(dataclasses.asdict(done))
+        print_json(dataclasses.asdict(done) | {"pictures": done.images})  # the key of earlier versions
         return
-    rate = done.pictures / done.seconds if done.seconds else 0.0
-    whole = "other processes still write" if done.entries is None else f"{done.entries:,} entries in {out}"
+    rate = done.images / done.seconds if done.seconds else 0.0
+    state = "other processes are still writing" if done.entries is None else f"{done.entries:,} entries in {out}"
     if dataset.skipped:
-        whole += f"; {len(dataset.skipped)} pictures could not be read: {out / 'skipped.csv'}"
-    say(f"encoded {done.pictures:,} pictures at {rate:,.1f}/s, {done.waited:.1%} of it waiting for them; {whole}")
+        state += f"; {len(dataset.skipped)} images could not be read: {out / 'skipped.csv'}"
+    say(f"encoded {done.images:,} images at {rate:,.1f}/s, waiting for images {done.waited:.1%} of the time; {state}")

@@ -1,65 +1,120 @@
 """Commands about networks and files of weights."""
 
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, claim_folder, foreign, print_json, say, say_note
-from ditlab.config.reader import parse_size
-from ditlab.config.sections import ModelOptions, Whole
+from ditlab.config.reader import network_arguments, network_options, parse_sides
+from ditlab.config.sections import Whole
 from ditlab.core.errors import InputError
+
+if TYPE_CHECKING:
+    from ditlab.inference.pipeline import Pipeline
+
+Options: Any = network_arguments()  # one field for each option of the known families
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Input and output of a network."""
+
+    size: str = "32"
+    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latent or image."""
+    channels: Whole = 4
+    """Channels of the latent or image."""
+    classes: Whole = 1000
+    """Number of classes; 0 is unconditional."""
+    learn_variance: bool = True
+    """Count an output with a second half for the learned variance."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Which weights to read, and what an external checkpoint does not say itself."""
+
+    weights: Literal["ema", "model"] = "ema"
+    """The weight average, or the raw weights of a training checkpoint."""
+    heads: Whole | None = None
+    """Attention heads of an external checkpoint whose size was never published."""
+    size: str | None = None
+    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not say it (U-DiT)."""
+    classes: Whole | None = None
+    """Classes of an external checkpoint whose class-embedding table does not say them (U-ViT)."""
+    autoencoder: str | None = None
+    """Autoencoder of a model that came without one: folder, file or hub id."""
+
+    def load(self, path: str | Path, **options: Any) -> "Pipeline":
+        """The model, with a note on the screen about what was changed when it was read."""
+        from ditlab.checkpoints import load
+
+        given = foreign(self.heads, self.size, self.classes)
+        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, **options, **given)
+        say_note(pipe.config)
+        return pipe
+
+
+CheckpointOptions = Annotated[Checkpoint | None, Parameter(name="*")]
 
 
 @app.command(group="Models")
 def info(
     *names: str,
-    size: str = "32",
-    channels: Whole = 4,
-    classes: Whole = 1000,
-    learn_variance: bool = True,
-    options: Annotated[ModelOptions | None, Parameter(name="*")] = None,
+    shape: Annotated[Shape | None, Parameter(name="*")] = None,
+    options: Annotated[Options | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Print what networks cost: parameters, multiply-accumulates, tokens, bytes; no weights are made.
+    """Print the cost of networks: parameters, multiply-accumulates, tokens, bytes; no weights are allocated.
 
     Parameters
     ----------
     names
-        Models such as DiT-XL/2; all published ones if left out.
-    size
-        Side, or HEIGHTxWIDTH, of the latent or picture.
-    channels
-        Channels of the latent or picture.
-    classes
-        Number of classes; 0 is unconditional.
-    learn_variance
-        Count an output with a second half for the learned variance.
+        Models such as DiT-XL/2, or package.module:Class; all published ones if left out.
     options
-        Of the family, instead of the published ones.
+        Options of the architecture, instead of the published ones.
     json
         Print one JSON object (with a list "models" for several names).
+    """
+    network_options(options, names[0] if names else "")  # checked before any work
+    rows, left_out = costs(names, shape or Shape(), options)
+    if json:
+        print_json(rows[0] if len(rows) == 1 else {"models": rows})
+        return
+    print_costs(rows)
+    for line in left_out:
+        say(line)
+
+
+def costs(names: Sequence[str], shape: Shape, options: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """The costs of networks, and a line for each published one that cannot be built so.
+
+    Raises:
+        InputError: a network that was named and cannot be built so.
     """
     from ditlab.backbones import create
     from ditlab.backbones import names as published
     from ditlab.evaluation import measure
 
-    settings = vars(options or ModelOptions()) | {"size": parse_size(size), "channels": channels, "classes": classes}
-    settings["learn_variance"] = learn_variance
+    settings = asdict(shape) | {"size": parse_sides(shape.size)}
     rows, left_out = [], []
     for name in names or published():
         try:
-            rows.append({"name": name, **dataclasses.asdict(measure(partial(create, name, **settings)))})
+            make = partial(create, name, **settings, **network_options(options, name if names else ""))
+            rows.append({"name": name, **asdict(measure(make))})
         except InputError as error:
             if names:
                 raise
-            left_out.append(f"{name} left out: {error}")  # another size, or a library that is not there
-    if json:
-        print_json(rows[0] if len(rows) == 1 else {"models": rows})
-        return
+            left_out.append(f"{name} is not listed: {error}")  # another size, or a library that is not installed
+    return rows, left_out
+
+
+def print_costs(rows: Sequence[dict[str, Any]]) -> None:
+    """A table of costs on standard output."""
     from rich.table import Table
 
     table = Table("model", "parameters", "unfused", "GMACs", "GFLOPs", "tokens", "float32")
@@ -73,8 +128,6 @@ def info(
             f"{row['weight_bytes'] / 2**20:,.0f} MiB",
         )  # fmt: skip
     Console().print(table)
-    for line in left_out:
-        say(line)
 
 
 @app.command(group="Models")
@@ -84,53 +137,34 @@ def convert(
     /,
     *,
     to: Literal["official", "diffusers", "ditlab"],
-    weights: Literal["ema", "model"] = "ema",
-    heads: Whole | None = None,
-    size: str | None = None,
-    classes: Whole | None = None,
     sit: bool | None = None,
-    autoencoder: str | None = None,
+    checkpoint: CheckpointOptions = None,
 ) -> None:
-    """Write a model in another layout; what is read is recognised by its content.
+    """Write a model in another layout; the layout of the source is recognized by its content.
 
     Parameters
     ----------
     source
         A model or run folder, a published checkpoint (DiT, SiT, U-DiT, U-ViT, Skip-DiT), or a diffusers folder.
     target
-        Where to write; must not exist.
+        Path to write; must not exist.
     to
         official: a .pt state dict; diffusers: a folder with transformer/; ditlab: a model folder.
-    weights
-        The average of the weights, or the raw ones of a training checkpoint.
-    heads
-        Attention heads, for sizes that were never published.
-    size
-        Side, or HEIGHTxWIDTH, of the latents, where the checkpoint does not tell it (U-DiT).
-    classes
-        Classes, where the label table does not tell them (U-ViT).
     sit
-        The source is SiT's; only a bare state dict does not tell.
-    autoencoder
-        The autoencoder that goes with it, for a source that came without: folder, file or hub id.
+        Whether the source is a SiT checkpoint; only a bare state dict does not say it.
     """
-    from ditlab.checkpoints import convert, load
+    from ditlab.checkpoints import convert
 
-    pipe = load(source, weights=weights, sit=sit, autoencoder=autoencoder, **foreign(heads, size, classes))
-    say_note(pipe.config)
+    pipe = (checkpoint or Checkpoint()).load(source, sit=sit)
     convert(pipe, target, to)
-    say(f"{pipe.net.config['name']} from {source} is in {target}, layout {to}")
+    say(f"wrote {pipe.net.config['name']} from {source} to {target}, layout {to}")
     if to == "diffusers" and not (target / "vae").exists():
         say("without vae/: diffusers has no layout for this model's autoencoder")
-    if to == "official" and pipe.net.config.get("frequency_shift"):
+    shifted, official = bool(pipe.net.config.get("frequency_shift")), to == "official"
+    if to != "ditlab" and shifted == official:
         say(
-            "this model's timestep frequencies have 127 in the exponent, as diffusers', where the official code has "
-            "128, so that draws slightly other pictures"
-        )
-    if to == "diffusers" and not pipe.net.config.get("frequency_shift"):
-        say(
-            "diffusers computes this architecture's timestep frequencies with 127 where DiT has 128 in the exponent, "
-            "so it draws slightly other pictures"
+            f"the {to} code computes timestep frequencies with {128 if official else 127} in the exponent, and this "
+            f"model has {127 if official else 128}, so it generates slightly different images there"
         )
 
 
@@ -141,11 +175,7 @@ def export(
     /,
     *,
     to: Literal["onnx", "openvino", "torch"],
-    weights: Literal["ema", "model"] = "ema",
-    heads: Whole | None = None,
-    size: str | None = None,
-    classes: Whole | None = None,
-    autoencoder: str | None = None,
+    checkpoint: CheckpointOptions = None,
     json: Json = False,
 ) -> None:
     """Write network and decoder as graphs for other runtimes, with a free batch size, checked against PyTorch.
@@ -153,34 +183,23 @@ def export(
     Parameters
     ----------
     model
-        A model or run folder, a checkpoint of somebody else, or a hub id.
+        A model or run folder, an external checkpoint, or a hub id.
     out
         Folder to write; must not exist.
     to
         onnx: .onnx files; openvino: .xml and .bin; torch: .pt2 of torch.export.
-    weights
-        The average of the weights, or the raw ones of a training checkpoint.
-    heads
-        Attention heads of a foreign checkpoint whose size was never published.
-    size
-        Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT).
-    classes
-        Classes of a foreign checkpoint whose label table does not tell them (U-ViT).
-    autoencoder
-        The autoencoder of a model that came without one: folder, file or hub id.
     json
         Print one JSON object.
     """
-    from ditlab.checkpoints import load
     from ditlab.inference.export import export
 
-    pipe = load(model, weights=weights, autoencoder=autoencoder, **foreign(heads, size, classes))
-    say_note(pipe.config)
-    errors = export(pipe, out, to)
+    errors = export((checkpoint or Checkpoint()).load(model), out, to)
     if json:
         print_json({"folder": out, "errors": errors})
     else:
-        say(f"network (off by {errors['network']:.1e}) and decoder (by {errors['decoder']:.0f} of 255) are in {out}")
+        say(
+            f"wrote network (error {errors['network']:.1e}) and decoder (error {errors['decoder']:.0f} of 255) to {out}"
+        )
 
 
 @app.command(group="Models")
@@ -193,18 +212,18 @@ def average(
     images: Whole | None = None,
     json: Json = False,
 ) -> None:
-    """Write a model whose weights are an average of another length, from a run that was trained with train.widths.
+    """Write a model with a power-function EMA of another length, from a run that kept snapshots for it.
 
     Parameters
     ----------
     run
-        The run folder.
+        Run folder.
     out
         Folder for the model; must not exist.
     width
-        Standard deviation of the average, as a share of the run: 0.05 is short, 0.2 long.
+        EMA length: standard deviation of the average, as a share of the run: 0.05 is short, 0.2 long.
     images
-        The place in the run at which it ends; the newest snapshot if left out.
+        Images seen at the end of the average; the newest snapshot if left out.
     json
         Print one JSON object.
     """
@@ -220,4 +239,4 @@ def average(
     if json:
         print_json({"folder": out, "width": width})
     else:
-        say(f"the average of width {width} is in {out}")
+        say(f"wrote the average of length {width} to {out}")

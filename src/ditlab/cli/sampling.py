@@ -1,346 +1,432 @@
-"""Commands that draw, and that make drawing quicker."""
+"""Commands that generate images, and that make generating faster."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, claim_folder, command, foreign, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
-from ditlab.config.sections import Whole
+from ditlab.config.sampling import Interval, SamplingOptions
+from ditlab.config.values import Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 
+if TYPE_CHECKING:
+    from ditlab.inference.base import BasePipeline
+    from ditlab.inference.pipeline import Pipeline
+    from ditlab.inference.plan import Plan
+    from ditlab.inference.prepared import PreparedPipeline
+    from ditlab.inference.tune import Tuned
 
-@app.command(group="Draw")
+Flag = Annotated[bool, Parameter(negative="")]
+NPZ_COUNT = 50_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images to generate."""
+
+    labels: Annotated[list[str] | None, Parameter(negative="")] = None
+    """Class names or indices (default: all classes). A name takes precedence over an index."""
+    seeds: Annotated[tuple[str, ...], Parameter(negative="")] = ("0-7",)
+    """Numbers, or ranges such as 0-15."""
+    count: Whole | None = None
+    """Number of images: as many seeds for each label, from the first of --seeds. With --npz the default is 50,000."""
+    label_sampling: Literal["balanced", "random"] | None = None
+    """With --npz: each class equally often (balanced, the default), or uniformly at random."""
+    strip: Whole | None = None
+    """Interpolate: this many images from one seed to another for each label, or with one seed between two labels."""
+
+
+@dataclass(frozen=True)
+class StartImage:
+    """Image-to-image and in-painting."""
+
+    image: Path | None = None
+    """Start from this image (image-to-image)."""
+    mask: Path | None = None
+    """With --image: in-painting mask. White is regenerated, black is kept."""
+    strength: float | None = None
+    """With --image: how much of the trajectory runs, up to 1, which starts from noise alone (0.6; 1 with a mask)."""
+    resample: Whole | None = None
+    """With --mask: run each part of the schedule this many times, so that old and new parts agree (2)."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is written."""
+
+    out: Path = Path("samples")
+    """Folder for the images; must be empty or new."""
+    npz: Flag = False
+    """Write samples.npz for evaluation tools instead; the same command continues, and torchrun shares the work."""
+    trajectory: Flag = False
+    """Also write trajectory.gif, an animation of the sampler's steps."""
+    overwrite: Flag = False
+    """Write into a folder that is not empty."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How the model is loaded."""
+
+    weights: Literal["ema", "model"] = "ema"
+    """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
+    autoencoder: str | None = None
+    """Autoencoder of a model that came without one: folder, file or hub id."""
+    heads: Whole | None = None
+    """Attention heads of an external checkpoint whose model size was never published."""
+    size: str | None = None
+    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not state it (U-DiT)."""
+    classes: Whole | None = None
+    """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
+    tile: Whole | None = None
+    """Decode in tiles of this many pixels, for images that do not fit in memory."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How the machine is used; the images depend on the precision alone."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the network. auto uses the faster one; with --npz and --preset reference it is float32."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Compile the network's blocks; auto compiles if that saves time."""
+    batch_size: Whole | None = None
+    """Images generated at a time; it does not change them (default: the fastest, found by trying)."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@app.command(group="Generate")
 def sample(
     model: str,
     /,
     *,
-    labels: Annotated[list[str] | None, Parameter(negative="")] = None,
-    seeds: Annotated[list[str], Parameter(negative="")] = ["0-7"],  # noqa: B006
-    out: Path = Path("samples"),
-    steps: Whole | None = None,
-    sampler: str | None = None,
-    guidance: float | None = None,
-    interval: tuple[float, float] | None = None,
-    guidance_channels: Whole | None = None,
-    grid: str | None = None,
-    eta: float | None = None,
-    preset: str | None = None,
-    quality: Literal["draft", "normal", "best", "reference"] | None = None,
-    reuse: Whole | None = None,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    compile: Literal["auto", "always", "never"] = "auto",
-    weights: Literal["ema", "model"] = "ema",
-    autoencoder: str | None = None,
-    heads: Whole | None = None,
-    size: str | None = None,
-    classes: Whole | None = None,
-    tile: Whole | None = None,
-    batch_size: Whole | None = None,
-    device: str = "auto",
-    trajectory: Annotated[bool, Parameter(negative="")] = False,
-    image: Path | None = None,
-    mask: Path | None = None,
-    strength: float | None = None,
-    resample: Whole | None = None,
-    strip: Whole | None = None,
-    npz: Annotated[bool, Parameter(negative="")] = False,
-    count: Whole | None = None,
-    draw_labels: Literal["balanced", "random"] = "balanced",
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    request: Annotated[Request | None, Parameter(name="*")] = None,
+    settings: Annotated[SamplingOptions | None, Parameter(name="*")] = None,
+    start: Annotated[StartImage | None, Parameter(name="*")] = None,
+    files: Annotated[Files | None, Parameter(name="*")] = None,
+    checkpoint: Annotated[Checkpoint | None, Parameter(name="*")] = None,
+    machine: Annotated[Machine | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Draw pictures: each label with each seed, as PNG files and one grid.png; or very many, with --npz.
+    """Generate images: each label with each seed, as PNG files and one contact sheet; or one .npz file with --npz.
 
     Parameters
     ----------
     model
-        A model or run folder, a checkpoint of somebody else, or a hub id.
-    labels
-        Class names or indices; all classes if left out. A name wins over an index.
-    seeds
-        Numbers or ranges such as 0-15.
-    out
-        Folder for the pictures; must be empty or new.
-    steps
-        Steps of the sampler.
-    sampler
-        ddpm, ddim, euler, heun, dpmpp, ab2, ab4 or sde.
-    guidance
-        Scale of classifier-free guidance; 1 is none.
-    interval
-        Two times between which guidance acts; 0 is data, 1 noise.
-    guidance_channels
-        Guide the first so many channels only; 3 reproduces published DiT figures.
-    grid
-        Time grid: uniform, cosine, log-snr, shifted or leading.
-    eta
-        Noise of ddim, 0 to 1.
-    preset
-        dit-published: the protocol of DiT's published figures; other options win over it.
-    quality
-        Sampler, steps and grid by what they are for: draft, normal, best or reference; other options win over it.
-    reuse
-        Compute the inner part of the network at every so many steps only; for long schedules.
-    precision
-        Of the network. auto takes the quicker one, bfloat16 where this machine has fast products in it; with --npz and
-        with --quality reference it is float32.
-    compile
-        Compile the network's blocks; auto does if the work is so long that it pays.
-    weights
-        The average of the weights, or the raw ones of a training checkpoint.
-    autoencoder
-        The autoencoder of a model that came without one: folder, file or hub id.
-    heads
-        Attention heads of a foreign checkpoint whose size was never published.
-    size
-        Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT).
-    classes
-        Classes of a foreign checkpoint whose label table does not tell them (U-ViT).
-    tile
-        Decode in tiles of so many pixels, for pictures that do not fit into memory.
-    batch_size
-        Pictures drawn at a time, which do not depend on it; found by trying if left out.
-    device
-        auto, cpu, cuda, mps.
-    trajectory
-        Also write trajectory.gif, the pictures along the way.
-    image
-        Start from this picture instead of from noise alone.
-    mask
-        With --image: draw anew what is white in this picture, keep what is black.
-    strength
-        With --image: part of the way that is walked, up to 1, which begins with noise alone. 0.6; with a mask 1.
-    resample
-        With --mask: walk each piece of the way so often (2), so that the new agrees with the old.
-    strip
-        So many pictures from one seed to another for each label; or with one seed from one label to another.
-    npz
-        Write samples.npz, the file of the field's evaluators, instead; the same command again goes on, and torchrun
-        shares the work without changing the pictures.
-    count
-        Pictures in all: so many seeds for each label, from the first of --seeds on. With --npz 50,000 if left out.
-    draw_labels
-        Labels of the .npz: each class equally often, or uniformly at random.
-    overwrite
-        Write into a folder that is not empty.
+        A model or run folder, an external checkpoint, or a hub id.
     json
         Print one JSON object.
     """
+    request, start, files = request or Request(), start or StartImage(), files or Files()
+    checkpoint, machine, options = checkpoint or Checkpoint(), machine or Machine(), settings or SamplingOptions()
+    check_together(request, start, files)
+    if not files.npz:
+        claim_folder(files.out, files.overwrite)
+    pipe = open_model(model, checkpoint, machine.device)
+    words = options.given() | original_of(pipe, start)
+    seeds, total = seeds_and_total(request, pipe.net.classes, files.npz)
+    plan = pipe.resolve(**words)
+    prepared, batch_size = prepare(pipe, machine, words, total, exact=files.npz or plan.options.preset == "reference")
+    if files.npz:
+        sample_npz(prepared, request, files, words, seeds[0], total, batch_size, json)
+    else:
+        sample_images(prepared, request, files, words, seeds, batch_size, json)
+    if not json:
+        say(f"settings: {settings_line(plan, prepared)}")
+
+
+def check_together(request: Request, start: StartImage, files: Files) -> None:
+    """Refuse options that do not go together, before anything is loaded."""
+    if files.npz:
+        unused = {"--labels": request.labels, "--strip": request.strip, "--image": start.image}
+        unused["--trajectory"] = files.trajectory or None
+        if names := [name for name, value in unused.items() if value is not None]:
+            raise InputError(f"--npz generates all classes from noise; leave {' and '.join(names)} out")
+    elif request.label_sampling is not None:
+        raise InputError("--label-sampling chooses the labels of an .npz file; add --npz, or give --labels")
+    if request.strip is not None and request.count is not None:
+        raise InputError("--strip has its own number of images; leave --count out")
+    if request.strip is not None and start.image is not None:
+        raise InputError("--strip interpolates from noise; leave --image out")
+    if start.image is None and (start.mask or start.strength is not None or start.resample is not None):
+        raise InputError("--mask, --strength and --resample change a given image; add --image")
+    parse_seeds(list(request.seeds))
+
+
+def open_model(model: str, checkpoint: Checkpoint, device: str) -> "Pipeline":
+    """Load a model as the options say, and print the notes that come with it."""
     from ditlab.checkpoints import load
-    from ditlab.inference.folder import draw
-    from ditlab.inference.inpaint import read_picture
-    from ditlab.inference.npz import draw_file
+
+    facts = foreign(checkpoint.heads, checkpoint.size, checkpoint.classes)
+    where, weights = pick_device(device), checkpoint.weights
+    pipe = load(model, weights=weights, device=where, autoencoder=checkpoint.autoencoder, **facts)
+    say_note(pipe.config)
+    if checkpoint.tile is not None:
+        pipe.autoencoder.tile(checkpoint.tile)
+    return pipe
+
+
+def original_of(pipe: "BasePipeline", start: StartImage) -> dict[str, Any]:
+    """The image to start from, as an argument of `BasePipeline.steps`."""
+    from ditlab.inference.inpaint import read_image
+
+    if start.image is None:
+        return {}
+    mask = None if start.mask is None else read_image(start.mask)
+    original = pipe.original(read_image(start.image), mask=mask, strength=start.strength, resample=start.resample)
+    return {"original": original}
+
+
+def seeds_and_total(request: Request, classes: int, npz: bool) -> tuple[list[int], int]:
+    """The seeds of each label, and the number of all images."""
+    seeds, labels = parse_seeds(list(request.seeds)), len(request.labels or ()) or classes or 1
+    if npz:
+        return seeds, NPZ_COUNT if request.count is None else request.count
+    if request.count is not None:
+        if request.count < 1 or request.count % labels:
+            low = max(1, request.count // labels) * labels
+            line = f"--count {request.count} for {labels} labels; give {low}, or another multiple of {labels}"
+            raise InputError(line)
+        seeds = list(range(seeds[0], seeds[0] + request.count // labels))
+    return seeds, len(seeds) * labels
+
+
+def prepare(
+    pipe: "Pipeline", machine: Machine, words: dict[str, Any], total: int, *, exact: bool
+) -> "tuple[PreparedPipeline, int]":
+    """The model prepared for this many images, and the batch size; `exact` images do not depend on the machine."""
     from ditlab.inference.prepare import ready
 
-    if preset and quality:
-        raise InputError(f"--preset {preset} and --quality {quality} name the same settings; give one of them")
-    if not npz:
-        claim_folder(out, overwrite)
-    elif labels or trajectory or image or strip:
-        raise InputError("--npz draws all classes from noise; leave --labels, --trajectory, --image and --strip out")
-    if image is None and (mask is not None or strength is not None or resample is not None):
-        raise InputError("--mask, --strength and --resample are about a picture to start from; give it with --image")
-    told = foreign(heads, size, classes)
-    pipe = load(model, weights=weights, device=pick_device(device), autoencoder=autoencoder, **told)
-    say_note(pipe.config)
-    if tile is not None:
-        pipe.autoencoder.tile(tile)
-    options: dict[str, Any] = {
-        "num_inference_steps": steps,
-        "sampler": sampler,
-        "guidance_scale": guidance,
-        "guidance_interval": interval,
-        "guidance_channels": guidance_channels,
-        "grid": grid,
-        "eta": eta,
-        "preset": preset or quality,
-        "reuse": reuse,
-    }
-    if image is not None:
-        white = None if mask is None else read_picture(mask)
-        options["original"] = pipe.original(read_picture(image), mask=white, strength=strength, resample=resample)
-    numbers, each = parse_seeds(seeds), len(labels or ()) or pipe.net.classes or 1
-    if count is not None and not npz:
-        if count < 1 or count % each:
-            low = max(1, count // each) * each
-            raise InputError(f"--count {count} for {each} labels; give {low}, or another multiple of {each}")
-        numbers = list(range(numbers[0], numbers[0] + count // each))
-    count = 50_000 if count is None else count
-    total = count if npz else len(numbers) * each
-    if precision == "auto" and (npz or quality == "reference"):
-        precision = "float32"  # what others shall score, or compare with, does not depend on the machine
-    pipe, batch_size = ready(
-        pipe, screen, precision=precision, compile=compile, count=total, batch_size=batch_size, options=options
-    )
-    if npz:
-        rank, world = process_place()
-        first = numbers[0]
-        told = {"count": count, "labels": draw_labels, "seed": first, "overwrite": overwrite}
-        written = draw_file(pipe, out, screen, batch_size=batch_size, options=options, rank=rank, world=world, **told)
-        if written is None:
-            say("done with this process's share; others still draw")
-        elif json:
-            print_json({"file": written, "count": count})
-        else:
-            say(f"{count:,} pictures in {written}")
-        return
-    drawn = draw(
-        pipe,
-        labels,
-        numbers,
-        out,
-        screen,
-        batch_size=batch_size,
-        trajectory=trajectory,
-        options=options,
-        strip=strip,
-    )
-    if json:
-        print_json(dataclasses.asdict(drawn))
+    precision = "float32" if machine.precision == "auto" and exact else machine.precision
+    return ready(
+        pipe, screen, precision=precision, compile=machine.compile, count=total, batch_size=machine.batch_size,
+        options=words,
+    )  # fmt: skip
+
+
+def settings_line(plan: "Plan", pipe: "BasePipeline") -> str:
+    """The settings in one line."""
+    options, (low, high) = plan.options, plan.interval
+    parts = [f"{options.sampler}, {plan.steps} steps ({plan.evaluations} NFE)", f"schedule {options.schedule}"]
+    parts.append(f"guidance {plan.guidance:g}" + (f" for t in {low:g}..{high:g}" if (low, high) != (0, 1) else ""))
+    for name in ("guidance_channels", "eta", "reuse"):
+        if (value := getattr(options, name)) is not None:
+            parts.append(f"{name.replace('_', ' ')} {value:g}")
+    return ", ".join([*parts, str(pipe.dtype).removeprefix("torch.")])
+
+
+def sample_npz(
+    pipe: "BasePipeline", request: Request, files: Files, words: dict[str, Any], seed: int, count: int, batch_size: int,
+    json: bool,
+) -> None:  # fmt: skip
+    """Write samples.npz and report it."""
+    from ditlab.inference.npz import write_samples
+
+    rank, world = process_place()
+    written = write_samples(
+        pipe, files.out, screen, count=count, labels=request.label_sampling or "balanced", seed=seed,
+        batch_size=batch_size, options=words, overwrite=files.overwrite, rank=rank, world=world,
+    )  # fmt: skip
+    if written is None:
+        say("this process is done with its share; others are still generating")
+    elif json:
+        print_json({"file": written, "count": count})
     else:
-        say(f"{drawn.count} pictures in {drawn.seconds:.1f} s, in {out}; all together: {drawn.grid}")
+        say(f"{count:,} images in {written}")
 
 
-@app.command(group="Draw")
+def sample_images(
+    pipe: "BasePipeline", request: Request, files: Files, words: dict[str, Any], seeds: list[int], batch_size: int,
+    json: bool,
+) -> None:  # fmt: skip
+    """Write PNG files and report them."""
+    from ditlab.inference.folder import sample_folder
+
+    written = sample_folder(
+        pipe, request.labels, seeds, files.out, screen, batch_size=batch_size, trajectory=files.trajectory,
+        options=words, strip=request.strip,
+    )  # fmt: skip
+    if json:
+        print_json(dataclasses.asdict(written))
+        return
+    shown = [f"contact sheet {written.grid}"] + ([f"animation {written.trajectory}"] if written.trajectory else [])
+    say(f"{written.count} images in {written.seconds:.1f} s, in {files.out}; {', '.join(shown)}")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What schedules are tuned for."""
+
+    steps: Annotated[tuple[Whole, ...], Parameter(negative="")] = (4, 6, 8)
+    """Numbers of steps to find schedules for."""
+    sampler: str = "ab4"
+    """A deterministic sampler: ddim, euler, heun, dpmpp, ab2 or ab4."""
+    guidance: float | None = None
+    """Guidance scale that the schedules will be used with (default: the model's)."""
+    guidance_interval: Interval = None
+    """Times between which guidance will act (default: the model's)."""
+    images: Whole = 32
+    """Images generated in each trial."""
+
+
+@app.command(group="Generate")
 def tune(
     model: str,
     /,
     *,
-    steps: Annotated[list[Whole], Parameter(negative="")] = [4, 6, 8],  # noqa: B006
-    sampler: str = "ab4",
-    guidance: float | None = None,
-    interval: tuple[float, float] | None = None,
-    pictures: Whole = 32,
-    out: Path = Path("grids.json"),
+    tuning: Annotated[Tuning | None, Parameter(name="*")] = None,
+    out: Path = Path("schedules.json"),
     device: str = "auto",
     json: Json = False,
 ) -> None:
-    """Find the times at which few steps of a sampler come nearest to very many; for `sample --grid FILE`.
+    """Find timestep schedules at which few steps come closest to many, for `sample --schedule FILE`.
 
     Parameters
     ----------
     model
-        A model or run folder, a checkpoint of somebody else, or a hub id.
-    steps
-        Counts of steps to find times for.
-    sampler
-        ddim, euler, heun, dpmpp, ab2 or ab4.
-    guidance
-        Scale with which the times shall be used; the model's own if left out.
-    interval
-        The same for the two times between which guidance acts.
-    pictures
-        Drawn at each trial.
+        A model or run folder, an external checkpoint, or a hub id.
     out
         The file to write.
     device
-        auto, cpu, cuda, mps.
+        auto, cpu, cuda or mps.
     json
         Print one JSON object.
     """
-    from ditlab.checkpoints import load
-    from ditlab.inference.tune import tune, write_grids
-
     if out.suffix != ".json":
         raise InputError(f"--out {out}; give a name that ends in .json")
+    from ditlab.checkpoints import load
+    from ditlab.inference.tune import tune, write_schedules
+
+    wanted = tuning or Tuning()
     pipe = load(model, device=pick_device(device))
-    found = tune(pipe, steps, sampler, pictures, screen, guidance, interval)
-    write_grids(out, pipe, sampler, found)
+    tuned = tune(
+        pipe, list(wanted.steps), wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval
+    )
+    write_schedules(out, pipe, wanted.sampler, tuned)
     if json:
-        print_json({"file": out, "found": {count: dataclasses.asdict(each) for count, each in found.items()}})
-        return
-    for count, each in found.items():
-        say(f"{count} steps: off by {each.after:.2%} of the spread; with the uniform grid {each.before:.2%}")
-    used = f"--sampler {sampler} --steps {steps[0]} --grid {out}"
-    used += "" if guidance is None else f" --guidance {guidance:g}"
-    used += "" if interval is None else f" --interval {interval[0]:g} {interval[1]:g}"
-    say(f"try: {command()} sample {model} {used}")
+        print_json({"file": out, "found": {count: dataclasses.asdict(each) for count, each in tuned.items()}})
+    else:
+        report_tuning(model, wanted, out, tuned)
 
 
-@app.command(group="Draw")
+def report_tuning(model: str, wanted: Tuning, out: Path, tuned: "dict[int, Tuned]") -> None:
+    """Print the errors before and after, and how to use the file."""
+    for count, schedule in tuned.items():
+        say(f"{count} steps: error {schedule.after:.2%} of the spread; with the uniform schedule {schedule.before:.2%}")
+    words = f"--sampler {wanted.sampler} --steps {wanted.steps[0]} --schedule {out}"
+    words += "" if wanted.guidance is None else f" --guidance {wanted.guidance:g}"
+    if wanted.guidance_interval is not None:
+        words += " --guidance-interval {:g} {:g}".format(*wanted.guidance_interval)
+    say(f"try: {command()} sample {model} {words}")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is measured."""
+
+    batch: Whole = 8
+    """Images in a network call."""
+    rounds: Whole = 5
+    """Measured rounds; all variants run in turns, and medians are shown."""
+    compile: bool = True
+    """Measure compiled blocks too."""
+    training: bool = True
+    """Measure a training step too."""
+    against: Annotated[tuple[Literal["diffusers", "torch", "onnx", "openvino"], ...], Parameter(negative="")] = ()
+    """Compare with diffusers' version of the same network, or with its graph exported for these runtimes."""
+    cache: Flag = False
+    """Instead, generate a few images and show at which times feature caching (--reuse) would be safe."""
+
+
+@dataclass(frozen=True)
+class RandomNetwork:
+    """The input of a network that is given by name."""
+
+    size: str = "32"
+    """Side, or HEIGHTxWIDTH, of the input of a network given by name."""
+    channels: Whole = 4
+    """Its channels."""
+    classes: Whole = 1000
+    """Its classes."""
+
+
+@app.command(group="Generate")
 def bench(
     model: str,
     /,
     *,
-    batch: Whole = 8,
-    rounds: Whole = 5,
-    compile: bool = True,
-    training: bool = True,
-    against: Annotated[list[Literal["diffusers", "torch", "onnx", "openvino"]] | None, Parameter(negative="")] = None,
-    cache: Annotated[bool, Parameter(negative="")] = False,
-    size: str = "32",
-    channels: Whole = 4,
-    classes: Whole = 1000,
+    settings: Annotated[Benchmark | None, Parameter(name="*")] = None,
+    network: Annotated[RandomNetwork | None, Parameter(name="*")] = None,
     device: str = "auto",
     json: Json = False,
 ) -> None:
-    """Measure what this machine makes of a model: peaks, forward pass, training step, presets, and what limits.
+    """Measure the speed of a model on this machine: forward pass, training step, presets, and the bottleneck.
 
     Parameters
     ----------
     model
-        A model or run folder, a checkpoint of somebody else, a hub id, or a name such as DiT-S/2 (random weights).
-    batch
-        Pictures in a network call.
-    rounds
-        Rounds that count; all sides run in turns, and medians are told.
-    compile
-        Measure compiled blocks too.
-    training
-        Measure a training step too.
-    against
-        Compare with diffusers' form of the same network, or with its graph exported for these runtimes.
-    cache
-        Instead, draw a few pictures with the model's own settings, and tell at which times --reuse would be safe.
-    size
-        Side, or HEIGHTxWIDTH, of the input of a network given by name.
-    channels
-        Its channels.
-    classes
-        Its classes.
+        A model or run folder, an external checkpoint, a hub id, or a name such as DiT-S/2 (random weights).
     device
-        auto, cpu, cuda, mps.
+        auto, cpu, cuda or mps.
     json
         Print one JSON object.
     """
-    from ditlab.backbones import names
-    from ditlab.checkpoints import load
+    settings, network = settings or Benchmark(), network or RandomNetwork()
+    if settings.batch < 1 or settings.rounds < 1:
+        raise InputError(f"batch {settings.batch} and rounds {settings.rounds}; give 1 or more")
     from ditlab.profiling import bench as benchmark
 
-    if batch < 1 or rounds < 1:
-        raise InputError(f"batch {batch} and rounds {rounds}; give 1 or more")
-    if model in names():
-        pipe = benchmark.random_model(model, parse_size(size), channels, classes, pick_device(device))
-    else:
-        pipe = load(model, device=pick_device(device))
-    if cache:
-        rows = benchmark.drift(pipe, batch, {})
+    pipe = open_network(model, network, device)
+    if settings.cache:
+        rows = benchmark.drift(pipe, settings.batch, {})
         if json:
             print_json({"drift": rows})
         else:
             Console().print(benchmark.drift_table(rows))
         return
-    found = benchmark.bench(
-        pipe, screen, batch=batch, rounds=rounds, compile=compile, training=training, against=against or ()
-    )
+    report_bench(pipe, settings, json)
+
+
+def open_network(model: str, network: RandomNetwork, device: str) -> "Pipeline":
+    """A saved model, or a network with random weights."""
+    from ditlab.backbones import names
+    from ditlab.checkpoints import load
+    from ditlab.profiling.bench import random_model
+
+    where = pick_device(device)
+    if model in names():
+        return random_model(model, parse_size(network.size), network.channels, network.classes, where)
+    return load(model, device=where)
+
+
+def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:
+    """Measure, and print the tables."""
+    from ditlab.profiling import bench as benchmark
+
+    result = benchmark.bench(
+        pipe, screen, batch=settings.batch, rounds=settings.rounds, compile=settings.compile,
+        training=settings.training, against=settings.against,
+    )  # fmt: skip
     if json:
-        print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(result))
         return
     out = Console()
-    about = found.machine
+    about = result.machine
     out.print(
         f"{about['processor']}, {about['cores']} cores, {about['device']}, torch {about['torch']}", highlight=False
     )
-    peaks = ", ".join(f"{name} {peak:,.0f} GFLOP/s" for name, peak in found.peaks.items())
-    out.print(f"matrix products: {peaks}; copies: {found.bandwidth:.0f} GB/s", highlight=False)
-    for table in benchmark.tables(found):
+    peaks = ", ".join(f"{name} {peak:,.0f} GFLOP/s" for name, peak in result.peaks.items())
+    out.print(f"matrix products: {peaks}; copies: {result.bandwidth:.0f} GB/s", highlight=False)
+    for table in benchmark.tables(result):
         out.print(table)
-    out.print(f"limited by {found.limit}", highlight=False)
+    out.print(f"limited by {result.limit}", highlight=False)
 
 
 def parse_seeds(texts: list[str]) -> list[int]:

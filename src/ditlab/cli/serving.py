@@ -1,9 +1,11 @@
-"""The command that serves models."""
+"""The command that serves models over HTTP."""
 
 import os
 import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -12,98 +14,148 @@ from ditlab.config.sections import Whole
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 
+if TYPE_CHECKING:
+    from ditlab.inference.base import BasePipeline
+    from ditlab.server.generation import Limits
 
-@app.command(group="Draw")
+RENAMED = {
+    "pictures": "max_images",
+    "steps": "max_steps",
+    "seconds": "max_seconds",
+    "drawings": "max_requests",
+    "rows": "max_rows",
+}
+HIDDEN = Parameter(show=False)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Where the service listens, and what it allows."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Any other than localhost needs --token or --open-to-all."""
+    port: Whole = 7860
+    """Port to listen on."""
+    token: str = ""
+    """Require this token in every request, as Authorization: Bearer TOKEN. The environment variable DITLAB_TOKEN
+    does the same and is not visible to other users."""
+    open_to_all: Annotated[bool, Parameter(negative="")] = False
+    """Allow requests from other machines without a token."""
+    max_images: Whole = 16
+    """Most images of a request."""
+    max_steps: Whole = 250
+    """Most sampling steps of a request."""
+    max_seconds: float = 120.0
+    """Longest duration of a request, in seconds."""
+    max_requests: Whole = 32
+    """Most requests in progress at the same time; further requests are rejected with 429."""
+    max_rows: Whole = 64
+    """Most rows of a network call, both halves of guidance counted."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Data type of the networks; auto takes the faster one."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    pictures: Annotated[Whole | None, HIDDEN] = None
+    steps: Annotated[Whole | None, HIDDEN] = None
+    seconds: Annotated[float | None, HIDDEN] = None
+    drawings: Annotated[Whole | None, HIDDEN] = None
+    rows: Annotated[Whole | None, HIDDEN] = None
+
+    def current(self) -> "Serving":
+        """The same with values under earlier names moved to the present ones; a line notes each."""
+        changes: dict[str, Any] = {}
+        for old, new in RENAMED.items():
+            if (value := getattr(self, old)) is not None:
+                say(f"--{old} is now --{new.replace('_', '-')}; the old name will be removed")
+                changes |= {new: value, old: None}
+        return replace(self, **changes)
+
+    def limits(self) -> "Limits":
+        """The limits of the service."""
+        from ditlab.server.generation import Limits
+
+        return Limits(
+            images=self.max_images,
+            steps=self.max_steps,
+            seconds=self.max_seconds,
+            requests=self.max_requests,
+            rows=self.max_rows,
+        )
+
+
+@app.command(group="Generate")
 def serve(
     models: Annotated[list[str], Parameter(negative="")],
     /,
     *,
-    host: str = "127.0.0.1",
-    port: Whole = 7860,
-    token: str = "",
-    open_to_all: Annotated[bool, Parameter(negative="")] = False,
-    pictures: Whole = 16,
-    steps: Whole = 250,
-    seconds: float = 120.0,
-    drawings: Whole = 32,
-    rows: Whole = 64,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    device: str = "auto",
+    options: Annotated[Serving | None, Parameter(name="*")] = None,
 ) -> None:
-    """Serve models over HTTP, and show training runs; all who draw at the same time share each network call.
+    """Serve models over HTTP and show training runs, with a web page.
+
+    Listens on localhost by default. Requests in progress at the same time share network calls.
 
     Parameters
     ----------
     models
-        Model or run folders, checkpoints of somebody else, or hub ids; each is served under its last name.
-    host
-        Address to listen on; another than loopback needs --token or --open-to-all.
-    port
-        Its port.
-    token
-        That every request must bear, as Authorization: Bearer TOKEN; better given as DITLAB_TOKEN in the environment.
-    open_to_all
-        Serve other machines without a token.
-    pictures
-        Most pictures of a request.
-    steps
-        Most steps of a request.
-    seconds
-        Longest time of a request.
-    drawings
-        Requests that are drawn at a time; more are answered with 429.
-    rows
-        Pictures in a network call, both halves of guidance counted.
-    precision
-        Of the networks.
-    device
-        auto, cpu, cuda, mps.
+        Model or run folders, external checkpoints, or hub ids; each is served under the last part of its path.
     """
     try:
         import uvicorn
 
         from ditlab.server.app import create_app
     except ImportError as error:
-        raise InputError(f"the service needs {error.name}; pip install 'ditlab[studio]'") from None
+        raise InputError(f"the service needs {error.name}; pip install 'ditlab[server]'") from None
+
+    options = (options or Serving()).current()
+    token = options.token or os.environ.get("DITLAB_TOKEN", "")
+    if options.host not in ("127.0.0.1", "::1", "localhost") and not token and not options.open_to_all:
+        raise InputError(f"--host {options.host} is reachable from other machines; add --token TOKEN, or --open-to-all")
+    listening = listen(options.host, options.port)
+    loaded, runs = open_models(models, options)
+    host = "[::1]" if options.host == "::1" else options.host
+    say(f"{', '.join([*loaded] or runs)} at http://{host}:{listening.getsockname()[1]}; stop with Ctrl-C")
+    application = create_app(loaded, options.limits(), token, runs)
+    settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=10)
+    uvicorn.Server(settings).run(sockets=[listening])
+
+
+def open_models(models: Sequence[str], options: Serving) -> tuple["dict[str, BasePipeline]", dict[str, Path]]:
+    """Load models and find training runs.
+
+    Returns:
+        Pipelines by name, and folders of training runs by name. A run with a checkpoint is in both.
+
+    Raises:
+        InputError: a model that cannot be loaded, or two of the same name.
+    """
     from ditlab.checkpoints import load
     from ditlab.core.weights import checkpoints
-    from ditlab.server.service import Limits
 
-    token = token or os.environ.get("DITLAB_TOKEN", "")
-    if host not in ("127.0.0.1", "::1", "localhost") and not token and not open_to_all:
-        raise InputError(f"--host {host} can be reached by other machines; add --token TOKEN, or --open-to-all")
-    listening = listen(host, port)
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, BasePipeline] = {}
     runs: dict[str, Path] = {}
     for model in models:
         name = Path(model).name or model
         if name in loaded or name in runs:
-            raise InputError(f'two models are called "{name}"; rename one of the folders')
+            raise InputError(f'two models have the name "{name}"; rename one of the folders')
         if (Path(model) / "metrics.jsonl").exists():
             runs[name] = Path(model)
             if not checkpoints(Path(model)):
-                say(f"{name} has no checkpoint yet; it can be watched")
+                say(f"{name} has no checkpoint yet; only its progress is shown")
                 continue
-        loaded[name] = load(model, device=pick_device(device)).prepared(precision)
+        loaded[name] = load(model, device=pick_device(options.device)).prepared(options.precision)
         say_note(loaded[name].config)
-    limits = Limits(pictures=pictures, steps=steps, seconds=seconds, drawings=drawings, rows=rows)
-    shown = f"http://{'[::1]' if host == '::1' else host}:{listening.getsockname()[1]}"
-    say(f"{', '.join([*loaded] or runs)} at {shown}; Ctrl-C ends it")
-    settings = uvicorn.Config(
-        create_app(loaded, limits, token, runs), log_level="warning", timeout_graceful_shutdown=10
-    )
-    uvicorn.Server(settings).run(sockets=[listening])
+    return loaded, runs
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there, before minutes of loading.
+    """Open a listening socket, before minutes of loading.
 
     Raises:
-        InputError: an address or a port that cannot be had.
+        InputError: an address or a port that is not available.
     """
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        # Connections inherit it; asyncio sets it only where it makes the socket. Otherwise answers wait 40 ms.
+        # Connections inherit this. asyncio sets it only on sockets that it opens; without it responses wait 40 ms.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except (OSError, OverflowError) as error:

@@ -4,15 +4,20 @@ import dataclasses
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen
-from ditlab.config.reader import find_recipe, parse_recipe, parse_size, read_toml
-from ditlab.config.sections import Recipe, Whole
+from ditlab.config.reader import find_recipe, parse_recipe, parse_size, read_toml, recipe_arguments, recipe_of
+from ditlab.config.sections import Whole
 from ditlab.core.device import process_place
+
+if TYPE_CHECKING:
+    from ditlab.config.sections import Recipe as RecipeArguments
+else:
+    RecipeArguments = recipe_arguments()  # which lists the options of the networks
 
 
 @app.command(group="Train")
@@ -25,7 +30,7 @@ def train(
     classes: Whole | None = None,
     class_map: str | None = None,
     allow_changes: Annotated[bool, Parameter(negative="")] = False,
-    settings: Annotated[Recipe | None, Parameter(name="*")] = None,
+    settings: Annotated[RecipeArguments | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model; the same command again resumes.
 
@@ -49,7 +54,7 @@ def train(
     from ditlab.training import train
 
     out = out or Path("runs") / find_recipe(recipe).stem
-    settings = settings or Recipe()
+    settings = recipe_of(settings)
     start = dataclasses.replace(
         settings.train,
         init_from=settings.train.init_from if init_from is None else init_from,
@@ -72,7 +77,7 @@ def plan(
     size: str | None = None,
     channels: Whole = 4,
     classes: Whole = 1000,
-    settings: Annotated[Recipe | None, Parameter(name="*")] = None,
+    settings: Annotated[RecipeArguments | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
     """Tell what a training run will need: memory by part, steps per second, time to the end, the largest batch.
@@ -100,7 +105,7 @@ def plan(
 
     find_recipe(recipe)
     shape = None if size is None else (channels, parse_size(size), classes)
-    found = planning.plan(settings or Recipe(), device, devices, shape=shape)
+    found = planning.plan(recipe_of(settings), device, devices, shape=shape)
     if json:
         print_json(dataclasses.asdict(found))
         return

@@ -9,14 +9,22 @@ import dataclasses
 import json
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
-from ditlab.config.sections import Recipe
+from ditlab.config.evaluation import Evaluation, modern_evaluation
+from ditlab.config.fields import renamed
+from ditlab.config.options import Option, model_options, union
+from ditlab.config.sampling import SETTINGS, modern
+from ditlab.config.sections import NETWORK as DEFAULT
+from ditlab.config.sections import Model, Recipe, Whole
 from ditlab.core.errors import InputError, nearest
 
 NETWORK = "--model.name"
@@ -29,6 +37,16 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise InputError(f'size "{text}"; give a side such as 32, or HEIGHTxWIDTH such as 32x48')
     return int(sides[0]), int(sides[-1])
+
+
+def parse_sides(text: str) -> tuple[int, ...]:
+    """ "32", "32x48" or "16x32x48" -> (height, width) or (frames, height, width)."""
+    if text.count("x") < 2:
+        return parse_size(text)
+    sides = text.split("x")
+    if len(sides) > 3 or not all(side.isdecimal() for side in sides):
+        raise InputError(f'size "{text}"; give HEIGHTxWIDTH such as 32x48, or FRAMESxHEIGHTxWIDTH such as 16x32x48')
+    return tuple(int(side) for side in sides)
 
 
 def find_recipe(name: str, kind: str = "") -> Path:
@@ -66,7 +84,9 @@ def without_network(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(table: dict[str, Any], source: str, kind: type) -> dict[str, Any]:
-    """The table, once every key is one of this kind of settings."""
+    """The table in the present spelling, once every key is one of this kind of settings."""
+    if kind is Evaluation:
+        table = modern_evaluation(table)
     keys = [key.name for key in dataclasses.fields(kind)]
     for key in table:
         if key not in keys:
@@ -81,10 +101,137 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
     Raises:
         InputError: an unknown key (the line names the nearest) or a wrong type (the line names it).
     """
-    tables = check_sections(tables, source)
+    tables, notes = renamed(Recipe, check_sections(tables, source))
+    for note in notes:
+        warnings.warn(f"{source}: {note}", FutureWarning, stacklevel=2)
     if any(each.partition("=")[0] == NETWORK for each in overrides):
         tables = without_network(tables)
-    return _read(Recipe, tables, overrides, source)
+    arguments = _read(recipe_arguments(), tables, overrides, source)
+    if arguments.model.others:  # options that no known family has: those of the class that is named, or mistakes
+        closed = recipe_arguments(model_options(arguments.model.name), others=False)
+        arguments = _read(closed, tables, overrides, source)
+    return _as_recipe(arguments)
+
+
+def recipe_of(arguments: Any) -> Recipe:
+    """The recipe that cyclopts read from a command line into `recipe_arguments()`; the default one from None.
+
+    Raises:
+        InputError: an option of the network that its class does not have, or of the wrong type.
+    """
+    if arguments is None:
+        return Recipe()
+    others = arguments.model.others
+    if not others:
+        return _as_recipe(arguments)
+    name = arguments.model.name
+    more = _read(recipe_arguments(model_options(name), others=False), {}, as_words("--model.", others), "")
+    known = {key: value for key, value in vars(arguments.model).items() if key != "others"}
+    own = {key: value for key, value in vars(more.model).items() if key != "name" and value is not None}
+    return dataclasses.replace(_as_recipe(arguments), model=Model(**known | own))
+
+
+def _as_recipe(arguments: Any) -> Recipe:
+    sections = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Recipe)}
+    options = {key: value for key, value in vars(sections["model"]).items() if key != "others"}
+    return Recipe(**sections | {"model": Model(**options)})
+
+
+@cache
+def recipe_arguments(options: tuple[Option, ...] | None = None, others: bool = True) -> Any:
+    """A dataclass like `Recipe` from which cyclopts reads the options of networks one by one.
+
+    Args:
+        options: of the network; None is those of all known families.
+        others: take options of other names too, as lists of words in the field `others`.
+    """
+    fields: list[Any] = []
+    for section in dataclasses.fields(Recipe):
+        kind: Any = section.type
+        if section.name == "model":
+            name = ("name", Annotated[str, Parameter(group=GROUP, help=NAME_HELP)], DEFAULT)
+            known = model_options() if options is None else options
+            kind = _section("Model", [name, *option_fields(known, others)])
+        fields.append((section.name, kind, dataclasses.field(default_factory=kind)))
+    return _section("Recipe", fields)
+
+
+def _section(name: str, fields: list[tuple[str, Any, Any]]) -> type:
+    # cyclopts looks into classes of modules outside the standard library only.
+    return dataclasses.make_dataclass(name, fields, frozen=True, namespace={"__module__": __name__})
+
+
+GROUP = "Model"
+NAME_HELP = "Family and size, such as DiT-XL/2, or package.module:Class."
+
+
+@cache
+def network_arguments(options: tuple[Option, ...] | None = None, others: bool = True) -> Any:
+    """A dataclass from which cyclopts reads the options of networks as plain flags, see `recipe_arguments`."""
+    known = model_options() if options is None else options
+    return _section("Options", option_fields(known, others))
+
+
+def network_options(arguments: Any, name: str) -> dict[str, Any]:
+    """The options for a network by this name that cyclopts read into `network_arguments()`.
+
+    Args:
+        arguments: what was read; None is no option.
+        name: of the network; "" is any known family.
+
+    Raises:
+        InputError: an option that the network's class does not have, or of the wrong type.
+    """
+    if arguments is None:
+        return {}
+    given = {key: value for key, value in vars(arguments).items() if key != "others" and value is not None}
+    if arguments.others:
+        closed = network_arguments(model_options(name), others=False)
+        own = vars(_read(closed, {}, as_words("--", arguments.others), ""))
+        given |= {key: value for key, value in own.items() if value is not None}
+    return given
+
+
+def option_fields(options: Sequence[Option], others: bool) -> list[tuple[str, Any, Any]]:
+    """The fields of a dataclass for options, all of which may be left out."""
+    fields: list[tuple[str, Any, Any]] = [
+        (each.name, Annotated[argument_type(each.hint) | None, Parameter(group=GROUP, help=each.help)], None)
+        for each in options
+    ]
+    if others:
+        words = Annotated[dict[str, list[str]] | None, Parameter(name="*", show=False)]
+        fields.append(("others", words, None))
+    return fields
+
+
+def as_words(prefix: str, options: Mapping[str, Sequence[str]]) -> list[str]:
+    """Options as they are written on a command line."""
+    words: list[str] = []
+    for key, values in options.items():
+        words += [f"{prefix}{key}={values[0]}"] if len(values) == 1 else [f"{prefix}{key}", *values]
+    return words
+
+
+def check_model(tables: Mapping[str, Any], source: str) -> None:
+    """Check the options of the network in the tables of a recipe.
+
+    Raises:
+        InputError: an option that its class does not have, or of the wrong type.
+    """
+    if "model" in tables:
+        parse_recipe({"model": tables["model"]}, source=source)
+
+
+def argument_type(hint: Any) -> Any:
+    """The type for cyclopts: whole numbers keep every digit and may be written as floats."""
+    if hint is int:
+        return Whole
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return union([argument_type(part) for part in parts])
+    if origin is tuple:
+        return tuple[tuple(part if part is Ellipsis else argument_type(part) for part in parts)]  # type: ignore[misc]
+    return hint
 
 
 def parse_table(kind: type[Settings], table: dict[str, Any], source: str) -> Settings:
@@ -97,7 +244,12 @@ def parse_table(kind: type[Settings], table: dict[str, Any], source: str) -> Set
 
 
 def _read(kind: type[Settings], tables: dict[str, Any], overrides: Sequence[str], source: str) -> Settings:
-    app = App(config=Dict(tables, source=source, use_commands_as_keys=False), version_flags=[], help_flags=[])
+    app = App(
+        config=Dict(tables, source=source, use_commands_as_keys=False),
+        version_flags=[],
+        help_flags=[],
+        default_parameter=Parameter(consume_multiple=True),  # as on the command line: --model.depths 1 2 1
+    )
 
     @app.default
     def read(*, settings: Annotated[kind | None, Parameter(name="*")] = None) -> Settings:  # type: ignore[valid-type]
@@ -127,6 +279,8 @@ def check_sections(tables: dict[str, Any], source: str) -> dict[str, Any]:
             raise InputError(f'{source} has a section "{key}" that no recipe has; {nearest(key, sections)}')
         if not isinstance(value, dict):
             raise InputError(f"{source}: {key} is {value!r}, but must be a table; write [{key}] and its keys below it")
+    if "sample" in tables:
+        tables = tables | {"sample": modern(tables["sample"], SETTINGS)}
     return tables
 
 
@@ -134,9 +288,11 @@ def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Nested tables of plain values, without the keys that are None."""
     return {
         section: {
-            key: list(value) if isinstance(value, tuple) else value for key, value in table.items() if value is not None
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in vars(table).items()
+            if value is not None and value != {}
         }
-        for section, table in dataclasses.asdict(recipe).items()
+        for section, table in vars(recipe).items()
     }
 
 
@@ -146,6 +302,8 @@ def to_toml(tables: dict[str, dict[str, Any]]) -> str:
     def value(v: Any) -> str:
         if isinstance(v, list):
             return f"[{', '.join(map(value, v))}]"
+        if isinstance(v, dict):
+            return f"{{{', '.join(f'{json.dumps(k)} = {value(x)}' for k, x in v.items())}}}"
         if isinstance(v, float):
             return repr(v)  # TOML has inf and nan too
         return json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f")  # strings, whole numbers, booleans

@@ -1,223 +1,203 @@
 """Recipes as frozen dataclasses: one for each section.
 
 Nothing here imports torch. Times are t in 0..1 (0 is data); progress, warm-up and intervals are counted in images.
+Each field states its range and who may change it when a run resumes, see `ditlab.config.fields`.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+import warnings
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
+from ditlab.config.evaluation import Evaluation as Evaluation
+from ditlab.config.fields import renamed, setting
+from ditlab.config.sampling import Sample as Sample
+from ditlab.config.values import Whole as Whole
 
-def _whole(type_: Any, tokens: Sequence[Token]) -> int:
-    """Whole numbers only: 12.5 is not silently cut to 12, but 1_000_000 and 1e6 are fine."""
-    text = tokens[0].value
-    if re.fullmatch(r"[+-]?[\d_]+", text):
-        return int(text)
-    try:
-        value = float(text)
-        if value == int(value):
-            return int(value)
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError(f'"{text}" is not a whole number')
+NETWORK = "DiT-S/2"
 
 
-Condition = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
+class Model:
+    """The network: its name, and any option of its family. Its shape and classes follow from data and autoencoder.
 
+    An option that is not given is None here, and has the value that belongs to the name.
 
-Whole = Annotated[int, Parameter(converter=_whole)]
+    Args:
+        name: family and size, such as DiT-XL/2, or "package.module:Class".
+        options: keyword arguments of the family's class.
+    """
 
+    name: str
 
-@dataclass(frozen=True)
-class ModelName:
-    """What kind of network."""
+    def __init__(self, name: str = NETWORK, **options: Any) -> None:
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        vars(self).update({"name": name} | {key: value for key, value in given.items() if value is not None})
 
-    name: str = "DiT-S/2"
-    """Family and size, such as DiT-XL/2."""
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are given."""
+        return {key: value for key, value in vars(self).items() if key != "name"}
 
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        return None
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """What its family lets one choose; None is as the name says."""
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to {key}; make another Model")
 
-    condition: Condition | None = None
-    """How time and label enter (DiT)."""
-    qk_norm: bool | None = None
-    """RMS-normalise queries and keys."""
-    width: Whole | None = None
-    """Override the size table."""
-    depth: Whole | None = None
-    """Override the size table."""
-    heads: Whole | None = None
-    """Override the size table."""
-    patch: Whole | None = None
-    """Override the size table."""
-    frequency_shift: Whole | None = None
-    """1 for timestep frequencies as diffusers computes them (DiT)."""
-    rms_norm: bool | None = None
-    """RMS norm in the place of layer norm (DiT)."""
-    swiglu: bool | None = None
-    """Gated feed-forward layers (DiT)."""
-    exits: tuple[float, ...] | None = None
-    """Shares of the blocks that run, for equal spans of time from data to noise (DiT)."""
-    depths: tuple[Whole, ...] | None = None
-    """Blocks of each level, down and up again (U-DiT)."""
-    attention: Literal["token", "key-value", "full"] | None = None
-    """What attention sees down-sampled (U-DiT)."""
-    downsampler: Literal["shortcut", "depthwise", "unshuffle"] | None = None
-    """How tokens are down-sampled (U-DiT)."""
-    cosine: bool | None = None
-    """Attention on normalised queries and keys with a learned scale (U-DiT)."""
-    rope: bool | None = None
-    """Rotary positions (DiT, U-DiT)."""
-    feed_forward: Literal["reparametrised", "depthwise", "plain"] | None = None
-    """Kind of feed-forward layer (U-DiT)."""
-    final_conv: bool | None = None
-    """A 3x3 convolution at the end (U-ViT)."""
-    multiples: tuple[float, ...] | None = None
-    """Of the width, one for each level (ADM, LDM)."""
-    attention_at: tuple[Whole, ...] | None = None
-    """Factors by which a grid must be down-sampled to have attention (ADM, LDM)."""
-    head_width: Whole | None = None
-    """Channels of an attention head; 0 is a single head (ADM, LDM)."""
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and vars(self) == vars(other)
 
+    def __hash__(self) -> int:
+        return hash(frozenset(vars(self).items()))
 
-@dataclass(frozen=True)
-class Model(ModelOptions, ModelName):
-    """The network; its size, channels and classes follow from the data and the autoencoder."""
+    def __repr__(self) -> str:
+        return f"Model({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The path from data to noise and what the network is trained to say."""
+    """The path from data to noise and what the network is trained to predict."""
 
-    process: Literal["linear", "cosine", "vp", "ddpm", "scaled-linear"] = "linear"
-    """linear is rectified flow, ddpm the table of 1000 linear betas, scaled-linear Stable Diffusion's."""
-    target: Literal["x0", "eps", "v", "velocity"] = "velocity"
-    """What the network regresses."""
-    time: Literal["uniform", "logit-normal"] = "logit-normal"
-    """Distribution of training times."""
-    time_mean: float = 0.0
-    """Mean of the logit-normal; above 0 trains more on noise."""
-    time_scale: float = 1.0
-    """Scale of the logit-normal."""
-    stratified: bool = True
+    process: str | None = None
+    """linear (rectified flow; the default), cosine, vp, ddpm, scaled-linear, or package.module:Class. If neither
+    process nor target is set, a run with train.init_from takes both from its source."""
+    process_options: dict[str, float | str] = setting(dict)
+    """Arguments of the process, such as clock_rate = -1.0 and clock_start = 1.0: the timestep input is then 1 - t."""
+    target: str | None = None
+    """What the network predicts: velocity (the default), x0, eps or v."""
+    time: str = setting("logit-normal", resume="ask")
+    """Distribution of training times: logit-normal or uniform."""
+    time_mean: float = setting(0.0, resume="ask")
+    """Mean of the logit-normal distribution; above 0 trains more on noise."""
+    time_scale: float = setting(1.0, resume="ask", not_negative=True)
+    """Scale of the logit-normal distribution."""
+    stratified: bool = setting(True, resume="ask")
     """Spread the times evenly over the quantiles within each batch."""
-    weight: Literal["one", "min-snr", "velocity"] = "one"
-    """Weight of the loss over time."""
-    direction: float = 0.0
-    """Weight of a second loss: how far the direction of the target is missed at each place (LightningDiT)."""
-    learn_variance: bool = False
+    weight: str = setting("one", resume="ask")
+    """Weight of the loss over time: one, min-snr or velocity."""
+    direction: float = setting(0.0, resume="ask", not_negative=True)
+    """Weight of a second loss: 1 - cosine between output and target at each place (LightningDiT)."""
+    learn_variance: bool | None = None
     """Learn the reverse variance too (improved DDPM; needs process ddpm)."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures are read and made equally large."""
+    """How images are read and brought to one size."""
 
     size: str = ""
-    """Side, or HEIGHTxWIDTH, that pictures are brought to; left out they must be equally large."""
+    """Side, or HEIGHTxWIDTH, to which images are resized; without it they must have the same size."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
-    """How: the middle is cut out, bars are added, or the sides are distorted."""
+    """How: crop the center, add bars, or distort the sides."""
     flip: bool = False
-    """Use the mirrored version of each picture too."""
-    grey: bool = False
-    """Make them grey."""
+    """Add the mirrored version of each image."""
+    gray: Annotated[bool, Parameter(alias="grey")] = setting(False, was="grey")
+    """Convert to gray."""
     background: str = "white"
-    """Colour behind transparent parts, and of bars."""
+    """Color under transparent parts, and of bars."""
     labels: str = ""
     """CSV or JSONL file with the labels of a flat folder."""
-    max_skipped: float = 0.05
-    """Share of the pictures that may be unreadable."""
+    max_skipped: float = setting(0.05, resume="free")
+    """Share of the images that may be unreadable."""
 
 
 @dataclass(frozen=True)
 class Data(Preparation):
-    """Where the pictures come from."""
+    """Where the images come from."""
 
     source: str = "digits"
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
     autoencoder: str = ""
-    """Train on the latents of this autoencoder: folder, file or hub id. A latent cache brings its own."""
+    """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""
     classes: Whole | None = None
-    """Class count of the model, if it shall have room for more than the data has."""
+    """Class count of the model, if it must have room for more classes than the data has."""
+    conditioner: str = "class"
+    """What the network receives beside image and timestep: class, or package.module:Class."""
 
 
 @dataclass(frozen=True)
 class Optim:
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest."""
-    lr: float = 1e-4
-    """Learning rate at its height."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    name: Literal["adamw", "muon"] = setting("adamw", resume="never")
+    """AdamW, or Muon for the matrices of the blocks and AdamW for the others."""
+    lr: float = setting(1e-4, not_negative=True)
+    """Peak learning rate."""
+    betas: tuple[float, float] = setting((0.9, 0.999), share=True)
     """Decay of the two moments."""
-    weight_decay: float = 0.0
+    weight_decay: float = setting(0.0, not_negative=True)
     """Decoupled weight decay of matrices."""
-    warmup: Whole = 0
+    warmup: Whole = setting(0, not_negative=True)
     """Images over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "constant"
-    """Course of the learning rate after warm-up; all but constant fall to 0 at the last image, wsd at the end only."""
-    decay: float = 0.2
+    """Learning-rate schedule after warm-up; all but constant fall to 0 at the last image, wsd at the end only."""
+    decay: float = setting(0.2, not_negative=True)
     """Share of the run over which wsd falls."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    clip: float = setting(1.0, not_negative=True)
+    """Largest norm of the gradient; 0 disables clipping."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """The length of the run and what it leaves behind."""
+    """The length of the run, what is trained, and what is written."""
 
-    images: Whole = 1_000_000
-    """Pictures to train on, repeats counted."""
-    batch: Whole = 128
-    """Pictures in a step."""
-    label_dropout: float = 0.1
-    """Share of labels replaced by "no condition", so that guidance works."""
-    route: float = 0.0
-    """Share of the tokens that pass by the middle blocks in training (DiT; TREAD)."""
-    align: tuple[Whole, ...] = ()
-    """An early and a late block: what the first says is drawn towards what the second says (LayerSync)."""
-    align_weight: float = 0.5
-    """Weight of that."""
-    ema: float = 0.9999
-    """Decay of the weight average in each step, after warm-up."""
-    widths: tuple[float, ...] = ()
-    """Widths, as shares of the run, of averages of which snapshots are kept, such as 0.05 0.1 (`ditlab average`)."""
+    images: Whole = setting(1_000_000, resume="free", at_least=1)
+    """Images to train on, repeats counted."""
+    batch: Whole = setting(128, resume="ask", at_least=1)
+    """Images in a step."""
+    objective: str = "regression"
+    """How the losses are computed: regression, or package.module:Class."""
+    aids: tuple[str, ...] = setting((), resume="ask")
+    """Further training aids by name, or as package.module:Class; those with a setting of their own need no entry."""
+    label_dropout: float = setting(0.1, resume="ask", share=True)
+    """Share of conditions replaced by "no condition", which classifier-free guidance needs."""
+    route: float = setting(0.0, resume="ask", share=True)
+    """Share of the tokens that bypass the middle blocks in training (DiT; TREAD)."""
+    layer_sync: Annotated[tuple[Whole, ...], Parameter(alias="align")] = setting((), resume="ask", was="align")
+    """Numbers of two blocks; the output of the first is pulled towards that of the second (LayerSync)."""
+    layer_sync_weight: Annotated[float, Parameter(alias="align_weight")] = setting(
+        0.5, resume="ask", not_negative=True, was="align_weight"
+    )
+    """Weight of the LayerSync loss."""
+    ema: float = setting(0.9999, resume="ask", share=True)
+    """Decay of the weight average (EMA) in each step, after warm-up."""
+    power_ema: Annotated[tuple[float, ...], Parameter(alias="widths")] = setting((), was="widths")
+    """EMA lengths, as shares of the run, of power-function averages that are kept, such as 0.05 0.1."""
     init_from: str = ""
     """A model to start from instead of fresh weights; [model] is then its own."""
     class_map: str = ""
-    """With init_from: a TOML or JSON file that says for a class of the data which class of the source it continues."""
-    lora: Whole = 0
+    """With init_from: a TOML or JSON file that gives for a class of the data the class of the source it continues."""
+    lora: Whole = setting(0, at_least=0)
     """With init_from: rank of low-rank updates that are trained instead of the weights; 0 trains the weights."""
     lora_apart: bool = False
     """Save the low-rank updates apart from the source instead of merged into it."""
-    seed: Whole = 0
+    seed: Whole = setting(0, at_least=0, below=2**32)
     """Decides initial weights, order, noise and times."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times one step in each and keeps the faster."""
-    compile: Literal["auto", "always", "never"] = "auto"
-    """Compile the network's blocks; auto does if the run is so long that it pays."""
-    device: str = "auto"
+    compile: Literal["auto", "always", "never"] = setting("auto", resume="free")
+    """Compile the network's blocks; auto does it if the run is long enough for it to pay off."""
+    device: str = setting("auto", resume="free")
     """auto, cpu, cuda, cuda:1, mps."""
-    report: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Who is told of the numbers and previews beside metrics.jsonl."""
-    log_every: Whole = 12_800
+    report: tuple[str, ...] = setting((), resume="free")
+    """Trackers that receive metrics and previews beside metrics.jsonl: tensorboard, wandb, trackio."""
+    log_every: Whole = setting(12_800, resume="free", at_least=1)
     """Images between lines of metrics.jsonl."""
-    preview_every: Whole = 128_000
+    preview_every: Whole = setting(128_000, resume="free", at_least=1)
     """Images between preview grids."""
-    save_every: Whole = 128_000
+    save_every: Whole = setting(128_000, resume="free", at_least=1)
     """Images between checkpoints."""
-    keep: Whole = 2
-    """Newest checkpoints that are kept."""
-    keep_every: Whole = 0
-    """Checkpoints at multiples of so many images are kept too; 0 keeps none of them."""
-    patience: Whole = 10
-    """Steps in a row without a finite gradient after which the run goes back to its last checkpoint."""
+    keep: Whole = setting(2, resume="free", at_least=1)
+    """Number of newest checkpoints that are kept."""
+    keep_every: Whole = setting(0, resume="free", not_negative=True)
+    """Checkpoints at multiples of this number of images are kept too; 0 keeps none of them."""
+    max_bad_steps: Annotated[Whole, Parameter(alias="patience")] = setting(10, resume="ask", at_least=1, was="patience")
+    """Consecutive steps with non-finite gradients after which the run returns to its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -227,40 +207,63 @@ class Parallel:
     shard: Literal["none", "full", "hybrid"] = "none"
     """Weights in every process (DDP), a part in each (FSDP2), or a part in each of a node (HSDP)."""
     checkpointing: bool = False
-    """Compute the blocks again in the backward pass instead of keeping what they computed."""
-    accumulate: Whole = 1
-    """Parts of a batch that pass one after the other."""
-    timeout: Whole = 600
-    """Seconds to wait for a process that says nothing."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """How the trained model is best sampled; saved with it as its default."""
-
-    sampler: str = "heun"
-    """ddpm, ddim, euler, heun, dpmpp, ab2, ab4 or sde."""
-    steps: Whole = 20
-    """Steps of the sampler."""
-    grid: str = "uniform"
-    """Time grid: uniform, cosine, log-snr, shifted or leading."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which guidance acts."""
+    """Activation checkpointing: compute the blocks again in the backward pass instead of keeping their activations."""
+    accumulate: Whole = setting(1, at_least=1)
+    """Parts of a batch that are processed one after the other."""
+    timeout: Whole = setting(600, at_least=1)
+    """Seconds to wait for a process that does not respond."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a training run."""
+    """All settings of a training run."""
 
-    model: Model = field(default_factory=Model)
-    diffusion: Diffusion = field(default_factory=Diffusion)
-    data: Data = field(default_factory=Data)
-    optim: Optim = field(default_factory=Optim)
-    train: Train = field(default_factory=Train)
-    parallel: Parallel = field(default_factory=Parallel)
-    sample: Sample = field(default_factory=Sample)
+    model: Model = setting(Model)
+    diffusion: Diffusion = setting(Diffusion)
+    data: Data = setting(Data)
+    optim: Optim = setting(Optim, resume="ask")
+    train: Train = setting(Train)
+    parallel: Parallel = setting(Parallel, resume="free")
+    sample: Sample = setting(Sample, resume="free")
+
+    @classmethod
+    def load(cls, name: str | Path) -> Self:
+        """A recipe from a TOML file, or by the name of one that comes with ditlab ("digits").
+
+        Raises:
+            InputError: no such recipe, or one with an unknown key or a value of another type.
+        """
+        from ditlab.config.reader import find_recipe, parse_recipe, read_toml
+
+        path = find_recipe(str(name))
+        return cls(**vars(parse_recipe(read_toml(path), source=str(path))))
+
+    def override(self, tables: Mapping[str, Mapping[str, Any]]) -> Self:
+        """This recipe with other values, such as {"train": {"images": 64}}.
+
+        Another network name (model.name) also resets the other model settings, which belong to the old network.
+
+        Raises:
+            InputError: an unknown key or a value of another type.
+        """
+        from ditlab.config.reader import check_sections, parse_recipe, to_tables, without_network
+
+        own = to_tables(self)
+        if "name" in tables.get("model", {}):
+            own = without_network(own)
+        changes, notes = renamed(type(self), check_sections(dict(tables), "override"))
+        for note in notes:
+            warnings.warn(note, FutureWarning, stacklevel=2)
+        merged = {name: own.get(name, {}) | changes.get(name, {}) for name in {*own, *changes}}
+        return type(self)(**vars(parse_recipe(merged, source="override")))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the recipe as TOML."""
+        from ditlab.config.reader import to_tables, to_toml
+        from ditlab.core.io import replace_text
+
+        replace_text(Path(path), to_toml(to_tables(self)))
+        return Path(path)
 
 
 @dataclass(frozen=True)
@@ -268,82 +271,28 @@ class AutoencoderTraining:
     """A small autoencoder and how it is trained."""
 
     stride: Whole = 4
-    """Picture sides divided by latent sides."""
+    """Image sides divided by latent sides."""
     latent_channels: Whole = 8
     """Channels of the latents."""
     width: Whole = 64
     """Channels of the network."""
     depth: Whole = 3
     """Residual blocks of the encoder, and of the decoder."""
-    images: Whole = 40_000
-    """Pictures to train on, repeats counted."""
-    batch: Whole = 16
-    """Pictures in a step."""
-    lr: float = 2e-3
-    """Learning rate at its height; it falls to 0 along a cosine."""
-    kl: float = 0.03
-    """Weight of the KL term, in nats for each value of the picture."""
-    edges: float = 1.0
-    """Weight of the error of differences between neighbouring pixels."""
+    images: Whole = setting(40_000, at_least=1)
+    """Images to train on, repeats counted."""
+    batch: Whole = setting(16, at_least=1)
+    """Images in a step."""
+    lr: float = setting(2e-3, not_negative=True)
+    """Peak learning rate; it falls to 0 along a cosine."""
+    kl: float = setting(0.03, not_negative=True)
+    """Weight of the KL term, in nats for each value of the image."""
+    edges: float = setting(1.0, not_negative=True)
+    """Weight of the error of differences between neighboring pixels."""
     held_out: float = 0.05
-    """Share of the pictures kept for the score."""
+    """Share of the images kept for the score."""
     seed: Whole = 0
     """Decides initial weights, order, noise and what is held out."""
-    device: str = "auto"
+    device: str = setting("auto", resume="free")
     """auto, cpu, cuda, cuda:1, mps."""
-    log_every: Whole = 4_000
+    log_every: Whole = setting(4_000, resume="free", at_least=1)
     """Images between checkpoints and lines of metrics.jsonl."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All that decides a score; what is None is as the model was saved with."""
-
-    weights: Literal["ema", "model"] = "ema"
-    """The average of the weights, or the raw ones of a training checkpoint."""
-    autoencoder: str = ""
-    """The autoencoder of a model that came without one: folder, file or hub id."""
-    heads: Whole | None = None
-    """Attention heads of a foreign checkpoint whose size was never published."""
-    latent_size: str = ""
-    """Side, or HEIGHTxWIDTH, of the latents of a foreign checkpoint that does not tell it (U-DiT)."""
-    classes: Whole | None = None
-    """Classes of a foreign checkpoint whose label table does not tell them (U-ViT)."""
-    sampler: str | None = None
-    """ddpm, ddim, euler, heun, dpmpp, ab2, ab4 or sde."""
-    steps: Whole | None = None
-    """Steps of the sampler."""
-    grid: str | None = None
-    """Time grid: uniform, cosine, log-snr, shifted or leading."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance; 1 is none."""
-    interval: tuple[float, float] | None = None
-    """Times between which guidance acts."""
-    guidance_channels: Whole | None = None
-    """Guide the first so many channels only; 3 reproduces published DiT figures."""
-    eta: float | None = None
-    """Noise of ddim, 0 to 1."""
-    labels: Literal["balanced", "random"] = "balanced"
-    """Each class equally often, or drawn uniformly at random."""
-    seed: Whole = 0
-    """Other seeds give other pictures."""
-    count: Whole = 50_000
-    """Pictures to draw."""
-    reference: str = ""
-    """What to compare with: an .npz file of ours or of ADM's evaluator, or any source of pictures."""
-    features: str = ""
-    """inception, dinov2, digits or glyphs; left out, those of the reference."""
-    feature_weights: str = ""
-    """File, folder or hub id of the features' weights."""
-    metrics: tuple[str, ...] = ()
-    """frechet, spatial, inception-score, precision-recall, kernel, accuracy; all that apply if left out."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 draws sooner, with compiled blocks where that pays; its scores are not those of float32."""
-    batch_size: Whole = 64
-    """Pictures drawn at a time; they do not depend on it."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    expect: float | None = None
-    """The distance that must come out; another one is a failure."""
-    within: float | None = None
-    """How far from it is still the same; 2 % of it if left out."""

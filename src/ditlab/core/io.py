@@ -105,6 +105,21 @@ def locked(file: Path) -> IO[str] | None:
     return None
 
 
+def in_use(folder: Path) -> bool | None:
+    """Whether a process holds a folder (`held`); None where that cannot be determined, as on a file system without
+    locks."""
+    if fcntl is None:
+        return None
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError) as error:
+        return isinstance(error, BlockingIOError)
+    except OSError:
+        return None
+    return False
+
+
 def same_file(file: Path, opened: IO[str]) -> bool:
     """Whether the open file is still the one at this path."""
     try:

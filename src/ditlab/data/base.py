@@ -1,11 +1,11 @@
-"""What training asks of a data set, and the order in which it is read."""
+"""The contract of a data set, and the order in which training reads it."""
 
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,44 +16,61 @@ T = TypeVar("T")
 
 
 class Dataset(ABC):
-    """Equally large uint8 pictures with labels, or their moments from a latent cache."""
+    """uint8 images or videos of equal size with their conditions, or their moments from a latent cache."""
 
     classes: list[str]  # names; the position is the label
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64; all 0 where there are no classes
     channels: int
-    size: tuple[int, int]  # height, width of the pictures
-    preprocessing: dict[str, Any] = {}  # noqa: RUF012 - how they were made equally large; never changed in place
-    skipped: Mapping[str, str] = {}  # name and reason of each picture that could not be read so far
+    size: tuple[int, ...]
+    """(height, width) of the images, or (frames, height, width) of the videos."""
+    preprocessing: dict[str, Any] = {}  # noqa: RUF012 - how the sizes were made equal; never changed in place
+    skipped: Mapping[str, str] = {}  # name and reason of each image that could not be read so far
+    features: str = "inception"
+    """Features in which distances to this data are measured by default."""
+    held_out_name: str = ""
+    """Name of the data set of the images that this one leaves for evaluation; empty where there is none."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def fetch(self, indices: Tensor) -> Batch:
-        """The pictures with these indices (B,)."""
+        """The images with these indices (B,)."""
 
     def fetch_readable(self, indices: Tensor) -> Batch:
-        """Those of the pictures with these indices that can be read."""
+        """The images with these indices that can be read."""
         return self.fetch(indices)
 
+    def condition(self, indices: Tensor) -> Condition:
+        """The conditions of the images with these indices (B,); a data set without class labels overrides it."""
+        return Condition(label=self.labels[indices])
 
-@final
+
 class InMemory(Dataset):
-    """Pictures that are already a tensor (N, C, H, W) uint8."""
+    """Images (N, C, H, W) or videos (N, C, T, H, W) that are already a uint8 tensor."""
 
-    def __init__(self, images: Tensor, labels: Tensor, classes: list[str]) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: list[str],
+        *,
+        features: str = "inception",
+        held_out_name: str = "",
+    ) -> None:
         self.images, self.labels, self.classes = images, labels, classes
-        self.channels, height, width = images.shape[1:]
-        self.size = (height, width)
+        self.features, self.held_out_name = features, held_out_name
+        self.channels, *sides = images.shape[1:]
+        self.size = tuple(sides)
 
     def fetch(self, indices: Tensor) -> Batch:
-        return Batch(self.images[indices], Condition(label=self.labels[indices]))
+        return Batch(self.images[indices], self.condition(indices))
 
 
 def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Tensor]:
-    """Indices (batch,) without end: one seeded permutation after the other, from position `seen` on.
+    """Endless batches of indices (batch,): one seeded permutation after the other, from position `seen` on.
 
-    A pure function of its arguments: a run that resumes at `seen` reads what it would have read.
+    A pure function of its arguments: a run that resumes at `seen` reads what an uninterrupted run would read.
     """
     epoch, position = divmod(seen, count)
 
@@ -70,7 +87,7 @@ def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Ten
 
 
 def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch], depth: int = 2) -> Iterator[Batch]:
-    """The batches of an order, the next `depth` being read in a thread while the caller works on the present one."""
+    """The batches of an order; a thread reads the next `depth` batches while the caller works on the current one."""
     reader = ThreadPoolExecutor(1)
     try:
         pending = deque(reader.submit(fetch, indices) for indices in islice(order, depth))

@@ -1,4 +1,4 @@
-"""One's own pictures as a data set: decoded when they are asked for, made equally large, broken ones left out."""
+"""Images of a source as a data set: decoded when they are read, brought to one size, unreadable ones replaced."""
 
 import csv
 from collections.abc import Callable
@@ -14,18 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.types import Batch, Condition
+from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
 from ditlab.data.preprocess import Preprocess, as_array, to_rgb
 from ditlab.data.sources import Source, Unreadable
 
 Array = NDArray[np.uint8]
+SIDES_SWAPPED_FROM = 5  # EXIF orientations from here on exchange height and width
+ORIENTATION = 0x0112  # EXIF tag
 
 
-class Pictures(Dataset):
-    """Pictures of a source. With `preprocess.flip` there are twice as many: picture i + N is picture i mirrored.
+class Images(Dataset):
+    """Images of a source. With `preprocess.flip` there are twice as many: image i + N is image i mirrored.
 
-    A picture that cannot be read is replaced in a batch by the next one that can, and listed in `skipped`.
+    An image that cannot be read is replaced in a batch by the next one that can, and listed in `skipped`.
     """
 
     def __init__(
@@ -36,56 +38,56 @@ class Pictures(Dataset):
         report: Path | None = None,
         max_skipped: float = 0.05,
     ) -> None:
-        """Without a `preprocess` all pictures must be equally large already.
+        """Without a `preprocess` all images must have the same size already.
 
         Args:
-            source: where they come from.
-            preprocess: how they are made equally large.
-            report: CSV file of skipped pictures and reasons; written when the first is skipped.
-            max_skipped: share of the pictures that may be skipped; one always may, unless it is 0.
+            source: where the images come from.
+            preprocess: how they are brought to one size.
+            report: CSV file of skipped images and reasons; written when the first one is skipped.
+            max_skipped: share of the images that may be skipped; one always may, unless it is 0.
 
         Raises:
-            InputError: pictures of different sizes.
+            InputError: images of different sizes.
         """
         self.source, self.report, self.max_skipped = source, report, max_skipped
         self.skipped: dict[str, str] = {}
         self.reported = read_names(report)
         self.lock = Lock()
-        self.pool = ThreadPoolExecutor()  # decoding lets go of the interpreter lock
+        self.pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
         self.flip = preprocess is not None and preprocess.flip
         self.classes = source.classes
         self.labels = torch.cat([source.labels] * (2 if self.flip else 1))
         self.make: Callable[[int], Array]
+        self.size: tuple[int, int]
         if preprocess is None:
-            self.size, self.channels = self._common()
-            self.make = self._as_it_is
+            self.size, self.channels = self._common_shape()
+            self.make = self._unchanged
         else:
-            wanted = preprocess
             self.size, self.channels = preprocess.size, preprocess.channels
             self.preprocessing = asdict(preprocess) | {"size": list(preprocess.size)}
-            self.make = lambda i: wanted(source.open(i))
+            self.make = lambda i: preprocess(source.read(i))
 
     def fetch(self, indices: Tensor) -> Batch:
-        found = list(self.pool.map(self._nearest, indices.tolist()))
-        return self._batch([array for _, array in found], torch.tensor([i for i, _ in found]))
+        pairs = list(self.pool.map(self._readable_from, indices.tolist()))
+        return self._batch([array for _, array in pairs], torch.tensor([place for place, _ in pairs]))
 
     def fetch_readable(self, indices: Tensor) -> Batch:
         arrays = list(self.pool.map(self._read, indices.tolist()))
-        there = torch.tensor([array is not None for array in arrays])
-        return self._batch([array for array in arrays if array is not None], indices[there])
+        readable = torch.tensor([array is not None for array in arrays])
+        return self._batch([array for array in arrays if array is not None], indices[readable])
 
     def _batch(self, arrays: list[Array], indices: Tensor) -> Batch:
         empty = np.empty((0, *self.size, self.channels), np.uint8)
         stacked = torch.from_numpy(np.stack(arrays) if arrays else empty)
-        return Batch(stacked.permute(0, 3, 1, 2).contiguous(), Condition(label=self.labels[indices]))
+        return Batch(stacked.permute(0, 3, 1, 2).contiguous(), self.condition(indices))
 
-    def _nearest(self, i: int) -> tuple[int, Array]:
-        """The picture, or the next one that can be read, and its number."""
+    def _readable_from(self, i: int) -> tuple[int, Array]:
+        """The first image from number i on that can be read, with its number."""
         for step in range(len(self)):
             array = self._read(place := (i + step) % len(self))
             if array is not None:
                 return place, array
-        raise InputError(f"none of the {len(self.source)} pictures can be read")
+        raise InputError(f"none of the {len(self.source)} images can be read")
 
     def _read(self, place: int) -> Array | None:
         i = place % len(self.source)
@@ -107,42 +109,41 @@ class Pictures(Dataset):
                 self.reported.add(name)
         if count > max(1, self.max_skipped * total) or not self.max_skipped:
             raise InputError(
-                f"{count} of {total} pictures cannot be read, the last {name} ({reason}); repair them, or allow "
+                f"{count} of {total} images cannot be read, the last one is {name} ({reason}); repair them, or allow "
                 f"a greater share than {self.max_skipped} (max_skipped); it is {count / total:.3g} so far"
             )
 
-    def _as_it_is(self, i: int) -> Array:
-        array = as_array(to_rgb(self.source.open(i)), self.channels)
+    def _unchanged(self, i: int) -> Array:
+        array = as_array(to_rgb(self.source.read(i)), self.channels)
         if array.shape[:2] != self.size:
             raise Unreadable(f"{array.shape[0]}x{array.shape[1]}, not {self.size[0]}x{self.size[1]}")
         return array
 
-    def _common(self) -> tuple[tuple[int, int], int]:
-        """The one size of all pictures, and whether they are all grey; only headers are read."""
+    def _common_shape(self) -> tuple[tuple[int, int], int]:
+        """(height, width) of all images and their channels, 1 if all are gray; only headers are read."""
         first: tuple[str, tuple[int, int]] | None = None
-        grey = True
-        for i, facts in enumerate(spread(self.pool, self._facts, len(self.source))):
-            if facts is None:
+        gray = True
+        for i, header in enumerate(spread(self.pool, self._header, len(self.source))):
+            if header is None:
                 continue
-            size, is_grey = facts
-            grey = grey and is_grey
+            size, is_gray = header
+            gray = gray and is_gray
             first = first or (self.source.name(i), size)
             if size != first[1]:
                 raise InputError(
                     f"{self.source.name(i)} has {size[0]}x{size[1]} pixels (height x width) but {first[0]} has "
-                    f"{first[1][0]}x{first[1][1]}; give a size (--size, data.size) to make all equally large"
+                    f"{first[1][0]}x{first[1][1]}; give a size (data.size) to bring all images to one size"
                 )
         if first is None:
-            raise InputError(
-                f"none of the {len(self.source)} pictures can be read, beginning with {self.source.name(0)}"
-            )
-        return first[1], 1 if grey else 3
+            raise InputError(f"none of the {len(self.source)} images can be read, beginning with {self.source.name(0)}")
+        return first[1], 1 if gray else 3
 
-    def _facts(self, i: int) -> tuple[tuple[int, int], bool] | None:
+    def _header(self, i: int) -> tuple[tuple[int, int], bool] | None:
+        """(height, width) of an image as it is displayed, and whether it is gray."""
         try:
             with self.source.raw(i) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations that swap the sides
-                size = (image.width, image.height) if turned else (image.height, image.width)
+                swapped = image.getexif().get(ORIENTATION, 1) >= SIDES_SWAPPED_FROM
+                size = (image.width, image.height) if swapped else (image.height, image.width)
                 return size, image.mode in ("1", "L", "I;16", "I") and not image.has_transparency_data
         except Exception:  # it will be skipped, with its reason, when it is read
             return None
@@ -157,7 +158,7 @@ def read_names(file: Path | None) -> set[str]:
 
 
 def append_report(file: Path, name: str, reason: str) -> None:
-    """Add a line to skipped.csv: the name of a picture that was left out, and the reason."""
+    """Add a line to skipped.csv: the name of a skipped image, and the reason."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
@@ -167,11 +168,11 @@ def append_report(file: Path, name: str, reason: str) -> None:
 
 
 def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
-    """Write the first pictures as PNG files, a sub-folder for each class."""
+    """Write the first `count` images as PNG files, one sub-folder for each class."""
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
-        for i, image, label in zip(part.tolist(), batch.x, batch.labels.tolist(), strict=True):
-            home = folder / dataset.classes[label]
+        for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):
+            home = folder / (dataset.classes[label] if dataset.classes else "")
             home.mkdir(parents=True, exist_ok=True)
             array = image.permute(1, 2, 0).numpy()
             Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(home / f"{i:06d}.png")

@@ -1,9 +1,10 @@
-"""The field's sample files: one .npz with all pictures as `arr_0` (N, H, W, C) uint8, and labels as `arr_1` if any.
+"""Sample files as the field uses them: one .npz with all images as `arr_0` (N, H, W, C) uint8, and labels as `arr_1`.
 
-They are written block by block into a draft beside the file, by any number of processes, and can be taken up again
-after a stop; and read without being loaded.
+They are written block by block into a draft beside the file, by any number of processes; after an interruption the
+writing resumes. They are read without being loaded.
 """
 
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,49 +17,49 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
-from ditlab.core.types import Batch, Condition
+from ditlab.core.types import Batch
 from ditlab.data.base import Dataset
 from ditlab.data.rows import RowFile, allocate, row_file
 
-BLOCK = 256  # pictures between two moments at which drawing can be taken up again
+BLOCK = 256  # images in a block; sampling resumes at a block
 
 
 @final
 class SampleFile(Dataset):
-    """Pictures of a sample file, or those in a reference of ADM's evaluator."""
+    """Images of a sample file, or of a reference of ADM's evaluator."""
 
     def __init__(self, file: Path) -> None:
-        """Open a file; its pictures are read as they are asked for, if it is not compressed.
+        """Open a file; unless it is compressed, images are read only when they are needed.
 
         Raises:
-            InputError: no such file, or one without pictures.
+            InputError: no such file, or one without images.
         """
-        self.pictures = stored_rows(file, "arr_0")
-        if len(self.pictures.shape) != 4 or self.pictures.dtype != np.uint8 or self.pictures.shape[3] not in (1, 3):
+        self.pixels = stored_rows(file, "arr_0")
+        if len(self.pixels.shape) != 4 or self.pixels.dtype != np.uint8 or self.pixels.shape[3] not in (1, 3):
             raise InputError(
-                f"{file} has arr_0 of shape {self.pictures.shape} and type {self.pictures.dtype}; "
-                "give pictures (N, H, W, 1 or 3) as uint8"
+                f"{file} has arr_0 of shape {self.pixels.shape} and type {self.pixels.dtype}; "
+                "give images (N, H, W, 1 or 3) as uint8"
             )
-        count, height, width, self.channels = self.pictures.shape
+        count, height, width, self.channels = self.pixels.shape
         self.size = (height, width)
         self.labels, self.classes = torch.zeros(count, dtype=torch.long), []
         if "arr_1" in array_names(file) and count:
             labels = map_array(file, "arr_1")
             if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-                raise InputError(f"{file} has labels arr_1 of shape {labels.shape}, not one from 0 for each picture")
+                raise InputError(f"{file} has labels arr_1 of shape {labels.shape}, not one from 0 for each image")
             self.labels = torch.from_numpy(labels.astype(np.int64))
             self.classes = [str(i) for i in range(int(labels.max()) + 1)]
 
     def fetch(self, indices: Tensor) -> Batch:
-        pixels = torch.from_numpy(self.pictures[indices.numpy()])
-        return Batch(pixels.permute(0, 3, 1, 2).contiguous(), Condition(label=self.labels[indices]))
+        pixels = torch.from_numpy(self.pixels[indices.numpy()])
+        return Batch(pixels.permute(0, 3, 1, 2).contiguous(), self.condition(indices))
 
 
 def array_names(file: Path) -> list[str]:
     """Names of the arrays in an .npz file.
 
     Raises:
-        InputError: no such file, or not one.
+        InputError: no such file, or no .npz file.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -69,8 +70,17 @@ def array_names(file: Path) -> list[str]:
         raise InputError(f"{file} is truncated or no .npz file ({error}); write it again") from error
 
 
+def read_about(file: Path) -> dict[str, Any]:
+    """What a reference file that ditlab wrote says about itself; empty for other files.
+
+    Raises:
+        InputError: no such file.
+    """
+    return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
+
+
 def map_array(file: Path, name: str) -> NDArray[np.generic]:
-    """An array of an .npz file: memory-mapped where it lies there uncompressed, else loaded."""
+    """An array of an .npz file: memory-mapped if it is stored uncompressed, otherwise loaded."""
     if name not in array_names(file):
         raise InputError(f"{file} has no {name}; give a sample file")
     try:
@@ -90,13 +100,13 @@ def map_array(file: Path, name: str) -> NDArray[np.generic]:
 
 
 def stored_rows(file: Path, name: str) -> RowFile | NDArray[Any]:
-    """An array of an .npz file: read as it is asked for where it lies there uncompressed, else loaded."""
-    found = map_array(file, name)
-    return RowFile(file, found.shape, found.dtype, start=found.offset) if isinstance(found, np.memmap) else found
+    """An array of an .npz file: rows are read when they are needed if it is stored uncompressed, otherwise loaded."""
+    array = map_array(file, name)
+    return RowFile(file, array.shape, array.dtype, start=array.offset) if isinstance(array, np.memmap) else array
 
 
 def data_start(file: Path, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: behind its local header, whose two lengths the directory does not tell."""
+    """Where a member's bytes begin: after its local header, whose two lengths are not in the directory."""
     with file.open("rb") as opened:
         opened.seek(info.header_offset + 26)
         lengths = np.frombuffer(opened.read(4), "<u2")
@@ -105,37 +115,37 @@ def data_start(file: Path, info: zipfile.ZipInfo) -> int:
 
 @dataclass
 class Draft:
-    """Pictures (N, H, W, C) uint8 in a raw file, and which blocks of it are done; shared by processes."""
+    """Images (N, H, W, C) uint8 in a raw file, and which blocks of it are done; processes share it."""
 
     file: Path
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
         self.blocks = -(-self.shape[0] // BLOCK)
         self.marks = self.file.with_suffix(".done")
         if not self.file.exists():
-            self.marks.unlink(missing_ok=True)  # they would be of pictures that are gone
+            self.marks.unlink(missing_ok=True)  # they would belong to images that are gone
         self.pixels = row_file(self.file, self.shape, "u1")
         allocate(self.marks, self.blocks)
         self.done = np.memmap(self.marks, "u1", "r+", shape=(self.blocks,))
 
     def left(self, rank: int = 0, world: int = 1) -> list[int]:
-        """Blocks that this process still has to draw; a block belongs to one process, whoever did others before."""
+        """Blocks that this process still has to generate; each block belongs to one process."""
         return [block for block in range(rank, self.blocks, world) if not self.done[block]]
 
     def places(self, block: int) -> Tensor:
-        """Numbers of the pictures of a block."""
+        """Numbers of the images of a block."""
         return torch.arange(block * BLOCK, min(self.shape[0], (block + 1) * BLOCK))
 
     def put(self, block: int, images: Tensor) -> None:
-        """Keep the pictures (B, C, H, W) of a block."""
+        """Write the images (B, C, H, W) of a block."""
         self.pixels.write(int(self.places(block)[0]), images.permute(0, 2, 3, 1).numpy())
-        self.pixels.flush()  # before the mark, so that a mark is never ahead of its pictures
+        self.pixels.flush()  # before the mark: a marked block is always complete
         self.done[block] = 1
         self.done.flush()
 
     def finish(self, labels: Tensor | None, out: Path) -> None:
-        """Write the sample file and take the draft away.
+        """Write the sample file and remove the draft.
 
         Raises:
             InputError: a disk that is full; the draft stays.
@@ -147,16 +157,16 @@ class Draft:
                     write_array(archive, "arr_1", labels.numpy())
         except OSError as error:
             raise InputError(
-                f"cannot write {out}: {error.strerror}; free some space and give the command again"
+                f"cannot write {out}: {error.strerror}; free some space and run the command again"
             ) from error
         finally:
             draft.unlink(missing_ok=True)
-        for file in (self.marks, self.file):  # in this order; and another process may have been quicker
+        for file in (self.marks, self.file):  # in this order; another process may have removed them already
             file.unlink(missing_ok=True)
 
 
 def write_array(archive: zipfile.ZipFile, name: str, array: Any) -> None:
-    """One array of an .npz file, or what can be sliced as one, a few rows at a time."""
+    """Write one array of an .npz file, or anything that can be sliced like one, a few rows at a time."""
     header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
     values = array if len(array.shape) else np.asarray(array)[None]
     member: IO[bytes]

@@ -1,7 +1,7 @@
-"""Pictures of any mode and size -> uint8 arrays of one shape.
+"""Images of any mode and size -> uint8 arrays of one shape.
 
-"crop" is the field's way (ADM's, which DiT uses): halve with a box filter while more than twice too large, bicubic to
-cover the target, cut out the middle. "letterbox" pads, "stretch" distorts.
+"crop" is what ADM and DiT do: halve with a box filter while more than twice too large, resize bicubically to cover the
+target, cut out the center. "letterbox" pads, "stretch" distorts.
 """
 
 from dataclasses import dataclass
@@ -12,34 +12,34 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
 from ditlab.core.errors import InputError, lookup
-from ditlab.data.sources import Unreadable
+from ditlab.data.sources.base import Unreadable
 
 Fit = Literal["crop", "letterbox", "stretch"]
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pictures are made equally large."""
+    """How images are brought to one size."""
 
     size: tuple[int, int]  # (height, width)
     fit: Fit = "crop"
-    flip: bool = False  # use the mirrored version of each picture too
-    background: str = "white"  # behind transparent parts, and beside letterboxed pictures
+    flip: bool = False  # add the mirrored version of each image
+    background: str = "white"  # under transparent parts, and beside letterboxed images
     channels: int = 3
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise InputError(f"size {self.size[0]}x{self.size[1]}; give sides of 1 or more")
         if self.channels not in (1, 3):
-            raise InputError(f"channels is {self.channels}; give 1 for grey or 3 for RGB")
+            raise InputError(f"channels is {self.channels}; give 1 for gray or 3 for RGB")
         lookup(FITS, self.fit, "fit")
-        colour(self.background)
+        color(self.background)
 
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """A picture as (height, width, channels) uint8.
+        """An image as (height, width, channels) uint8.
 
         Raises:
-            Unreadable: values or EXIF data that make no sense.
+            Unreadable: values out of range, or broken EXIF data.
         """
         fitted = FITS[self.fit](to_rgb(image, self.background), self.size, self.background)
         return as_array(fitted, self.channels)
@@ -52,12 +52,12 @@ def as_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Any picture upright as 8-bit grey ("L") or "RGB", transparent parts over the background.
+    """Any image upright as 8-bit gray ("L") or "RGB", transparent parts over the background.
 
-    16 bits a channel become 8 by dividing by 257; floats are taken as 0..1.
+    16-bit values become 8-bit values by dividing by 257; floating-point values are taken as 0..1.
 
     Raises:
-        Unreadable: values beyond that, or broken EXIF data.
+        Unreadable: values out of range, or broken EXIF data.
     """
     try:
         image = ImageOps.exif_transpose(image)
@@ -68,25 +68,25 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     if image.mode == "F":
         return _eight_bits(image, 1)
     if image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, colour(background))
+        paper = Image.new("RGBA", image.size, color(background))
         return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def _eight_bits(image: Image.Image, top: int) -> Image.Image:
-    """Grey values 0..top as 0..255; clipping others would silently make them black or white."""
+    """Gray values 0..top as 0..255; clipping other values would silently make them black or white."""
     values = np.asarray(image).astype(np.float64)
     if not (values.min() >= 0 and values.max() <= top):  # also true of NaN
         raise Unreadable(f"values from {values.min():g} to {values.max():g}, not within 0..{top}")
     return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
 
 
-def colour(name: str) -> tuple[int, ...]:
-    """A colour by name or #rrggbb."""
+def color(name: str) -> tuple[int, ...]:
+    """A color by name or #rrggbb."""
     try:
         return ImageColor.getrgb(name)[:3]  # a background cannot be transparent itself
     except ValueError:
-        raise InputError(f'background "{name}" is no colour; give a name such as white, or #rrggbb') from None
+        raise InputError(f'background "{name}" is no color; give a name such as white, or #rrggbb') from None
 
 
 def halved(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -97,7 +97,7 @@ def halved(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def crop(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
-    """The middle, as large as possible."""
+    """The center, as large as possible."""
     height, width = size
     image = halved(image, height, width)
     scale = max(height / image.height, width / image.width)
@@ -108,18 +108,18 @@ def crop(image: Image.Image, size: tuple[int, int], background: str) -> Image.Im
 
 
 def letterbox(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
-    """The whole picture, with bars of the background."""
+    """The whole image, with bars of the background color."""
     height, width = size
     scale = min(height / image.height, width / image.width)
     inner = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
     image = stretch(image.convert("RGB"), inner, background)
-    canvas = Image.new("RGB", (width, height), colour(background))
+    canvas = Image.new("RGB", (width, height), color(background))
     canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas
 
 
 def stretch(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
-    """The whole picture, each side on its own."""
+    """The whole image, each side scaled separately."""
     height, width = size
     return halved(image, height, width).resize((width, height), Image.Resampling.BICUBIC)
 

@@ -1,4 +1,4 @@
-"""A look at a source before anything is made of it: classes, sizes, broken files, duplicates, a contact sheet."""
+"""A survey of images before training: classes, sizes, unreadable files, duplicates, a contact sheet."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -20,45 +20,44 @@ from ditlab.data.sources import Source, Unreadable
 from ditlab.report.sheets import contact_sheet
 
 ROWS, COLUMNS, THUMBNAIL = 16, 8, 64
-NAME = 24  # letters of a class name beside its row
+NAME = 24  # characters of a class name beside its row
 
 
-class Facts(NamedTuple):
-    """What one picture told."""
+class Properties(NamedTuple):
+    """The properties of one image."""
 
     size: tuple[int, int]  # height, width
     mode: str
-    content: str  # hash of size and pixels, so that a copy in another file format counts as one
+    content: str  # hash of size and pixels, so that a copy in another file format is a duplicate
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a source holds."""
+    """The result of a survey."""
 
-    pictures: int
-    classes: dict[str, int]  # readable pictures of each class
-    sizes: dict[str, int]  # HEIGHTxWIDTH -> pictures, most frequent first
-    short_side: tuple[int, int, int]  # least, median, greatest
+    images: int
+    classes: dict[str, int]  # readable images of each class
+    sizes: dict[str, int]  # HEIGHTxWIDTH -> images, most frequent first
+    short_side: tuple[int, int, int]  # min, median, max
     modes: dict[str, int]
-    duplicates: list[list[str]]  # names of pictures with equal pixels
+    duplicates: list[list[str]]  # names of images with equal pixels
     unreadable: dict[str, str]  # name -> reason
 
     def tables(self) -> list[Table]:
         """The survey for the screen."""
-        least, median, greatest = self.short_side
-        facts = Table("what", "how many", title=f"{self.pictures:,} pictures")
-        facts.add_row("unreadable", f"{len(self.unreadable):,}")
-        facts.add_row("further copies of a picture", f"{sum(len(group) - 1 for group in self.duplicates):,}")
-        facts.add_row("short side, least / median / greatest", f"{least} / {median} / {greatest}")
-        facts.add_row("modes", ", ".join(f"{mode} {count:,}" for mode, count in self.modes.items()))
-        tables = [facts, counted("class", self.classes), counted("height x width", self.sizes)]
+        summary = Table("property", "value", title=f"{self.images:,} images")
+        summary.add_row("unreadable", f"{len(self.unreadable):,}")
+        summary.add_row("duplicates", f"{sum(len(group) - 1 for group in self.duplicates):,}")
+        summary.add_row("short side, min / median / max", " / ".join(map(str, self.short_side)))
+        summary.add_row("modes", ", ".join(f"{mode} {count:,}" for mode, count in self.modes.items()))
+        tables = [summary, counted("class", self.classes), counted("height x width", self.sizes)]
         if self.unreadable:
             listed = Table("unreadable", "reason")
             for name, reason in list(self.unreadable.items())[:ROWS]:
                 listed.add_row(literal(name), Text(reason))
             tables.append(listed)
         if self.duplicates:
-            listed = Table("equal pictures")
+            listed = Table("duplicates")
             for group in self.duplicates[:ROWS]:
                 listed.add_row(Text(", ".join(group[:4]) + (", ..." if len(group) > 4 else "")))
             tables.append(listed)
@@ -67,7 +66,7 @@ class Survey:
 
 def counted(what: str, counts: dict[str, int]) -> Table:
     """The first rows of a count."""
-    table = Table(what, "pictures")
+    table = Table(what, "images")
     for name, count in list(counts.items())[:ROWS]:
         table.add_row(literal(name), f"{count:,}")
     if len(counts) > ROWS:
@@ -76,58 +75,63 @@ def counted(what: str, counts: dict[str, int]) -> Table:
 
 
 def literal(name: str) -> Text:
-    """A name on one line, cut where the screen ends; brackets in it are no markup."""
+    """A name on one line, cut at the edge of the screen; brackets in it are not markup."""
     return Text(name, no_wrap=True, overflow="ellipsis")
 
 
 def survey(source: Source, console: Console) -> Survey:
-    """Decode every picture once, with a progress bar."""
+    """Decode every image once, with a progress bar."""
     classes = Counter(dict.fromkeys(source.classes, 0))
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     sides: list[int] = []
-    content: defaultdict[str, list[str]] = defaultdict(list)
+    names_by_content: defaultdict[str, list[str]] = defaultdict(list)
     unreadable: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
-        looks = spread(pool, lambda i: _look(source, i), len(source))
-        for i, facts in enumerate(
-            track(looks, "looking", len(source), console=console, disable=not console.is_terminal)
-        ):
-            if isinstance(facts, str):
-                unreadable[source.name(i)] = facts
+        results = spread(pool, lambda i: _inspect(source, i), len(source))
+        bar = track(results, "inspecting", len(source), console=console, disable=not console.is_terminal)
+        for i, result in enumerate(bar):
+            if isinstance(result, str):
+                unreadable[source.name(i)] = result
                 continue
             if source.classes:
                 classes[source.classes[int(source.labels[i])]] += 1
-            sizes["{}x{}".format(*facts.size)] += 1
-            modes[facts.mode] += 1
-            sides.append(min(facts.size))
-            content[facts.content].append(source.name(i))
+            sizes["{}x{}".format(*result.size)] += 1
+            modes[result.mode] += 1
+            sides.append(min(result.size))
+            names_by_content[result.content].append(source.name(i))
     sides.sort()
-    short = (sides[0], sides[len(sides) // 2], sides[-1]) if sides else (0, 0, 0)
-    copies = [names for names in content.values() if len(names) > 1]
+    short_side = (sides[0], sides[len(sides) // 2], sides[-1]) if sides else (0, 0, 0)
+    duplicates = [names for names in names_by_content.values() if len(names) > 1]
     return Survey(
-        len(source), dict(classes), dict(sizes.most_common()), short, dict(modes.most_common()), copies, unreadable
+        images=len(source),
+        classes=dict(classes),
+        sizes=dict(sizes.most_common()),
+        short_side=short_side,
+        modes=dict(modes.most_common()),
+        duplicates=duplicates,
+        unreadable=unreadable,
     )
 
 
-def _look(source: Source, i: int) -> Facts | str:
-    """The facts of picture i, or why it cannot be read."""
+def _inspect(source: Source, i: int) -> Properties | str:
+    """The properties of image i, or why it cannot be read."""
     try:
-        image = source.open(i)
+        image = source.read(i)
         mode = image.mode
-        seen = to_rgb(image).convert("RGB")
+        displayed = to_rgb(image).convert("RGB")
     except Unreadable as error:
         return str(error)
-    digest = hashlib.blake2b(seen.tobytes(), digest_size=16)
-    digest.update(repr(seen.size).encode())
-    return Facts((seen.height, seen.width), mode, digest.hexdigest())
+    content = hashlib.blake2b(displayed.tobytes(), digest_size=16)
+    content.update(repr(displayed.size).encode())
+    return Properties((displayed.height, displayed.width), mode, content.hexdigest())
 
 
 def sample_sheet(source: Source, path: Path) -> None:
-    """Write a contact sheet: up to 16 classes, the first 8 readable pictures of each.
+    """Write a contact sheet: up to 16 classes, the first 8 readable images of each.
 
     Raises:
-        InputError: not one picture can be read.
+        InputError: no image can be read.
     """
     thumbnail = Preprocess((THUMBNAIL, THUMBNAIL))
     rows: list[list[Image.Image]] = []
@@ -137,18 +141,18 @@ def sample_sheet(source: Source, path: Path) -> None:
             if len(row) == COLUMNS:
                 break
             try:
-                row.append(Image.fromarray(thumbnail(source.open(i))))
+                row.append(Image.fromarray(thumbnail(source.read(i))))
             except Unreadable:
                 continue
         rows.append(row)
     shown = [row for row in rows if row]
     names = [cut(name) for name, row in zip(source.classes, rows, strict=False) if row]
     if not shown:
-        raise InputError(f"no picture of {len(source)} can be read for {path}; leave the contact sheet out")
+        raise InputError(f"none of {len(source)} images can be read for {path}; leave the contact sheet out")
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(shown, names or None).save(path, "PNG")
 
 
 def cut(name: str) -> str:
-    """A name that leaves room for pictures."""
+    """A name that is short enough to leave space for images."""
     return name if len(name) <= NAME else name[: NAME - 3] + "..."

@@ -1,8 +1,8 @@
-"""What a network is trained to say, and how to read it: process + target + time sampling + weight.
+"""What a network is trained to predict, and how to read its output: process + target + time distribution + weight.
 
 A target is a row (a, b): the network regresses a x0 + b eps. Together with x_t = alpha x0 + sigma eps that is a
 2x2 system with determinant alpha b - sigma a; solving it gives x0 and eps, so every sampler works with every
-target. The determinant also says where a target is unsafe: eps tells nothing about x0 where alpha = 0.
+target. The determinant also shows where a target is unsafe: eps does not determine x0 where alpha = 0.
 """
 
 import math
@@ -13,47 +13,77 @@ from functools import reduce
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ditlab.config.sections import Diffusion
-from ditlab.core.errors import InputError, lookup
+from ditlab.core.errors import InputError
+from ditlab.core.registry import Registry
 from ditlab.core.types import Condition, Prediction, Trace
-from ditlab.diffusion.process import DDPM, PROCESSES, Linear, Process, per_image, posterior
+from ditlab.diffusion.process import (
+    DDPM,
+    Linear,
+    Process,
+    make_process,
+    per_image,
+    posterior,
+    process_name,
+    process_options,
+)
 
 SAFE = 5e-3  # below this determinant a network error is amplified more than 200 times
 Network = Callable[..., Tensor]
-"""(x_t, timestep, condition) -> (B, C or 2 C, ...); `trace=` is handed on where there is one."""
+"""(x_t, timestep, condition) -> (B, C or 2 C, ...); `trace=` is passed only where there is one."""
 
-TARGETS: dict[str, Callable[[Process, Tensor], tuple[Tensor, Tensor]]] = {
-    "x0": lambda process, t: (torch.ones_like(t), torch.zeros_like(t)),
-    "eps": lambda process, t: (torch.zeros_like(t), torch.ones_like(t)),
-    "v": lambda process, t: (-process.sigma(t), process.alpha(t)),  # Salimans & Ho 2022
-    "velocity": lambda process, t: (process.alpha_dot(t), process.sigma_dot(t)),  # d x_t / dt
-}
+TARGETS: Registry[Callable[[Process, Tensor], tuple[Tensor, Tensor]]] = Registry(
+    "target",
+    {
+        "x0": lambda process, t: (torch.ones_like(t), torch.zeros_like(t)),
+        "eps": lambda process, t: (torch.zeros_like(t), torch.ones_like(t)),
+        "v": lambda process, t: (-process.sigma(t), process.alpha(t)),  # Salimans & Ho 2022
+        "velocity": lambda process, t: (process.alpha_dot(t), process.sigma_dot(t)),  # d x_t / dt
+    },
+)
 
-# Quantile functions, u in (0, 1) -> t, so that any of them can be stratified.
-TIMES: dict[str, Callable[[Tensor, float, float], Tensor]] = {
-    "uniform": lambda u, mean, scale: u,
-    # logit-normal: the middle of the path is hardest (Esser et al. 2024)
-    "logit-normal": lambda u, mean, scale: torch.sigmoid(mean + scale * torch.special.ndtri(u)),
-}
+TIMES: Registry[Callable[[Tensor, float, float], Tensor]] = Registry(
+    "time distribution",  # as quantile functions, u in (0, 1) -> t, so that any of them can be stratified
+    {
+        "uniform": lambda u, mean, scale: u,
+        # logit-normal: the middle of the path is hardest (Esser et al. 2024)
+        "logit-normal": lambda u, mean, scale: torch.sigmoid(mean + scale * torch.special.ndtri(u)),
+    },
+)
 
 # Weight of the squared error in x0, as a function of SNR = (alpha / sigma)^2; None is one on the target itself.
-WEIGHTS: dict[str, Callable[[Tensor], Tensor] | None] = {
-    "one": None,
-    "min-snr": lambda snr: snr.clamp(max=5.0),  # Hang et al. 2023, gamma = 5
-    # The velocity's squared error on the linear path, whatever the target; sigma stops at 0.05 (Li & He 2025).
-    "velocity": lambda snr: (1 + snr.sqrt()).clamp(max=20.0).square(),
-}
+WEIGHTS: Registry[Callable[[Tensor], Tensor] | None] = Registry(
+    "loss weight",
+    {
+        "one": None,
+        "min-snr": lambda snr: snr.clamp(max=5.0),  # Hang et al. 2023, gamma = 5
+        # The velocity's squared error on the linear path, whatever the target; sigma stops at 0.05 (Li & He 2025).
+        "velocity": lambda snr: (1 + snr.sqrt()).clamp(max=20.0).square(),
+    },
+)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One forward pass in training: the network's input, its output, and what the output should be."""
+
+    x0: Tensor  # (B, C, ...) float32, as all tensors but `t`
+    x: Tensor  # x_t
+    t: Tensor  # (B,) float64 on the CPU
+    output: Tensor  # (B, C, ...), the estimate of `wanted`
+    wanted: Tensor  # (B, C, ...), the target
+    variance: Tensor | None  # (B, C, ...), the second half of the network's output where it is learned
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The training objective, and the reading of a network that was trained with it.
+    """How a network was trained, and how to read its output.
 
     With `learn_variance` the network has twice the channels and the loss is improved DDPM's hybrid (Nichol &
-    Dhariwal 2021): squared error plus the variational bound, the latter training the variance half only.
+    Dhariwal 2021): squared error plus the variational bound, the latter training the variance half only. `direction`
+    records the weight of an aid, see `ditlab.training.aids.direction`; it is no part of `losses`.
     """
 
     process: Process = field(default_factory=Linear)
@@ -67,9 +97,9 @@ class Objective:
     learn_variance: bool = False
 
     def __post_init__(self) -> None:
-        for table, name, what in ((TARGETS, self.target, "target"), (TIMES, self.time, "time sampling")):
-            lookup(table, name, what)
-        lookup(WEIGHTS, self.weight, "loss weight")
+        TARGETS.find(self.target)
+        TIMES.find(self.time)
+        WEIGHTS.find(self.weight)
         if self.learn_variance and not isinstance(self.process, DDPM):
             raise InputError('learn_variance needs the process "ddpm": only its discrete steps have a variance')
 
@@ -100,21 +130,40 @@ class Objective:
         eps: Tensor,
         trace: Trace | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of each image, by name: (B,) float32 each. Their sum is what is trained.
+        """The losses of each image, by name: (B,) float32 each. Their sum is trained.
+
+        Args: see `regress`.
+        """
+        return self.terms(self.regress(net, x0, condition, t, eps, trace))
+
+    def regress(
+        self,
+        net: Network,
+        x0: Tensor,
+        condition: Condition | Tensor,
+        t: Tensor,
+        eps: Tensor,
+        trace: Trace | None = None,
+    ) -> Regression:
+        """The forward pass of training.
 
         Args:
             net: (x_t, timestep, condition) -> (B, C or 2 C, ...).
             x0, eps: data and noise (B, C, ...), float32.
             condition: B rows, already replaced by "no condition" where it is dropped.
             t: times (B,) from `draw_times`.
-            trace: handed to the network, for what training aids want to know of the forward pass.
+            trace: passed to the network, for training aids that need values from inside.
         """
         x = self.process.add_noise(x0, eps, t)
         seen = {} if trace is None else {"trace": trace}
         output, variance = self.split(net(x, self.clock(t, x), condition, **seen).float())
         a, b = (per_image(c, x) for c in TARGETS[self.target](self.process, t))
-        wanted = a * x0 + b * eps
-        loss = (output - wanted).square().flatten(1).mean(1)
+        return Regression(x0, x, t, output, a * x0 + b * eps, variance)
+
+    def terms(self, forward: Regression) -> dict[str, Tensor]:
+        """The losses (B,) float32 of a forward pass, by name."""
+        t, output = forward.t, forward.output
+        loss = (output - forward.wanted).square().flatten(1).mean(1)
         weigh = WEIGHTS[self.weight]
         if weigh is not None:
             # An error of 1 in the target is one of sigma / determinant in x0.
@@ -122,11 +171,10 @@ class Objective:
             in_x0 = (sigma / self.determinant(t).abs().clamp(min=SAFE)).square()
             loss = loss * (weigh((alpha / sigma).square()) * in_x0).to(loss)
         losses = {"regression": loss}
-        if self.direction:  # Yao et al., "Reconstruction vs. Generation" (LightningDiT), CVPR 2025, section 3.4
-            losses["direction"] = self.direction * (1 - F.cosine_similarity(output, wanted, dim=1)).flatten(1).mean(1)
-        if variance is not None:
-            estimate = self.predict(output.detach(), x, t).x0
-            losses["variational"] = variational_bound(self.process, x0, estimate, x, t, (variance + 1) / 2)
+        if forward.variance is not None:
+            estimate = self.predict(output.detach(), forward.x, t).x0
+            mix = (forward.variance + 1) / 2
+            losses["variational"] = variational_bound(self.process, forward.x0, estimate, forward.x, t, mix)
         return losses
 
     def loss(
@@ -142,7 +190,7 @@ class Objective:
         return reduce(operator.add, self.losses(net, x0, condition, t, eps, trace).values())
 
     def clock(self, t: Tensor, x: Tensor) -> Tensor:
-        """What the network's timestep embedder is fed for images x: (B,) float32 on their device."""
+        """The timestep input of the network for images x: (B,) float32 on their device."""
         return self.process.clock(t).float().to(x.device).expand(len(x))
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -167,17 +215,51 @@ class Objective:
         return Denoiser(self, net)
 
 
+def completed(settings: Diffusion, source: Objective | None = None) -> Diffusion:
+    """The settings with a value for each that was left out.
+
+    Args:
+        settings: of a recipe.
+        source: how the model was trained that training starts from. If the settings name neither process nor target,
+            both are taken from it, with the process's options and the learned variance.
+
+    Raises:
+        InputError: an unknown name, or options that the process does not have.
+    """
+    if source is not None and follows_source(settings):
+        process, target, learned = source.process, source.target, source.learn_variance
+    else:
+        process = make_process(settings.process or "linear", settings.process_options)
+        target, learned = settings.target or "velocity", False
+    return replace(
+        settings,
+        process=process_name(process),
+        process_options=process_options(process),
+        target=target,
+        learn_variance=learned if settings.learn_variance is None else settings.learn_variance,
+    )
+
+
+def follows_source(settings: Diffusion) -> bool:
+    """Whether settings leave process and target to the model that training starts from."""
+    return settings.process is None and settings.target is None and not settings.process_options
+
+
 def make_objective(settings: Diffusion) -> Objective:
-    """The objective that a recipe describes."""
-    options = dict(vars(settings))
-    return Objective(process=lookup(PROCESSES, options.pop("process"), "process")(), **options)
+    """The objective that a recipe describes.
+
+    Raises:
+        InputError: an unknown name, or options that the process does not have.
+    """
+    options = dict(vars(completed(settings)))
+    return Objective(make_process(options.pop("process"), options.pop("process_options")), **options)
 
 
 def read_objective(description: dict[str, Any]) -> Objective:
     """The objective that `config.json` describes."""
     options = dict(description)
     process = dict(options.pop("process"))
-    return Objective(lookup(PROCESSES, process.pop("name"), "process")(**process), **options)
+    return Objective(make_process(process.pop("name"), process), **options)
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,32 @@ with (Ho et al. 2020), `ScaledLinear` that of Stable Diffusion. Times are float6
 on the CPU: the arithmetic is exact enough for any network, and asking for a time never waits for a device.
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest
+from ditlab.core.registry import Registry
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """Shape scalars () or (B,) so that they multiply images (B, C, H, W); dtype and device of the images."""
+    """Shape scalars () or (B,) so that they multiply images or videos (B, C, ...); with their dtype and device."""
     values = values.to(like.dtype).to(like.device)  # in this order: some devices have no float64
-    return values if values.ndim == 0 else values.reshape(-1, 1, 1, 1)
+    return values if values.ndim == 0 else values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 class Process(ABC):
-    """The path from data to noise and the clock that the network is fed."""
+    """The path from data to noise and the timestep input of the network. A subclass is a frozen dataclass.
+
+    Its fields are the options that a recipe can set in `[diffusion.process_options]`.
+    """
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -45,7 +51,7 @@ class Process(ABC):
 
     @abstractmethod
     def clock(self, t: Tensor) -> Tensor:
-        """The number that the timestep embedder is fed at time t."""
+        """The timestep input: the number that the timestep embedder is fed at time t."""
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest time that exists in this process: itself, unless the process is a table."""
@@ -56,7 +62,7 @@ class Process(ABC):
         return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t for data and noise (B, C, H, W) and times () or (B,)."""
+        """x_t for data and noise (B, C, ...) and times () or (B,)."""
         return per_image(self.alpha(t), x0) * x0 + per_image(self.sigma(t), x0) * eps
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -84,9 +90,9 @@ class Process(ABC):
 
 @dataclass(frozen=True)
 class Continuous(Process):
-    """A process without a table; its clock is clock_start + clock_rate t.
+    """A process without a table; its timestep input is clock_start + clock_rate t.
 
-    1000 t by default, which sinusoids made for 0..999 resolve well; SiT's networks are fed 1 - t.
+    1000 t by default, which sinusoids made for 0..999 resolve well; the input of SiT's networks is 1 - t.
     """
 
     clock_rate: float = 1000.0
@@ -151,21 +157,27 @@ class VP(Continuous):
         return -self.alpha(t) * (self.beta_min + (self.beta_max - self.beta_min) * t) / 2
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)  # infinite at t = 0, where no network is ever asked
+        return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)  # infinite at t = 0, where no network is called
 
 
 @dataclass(frozen=True)
 class DDPM(Process):
     """The discrete chain of `timesteps` linear betas; index i of the chain is the time (i + 1) / timesteps.
 
-    Between two indices log(alpha_bar) is interpolated linearly, so that every sampler may ask for any time; the
-    network is fed the (fractional) index. Respacing is nothing but a coarser grid of times.
+    Between two indices log(alpha_bar) is interpolated linearly, so that every sampler may use any time; the timestep
+    input is the (fractional) index. Respacing is a coarser timestep schedule.
     """
 
     timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 2e-2
-    clock_start: float = 0.0  # what the network is fed for the first index of the chain
+    clock_start: float = 0.0  # timestep input at the first index of the chain
+
+    def __post_init__(self) -> None:
+        if self.timesteps < 1:
+            raise InputError(f"a process of {self.timesteps} timesteps; give 1 or more")
+        if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
+            raise InputError(f"betas from {self.beta_start} to {self.beta_end}; give numbers between 0 and 1")
 
     def betas(self) -> Tensor:
         """Variance of each step of the chain (timesteps,), float64."""
@@ -200,7 +212,7 @@ class DDPM(Process):
         return self.alpha(t) * slope / 2
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        # alpha^2 + sigma^2 = 1; the slope is infinite at t = 0, where no network is ever asked.
+        # alpha^2 + sigma^2 = 1; the slope is infinite at t = 0, where no network is called.
         return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)
 
     def clock(self, t: Tensor) -> Tensor:
@@ -246,15 +258,69 @@ def posterior(process: Process, t: Tensor, s: Tensor) -> Posterior:
     return Posterior(ratio * shrink, process.alpha(s) * beta / process.sigma(t) ** 2, beta * shrink, beta)
 
 
-PROCESSES: dict[str, Callable[..., Process]] = {
-    "linear": Linear,
-    "cosine": Cosine,
-    "vp": VP,
-    "ddpm": DDPM,
-    "scaled-linear": ScaledLinear,
-}
+def check(name: str, kind: Any) -> None:
+    """Refuse what is no process.
+
+    Raises:
+        InputError: something else than a dataclass that derives from `Process`.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Process) and is_dataclass(kind)):
+        raise InputError(f'the process "{name}" is no dataclass that derives from ditlab.diffusion.process.Process')
+    if missing := sorted(kind.__abstractmethods__):
+        raise InputError(f'the process "{name}" has no {", ".join(missing)}; define it')
+
+
+PROCESSES: Registry[type[Process]] = Registry(
+    "process",
+    {
+        "linear": Linear,
+        "cosine": Cosine,
+        "vp": VP,
+        "ddpm": DDPM,
+        "scaled-linear": ScaledLinear,
+    },
+    check,
+)
+
+
+def make_process(name: str, options: Mapping[str, Any] | None = None) -> Process:
+    """A process by name.
+
+    Args:
+        name: in `PROCESSES`, or "package.module:Class".
+        options: arguments of its class; numbers may be whole or not, as TOML and the command line write them.
+
+    Raises:
+        InputError: an unknown name or option (the line names the nearest), or a value of another type.
+    """
+    kind = PROCESSES.find(name)
+    parameters = inspect.signature(kind).parameters
+    settings = {}
+    for key, value in (options or {}).items():
+        if key not in parameters:
+            raise InputError(f'process {name} has no option "{key}"; {nearest(key, parameters)}')
+        settings[key] = _typed(f"{name}.{key}", value, type(parameters[key].default))
+    return kind(**settings)
+
+
+def _typed(key: str, value: Any, kind: type) -> Any:
+    """A value as the type of an option's default."""
+    if kind not in (int, float):
+        return value
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        raise InputError(f"option {key} of the process is {value!r}; give a {'whole ' if kind is int else ''}number")
+    return kind(number)
 
 
 def process_name(process: Process) -> str:
-    """The name under which `PROCESSES` has a process."""
+    """The name of a process in `PROCESSES`."""
     return next(name for name, kind in PROCESSES.items() if type(process) is kind)
+
+
+def process_options(process: Process) -> dict[str, Any]:
+    """The options of a process that differ from the defaults of its class."""
+    assert is_dataclass(process)
+    values = {option.name: getattr(process, option.name) for option in fields(process)}
+    defaults = {option.name: option.default for option in fields(process)}
+    return {name: value for name, value in values.items() if value != defaults[name]}

@@ -1,4 +1,4 @@
-"""Judging models: features, metrics, references, protocols, and the cost of a network."""
+"""Evaluation: features, metrics, references, protocols, and the cost of a network."""
 
 from ditlab.backbones.cost import Cost, measure
 from ditlab.evaluation.digits import Score, score_digits

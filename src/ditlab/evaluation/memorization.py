@@ -1,7 +1,7 @@
-"""Does the model copy? Samples beside their nearest training pictures, and a number against held-out pictures.
+"""Memorization test: are samples closer to the training images than held-out images are?
 
-Features of samples and held-out pictures go to disk. Training pictures pass by once: of each block, whoever is among
-the nearest so far is kept by number, so that memory does not grow with any of the three sets.
+Features of samples and held-out images go to disk. Training images are read once: the numbers of the nearest so far are
+kept, so that memory does not grow with any of the three sets.
 """
 
 import json
@@ -26,12 +26,12 @@ from ditlab.core.version import __version__
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.gather import gather, pass_through
-from ditlab.evaluation.metrics.neighbours import (
+from ditlab.evaluation.metrics.neighbors import (
     Near,
-    nearer,
+    merged,
     nearest,
-    neighbour_ratio,
-    nobody,
+    neighbor_ratio,
+    no_neighbors,
     squared_distances,
     tiles,
 )
@@ -40,50 +40,50 @@ from ditlab.evaluation.statistics import Kept, Statistics
 from ditlab.report.sheets import contact_sheet, to_pil
 
 SHOWN, NEAREST = 10, 4
-EQUAL = 1e-4  # distances below this share of the features' spread are rounding: the pictures are the same
-PATIENCE = 2.0  # seconds between two looks whether other processes are done
+EQUAL = 1e-4  # distances below this share of the features' spread are rounding errors: the images are the same
+PATIENCE = 2.0  # seconds between two checks whether other processes are done
 
 
 @dataclass(frozen=True)
-class Memorisation:
-    """How close samples lie to the training pictures."""
+class Memorization:
+    """How close samples are to the training images."""
 
     ratio: float
-    """Median distance of samples to the nearest training picture, over that of held-out pictures."""
+    """Median distance of samples to the nearest training image, divided by that of held-out images."""
     closer: float
-    """Chance that a sample is closer to the training pictures than a held-out picture is; 0.5 is ideal."""
+    """Probability that a sample is closer to the training images than a held-out image is; 0.5 is ideal."""
     samples: int
     training: int
     held_out: int
-    picture: Path
+    image: Path
 
     def verdict(self) -> str:
-        """In a sentence."""
+        """The result in a sentence."""
         return (
-            f"{self.samples:,} samples lie {self.ratio:.2f} x as far from the nearest of {self.training:,} training "
-            f"pictures as {self.held_out:,} unseen ones do, and are closer in {self.closer:.0%} of pairs "
-            "(1 and 50 %: no copies; towards 0 and 100 %: copies)"
+            f"distance ratio {self.ratio:.2f}, closer than held-out images in {self.closer:.0%} of pairs "
+            f"({self.samples:,} samples, {self.training:,} training images, {self.held_out:,} held-out images); "
+            "1 and 50% mean no copies, lower ratios and higher shares mean copies"
         )
 
 
 class Neighbours:
-    """The nearest training pictures of each query, of those seen so far; see `statistics.Sums`."""
+    """The nearest training images of each query, of those seen so far; see `statistics.Sums`."""
 
     def __init__(self, queries: Sequence[Kept], k: int) -> None:
         self.queries, self.k = queries, k
-        self.near = [nobody(len(each), k) for each in queries]
+        self.near = [no_neighbors(len(each), k) for each in queries]
 
     def add(self, indices: Tensor, extracted: Extracted, labels: Tensor | None) -> None:
         features = extracted.features.double()
         for queries, near in zip(self.queries, self.near, strict=True):
             for start, tile in tiles(queries):
                 before = Near(*(each[start : start + len(tile)] for each in near))
-                after = nearer(before, nearest(squared_distances(tile, features), indices, self.k))
+                after = merged(before, nearest(squared_distances(tile, features), indices, self.k))
                 for old, new in zip(before, after, strict=True):
                     old.copy_(new)
 
     def merge(self, other: Self) -> None:
-        self.near = [nearer(*pair) for pair in zip(self.near, other.near, strict=True)]
+        self.near = [merged(*pair) for pair in zip(self.near, other.near, strict=True)]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {
@@ -97,86 +97,100 @@ class Neighbours:
         ]
 
 
-def memorisation(
+def memorization(
     samples: Dataset,
     training: Dataset,
     held_out: Dataset,
     features: Features,
     out: Path,
-    console: Console,
+    console: Console | None = None,
     *,
     protocol: dict[str, Any],
     batch_size: int = 64,
     rank: int = 0,
     world: int = 1,
-) -> Memorisation | None:
-    """Compare distances to the nearest training picture, in feature space.
+) -> Memorization | None:
+    """Compare distances to the nearest training image, in feature space.
 
-    The same call again goes on where it was stopped, or gives the result that is there.
+    The same call again continues where it was stopped, or returns the result that exists.
 
     Args:
-        samples: pictures of a model.
+        samples: images of a model.
         training: what it was trained on.
-        held_out: real pictures that it never saw.
+        held_out: real images that it never saw.
         features: where distances are measured.
-        out: a PNG file: the samples that lie closest, each beside its nearest training pictures. The numbers and the
-            protocol stand beside it in a .json file.
+        out: a PNG file: the samples that are closest, each beside its nearest training images. The numbers and the
+            protocol are written to a .json file beside it.
         console: where progress is shown.
-        protocol: what decides the three sets of pictures, as plain values.
-        batch_size: pictures given to the features at a time.
+        protocol: what decides the three sets of images, as plain values.
+        batch_size: images given to the features at a time.
         rank, world: number of this process, and of all; each waits for the others between the passes.
 
     Returns:
-        None if other processes still work.
+        None if other processes are still at work.
 
     Raises:
-        InputError: pictures of different sizes, fewer than two of a kind, held-out pictures that were trained on, or
-            another process that is at it.
+        InputError: images of different sizes, fewer than two of a kind, held-out images that were trained on, or
+            another process that works on the same result.
     """
-    sets = {"samples": samples, "training pictures": training, "held-out pictures": held_out}
+    sets = {"samples": samples, "training images": training, "held-out images": held_out}
     check_sets(sets, out)
     protocol = protocol | {
         "features": features.name,
         "feature_weights": features.weights,
-        "counts": [len(each) for each in sets.values()],
-        "preprocessing": [each.preprocessing for each in sets.values()],
+        "counts": [len(images) for images in sets.values()],
+        "preprocessing": [images.preprocessing for images in sets.values()],
     }
     work = work_folder(out, protocol)
     how: dict[str, Any] = {"whole": True, "batch_size": batch_size, "rank": rank, "world": world}
+    with held(work, rank):
+        return measure(sets, features, out, work, protocol, console or Console(quiet=True), how)
+
+
+def measure(
+    sets: dict[str, Dataset],
+    features: Features,
+    out: Path,
+    work: Path,
+    protocol: dict[str, Any],
+    console: Console,
+    how: dict[str, Any],
+) -> Memorization | None:
+    """`memorization` of a protocol, in a folder that no other process of the same number works in."""
+    samples, training, held_out = sets.values()
 
     def features_of(name: str) -> Statistics | None:
         count, own = len(sets[name]), work / name.split()[0]
-        found = gather(sets[name], count, features, console, keep=count, what=f"measuring {name}", folder=own, **how)
-        return None if found is None else found.statistics
+        gathered = gather(sets[name], count, features, console, keep=count, what=f"measuring {name}", folder=own, **how)
+        return None if gathered is None else gathered.statistics
 
-    with held(work, rank):
-        while True:
-            if (done := read_result(out, protocol, work)) is not None:
-                return done
-            drawn, unseen = features_of("samples"), features_of("held-out pictures")
-            if drawn is not None and unseen is not None:
-                break
-            time.sleep(PATIENCE)  # other processes are still at their share
-        queries = [each.kept for each in (drawn, unseen) if each.kept is not None]
-        make = partial(Neighbours, queries, min(NEAREST, len(training)))
-        what, own = "comparing with training pictures", work / "training"
-        passed = pass_through(training, len(training), features, make, console, what=what, folder=own, **how)
-        if passed is None:
-            return read_result(out, protocol, work)
-        of_samples, of_unseen = passed[0].near
-        distances = of_samples.squares[:, 0].sqrt()
-        ratio, closer = compared(distances, of_unseen.squares[:, 0].sqrt(), unseen)
-        closest = distances.argsort(stable=True)[:SHOWN]
-        show(samples, training, closest, of_samples.places[closest], distances[closest], out)
-        result = Memorisation(ratio, closer, len(samples), len(training), len(held_out), out)
-        told = asdict(result) | {"protocol": protocol, "version": __version__}
-        replace_text(out.with_suffix(".json"), json.dumps(told, indent=2, default=str) + "\n")
-        shutil.rmtree(work, ignore_errors=True)
-        return result
+    while True:
+        if (done := read_result(out, protocol, work)) is not None:
+            return done
+        generated, unseen = features_of("samples"), features_of("held-out images")
+        if generated is not None and unseen is not None:
+            break
+        time.sleep(PATIENCE)  # other processes are not done with their share
+    queries = [statistics.kept for statistics in (generated, unseen) if statistics.kept is not None]
+    make = partial(Neighbours, queries, min(NEAREST, len(training)))
+    what, own = "comparing with training images", work / "training"
+    passed = pass_through(training, len(training), features, make, console, what=what, folder=own, **how)
+    if passed is None:
+        return read_result(out, protocol, work)
+    of_samples, of_unseen = passed[0].near
+    distances = of_samples.squares[:, 0].sqrt()
+    ratio, closer = compared(distances, of_unseen.squares[:, 0].sqrt(), unseen)
+    closest = distances.argsort(stable=True)[:SHOWN]
+    show(samples, training, closest, of_samples.places[closest], distances[closest], out)
+    result = Memorization(ratio, closer, len(samples), len(training), len(held_out), out)
+    record = asdict(result) | {"protocol": protocol, "version": __version__}
+    replace_text(out.with_suffix(".json"), json.dumps(record, indent=2, default=str) + "\n")
+    shutil.rmtree(work, ignore_errors=True)
+    return result
 
 
 def check_sets(sets: dict[str, Dataset], out: Path) -> None:
-    """Refuse what cannot be compared, before any work."""
+    """Refuse sets that cannot be compared, before any work."""
     if out.suffix != ".png":
         raise InputError(f"{out}; give a file that ends in .png")
     (channels, height, width), *_ = shapes = [(each.channels, *each.size) for each in sets.values()]
@@ -184,29 +198,26 @@ def check_sets(sets: dict[str, Dataset], out: Path) -> None:
         if shape != shapes[0]:
             raise InputError(
                 f"{name} of {'x'.join(map(str, shape))}, samples of {channels}x{height}x{width}; "
-                "give pictures of one size"
+                "give images of one size"
             )
         if len(each) < 2:
             raise InputError(f"{len(each)} {name}; give 2 or more")
 
 
 def compared(samples: Tensor, unseen: Tensor, held_out: Statistics) -> tuple[float, float]:
-    """The two numbers, from distances (N,) and (M,) to the nearest training picture.
+    """The two numbers, from distances (N,) and (M,) to the nearest training image.
 
     Raises:
-        InputError: most held-out pictures are training pictures.
+        InputError: most held-out images are training images.
     """
     spread = float(np.sqrt(np.trace(held_out.features.covariance)))
     if unseen.median() <= EQUAL * spread:
-        raise InputError(
-            "most held-out pictures are among the training pictures, or look the same; give ones that the model "
-            "never saw"
-        )
-    return neighbour_ratio(samples, unseen)
+        raise InputError("most held-out images are equal to training images; give images that the model never saw")
+    return neighbor_ratio(samples, unseen)
 
 
 def show(samples: Dataset, training: Dataset, closest: Tensor, places: Tensor, distances: Tensor, out: Path) -> None:
-    """Each of these samples beside its nearest training pictures (N, k), with its distance."""
+    """Write these samples, each beside its nearest training images (N, k), with its distance."""
     rows = []
     for sample, near in zip(samples.fetch(closest).x, places, strict=True):
         first, *others = to_pil(torch.cat([sample[None], training.fetch(near).x]))
@@ -215,15 +226,16 @@ def show(samples: Dataset, training: Dataset, closest: Tensor, places: Tensor, d
     contact_sheet(rows, [f"{value:.3g}" for value in distances.tolist()]).save(out)
 
 
-def read_result(out: Path, protocol: dict[str, Any], work: Path) -> Memorisation | None:
-    """What was found before, if it was by the same protocol; then nothing is left to go on with."""
+def read_result(out: Path, protocol: dict[str, Any], work: Path) -> Memorization | None:
+    """The result of an earlier call with the same protocol, and None otherwise."""
     try:
-        told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
-        if told.pop("protocol") != json.loads(json.dumps(protocol)) or not out.exists():
+        saved = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+        if saved.pop("protocol") != json.loads(json.dumps(protocol)) or not out.exists():
             return None
-        told.pop("version")
-        found = Memorisation(**told | {"picture": out})
+        saved.pop("version")
+        saved.pop("picture", None)  # the key of version 0.1
+        result = Memorization(**saved | {"image": out})
     except (OSError, ValueError, KeyError, TypeError):
         return None
     shutil.rmtree(work, ignore_errors=True)
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""Running mean and covariance, in float64, whatever the batches and however many processes."""
+"""Running mean and covariance, in float64, for any batches and any number of processes."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,16 @@ from ditlab.core.errors import InputError
 
 Array = NDArray[np.float64]
 
-ROUNDING = 1e-6  # by which float32 networks give the same picture other features in another batch
+ROUNDING = 1e-6  # relative difference of float32 features of one image between batches
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What the Frechet distance sees of a set of features."""
+    """Mean and covariance of a set of features, which the Frechet distance compares."""
 
     mean: Array  # (D,)
     covariance: Array  # (D, D), unbiased
-    count: int | None = None  # None where a foreign file does not say
+    count: int | None = None  # None if an external file does not say it
 
 
 class Moments:
@@ -30,7 +30,7 @@ class Moments:
         self.scatter = np.zeros((dimension, dimension))  # sum of (x - mean)(x - mean)^T
 
     def add(self, features: ArrayLike) -> None:
-        """Take in a batch (B, D)."""
+        """Add a batch (B, D)."""
         x = np.asarray(features, np.float64)
         other = Moments(0)
         other.count, other.mean = len(x), x.mean(0)
@@ -38,23 +38,23 @@ class Moments:
         self.merge(other)
 
     def merge(self, other: "Moments") -> None:
-        """Take in what another one has seen."""
+        """Add the vectors of another instance."""
         total = self.count + other.count
         if not other.count:
             return
-        away = other.mean - self.mean
-        self.scatter += other.scatter + np.outer(away, away) * (self.count * other.count / total)
-        self.mean += away * (other.count / total)
+        shift = other.mean - self.mean
+        self.scatter += other.scatter + np.outer(shift, shift) * (self.count * other.count / total)
+        self.mean += shift * (other.count / total)
         self.count = total
 
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance.
 
         Raises:
-            InputError: fewer than two vectors, or all of them equal but for rounding.
+            InputError: fewer than two vectors, or vectors that differ only by rounding.
         """
         if self.count < 2:
-            raise InputError(f"{self.count} pictures; give 2 or more")
+            raise InputError(f"{self.count} images; give 2 or more")
         if np.trace(self.scatter) / self.count <= ROUNDING**2 * np.square(self.mean).sum():
-            raise InputError(f"all {self.count} pictures have the same features; look at them")
+            raise InputError(f"all {self.count} images have the same features; check the images")
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)

@@ -1,4 +1,4 @@
-"""A score with everything that decided it: the protocol, what it was compared with, the versions and the machine."""
+"""Evaluation: a score with everything that decided it (protocol, reference, versions and machine)."""
 
 import json
 import time
@@ -11,16 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 from ditlab.checkpoints import load
+from ditlab.config.evaluation import CheckpointOptions, Evaluation, SampleSource
 from ditlab.config.reader import parse_size
-from ditlab.config.sections import Evaluation, Preparation
+from ditlab.config.sampling import canonical
+from ditlab.config.sections import Preparation
 from ditlab.core.device import describe, pick_device
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.io import held, replace_text
 from ditlab.core.progress import progress_bar
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
-from ditlab.data import DATASETS, Dataset, is_cache
-from ditlab.diffusion.samplers.grids import grid_identity
+from ditlab.data import Dataset, find_spec, parse_source
+from ditlab.data.parse import SampleNpz
 from ditlab.evaluation.features import Extracted, Features, open_features
 from ditlab.evaluation.features.inception import PUBLISHED
 from ditlab.evaluation.gather import check_fit, forget, gather
@@ -32,19 +34,21 @@ from ditlab.evaluation.references import (
     open_pictures,
     read_reference,
     short_hash,
-    told_of,
 )
+from ditlab.inference.base import BasePipeline
 from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.plan import Plan
 from ditlab.inference.samples import Samples
 from ditlab.report.sheets import contact_sheet, to_pil
 
-PROTOCOL_COUNT = 50_000  # what the field's published distances are of
-SHOWN = 40  # pictures of the grid
+PROTOCOL_COUNT = 50_000  # images of published distances
+SHOWN = 40  # images of the contact sheet
+PREPROCESSING = ("fit", "background", "gray")  # of training images, which real images share
 
 
 @dataclass(frozen=True)
 class Result:
-    """A score, as it stands in result.json."""
+    """A score, as result.json holds it."""
 
     metrics: dict[str, float]
     protocol: dict[str, Any]
@@ -58,11 +62,11 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Metrics at the top, then everything else."""
-        rest = {key: value for key, value in vars(self).items() if key != "metrics"}
-        return {**self.metrics, **rest, "folder": str(self.folder)}
+        others = {key: value for key, value in vars(self).items() if key != "metrics"}
+        return {**self.metrics, **others, "folder": str(self.folder)}
 
     def table(self) -> Table:
-        """The metrics, for the screen."""
+        """The metrics as a table for the terminal."""
         table = Table("metric", "value")
         table.columns[1].justify = "right"
         for name, value in self.metrics.items():
@@ -71,32 +75,79 @@ class Result:
 
 
 def evaluate(
-    source: str,
-    settings: Evaluation,
-    console: Console,
+    source: "str | Path | BasePipeline",
+    settings: Evaluation | None = None,
+    console: Console | None = None,
     *,
     out: Path | None = None,
     name: str = "evaluation",
     rank: int = 0,
     world: int = 1,
     measured: dict[str, Reference] | None = None,
+    **keywords: Any,
 ) -> Result | None:
-    """Score a model, or pictures that are already there; the same call again goes on, or gives the same result.
+    """Score a model, or images that exist already; the same call again continues, or returns the same result.
 
     Args:
-        source: what `ditlab.load` takes, a sample file, or a source of pictures.
-        settings: the protocol.
-        console: where progress is shown.
-        out: folder of the result; inside the model's folder if None.
-        name: begins the folder's name, the rest is a hash of the protocol.
+        source: a `Pipeline`, what `ditlab.load` takes, a sample file, or a data source.
+        settings: the protocol (default: `Evaluation()`).
+        console: where progress is shown; nowhere if None.
+        out: folder of the result (default: the model's folder).
+        name: start of the folder's name, which ends in a hash of the protocol.
         rank, world: number of this process, and of all.
-        measured: references that were made by earlier calls, which are not made anew; changed in place.
+        measured: references of earlier calls, which are not measured again; changed in place.
+        keywords: fields of `Evaluation`, which replace those of `settings`: `evaluate(pipe, reference="digits")`.
 
     Returns:
-        None if other processes still work.
+        None if other processes are still at work.
 
     Raises:
-        InputError: a protocol that does not go together, or one that another process is at.
+        InputError: a protocol that does not go together, or one that another process works on.
+    """
+    settings, console = with_keywords(settings or Evaluation(), keywords), console or Console(quiet=True)
+    job = plan_evaluation(source, settings, console, {} if measured is None else measured)
+    home = (out or home_of(source)) / f"{name}-{protocol_hash(job.protocol)}"
+    with held(home, rank):
+        if (home / "result.json").exists():
+            return with_expectation(read_result(home), settings)
+        return score(job, settings, console, home, rank, world)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An evaluation that was checked: what is measured, in which features, and against what."""
+
+    images: Dataset
+    features: Features
+    metrics: dict[str, Metric]
+    reference: Reference
+    protocol: dict[str, Any]
+    notes: list[str]
+    device: torch.device
+
+    @property
+    def kept(self) -> int:
+        """Number of images whose features the metrics need."""
+        return len(self.images) if any("kept" in metric.needs for metric in self.metrics.values()) else 0
+
+
+def with_keywords(settings: Evaluation, keywords: dict[str, Any]) -> Evaluation:
+    """The protocol with some fields replaced; sampling settings may have any accepted name.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    names = [option.name for option in fields(Evaluation)]
+    return replace(settings, **canonical(keywords, names)) if keywords else settings
+
+
+def plan_evaluation(
+    source: "str | Path | BasePipeline", settings: Evaluation, console: Console, measured: dict[str, Reference]
+) -> Job:
+    """Check a protocol and open everything that it needs; no image is generated yet.
+
+    Raises:
+        InputError: a protocol that does not go together.
     """
     check(settings)
     device = pick_device(settings.device)
@@ -104,137 +155,139 @@ def evaluate(
         settings.features or default_features(settings.reference), settings.feature_weights, device
     )
     wanted = {name: lookup(METRICS, name, "metric") for name in settings.metrics or METRICS}
-    pictures, protocol, preparation = open_source(source, settings, device, console)
-    check_fit(pictures, features)
+    images, protocol, preparation = open_source(source, settings, device, console)
+    check_fit(images, features)
     compared = any("kept" in metric.of_reference for metric in wanted.values())
-    measured = {} if measured is None else measured
-    which = repr((settings.reference, preparation, features.name, features.weights, compared))
-    if which not in measured:
-        measured[which] = open_reference(settings.reference, preparation, features, console, device, compared)
-    reference = measured[which]
-    fits(reference.about, pictures)
-    metrics, notes = choose(wanted, pictures, features, reference, strict=bool(settings.metrics))
-    keep = any("kept" in metric.needs for metric in metrics.values())
+    key = repr((settings.reference, preparation, features.name, features.weights, compared))
+    if key not in measured:
+        measured[key] = open_reference(settings.reference, preparation, features, console, device, compared)
+    reference = measured[key]
+    fits(reference.about, images)
+    metrics, notes = choose(wanted, images, features, reference, strict=bool(settings.metrics))
     protocol |= {
         "features": features.name,
         "feature_weights": features.weights,
         "metrics": list(metrics),
         "reference": reference.about,
         "reference_identity": identity(settings.reference),
-        "source": source,
+        "source": str(source),
         "device": str(device),
     }
-    home = (out or home_of(source)) / f"{name}-{protocol_hash(protocol)}"
-    with held(home, rank):
-        if (home / "result.json").exists():
-            return with_expectation(read_result(home), settings)
-        started = time.monotonic()
-        gathered = gather(
-            pictures, len(pictures), features, console, keep=len(pictures) if keep else 0,
-            batch_size=settings.batch_size, folder=home, rank=rank, world=world,
-        )  # fmt: skip
-        if gathered is None:
-            return None
-        found = computed(metrics, gathered.statistics, reference.statistics, console)
-        notes += remarks(gathered.count, len(pictures), features, reference)
-        seconds = round(time.monotonic() - started, 1)
-        result = Result(found, protocol, notes, seconds, __version__, describe(str(device)), home)
-        if isinstance(pictures, Samples):
-            show(pictures, home / "grid.png")
-        write_result(result := with_expectation(result, settings))
-        forget(home)
-        return result
+    return Job(images, features, metrics, reference, protocol, notes, device)
+
+
+def score(job: Job, settings: Evaluation, console: Console, home: Path, rank: int, world: int) -> Result | None:
+    """Measure the images and write the result; None if other processes are still at work."""
+    started = time.monotonic()
+    gathered = gather(
+        job.images, len(job.images), job.features, console, keep=job.kept, batch_size=settings.batch_size, folder=home,
+        rank=rank, world=world,
+    )  # fmt: skip
+    if gathered is None:
+        return None
+    values = computed(job.metrics, gathered.statistics, job.reference.statistics, console)
+    notes = job.notes + remarks(gathered.count, len(job.images), job.features, job.reference)
+    seconds = round(time.monotonic() - started, 1)
+    result = Result(values, job.protocol, notes, seconds, __version__, describe(str(job.device)), home)
+    if isinstance(job.images, Samples):
+        show(job.images, home / "grid.png")
+    write_result(result := with_expectation(result, settings))
+    forget(home)
+    return result
 
 
 def check(settings: Evaluation) -> None:
-    """Refuse what cannot be, before any work."""
+    """Refuse a protocol that cannot be run, before any work."""
     if not settings.reference:
-        raise InputError("no reference to compare with; give --reference: an .npz file or a source of pictures")
+        raise InputError("no reference to compare with; give a reference: an .npz file or a data source")
     if settings.count < 2 or settings.batch_size < 1:
         raise InputError(f"count {settings.count} and batch size {settings.batch_size}; give 2 or more, and 1 or more")
     if settings.within is not None and settings.expect is None:
-        raise InputError(f"within {settings.within} of nothing; give --expect too")
+        raise InputError(f"within {settings.within} without an expected value; give expect too")
 
 
 def default_features(reference: str) -> str:
-    """The features that a reference is of, or that suit it."""
-    if reference.endswith(".npz") and (about := told_of(Path(reference))):
-        return str(about["features"])
-    return reference.partition("-")[0] if is_builtin(reference) else "inception"
+    """The features that a reference holds, or in which distances to this data are measured by default."""
+    spec = find_spec(reference)
+    return "inception" if spec is None else spec.default_features()
 
 
 def is_model(source: str) -> bool:
-    """Whether this is a model rather than pictures."""
+    """Whether this names a model rather than images."""
     path = Path(source)
     if path.is_dir():
         return any((path / name).exists() for name in (CONFIG, "checkpoints", "model_index.json", "transformer"))
-    if path.is_file():
-        return path.suffix not in (".npz", ".tar")
-    return not is_builtin(source) and not source.startswith("hf:") and "*" not in source
-
-
-def is_builtin(source: str) -> bool:
-    """Whether this names a built-in data set."""
-    return source.partition("-")[0] in DATASETS and not Path(source).exists()
+    return find_spec(source) is None
 
 
 def open_source(
-    source: str, settings: Evaluation, device: torch.device, console: Console
+    source: "str | Path | BasePipeline", settings: SampleSource, device: torch.device, console: Console
 ) -> tuple[Dataset, dict[str, Any], Preparation | None]:
-    """The pictures to be judged, what is known of how they came about, and how others are made like them."""
-    if is_model(source):
-        pipe = load_for(source, settings, device)
-        pictures, protocol = drawn_by(pipe, settings, console)
+    """The images to evaluate, everything that decides them, and how real images are preprocessed to match."""
+    if isinstance(source, BasePipeline) or is_model(str(source)):
+        pipe = source if isinstance(source, BasePipeline) else load_for(str(source), settings, device)
+        samples, protocol = samples_of(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
-        same = {key: trained_on[key] for key in ("fit", "background", "grey") if key in trained_on}
-        return pictures, protocol, Preparation(size="{}x{}".format(*pictures.size), **same)
-    given = open_pictures(source, None, device)
-    if len(given) < 2:
-        raise InputError(f"{len(given)} pictures in {source}; give 2 or more")
-    told = {"pictures": identity(source), "count": len(given), "size": list(given.size)}
-    return given, told, None
+        same = {key: trained_on[key] for key in PREPROCESSING if key in trained_on}
+        if "grey" in trained_on:  # the key of version 0.1
+            same["gray"] = trained_on["grey"]
+        return samples, protocol, Preparation(size="{}x{}".format(*samples.size), **same)
+    images = open_pictures(str(source), None, device)
+    if len(images) < 2:
+        raise InputError(f"{len(images)} images in {source}; give 2 or more")
+    return images, {"pictures": identity(str(source)), "count": len(images), "size": list(images.size)}, None
 
 
-def load_for(source: str, settings: Evaluation, device: torch.device) -> Pipeline:
-    """The model that the protocol is about."""
-    told: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
+def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> Pipeline:
+    """The model of the protocol."""
+    facts: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
     if settings.classes is not None:
-        told["classes"] = settings.classes
+        facts["classes"] = settings.classes
     if settings.latent_size:
-        told["size"] = parse_size(settings.latent_size)
-    return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **told)
+        facts["size"] = parse_size(settings.latent_size)
+    return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **facts)
 
 
-def drawn_by(pipe: Pipeline, settings: Evaluation, console: Console | None = None) -> tuple[Samples, dict[str, Any]]:
-    """The pictures of a model, and how they are drawn."""
-    default = pipe.defaults
-    options: dict[str, Any] = {
-        "num_inference_steps": default.steps if settings.steps is None else settings.steps,
-        "sampler": settings.sampler or default.sampler,
-        "grid": settings.grid or default.grid,
-        "guidance_scale": default.guidance if settings.guidance is None else settings.guidance,
-        "guidance_interval": settings.interval or default.interval,
-        "guidance_channels": settings.guidance_channels,
-        "eta": settings.eta,
-    }
-    if not pipe.net.classes:
-        options["guidance_scale"] = 1.0
-    pictures = Samples(
-        pipe, settings.count, labels=settings.labels, seed=settings.seed, batch_size=settings.batch_size,
-        options=options, precision=settings.precision, console=console,
+def sampling_of(settings: SampleSource, conditional: bool) -> dict[str, Any]:
+    """The sampling settings of a protocol; guidance does not apply to an unconditional model."""
+    options = settings.sampling().given()
+    return options if conditional else options | {"guidance": 1.0}
+
+
+def samples_of(
+    pipe: BasePipeline, settings: SampleSource, console: Console | None = None
+) -> tuple[Samples, dict[str, Any]]:
+    """The images of a model, and everything that decides them."""
+    samples = Samples(
+        pipe, settings.count, labels=settings.label_sampling, seed=settings.seed, batch_size=settings.batch_size,
+        options=sampling_of(settings, pipe.conditional), precision=settings.precision, console=console,
     )  # fmt: skip
-    protocol = options | {
-        "grid": grid_identity(options["grid"], options["num_inference_steps"]),
-        "guidance_interval": list(options["guidance_interval"]),
-        "labels": settings.labels,
+    # The names of version 0.1: the folders of results have a hash of them in their names.
+    protocol = protocol_settings(samples.plan) | {
+        "labels": settings.label_sampling,
         "seed": settings.seed,
         "count": settings.count,
         "weights": settings.weights,
         "precision": settings.precision,
-        "model": pipe.identity(),
-        "size": list(pictures.size),
+        "model": pipe.model.identity(),
+        "size": list(samples.size),
     }
-    return pictures, protocol
+    return samples, protocol
+
+
+def protocol_settings(plan: Plan) -> dict[str, Any]:
+    """The sampling settings of a protocol, under the names of version 0.1."""
+    options = plan.options
+    settings: dict[str, Any] = {
+        "num_inference_steps": options.steps,
+        "sampler": options.sampler,
+        "grid": plan.schedule,
+        "guidance_scale": plan.guidance,
+        "guidance_interval": list(plan.interval),
+        "guidance_channels": options.guidance_channels,
+        "eta": options.eta,
+    }
+    return settings if options.reuse is None else settings | {"reuse": options.reuse}
 
 
 def open_reference(
@@ -245,58 +298,59 @@ def open_reference(
     device: torch.device,
     keep: bool,
 ) -> Reference:
-    """A reference from its file, or made now; one's own pictures are prepared as those that the model learnt from."""
-    if source.endswith(".npz"):
+    """A reference from its file, or measured now; real images are preprocessed as for the model's training."""
+    spec = parse_source(source)
+    if isinstance(spec, SampleNpz):
         return read_reference(Path(source), features, console, keep=keep)
-    fixed = is_builtin(source) or is_cache(Path(source))
-    made = make_reference(source, open_pictures(source, None if fixed else preparation, device), features, console)
+    preparation = preparation if spec.resizable else None
+    made = make_reference(source, open_pictures(source, preparation, device), features, console)
     assert made is not None
     return made
 
 
-def fits(about: dict[str, Any], pictures: Dataset) -> None:
-    """Refuse pictures of another size than a reference says of itself: resizing changes a distance more than most."""
+def fits(about: dict[str, Any], images: Dataset) -> None:
+    """Refuse images of another size than the reference's: resizing changes a distance more than most settings."""
     size = about.get("size")
-    if size is not None and list(size) != list(pictures.size):
+    if size is not None and list(size) != list(images.size):
         raise InputError(
-            f"pictures of {pictures.size[0]}x{pictures.size[1]} against a reference of {size[0]}x{size[1]}; "
+            f"images of {images.size[0]}x{images.size[1]} against a reference of {size[0]}x{size[1]}; "
             f"make one with: ditlab reference {about.get('source')} --size "
-            f"{pictures.size[0]}x{pictures.size[1]}"
+            f"{images.size[0]}x{images.size[1]}"
         )
 
 
-def blank(features: Features, pictures: Dataset) -> Extracted:
-    """The features of one black picture."""
-    return features(torch.zeros(1, pictures.channels, *pictures.size, dtype=torch.uint8))
+def blank(features: Features, images: Dataset) -> Extracted:
+    """The features of one black image."""
+    return features(torch.zeros(1, images.channels, *images.size, dtype=torch.uint8))
 
 
-def given_by(features: Features, pictures: Dataset, one: Extracted | None = None) -> dict[str, bool]:
-    """What metrics can have of such pictures in these features; `one` is what the features are of one of them."""
-    one = one or blank(features, pictures)
+def given_by(features: Features, images: Dataset, one: Extracted | None = None) -> dict[str, bool]:
+    """What metrics can compute from such images in these features; `one` holds the features of one image."""
+    one = one or blank(features, images)
     return {
         "kept": True,
         "spatial": one.spatial is not None,
         "scores": one.probabilities is not None,
-        "read_rightly": features.reads is not None and features.reads == pictures.classes,
+        "accuracy": features.classes is not None and features.classes == images.classes,
     }
 
 
 def choose(
-    wanted: dict[str, Metric], pictures: Dataset, features: Features, reference: Reference, *, strict: bool
+    wanted: dict[str, Metric], images: Dataset, features: Features, reference: Reference, *, strict: bool
 ) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics that can be had, and what of the reference others lack; found out before any picture is drawn.
+    """The metrics that can be computed, and notes on those that the reference does not allow.
 
     Raises:
-        InputError: a metric that was asked for by name cannot be had.
+        InputError: a metric that was asked for by name cannot be computed.
     """
-    one = blank(features, pictures)
+    one = blank(features, images)
     for mine, theirs in ((one.features, reference.statistics.features), (one.spatial, reference.statistics.spatial)):
         if mine is not None and theirs is not None and mine.shape[1] != len(theirs.mean):
             raise InputError(
                 f"the reference has {len(theirs.mean)} features where {features.name} has {mine.shape[1]}; "
                 "make one with these features"
             )
-    there = given_by(features, pictures, one)
+    there = given_by(features, images, one)
     chosen, notes = {}, []
     for name, metric in wanted.items():
         of_features = [need for need in metric.needs if not there[need]]
@@ -315,54 +369,56 @@ def computed(
     metrics: dict[str, Metric], generated: Statistics, reference: Statistics, console: Console
 ) -> dict[str, float]:
     """The results of all metrics; some take minutes."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     with progress_bar(console) as progress:
         task = progress.add_task("computing", total=len(metrics))
         for name, metric in metrics.items():
             progress.update(task, description=f"computing {name}")
-            found |= metric.compute(generated, reference)
+            values |= metric.compute(generated, reference)
             progress.advance(task)
-    return found
+    return values
 
 
 def remarks(count: int, asked: int, features: Features, reference: Reference) -> list[str]:
-    """What a reader of the number must know."""
-    notes = [f"{asked - count:,} of {asked:,} pictures could not be read"] if count < asked else []
+    """What limits the meaning of the score."""
+    notes = [f"{asked - count:,} of {asked:,} images could not be read"] if count < asked else []
     real = reference.statistics.features.count or reference.about.get("count")
     if real is not None and real <= features.dimension:
         notes.append(
-            f"the reference's {real:,} pictures do not determine a covariance of {features.dimension:,} features"
+            f"the reference's {real:,} images do not determine a covariance of {features.dimension:,} features"
         )
     if count <= features.dimension:
         notes.append(
-            f"{count:,} pictures do not determine a covariance of {features.dimension:,} features; "
+            f"{count:,} images do not determine a covariance of {features.dimension:,} features; "
             "the distance is too large"
         )
     if features.name == "inception" and not features.weights.startswith(PUBLISHED):
         notes.append(
             f"the Inception weights ({features.weights}) are not the published file ({PUBLISHED}...); unless they are "
-            "a copy of it in another format, the distances are comparable with nothing else"
+            "a copy of it in another format, the distances cannot be compared with published ones"
         )
     if features.name in ("inception", "dinov2") and count < PROTOCOL_COUNT:
-        notes.append(f"{count:,} pictures; published distances are of {PROTOCOL_COUNT:,} and are smaller")
+        notes.append(f"{count:,} images; published distances use {PROTOCOL_COUNT:,} and are smaller")
     return notes
 
 
 def protocol_hash(protocol: dict[str, Any]) -> str:
-    """Identity of a protocol, wherever its files lie and whatever it runs on."""
+    """Identity of a protocol; neither the place of its files nor the device matters."""
     own = {key: value for key, value in protocol.items() if key not in ("source", "device")}
     own["reference"] = {key: protocol["reference"].get(key) for key in ("size", "preprocessing")}
     return short_hash(own)
 
 
-def home_of(source: str) -> Path:
-    """Where results of a source are kept."""
-    return Path(source) / "evaluations" if Path(source).is_dir() and is_model(source) else Path("evaluations")
+def home_of(source: "str | Path | BasePipeline") -> Path:
+    """Where results of a source are kept: in the model's folder, where there is one."""
+    folder = None if isinstance(source, BasePipeline) else Path(source)
+    inside = folder is not None and folder.is_dir() and is_model(str(folder))
+    return folder / "evaluations" if folder is not None and inside else Path("evaluations")
 
 
-def show(pictures: Samples, file: Path) -> None:
-    """The first pictures, ten in a row."""
-    images = to_pil(pictures.fetch(torch.arange(min(SHOWN, len(pictures)))).x)
+def show(samples: Samples, file: Path) -> None:
+    """Write a contact sheet of the first images."""
+    images = to_pil(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x)
     contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(file)
 
 
@@ -373,18 +429,18 @@ def write_result(result: Result) -> None:
 
 
 def read_result(folder: Path) -> Result:
-    """The result that is already there."""
+    """The result of an earlier call."""
     file = folder / "result.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        own = {each.name: found.pop(each.name) for each in fields(Result) if each.name != "metrics"}
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        others = {part.name: metrics.pop(part.name) for part in fields(Result) if part.name != "metrics"}
     except (ValueError, KeyError) as error:
         raise InputError(f"{file} is damaged ({error!r}); remove it and give the command again") from None
-    return Result(found, **own | {"folder": folder, "expected": None})
+    return Result(metrics, **others | {"folder": folder, "expected": None})
 
 
 def with_expectation(result: Result, settings: Evaluation) -> Result:
-    """The result, held against what was expected of its first metric."""
+    """The result, with whether its first metric has the expected value."""
     if settings.expect is None:
         return result
     name, value = next(iter(result.metrics.items()))

@@ -1,4 +1,4 @@
-"""How much of a picture an autoencoder keeps: PSNR in decibel and SSIM."""
+"""Reconstruction quality of an autoencoder: PSNR in decibels, and SSIM."""
 
 import torch
 import torch.nn.functional as F
@@ -8,19 +8,19 @@ WINDOW, SPREAD = 11, 1.5  # of the Gaussian window (Wang et al. 2004)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB of uint8 pictures (B, C, H, W); infinite for equal ones."""
+    """Peak signal-to-noise ratio (B,) in dB of uint8 images (B, C, H, W); infinite for equal ones."""
     error = (a.double() - b.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / error)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (B,) of uint8 pictures (B, C, H, W), mean over channels and places (Wang et al. 2004).
+    """Structural similarity (B,) of uint8 images (B, C, H, W), mean over channels and positions (Wang et al. 2004).
 
-    The window is 11x11, or the side of smaller pictures.
+    The window is 11x11, or smaller if the images are.
     """
     side = min(WINDOW, *a.shape[-2:])
-    places = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
-    weights = torch.exp(-(places**2) / (2 * SPREAD**2))
+    offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
+    weights = torch.exp(-(offsets**2) / (2 * SPREAD**2))
     window = torch.outer(weights, weights)[None, None] / weights.sum() ** 2
 
     def blur(x: Tensor) -> Tensor:

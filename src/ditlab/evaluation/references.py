@@ -1,7 +1,7 @@
-"""What generated pictures are compared with: statistics of real ones, in an .npz file.
+"""References: statistics of real images, in an .npz file.
 
-ADM's files hold mu, sigma, mu_s, sigma_s of the whole set and ten thousand of its pictures as arr_0. Ours hold the same
-statistics, some of the features instead of pictures, and a line of JSON that says what they are of.
+ADM's files hold mu, sigma, mu_s, sigma_s of the whole set and ten thousand of its images as arr_0. ditlab's files hold
+the same statistics, some of the features instead of images, and a line of JSON that describes them.
 """
 
 import hashlib
@@ -24,25 +24,26 @@ from ditlab.core.io import held, replacing
 from ditlab.core.types import Batch
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, Latents, SampleFile, open_dataset
-from ditlab.data.npz import array_names, map_array, stored_rows, write_array
+from ditlab.data.npz import array_names, map_array, read_about, stored_rows, write_array
+from ditlab.data.parse import content_identity
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.gather import gather, spread_evenly
 from ditlab.evaluation.moments import Gaussian
 from ditlab.evaluation.statistics import ROWS, Statistics
 
-KEEP = 10_000  # features that a reference keeps for precision, recall and the kernel distance, as ADM's does pictures
+KEEP = 10_000  # features that a reference keeps for precision, recall and the kernel distance
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of real pictures and where they come from."""
+    """Statistics of real images and where they come from."""
 
     statistics: Statistics
     about: dict[str, Any]
     """`source`, `count`, `size`, `preprocessing`, `features`, `feature_weights`, `hash`."""
 
-    def save(self, file: Path, pictures: "Some | None" = None) -> None:
-        """Write an .npz file, with mu and sigma under the names of ADM's; with pictures its evaluator reads it too."""
+    def save(self, file: Path, images: "Some | None" = None) -> None:
+        """Write an .npz file, with mu and sigma under ADM's names; with images ADM's evaluator reads it too."""
         found = self.statistics
         arrays: dict[str, Any] = {"ditlab": np.array(json.dumps(self.about))}
         arrays |= {"mu": found.features.mean, "sigma": found.features.covariance}
@@ -50,30 +51,30 @@ class Reference:
             arrays |= {"mu_s": found.spatial.mean, "sigma_s": found.spatial.covariance}
         if found.kept is not None:
             arrays["features"] = found.kept
-        if pictures is not None:
-            arrays["arr_0"] = pictures
+        if images is not None:
+            arrays["arr_0"] = images
         with replacing(file) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name, array in arrays.items():
                 write_array(archive, name, array)
 
 
 class Some:
-    """Pictures of a data set, spread evenly over it, as an array (N, H, W, C) uint8 that is read as it is written."""
+    """Images of a data set, spread evenly over it, as an array (N, H, W, C) uint8 that is read while it is written."""
 
-    def __init__(self, pictures: Dataset, total: int, count: int) -> None:
-        self.pictures, self.numbers = pictures, spread_evenly(total, count)
-        self.shape, self.dtype = (len(self.numbers), *pictures.size, pictures.channels), np.dtype(np.uint8)
+    def __init__(self, images: Dataset, total: int, count: int) -> None:
+        self.images, self.numbers = images, spread_evenly(total, count)
+        self.shape, self.dtype = (len(self.numbers), *images.size, images.channels), np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, part: slice) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = self.pictures.fetch(torch.from_numpy(self.numbers[part])).x.numpy()
+        found: NDArray[np.uint8] = self.images.fetch(torch.from_numpy(self.numbers[part])).x.numpy()
         return found.transpose(0, 2, 3, 1)
 
 
 class Decoded(Dataset):
-    """Pictures of a latent cache, as its autoencoder decodes the means of their posteriors."""
+    """Images of a latent cache, as its autoencoder decodes the means of their posteriors."""
 
     def __init__(self, cache: Latents, device: torch.device) -> None:
         self.cache, self.device = cache, device
@@ -91,14 +92,14 @@ class Decoded(Dataset):
 def open_pictures(
     source: str, settings: Preparation | None, device: torch.device, report: Path | None = None
 ) -> Dataset:
-    """Pictures of any source, those of a latent cache decoded."""
+    """Images of any data source; those of a latent cache are decoded."""
     dataset = open_dataset(source, settings, report)
     return Decoded(dataset, device) if isinstance(dataset, Latents) else dataset
 
 
 def make_reference(
     source: str,
-    pictures: Dataset,
+    images: Dataset,
     features: Features,
     console: Console,
     *,
@@ -109,30 +110,30 @@ def make_reference(
     rank: int = 0,
     world: int = 1,
 ) -> Reference | None:
-    """Measure real pictures.
+    """Measure real images.
 
     Args:
-        source: what the reference calls them.
-        pictures: uint8, of any size that the features take.
+        source: the name that is recorded.
+        images: uint8, of any size that the features take.
         features: the network.
         console: where progress is shown.
-        count: the first so many; all if None.
-        keep: features to keep, spread evenly over the pictures; 0 keeps none.
-        batch_size: pictures at a time.
-        folder: where an interrupted call is taken up again; None keeps nothing.
+        count: use the first images only (default: all).
+        keep: features to keep, spread evenly over the images; 0 keeps none.
+        batch_size: images at a time.
+        folder: where an interrupted call is continued; None keeps nothing.
         rank, world: number of this process, and of all.
 
     Returns:
-        None if other processes still work.
+        None if other processes are still at work.
 
     Raises:
-        InputError: pictures that do not suit the features.
+        InputError: images that do not suit the features.
     """
-    total = len(pictures) if count is None else min(count, len(pictures))
+    total = len(images) if count is None else min(count, len(images))
     if total < 2:
-        raise InputError(f"{total} pictures of {source}; give 2 or more")
+        raise InputError(f"{total} images of {source}; give 2 or more")
     gathered = gather(
-        pictures, total, features, console, keep=keep, batch_size=batch_size, what="measuring", folder=folder,
+        images, total, features, console, keep=keep, batch_size=batch_size, what="measuring", folder=folder,
         rank=rank, world=world,
     )  # fmt: skip
     if gathered is None:
@@ -141,8 +142,8 @@ def make_reference(
     about = {
         "source": source,
         "count": gathered.count,
-        "size": list(pictures.size),
-        "preprocessing": pictures.preprocessing,
+        "size": list(images.size),
+        "preprocessing": images.preprocessing,
         "features": features.name,
         "feature_weights": features.weights,
         "hash": array_hash(found),
@@ -153,7 +154,7 @@ def make_reference(
 
 def write_reference(
     source: str,
-    pictures: Dataset,
+    images: Dataset,
     features: Features,
     out: Path,
     console: Console,
@@ -161,45 +162,45 @@ def write_reference(
     count: int | None = None,
     keep: int = KEEP,
     batch_size: int = 64,
-    with_pictures: bool = False,
+    with_images: bool = False,
     rank: int = 0,
     world: int = 1,
 ) -> Reference | None:
-    """Measure real pictures into a file; the same call again goes on where it was stopped.
+    """Measure real images into a file; the same call again continues where it was stopped.
 
     Arguments as in `make_reference`, but for:
 
     Args:
         out: the file.
-        with_pictures: keep the pictures beside their features, for ADM's evaluator.
+        with_images: keep images beside the features, for ADM's evaluator.
 
     Returns:
-        None if other processes still work.
+        None if other processes are still at work.
 
     Raises:
-        InputError: pictures that do not suit the features, or another process that is at it.
+        InputError: images that do not suit the features, or another process that writes the same file.
     """
-    work = work_folder(out, [identity(source), pictures.preprocessing, features.name, features.weights, count, keep])
+    work = work_folder(out, [identity(source), images.preprocessing, features.name, features.weights, count, keep])
     with held(work, rank):
         done = make_reference(
-            source, pictures, features, console, count=count, keep=keep, batch_size=batch_size, folder=work,
+            source, images, features, console, count=count, keep=keep, batch_size=batch_size, folder=work,
             rank=rank, world=world,
         )  # fmt: skip
         if done is not None:
-            total = len(pictures) if count is None else min(count, len(pictures))
-            done.save(out, Some(pictures, total, keep) if with_pictures else None)
+            total = len(images) if count is None else min(count, len(images))
+            done.save(out, Some(images, total, keep) if with_images else None)
             shutil.rmtree(work, ignore_errors=True)
     return done
 
 
-def work_folder(out: Path, told: Any) -> Path:
-    """A folder beside a file, for what is kept to go on with; `told` is all that decides the file's content."""
-    return out.with_name(f"{out.stem}-{short_hash(told)}.part")
+def work_folder(out: Path, content: Any) -> Path:
+    """A folder beside a file for unfinished work; `content` is everything that decides the file's content."""
+    return out.with_name(f"{out.stem}-{short_hash(content)}.part")
 
 
-def short_hash(told: Any) -> str:
-    """Eight digits that stand for plain values."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+def short_hash(content: Any) -> str:
+    """Eight digits that identify plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def array_hash(found: Statistics) -> str:
@@ -214,29 +215,29 @@ def array_hash(found: Statistics) -> str:
     return digest.hexdigest()[:16]
 
 
-def told_of(file: Path) -> dict[str, Any]:
-    """What a reference file of ours says of itself; nothing of others.
+def description_of(file: Path) -> dict[str, Any]:
+    """The description in a reference file of ditlab; an empty one of other files.
 
     Raises:
         InputError: no such file.
     """
-    return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
+    return read_about(file)
 
 
 def read_reference(file: Path, features: Features, console: Console, *, keep: bool) -> Reference:
-    """A reference of ours, or of ADM's evaluator, for these features.
+    """A reference of ditlab or of ADM's evaluator, for these features.
 
     Args:
-        file: .npz with mu and sigma, or with pictures alone.
-        features: that it must be of.
-        console: where progress is shown, if pictures have to be measured.
-        keep: features themselves are wanted too.
+        file: .npz with mu and sigma, or with images alone.
+        features: the features that it must have.
+        console: where progress is shown, if images have to be measured.
+        keep: whether single features are needed too.
 
     Raises:
-        InputError: a file of other features or weights, or neither statistics nor pictures in it.
+        InputError: a file of other features or weights, or without statistics and images.
     """
     names = array_names(file)
-    if about := told_of(file):
+    if about := description_of(file):
         for key, mine, what in (
             ("features", features.name, "features"),
             ("feature_weights", features.weights, "feature weights"),
@@ -252,23 +253,23 @@ def read_reference(file: Path, features: Features, console: Console, *, keep: bo
             raise InputError(f"{file} is damaged: its statistics are not those that were written; make it again")
         return Reference(found, about)
     if "mu" not in names and "arr_0" not in names:
-        raise InputError(f"{file} holds {', '.join(names)}; give a reference with mu and sigma, or pictures as arr_0")
-    pictures = SampleFile(file) if "arr_0" in names else None
+        raise InputError(f"{file} holds {', '.join(names)}; give a reference with mu and sigma, or images as arr_0")
+    images = SampleFile(file) if "arr_0" in names else None
     if "mu" not in names:
-        assert pictures is not None
-        made = make_reference(str(file), pictures, features, console)
+        assert images is not None
+        made = make_reference(str(file), images, features, console)
         assert made is not None
         return made
     if features.name != "inception":
         raise InputError(f"{file} has statistics in Inception's features, not {features.name}; choose inception")
     kept = None
-    if keep and pictures is not None:  # ADM's ten thousand pictures: for precision and recall only
-        gathered = gather(pictures, len(pictures), features, console, keep=KEEP, what="measuring the reference")
+    if keep and images is not None:  # ADM's ten thousand images: for precision and recall only
+        gathered = gather(images, len(images), features, console, keep=KEEP, what="measuring the reference")
         kept = gathered.statistics.kept if gathered else None
     found = Statistics("inception", *stored(file, names), kept)
     about = {"source": str(file), "features": "inception", "hash": array_hash(found)}
-    if pictures is not None:
-        about["size"] = list(pictures.size)
+    if images is not None:
+        about["size"] = list(images.size)
     return Reference(found, about)
 
 
@@ -283,7 +284,7 @@ def stored(file: Path, names: list[str]) -> tuple[Gaussian, Gaussian | None]:
 
 
 def check(gaussian: Gaussian, file: Path) -> Gaussian:
-    """Refuse statistics that are none."""
+    """Refuse arrays that are no statistics."""
     mean, covariance = gaussian.mean, gaussian.covariance
     whole = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
     if not whole or not (np.isfinite(mean).all() and np.isfinite(covariance).all()) or not covariance.any():
@@ -295,18 +296,5 @@ def check(gaussian: Gaussian, file: Path) -> Gaussian:
 
 
 def identity(source: str) -> str:
-    """Hash of what lies at a source of pictures: names, lengths and times of files, or the parts of an .npz file.
-
-    Features are not in it: measured on another machine they differ in their last digits.
-    """
-    path = Path(source)
-    if path.suffix == ".npz" and path.is_file():
-        array_names(path)
-        with zipfile.ZipFile(path) as archive:
-            told = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
-    elif path.exists():
-        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        told = [f"{each} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files]
-    else:
-        told = [source]  # built in, or of a hub
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    """Hash of the content of a data source."""
+    return content_identity(source)

@@ -1,8 +1,8 @@
-"""All that metrics may know of a set of pictures, gathered batch by batch without keeping the pictures."""
+"""Statistics of a set of images, gathered batch by batch: all that metrics are computed from."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,16 +12,16 @@ from ditlab.data.rows import RowFile
 from ditlab.evaluation.features import Extracted
 from ditlab.evaluation.moments import Gaussian, Moments
 
-ROWS = 4096  # features of a file that are looked at at a time
-SPLIT = 5000  # consecutive pictures of one inception score, as in ADM's evaluator
+ROWS = 4096  # features of a file that are read at a time
+SPLIT = 5000  # consecutive images of one inception score, as in ADM's evaluator
 
 Kept = NDArray[Any] | RowFile
-"""Features (N, D) themselves; in a file where there may be many, so that a part of them is in memory at a time."""
+"""Features (N, D) themselves; in a file where there may be many, of which only a part is in memory at a time."""
 
 
-def as_features(given: ArrayLike) -> Kept:
-    """Features as an array, but for those in a file."""
-    return given if isinstance(given, RowFile) else np.asarray(given)
+def as_features(values: ArrayLike) -> Kept:
+    """Features as an array; features in a file stay there."""
+    return values if isinstance(values, RowFile) else np.asarray(values)
 
 
 def all_finite(features: Kept) -> bool:
@@ -30,51 +30,63 @@ def all_finite(features: Kept) -> bool:
 
 
 class Sums(Protocol):
-    """What is gathered of pictures that are numbered from 0; that of different pictures can be merged, in any order."""
+    """Sums over images that are numbered from 0; the sums of different images can be merged in any order."""
 
     def add(self, indices: Tensor, extracted: Extracted, labels: Tensor | None) -> None:
-        """Take in pictures.
+        """Add images.
 
         Args:
-            indices: (B,) their numbers, rising.
-            extracted: of the pictures.
-            labels: (B,) what they were asked to show, if the features' classes are those of the pictures.
+            indices: (B,) their numbers, increasing.
+            extracted: their features.
+            labels: (B,) the classes that they were conditioned on, if these are the classes of the features.
         """
 
     def merge(self, other: Self) -> None:
-        """Take in the sums of other pictures."""
+        """Add the sums of other images."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All of it as arrays, for a file."""
+        """All sums as arrays, for a file."""
 
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """The inverse of `arrays`, into sums of nothing."""
+        """The inverse of `arrays`, for empty sums."""
 
 
 @dataclass
 class Statistics:
-    """Of one set of pictures in the features of one network."""
+    """Of one set of images in the features of one network."""
 
     name: str  # of the features
     features: Gaussian
     spatial: Gaussian | None = None
     kept: Kept | None = None  # (N, D) features themselves
     scores: NDArray[np.float64] | None = None  # inception score of each split
-    read_rightly: float | None = None  # share of pictures read as their label
+    accuracy: float | None = None  # share of images that are classified as their label
 
-    @property
-    def distance_name(self) -> str:
-        """FID is the name of the distance in Inception's features alone."""
-        return "fid" if self.name == "inception" else f"fd_{self.name}"
+
+INCEPTION_NAMES = {"fd": "fid", "sfd": "sfid", "kd": "kid"}
+"""Distances, and their names in Inception's features."""
+
+
+def result_name(distance: str, features: str) -> str:
+    """The name of a distance ("fd", "sfd", "kd") in the features of one network: "fid", or "fd_digits"."""
+    return INCEPTION_NAMES[distance] if features == "inception" else f"{distance}_{features}"
+
+
+def canonical_name(result: str) -> str:
+    """The name of a result in all features, the inverse of `result_name`; other results keep their name."""
+    for distance, of_inception in INCEPTION_NAMES.items():
+        if result.startswith((of_inception, f"{distance}_")):
+            return distance
+    return result
 
 
 class Totals:
-    """Running sums over pictures that are numbered from 0; sums of different pictures can be merged."""
+    """Running sums for `Statistics`."""
 
     def __init__(self) -> None:
         self.moments: dict[str, Moments] = {}
         self.splits: dict[int, tuple[int, NDArray[np.float64], float]] = {}  # count, sum of p, sum of p log p
-        self.labelled = self.right = 0
+        self.labeled = self.correct = 0
 
     def add(self, indices: Tensor, extracted: Extracted, labels: Tensor | None) -> None:
         for name, features in (("features", extracted.features), ("spatial", extracted.spatial)):
@@ -86,23 +98,23 @@ class Totals:
                 part = p[indices.numpy() // SPLIT == split]
                 self._add_split(int(split), (len(part), part.sum(0), float(entropy_terms(part).sum())))
             if labels is not None:
-                self.labelled += len(labels)
-                self.right += int((extracted.probabilities.argmax(1) == labels).sum())
+                self.labeled += len(labels)
+                self.correct += int((extracted.probabilities.argmax(1) == labels).sum())
 
     def merge(self, other: Self) -> None:
         for name, moments in other.moments.items():
             self.moments.setdefault(name, Moments(len(moments.mean))).merge(moments)
         for split, sums in other.splits.items():
             self._add_split(split, sums)
-        self.labelled += other.labelled
-        self.right += other.right
+        self.labeled += other.labeled
+        self.correct += other.correct
 
     def _add_split(self, split: int, sums: tuple[int, NDArray[np.float64], float]) -> None:
         count, p, terms = self.splits.get(split, (0, np.zeros(len(sums[1])), 0.0))
         self.splits[split] = (count + sums[0], p + sums[1], terms + sums[2])
 
     def statistics(self, name: str, kept: Kept | None = None) -> Statistics:
-        """The sums as metrics want them; `kept` are the features themselves, where they were kept."""
+        """The statistics; `kept` are the features themselves, if they were kept."""
         spatial = self.moments.get("spatial")
         scores = [
             np.exp(terms / count - entropy_terms(p / count).sum())
@@ -114,23 +126,23 @@ class Totals:
             None if spatial is None else spatial.gaussian(),
             kept,
             np.array(scores) if scores else None,
-            self.right / self.labelled if self.labelled else None,
+            self.correct / self.labeled if self.labeled else None,
         )
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        found: dict[str, NDArray[np.float64]] = {"labels": np.array([self.labelled, self.right], np.float64)}
+        arrays: dict[str, NDArray[np.float64]] = {"labels": np.array([self.labeled, self.correct], np.float64)}
         for name, moments in self.moments.items():
-            found |= {
+            arrays |= {
                 f"{name}.count": np.array([moments.count], np.float64),
                 f"{name}.mean": moments.mean,
                 f"{name}.scatter": moments.scatter,
             }
         for split, (count, p, terms) in self.splits.items():
-            found[f"split.{split}"] = np.array([count, terms, *p])
-        return found
+            arrays[f"split.{split}"] = np.array([count, terms, *p])
+        return arrays
 
     def load(self, arrays: dict[str, NDArray[np.float64]]) -> None:
-        self.labelled, self.right = (int(value) for value in arrays["labels"])
+        self.labeled, self.correct = (int(value) for value in arrays["labels"])
         for key, value in arrays.items():
             name, _, what = key.partition(".")
             if name == "split":
@@ -148,15 +160,21 @@ def entropy_terms(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 Needs = frozenset[str]
 Compute = Callable[[Statistics, Statistics], dict[str, float]]
-"""(of the generated pictures, of the reference) -> named results."""
+"""(statistics of the generated images, statistics of the reference) -> named results."""
+
+
+Direction = Literal["lower", "higher"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named way to judge."""
+    """A named metric, with what it needs and what it returns."""
 
     needs: Needs
-    """What of `Statistics`, beside the features' Gaussian, must be there: of the generated, and `kept` of both."""
+    """Fields of the generated images' `Statistics` that it reads besides `features`, such as kept or scores."""
     compute: Compute
     of_reference: Needs = frozenset()
-    """The same of the reference."""
+    """The same of the reference's `Statistics`."""
+    results: Mapping[str, Direction] = field(default_factory=dict)
+    """Name of each result that studies can compare, and which direction is better. A distance is named "fd", "sfd" or
+    "kd" here, whatever the features."""

@@ -1,4 +1,4 @@
-"""The same model under several settings: a curve, and the best of them with its error."""
+"""Sweeps: one model evaluated under several settings, with a curve and the best settings with their error."""
 
 import itertools
 import json
@@ -12,12 +12,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ditlab.config.sections import Evaluation
+from ditlab.config.evaluation import Evaluation
+from ditlab.config.sampling import ALIASES
 from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
 from ditlab.core.stats import standard_error
 from ditlab.evaluation.protocols import evaluate, home_of
 from ditlab.evaluation.references import Reference
+from ditlab.inference.base import BasePipeline
 from ditlab.report.plotting import plotting
 
 
@@ -31,7 +33,7 @@ class Point:
 
     @property
     def mean(self) -> float:
-        """Of the distance."""
+        """Mean distance over the seeds."""
         return fmean(self.values)
 
     @property
@@ -62,7 +64,7 @@ class Sweep:
         return {"metric": self.metric, "best": points[self.points.index(self.best)], "points": points}
 
     def table(self) -> Table:
-        """For the screen; the best is in bold."""
+        """A table for the terminal; the best is in bold."""
         table = Table(*self.points[0].settings, self.metric, "standard error")
         for point in self.points:
             error = "" if point.error is None else f"{point.error:.4f}"
@@ -75,19 +77,19 @@ class Sweep:
         settings = ", ".join(f"{name} {value}" for name, value in self.best.settings.items())
         error = self.best.error
         if error is None:
-            return f"best: {settings} with {self.metric} {self.best.mean:.4f}; one seed, so its error is not known"
+            return f"best: {settings} with {self.metric} {self.best.mean:.4f}; one seed, so its error is unknown"
         near = [
             point for point in self.points
             if point is not self.best and point.error is not None
             and point.mean - self.best.mean < 2 * sqrt(point.error**2 + error**2)
         ]  # fmt: skip
         others = "1 other is" if len(near) == 1 else f"{len(near)} others are"
-        also = f"; {others} within the error" if near else ""
+        also = f"; {others} not significantly worse (2 standard errors)" if near else ""
         return f"best: {settings} with {self.metric} {self.best.mean:.4f} +- {error:.4f}{also}"
 
 
 def sweep(
-    source: str,
+    source: "str | Path | BasePipeline",
     settings: Evaluation,
     axes: dict[str, Sequence[Any]],
     console: Console,
@@ -96,23 +98,25 @@ def sweep(
     out: Path | None = None,
     name: str = "sweep",
 ) -> Sweep:
-    """Evaluate every combination with several seeds; what is done is not repeated.
+    """Evaluate every combination with several seeds; finished evaluations are not repeated.
 
     Args:
         source: the model.
-        settings: what all have in common.
+        settings: shared by all combinations.
         axes: keys of `Evaluation` and the values that they take.
         console: where progress is shown.
-        repeats: seeds of each, from the common one on.
-        out: folder; inside the model's if None.
-        name: begins the names of files and folders.
+        repeats: number of seeds of each combination, from the seed of the settings.
+        out: folder of the results (default: the model's folder).
+        name: start of the names of files and folders.
 
     Raises:
         InputError: no values, or settings that cannot be used.
     """
-    axes = {key: list(dict.fromkeys(values)) for key, values in axes.items() if values}
+    axes = {ALIASES.get(key, key): list(dict.fromkeys(values)) for key, values in axes.items() if values}
     if not axes or repeats < 1:
-        raise InputError("nothing to sweep; give values, such as --try-guidance 1 1.5, and 1 or more repeats")
+        raise InputError(
+            "nothing to sweep; give several values of a setting, such as guidance 1 and 1.5, and 1 or more repeats"
+        )
     pyplot = plotting()  # before hours of work
     home = out or home_of(source)
     points: list[Point] = []
@@ -138,10 +142,10 @@ def sweep(
 
 def distance(metrics: dict[str, float]) -> str:
     """The first metric that is a distance: the smallest is the best."""
-    found = [name for name in metrics if name.startswith(("fid", "fd_", "sfid", "sfd_", "kid", "kd_"))]
-    if not found:
-        raise InputError(f"nothing to minimise among {', '.join(metrics)}; add frechet or kernel to the metrics")
-    return found[0]
+    distances = [name for name in metrics if name.startswith(("fid", "fd_", "sfid", "sfd_", "kid", "kd_"))]
+    if not distances:
+        raise InputError(f"nothing to minimize among {', '.join(metrics)}; add frechet or kernel to the metrics")
+    return distances[0]
 
 
 def plot(done: Sweep, axes: dict[str, Sequence[Any]], pyplot: Any) -> None:

@@ -1,4 +1,4 @@
-"""The README.md of a saved model, made from its config: what it is, how it was trained, how to load it."""
+"""The model card (README.md) of a saved model, made from its configuration."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 CARD = """---
 library_name: ditlab
 pipeline_tag: unconditional-image-generation
-license: {licence}
+license: {license}
 ---
 # {name}
 
@@ -26,14 +26,14 @@ def model_card(config: Mapping[str, Any], name: str) -> str:
 
     Args:
         config: what `Pipeline.describe` returns.
-        name: what the model is called.
+        name: the model's name.
     """
     net, objective, classes = config["backbone"], config["objective"], config["classes"]
-    some = f" ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})" if classes else ""
+    names = f" ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})" if classes else ""
     sides = "x".join(map(str, (net["channels"], *net["size"])))
     seen = f"{config['images_seen']:,} images, repeats counted" if "images_seen" in config else "not recorded"
     facts = {
-        "network": f"{net['name']}, input {sides}, {net['classes']} classes{some}",
+        "network": f"{net['name']}, input {sides}, {net['classes']} classes{names}",
         "objective": f"{objective['target']} on the {objective['process']['name']} process",
         "autoencoder": config["autoencoder"]["kind"],
         "trained on": seen,
@@ -43,7 +43,7 @@ def model_card(config: Mapping[str, Any], name: str) -> str:
     if "note" in config:
         facts["note"] = config["note"]
     return CARD.format(
-        licence=config.get("licence", "other"),
+        license=config.get("license", config.get("licence", "other")),
         name=name,
         facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
         label=repr(classes[0]) if classes else "None" if net["classes"] == 0 else "0",

@@ -1,10 +1,10 @@
 """Network and decoder as graphs for other runtimes: ONNX, OpenVINO, or torch.export's own file.
 
-    network   x (B, C, H, W) float32, t (B,) float32 (the clock that the network was trained with), y (B,) int64
+    network   x (B, C, H, W) float32, t (B,) float32 (the timestep input of the network), y (B,) int64
               -> output (B, C or 2C, H, W) float32
-    decoder   x0 (B, c, h, w) float32 -> pictures (B, C, H, W) uint8
+    decoder   x0 (B, c, h, w) float32 -> images (B, C, H, W) uint8
 
-B is free. What target and process the output belongs to stands in config.json beside them.
+B is free. The target and process of the output are in config.json beside the graphs.
 """
 
 import json
@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ditlab.autoencoders import Absent, Autoencoder, Latent
+from ditlab.autoencoders import Autoencoder, Latent
 from ditlab.core.errors import InputError, RunError, lookup
 from ditlab.core.weights import CONFIG
-from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.base import BasePipeline, check_autoencoder
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], NDArray[Any]]
@@ -55,11 +55,11 @@ class Decoder(nn.Module):
         return self.autoencoder.decode(x0)
 
 
-def export(pipe: Pipeline, folder: Path, kind: str) -> dict[str, float]:
+def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
     """Write network and decoder as graphs, and check both against PyTorch at batch sizes that they were not made with.
 
     Args:
-        pipe: the model; its network is merged as far as its family can be.
+        pipe: the model; layers that its family can merge are merged.
         folder: made, must not exist.
         kind: a name in `KINDS`.
 
@@ -68,72 +68,86 @@ def export(pipe: Pipeline, folder: Path, kind: str) -> dict[str, float]:
 
     Raises:
         InputError: a folder that exists, a runtime that is not installed, a model without an autoencoder.
-        RunError: a graph that cannot be written, or computes something else; nothing is left behind.
+        RunError: a graph that cannot be written, or computes something else; nothing is left in the folder.
     """
-    pipe = pipe.source or pipe
-    write, _ = lookup(KINDS, kind, "format")
+    model = pipe.model
+    lookup(KINDS, kind, "format")
     if folder.exists():
         raise InputError(f"{folder} exists; give another path")
-    if isinstance(pipe.autoencoder, Absent):
-        pipe.decode(torch.empty(0))  # which says what to give
-    if pipe.net.config.get("exits"):
-        raise InputError("a graph cannot choose its depth by the time; train without exits what shall be exported")
-    net, most = pipe.fused().net.eval(), pipe.net.graph_batch
+    check_autoencoder(model)
+    if model.net.dynamic_depth:
+        raise InputError(
+            "an exported graph cannot choose its depth by the timestep; export a model trained without early exit"
+        )
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        errors = {}
-        for name, module, inputs, largest in (
-            ("network", Network(net), network_inputs(pipe, 2), most),
-            ("decoder", Decoder(pipe.autoencoder).eval(), {"x0": network_inputs(pipe, 2)["x"]}, None),
-        ):
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of the exporters, about each other
-                try:
-                    write(as_program(module, inputs, largest), list(inputs), draft / name)
-                except InputError:
-                    raise
-                except Exception as error:  # each exporter has its own kinds
-                    told = str(error).strip().partition("\n")[0]
-                    raise RunError(f"the {name} cannot be written for {kind}: {told}") from error
-            errors[name] = check(pipe, name, module, runner(draft / name, kind))
-        (draft / CONFIG).write_text(json.dumps(pipe.describe(), indent=2) + "\n", encoding="utf-8")
+        inputs, most = network_inputs(model, 2), model.net.graph_batch
+        network, decoder = Network(model.fused().net.eval()), Decoder(model.autoencoder).eval()
+        errors = {
+            "network": export_part(model, "network", network, inputs, most, draft, kind),
+            "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
+        }
+        (draft / CONFIG).write_text(json.dumps(model.describe(), indent=2) + "\n", encoding="utf-8")
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return errors
 
 
-def network_inputs(pipe: Pipeline, batch: int) -> dict[str, Tensor]:
-    """Inputs of the network with all that matters: several times, the null label, and then others."""
-    chance, net = torch.Generator().manual_seed(batch), pipe.net
-    clock = pipe.objective.process.clock(torch.linspace(0.1, 0.9, batch, dtype=torch.float64))
-    y = (torch.arange(batch) - 1) % (net.classes + 1)
-    return {"x": torch.randn(batch, net.channels, *net.size, generator=chance), "t": clock.float(), "y": y}
+def export_part(
+    pipe: BasePipeline,
+    name: str,
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    largest: int | None,
+    draft: Path,
+    kind: str,
+) -> float:
+    """Write one graph; returns its error against PyTorch."""
+    write, _ = lookup(KINDS, kind, "format")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the exporters, about each other
+        try:
+            write(as_program(module, inputs, largest), list(inputs), draft / name)
+        except InputError:
+            raise
+        except Exception as error:  # each exporter has its own kinds
+            reason = str(error).strip().partition("\n")[0]
+            raise RunError(f"the {name} cannot be written for {kind}: {reason}") from error
+    return check(pipe, name, module, runner(draft / name, kind))
 
 
-def check(pipe: Pipeline, name: str, module: nn.Module, run: Runner) -> float:
-    """The largest error of a written graph at batch sizes that it has not seen."""
+def network_inputs(pipe: BasePipeline, batch: int) -> dict[str, Tensor]:
+    """Inputs of the network: several timesteps, the null class, and then others."""
+    x, t, condition = pipe.net.example(batch, torch.Generator().manual_seed(batch))
+    return {"x": x, "t": pipe.objective.process.clock(t.double()).float(), "y": pipe.net.labels(condition)}
+
+
+def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> float:
+    """The largest error of a written graph at batch sizes that it was not made with."""
     worst = 0.0
     for batch in (1, 5):
         inputs = network_inputs(pipe, batch)
         inputs = inputs if name == "network" else {"x0": inputs["x"]}
         with torch.no_grad():
             expected = module(**inputs).numpy()
-        found = run({key: value.numpy() for key, value in inputs.items()})
+        output = run({key: value.numpy() for key, value in inputs.items()})
         if name == "network":
-            error = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-30))
+            error = float(np.linalg.norm(output - expected) / max(float(np.linalg.norm(expected)), 1e-30))
         else:
-            error = float(np.abs(found.astype(int) - expected.astype(int)).max())
+            error = float(np.abs(output.astype(int) - expected.astype(int)).max())
         worst = max(worst, error)
     if not worst <= (LARGEST_ERROR if name == "network" else LARGEST_STEP):
-        raise RunError(f"the exported {name} differs from PyTorch's by {worst:.2e}; this model cannot be exported so")
+        raise RunError(
+            f"the exported {name} differs from PyTorch's by {worst:.2e}; this model cannot be exported to this format"
+        )
     return worst
 
 
 def as_program(module: nn.Module, inputs: dict[str, Tensor], most: int | None) -> torch.export.ExportedProgram:
-    """The graph, with a free batch size of at most so many."""
+    """The graph, with a free batch size of at most `most`."""
     batch = torch.export.Dim("batch", min=1, max=most)
     free = {key: {0: batch} for key in inputs}
     return torch.export.export(module, (), kwargs=inputs, dynamic_shapes=free, strict=False)
@@ -145,7 +159,7 @@ def write_torch(graph: torch.export.ExportedProgram, names: list[str], path: Pat
 
 
 def write_onnx(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
-    """An ONNX file; weights above 2 GiB lie in a file beside it."""
+    """An ONNX file; weights above 2 GiB are in a file beside it."""
     try:
         import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
         import onnxscript  # noqa: F401
@@ -166,7 +180,7 @@ def write_openvino(graph: torch.export.ExportedProgram, names: list[str], path: 
 
 
 def openvino_library() -> Any:
-    """openvino, or the line that says how to get it."""
+    """openvino, or an error that says how to install it."""
     try:
         import openvino  # type: ignore[import-untyped]
     except ImportError:
@@ -201,10 +215,10 @@ def run_onnx(path: Path) -> Runner:
 
 
 def run_openvino(path: Path) -> Runner:
-    """With OpenVINO, in float32: its own choice of precision would hide whether the graph is right."""
+    """With OpenVINO, in float32: its own choice of precision would hide errors of the graph."""
     openvino = openvino_library()
-    told = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(path.with_suffix(".xml"), "CPU", told)
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path.with_suffix(".xml"), "CPU", options)
     return lambda inputs: next(iter(compiled(inputs).values()))
 
 

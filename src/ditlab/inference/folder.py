@@ -1,5 +1,6 @@
-"""Drawing many pictures: PNG files with a grid and an animation on request, or tens of thousands for an evaluation."""
+"""Generating into a folder: PNG files with their settings, one contact sheet, and an animation on request."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,30 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, PngImagePlugin
 from rich.console import Console
 from torch import Tensor
 
-from ditlab.autoencoders import Absent
 from ditlab.core.errors import InputError
+from ditlab.core.io import replace_text
 from ditlab.core.progress import progress_bar
-from ditlab.core.types import Label, Seed, Step, between
-from ditlab.inference.pipeline import Pipeline
+from ditlab.core.types import Between, Label, Seed, Step, between
+from ditlab.core.version import __version__
+from ditlab.inference.base import BasePipeline, check_autoencoder
 from ditlab.report.sheets import contact_sheet, save_animation, to_pil
+
+METADATA = "ditlab"  # key of the text chunk of PNG files that holds the settings as JSON
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What was drawn."""
+class SampledFolder:
+    """The files that were written."""
 
     count: int
     seconds: float
     grid: Path
     files: list[Path]
     trajectory: Path | None
+    settings: Path
 
 
-def draw_batches(
-    pipe: Pipeline,
+def generate_images(
+    pipe: BasePipeline,
     labels: Sequence[Label],
     seeds: Sequence[Seed],
     console: Console,
@@ -39,12 +45,12 @@ def draw_batches(
     batch_size: int,
     options: dict[str, Any],
 ) -> Tensor:
-    """Draw picture i of labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU."""
-    return torch.cat([*drawn_batches(pipe, labels, seeds, console, batch_size=batch_size, options=options)])
+    """Generate image i from labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU."""
+    return torch.cat([*image_batches(pipe, labels, seeds, console, batch_size=batch_size, options=options)])
 
 
-def drawn_batches(
-    pipe: Pipeline,
+def image_batches(
+    pipe: BasePipeline,
     labels: Sequence[Label],
     seeds: Sequence[Seed],
     console: Console,
@@ -53,10 +59,10 @@ def drawn_batches(
     options: dict[str, Any],
     on_step: Callable[[Step], None] | None = None,
 ) -> Iterator[Tensor]:
-    """The same, batch by batch as they are drawn."""
-    steps, start, original = pipe.step_count(options), 0, options.get("original")
+    """The same, batch by batch as they are generated."""
+    steps, start, original = pipe.resolve(**options).steps, 0, options.get("original")
     with progress_bar(console) as progress:
-        task = progress.add_task("drawing", total=len(seeds))
+        task = progress.add_task("generating", total=len(seeds))
 
         def show(step: Step) -> None:
             progress.advance(task, len(step.x) / steps)
@@ -69,8 +75,8 @@ def drawn_batches(
             start += len(x0)
 
 
-def draw(
-    pipe: Pipeline,
+def sample_folder(
+    pipe: BasePipeline,
     labels: Sequence[Label] | None,
     seeds: Sequence[int],
     out: Path,
@@ -80,87 +86,120 @@ def draw(
     trajectory: bool,
     options: dict[str, Any],
     strip: int | None = None,
-) -> Drawn:
-    """Draw each label with each seed into a folder.
+) -> SampledFolder:
+    """Generate each label with each seed into a folder.
 
     Args:
-        labels: indices or names; None or none is all classes, or the null label of an unconditional model.
-        options: settings of `Pipeline.steps`.
-        strip: instead, so many pictures from one seed to the other for each label; or with a single seed from one
+        pipe: the model.
+        labels: indices or names; None or none is all classes, or "no condition" of an unconditional model.
+        seeds: of the images.
+        out: the folder, which is made.
+        console: where progress is shown.
+        batch_size: images generated at a time.
+        trajectory: also write an animation of the steps.
+        options: settings of `BasePipeline.steps`.
+        strip: instead, this many images from one seed to the other for each label; or with a single seed from one
             label to the other.
 
     Raises:
         InputError: a label, name or number that cannot be used; nothing is written.
     """
-    every: list[Label] = list(dict.fromkeys(labels)) if labels else pipe.conditioner.all_values()
+    values: list[Label] = list(dict.fromkeys(labels)) if labels else pipe.conditioner.all_values()
     seeds = list(dict.fromkeys(seeds))
-    rows = table(pipe, every, seeds) if strip is None else strips(pipe, every, seeds, strip)
-    if isinstance(pipe.autoencoder, Absent):
-        pipe.decode(torch.empty(0))  # which it refuses: before any work
+    rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
+    check_autoencoder(pipe)
     cells = [cell for row in rows for cell in row.cells]
+    record = describe(pipe, options)
     started = time.monotonic()
-    frames: dict[int, list[Tensor]] = {}  # by step: the pictures of each batch
+    frames: dict[int, list[Tensor]] = {}  # by step: the images of each batch
 
     def keep(step: Step) -> None:
         frames.setdefault(step.i, []).append(pipe.decode(step.x))
 
-    files = [out / f"{cell.stem}.png" for cell in cells]
-    batches = drawn_batches(
-        pipe,
-        [cell.label for cell in cells],
-        [cell.seed for cell in cells],
-        console,
-        batch_size=batch_size,
-        options=options,
-        on_step=keep if trajectory else None,
+    names, numbers = [cell.label for cell in cells], [cell.seed for cell in cells]
+    batches = image_batches(
+        pipe, names, numbers, console, batch_size=batch_size, options=options, on_step=keep if trajectory else None
     )
+    files = [out / f"{cell.stem}.png" for cell in cells]
+    pixels = write_batches(batches, files, [record | about(cell) for cell in cells])
+    grid, settings = out / "grid.png", out / "settings.json"
+    sheet(pixels, rows).save(grid)
+    images = [{"file": file.name, **about(cell)} for file, cell in zip(files, cells, strict=True)]
+    replace_text(settings, json.dumps(record | {"images": images}, indent=2) + "\n")
+    animation = out / "trajectory.gif" if trajectory else None
+    if animation is not None:
+        save_animation([sheet(torch.cat(moment), rows) for moment in frames.values()], animation)
+    return SampledFolder(len(pixels), time.monotonic() - started, grid, files, animation, settings)
+
+
+def describe(pipe: BasePipeline, options: dict[str, Any]) -> dict[str, Any]:
+    """Everything that decides the images of a request, but for label and seed."""
+    identity = pipe.model.identity()
+    record: dict[str, Any] = {
+        "version": __version__,
+        "model": identity["backbone"].get("name"),
+        "weights_hash": identity["weights_hash"],
+        "images_seen": identity["images_seen"],
+        "precision": str(pipe.dtype).removeprefix("torch."),
+        "settings": pipe.resolve(**options).settings(),
+    }
+    if (original := options.get("original")) is not None:
+        record["settings"] |= {"strength": original.strength, "resample": original.resample}
+    return record
+
+
+def about(cell: "Cell") -> dict[str, Any]:
+    """Label and seed of an image as plain values."""
+    return {"label": plain(cell.label), "seed": plain(cell.seed)}
+
+
+def plain(value: Label | Seed) -> Any:
+    """A label or seed as JSON."""
+    return vars(value) if isinstance(value, Between) else value
+
+
+def write_batches(batches: Iterator[Tensor], files: Sequence[Path], records: Sequence[dict[str, Any]]) -> Tensor:
+    """Write the images while the next batch is generated; returns all of them (B, C, H, W)."""
     parts: list[Tensor] = []
     written = 0
-    with ThreadPoolExecutor(1) as writer:  # compresses while the next batch is drawn
+    with ThreadPoolExecutor(1) as writer:
         saving: list[Future[None]] = []
         for part in batches:
-            out.mkdir(parents=True, exist_ok=True)
-            saving.append(writer.submit(save_all, part, files[written : written + len(part)]))
+            files[0].parent.mkdir(parents=True, exist_ok=True)
+            rows = slice(written, written + len(part))
+            saving.append(writer.submit(save_all, part, files[rows], records[rows]))
             written += len(part)
             parts.append(part)
-        for each in saving:
-            each.result()
-    pixels = torch.cat(parts)
+        for task in saving:
+            task.result()
+    return torch.cat(parts)
 
-    def sheet(pixels: Tensor) -> Any:
-        pictures = to_pil(pixels)
-        columns = len(pictures) // len(rows)
-        return contact_sheet(
-            [pictures[i : i + columns] for i in range(0, len(pictures), columns)], [row.name for row in rows]
-        )
 
-    grid = out / "grid.png"
-    sheet(pixels).save(grid)
-    animation = None
-    if trajectory:
-        animation = out / "trajectory.gif"
-        save_animation([sheet(torch.cat(moment)) for moment in frames.values()], animation)
-    return Drawn(len(pixels), time.monotonic() - started, grid, files, animation)
+def sheet(pixels: Tensor, rows: "Sequence[Row]") -> Image.Image:
+    """The images on one contact sheet, with the names of the rows."""
+    images = to_pil(pixels)
+    columns = len(images) // len(rows)
+    return contact_sheet([images[i : i + columns] for i in range(0, len(images), columns)], [row.name for row in rows])
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture of a sheet."""
+    """One image of a contact sheet."""
 
     label: Label
     seed: Seed
-    stem: str  # of its file
+    stem: str  # of its file's name
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a sheet."""
+    """One row of a contact sheet."""
 
     name: str
     cells: list[Cell]
 
 
-def table(pipe: Pipeline, labels: Sequence[Label], seeds: Sequence[int]) -> list[Row]:
+def table(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int]) -> list[Row]:
     """Each label with each seed."""
     return [
         Row(
@@ -171,8 +210,8 @@ def table(pipe: Pipeline, labels: Sequence[Label], seeds: Sequence[int]) -> list
     ]
 
 
-def strips(pipe: Pipeline, labels: Sequence[Label], seeds: Sequence[int], count: int) -> list[Row]:
-    """For each label the way from one seed to the other; with a single seed the way from one label to the other.
+def strips(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int], count: int) -> list[Row]:
+    """For each label an interpolation from one seed to the other; with a single seed, from one label to the other.
 
     Raises:
         InputError: other counts of labels and seeds.
@@ -181,10 +220,13 @@ def strips(pipe: Pipeline, labels: Sequence[Label], seeds: Sequence[int], count:
         raise InputError(f"a strip of {count}; give 2 or more")
     stems, names = ([named(label) for label in labels] for named in (pipe.conditioner.stem, pipe.conditioner.title))
     if len(seeds) == 2:
-        ways = enumerate(between(seeds[0], seeds[1], count))
-        columns = [(seed, f"seed{seeds[0]}-to-{seeds[1]}-{i:02d}") for i, seed in ways]
-        each = zip(labels, names, stems, strict=True)
-        return [Row(name, [Cell(label, seed, f"{stem}-{end}") for seed, end in columns]) for label, name, stem in each]
+        points = enumerate(between(seeds[0], seeds[1], count))
+        columns = [(seed, f"seed{seeds[0]}-to-{seeds[1]}-{i:02d}") for i, seed in points]
+        named_labels = zip(labels, names, stems, strict=True)
+        return [
+            Row(name, [Cell(label, seed, f"{stem}-{end}") for seed, end in columns])
+            for label, name, stem in named_labels
+        ]
     if len(seeds) == 1 and len(labels) == 2:
         stem = f"{stems[0]}-to-{stems[1]}-seed{seeds[0]}"
         cells = [
@@ -196,7 +238,9 @@ def strips(pipe: Pipeline, labels: Sequence[Label], seeds: Sequence[int], count:
     )
 
 
-def save_all(pixels: Tensor, files: Sequence[Path]) -> None:
-    """A PNG for each picture."""
-    for image, file in zip(to_pil(pixels), files, strict=True):
-        image.save(file)
+def save_all(pixels: Tensor, files: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
+    """A PNG file for each image, with its settings in the metadata."""
+    for image, file, record in zip(to_pil(pixels), files, records, strict=True):
+        metadata = PngImagePlugin.PngInfo()
+        metadata.add_text(METADATA, json.dumps(record))
+        image.save(file, pnginfo=metadata)

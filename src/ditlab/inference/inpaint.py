@@ -1,9 +1,9 @@
-"""Drawing that starts from a picture, or goes from one label to another.
+"""Generating from a given image: image-to-image and in-painting.
 
-Image to image: the picture is noised to a middle time and the sampler goes on from there (Meng et al., "SDEdit", ICLR
-2022). In-painting: what shall stay is known, so at each network call the prediction there is replaced by the truth; any
-sampler then carries the picture noised to t along, as the replacement of Lugmayr et al. ("RePaint", CVPR 2022) does.
-Their resampling walks each piece of the way several times, so that the old and the new come to agree.
+Image-to-image: the image is noised to a middle time and the sampler continues from there (Meng et al., "SDEdit", ICLR
+2022). In-painting: the kept part is known, so in each network call the prediction there is replaced by the truth; any
+sampler then moves the image noised to t along, as the replacement of Lugmayr et al. ("RePaint", CVPR 2022) does. Their
+resampling runs each part of the schedule several times, so that the old and the new part come to agree.
 """
 
 from collections.abc import Iterator
@@ -24,45 +24,38 @@ from ditlab.data.sources import Unreadable
 from ditlab.diffusion.process import Process, per_image
 from ditlab.diffusion.samplers import Sampler
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whose readers keep quiet about damaged files
-PIECES = 10  # in which the way is walked again; RePaint's jumps are a 25th of it, too short for few steps
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whose readers print nothing about damaged files
+PIECES = 10  # parts of the schedule that are resampled; RePaint's are a 25th of it, which is too short for few steps
 
 
 @dataclass(frozen=True)
 class Original:
-    """The pictures that a drawing starts from; a single one serves all that are drawn."""
+    """The images that generation starts from; a single one serves all generated images."""
 
     pixels: Tensor  # (B, C, H, W) uint8
     x0: Tensor  # (B, c, h, w)
-    mask: Tensor | None  # (B, 1, H, W) bool: true where it is drawn anew; None is everywhere
-    strength: float  # part of the way that is walked: 1 begins with noise alone
-    resample: int  # how often each piece of it is walked
+    mask: Tensor | None  # (B, 1, H, W) bool: true where it is regenerated; None is everywhere
+    strength: float  # how much of the trajectory runs: 1 starts from noise alone
+    resample: int  # how often each part of it runs
 
     def part(self, rows: slice) -> "Original":
-        """Those of some of the pictures."""
+        """The originals of some of the generated images."""
         if len(self.pixels) == 1:
             return self
         mask = None if self.mask is None else self.mask[rows]
         return replace(self, pixels=self.pixels[rows], x0=self.x0[rows], mask=mask)
 
-    def count(self, steps: int) -> int:
-        """Steps that are walked out of so many; at least one."""
-        return max(1, round(self.strength * steps))
-
-    def calls(self, steps: int) -> int:
-        """Steps in all, with those that are walked again."""
-        return self.count(steps) * self.resample
-
-    def times(self, grid: Tensor) -> Tensor:
-        """The end of a grid that is walked."""
-        return grid[-1 - self.count(len(grid) - 1) :]
+    def times(self, schedule: Tensor) -> Tensor:
+        """The end of a schedule that runs: at least one step."""
+        steps = len(schedule) - 1
+        return schedule[-1 - max(1, round(self.strength * steps)) :]
 
     def holding(self, denoise: Denoise, process: Process) -> Denoise:
-        """A denoiser that knows what shall stay."""
+        """A denoiser that returns the truth where the mask keeps the image."""
         if self.mask is None:
             return denoise
         stride = self.pixels.shape[-1] // self.x0.shape[-1]
-        # A place of the latent is drawn anew if any of its pixels is.
+        # A position of the latent is regenerated if any of its pixels is.
         anew = F.max_pool2d(self.mask.float(), stride).bool().to(self.x0.device)
 
         def held(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
@@ -75,7 +68,7 @@ class Original:
     def walk(
         self, run: Sampler, denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise
     ) -> Iterator[Step]:
-        """The sampler's way, each piece of it `resample` times."""
+        """The sampler's steps, each part of the schedule `resample` times."""
         if self.resample == 1:
             yield from run(denoise, process, x, times, noise)
             return
@@ -90,7 +83,7 @@ class Original:
                     x, number = step.x, number + 1
 
     def finish(self, pixels: Tensor) -> Tensor:
-        """uint8 pictures (B, C, H, W) with the pixels that shall stay, which an autoencoder would have changed."""
+        """uint8 images (B, C, H, W) with the kept pixels restored, which an autoencoder would have changed."""
         return pixels if self.mask is None else torch.where(self.mask, pixels, self.pixels)
 
 
@@ -111,17 +104,17 @@ def originals(
     strength: float | None,
     resample: int | None,
 ) -> Original:
-    """Pictures as a start, made as large as the model's: halved, resized, cut out of the middle.
+    """Images to start from, resized and cropped to the model's size.
 
     Args:
-        images: one, or one for each picture that is drawn.
-        masks: as many, one for all, or none; white is drawn anew, black stays.
+        images: one, or one for each generated image.
+        masks: one for each image, one for all, or none; white is regenerated, black is kept.
         autoencoder, channels, size, device: of the model.
         strength: 0 to 1; None is 1 with a mask and 0.6 without.
         resample: 1 or more; None is 2 with a mask.
 
     Raises:
-        InputError: a number out of range, counts that do not fit, or a picture that makes no sense.
+        InputError: a number out of range, counts that do not fit, or an image that cannot be used.
     """
     strength = (1.0 if masks else 0.6) if strength is None else strength
     resample = (2 if masks else 1) if resample is None else resample
@@ -130,47 +123,50 @@ def originals(
     if resample < 1 or (resample > 1 and not masks):
         raise InputError(f"resample {resample}; give 1 or more with a mask, and leave it out without one")
     if len(masks) > 1 and len(masks) != len(images):
-        raise InputError(f"{len(masks)} masks for {len(images)} pictures; give one, or one for each")
+        raise InputError(f"{len(masks)} masks for {len(images)} images; give one, or one for each")
     pixels = torch.cat([as_pixels(image, channels, size) for image in images])
     with torch.no_grad():
-        # The middle of the posterior: the same picture always starts the same way.
+        # The mean of the posterior: the same image always gives the same latent.
         x0 = autoencoder.latents(autoencoder.encode(pixels.to(device)), torch.zeros_like)
     mask = None
     if masks:
         mask = torch.cat([as_pixels(each, 1, size) >= 128 for each in masks])
         if not mask.any():
-            raise InputError("the mask is black, so nothing would be drawn; make white what shall be drawn anew")
+            raise InputError("the mask is black, so nothing would be generated; make the part to regenerate white")
         if len(mask) < len(pixels):
             mask = mask.expand(len(pixels), -1, -1, -1)
     return Original(pixels, x0, mask, strength, resample)
 
 
-def read_picture(
+def read_image(
     file: Path | BinaryIO, limit: int = 64_000_000, formats: tuple[str, ...] = (*FORMATS, "TIFF")
 ) -> Image.Image:
-    """A picture of any common form, decoded.
+    """An image in any common format, decoded.
 
     Args:
         file: its path, or its bytes.
-        limit: pixels at most; a small file may claim billions.
-        formats: that it may have, by Pillow's names.
+        limit: largest number of pixels; a small file may claim billions.
+        formats: accepted formats, by Pillow's names.
 
     Raises:
-        InputError: nothing there, no picture, or too large a one.
+        InputError: no file, no image, or too large an image.
     """
-    name = file if isinstance(file, Path) else "the picture"
+    name = file if isinstance(file, Path) else "the image"
     try:
         image = Image.open(file, formats=formats)
         if image.width * image.height > limit:
             raise InputError(f"{name} has {image.width}x{image.height} pixels; give one of at most {limit:,} in all")
         image.load()
     except FileNotFoundError:
-        raise InputError(f"there is no picture {name}; give another path") from None
-    except UnidentifiedImageError:  # which has nothing else to say
+        raise InputError(f"there is no image {name}; give another path") from None
+    except UnidentifiedImageError:  # whose text adds nothing
         raise InputError(f"{name} cannot be read as {', '.join(formats)}; give another") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} cannot be read as {', '.join(formats)} ({error}); give another") from error
     return image
+
+
+read_picture = read_image  # the name of version 0.1
 
 
 def as_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> Tensor:
@@ -178,5 +174,5 @@ def as_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> Tenso
     try:
         array = Preprocess(size, channels=channels)(image)
     except (Unreadable, OSError) as error:
-        raise InputError(f"the picture cannot be read: {error}; give another") from error
+        raise InputError(f"the image cannot be read: {error}; give another") from error
     return torch.from_numpy(array.copy()).permute(2, 0, 1)[None]

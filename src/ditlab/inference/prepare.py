@@ -1,4 +1,4 @@
-"""Make a pipeline fast for a known amount of work."""
+"""Prepare a pipeline for a known amount of work."""
 
 from functools import partial
 from typing import Any
@@ -7,16 +7,17 @@ import torch
 from rich.console import Console
 
 from ditlab.core.device import out_of_memory
+from ditlab.inference.base import BasePipeline
 from ditlab.inference.optimize.batch import best_batch
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import slowness
-from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.prepared import PreparedPipeline
 
-FEW = 50  # network calls, for which nothing is worth the wait
+FEW = 50  # network calls, for which compiling and timing do not pay off
 
 
 def ready(
-    pipe: Pipeline,
+    pipe: BasePipeline,
     console: Console,
     *,
     precision: str,
@@ -24,19 +25,19 @@ def ready(
     count: int,
     batch_size: int | None,
     options: dict[str, Any],
-) -> tuple[Pipeline, int]:
-    """A pipeline made quick for drawing so many pictures on this machine, and how many to draw at a time.
+) -> tuple[PreparedPipeline, int]:
+    """A model prepared for generating this many images on this machine, and the batch size.
 
     Args:
         pipe: the model.
-        console: where it is told what was done.
+        console: where the preparation is reported.
         precision: as in `Pipeline.prepared`.
-        compile: "always", "never", or "auto": if the work is so long that compiling shortens it.
-        count, options: what will be drawn, and how.
-        batch_size: pictures at a time; None tries what is quickest here.
+        compile: "always", "never", or "auto": where compiling shortens the work.
+        count, options: what will be generated, and how.
+        batch_size: images at a time; None finds the fastest here.
     """
-    pipe = pipe.prepared(precision)
-    net, steps = pipe.net.eval(), pipe.step_count(options)
+    prepared = pipe.model.prepared(precision)
+    net, steps = prepared.net.eval(), pipe.resolve(**options).steps
 
     @torch.no_grad()
     def call(batch: int) -> None:
@@ -51,9 +52,9 @@ def ready(
         try:
             if wanted(net, net.dtype, compile, partial(call, batch), steps * count / batch, FEW):
                 compile_and_tell(net, partial(call, batch), console, dynamic=True)
-            return pipe, batch_size
+            return prepared, batch_size
         except RuntimeError as error:
             if batch == 1 or not out_of_memory(error):
                 raise
             batch = batch_size = batch // 2
-            console.print(f"memory is too small for the batch; going on with {batch} at a time", highlight=False)
+            console.print(f"not enough memory for the batch; continuing with {batch} at a time", highlight=False)

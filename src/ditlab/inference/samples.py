@@ -12,7 +12,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition, Step
 from ditlab.data.base import Dataset
-from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.base import BasePipeline
 from ditlab.inference.prepare import ready
 
 Labels = Literal["balanced", "random"]
@@ -20,11 +20,11 @@ Labels = Literal["balanced", "random"]
 
 @final
 class Samples(Dataset):
-    """A model's pictures as a data set: picture i depends on the seed, the count and i alone."""
+    """A model's images as a data set: image i depends on the seed, the count and i alone."""
 
     def __init__(
         self,
-        pipe: Pipeline,
+        pipe: BasePipeline,
         count: int,
         *,
         labels: Labels,
@@ -34,52 +34,47 @@ class Samples(Dataset):
         precision: str = "float32",
         console: Console | None = None,
     ) -> None:
-        """Nothing is drawn yet.
+        """Nothing is generated yet.
 
         Args:
-            pipe: the model.
-            count: pictures in all.
+            pipe: the model, or a prepared model.
+            count: number of images.
             labels: each class equally often, or uniformly at random.
-            seed: picture i is drawn with the seed `seed * count + i`, so that other seeds give other pictures.
-            batch_size: pictures drawn at a time; they do not depend on it.
-            options: settings of `Pipeline.steps`.
-            precision: another than float32 makes the model `ready` for it before the first picture.
-            console: where it is told what was done for that.
+            seed: image i has the seed `seed * count + i`, so that another seed gives other images.
+            batch_size: images generated at a time; it does not change them.
+            options: settings of `BasePipeline.steps`.
+            precision: any but float32 prepares the model (`ready`) before the first image.
+            console: where the preparation is reported.
 
         Raises:
-            InputError: a count that the classes do not divide, or a model without an autoencoder.
+            InputError: a count that the classes do not divide, or options that do not fit the model.
         """
-        if count < 1 or seed < 0:
-            raise InputError(f"count {count} and seed {seed}; give 1 or more, and 0 or more")
-        if labels == "balanced" and pipe.net.classes and count % pipe.net.classes:
-            low = count // pipe.net.classes * pipe.net.classes
-            raise InputError(
-                f"{count} pictures cannot be shared equally among {pipe.net.classes} classes; "
-                f"give a count of {low or pipe.net.classes} or {low + pipe.net.classes}, or random labels"
-            )
-        self.pipe, self.batch_size, self.options = pipe.fused(), batch_size, options
+        classes = pipe.net.classes
+        check_count(count, seed, labels, classes)
+        self.pipe = pipe.model.fused() if pipe is pipe.model else pipe
+        self.plan = pipe.resolve(**options)
+        self.batch_size, self.options = batch_size, options
         self.precision, self.console = precision, console or Console(quiet=True)
         self.first_seed = seed * count
-        self.classes = pipe.classes or [str(i) for i in range(pipe.net.classes)]
-        chance = torch.Generator().manual_seed(seed)
-        places = torch.arange(count)
-        if pipe.net.classes == 0:
+        self.classes = pipe.model.classes or [str(i) for i in range(classes)]
+        generator = torch.Generator().manual_seed(seed)
+        if classes == 0:
             self.labels = torch.zeros(count, dtype=torch.long)
         elif labels == "balanced":
-            self.labels = places % pipe.net.classes
+            self.labels = torch.arange(count) % classes
         else:
-            self.labels = torch.randint(pipe.net.classes, (count,), generator=chance)
+            self.labels = torch.randint(classes, (count,), generator=generator)
         self.channels, self.size = pipe.picture_shape
         self.on_step: Callable[[Step], None] | None = None
 
     @property
     def steps(self) -> int:
-        """Sampler steps of each picture."""
-        return self.pipe.step_count(self.options)
+        """Sampler steps of each image."""
+        return self.plan.steps
 
     @cached_property
-    def drawing(self) -> tuple[Pipeline, int]:
-        """The pipeline in its precision, compiled where that pays, and how many pictures it draws at a time."""
+    def generating(self) -> tuple[BasePipeline, int]:
+        """The pipeline in its precision, compiled where that pays off, and its batch size."""
         if self.precision == "float32":
             return self.pipe, self.batch_size
         return ready(
@@ -89,8 +84,8 @@ class Samples(Dataset):
 
     def fetch(self, indices: Tensor) -> Batch:
         labels = self.labels[indices]
-        pipe, batch_size = self.drawing
-        drawn = pipe(
+        pipe, batch_size = self.generating
+        latents = pipe(
             labels.tolist() if pipe.net.classes else None,
             seeds=[self.first_seed + i for i in indices.tolist()],
             batch_size=batch_size,
@@ -98,20 +93,37 @@ class Samples(Dataset):
             callback_on_step_end=self.on_step,
             **self.options,
         ).images
-        whole = drawn.isfinite().flatten(1).all(1)
-        if not whole.all():
-            bad = int(indices[~whole][0])
+        finite = latents.isfinite().flatten(1).all(1)
+        if not finite.all():
+            bad = int(indices[~finite][0])
             raise InputError(
-                f"picture {bad} (seed {self.first_seed + bad}) is not finite; draw it in float32, or train the model on"
+                f"image {bad} (seed {self.first_seed + bad}) is not finite; use float32, or train the model further"
             )
-        return Batch(torch.cat([pipe.decode(part) for part in drawn.split(batch_size)]), Condition(label=labels))
+        return Batch(torch.cat([pipe.decode(part) for part in latents.split(batch_size)]), Condition(label=labels))
 
 
-def watch(pictures: Dataset, progress: Progress, what: str, total: int, left: int) -> Callable[[int], None]:
-    """A task of the bar, which moves with every step of drawn pictures; call the result with each batch's size."""
+def check_count(count: int, seed: int, labels: str, classes: int) -> None:
+    """Refuse a number of images that cannot be generated.
+
+    Raises:
+        InputError: no images, a negative seed, or a balanced count that the classes do not divide.
+    """
+    if count < 1 or seed < 0:
+        raise InputError(f"count {count} and seed {seed}; give 1 or more, and 0 or more")
+    if labels == "balanced" and classes and count % classes:
+        low = count // classes * classes
+        raise InputError(
+            f"{count} images cannot be shared equally among {classes} classes; "
+            f"give a count of {low or classes} or {low + classes}, or random labels"
+        )
+
+
+def watch(images: Dataset, progress: Progress, what: str, total: int, left: int) -> Callable[[int], None]:
+    """A task of the progress bar, which advances with every step of generated images; call the result with the size of
+    each batch."""
     task = progress.add_task(what, total=total, completed=total - left)
-    if isinstance(pictures, Samples):
-        steps = pictures.steps
-        pictures.on_step = lambda step: progress.advance(task, len(step.x) / steps)
+    if isinstance(images, Samples):
+        steps = images.steps
+        images.on_step = lambda step: progress.advance(task, len(step.x) / steps)
         return lambda count: None
     return lambda count: progress.advance(task, count)

@@ -19,19 +19,18 @@ from torch import Tensor, nn
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.dit import DiT
 from ditlab.checkpoints.diffusers import to_diffusers
+from ditlab.config.sampling import QUALITIES
 from ditlab.core.device import describe, has_bfloat16
 from ditlab.core.errors import InputError
-from ditlab.core.types import Prediction
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import PROCESSES
-from ditlab.diffusion.samplers import SAMPLERS, time_grid
 from ditlab.evaluation import measure
 from ditlab.inference.export import export, runner
 from ditlab.inference.optimize.compilation import compile_blocks
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.optimize.reuse import Reuse
 from ditlab.inference.optimize.timing import Work, interleaved, waiter
-from ditlab.inference.pipeline import QUALITIES, Pipeline
+from ditlab.inference.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def bench(
     if training:
         with console.status("training step"):
             steps = training_times(net, inputs, dtypes, compile, rounds, wait, 6 * batch * gmacs)
-    calls = {name: network_calls(pipe, name) for name in QUALITIES}
+    calls = {name: pipe.resolve(preset=name).evaluations for name in QUALITIES}
     best = forward[fastest(forward)].seconds
     presets = {name: {"calls": float(count), "seconds": count * best / batch} for name, count in calls.items()}
     limit = limited_by(net, forward, peaks, bandwidth, 2 * batch * gmacs)
@@ -142,14 +141,10 @@ def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[s
 
 
 def example(pipe: Pipeline, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch at t = 0.5; half of it has the null class, as with guidance."""
-    net = pipe.net
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, net.channels, *net.size, generator=generator).to(net.device)
+    """A batch at t = 0.5 with different labels."""
+    x, _, condition = pipe.net.example(batch, torch.Generator().manual_seed(0))
     timestep = pipe.objective.process.clock(torch.tensor(0.5, dtype=torch.float64)).float()
-    y = torch.arange(batch) % max(net.classes, 1)
-    y[batch // 2 :] = net.classes
-    return x, timestep.expand(batch).to(net.device), y.to(net.device)
+    return x, timestep.expand(batch).to(x.device), pipe.net.labels(condition)
 
 
 def forward_variants(
@@ -276,24 +271,6 @@ def compared(seconds: dict[str, float], errors: dict[str, float], gflop: float) 
     """Each variant compared with the baseline."""
     baseline = seconds["baseline"]
     return {name: Timing(time, gflop / time, baseline / time, errors[name]) for name, time in seconds.items()}
-
-
-def network_calls(pipe: Pipeline, quality: str) -> int:
-    """How often a picture passes through the network under a preset, twice where guidance needs both halves."""
-    settings, default, process = pipe.preset(quality), pipe.defaults, pipe.objective.process
-    low, high = default.interval
-    guided = pipe.net.classes > 0 and default.guidance != 1
-    calls = 0
-
-    def denoise(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
-        nonlocal calls
-        calls += 2 if guided and low <= float(t) <= high else 1
-        return Prediction(x, x, torch.zeros_like(x) if pipe.objective.learn_variance else None)
-
-    grid = time_grid(settings["grid"], process, settings["num_inference_steps"], pipe.objective.last_time())
-    for _ in SAMPLERS[settings["sampler"]](denoise, process, torch.ones(1, 1, 1, 1), grid, torch.zeros_like):
-        pass
-    return calls
 
 
 def fastest(forward: dict[str, Timing]) -> str:

@@ -1,23 +1,19 @@
 """What a training run will need, before it is started: `ditlab plan`.
 
-Memory is counted part by part. Activations are what the backward pass keeps, found by a forward pass without memory or
-work (PyTorch's meta device). Rates of accelerators are the published dense bfloat16 peaks, of which training is taken
-to reach a third; for the machine itself a step is timed.
+Memory is computed part by part (`ditlab.training.memory`). Rates of accelerators are the published dense bfloat16
+peaks, of which training is assumed to reach a third; on the machine itself a step is timed.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from rich.table import Table
-from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone, create
-from ditlab.backbones.dit import DiT
 from ditlab.backbones.lora import add_lora
 from ditlab.checkpoints import load
 from ditlab.config.sections import Recipe
@@ -25,13 +21,25 @@ from ditlab.core.device import pick_device, total_memory
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.units import GIB, duration
 from ditlab.data import Dataset, open_dataset
+from ditlab.diffusion.objective import completed
 from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import interleaved, waiter
+from ditlab.training.checks import check_recipe
 from ditlab.training.ema import EMA
-from ditlab.training.optim import make_optimizer, muon_matrices
-from ditlab.training.parallel import Place, keep_inputs_only
-from ditlab.training.trainer import LossOf, build, check_ranges, continued, pick_autoencoder, routed, trial_step
+from ditlab.training.init_from import continued
+from ditlab.training.losses import make_context, trial_step
+from ditlab.training.memory import (
+    USABLE,
+    Held,
+    float32_bytes,
+    held_in_training,
+    memory_parts,
+    peak,
+)
+from ditlab.training.optim import make_optimizer
+from ditlab.training.parallel import Place
+from ditlab.training.setup import build, pick_autoencoder
 
 
 @dataclass(frozen=True)
@@ -54,33 +62,34 @@ DEVICES = {
     "rtx4090": Device(24 * GIB, 165e12),
     "rtx3090": Device(24 * GIB, 71e12),
 }
-REACHED = 1 / 3  # of the peak, in training
-PROCESS = {"cpu": 0.45 * GIB, "cuda": 0.8 * GIB}  # Python, PyTorch and their libraries
-HALF = 0.6  # of the activations' bytes in bfloat16 autocast: norms and softmax keep float32
-USABLE = 0.94  # of a device's memory, for fragments between tensors
-MOST = 2**16  # pictures
-FEW, MORE = 8, 4  # pictures of a first trial, and how many times more the next one has
-LONG = 2.0  # seconds that no trial may be expected to take; of a tiny network few pictures take as long as many
+REACHED = 1 / 3  # of the peak rate, in training
+# Seconds that a step takes even if its arithmetic took none: launching kernels, about a hundred for the forward and
+# backward pass of a block, and reading the batch, the optimizer and the averages.
+OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP = 0.5e-3, 3e-3
+MOST = 2**16  # images
+FEW, MORE = 8, 4  # images of a first trial, and the factor from one trial to the next
+LONG = 2.0  # seconds that no trial may be expected to take; a tiny network needs as long for few images as for many
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All figures are for one process and in bytes where nothing else is said."""
+    """What a run needs: bytes and figures of one process unless stated otherwise."""
 
     device: str
     devices: int
-    batch: int  # pictures of a process at a time
+    batch: int  # images of a process at a time
     parameters: int
-    gmacs: float  # of the network for one picture
+    gmacs: float  # of the network for one image
     memory: dict[str, float]
     peak: float
     capacity: float
-    steps_per_second: float | None  # None where nothing was timed
-    measured: bool  # or taken from the table
+    steps_per_second: float | None  # of the whole run; None if it was not timed, or is bound by overhead
+    measured: bool  # or computed from the table
     seconds: float | None  # to the end of the run
     checkpoint: float
     largest_batch: int  # of a process at a time, that fits
     advice: list[str]
+    overhead_bound: bool = False  # the arithmetic of a step takes less time than launching its kernels
 
     @property
     def fits(self) -> bool:
@@ -88,7 +97,79 @@ class Plan:
         return not self.advice
 
 
-Shape = tuple[int, tuple[int, int], int]  # channels, (height, width) and classes of a network
+Shape = tuple[int, tuple[int, ...], int]  # channels, size and classes of a network
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run is planned for."""
+
+    name: str  # in `DEVICES`; empty for this machine
+    devices: int
+    kind: str  # "cpu" or "cuda"
+    capacity: float  # bytes of memory for each process
+    at_once: int  # processes that work at the same time
+
+    @property
+    def here(self) -> bool:
+        """Whether it is this machine."""
+        return not self.name
+
+
+def machine_of(recipe: Recipe, name: str, devices: int) -> Machine:
+    """The machine by name; the processes on one CPU take turns and share its memory.
+
+    Raises:
+        InputError: an unknown device, or a number of devices that the recipe cannot use.
+    """
+    if devices < 1:
+        raise InputError(f"{devices} devices; give 1 or more")
+    if devices == 1 and recipe.parallel.shard != "none":
+        raise InputError("parallel.shard needs several processes; plan for more devices, or leave it out")
+    if name:
+        return Machine(name, devices, "cuda", lookup(DEVICES, name, "device").memory, devices)
+    device = pick_device(recipe.train.device)
+    at_once = 1 if device.type == "cpu" else devices
+    return Machine("", devices, device.type, total_memory(device) / (devices // at_once), at_once)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is planned: a recipe whose settings are complete, its data if they are at hand, and the network's shape."""
+
+    recipe: Recipe
+    shape: Shape
+    dataset: Dataset | None = None
+    autoencoder: Autoencoder | None = None
+
+    def make(self) -> Backbone:
+        """The network with all that is trained."""
+        channels, size, classes = self.shape
+        learned = bool(self.recipe.diffusion.learn_variance)
+        net = create(**vars(self.recipe.model), size=size, channels=channels, classes=classes, learn_variance=learned)
+        if self.recipe.train.lora:
+            add_lora(net, self.recipe.train.lora, [*net.label_tables, *net.heads_out], 0)
+        return net
+
+
+def subject_of(recipe: Recipe, shape: Shape | None) -> Subject:
+    """The recipe with its data and the model that it starts from.
+
+    Args:
+        recipe: the run.
+        shape: of the network, if the data is not at hand.
+    """
+    source = load(recipe.train.init_from) if recipe.train.init_from else None
+    own = None if source is None else source.objective
+    recipe = replace(recipe, diffusion=completed(recipe.diffusion, own))
+    if source is not None:
+        recipe = replace(recipe, model=continued(recipe.model, source))
+    if shape is not None:
+        return Subject(recipe, shape)
+    dataset = open_dataset(recipe.data.source, recipe.data)
+    autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, source)
+    classes = recipe.data.classes or len(dataset.classes)
+    return Subject(recipe, (*autoencoder.latent_shape(dataset.channels, dataset.size), classes), dataset, autoencoder)
 
 
 def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = True, shape: Shape | None = None) -> Plan:
@@ -97,180 +178,80 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
     Args:
         recipe: the run.
         device: a name in `DEVICES`; this machine if empty.
-        devices: how many; on this machine's CPU so many processes share its cores and memory.
+        devices: number of devices; on this machine's CPU, number of processes that share its cores and memory.
         timed: take a few steps on this machine, if they fit.
-        shape: of the network, where the data is not at hand; then no step is taken.
+        shape: of the network, if the data is not at hand; then no step is taken.
 
     Raises:
-        InputError: an unknown device, a batch that so many devices cannot share, or what training would refuse.
+        InputError: an unknown device, a batch that the devices cannot share, or what training would refuse.
     """
-    check_ranges(recipe)
-    if devices < 1:
-        raise InputError(f"{devices} devices; give 1 or more")
-    if devices == 1 and recipe.parallel.shard != "none":
-        raise InputError("parallel.shard needs several processes; give --devices, or leave it out")
-    here = not device
-    kind = pick_device(recipe.train.device).type if here else "cuda"
-    capacity = total_memory(pick_device(recipe.train.device)) if here else lookup(DEVICES, device, "device").memory
-    at_once = 1 if kind == "cpu" else devices  # processes on one CPU take turns
-    capacity /= devices // at_once
+    check_recipe(recipe)
+    machine = machine_of(recipe, device, devices)
     batch = Place(torch.device("cpu"), 0, devices).share(recipe.train.batch, recipe.parallel.accumulate)
-    dataset = open_dataset(recipe.data.source, recipe.data) if shape is None else None
-    source = load(recipe.train.init_from) if recipe.train.init_from else None
-    if source is not None:
-        recipe = replace(recipe, model=continued(recipe.model, source))
-    autoencoder = None if dataset is None else pick_autoencoder(recipe.data.autoencoder, dataset, source)
-    if dataset is not None and autoencoder is not None:
-        classes = recipe.data.classes or len(dataset.classes)
-        shape = (*autoencoder.latent_shape(dataset.channels, dataset.size), classes)
-    assert shape is not None
-    channels, size, classes = shape
-
-    def make() -> Backbone:
-        learned = recipe.diffusion.learn_variance
-        net = create(**vars(recipe.model), size=size, channels=channels, classes=classes, learn_variance=learned)
-        if recipe.train.lora:
-            add_lora(net, recipe.train.lora, [*net.label_tables, *net.heads_out], 0)
-        return net
-
-    cost = measure(make)
-    precision: str = recipe.train.precision
-    if precision == "auto" and here:
-        with torch.device("meta"):
-            width = int(make().config["width"])
-        precision = quick_precision(width, pick_device(recipe.train.device))
-    half = precision != "float32"
-    frozen = float32_bytes(autoencoder.state_dict().values()) if autoencoder else 0.0
-    held = held_in_training(make, recipe)
-
-    def parts(batch: int) -> dict[str, float]:
-        found = memory_parts(make, held, batch, recipe, devices, kind, half)
-        return found | ({"autoencoder": frozen} if frozen else {})
-
-    memory = parts(batch)
-    largest = largest_batch(parts, capacity * USABLE)
-    seconds = None
-    troubles = advice(recipe, memory, capacity * USABLE, batch, largest, devices)
-    if here and timed and not troubles and dataset is not None and autoencoder is not None:
-        told = replace(recipe, train=replace(recipe.train, precision="bfloat16" if half else "float32"))
-        seconds = timed_step(told, dataset, autoencoder, batch) * recipe.train.batch / batch / at_once
-    elif not here:
-        flop = (8 if recipe.parallel.checkpointing else 6) * cost.gmacs * 1e9 * recipe.train.batch
-        seconds = flop / (DEVICES[device].flops * REACHED * devices)
+    subject = subject_of(recipe, shape)
+    recipe = subject.recipe
+    cost = measure(subject.make)
+    half = in_half(subject, machine)
+    held = held_in_training(subject.make, recipe)
+    parts = partial(all_parts, subject, held, machine, half)
+    memory, usable = parts(batch), machine.capacity * USABLE
+    largest = largest_batch(parts, usable)
+    troubles = advice(recipe, memory, usable, batch, largest, devices)
+    seconds, bound = None, False
+    if machine.here and timed and not troubles and subject.dataset is not None:
+        seconds = timed_step(subject, batch, half) * recipe.train.batch / batch / machine.at_once
+    elif not machine.here:
+        seconds, bound = predicted_step(subject, machine, cost.gmacs)
     return Plan(
-        device=device or kind,
+        device=device or machine.kind,
         devices=devices,
         batch=batch,
         parameters=cost.parameters_unfused,
         gmacs=cost.gmacs,
         memory=memory,
         peak=peak(memory),
-        capacity=capacity,
+        capacity=machine.capacity,
         steps_per_second=1 / seconds if seconds else None,
-        measured=here,
+        measured=machine.here,
         seconds=seconds * recipe.train.images / recipe.train.batch if seconds else None,
         checkpoint=held.saved,
         largest_batch=largest,
         advice=troubles,
+        overhead_bound=bound,
     )
 
 
-def memory_parts(
-    make: Callable[[], Backbone], held: "Held", batch: int, recipe: Recipe, devices: int, kind: str, half: bool
-) -> dict[str, float]:
-    """Bytes of each part, for one process."""
-    shards = {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
-    kept, largest = activations(make, batch, recipe.parallel.checkpointing, recipe.train.route)
-    factor = HALF if half else 1.0
-    found = {
-        "process": PROCESS.get(kind, 0.0),
-        "weights": held.weights / shards,
-        "gradients": held.gradients / shards,
-        "optimiser": held.moments / shards,
-        "averages": held.averages / shards,
-        "activations": kept * factor,
-        "workspace": 2 * largest * factor,
-    }
-    if kind == "cpu":  # elsewhere it lies in the host's memory
-        found["copy for the checkpoint"] = held.saved
-    if devices > 1 or recipe.parallel.accumulate > 1:  # they do not come and go with the activations
-        found["gradients kept"] = found.pop("gradients")
-    return found
+def in_half(subject: Subject, machine: Machine) -> bool:
+    """Whether training would run in bfloat16."""
+    precision: str = subject.recipe.train.precision
+    if precision == "auto" and machine.here:
+        with torch.device("meta"):
+            width = subject.make().matrix_width
+        precision = quick_precision(width, pick_device(subject.recipe.train.device))
+    return precision != "float32"
 
 
-def peak(memory: dict[str, float]) -> float:
-    """Bytes when most is held: gradients grow in the backward pass as activations go."""
-    gradients = memory.get("gradients", 0.0)
-    either = max(memory["activations"] + memory["workspace"], gradients)
-    return sum(memory.values()) - memory["activations"] - memory["workspace"] - gradients + either
+def all_parts(subject: Subject, held: Held, machine: Machine, half: bool, batch: int) -> dict[str, float]:
+    """Bytes of each part for a batch, with those of the autoencoder."""
+    parts = memory_parts(subject.make, held, batch, subject.recipe, machine.devices, machine.kind, half)
+    frozen = float32_bytes(subject.autoencoder.state_dict().values()) if subject.autoencoder else 0.0
+    return parts | ({"autoencoder": frozen} if frozen else {})
 
 
-class Held(NamedTuple):
-    """Bytes in float32 that training holds whatever the batch."""
-
-    weights: float
-    gradients: float
-    moments: float
-    averages: float
-
-    @property
-    def saved(self) -> float:
-        """Those that a checkpoint has."""
-        return self.weights + self.moments + self.averages
-
-
-def held_in_training(make: Callable[[], Backbone], recipe: Recipe) -> Held:
-    """All weights are averaged; gradients and moments are of those that are trained, which with LoRA are few."""
+def predicted_step(subject: Subject, machine: Machine, gmacs: float) -> tuple[float | None, bool]:
+    """Seconds of a step from the published rate; None, and true, where the overhead of a step takes longer."""
+    recipe = subject.recipe
     with torch.device("meta"):
-        net = make()
-    weights = float32_bytes(net.parameters())
-    trained = float32_bytes(parameter for parameter in net.parameters() if parameter.requires_grad)
-    moments = 2 * trained - float32_bytes(muon_matrices(net, recipe.optim))  # of these only the first
-    return Held(weights, trained, moments, (1 + len(recipe.train.widths)) * weights)
-
-
-def float32_bytes(parameters: Iterable[Tensor]) -> float:
-    """Bytes in float32."""
-    return 4.0 * sum(parameter.numel() for parameter in parameters)
-
-
-def activations(
-    make: Callable[[], Backbone], batch: int, checkpointing: bool, route: float = 0.0
-) -> tuple[float, float]:
-    """Bytes that the backward pass keeps in float32, and those of the largest tensor."""
-    with torch.device("meta"):
-        net = make().train()
-        x = torch.empty(batch, net.channels, *net.size)
-        t, y = torch.empty(batch), torch.empty(batch, dtype=torch.long)
-        if route and isinstance(net, DiT):
-            net.kept = torch.empty(batch, sum(routed(net, route)), dtype=torch.long)
-    whole = kept_tensors(net, x, t, y)
-    if not checkpointing or not net.repeated:
-        return sum(whole), max(whole)
-    keep_inputs_only(net)
-    # One block at a time is computed again.
-    return sum(kept_tensors(net, x, t, y)) + sum(whole) / len(net.repeated), max(whole)
-
-
-def kept_tensors(net: Backbone, x: Tensor, t: Tensor, y: Tensor) -> list[float]:
-    """Bytes of each storage that autograd keeps for the backward pass, the weights left out."""
-    own = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
-    found: dict[int, torch.UntypedStorage] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage._cdata not in own:
-            found[storage._cdata] = storage
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        output = net(x, t, y)
-    return [float(storage.nbytes()) for storage in found.values()] + [float(output.nbytes)]
+        blocks = len(subject.make().repeated)
+    overhead = OVERHEAD_OF_STEP + OVERHEAD_OF_BLOCK * blocks * recipe.parallel.accumulate
+    flop = (8 if recipe.parallel.checkpointing else 6) * gmacs * 1e9 * recipe.train.batch
+    seconds = flop / (DEVICES[machine.name].flops * REACHED * machine.devices)
+    return (seconds, False) if seconds > overhead else (None, True)
 
 
 def largest_batch(parts: Callable[[int], dict[str, float]], capacity: float) -> int:
-    """The most pictures at a time that fit; each part grows along a line."""
-    two, four = parts(2), parts(4)  # a single one needs fewer copies
+    """The most images at a time that fit; each part grows linearly."""
+    two, four = parts(2), parts(4)  # a single image needs fewer copies
 
     def fits(count: int) -> bool:
         return peak({name: two[name] + (count - 2) * (four[name] - two[name]) / 2 for name in two}) <= capacity
@@ -284,30 +265,35 @@ def advice(
     """What to change where it does not fit."""
     if peak(memory) <= capacity:
         return []
-    found = []
+    lines = []
     if not recipe.parallel.checkpointing:
-        found.append("--parallel.checkpointing computes the blocks again instead of keeping them, a third more work")
+        lines.append(
+            "parallel.checkpointing = true recomputes the blocks instead of keeping them, for a third more work"
+        )
     if largest >= 1:
         parts = recipe.parallel.accumulate * -(-batch // largest)
         while recipe.train.batch % (parts * devices):
             parts += 1
-        found.append(f"--parallel.accumulate={parts} lets the batch pass in parts")
+        lines.append(f"parallel.accumulate = {parts} processes the batch in parts")
     if devices > 1 and recipe.parallel.shard == "none":
-        found.append("--parallel.shard=full leaves a part of the weights, gradients and moments in each process")
+        lines.append('parallel.shard = "full" keeps a part of weights, gradients and moments in each process')
     if largest < 1 and devices == 1:
-        found.append("more devices with --parallel.shard=full, or a smaller network")
-    return found
+        lines.append('more devices with parallel.shard = "full", or a smaller network')
+    return lines
 
 
-def timed_step(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, batch: int) -> float:
-    """Seconds of a step with so many pictures here; from a few of them where that takes long."""
+def timed_step(subject: Subject, batch: int, half: bool) -> float:
+    """Seconds of a step with a batch on this machine; extrapolated from a part of it where that takes long."""
+    recipe, dataset, autoencoder = subject.recipe, subject.dataset, subject.autoencoder
+    assert dataset is not None
+    assert autoencoder is not None
     pipe = build(recipe, dataset, autoencoder, pick_device(recipe.train.device))
     pipe.net.train()
-    loss_of = LossOf(pipe, recipe.train)
-    dtype = torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
+    run = make_context(pipe, recipe)
+    dtype = torch.bfloat16 if half else torch.float32
     count = min(batch, FEW)
     while True:
-        step, wait = trial_step(loss_of, dataset, count), waiter(pipe.net.device)
+        step, wait = trial_step(run, dataset, count), waiter(pipe.net.device)
         seconds = interleaved({"step": partial(step, dtype)}, 2, wait, min)["step"]
         if count == batch or seconds * MORE > LONG:
             break
@@ -316,7 +302,7 @@ def timed_step(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, batch
 
 
 def timed_update(net: Backbone, recipe: Recipe) -> float:
-    """Seconds in which gradients become other weights and another average; of a tiny network, as many as the rest."""
+    """Seconds of the optimizer and the average; for a tiny network they take as long as forward and backward pass."""
     optimizer, ema = make_optimizer(net, recipe.optim), EMA(net, recipe.train.ema)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -331,23 +317,30 @@ def timed_update(net: Backbone, recipe: Recipe) -> float:
 
 def table(found: Plan) -> Table:
     """Memory by part."""
-    shown = Table("memory of a process", "GiB")
+    shown = Table("memory per process", "GiB")
     for name, value in found.memory.items():
         shown.add_row(name, f"{value / GIB:,.2f}")
-    shown.add_row("at most at a time", f"{found.peak / GIB:,.2f}", style="bold")
-    shown.add_row("there is", f"{found.capacity / GIB:,.1f}")
+    shown.add_row("peak", f"{found.peak / GIB:,.2f}", style="bold")
+    shown.add_row("available", f"{found.capacity / GIB:,.1f}")
     shown.columns[1].justify = "right"
     return shown
 
 
 def lines(found: Plan) -> Iterator[str]:
-    """The rest in words."""
-    yield f"{found.parameters / 1e6:,.1f} M parameters; {found.batch} pictures at a time in each process"
-    if found.steps_per_second and found.seconds:
+    """The other figures in words."""
+    yield f"{found.parameters / 1e6:,.1f} M parameters; batch per process: {found.batch:,} images at a time"
+    if found.overhead_bound:
+        yield "speed: overhead-bound: not predicted (launching the kernels of a step takes longer than computing them)"
+    elif found.steps_per_second and found.seconds:
         how = "timed here" if found.measured else "a third of the published peak"
-        yield f"{found.steps_per_second:,.2f} steps/s ({how}); {duration(found.seconds)} to the end"
-    yield f"{found.checkpoint / GIB:,.2f} GiB each checkpoint"
-    yield f"the largest batch that fits: {found.largest_batch:,} pictures at a time"
+        yield f"{rate(found.steps_per_second)} steps/s ({how}); {duration(found.seconds)} for the whole run"
+    yield f"{found.checkpoint / GIB:,.2f} GiB for each checkpoint"
+    yield f"largest batch per process that fits: {found.largest_batch:,} images at a time"
     if found.advice:
         yield "it does not fit; what helps:"
         yield from found.advice
+
+
+def rate(value: float) -> str:
+    """A rate with three digits, and without decimals from 100 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,1 +1,1 @@
-"""What people look at: contact sheets, plots, pages, the report of a run."""
+"""Reports for people: contact sheets, animations, plots, HTML pages and the report of a run."""

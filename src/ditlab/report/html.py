@@ -1,4 +1,4 @@
-"""HTML pages that stand alone: curves as SVG, style inside."""
+"""Self-contained HTML pages: curves as SVG, with the style inside."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -6,18 +6,18 @@ from typing import Any
 
 
 def page(title: str, body: str, style: str = "") -> str:
-    """A whole page, for light and dark screens of any width.
+    """A complete page, for light and dark screens of any width.
 
     Args:
-        title: as text.
-        body: as HTML.
-        style: more of it.
+        title: plain text.
+        body: HTML.
+        style: further CSS rules.
     """
     return PAGE.replace("STYLE", style).replace("TITLE", html.escape(title)).replace("BODY", body)
 
 
 def curves(lines: list[dict[str, Any]]) -> Iterator[str]:
-    """A figure for each number over the images."""
+    """One figure for each metric in `CURVES`, over the images seen in training."""
     for key, name in CURVES.items():
         points = [(line["images"], line[key]) for line in lines if line.get(key) is not None]
         if points:
@@ -25,18 +25,18 @@ def curves(lines: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def figure(title: str, xs: Sequence[float], ys: Sequence[float]) -> str:
-    """A curve as SVG, with its ends named."""
+    """A curve as SVG, with the values at its ends."""
     width, height = 640, 160
     low, high = min(ys), max(ys)
-    across, up = (xs[-1] - xs[0]) or 1, (high - low) or 1
-    places = " ".join(
-        f"{(x - xs[0]) / across * width:.1f},{height - (y - low) / up * height:.1f}"
+    x_range, y_range = (xs[-1] - xs[0]) or 1, (high - low) or 1
+    points = " ".join(
+        f"{(x - xs[0]) / x_range * width:.1f},{height - (y - low) / y_range * height:.1f}"
         for x, y in zip(xs, ys, strict=True)
     )
     return (
         f"<figure><figcaption>{html.escape(title)}</figcaption>"
         f"<svg viewBox='-4 -4 {width + 90} {height + 28}' role='img' aria-label='{html.escape(title)}'>"
-        f"<polyline points='{places}'/><text x='{width + 6}' y='10'>{high:.4g}</text>"
+        f"<polyline points='{points}'/><text x='{width + 6}' y='10'>{high:.4g}</text>"
         f"<text x='{width + 6}' y='{height}'>{low:.4g}</text><text x='0' y='{height + 20}'>{xs[0]:,.6g}</text>"
         f"<text x='{width}' y='{height + 20}' text-anchor='end'>{xs[-1]:,.6g}</text></svg></figure>"
     )

@@ -1,4 +1,4 @@
-"""matplotlib, where it is installed."""
+"""Access to matplotlib, which is an optional dependency."""
 
 from typing import Any
 
@@ -6,11 +6,15 @@ from ditlab.core.errors import InputError
 
 
 def plotting() -> Any:
-    """matplotlib's pyplot, without a screen."""
+    """matplotlib's pyplot, without a screen.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
-        raise InputError("the curve is drawn with matplotlib; pip install 'ditlab[plots]'") from None
+        raise InputError("plots need matplotlib; pip install 'ditlab[plots]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

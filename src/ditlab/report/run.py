@@ -1,4 +1,4 @@
-"""A run as one looks at it: curves and the newest preview in the terminal, or a page of its own, without a server."""
+"""The report of a training run: curves and the newest preview, in the terminal or as an HTML page without a server."""
 
 import base64
 import html
@@ -22,27 +22,27 @@ REPORT = "report.html"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics; a last one that is being written is left out.
+    """The lines of a run's metrics; an incomplete last line is ignored.
 
     Raises:
-        InputError: no run there.
+        InputError: the folder is not a training run.
     """
     file = run / "metrics.jsonl"
     if not file.exists():
-        if (run / "recipe.toml").exists():  # it has just begun
+        if (run / "recipe.toml").exists():  # it has just started
             return []
         raise InputError(f"{run} is not a training run: there is no metrics.jsonl")
-    found = []
+    lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return lines
 
 
 def previews(run: Path) -> list[Path]:
-    """The previews of a run, the newest last."""
+    """The previews of a run, newest last."""
     return sorted((run / "previews").glob("[0-9]*.png"))
 
 
@@ -51,30 +51,35 @@ def view(run: Path, images: int) -> RenderableType:
 
     Args:
         run: its folder.
-        images: at which it ends.
+        images: length of the run.
     """
     lines = read_metrics(run)
     if not lines:
-        return Text("nothing yet")
+        return Text("no metrics yet")
     width = max(20, shutil.get_terminal_size().columns - 40)
     table = Table.grid(padding=(0, 2))
     for key, name in CURVES.items():
         values = [line[key] for line in lines if line.get(key) is not None]
         if values:
             table.add_row(name, f"{values[-1]:,.4g}", Text(sparkline(values, width)))
-    spans = lines[-1].get("loss_by_time")
-    if spans:
-        table.add_row("loss from data to noise", "", Text(sparkline([each or 0.0 for each in spans], len(spans), 0.0)))
+    losses = loss_by_time(lines)
+    if losses:
+        table.add_row("loss from data to noise", "", Text(sparkline(losses, len(losses), 0.0)))
     seen, rate = lines[-1]["images"], lines[-1]["images_per_second"]
-    left = f"{max(0, images - seen) / max(rate, 1e-9) / 60:,.0f} minutes left" if seen < images else "done"
-    shown: list[RenderableType] = [Text(f"{run}: {seen:,} of {images:,} images, {left}"), table]
+    remaining = f"{max(0, images - seen) / max(rate, 1e-9) / 60:,.0f} minutes left" if seen < images else "done"
+    parts: list[RenderableType] = [Text(f"{run}: {seen:,} of {images:,} images, {remaining}"), table]
     if files := previews(run):
-        shown += [Text(f"preview at {int(files[-1].stem):,} images"), blocks(files[-1], width + 30)]
-    return Group(*shown)
+        parts += [Text(f"preview at {int(files[-1].stem):,} images"), blocks(files[-1], width + 30)]
+    return Group(*parts)
+
+
+def loss_by_time(lines: Sequence[dict[str, Any]]) -> list[float]:
+    """The loss of the last line for equal intervals of the time, from data to noise; 0 where nothing was trained."""
+    return [loss or 0.0 for loss in (lines[-1].get("loss_by_time") or [])] if lines else []
 
 
 def sparkline(values: Sequence[float], width: int, lowest: float | None = None) -> str:
-    """A curve in one line of text, means of neighbours where there are more values than places."""
+    """A curve in one line of text; adjacent values are averaged if there are more than `width`."""
     count = min(width, len(values))
     edges = [round(i * len(values) / count) for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
@@ -84,38 +89,38 @@ def sparkline(values: Sequence[float], width: int, lowest: float | None = None) 
 
 
 def blocks(file: Path, width: int) -> Text:
-    """A picture as text: each character is two pixels, one above the other."""
+    """An image as text: each character shows two pixels, one above the other."""
     with Image.open(file) as opened:
-        picture = opened.convert("RGB")
-    columns = min(width, picture.width)
-    rows = round(picture.height * columns / picture.width) // 2 * 2
-    picture = picture.resize((columns, max(2, rows)), Image.Resampling.BOX)
+        image = opened.convert("RGB")
+    columns = min(width, image.width)
+    rows = round(image.height * columns / image.width) // 2 * 2
+    image = image.resize((columns, max(2, rows)), Image.Resampling.BOX)
     text = Text()
-    for y in range(0, picture.height, 2):
+    for y in range(0, image.height, 2):
         for x in range(columns):
-            above, below = (picture.getpixel((x, y + i)) for i in range(2))
+            above, below = (image.getpixel((x, y + i)) for i in range(2))
             text.append("▀", style=f"rgb{above} on rgb{below}".replace(" ", "").replace("onrgb", " on rgb"))
         text.append("\n")
     return text
 
 
-def write_report(run: Path, title: str, told: dict[str, str]) -> Path:
-    """A page with the curves, the loss over time and the newest preview of a run; it needs nothing but itself.
+def write_report(run: Path, title: str, facts: dict[str, str]) -> Path:
+    """Write a self-contained page with the curves, the loss over time and the newest preview of a run.
 
     Args:
-        run: the folder, into which it goes.
+        run: folder of the run, where the page is written.
         title: of the page.
-        told: what else to say: name -> value.
+        facts: rows of a table: name -> value.
     """
     lines = read_metrics(run)
     parts = [f"<h1>{html.escape(title)}</h1>", "<table>"]
-    parts += [f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in told.items()]
+    parts += [f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items()]
     parts.append("</table>")
     parts += curves(lines)
-    spans = [each or 0.0 for each in (lines[-1].get("loss_by_time") or [])] if lines else []
-    if spans:
-        times = [(i + 0.5) / len(spans) for i in range(len(spans))]
-        parts.append(figure("loss of the last line, from data (0) to noise (1)", times, spans))
+    losses = loss_by_time(lines)
+    if losses:
+        times = [(i + 0.5) / len(losses) for i in range(len(losses))]
+        parts.append(figure("latest loss, from data (0) to noise (1)", times, losses))
     if files := previews(run):
         data = base64.b64encode(files[-1].read_bytes()).decode()
         parts.append(

@@ -1,19 +1,21 @@
-"""Contact sheets and animations: what people look at instead of numbers."""
+"""Contact sheets and GIF animations of images and videos."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-CELL = 48  # smaller pictures are enlarged, pixel by pixel, to at least about this side
+CELL = 48  # smaller images are enlarged by a whole factor, to about this side
 GAP = 4
+FRAME_MILLISECONDS, LAST_MILLISECONDS = 120, 2000
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | None = None) -> Image.Image:
-    """A grid of equally large pictures, with the name of each row at its left."""
+    """A grid of images of equal size, with the name of each row on the left."""
     width, height = rows[0][0].size
     factor = max(1, round(CELL / min(width, height)))
     width, height = width * factor, height * factor
@@ -22,38 +24,89 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | 
     columns = max(len(row) for row in rows)
     size = (margin + columns * (width + GAP), GAP + len(rows) * (height + GAP))
     sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
+    pen = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
         top = GAP + i * (height + GAP)
         if names:
-            draw.text((margin - 2 * GAP, top + height // 2), names[i], fill="black", font=font, anchor="rm")
-        for j, picture in enumerate(row):
-            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+            pen.text((margin - 2 * GAP, top + height // 2), names[i], fill="black", font=font, anchor="rm")
+        for j, image in enumerate(row):
+            enlarged = image.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (margin + j * (width + GAP), top))
     return sheet
 
 
+def video_sheet(videos: Tensor, names: Sequence[str] | None = None, count: int = 8) -> Image.Image:
+    """A row of frames for each of the videos (B, C, T, H, W) uint8, with its name on the left.
+
+    Args:
+        videos: the videos.
+        names: of the rows.
+        count: frames of each video, evenly spaced from the first to the last.
+    """
+    rows = []
+    for video in frames(videos):
+        places = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
+        rows.append([video[place] for place in places])
+    return contact_sheet(rows, names)
+
+
 def side_by_side(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Equally high sheets beside each other, each under its title."""
+    """Sheets of equal height from left to right, each under its title."""
     font = ImageFont.load_default(size=14)
     top = 22
     whole = Image.new("RGB", (sum(sheet.width for sheet in sheets), top + sheets[0].height), "white")
-    draw = ImageDraw.Draw(whole)
+    pen = ImageDraw.Draw(whole)
     left = 0
     for sheet, title in zip(sheets, titles, strict=True):
         whole.paste(sheet, (left, top))
-        draw.text((left + sheet.width // 2, top // 2), title, fill="black", font=font, anchor="mm")
+        pen.text((left + sheet.width // 2, top // 2), title, fill="black", font=font, anchor="mm")
         left += sheet.width
     return whole
 
 
-def save_animation(frames: Sequence[Image.Image], path: Path | BinaryIO, milliseconds: int = 120) -> None:
-    """Write frames as an endless GIF; the last one stays for two seconds."""
-    durations = [milliseconds] * (len(frames) - 1) + [2000]
+def save_animation(
+    frames: Sequence[Image.Image],
+    path: Path | BinaryIO,
+    milliseconds: int = FRAME_MILLISECONDS,
+    last: int = LAST_MILLISECONDS,
+) -> None:
+    """Write frames as an endless GIF.
+
+    Args:
+        frames: images of equal size.
+        path: a path or an open binary file.
+        milliseconds: duration of each frame but the last.
+        last: milliseconds of the last frame.
+    """
+    durations = [milliseconds] * (len(frames) - 1) + [last]
     frames[0].save(path, format="GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
 
 
+def save_gif(video: Sequence[Image.Image], path: Path | BinaryIO, fps: float = 8.0) -> None:
+    """Write a video as an endless GIF at a steady frame rate; GIF stores durations in hundredths of a second."""
+    duration = max(20, round(100 / fps) * 10)  # browsers slow down shorter frames
+    save_animation(video, path, duration, duration)
+
+
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """uint8 pictures (B, C, H, W) with 1, 3 or 4 channels -> PIL images."""
-    arrays = pixels.permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(np.ascontiguousarray(a[..., 0] if a.shape[-1] == 1 else a)) for a in arrays]
+    """uint8 images (B, C, H, W) with 1, 3 or 4 channels -> PIL images; videos (B, C, T, H, W) -> strips of frames."""
+    if pixels.ndim == 5:
+        pixels = pixels.movedim(2, 3).flatten(3)  # (B, C, H, T W)
+    return [_image(array) for array in pixels.permute(0, 2, 3, 1).numpy()]
+
+
+def to_videos(pixels: Tensor) -> list[NDArray[Any]]:
+    """uint8 videos (B, C, T, H, W) -> arrays (T, H, W, C)."""
+    return [np.ascontiguousarray(array) for array in pixels.permute(0, 2, 3, 4, 1).numpy()]
+
+
+def frames(pixels: Tensor) -> list[list[Image.Image]]:
+    """uint8 images (B, C, H, W) or videos (B, C, T, H, W) -> the frames of each; an image is a single frame."""
+    if pixels.ndim == 4:
+        return [[image] for image in to_pil(pixels)]
+    return [[_image(frame) for frame in video] for video in to_videos(pixels)]
+
+
+def _image(array: NDArray[Any]) -> Image.Image:
+    """(H, W, C) uint8 -> a PIL image."""
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array))

@@ -1,16 +1,17 @@
-"""Many drawings at a time through one network.
+"""Many generations at the same time through one network.
 
-Every drawing runs its own sampler in a thread of its own, with its own labels, seeds, guidance, sampler and count of
-steps. What all of them ask the network goes to one thread, which answers the rows that wait in one call; a network
-takes a time for each row, so drawings need not be at the same step. A picture depends on its own rows alone.
+Each generation runs its own sampler in its own thread, with its own labels, seeds, guidance, sampler and number of
+steps. Their network calls go to one thread, which computes all waiting rows in one call. A network takes a time for
+each row, so generations need not be at the same step. An image depends on its own rows alone.
 """
 
+import copy
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,36 +19,44 @@ from torch import Tensor
 
 from ditlab.backbones import Backbone
 from ditlab.core.types import Condition, Label, Seed, Step, Trace
-from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.base import BasePipeline
+from ditlab.inference.prepared import PreparedPipeline
 
-PATIENCE = 0.004  # seconds that a call waits for those of the other drawings
+WAIT = 0.004  # seconds that a network call waits for the calls of other generations
+Context = Callable[[], AbstractContextManager[None]]
 
 
-class Stopped(Exception):  # noqa: N818 - nothing is wrong
-    """The drawing is not wanted any more."""
+class Canceled(Exception):  # noqa: N818 - it is not an error
+    """The generation was canceled."""
 
 
 @dataclass
 class Call:
     """Rows that wait for the network."""
 
-    x: Tensor  # (B, C, H, W)
+    x: Tensor  # (B, C, H, W) or (B, C, T, H, W)
     t: Tensor  # (B,)
     condition: Condition  # B rows
-    around: Callable[[], AbstractContextManager[None]] | None = None  # in which it is answered alone
-    answered: threading.Event = field(default_factory=threading.Event)
+    context: Context | None = None  # entered around the network call, which is then not batched
+    inner: Callable[..., Tensor] | None = None  # replaces the inner part of the network; the call is not batched
+    done: threading.Event = field(default_factory=threading.Event)
     output: Tensor | None = None
     error: Exception | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether the call must not be batched with others."""
+        return self.context is not None or self.inner is not None
 
-class Shared(Backbone):
-    """In the place of the network: what it is asked is answered together with what others ask."""
 
-    def __init__(self, net: Backbone, ask: Callable[[Tensor, Tensor, Condition], Tensor]) -> None:
+class Proxy(Backbone):
+    """Takes the place of the network in a pipeline, and sends each call to the engine."""
+
+    def __init__(self, net: Backbone, send: Callable[[Call], Tensor]) -> None:
         super().__init__(net.size, net.channels, net.classes, net.learn_variance)
         self.config = net.config
-        self.of = (net,)  # in a tuple, so that its weights are not this module's
-        self.ask = ask
+        self.target = (net,)  # in a tuple, so that its weights are not this module's
+        self.send = send
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
@@ -55,36 +64,46 @@ class Shared(Backbone):
 
     @property
     def tokens(self) -> int:
-        return self.of[0].tokens
+        return self.target[0].tokens
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.of[0].dtype
+        return self.target[0].dtype
 
     @property
     def device(self) -> torch.device:
-        return self.of[0].device
+        return self.target[0].device
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        return self.ask(x, t, Condition(label=condition) if isinstance(condition, Tensor) else condition)
+        rows = Condition(label=condition) if isinstance(condition, Tensor) else condition
+        return self.send(Call(x, t, rows, inner=vars(self).get("inner")))  # feature caching sets it on the instance
+
+
+class ProxyWithInner(Proxy):
+    """The same for a network whose inner part can be cached."""
+
+    def inner(self, x: Tensor, *rest: Any) -> Tensor:
+        return self.target[0].inner(x, *rest)
 
 
 class Engine:
     """A model and the thread that runs its network."""
 
-    def __init__(self, pipe: Pipeline, *, rows: int = 64, told: Callable[[int, float], None] | None = None) -> None:
-        """Ready to draw.
+    def __init__(
+        self, pipe: BasePipeline, *, rows: int = 64, on_call: Callable[[int, float], None] | None = None
+    ) -> None:
+        """An engine with its thread running.
 
         Args:
-            pipe: the model, made ready for this machine (`Pipeline.prepared`).
-            rows: pictures in a network call at most, both halves of guidance counted; a single drawing may have more.
-            told: called after each network call with its rows and seconds.
+            pipe: the model, prepared for this machine (`Pipeline.prepared`).
+            rows: most rows of a network call, both halves of guidance counted; a single generation may have more.
+            on_call: called after each network call with its rows and seconds.
         """
-        self.pipe = replace(pipe, net=pipe.net.fused().eval())
-        self.rows, self.told = rows, told
+        self.pipe = PreparedPipeline(pipe.model, pipe.net.fused().eval())
+        self.rows, self.on_call = rows, on_call
         self.calls: deque[Call] = deque()
         self.change = threading.Condition()
-        self.drawings = 0
+        self.active = 0  # generations
         self.closed = False
         self.thread = threading.Thread(target=self._run, name="network", daemon=True)
         self.thread.start()
@@ -94,58 +113,61 @@ class Engine:
         labels: list[Label],
         seeds: Sequence[Seed],
         stop: threading.Event,
-        around: Callable[[], AbstractContextManager[None]] | None = None,
+        context: Context | None = None,
         **options: Any,
     ) -> Iterator[Step]:
-        """`Pipeline.steps`, answered together with all other drawings.
+        """`Pipeline.steps`, with network calls that are batched with those of other generations.
 
         Args:
-            labels, seeds, options: as there.
-            stop: set by somebody else, it ends the drawing before its next network call.
-            around: a context in which each of its network calls is answered, apart from all others.
+            labels, seeds, options: as in `Pipeline.steps`.
+            stop: if another thread sets it, the generation ends before its next network call.
+            context: entered around each of its network calls, which are then not batched.
 
         Raises:
-            InputError: a setting that cannot be used; at once, not at the first step.
-            Stopped: it was.
+            InputError: a setting that cannot be used; raised here, not at the first step.
+            Canceled: `stop` was set.
         """
 
-        def ask(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        def send(call: Call) -> Tensor:
             if stop.is_set():
-                raise Stopped
-            return self._ask(Call(x, t, condition, around))
+                raise Canceled
+            call.context = context
+            return self._send(call)
 
-        drawing = replace(self.pipe, net=Shared(self.pipe.net, ask).eval())
-        return self._counted(drawing.steps(labels, seeds=seeds, **options))
+        net = self.pipe.net
+        proxy = Proxy if type(net).inner is Backbone.inner else ProxyWithInner
+        shared = PreparedPipeline(self.pipe.model, proxy(net, send).eval())
+        return self._counted(shared.steps(labels, seeds=seeds, **options))
 
     def _counted(self, steps: Iterator[Step]) -> Iterator[Step]:
-        with self._drawing():
+        with self._active():
             yield from steps
 
     @contextmanager
-    def _drawing(self) -> Iterator[None]:
+    def _active(self) -> Iterator[None]:
         with self.change:
-            self.drawings += 1
+            self.active += 1
         try:
             yield
         finally:
             with self.change:
-                self.drawings -= 1
+                self.active -= 1
                 self.change.notify_all()
 
     def close(self) -> None:
-        """Answer what waits, and end."""
+        """Finish the calls that wait, and end the thread."""
         with self.change:
             self.closed = True
             self.change.notify_all()
         self.thread.join()
 
-    def _ask(self, call: Call) -> Tensor:
+    def _send(self, call: Call) -> Tensor:
         with self.change:
             if self.closed:
-                raise Stopped
+                raise Canceled
             self.calls.append(call)
             self.change.notify_all()
-        call.answered.wait()
+        call.done.wait()
         if call.error is not None:
             raise call.error
         assert call.output is not None
@@ -157,38 +179,45 @@ class Engine:
                 self.change.wait_for(lambda: self.calls or self.closed)
                 if not self.calls:
                     return
-                # The other drawings are between two calls: waiting for them is quicker than a call for each.
-                self.change.wait_for(lambda: len(self.calls) >= self.drawings or self._full(), PATIENCE)
-                taken = [self.calls.popleft()]
-                rows = len(taken[0].x)
-                while self.calls and self._together(taken[0], self.calls[0], rows):
+                # The other generations are between two calls: to wait for them is faster than a call for each.
+                self.change.wait_for(lambda: len(self.calls) >= self.active or self._full(), WAIT)
+                batch = [self.calls.popleft()]
+                rows = len(batch[0].x)
+                while self.calls and self._together(batch[0], self.calls[0], rows):
                     rows += len(self.calls[0].x)
-                    taken.append(self.calls.popleft())
+                    batch.append(self.calls.popleft())
             started = time.perf_counter()
-            self._answer(taken)
-            if self.told is not None:
-                self.told(rows, time.perf_counter() - started)
-            for call in taken:  # last, so that who has its answer finds the call told
-                call.answered.set()
+            self._compute(batch)
+            if self.on_call is not None:
+                self.on_call(rows, time.perf_counter() - started)
+            for call in batch:  # last, so that a client that has its response finds the call in the metrics
+                call.done.set()
 
     def _together(self, first: Call, other: Call, rows: int) -> bool:
-        return first.around is other.around is None and rows + len(other.x) <= self.rows
+        return not first.alone and not other.alone and rows + len(other.x) <= self.rows
 
     def _full(self) -> bool:
         return sum(len(call.x) for call in self.calls) >= self.rows
 
     @torch.no_grad()
-    def _answer(self, calls: list[Call]) -> None:
+    def _compute(self, calls: list[Call]) -> None:
         try:
             x, t = (torch.cat([getattr(call, name) for call in calls]) for name in "xt")
             condition = Condition.cat([call.condition for call in calls])
-            with (calls[0].around or nullcontext)():
-                parts = self.pipe.net(x, t, condition).split([len(call.x) for call in calls])
+            with (calls[0].context or nullcontext)():
+                parts = self._net(calls[0])(x, t, condition).split([len(call.x) for call in calls])
             for call, part in zip(calls, parts, strict=True):
                 call.output = part
         except Exception as error:
-            if len(calls) > 1:  # too much memory, or one that spoils it for the others
+            if len(calls) > 1:  # too little memory, or one call that fails for all
                 for call in calls:
-                    self._answer([call])
+                    self._compute([call])
                 return
             calls[0].error = error
+
+    def _net(self, call: Call) -> Backbone:
+        if call.inner is None:
+            return self.pipe.net
+        net = copy.copy(self.pipe.net)  # shares all weights
+        net.inner = call.inner  # type: ignore[method-assign]
+        return net

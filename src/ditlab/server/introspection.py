@@ -1,6 +1,6 @@
-"""A look inside a network while it draws: what its patches attend to, and how much its blocks change between steps.
+"""What a network computes while it generates: attention between patches, and the change of each block between steps.
 
-Blocks that hardly change from one step to the next are those whose output can be reused (`inference.optimize.reuse`).
+Blocks that change little from one step to the next are those whose output can be cached (`inference.optimize.reuse`).
 """
 
 import math
@@ -16,72 +16,76 @@ from torch.overrides import TorchFunctionMode
 
 from ditlab.backbones import Backbone
 
-LARGEST = 1024  # patches whose attention is told one by one; finer grids are averaged down to it
+MOST_PATCHES = 1024  # finer grids of patches are averaged down to this number
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What the patches of a picture attend to, averaged over the heads."""
+    """The attention weights between the patches of an image, averaged over the heads."""
 
     height: int
     width: int
-    weights: Tensor  # (height * width queries, height * width keys), each row of which has 1 in all with other tokens
+    weights: Tensor  # (height * width queries, height * width keys); with other tokens, each row sums to 1
 
 
-class Inside:
-    """Watches the first network call of each step; `begin` the step, then run the call within `around()`."""
+class Inspector:
+    """Records the first network call of each step: make the calls within `watching()`, and call `next_step` between."""
 
     def __init__(self, net: Backbone, attention: int | None = None) -> None:
-        """Nothing seen yet.
+        """An inspector that has not recorded anything.
 
         Args:
             net: the network.
-            attention: number of the self-attention, in the order of the call, whose weights shall be kept.
+            attention: index of the self-attention, in the order of the call, of which the weights are kept.
         """
         self.net, self.wanted = net, attention
-        self.step, self.seen = 0, -1
-        self.attentions = 0  # of a call
-        self.attention: Attention | None = None  # of the last step
-        self.changes: list[list[float | None]] = []  # between a step and the one before, of each block
+        self.recorded = False  # whether the first call of this step has been made
+        self.attentions = 0  # in a network call
+        self.attention: Attention | None = None  # of this step
+        self.changes: list[list[float | None]] = []  # of each block, between each step and the step before
         self.outputs: dict[int, Tensor] = {}
         self.before: dict[int, Tensor] = {}
 
+    def next_step(self) -> None:
+        """Record the next network call."""
+        self.recorded, self.attention = False, None
+
     @contextmanager
-    def around(self) -> Iterator[None]:
-        """Watch what runs in this context, unless the step was seen."""
-        if self.seen == self.step:
+    def watching(self) -> Iterator[None]:
+        """Record a network call that is made in this context, if it is the first one of the step."""
+        if self.recorded:
             yield
             return
-        self.seen = self.step
+        self.recorded = True
         self.before, self.outputs = self.outputs, {}
         blocks = self.net.repeated
         hooks = [block.register_forward_hook(partial(self._keep, i)) for i, block in enumerate(blocks)]
-        spy = Spy(self.wanted)
+        recorder = AttentionRecorder(self.wanted)
         try:
-            with spy:
+            with recorder:
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
-        self.attentions = spy.count
-        if spy.weights is not None:
-            self.attention = as_grid(spy.weights, self.net)
+        self.attentions = recorder.count
+        if recorder.weights is not None:
+            self.attention = as_grid(recorder.weights, self.net)
         if self.before:
             self.changes.append([self._change(i) for i in range(len(blocks))])
 
     def _keep(self, i: int, block: nn.Module, given: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            self.outputs[i] = output[:1].float()  # the first picture, with its label
+            self.outputs[i] = output[:1].float()  # the first image, with its condition
 
     def _change(self, i: int) -> float | None:
-        """Relative to the output itself; None for a block that was left out at one of the two steps."""
+        """Relative to the output itself; None for a block that was skipped at one of the two steps."""
         if i not in self.before or i not in self.outputs:
             return None
         now, then = self.outputs[i], self.before[i]
         return float((now - then).norm() / now.norm().clamp(min=1e-12))
 
 
-class Spy(TorchFunctionMode):
+class AttentionRecorder(TorchFunctionMode):
     """Counts self-attentions, and keeps the weights of one of them."""
 
     def __init__(self, wanted: int | None) -> None:
@@ -103,34 +107,26 @@ class Spy(TorchFunctionMode):
 
 
 def weights(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
-    """Softmax of the products, averaged over pictures and heads: (N, N) for (..., N, d)."""
+    """Softmax of the products, averaged over images and heads: (N, N) for (..., N, d)."""
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     products = q.float() @ k.float().transpose(-1, -2) * factor
     return products.softmax(-1).flatten(0, -3).mean(0)
 
 
-def as_grid(found: Tensor, net: Backbone) -> Attention | None:
-    """The rows and columns of patches, on a grid of the picture's shape; None where there is no such grid."""
-    height, width = net.size
-    step = next((s for s in range(1, min(height, width) + 1) if fits(s, height, width, len(found))), None)
-    if step is None:
+def as_grid(values: Tensor, net: Backbone) -> Attention | None:
+    """The rows and columns of patches, on a grid of the shape of the image; None if there is no such grid."""
+    grid = net.grid_of(len(values))
+    if grid is None or len(grid) != 2:
         return None
-    h, w = height // step, width // step
-    found = found[net.extras : net.extras + h * w, net.extras : net.extras + h * w]
-    while h * w > LARGEST and h % 2 == w % 2 == 0:
-        found = 4 * halved(halved(found, h, w).T, h, w).T  # the four keys of a place are added up
+    h, w = grid
+    values = values[net.extras : net.extras + h * w, net.extras : net.extras + h * w]
+    while h * w > MOST_PATCHES and h % 2 == w % 2 == 0:
+        values = 4 * halved(halved(values, h, w).T, h, w).T  # the weights of the four keys are added
         h, w = h // 2, w // 2
-    return Attention(h, w, found)
-
-
-def fits(step: int, height: int, width: int, tokens: int) -> bool:
-    """Whether so many tokens are a patch of this side each, and a few more."""
-    if height % step or width % step:
-        return False
-    return 0 <= tokens - height * width // step**2 <= 2
+    return Attention(h, w, values)
 
 
 def halved(values: Tensor, h: int, w: int) -> Tensor:
-    """Rows (h w, K) averaged over 2x2 places."""
+    """Rows (h w, K) averaged over 2x2 patches."""
     grid = values.T.reshape(-1, 1, h, w)
     return F.avg_pool2d(grid, 2).flatten(1).T

@@ -1,4 +1,4 @@
-"""What stands around the HTTP API: who may come in, what browsers may do, and how faults are told."""
+"""Checks before a request is read, security headers, and errors as JSON."""
 
 import hmac
 from collections.abc import Collection, Sequence
@@ -12,7 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ditlab.core.errors import InputError
-from ditlab.server.service import Failed, Full, Limits
+from ditlab.server.generation import Limits
+from ditlab.server.responses import error_body
+from ditlab.server.service import Busy, Failed
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -23,24 +25,30 @@ HEADERS = {
         "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     ),
 }
-TAGS = ("constrained-", "function-")  # pydantic's names for the ways of reading a value, not part of its place
+TAGS = ("constrained-", "function-")  # pydantic's names for the alternatives of a union, which are no part of a path
+LONGEST = 1000  # characters of a message
 
 
 class Guard:
-    """Refuses what must not come in, before it is read, and says to browsers what they may do with what goes out.
+    """Rejects requests without a valid token and with too long bodies before they are read, and adds headers."""
 
-    Bodies have at most so many bytes; without the token, if there is one, only the free paths may be seen.
-    """
+    def __init__(self, app: ASGIApp, body: int, token: str, public: Collection[str]) -> None:
+        """Middleware around an application.
 
-    def __init__(self, app: ASGIApp, body: int, token: str, free: Collection[str]) -> None:
-        self.app, self.body, self.token, self.free = app, body, token, free
+        Args:
+            app: the application.
+            body: bytes that a body may have.
+            token: that requests must have; empty for none.
+            public: paths that need no token.
+        """
+        self.app, self.body, self.token, self.public = app, body, token, public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if (refused := self.refuse(scope["path"], Headers(scope=scope))) is not None:
-            await refused(scope, receive, send)
+        if (rejection := self.reject(scope["path"], Headers(scope=scope))) is not None:
+            await rejection(scope, receive, send)
             return
 
         async def with_headers(message: Message) -> None:
@@ -50,69 +58,73 @@ class Guard:
 
         await self.app(scope, receive, with_headers)
 
-    def refuse(self, path: str, headers: Headers) -> JSONResponse | None:
-        """The answer to what is refused; None for what is not."""
+    def reject(self, path: str, headers: Headers) -> JSONResponse | None:
+        """The response to a request that is rejected; None for a request that is not."""
         if "transfer-encoding" in headers:
-            return fault(411, "the body's length must be told before; send it in one piece, with Content-Length")
-        length = headers.get("content-length", "0")  # of which int() refuses more than some thousand digits
+            return error_response(411, "send the body with Content-Length, not in chunks")
+        length = headers.get("content-length", "0")  # int() raises for some thousand digits
         if not (length.isdecimal() and len(length) < 20 and int(length) <= self.body):
-            return fault(413, f"a body of {length[:20]} bytes; at most {self.body} are taken")
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        if self.token and path not in self.free and not hmac.compare_digest(given.encode(), self.token.encode()):
-            return fault(401, "a token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+            return error_response(413, f"the body has {length[:20]} bytes; the limit is {self.body}")
+        token = headers.get("authorization", "").removeprefix("Bearer ")
+        if self.token and path not in self.public and not hmac.compare_digest(token.encode(), self.token.encode()):
+            message = "a token is required: Authorization: Bearer TOKEN"
+            return error_response(401, message, {"WWW-Authenticate": "Bearer"})
         return None
 
 
-def tell_faults(app: FastAPI, limits: Limits) -> None:
-    """Tell all that goes wrong in one form."""
+def add_error_handlers(app: FastAPI, limits: Limits) -> None:
+    """Make every error of the application a JSON response of the same form."""
 
     @app.exception_handler(InputError)
-    async def wrong(request: Request, error: InputError) -> JSONResponse:
-        return fault(400, str(error))
+    async def input_error(request: Request, error: InputError) -> JSONResponse:
+        return error_response(400, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         errors = error.errors()
+        cause = (errors[0].get("ctx") or {}).get("error")
+        if isinstance(cause, InputError):  # raised by a check of ours in the form of the body
+            return error_response(400, str(cause))
         if tuple(errors[0]["loc"]) == ("body",) and "json" not in request.headers.get("content-type", ""):
-            return fault(422, "the body must be JSON, with Content-Type: application/json")
-        return fault(422, misfit(errors))
+            return error_response(422, "the body must be JSON, with Content-Type: application/json")
+        return error_response(422, validation_message(errors))
 
     @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        headers, line = dict(error.headers or {}), str(error.detail)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        headers, message = dict(error.headers or {}), str(error.detail)
         if error.status_code == 405:
-            line = f"{request.method[:20]} is not for this path; use {headers.get('Allow')}"
-        return fault(error.status_code, line, headers)
+            message = f"{request.method[:20]} is not allowed for this path; use {headers.get('Allow')}"
+        return error_response(error.status_code, message, headers)
 
     @app.exception_handler(Failed)
     async def failed(request: Request, error: Failed) -> JSONResponse:
-        return fault(503, str(error))
+        return error_response(503, str(error))
 
     @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:  # which the server's log tells
-        return fault(500, "the service failed; its log says why")
+    async def broken(request: Request, error: Exception) -> JSONResponse:  # the server logs the traceback
+        return error_response(500, "the service failed; see its log")
 
-    @app.exception_handler(Full)
-    async def full(request: Request, error: Full) -> JSONResponse:
-        line = f"{limits.drawings} drawings are in progress, which is as many as there may be; come back in a second"
-        return fault(429, line, {"Retry-After": "1"})
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy) -> JSONResponse:
+        message = f"{limits.requests} requests are in progress, which is the limit; try again in 1 s"
+        return error_response(429, message, {"Retry-After": "1"})
 
 
-def misfit(errors: Sequence[Any]) -> str:
-    """What is wrong with a body or a parameter; a value that may be one of several things has an error for each."""
+def validation_message(errors: Sequence[Any]) -> str:
+    """What is wrong with a body or parameter, in one line; a value of a union has an error for each alternative."""
     first = errors[0]
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
 
-    def place(each: Any) -> str:
-        parts = [str(part) for part in each["loc"] if not str(part).startswith(TAGS)]
+    def path(error: Any) -> str:
+        parts = [str(part) for part in error["loc"] if not str(part).startswith(TAGS)]
         return ".".join(parts[1:] or parts)
 
-    lines = dict.fromkeys(each["msg"] for each in errors if place(each) == place(first))
-    return f"{place(first)[:200]}: {', or: '.join(lines)}"
+    messages = dict.fromkeys(error["msg"] for error in errors if path(error) == path(first))
+    return f"{path(first)[:200]}: {', or: '.join(messages)}"
 
 
-def fault(code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """What went wrong, in the form that clients know."""
-    kind = "invalid_request_error" if code < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "code": code}}, code, (headers or {}) | HEADERS)
+def error_response(code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error in the form that clients of image services know."""
+    shown = message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}..."
+    return JSONResponse(error_body(code, shown), code, (headers or {}) | HEADERS)

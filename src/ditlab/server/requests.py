@@ -1,107 +1,271 @@
-"""What may be asked of the HTTP API: a form for each body."""
+"""The request bodies of the HTTP API, with types and ranges, and their translation to options of the pipeline."""
 
+import base64
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ditlab.diffusion.samplers import SAMPLERS
-from ditlab.server.responses import (
-    PIXEL,
+from ditlab.conditioning import ClassLabels
+from ditlab.core.errors import InputError, lookup
+from ditlab.diffusion.samplers import GRIDS, SAMPLERS
+from ditlab.inference.base import BasePipeline
+
+# An image of one white pixel.
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+ALIASES = {
+    "num_inference_steps": "steps",  # the words of diffusers' pipelines
+    "guidance_scale": "guidance",
+    "class_labels": "labels",
+    "prompts": "labels",
+    "mask_image": "mask",
+    "quality": "preset",  # earlier words of this API
+    "seed": "seeds",
+    "label": "labels",  # the words of a response, so that its settings can be sent again
+}
+SETTINGS = (
+    "steps",
+    "sampler",
+    "guidance",
+    "guidance_interval",
+    "guidance_channels",
+    "schedule",
+    "eta",
+    "preset",
+    "reuse",
 )
 
 
 def whole(value: Any) -> Any:
-    """4.0 is an integer in JSON."""
+    """Accepts 4.0 as an integer, as JSON Schema does."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def as_list(value: Any) -> Any:
+    """A single value as a list of one."""
+    return value if value is None or isinstance(value, list) else [value]
+
+
+def known(table: Mapping[str, Any], what: str) -> AfterValidator:
+    """Checks that a name is in a registry."""
+
+    def check(name: str) -> str:
+        lookup(table, name, what)
+        return name
+
+    return AfterValidator(check)
+
+
+def alternatives(names: Iterable[str]) -> str:
+    """Names as a sentence ends with them."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
+
+
 WHOLE = BeforeValidator(whole)
-Seed = Annotated[int, Field(ge=0, lt=2**53), WHOLE]  # beyond that readers of JSON do not agree on integers
+Seed = Annotated[int, Field(ge=0, lt=2**53), WHOLE]  # readers of JSON disagree on larger integers
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-ClassLabel = Annotated[int, Field(ge=0, lt=2**31), WHOLE] | Name
+Label = Annotated[int, Field(ge=0, lt=2**31), WHOLE] | Annotated[str, Field(min_length=1, max_length=2000)]
 Time = Annotated[float, Field(ge=0, le=1)]
 File = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
+Seeds = Annotated[list[Seed], Field(min_length=1, max_length=1024)]
+Labels = Annotated[list[Label], Field(min_length=1, max_length=1024)]
 
 
-class Drawing(BaseModel):
-    """What all orders may say."""
+class SamplingRequest(BaseModel):
+    """The settings that all requests for images have."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: Name | None = Field(None, description="A name of /v1/models; the first one if left out.")
-    prompt: ClassLabel | None = Field(None, description="A class, by name or index.")
-    seed: Seed | None = Field(None, description="Of the first picture, those behind it have the next ones.")
-    num_inference_steps: Annotated[int, Field(ge=1, le=100_000), WHOLE] | None = Field(
-        None, description="The model's own if left out."
+    model: Name | None = Field(None, description="A model name from /v1/models. Default: the first model.")
+    prompt: Label | None = Field(
+        None, description="What to generate: a class name or index, or a text, depending on the model."
     )
-    guidance_scale: float | None = Field(
-        None, ge=-1000, le=1000, allow_inf_nan=False, description="1 is none; the model's own if left out."
+    labels: Annotated[Labels | None, BeforeValidator(as_list, json_schema_input_type=Label | Labels | None)] = Field(
+        None,
+        description="Instead of prompt: one for all images, or one for each image. "
+        "Default: all classes in turn. Aliases: class_labels, prompts.",
+    )
+    seeds: Annotated[Seeds | None, BeforeValidator(as_list, json_schema_input_type=Seed | Seeds | None)] = Field(
+        None,
+        description="One for each image, or the seed of the first image; the following images then have the "
+        "following seeds. Default: random. Alias: seed.",
+    )
+    steps: Annotated[int, Field(ge=1, le=100_000), WHOLE] | None = Field(
+        None, description="Number of sampling steps. Default: the model's. Alias: num_inference_steps."
+    )
+    sampler: Annotated[Name, known(SAMPLERS, "sampler")] | None = Field(
+        None, description=f"{alternatives(SAMPLERS)}. Default: the model's."
+    )
+    guidance: float | None = Field(
+        None,
+        ge=-1000,
+        le=1000,
+        allow_inf_nan=False,
+        description="Guidance scale; 1 disables guidance. Default: the model's. Alias: guidance_scale.",
     )
     guidance_interval: Annotated[tuple[Time, Time], Field(strict=False)] | None = Field(
-        None, description="The times between which guidance acts, 0 is data and 1 noise."
+        None, description="Times between which guidance is applied; 0 is data and 1 is noise. Default: the model's."
     )
-    sampler: Name | None = Field(None, description=f"One of {', '.join(SAMPLERS)}; the model's own if left out.")
-    quality: Literal["draft", "normal", "best", "reference"] | None = Field(
-        None, description="Sampler, steps and guidance in one word; what is given beside it goes before it."
+    guidance_channels: Annotated[int, Field(ge=1, le=1024), WHOLE] | None = Field(
+        None, description="Apply guidance to the first N channels only. Default: all."
     )
+    schedule: Annotated[Name, known(GRIDS, "schedule")] | None = Field(
+        None, description=f"Timestep schedule: {alternatives(GRIDS)}. Default: the model's."
+    )
+    eta: Time | None = Field(None, description="Noise of the sampler ddim: 0 is deterministic.")
+    preset: Name | None = Field(
+        None,
+        description="Settings by name: draft, normal, best, reference or dit-published. Settings that are given "
+        "explicitly take precedence. Alias: quality.",
+    )
+    reuse: Annotated[int, Field(ge=2, le=1000), WHOLE] | None = Field(
+        None, description="Feature caching: compute the inner blocks of the network at every Nth step only."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def rename(cls, body: Any) -> Any:
+        """Replace aliases by the names of the fields.
+
+        Raises:
+            InputError: a setting that is given twice, under two names.
+        """
+        if not isinstance(body, dict):
+            return body
+        renamed: dict[Any, Any] = {}
+        origin: dict[Any, str] = {"labels": "prompt"} if body.get("prompt") is not None else {}
+        for key, value in body.items():
+            name = ALIASES.get(key, key)
+            if value is not None and name in origin:
+                raise InputError(f"{origin[name]} and {key} are the same setting; give one of them")
+            if value is not None:
+                origin[name] = key
+            if value is not None or name not in renamed:
+                renamed[name] = value
+        return renamed
+
+    def values(self) -> list[int | str] | None:
+        """The prompt or the labels, as a list; None if the request has neither."""
+        return self.labels if self.prompt is None else [self.prompt]
 
     def settings(self) -> dict[str, Any]:
-        """Of `Pipeline.steps`."""
-        return {
-            "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "guidance_interval": self.guidance_interval,
-            "sampler": self.sampler,
-            "preset": self.quality,
-        }
+        """The sampling settings of the request, without those that it leaves open."""
+        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
 
-class Generation(Drawing):
-    """An order for pictures."""
+class GenerationRequest(SamplingRequest):
+    """A request for images."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"prompt": "3", "n": 4, "seed": 0},
-                {"class_labels": [3, 7], "stream": True},
-                {"prompt": "3", "to_label": "8", "n": 4, "seed": 0},
+                {"prompt": "3", "n": 4, "seeds": 0},
+                {"labels": [3, 7], "stream": True},
+                {"prompt": "3", "to_label": "8", "n": 4, "seeds": 0},
                 {"prompt": "3", "image": PIXEL, "strength": 0.6},
             ]
         },
     )
 
-    class_labels: list[ClassLabel] | None = Field(
-        None, min_length=1, max_length=1024, description="A class for each picture, in the place of the prompt."
+    n: Annotated[int, WHOLE] = Field(
+        1, ge=1, le=1024, description="Number of images. Default: the number of labels. Alias: num_images_per_prompt."
     )
-    n: Annotated[int, WHOLE] = Field(1, ge=1, le=1024, description="How many pictures.")
     size: Annotated[str, Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
-        None, description="WIDTHxHEIGHT; a model has one size, any other is refused."
+        None, description="WIDTHxHEIGHT. A model has one size; any other is rejected."
     )
-    seeds: list[Seed] | None = Field(None, min_length=1, max_length=1024, description="One for each picture.")
-    to_label: ClassLabel | None = Field(None, description="The pictures go from the first class to this one.")
-    to_seed: Seed | None = Field(None, description="The pictures go from the first seed to this one.")
-    image: File | None = Field(None, description="A picture to start from.")
-    mask: File | None = Field(None, description="What is white in it is drawn anew, what is black stays.")
+    to_label: Label | None = Field(None, description="Interpolate from the first label to this one.")
+    to_seed: Seed | None = Field(None, description="Interpolate from the first seed to this one.")
+    image: File | None = Field(None, description="Image-to-image: the image to start from.")
+    mask: File | None = Field(
+        None, description="Inpainting mask: white is regenerated, black is kept. Alias: mask_image."
+    )
     strength: float | None = Field(
-        None, gt=0, le=1, description="Part of the way that is walked from the image; 0.6, and 1 with a mask."
+        None, gt=0, le=1, description="Part of the trajectory that is sampled. Default: 0.6, or 1 with a mask."
     )
     resample: Annotated[int, Field(ge=1, le=100), WHOLE] | None = Field(
-        None, description="With a mask: how often each piece of the way is walked; 2."
+        None, description="With a mask: how often each part of the trajectory is sampled. Default: 2."
     )
-    animation: bool = Field(False, description="Also give each picture's way, as a GIF in animation_b64.")
+    animation: bool = Field(False, description="Also return the trajectory of each image, as a GIF in animation_b64.")
     response_format: Literal["b64_json"] = "b64_json"
-    stream: bool = Field(False, description="Answer with server-sent events.")
-    partial_images: Annotated[int, WHOLE] = Field(3, ge=0, le=100, description="Previews of a stream.")
+    stream: bool = Field(False, description="Respond with server-sent events.")
+    partial_images: Annotated[int, WHOLE] = Field(3, ge=0, le=100, description="Number of previews in a stream.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def repeat(cls, body: Any) -> Any:
+        """Translate num_images_per_prompt: as in diffusers, each label is repeated.
+
+        Raises:
+            InputError: n is given too.
+        """
+        if not isinstance(body, dict) or body.get("num_images_per_prompt") is None:
+            return body
+        if body.get("n") is not None:
+            raise InputError("n and num_images_per_prompt are both given; give one of them")
+        count = whole(body["num_images_per_prompt"])
+        rest = {key: value for key, value in body.items() if key != "num_images_per_prompt"}
+        name = next((name for name in ("labels", "class_labels", "prompts") if isinstance(body.get(name), list)), None)
+        if name is None or type(count) is not int or not 1 <= count <= 1024 or len(body[name]) > 1024:
+            return rest | {"n": count}
+        return rest | {name: [value for value in body[name] for _ in range(count)], "n": count * len(body[name])}
+
+    def file(self, name: Literal["image", "mask"]) -> bytes | None:
+        """The content of a file.
+
+        Raises:
+            InputError: text that is not base64.
+        """
+        try:
+            text = getattr(self, name)
+            return None if text is None else base64.b64decode(text, validate=True)
+        except ValueError:
+            raise InputError(f"the {name} is not base64; encode the content of the file as base64") from None
 
 
-class Looking(Drawing):
-    """An order to look inside the network while it draws one picture."""
+class InspectionRequest(SamplingRequest):
+    """A request to generate one image and to return what the network computes."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "3", "seed": 0, "num_inference_steps": 12}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "3", "seeds": 0, "steps": 12}]})
 
+    labels: Annotated[
+        Annotated[list[Label], Field(min_length=1, max_length=1)] | None,
+        BeforeValidator(as_list, json_schema_input_type=Label | None),
+    ] = Field(None, description="One label, instead of prompt. Default: the first class.")
+    seeds: Annotated[
+        Annotated[list[Seed], Field(min_length=1, max_length=1)] | None,
+        BeforeValidator(as_list, json_schema_input_type=Seed | None),
+    ] = Field(None, description="One seed. Default: random. Alias: seed.")
     step: Annotated[int, Field(ge=0, le=100_000), WHOLE] | None = Field(
-        None, description="With attention: the step at which it is told; the drawing ends there."
+        None, description="With attention: the step of which the attention is returned; sampling ends after it."
     )
     attention: Annotated[int, Field(ge=0, le=100_000), WHOLE] | None = Field(
-        None, description="The number of a self-attention in the network, whose weights shall be told."
+        None, description="Index of a self-attention in the network, of which the weights are returned."
     )
+
+    def generation(self) -> GenerationRequest:
+        """The request for the image."""
+        return GenerationRequest(**self.model_dump(exclude={"step", "attention"}, exclude_none=True))
+
+
+def resolved(pipe: BasePipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling settings together with those that follow from the preset and from the model's defaults.
+
+    Args:
+        pipe: the model.
+        settings: the settings that are given.
+    """
+
+    values = pipe.resolve(**settings).settings()
+    return {name: values[name] for name in SETTINGS if name in values and name != "preset"}
+
+
+def require_classes(name: str, pipe: BasePipeline) -> ClassLabels:
+    """The class labels of a model.
+
+    Raises:
+        InputError: a model with another kind of condition.
+    """
+    if not isinstance(pipe.conditioner, ClassLabels):
+        raise InputError(f"model {name} has no class labels; describe the image with prompt")
+    return pipe.conditioner

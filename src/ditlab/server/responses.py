@@ -1,20 +1,43 @@
-"""What the HTTP API answers, as its description tells it: a form and an example for each answer.
+"""The response bodies of the HTTP API: their schemas with examples, and the functions that fill them.
 
-The answers themselves are plain dicts, made where the work is done; the tests hold them against these forms.
+The functions return plain dicts; the tests compare them with the schemas.
 """
 
-from typing import Annotated, Any
+import time
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+
+from ditlab.core.errors import InputError
+from ditlab.server.files import as_base64
+from ditlab.server.generation import Event, Generation, Inspection
+from ditlab.server.requests import PIXEL, InspectionRequest
+from ditlab.server.service import Service
 
 Responses = dict[int | str, dict[str, Any]]
 
-# One white pixel.
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
-SETTINGS = {"model": "demo", "label": 3, "seed": 0}
-DRAWN: dict[str, Any] = {"created": 1767225600, "model": "demo", "data": [{"b64_json": PIXEL, "settings": SETTINGS}]}
-SEEN: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "model": "demo",
+    "label": 3,
+    "seed": 0,
+    "steps": 20,
+    "sampler": "ab4",
+    "guidance": 1.5,
+    "guidance_interval": [0.0, 1.0],
+    "schedule": "uniform",
+    "precision": "float32",
+    "model_hash": "0123456789abcdef",
+    "version": "1.0.0",
+}
+GENERATED_EXAMPLE: dict[str, Any] = {
+    "created": 1767225600,
+    "model": "demo",
+    "data": [{"b64_json": PIXEL, "settings": SETTINGS}],
+}
+INSPECTED_EXAMPLE: dict[str, Any] = {
+    "model": "demo",
+    "settings": SETTINGS,
     "steps": [{"t": 0.5, "b64_json": PIXEL}, {"t": 0.0, "b64_json": PIXEL}],
     "changes": [[0.31, 0.27, None]],
     "attentions": 3,
@@ -29,116 +52,126 @@ data: {{"type": "image_generation.partial_image", "step": 1, "steps": 2, "partia
 
 event: image_generation.completed
 data: {{"type": "image_generation.completed", "step": 2, "steps": 2, "created": 1767225600, "model": "demo", \
-"data": [{{"b64_json": "{PIXEL}", "settings": {{"model": "demo", "label": 3, "seed": 0}}}}]}}
+"data": [{{"b64_json": "{PIXEL}", "settings": {{"model": "demo", "label": 3, "seed": 0, "steps": 2}}}}]}}
 
 """
-FIGURES = (
-    "# HELP ditlab_pictures_total pictures drawn\n# TYPE ditlab_pictures_total counter\nditlab_pictures_total 4.0\n"
+METRICS_EXAMPLE = (
+    "# HELP ditlab_images_total Images generated.\n# TYPE ditlab_images_total counter\nditlab_images_total 4.0\n"
 )
-FAULTS = {
-    400: ("An order that cannot be drawn.", 'unknown class "bea"; did you mean "bee"?'),
-    404: ("Nothing there yet.", "the run demo has no preview yet; come back later"),
-    401: ("No token, or a wrong one.", "a token is needed: Authorization: Bearer TOKEN"),
-    411: ("A body whose length is not told.", "the body's length must be told before"),
-    413: ("A body that is too long.", "a body of 52428800 bytes; at most 16777216 are taken"),
-    422: ("A body or parameter of another form.", "n: Input should be greater than or equal to 1"),
-    429: ("No place is free.", "32 drawings are in progress, which is as many as there may be; come back in a second"),
-    503: ("A drawing that failed or took too long.", "not done after 120 s; ask for fewer steps or pictures"),
+ERRORS = {
+    400: ("The request cannot be fulfilled.", 'unknown class "bea"; did you mean "bee"?'),
+    401: ("The token is missing or wrong.", "a token is required: Authorization: Bearer TOKEN"),
+    404: ("Not available yet.", "run demo has no preview yet; try again later"),
+    411: ("The request has no Content-Length.", "send the body with Content-Length, not in chunks"),
+    413: ("The body is too large.", "the body has 52428800 bytes; the limit is 16777216"),
+    422: ("The body or a parameter has the wrong type or range.", "n: Input should be greater than or equal to 1"),
+    429: ("Too many requests are in progress.", "32 requests are in progress, which is the limit; try again in 1 s"),
+    503: ("The generation failed or took too long.", "not finished after 120 s; request fewer steps or images"),
 }
 
 
 class Health(BaseModel):
-    """Always the same."""
+    """The service is running."""
 
     status: str = Field(examples=["ok"])
 
 
 class Ready(Health):
-    """With the names of the models."""
+    """The service is ready, with the names of its models."""
 
     models: list[str] = Field(examples=[["demo"]])
 
 
 class Model(BaseModel):
-    """What a model draws, and how if nothing else is said."""
+    """A model and its default settings."""
 
-    id: str = Field(description="The name under which it is asked for.", examples=["demo"])
+    id: str = Field(description="The name to use in requests.", examples=["demo"])
     object: str = Field(examples=["model"])
     owned_by: str = Field(examples=["ditlab"])
     network: str = Field(examples=["DiT"])
-    size: str = Field(description="WIDTHxHEIGHT of its pictures.", examples=["32x32"])
-    classes: int = Field(description="How many; none is 0.", examples=[10])
+    size: str = Field(description="WIDTHxHEIGHT of its images.", examples=["32x32"])
+    condition: str = Field(description="Kind of condition.", examples=["class"])
+    classes: int = Field(description="Number of classes; 0 for a model without class labels.", examples=[10])
+    steps: int = Field(examples=[20])
     sampler: str = Field(examples=["ab4"])
-    num_inference_steps: int = Field(examples=[20])
-    guidance_scale: float = Field(examples=[1.5])
-    guidance_interval: list[float] = Field(description="Two times, 0 is data and 1 noise.", examples=[[0.0, 1.0]])
+    schedule: str = Field(examples=["uniform"])
+    guidance: float = Field(examples=[1.5])
+    guidance_interval: list[float] = Field(
+        description="Times between which guidance is applied; 0 is data and 1 is noise.", examples=[[0.0, 1.0]]
+    )
+    precision: str = Field(description="Data type of the network.", examples=["float32"])
+    model_hash: str = Field(description="Start of the SHA-256 of the weights.", examples=["0123456789abcdef"])
 
 
 class Models(BaseModel):
-    """All of them; the first one draws what names none."""
+    """All models. The first one is the default."""
 
     object: str = Field(examples=["list"])
     data: list[Model]
 
 
 class Classes(BaseModel):
-    """The names of a model's classes; a class's index is its position."""
+    """The class names of a model; the position is the class index."""
 
     model: str = Field(examples=["demo"])
     classes: list[str] = Field(examples=[["zero", "one", "two"]])
 
 
-class Picture(BaseModel):
-    """A picture and all that draws it again."""
+class Image(BaseModel):
+    """An image and all settings that generate it again."""
 
-    b64_json: str = Field(description="PNG as base64; its metadata holds the settings too, under ditlab.")
-    settings: dict[str, Any] = Field(examples=[SETTINGS])
-    animation_b64: str | None = Field(None, description="Its way as a GIF, where that was asked for.")
+    b64_json: str = Field(description="PNG as base64; its metadata has the settings too, under the key ditlab.")
+    settings: dict[str, Any] = Field(
+        description="Every setting with the value that was used, given or default.", examples=[SETTINGS]
+    )
+    animation_b64: str | None = Field(None, description="The trajectory as a GIF, if it was requested.")
 
 
-class Drawn(BaseModel):
-    """The pictures in the order in which they were asked for."""
+class Generated(BaseModel):
+    """The images, in the order of the request."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [DRAWN]})
+    model_config = ConfigDict(json_schema_extra={"examples": [GENERATED_EXAMPLE]})
 
-    created: int = Field(description="Seconds since 1970.")
+    created: int = Field(description="Unix time in seconds.")
     model: str
-    data: list[Picture]
+    data: list[Image]
 
 
 class Estimate(BaseModel):
-    """The network's estimate of the picture."""
+    """The network's estimate of the image after a step."""
 
-    t: float = Field(description="The time behind the step, 0 is data and 1 noise.")
+    t: float = Field(description="The time after the step; 0 is data and 1 is noise.")
     b64_json: str = Field(description="PNG as base64.")
 
 
-class Attention(BaseModel):
-    """What each patch attends to, averaged over the heads."""
+class AttentionMap(BaseModel):
+    """The attention weights between patches, averaged over the heads."""
 
     height: int = Field(description="Rows of patches.")
-    width: int
+    width: int = Field(description="Columns of patches.")
     weights: str = Field(
-        description="As base64: a byte for each pair, queries first, both row by row; 255 is the most of a query."
+        description="As base64: one byte for each pair of patches, queries first, both row by row; 255 is the largest "
+        "weight of a query."
     )
 
 
-class Seen(BaseModel):
-    """What the network did while it drew."""
+class Inspected(BaseModel):
+    """What the network computed while it generated an image."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [SEEN]})
+    model_config = ConfigDict(json_schema_extra={"examples": [INSPECTED_EXAMPLE]})
 
     model: str
+    settings: dict[str, Any] = Field(description="Every setting with the value that was used, given or default.")
     steps: list[Estimate]
     changes: list[list[float | None]] = Field(
-        description="From the second step on: the relative change of each block's output since the step before."
+        description="From the second step on: relative change of the output of each block since the step before."
     )
-    attentions: int = Field(description="Self-attentions in a network call.")
-    attention: Attention | None
+    attentions: int = Field(description="Number of self-attentions in a network call.")
+    attention: AttentionMap | None
 
 
 class Runs(BaseModel):
-    """The names of training runs."""
+    """The names of the training runs."""
 
     runs: list[str] = Field(examples=[["demo"]])
 
@@ -147,38 +180,41 @@ Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Run(BaseModel):
-    """How a training run goes."""
+    """The progress of a training run."""
 
     id: str = Field(examples=["demo"])
-    images: int = Field(description="Seen so far.", examples=[51200])
-    total: int = Field(description="At the end.", examples=[110000])
-    seconds_left: float | None = Field(examples=[97.5])
+    state: Literal["running", "stopped", "finished"] = Field(
+        description="stopped: no process trains it, and it has not reached its total.", examples=["running"]
+    )
+    images: int = Field(description="Images seen.", examples=[51200])
+    total: int = Field(description="Images to see.", examples=[110000])
+    seconds_left: float | None = Field(description="Estimated; null if the run is not running.", examples=[97.5])
     curves: dict[str, list[Point]] = Field(
         description="Points (images, value) of loss, grad_norm, lr and images_per_second.",
         examples=[{"loss": [[12800, 0.86], [25600, 0.5]]}],
     )
     loss_by_time: list[Point] = Field(
-        description="Points (time, loss) of the last line, 0 is data and 1 noise.",
+        description="Points (time, loss) of the latest entry; 0 is data and 1 is noise.",
         examples=[[[0.25, 0.3], [0.75, 0.9]]],
     )
-    preview: int | None = Field(description="Images seen at the newest preview.", examples=[51200])
+    preview: int | None = Field(description="Images seen at the latest preview.", examples=[51200])
 
 
-class Message(BaseModel):
-    """A line for people, and what kind of fault it is."""
+class ErrorDetail(BaseModel):
+    """One line that says what was wrong and what to do."""
 
     message: str
-    type: str = Field(description="invalid_request_error, or server_error.")
-    code: int = Field(description="The status of the answer.")
+    type: str = Field(description="invalid_request_error or server_error.")
+    code: int = Field(description="The HTTP status.")
 
 
-class Fault(BaseModel):
-    """What went wrong."""
+class Error(BaseModel):
+    """The body of every response that is not a success."""
 
-    error: Message
+    error: ErrorDetail
 
 
-BYTES, TEXT = {"type": "string", "format": "binary"}, {"type": "string"}
+BINARY, TEXT = {"type": "string", "format": "binary"}, {"type": "string"}
 EVENT = {
     "type": "object",
     "required": ["event", "data"],
@@ -188,33 +224,95 @@ EVENT = {
     },
 }
 METRICS: Responses = {
-    200: {"description": "Prometheus' text form.", "content": {"text/plain": {"schema": TEXT, "example": FIGURES}}}
+    200: {
+        "description": "Prometheus' text format.",
+        "content": {"text/plain": {"schema": TEXT, "example": METRICS_EXAMPLE}},
+    }
 }
-THUMBNAIL: Responses = {200: {"description": "A PNG file.", "content": {"image/png": {"schema": BYTES}}}}
+PNG: Responses = {200: {"description": "A PNG file.", "content": {"image/png": {"schema": BINARY}}}}
 GENERATED: Responses = {
     200: {
-        "description": "The pictures; for a stream, server-sent events that end with them or with an error.",
-        "model": Drawn,
+        "description": "The images. For a stream: server-sent events that end with the images or with an error.",
+        "model": Generated,
         "content": {"text/event-stream": {"itemSchema": EVENT, "example": EVENTS}},
     }
 }
 
 
-def faults(*codes: int) -> Responses:
-    """The description of answers with these statuses."""
-    return {code: described(code) for code in codes}
+def errors(*codes: int) -> Responses:
+    """The description of responses with these statuses."""
+    return {code: _error(code) for code in codes}
 
 
-def described(code: int) -> dict[str, Any]:
-    """An answer that says what went wrong."""
-    meaning, line = FAULTS[code]
-    kind = "invalid_request_error" if code < 500 else "server_error"
-    example = {"error": {"message": line, "type": kind, "code": code}}
-    told: dict[str, Any] = {
+def _error(code: int) -> dict[str, Any]:
+    meaning, line = ERRORS[code]
+    description: dict[str, Any] = {
         "description": meaning,
-        "model": Fault,
-        "content": {"application/json": {"example": example}},
+        "model": Error,
+        "content": {"application/json": {"example": error_body(code, line)}},
     }
     if code == 429:
-        told["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
-    return told
+        description["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+    return description
+
+
+def error_body(code: int, message: str) -> dict[str, Any]:
+    """The body of a response that is not a success."""
+    kind = "invalid_request_error" if code < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "code": code}}
+
+
+def model_info(service: Service, name: str) -> dict[str, Any]:
+    """A model and its default settings."""
+    pipe, about = service.models[name], service.about[name]
+    settings = {key: about.defaults[key] for key in ("steps", "sampler", "schedule", "guidance", "guidance_interval")}
+    return {
+        "id": name,
+        "object": "model",
+        "owned_by": "ditlab",
+        "network": pipe.net.config["name"],
+        "size": about.size,
+        "condition": about.condition,
+        "classes": about.classes,
+        **settings,
+        "precision": about.precision,
+        "model_hash": about.model_hash,
+    }
+
+
+def generated(service: Service, generation: Generation, event: Event) -> dict[str, Any]:
+    """The images of the last event of a generation."""
+    data = [
+        {"b64_json": as_base64(image), "settings": service.settings(generation, i)}
+        for i, image in enumerate(event.images)
+    ]
+    for item, animation in zip(data, event.animations, strict=False):  # there are none unless they were requested
+        item["animation_b64"] = as_base64(animation)
+    return {"created": int(time.time()), "model": generation.model, "data": data}
+
+
+def inspected(request: InspectionRequest, inspection: Inspection) -> dict[str, Any]:
+    """What the network computed.
+
+    Raises:
+        InputError: a step or an attention that does not exist.
+    """
+    available = {"step": len(inspection.steps), "attention": inspection.attentions}
+    for name, count in available.items():
+        index = getattr(request, name)
+        if index is not None and index >= count:
+            hint = f", from 0 to {count - 1}" if count else ""
+            raise InputError(f"{name} {index} does not exist; there are {count}{hint}")
+    weights = None
+    if (attention := inspection.attention) is not None:
+        rows = attention.weights / attention.weights.amax(1, keepdim=True).clamp(min=1e-12)
+        content = (255 * rows).round().to(torch.uint8).cpu().numpy().tobytes()
+        weights = {"height": attention.height, "width": attention.width, "weights": as_base64(content)}
+    return {
+        "model": inspection.settings["model"],
+        "settings": inspection.settings,
+        "steps": [{"t": t, "b64_json": as_base64(image)} for t, image in inspection.steps],
+        "changes": inspection.changes,
+        "attentions": inspection.attentions,
+        "attention": weights,
+    }

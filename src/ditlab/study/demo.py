@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ditlab.config.reader import find_recipe, parse_recipe, read_toml
 from ditlab.evaluation import score_digits
-from ditlab.inference.folder import draw_batches
+from ditlab.inference.folder import generate_images
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training import train
 
@@ -49,7 +49,7 @@ def run_demo(out: Path, console: Console) -> Demo:
     pipe = train(parse_recipe(read_toml(path), source=str(path)), out, console=console)
     labels = [i % 10 for i in range(SAMPLES)]
     started = time.monotonic()
-    pixels = draw_batches(pipe, labels, list(range(SAMPLES)), console, batch_size=250, options={})
+    pixels = generate_images(pipe, labels, list(range(SAMPLES)), console, batch_size=250, options={})
     sample_seconds = time.monotonic() - started
     score = score_digits(pixels, torch.tensor(labels))
     images = to_pil(pixels)

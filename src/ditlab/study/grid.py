@@ -1,7 +1,7 @@
 """The grid of a study before anything is trained: cost and length of each part, and the folder names of its runs."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import log10
 from pathlib import Path
@@ -11,37 +11,34 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
 
 from ditlab.autoencoders import Autoencoder
-from ditlab.backbones import Backbone
 from ditlab.checkpoints import load
+from ditlab.config.fields import resume_rules
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Evaluation, Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.types import Condition, Trace
 from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
-from ditlab.data import Dataset, is_cache, open_dataset
-from ditlab.diffusion.objective import make_objective
+from ditlab.data import Dataset, open_dataset, parse_source
+from ditlab.data.parse import SampleNpz
+from ditlab.diffusion.objective import Objective, completed, make_objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.references import identity, open_pictures, short_hash, told_of
-from ditlab.inference.pipeline import Pipeline
-from ditlab.inference.samples import Samples
+from ditlab.evaluation.references import description_of, identity, open_pictures, short_hash
+from ditlab.inference.plan import resolve
+from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
-from ditlab.training.state import FREE
-from ditlab.training.trainer import check_ranges, pick_autoencoder
+from ditlab.training.checks import check_recipe
+from ditlab.training.setup import pick_autoencoder
 
 LINES = 40  # lines in a run's metrics.jsonl, at least: the points of its curve
 SAVED = 4  # checkpoints before the last one, at least
 TRAINING = 3  # work of a training step, as a multiple of a forward pass
-# Settings that do not affect the weights. The length of a run is hashed as its budget, apart from the other settings.
-NOT_HASHED = (FREE - {"images"}) | {"seed"}
 # Hashes use the names that settings had at first, so that a renamed setting does not change them.
 FIRST_NAMES = {
     "gray": "grey",
@@ -51,6 +48,10 @@ FIRST_NAMES = {
     "power_ema": "widths",
 }
 FIRST_EVALUATION_NAMES = {"guidance_interval": "interval", "label_sampling": "labels", "schedule": "grid"}
+# Settings that were added later are hashed only if they differ from what every run did before.
+LATER = {"train.objective": "regression", "train.aids": [], "data.conditioner": "class"}
+# Settings that are now None by default are hashed with their first defaults, unless the source of a run sets them.
+FIRST_DEFAULTS = {"process": "linear", "target": "velocity", "learn_variance": False}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class EvaluationPlan:
         """Hash of all settings that determine the score of given weights, apart from the seed."""
         settings = {
             FIRST_EVALUATION_NAMES.get(key, key): value
-            for key, value in asdict(self.settings).items()
+            for key, value in self.settings.keys().items()
             if key not in ("seed", "batch_size", "device")
         }
         settings["grid"] = self.schedule
@@ -135,7 +136,7 @@ def lay_out(study: Study, known: dict[str, int], console: Console, *, timed: boo
 def lay_out_part(study: Study, name: str, known: dict[str, int], timed: bool) -> Part:
     """Plan one part; see `lay_out`."""
     recipe, budget = study.parts[name], study.budget
-    check_ranges(recipe)
+    check_recipe(recipe)
     by_time = budget.seconds is not None
     part_hash = run_hash(recipe, f"{budget}") if by_time else ""
     cost = plan(recipe, timed=timed or (by_time and part_hash not in known))
@@ -172,10 +173,21 @@ def logging_intervals(study: Study, name: str, recipe: Recipe) -> dict[str, Any]
 def run_hash(recipe: Recipe, length: int | str) -> str:
     """Hash of a run, apart from its seed: the settings that determine its weights, its data, and the version."""
     tables = to_tables(recipe)
+    rules = resume_rules(Recipe)
+
+    def is_hashed(key: str, value: Any) -> bool:
+        return rules.get(key) != "free" and key != "train.seed" and not (key in LATER and value == LATER[key])
+
     content: dict[str, Any] = {
-        section: {FIRST_NAMES.get(key, key): value for key, value in tables[section].items() if key not in NOT_HASHED}
+        section: {
+            FIRST_NAMES.get(key, key): value
+            for key, value in tables[section].items()
+            if is_hashed(f"{section}.{key}", value)
+        }
         for section in ("model", "diffusion", "data", "optim", "train")
     }
+    if not recipe.train.init_from:
+        content["diffusion"] = FIRST_DEFAULTS | content["diffusion"]
     content["train"]["images"] = length
     # These keys keep their names: they are part of the hash.
     content["pictures"] = source_identity(recipe.data.source)
@@ -196,10 +208,11 @@ def source_identity(source: str) -> str:
 
 
 @cache
-def opened(data: Data, init_from: str) -> tuple[Dataset, Autoencoder]:
-    """The data set of a recipe, and its autoencoder."""
-    dataset = open_dataset(data.source, data)
-    return dataset, pick_autoencoder(data.autoencoder, dataset, load(init_from) if init_from else None)
+def opened(data: Data, init_from: str) -> tuple[Dataset, Autoencoder, Objective | None]:
+    """The data set of a recipe, its autoencoder, and the objective of the model that training starts from."""
+    dataset, source = open_dataset(data.source, data), load(init_from) if init_from else None
+    objective = None if source is None else source.objective
+    return dataset, pick_autoencoder(data.autoencoder, dataset, source), objective
 
 
 @cache
@@ -208,72 +221,41 @@ def feature_network(name: str, weights: str, device: str) -> Features:
     return open_features(name, weights, pick_device(device))
 
 
-class Counting(Backbone):
-    """A network that returns zeros and counts the images that it is called with."""
-
-    def __init__(self, size: tuple[int, int], channels: int, classes: int, learn_variance: bool) -> None:
-        super().__init__(size, channels, classes, learn_variance)
-        self.asked, self.config = 0, {}
-        self.nothing = nn.Parameter(torch.zeros(1))  # gives the network a device and a precision
-
-    @classmethod
-    def variants(cls) -> dict[str, dict[str, Any]]:
-        return {}
-
-    @property
-    def tokens(self) -> int:
-        return 0
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None) -> Tensor:
-        self.asked += len(x)
-        return x.new_zeros(len(x), self.out_channels, *self.size)
-
-
 def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
-    """An evaluation with the open settings filled in, checked by one sampling run of a network without layers.
+    """An evaluation with the open settings filled in, checked before training.
 
     Raises:
         InputError: an unknown sampler or metric, or a count that the classes do not divide.
     """
-    source, drawn = recipe.data.source, recipe.sample
+    source, default = recipe.data.source, recipe.sample
     if not settings.reference:
-        held_out = protocol.is_builtin(source) and not source.endswith("-held-out")
-        settings = replace(settings, reference=f"{source}-held-out" if held_out else source)
-    settings = replace(
-        settings,
-        sampler=settings.sampler or drawn.sampler,
-        steps=drawn.steps if settings.steps is None else settings.steps,
-        grid=settings.grid or drawn.grid,
-        guidance=drawn.guidance if settings.guidance is None else settings.guidance,
-        interval=settings.interval or drawn.interval,
-    )
+        held_out = parse_source(source, recipe.data.labels).held_out()
+        settings = replace(settings, reference=source if held_out is None else held_out.text)
     protocol.check(settings)
     for metric in settings.metrics:
         lookup(METRICS, metric, "metric")
-    dataset, autoencoder = opened(recipe.data, recipe.train.init_from)
-    channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
-    net = Counting(size, channels, recipe.data.classes or len(dataset.classes), recipe.diffusion.learn_variance)
-    config = {"sample": to_tables(recipe)["sample"]}
-    pipe = Pipeline(net, make_objective(recipe.diffusion), autoencoder, dataset.classes, config)
-    pictures, told = protocol.drawn_by(pipe, settings)
+    dataset, _, started = opened(recipe.data, recipe.train.init_from)
+    recipe = replace(recipe, diffusion=completed(recipe.diffusion, started))
+    classes = recipe.data.classes or len(dataset.classes)
+    options = protocol.sampling_of(settings, classes > 0)
+    sampling = resolve(options, make_objective(recipe.diffusion), defaults=default, conditional=classes > 0)
+    check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)
-    check_fit(pictures, network)
-    check_reference(settings, pictures, network)
-    net.asked = 0
-    for _ in pipe.steps(0 if net.classes else None, **pictures.options):
-        pass
-    return EvaluationPlan(settings, net.asked, told["grid"])
+    check_fit(dataset, network)
+    check_reference(settings, dataset, network)
+    settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or default.schedule})
+    return EvaluationPlan(settings, sampling.evaluations, sampling.schedule)
 
 
-def check_reference(settings: Evaluation, pictures: Samples, features: Features) -> None:
+def check_reference(settings: Evaluation, pictures: Dataset, features: Features) -> None:
     """Reject a missing reference, one of another image size, and metrics that need more than these features provide."""
     source = settings.reference
-    if source.endswith(".npz"):
-        about = told_of(Path(source))
+    spec = parse_source(source)
+    if isinstance(spec, SampleNpz):
+        about = description_of(Path(source))
     else:
-        free = not (protocol.is_builtin(source) or is_cache(Path(source)))
-        size = reference_size(source, "{}x{}".format(*pictures.size) if free else "")
+        size = reference_size(source, "{}x{}".format(*pictures.size) if spec.resizable else "")
         about = {"size": size, "source": source}
     protocol.fits(about, pictures)
     given = protocol.given_by(features, pictures)
@@ -286,7 +268,7 @@ def check_reference(settings: Evaluation, pictures: Samples, features: Features)
 
 
 @cache
-def reference_size(source: str, wanted: str) -> tuple[int, int]:
+def reference_size(source: str, wanted: str) -> tuple[int, ...]:
     """(height, width) of the images of a source, resized if `wanted` is set; read once."""
     return open_pictures(source, Preparation(size=wanted), torch.device("cpu")).size
 

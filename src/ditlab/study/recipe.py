@@ -15,16 +15,9 @@ from typing import Any
 from ditlab.config.reader import find_recipe, parse_recipe, parse_table, read_toml, without_network
 from ditlab.config.sections import Evaluation, Recipe, Whole
 from ditlab.core.errors import InputError, nearest
+from ditlab.evaluation.metrics import RESULTS
 
-METRICS = {
-    "fd": "frechet",
-    "sfd": "spatial",
-    "kd": "kernel",
-    "inception_score": "inception-score",
-    "precision": "precision-recall",
-    "recall": "precision-recall",
-    "accuracy": "accuracy",
-}
+METRICS: Mapping[str, str] = RESULTS
 """Result -> the metric of `ditlab evaluate` that computes it. Distances have the same name in all features."""
 AXES = {
     "gmacs": "GMACs per forward pass",

@@ -24,6 +24,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import claimed, replace_text
 from ditlab.core.units import GIB
 from ditlab.core.weights import checkpoints
+from ditlab.evaluation.metrics import canonical_name
 from ditlab.evaluation.protocols import evaluate
 from ditlab.evaluation.references import Reference
 from ditlab.report.plotting import plotting
@@ -226,7 +227,7 @@ def run_job(job: Job, out: Path, results: Results, references: dict[str, Referen
         seed = job.sample_seed(evaluation, sample_set)
         score = evaluate(str(folder), replace(evaluation.settings, seed=seed), inner, measured=references)
         assert score is not None
-        metrics = {result_name(key): value for key, value in score.metrics.items() if not key.endswith("_error")}
+        metrics = {canonical_name(key): value for key, value in score.metrics.items() if not key.endswith("_error")}
         results.add(
             {"run": job.name, "part": part.name, "seed": job.seed, "evaluation": name, "sample_set": sample_set}
             | {"evaluation_hash": evaluation.hash, "sample_seed": seed, "metrics": metrics, "notes": score.notes}
@@ -234,14 +235,6 @@ def run_job(job: Job, out: Path, results: Results, references: dict[str, Referen
         )
         values = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
         console.print(f"  {name}{': ' if name else ''}{values}", highlight=False, markup=False, soft_wrap=True)
-
-
-def result_name(metric: str) -> str:
-    """Name of a result in a study; distances have the same name in all features."""
-    for name, prefixes in (("fd", ("fid", "fd_")), ("sfd", ("sfid", "sfd_")), ("kd", ("kid", "kd_"))):
-        if metric.startswith(prefixes):
-            return name
-    return metric
 
 
 def collect(study: Study, out: Path, parts: list[Part], jobs: list[Job], results: Results) -> Findings:

@@ -1,5 +1,5 @@
-"""Training: one visible loop (`trainer`), its state on disk, optimiser, weight average, precision and log."""
+"""Training: setup in stages, one loop, objectives and aids, and the run folder with its checkpoints."""
 
-from ditlab.training.trainer import train
+from ditlab.training.api import train
 
 __all__ = ["train"]

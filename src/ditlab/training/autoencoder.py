@@ -30,7 +30,7 @@ from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
-from ditlab.training.trainer import end, interruption
+from ditlab.training.signals import end, interruption
 
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
 FREE = {"device", "log_every"}  # a run may be resumed with other values of these

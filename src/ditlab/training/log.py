@@ -1,9 +1,9 @@
-"""What a run says while it works: one live line on the screen, one JSON line in `metrics.jsonl` now and then."""
+"""What a run reports while it works: one live line on the screen, and a JSON line in `metrics.jsonl` at intervals."""
 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,39 +14,59 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ditlab.core.io import replace_text
+from ditlab.training.losses import Losses
 
-BINS = 10  # equal spans of time, over which the loss is told apart
+BINS = 10  # equal spans of time, for each of which the mean loss is logged
 
 
 class Tally:
-    """Sums since the last line of metrics: loss, images, gradient norm, steps; loss and images by time."""
+    """Sums since the last line of metrics: loss, images, gradient norm, steps; loss and images by time; named losses.
 
-    def __init__(self, sums: Tensor | None = None) -> None:
+    Args:
+        sums: those of an earlier part of the run.
+        named: the same of each named loss, where there are several.
+    """
+
+    def __init__(self, sums: Tensor | None = None, named: Mapping[str, Tensor] | None = None) -> None:
         self.sums = torch.zeros(4 + 2 * BINS) if sums is None else sums
+        self.named: dict[str, Tensor] = dict(named or {})  # () each
 
-    def add(self, losses: Tensor, t: Tensor, norm: Tensor | None) -> None:
+    def add(self, losses: Losses, norm: Tensor | None) -> None:
         """Count a step.
 
         Args:
-            losses: of the images (B,).
-            t: their times (B,).
+            losses: of the images.
             norm: of the gradient (); None where another process counts it.
         """
-        losses = losses.detach()
-        self.sums = self.sums.to(losses)
-        one = torch.ones_like(losses)
-        of_time = torch.zeros(2, BINS).to(losses)
-        of_time.index_add_(1, (t * BINS).long().clamp(0, BINS - 1).to(losses.device), torch.stack([losses, one]))
-        step = losses.new_zeros(2) if norm is None else torch.stack([norm.to(losses), one[0]])
-        self.sums = self.sums + torch.cat([losses.sum()[None], one.sum()[None], step, of_time.flatten()])
+        total, t = losses.total.detach(), losses.times
+        self.sums = self.sums.to(total)
+        one = torch.ones_like(total)
+        of_time = torch.zeros(2, BINS).to(total)
+        if t is not None:
+            of_time.index_add_(1, (t * BINS).long().clamp(0, BINS - 1).to(total.device), torch.stack([total, one]))
+        step = total.new_zeros(2) if norm is None else torch.stack([norm.to(total), one[0]])
+        self.sums = self.sums + torch.cat([total.sum()[None], one.sum()[None], step, of_time.flatten()])
+        if len(losses.named) > 1:
+            for name, value in losses.named.items():
+                self.named[name] = self.named.get(name, torch.zeros(())).to(total) + value.detach().sum()
 
-    @staticmethod
-    def means(sums: Tensor) -> dict[str, Any]:
-        """Loss, gradient norm, and the loss in each span of time; None where nothing was counted."""
-        loss, images, norm, steps, *by_time = sums.tolist()
+    def flat(self) -> Tensor:
+        """All sums in one tensor, so that those of several processes can be added."""
+        return torch.cat([self.sums, *(value.reshape(1).to(self.sums) for value in self.named.values())])
+
+    def means(self, flat: Tensor | None = None) -> dict[str, Any]:
+        """Loss, each named loss, gradient norm, and the loss in each span of time; None where nothing was counted.
+
+        Args:
+            flat: sums of all processes as `flat` orders them; those of this one if left out.
+        """
+        values = (self.flat() if flat is None else flat).tolist()
+        loss, images, norm, steps, *by_time = values[: len(values) - len(self.named)]
+        named = dict(zip(self.named, values[len(values) - len(self.named) :], strict=True))
         spans = [each / count if count else None for each, count in zip(by_time[:BINS], by_time[BINS:], strict=True)]
         return {
             "loss": loss / images if images else None,
+            **{f"loss_{name}": value / images if images else None for name, value in named.items()},
             "grad_norm": norm / steps if steps else None,
             "loss_by_time": spans,
         }
@@ -100,7 +120,7 @@ class RunLog:
             self.console.print(f"{seen:>12,}/{self.images:,} images  {numbers}  {left:,.0f} s left", highlight=False)
 
     def show(self, seen: int, means: Callable[[], dict[str, Any]]) -> None:
-        """Move the bar; about every second look at the means, which may wait for the device."""
+        """Move the bar; about every second read the means, which may wait for the device."""
         now = time.monotonic()
         if self.progress.disable or now - self.last_shown < 1:
             return
@@ -116,7 +136,7 @@ class RunLog:
 
 
 def forget_after(path: Path, seen: int) -> None:
-    """Drop lines past the checkpoint from which the run goes on, so that none appears twice."""
+    """Drop lines after the checkpoint from which the run resumes, so that none appears twice."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""The optimiser, and the learning rate as a function of the images seen."""
+"""The optimizer, and the learning rate as a function of the images seen."""
 
 import math
 from typing import Any
@@ -8,20 +8,28 @@ from torch.nn import Parameter
 
 from ditlab.backbones import Backbone
 from ditlab.config.sections import Optim
+from ditlab.core.errors import InputError
 
 
 def make_optimizer(net: Backbone, settings: Optim) -> "Optimiser":
-    """AdamW, fused where the device allows; weight decay acts on matrices only.
+    """AdamW, fused where the device allows, with the weight decay that the network's parameter groups say.
 
-    With "muon" the matrices of the blocks but those of modulations are left to Muon (Jordan et al. 2024), at updates of
-    AdamW's size, so that the same learning rate serves both.
+    With "muon" the matrices that the network allows are left to Muon (Jordan et al. 2024), at updates of AdamW's size,
+    so that the same learning rate serves both.
+
+    Raises:
+        InputError: a network whose groups leave out a parameter.
     """
     matrices = muon_matrices(net, settings)
+    decay = {id(p): group.decay for group in net.parameter_groups() for p in group.parameters}
+    if missing := [name for name, p in net.named_parameters() if id(p) not in decay]:
+        raise InputError(f"parameter_groups of {net.config['name']} leave out {missing[0]}; add it to one of them")
+    # In the network's order, by which saved states number the parameters.
     hidden = {id(parameter) for parameter in matrices}
-    rest = [p for p in net.parameters() if id(p) not in hidden]
+    others = [p for p in net.parameters() if id(p) not in hidden]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if decay[id(p)]], "weight_decay": settings.weight_decay},
+        {"params": [p for p in others if not decay[id(p)]], "weight_decay": 0.0},
     ]
     fused = net.device.type in ("cpu", "cuda", "mps")
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
@@ -34,20 +42,15 @@ def make_optimizer(net: Backbone, settings: Optim) -> "Optimiser":
 
 
 def muon_matrices(net: Backbone, settings: Optim) -> list[Parameter]:
-    """What is left to Muon, in the network's order."""
+    """The parameters that Muon updates, in the network's order."""
     if settings.name != "muon":
         return []
-    blocks = {
-        id(parameter)
-        for block in net.repeated
-        for name, parameter in block.named_parameters()
-        if parameter.ndim == 2 and parameter.requires_grad and "adaLN" not in name
-    }
-    return [p for name, p in net.named_parameters() if id(p) in blocks and name not in net.heads_out]
+    allowed = {id(p) for group in net.parameter_groups() if group.muon for p in group.parameters}
+    return [p for p in net.parameters() if id(p) in allowed]
 
 
 class Both:
-    """Two optimisers as one."""
+    """Two optimizers as one."""
 
     def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
         self.parts = first, second
@@ -63,12 +66,12 @@ class Both:
             part.step()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for part in self.parts:
             part.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """Both, under (which, number)."""
+        """The states of both, with keys (optimizer, parameter)."""
         states = [part.state_dict() for part in self.parts]
         return {
             "state": {(i, n): value for i, state in enumerate(states) for n, value in state["state"].items()},
@@ -86,9 +89,9 @@ Optimiser = torch.optim.Optimizer | Both
 
 
 def learning_rate(settings: Optim, seen: int, images: int) -> float:
-    """The rate after `seen` of `images` images: linear warm-up, then constant or falling to 0.
+    """The learning rate after `seen` of `images` images: linear warm-up, then constant or falling to 0.
 
-    "wsd" (Hu et al., "MiniCPM", 2024) is constant until the last share `decay` of the images, and falls along a line.
+    "wsd" (Hu et al., "MiniCPM", 2024) is constant until the last share `decay` of the images, then falls linearly to 0.
     """
     if seen < settings.warmup:
         return settings.lr * (seen + 1) / settings.warmup

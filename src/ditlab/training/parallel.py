@@ -186,7 +186,7 @@ def spread(net: Backbone, settings: Parallel, place: Place) -> Callable[..., Ten
         net,
         device_ids=[place.device.index] if place.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        find_unused_parameters=bool(net.config.get("exits")),  # late blocks see no image at times
+        find_unused_parameters=net.dynamic_depth,  # in some steps no image reaches the late blocks
     )
 
 

@@ -1,11 +1,11 @@
-"""Averages of the weights whose length is chosen after training (Karras et al., "Analyzing and Improving the Training
-Dynamics of Diffusion Models", CVPR 2024, section 3 and appendix C).
+"""Power-function averages (EMA) of the weights, whose length is chosen after training.
 
-A power-function average after n steps weighs the weights of step m by m^gamma, so its length grows with the run; its
-width is the standard deviation of that profile as a share of the run. Snapshots of two widths are enough to rebuild any
-width, at any time, as the linear combination of snapshots whose profile is nearest.
+Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024, section 3 and appendix C:
+a power-function average after n steps weighs the weights of step m by m^gamma, so its length grows with the run. Its
+EMA length is the standard deviation of these weights, as a share of the run. Snapshots of two lengths are enough to
+rebuild any length, at any time, as the linear combination of snapshots whose weights are nearest.
 
-    run/averages/000000128000.safetensors    WIDTH/NAME -> float16, with the count of steps
+    run/averages/000000128000.safetensors    LENGTH/NAME -> float16, with the count of steps
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ STEPS = "steps"  # key of the metadata
 
 
 class PowerAverages:
-    """Power-function averages of a network's weights, one for each width."""
+    """Power-function averages of a network's weights, one for each EMA length."""
 
     def __init__(self, net: Backbone, widths: Sequence[float]) -> None:
         self.steps = 0
@@ -36,7 +36,7 @@ class PowerAverages:
 
     @torch.no_grad()
     def update(self, net: Backbone) -> None:
-        """Take the weights of another step in."""
+        """Add the weights of another step."""
         self.steps += 1
         weights = local(net.parameters())
         for width, gamma in self.exponents.items():
@@ -45,13 +45,13 @@ class PowerAverages:
 
 
 def exponent(width: float) -> float:
-    """gamma of the profile of this width (Karras et al. 2024, equation 2 solved for gamma).
+    """gamma of the average of this EMA length (Karras et al. 2024, equation 2 solved for gamma).
 
     Raises:
-        InputError: a width that no profile has.
+        InputError: a length that no average has.
     """
-    if not 0 < width < 0.288:  # that of the uniform average
-        raise InputError(f"an average of width {width}; give a share of the run above 0 and below 0.288, such as 0.1")
+    if not 0 < width < 0.288:  # the length of the uniform average
+        raise InputError(f"an EMA length of {width}; give a share of the run above 0 and below 0.288, such as 0.1")
     roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
     return float(roots[np.isclose(roots.imag, 0)].real.max())
 
@@ -70,7 +70,9 @@ def rebuild(run: Path, width: float, images: int | None = None) -> dict[str, Ten
     files = sorted((run / "averages").glob("*.safetensors"))
     files = [file for file in files if images is None or int(file.stem) <= images]
     if not files:
-        raise InputError(f"{run} has no averages to rebuild one from; train with --train.widths 0.05 0.1")
+        raise InputError(
+            f"{run} has no averages to rebuild one from; set train.power_ema, such as 0.05 0.1, and train again"
+        )
     profiles = [(steps, exponent(float(own)), file, own) for file in files for steps, own in snapshots(file)]
     end = max(steps for steps, *_ in profiles)
     shares = combination([(steps, gamma) for steps, gamma, *_ in profiles], (end, exponent(width)))

@@ -1,7 +1,8 @@
-"""The chance of a run, as functions of (seed, images seen): whoever asks, and for whichever part of a batch.
+"""The randomness of a run, as functions of (seed, images seen): the same for any number of processes.
 
-A picture's noise depends on its place in the run alone, so any number of processes draw what one alone would. Philox
-(Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) begins at any place without what came before.
+The noise of an image depends on its place in the run alone, so any number of processes use the values that one process
+alone would. Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) starts at any place without
+the values before it.
 """
 
 import math
@@ -11,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EPS, POSTERIOR, ROUTE = 0, 1, 2  # streams of noise
+from ditlab.core.types import Noise
+
+EPS, POSTERIOR, ROUTE = 0, 1, 2  # streams of noise; parts from outside the package use numbers from 16
 
 
 @dataclass(frozen=True)
 class Chance:
-    """All chance of a run."""
+    """All randomness of a run."""
 
     seed: int
 
@@ -39,5 +42,33 @@ class Chance:
         return values[:, :each].reshape(shape)
 
     def of_batch(self, seen: int) -> torch.Generator:
-        """A generator for what is drawn for a whole batch: times, which are spread over it, and dropped labels."""
+        """A generator for values that concern a whole batch: times, which are spread over it, and dropped labels."""
         return torch.Generator().manual_seed((self.seed * 1_000_000_007 + seen) % 2**63)
+
+
+@dataclass
+class Randomness:
+    """The randomness of the images that a process takes at a time from one batch."""
+
+    chance: Chance
+    seen: int  # images before the batch
+    first: int  # place of the first of these images in the batch
+    count: int  # number of these images
+    batch: int  # images in the batch
+    times: Tensor | None = None  # (count,) float64: an objective sets the times that it sampled, for the log
+
+    def of_batch(self) -> torch.Generator:
+        """A generator that is the same in all processes, for values that concern the whole batch."""
+        return self.chance.of_batch(self.seen)
+
+    def part(self, values: Tensor) -> Tensor:
+        """The values (count, ...) of these images, of those (batch, ...) of the batch."""
+        return values[self.first : self.first + self.count]
+
+    def normal(self, stream: int, *shape: int) -> Tensor:
+        """Standard normal values (count, *shape) float32 on the CPU."""
+        return self.chance.normal(stream, self.seen + self.first, (self.count, *shape))
+
+    def noise(self, stream: int) -> Noise:
+        """The same as a function of a tensor, which gives shape, precision and device."""
+        return lambda like: self.normal(stream, *like.shape[1:]).to(like)

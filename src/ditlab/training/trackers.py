@@ -1,7 +1,8 @@
-"""Where the numbers of a run go beside metrics.jsonl. A new tracker is one function and one line in `TRACKERS`."""
+"""Where the metrics of a run go beside metrics.jsonl. A new tracker is one function and one line in `TRACKERS`."""
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -9,12 +10,13 @@ from uuid import uuid4
 import numpy as np
 from PIL import Image
 
-from ditlab.core.errors import InputError, lookup
+from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
+from ditlab.core.registry import Registry
 
 
 class Tracker(Protocol):
-    """Somebody who is told of a run."""
+    """Receives the metrics and previews of a run."""
 
     def numbers(self, images: int, values: dict[str, float]) -> None:
         """A line of metrics."""
@@ -27,7 +29,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder; what a resumed run draws again is purged."""
+    """Event files in the run's folder; what a resumed run writes again is purged."""
 
     def __init__(self, folder: Path, seen: int, recipe: dict[str, Any]) -> None:
         try:
@@ -48,7 +50,7 @@ class TensorBoard:
 
 
 class Hosted:
-    """Weights & Biases, or trackio, which has the same words; a resumed run goes on under its name."""
+    """Weights & Biases, or trackio, which has the same interface; a resumed run continues under its name."""
 
     def __init__(self, library: str, folder: Path, seen: int, recipe: dict[str, Any]) -> None:
         try:
@@ -71,27 +73,26 @@ class Hosted:
         self.library.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, int, dict[str, Any]], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": lambda *told: Hosted("wandb", *told),
-    "trackio": lambda *told: Hosted("trackio", *told),
-}
+TRACKERS: Registry[Callable[[Path, int, dict[str, Any]], Tracker]] = Registry(
+    "tracker", {"tensorboard": TensorBoard, "wandb": partial(Hosted, "wandb"), "trackio": partial(Hosted, "trackio")}
+)
+"""Name -> tracker from the run's folder, the images seen before, and the recipe's tables."""
 
 
 def trackers(names: tuple[str, ...], folder: Path, seen: int, recipe: dict[str, Any]) -> list[Tracker]:
-    """Those that the recipe names.
+    """The trackers that the recipe names.
 
     Raises:
         InputError: an unknown name, or a library that is not installed.
     """
-    return [lookup(TRACKERS, name, "tracker")(folder, seen, recipe) for name in names]
+    return [TRACKERS.find(name)(folder, seen, recipe) for name in names]
 
 
 def flat(means: dict[str, Any]) -> dict[str, float]:
-    """Numbers by name: the spans of time as loss_by_time/0.0-0.1 and so on; what was not counted is left out."""
-    found = {name: value for name, value in means.items() if isinstance(value, int | float)}
+    """Numbers by name: the spans of time as loss_by_time/0.0-0.1 and so on; spans without images are missing."""
+    numbers = {name: value for name, value in means.items() if isinstance(value, int | float)}
     spans = means.get("loss_by_time") or []
     for i, value in enumerate(spans):
         if value is not None:
-            found[f"loss_by_time/{i / len(spans):.1f}-{(i + 1) / len(spans):.1f}"] = value
-    return found
+            numbers[f"loss_by_time/{i / len(spans):.1f}-{(i + 1) / len(spans):.1f}"] = value
+    return numbers

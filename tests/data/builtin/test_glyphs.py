@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ditlab.core.errors import InputError
-from ditlab.data import open_dataset
+from ditlab.data import open_dataset, parse_source
 from ditlab.data.builtin import glyphs as module
-from ditlab.data.builtin.glyphs import Glyphs, named_glyphs
+from ditlab.data.builtin.glyphs import Glyphs, open_glyphs
 from ditlab.data.images import write_folder
 
 HASH = """
@@ -21,7 +21,7 @@ print(hashlib.sha256(Glyphs(32).fetch(torch.arange(90, 110)).x.numpy().tobytes()
 """
 
 
-def test_a_picture_is_its_seed_and_number_alone():
+def test_an_image_is_its_seed_and_number_alone():
     data = Glyphs(32)
     together, apart = data.fetch(torch.tensor([7, 99, 3])).x, data.fetch(torch.tensor([99])).x
     assert torch.equal(together[1], apart[0])
@@ -32,7 +32,7 @@ def test_a_picture_is_its_seed_and_number_alone():
     assert here == there
 
 
-def test_the_pictures_are_those_that_scores_were_published_for():
+def test_the_images_are_those_that_scores_were_published_for():
     look, other = Glyphs(32).look(0), Glyphs(64, seed=3, held_out=True).look(49_999)
     assert (look.letter, look.face, look.ink, look.paper) == (0, 7, (252, 225, 215), (100, 55, 66))
     assert look[2:7] == pytest.approx((0.7229366, -9.2085314, 0.0012292, 0.0165276, 0.8132703), abs=1e-6)
@@ -47,7 +47,7 @@ def test_looks_are_varied_and_have_contrast():
         drawn = np.array([getattr(look, name) for look in looks])
         assert np.quantile(drawn, [0, 0.5, 1]) == pytest.approx([low, (low + high) / 2, high], abs=0.05 * (high - low))
     gap = np.array([look.ink for look in looks]) - np.array([look.paper for look in looks])
-    assert (np.sign(gap) == np.sign(gap[:, :1])).all()  # ink is the darker or the lighter in every colour
+    assert (np.sign(gap) == np.sign(gap[:, :1])).all()  # ink is the darker or the lighter in every color
     assert abs(gap).min() >= 36
 
 
@@ -57,7 +57,7 @@ def test_labels_are_balanced_and_named():
     assert data.classes[data.labels[27]] == "B"
 
 
-def test_a_larger_picture_is_the_same_one_only_finer():
+def test_a_larger_image_is_the_same_one_only_finer():
     small, large = (Glyphs(size).fetch(torch.arange(52)).x.float() for size in (32, 128))
     reduced = F.avg_pool2d(large, 4)
     likeness = [np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(small, reduced, strict=True)]
@@ -72,7 +72,7 @@ def test_letters_lie_wholly_inside(size):
     assert (images.flatten(2).float().std(2).amax(1) > 8).all()
 
 
-def test_held_out_pictures_are_others():
+def test_held_out_images_are_others():
     train, held_out = Glyphs(32), Glyphs(32, held_out=True)
     assert {train.look(i) for i in range(500)}.isdisjoint({held_out.look(i) for i in range(500)})
 
@@ -91,15 +91,21 @@ def test_letters_can_be_told_apart_but_not_by_their_mean():
 
 
 def test_names_and_sizes():
-    assert open_dataset("glyphs").size == (32, 32)
     assert open_dataset("glyphs-64").size == (64, 64)
+    assert parse_source("glyphs-64").held_out().text == open_dataset("glyphs-64").held_out_name == "glyphs-64-held-out"
+    assert parse_source("glyphs-64-held-out").held_out() is None
+    assert parse_source("glyphs-64").default_features() == "glyphs"
     assert [Glyphs(size).size for size in (16, 256)] == [(16, 16), (256, 256)]
     for size in ("7", "15", "257"):
         with pytest.raises(InputError, match=f"glyphs of size {size}; give 16 to 256"):
             open_dataset(f"glyphs-{size}")
     for name in ("glyphs-x", "glyphs-", "glyphs--32", "glyphs-32-x", "glyphs32"):
-        with pytest.raises(InputError, match=f'data "{name}"; give glyphs-SIZE'):
-            named_glyphs(name)
+        with pytest.raises(InputError, match=f'data "{name}" has no size; give glyphs-SIZE, such as glyphs-32'):
+            open_glyphs(name)
+    with pytest.raises(InputError, match=r"give glyphs-SIZE, such as glyphs-32$"):
+        open_dataset("glyphs")
+    with pytest.raises(InputError, match=r"give glyphs-SIZE, such as glyphs-32-held-out$"):
+        open_dataset("glyphs-held-out")
     for key in ("count", "seed"):
         with pytest.raises(InputError, match=f"glyphs with {key} -1; give 0 or more"):
             Glyphs(32, **{key: -1})
@@ -112,7 +118,7 @@ def test_nothing_asked_is_nothing_drawn(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_threads_draw_the_same_pictures_in_order():
+def test_threads_draw_the_same_images_in_order():
     data, order = Glyphs(64), torch.randperm(60, generator=torch.Generator().manual_seed(0))
     batch = data.fetch(order)
     data.pool = None
@@ -128,7 +134,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
     module.font_folder.cache_clear()
 
 
-def test_written_folder_holds_the_same_pictures(tmp_path):
+def test_written_folder_holds_the_same_images(tmp_path):
     data = Glyphs(24)
     write_folder(data, tmp_path, 30)
     read = open_dataset(str(tmp_path))

@@ -72,4 +72,4 @@ def test_memory_that_is_too_small_halves_the_batch(machine, monkeypatch, capsys)
     told = {"precision": "float32", "compile": "auto", "count": 100, "options": {}}
     monkeypatch.setattr("ditlab.inference.prepare.partial", lambda run, batch: partial(call, batch))
     assert ready(tiny_pipeline(), console, batch_size=None, **told)[1] == 32
-    assert "memory is too small for the batch; going on with 32 at a time" in console.file.getvalue()
+    assert "not enough memory for the batch; continuing with 32 at a time" in console.file.getvalue()

@@ -62,5 +62,5 @@ def test_samplers_ask_for_times_of_their_grid_only(sampler, monkeypatch):
     pipe = tiny_pipeline()
     options = {"seeds": [3, 4], "num_inference_steps": 4, "sampler": sampler, "guidance_scale": 2.0}
     quick = pipe([0, 2], output_type="latent", **options).images
-    monkeypatch.setattr(ditlab.inference.pipeline, "tabulated", lambda net, clock, labels: net)
+    monkeypatch.setattr(ditlab.inference.base, "tabulated", lambda net, clock, labels: net)
     assert torch.allclose(quick, pipe([0, 2], output_type="latent", **options).images, atol=1e-5)

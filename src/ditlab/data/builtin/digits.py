@@ -1,4 +1,4 @@
-"""The bundled handwriting: 1,797 digits, 8x8 in 17 greys (UCI Optical Recognition, as scikit-learn has it)."""
+"""The bundled handwriting: 1,797 digits, 8x8 pixels in 17 gray levels (UCI Optical Recognition, from scikit-learn)."""
 
 from functools import cache
 
@@ -8,6 +8,7 @@ from ditlab.core.errors import lookup
 from ditlab.data.base import InMemory
 
 HELD_OUT = 360  # a fifth, in the proportions of the classes
+HELD_OUT_NAME = "digits-held-out"
 
 
 def digits() -> InMemory:
@@ -16,17 +17,17 @@ def digits() -> InMemory:
 
 
 def held_out_digits() -> InMemory:
-    """The 360 digits that no training sees."""
+    """The 360 digits that are never used in training."""
     return _split()[1]
 
 
-def named_digits(name: str) -> InMemory:
+def open_digits(name: str) -> InMemory:
     """The data set called "digits" or "digits-held-out".
 
     Raises:
         InputError: another name.
     """
-    return lookup({"digits": digits, "digits-held-out": held_out_digits}, name, "data set")()
+    return lookup({"digits": digits, HELD_OUT_NAME: held_out_digits}, name, "data set")()
 
 
 @cache
@@ -37,7 +38,9 @@ def _split() -> tuple[InMemory, InMemory]:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).reshape(-1, 1, 8, 8).mul(255 / 16).round().byte()
     targets = torch.from_numpy(labels).long()
-    parts = train_test_split(range(len(targets)), test_size=HELD_OUT, stratify=labels, random_state=0)
+    train, held_out = train_test_split(range(len(targets)), test_size=HELD_OUT, stratify=labels, random_state=0)
     names = [str(digit) for digit in range(10)]
-    train, held_out = (InMemory(images[part], targets[part], names) for part in parts)
-    return train, held_out
+    return (
+        InMemory(images[train], targets[train], names, features="digits", held_out_name=HELD_OUT_NAME),
+        InMemory(images[held_out], targets[held_out], names, features="digits"),
+    )

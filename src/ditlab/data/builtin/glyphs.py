@@ -1,7 +1,7 @@
-"""A built-in data set that scales: letters in the faces of the DejaVu fonts, at any size from 16 to 256.
+"""A built-in data set of any size: letters in the faces of the DejaVu fonts, from 16x16 to 256x256 pixels.
 
-Place, scale, rotation, stroke and colours of picture i are drawn from (seed, i) alone and do not depend on the size,
-so a picture is the same everywhere, in any batch, and only finer when larger. Nothing is stored.
+Position, scale, rotation, stroke and colors of image i depend on (seed, i) alone and not on the size, so an image is
+the same in every batch, with finer detail at a larger size. Nothing is stored.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.types import Batch, Condition
+from ditlab.core.types import Batch
 from ditlab.data.base import Dataset
 
 CLASSES = list(string.ascii_uppercase)
@@ -28,19 +28,20 @@ FACES = [
     "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic",
 ]  # fmt: skip
 COUNT, HELD_OUT = 50_000, 2600
-FINER = 3  # letters are drawn so many times larger and reduced, which smooths their edges
+SUPERSAMPLING = 3  # letters are rendered at this multiple of the size and reduced, which smooths their edges
 MARGIN = 0.04  # share of the side that stays free around every letter
+SUFFIX = "-held-out"
 
 
 class Look(NamedTuple):
-    """All that is drawn for a picture; lengths are shares of its side."""
+    """The random properties of an image; lengths are shares of its side."""
 
     letter: int
     face: int
     height: float
     angle: float  # degrees
     stroke: float
-    across: float  # place within the free room, 0 left to 1 right
+    across: float  # position within the free space, 0 is left and 1 right
     down: float
     ink: tuple[int, int, int]
     paper: tuple[int, int, int]
@@ -48,10 +49,12 @@ class Look(NamedTuple):
 
 @final
 class Glyphs(Dataset):
-    """RGB pictures (3, size, size) of the letters A to Z, in equal numbers."""
+    """RGB images (3, size, size) of the letters A to Z, in equal numbers."""
+
+    features = "glyphs"
 
     def __init__(self, size: int = 32, count: int = COUNT, seed: int = 0, held_out: bool = False) -> None:
-        """The held-out pictures of a seed are never among its training pictures.
+        """The held-out images of a seed are never among its training images.
 
         Raises:
             InputError: a size, count or seed that is not supported, or matplotlib (whose fonts these are) missing.
@@ -64,66 +67,69 @@ class Glyphs(Dataset):
         font_folder()
         self.classes, self.channels, self.size = CLASSES, 3, (size, size)
         self.labels = torch.arange(count) % len(CLASSES)
+        self.held_out_name = "" if held_out else f"glyphs-{size}{SUFFIX}"
         self.stream = [seed, int(held_out)]
-        self.pool = ThreadPoolExecutor() if size >= 64 else None  # below, threads would wait for each other
+        self.pool = ThreadPoolExecutor() if size >= 64 else None  # smaller images are too quick for threads to pay off
 
     def look(self, i: int) -> Look:
-        """What picture i shows, the same at every size."""
-        return draw_look(np.random.default_rng([*self.stream, i]), int(self.labels[i]))
+        """The random properties of image i, the same at every size."""
+        return random_look(np.random.default_rng([*self.stream, i]), int(self.labels[i]))
 
     def fetch(self, indices: Tensor) -> Batch:
-        each = map if self.pool is None else self.pool.map
+        run = map if self.pool is None else self.pool.map
         arrays = np.empty((len(indices), *self.size, 3), np.uint8)  # (B, H, W, 3)
-        for row, picture in zip(arrays, each(self._draw, indices.tolist()), strict=True):
-            row[:] = picture
-        return Batch(torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous(), Condition(label=self.labels[indices]))
+        for row, image in zip(arrays, run(self._render, indices.tolist()), strict=True):
+            row[:] = image
+        return Batch(torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous(), self.condition(indices))
 
-    def _draw(self, i: int) -> NDArray[np.uint8]:
+    def _render(self, i: int) -> NDArray[np.uint8]:
         return np.asarray(render(self.look(i), self.size[0]))
 
 
-def named_glyphs(name: str) -> Glyphs:
-    """The data set called "glyphs" (32 pixels) or "glyphs-SIZE"; with "-held-out", letters that no training sees.
+def open_glyphs(name: str) -> Glyphs:
+    """The data set called "glyphs-SIZE"; "glyphs-SIZE-held-out" has letters that are never used in training.
 
     Raises:
         InputError: a name without a size from 16 to 256.
     """
-    whole = name.removesuffix("-held-out")
-    size = "32" if whole == "glyphs" else whole.removeprefix("glyphs-")
-    if not size.isdecimal():  # "glyphs-" too
-        raise InputError(f'data "{name}"; give glyphs-SIZE, such as glyphs-32')
-    return Glyphs(int(size)) if whole == name else Glyphs(int(size), HELD_OUT, held_out=True)
+    held_out = name.endswith(SUFFIX)
+    size = name.removesuffix(SUFFIX).removeprefix("glyphs-")
+    if not size.isdecimal():
+        raise InputError(f'data "{name}" has no size; give glyphs-SIZE, such as glyphs-32{SUFFIX if held_out else ""}')
+    return Glyphs(int(size), HELD_OUT, held_out=True) if held_out else Glyphs(int(size))
 
 
-def draw_look(chance: np.random.Generator, letter: int) -> Look:
-    """Draw everything but the letter; another order of the draws would be another data set."""
-    height, angle, stroke = chance.uniform(0.5, 0.85), chance.uniform(-20, 20), chance.uniform(0, 0.03)
-    across, down = chance.uniform(0, 1, 2)
-    face = int(chance.integers(len(FACES)))
-    dark, light = chance.integers(0, 110, 3), chance.integers(145, 256, 3)
-    ink, paper = (dark, light) if chance.random() < 0.5 else (light, dark)
+def random_look(rng: np.random.Generator, letter: int) -> Look:
+    """Everything but the letter; another order of the random numbers would be another data set."""
+    height, angle, stroke = rng.uniform(0.5, 0.85), rng.uniform(-20, 20), rng.uniform(0, 0.03)
+    across, down = rng.uniform(0, 1, 2)
+    face = int(rng.integers(len(FACES)))
+    dark, light = rng.integers(0, 110, 3), rng.integers(145, 256, 3)
+    ink, paper = (dark, light) if rng.random() < 0.5 else (light, dark)
     return Look(letter, face, height, angle, stroke, across, down, tuple(ink.tolist()), tuple(paper.tolist()))
 
 
 def render(look: Look, size: int) -> Image.Image:
-    """The picture (size, size) of a look; the letter lies wholly inside."""
-    mask = letter_mask(look, size * FINER)
-    picture = Image.new("RGB", (size, size), look.paper)
-    picture.paste(look.ink, (0, 0), mask.reduce(FINER))
-    return picture
+    """The image (size, size) of a look; the letter lies entirely inside."""
+    mask = letter_mask(look, size * SUPERSAMPLING)
+    image = Image.new("RGB", (size, size), look.paper)
+    image.paste(look.ink, (0, 0), mask.reduce(SUPERSAMPLING))
+    return image
 
 
 def letter_mask(look: Look, side: int) -> Image.Image:
-    """The turned letter as coverage (side, side), shrunk where it would not fit."""
-    margin = FINER * max(1, round(side / FINER * MARGIN))  # a whole pixel of the finished picture at least
-    room = side - 2 * margin
+    """The rotated letter as coverage (side, side), shrunk where it would not fit."""
+    margin = SUPERSAMPLING * max(
+        1, round(side / SUPERSAMPLING * MARGIN)
+    )  # at least a whole pixel of the finished image
+    space = side - 2 * margin
     letter = tight_letter(look, side).rotate(look.angle, Image.Resampling.BILINEAR, expand=True)
     letter = letter.crop(letter.getbbox())
-    if max(letter.size) > room:
-        shrink = room / max(letter.size)
+    if max(letter.size) > space:
+        shrink = space / max(letter.size)
         letter = letter.resize([max(1, int(length * shrink)) for length in letter.size], Image.Resampling.BILINEAR)
-    left = margin + round(look.across * (room - letter.width))
-    top = margin + round(look.down * (room - letter.height))
+    left = margin + round(look.across * (space - letter.width))
+    top = margin + round(look.down * (space - letter.height))
     mask = Image.new("L", (side, side))
     mask.paste(letter, (left, top))
     return mask
@@ -144,14 +150,14 @@ def tight_letter(look: Look, side: int) -> Image.Image:
 
 @lru_cache(maxsize=600)  # all that 32 pixels need; an open font takes 0.2 MB, and 256 pixels would open 4,000
 def face(name: str, points: int) -> ImageFont.FreeTypeFont:
-    """A font in a size; the basic layout, so that pictures do not depend on optional text libraries."""
+    """A font in a size; the basic layout, so that images do not depend on optional text libraries."""
     return ImageFont.truetype(font_folder() / f"{name}.ttf", points, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=1)
 def font_folder() -> Path:
-    """Where matplotlib keeps its fonts; it is found but not imported, which would take a second."""
-    found = importlib.util.find_spec("matplotlib")
-    if found is None or found.origin is None:
-        raise InputError("glyphs are drawn with the fonts that matplotlib brings; pip install 'ditlab[glyphs]'")
-    return Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    """Where matplotlib keeps its fonts; it is located but not imported, which would take a second."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is None or spec.origin is None:
+        raise InputError("glyphs are rendered with the fonts of matplotlib; pip install 'ditlab[glyphs]'")
+    return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"

@@ -1,1 +1,1 @@
-"""The latent cache: written once, read in place."""
+"""The latent cache: encoded once, read in place."""

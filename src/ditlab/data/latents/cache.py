@@ -1,16 +1,19 @@
-"""The latent cache: posterior moments of every picture, encoded once, read in place.
+"""The latent cache: posterior moments of every image or video, encoded once, read in place.
 
     cache/description.json            shape, classes, preprocessing, the autoencoder's identity
     cache/index.json                  the same with the shards' names, sizes and hashes, once all are written
-    cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,)
-    cache/autoencoder/                the autoencoder itself, so that a model trained on the cache can draw
+    cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,); other parts of the condition
+                                      as "condition.NAME", further tensors of the batch as "extra.NAME"
+    cache/autoencoder/                the autoencoder itself, so that a model trained on the cache can decode
 
-A shard is written beside its place and renamed, so it is whole or absent; what is there is not encoded again. Entries
-are read at their offset rather than mapped: mapped files count as resident, and a kernel maps megabytes around a place.
+A shard is written to a temporary file and renamed, so it is complete or absent; existing shards are not encoded again.
+Entries are read at their offset instead of memory-mapped: mapped files count as resident memory, and a kernel maps
+megabytes around a position.
 """
 
 import hashlib
 import json
+import math
 import struct
 import zlib
 from dataclasses import asdict, dataclass
@@ -19,7 +22,6 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,61 +33,80 @@ from ditlab.data.base import Dataset
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STORED = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Types as the header of a safetensors file calls them."""
+CONDITION, EXTRA = "condition.", "extra."  # beginnings of the names of further tensors
+RENAMED = {"pictures": "images"}  # keys of caches that earlier versions wrote
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a cache holds; two caches are interchangeable if these agree."""
+    """What a cache holds; two caches are interchangeable if their descriptions are equal."""
 
     source: str
-    pictures: int
-    """Pictures of the source, mirrored versions and broken ones counted."""
+    images: int
+    """Images of the source, mirrored versions and unreadable ones included."""
     channels: int
-    size: tuple[int, int]
-    """(height, width) of the pictures."""
+    size: tuple[int, ...]
+    """(height, width) of the images, or (frames, height, width) of the videos."""
     preprocessing: dict[str, Any]
     autoencoder: str
     """Hash of its configuration and weights."""
-    shape: tuple[int, int, int]
-    """(2c, h, w) of the moments."""
+    shape: tuple[int, ...]
+    """(2c, h, w) or (2c, t, h, w): the moments of one image or video."""
     dtype: str
     classes: list[str]
     shard: int
-    """Pictures of the source in each shard."""
+    """Images of the source in each shard."""
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
-        return -(-self.pictures // self.shard)
+        """The number of shards."""
+        return -(-self.images // self.shard)
 
     def differences(self, other: "Description") -> list[str]:
-        """`name: mine, not theirs` for each field that differs."""
-        mine, theirs = asdict(self), asdict(other)
-        return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+        """`name: this value, not the other one` for each field that differs."""
+        values, others = asdict(self), asdict(other)
+        return [f"{key}: {values[key]}, not {others[key]}" for key in values if values[key] != others[key]]
 
 
 def shard_file(folder: Path, number: int) -> Path:
-    """Where a shard is."""
+    """The path of a shard."""
     return folder / "shards" / f"{number:06d}.safetensors"
 
 
-def write_shard(file: Path, moments: Tensor, labels: Tensor) -> None:
-    """Write one shard whole or not at all.
+def write_shard(file: Path, batch: Batch) -> None:
+    """Write one shard completely or not at all.
+
+    Args:
+        file: path of the shard.
+        batch: the moments, with all their conditions.
 
     Raises:
-        InputError: a disk that is full.
+        InputError: a full disk.
     """
-    data = moments.contiguous().view(torch.uint8).flatten(1).numpy()
+    moments = batch.x.contiguous()
+    data = moments.view(torch.uint8).flatten(1).numpy()
     checksums = torch.tensor([zlib.crc32(entry) for entry in data], dtype=torch.int64)
+    tensors = {"moments": moments, "labels": torch.zeros(len(batch), dtype=torch.int64), "checksums": checksums}
+    parts = {name: value for name, value in batch.condition.parts().items() if isinstance(value, Tensor)}
+    if batch.condition.label is not None:
+        tensors["labels"] = batch.condition.label
+    if parts.keys() - {"label"}:
+        tensors |= {f"{CONDITION}{name}": value.contiguous() for name, value in parts.items()}
+    tensors |= {f"{EXTRA}{name}": value.contiguous() for name, value in batch.extra.items()}
     try:
         with replacing(file) as draft:
-            save_file({"moments": moments.contiguous(), "labels": labels, "checksums": checksums}, draft)
+            save_file(tensors, draft)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {file}: {error}; free some space and run the same command again") from error
 
 
 def write_index(folder: Path, description: Description) -> int:
-    """Close a cache once all its shards are there; returns the number of entries."""
+    """Finish a cache once all its shards exist; returns the number of entries."""
     shards = []
     for number in range(description.shards):
         file = shard_file(folder, number)
@@ -110,10 +131,10 @@ def hash_file(file: Path) -> str:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """The header of a safetensors file, with `start`, the place of its first byte of data.
+    """The header of a safetensors file, with `start`, the position of its first byte of data.
 
     Raises:
-        InputError: missing, or not whole.
+        InputError: a missing or incomplete file.
     """
     try:
         with file.open("rb") as opened:
@@ -134,9 +155,9 @@ def is_cache(path: Path) -> bool:
 
 @final
 class Latents(Dataset):
-    """Moments from a cache: `fetch` gives float32 (B, 2c, h, w) in `Batch.x`.
+    """Moments from a cache: `fetch` returns float32 (B, 2c, h, w) in `Batch.x`, and `Batch.encoded` is true.
 
-    `channels` and `size` are those of the pictures, as everywhere.
+    `channels` and `size` are those of the images, as in every data set.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -154,22 +175,40 @@ class Latents(Dataset):
         self.shape = self.description.shape
         self.shards = [Shard(folder / "shards" / shard["file"], shard["bytes"]) for shard in shards]
         self.starts = np.cumsum([0] + [shard["entries"] for shard in shards])
-        self.labels = torch.cat([torch.from_numpy(shard.read("labels", np.int64)) for shard in self.shards])
-        self.checksums = np.concatenate([shard.read("checksums", np.int64) for shard in self.shards])
-        self.entry_bytes = int(np.prod(self.shape)) * DTYPES[self.description.dtype].itemsize
+        self.labels = torch.cat([shard.column("labels") for shard in self.shards])
+        self.checksums = torch.cat([shard.column("checksums") for shard in self.shards]).tolist()
+        names = next((shard.header.keys() for shard in self.shards if shard.count), ())
+        self.condition_names = [name for name in names if name.startswith(CONDITION)]
+        self.extra_names = [name for name in names if name.startswith(EXTRA)]
 
     def fetch(self, indices: Tensor) -> Batch:
-        rows = torch.stack([self._entry(i) for i in indices.tolist()])
-        moments = rows.view(DTYPES[self.description.dtype]).reshape(len(rows), *self.shape).float()
-        return Batch(moments, Condition(label=self.labels[indices]), encoded=True)
+        moments = torch.stack([self._moments(i) for i in indices.tolist()]).float()
+        extra = {name.removeprefix(EXTRA): self._rows(name, indices) for name in self.extra_names}
+        return Batch(moments, self.condition(indices), extra, encoded=True)
 
-    def _entry(self, i: int) -> Tensor:
+    def condition(self, indices: Tensor) -> Condition:
+        if not self.condition_names:
+            return super().condition(indices)
+        parts: dict[str, Any] = {
+            name.removeprefix(CONDITION): self._rows(name, indices) for name in self.condition_names
+        }
+        return Condition(**parts)
+
+    def _place(self, i: int) -> tuple["Shard", int]:
+        """The shard of entry i, and its row there."""
         number = int(np.searchsorted(self.starts, i, side="right")) - 1
-        shard = self.shards[number]
-        entry = shard.entry(i - int(self.starts[number]), self.entry_bytes)
-        if zlib.crc32(entry) != self.checksums[i]:
+        return self.shards[number], i - int(self.starts[number])
+
+    def _rows(self, name: str, indices: Tensor) -> Tensor:
+        places = [self._place(i) for i in indices.tolist()]
+        return torch.stack([shard.row(name, row) for shard, row in places])
+
+    def _moments(self, i: int) -> Tensor:
+        shard, row = self._place(i)
+        entry = shard.row("moments", row)
+        if zlib.crc32(entry.view(torch.uint8).numpy().tobytes()) != self.checksums[i]:
             raise InputError(f"entry {i} of the cache, in {shard.file}, is damaged; remove that file and encode again")
-        return torch.frombuffer(bytearray(entry), dtype=torch.uint8)
+        return entry
 
 
 class Shard:
@@ -179,21 +218,30 @@ class Shard:
         self.file = file
         self.header = read_header(file)
         if file.stat().st_size != expected:
-            raise InputError(f"shard {file} has another length than the index says; remove it and encode again")
+            raise InputError(f"shard {file} has another length than in the index; remove it and encode again")
+        self.count = int(self.header["labels"]["shape"][0])
 
-    def read(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
-        """A small tensor, whole."""
+    def column(self, name: str) -> Tensor:
+        """A whole tensor."""
         first, last = self.header[name]["data_offsets"]
-        with self.file.open("rb") as file:
-            file.seek(self.header["start"] + first)
-            return np.frombuffer(file.read(last - first), dtype).copy()
+        return self._read(name, first, last - first).reshape(self.header[name]["shape"])
 
-    def entry(self, row: int, length: int) -> bytes:
-        """The bytes of one entry."""
-        first = self.header["start"] + self.header["moments"]["data_offsets"][0] + row * length
+    def row(self, name: str, row: int) -> Tensor:
+        """One row of a tensor."""
+        shape = self.header[name]["shape"][1:]
+        length = math.prod(shape) * STORED[self.header[name]["dtype"]].itemsize
+        return self._read(name, self.header[name]["data_offsets"][0] + row * length, length).reshape(shape)
+
+    def _read(self, name: str, position: int, length: int) -> Tensor:
+        dtype = STORED[self.header[name]["dtype"]]
+        if not length:
+            return torch.empty(0, dtype=dtype)
         with self.file.open("rb", buffering=0) as file:
-            file.seek(first)
-            return file.read(length) or b""
+            file.seek(self.header["start"] + position)
+            data = bytearray(file.read(length) or b"")
+        if len(data) < length:
+            raise InputError(f"shard {self.file} is truncated; remove it and encode again")
+        return torch.frombuffer(data, dtype=dtype)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -211,23 +259,23 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def describe(content: dict[str, Any]) -> Description:
     """The description in an index."""
-    c, h, w = content.pop("shape")
-    height, width = content.pop("size")
-    return Description(**content, shape=(c, h, w), size=(height, width))
+    values = {RENAMED.get(key, key): value for key, value in content.items()}
+    return Description(**values | {"shape": tuple(values["shape"]), "size": tuple(values["size"])})
 
 
 def keep_description(folder: Path, description: Description) -> None:
-    """Begin a cache, or go on with one that was begun for the same.
+    """Begin a cache, or continue one that was begun with the same description.
 
     Raises:
-        InputError: a folder that holds something else, or a cache of something else; says what differs.
+        InputError: a folder that holds other files, or a cache with another description; the message lists the
+            differences.
     """
     file = folder / DESCRIPTION
     if file.exists():
         differences = description.differences(describe(json.loads(file.read_text(encoding="utf-8"))))
         if differences:
-            raise InputError(f"{folder} holds another cache ({'; '.join(differences)}); give another --out")
+            raise InputError(f"{folder} holds another cache ({'; '.join(differences)}); give another folder")
         return
     if not is_vacant(folder):
-        raise InputError(f"{folder} is not empty and holds no cache; give another --out")
+        raise InputError(f"{folder} is not empty and holds no cache; give another folder")
     replace_text(file, json.dumps(asdict(description), indent=1, ensure_ascii=False) + "\n")

@@ -1,21 +1,24 @@
-"""Networks whose features distances are measured in. A new one is one file and one line in `FEATURES`."""
+"""Networks in whose features distances are measured. A new one is one file and one line in `FEATURES`."""
 
 from collections.abc import Callable
 
 import torch
 
-from ditlab.core.errors import lookup
+from ditlab.core.registry import Registry
 from ditlab.evaluation.features import digits, glyphs
 from ditlab.evaluation.features.base import Extracted, Features
 from ditlab.evaluation.features.dinov2 import DinoV2
 from ditlab.evaluation.features.inception import Inception
 
-FEATURES: dict[str, Callable[[str, torch.device], Features]] = {
-    "inception": Inception.load,
-    "dinov2": DinoV2.load,
-    "digits": digits.load,
-    "glyphs": glyphs.load,
-}
+FEATURES: Registry[Callable[[str, torch.device], Features]] = Registry(
+    "features",
+    {
+        "inception": Inception.load,
+        "dinov2": DinoV2.load,
+        "digits": digits.load,
+        "glyphs": glyphs.load,
+    },
+)
 
 __all__ = ["FEATURES", "Extracted", "Features", "open_features"]
 
@@ -25,10 +28,10 @@ def open_features(name: str, weights: str = "", device: torch.device | None = No
 
     Args:
         name: in `FEATURES`.
-        weights: file, folder or hub id of its weights; left out, where they are usually found.
-        device: where it runs; the CPU if None.
+        weights: file, folder or hub id of its weights; empty for the default place.
+        device: of the network; the CPU if None.
 
     Raises:
-        InputError: an unknown name, or weights that are not there or not whole.
+        InputError: an unknown name, or weights that are missing or incomplete.
     """
-    return lookup(FEATURES, name, "features")(weights, device or torch.device("cpu"))
+    return FEATURES.find(name)(weights, device or torch.device("cpu"))

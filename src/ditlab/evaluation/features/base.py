@@ -1,4 +1,4 @@
-"""What a feature network gives for pictures."""
+"""The contract of a feature network."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Extracted:
-    """Of a batch of pictures, on the CPU."""
+    """Features of a batch of images, on the CPU."""
 
     features: Tensor  # (B, D) float32
-    spatial: Tensor | None = None  # (B, S) float32, features that still know their place in the picture
-    probabilities: Tensor | None = None  # (B, K) float32, of classes
+    spatial: Tensor | None = None  # (B, S) float32, features with their position in the image
+    probabilities: Tensor | None = None  # (B, K) float32, class probabilities
 
 
 class Features(ABC):
-    """A fixed network whose features distances are measured in."""
+    """A fixed network in whose features distances are measured."""
 
     name: str  # distances are called fd_NAME
     weights: str  # identity of the weights: the first 16 digits of their SHA-256
     dimension: int  # D
-    reads: list[str] | None = None  # classes of its probabilities, where they are those of a data set
-    channels: int | None = None  # that pictures must have; None takes grey and RGB
-    size: tuple[int, int] | None = None  # that pictures must have; None resizes them
+    classes: list[str] | None = None  # classes of its probabilities, if they are those of a data set
+    channels: int | None = None  # required number; None accepts gray and RGB images
+    size: tuple[int, int] | None = None  # required (height, width); None resizes images
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Extracted:
-        """Features of uint8 pictures (B, C, H, W)."""
+        """Features of uint8 images (B, C, H, W)."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return torch.device("cpu")

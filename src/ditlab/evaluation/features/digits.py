@@ -1,4 +1,4 @@
-"""Features of the bundled digits: a classifier of 8x8 grey pictures, trained in seconds."""
+"""Features of the bundled digits: a classifier of 8x8 gray images, trained in seconds."""
 
 from functools import cache
 
@@ -8,12 +8,18 @@ from torch import nn
 
 from ditlab.data.builtin.digits import digits
 from ditlab.evaluation.features.base import Features
-from ditlab.evaluation.features.small import FEATURES, Reader, ReaderFeatures, kept, no_weights
+from ditlab.evaluation.features.small import (
+    FEATURES,
+    ClassifierFeatures,
+    SmallClassifier,
+    check_no_weights,
+    load_or_train,
+)
 
 EPOCHS = 30
 
 
-class DigitReader(Reader):
+class DigitClassifier(SmallClassifier):
     """Two convolutions and a 64-dimensional feature layer."""
 
     def __init__(self) -> None:
@@ -32,16 +38,16 @@ class DigitReader(Reader):
 
 
 @cache
-def digit_reader() -> DigitReader:
-    """Trained on the training digits, shifted by up to a pixel."""
+def digit_classifier() -> DigitClassifier:
+    """The classifier, trained on the training digits, which are shifted by up to a pixel."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = DigitReader()
-        kept("digits-reader-1", net, _train)
+        net = DigitClassifier()
+        load_or_train("digits-reader-1", net, _train)
     return net
 
 
-def _train(net: Reader) -> None:
+def _train(net: SmallClassifier) -> None:
     data = digits()
     net.train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
@@ -59,6 +65,6 @@ def _train(net: Reader) -> None:
 
 
 def load(weights: str, device: torch.device) -> Features:
-    """The features "digits"; they are so small that they stay on the CPU."""
-    no_weights("digits", weights)
-    return ReaderFeatures("digits", digit_reader(), digits().classes, 1, (8, 8))
+    """The features "digits"; the network is so small that it stays on the CPU."""
+    check_no_weights("digits", weights)
+    return ClassifierFeatures("digits", digit_classifier(), digits().classes, 1, (8, 8))

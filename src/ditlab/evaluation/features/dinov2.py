@@ -1,6 +1,6 @@
 """DINOv2 features (Oquab et al. 2023), in which FD-DINOv2 is measured: Stein et al. 2023, dgm-eval; Karras et al. 2024.
 
-The network comes from transformers, the preparation of the pictures is written here, so that no torchvision is needed.
+The network comes from transformers, the image preprocessing is implemented here, so that torchvision is not needed.
 """
 
 import math
@@ -23,17 +23,17 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class DinoV2(Features):
-    """The class token after the last normalisation."""
+    """The class token after the last normalization."""
 
     name = "dinov2"
 
     def __init__(self, net: Any, device: torch.device | None = None) -> None:
-        """Around a `transformers.Dinov2Model`, which is changed."""
+        """Wrap a `transformers.Dinov2Model`, which is changed in place."""
         self.weights = state_hash(net)
         self.dimension = net.config.hidden_size
         embeddings = net.embeddings
-        places = positions(embeddings.position_embeddings.detach(), SIDE // net.config.patch_size)
-        embeddings.position_embeddings = nn.Parameter(places)
+        resampled = positions(embeddings.position_embeddings.detach(), SIDE // net.config.patch_size)
+        embeddings.position_embeddings = nn.Parameter(resampled)
         self.net = net.to(device or "cpu").eval().requires_grad_(False)
 
     @classmethod
@@ -41,8 +41,8 @@ class DinoV2(Features):
         """The network of a folder or of the hub.
 
         Args:
-            weights: a folder that transformers saved, or a hub id; facebook/dinov2-large if left out.
-            device: where it runs; the CPU if None.
+            weights: a folder that transformers saved, or a hub id; facebook/dinov2-large if empty.
+            device: device of the network; the CPU if None.
 
         Raises:
             InputError: transformers is missing, the hub cannot be reached, or it is no DINOv2 model.
@@ -55,27 +55,29 @@ class DinoV2(Features):
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Extracted:
-        """Features of uint8 pictures (B, 1 or 3, H, W) of any size, in float32."""
+        """Features of uint8 images (B, 1 or 3, H, W) of any size, in float32."""
         x = images.to(self.device).float().expand(-1, 3, -1, -1) / 255
-        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)  # as PIL, which cannot overshoot
+        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(
+            0, 1
+        )  # as in PIL, which cannot overshoot
         x = (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(DEVIATION)[:, None, None]
         return Extracted(self.net(pixel_values=x).last_hidden_state[:, 0].cpu())
 
 
 def read(source: str) -> Any:
     """The `Dinov2Model` of a folder or hub id, in float32."""
-    transformers, remedy = transformers_library(), f"give a folder with a download of {DEFAULT}: --feature-weights PATH"
+    transformers, remedy = transformers_library(), f"give a folder with a download of {DEFAULT} as feature weights"
     folder = Path(source).expanduser()
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise InputError(f"{source} is neither a folder nor a hub id; {remedy}")
     source = str(folder) if folder.is_dir() else source
     logging = transformers.utils.logging
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is amiss is said below, in one line
+    logging.set_verbosity_error()  # problems are reported below, in one line
     try:
-        kind = transformers.Dinov2Config.get_config_dict(source)[0].get("model_type", "unknown")
-        if kind != "dinov2":  # transformers would fill in the weights that it does not find with chance
-            raise InputError(f"{source} is no DINOv2 model (model_type: {kind}); {remedy}")
+        model_type = transformers.Dinov2Config.get_config_dict(source)[0].get("model_type", "unknown")
+        if model_type != "dinov2":  # transformers would initialize missing weights at random
+            raise InputError(f"{source} is no DINOv2 model (model_type: {model_type}); {remedy}")
         net, info = transformers.Dinov2Model.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -95,7 +97,7 @@ def positions(table: Tensor, side: int) -> Tensor:
     """Position embeddings (1, 1 + s s, D) resampled to (1, 1 + side side, D).
 
     The published network divides by a size that is a tenth too large (Oquab's `interpolate_offset`), transformers by
-    the size itself; published distances are of the former.
+    the size itself; published distances use Oquab's value.
     """
     trained = math.isqrt(table.shape[1] - 1)
     if trained == side:
@@ -106,7 +108,7 @@ def positions(table: Tensor, side: int) -> Tensor:
 
 
 def transformers_library() -> Any:
-    """transformers, or the line that says how to get it."""
+    """The transformers library, or an error that says how to install it."""
     try:
         import transformers
     except ImportError:

@@ -1,4 +1,4 @@
-"""Features of the built-in letters: a classifier that looks at 32x32 pixels, whatever the size of the pictures."""
+"""Features of the built-in letters: a classifier at 32x32 pixels, to which images of any size are resized."""
 
 from functools import cache
 
@@ -10,12 +10,18 @@ from torch import Tensor, nn
 
 from ditlab.data.builtin.glyphs import CLASSES, Glyphs
 from ditlab.evaluation.features.base import Features
-from ditlab.evaluation.features.small import FEATURES, Reader, ReaderFeatures, kept, no_weights
+from ditlab.evaluation.features.small import (
+    FEATURES,
+    ClassifierFeatures,
+    SmallClassifier,
+    check_no_weights,
+    load_or_train,
+)
 
 SIDE, TRAINED_ON, EPOCHS, BATCH = 32, 26_000, 4, 128
 
 
-class GlyphReader(Reader):
+class GlyphClassifier(SmallClassifier):
     """Three convolutions and a 64-dimensional feature layer."""
 
     def __init__(self) -> None:
@@ -30,23 +36,23 @@ class GlyphReader(Reader):
 
 
 @cache
-def glyph_reader() -> GlyphReader:
-    """Trained on letters drawn on the fly, a minute or two on a laptop."""
+def glyph_classifier() -> GlyphClassifier:
+    """The classifier, trained on rendered letters; this takes a minute or two on a laptop."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = GlyphReader()
-        kept("glyphs-reader-1", net, _train)
+        net = GlyphClassifier()
+        load_or_train("glyphs-reader-1", net, _train)
     return net
 
 
-def _train(net: Reader) -> None:
+def _train(net: SmallClassifier) -> None:
     data, console = Glyphs(SIDE, TRAINED_ON), Console(stderr=True)
     net.train()
     images = torch.cat([data.fetch(part).x for part in torch.split(torch.arange(TRAINED_ON), 1000)])
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     steps = [part for _ in range(EPOCHS) for part in torch.split(torch.randperm(TRAINED_ON), BATCH)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, len(steps))
-    for part in track(steps, "learning to read letters", console=console, disable=not console.is_terminal):
+    for part in track(steps, "training the classifier of letters", console=console, disable=not console.is_terminal):
         loss = F.cross_entropy(net(images[part]), data.labels[part], label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -55,6 +61,6 @@ def _train(net: Reader) -> None:
 
 
 def load(weights: str, device: torch.device) -> Features:
-    """The features "glyphs"; they are so small that they stay on the CPU."""
-    no_weights("glyphs", weights)
-    return ReaderFeatures("glyphs", glyph_reader(), CLASSES, 3)
+    """The features "glyphs"; the network is so small that it stays on the CPU."""
+    check_no_weights("glyphs", weights)
+    return ClassifierFeatures("glyphs", glyph_classifier(), CLASSES, 3)

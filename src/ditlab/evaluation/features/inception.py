@@ -1,9 +1,9 @@
-"""The network of FID: the Inception that TensorFlow published on 2015-12-05, as every published FID reads it.
+"""The network of FID: the Inception that TensorFlow published on 2015-12-05, which every published FID uses.
 
-Its weights are those that pytorch-fid and torch-fidelity give away, under their names. What differs from the network of
-Szegedy et al. 2015 ("Rethinking the Inception Architecture") is kept, because it is in every published number: averages
-that leave the padding out, a maximum in the last block, 1008 classes, and TensorFlow 1's bilinear resize, which does
-not smooth and takes the upper left corners for the origin. Checked against both packages in tests/golden.
+Its weights are those that pytorch-fid and torch-fidelity distribute, with the same names. All differences from
+the network of Szegedy et al. 2015 ("Rethinking the Inception Architecture") are kept, because they are in every
+published number: averages that leave the padding out, a maximum in the last block, 1008 classes, and TensorFlow 1's
+bilinear resize, which does not smooth and aligns the upper left corners. Checked against both packages in tests/golden.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ FILE = "pt_inception-2015-12-05-6726825d.pth"
 PUBLISHED = FILE[-12:-4]  # beginning of its SHA-256
 ADDRESS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 VARIABLE = "DITLAB_INCEPTION"
-REMEDY = f"download {ADDRESS} and give --feature-weights PATH"
+REMEDY = f"download {ADDRESS} and give it as feature weights"
 
-SIDE = 299  # pixels that it looks at
+SIDE = 299  # side of its input
 SPATIAL = 7  # channels of sFID: with 17x17 places about as many values as the pool (Nash et al. 2021)
 
 Kernel = tuple[int, int]
-Branch = Sequence[tuple[int, Kernel | tuple[Kernel, Kernel]]]  # widths and kernels; two kernels: beside each other
+Branch = Sequence[tuple[int, Kernel | tuple[Kernel, Kernel]]]  # widths and kernels; two kernels are parallel layers
 
 POINT, WIDE, TALL = (1, 1), (1, 7), (7, 1)
 FORK = ((1, 3), (3, 1))
@@ -104,7 +104,7 @@ BLOCKS: dict[str, tuple[dict[str, Branch], str]] = {  # branches, and what is po
 
 
 class Convolution(nn.Module):
-    """Convolution, normalisation by running statistics, ReLU."""
+    """Convolution, normalization by running statistics, ReLU."""
 
     def __init__(self, before: int, after: int, kernel: Kernel, stride: int = 1, padded: bool = True) -> None:
         super().__init__()
@@ -117,18 +117,18 @@ class Convolution(nn.Module):
 
 
 class Block(nn.ModuleDict):
-    """Branches beside each other, one of them pooled, joined along the channels.
+    """Parallel branches, one of them pooled, concatenated along the channels.
 
     Args:
         before: channels of the input.
-        branches: layers of each; `branch_pool` reads the pooled input.
-        pool: "mean" or "max" of 3x3 places around each; "halve": the maximum, and every branch ends in steps of two.
+        branches: the layers of each branch; `branch_pool` reads the pooled input.
+        pool: "mean" or "max" of 3x3 positions; "halve": the maximum, and every branch ends with stride 2.
     """
 
     def __init__(self, before: int, branches: dict[str, Branch], pool: str) -> None:
         super().__init__()
         self.pool = pool
-        self.branches: dict[str, list[list[str]]] = {}  # names of the layers; two: beside each other
+        self.branches: dict[str, list[list[str]]] = {}  # names of the layers; two are parallel
         self.width = 0
         for branch, layers in branches.items():
             width, names = before, []
@@ -136,13 +136,13 @@ class Block(nn.ModuleDict):
                 name = f"{branch}_{depth}" if len(layers) > 1 else branch
                 halves = pool == "halve" and depth == len(layers)
                 if isinstance(kernels[0], int):
-                    beside = {name: kernels}
+                    parallel = {name: kernels}
                 else:
-                    beside = {name + letter: kernel for letter, kernel in zip("ab", kernels, strict=True)}
-                for each, kernel in beside.items():
-                    self[each] = Convolution(width, after, kernel, 2 if halves else 1, not halves)
-                names.append(list(beside))
-                width = after * len(beside)
+                    parallel = {name + letter: kernel for letter, kernel in zip("ab", kernels, strict=True)}
+                for layer, kernel in parallel.items():
+                    self[layer] = Convolution(width, after, kernel, 2 if halves else 1, not halves)
+                names.append(list(parallel))
+                width = after * len(parallel)
             self.branches[branch] = names
             self.width += width
 
@@ -177,7 +177,7 @@ class InceptionNet(nn.ModuleDict):
         self.fc = nn.Linear(width, 1008)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures (B, 3, 299, 299) in -1..1 -> pool (B, 2048), spatial features (B, 2023), logits (B, 1008)."""
+        """Images (B, 3, 299, 299) in -1..1 -> pool (B, 2048), spatial features (B, 2023), logits (B, 1008)."""
         for name, (*_, maximum) in STEM.items():
             x = self[name](x)
             x = F.max_pool2d(x, 3, 2) if maximum else x
@@ -205,13 +205,13 @@ class Inception(Features):
         """The network with published weights.
 
         Args:
-            weights: a .pth, .pt or .safetensors file; left out, what the variable DITLAB_INCEPTION names, or the
-                user's cache, or pytorch-fid's release, which is kept in the cache.
-            device: where it runs; the CPU if None.
+            weights: a .pth, .pt or .safetensors file; if empty, the file in the variable DITLAB_INCEPTION, the
+                user's cache, or pytorch-fid's release, which is stored in the cache.
+            device: device of the network; the CPU if None.
 
         Raises:
-            InputError: a file that is not there, not whole, not the one that its name says or of another network; or
-                no file and no network to get it.
+            InputError: a file that is missing, incomplete, different from what its name says, or of another network; or
+                no file and no internet connection.
         """
         path = find(weights)
         try:
@@ -232,7 +232,7 @@ class Inception(Features):
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Extracted:
-        """Features of uint8 pictures (B, 1 or 3, H, W) of any size, in float32."""
+        """Features of uint8 images (B, 1 or 3, H, W) of any size, in float32."""
         x = resize(images.to(self.device).float().expand(-1, 3, -1, -1), SIDE)
         pool, spatial, logits = self.net((x - 128) / 128)
         return Extracted(pool.cpu(), spatial.cpu(), logits.softmax(1).cpu())
@@ -241,21 +241,21 @@ class Inception(Features):
 def resize(x: Tensor, side: int) -> Tensor:
     """TensorFlow 1's bilinear resize of (B, C, H, W) to (B, C, side, side), to the bit.
 
-    A place i of the result is i H/side of the picture, where others have (i + 1/2) H/side - 1/2, and lies between no
-    more than two pixels in each direction, so that shrinking leaves pixels out.
+    Position i of the result is i H/side of the image (others use (i + 1/2) H/side - 1/2), interpolated between at most
+    two pixels in each direction, so that some pixels are ignored when the image shrinks.
     """
     for dim in (3, 2):  # columns first: the order decides the last bit
         size = x.shape[dim]
-        place = torch.arange(side, dtype=torch.float32, device=x.device) * (size / side)
-        lower = place.long()
-        share = (place - lower).reshape(-1, *[1] * (3 - dim))
+        position = torch.arange(side, dtype=torch.float32, device=x.device) * (size / side)
+        lower = position.long()
+        share = (position - lower).reshape(-1, *[1] * (3 - dim))
         low, high = x.index_select(dim, lower), x.index_select(dim, (lower + 1).clamp(max=size - 1))
         x = low + (high - low) * share  # torch.lerp rounds otherwise
     return x
 
 
 def find(weights: str) -> Path:
-    """The file of the weights: given, named by the variable, in the cache, or fetched into it."""
+    """The file of the weights: the argument, the variable, or the cache, into which it is downloaded if needed."""
     if weights:
         return Path(weights).expanduser()
     if named := os.environ.get(VARIABLE):
@@ -267,7 +267,7 @@ def find(weights: str) -> Path:
 
 
 def download(target: Path) -> None:
-    """Fetch the published weights; the file appears once it is whole."""
+    """Download the published weights; the file appears once it is complete."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     digest, console = hashlib.sha256(), Console(stderr=True)
     try:
@@ -278,39 +278,39 @@ def download(target: Path) -> None:
                 Progress(*columns, console=console, disable=not console.is_terminal) as progress,
             ):
                 length = int(source.headers.get("Content-Length") or 0)
-                task = progress.add_task("fetching the Inception weights", total=length or None)
+                task = progress.add_task("downloading the Inception weights", total=length or None)
                 while part := source.read(1 << 20):
                     file.write(part)
                     digest.update(part)
                     progress.advance(task, len(part))
             if not digest.hexdigest().startswith(PUBLISHED):
-                raise InputError(f"{ADDRESS} did not come whole; try again, or {REMEDY}")
+                raise InputError(f"{ADDRESS} is incomplete; try again, or {REMEDY}")
     except (OSError, HTTPException) as error:
-        raise InputError(f"{target} cannot be fetched ({error}); on another machine {REMEDY}") from None
+        raise InputError(f"{target} cannot be downloaded ({error}); on another machine {REMEDY}") from None
 
 
 def read(path: Path) -> Any:
-    """What a file of weights holds."""
+    """The content of a weight file."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # with a torn file, torch raises whatever its reader trips over
-        raise InputError(f"{path} is no file of weights, or not whole; {REMEDY}") from None
+    except Exception:  # with an incomplete file, torch raises almost anything
+        raise InputError(f"{path} is no weight file, or incomplete; {REMEDY}") from None
 
 
-def build(found: Any, path: Path) -> InceptionNet:
-    """The network with these weights; those of an auxiliary head are left out."""
-    with Unfilled():  # no chance is drawn, no time spent on weights that are replaced
+def build(content: Any, path: Path) -> InceptionNet:
+    """The network with these weights; an auxiliary head is ignored."""
+    with Unfilled():  # the initial weights would be replaced
         net = InceptionNet()
     counts = {name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")}
     wanted = {name: value.shape for name, value in net.state_dict().items() if name not in counts}
-    held = found if isinstance(found, Mapping) else {}
-    missing = [name for name in wanted if not isinstance(held.get(name), Tensor)]
+    tensors = content if isinstance(content, Mapping) else {}
+    missing = [name for name in wanted if not isinstance(tensors.get(name), Tensor)]
     if missing:
         raise InputError(f"{path} lacks {missing[0]} ({len(missing)} of {len(wanted)} tensors are missing); {REMEDY}")
     for name, shape in wanted.items():
-        if held[name].shape != shape:
-            raise InputError(f"{path}: {name} is {tuple(held[name].shape)}, not {tuple(shape)}; {REMEDY}")
-    net.load_state_dict(counts | {name: held[name].float() for name in wanted}, assign=True)
+        if tensors[name].shape != shape:
+            raise InputError(f"{path}: {name} is {tuple(tensors[name].shape)}, not {tuple(shape)}; {REMEDY}")
+    net.load_state_dict(counts | {name: tensors[name].float() for name in wanted}, assign=True)
     return net

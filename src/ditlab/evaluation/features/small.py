@@ -1,4 +1,4 @@
-"""Small classifiers as feature networks: trained once from a fixed seed, kept in the user's cache."""
+"""Small classifiers as feature networks: trained once from a fixed seed, stored in the user's cache."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,8 @@ from ditlab.evaluation.features.base import Extracted, Features
 FEATURES = 64  # values of the layer before the last
 
 
-class Reader(nn.Module):
-    """uint8 pictures (B, C, H, W) -> features (B, 64) -> logits (B, K)."""
+class SmallClassifier(nn.Module):
+    """uint8 images (B, C, H, W) -> features (B, 64) -> logits (B, K)."""
 
     features: nn.Sequential
 
@@ -35,15 +35,20 @@ class Reader(nn.Module):
         return logits
 
 
-class ReaderFeatures(Features):
-    """The features of such a classifier; its probabilities are of the classes of its data set, in their order."""
+class ClassifierFeatures(Features):
+    """The features of a small classifier; its probabilities are of the classes of its data set, in their order."""
 
     dimension = FEATURES
 
     def __init__(
-        self, name: str, net: Reader, reads: list[str], channels: int, size: tuple[int, int] | None = None
+        self,
+        name: str,
+        net: SmallClassifier,
+        classes: list[str],
+        channels: int,
+        size: tuple[int, int] | None = None,
     ) -> None:
-        self.name, self.net, self.reads, self.channels, self.size = name, net, reads, channels, size
+        self.name, self.net, self.classes, self.channels, self.size = name, net, classes, channels, size
         self.weights = state_hash(net)
 
     @torch.inference_mode()
@@ -52,15 +57,14 @@ class ReaderFeatures(Features):
         return Extracted(features, probabilities=self.net.head(features).softmax(1))
 
 
-def kept(name: str, net: Reader, train: Callable[[Reader], None]) -> Reader:
-    """The classifier, from the user's cache or trained now."""
-    home = cache_folder()
-    file = home / f"{name}.safetensors"
+def load_or_train(name: str, net: SmallClassifier, train: Callable[[SmallClassifier], None]) -> SmallClassifier:
+    """The classifier from the user's cache, or trained now and stored there."""
+    file = cache_folder() / f"{name}.safetensors"
     try:
         net.load_state_dict(load_file(file))
         return net.eval()
     except (OSError, SafetensorError, RuntimeError):
-        pass  # not there, or torn: it is trained again
+        pass  # missing or incomplete: it is trained again
     with torch.enable_grad(), torch.inference_mode(False):
         train(net)
     try:
@@ -71,7 +75,7 @@ def kept(name: str, net: Reader, train: Callable[[Reader], None]) -> Reader:
     return net.eval()
 
 
-def no_weights(name: str, weights: str) -> None:
-    """Refuse weights where none can be given."""
+def check_no_weights(name: str, weights: str) -> None:
+    """Raise an error if weights are given for features that are always trained here."""
     if weights:
-        raise InputError(f"the features {name} are trained on the spot and take no weights; leave {weights} out")
+        raise InputError(f"the features {name} are trained on this machine and take no weights; leave {weights} out")

@@ -1,29 +1,62 @@
 """The metrics. A new one is one file and one line in `METRICS`."""
 
+from collections.abc import Iterator, Mapping
+
+from ditlab.core.registry import Registry
+from ditlab.evaluation.metrics.accuracy import accuracy
 from ditlab.evaluation.metrics.frechet import frechet, frechet_distance, spatial_frechet
 from ditlab.evaluation.metrics.inception_score import inception_score, mean_inception_score
 from ditlab.evaluation.metrics.kernel import kernel, kernel_distance
-from ditlab.evaluation.metrics.neighbours import neighbour_ratio, precision_and_recall, precision_recall
-from ditlab.evaluation.statistics import Metric, Statistics
+from ditlab.evaluation.metrics.neighbors import neighbor_ratio, precision_and_recall, precision_recall
+from ditlab.evaluation.statistics import Metric, Statistics, canonical_name
 
-KEPT, SPATIAL, SCORES = frozenset({"kept"}), frozenset({"spatial"}), frozenset({"scores"})
+KEPT, SPATIAL, SCORES, ACCURACY = (frozenset({name}) for name in ("kept", "spatial", "scores", "accuracy"))
 
-METRICS: dict[str, Metric] = {
-    "frechet": Metric(frozenset(), frechet),
-    "spatial": Metric(SPATIAL, spatial_frechet, SPATIAL),
-    "inception-score": Metric(SCORES, mean_inception_score),
-    "precision-recall": Metric(KEPT, precision_and_recall, KEPT),
-    "kernel": Metric(KEPT, kernel, KEPT),
-    "accuracy": Metric(frozenset({"read_rightly"}), lambda generated, _: {"accuracy": generated.read_rightly or 0.0}),
-}
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    {
+        "frechet": Metric(frozenset(), frechet, results={"fd": "lower"}),
+        "spatial": Metric(SPATIAL, spatial_frechet, SPATIAL, {"sfd": "lower"}),
+        "inception-score": Metric(SCORES, mean_inception_score, results={"inception_score": "higher"}),
+        "precision-recall": Metric(KEPT, precision_and_recall, KEPT, {"precision": "higher", "recall": "higher"}),
+        "kernel": Metric(KEPT, kernel, KEPT, {"kd": "lower"}),
+        "accuracy": Metric(ACCURACY, accuracy, results={"accuracy": "higher"}),
+    },
+)
+
+
+class Results(Mapping[str, str]):
+    """Name of a result -> the metric in `METRICS` that computes it, those of plug-ins included."""
+
+    def __getitem__(self, result: str) -> str:
+        for name, metric in METRICS.items():
+            if result in metric.results:
+                return name
+        raise KeyError(result)
+
+    def __iter__(self) -> Iterator[str]:
+        return (result for metric in METRICS.values() for result in metric.results)
+
+    def __len__(self) -> int:
+        return sum(len(metric.results) for metric in METRICS.values())
+
+    def lower_is_better(self, result: str) -> bool:
+        """Whether a lower value of this result is better."""
+        return METRICS[self[result]].results[result] == "lower"
+
+
+RESULTS = Results()
+"""Distances have the same name in all features: "fd", "sfd", "kd"."""
 
 __all__ = [
     "METRICS",
+    "RESULTS",
     "Metric",
     "Statistics",
+    "canonical_name",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
-    "neighbour_ratio",
+    "neighbor_ratio",
     "precision_recall",
 ]

@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ditlab.core.errors import InputError
 from ditlab.evaluation.moments import Gaussian, Moments
-from ditlab.evaluation.statistics import Kept, Statistics, all_finite
+from ditlab.evaluation.statistics import Kept, Statistics, all_finite, result_name
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
@@ -21,42 +21,42 @@ def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
     """
     a, b = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
     check_features(a, b)
-    both = []
-    for each in (a, b):
-        moments = Moments(each.shape[1])
-        moments.add(each)
-        both.append(moments.gaussian())
-    return gaussian_distance(*both)
+    gaussians = []
+    for features in (a, b):
+        moments = Moments(features.shape[1])
+        moments.add(features)
+        gaussians.append(moments.gaussian())
+    return gaussian_distance(*gaussians)
 
 
 def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
-    """The distance itself. The root's trace is taken from symmetric eigenvalues, which stay real."""
+    """The distance of two Gaussians. The trace of the root comes from symmetric eigenvalues, which stay real."""
     if a.mean.shape != b.mean.shape:
         raise InputError(f"{len(a.mean)} features against {len(b.mean)}; make the reference with the same features")
     root = _sqrt(a.covariance)
     cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(min=0)).sum()
-    away = float(np.square(a.mean - b.mean).sum())
-    return float(away + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+    shift = float(np.square(a.mean - b.mean).sum())
+    return float(shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
 
 
 def frechet(generated: Statistics, reference: Statistics) -> dict[str, float]:
     """In the features themselves: `fid` for Inception's, `fd_NAME` for all others."""
-    return {generated.distance_name: gaussian_distance(generated.features, reference.features)}
+    return {result_name("fd", generated.name): gaussian_distance(generated.features, reference.features)}
 
 
 def spatial_frechet(generated: Statistics, reference: Statistics) -> dict[str, float]:
     """In spatial features (sFID, Nash et al. 2021)."""
     assert generated.spatial is not None
     assert reference.spatial is not None
-    return {f"s{generated.distance_name}": gaussian_distance(generated.spatial, reference.spatial)}
+    return {result_name("sfd", generated.name): gaussian_distance(generated.spatial, reference.spatial)}
 
 
 def check_features(a: Kept, b: Kept) -> None:
-    """Refuse what is no pair of feature sets."""
+    """Raise an error unless both are finite features (N, D) with the same D."""
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise InputError(f"features of shape {a.shape} and {b.shape}; give (N, D) and (M, D) with N and M at least 2")
     if not (all_finite(a) and all_finite(b)):
-        raise InputError("features hold NaN or infinity; check the pictures they come from")
+        raise InputError("features hold NaN or infinity; check the images they come from")
 
 
 def _sqrt(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Inception Score (Salimans et al. 2016): are pictures clear, and of many classes?"""
+"""Inception Score (Salimans et al. 2016): are the images clear, and of many classes?"""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -8,13 +8,13 @@ from ditlab.evaluation.statistics import Statistics, entropy_terms
 
 
 def inception_score(probabilities: ArrayLike) -> float:
-    """exp of the mean divergence of each picture's class distribution from the mean one, over one split.
+    """exp of the mean divergence of each image's class distribution from the mean one, over one split.
 
     Args:
         probabilities: (N, K), rows summing to 1.
 
     Raises:
-        InputError: no such rows.
+        InputError: another shape, or rows that do not sum to 1.
     """
     p = np.asarray(probabilities, np.float64)
     if p.ndim != 2 or not len(p) or not np.allclose(p.sum(1), 1, atol=1e-3):

@@ -5,9 +5,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ditlab.core.errors import InputError
 from ditlab.evaluation.metrics.frechet import check_features
-from ditlab.evaluation.statistics import Statistics, as_features
+from ditlab.evaluation.statistics import Kept, Statistics, as_features, result_name
 
-SUBSETS, SIZE = 100, 1000  # as published implementations draw them
+SUBSETS, SIZE = 100, 1000  # as in published implementations
 
 
 def kernel_distance(
@@ -17,9 +17,9 @@ def kernel_distance(
 
     Args:
         features_a, features_b: (N, D) and (M, D).
-        subsets: how many are drawn.
-        size: rows of each, at most half of the smaller set.
-        seed: decides the subsets.
+        subsets: number of random subsets.
+        size: rows of a subset, at most half of the smaller set.
+        seed: of the random subsets.
 
     Returns:
         Mean and standard deviation over the subsets.
@@ -31,12 +31,13 @@ def kernel_distance(
     check_features(a, b)
     if subsets < 1 or size < 2:
         raise InputError(f"{subsets} subsets of {size}; give 1 or more, of 2 or more")
-    size = max(2, min(size, len(a) // 2, len(b) // 2))  # of a whole set there would be one subset only
-    chance = np.random.default_rng(seed)
-    values = [
-        _unbiased(*(each[chance.choice(len(each), size, replace=False)].astype(np.float64) for each in (a, b)))
-        for _ in range(subsets)
-    ]
+    size = max(2, min(size, len(a) // 2, len(b) // 2))  # a whole set has only one subset
+    rng = np.random.default_rng(seed)
+
+    def subset(features: Kept) -> NDArray[np.float64]:
+        return features[rng.choice(len(features), size, replace=False)].astype(np.float64)
+
+    values = [_unbiased(subset(a), subset(b)) for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
 
 
@@ -53,6 +54,6 @@ def kernel(generated: Statistics, reference: Statistics) -> dict[str, float]:
     """`kid` for Inception's features, `kd_NAME` for others."""
     assert generated.kept is not None
     assert reference.kept is not None
-    name = "kid" if generated.name == "inception" else f"kd_{generated.name}"
+    name = result_name("kd", generated.name)
     value, deviation = kernel_distance(generated.kept, reference.kept)
     return {name: value, f"{name}_error": deviation}

@@ -1,8 +1,8 @@
-"""Linear layers of a network that only draws, through oneDNN's own kernels.
+"""Packed linear layers: at inference, oneDNN's own kernels compute the linear layers of a network on a CPU.
 
-Those add the bias, and GELU behind it, to a product while it is in the cache; in bfloat16 the weights are kept in the
-order in which the kernel reads them. PyTorch's own path writes the bias first, adds the product to it, and goes over
-the result again for GELU, whose tanh costs more there than the product does. Nothing needs to be compiled.
+These kernels add the bias, and apply a GELU that follows, while the product is in the cache; in bfloat16 the weights
+are stored in the order in which the kernel reads them. PyTorch's default path writes the bias first, adds the product
+to it, and reads the result again for GELU, whose tanh costs more there than the product. Nothing needs to be compiled.
 """
 
 from functools import cache
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from ditlab.backbones import Backbone
 from ditlab.backbones.layers import LinearGELU
 from ditlab.core.device import has_bfloat16
-from ditlab.inference.optimize.modulation import MODULATION
 
 
 class PackedLinear(nn.Module):
-    """In the place of a linear layer, with or without GELU; its weights are no parameters any more."""
+    """Replaces a linear layer, with or without GELU; its weights are no parameters anymore."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -30,7 +29,7 @@ class PackedLinear(nn.Module):
             self.behind = ("gelu", [], linear.approximate)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
-        return self  # nothing of it ever changes, and packed weights cannot be copied
+        return self  # it never changes, and packed weights cannot be copied
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.behind)
@@ -39,32 +38,29 @@ class PackedLinear(nn.Module):
 
 @cache
 def hide_from_compilers() -> None:
-    """Leave packed layers out of what is compiled: compilers cannot read their weights.
+    """Exclude packed layers from compilation, because compilers cannot read their weights.
 
-    To say so imports PyTorch's compiler, for two seconds, so it is said once somebody compiles.
+    This imports PyTorch's compiler, which takes two seconds, so it is called before the first compilation only.
     """
     PackedLinear.forward = torch.compiler.disable(PackedLinear.forward)  # type: ignore[method-assign,no-untyped-call]
 
 
 def packed(net: Backbone) -> Backbone:
-    """A network that computes the same on this CPU with oneDNN's layers, and cannot be trained; it shares all other
-    weights. The network itself where nothing is gained.
+    """A network that computes the same on this CPU with oneDNN's layers and cannot be trained.
 
-    All linear layers are packed in bfloat16. In float32, where products alone are as quick without, those with GELU.
-    Modulations are left to `tabulated`.
+    It shares all other weights with the given network, which is returned itself if packing gains nothing. In bfloat16
+    all `packable` layers are packed; in float32 only those with GELU, because products alone are as fast without.
     """
     if net.device.type != "cpu" or not torch.backends.mkldnn.enabled or not has_kernels(net.dtype):
         return net
     wanted = nn.Linear if net.dtype is torch.bfloat16 else LinearGELU
     parts: dict[nn.Module, nn.Module] = {
-        module: PackedLinear(module)
-        for name, module in net.named_modules()
-        if isinstance(module, wanted) and MODULATION not in name and "embedder" not in name
+        layer: PackedLinear(layer) for layer in net.packable() if isinstance(layer, wanted)
     }
     return net.with_parts(parts) if parts else net
 
 
 def has_kernels(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has kernels for this precision that were measured to be quicker, on this CPU."""
+    """Whether oneDNN has kernels for this precision on this CPU that were measured to be faster."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return wide and (dtype is torch.float32 or has_bfloat16(torch.device("cpu")))

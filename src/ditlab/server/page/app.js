@@ -18,8 +18,8 @@ async function start() {
 }
 
 async function pick() {
-  const { id, network, size, sampler, num_inference_steps, classes } = model();
-  $("about").textContent = `${network}, ${size}, ${sampler}, ${num_inference_steps} steps`;
+  const { id, network, size, sampler, steps, classes } = model();
+  $("about").textContent = `${network}, ${size}, ${sampler}, ${steps} steps`;
   shared.classes = classes ? (await (await ask(`v1/classes?model=${encodeURIComponent(id)}`)).json()).classes : [];
   await draw.pick();
   inside.pick();

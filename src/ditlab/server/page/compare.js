@@ -3,7 +3,7 @@
 import { $, SAMPLERS, described, element, post, say, shared, source } from "./service.js";
 
 export function pick() {
-  if (!$("variants").children.length) for (const quality of ["draft", "best"]) add({ model: $("model").value, quality });
+  if (!$("variants").children.length) for (const preset of ["draft", "best"]) add({ model: $("model").value, preset });
 }
 
 function add(settings = {}) {
@@ -23,17 +23,17 @@ function add(settings = {}) {
 const number = () => [...$("variants").children].forEach((row, i) => (row.querySelector("legend").textContent = `Row ${i + 1}`));
 
 function order(row) {
-  const asked = { n: Number($("grid-count").value), seed: Number($("grid-seed").value) };
+  const asked = { n: Number($("grid-count").value), seeds: Number($("grid-seed").value) };
   for (const field of row.querySelectorAll("[data-key]"))
     if (field.value !== "") asked[field.dataset.key] = field.type === "number" ? Number(field.value) : field.value;
   const names = $("grid-classes").value.split(",").map((name) => name.trim()).filter(Boolean);
-  if (names.length) asked.class_labels = Array.from({ length: asked.n }, (_, i) => names[i % names.length]);
+  if (names.length) asked.labels = Array.from({ length: asked.n }, (_, i) => names[i % names.length]);
   return asked;
 }
 
 function told(asked) {
-  const { model, quality, sampler, num_inference_steps, guidance_scale } = asked;
-  const parts = [quality, sampler, num_inference_steps && `${num_inference_steps} steps`, guidance_scale !== undefined && `guidance ${guidance_scale}`];
+  const { model, preset, sampler, steps, guidance } = asked;
+  const parts = [preset, sampler, steps && `${steps} steps`, guidance !== undefined && `guidance ${guidance}`];
   return [model, parts.filter(Boolean).join(", ") || "model default"];
 }
 

@@ -66,11 +66,11 @@ function order() {
   const asked = {
     model: $("model").value,
     n: count,
-    seed: Number($("seed").value),
-    quality: $("quality").value || undefined,
+    seeds: Number($("seed").value),
+    preset: $("quality").value || undefined,
     sampler: $("sampler").value || undefined,
-    num_inference_steps: number("steps"),
-    guidance_scale: number("guidance"),
+    steps: number("steps"),
+    guidance: number("guidance"),
     guidance_interval: interval(),
     to_label: number("to-label"),
     to_seed: number("to-seed"),
@@ -78,7 +78,7 @@ function order() {
     stream: true,
     partial_images: 12,
   };
-  if (labels.length) asked.class_labels = Array.from({ length: count }, (_, i) => labels[i % labels.length]);
+  if (labels.length) asked.labels = Array.from({ length: count }, (_, i) => labels[i % labels.length]);
   return asked;
 }
 
@@ -130,12 +130,17 @@ function show(data) {
   });
 }
 
+// Field names in a history that an earlier version of this page has kept.
+const EARLIER = { seeds: "seed", preset: "quality", steps: "num_inference_steps", guidance: "guidance_scale", labels: "class_labels" };
+
 async function take(asked) {
-  const fields = { count: "n", seed: "seed", quality: "quality", sampler: "sampler", steps: "num_inference_steps", guidance: "guidance_scale" };
+  asked = { ...asked };
+  for (const [name, earlier] of Object.entries(EARLIER)) asked[name] ??= asked[earlier];
+  const fields = { count: "n", seed: "seeds", quality: "preset", sampler: "sampler", steps: "steps", guidance: "guidance" };
   for (const [id, key] of Object.entries({ ...fields, "to-label": "to_label", "to-seed": "to_seed" })) $(id).value = asked[key] ?? "";
   [$("low").value, $("high").value] = asked.guidance_interval;
   interval();
-  chosen = new Set(asked.class_labels ?? []);
+  chosen = new Set(asked.labels ?? []);
   [...$("classes").children].forEach((button, i) => button.setAttribute("aria-pressed", String(chosen.has(i))));
   await start.resume(asked);
 }

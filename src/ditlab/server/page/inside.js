@@ -16,9 +16,9 @@ export function pick() {
 
 async function look() {
   say("Inspecting");
-  asked = { model: $("model").value, seed: Number($("look-seed").value), num_inference_steps: Number($("look-steps").value) };
+  asked = { model: $("model").value, seeds: Number($("look-seed").value), steps: Number($("look-steps").value) };
   if (model().classes) asked.prompt = Number($("look-label").value);
-  const seen = await (await post("v1/inside", asked)).json();
+  const seen = await (await post("v1/inspect", asked)).json();
   steps = seen.steps;
   $("way").replaceChildren(...steps.map(stepButton));
   $("layer").replaceChildren(...Array.from({ length: seen.attentions }, (_, i) => new Option(`self-attention ${i + 1}`, i)));
@@ -43,7 +43,7 @@ async function choose(i) {
   [...$("way").children].forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
   if ($("layer").value === "") return ($("attention-told").textContent = "This network has no self-attention.");
   const body = { ...asked, step, attention: Number($("layer").value) };
-  const seen = await (await post("v1/inside", body)).json();
+  const seen = await (await post("v1/inspect", body)).json();
   if (!seen.attention) return ($("attention-told").textContent = "The tokens of this layer are not patches of the image.");
   attention = { ...seen.attention, weights: bytes(seen.attention.weights) };
   const count = attention.height * attention.width;

@@ -6,6 +6,7 @@ const SECONDS = 4; // between two looks
 const CURVES = { loss: "Loss", grad_norm: "Gradient norm", lr: "Learning rate", images_per_second: "Images per second" };
 let timer = null;
 let preview = null; // number of the one that is shown
+let latest = 0; // number of the latest look; earlier ones must not show what they get
 
 export async function open() {
   clearTimeout(timer);
@@ -18,21 +19,29 @@ export async function open() {
   await look();
 }
 
-export const close = () => clearTimeout(timer);
+export function close() {
+  clearTimeout(timer);
+  latest++;
+}
 
 async function look() {
   clearTimeout(timer);
+  const number = ++latest;
   const name = encodeURIComponent($("run").value);
   const run = await (await ask(`v1/runs/${name}`)).json();
+  if (number !== latest) return;
   $("run-progress").value = run.total ? run.images / run.total : 0;
-  const left = run.images >= run.total ? ", done" : run.seconds_left === null ? "" : `, about ${lasting(run.seconds_left)} left`;
+  const left = run.state === "finished" ? ", done" : run.state === "stopped" ? ", stopped" : run.seconds_left === null ? "" : `, about ${lasting(run.seconds_left)} left`;
   $("run-told").textContent = `${run.images.toLocaleString()} of ${run.total.toLocaleString()} images${left}`;
   $("curves").replaceChildren(...Object.entries(CURVES).filter(([key]) => run.curves[key]?.length > 1).map(([key, title]) => curve(title, run.curves[key])));
   if (run.loss_by_time?.length) $("curves").append(curve("Loss by timestep t (0: image, 1: noise)", run.loss_by_time));
-  $("preview-figure").hidden = run.preview === null;
+  $("preview-figure").hidden = run.preview === null || !preview?.startsWith(`${name} `);
   if (run.preview !== null && `${name} ${run.preview}` !== preview) {
+    const image = await (await ask(`v1/runs/${name}/preview`)).blob();
+    if (number !== latest) return;
     preview = `${name} ${run.preview}`;
-    $("preview").src = URL.createObjectURL(await (await ask(`v1/runs/${name}/preview`)).blob());
+    $("preview").src = URL.createObjectURL(image);
+    $("preview-figure").hidden = false;
     $("preview-told").textContent = `Preview at ${run.preview.toLocaleString()} images: EMA weights on the left, raw weights on the right`;
   }
   timer = setTimeout(() => look().catch((error) => say(error.message)), 1000 * SECONDS);

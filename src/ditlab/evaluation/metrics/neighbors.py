@@ -1,6 +1,6 @@
-"""What nearest neighbours tell: precision and recall (Kynkaanniemi et al. 2019), and copies of training pictures.
+"""Metrics from nearest neighbors: precision and recall (Kynkaanniemi et al. 2019), and copies of training images.
 
-Distances are float64, tile by tile, so that ties are ties and memory does not grow with the sets.
+Distances are computed in float64, tile by tile: ties stay ties and memory does not grow with the sets.
 """
 
 from collections.abc import Iterator
@@ -15,29 +15,29 @@ from ditlab.core.errors import InputError
 from ditlab.evaluation.metrics.frechet import check_features
 from ditlab.evaluation.statistics import Kept, Statistics, as_features
 
-TILE = 2048  # rows of either set whose distances are held at a time
+TILE = 2048  # rows of each set whose distances are in memory at a time
 
 
 def precision_recall(reference: ArrayLike, generated: ArrayLike, k: int = 3) -> tuple[float, float]:
     """Share of generated features on the reference's manifold, and of reference features on the generated one.
 
-    A set's manifold is the union of balls around its members, each reaching to its k-th nearest neighbour.
+    The manifold of a set is the union of balls around its members, each with its k-th nearest neighbor on its surface.
 
     Args:
-        reference, generated: (N, D) and (M, D), more than k rows each; those in a file are read tile by tile.
-        k: neighbour that the balls reach to.
+        reference, generated: (N, D) and (M, D), more than k rows each; features in a file are read tile by tile.
+        k: the neighbor on the surface of each ball.
 
     Raises:
         InputError: other shapes, too few rows, or values that are not finite.
     """
-    real, made = as_features(reference), as_features(generated)
-    check_features(real, made)
-    if k < 1 or min(len(real), len(made)) <= k:
-        raise InputError(f"{len(real)} and {len(made)} features with k {k}; give more than k of each")
-    radii_a, radii_b = radii(real, k), radii(made, k)
-    precise, recalled = torch.zeros(len(made), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    real, generated_rows = as_features(reference), as_features(generated)
+    check_features(real, generated_rows)
+    if k < 1 or min(len(real), len(generated_rows)) <= k:
+        raise InputError(f"{len(real)} and {len(generated_rows)} features with k {k}; give more than k of each")
+    radii_a, radii_b = radii(real, k), radii(generated_rows, k)
+    precise, recalled = torch.zeros(len(generated_rows), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
     for i, a in tiles(real):
-        for j, b in tiles(made):
+        for j, b in tiles(generated_rows):
             distances = squared_distances(a, b)
             precise[j : j + TILE] |= (distances <= radii_a[i : i + TILE, None]).any(0)
             recalled[i : i + TILE] |= (distances <= radii_b[j : j + TILE]).any(1)
@@ -65,58 +65,58 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def radii(features: Kept, k: int) -> Tensor:
-    """Squared distance (N,) of each to its k-th nearest neighbour; the nearest of all, itself, does not count."""
-    return torch.cat([neighbours_of(tile, features, k + 1).squares[:, k] for _, tile in tiles(features)])
+    """Squared distance (N,) of each row to its k-th nearest neighbor; the row itself does not count."""
+    return torch.cat([neighbors_of(tile, features, k + 1).squares[:, k] for _, tile in tiles(features)])
 
 
 class Near(NamedTuple):
-    """Of Q queries the nearest k features seen so far, nearest first; of equally near ones those of lower number."""
+    """The k features nearest to each of Q queries so far, nearest first; ties are ordered by number."""
 
     squares: Tensor  # (Q, k) squared distances, float64; infinite where fewer were seen
     places: Tensor  # (Q, k) numbers of the features, int64
 
 
-def nobody(count: int, k: int) -> Near:
-    """Before any feature was seen."""
+def no_neighbors(count: int, k: int) -> Near:
+    """The state before any feature was compared."""
     return Near(torch.full((count, k), torch.inf, dtype=torch.float64), torch.full((count, k), -1))
 
 
 def nearest(distances: Tensor, numbers: Tensor, k: int) -> Near:
-    """Of squared distances (Q, M) to features of rising numbers (M,); the distances are changed."""
-    found = []
-    for _ in range(min(k, len(numbers))):  # for a small k much quicker than sorting
-        found.append(distances.min(dim=1))  # the first of equal ones
-        distances.scatter_(1, found[-1].indices[:, None], torch.inf)
-    squares, columns = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+    """The k nearest of features with increasing numbers (M,), from squared distances (Q, M), which are changed."""
+    minima = []
+    for _ in range(min(k, len(numbers))):  # for a small k much faster than sorting
+        minima.append(distances.min(dim=1))  # the first of equal ones
+        distances.scatter_(1, minima[-1].indices[:, None], torch.inf)
+    squares, columns = (torch.stack(parts, 1) for parts in zip(*minima, strict=True))
     return Near(squares, numbers[columns])
 
 
-def nearer(a: Near, b: Near) -> Near:
-    """Of all features that two have seen, as many as the first keeps; none was seen by both."""
+def merged(a: Near, b: Near) -> Near:
+    """The nearest features of two results over different features; k is that of the first."""
     squares, places = (torch.cat(pair, 1) for pair in zip(a, b, strict=True))
     order = places.argsort(dim=1)
     order = order.gather(1, squares.gather(1, order).argsort(dim=1, stable=True))[:, : a.squares.shape[1]]
     return Near(squares.gather(1, order), places.gather(1, order))
 
 
-def neighbours_of(queries: Tensor, features: Kept, k: int) -> Near:
-    """The nearest of all features to queries (Q, D) float64."""
-    found = nobody(len(queries), k)
+def neighbors_of(queries: Tensor, features: Kept, k: int) -> Near:
+    """The k features nearest to each query (Q, D) float64."""
+    near = no_neighbors(len(queries), k)
     for start, tile in tiles(features):
         distances = squared_distances(queries, tile)
-        found = nearer(found, nearest(distances, torch.arange(start, start + len(tile)), k))
-    return found
+        near = merged(near, nearest(distances, torch.arange(start, start + len(tile)), k))
+    return near
 
 
-def neighbour_ratio(samples: Tensor, held_out: Tensor) -> tuple[float, float]:
-    """How much closer samples lie to the training set than unseen real pictures do (Meehan et al. 2020).
+def neighbor_ratio(samples: Tensor, held_out: Tensor) -> tuple[float, float]:
+    """How much closer samples lie to the training set than unseen real images do (Meehan et al. 2020).
 
     Args:
-        samples, held_out: (N,) and (M,) distances to the nearest training picture.
+        samples, held_out: (N,) and (M,) distances to the nearest training image.
 
     Returns:
-        The ratio of their medians, and the chance that a sample is closer than an unseen picture: about 1 and 0.5
-        where nothing is copied, towards 0 and 1 where training pictures are.
+        The ratio of their medians, and the chance that a sample is closer than an unseen image: about 1 and 0.5
+        without copies, towards 0 and 1 with copies of training images.
     """
     samples, sorted_held = samples.contiguous(), held_out.sort().values
     above = len(held_out) - torch.searchsorted(sorted_held, samples, right=True)

@@ -1,0 +1,107 @@
+"""Evaluation protocols: everything that decides a score. Nothing here imports torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ditlab.config.sampling import SETTINGS, SamplingOptions, modern
+from ditlab.config.values import Whole
+
+Metrics = Annotated[tuple[str, ...], Parameter(negative="")]
+
+RENAMED = SETTINGS | {"labels": "label_sampling"}
+"""Keys of evaluation recipes of version 0.1, which are still read."""
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """Which weights of a model are loaded, and what external checkpoints do not state themselves."""
+
+    weights: Literal["ema", "model"] = "ema"
+    """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
+    autoencoder: str = ""
+    """Autoencoder of a model that came without one: folder, file or hub id."""
+    heads: Whole | None = None
+    """Attention heads of an external checkpoint whose model size was never published."""
+    latent_size: str = ""
+    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not state it (U-DiT)."""
+    classes: Whole | None = None
+    """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Which images a model generates for an evaluation."""
+
+    label_sampling: Literal["balanced", "random"] = "balanced"
+    """Labels of the generated images: each class equally often, or uniformly at random."""
+    seed: Whole = 0
+    """Seed of the image set; another seed gives other images."""
+    count: Whole = 50_000
+    """Number of images to generate."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the network. bfloat16 is faster, and its scores differ from those of float32."""
+    batch_size: Whole = 64
+    """Images generated at a time; it does not change them."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """In which features images are compared."""
+
+    features: str = ""
+    """inception, dinov2, digits or glyphs (default: the features of the reference)."""
+    feature_weights: str = ""
+    """File, folder or hub id of the weights of the features."""
+
+
+@dataclass(frozen=True)
+class Scoring(FeatureOptions):
+    """What images are compared with, and how."""
+
+    reference: str = ""
+    """Reference: an .npz file of ditlab or of ADM's evaluator, or any data source."""
+    metrics: Metrics = ()
+    """frechet, spatial, inception-score, precision-recall, kernel, accuracy (default: all that apply)."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The value that the first metric must have."""
+
+    expect: float | None = None
+    """Expected value of the first metric; any other value is a failure (exit code 1)."""
+    within: float | None = None
+    """Largest accepted difference from the expected value (default: 2 % of it)."""
+
+
+@dataclass(frozen=True)
+class SampleSource(SampleSet, SamplingOptions, CheckpointOptions):
+    """A model and the images that it generates."""
+
+
+@dataclass(frozen=True)
+class Copying(FeatureOptions, SampleSource):
+    """The settings of a memorization test."""
+
+
+@dataclass(frozen=True)
+class Evaluation(Expectation, Scoring, SampleSource):
+    """Everything that decides a score; a sampling setting that is None is the model's default."""
+
+    def keys(self) -> dict[str, Any]:
+        """The settings under the names that hashes of protocols have used since version 0.1."""
+        values = asdict(self)
+        for old, new in RENAMED.items():
+            if new in values:
+                values[old] = values.pop(new)
+        return {key: value for key, value in values.items() if value is not None or key not in ("quality", "reuse")}
+
+
+def modern_evaluation(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of an evaluation recipe in the present spelling."""
+    return modern(table, RENAMED)

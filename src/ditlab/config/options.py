@@ -1,0 +1,206 @@
+"""The options that a recipe passes to a class: names, types and help from the class's own signature and docstring.
+
+Known families are read from their source text, so that `ditlab train --help` need not import PyTorch; other classes are
+imported. A parameter `width: int` of `__init__` is the recipe's key `width`, and the text of its help stands under
+"Args:" in the docstring of the class.
+"""
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+PLAIN = (int, float, bool, str)
+NAMESPACE = {"Sequence": Sequence, "Mapping": Mapping, "Literal": Literal, "Any": Any, "Callable": Callable}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword argument that a recipe can set."""
+
+    name: str
+    hint: Any  # int, float, bool, str, a Literal, a tuple of one of these, or a union of them
+    help: str
+    families: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Families:
+    """Classes by name, and the options of each.
+
+    Args:
+        folder: of the source files; `__init__.py` has a dictionary `registry` of names and classes.
+        registry: the name of that dictionary.
+        resolve: "module:function" that imports the class of a name.
+        excluded: parameters that are no options because general code fills them in.
+    """
+
+    folder: Path
+    registry: str
+    resolve: str
+    excluded: tuple[str, ...] = ()
+
+    def known(self) -> tuple[Option, ...]:
+        """The options of all families in the folder, without importing them."""
+        return _known(self)
+
+    def of(self, name: str) -> tuple[Option, ...]:
+        """The options of one name: a known one ("DiT-S/2"), or that of any other class, which is imported.
+
+        Raises:
+            InputError: no class has this name.
+        """
+        own = tuple(option for option in self.known() if any(is_of(name, family) for family in option.families))
+        if own:
+            return own
+        module, _, function = self.resolve.partition(":")
+        kind = getattr(import_module(module), function)(name)
+        return tuple(self.options(name, signature_of(kind), help_of(kind)))
+
+    def options(self, family: str, signature: Mapping[str, Any], texts: Mapping[str, str]) -> Iterator[Option]:
+        """The options among the parameters of one class."""
+        for name, annotation in signature.items():
+            hint = None if name in self.excluded else as_hint(annotation)
+            if hint is not None:
+                yield Option(name, hint, texts.get(name, ""), (family,))
+
+
+def is_of(name: str, family: str) -> bool:
+    """Whether a name is the family's own or that of one of its sizes."""
+    return name == family or name.startswith(f"{family}-")
+
+
+@cache
+def _known(source: Families) -> tuple[Option, ...]:
+    classes, registry = read_classes(source.folder, source.registry)
+    options: dict[str, list[Option]] = {}
+    for family, name in registry.items():
+        for option in source.options(family, *read_class(name, classes)):
+            options.setdefault(option.name, []).append(option)
+    return tuple(joined(of_name) for of_name in options.values())
+
+
+def joined(options: Sequence[Option]) -> Option:
+    """One option for all families that have one of this name."""
+    texts: dict[str, list[str]] = {}
+    for option in options:
+        texts.setdefault(option.help.rstrip("."), []).extend(option.families)
+    families = tuple(family for option in options for family in option.families)
+    text = "; ".join(f"{text} ({', '.join(names)})".strip() for text, names in texts.items())
+    return replace(options[0], hint=union([option.hint for option in options]), help=f"{text}.", families=families)
+
+
+# Reading source text.
+
+
+def read_classes(folder: Path, registry: str) -> tuple[dict[str, ast.ClassDef], dict[str, str]]:
+    """The classes of all files of a folder by name, and the registry as names of classes."""
+    classes: dict[str, ast.ClassDef] = {}
+    names: dict[str, str] = {}
+    for file in sorted(folder.glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                classes[node.name] = node
+            elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == registry:
+                assert isinstance(node.value, ast.Dict)
+                pairs = zip(node.value.keys, node.value.values, strict=True)
+                names |= {ast.literal_eval(key): ast.unparse(value) for key, value in pairs if key is not None}
+    return classes, names
+
+
+def read_class(name: str, classes: Mapping[str, ast.ClassDef]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Annotations of the parameters of a class, and their help, from its source and that of its bases."""
+    signature: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    while name in classes:
+        node = classes[name]
+        texts = arguments_in(ast.get_docstring(node) or "") | texts
+        begin = next((part for part in node.body if getattr(part, "name", "") == "__init__"), None)
+        if not signature and isinstance(begin, ast.FunctionDef):
+            given = [*begin.args.args[1:], *begin.args.kwonlyargs]
+            signature = {each.arg: evaluated(each.annotation) for each in given}
+        name = ast.unparse(node.bases[0]) if node.bases else ""
+    return signature, texts
+
+
+def evaluated(annotation: ast.expr | None) -> Any:
+    """The type that an annotation of the package's own source stands for; Any where it is not a plain one."""
+    try:
+        return eval(ast.unparse(annotation), dict(NAMESPACE)) if annotation is not None else Any
+    except NameError:
+        return Any
+
+
+# Reading classes.
+
+
+def signature_of(kind: type) -> dict[str, Any]:
+    """Annotations of the parameters of a class by name."""
+    return {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(kind, eval_str=True).parameters.items()
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    }
+
+
+def help_of(kind: type) -> dict[str, str]:
+    """What the docstrings of a class and its bases say about parameters."""
+    texts: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        texts |= arguments_in(inspect.cleandoc(each.__doc__ or ""))
+    return texts
+
+
+def arguments_in(docstring: str) -> dict[str, str]:
+    """The texts under "Args:" by parameter, each on one line, as a sentence."""
+    _, _, section = docstring.partition("Args:\n")
+    texts: dict[str, str] = {}
+    names: Iterable[str] = ()
+    for line in section.splitlines():
+        if not line.startswith("    "):
+            break
+        if match := re.match(r"    (\w+(?:, \w+)*): (.*)", line):
+            names = match[1].split(", ")
+            texts |= dict.fromkeys(names, match[2])
+        else:
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+    return {name: text[:1].upper() + text[1:] for name, text in texts.items()}
+
+
+def as_hint(annotation: Any) -> Any:
+    """The type that a recipe's value has; None for what a recipe cannot say."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if annotation in PLAIN or origin is Literal:
+        return annotation
+    if origin in (Union, UnionType):
+        hints = [as_hint(part) for part in parts if part is not NoneType]
+        return None if not hints or None in hints else union(hints)
+    if origin is tuple and parts and parts[-1] is not Ellipsis:
+        hints = [as_hint(part) for part in parts]
+        return None if None in hints else tuple[tuple(hints)]  # type: ignore[misc]
+    if origin in (Sequence, list, tuple) and parts:
+        hint = as_hint(parts[0])
+        return None if hint is None else tuple[hint, ...]  # type: ignore[valid-type]
+    return None
+
+
+def union(hints: Sequence[Any]) -> Any:
+    """The union of types, whose number is not fixed."""
+    return Union[tuple(hints)]  # noqa: UP007
+
+
+MODEL: Families | None = None
+"""The families of networks; set by the package itself, so that settings depend on no network."""
+
+
+def model_options(name: str = "") -> tuple[Option, ...]:
+    """The options of a network, or of all known families."""
+    if MODEL is None:
+        return ()
+    return MODEL.of(name) if name else MODEL.known()

@@ -1,0 +1,172 @@
+"""Every setting of sampling once: recipes, Python, command line, HTTP and evaluation protocols use these names.
+
+Nothing here imports torch. `ditlab.inference.plan.resolve` turns the options into a plan for one model.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Self
+
+from cyclopts import Parameter
+
+from ditlab.config.values import Whole
+from ditlab.core.errors import InputError, lookup, nearest
+
+Interval = Annotated[tuple[float, float] | None, Parameter(negative="")]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a model generates; None is the model's default."""
+
+    steps: Whole | None = None
+    """Number of sampler steps."""
+    sampler: str | None = None
+    """Sampler, such as heun, ab4, dpmpp or ddpm; docs/sampling.md lists all."""
+    guidance: float | None = None
+    """Classifier-free guidance scale (1 disables guidance)."""
+    guidance_interval: Interval = None
+    """Times between which guidance acts (0 is data, 1 is noise)."""
+    guidance_channels: Whole | None = None
+    """Guide only the first N channels; 3 reproduces the published DiT results."""
+    schedule: str | None = None
+    """Timestep schedule: uniform, cosine, log-snr, shifted, leading, or a file written by `ditlab tune`."""
+    eta: float | None = None
+    """Noise of the ddim sampler, from 0 (none) to 1."""
+    preset: str | None = None
+    """Named settings: draft, normal, best, reference or dit-published. Other options take precedence."""
+    reuse: Whole | None = None
+    """Feature caching: compute the inner part of the network in every N-th step only (for long schedules)."""
+
+    @classmethod
+    def accept(cls, words: Mapping[str, Any]) -> Self:
+        """Options from settings under any accepted name; None is "not given".
+
+        Raises:
+            InputError: an unknown name, or one setting given twice under two names.
+        """
+        return cls(**canonical(words))
+
+    def given(self) -> dict[str, Any]:
+        """The settings of sampling that are not None, by name."""
+        values = {name: getattr(self, name) for name in NAMES}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def sampling(self) -> "SamplingOptions":
+        """The settings of sampling alone, without those that a subclass adds."""
+        return SamplingOptions(**self.given())
+
+
+@dataclass(frozen=True)
+class Sample(SamplingOptions):
+    """The sampling settings of a recipe: saved with the model as its defaults."""
+
+    steps: Whole = 20
+    """Number of sampler steps."""
+    sampler: str = "heun"
+    """Sampler, such as heun, ab4, dpmpp or ddpm; docs/sampling.md lists all."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale (1 disables guidance)."""
+    guidance_interval: Annotated[tuple[float, float], Parameter(negative="")] = (0.0, 1.0)
+    """Times between which guidance acts (0 is data, 1 is noise)."""
+    schedule: str = "uniform"
+    """Timestep schedule: uniform, cosine, log-snr, shifted, leading, or a file written by `ditlab tune`."""
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> Self:
+        """The settings that a model was saved with, as JSON holds them, in the present or the previous spelling."""
+        values = modern(saved, SETTINGS)
+        if "guidance_interval" in values:
+            low, high = values["guidance_interval"]
+            values["guidance_interval"] = (float(low), float(high))
+        return cls(**values)
+
+
+NAMES = tuple(option.name for option in fields(SamplingOptions))
+
+DIFFUSERS = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+"""Names of diffusers' pipelines, which stay accepted."""
+SETTINGS = {"interval": "guidance_interval", "grid": "schedule", "quality": "preset"}
+"""Names of version 0.1, which stay accepted for one release: in Python, recipes and saved models."""
+ALIASES = DIFFUSERS | SETTINGS
+
+
+def canonical(words: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, Any]:
+    """Settings under their one name each; those that are None are left out.
+
+    Args:
+        words: settings by any accepted name.
+        others: further names that the caller takes, which stay as they are.
+
+    Raises:
+        InputError: an unknown name, or one setting given twice under two names.
+    """
+    values: dict[str, Any] = {}
+    source: dict[str, str] = {}
+    others = tuple(others)
+    for word, value in words.items():
+        name = ALIASES.get(word, word)
+        if name not in NAMES and name not in others:
+            raise InputError(f'unknown sampling setting "{word}"; {nearest(word, [*NAMES, *ALIASES, *others])}')
+        if value is None:
+            continue
+        if name in values:
+            raise InputError(f"{source[name]} and {word} are the same setting; give one of them")
+        values[name], source[name] = value, word
+    return values
+
+
+def modern(table: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """A table of a recipe or saved model in the present spelling.
+
+    Raises:
+        InputError: one setting twice, in the previous and the present spelling.
+    """
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = renamed.get(key, key)
+        if name in values:
+            old = next(each for each, new in renamed.items() if new == name)
+            raise InputError(f"{old} and {name} are the same setting; give {name}")
+        values[name] = value
+    return values
+
+
+def _preset(sampler: str, steps: int) -> SamplingOptions:
+    return SamplingOptions(steps=steps, sampler=sampler, schedule="uniform")
+
+
+# The settings for models on a path (flow matching and the like) and on a chain of discrete steps (DDPM). Guidance and
+# its interval are the model's defaults. NFE and quality of each preset: docs/benchmarks.md.
+_PUBLISHED = SamplingOptions(
+    # The protocol of DiT-XL/2's published FID of 2.27 (Peebles & Xie 2023): 250 respaced ancestral steps with the
+    # learned variance, no clipping, guidance on three of four channels.
+    steps=250,
+    sampler="ddpm",
+    guidance=1.5,
+    guidance_interval=(0.0, 1.0),
+    guidance_channels=3,
+    schedule="uniform",
+)
+PRESETS: dict[str, dict[str, SamplingOptions]] = {
+    "draft": {"path": _preset("ab4", 5), "chain": _preset("dpmpp", 8)},
+    "normal": {"path": _preset("ab4", 10), "chain": _preset("dpmpp", 16)},
+    "best": {"path": _preset("ab4", 24), "chain": _preset("dpmpp", 50)},
+    "reference": {"path": _preset("heun", 125), "chain": _preset("ddpm", 250)},
+    "dit-published": {"path": _PUBLISHED, "chain": _PUBLISHED},
+}
+QUALITIES = ("draft", "normal", "best", "reference")
+"""The presets that keep the model's guidance and differ in NFE."""
+
+
+def preset_options(name: str, *, chain: bool) -> SamplingOptions:
+    """The settings of a preset.
+
+    Args:
+        name: a name in `PRESETS`.
+        chain: for a model that was trained on a chain of discrete steps.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    return lookup(PRESETS, name, "preset")["chain" if chain else "path"]

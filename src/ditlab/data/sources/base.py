@@ -1,0 +1,144 @@
+"""The contract of a source: images by number, with names and columns. Images are decoded only when they are read, and
+a million names take about a hundred bytes each.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self, final
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ditlab.core.errors import InputError
+
+MIN_SIDE = 8  # smaller images are icons or accidents
+
+
+class Unreadable(Exception):  # noqa: N818 - not a mistake of the user, but a property of a file
+    """An image that cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value for each image of a source, for conditions and extra inputs."""
+
+    values: Tensor | Sequence[str]  # (N,) class indices, (N, ...) numbers, or N texts
+    classes: list[str] = field(default_factory=list)  # names of class indices; empty for other columns
+
+
+class Source(ABC):
+    """Images by number, with names and columns.
+
+    The first column holds the class labels, which are 0 where `classes` is empty (an unconditional source).
+    """
+
+    columns: dict[str, Column]
+    has_labels = True
+    """Whether the source has its own labels, so that a label file cannot be given."""
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, text: str, labels: str) -> bool:
+        """Whether a text names such a source; `labels` is a label file, or empty."""
+
+    @classmethod
+    @abstractmethod
+    def from_text(cls, text: str, labels: str) -> Self:
+        """Open the source that a text names.
+
+        Raises:
+            InputError: nothing there, or parts that do not fit together.
+        """
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def label_column(self) -> Column:
+        """The first column."""
+        return next(iter(self.columns.values()))
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; empty for an unconditional source."""
+        return self.label_column.classes
+
+    @property
+    def labels(self) -> Tensor:
+        """Class labels (N,) int64."""
+        values = self.label_column.values
+        assert isinstance(values, Tensor)
+        return values
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """What reports call image i."""
+
+    @abstractmethod
+    def raw(self, i: int) -> Image.Image:
+        """Image i, opened but perhaps not decoded; may raise whatever Pillow raises."""
+
+    @final
+    def read(self, i: int, min_side: int = MIN_SIDE) -> Image.Image:
+        """Image i, decoded.
+
+        Raises:
+            Unreadable: missing, broken, animated, or with a side of less than `min_side` pixels.
+        """
+        try:
+            image = self.raw(i)
+            # An MPO is a camera's JPEG followed by a preview or depth map.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise Unreadable("animated")
+            if min(image.size) < min_side:
+                raise Unreadable(f"only {image.width}x{image.height} pixels")
+            image.load()
+        except Unreadable:
+            raise
+        except Exception as error:  # Pillow's decoders raise almost anything on broken files
+            raise Unreadable(_reason(error)) from error
+        return image
+
+
+def _reason(error: Exception) -> str:
+    """One line without paths and addresses, so that equal faults get equal reasons."""
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot identify image file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def natural(path: str | Path) -> list[tuple[int, str]]:
+    """Sort key that compares numbers by value: 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def label_column(labels: Sequence[int], classes: list[str]) -> Column:
+    """A column of class indices."""
+    return Column(torch.tensor(labels, dtype=torch.long), classes)
+
+
+def column_of_texts(texts: list[str], names: list[str] | None, where: str) -> Column:
+    """A column of class labels that are given as text.
+
+    Args:
+        texts: the label of each image; all empty without labels.
+        names: class names in their order, which numbers index; the sorted labels if None.
+        where: what a message calls the place of the labels.
+
+    Raises:
+        InputError: a label that is not among the names.
+    """
+    if not any(texts):
+        return label_column([0] * len(texts), [])
+    classes = names or sorted(set(texts), key=natural)
+    index = {name: i for i, name in enumerate(classes)} | {str(i): i for i in range(len(classes)) if names}
+    unknown = [text for text in texts if text not in index]
+    if unknown:
+        raise InputError(f'label "{unknown[0]}" in {where} is not among its {len(classes)} classes')
+    return label_column([index[text] for text in texts], classes)

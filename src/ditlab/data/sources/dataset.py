@@ -1,0 +1,33 @@
+"""The images of a data set as a source, so that a survey can read them like files."""
+
+from typing import Self
+
+import torch
+from PIL import Image
+
+from ditlab.data.base import Dataset
+from ditlab.data.sources.base import Column, Source
+from ditlab.report.sheets import to_pil
+
+
+class DatasetImages(Source):
+    """Images of a data set; of a video the first frame."""
+
+    def __init__(self, dataset: Dataset, title: str) -> None:
+        self.dataset, self.title = dataset, title
+        self.columns = {"label": Column(dataset.labels, dataset.classes)}
+
+    @classmethod
+    def matches(cls, text: str, labels: str) -> bool:
+        return False
+
+    @classmethod
+    def from_text(cls, text: str, labels: str) -> Self:
+        raise NotImplementedError
+
+    def name(self, i: int) -> str:
+        return f"{self.title}[{i}]"
+
+    def raw(self, i: int) -> Image.Image:
+        x = self.dataset.fetch(torch.tensor([i])).x
+        return to_pil(x if x.ndim == 4 else x[:, :, 0])[0]

@@ -1,0 +1,100 @@
+"""A folder of images: one sub-folder for each class, or a flat folder without labels."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from PIL import Image
+
+from ditlab.core.errors import InputError
+from ditlab.data.sources.base import Source, label_column, natural
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+
+
+class Folder(Source):
+    """Image files in a folder."""
+
+    has_labels = False
+
+    def __init__(self, root: Path, files: list[str]) -> None:
+        """Files relative to the root; a subclass or `from_text` adds the label column."""
+        self.root, self.files = root, files
+
+    @classmethod
+    def matches(cls, text: str, labels: str) -> bool:
+        return Path(text).is_dir()
+
+    @classmethod
+    def from_text(cls, text: str, labels: str) -> Self:
+        """Class folders in natural order, or the files of a flat folder.
+
+        Raises:
+            InputError: an empty class folder, or files beside the class folders.
+        """
+        root = Path(text)
+        homes = sorted((child for child in root.iterdir() if child.is_dir() and child.name[0] != "."), key=natural)
+        visited = _distinct(root, homes)
+        loose = sorted((file.name for file in root.iterdir() if file.is_file() and is_image(file.name)), key=natural)
+        if homes and loose:
+            raise InputError(f"{root / loose[0]} lies beside the class folders; move it into one of them")
+        files: list[str] = []
+        indices: list[int] = []
+        for index, home in enumerate(homes):
+            inside = walk(home, visited)
+            if not inside:
+                raise InputError(f"no images in {home}; put some there ({', '.join(SUFFIXES)}) or remove it")
+            files += [f"{home.name}/{file}" for file in inside]
+            indices += [index] * len(inside)
+        if not homes:
+            files, indices = loose, [0] * len(loose)
+        source = cls(root, files)
+        source.columns = {"label": label_column(indices, [printable(home.name) for home in homes])}
+        return source
+
+    def name(self, i: int) -> str:
+        return printable(self.files[i])
+
+    def raw(self, i: int) -> Image.Image:
+        return Image.open(self.root / self.files[i])
+
+
+def _distinct(root: Path, homes: list[Path]) -> set[str]:
+    """The real paths of a folder and its class folders."""
+    by_path: dict[str, Path] = {}
+    for folder in (root, *homes):
+        other = by_path.setdefault(os.path.realpath(folder), folder)
+        if other != folder:
+            raise InputError(f"{folder} and {other} are the same folder; remove one of them")
+    return set(by_path)
+
+
+def printable(name: str) -> str:
+    """A file's name for people and reports: bytes that are not UTF-8 are written as \\xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file has the name of an image; hidden files do not count."""
+    return name.lower().endswith(SUFFIXES) and name[0] != "."
+
+
+def walk(root: Path, visited: set[str]) -> list[str]:
+    """Image files below a folder, relative to it, in natural order.
+
+    Links are followed, except into folders whose real path is in `visited`; the walked folders are added to it.
+    """
+    images: list[str] = []
+    for place, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited and place != str(root):
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".")  # a file system has no order
+        inside = os.path.relpath(place, root)
+        for name in files:
+            if is_image(name):
+                images.append(name if inside == "." else f"{inside}/{name}")
+    images.sort()  # 01 before 1, which are equal in natural order
+    return sorted(images, key=natural)

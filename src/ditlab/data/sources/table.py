@@ -1,0 +1,78 @@
+"""A flat folder whose labels stand in a table: CSV with the columns file and label, or one JSON object a line."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from ditlab.core.errors import InputError
+from ditlab.data.sources.base import column_of_texts
+from ditlab.data.sources.folder import Folder, printable, walk
+
+
+class Table(Folder):
+    """Image files with labels from a table."""
+
+    @classmethod
+    def matches(cls, text: str, labels: str) -> bool:
+        return bool(labels) and Path(text).is_dir()
+
+    @classmethod
+    def from_text(cls, text: str, labels: str) -> Self:
+        """Every file must have a row, and every row a file.
+
+        Raises:
+            InputError: a table that cannot be read or does not match the folder.
+        """
+        root, table = Path(text), Path(labels)
+        label_of = read_labels(table)
+        files = walk(root, set())
+        for missing, names in (("label", set(files) - label_of.keys()), ("image", label_of.keys() - set(files))):
+            if names:
+                name = printable(min(names))
+                raise InputError(f"{name} has no {missing} ({len(names)} such); correct {table} or {root}")
+        source = cls(root, files)
+        source.columns = {"label": column_of_texts([label_of[name] for name in files], None, str(table))}
+        return source
+
+
+def read_labels(table: Path) -> dict[str, str]:
+    """The label of each file in a table.
+
+    Raises:
+        InputError: a table that cannot be read, lacks a label, or contradicts itself.
+    """
+    label_of: dict[str, str] = {}
+    try:
+        text = table.read_text(encoding="utf-8-sig")  # spreadsheets write a mark at the beginning
+        rows = csv.DictReader(io.StringIO(text)) if table.suffix.lower() == ".csv" else _json_lines(text)
+        for row in rows:
+            name, label = row.get("file") or row["file_name"], row["label"]
+            if label in (None, ""):
+                raise ValueError(f"a label for {name}")
+            if label_of.setdefault(str(name), str(label)) != str(label):
+                raise InputError(
+                    f"{name} has the labels {label_of[name]} and {label} in {table}; remove one of the rows"
+                )
+    except OSError as error:
+        raise InputError(f"cannot read labels {table}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"labels {table} are not UTF-8; save the table as CSV UTF-8") from error
+    except InputError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"labels {table} lack {error}; give a CSV with the columns file and label, or such JSON objects, one a line"
+        ) from error
+    return label_of
+
+
+def _json_lines(text: str) -> Iterable[dict[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"an object in line {number}")
+            yield row

@@ -1,0 +1,22 @@
+"""Uploading a model to the Hugging Face hub."""
+
+import tempfile
+from typing import TYPE_CHECKING
+
+from ditlab.core.hub import hub_library
+
+if TYPE_CHECKING:
+    from ditlab.inference.pipeline import Pipeline
+
+
+def push(pipe: "Pipeline", repository: str, *, private: bool, license: str | None) -> str:
+    """Upload a model folder, see `Pipeline.push_to_hub`; returns the repository's address."""
+    hub = hub_library()
+    if license is not None:
+        pipe.config["license"] = license
+    with tempfile.TemporaryDirectory() as draft:
+        folder = pipe.save(draft, name=repository.rpartition("/")[2])
+        api = hub.HfApi()
+        address = str(api.create_repo(repository, private=private, exist_ok=True))
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    return address

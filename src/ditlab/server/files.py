@@ -1,0 +1,38 @@
+"""Images and animations as the content of files, for responses."""
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from ditlab.report.sheets import save_animation
+
+ANIMATION_SIDE = 256  # smallest side of an animation in pixels, about
+
+
+def png(image: Image.Image, settings: dict[str, Any] | None = None) -> bytes:
+    """A PNG file, with these settings in its metadata under the key ditlab."""
+    metadata = PngImagePlugin.PngInfo()
+    if settings is not None:
+        metadata.add_text("ditlab", json.dumps(settings))
+    content = io.BytesIO()
+    image.save(content, format="PNG", pnginfo=metadata)
+    return content.getvalue()
+
+
+def gif(frames: Iterable[Image.Image]) -> bytes:
+    """An animated GIF file; small images are enlarged."""
+    images = list(frames)
+    factor = max(1, ANIMATION_SIDE // min(images[0].size))
+    large = [image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) for image in images]
+    content = io.BytesIO()
+    save_animation(large, content)
+    return content.getvalue()
+
+
+def as_base64(content: bytes) -> str:
+    """The content of a file as JSON can hold it."""
+    return base64.b64encode(content).decode()

@@ -1,0 +1,169 @@
+"""What the service works with: limits, facts of a model, and checked requests, with the checks that need the model."""
+
+import io
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ditlab.conditioning import ClassLabels
+from ditlab.core.errors import InputError
+from ditlab.core.types import Between, Label, Seed, Step, between
+from ditlab.inference.base import BasePipeline
+from ditlab.inference.inpaint import FORMATS, Original, read_picture
+from ditlab.server.introspection import Attention
+from ditlab.server.requests import GenerationRequest, resolved
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a request, and of all requests together."""
+
+    images: int = 16
+    steps: int = 250
+    seconds: float = 120.0
+    requests: int = 32  # in progress at the same time
+    body: int = 16 * 2**20  # bytes
+    pixels: int = 16_000_000  # of an image in a request
+    rows: int = 64  # of a network call
+
+
+@dataclass(frozen=True)
+class About:
+    """Facts of a model that do not change while it is served."""
+
+    size: str
+    condition: str
+    classes: int
+    defaults: dict[str, Any]  # the sampling settings of a request that gives none
+    precision: str
+    model_hash: str
+
+    @classmethod
+    def of(cls, pipe: BasePipeline) -> "About":
+        """The facts of a pipeline."""
+        height, width = pipe.picture_shape[1]
+        conditioner = pipe.conditioner
+        return cls(
+            size=f"{width}x{height}",
+            condition=conditioner.config["kind"],
+            classes=conditioner.classes if isinstance(conditioner, ClassLabels) else 0,
+            defaults=resolved(pipe, {}),
+            precision=str(pipe.net.dtype).removeprefix("torch."),
+            model_hash=pipe.model.identity()["weights_hash"],
+        )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A checked request that can be run once."""
+
+    model: str
+    labels: list[Label]
+    seeds: list[Seed]
+    settings: dict[str, Any]  # every sampling setting, resolved
+    original: Original | None
+    previews: int
+    animation: bool
+    total: int  # steps, with those that inpainting repeats
+    steps: Iterator[Step]
+    stop: threading.Event  # set it to cancel the generation
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happens while a generation runs; the last event is "done" or "error"."""
+
+    kind: str  # step, preview, done, error
+    step: int = 0
+    steps: int = 0
+    images: tuple[bytes, ...] = ()  # PNG
+    animations: tuple[bytes, ...] = ()  # GIF
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the network computed while it generated an image."""
+
+    settings: dict[str, Any]
+    steps: tuple[tuple[float, bytes], ...]  # time after each step, and the estimate of the image as PNG
+    changes: list[list[float | None]]  # from the second step on: of each block
+    attentions: int  # in a network call
+    attention: Attention | None
+
+
+def choose_labels(pipe: BasePipeline, request: GenerationRequest, most: int) -> list[Label]:
+    """What each image shows: the labels of the request, or all classes in turn.
+
+    Args:
+        pipe: the model.
+        request: the request.
+        most: images that a request may have.
+
+    Raises:
+        InputError: the wrong number of labels, or too many images.
+    """
+    given = request.values()
+    count = request.n if given is None or request.n > 1 else len(given)
+    if given is not None and len(given) not in (1, count):
+        raise InputError(f"{len(given)} labels for {count} images; give one label, or one for each image")
+    if count > most:
+        raise InputError(f"{count} images; give 1 to {most}")
+    if given is None:
+        everything = pipe.conditioner.all_values()
+        labels: list[Label] = [everything[i % len(everything)] for i in range(count)]
+    else:
+        labels = [*given] * (count if len(given) == 1 else 1)
+    if request.to_label is not None:
+        labels = list(between(labels[0], request.to_label, count))
+    return labels
+
+
+def choose_seeds(request: GenerationRequest, count: int) -> list[Seed]:
+    """The seed of each image: those of the request, consecutive ones, or random ones.
+
+    Raises:
+        InputError: more or fewer seeds than images.
+    """
+    given = request.seeds or [secrets.randbelow(2**32)]
+    if len(given) not in (1, count):
+        raise InputError(f"{len(given)} seeds for {count} images; give one seed, or one for each image")
+    if request.to_seed is not None:
+        return list(between(given[0], request.to_seed, count))
+    if request.to_label is not None:
+        return [given[0]] * count
+    return list(given) if len(given) == count else [(given[0] + i) % 2**63 for i in range(count)]
+
+
+def start_image(pipe: BasePipeline, request: GenerationRequest, most: int) -> Original | None:
+    """The image to start from, with its mask; None for a request without an image.
+
+    Args:
+        pipe: the model.
+        request: the request.
+        most: pixels that an image may have.
+
+    Raises:
+        InputError: a file that is not an image or too large, or a mask without an image.
+    """
+    image, mask = (
+        None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS)
+        for name in ("image", "mask")
+    )
+    if image is not None:
+        return pipe.original(image, mask=mask, strength=request.strength, resample=request.resample)
+    if mask is not None or request.strength is not None or request.resample is not None:
+        raise InputError("mask, strength and resample need an image to start from; give image too")
+    return None
+
+
+def as_json(value: Label | Seed) -> Any:
+    """A label or seed as JSON can hold it."""
+    return asdict(value) if isinstance(value, Between) else value
+
+
+def evenly(steps: int, count: int) -> set[int]:
+    """Indices of `count` steps, evenly between the first and the last."""
+    return {round((i + 1) * steps / (count + 1)) for i in range(count)}

@@ -1,0 +1,59 @@
+"""LayerSync ("LayerSync: Self-aligning Intermediate Layers", 2025): an early block is pulled towards a late one."""
+
+from typing import TYPE_CHECKING, Self
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
+from ditlab.core.types import Trace
+from ditlab.diffusion.objective import Regression
+from ditlab.training.aids.base import Aid
+
+if TYPE_CHECKING:
+    from ditlab.training.context import TrainingContext
+
+
+class LayerSync(Aid):
+    """Adds the distance between the outputs of two blocks to the loss."""
+
+    def __init__(self, early: int, late: int, weight: float) -> None:
+        self.early, self.late, self.weight = early, late, weight
+        self.taps = (f"blocks.{early}", f"blocks.{late}")
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Self | None:
+        if not recipe.train.layer_sync:
+            return None
+        early, late = recipe.train.layer_sync
+        return cls(early, late, recipe.train.layer_sync_weight)
+
+    def setup(self, run: "TrainingContext") -> None:
+        name, net = run.net.config["name"], run.net
+        blocks = [block for block in net.repeated if type(block) is type(net.repeated[0])]  # the head is another kind
+        if net.dynamic_depth or not blocks:
+            raise InputError(f"train.layer_sync needs blocks that all images pass, which {name} has not; leave it out")
+        if not 0 <= self.early < self.late < len(blocks):
+            raise InputError(
+                f"train.layer_sync {self.early} {self.late}: {name} has the blocks 0 to {len(blocks) - 1}; "
+                "give an early and a late one"
+            )
+
+    def losses(self, run: "TrainingContext", forward: Regression, trace: Trace) -> dict[str, Tensor]:
+        early, late = (trace.taps[tap] for tap in self.taps)
+        return {"layer_sync": self.weight * distance(early, late)}
+
+
+def distance(early: Tensor, late: Tensor) -> Tensor:
+    """1 - cosine between the tokens (B, N, D) of two blocks, for each image (B,); gradients reach the early one only.
+
+    Raises:
+        InputError: blocks of other widths or grids.
+    """
+    if early.shape != late.shape:
+        sizes = ["x".join(map(str, each.shape[1:])) for each in (early, late)]
+        raise InputError(
+            f"train.layer_sync takes two blocks of one width and grid; these have {sizes[0]} and {sizes[1]}"
+        )
+    return (1 - F.cosine_similarity(early.float(), late.detach().float(), dim=-1)).flatten(1).mean(1)

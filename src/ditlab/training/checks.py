@@ -1,0 +1,104 @@
+"""What training refuses, each in one line, before anything is written."""
+
+import torch
+
+from ditlab.conditioning import CONDITIONERS
+from ditlab.config.fields import check_ranges
+from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
+from ditlab.core.types import Condition
+from ditlab.data import Dataset
+from ditlab.diffusion.objective import TARGETS, TIMES, WEIGHTS, make_objective
+from ditlab.diffusion.process import make_process
+from ditlab.inference.pipeline import Pipeline
+from ditlab.training.aids import AIDS
+from ditlab.training.objectives import OBJECTIVES
+from ditlab.training.power_ema import exponent
+from ditlab.training.trackers import TRACKERS
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse settings that cannot be used, before data and models are read.
+
+    Raises:
+        InputError: a number outside its range, an unknown name, or settings that exclude each other.
+    """
+    check_ranges(recipe)
+    check_names(recipe)
+    for rule in (check_source, check_averages, check_sharding, check_layer_sync):
+        rule(recipe)
+
+
+def check_names(recipe: Recipe) -> None:
+    """Names of processes, targets and other parts, against their registries."""
+    diffusion = recipe.diffusion
+    make_process(diffusion.process or "linear", diffusion.process_options)
+    TARGETS.find(diffusion.target or "velocity")
+    TIMES.find(diffusion.time)
+    WEIGHTS.find(diffusion.weight)
+    if not recipe.train.init_from:
+        make_objective(diffusion)
+    OBJECTIVES.find(recipe.train.objective)
+    CONDITIONERS.find(recipe.data.conditioner)
+    for name in recipe.train.aids:
+        AIDS.find(name)
+    for name in recipe.train.report:
+        TRACKERS.find(name)
+
+
+def check_source(recipe: Recipe) -> None:
+    """Settings that need a model to start from."""
+    for key in ("class_map", "lora"):
+        if getattr(recipe.train, key) and not recipe.train.init_from:
+            raise InputError(f"train.{key} needs a model to start from; set train.init_from")
+
+
+def check_averages(recipe: Recipe) -> None:
+    """Lengths of power-function averages."""
+    if recipe.train.lora and recipe.train.power_ema:
+        raise InputError("train.power_ema cannot be combined with low-rank updates; leave one of them out")
+    for length in recipe.train.power_ema:
+        exponent(length)
+
+
+def check_sharding(recipe: Recipe) -> None:
+    """What sharded weights do not allow."""
+    if recipe.parallel.shard == "none":
+        return
+    if recipe.optim.name == "muon":
+        raise InputError("muon needs whole matrices, which parallel.shard splits; take adamw, or leave shard out")
+    if recipe.train.lora:
+        raise InputError("train.lora trains few weights, which parallel.shard need not split; leave one of them out")
+
+
+def check_layer_sync(recipe: Recipe) -> None:
+    """Two numbers of blocks, without routing, whose blocks see different tokens."""
+    if recipe.train.layer_sync and (len(recipe.train.layer_sync) != 2 or recipe.train.route):
+        raise InputError("train.layer_sync takes the numbers of an early and a late block, and no train.route")
+
+
+def check_exits(recipe: Recipe, pipe: Pipeline) -> None:
+    """Early exits with sharding, where every process must run every block."""
+    if pipe.net.dynamic_depth and recipe.parallel.shard != "none":
+        raise InputError(
+            "parallel.shard needs every block in every process, and with exits some run none; leave one out"
+        )
+
+
+def check_condition(dataset: Dataset, pipe: Pipeline, name: str) -> None:
+    """Refuse a data set whose batches carry another kind of condition than the conditioner gives.
+
+    Raises:
+        InputError: both kinds are named.
+    """
+    given, wanted = dataset.fetch(torch.arange(1)).condition, pipe.conditioner.null(1)
+    if given.parts().keys() != wanted.parts().keys():
+        raise InputError(
+            f'data.conditioner "{name}" gives {described(wanted)}, but the data has {described(given)}; '
+            "choose the conditioner for this data, or other data"
+        )
+
+
+def described(condition: Condition) -> str:
+    """The fields of a condition, in words."""
+    return " and ".join(condition.parts()) or "no condition"

@@ -1,0 +1,308 @@
+"""From a recipe to a run that is ready for its first step. The order of the stages matters; each states why."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ditlab.autoencoders import Autoencoder, Latent, Pixel
+from ditlab.autoencoders.io import fingerprint
+from ditlab.backbones import Backbone, create
+from ditlab.backbones.lora import add_lora
+from ditlab.checkpoints import load, load_autoencoder
+from ditlab.conditioning import CONDITIONERS
+from ditlab.config.reader import to_tables
+from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
+from ditlab.core.weights import newest_checkpoint
+from ditlab.data import Dataset, Latents, open_dataset
+from ditlab.diffusion.objective import completed, make_objective
+from ditlab.inference.optimize.compilation import compile_and_tell, wanted
+from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
+from ditlab.inference.pipeline import Pipeline
+from ditlab.training.callbacks import Callback
+from ditlab.training.checks import check_condition, check_exits
+from ditlab.training.context import TrainingContext
+from ditlab.training.ema import EMA
+from ditlab.training.init_from import continued, inherited, report, transfer
+from ditlab.training.losses import make_context, trial_step
+from ditlab.training.optim import make_optimizer
+from ditlab.training.parallel import Place, keep_inputs_only, shard, spread
+from ditlab.training.power_ema import PowerAverages
+from ditlab.training.run_folder import COUNT, RunFolder
+from ditlab.training.state import TrainState
+
+FEW = 500  # steps, for which compiling is not worth the wait
+
+
+@dataclass
+class Job:
+    """What the stages of the setup build, one after the other, for the loop."""
+
+    recipe: Recipe
+    folder: RunFolder
+    place: Place
+    console: Console
+    changes: bool = False  # whether settings may have changed since the run began
+    callbacks: Sequence[Callback] = ()
+    own_data: Dataset | None = None  # instead of what the recipe names
+    dataset: Dataset = field(init=False)
+    source: Pipeline | None = field(init=False, default=None)  # the model that training starts from
+    resumed: bool = field(init=False, default=False)  # whether `source` is a checkpoint of this run
+    pipe: Pipeline = field(init=False)
+    run: TrainingContext = field(init=False)
+    state: TrainState = field(init=False)
+    trial: Callable[[torch.dtype], None] = field(init=False)
+
+    @property
+    def net(self) -> Backbone:
+        """The network that is trained."""
+        return self.run.net
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has seen all images of the recipe."""
+        return self.state.seen >= self.recipe.train.images
+
+    @property
+    def skipped_images(self) -> Path:
+        """Where this process lists images that cannot be read."""
+        return self.folder.folder / ("skipped.csv" if self.place.first else f"skipped-{self.place.rank}.csv")
+
+    def say(self, line: str) -> None:
+        """A line on the console, without markup."""
+        self.console.print(line, markup=False)
+
+
+def set_up(job: Job) -> None:
+    """All stages up to the restored state; a run that is finished needs no more."""
+    open_data(job)
+    open_source(job)
+    build_model(job)
+    claim_folder(job)
+    make_run(job)
+    start_from_source(job)
+    start_average(job)
+    spread_memory(job)
+    restore(job)
+
+
+def prepare_steps(job: Job) -> None:
+    """The stages that a run which is to be continued needs after `set_up`."""
+    begin(job)
+    choose_precision(job)
+    compile_network(job)
+    spread_network(job)
+
+
+def open_data(job: Job) -> None:
+    """The data comes first: classes, channels and size of the network follow from it.
+
+    The share of each process is computed here too, because a batch that cannot be shared must be refused before a
+    large folder is read.
+    """
+    recipe = job.recipe
+    job.place.share(recipe.train.batch, recipe.parallel.accumulate)
+    job.dataset = job.own_data or open_dataset(recipe.data.source, recipe.data, job.skipped_images)
+    if job.place.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16
+
+
+def open_source(job: Job) -> None:
+    """The model to start from comes before the network: architecture, process and target may be its own.
+
+    A resumed run has its own weights and does not need the source again; its newest checkpoint stands for it.
+    """
+    recipe, origin = job.recipe, job.recipe.train.init_from
+    checkpoint = newest_checkpoint(job.folder.folder) if origin else None
+    job.resumed = checkpoint is not None
+    job.source = load(checkpoint or origin) if origin else None
+    if job.source is not None:
+        if not job.resumed:
+            job.say(inherited(recipe.diffusion, job.source.objective, origin))
+        recipe = replace(recipe, model=continued(recipe.model, job.source))
+    source = None if job.source is None else job.source.objective
+    job.recipe = replace(recipe, diffusion=completed(recipe.diffusion, source))
+
+
+def build_model(job: Job) -> None:
+    """The model with fresh weights, before the folder is claimed: what cannot be built must not leave a folder."""
+    autoencoder = pick_autoencoder(job.recipe.data.autoencoder, job.dataset, job.source)
+    job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device)
+    job.pipe.resolve()  # refuses sampling settings that do not exist now, and not at the first preview
+
+
+def claim_folder(job: Job) -> None:
+    """The folder is checked once the recipe is complete, and before anything is written into it."""
+    job.place.first_does(lambda: job.folder.check(job.recipe, job.dataset, changes=job.changes))
+    job.pipe.config[COUNT] = len(job.dataset)
+    check_condition(job.dataset, job.pipe, job.recipe.data.conditioner)
+
+
+def make_run(job: Job) -> None:
+    """Objective and aids check the network while it is whole: sharding and compiling would hide its blocks."""
+    job.pipe.net.train()
+    check_exits(job.recipe, job.pipe)
+    job.run = make_context(job.pipe, job.recipe)
+
+
+def start_from_source(job: Job) -> None:
+    """The source's weights replace the fresh ones before the average copies them; low-rank updates come on top.
+
+    A resumed run restores both from its checkpoint later and only needs the same low-rank layers to be there.
+    """
+    settings, net, source = job.recipe.train, job.net, job.source
+    if source is None:
+        return
+    trained = [*net.label_tables, *net.heads_out]  # with low-rank updates these are trained whole
+    if not job.resumed:
+        changes = transfer(net, job.pipe.classes, source, settings.class_map)
+        job.console.print(report(changes))
+        trained += [change.name for change in changes if change.fate != "kept"]
+    if settings.lora:
+        origin = Path(settings.init_from)
+        fresh = {"source": str(origin.absolute() if origin.exists() else origin), "whole": trained}
+        job.pipe.config["lora"] = source.config["lora"] if job.resumed else fresh
+        add_lora(net, settings.lora, job.pipe.config["lora"]["whole"], settings.seed)
+
+
+def start_average(job: Job) -> None:
+    """The average copies the network with all its layers, while blocks are still called as they are.
+
+    The step for timing is made here, before sharding, so that each process can take it alone.
+    """
+    job.run.ema = EMA(job.net, job.recipe.train.ema)
+    job.pipe.net = job.run.ema.net  # previews and checkpoints use the average
+    share = job.place.share(job.recipe.train.batch, job.recipe.parallel.accumulate)
+    job.trial = trial_step(job.run, job.dataset, share)
+
+
+def spread_memory(job: Job) -> None:
+    """Activation checkpointing wraps the blocks before they are sharded, as FSDP2 requires.
+
+    Both come before the optimizer, which must hold the sharded parameters.
+    """
+    settings = job.recipe.parallel
+    if settings.checkpointing:
+        keep_inputs_only(job.net)
+    if settings.shard != "none":
+        for net in (job.net, job.pipe.net):
+            shard(net, settings, job.place)
+
+
+def restore(job: Job) -> None:
+    """The optimizer and all averages are made, then filled from the newest checkpoint, which gives each process its
+    part. It comes before precision and compilation are chosen: a run keeps those that it began with."""
+    averages = PowerAverages(job.net, job.recipe.train.power_ema)
+    assert job.run.ema is not None
+    job.state = TrainState(job.net, job.run.ema, make_optimizer(job.net, job.recipe.optim), averages)
+    job.folder.restore(job.state, job.console, place=job.place)
+    job.pipe.config |= {"images_seen": job.state.seen, "train_seconds": round(job.state.seconds, 3)}
+
+
+def begin(job: Job) -> None:
+    """The folder is written first at this point: everything that can be refused has been."""
+    if job.place.first:
+        job.folder.begin(job.recipe, job.state.seen)
+    if job.state.seen:
+        job.say(f"resuming {job.folder.folder} at {job.state.seen:,} images")
+
+
+def choose_precision(job: Job) -> None:
+    """Precision is timed with the network as it will run, and before compiling, which depends on it."""
+    state, settings, device = job.state, job.recipe.train, job.place.device
+    if not state.precision:
+        chosen = probe(job.trial, job.net, alone=not state.sharded) if settings.precision == "auto" else None
+        state.precision = job.place.agree(chosen or settings.precision)
+    processes = f", {job.place.world} processes" if job.place.world > 1 else ""
+    job.say(f"training {job.net.config['name']} on {device} in {state.precision}{processes}")
+    if note := slowness(state.precision, device):
+        job.say(note)
+
+
+def compile_network(job: Job) -> None:
+    """Compile the blocks where that shortens the rest of the run, before DDP wraps the network.
+
+    A run that was compiled once stays compiled, so that its weights are the same bit for bit.
+    """
+    recipe, state, net = job.recipe, job.state, job.net
+    settings, dtype = recipe.train, getattr(torch, state.precision)
+    step = partial(job.trial, dtype)
+    if settings.compile == "never":
+        return
+    if state.compiled is False and settings.compile == "always":
+        job.say("this run began without compiling and continues so: its weights would differ in their last bits")
+    if state.compiled is None:
+        if state.sharded:  # a step that is timed would need all processes
+            pays = settings.compile == "always"
+        else:
+            left = (settings.images - state.seen) / settings.batch * recipe.parallel.accumulate
+            pays = wanted(net, dtype, settings.compile, step, left, FEW)
+        state.compiled = job.place.agree(pays)
+    if state.compiled:
+        compile_and_tell(net, step, job.console, dynamic=net.dynamic_depth)
+
+
+def spread_network(job: Job) -> None:
+    """DDP is last: it registers the parameters as they are now, and from then on gradients are exchanged."""
+    job.run.network = spread(job.net, job.recipe.parallel, job.place)
+    job.place.wait()
+
+
+def pick_autoencoder(name: str, dataset: Dataset, source: Pipeline | None) -> Autoencoder:
+    """The autoencoder to train with: of the cache, as named, of the model to start from; pixels otherwise.
+
+    Raises:
+        InputError: a cache that was made with another one than is named or started from.
+    """
+    asked = load_autoencoder(name) if name else None
+    if asked is None and source is not None and isinstance(source.autoencoder, Latent):
+        asked = source.autoencoder
+    if not isinstance(dataset, Latents):
+        return asked or Pixel()
+    own, made_with = load_autoencoder(dataset.folder / "autoencoder"), dataset.description.autoencoder
+    for autoencoder, what in ((own, "is saved beside it"), (asked, "this run uses")):
+        if autoencoder is not None and fingerprint(autoencoder) != made_with:
+            raise InputError(
+                f"the cache {dataset.folder} was made with autoencoder {made_with[:12]}, not with "
+                f"{fingerprint(autoencoder)[:12]}, which {what}; encode the images again"
+            )
+    return own
+
+
+def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: torch.device) -> Pipeline:
+    """A fresh, untrained model for this data."""
+    channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
+    options: dict[str, Any] = {} if recipe.data.classes is None else {"classes": recipe.data.classes}
+    conditioner = CONDITIONERS.find(recipe.data.conditioner).for_data(dataset, options)
+    objective = make_objective(recipe.diffusion)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)  # initial weights only; all later randomness has its own generators
+        net = create(
+            **vars(recipe.model),
+            size=size,
+            channels=channels,
+            learn_variance=objective.learn_variance,
+            **conditioner.network_options(),
+        )
+    tables = to_tables(recipe)
+    config = {"sample": tables["sample"], "recipe": tables}
+    return Pipeline(net.to(device), objective, autoencoder.to(device), config=config, conditioner=conditioner)
+
+
+def probe(step: Callable[[torch.dtype], None], net: Backbone, *, alone: bool) -> str:
+    """The faster precision for training steps, by name.
+
+    Args:
+        step: takes one in a given precision.
+        net: the network.
+        alone: whether this process can take steps without the others; if not, only matrix products are timed.
+    """
+    width = net.matrix_width
+    if not alone:
+        return quick_precision(width, net.device)
+    return str(faster_dtype(step, net.device, width)).removeprefix("torch.")

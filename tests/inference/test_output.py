@@ -1,0 +1,84 @@
+"""Images and videos: everything between noise and files takes any number of dimensions."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_pipeline
+from PIL import Image
+from torch import nn
+
+from ditlab.backbones import Backbone
+from ditlab.core.errors import InputError
+from ditlab.diffusion.objective import Objective
+from ditlab.inference.output import Output
+from ditlab.inference.pipeline import Pipeline
+
+FRAMES, SIDE = 3, 4
+
+
+class Video(Backbone):
+    """Predicts a velocity that takes every pixel to a value of its frame and label."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.size, self.channels, self.classes = (FRAMES, SIDE, SIDE), 1, 2
+        self.learn_variance, self.out_channels, self.config = False, 1, {"name": "video"}
+        self.one = nn.Parameter(torch.ones(1))
+
+    @classmethod
+    def variants(cls):
+        return {}
+
+    @property
+    def tokens(self):
+        return 1
+
+    def forward(self, x, t, condition, *, trace=None):
+        """x0 is -1 + 0.5 frame + 0.25 label; the velocity of the linear path is (x - x0) / t."""
+        frames = torch.arange(FRAMES).view(1, 1, -1, 1, 1)
+        x0 = -1 + 0.5 * frames + 0.25 * condition.label.view(-1, 1, 1, 1, 1)
+        return (x - x0) / (t / 1000).view(-1, 1, 1, 1, 1) * self.one
+
+
+@pytest.fixture
+def video():
+    return Pipeline(Video(), Objective(time="uniform"), classes=["still", "bright"])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "ab4", "dpmpp"])
+def test_a_video_model_generates_videos(video, sampler):
+    assert video.shape == (1, FRAMES, SIDE, SIDE)
+    out = video([0, "bright"], seeds=[0, 1], steps=4, sampler=sampler)
+    expected = [[0, 64, 128], [32, 96, 159]]
+    for clip, levels in zip(out.videos, expected, strict=True):
+        assert clip.shape == (FRAMES, SIDE, SIDE, 1)
+        assert clip.dtype == np.uint8
+        assert np.abs(clip.reshape(FRAMES, -1).astype(int) - np.array(levels)[:, None]).max() <= 1
+    strip = np.array(out.images[1])
+    assert strip.shape == (SIDE, FRAMES * SIDE)
+    assert np.array_equal(strip[:, SIDE : 2 * SIDE], out.videos[1][1, ..., 0])
+
+
+def test_forms_and_files_of_videos(video, tmp_path):
+    options = {"seeds": [0, 1], "steps": 2}
+    assert video(0, output_type="latent", **options).images.shape == (2, 1, FRAMES, SIDE, SIDE)
+    assert video(0, output_type="pt", **options).images.shape == (2, 1, FRAMES, SIDE, SIDE)
+    assert video(0, output_type="np", **options).images.shape == (2, FRAMES, SIDE, SIDE, 1)
+    files = video([0, 1], **options).save(tmp_path / "clips")
+    assert [file.name for file in files] == ["0000.gif", "0001.gif"]
+    with Image.open(files[0]) as animation:
+        assert animation.n_frames == FRAMES
+    with pytest.raises(InputError, match="ends in"):
+        video(0, **options).save(tmp_path / "a.png")
+
+
+def test_images_are_saved_under_the_names_that_are_asked_for(tmp_path):
+    out = tiny_pipeline()([0, 1], seeds=[0, 1], steps=2)
+    assert out.videos == []
+    assert [file.name for file in out.save(tmp_path / "images")] == ["0000.png", "0001.png"]
+    assert [file.name for file in out.save(tmp_path / "otter.png")] == ["otter-0.png", "otter-1.png"]
+    one = Output(out.images[:1])
+    (file,) = one.save(str(tmp_path / "one.png"))
+    assert Image.open(file).tobytes() == out.images[0].tobytes()
+    with pytest.raises(InputError, match='only output_type="pil" can be saved'):
+        tiny_pipeline()(0, steps=1, output_type="pt").save(tmp_path)
