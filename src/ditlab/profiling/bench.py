@@ -1,7 +1,7 @@
-"""What this machine makes of a network: `ditlab bench`.
+"""Speed of a network on this machine: forward pass, training step, and the sampling presets (`ditlab bench`).
 
-All sides of a comparison run in turns in one process, and medians count. The baseline is the network as it is trained:
-plain eager PyTorch in float32, nothing merged, nothing worked out beforehand.
+All variants of a comparison run in turns in one process, and medians are reported. The baseline is the network as it is
+trained: eager PyTorch in float32, without merged layers and without precomputed adaLN modulation.
 """
 
 import copy
@@ -33,32 +33,32 @@ from ditlab.inference.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of a comparison."""
+class Timing:
+    """Time of one variant of the network, compared with the baseline."""
 
     seconds: float  # median
-    gflops: float  # 1e9 floating-point operations a second
-    against: float  # seconds of the baseline / seconds
-    error: float  # relative, of the output against the baseline's
+    gflops: float  # 1e9 floating-point operations per second
+    against: float  # speedup: seconds of the baseline / seconds
+    error: float  # relative error of the output, compared with the baseline's
 
 
 @dataclass(frozen=True)
 class Bench:
-    """All that was measured."""
+    """All measurements; the fields are the keys of the JSON output."""
 
     machine: dict[str, str | int]
     batch: int
     gmacs: float
-    peaks: dict[str, float]  # GFLOP/s of the best matrix product in each precision
-    bandwidth: float  # GB/s of a copy, read and written
-    forward: dict[str, Side]
-    training: dict[str, Side]
-    presets: dict[str, dict[str, float]]  # seconds of a guided picture, network calls
+    peaks: dict[str, float]  # precision -> GFLOP/s of a large matrix product
+    bandwidth: float  # GB/s of a copy, bytes read and written
+    forward: dict[str, Timing]
+    training: dict[str, Timing]
+    presets: dict[str, dict[str, float]]  # seconds and network evaluations (calls) per image, with guidance
     limit: str
 
 
 def random_model(name: str, size: tuple[int, int], channels: int, classes: int, device: torch.device) -> Pipeline:
-    """A network by name, on DiT's chain; its weights are random, and none is zero, so that outputs can be compared."""
+    """A network by name with DiT's process; weights are random and none is zero, so that outputs can be compared."""
     torch.manual_seed(0)
     net = create(name, size=size, channels=channels, classes=classes, learn_variance=True)
     with torch.no_grad():
@@ -78,19 +78,19 @@ def bench(
     training: bool = True,
     against: Sequence[str] = (),
 ) -> Bench:
-    """Measure a model on the device that it is on.
+    """Measure a model on its device.
 
     Args:
-        pipe: the model; weights need not be trained.
-        console: where progress is told.
-        batch: pictures in a network call.
-        rounds: that count.
-        compile: try compiled blocks too.
-        training: measure a training step too.
-        against: other ways to run this network, of `AGAINST`: diffusers' DiTTransformer2DModel, exported graphs.
+        pipe: the model; its weights need not be trained.
+        console: where progress is shown.
+        batch: batch size of a network call.
+        rounds: measured rounds; one more round warms up.
+        compile: also measure compiled blocks.
+        training: also measure a training step.
+        against: other runtimes for this network, from `AGAINST`: diffusers' DiTTransformer2DModel, exported graphs.
 
     Raises:
-        InputError: a comparison that this network does not have, or a library that is missing.
+        InputError: a runtime that cannot run this network, or a missing library.
     """
     net = pipe.net.eval()
     device = net.device
@@ -99,29 +99,29 @@ def bench(
     with console.status("matrix products"):
         peaks, bandwidth = machine_peaks(device, rounds, wait)
     if peaks["bfloat16"] < 1.5 * peaks["float32"]:
-        del dtypes["bfloat16"]  # without the instructions a step could take minutes
+        del dtypes["bfloat16"]  # without bfloat16 instructions a step could take minutes
     size = net.size
     gmacs = measure(lambda: create(**net.config | {"size": size})).gmacs
-    given = example(pipe, batch)
-    sides = dict(forward_sides(pipe, given, dtypes, compile, against, console))
+    inputs = example(pipe, batch)
+    variants = dict(forward_variants(pipe, inputs, dtypes, compile, against, console))
     with torch.no_grad(), console.status("forward pass"):
-        expected = sides["baseline"]()
-        errors = {name: float((work() - expected).norm() / expected.norm()) for name, work in sides.items()}
-        seconds = interleaved(sides, rounds, wait)
+        expected = variants["baseline"]()
+        errors = {name: float((work() - expected).norm() / expected.norm()) for name, work in variants.items()}
+        seconds = interleaved(variants, rounds, wait)
     forward = compared(seconds, errors, 2 * batch * gmacs)
     steps = {}
     if training:
         with console.status("training step"):
-            steps = training_times(net, given, dtypes, compile, rounds, wait, 6 * batch * gmacs)
+            steps = training_times(net, inputs, dtypes, compile, rounds, wait, 6 * batch * gmacs)
     calls = {name: pipe.resolve(preset=name).evaluations for name in QUALITIES}
-    best = forward[quickest(forward)].seconds
+    best = forward[fastest(forward)].seconds
     presets = {name: {"calls": float(count), "seconds": count * best / batch} for name, count in calls.items()}
     limit = limited_by(net, forward, peaks, bandwidth, 2 * batch * gmacs)
     return Bench(describe(str(device)), batch, gmacs, peaks, bandwidth, forward, steps, presets, limit)
 
 
 def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[str, float], float]:
-    """GFLOP/s of a large matrix product in each precision, and GB/s of a copy that no cache holds."""
+    """GFLOP/s of a large matrix product in each precision, and GB/s of a copy that does not fit into caches."""
     side = 4096 if device.type == "cuda" else 1536
     a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
     half = a.bfloat16(), b.bfloat16()
@@ -129,8 +129,8 @@ def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[s
     if has_bfloat16(device):
         work["bfloat16"] = lambda: half[0] @ half[1]
     seconds = interleaved(work, 2 * rounds, wait, min)
-    peaks = {name: 2 * side**3 / each / 1e9 for name, each in seconds.items()}
-    if "bfloat16" not in peaks:  # without the instructions the large one takes minutes
+    peaks = {name: 2 * side**3 / time / 1e9 for name, time in seconds.items()}
+    if "bfloat16" not in peaks:  # without bfloat16 instructions the large product takes minutes
         part = interleaved({"bfloat16": lambda: half[0][:32] @ half[1]}, 1, wait)["bfloat16"]
         peaks["bfloat16"] = 2 * 32 * side**2 / part / 1e9
     large = torch.empty(2**26, device=device)  # 256 MiB
@@ -140,22 +140,22 @@ def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[s
 
 
 def example(pipe: Pipeline, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch at the middle of the trajectory, with different labels."""
+    """A batch at t = 0.5 with different labels."""
     x, _, condition = pipe.net.example(batch, torch.Generator().manual_seed(0))
-    clock = pipe.objective.process.clock(torch.tensor(0.5, dtype=torch.float64)).float()
-    return x, clock.expand(batch).to(x.device), pipe.net.labels(condition)
+    timestep = pipe.objective.process.clock(torch.tensor(0.5, dtype=torch.float64)).float()
+    return x, timestep.expand(batch).to(x.device), pipe.net.labels(condition)
 
 
-def forward_sides(
+def forward_variants(
     pipe: Pipeline,
-    given: tuple[Tensor, Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
     dtypes: dict[str, torch.dtype],
     compile: bool,
     against: Sequence[str],
     console: Console,
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The ways to run the network forward, each by name."""
-    x, t, y = given
+    """Name -> a call of the forward pass, for each variant."""
+    x, t, y = inputs
 
     def run(net: nn.Module) -> Callable[[], Tensor]:
         return lambda: net(x, t, y).float()
@@ -169,25 +169,25 @@ def forward_sides(
             with console.status(f"compiling in {name}"), torch.no_grad():
                 seconds = compile_blocks(own, run(own), dynamic=False)
             if seconds is None:
-                console.print(f"no compiled side in {name}: there is no working compiler here")
+                console.print(f"not compiled in {name}: this machine has no working compiler")
             else:
                 console.print(f"compiled in {name} in {seconds:.0f} s", highlight=False)
                 yield f"{name}, compiled", run(own)
     for name in against:
         if name == "diffusers":
-            yield name, by_diffusers(pipe.net, given)
+            yield name, diffusers_call(pipe.net, inputs)
         else:
             with console.status(f"export to {name}"):
-                graph = by_graph(pipe, given, name)
-            yield name, graph
+                call = exported_call(pipe, inputs, name)
+            yield name, call
 
 
 AGAINST = ("diffusers", "torch", "onnx", "openvino")
 
 
-def by_diffusers(net: Backbone, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[], Tensor]:
-    """A call of diffusers' form of the network."""
-    other, (x, t, y) = as_diffusers(net), given
+def diffusers_call(net: Backbone, inputs: tuple[Tensor, Tensor, Tensor]) -> Callable[[], Tensor]:
+    """A call of the same network in diffusers."""
+    other, (x, t, y) = as_diffusers(net), inputs
 
     def call() -> Tensor:
         output: Tensor = other(x, timestep=t.long(), class_labels=y).sample
@@ -196,100 +196,102 @@ def by_diffusers(net: Backbone, given: tuple[Tensor, Tensor, Tensor]) -> Callabl
     return call
 
 
-def by_graph(pipe: Pipeline, given: tuple[Tensor, Tensor, Tensor], kind: str) -> Callable[[], Tensor]:
+def exported_call(pipe: Pipeline, inputs: tuple[Tensor, Tensor, Tensor], runtime: str) -> Callable[[], Tensor]:
     """A call of the exported network, on the CPU."""
-    inputs = {name: value.cpu().numpy() for name, value in zip("xty", given, strict=True)}
+    arrays = {name: value.cpu().numpy() for name, value in zip("xty", inputs, strict=True)}
     with tempfile.TemporaryDirectory() as draft:
-        export(pipe, Path(draft) / "graphs", kind)
-        run = runner(Path(draft) / "graphs" / "network", kind)
-        run(inputs)
-    return lambda: torch.from_numpy(run(inputs)).to(given[0].device)
+        export(pipe, Path(draft) / "graphs", runtime)
+        run = runner(Path(draft) / "graphs" / "network", runtime)
+        run(arrays)
+    return lambda: torch.from_numpy(run(arrays)).to(inputs[0].device)
 
 
 def training_times(
     net: Backbone,
-    given: tuple[Tensor, Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
     dtypes: dict[str, torch.dtype],
     compile: bool,
     rounds: int,
     wait: Work,
     flop: float,
-) -> dict[str, Side]:
-    """Forward and backward pass: plain, in each precision, and with compiled blocks."""
-    x, t, y = given
+) -> dict[str, Timing]:
+    """Times of a forward and backward pass: eager in each precision, and with compiled blocks."""
+    x, t, y = inputs
 
-    def step(own: Backbone, dtype: torch.dtype) -> Work:
+    def step(trained: Backbone, dtype: torch.dtype) -> Work:
         def work() -> None:
             with torch.autocast(x.device.type, dtype, enabled=dtype is not torch.float32):
-                loss = own(x, t, y).float().square().mean()
+                loss = trained(x, t, y).float().square().mean()
             loss.backward()
-            own.zero_grad()
+            trained.zero_grad()
 
         return work
 
-    trained = copy.deepcopy(net).train().requires_grad_(True)
-    sides: dict[str, Work] = {"baseline": step(trained, torch.float32)}
+    eager = copy.deepcopy(net).train().requires_grad_(True)
+    variants: dict[str, Work] = {"baseline": step(eager, torch.float32)}
     for name, dtype in dtypes.items():
         if dtype is not torch.float32:
-            sides[name] = step(trained, dtype)
-        own = copy.deepcopy(trained)
+            variants[name] = step(eager, dtype)
+        own = copy.deepcopy(eager)
         if compile and own.repeated and compile_blocks(own, step(own, dtype), dynamic=False) is not None:
-            sides[f"{name}, compiled"] = step(own, dtype)
-    return compared(interleaved(sides, rounds, wait), dict.fromkeys(sides, 0.0), flop)
+            variants[f"{name}, compiled"] = step(own, dtype)
+    return compared(interleaved(variants, rounds, wait), dict.fromkeys(variants, 0.0), flop)
 
 
-def compared(seconds: dict[str, float], errors: dict[str, float], gflop: float) -> dict[str, Side]:
-    """Each side against the baseline."""
-    first = seconds["baseline"]
-    return {name: Side(each, gflop / each, first / each, errors[name]) for name, each in seconds.items()}
+def compared(seconds: dict[str, float], errors: dict[str, float], gflop: float) -> dict[str, Timing]:
+    """Each variant compared with the baseline."""
+    baseline = seconds["baseline"]
+    return {name: Timing(time, gflop / time, baseline / time, errors[name]) for name, time in seconds.items()}
 
 
-def quickest(forward: dict[str, Side]) -> str:
-    """The quickest of our own ways."""
+def fastest(forward: dict[str, Timing]) -> str:
+    """Name of the fastest variant that ditlab runs itself."""
     return min((name for name in forward if name not in AGAINST), key=lambda name: forward[name].seconds)
 
 
-def limited_by(net: Backbone, forward: dict[str, Side], peaks: dict[str, float], bandwidth: float, gflop: float) -> str:
-    """What the quickest forward pass waits for: its products, the reading of its weights, or neither."""
-    name = quickest(forward)
+def limited_by(
+    net: Backbone, forward: dict[str, Timing], peaks: dict[str, float], bandwidth: float, gflop: float
+) -> str:
+    """What the fastest forward pass spends most of its time on: matrix products, reading weights, or neither."""
+    name = fastest(forward)
     precision = "bfloat16" if name.startswith("bfloat16") else "float32"
     weights = sum(p.numel() for p in net.parameters()) * (2 if precision == "bfloat16" else 4) / 1e9
     shares = {
         "compute": gflop / peaks[precision] / forward[name].seconds,
-        "bandwidth": weights / bandwidth / forward[name].seconds,
+        "memory bandwidth": weights / bandwidth / forward[name].seconds,
     }
     shares["overhead"] = max(0.0, 1 - sum(shares.values()))
-    most = max(shares, key=lambda each: shares[each])
-    told = ", ".join(f"{each} {share:.0%}" for each, share in shares.items())
-    return f"{most} ({name}: {told})"
+    largest = max(shares, key=lambda resource: shares[resource])
+    listed = ", ".join(f"{resource} {100 * share:.0f} %" for resource, share in shares.items())
+    return f"{largest} ({name}: {listed})"
 
 
-def tables(found: Bench) -> Iterator[Table]:
-    """The result as tables for the screen."""
-    for title, sides in (("forward pass", found.forward), ("training step", found.training)):
-        if not sides:
+def tables(result: Bench) -> Iterator[Table]:
+    """The measurements as tables for the screen."""
+    for title, timings in (("forward pass", result.forward), ("training step", result.training)):
+        if not timings:
             continue
-        table = Table("", "time", "faster", "GFLOP/s", "of peak", "error", title=f"{title}, batch {found.batch}")
-        for name, side in sides.items():
-            peak = found.peaks["bfloat16" if name.startswith("bfloat16") else "float32"]
+        table = Table("", "time", "speedup", "GFLOP/s", "of peak", "error", title=f"{title}, batch {result.batch}")
+        for name, timing in timings.items():
+            peak = result.peaks["bfloat16" if name.startswith("bfloat16") else "float32"]
             table.add_row(
-                name, f"{side.seconds * 1e3:,.1f} ms", f"{side.against:.2f} x", f"{side.gflops:,.0f}",
-                f"{side.gflops / peak:.0%}", f"{side.error:.1e}" if side.error else "",
+                name, f"{timing.seconds * 1e3:,.1f} ms", f"{timing.against:.2f}x", f"{timing.gflops:,.0f}",
+                f"{100 * timing.gflops / peak:.0f} %", f"{timing.error:.1e}" if timing.error else "",
             )  # fmt: skip
         for column in table.columns[1:]:
             column.justify = "right"
         yield table
-    table = Table("quality", "network calls", "seconds a picture", "against reference")
-    slowest = found.presets["reference"]["seconds"]
-    for name, preset in found.presets.items():
+    table = Table("preset", "NFE", "seconds per image", "speedup over reference")
+    reference = result.presets["reference"]["seconds"]
+    for name, preset in result.presets.items():
         table.add_row(
-            name, f"{preset['calls']:.0f}", f"{preset['seconds']:.3f}", f"{slowest / preset['seconds']:.0f} x"
+            name, f"{preset['calls']:.0f}", f"{preset['seconds']:.3f}", f"{reference / preset['seconds']:.0f}x"
         )
     yield table
 
 
 class Drift(Reuse):
-    """Computes the inner part at every call, and notes how far it is from what would have been used instead."""
+    """Feature caching that computes the inner blocks in every call, and records the error that caching would make."""
 
     def __init__(self) -> None:
         super().__init__(interval=2)
@@ -303,38 +305,36 @@ class Drift(Reuse):
             self.values, self.times = [], []
         elif self.time != self.times[0]:
             size = float(added.norm()) or 1.0  # an untrained network may add nothing
-            kept, continued = (float((added - old).norm()) / size for old in (self.values[0], self.continued()))
+            kept, continued = (float((added - cached).norm()) / size for cached in (self.values[0], self.continued()))
             self.rows.append({"t": self.time, "kept": kept, "continued": continued})
         self.keep(added)
         return out
 
 
 def drift(pipe: Pipeline, count: int, options: dict[str, Any]) -> list[dict[str, float]]:
-    """How far the inner part of the network is from its value one call earlier, along the way of `count` pictures.
+    """How much the output of the inner blocks changes between network calls, while `count` images are generated.
 
     Returns:
-        For each call after the first its time, and the relative error if the last value were kept, or continued along a
-        line through the last two; where these are small, `reuse` is safe.
+        For each call after the first its timestep t, and the relative error if the output of the previous call were
+        kept, or continued linearly from the two previous calls. Where the errors are small, feature caching is safe.
 
     Raises:
-        InputError: a family that has no inner part.
+        InputError: an architecture that does not support feature caching.
     """
-    watch = Drift()
+    recorder = Drift()
     labels = [i % pipe.net.classes for i in range(count)] if pipe.net.classes else None
-    for _ in pipe.steps(labels, seeds=range(count), reuse=watch, **options):
+    for _ in pipe.steps(labels, seeds=range(count), reuse=recorder, **options):
         pass
-    return watch.rows
+    return recorder.rows
 
 
 def drift_table(rows: list[dict[str, float]]) -> Table:
-    """Twenty moments of the way, with a bar for the error of continuation."""
+    """About twenty timesteps, with a bar for the error of linear continuation."""
     if not rows:
-        raise InputError(
-            "the model's sampler has a single network call, so there is nothing to compare; take more steps"
-        )
-    table = Table("time", "kept", "continued", "", title="error of the inner part if it were not computed")
+        raise InputError("sampling has a single network call, so there is nothing to compare; use more steps")
+    table = Table("t", "kept", "continued", "", title="relative error of feature caching, by timestep")
     largest = max(row["continued"] for row in rows) or 1.0
     for row in rows[:: max(1, len(rows) // 20)]:
         bar = "#" * round(40 * row["continued"] / largest)
-        table.add_row(f"{row['t']:.2f}", f"{row['kept']:.2%}", f"{row['continued']:.2%}", bar)
+        table.add_row(f"{row['t']:.2f}", f"{100 * row['kept']:.2f} %", f"{100 * row['continued']:.2f} %", bar)
     return table

@@ -48,8 +48,10 @@ FIRST_NAMES = {
     "power_ema": "widths",
 }
 FIRST_EVALUATION_NAMES = {"guidance_interval": "interval", "label_sampling": "labels", "schedule": "grid"}
-# Settings that came later count only where they differ from what every run did before.
+# Settings that were added later are hashed only if they differ from what every run did before.
 LATER = {"train.objective": "regression", "train.aids": [], "data.conditioner": "class"}
+# Settings that are now None by default are hashed with their first defaults, unless the source of a run sets them.
+FIRST_DEFAULTS = {"process": "linear", "target": "velocity", "learn_variance": False}
 
 
 @dataclass(frozen=True)
@@ -173,17 +175,19 @@ def run_hash(recipe: Recipe, length: int | str) -> str:
     tables = to_tables(recipe)
     rules = resume_rules(Recipe)
 
-    def counts(key: str, value: Any) -> bool:
+    def is_hashed(key: str, value: Any) -> bool:
         return rules.get(key) != "free" and key != "train.seed" and not (key in LATER and value == LATER[key])
 
     content: dict[str, Any] = {
         section: {
             FIRST_NAMES.get(key, key): value
             for key, value in tables[section].items()
-            if counts(f"{section}.{key}", value)
+            if is_hashed(f"{section}.{key}", value)
         }
         for section in ("model", "diffusion", "data", "optim", "train")
     }
+    if not recipe.train.init_from:
+        content["diffusion"] = FIRST_DEFAULTS | content["diffusion"]
     content["train"]["images"] = length
     # These keys keep their names: they are part of the hash.
     content["pictures"] = source_identity(recipe.data.source)
