@@ -5,10 +5,8 @@ The public names are loaded when they are first used, so that `import ditlab` co
 
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditlab.config import options as _options
 from ditlab.core.version import __version__
 
 if TYPE_CHECKING:
@@ -21,14 +19,6 @@ if TYPE_CHECKING:
     from ditlab.evaluation.protocols import evaluate as evaluate
     from ditlab.inference.pipeline import Pipeline as Pipeline
     from ditlab.training import train as train
-
-# Recipes read the options of networks from the classes; config itself depends on no network.
-_options.MODEL = _options.Families(
-    Path(__file__).parent / "backbones",
-    registry="BACKBONES",
-    resolve="ditlab.backbones:class_of",
-    excluded=("size", "channels", "classes", "learn_variance"),
-)
 
 _HOMES = {
     "Condition": "ditlab.core.types",

@@ -118,13 +118,13 @@ def test_files_that_cannot_be_plug_ins(plugin, tmp_path):
 def test_installed_packages_declare_plug_ins(plugin, monkeypatch):
     plugin("from_a_package", "ready = []\ndef start():\n    ready.append(1)\n")
     point = EntryPoint("mine", "from_a_package:start", module.GROUP)
-    monkeypatch.setattr(module, "entry_points", lambda group: [point] if group == module.GROUP else [])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point] if group == module.GROUP else [])
     module.load_entry_points.cache_clear()
     with pytest.raises(InputError, match="unknown sampler"):
         Registry("sampler", {}).find("mine")
     assert sys.modules["from_a_package"].ready == [1]
     broken = EntryPoint("mine", "from_a_package:nothing", module.GROUP)
-    monkeypatch.setattr(module, "entry_points", lambda group: [broken])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [broken])
     module.load_entry_points.cache_clear()
     with pytest.raises(InputError, match=r"cannot import the plug-in mine \(from_a_package:nothing\): AttributeError"):
         Registry("sampler", {}).find("mine")

@@ -6,7 +6,11 @@ import ditlab
 from ditlab.conditioning import Conditioner
 from ditlab.core.types import Condition, Step
 from ditlab.data.base import InMemory
+from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import Process, per_image
+from ditlab.evaluation.statistics import Metric
+from ditlab.training.aids import Aid
+from ditlab.training.objectives import TrainingObjective
 
 
 def half(denoise, process, x, schedule, noise):
@@ -83,3 +87,35 @@ ditlab.register_time("early", lambda u, mean, scale: u**2)
 ditlab.register_weight("squared", lambda snr: snr.clamp(max=3.0) ** 2)
 ditlab.register_dataset("stripes", stripes)
 ditlab.register_conditioner("signs", Signs)
+
+
+class Smooth(Aid):
+    """A training aid: the output should change little from pixel to pixel."""
+
+    def losses(self, run, forward, trace):
+        return {"smooth": 0.01 * forward.output.diff(dim=-1).abs().flatten(1).mean(1)}
+
+
+class Absolute(TrainingObjective):
+    """An objective of its own: the absolute error of the noise on the linear path."""
+
+    def losses(self, run, batch, randomness):
+        x0, generator = run.latents(batch, randomness), randomness.of_batch()
+        condition = run.condition(batch, randomness, generator)
+        t = randomness.times = randomness.part(run.pipe.objective.draw_times(randomness.batch, generator))
+        forward = run.pipe.objective.regress(run.network, x0, condition, t, randomness.noise(16)(x0))
+        return {"absolute": (forward.output - forward.wanted).abs().flatten(1).mean(1)}
+
+    def denoiser(self, net):
+        return Objective().denoiser(net)
+
+
+def brightness(generated, reference):
+    """A metric: the difference of the means of the first feature."""
+    return {"brightness": float(abs(generated.features.mean[0] - reference.features.mean[0]))}
+
+
+ditlab.register_aid("smooth", Smooth)
+ditlab.register_objective("absolute", Absolute)
+ditlab.register_metric("brightness", Metric(frozenset(), brightness, results={"brightness": "lower"}))
+ditlab.register_tracker("listener", lambda folder, seen, recipe: Listener())

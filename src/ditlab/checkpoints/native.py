@@ -1,21 +1,27 @@
 """Reading models and runs from ditlab's own folders."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ditlab.autoencoders.io import read_part
 from ditlab.backbones import create
 from ditlab.backbones.lora import plain
+from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init
+from ditlab.core.registry import is_reference
 from ditlab.core.weights import (
     ADAPTER,
+    CONDITIONER,
     CONFIG,
     WEIGHTS,
     fit,
     newest_checkpoint,
     read_config,
     read_tensors,
+    read_weights,
 )
 from ditlab.diffusion.objective import read_objective
 from ditlab.inference.pipeline import Pipeline
@@ -37,10 +43,11 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
     try:
         backbone = dict(config.pop("backbone"))
         size = tuple(backbone.pop("size"))
+        check_origin(str(backbone["name"]), backbone.pop("class", None))
         objective = read_objective(config.pop("objective"))
-        classes = config.pop("classes")
         with skip_init():
             net = create(**backbone, size=size)
+        conditioner = read_conditioner(folder, net.classes, config.pop("classes"), config.pop("conditioner", None))
         del config["autoencoder"]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -56,9 +63,46 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
         net.eval(),
         objective,
         read_part(folder),
-        classes,
-        {k: v for k, v in config.items() if k not in ("format", "version")},
+        config={k: v for k, v in config.items() if k not in ("format", "version")},
+        conditioner=conditioner,
     )
+
+
+def check_origin(name: str, origin: str | None) -> None:
+    """Refuse a network from outside the package whose module is not imported; a folder must not decide on imports.
+
+    Args:
+        name: of the network.
+        origin: "package.module:Class" for a class from outside.
+
+    Raises:
+        InputError: the line says what to import.
+    """
+    module = (origin or name).partition(":")[0]
+    if (origin or is_reference(name)) and module not in sys.modules:
+        raise InputError(
+            f'the network "{name}" is {origin or name}, which is no part of ditlab; import {module} first '
+            f"(in Python: import {module}; on the command line: --import {module})"
+        )
+
+
+def read_conditioner(folder: Path, classes: int, names: list[str], description: dict[str, Any] | None) -> Conditioner:
+    """The conditioner of a saved model: class labels, or what its config describes.
+
+    Args:
+        folder: of the model.
+        classes, names: of a class-conditional network.
+        description: the conditioner's config; None for class labels.
+
+    Raises:
+        InputError: a kind that is not registered, or weights that are missing.
+    """
+    if description is None:
+        return ClassLabels(classes, names)
+    conditioner = create_conditioner(**description)
+    if expected := conditioner.state_dict():
+        conditioner.load_state_dict(read_weights(folder / CONDITIONER, expected))
+    return conditioner
 
 
 def _load_own(path: str) -> Pipeline:

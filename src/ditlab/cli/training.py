@@ -68,7 +68,7 @@ def train(
 
     out = out or Path("runs") / find_recipe(recipe).stem
     given: dict[str, Any] = {"init_from": init_from, "class_map": class_map}
-    settings = recipe_of(settings)
+    settings = recipe_of(settings, recipe)
     start = replace(settings.train, **{key: value for key, value in given.items() if value is not None})
     data = settings.data if classes is None else replace(settings.data, classes=classes)
     train(replace(settings, train=start, data=data), out, changes=allow_changes, console=screen)
@@ -110,7 +110,7 @@ def plan(
 
     find_recipe(recipe)
     shape = None if size is None else (channels, parse_size(size), classes)
-    found = planning.plan(recipe_of(settings), device, devices, shape=shape)
+    found = planning.plan(recipe_of(settings, recipe), device, devices, shape=shape)
     if json:
         print_json(asdict(found))
     else:

@@ -100,6 +100,9 @@ class Conditioner(ABC):
         """Weights that are saved with the model; most kinds have none."""
         return {}
 
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 - most kinds have no weights
+        """Take the weights of a saved model."""
+
 
 def settle(value: Any) -> Any:
     """A point at one of its two ends is that end.

@@ -104,7 +104,7 @@ def read_classes(folder: Path, registry: str) -> tuple[dict[str, ast.ClassDef], 
     classes: dict[str, ast.ClassDef] = {}
     names: dict[str, str] = {}
     for file in sorted(folder.glob("*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        for node in ast.parse(outline(file.read_text(encoding="utf-8"))).body:
             if isinstance(node, ast.ClassDef):
                 classes[node.name] = node
             elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == registry:
@@ -112,6 +112,24 @@ def read_classes(folder: Path, registry: str) -> tuple[dict[str, ast.ClassDef], 
                 pairs = zip(entries.keys, entries.values, strict=True)
                 names |= {ast.literal_eval(key): ast.unparse(value) for key, value in pairs if key is not None}
     return classes, names
+
+
+def outline(source: str) -> str:
+    """Formatted source without the bodies of functions, which halves the work for the parser."""
+    kept: list[str] = []
+    indent, in_signature = -1, False
+    for line in source.splitlines():
+        depth = len(line) - len(line.lstrip())
+        if not in_signature and indent >= 0 and (depth > indent or not line.strip()):
+            continue  # in the body of a function
+        kept.append(line)
+        if not in_signature:
+            in_signature = re.match(r"\s*def ", line) is not None
+            indent = depth if in_signature else -1
+        if in_signature and line.endswith((":", "...")):
+            in_signature = False
+            kept += [" " * (indent + 4) + "pass"] if line.endswith(":") else []
+    return "\n".join(kept)
 
 
 def read_class(name: str, classes: Mapping[str, ast.ClassDef]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -195,12 +213,14 @@ def union(hints: Sequence[Any]) -> Any:
     return Union[tuple(hints)]  # noqa: UP007
 
 
-MODEL: Families | None = None
-"""The families of networks; set by the package itself, so that settings depend on no network."""
+MODEL = Families(
+    folder=Path(__file__).parents[1] / "backbones",
+    registry="BACKBONES",
+    resolve="ditlab.backbones:class_of",  # by name: settings import no network
+    excluded=("size", "channels", "classes", "learn_variance"),
+)
 
 
 def model_options(name: str = "") -> tuple[Option, ...]:
     """The options of a network, or of all known families."""
-    if MODEL is None:
-        return ()
     return MODEL.of(name) if name else MODEL.known()

@@ -117,22 +117,28 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
     return _as_recipe(arguments)
 
 
-def recipe_of(arguments: Any) -> Recipe:
+def recipe_of(arguments: Any, recipe: str = "") -> Recipe:
     """The recipe that cyclopts read from a command line into `recipe_arguments()`; the default one from None.
+
+    Args:
+        arguments: what was read.
+        recipe: name or path of the recipe that the command line named, for the options of a network from outside.
 
     Raises:
         InputError: an option of the network that its class does not have, or of the wrong type.
     """
     if arguments is None:
         return Recipe()
-    others = arguments.model.others
-    if not others:
-        return _as_recipe(arguments)
-    name = arguments.model.name
-    more = _read(recipe_arguments(model_options(name), others=False), {}, as_words("--model.", others), "")
+    name, others = arguments.model.name, arguments.model.others or {}
+    # cyclopts adds nothing from a file to `others` once the command line has put something there.
+    file = read_toml(find_recipe(recipe)).get("model", {}) if recipe else {}
+    written = parse_recipe({"model": file}).model.options if file.get("name") == name else {}
     known = {key: value for key, value in vars(arguments.model).items() if key != "others"}
-    own = {key: value for key, value in vars(more.model).items() if key != "name" and value is not None}
-    return dataclasses.replace(_as_recipe(arguments), model=Model(**known | own))
+    further = {key: value for key, value in written.items() if key not in known}
+    if others:
+        more = _read(recipe_arguments(model_options(name), others=False), {}, as_words("--model.", others), "")
+        further |= {key: value for key, value in vars(more.model).items() if key != "name" and value is not None}
+    return dataclasses.replace(_as_recipe(arguments), model=Model(**known | further))
 
 
 def _as_recipe(arguments: Any) -> Recipe:

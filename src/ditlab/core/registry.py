@@ -8,7 +8,6 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,7 +134,9 @@ def load_entry_points() -> None:
     Raises:
         InputError: a plug-in that cannot be imported.
     """
-    for point in entry_points(group=GROUP):
+    from importlib import metadata  # it is slow to import, and most processes need no plug-in
+
+    for point in metadata.entry_points(group=GROUP):
         try:
             loaded = point.load()
             if callable(loaded):

@@ -22,7 +22,8 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import damage
 
-WEIGHTS, AUTOENCODER, CONFIG = "model.safetensors", "autoencoder.safetensors", "config.json"
+WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
+CONFIG = "config.json"
 ALIGNMENT = 64  # bytes, of PyTorch's allocator on a CPU
 ADAPTER = "adapter.safetensors"  # low-rank updates that were kept apart from their source
 

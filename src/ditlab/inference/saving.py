@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
+from ditlab.conditioning import ClassLabels
 from ditlab.core.version import __version__
-from ditlab.core.weights import AUTOENCODER, CONFIG, WEIGHTS, state_hash
+from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, state_hash
 from ditlab.diffusion.process import process_name
 from ditlab.inference.card import model_card
 
@@ -20,8 +21,9 @@ def save(pipe: "Pipeline", folder: Path, name: str | None) -> Path:
     """Write a model folder, see `Pipeline.save`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(pipe.net.state_dict()), folder / WEIGHTS)
-    if tensors := dict(pipe.autoencoder.state_dict()):
-        save_file(tensors, folder / AUTOENCODER)
+    for part, file in ((pipe.autoencoder, AUTOENCODER), (pipe.conditioner, CONDITIONER)):
+        if tensors := dict(part.state_dict()):
+            save_file(tensors, folder / file)
     description = describe(pipe)
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(description, name or folder.name), encoding="utf-8")
@@ -35,12 +37,18 @@ def describe(pipe: "Pipeline") -> dict[str, Any]:
     return {
         "format": "ditlab",
         "version": __version__,
-        "backbone": pipe.net.config,
+        "backbone": pipe.net.config | outside(type(pipe.net)),
         "objective": objective | {"process": process},
         "autoencoder": pipe.autoencoder.config,
         "classes": pipe.classes,
+        **({} if isinstance(pipe.conditioner, ClassLabels) else {"conditioner": pipe.conditioner.config}),
         **pipe.config,
     }
+
+
+def outside(kind: type) -> dict[str, str]:
+    """Where a class from outside the package is, so that loading the model elsewhere can name what to import."""
+    return {} if kind.__module__.partition(".")[0] == "ditlab" else {"class": f"{kind.__module__}:{kind.__qualname__}"}
 
 
 def identity(pipe: "Pipeline") -> dict[str, Any]:
