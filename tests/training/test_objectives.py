@@ -245,6 +245,5 @@ def test_taps_are_the_outputs_of_the_blocks():
             block.register_forward_hook(lambda m, a, out, i=i, into=outputs: into.update({f"blocks.{i}": out}))
         trace = Trace([f"blocks.{i}" for i in range(len(net.repeated))])
         net(*net.example(2), trace=trace)
-        final = {f"blocks.{len(net.repeated) - 1}"} if name in ("DiT", "Skip-DiT") else set()  # the output layer
-        assert trace.taps.keys() == outputs.keys() - final, name
+        assert trace.taps.keys() == outputs.keys(), name
         assert all(torch.equal(value, outputs[key]) for key, value in trace.taps.items()), name

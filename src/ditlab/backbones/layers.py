@@ -42,7 +42,7 @@ class RMSNorm(nn.RMSNorm):
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection to q, k, v.
 
-    On request q and k are RMS-normalised, and rotated by `rotation` (2, N, D / heads), see `rotations`.
+    On request q and k are RMS-normalized, and rotated by `rotation` (2, N, D / heads), see `rotations`.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from ditlab.cli.terminal import Json, app, claim_folder, foreign, print_json, say, say_note
+from ditlab.cli.terminal import Json, app, claim_folder, external, print_json, say, say_note
 from ditlab.config.reader import network_arguments, network_options, parse_sides
 from ditlab.config.sections import Whole
 from ditlab.core.errors import InputError
@@ -53,7 +53,7 @@ class Checkpoint:
         """The model, with a note on the screen about what was changed when it was read."""
         from ditlab.checkpoints import load
 
-        given = foreign(self.heads, self.size, self.classes)
+        given = external(self.heads, self.size, self.classes)
         pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, **options, **given)
         say_note(pipe.config)
         return pipe

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.options import Benchmark, Checkpoint, Files, Machine, RandomNetwork, Request, StartImage, Tuning
-from ditlab.cli.terminal import Json, app, claim_folder, command, foreign, print_json, say, say_note, screen
+from ditlab.cli.terminal import Json, app, claim_folder, command, external, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import SamplingOptions
 from ditlab.core.device import pick_device, process_place
@@ -86,7 +86,7 @@ def open_model(model: str, checkpoint: Checkpoint, device: str) -> "Pipeline":
     """Load a model as the options say, and print the notes that come with it."""
     from ditlab.checkpoints import load
 
-    facts = foreign(checkpoint.heads, checkpoint.size, checkpoint.classes)
+    facts = external(checkpoint.heads, checkpoint.size, checkpoint.classes)
     where, weights = pick_device(device), checkpoint.weights
     pipe = load(model, weights=weights, device=where, autoencoder=checkpoint.autoencoder, **facts)
     say_note(pipe.config)

@@ -31,24 +31,24 @@ Json = Annotated[bool, Parameter(negative="")]
 
 
 def say(line: str) -> None:
-    """A line on the screen as it is: rich marks nothing in it."""
+    """Print a line on standard error as it is, without markup and without wrapping."""
     screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def say_note(config: dict[str, Any]) -> None:
-    """What was left out or turned round when a foreign model was read."""
+    """Print what was left out or converted when an external checkpoint was read."""
     if note := config.get("note"):
         say(str(note))
 
 
-def foreign(heads: int | None, size: str | None, classes: int | None) -> dict[str, Any]:
-    """What the user tells about a checkpoint that does not tell it itself."""
-    told = {"heads": heads, "size": None if size is None else parse_size(size), "classes": classes}
-    return {key: value for key, value in told.items() if value is not None}
+def external(heads: int | None, size: str | None, classes: int | None) -> dict[str, Any]:
+    """Settings of an external checkpoint that its tensors do not show."""
+    given = {"heads": heads, "size": None if size is None else parse_size(size), "classes": classes}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def claim_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder with something in it, unless told otherwise."""
+    """Refuse a folder that is not empty, unless it may be overwritten."""
     if not is_vacant(folder) and not overwrite:
         raise InputError(f"{folder} is not empty; give another --out, or add --overwrite")
     home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

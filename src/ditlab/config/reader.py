@@ -268,8 +268,8 @@ def _read(kind: type[Settings], tables: dict[str, Any], overrides: Sequence[str]
     try:
         found: Settings = app(list(overrides), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        told = one_line(error)
-        raise InputError(told if overrides or source in told else f"{source}: {told}") from error
+        line = one_line(error)
+        raise InputError(line if overrides or source in line else f"{source}: {line}") from error
     return found
 
 

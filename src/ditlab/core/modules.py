@@ -15,7 +15,7 @@ M = TypeVar("M", bound=nn.Module)
 class skip_init(TorchFunctionMode):  # noqa: N801 - used like a function: `with skip_init():`
     """A context in which new modules keep uninitialized memory, for weights that will be read from a file.
 
-    No random numbers are drawn, and few pages of memory are touched. The meta device would also do, but on it PyTorch
+    No random numbers are generated, and few pages of memory are touched. The meta device would also do, but on it PyTorch
     computes in Python and first loads its compiler, which takes two seconds.
     """
 
