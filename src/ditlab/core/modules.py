@@ -15,8 +15,8 @@ M = TypeVar("M", bound=nn.Module)
 class skip_init(TorchFunctionMode):  # noqa: N801 - used like a function: `with skip_init():`
     """A context in which new modules keep uninitialized memory, for weights that will be read from a file.
 
-    No random numbers are generated, and few pages of memory are touched. The meta device would also do, but on it PyTorch
-    computes in Python and first loads its compiler, which takes two seconds.
+    No random numbers are generated, and few pages of memory are touched. The meta device would do as well, but PyTorch
+    computes there in Python and first loads its compiler, which takes two seconds.
     """
 
     def __torch_function__(
