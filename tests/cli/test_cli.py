@@ -10,10 +10,12 @@ from helpers import tiny_pipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from ditlab import cli
 from ditlab.autoencoders import Patch
 from ditlab.checkpoints import save_autoencoder
 from ditlab.cli import main
 from ditlab.cli.sampling import parse_seeds
+from ditlab.cli.terminal import app
 from ditlab.config.reader import parse_size
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
@@ -451,3 +453,13 @@ class TestSampling:
         text = ditlab("memorization", "--help").out
         assert "--count" in text
         assert not any(option in text for option in ("--metrics", "--reference", "--expect", "--within"))
+
+
+def test_every_command_is_in_the_group_that_registers_it():
+    cli.import_commands("")
+    registered = {}
+    for name in app:
+        if not name.startswith("-"):
+            module = app[name].default_command.__module__.rpartition(".")[2]
+            registered.setdefault(module, set()).add(name)
+    assert {module: set(commands) for module, commands in cli.GROUPS.items()} == registered

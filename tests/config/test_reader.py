@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ditlab.backbones import BACKBONES, create, name_of
+from ditlab.config.evaluation import Evaluation
 from ditlab.config.options import MODEL, help_of, model_options, signature_of
 from ditlab.config.reader import check_keys, find_recipe, parse_recipe, read_toml, to_tables, to_toml
-from ditlab.config.sections import Evaluation, Model, Recipe
+from ditlab.config.sections import Model, Recipe
 from ditlab.core.errors import InputError
 
 

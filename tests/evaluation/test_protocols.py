@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from ditlab import load
-from ditlab.config.sections import Evaluation
+from ditlab.config.evaluation import Evaluation
 from ditlab.core.errors import InputError
 from ditlab.data.base import InMemory
 from ditlab.data.builtin.digits import digits, held_out_digits

@@ -4,8 +4,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from ditlab.config.evaluation import Evaluation
 from ditlab.config.reader import parse_recipe
-from ditlab.config.sections import Evaluation, Recipe
+from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.profiling.plan import plan
 from ditlab.study import grid

@@ -5,16 +5,32 @@ running; 130 after Ctrl-C. `--json` prints one JSON object on standard output an
 """
 
 import sys
+from importlib import import_module
 
 from cyclopts import CycloptsError
 
-from ditlab.cli import data, evaluation, models, sampling, serving, training  # noqa: F401 - each adds its commands
 from ditlab.cli.recipes import usage_error
 from ditlab.cli.renames import renamed
 from ditlab.cli.terminal import app, fail
 from ditlab.core.device import keep_freed_memory
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.plugins import import_plugin
+
+GROUPS = {  # module of this package -> its commands; a command imports no other group
+    "data": ("data", "encode", "train-autoencoder"),
+    "evaluation": ("evaluate", "memorization", "reference", "sweep"),
+    "models": ("average", "convert", "export", "info"),
+    "sampling": ("bench", "sample", "tune"),
+    "serving": ("serve",),
+    "training": ("demo", "plan", "study", "train", "watch"),
+}
+
+
+def import_commands(name: str) -> None:
+    """Import the group of a command, which registers it; all groups for `--help` and for unknown names."""
+    wanted = [module for module, commands in GROUPS.items() if name in commands]
+    for module in wanted or GROUPS:
+        import_module(f"ditlab.cli.{module}")
 
 
 def import_plugins(arguments: list[str]) -> list[str]:
@@ -38,6 +54,7 @@ def main() -> None:
     keep_freed_memory()
     try:
         tokens = renamed(import_plugins(sys.argv[1:]))
+        import_commands(tokens[0] if tokens else "")
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         fail(usage_error(error), 2)

@@ -9,7 +9,8 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
-from ditlab.config.sections import AutoencoderTraining, Preparation, Whole
+from ditlab.config.sections import AutoencoderTraining, Preparation
+from ditlab.config.values import Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 

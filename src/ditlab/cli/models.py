@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, claim_folder, external, print_json, say, say_note
 from ditlab.config.reader import network_arguments, network_options, parse_sides
-from ditlab.config.sections import Whole
+from ditlab.config.values import Whole
 from ditlab.core.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ditlab.cli.terminal import app, say, say_note
-from ditlab.config.sections import Whole
+from ditlab.config.values import Whole
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 

@@ -19,7 +19,7 @@ from ditlab.config.reader import (
     recipe_of,
     shipped_recipes,
 )
-from ditlab.config.sections import Whole
+from ditlab.config.values import Whole
 from ditlab.core.device import process_place
 
 if TYPE_CHECKING:

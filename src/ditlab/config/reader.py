@@ -23,7 +23,8 @@ from ditlab.config.fields import renamed
 from ditlab.config.options import Option, model_options, union
 from ditlab.config.sampling import SETTINGS, modern
 from ditlab.config.sections import NETWORK as DEFAULT
-from ditlab.config.sections import Model, Recipe, Whole
+from ditlab.config.sections import Model, Recipe
+from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest
 
 NETWORK = "--model.name"

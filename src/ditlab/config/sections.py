@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 
-from ditlab.config.evaluation import Evaluation as Evaluation
 from ditlab.config.fields import renamed, setting
-from ditlab.config.sampling import Sample as Sample
-from ditlab.config.values import Whole as Whole
+from ditlab.config.sampling import Sample
+from ditlab.config.values import Whole
 
 NETWORK = "DiT-S/2"
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from ditlab.autoencoders import Autoencoder
 from ditlab.core.errors import InputError
 from ditlab.core.types import Denoise, Noise, Prediction, Step
-from ditlab.data.preprocess import Preprocess
-from ditlab.data.sources import Unreadable
 from ditlab.diffusion.process import Process, per_image
 from ditlab.diffusion.samplers import Sampler
 
@@ -171,6 +169,10 @@ read_picture = read_image  # the name of version 0.1
 
 def as_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> Tensor:
     """(1, C, H, W) uint8."""
+    # Imported here: sampling from noise needs no data sets, which take a fiftieth of a cold start.
+    from ditlab.data.preprocess import Preprocess
+    from ditlab.data.sources import Unreadable
+
     try:
         array = Preprocess(size, channels=channels)(image)
     except (Unreadable, OSError) as error:

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from ditlab.autoencoders import Autoencoder
 from ditlab.checkpoints import load
+from ditlab.config.evaluation import Evaluation
 from ditlab.config.fields import resume_rules
 from ditlab.config.reader import to_tables
-from ditlab.config.sections import Data, Evaluation, Preparation, Recipe
+from ditlab.config.sections import Data, Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.units import GIB, duration

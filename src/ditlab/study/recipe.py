@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ditlab.config.evaluation import Evaluation
 from ditlab.config.reader import find_recipe, parse_recipe, parse_table, read_toml, without_network
-from ditlab.config.sections import Evaluation, Recipe, Whole
+from ditlab.config.sections import Recipe
+from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest
 from ditlab.evaluation.metrics import RESULTS
 
