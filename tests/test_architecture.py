@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ditlab.backbones import BACKBONES
+
 SOURCE = Path(__file__).parents[1] / "src" / "ditlab"
 ORDER = (  # a package imports only packages that stand before it
     "core",
@@ -49,7 +51,10 @@ def imports(path):
                     yield rest.split(".")[0] or "__init__"
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_go_one_way(path):
     if path == SOURCE / "__init__.py":  # hands out names of all layers, lazily
         return
@@ -74,6 +79,38 @@ def test_the_ground_floor_has_no_more_rooms_than_the_layout():
     assert rooms - {"__pycache__"} <= {*ORDER, "__init__"}
 
 
+def test_the_longest_chain_of_imports_is_short():
+    needs = {name: set() for name in ORDER}
+    for path in FILES:
+        if path != SOURCE / "__init__.py":
+            needs[part(path)] |= {other for other in imports(path) if other != part(path)}
+    lengths = {}
+    for name in ORDER:  # what a package needs stands before it
+        lengths[name] = 1 + max((lengths[other] for other in needs[name]), default=0)
+    assert lengths["__main__"] == max(lengths.values()) <= 11
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_functions_and_files_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            command = part(path) == "cli" and any("command" in ast.dump(each) for each in node.decorator_list)
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= (40 if command else 60), f"{node.name} has {lines} lines"
+
+
+def test_only_backbones_and_checkpoints_name_a_family():
+    """General code asks the backbone what it needs to know; only the layouts of files are those of a family."""
+    families = {kind.__name__ for kind in BACKBONES.values()}
+    for path in FILES:
+        if part(path) in ("backbones", "checkpoints"):
+            continue
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not {alias.name for node in nodes for alias in node.names} & families, path
+
+
 def loaded_after(code):
     script = f"import sys; {code}; print(*sorted(sys.modules))"
     return set(
@@ -82,7 +119,9 @@ def loaded_after(code):
 
 
 def test_package_and_command_line_do_not_import_torch():
-    assert "torch" not in loaded_after("import ditlab, ditlab.cli, ditlab.config.reader")
+    assert "torch" not in loaded_after(
+        "import ditlab, ditlab.cli, ditlab.config.reader; ditlab.cli.import_commands('')"
+    )
 
 
 def test_help_of_training_lists_options_of_networks_without_torch():
