@@ -41,6 +41,15 @@ NEVER = {  # pattern: what to write
 NEVER_RIGHT = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): instead for pattern, instead in NEVER.items()}
 QUOTATIONS = (  # names of others, and old spellings that are still accepted
     "ImageDraw",
+    "`memorisation`",
+    "`--grey`",
+    "`--data.grey`",
+    "`grey`",
+    "`licence=`",
+    "`--draw-labels`",
+    "`--pictures`",
+    "`--with-pictures`",
+    "`--drawings`",
 )
 
 
