@@ -6,6 +6,7 @@ from collections.abc import Sequence
 COMMANDS = {"memorisation": "memorization"}
 SAMPLING = {"--interval": "--guidance-interval", "--grid": "--schedule"}
 PROTOCOL = SAMPLING | {"--labels": "--label-sampling"}
+DEFAULTS = {"--sample.interval": "--sample.guidance-interval", "--sample.grid": "--sample.schedule"}
 OPTIONS: dict[str, dict[str, str]] = {
     "sample": SAMPLING | {"--quality": "--preset", "--draw-labels": "--label-sampling"},
     "tune": SAMPLING | {"--pictures": "--images"},
@@ -13,7 +14,8 @@ OPTIONS: dict[str, dict[str, str]] = {
     "sweep": PROTOCOL | {"--try-interval": "--try-guidance-interval"},
     "memorization": SAMPLING,
     "reference": {"--with-pictures": "--with-images"},
-    "train": {"--sample.interval": "--sample.guidance-interval", "--sample.grid": "--sample.schedule"},
+    "plan": DEFAULTS,
+    "train": DEFAULTS,
 }
 """Command -> previous and present name of its options."""
 

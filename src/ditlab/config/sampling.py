@@ -3,6 +3,7 @@
 Nothing here imports torch. `ditlab.inference.plan.resolve` turns the options into a plan for one model.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
@@ -91,6 +92,11 @@ SETTINGS = {"interval": "guidance_interval", "grid": "schedule", "quality": "pre
 ALIASES = DIFFUSERS | SETTINGS
 
 
+def outdated(old: str, new: str, level: int = 4) -> None:
+    """Warn of a name of version 0.1 in Python; the caller's line is `level` frames up."""
+    warnings.warn(f"{old} is now called {new}; the old name works in this release only", FutureWarning, level)
+
+
 def canonical(words: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, Any]:
     """Settings under their one name each; those that are None are left out.
 
@@ -112,6 +118,8 @@ def canonical(words: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str,
             continue
         if name in values:
             raise InputError(f"{source[name]} and {word} are the same setting; give one of them")
+        if word in SETTINGS:
+            outdated(word, name)
         values[name], source[name] = value, word
     return values
 

@@ -17,7 +17,8 @@ def import_plugin(text: str) -> None:
         InputError: nothing there, or an error while it is imported, in one line with file and line number.
     """
     if not text.endswith(".py"):
-        import_module(text)
+        if getattr(import_module(text), "__file__", None) is None and Path(text).is_dir():
+            raise InputError(f"{text} is a folder without __init__.py; give the .py file in it")
         return
     file = Path(text).expanduser()
     if not file.is_file():

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition
 
 T = TypeVar("T")
@@ -58,6 +59,10 @@ class InMemory(Dataset):
         features: str = "inception",
         held_out_name: str = "",
     ) -> None:
+        if images.dtype != torch.uint8 or len(images) != len(labels):
+            raise InputError(
+                f"{len(images)} images of {images.dtype} with {len(labels)} labels; give uint8 and a label for each"
+            )
         self.images, self.labels, self.classes = images, labels, classes
         self.features, self.held_out_name = features, held_out_name
         self.channels, *sides = images.shape[1:]

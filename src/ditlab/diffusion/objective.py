@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ditlab.config.sections import Diffusion
 from ditlab.core.errors import InputError
-from ditlab.core.registry import Registry
+from ditlab.core.registry import Registry, described
 from ditlab.core.types import Condition, Prediction, Trace
 from ditlab.diffusion.process import (
     DDPM,
@@ -97,9 +97,20 @@ class Objective:
     learn_variance: bool = False
 
     def __post_init__(self) -> None:
-        TARGETS.find(self.target)
-        TIMES.find(self.time)
-        WEIGHTS.find(self.weight)
+        target, time, weight = TARGETS.find(self.target), TIMES.find(self.time), WEIGHTS.find(self.weight)
+        values = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        pair = attempted(f'target "{self.target}"', lambda: tuple(target(self.process, values)))
+        if len(pair) != 2 or not all(is_like(values, part) for part in pair) or not self.determinant(values).any():
+            raise InputError(
+                f'the target "{self.target}" must return finite factors (a, b) of x0 and eps for times (B,) that '
+                "determine both together with x_t"
+            )
+        times = attempted(f'time distribution "{self.time}"', lambda: time(values, self.time_mean, self.time_scale))
+        if not is_like(values, times) or times.min() < 0 or times.max() > 1:
+            raise InputError(f'the time distribution "{self.time}" must return times from 0 to 1 for quantiles (B,)')
+        weights = values if weight is None else attempted(f'loss weight "{self.weight}"', lambda: weight(values))
+        if not is_like(values, weights) or weights.min() < 0:
+            raise InputError(f'the loss weight "{self.weight}" must return finite weights from 0 for ratios (B,)')
         if self.learn_variance and not isinstance(self.process, DDPM):
             raise InputError('learn_variance needs the process "ddpm": only its discrete steps have a variance')
 
@@ -156,7 +167,7 @@ class Objective:
         """
         x = self.process.add_noise(x0, eps, t)
         seen = {} if trace is None else {"trace": trace}
-        output, variance = self.split(net(x, self.clock(t, x), condition, **seen).float())
+        output, variance = self.split(net(x, self.clock(t, x), condition, **seen), x)
         a, b = (per_image(c, x) for c in TARGETS[self.target](self.process, t))
         return Regression(x0, x, t, output, a * x0 + b * eps, variance)
 
@@ -193,8 +204,17 @@ class Objective:
         """The timestep input of the network for images x: (B,) float32 on their device."""
         return self.process.clock(t).float().to(x.device).expand(len(x))
 
-    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The target and, where it is learned, the variance half of a network's output."""
+    def split(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The target and, where it is learned, the variance half of a network's output for x (B, C, ...), float32.
+
+        Raises:
+            InputError: an output of another shape, which would otherwise be broadcast.
+        """
+        wanted = (len(x), x.shape[1] * (2 if self.learn_variance else 1), *x.shape[2:])
+        if not isinstance(output, Tensor) or output.shape != wanted:
+            returned = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise InputError(f"the network returned {returned} for an input of {tuple(x.shape)}; it must be {wanted}")
+        output = output.float()
         if not self.learn_variance:
             return output, None
         target, variance = output.chunk(2, dim=1)
@@ -213,6 +233,23 @@ class Objective:
     def denoiser(self, net: Network) -> "Denoiser":
         """The network as a function (x_t, t, s, condition) -> Prediction."""
         return Denoiser(self, net)
+
+
+def attempted(what: str, call: Callable[[], Any]) -> Any:
+    """The result of a function that may come from outside.
+
+    Raises:
+        InputError: it failed.
+    """
+    try:
+        return call()
+    except Exception as error:
+        raise InputError(f"the {what} fails: {described(error)}") from error
+
+
+def is_like(values: Tensor, result: Any) -> bool:
+    """Whether a result is a tensor of finite numbers of the same shape."""
+    return isinstance(result, Tensor) and result.shape == values.shape and bool(result.isfinite().all())
 
 
 def completed(settings: Diffusion, source: Objective | None = None) -> Diffusion:
@@ -291,8 +328,8 @@ class Denoiser:
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Prediction:
         """x0 and eps at x_t, for rows of one condition each."""
-        output = self.net(x, self.objective.clock(t, x), condition).float()
-        target, variance = self.objective.split(output)
+        output = self.net(x, self.objective.clock(t, x), condition)
+        target, variance = self.objective.split(output, x)
         prediction = self.objective.predict(target, x, t)
         if variance is None:
             return prediction

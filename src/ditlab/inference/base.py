@@ -299,7 +299,7 @@ class BasePipeline:
             denoise = plan.original.holding(denoise, plan.process)
         noise = image_noise(seeds)
         x = plan.start(noise(torch.empty(len(seeds), *shape, device=self.net.device)))
-        return evaluated(net, plan.run(denoise, x, noise))
+        return evaluated(net, plan.run(denoise, x, noise), x, plan.options.sampler)
 
     def _inference_net(self, plan: Plan, condition: Condition) -> Backbone:
         """The network with its layers merged, and with adaLN modulation precomputed for these times and labels."""
@@ -310,16 +310,23 @@ class BasePipeline:
         return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(needed))
 
 
-def evaluated(net: Backbone, steps: Iterator[Step]) -> Iterator[Step]:
-    """The steps, each computed in evaluation mode and without gradients; the network's mode is restored at the end."""
-    was_training = net.training
+def evaluated(net: Backbone, steps: Iterator[Step], x: Tensor, sampler: str | None) -> Iterator[Step]:
+    """The steps, each computed in evaluation mode and without gradients; the network's mode is restored at the end.
+
+    Raises:
+        InputError: a sampler that yields no steps, or none of the shape of x.
+    """
+    was_training, count = net.training, 0
     net.eval()
     try:
         while True:
             with torch.no_grad():  # around each step only: it must not leak into the caller's code
-                step = next(steps, None)
-            if step is None:
+                step = next(steps, None) if isinstance(steps, Iterator) else steps
+            if step is None and count:
                 return
+            if not isinstance(step, Step) or step.x.shape != x.shape:
+                raise InputError(f'the sampler "{sampler}" must yield at least one Step, with x of {tuple(x.shape)}')
+            count += 1
             yield step
     finally:
         net.train(was_training)

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder, Pixel
 from ditlab.backbones import Backbone
 from ditlab.conditioning import ClassLabels, Conditioner
+from ditlab.config.sampling import outdated, preset_options
 from ditlab.core.errors import InputError
+from ditlab.core.types import Label
 from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.process import process_name
+from ditlab.diffusion.process import DDPM, process_name
 from ditlab.inference import saving
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.card import OLD_LICENSE
@@ -117,6 +120,16 @@ class Pipeline(BasePipeline):
         """This model with its layers merged for inference, see `Backbone.fused`; in its own precision, not packed."""
         return PreparedPipeline(self, self.net.fused())
 
+    def labels(self, labels: Sequence[Label]) -> Tensor | None:
+        """The class indices of labels, the class count for None. An old name: use `conditioner.encode`."""
+        outdated("Pipeline.labels", "Pipeline.conditioner.encode", 3)
+        return self.conditioner.encode(labels).label
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """The settings of a preset for this model. An old name: give `preset=`, or use `resolve`."""
+        outdated("Pipeline.preset", "Pipeline.resolve", 3)
+        return preset_options(name, chain=isinstance(self.objective.process, DDPM)).given()
+
     def save(self, folder: str | Path, name: str | None = None) -> Path:
         """Write `model.safetensors`, `config.json` and a model card; an existing model in the folder is replaced.
         An autoencoder with weights goes into `autoencoder.safetensors`.
@@ -142,6 +155,10 @@ class Pipeline(BasePipeline):
         """
         if set(old) - {OLD_LICENSE}:
             raise InputError(f"push_to_hub has no argument {', '.join(old)}; it takes private and license")
+        if old:
+            if license is not None:
+                raise InputError(f"{OLD_LICENSE} and license are the same setting; give license")
+            outdated(OLD_LICENSE, "license", 3)
         return push(self, repository, private=private, license=license or old.get(OLD_LICENSE))
 
     def identity(self) -> dict[str, Any]:

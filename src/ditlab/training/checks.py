@@ -85,6 +85,24 @@ def check_exits(recipe: Recipe, pipe: Pipeline) -> None:
         )
 
 
+def check_dataset(dataset: object) -> None:
+    """Refuse a data set from outside that cannot be trained on.
+
+    Raises:
+        InputError: no data set, no images, or labels that are no indices of its classes.
+    """
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"the data is a {type(dataset).__name__}; give a ditlab.data.Dataset")
+    if len(dataset) == 0:
+        raise InputError("the data has no images")
+    labels, last = dataset.labels, max(len(dataset.classes), 1) - 1
+    if labels.dtype != torch.int64 or labels.min() < 0 or labels.max() > last:
+        raise InputError(
+            f"the labels of the data are {labels.dtype} from {labels.min():g} to {labels.max():g}; "
+            f"for {len(dataset.classes)} classes give torch.int64 from 0 to {last}"
+        )
+
+
 def check_condition(dataset: Dataset, pipe: Pipeline, name: str) -> None:
     """Refuse a data set whose batches carry another kind of condition than the conditioner gives.
 

@@ -78,11 +78,29 @@ class TrainingContext:
         """The losses (B,) of the aids, and those that the network itself proposed, by name.
 
         Raises:
-            InputError: two losses of one name.
+            InputError: two losses of one name, or one that is not a tensor (B,).
         """
         losses: dict[str, Tensor] = {}
         for part in (*(aid.losses(self, forward, trace) for aid in self.aids), trace.losses):
+            check_losses(part, len(forward.x))
             if twice := losses.keys() & part.keys():
                 raise InputError(f'two training aids have a loss "{min(twice)}"; rename one of them')
             losses |= part
         return losses
+
+
+def check_losses(losses: object, count: int) -> None:
+    """Refuse losses that are not one number for each image.
+
+    Raises:
+        InputError: what was returned instead.
+    """
+    if not isinstance(losses, dict):
+        raise InputError(f"a training aid returned a {type(losses).__name__}; return a dictionary of losses by name")
+    for name, value in losses.items():
+        if not isinstance(value, Tensor) or value.shape != (count,):
+            returned = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(
+                f'the loss "{name}" of a training aid is {returned}; return a tensor ({count},), one '
+                "number for each image"
+            )

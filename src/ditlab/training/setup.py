@@ -28,7 +28,7 @@ from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.callbacks import Callback
-from ditlab.training.checks import check_condition, check_exits
+from ditlab.training.checks import check_condition, check_dataset, check_exits
 from ditlab.training.context import TrainingContext
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, inherited, report, transfer
@@ -115,6 +115,7 @@ def open_data(job: Job) -> None:
     job.dataset = (
         job.own_data if job.own_data is not None else open_dataset(recipe.data.source, recipe.data, job.skipped_images)
     )
+    check_dataset(job.dataset)
     if job.place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16
 

@@ -85,7 +85,11 @@ def trackers(names: tuple[str, ...], folder: Path, seen: int, recipe: dict[str, 
     Raises:
         InputError: an unknown name, or a library that is not installed.
     """
-    return [TRACKERS.find(name)(folder, seen, recipe) for name in names]
+    opened = [TRACKERS.find(name)(folder, seen, recipe) for name in names]
+    for name, tracker in zip(names, opened, strict=True):
+        if missing := [method for method in ("numbers", "preview", "close") if not hasattr(tracker, method)]:
+            raise InputError(f'the tracker "{name}" has no {", ".join(missing)}; it must define it')
+    return opened
 
 
 def flat(means: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,26 @@
+"""Options of version 0.1 on the command line."""
+
+import pytest
+
+from ditlab.cli.renames import COMMANDS, OPTIONS, renamed
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"), [(c, *names) for c, table in OPTIONS.items() for names in table.items()]
+)
+def test_option_with_a_note(capsys, command, old, new):
+    assert renamed([command, "x", old, "1"]) == [command, "x", new, "1"]
+    assert renamed([command, f"{old}=1"]) == [command, f"{new}=1"]
+    assert f"{old} is now {new}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_defaults_of_sampling_in_a_recipe(command):
+    """Both commands take a recipe."""
+    words = renamed([command, "digits", "--sample.grid", "cosine", "--sample.interval=0.1 0.5"])
+    assert words == [command, "digits", "--sample.schedule", "cosine", "--sample.guidance-interval=0.1 0.5"]
+
+
+def test_command_with_a_note(capsys):
+    assert [renamed([old])[0] for old in COMMANDS] == list(COMMANDS.values())
+    assert "memorisation is now memorization" in capsys.readouterr().err
