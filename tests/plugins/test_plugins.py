@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,17 @@ class TestParts:
         ditlab.train(recipe, tmp_path / "run")
         lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
         assert np.mean([line["loss"] for line in lines[-4:]]) < 0.9 * lines[0]["loss"]
+        loaded = ditlab.load(tmp_path / "run")
+        assert type(loaded.objective).__name__ == "Timid"
+        usual = ditlab.diffusion.objective.Objective()
+        read = {
+            "steps": 1,
+            "seeds": [0],
+            "sampler": "euler",
+            "output_type": "latent",
+        }  # one step: the estimate of the data
+        half, whole = loaded([0], **read).images, replace(loaded, objective=usual)([0], **read).images
+        assert relative(2 * half, whole) < 1e-6
 
     def test_a_metric_is_computed(self, plugin, tmp_path):
         plugin("parts")

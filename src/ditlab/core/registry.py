@@ -24,6 +24,7 @@ REGISTRIES = {  # kind -> where its registry is
     "target": "ditlab.diffusion.objective:TARGETS",
     "time": "ditlab.diffusion.objective:TIMES",
     "weight": "ditlab.diffusion.objective:WEIGHTS",
+    "parametrization": "ditlab.diffusion.objective:PARAMETRIZATIONS",
     "objective": "ditlab.training.objectives:OBJECTIVES",
     "aid": "ditlab.training.aids:AIDS",
     "conditioner": "ditlab.conditioning:CONDITIONERS",
