@@ -57,6 +57,7 @@ _KINDS = (
     "features",
     "metric",
     "objective",
+    "parametrization",
     "process",
     "sampler",
     "schedule",

@@ -10,7 +10,7 @@ from ditlab import cli
 from ditlab.core import registry as module
 from ditlab.core.errors import InputError
 from ditlab.core.plugins import import_plugin
-from ditlab.core.registry import REGISTRIES, Registry, load_reference, register, registry
+from ditlab.core.registry import REGISTRIES, Registry, imported_parts_only, load_reference, register, registry
 
 
 @pytest.fixture
@@ -52,6 +52,20 @@ def test_a_reference_is_imported_and_found_again(plugin):
         load_reference("twice_as_much:triple")
     with pytest.raises(InputError, match=r"cannot import not_there: ModuleNotFoundError: No module named 'not_there'"):
         load_reference("not_there:double")
+
+
+def test_what_a_saved_file_names_is_not_imported(plugin):
+    plugin("never_asked_for", "raise SystemExit('this code must not run')\n")
+    plugin("asked_for", "def part():\n    return 7\n")
+    parts = Registry("target", {})
+    with imported_parts_only():
+        with pytest.raises(
+            InputError, match='the target "never_asked_for:part" is no part of ditlab; import never_ask'
+        ):
+            parts.find("never_asked_for:part")
+        import_plugin("asked_for")
+        assert parts.find("asked_for:part")() == 7
+    assert "never_asked_for" not in sys.modules
 
 
 def test_every_kind_has_a_registry_and_a_public_function():

@@ -1,5 +1,7 @@
 """One part of every other kind, from outside the package."""
 
+from dataclasses import replace
+
 import torch
 
 import ditlab
@@ -96,8 +98,23 @@ class Smooth(Aid):
         return {"smooth": 0.01 * forward.output.diff(dim=-1).abs().flatten(1).mean(1)}
 
 
+class Timid(Objective):
+    """A parametrization: the network is read as usual, and half of its estimate of the data is used."""
+
+    def denoiser(self, net):
+        usual = super().denoiser(net)
+
+        def denoise(x, t, s, condition):
+            prediction = usual(x, t, s, condition)
+            return replace(prediction, x0=prediction.x0 / 2)
+
+        return denoise
+
+
 class Absolute(TrainingObjective):
-    """An objective of its own: the absolute error of the noise on the linear path."""
+    """An objective of its own: the absolute error of the target."""
+
+    parametrization = Timid
 
     def losses(self, run, batch, randomness):
         x0, generator = run.latents(batch, randomness), randomness.of_batch()
@@ -106,9 +123,6 @@ class Absolute(TrainingObjective):
         forward = run.pipe.objective.regress(run.network, x0, condition, t, randomness.noise(16)(x0))
         return {"absolute": (forward.output - forward.wanted).abs().flatten(1).mean(1)}
 
-    def denoiser(self, net):
-        return Objective().denoiser(net)
-
 
 def brightness(generated, reference):
     """A metric: the difference of the means of the first feature."""
@@ -116,6 +130,7 @@ def brightness(generated, reference):
 
 
 ditlab.register_aid("smooth", Smooth)
+ditlab.register_parametrization("timid", Timid)
 ditlab.register_objective("absolute", Absolute)
 ditlab.register_metric("brightness", Metric(frozenset(), brightness, results={"brightness": "lower"}))
 ditlab.register_tracker("listener", lambda folder, seen, recipe: Listener())

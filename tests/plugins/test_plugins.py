@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import relative
+from helpers import relative, tiny_pipeline
 
 import ditlab
 from ditlab import cli
@@ -134,6 +135,27 @@ print(ditlab.load({str(folder)!r})([3], seeds=[0], output_type="latent").images.
         assert "import ring first" in without.stderr
 
     @pytest.mark.parametrize(
+        "change",
+        [
+            lambda config: config["objective"].update(target="outside:part"),
+            lambda config: config["objective"]["process"].update(name="outside:part"),
+            lambda config: config.update(conditioner={"kind": "outside:part"}),
+            lambda config: config["autoencoder"].update(kind="outside:part"),
+            lambda config: config["backbone"].update(name="outside:part"),
+        ],
+        ids=["target", "process", "conditioner", "autoencoder", "backbone"],
+    )
+    def test_no_part_of_a_folder_is_imported(self, monkeypatch, tmp_path, change):
+        monkeypatch.syspath_prepend(str(tmp_path))
+        (tmp_path / "outside.py").write_text("raise SystemExit('this code must not run')\n")
+        tiny_pipeline().save(tmp_path / "model")
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        change(config)
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=r"outside:part.* no part of ditlab; import outside first"):
+            ditlab.load(tmp_path / "model")
+
+    @pytest.mark.parametrize(
         ("text", "line"),
         [
             ("class Bare(Backbone):\n    pass\n", 'the model "Bare" has no forward, tokens, variants'),
@@ -192,6 +214,17 @@ class TestParts:
         ditlab.train(recipe, tmp_path / "run")
         lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
         assert np.mean([line["loss"] for line in lines[-4:]]) < 0.9 * lines[0]["loss"]
+        loaded = ditlab.load(tmp_path / "run")
+        assert type(loaded.objective).__name__ == "Timid"
+        usual = ditlab.diffusion.objective.Objective()
+        read = {
+            "steps": 1,
+            "seeds": [0],
+            "sampler": "euler",
+            "output_type": "latent",
+        }  # one step: the estimate of the data
+        half, whole = loaded([0], **read).images, replace(loaded, objective=usual)([0], **read).images
+        assert relative(2 * half, whole) < 1e-6
 
     def test_a_metric_is_computed(self, plugin, tmp_path):
         plugin("parts")
@@ -201,8 +234,6 @@ class TestParts:
 
     def test_a_sampler_function_is_taken_as_it_is(self, plugin, tmp_path):
         parts = plugin("parts")
-        from helpers import tiny_pipeline
-
         pipe = tiny_pipeline()
         by_name = pipe([1], seeds=[3], sampler="half", steps=4, output_type="latent").images
         by_function = pipe([1], seeds=[3], sampler=parts.half, steps=4, output_type="latent").images

@@ -150,12 +150,6 @@ def test_losses_of_a_part_of_a_batch_are_those_of_the_whole():
         assert torch.allclose(value, whole.named[name][4:], rtol=1e-4, atol=1e-6)
 
 
-def test_the_denoiser_of_the_regression_is_that_of_the_model():
-    pipe = tiny_pipeline()
-    run = make_context(pipe, recipe())
-    assert run.objective.denoiser(pipe.net) == pipe.objective.denoiser(pipe.net)
-
-
 def test_aids_are_active_when_their_settings_say_so():
     every = recipe(train={"route": 0.5}, diffusion={"direction": 0.1})
     assert [type(aid) for aid in active_aids(every)] == [AIDS["routing"], AIDS["direction"]]

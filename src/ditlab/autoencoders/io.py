@@ -19,6 +19,7 @@ from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.core.errors import InputError
 from ditlab.core.hub import fetch
 from ditlab.core.modules import skip_init
+from ditlab.core.registry import imported_parts_only
 from ditlab.core.weights import (
     AUTOENCODER,
     CONFIG,
@@ -148,6 +149,7 @@ def _from_ldm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+@imported_parts_only()
 def read_part(model: Path) -> Autoencoder:
     """The autoencoder of a model folder that ditlab wrote, without reading its network.
 
@@ -166,6 +168,7 @@ def read_part(model: Path) -> Autoencoder:
     return autoencoder.eval().requires_grad_(False)
 
 
+@imported_parts_only()
 def _read_own(folder: Path, config: dict[str, Any]) -> Autoencoder:
     try:
         with skip_init():

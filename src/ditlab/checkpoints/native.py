@@ -11,7 +11,7 @@ from ditlab.backbones.lora import plain
 from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init
-from ditlab.core.registry import is_reference
+from ditlab.core.registry import imported_parts_only, is_reference
 from ditlab.core.weights import (
     ADAPTER,
     CONDITIONER,
@@ -27,6 +27,7 @@ from ditlab.diffusion.objective import read_objective
 from ditlab.inference.pipeline import Pipeline
 
 
+@imported_parts_only()
 def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], Pipeline] | None" = None) -> Pipeline:
     """Load a model that ditlab saved, or the newest checkpoint of a training run.
 

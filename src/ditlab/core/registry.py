@@ -6,7 +6,10 @@ A registry is a dict. `find` also takes "package.module:Name", which a recipe or
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +27,7 @@ REGISTRIES = {  # kind -> where its registry is
     "target": "ditlab.diffusion.objective:TARGETS",
     "time": "ditlab.diffusion.objective:TIMES",
     "weight": "ditlab.diffusion.objective:WEIGHTS",
+    "parametrization": "ditlab.diffusion.objective:PARAMETRIZATIONS",
     "objective": "ditlab.training.objectives:OBJECTIVES",
     "aid": "ditlab.training.aids:AIDS",
     "conditioner": "ditlab.conditioning:CONDITIONERS",
@@ -71,10 +75,41 @@ class Registry(dict[str, V]):
             InputError: an unknown name (the line names the nearest), or a module that cannot be imported.
         """
         if name not in self and is_reference(name):
+            check_imported(name, self.what)
             self.register(name, load_reference(name))
         if name not in self:
             load_entry_points()
         return lookup(self, name, self.what)
+
+
+_FILES_IMPORT = ContextVar("files_import", default=True)
+
+
+@contextmanager
+def imported_parts_only() -> Iterator[None]:
+    """Within this block `Registry.find` imports nothing: what a saved file names must be imported already.
+
+    A model folder may come from anyone, and importing a module runs its code.
+    """
+    before = _FILES_IMPORT.set(False)
+    try:
+        yield
+    finally:
+        _FILES_IMPORT.reset(before)
+
+
+def check_imported(reference: str, what: str) -> None:
+    """Refuse to import what a saved file names.
+
+    Raises:
+        InputError: the line says what to import.
+    """
+    module = reference.partition(":")[0]
+    if not _FILES_IMPORT.get() and module not in sys.modules:
+        raise InputError(
+            f'the {what} "{reference}" is no part of ditlab; import {module} first '
+            f"(in Python: import {module}; on the command line: --import {module})"
+        )
 
 
 def is_reference(text: str) -> bool:

@@ -8,7 +8,7 @@ target. The determinant also shows where a target is unsafe: eps does not determ
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ditlab.config.sections import Diffusion
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, lookup
 from ditlab.core.registry import Registry, described
 from ditlab.core.types import Condition, Prediction, Trace
 from ditlab.diffusion.process import (
@@ -80,6 +80,9 @@ class Regression:
 @dataclass(frozen=True)
 class Objective:
     """How a network was trained, and how to read its output.
+
+    A training objective whose networks are read in another way (a flow map, say) has a subclass in `PARAMETRIZATIONS`
+    that overrides `denoiser`.
 
     With `learn_variance` the network has twice the channels and the loss is improved DDPM's hybrid (Nichol &
     Dhariwal 2021): squared error plus the variational bound, the latter training the variance half only. `direction`
@@ -252,6 +255,10 @@ def is_like(values: Tensor, result: Any) -> bool:
     return isinstance(result, Tensor) and result.shape == values.shape and bool(result.isfinite().all())
 
 
+PARAMETRIZATIONS: Registry[type[Objective]] = Registry("parametrization", {"regression": Objective})
+"""How the output of a network is read; the name is saved with the model."""
+
+
 def completed(settings: Diffusion, source: Objective | None = None) -> Diffusion:
     """The settings with a value for each that was left out.
 
@@ -282,21 +289,37 @@ def follows_source(settings: Diffusion) -> bool:
     return settings.process is None and settings.target is None and not settings.process_options
 
 
-def make_objective(settings: Diffusion) -> Objective:
+def make_objective(settings: Diffusion, kind: type[Objective] = Objective) -> Objective:
     """The objective that a recipe describes.
+
+    Args:
+        settings: of the recipe.
+        kind: the parametrization of the training objective.
 
     Raises:
         InputError: an unknown name, or options that the process does not have.
     """
     options = dict(vars(completed(settings)))
-    return Objective(make_process(options.pop("process"), options.pop("process_options")), **options)
+    return kind(make_process(options.pop("process"), options.pop("process_options")), **options)
 
 
 def read_objective(description: dict[str, Any]) -> Objective:
-    """The objective that `config.json` describes."""
+    """The objective that `config.json` describes.
+
+    Raises:
+        InputError: a parametrization or process that is not registered.
+    """
     options = dict(description)
+    kind = lookup(PARAMETRIZATIONS, options.pop("parametrization", "regression"), PARAMETRIZATIONS.what)
     process = dict(options.pop("process"))
-    return Objective(make_process(process.pop("name"), process), **options)
+    return kind(make_process(process.pop("name"), process), **options)
+
+
+def describe_objective(objective: Objective) -> dict[str, Any]:
+    """What `config.json` says of an objective; the inverse of `read_objective`."""
+    process = {"name": process_name(objective.process), **asdict(objective.process)}  # type: ignore[call-overload]
+    name = next(name for name, kind in PARAMETRIZATIONS.items() if kind is type(objective))
+    return asdict(objective) | {"process": process} | ({} if name == "regression" else {"parametrization": name})
 
 
 @dataclass(frozen=True)

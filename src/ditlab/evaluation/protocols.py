@@ -14,7 +14,7 @@ from ditlab.config.reader import parse_size
 from ditlab.config.sampling import canonical
 from ditlab.config.sections import Preparation
 from ditlab.core.device import describe, pick_device
-from ditlab.core.errors import InputError, lookup
+from ditlab.core.errors import InputError
 from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
 from ditlab.core.version import __version__
@@ -50,7 +50,7 @@ def evaluate(
     settings: Evaluation | None = None,
     console: Console | None = None,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     name: str = "evaluation",
     rank: int = 0,
     world: int = 1,
@@ -77,7 +77,7 @@ def evaluate(
     """
     settings, console = with_keywords(settings or Evaluation(), keywords), console or Console(quiet=True)
     job = plan_evaluation(source, settings, console, {} if measured is None else measured)
-    home = (out or home_of(source)) / f"{name}-{protocol_hash(job.protocol)}"
+    home = Path(out or home_of(source)) / f"{name}-{protocol_hash(job.protocol)}"
     with held(home, rank):
         if (home / "result.json").exists():
             return with_expectation(read_result(home), settings)
@@ -125,7 +125,7 @@ def plan_evaluation(
     features = open_features(
         settings.features or default_features(settings.reference), settings.feature_weights, device
     )
-    wanted = {name: lookup(METRICS, name, "metric") for name in settings.metrics or METRICS}
+    wanted = {name: METRICS.find(name) for name in settings.metrics or METRICS}
     images, protocol, preparation = open_source(source, settings, device, console)
     check_fit(images, features)
     compared = any("kept" in metric.of_reference for metric in wanted.values())

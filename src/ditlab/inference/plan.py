@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ditlab.config.sampling import Sample, SamplingOptions, canonical, preset_options
-from ditlab.core.errors import InputError, lookup
+from ditlab.core.errors import InputError
+from ditlab.core.registry import imported_parts_only
 from ditlab.core.types import Denoise, Noise, Prediction, Step
 from ditlab.diffusion.guidance import check_guidance
 from ditlab.diffusion.objective import Objective
@@ -116,8 +118,11 @@ def resolve(
     """
     given = canonical(words)
     values = filled(given, defaults or Sample(), isinstance(objective.process, DDPM))
-    sampler, name = pick_sampler(values["sampler"], values.get("eta"))
-    times = pick_times(values, given, objective)
+    # What a saved model names as its default is not imported; what the caller names is.
+    with nullcontext() if "sampler" in given else imported_parts_only():
+        sampler, name = pick_sampler(values["sampler"], values.get("eta"))
+    with nullcontext() if "schedule" in given else imported_parts_only():
+        times = pick_times(values, given, objective)
     scale, interval = number(values["guidance"], "guidance"), pair(values["guidance_interval"])
     if not conditional:
         if given.get("guidance", 1.0) != 1.0:
@@ -160,7 +165,7 @@ def pick_sampler(chosen: Any, eta: float | None) -> tuple[Sampler, str]:
         name = str(getattr(getattr(chosen, "func", chosen), "__name__", "custom"))
         sampler: Sampler = chosen
     else:
-        name, sampler = str(chosen), lookup(SAMPLERS, chosen, "sampler")
+        name, sampler = str(chosen), SAMPLERS.find(str(chosen))
     if eta is None:
         return sampler, name
     if "eta" not in inspect.signature(sampler).parameters:

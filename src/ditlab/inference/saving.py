@@ -1,7 +1,6 @@
 """A model as a folder: weights, configuration and model card."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 from ditlab.conditioning import ClassLabels
 from ditlab.core.version import __version__
 from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, state_hash
-from ditlab.diffusion.process import process_name
+from ditlab.diffusion.objective import describe_objective
 from ditlab.inference.card import model_card
 
 if TYPE_CHECKING:
@@ -32,13 +31,11 @@ def save(pipe: "Pipeline", folder: Path, name: str | None) -> Path:
 
 def describe(pipe: "Pipeline") -> dict[str, Any]:
     """The content of `config.json`."""
-    objective = asdict(pipe.objective)
-    process = {"name": process_name(pipe.objective.process), **asdict(pipe.objective.process)}  # type: ignore[call-overload]
     return {
         "format": "ditlab",
         "version": __version__,
         "backbone": pipe.net.config | outside(type(pipe.net)),
-        "objective": objective | {"process": process},
+        "objective": describe_objective(pipe.objective),
         "autoencoder": pipe.autoencoder.config,
         "classes": pipe.classes,
         **({} if isinstance(pipe.conditioner, ClassLabels) else {"conditioner": pipe.conditioner.config}),

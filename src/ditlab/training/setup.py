@@ -34,6 +34,7 @@ from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, inherited, report, transfer
 from ditlab.training.losses import make_context, trial_step
 from ditlab.training.memory import held_in_training, memory_parts, peak
+from ditlab.training.objectives import OBJECTIVES
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import Place, keep_inputs_only, shard, spread
 from ditlab.training.power_ema import PowerAverages
@@ -315,7 +316,7 @@ def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: to
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
     options: dict[str, Any] = {} if recipe.data.classes is None else {"classes": recipe.data.classes}
     conditioner = CONDITIONERS.find(recipe.data.conditioner).for_data(dataset, options)
-    objective = make_objective(recipe.diffusion)
+    objective = make_objective(recipe.diffusion, OBJECTIVES.find(recipe.train.objective).parametrization)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)  # initial weights only; all later randomness has its own generators
         net = create(

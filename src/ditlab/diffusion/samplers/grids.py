@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditlab.core.errors import InputError, lookup
+from ditlab.core.errors import InputError
 from ditlab.core.registry import Registry
 from ditlab.diffusion.process import DDPM, Process, process_name
 
@@ -73,7 +73,7 @@ def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -
         raise InputError(f"{steps} sampling steps; give 1 or more")
     if name.endswith(".json"):
         return read_grid(Path(name), process, steps, last_time)
-    return lookup(SCHEDULES, name, "timestep schedule")(process, steps) * last_time
+    return SCHEDULES.find(name)(process, steps) * last_time
 
 
 def grid_identity(name: str, steps: int) -> str | list[float]:

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ditlab.config.sections import Recipe
 from ditlab.core.types import Batch
-from ditlab.diffusion.guidance import Conditional
-from ditlab.diffusion.objective import Network
+from ditlab.diffusion.objective import Objective
 from ditlab.training.rng import Randomness
 
 if TYPE_CHECKING:  # it holds an objective
@@ -17,6 +16,10 @@ if TYPE_CHECKING:  # it holds an objective
 
 class TrainingObjective(ABC):
     """Computes the losses of a batch. A run has one; its name is `train.objective` in the recipe."""
+
+    parametrization: type[Objective] = Objective
+    """How samplers read a network that was trained with this objective: `Objective`, or a registered subclass of it,
+    whose `denoiser` is saved with the model by name."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
@@ -37,7 +40,3 @@ class TrainingObjective(ABC):
         It runs under autocast in the precision of training. Everything random must come from `randomness`, so that a
         resumed run repeats it; `randomness.times` should be set to the times (B,) for the log.
         """
-
-    @abstractmethod
-    def denoiser(self, net: Network) -> Conditional:
-        """The trained network as a function (x_t, t, s, condition) -> Prediction, which samplers call."""

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ditlab.core.types import Batch
-from ditlab.diffusion.guidance import Conditional
-from ditlab.diffusion.objective import Network
 from ditlab.training.objectives.base import TrainingObjective
 from ditlab.training.rng import EPS, Randomness
 
@@ -17,9 +15,6 @@ if TYPE_CHECKING:
 class RegressionObjective(TrainingObjective):
     """The losses of `ditlab.diffusion.objective.Objective`, which [diffusion] in the recipe describes."""
 
-    def setup(self, run: "TrainingContext") -> None:
-        self.objective = run.pipe.objective
-
     def losses(self, run: "TrainingContext", batch: Batch, randomness: Randomness) -> dict[str, Tensor]:
         objective, generator = run.pipe.objective, randomness.of_batch()
         x0 = run.latents(batch, randomness)
@@ -29,6 +24,3 @@ class RegressionObjective(TrainingObjective):
         trace = run.trace(randomness)
         forward = objective.regress(run.network, x0, condition, times, randomness.noise(EPS)(x0), trace)
         return objective.terms(forward) | run.further_losses(forward, trace)
-
-    def denoiser(self, net: Network) -> Conditional:
-        return self.objective.denoiser(net)
