@@ -2,7 +2,9 @@
 
 import pytest
 
+from ditlab.cli.recipes import sampling_notes
 from ditlab.cli.renames import COMMANDS, OPTIONS, renamed
+from ditlab.config.evaluation import RENAMED
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,11 @@ def test_defaults_of_sampling_in_a_recipe(command):
 def test_command_with_a_note(capsys):
     assert [renamed([old])[0] for old in COMMANDS] == list(COMMANDS.values())
     assert "memorisation is now memorization" in capsys.readouterr().err
+
+
+def test_keys_of_a_recipe_with_a_note():
+    notes = sampling_notes("my.toml", {"labels": "random", "grid": "cosine", "steps": 2}, RENAMED)
+    assert [note.partition("; ")[0] for note in notes] == [
+        "my.toml: grid is now called schedule",
+        "my.toml: labels is now called label_sampling",
+    ]

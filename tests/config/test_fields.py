@@ -53,6 +53,12 @@ def test_old_names_are_read_with_a_note():
         assert Recipe().override({"train": {"patience": 4}}).train.max_bad_steps == 4
 
 
+def test_a_setting_under_both_names_is_refused():
+    words = r"train\.patience and train\.max_bad_steps are the same setting; give train\.max_bad_steps"
+    with pytest.raises(InputError, match=words):
+        renamed(Recipe, {"train": {"patience": 5, "max_bad_steps": 5}})
+
+
 def test_options_of_the_process():
     table = {"diffusion": {"process": "linear", "process_options": {"clock_rate": -1}}}
     assert parse_recipe(table).diffusion.process_options == {"clock_rate": -1}

@@ -1,12 +1,14 @@
 """Recipes named on the command line."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, UnknownOptionError
 from cyclopts.config import Dict
 
-from ditlab.config.evaluation import Copying, Evaluation
+from ditlab.config.evaluation import RENAMED, Copying, Evaluation
 from ditlab.config.fields import old_names, renamed
 from ditlab.config.reader import (
     NETWORK,
@@ -18,6 +20,7 @@ from ditlab.config.reader import (
     read_toml,
     without_network,
 )
+from ditlab.config.sampling import SETTINGS
 from ditlab.config.sections import Recipe
 
 MEANT = {  # options of other programs -> the setting that they mean here
@@ -47,10 +50,12 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
             tables = read_toml(path)
             if scores:
+                tell(sampling_notes(str(path), tables, RENAMED))
                 tables = check_keys(tables, str(path), Evaluation)
             else:
+                defaults = sampling_notes(f"{path}: sample", tables.get("sample", {}), SETTINGS)
                 tables, notes = renamed(Recipe, check_sections(tables, str(path)))
-                tell([*(f"{path}: {note}" for note in notes), *written(arguments)])
+                tell([*(f"{path}: {note}" for note in notes), *defaults, *written(arguments)])
             if commands[0] == "memorization":  # which uses a part of a protocol
                 tables = {key: value for key, value in tables.items() if key in COPYING}
             if any(each.name == NETWORK and each.tokens for each in arguments):
@@ -69,6 +74,15 @@ def written(arguments: ArgumentCollection) -> list[str]:
     }
     keys = [(token.keyword or "").replace("_", "-") for argument in arguments for token in argument.tokens]
     return [f"{key} is now called {old[key]}; the old name works in this release only" for key in keys if key in old]
+
+
+def sampling_notes(where: str, table: Mapping[str, Any], old_names: Mapping[str, str]) -> list[str]:
+    """A note for each key of a table in a recipe that has a new name."""
+    return [
+        f"{where}: {old} is now called {new}; the old name works in this release only"
+        for old, new in old_names.items()
+        if old in table
+    ]
 
 
 def tell(notes: list[str]) -> None:

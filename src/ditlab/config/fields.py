@@ -88,6 +88,9 @@ def renamed(kind: Any, tables: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     Args:
         kind: the recipe's class.
         tables: section -> key -> value.
+
+    Raises:
+        InputError: one setting under both names.
     """
     found = {name: dict(table) if isinstance(table, Mapping) else table for name, table in tables.items()}
     notes = []
@@ -95,8 +98,11 @@ def renamed(kind: Any, tables: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         table, old = found.get(section), field.metadata["was"]
         if not isinstance(table, dict) or old not in table:
             continue
-        value = table.pop(old)
-        table.setdefault(field.name, value)
+        if field.name in table:
+            raise InputError(
+                f"{section}.{old} and {section}.{field.name} are the same setting; give {section}.{field.name}"
+            )
+        value = table[field.name] = table.pop(old)
         if value != (list(field.default) if isinstance(field.default, tuple) else field.default):
             notes.append(
                 f"{section}.{old} is now called {section}.{field.name}; the old name works in this release only"
