@@ -248,7 +248,7 @@ def test_a_folder_without_permission(tmp_path):
     folder.chmod(0o700)
     code = f"import os, ditlab; load = ditlab.load; os.seteuid(65534); load({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"{folder} may not be read by this user; change its permissions" in done.stderr
+    assert f"you have no permission to read {folder}; change its permissions" in done.stderr
 
 
 def test_the_autoencoder_of_a_model_is_read_without_its_network(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def test_two_entries_of_one_name_are_refused():
     parts = Registry("sampler", {"heun": 1})
     assert parts.register("mine", 2) == 2
     assert parts.register("mine", 2) == 2  # the same one again, when a file is imported twice
-    with pytest.raises(InputError, match='there is a sampler "heun" already; register yours under another name'):
+    with pytest.raises(InputError, match='a sampler "heun" exists already; register yours under another name'):
         parts.register("heun", 3)
     assert parts == {"heun": 1, "mine": 2}
 
@@ -111,7 +111,7 @@ def test_a_file_that_does_not_import_says_where(plugin, text, line):
 def test_files_that_cannot_be_plug_ins(plugin, tmp_path):
     with pytest.raises(InputError, match=r"there is no plug-in file .*none.py"):
         import_plugin(str(tmp_path / "none.py"))
-    with pytest.raises(InputError, match='there is a module "json" already'):
+    with pytest.raises(InputError, match='a module "json" exists already'):
         import_plugin(str(plugin("json", "")))
 
 
