@@ -15,6 +15,15 @@ class InputError(ValueError):
     """A value that the user gave cannot be used; the message is one line with the value and the remedy."""
 
 
+class MissingPlugIn(InputError):
+    """A model needs a class from outside the package, whose module is not imported."""
+
+    def __init__(self, message: str, module: str) -> None:
+        """`module` is the name of the module to import."""
+        super().__init__(message)
+        self.module = module
+
+
 class RunError(RuntimeError):
     """A failure that no input of the user caused; the command line prints the message and exits with code 1."""
 

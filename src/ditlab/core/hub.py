@@ -52,5 +52,5 @@ def hub_library() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise InputError("the hub needs huggingface_hub; run: pip install 'ditlab[hub]'") from None
+        raise InputError("the hub needs huggingface_hub; pip install 'ditlab[hub]'") from None
     return huggingface_hub
