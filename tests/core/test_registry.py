@@ -139,7 +139,7 @@ def test_every_command_takes_import(plugin, monkeypatch, capsys):
     assert sys.modules["from_the_command_line"].seen
     assert '"parameters"' in capsys.readouterr().out
     for arguments, line in (
-        (["info", "DiT-S/2", "--import"], "--import needs the plug-in"),
+        (["info", "DiT-S/2", "--import"], "--import has no value"),
         (["--import=nowhere.py", "info", "DiT-S/2"], "there is no plug-in file nowhere.py"),
     ):
         monkeypatch.setattr(sys, "argv", ["ditlab", *arguments])
