@@ -114,13 +114,13 @@ class TestReading:
     def test_a_file_of_sixteen_channels_must_be_told_its_scale(self, tmp_path):
         other = KL(ARCHITECTURE | {"latent_channels": 16})
         save_file({k.removeprefix("net."): v for k, v in other.state_dict().items()}, tmp_path / "ae.safetensors")
-        with pytest.raises(InputError, match="does not say how its latents are scaled; give scale="):
+        with pytest.raises(InputError, match="does not contain the scale of its latents; give scale="):
             load_autoencoder(tmp_path / "ae.safetensors")
         assert load_autoencoder(tmp_path / "ae.safetensors", scale=0.36, shift=0.12).latent_channels == 16
 
     def test_other_things_are_refused(self, theirs, tmp_path):
         save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-        with pytest.raises(InputError, match=r"holds no KL autoencoder \(it has a, \.\.\.\)"):
+        with pytest.raises(InputError, match=r"holds no KL autoencoder \(its tensors are a, \.\.\.\)"):
             load_autoencoder(tmp_path / "a.safetensors")
         with pytest.raises(InputError, match=r"config.json is missing; give a model's folder"):
             load_autoencoder(tmp_path)
@@ -248,7 +248,7 @@ def test_a_folder_without_permission(tmp_path):
     folder.chmod(0o700)
     code = f"import os, ditlab; load = ditlab.load; os.seteuid(65534); load({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"{folder} may not be read by this user; change its permissions" in done.stderr
+    assert f"you have no permission to read {folder}; change its permissions" in done.stderr
 
 
 def test_the_autoencoder_of_a_model_is_read_without_its_network(tmp_path, monkeypatch):

@@ -173,5 +173,5 @@ def test_what_cannot_be_is_refused():
         to_official(tiny_pipeline(rms_norm=True, swiglu=True))
     with pytest.raises(InputError, match="has rope = False only"):
         to_official(tiny_pipeline(rope=True))
-    with pytest.raises(InputError, match="6 channels of a head cannot be rotated"):
+    with pytest.raises(InputError, match="rope with 6 channels for each head"):
         create("DiT", learn_variance=False, **SIZES | {"heads": 8}, rope=True)

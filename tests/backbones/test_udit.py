@@ -374,9 +374,9 @@ def test_last_decoder_has_the_width_and_condition_of_the_level_below():
         ({"feed_forward": "reparametrized"}, 'did you mean "reparametrised"'),
         ({"depths": [1, 1]}, "2 depths; give an odd number"),
         ({"depths": [1, 0, 1]}, "depths 0"),
-        ({"heads": 3}, "width 16 does not suit 3 heads; give a multiple of 12"),
+        ({"heads": 3}, "width 16 with 3 heads; give a multiple of 12"),
         ({"width": 0}, "width 0"),
-        ({"size": (8, 10)}, "size 8x10 is not divisible by 4, as 2 levels with token attention need"),
+        ({"size": (8, 10)}, "size 8x10 is not divisible by 4, which 2 levels with token attention need"),
         ({"depth": 3}, 'no option "depth"; did you mean "depths"'),
         ({"patch": 2}, 'no option "patch"'),
     ],
@@ -389,7 +389,7 @@ def test_mistakes_name_value_and_remedy(options, words):
 def test_misspelt_names_and_families_without_sizes():
     with pytest.raises(InputError, match='did you mean "U-DiT-'):
         create("U-DiT-XS")
-    with pytest.raises(InputError, match="names no size; give width, heads"):
+    with pytest.raises(InputError, match="is a family without a size; give width, heads"):
         create("U-DiT")
     with pytest.raises(InputError, match="input of 3x8x10 for a network made for 3x8x8"):
         create("U-DiT", **TINY)(torch.randn(1, 3, 8, 10), torch.zeros(1), torch.zeros(1, dtype=torch.long))

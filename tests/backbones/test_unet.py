@@ -57,7 +57,7 @@ def test_only_the_named_grids_attend(family):
     ("options", "words"),
     [
         ({"size": (16, 15)}, "size 16x15 is not divisible by 2; give fewer multiples"),
-        ({"attention_at": [3]}, "attention_at 3; the grids are down-sampled by 1, 2"),
+        ({"attention_at": [3]}, "attention_at 3; give some of the factors 1, 2"),
         ({"head_width": 12}, "16 channels cannot be split into heads of 12"),
         ({"head_width": 64}, "16 channels cannot be split into heads of 64"),
         ({"multiples": []}, "multiples 0"),

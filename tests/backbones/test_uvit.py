@@ -147,7 +147,7 @@ def test_adding_the_variance_half_leaves_the_other_as_it_was():
     ("options", "words"),
     [
         ({"depth": 4}, "depth 4; give an odd number"),
-        ({"depth": 1}, "depth 1; give an odd number from 3"),
+        ({"depth": 1}, "depth 1; give an odd number of 3 or more"),
         ({"depth": 0}, "depth 0"),
         ({"size": 9}, "size 9x9 is not divisible by patch 2"),
         ({"heads": 3}, "width 32 must be divisible by heads 3"),

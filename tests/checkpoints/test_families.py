@@ -110,7 +110,7 @@ class TestLabelTables:
         pipe = ditlab.load(file, heads=4)
         assert pipe.net.classes == 9
         assert "of 10 rows is read as 9 classes" in pipe.config["note"]
-        assert "give classes=10 (--classes)" in pipe.config["note"]
+        assert "give classes=10 if it has no null class" in pipe.config["note"]
         pipe = ditlab.load(file, heads=4, classes=10)
         assert pipe.net.classes == 10
         with torch.no_grad():  # all ten rows are classes, and mean what they meant
@@ -155,7 +155,7 @@ def test_pixels_of_u_vit_are_on_the_continuous_process():
 
 
 def test_sit_is_a_dit(checkpoint):
-    with pytest.raises(InputError, match="holds a U-DiT, which SiT is not"):
+    with pytest.raises(InputError, match="holds a U-DiT and not SiT"):
         ditlab.load(checkpoint("udit_tiny")[0], sit=True)
 
 

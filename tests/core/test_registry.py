@@ -33,7 +33,7 @@ def test_two_entries_of_one_name_are_refused():
     parts = Registry("sampler", {"heun": 1})
     assert parts.register("mine", 2) == 2
     assert parts.register("mine", 2) == 2  # the same one again, when a file is imported twice
-    with pytest.raises(InputError, match='there is a sampler "heun" already; register yours under another name'):
+    with pytest.raises(InputError, match='a sampler "heun" exists already; register yours under another name'):
         parts.register("heun", 3)
     assert parts == {"heun": 1, "mine": 2}
 
@@ -125,7 +125,7 @@ def test_a_file_that_does_not_import_says_where(plugin, text, line):
 def test_files_that_cannot_be_plug_ins(plugin, tmp_path):
     with pytest.raises(InputError, match=r"there is no plug-in file .*none.py"):
         import_plugin(str(tmp_path / "none.py"))
-    with pytest.raises(InputError, match='there is a module "json" already'):
+    with pytest.raises(InputError, match='a module "json" exists already'):
         import_plugin(str(plugin("json", "")))
 
 
@@ -153,7 +153,7 @@ def test_every_command_takes_import(plugin, monkeypatch, capsys):
     assert sys.modules["from_the_command_line"].seen
     assert '"parameters"' in capsys.readouterr().out
     for arguments, line in (
-        (["info", "DiT-S/2", "--import"], "--import needs the plug-in"),
+        (["info", "DiT-S/2", "--import"], "--import has no value"),
         (["--import=nowhere.py", "info", "DiT-S/2"], "there is no plug-in file nowhere.py"),
     ):
         monkeypatch.setattr(sys, "argv", ["ditlab", *arguments])

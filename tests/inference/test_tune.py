@@ -53,7 +53,7 @@ def test_a_file_of_grids_belongs_to_its_process(tmp_path):
     pipe = tiny_pipeline()
     drawn = pipe([0], num_inference_steps=3, grid=str(file), output_type="latent").images
     assert torch.equal(drawn, pipe([0], grid=torch.tensor(times), output_type="latent").images)
-    with pytest.raises(InputError, match="was made for the process linear, this model has ddpm"):
+    with pytest.raises(InputError, match="was made for the process linear, and this model has ddpm"):
         time_grid(str(file), DDPM(), 3)
     with pytest.raises(InputError, match="has no schedule of 4 steps; it has 3, 2"):
         time_grid(str(file), Linear(), 4)

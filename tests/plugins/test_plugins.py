@@ -108,7 +108,7 @@ class TestBackbone:
             without = elsewhere(f"import ditlab; ditlab.load({str(folder)!r})")
             assert without.returncode == 1
             last = without.stderr.strip().splitlines()[-1]
-            assert 'the network "Ring-S" is ring:Ring, which is no part of ditlab; import ring first' in last
+            assert 'the network "Ring-S" is ring:Ring, which is not part of ditlab; import ring first' in last
             code = f"""
 import ring, ditlab, torch
 torch.set_num_threads(1)

@@ -727,7 +727,7 @@ class TestProcess:
         with pytest.raises(SystemExit) as ended:
             start("--host", host)
         assert ended.value.code == 2
-        assert f"--host {host} is reachable from other machines; add --token" in capsys.readouterr().err
+        assert f"other machines can connect to --host {host}; add --token" in capsys.readouterr().err
 
     def test_the_service_listens_on_localhost_by_default(self, start, monkeypatch):
         started = start()

@@ -136,7 +136,7 @@ def flip_a_bit(file):
     ("name", "harm", "words"),
     [
         ("state.pt", cut_short, "state.pt has 100 bytes instead of"),
-        ("raw.safetensors", flip_a_bit, "raw.safetensors is not what was written"),
+        ("raw.safetensors", flip_a_bit, "the content of raw.safetensors has changed since it was written"),
         ("model.safetensors", Path.unlink, "model.safetensors is missing"),
     ],
 )

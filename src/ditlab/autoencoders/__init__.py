@@ -1,4 +1,7 @@
-"""Images or videos <-> the x0 of the network. A new autoencoder is one file and one line in `AUTOENCODERS`."""
+"""Autoencoders: they convert images or videos to the latents x0 of the network, and back.
+
+To add an autoencoder, write a file with a subclass of `Autoencoder` and a line in `AUTOENCODERS`.
+"""
 
 from typing import Any
 
@@ -20,8 +23,8 @@ def check(name: str, kind: Any) -> None:
     """
     if not (isinstance(kind, type) and issubclass(kind, Autoencoder)):
         raise InputError(f'the autoencoder "{name}" is no subclass of ditlab.autoencoders.Autoencoder')
-    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise InputError(f'the autoencoder "{name}" has no {", ".join(lacking)}; {kind.__name__} must define it')
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise InputError(f'the autoencoder "{name}" has no {", ".join(missing)}; {kind.__name__} must define it')
 
 
 AUTOENCODERS: Registry[type[Autoencoder]] = Registry(
@@ -32,5 +35,9 @@ __all__ = ["AUTOENCODERS", "KL", "Absent", "Autoencoder", "Latent", "Patch", "Pi
 
 
 def create_autoencoder(kind: str, **options: Any) -> Autoencoder:
-    """Build an autoencoder from its saved `config`."""
+    """Build an autoencoder from its saved `config`.
+
+    Raises:
+        InputError: an unknown kind.
+    """
     return AUTOENCODERS.find(kind)(**options)

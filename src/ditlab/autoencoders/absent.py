@@ -1,4 +1,4 @@
-"""Placeholder for an autoencoder that did not come with the model: latents in and out, no images."""
+"""A placeholder for the autoencoder of a model that was saved without one."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from ditlab.core.types import Noise
 
 
 class Absent(Autoencoder):
-    """Latents can be sampled and given; images cannot."""
+    """Keeps latents as they are; encoding and decoding raise an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,15 +18,13 @@ class Absent(Autoencoder):
         return channels, size
 
     def encode(self, images: Tensor) -> Tensor:
-        raise InputError(
-            "this model came without its autoencoder, so images cannot be encoded; load it with autoencoder="
-        )
+        raise InputError("this model has no autoencoder, so images cannot be encoded; load it with autoencoder=")
 
     def latents(self, moments: Tensor, noise: Noise) -> Tensor:
         return moments
 
     def decode(self, x0: Tensor) -> Tensor:
         raise InputError(
-            "this model came without its autoencoder; give it (autoencoder=, --autoencoder), "
-            'or ask for output_type="latent"'
+            "this model has no autoencoder, so latents cannot be decoded; load it with autoencoder=, "
+            'or use output_type="latent"'
         )

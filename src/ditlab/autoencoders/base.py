@@ -1,4 +1,4 @@
-"""The contract of an autoencoder, which owns every constant of its latents (scale, shift, stride, channels)."""
+"""The interface of autoencoders, which define the scale, shift, stride and channels of their latents."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -9,36 +9,36 @@ from ditlab.core.types import Noise
 
 
 class Autoencoder(nn.Module, ABC):
-    """Images (B, C, H, W), or videos (B, C, T, H, W), <-> latents of about unit variance."""
+    """Converts images (B, C, H, W) or videos (B, C, T, H, W) to latents of about unit variance, and back."""
 
     config: dict[str, Any]
-    """`kind` and the arguments that build it again."""
+    """`kind` and the constructor arguments, from which a saved autoencoder is built again."""
     latent_channels: int | None = None
-    """Channels of its latents; None is the number of channels of the images."""
+    """Channels of the latents; None is the number of channels of the images."""
     picture_channels: int | None = None
-    """Channels of its images; None is the number of channels of the latents."""
+    """Channels of the images; None is the number of channels of the latents."""
     stride: int = 1
-    """Pixels along the height and width of one place of the latent."""
+    """Down-sampling factor: side of the image / side of the latent."""
 
     @abstractmethod
     def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-        """Channels and size of the latents of images or videos with these channels and size.
+        """Return channels and size of the latents of images or videos with these channels and size.
 
         Raises:
-            InputError: a size that this autoencoder cannot encode.
+            InputError: the autoencoder cannot encode this size.
         """
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) -> posterior moments, which are what a latent cache holds."""
+        """Encode uint8 images (B, C, H, W) as the moments of their posterior, which a latent cache stores."""
 
     @abstractmethod
     def latents(self, moments: Tensor, noise: Noise) -> Tensor:
-        """Moments -> a sample x0 of the posterior (B, c, h, w), float32."""
+        """Sample latents x0 (B, c, h, w), float32, from the posterior with these moments."""
 
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
-        """x0 (B, c, h, w) -> uint8 images (B, C, H, W)."""
+        """Decode latents x0 (B, c, h, w) to uint8 images (B, C, H, W)."""
 
     def tile(self, side: int) -> None:
-        """Work on tiles of `side` pixels from now on, for images that do not fit into memory whole."""
+        """Process images in tiles of `side` pixels from now on, for images that do not fit into memory."""

@@ -1,7 +1,7 @@
-"""Reading and writing autoencoders: diffusers' AutoencoderKL as a folder or a file, and the original single files.
+"""Read and write autoencoders: diffusers' AutoencoderKL as a folder or a file, original single files, and ditlab's own.
 
-A folder states its constants. A single file does not: the default 0.18215 is the scale of DiT's four-channel latents;
-SDXL's is 0.13025, so other files need `scale=` and `shift=`.
+A folder contains the scale and shift of the latents, a single file does not. The default scale 0.18215 belongs to DiT's
+four-channel latents; others differ (SDXL: 0.13025), so that their files need `scale=` and `shift=`.
 """
 
 import inspect
@@ -38,39 +38,39 @@ CLASS = "AutoencoderKL"
 FORMAT = "ditlab autoencoder"
 CONSTANTS = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
 OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names until diffusers 0.17
-LDM = "encoder.down.0.block.0.norm1.weight"  # the original code's name
+LDM = "encoder.down.0.block.0.norm1.weight"  # a key of the original code
 
 
 def load_autoencoder(
     path: str | Path, *, scale: float | None = None, shift: float | None = None, device: str | torch.device = "cpu"
 ) -> Autoencoder:
-    """Read an autoencoder of any supported layout.
+    """Load an autoencoder of any supported layout.
 
     Args:
-        path: a folder in diffusers' layout (or one with `vae/` in it), one that `ditlab train-autoencoder` made, a
-            ditlab model or run folder (of which only the autoencoder is read), a single file of weights, or a hub id
-            such as "stabilityai/sd-vae-ft-ema".
-        scale, shift: x0 = (z - shift) scale; the values of the folder if None.
-        device: where to put the weights.
+        path: a folder in diffusers' layout, or with one in `vae/`; a folder written by `ditlab train-autoencoder`; a
+            ditlab model or run folder (its network is not read); a single file of weights; or a hub id such as
+            "stabilityai/sd-vae-ft-ema".
+        scale, shift: x0 = (z - shift) scale; None is the value in the folder.
+        device: device of the weights.
 
     Raises:
-        InputError: a path with nothing to read, another kind of model, or a damaged file.
+        InputError: the path does not exist, holds another kind of model, or is damaged.
     """
     path = fetch(path)
-    given = {name: value for name, value in (("scale", scale), ("shift", shift)) if value is not None}
-    autoencoder = _read(path, given)
+    overrides = {name: value for name, value in (("scale", scale), ("shift", shift)) if value is not None}
+    autoencoder = _read(path, overrides)
     return autoencoder.eval().requires_grad_(False).to(device)
 
 
-def _read(path: Path, given: dict[str, float]) -> Autoencoder:
+def _read(path: Path, overrides: dict[str, float]) -> Autoencoder:
     if path.is_file():
-        return _from_file(path, given)
+        return _from_file(path, overrides)
     folder = path / "vae" if (path / "vae" / CONFIG).is_file() else path
     config = read_json(folder / CONFIG) if (model := newest_checkpoint(path)) is None else {"format": "ditlab"}
     if config.get("format") == "ditlab":
         return read_part(model or path)
     if config.get("format") == FORMAT:
-        return _read_own(path, config | given)
+        return _read_own(path, config | overrides)
     if config.get("_class_name") != CLASS:
         raise InputError(f"{folder} holds a {config.get('_class_name')}; give an {CLASS}")
     files = [folder / name for name in (WEIGHTS, WEIGHTS.replace("safetensors", "bin")) if (folder / name).is_file()]
@@ -78,21 +78,23 @@ def _read(path: Path, given: dict[str, float]) -> Autoencoder:
         raise InputError(f"{folder / WEIGHTS} is missing; download the whole folder")
     known = inspect.signature(autoencoder_class().__init__).parameters
     architecture = {key: value for key, value in config.items() if key in known and key not in CONSTANTS}
-    return _build(architecture, constants(config) | given, read_file(files[0]), files[0])
+    return _build(architecture, constants(config) | overrides, read_file(files[0]), files[0])
 
 
-def _from_file(path: Path, given: dict[str, float]) -> KL:
+def _from_file(path: Path, overrides: dict[str, float]) -> KL:
     tensors = pick_weights(read_file(path), "ema", path)
-    prefix = "first_stage_model."  # a whole Stable Diffusion in one file
+    prefix = "first_stage_model."  # in a single file with all of Stable Diffusion
     tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} or tensors
     if not {"encoder.conv_in.weight", "decoder.conv_in.weight"} <= tensors.keys():
-        raise InputError(f"{path} holds no KL autoencoder (it has {', '.join(list(tensors)[:3])}, ...)")
+        raise InputError(
+            f"{path} holds no KL autoencoder (its tensors are {', '.join(list(tensors)[:3])}, ...); give another file"
+        )
     if LDM in tensors:
         tensors = _from_ldm(tensors)
     architecture = read_architecture(tensors)
-    if architecture["latent_channels"] != 4 and "scale" not in given:
-        raise InputError(f"{path} does not say how its latents are scaled; give scale= (and shift=), or the folder")
-    return _build(architecture, {"scale": 0.18215} | given, tensors, path)
+    if architecture["latent_channels"] != 4 and "scale" not in overrides:
+        raise InputError(f"{path} does not contain the scale of its latents; give scale= (and shift=), or the folder")
+    return _build(architecture, {"scale": 0.18215} | overrides, tensors, path)
 
 
 def _build(architecture: dict[str, Any], constants: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> KL:
@@ -104,17 +106,17 @@ def _build(architecture: dict[str, Any], constants: dict[str, Any], tensors: dic
 
 
 def rename(key: str) -> str:
-    """The present name of an attention weight."""
+    """Replace the names of attention weights until diffusers 0.17 by the present ones."""
     return re.sub(r"(attentions\.\d+\.)(query|key|value|proj_attn)\.", lambda m: f"{m[1]}{OLDER[m[2]]}.", key)
 
 
 def as_matrix(key: str, value: Tensor) -> Tensor:
-    """Attention weights as matrices; the original code kept them as 1x1 convolutions."""
+    """Reshape attention weights to matrices; in the original code they are 1x1 convolutions."""
     return value.flatten(1) if ".attentions." in key and value.ndim == 4 else value
 
 
 def constants(config: dict[str, Any]) -> dict[str, Any]:
-    """Shift and scale from diffusers' config: a number each, or one for each channel."""
+    """Return shift and scale from diffusers' config, each a number or a list with one number per channel."""
     scale = config.get("scaling_factor") or 1.0
     if config.get("latents_mean") and config.get("latents_std"):
         return {"shift": config["latents_mean"], "scale": [scale / std for std in config["latents_std"]]}
@@ -122,7 +124,7 @@ def constants(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_architecture(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """AutoencoderKL's arguments from tensor shapes under diffusers' names."""
+    """Derive the arguments of diffusers' AutoencoderKL from tensor shapes (diffusers' names)."""
     levels = 1 + max(int(key.split(".")[2]) for key in tensors if key.startswith("encoder.down_blocks."))
     resnets = {key.split(".")[4] for key in tensors if key.startswith("encoder.down_blocks.0.resnets.")}
     return {
@@ -140,7 +142,7 @@ def read_architecture(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _from_ldm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The original code's names -> diffusers' names."""
+    """Rename tensors of the original code to diffusers' names."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     levels = 1 + max(int(key.split(".")[2]) for key in tensors if key.startswith("encoder.down."))
@@ -151,10 +153,10 @@ def _from_ldm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @imported_parts_only()
 def read_part(model: Path) -> Autoencoder:
-    """The autoencoder of a model folder that ditlab wrote, without reading its network.
+    """Load the autoencoder of a ditlab model folder, without reading the network.
 
     Raises:
-        InputError: a config that is not complete, or weights that are missing or do not fit.
+        InputError: the config is incomplete, or weights are missing or do not fit.
     """
     try:
         with skip_init():
@@ -180,13 +182,13 @@ def _read_own(folder: Path, config: dict[str, Any]) -> Autoencoder:
 
 
 def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = False) -> Path:
-    """Write config.json and weights: diffusers' layout for a `KL`, ditlab's own for others.
+    """Write config.json and weights, in diffusers' layout for a `KL` and in ditlab's layout for others.
 
     Args:
-        autoencoder: what to write.
-        folder: made if it does not exist.
-        folded: put a shift and a scale for each channel into the 1x1 convolutions next to the latents, for readers
-            that know a single scaling factor only (DiTPipeline).
+        autoencoder: the autoencoder.
+        folder: created if it does not exist.
+        folded: merge shift and scale into the 1x1 convolutions next to the latents, for programs that support a single
+            scaling factor only (diffusers' DiTPipeline).
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(autoencoder, KL):
@@ -212,18 +214,18 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = F
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """`config.json` of an autoencoder's folder."""
+    """Write the `config.json` of an autoencoder folder."""
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def fold(tensors: dict[str, Tensor], shift: Any, scale: Any) -> dict[str, Tensor]:
-    """Tensors of an equal autoencoder whose latents are already (z - shift) scale.
+    """Merge shift and scale into the weights: the latents of the result are (z - shift) scale.
 
     Raises:
-        InputError: an autoencoder without the 1x1 convolutions that could take them up.
+        InputError: the autoencoder lacks the 1x1 convolutions into which they are merged.
     """
     if not {"quant_conv.weight", "post_quant_conv.weight"} <= tensors.keys():
-        raise InputError("this autoencoder has no quant_conv to take up its shift; convert to ditlab instead")
+        raise InputError("this autoencoder has no quant_conv that could hold its shift; convert to ditlab instead")
     channels = len(tensors["post_quant_conv.weight"])
     shift, scale = (torch.as_tensor(v).double().expand(channels) for v in (shift, scale))
     weight, bias = tensors["quant_conv.weight"].double(), tensors["quant_conv.bias"].double()
@@ -239,12 +241,12 @@ def fold(tensors: dict[str, Tensor], shift: Any, scale: Any) -> dict[str, Tensor
 
 
 def fingerprint(autoencoder: Autoencoder) -> str:
-    """Hash of an autoencoder's weights and constants: equal for equal latents, wherever they were read from."""
+    """Hash of the weights, shift and scale of an autoencoder; the same for all layouts of the same autoencoder."""
     shift, scale = (torch.as_tensor(autoencoder.config.get(name, 0.0)).tolist() for name in ("shift", "scale"))
     constants = f"{autoencoder.config['kind']} {rounded(shift)} {rounded(scale)}"
     return weights_digest(autoencoder, constants.encode()).hexdigest()
 
 
 def rounded(constant: float | list[float]) -> str:
-    """A constant with the digits that survive being written as its inverse."""
+    """Format a constant with six digits, which do not change if a file stores its inverse."""
     return " ".join(f"{value:.6g}" for value in (constant if isinstance(constant, list) else [constant]))

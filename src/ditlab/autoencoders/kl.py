@@ -1,4 +1,4 @@
-"""The KL autoencoder of latent diffusion (Rombach et al. 2022), Stable Diffusion's family.
+"""The KL autoencoder of latent diffusion and Stable Diffusion (Rombach et al. 2022).
 
 The network is diffusers' AutoencoderKL (extra `vae`).
 """
@@ -14,7 +14,7 @@ from ditlab.core.errors import InputError
 
 
 class KL(Latent):
-    """Images <-> latents at 1/stride of their side."""
+    """diffusers' AutoencoderKL: images to latents of 1/stride of their side, and back."""
 
     def __init__(
         self,
@@ -22,11 +22,11 @@ class KL(Latent):
         shift: float | Sequence[float] = 0.0,
         scale: float | Sequence[float] = 1.0,
     ) -> None:
-        """Build the network with new weights.
+        """Build the network with freshly initialized weights.
 
         Args:
             architecture: arguments of diffusers' AutoencoderKL.
-            shift, scale: of the latents, a number or one for each channel.
+            shift, scale: x0 = (z - shift) scale; each a number or one number per channel.
         """
         stride = 2 ** (len(architecture["block_out_channels"]) - 1)
         super().__init__(architecture["in_channels"], architecture["latent_channels"], stride, shift, scale)
@@ -38,11 +38,11 @@ class KL(Latent):
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
     def pictures(self, z: Tensor) -> Tensor:
-        pictures: Tensor = self.net.decode(channels_last(z)).sample  # type: ignore[operator]
-        return pictures
+        images: Tensor = self.net.decode(channels_last(z)).sample  # type: ignore[operator]
+        return images
 
     def tile(self, side: int) -> None:
-        """Work on overlapping tiles of `side` pixels from now on, for images that do not fit into memory whole."""
+        """Process images in overlapping tiles of `side` pixels from now on, for images that do not fit into memory."""
         self.check_tile(side)
         self.net.enable_tiling()  # type: ignore[operator]
         self.net.tile_sample_min_size = side  # type: ignore[assignment]
@@ -50,12 +50,16 @@ class KL(Latent):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same tensor in the memory layout in which convolutions are faster; all that is computed from it keeps it."""
+    """Return a tensor in channels-last memory layout, in which convolutions are faster; results keep the layout."""
     return x.to(memory_format=torch.channels_last)
 
 
 def autoencoder_class() -> Any:
-    """diffusers' AutoencoderKL, or the error that says how to install it."""
+    """Import diffusers' AutoencoderKL.
+
+    Raises:
+        InputError: diffusers is not installed.
+    """
     try:
         from diffusers import AutoencoderKL
     except ImportError:

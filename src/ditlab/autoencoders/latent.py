@@ -1,6 +1,6 @@
-"""Base of autoencoders with a Gaussian posterior; only this file uses shift and scale.
+"""The base class of autoencoders with a Gaussian posterior.
 
-x0 = (z - shift) scale, with one number for all channels or one for each channel.
+It alone applies shift and scale: x0 = (z - shift) scale, with one number for all channels or one per channel.
 """
 
 from abc import abstractmethod
@@ -14,11 +14,18 @@ from ditlab.autoencoders.base import Autoencoder
 from ditlab.core.errors import InputError
 from ditlab.core.types import Noise
 
-SLICE = 2**22  # pixels that pass through the network at a time: 16 images of 512x512
+SLICE = 2**22  # pixels in a call of the network: 16 images of 512x512
 
 
 class Latent(Autoencoder):
-    """Images <-> latents at 1/stride of their side."""
+    """Converts images to latents of 1/stride of their side, and back.
+
+    Args:
+        picture_channels: channels of the images.
+        latent_channels: channels of the latents.
+        stride: down-sampling factor.
+        shift, scale: x0 = (z - shift) scale; each a number or one number per channel.
+    """
 
     picture_channels: int
 
@@ -36,11 +43,11 @@ class Latent(Autoencoder):
 
     @abstractmethod
     def moments(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in -1..1 -> mean and log-variance of z (B, 2 c, h, w)."""
+        """Encode images (B, C, H, W) in -1..1 as mean and log-variance of z (B, 2 c, h, w)."""
 
     @abstractmethod
     def pictures(self, z: Tensor) -> Tensor:
-        """z (B, c, h, w) -> images (B, C, H, W), about in -1..1."""
+        """Decode z (B, c, h, w) to images (B, C, H, W), approximately in -1..1."""
 
     def latent_shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         *frames, height, width = size
@@ -53,7 +60,10 @@ class Latent(Autoencoder):
         return self.latent_channels, (*frames, height // self.stride, width // self.stride)
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> (B, 2 c, h, w): mean and log-variance of the posterior. Gray is taken as RGB."""
+        """Encode uint8 images (B, C, H, W) as mean and log-variance of the posterior (B, 2 c, h, w).
+
+        Gray images are converted to the channels of the autoencoder.
+        """
         if images.shape[1] not in (1, self.picture_channels):
             raise InputError(f"images with {images.shape[1]} channels; this autoencoder takes {self.picture_channels}")
         images = images.expand(-1, self.picture_channels, *images.shape[2:])
@@ -64,20 +74,24 @@ class Latent(Autoencoder):
         return self.normalised(mean + (log_variance / 2).exp() * noise(mean))
 
     def normalised(self, z: Tensor) -> Tensor:
-        """The autoencoder's latents z (B, c, h, w) -> x0, of about unit variance."""
+        """Normalize latents z (B, c, h, w) to x0 of about unit variance."""
         return (z - self._constant("shift", z)) * self._constant("scale", z)
 
     def decode(self, x0: Tensor) -> Tensor:
         return torch.cat([self.decode_whole(part) for part in slices(x0, self.stride**2)])
 
     def decode_whole(self, x0: Tensor) -> Tensor:
-        """`decode` with the whole batch in memory."""
+        """Decode x0 as `decode` does, in a single call of the network."""
         z = x0.to(self._dtype)
         z = z / self._constant("scale", z) + self._constant("shift", z)
         return to_uint8(self.pictures(z))
 
     def check_tile(self, side: int) -> None:
-        """Reject sides of tiles that the stride does not divide."""
+        """Check the side of tiles.
+
+        Raises:
+            InputError: it is no multiple of the stride, or too small.
+        """
         if side < 2 * self.stride or side % self.stride:
             raise InputError(f"tiles of {side} pixels; give a multiple of {self.stride}, at least {2 * self.stride}")
 
@@ -91,17 +105,17 @@ class Latent(Autoencoder):
         )
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
-    """Images in -1..1 -> 0..255."""
-    return ((pictures.float() + 1) * 127.5).round().clamp(0, 255).byte()
+def to_uint8(images: Tensor) -> Tensor:
+    """Convert images in -1..1 to uint8."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
 
 
-def slices(batch: Tensor, pixels_each: int) -> Iterator[Tensor]:
-    """The batch (B, C, ...) in parts of at most `SLICE` pixels, so that memory does not grow with the batch."""
-    pixels = prod(batch.shape[2:]) * pixels_each
+def slices(batch: Tensor, pixels_per_position: int) -> Iterator[Tensor]:
+    """Split a batch (B, C, ...) into parts of at most `SLICE` pixels, so that memory does not grow with the batch."""
+    pixels = prod(batch.shape[2:]) * pixels_per_position
     return iter(torch.split(batch, max(1, SLICE // pixels)))
 
 
 def plain(value: float | Sequence[float]) -> float | list[float]:
-    """A number or a list of numbers, as JSON holds them."""
+    """Convert a number or a sequence of numbers to plain values for JSON."""
     return [float(v) for v in value] if isinstance(value, Sequence) else float(value)

@@ -1,8 +1,8 @@
-"""A small trainable autoencoder: principal components of patches, and a convolutional network that adds to them.
+"""A small autoencoder that is trained in minutes: principal components of patches plus a convolutional network.
 
-A patch of stride x stride pixels becomes one place of the latent. The linear part starts as the principal components
-(the best linear code), the network at zero, so that training begins where linear coding ends and takes minutes, not
-days. Everything works at the resolution of the latent; the receptive field is `Body.reach` places on each side.
+A patch of stride x stride pixels becomes one position of the latent. The linear part is initialized with the principal
+components, the best linear code, and the network with zero output, so that training starts from the best linear code.
+All layers work at the resolution of the latent; the receptive field is `Body.reach` positions on each side.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from ditlab.autoencoders.latent import Latent
 from ditlab.core.errors import InputError
 
-LOG_VARIANCE = -6.0  # of the posterior before training, beside latents of unit variance
+LOG_VARIANCE = -6.0  # log-variance of the posterior before training; the latents have unit variance
 
 
 class Patch(Latent):
-    """Images <-> latents at 1/stride of their side.
+    """A small autoencoder: images to latents of 1/stride of their side, and back.
 
     Args:
-        picture_channels: 1 for gray, 3 for RGB.
-        latent_channels: numbers kept of each patch.
-        stride: side of a patch.
+        picture_channels: channels of the images: 1 for gray, 3 for RGB.
+        latent_channels: channels of the latents.
+        stride: side of a patch in pixels.
         width: channels of the network.
-        depth: residual blocks of the encoder, and of the decoder.
-        shift, scale: of the latents, a number or one for each channel.
+        depth: number of residual blocks of the encoder, and of the decoder.
+        shift, scale: x0 = (z - shift) scale; each a number or one number per channel.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Patch(Latent):
             "depth": depth,
             **self.config,
         }
-        self.tiles = 0  # side of a tile in places of the latent; 0: the whole image at once
+        self.tiles = 0  # side of a tile in positions of the latent; 0 disables tiles
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:
@@ -69,7 +69,7 @@ class Patch(Latent):
         patches = F.pixel_unshuffle(x, self.stride).movedim(1, -1).flatten(0, 2).double()
         mean = patches.mean(0)
         variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
-        order = torch.arange(len(variances)).flip(0)[: self.config["latent_channels"]]  # the largest first
+        order = torch.arange(len(variances)).flip(0)[: self.config["latent_channels"]]  # largest first
         spread, directions = variances[order].clamp(min=1e-8).sqrt(), directions[:, order]
         self.analysis.weight.copy_((directions / spread).T[:, :, None, None])
         self.analysis.get_parameter("bias").copy_(-mean @ (directions / spread))
@@ -87,9 +87,9 @@ class Patch(Latent):
         return F.pixel_shuffle(self._tiled(lambda z: self.synthesis(z) + self.decoder(z), z), self.stride)
 
     def tile(self, side: int) -> None:
-        """Work on tiles of `side` pixels from now on, for images that do not fit into memory whole.
+        """Process images in tiles of `side` pixels from now on, for images that do not fit into memory.
 
-        The result is exact, because each tile is computed with the whole receptive field of its places.
+        The result is the same as without tiles, because each tile includes the receptive field of its positions.
         """
         self.check_tile(side)
         self.tiles = side // self.stride
@@ -103,9 +103,9 @@ class Patch(Latent):
         for top in range(0, height, self.tiles):
             row = []
             for left in range(0, width, self.tiles):
-                up, back = max(top - reach, 0), max(left - reach, 0)
-                part = run(x[..., up : top + self.tiles + reach, back : left + self.tiles + reach])
-                row.append(part[..., top - up :, left - back :][..., : self.tiles, : self.tiles])
+                y, x0 = max(top - reach, 0), max(left - reach, 0)
+                part = run(x[..., y : top + self.tiles + reach, x0 : left + self.tiles + reach])
+                row.append(part[..., top - y :, left - x0 :][..., : self.tiles, : self.tiles])
             rows.append(torch.cat(row, dim=-1))
         return torch.cat(rows, dim=-2)
 
@@ -120,7 +120,7 @@ class Body(nn.Module):
         self.head = nn.Conv2d(width, out, 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
-        self.reach = 2 * depth + 2  # places on each side that an output depends on
+        self.reach = 2 * depth + 2  # radius of the receptive field
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.blocks(self.stem(x)))
@@ -130,7 +130,7 @@ class Body(nn.Module):
 class Block(nn.Module):
     """Layer norm over channels and two convolutions; the identity at initialization.
 
-    No statistics are taken over places, because they would hide an image's mean color.
+    Norms over positions are not used, because they would remove the mean color of the image.
     """
 
     def __init__(self, width: int) -> None:

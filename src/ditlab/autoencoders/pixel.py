@@ -1,4 +1,4 @@
-"""The identity: diffusion on pixels, scaled to [-1, 1]."""
+"""The autoencoder of pixel-space models: pixels scaled to [-1, 1]."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from ditlab.core.types import Noise
 
 
 class Pixel(Autoencoder):
-    """Pixels 0..255 <-> x0 in [-1, 1], of images and videos."""
+    """Converts pixels 0..255 of images or videos to x0 in [-1, 1], and back."""
 
     def __init__(self) -> None:
         super().__init__()

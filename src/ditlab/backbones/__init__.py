@@ -1,7 +1,8 @@
-"""Networks only: (x, timestep, condition) -> tensor. `create("DiT-XL/2")` builds one by its paper's name.
+"""Networks: functions (x, timestep, condition) -> tensor. `create("DiT-XL/2")` builds one by its published name.
 
-A new family is one file with a `Backbone` in it and one line in `BACKBONES`. Its options are the keyword arguments of
-its class; recipes and the command line read their names, types and help from the signature and its docstring.
+To add a family, write a file with a subclass of `Backbone` and a line in `BACKBONES`. The options of a family are the
+keyword arguments of its class; recipes and the command line use the names, types and help texts of its signature and
+docstring.
 """
 
 import inspect
@@ -16,19 +17,19 @@ from ditlab.backbones.uvit import UViT
 from ditlab.core.errors import InputError, lookup, nearest
 from ditlab.core.registry import Registry, is_reference, load_entry_points
 
-SHAPE = dict.fromkeys(("size", "channels", "classes", "learn_variance"))  # what `create` itself is given
+SHAPE = dict.fromkeys(("size", "channels", "classes", "learn_variance"))  # arguments that `create` passes to any family
 
 
 def check_class(name: str, kind: Any) -> None:
-    """Check that a class can be created by name.
+    """Check that `create` can build a network of a class.
 
     Raises:
-        InputError: no `Backbone`, or one that lacks a member or a parameter that every network must have.
+        InputError: the class is no `Backbone`, or lacks a member or parameter that every network must have.
     """
     if not (isinstance(kind, type) and issubclass(kind, Backbone)):
         raise InputError(f'the model "{name}" is no subclass of ditlab.backbones.Backbone')
-    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise InputError(f'the model "{name}" has no {", ".join(lacking)}; {kind.__name__} must define it')
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise InputError(f'the model "{name}" has no {", ".join(missing)}; {kind.__name__} must define it')
     known = inspect.signature(kind).parameters
     if missing := [key for key in SHAPE if key not in known]:
         raise InputError(f'the model "{name}" does not take {", ".join(missing)}; add the parameter')
@@ -57,15 +58,15 @@ def create(
     Args:
         name: family and size, such as "DiT-XL/2" or "U-DiT-B"; `names()` lists them. The family alone ("DiT"), or a
             class outside the package ("package.module:Class"), needs all sizes as options.
-        size: side, (height, width), or (frames, height, width) of the image, video or latent.
+        size: (height, width) of the image or latent, (frames, height, width) of the video, or the side of a square.
         channels: channels of the image, video or latent.
-        classes: number of classes; 0 is unconditional. The label of the null class is the class count itself.
-        learn_variance: give the output a second half for the learned reverse variance (DDPM only).
-        options: keyword arguments of the family's class; for DiT `condition`, `qk_norm`, and `width`, `depth`, `heads`,
-            `patch` to override the size table. None means "as the name says".
+        classes: number of classes; 0 is unconditional. The label of the null class is the class count.
+        learn_variance: double the output channels; the second half is the learned reverse variance (DDPM only).
+        options: keyword arguments of the family's class, such as `condition` and `qk_norm` for DiT; `width`, `depth`,
+            `heads` and `patch` override the size table. None is the value of the named size.
 
     Returns:
-        The network. Its `config` holds everything needed to create it again.
+        The network. Its `config` has the arguments of `create` that build it again.
 
     Raises:
         InputError: unknown name or option, or sizes that do not fit together.
@@ -73,16 +74,18 @@ def create(
     kind, sizes = find(name)
     if isinstance(size, int):
         size = (size, size)
-    given = {key: value for key, value in options.items() if value is not None}
+    options = {key: value for key, value in options.items() if value is not None}
     check_class(name, kind)
     known = inspect.signature(kind).parameters
-    for key in given:
+    for key in options:
         if key not in known:
             raise InputError(f'{name} has no option "{key}"; {nearest(key, known)}')
-    settings = {key: _plain(value) for key, value in (sizes | given).items()}
+    settings = {key: _plain(value) for key, value in (sizes | options).items()}
     missing = [key for key, value in known.items() if value.default is value.empty and key not in settings | SHAPE]
     if missing:
-        raise InputError(f'"{name}" names no size; give {", ".join(missing)} too, or choose from: {", ".join(names())}')
+        raise InputError(
+            f'"{name}" is a family without a size; give {", ".join(missing)} too, or choose from: {", ".join(names())}'
+        )
     kind.check_rank(size)
     net = kind(size=size, channels=channels, classes=classes, learn_variance=learn_variance, **settings)
     net.config = {
@@ -97,10 +100,12 @@ def create(
 
 
 def find(name: str) -> tuple[type[Backbone], dict[str, Any]]:
-    """Class and published sizes of a name; no sizes for a family alone, or for "package.module:Class".
+    """Return the class of a name, and the constructor arguments of its published size.
+
+    A family alone ("DiT") and "package.module:Class" have no published size.
 
     Raises:
-        InputError: an unknown name, or a class that cannot be imported or is no Backbone.
+        InputError: an unknown name, or a class that cannot be imported or is no `Backbone`.
     """
     if is_reference(name):
         return BACKBONES.find(name), {}
@@ -110,14 +115,14 @@ def find(name: str) -> tuple[type[Backbone], dict[str, Any]]:
 
 
 def class_of(name: str) -> type[Backbone]:
-    """The class of a name, see `find`."""
+    """Return the class of a name, see `find`."""
     return find(name)[0]
 
 
 def name_of(kind: type[Backbone], settings: dict[str, Any]) -> str:
-    """The published name of a network with these settings ("DiT-XL/2"), the family ("DiT") if there is none."""
-    outside = f"{kind.__module__}:{kind.__qualname__}"
-    family = next((family for family, own in BACKBONES.items() if own is kind), outside)
+    """Return the published name of a network with these settings ("DiT-XL/2"), or the family ("DiT") if it has none."""
+    reference = f"{kind.__module__}:{kind.__qualname__}"
+    family = next((family for family, registered in BACKBONES.items() if registered is kind), reference)
     for variant, sizes in kind.variants().items():
         if all(_plain(settings.get(key)) == _plain(value) for key, value in sizes.items()):
             return f"{family}-{variant}"
@@ -129,12 +134,12 @@ def _plain(value: Any) -> Any:
 
 
 def names() -> list[str]:
-    """All published names."""
+    """Return all published names."""
     return list(_published())
 
 
 def _published() -> dict[str, tuple[type[Backbone], dict[str, Any]]]:
-    """Class and sizes for each published name: family and variant, separated by a dash."""
+    """Map published names ("DiT-XL/2": family, dash, variant) to class and constructor arguments."""
     return {
         f"{family}-{variant}": (kind, sizes)
         for family, kind in BACKBONES.items()

@@ -1,7 +1,7 @@
-"""The contract of a network: a function of (x, timestep, condition) with a shape, and what general code may ask of it.
+"""The interface of networks, `Backbone`.
 
-A family must define `variants`, `forward` and `tokens`. Everything else has a default that is correct for any network;
-a family overrides a member to become faster, or to support a further feature (each docstring says which).
+A family must define `variants`, `forward` and `tokens`. All other members have defaults that are correct for any
+network. A family overrides them to become faster or to support a feature, which the docstring of the member names.
 """
 
 from abc import ABC, abstractmethod
@@ -23,25 +23,25 @@ IMAGENET = 1000  # classes
 
 
 class Modulation(NamedTuple):
-    """A layer that computes shift, scale or gate from a conditioning vector alone."""
+    """A layer that computes shift, scale or gate from a conditioning vector and nothing else."""
 
     layer: nn.Module  # (B, D) -> (B, outputs)
-    vector: int  # which of the vectors of `Backbone.conditioning` it reads
-    outputs: int
+    vector: int  # index of its input among the vectors of `Backbone.conditioning`
+    outputs: int  # number of values that it computes
 
 
 class Embedders(NamedTuple):
-    """The layers that turn the timestep (B,) and the class labels (B,) into the terms of conditioning vectors."""
+    """The layers that embed the timestep (B,) and the class labels (B,) as conditioning vectors."""
 
     timestep: Sequence[nn.Module] = ()
     label: Sequence[nn.Module] = ()
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters that the optimizer treats alike."""
+    """Parameters with the same treatment by the optimizer."""
 
     parameters: list[nn.Parameter]
-    decay: bool  # whether weight decay acts on them
+    decay: bool  # whether weight decay applies to them
     muon: bool  # whether Muon may update them; AdamW updates all others
 
 
@@ -52,37 +52,38 @@ class Backbone(nn.Module, ABC):
         size: (height, width), or (frames, height, width), of the input.
         channels: channels of the input.
         classes: number of classes; 0 is unconditional.
-        learn_variance: give the output a second half of channels for the learned reverse variance.
+        learn_variance: double the output channels; the second half is the learned reverse variance.
     """
 
     spatial: int | tuple[int, ...] = 2
-    """The numbers of sides that an input may have: 2 is (height, width), 3 is (frames, height, width)."""
+    """Supported numbers of input dimensions: 2 is (height, width), 3 is (frames, height, width)."""
     label_tables: tuple[str, ...] = ()
-    """Names of the class-embedding tables: one row for each class, and a last one for the null class."""
+    """Names of the class-embedding tables (classes + 1, D); the last row is the null class."""
     heads_out: tuple[str, ...] = ()
     """Names of the output layer's weights and biases, (positions in a patch x out_channels, ...), channels fastest."""
     lora_targets: tuple[str, ...] = ("attn.qkv", "attn.proj", "adaLN_modulation.1")
-    """Ends of the names of the layers that low-rank adaptation changes: attention and modulation."""
+    """Suffixes of the names of layers that low-rank adaptation changes: attention and modulation."""
     decayed: tuple[str, ...] = ()
-    """Ends of the names of parameters that weight decay acts on although they are no layer's matrix."""
+    """Suffixes of the names of parameters that have weight decay although they are not the matrix of a layer."""
     changeable: tuple[str, ...] = ()
     """Options that a run may change when it starts from a trained model, because no weight depends on them."""
 
     marks: tuple[str, ...] = ()
-    """Keys by which a published state dict of this family is recognized; of several families the one with most keys."""
+    """Keys that identify a published state dict of this family; if several families match, the one with most keys is
+    used."""
     published: Mapping[str, Any] = {}
-    """The family's settings in the published code, where there is a choice."""
+    """Option -> the only value that the published code supports."""
     graph_batch: int | None = None
-    """The largest batch that one exported graph serves; None is any."""
+    """Largest batch size of an exported graph; None is no limit."""
     patch: int = 1
-    """Pixels (or latent places) along each side of a token."""
+    """Side of a token in pixels (or latent positions)."""
     extras: int = 0
-    """Tokens that stand before those of the image."""
+    """Number of extra tokens before the image tokens."""
     joined: int = 0
-    """Tokens that stand after those of the image."""
+    """Number of extra tokens after the image tokens."""
 
     config: dict[str, Any]
-    """The arguments of `create` that build this network again."""
+    """The arguments of `create` that build this network."""
 
     def __init__(self, size: tuple[int, ...], channels: int, classes: int, learn_variance: bool) -> None:
         super().__init__()
@@ -99,36 +100,42 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def check_rank(cls, size: Sequence[int]) -> None:
-        """Reject an input with a number of sides that this family does not take.
+        """Check that this family supports inputs with this number of dimensions.
 
         Raises:
-            InputError: such an input.
+            InputError: it does not.
         """
         ranks = (cls.spatial,) if isinstance(cls.spatial, int) else cls.spatial
         if len(size) not in ranks:
-            kinds = {2: "(height, width)", 3: "(frames, height, width)"}
-            wanted = " or ".join(kinds.get(rank, f"{rank} sides") for rank in ranks)
-            raise InputError(f"size {'x'.join(map(str, size))} for {cls.__name__}; give {wanted}, or another family")
+            forms = {2: "(height, width)", 3: "(frames, height, width)"}
+            supported = " or ".join(forms.get(rank, f"{rank} sides") for rank in ranks)
+            raise InputError(f"size {'x'.join(map(str, size))} for {cls.__name__}; give {supported}, or another family")
 
     @classmethod
     @abstractmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
-        """Published sizes: the part of the name after the family -> constructor arguments."""
+        """Published sizes: suffix of the name ("XL/2") -> constructor arguments."""
 
     @abstractmethod
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
     ) -> Tensor:
-        """x (B, *shape), timestep (B,) float, condition (B rows) -> (B, out_channels, *size).
+        """Compute the output (B, out_channels, *size).
 
-        A class-conditional family also takes the labels (B,) long as they are. A family with `repeated` blocks records
-        the output of block i as "blocks.i" in the trace; one with `routable` blocks routes the tokens `trace.kept`.
+        A family with `repeated` blocks records the output of block i as "blocks.i" in the trace. A family with
+        `routable` blocks passes only the tokens `trace.kept` through them.
+
+        Args:
+            x: noisy input (B, *shape).
+            timestep: timestep input (B,) float.
+            condition: B rows; class-conditional families also accept labels (B,) long.
+            trace: records intermediate values, for training aids.
         """
 
     @property
     @abstractmethod
     def tokens(self) -> int:
-        """Tokens of the longest sequence that attention processes."""
+        """Length of the longest token sequence that attention processes."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,89 +144,90 @@ class Backbone(nn.Module, ABC):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Patches along each side."""
+        """Number of patches along each dimension of the input."""
         return tuple(side // self.patch for side in self.size)
 
     def grid_of(self, tokens: int) -> tuple[int, ...] | None:
-        """The grid of image tokens in a self-attention over this many tokens; None if it is no such grid.
+        """Return the grid of the image tokens in a self-attention over `tokens` tokens; None if no grid has this size.
 
-        Networks that work at several resolutions have grids of half the sides, a quarter, and so on.
+        Networks with several resolutions have grids of half the sides, a quarter, and so on.
         """
         for step in range(1, min(self.grid) + 1):
             grid = tuple(side // step for side in self.grid)
-            whole = all(side % step == 0 for side in self.grid)
-            if whole and tokens == self.extras + prod(grid) + self.joined:
+            divisible = all(side % step == 0 for side in self.grid)
+            if divisible and tokens == self.extras + prod(grid) + self.joined:
                 return grid
         return None
 
-    # What makes training and inference faster.
+    # Faster training and inference.
 
     @property
     def repeated(self) -> list[nn.Module]:
-        """The blocks in the order in which they run; they are compiled, sharded and checkpointed one by one."""
+        """The blocks in execution order. They are compiled, sharded and checkpointed separately."""
         return []
 
     @property
     def routable(self) -> list[nn.Module]:
-        """The blocks that tokens may bypass in training (`trace.kept`); none where the family does not support it."""
+        """The blocks that tokens may bypass in training (`trace.kept`); none if the family does not support routing."""
         return []
 
     @property
     def dynamic_depth(self) -> bool:
-        """Whether the blocks that an image passes depend on its timestep, which no exported graph can express."""
+        """Whether the number of blocks depends on the timestep, which an exported graph cannot express."""
         return False
 
     @property
     def matrix_width(self) -> int:
-        """Inner dimension of the network's typical large matrix product, for which bfloat16 and float32 are timed."""
-        linears = [module for module in self.modules() if isinstance(module, nn.Linear)]
-        convolutions = [module.out_channels for module in self.modules() if isinstance(module, _ConvNd)]
-        return max((min(each.in_features, each.out_features) for each in linears), default=max(convolutions, default=1))
+        """Inner dimension of a typical large matrix product of the network, used to compare bfloat16 with float32."""
+        linears = [m for m in self.modules() if isinstance(m, nn.Linear)]
+        convolutions = [m.out_channels for m in self.modules() if isinstance(m, _ConvNd)]
+        return max((min(m.in_features, m.out_features) for m in linears), default=max(convolutions, default=1))
 
     def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
-        """The vectors (B, D) that the modulations of this network read; none where it has no modulations."""
+        """Compute the inputs (B, D) of the modulations; none if the network has no modulations."""
         return []
 
     def modulations(self) -> list[Modulation]:
         """The layers whose outputs can be computed for all timesteps and labels before sampling begins.
 
-        A family that lists some must also list its `embedders` and compute `conditioning`; its forward pass must use
-        the embedders' outputs for nothing but the vectors that the modulations read.
+        A family that overrides this must also override `embedders` and `conditioning`. Its forward pass must use the
+        outputs of the embedders only for the inputs of the modulations.
         """
         return []
 
     def embedders(self) -> Embedders:
-        """The layers that precomputed modulations replace by the number of the row."""
+        """The layers that are replaced by row indices if the modulations are precomputed."""
         return Embedders()
 
     def packable(self) -> list[nn.Module]:
-        """The linear layers that other CPU kernels may replace at inference.
+        """The linear layers that may be computed by packed CPU kernels at inference.
 
-        By default these are all but the layers of modulations and embedders. A family that reads the weight of a linear
-        layer, instead of calling the layer, must leave that layer out.
+        By default these are all linear layers except those of modulations and embedders. A family that reads the weight
+        of a linear layer, instead of calling the layer, must exclude it.
         """
-        modulations = [each.layer for each in self.modulations()]
-        apart = {id(part) for each in (*modulations, *chain(*self.embedders())) for part in each.modules()}
+        excluded = {id(part) for module in self._conditioning_layers() for part in module.modules()}
         layers = [module for module in self.modules() if type(module) in (nn.Linear, LinearGELU)]
-        return [module for module in layers if id(module) not in apart]
+        return [module for module in layers if id(module) not in excluded]
+
+    def _conditioning_layers(self) -> list[nn.Module]:
+        return [*(modulation.layer for modulation in self.modulations()), *chain(*self.embedders())]
 
     def fused(self) -> "Backbone":
-        """An independent network that computes the same with fewer weights; this one where nothing can be merged."""
+        """Return an independent network with merged layers and the same outputs; this one if nothing can be merged."""
         return self
 
-    def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        """The part that feature caching skips at some steps (`inference.optimize.reuse`): all but the outer layers."""
+    def inner(self, x: Tensor, *context: Any) -> Tensor:
+        """The layers that feature caching skips in some steps (`inference.optimize.reuse`): all but the outer ones."""
         raise NotImplementedError
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Which parameters have weight decay, and which Muon may update.
+        """Group the parameters by whether they have weight decay, and whether Muon may update them.
 
-        Weight decay acts on the matrices of linear, convolution and embedding layers. Muon takes the matrices of linear
-        layers in `repeated` blocks that are no part of modulations, embedders or the output layer. Any other parameter,
-        such as the A_log (D, N) of a state-space layer, gets neither.
+        Weight decay applies to the matrices of linear, convolution and embedding layers. Muon may update the matrices
+        of linear layers in `repeated` blocks, except those of modulations, embedders and the output layer. Neither
+        applies to other parameters, such as the A_log (D, N) of a state-space layer.
         """
-        apart = [*(each.layer for each in self.modulations()), *chain(*self.embedders())]
-        excluded = {id(parameter) for module in apart for parameter in module.parameters()}
+        excluded = {id(parameter) for module in self._conditioning_layers() for parameter in module.parameters()}
         excluded |= {id(parameter) for name, parameter in self.named_parameters() if name in self.heads_out}
         hidden = {
             id(module.weight)
@@ -244,12 +252,12 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """The arguments of `create` that follow from a published state dict; those that do not are left out."""
+        """Return the arguments of `create` that can be derived from a published state dict."""
         raise NotImplementedError
 
     @classmethod
     def read_objective(cls, sizes: dict[str, Any]) -> dict[str, Any]:
-        """The objective that published weights of these sizes were trained for, as in `config.json`.
+        """Return the objective, as in `config.json`, that published weights of these sizes were trained with.
 
         By default it is DiT's.
         """
@@ -257,51 +265,58 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def from_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A published state dict under our keys, without a copy; by default the keys are the same."""
+        """Rename the keys of a published state dict to ditlab's, without copying; by default they are the same."""
         return tensors
 
     @classmethod
     def to_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `from_published`."""
+        """Rename the keys of a ditlab state dict to the published ones, the inverse of `from_published`."""
         return tensors
 
     @staticmethod
     def count_classes(rows: int) -> int:
-        """Classes of a published class-embedding table: without the null class, which ImageNet's may not have."""
+        """Return the number of classes of a published class-embedding table with this number of rows.
+
+        A table of 1000 rows is ImageNet without a null class; in all other tables the last row is the null class.
+        """
         return rows if rows == IMAGENET else rows - 1
 
-    # What every network does.
+    # The same for every network.
 
     def with_parts(self, parts: dict[nn.Module, nn.Module]) -> Self:
-        """A network with other modules in some places, which shares all other weights with this one."""
+        """Return a network with some modules replaced, which shares all other weights with this one."""
         return with_modules(self, parts, shared=chain(self.parameters(), self.buffers()))
 
     def check_input(self, x: Tensor) -> None:
-        """Reject an input of another shape than the network was made for."""
-        if x.shape[1:] != self.shape:
-            given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], self.shape))
-            raise InputError(f"input of {given} for a network made for {wanted}")
-
-    def labels(self, condition: Condition | Tensor) -> Tensor:
-        """The class labels (B,) long of a condition, for families that only know classes.
+        """Check that an input has the shape of the network.
 
         Raises:
-            InputError: a condition without labels.
+            InputError: another shape.
+        """
+        if x.shape[1:] != self.shape:
+            received, expected = ("x".join(map(str, shape)) for shape in (x.shape[1:], self.shape))
+            raise InputError(f"input of {received} for a network made for {expected}")
+
+    def labels(self, condition: Condition | Tensor) -> Tensor:
+        """Return the class labels (B,) long of a condition, for families that are class-conditional only.
+
+        Raises:
+            InputError: the condition has no labels.
         """
         if isinstance(condition, Tensor):
             return condition
         if condition.label is None:
-            given = ", ".join(condition.parts()) or "nothing"
-            raise InputError(f"a condition with {given} for a class-conditional network; give class labels")
+            fields = ", ".join(condition.parts()) or "nothing"
+            raise InputError(f"a condition with {fields} for a class-conditional network; give class labels")
         return condition.label
 
     def example(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Condition]:
-        """Inputs for a trial call, on the network's device.
+        """Make inputs for a trial call, on the network's device.
 
         Args:
             batch: number of rows.
-            generator: on the CPU, for random x and different timesteps and conditions, the null condition first; None
-                is x = 0 and the null condition in every row.
+            generator: CPU generator for random x; timesteps and conditions then differ, starting with the null
+                condition. None is x = 0 and the null condition in every row.
 
         Returns:
             x (B, *shape) float32, timestep (B,) in 0..1, condition (B rows).
@@ -322,5 +337,5 @@ class Backbone(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device

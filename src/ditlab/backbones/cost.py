@@ -1,4 +1,4 @@
-"""The cost of a network: parameters, multiply-accumulates, tokens, bytes; counted without allocating weights."""
+"""The cost of a network: parameters, multiply-accumulates, tokens and bytes, counted without allocating weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from ditlab.backbones import Backbone
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass of one image costs, the denoiser alone, merged as far as its family can be (`fused`)."""
+    """The cost of one forward pass of the network for one image, with merged layers (see `Backbone.fused`)."""
 
-    parameters: int  # merged, as papers count them
-    parameters_unfused: int  # as they are trained and saved; the same where there is nothing to merge
-    gmacs: float  # 1e9 multiply-accumulates: what papers print as "Gflops"
-    gflops: float  # twice that
-    tokens: int  # of the longest sequence
-    weight_bytes: int  # of the saved model, as float32
+    parameters: int  # after merging, as papers count them
+    parameters_unfused: int  # before merging, as they are trained and saved
+    gmacs: float  # 1e9 multiply-accumulates, which papers report as "Gflops"
+    gflops: float  # 1e9 floating-point operations, twice as many
+    tokens: int  # length of the longest sequence
+    weight_bytes: int  # size of the saved float32 weights
 
 
 def measure(make: Callable[[], Backbone]) -> Cost:
-    """Cost of the network that `make` creates; nothing is allocated."""
+    """Measure the cost of the network that `make` creates; no weights are allocated."""
     with torch.device("meta"):
         net = make().eval()
         inputs = net.example(1)
@@ -30,5 +30,5 @@ def measure(make: Callable[[], Backbone]) -> Cost:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         fused(*inputs)
     flops = counter.get_total_flops()
-    merged, saved = (sum(parameter.numel() for parameter in each.parameters()) for each in (fused, net))
+    merged, saved = (sum(parameter.numel() for parameter in network.parameters()) for network in (fused, net))
     return Cost(merged, saved, flops / 2e9, flops / 1e9, net.tokens, 4 * saved)

@@ -1,8 +1,8 @@
 """DiT (Peebles & Xie, "Scalable Diffusion Models with Transformers", ICCV 2023): a ViT on patches of the latent.
 
-The paper's four conditioning mechanisms for timestep and label: two extra tokens (in-context), cross-attention, and
-adaptive layer norm without (adaln) or with (adaln-zero) zero-initialized gates. The state dict of adaln-zero has the
-official keys. B images, N tokens, D width, p patch.
+The class has the paper's four conditioning mechanisms for timestep and label: two extra tokens (in-context),
+cross-attention, and adaptive layer norm without gates (adaln) or with zero-initialized gates (adaln-zero). The state
+dict of adaln-zero has the official keys. In shapes, B is the batch, N tokens, D width and p patch.
 """
 
 from collections.abc import Sequence
@@ -45,20 +45,20 @@ PATCHES = (2, 4, 8)
 
 
 class DiT(Backbone):
-    """The diffusion transformer; initialized as published, so that its first output is exactly zero.
+    """The diffusion transformer, initialized as published: before training, its output is exactly zero.
 
     Args:
         depth: number of transformer blocks.
         width: channels of a token.
         heads: number of attention heads.
-        patch: pixels (or latent places) along each side of a token.
-        condition: conditioning mechanism: how timestep and label enter the blocks.
+        patch: side of a token in pixels (or latent positions).
+        condition: conditioning mechanism for timestep and label.
         qk_norm: RMS-normalize queries and keys.
-        frequency_shift: 1 for timestep frequencies as diffusers computes them, 0 as DiT does.
-        exits: early exit: shares of the blocks that run, for equal spans of the timestep from data to noise.
-        rms_norm: RMS norm instead of layer norm.
-        swiglu: gated feed-forward layers.
-        rope: rotary positions.
+        frequency_shift: timestep frequencies as in DiT (0) or as in diffusers (1).
+        exits: early exit: shares of the blocks that run, for equal intervals of the timestep from data to noise.
+        rms_norm: use RMS norm instead of layer norm.
+        swiglu: use gated feed-forward layers (SwiGLU).
+        rope: use rotary positions.
     """
 
     label_tables = ("y_embedder.embedding_table.weight",)
@@ -105,7 +105,8 @@ class DiT(Backbone):
             raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
         if rope and width // heads % 4:
             raise InputError(
-                f"{width // heads} channels of a head cannot be rotated in two dimensions; give a multiple of 4"
+                f"rope with {width // heads} channels for each head; choose width and heads so that this is a multiple "
+                "of 4 (positions in two dimensions)"
             )
         block = lookup(BLOCKS, condition, "condition")
         self.patch, self.exits = patch, exits
@@ -121,7 +122,7 @@ class DiT(Backbone):
         self.register_buffer("pos_embed", sincos_positions(height // patch, breadth // patch, width))
         self.blocks = nn.ModuleList([block(style) for _ in range(depth)])
         self.final_layer = FinalLayer(style, patch * patch * self.out_channels, adaptive=not self.sequence)
-        self.initialise(zero_gates=condition == "adaln-zero")
+        self.initialize(zero_gates=condition == "adaln-zero")
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
@@ -131,10 +132,13 @@ class DiT(Backbone):
 
     @classmethod
     def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """The arguments of `create` that follow from a published state dict; heads if the size table has them."""
+        """Return the arguments of `create` that can be derived from a published state dict.
+
+        The number of heads is only known for published sizes.
+        """
         width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
         depth = 1 + max((int(key.split(".")[1]) for key in tensors if key.startswith("blocks.")), default=-1)
-        side = round(tensors["pos_embed"].shape[1] ** 0.5) * patch  # a square, unless the caller gives a size
+        side = round(tensors["pos_embed"].shape[1] ** 0.5) * patch  # assumes a square; callers can override the size
         modulation = tensors.get("blocks.0.adaLN_modulation.1.weight")
         heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
         return {
@@ -176,8 +180,12 @@ class DiT(Backbone):
     def embedders(self) -> Embedders:
         return Embedders([self.t_embedder], [self.y_embedder])
 
-    def initialise(self, zero_gates: bool) -> None:
-        """Xavier for linears, N(0, 0.02) for the embedders, zero for the head and (adaln-zero) all modulations."""
+    def initialize(self, zero_gates: bool) -> None:
+        """Set initial weights: Xavier for linear layers, N(0, 0.02) for embedders, zero for the head.
+
+        Args:
+            zero_gates: set the modulations of the blocks to zero too (adaln-zero).
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -216,12 +224,12 @@ class DiT(Backbone):
         # fmt: on
 
     def through_blocks(self, x: Tensor, c: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
-        """Tokens (B, N, D) through the blocks; what feature caching may skip is `inner`."""
+        """Pass tokens (B, N, D) through all blocks; feature caching skips those in `inner`."""
         return self.inner(x, c, timestep, trace)
 
-    def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        """All blocks, or those before an image's exit."""
-        c, timestep, trace = rest
+    def inner(self, x: Tensor, *context: Any) -> Tensor:
+        """Pass tokens (B, N, D) through all blocks, or up to the early exit of each image."""
+        c, timestep, trace = context
         if self.exits and not timestep.is_meta:
             return through(self.blocks, x, c, depth_at(timestep, self.exits, len(self.blocks)), trace)
         if trace is not None and trace.kept is not None:
@@ -232,7 +240,7 @@ class DiT(Backbone):
         return x
 
     def condition(self, t: Tensor, y: Tensor) -> Tensor:
-        """Embeddings of timestep and label (B, D) each, as one vector or as two tokens."""
+        """Combine the embeddings of timestep and label, (B, D) each: their sum, or a sequence of two tokens."""
         return torch.stack([t, y], dim=1) if self.sequence else t + y
 
 
@@ -247,20 +255,20 @@ class Style(NamedTuple):
     rotation: Tensor | None
 
     def norm(self, affine: bool) -> nn.Module:
-        """Layer norm or RMS norm."""
+        """A layer norm or RMS norm."""
         return norm(self.width, affine, self.rms_norm)
 
     def attention(self) -> Attention:
-        """Self-attention."""
+        """A self-attention layer."""
         return Attention(self.width, self.heads, self.qk_norm, rotation=self.rotation)
 
     def mlp(self) -> nn.Module:
-        """Feed-forward layer."""
+        """A feed-forward layer."""
         return SwiGLU(self.width) if self.swiglu else Mlp(self.width)
 
 
 class AdaLNZeroBlock(nn.Module):
-    """Shift, scale and gate for attention and MLP; the identity at initialization."""
+    """Attention and MLP, each with shift, scale and gate from the condition; the identity at initialization."""
 
     def __init__(self, style: Style) -> None:
         super().__init__()
@@ -275,7 +283,7 @@ class AdaLNZeroBlock(nn.Module):
 
 
 class AdaLNBlock(nn.Module):
-    """Shift and scale for attention and MLP, without gates."""
+    """Attention and MLP, each with shift and scale from the condition."""
 
     def __init__(self, style: Style) -> None:
         super().__init__()
@@ -290,7 +298,7 @@ class AdaLNBlock(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Self-attention, attention to the two condition tokens, MLP."""
+    """Self-attention, cross-attention to the two condition tokens, and MLP."""
 
     def __init__(self, style: Style) -> None:
         super().__init__()
@@ -305,7 +313,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class InContextBlock(nn.Module):
-    """A plain ViT block; the condition is among the tokens."""
+    """A plain ViT block; the condition is part of the token sequence."""
 
     def __init__(self, style: Style) -> None:
         super().__init__()
@@ -318,7 +326,7 @@ class InContextBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Layer norm (adaptive where the blocks are) and the projection to pixels of a patch."""
+    """Layer norm, adaptive if the blocks are, and the projection to the pixels of a patch."""
 
     def __init__(self, style: Style, out: int, adaptive: bool) -> None:
         super().__init__()

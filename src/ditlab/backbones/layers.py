@@ -1,6 +1,6 @@
-"""Layers that backbones share. B images, N tokens, D width, p patch, h x w tokens.
+"""Layers that backbones share. In shapes, B is the batch, N tokens, D width, p patch and h x w the token grid.
 
-Attribute names follow the official DiT checkpoints (`qkv`, `proj`, `fc1`, ...), so that state dicts need no map.
+Attributes are named as in the official DiT checkpoints (`qkv`, `proj`, `fc1`, ...), so that keys need no conversion.
 """
 
 import math
@@ -12,27 +12,27 @@ from torch import Tensor, nn
 
 from ditlab.backbones.positions import rotated
 
-FREQUENCIES = 256  # of the timestep's sinusoids, half cosines and half sines
-LONGEST = 1024  # tokens whose table of weights is kept for the backward pass
+FREQUENCIES = 256  # width of the sinusoidal timestep embedding, half cosines and half sines
+LONGEST = 1024  # largest number of keys for which attention weights are stored for the backward pass
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
-    """At least float32: what half-precision values are computed in where they should be rounded only once."""
+    """Return a precision of at least float32, for values of half precision that should be rounded only once."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, N, D) scaled and shifted by the condition's (B, D)."""
+    """Scale and shift x (B, N, D) by the condition's scale and shift (B, D)."""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
 
 def norm(width: int, affine: bool, rms: bool = False) -> nn.Module:
-    """Layer norm over the width, or RMS norm; without affine weights where the condition supplies them."""
+    """Return a layer norm or RMS norm over the width; without affine weights if the condition supplies them."""
     return (RMSNorm if rms else nn.LayerNorm)(width, eps=1e-6, elementwise_affine=affine)
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS norm (Zhang & Sennrich 2019) in the precision of its input, the only case for which PyTorch has a kernel."""
+    """RMS norm (Zhang & Sennrich 2019) in the precision of its input, for which PyTorch has a fast kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(x.dtype)
@@ -42,7 +42,12 @@ class RMSNorm(nn.RMSNorm):
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection to q, k, v.
 
-    On request q and k are RMS-normalized, and rotated by `rotation` (2, N, D / heads), see `rotations`.
+    Args:
+        width: channels of a token.
+        heads: number of heads.
+        qk_norm: RMS-normalize queries and keys.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        rotation: rotary positions (2, N, D / heads), see `rotations`; None is none.
     """
 
     def __init__(
@@ -59,23 +64,23 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, D); `where` (B, N) gives their places if some of the image's tokens are missing."""
+        """Apply attention to tokens (B, N, D); `where` (B, N) are their positions if some tokens are missing."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotation is not None:
-            turn = self.rotation if where is None else self.rotation[:, where][:, :, None]  # (2, [B, 1,] N, D / heads)
-            q, k = rotated(q, turn.to(q.dtype)), rotated(k, turn.to(k.dtype))
+            table = self.rotation if where is None else self.rotation[:, where][:, :, None]  # (2, [B, 1,] N, D / heads)
+            q, k = rotated(q, table.to(q.dtype)), rotated(k, table.to(k.dtype))
         return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """Attention of queries (B, heads, N, d) to keys and values (B, heads, M, d): (B, heads, N, d).
+    """Compute the attention of queries (B, heads, N, d) to keys and values (B, heads, M, d) -> (B, heads, N, d).
 
-    The weights are the softmax of the products times `scale`, which is 1 / sqrt(d) by default.
+    The weights are softmax(scale q k^T), with scale = 1 / sqrt(d) by default.
     """
     slow = q.device.type == "cpu" and q.dtype is torch.bfloat16 and k.shape[2] <= LONGEST
     if slow and q.requires_grad and torch.is_grad_enabled():
-        # The fused kernel's backward pass takes two to seven times as long as plain products, see docs/benchmarks.md.
+        # The backward pass of the fused kernel takes two to seven times as long, see docs/benchmarks.md.
         weights = torch.softmax(q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(2, 3), dim=-1)
         return weights.to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -100,7 +105,7 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """D -> 4D -> D with GELU; DiT has its tanh form, U-ViT the exact one ("none")."""
+    """D -> 4 D -> D with GELU: the tanh approximation (DiT) or the exact function ("none", U-ViT)."""
 
     def __init__(self, width: int, ratio: int = 4, approximate: str = "tanh") -> None:
         super().__init__()
@@ -112,7 +117,7 @@ class Mlp(nn.Module):
 
 
 class LinearGELU(nn.Linear):
-    """A linear layer and GELU, which `ditlab.inference.optimize.packing` computes in one pass."""
+    """A linear layer with GELU, which `ditlab.inference.optimize.packing` computes in one pass."""
 
     def __init__(self, width: int, out: int, approximate: str) -> None:
         super().__init__(width, out)
@@ -121,13 +126,14 @@ class LinearGELU(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
         if self.approximate == "tanh" and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
-            # The same function: (1 + tanh u) / 2 = sigmoid 2u. Compiled for a CPU, exp takes 0.4 of the time of tanh.
+            # The same function, since (1 + tanh u) / 2 = sigmoid 2u. Compiled for a CPU, exp takes 40 % of the time of
+            # tanh.
             return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
         return F.gelu(x, approximate=self.approximate)
 
 
 class SwiGLU(nn.Module):
-    """D -> two of 8/3 D, one the gate of the other -> D, with about the weights of `Mlp` (Shazeer 2020)."""
+    """Gated feed-forward layer with about as many weights as `Mlp`: D -> 2 x 8/3 D -> D (Shazeer 2020)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -140,36 +146,36 @@ class SwiGLU(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into p x p patches and project each to a token; rows first."""
+    """Project the p x p patches of an image (B, C, H, W) to tokens (B, N, D), in row-major order."""
 
     def __init__(self, patch: int, channels: int, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Contiguous: otherwise sums would keep this memory layout, and all blocks would work on columns of channels.
+        # Contiguous, because sums keep the memory layout, and the blocks are slow if channels are not contiguous.
         return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
 
 
 def unpatchify(x: Tensor, h: int, w: int, patch: int) -> Tensor:
-    """Tokens (B, h w, p p C), channels fastest -> image (B, C, h p, w p)."""
+    """Assemble tokens (B, h w, p p C), channels fastest, to an image (B, C, h p, w p)."""
     x = torch.unflatten(torch.unflatten(x, 2, (patch, patch, -1)), 1, (h, w))  # (B, h, w, p, p, C)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def sinusoids(t: Tensor, width: int, shift: int = 0) -> Tensor:
-    """[cos | sin] of the timestep (B,) at width / 2 frequencies: (B, width), float32.
+    """Embed the timestep (B,) as [cos | sin] at width / 2 frequencies: (B, width), float32.
 
-    Frequency i of n is 10000^(-i / (n - shift)); DiT has shift 0, diffusers computes with shift 1.
+    Frequency i of n is 10000^(-i / (n - shift)); the shift is 0 in DiT and 1 in diffusers.
     """
-    # Computed, not stored: a half-precision copy of the frequencies would blur the timestep.
+    # Computed at each call, because stored frequencies would be rounded when the network is cast to half precision.
     steps = torch.arange(width // 2, device=t.device, dtype=torch.float32)
     angles = t[:, None].float() * torch.exp(steps * (-math.log(10000) / (width // 2 - shift)))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoids of the timestep, then a two-layer MLP."""
+    """Embeds the timestep (B,) as (B, D): sinusoids, then a two-layer MLP."""
 
     def __init__(self, width: int, shift: int = 0) -> None:
         super().__init__()
@@ -182,13 +188,13 @@ class TimestepEmbedder(nn.Module):
 
 
 def last_linear(modulation: nn.Module) -> nn.Linear:
-    """The layer after the activation; low-rank updates may wrap it, and have its sizes too."""
+    """Return the linear layer of a modulation, or the low-rank adapter around it, which has the same sizes."""
     *_, layer = modulation.children()
     return cast(nn.Linear, layer)
 
 
 class LabelEmbedder(nn.Module):
-    """Class-embedding table: one row for each class, and a last one for the null class."""
+    """Class-embedding table with one row per class; the last row is the null class."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Skip-DiT (Chen et al., "Accelerating Vision Diffusion Transformers with Skip Branches", ICCV 2025).
 
-A DiT whose second half also reads the outputs of the first: block L - 1 - j joins the output of block j by
-concatenation, layer norm and projection. The state dict has the published keys: DiT's, and those of the skips.
-B images, N tokens, D width, p patch, L depth.
+A DiT with long skip connections: the output of block j is concatenated to the input of block L - 1 - j, and the result
+is normalized and projected to the width. The state dict has the published keys. In shapes, B is the batch, N tokens,
+D width, and L the depth.
 """
 
 from collections import OrderedDict
@@ -19,19 +19,19 @@ from ditlab.core.types import Trace
 
 
 class SkipDiT(DiT):
-    """DiT with long skips; sizes, options and everything else are DiT's."""
+    """DiT with long skip connections; sizes and options are those of DiT."""
 
     marks = (*DiT.marks, "skip_linears.0.linear.weight", "skip_norms.0.weight")
 
-    def initialise(self, zero_gates: bool) -> None:
-        """DiT's initialization for all but the skips, which keep PyTorch's default, as published."""
+    def initialize(self, zero_gates: bool) -> None:
+        """Initialize as DiT, except for the skip connections, which have PyTorch's default as in the published code."""
         if len(self.blocks) < 2:
-            raise InputError("depth 1 leaves no block to skip; give 2 or more")
+            raise InputError("depth 1 has no blocks to connect by skips; give 2 or more")
         if self.exits:
             raise InputError(
-                "early exit would leave out blocks that the skips of Skip-DiT join; use DiT, or leave exits out"
+                "early exit would omit blocks that the skips of Skip-DiT connect; use DiT, or leave exits out"
             )
-        super().initialise(zero_gates)
+        super().initialize(zero_gates)
         width, count = self.x_embedder.proj.out_channels, len(self.blocks) // 2
         self.skip_norms = nn.ModuleList([norm(2 * width, affine=True) for _ in range(count)])
         self.skip_linears = nn.ModuleList(
@@ -40,7 +40,7 @@ class SkipDiT(DiT):
 
     @property
     def routable(self) -> list[nn.Module]:
-        return []  # the skips join all tokens
+        return []  # the skip connections need all tokens
 
     def through_blocks(self, x: Tensor, c: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
         last = len(self.blocks) - 1
@@ -51,13 +51,13 @@ class SkipDiT(DiT):
         record(trace, last, x)
         return x
 
-    def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        """All blocks but the first and the last."""
-        c, trace = rest
+    def inner(self, x: Tensor, *context: Any) -> Tensor:
+        """Pass tokens (B, N, D) through all blocks but the first and the last."""
+        c, trace = context
         count = len(self.skip_linears)
         skips: list[Tensor] = []
         for i, block in enumerate(self.blocks[1:-1], start=1):
-            j = i - (len(self.blocks) - count)  # from 0 in the second half
+            j = i - (len(self.blocks) - count)  # index in the second half
             if j >= 0:
                 x = self.join(j, x, skips.pop())
             x = block(x, c)  # (B, N, D)
@@ -67,6 +67,6 @@ class SkipDiT(DiT):
         return x
 
     def join(self, j: int, x: Tensor, skip: Tensor) -> Tensor:
-        """The input of block j of the second half: the output before it, joined with that of its mirror block."""
+        """Compute the input of block j of the second half from the previous output and the skip connection."""
         joined: Tensor = self.skip_linears[j](self.skip_norms[j](torch.cat([x, skip], dim=-1)))  # (B, N, D)
         return joined

@@ -1,8 +1,9 @@
 """U-DiT (Tian et al., "U-DiTs: Downsample Tokens in U-Shaped Diffusion Transformers", NeurIPS 2024).
 
-A U-Net of DiT blocks on every pixel of the latent. Attention runs separately in the four sub-grids of a level (even and
-odd rows, even and odd columns), which share their weights. Every ablation of the paper is a setting, see `LADDER`.
-B images, h x w the grid of a level, D its width, d the width of a head; channels come last inside the network.
+A U-Net of DiT blocks in which every pixel of the latent is a token. Attention runs separately in the four sub-grids of
+a level (even and odd rows and columns) with shared weights. Every ablation of the paper is an option, see `LADDER`. In
+shapes, B is the batch, h x w the grid of a level, D its width and d the width of a head; channels are the last
+dimension inside the network.
 """
 
 import math
@@ -26,7 +27,7 @@ from ditlab.core.types import Condition, Trace
 
 
 class Size(NamedTuple):
-    """One row of the size table: width of the first level, heads of all, depth of each level down and up again."""
+    """One row of the size table: width of the first level, heads of all levels, depths of all levels."""
 
     width: int
     heads: int
@@ -36,8 +37,8 @@ class Size(NamedTuple):
 SIZES = {"S": Size(96, 4), "B": Size(192, 8), "L": Size(384, 16)}
 
 _PLAIN = {"cosine": False, "rope": False, "feed_forward": "plain"}
-# Tables 1, 7 and 9. The paper's U-DiT-T is not published; width 48, 2 heads and depths (1, 2, 4, 2, 1) give the costs
-# that it prints. "Slim" is full attention at width 36.
+# The ablations in tables 1, 7 and 9. The sizes of U-DiT-T are not published; width 48, 2 heads and depths
+# (1, 2, 4, 2, 1) give the costs in the paper. "Slim" is full attention at width 36.
 LADDER: dict[str, dict[str, Any]] = {
     "full attention": {"attention": "full", **_PLAIN},
     "key-value down-sampling": {"attention": "key-value", **_PLAIN},
@@ -49,7 +50,7 @@ LADDER: dict[str, dict[str, Any]] = {
     "depth-wise feed-forward": {"feed_forward": "depthwise"},
     "re-parametrisation": {},
 }
-LARGEST_SCALE = math.log(100)  # of the logits of cosine attention
+LARGEST_SCALE = math.log(100)  # log of the largest scale of logits in cosine attention
 
 
 class Style(NamedTuple):
@@ -64,19 +65,20 @@ class Style(NamedTuple):
 
 
 class UDiT(Backbone):
-    """The U-shaped transformer; initialized as published, so that its first output is exactly zero.
+    """The U-shaped transformer, initialized as published: before training, its output is exactly zero.
 
     Args:
-        width: channels of the first level; each further level doubles it.
+        width: channels of the first level; each following level doubles them.
         heads: number of attention heads of every level.
-        depths: blocks of each level, down and up again; an odd count. The paper's block is two of attention + MLP.
-        attention: "full"; "key-value": only keys and values are down-sampled, to every other row and column; "token":
-            queries, keys and values are down-sampled together, into sub-grids.
+        depths: numbers of blocks of the levels: encoder, middle, decoder; an odd count. A block of the paper has
+            attention and MLP twice.
+        attention: "full"; "key-value" (keys and values are down-sampled to every other row and column); or "token"
+            (queries, keys and values are down-sampled into sub-grids).
         downsampler: layer before down-sampling: a "depthwise" convolution, one with a "shortcut", or none
             ("unshuffle").
-        cosine: attention on normalized queries and keys with a learned scale.
-        rope: rotary positions.
-        feed_forward: "plain" MLP, with a "depthwise" convolution in its middle, or with that one "reparametrised".
+        cosine: use cosine attention, on normalized queries and keys with a learned scale.
+        rope: use rotary positions.
+        feed_forward: "plain" MLP, MLP with a "depthwise" convolution, or the latter "reparametrised".
     """
 
     heads_out = ("final_layer.out_proj.weight", "final_layer.out_proj.bias")
@@ -116,11 +118,11 @@ class UDiT(Backbone):
         super().__init__(size, channels, classes, learn_variance)
         style = self.style = Style(heads, attention, downsampler, cosine, rope, feed_forward)
         check_sizes(size, width, depths, style)
-        levels = len(depths) // 2  # with an encoder and a decoder
+        levels = len(depths) // 2  # without the middle
         widths = self.widths = [width * 2**i for i in range(levels + 1)]
 
         self.x_embedder = Conv(channels, width, 3)
-        self.conditions = nn.ModuleList([LevelCondition(classes, each) for each in widths])
+        self.conditions = nn.ModuleList([LevelCondition(classes, level_width) for level_width in widths])
         down, (middle, *up) = depths[:levels], depths[levels:]
         self.encoders = nn.ModuleList([Encoder(*sizes, style) for sizes in zip(widths[:-1], down, strict=True)])
         self.middle = Blocks(widths[-1], middle, style)
@@ -134,7 +136,7 @@ class UDiT(Backbone):
         first = 0
         for blocks in self.levels():
             blocks.first, first = first, first + len(blocks)
-        self.initialise()
+        self.initialize()
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
@@ -142,7 +144,7 @@ class UDiT(Backbone):
 
     @classmethod
     def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """The arguments of `create` that follow from a published state dict: all but the size, which is free."""
+        """Return the arguments of `create` that can be derived from a published state dict: all but the size."""
         return udit_published.read_sizes(tensors) | {
             "classes": cls.count_classes(len(tensors["y_embedder_1.embedding_table.weight"]))
         }
@@ -161,7 +163,7 @@ class UDiT(Backbone):
         return pixels // 4 if self.style.attention == "token" else pixels
 
     def levels(self) -> list["Blocks"]:
-        """The blocks of each level, in the order in which they run."""
+        """Return the blocks of each level, in execution order."""
         return [module for module in self.modules() if isinstance(module, Blocks)]
 
     @property
@@ -186,11 +188,11 @@ class UDiT(Backbone):
         ]
 
     def embedders(self) -> Embedders:
-        parts = [(each.get_submodule("t_embedder"), each.get_submodule("y_embedder")) for each in self.conditions]
-        return Embedders(*zip(*parts, strict=True))
+        names = ("t_embedder", "y_embedder")
+        return Embedders(*([level.get_submodule(name) for level in self.conditions] for name in names))
 
-    def initialise(self) -> None:
-        """Xavier for linears and convolutions, N(0, 0.02) for the embedders, zero for all modulations and the head."""
+    def initialize(self) -> None:
+        """Set initial weights: Xavier by default, N(0, 0.02) for embedders, zero for modulations and the head."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -218,24 +220,21 @@ class UDiT(Backbone):
         return x.movedim(-1, 1).contiguous()                           # (B, C, H, W)
         # fmt: on
 
-    def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        """All levels but the first; `rest` is the condition of each level, and the trace."""
-        c, trace = rest
+    def inner(self, x: Tensor, *context: Any) -> Tensor:
+        """Compute all levels but the first; `context` has the conditions of these levels and the trace."""
+        conditions, trace = context
         skips: list[Tensor] = []
-        for encoder, each in zip(self.encoders[1:], c[:-1], strict=True):
-            x, skip = encoder(x, each, trace)  # (B, h / 2, w / 2, 2 D), (B, h, w, D)
+        for encoder, c in zip(self.encoders[1:], conditions[:-1], strict=True):
+            x, skip = encoder(x, c, trace)  # (B, h / 2, w / 2, 2 D), (B, h, w, D)
             skips.append(skip)
-        x = self.middle(x, c[-1], trace)  # (B, h, w, D)
-        for decoder, each in zip(self.decoders[:-1], c[-2::-1], strict=True):
-            x = decoder(x, skips.pop(), each, trace)  # (B, 2 h, 2 w, D / 2)
+        x = self.middle(x, conditions[-1], trace)  # (B, h, w, D)
+        for decoder, c in zip(self.decoders[:-1], conditions[-2::-1], strict=True):
+            x = decoder(x, skips.pop(), c, trace)  # (B, 2 h, 2 w, D / 2)
         return x
 
     @torch.no_grad()
     def fused(self) -> "UDiT":
-        """The network without re-parametrization: products of linears and sums of convolutions become one layer each.
-
-        It is an ordinary U-DiT with a `config` of its own, shares nothing with this network, and computes the same.
-        """
+        """Return an independent network with the same outputs, in which re-parametrized layers are single layers."""
         merged = {module: module.merged() for module in self.modules() if isinstance(module, Chain | Branches)}
         if not merged:
             return self
@@ -248,7 +247,7 @@ class UDiT(Backbone):
 
 
 class Encoder(nn.Module):
-    """One level of the encoder: its blocks, and down-sampling to half the grid at twice the width."""
+    """One level of the encoder: blocks, then down-sampling to half the grid and twice the width."""
 
     def __init__(self, width: int, depth: int, style: Style) -> None:
         super().__init__()
@@ -261,7 +260,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One level of the decoder: up-sampling from half the grid, the skip, and its blocks."""
+    """One level of the decoder: up-sampling to twice the grid, the skip connection, then blocks."""
 
     def __init__(self, width: int, out: int, depth: int, style: Style) -> None:
         super().__init__()
@@ -275,7 +274,7 @@ class Decoder(nn.Module):
 
 
 class LevelCondition(nn.Module):
-    """Embeddings of timestep and label as one vector of the width of a level."""
+    """Embeds timestep and label as one vector (B, 1, 1, D) of the width of a level."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -286,12 +285,12 @@ class LevelCondition(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """The blocks of one level, two for each of the paper's."""
+    """The blocks of one level; a block of the paper is two of these."""
 
     def __init__(self, width: int, depth: int, style: Style) -> None:
         super().__init__([Block(width, style) for _ in range(2 * depth)])
         self.rotated = width // style.heads if style.rope else 0
-        self.first = 0  # number of the first block, among all of the network
+        self.first = 0  # index of the first block among all blocks of the network
 
     def forward(self, x: Tensor, c: Tensor, trace: Trace | None = None) -> Tensor:
         table = pair_rotations(x.shape[1], x.shape[2], self.rotated, x.device) if self.rotated else None
@@ -302,7 +301,7 @@ class Blocks(nn.ModuleList):
 
 
 class Block(nn.Module):
-    """Shift, scale and gate for attention and feed-forward; the identity at initialization."""
+    """Attention and feed-forward with shift, scale and gate from the condition; the identity at initialization."""
 
     def __init__(self, width: int, style: Style) -> None:
         super().__init__()
@@ -330,14 +329,14 @@ class GridAttention(nn.Module):
     def forward(self, x: Tensor, table: Tensor | None) -> Tensor:
         if self.attention == "token":
             x = split(self.downsampler(x))  # (4 B, h / 2, w / 2, D)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # of the shape of x
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # shape of x
         if self.attention == "key-value":
             k, v = self.downsampler(torch.cat([k, v], dim=-1))[:, ::2, ::2].chunk(2, dim=-1)  # (B, h / 2, w / 2, D)
         x = self.attend(q, k, v, table)
         return interleave(x) if self.attention == "token" else x  # (B, h, w, D)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None) -> Tensor:
-        """Queries (B, h, w, D), keys and values of the same grid or of every other row and column of it."""
+        """Compute the attention of queries (B, h, w, D) to keys and values of the same grid, or of half its sides."""
         h, w = q.shape[1:3]
         q, k, v = (torch.unflatten(part, -1, (self.heads, -1)) for part in (q, k, v))  # (B, h, w, heads, d)
         if table is not None:
@@ -352,7 +351,7 @@ class GridAttention(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Adaptive layer norm and the convolution to the channels of the output."""
+    """Adaptive layer norm, then a convolution to the output channels."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -375,11 +374,11 @@ FEED_FORWARDS: dict[str, Callable[[int], nn.Module]] = {
     "depthwise": lambda width: FeedForward(width, reparametrised=False),
     "reparametrised": lambda width: FeedForward(width, reparametrised=True),
 }
-ATTENTIONS = {"full": 0, "key-value": 2, "token": 1}  # how many of (x) or (k, v) are down-sampled
+ATTENTIONS = {"full": 0, "key-value": 2, "token": 1}  # number of down-sampled tensors: none, (k, v), or x
 
 
 def check_sizes(size: tuple[int, int], width: int, depths: Sequence[int], style: Style) -> None:
-    """Reject settings that do not exist or do not fit together."""
+    """Raise an `InputError` if an option is unknown or sizes do not fit together."""
     lookup(ATTENTIONS, style.attention, "attention")
     lookup(DOWNSAMPLERS, style.downsampler, "downsampler")
     lookup(FEED_FORWARDS, style.feed_forward, "feed_forward")
@@ -387,13 +386,15 @@ def check_sizes(size: tuple[int, int], width: int, depths: Sequence[int], style:
         if value < 1:
             raise InputError(f"{what} {value}; give 1 or more")
     if len(depths) < 3 or len(depths) % 2 == 0:
-        raise InputError(f"{len(depths)} depths; give an odd number from 3: the levels down, the middle, the levels up")
+        raise InputError(
+            f"{len(depths)} depths; give an odd number of 3 or more: encoder levels, middle, decoder levels"
+        )
     multiple = math.lcm(2, style.heads * (4 if style.rope else 1))
     if width % multiple:
-        raise InputError(f"width {width} does not suit {style.heads} heads; give a multiple of {multiple}")
+        raise InputError(f"width {width} with {style.heads} heads; give a multiple of {multiple}")
     step = 2 ** (len(depths) // 2 + (style.attention != "full"))
     if size[0] % step or size[1] % step:
         raise InputError(
-            f"size {size[0]}x{size[1]} is not divisible by {step}, as {len(depths) // 2 + 1} levels with "
+            f"size {size[0]}x{size[1]} is not divisible by {step}, which {len(depths) // 2 + 1} levels with "
             f"{style.attention} attention need; choose another size, or fewer depths"
         )

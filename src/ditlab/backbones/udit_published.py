@@ -1,4 +1,4 @@
-"""U-DiT's published state dicts: their keys and sizes."""
+"""Read and write published state dicts of U-DiT."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 
-# Parts of keys, theirs and ours; the numbers of blocks are computed separately.
+# Parts of keys: (published, ditlab). The indices of blocks are converted separately.
 PUBLISHED = (
     ("x_embedder.proj.", "x_embedder."),
     ("t_embedder_1.", "conditions.0.t_embedder."),
@@ -31,16 +31,12 @@ PUBLISHED = (
     ("attn.to_out.", "attn.proj."),
     ("attn.downsampler.layer.", "attn.downsampler.0."),
 )
-
-
 PARTS = "attn|mlp|adaLN_modulation"
-
-
-POINTWISE = re.compile(r"(attn\.proj|reduce|project_(in|out)\.[01])\.weight")  # published as convolutions of one pixel
+POINTWISE = re.compile(r"(attn\.proj|reduce|project_(in|out)\.[01])\.weight")  # 1x1 convolutions in the published code
 
 
 def read_sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The arguments of `create` that follow from the shapes, but for size and classes."""
+    """Return the arguments of `create` that can be derived from a published state dict, without size and classes."""
     width, channels = tensors["x_embedder.proj.weight"].shape[:2]
     stages = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
     return {
@@ -53,34 +49,34 @@ def read_sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict of the full form, as it was trained, under our keys; without a copy."""
-    ours = {}
+    """Rename the keys of a published state dict (all options as published, not fused) to ditlab's, without copying."""
+    renamed = {}
     for key, value in tensors.items():
-        # Their block is a pair of ours: block 3, attn2 becomes block 7, attn.
+        # A published block is a pair of ditlab's: block 3, attn2 becomes block 7, attn.
         key = re.sub(rf"\.(\d+)\.({PARTS})([12])\.", lambda m: f".{2 * int(m[1]) + int(m[3]) - 1}.{m[2]}.", key)
-        for published, own in PUBLISHED:
-            key = key.replace(published, own)
-        ours[key] = value.flatten(1) if POINTWISE.search(key) else value
-    return ours
+        for published, ditlab in PUBLISHED:
+            key = key.replace(published, ditlab)
+        renamed[key] = value.flatten(1) if POINTWISE.search(key) else value
+    return renamed
 
 
 def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_published`.
+    """Rename the keys of a state dict to the published ones, the inverse of `from_published`.
 
     Raises:
-        InputError: other settings than the full form on three levels, which the published code is for.
+        InputError: the network is fused, or does not have the published options and three levels.
     """
     fused = "middle.0.mlp.project_in.1.weight" not in tensors
     if fused or "decoders.1.up.weight" not in tensors or "decoders.2.up.weight" in tensors:
         raise InputError(
             "only U-DiT in its full form, not fused and on three levels, has a published layout; convert to ditlab"
         )
-    theirs = {}
+    renamed = {}
     for key, value in tensors.items():
         if POINTWISE.search(key):
             value = value[:, :, None, None]
-        for published, own in PUBLISHED:
-            key = key.replace(own, published)
+        for published, ditlab in PUBLISHED:
+            key = key.replace(ditlab, published)
         key = re.sub(rf"\.(\d+)\.({PARTS})\.", lambda m: f".{int(m[1]) // 2}.{m[2]}{int(m[1]) % 2 + 1}.", key)
-        theirs[key] = value
-    return theirs
+        renamed[key] = value
+    return renamed

@@ -1,8 +1,9 @@
-"""The convolutional U-Nets that diffusion transformers are compared with, built by diffusers (extra `unet`).
+"""Convolutional U-Nets, as baselines for diffusion transformers, built with diffusers (extra `unet`).
 
-`ADM` (Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021) adds the label embedding to
-that of the timestep; `LDM` (Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022)
-reads it by cross-attention. Initialized as published: the last layer of each residual branch and the head are zero.
+`ADM` (Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021) adds the label embedding to the
+timestep embedding; `LDM` (Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022)
+uses it in cross-attention. Both are initialized as published: the last layer of each residual branch and the head are
+zero.
 """
 
 from abc import abstractmethod
@@ -20,13 +21,13 @@ CONTEXT = 512  # width of the label in LDM
 
 
 class UNet(Backbone):
-    """Residual blocks on grids of decreasing and again increasing size, with attention on some of them.
+    """A U-Net of residual blocks, with attention at some resolutions.
 
     Args:
         width: channels at full resolution.
-        multiples: multiples of the width, one for each level; each further level halves the grid.
-        depth: residual blocks of each level down; each level up has one more.
-        attention_at: factors by which a grid must be down-sampled to have attention.
+        multiples: channels of each level as multiples of the width; each level has half the grid of the previous one.
+        depth: residual blocks of each encoder level; decoder levels have one more.
+        attention_at: down-sampling factors of the levels with attention.
         head_width: channels of an attention head; 0 is a single head.
     """
 
@@ -34,7 +35,7 @@ class UNet(Backbone):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     graph_batch = 63  # diffusers branches on a batch of 64 or more
     zero: tuple[str, ...]
-    """Ends of the names of layers that start at zero."""
+    """Suffixes of the names of layers that are initialized to zero."""
 
     def __init__(
         self,
@@ -59,13 +60,15 @@ class UNet(Backbone):
             raise InputError(f"size {size[0]}x{size[1]} is not divisible by {factors[-1]}; give fewer multiples")
         for factor in attention_at:
             if factor not in factors:
-                raise InputError(f"attention_at {factor}; the grids are down-sampled by {', '.join(map(str, factors))}")
+                raise InputError(f"attention_at {factor}; give some of the factors {', '.join(map(str, factors))}")
         attends = [factor in attention_at for factor in factors]
-        heads = [each // head_width if head_width else 1 for each in widths]
-        for each, count in zip(widths, heads, strict=True):
-            if count < 1 or each % count or (head_width and each % head_width):
-                raise InputError(f"{each} channels cannot be split into heads of {head_width}; give another head_width")
-        # The middle always attends, at the coarsest grid.
+        heads = [level // head_width if head_width else 1 for level in widths]
+        for level, count in zip(widths, heads, strict=True):
+            if count < 1 or level % count or (head_width and level % head_width):
+                raise InputError(
+                    f"{level} channels cannot be split into heads of {head_width}; give another head_width"
+                )
+        # The middle, at the smallest grid, always has attention.
         self.width = width
         self.longest = size[0] * size[1] // min([*attention_at, factors[-1]]) ** 2
         self.net = self.build(
@@ -88,7 +91,13 @@ class UNet(Backbone):
 
     @abstractmethod
     def build(self, common: dict[str, Any], attends: list[bool], heads: list[int]) -> nn.Module:
-        """diffusers' network, from its common arguments, and whether and with how many heads each level attends."""
+        """Build the network with diffusers.
+
+        Args:
+            common: arguments that all networks of diffusers have.
+            attends: whether each level has attention.
+            heads: number of attention heads of each level.
+        """
 
     @property
     def tokens(self) -> int:
@@ -100,7 +109,7 @@ class UNet(Backbone):
 
 
 class ADM(UNet):
-    """The U-Net of "Diffusion Models Beat GANs": residual blocks modulated by timestep and label together."""
+    """The U-Net of "Diffusion Models Beat GANs": timestep and label modulate the residual blocks."""
 
     label_tables = ("net.class_embedding.weight",)
     zero = ("conv2", "to_out.0", "conv_out")
@@ -139,7 +148,7 @@ class ADM(UNet):
 
 
 class LDM(UNet):
-    """The U-Net of latent diffusion: residual blocks, and transformer blocks that read the label."""
+    """The U-Net of latent diffusion: residual blocks, and transformer blocks with cross-attention to the label."""
 
     label_tables = ("label_embedding.weight",)
     zero = ("conv2", "proj_out", "conv_out")
@@ -161,7 +170,7 @@ class LDM(UNet):
             **common,
             down_block_types=["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
             up_block_types=["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]],
-            attention_head_dim=heads,  # the library's name for the count of heads
+            attention_head_dim=heads,  # despite its name, diffusers uses this as the number of heads
             cross_attention_dim=CONTEXT,
         )
         assert isinstance(network, nn.Module)
@@ -179,7 +188,11 @@ class LDM(UNet):
 
 
 def library() -> Any:
-    """diffusers, or the error that says how to install it."""
+    """Import diffusers.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import diffusers
     except ImportError:

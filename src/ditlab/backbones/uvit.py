@@ -1,7 +1,8 @@
-"""U-ViT (Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", CVPR 2023): everything is a token.
+"""U-ViT (Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", CVPR 2023).
 
-Label, timestep and patches form one sequence of a plain ViT, whose second half also reads the outputs of the first
-half, by concatenation. The state dict has the published keys. B images, N tokens, D width, p patch, h x w patches.
+A plain ViT on the sequence of label, timestep and patches, with long skip connections: outputs of the first half are
+concatenated to inputs of the second half. The state dict has the published keys. In shapes, B is the batch, N tokens,
+D width, p patch and h x w the grid of patches.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from ditlab.core.types import Condition, Trace
 
 
 class Size(NamedTuple):
-    """One row of the size table; depth counts all blocks."""
+    """One row of the size table; depth is the number of all blocks."""
 
     depth: int
     width: int
@@ -25,7 +26,7 @@ class Size(NamedTuple):
     final_conv: bool
 
 
-SIZES = {  # of the paper; the last column as released
+SIZES = {  # sizes of the paper; final_conv as in the released code
     "S": Size(13, 512, 8, True),
     "M": Size(17, 768, 12, True),
     "L": Size(21, 1024, 16, True),
@@ -35,14 +36,14 @@ VARIANTS = ("S/2", "M/4", "L/2", "L/4", "H/2", "H/4")
 
 
 class UViT(Backbone):
-    """The ViT with long skips; nothing in it starts at zero.
+    """The ViT with long skip connections; no layer is initialized to zero.
 
     Args:
-        depth: number of transformer blocks, the middle one included; an odd number.
+        depth: number of transformer blocks, including the middle one; an odd number.
         width: channels of a token.
         heads: number of attention heads.
-        patch: pixels (or latent places) along each side of a token.
-        final_conv: a 3x3 convolution at the end.
+        patch: side of a token in pixels (or latent positions).
+        final_conv: add a 3x3 convolution after the last layer.
     """
 
     label_tables = ("label_emb.weight",)
@@ -78,11 +79,11 @@ class UViT(Backbone):
         self.out_blocks = nn.ModuleList([Block(width, heads, skip=True) for _ in range(depth // 2)])
         self.norm = nn.LayerNorm(width)
         self.decoder_pred = nn.Linear(width, patch * patch * self.out_channels)
-        # The variance half has a convolution of its own, so that adding or dropping it leaves the other half alone.
+        # Separate groups, so that adding or removing the variance channels does not change the other channels.
         groups = self.out_channels // channels
         conv = nn.Conv2d(self.out_channels, self.out_channels, 3, padding=1, groups=groups)
         self.final_layer = conv if final_conv else nn.Identity()
-        self.initialise()
+        self.initialize()
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
@@ -91,16 +92,17 @@ class UViT(Backbone):
 
     @classmethod
     def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """The arguments of `create` that follow from a published state dict; heads if the size table has them.
+        """Return the arguments of `create` that can be derived from a published state dict.
 
-        Released class-embedding tables have 1001 rows (256 and 512 pixels, trained for guidance) or 1000 (64 pixels,
-        without a null class). For other tables the number of classes is left out.
+        The number of heads is only known for published sizes. Released class-embedding tables have 1001 rows (256 and
+        512 pixels, trained for guidance) or 1000 (64 pixels, without a null class). For other tables the number of
+        classes is left out.
         """
         width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
         depth = 1 + 2 * len({key.split(".")[1] for key in tensors if key.startswith("in_blocks.")})
         labels = tensors.get("label_emb.weight")
         patches = tensors["pos_embed"].shape[1] - (1 if labels is None else 2)
-        side = round(patches**0.5) * patch  # a square, unless the caller gives a size
+        side = round(patches**0.5) * patch  # assumes a square; callers can override the size
         heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
         classes = 0 if labels is None else cls.count_classes(len(labels))
         sizes = {
@@ -116,16 +118,17 @@ class UViT(Backbone):
 
     @classmethod
     def read_objective(cls, sizes: dict[str, Any]) -> dict[str, Any]:
-        """Noise: for latents on Stable Diffusion's DDPM process, counted from 1; for pixels on the VP process."""
+        """Return the objective: noise on the VP process for pixels, and on Stable Diffusion's process, with timesteps
+        counted from 1, for latents."""
         process = {"name": "vp"} if sizes["channels"] == 3 else {"name": "scaled-linear", "clock_start": 1.0}
         return {"process": process, "target": "eps"}
 
     @classmethod
     def from_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The published keys, which are ours.
+        """Return the state dict, whose keys are the same in ditlab.
 
         Raises:
-            InputError: a variant of the published code that no released model uses.
+            InputError: an option of the published code that no released model uses.
         """
         for key, what in (
             ("time_embed.0.weight", "an MLP for the timestep"),
@@ -143,8 +146,8 @@ class UViT(Backbone):
     def repeated(self) -> list[nn.Module]:
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
-    def initialise(self) -> None:
-        """Linears and positions truncated N(0, 0.02); label embeddings and convolutions with PyTorch's default."""
+    def initialize(self) -> None:
+        """Set initial weights: truncated N(0, 0.02) for linear layers and positions, PyTorch's default for the rest."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -174,9 +177,9 @@ class UViT(Backbone):
         return self.final_layer(unpatchify(x, h, w, self.patch))          # (B, C, H, W)
         # fmt: on
 
-    def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        """All blocks but the first and the last."""
-        (trace,) = rest
+    def inner(self, x: Tensor, *context: Any) -> Tensor:
+        """Pass tokens (B, N, D) through all blocks but the first and the last."""
+        (trace,) = context
         skips: list[Tensor] = []
         for i, block in enumerate(self.in_blocks[1:], start=1):
             x = block(x)  # (B, N, D)
@@ -191,7 +194,7 @@ class UViT(Backbone):
 
 
 class Block(nn.Module):
-    """A plain pre-norm ViT block; in the second half it first joins the output of its mirror block."""
+    """A pre-norm ViT block; blocks of the second half have a skip connection from the first half at their input."""
 
     def __init__(self, width: int, heads: int, skip: bool) -> None:
         super().__init__()
@@ -208,13 +211,17 @@ class Block(nn.Module):
 
 
 def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch: int) -> None:
-    """Reject sizes that do not fit together."""
+    """Check that sizes fit together.
+
+    Raises:
+        InputError: they do not.
+    """
     for what, value in (("depth", depth), ("width", width), ("heads", heads), ("patch", patch)):
         if value < 1:
             raise InputError(f"{what} {value}; give 1 or more")
     if depth % 2 == 0 or depth < 3:
         raise InputError(
-            f"depth {depth}; give an odd number from 3: a middle block, and equal numbers before and after it"
+            f"depth {depth}; give an odd number of 3 or more: a middle block, and equal numbers before and after it"
         )
     if size[0] % patch or size[1] % patch:
         raise InputError(f"size {size[0]}x{size[1]} is not divisible by patch {patch}; choose another size or patch")

@@ -1,4 +1,4 @@
-"""Reading and writing models: ditlab's own folders, published and other external checkpoints, diffusers folders."""
+"""Read and write models: ditlab folders, published and other external checkpoints, diffusers folders."""
 
 from ditlab.autoencoders.io import load_autoencoder, save_autoencoder
 from ditlab.checkpoints.convert import LAYOUTS, convert

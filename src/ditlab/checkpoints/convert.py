@@ -1,4 +1,4 @@
-"""Writing a model in another layout."""
+"""Write a model in another layout."""
 
 import json
 import os
@@ -20,10 +20,15 @@ from ditlab.inference.pipeline import Pipeline
 
 
 def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
-    """Write a model in a layout of `LAYOUTS`, first under a temporary name, so that no partial file remains.
+    """Write a model in another layout, and return its path. If writing fails, no partial file remains.
+
+    Args:
+        pipe: the model.
+        target: file or folder to write; must not exist.
+        layout: a name in `LAYOUTS`: "ditlab", "official" or "diffusers".
 
     Raises:
-        InputError: the target exists, or the layout cannot hold this model.
+        InputError: the target exists, or the layout does not support this model.
     """
     target = Path(target)
     write = lookup(LAYOUTS, layout, "layout")
@@ -54,7 +59,7 @@ def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
 
 
 def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
-    """A folder for `DiTPipeline.from_pretrained`; without vae/ where the model has no KL autoencoder."""
+    """Write a folder for `DiTPipeline.from_pretrained`; it has no vae/ if the model has no KL autoencoder."""
     config = diffusers.transformer_config(pipe.net.config)
     tensors = diffusers.to_diffusers(to_official(pipe))
     transformer, scheduler = target / "transformer", target / "scheduler"
@@ -69,7 +74,7 @@ def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """An object as indented JSON."""
+    """Write an object as indented JSON."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,8 +1,8 @@
-"""diffusers' layout of DiT: other key names, separate q, k and v, and a copy of both embedders in every block.
+"""Read and write DiT in diffusers' layout.
 
-diffusers recomputes positions and stores none. Its timestep frequencies are 10000^(-i/127) where DiT's are
-10000^(-i/128) (`frequency_shift`), so a model trained with one of them generates slightly different
-images with the other.
+It has other key names, separate q, k and v, a copy of both embedders in every block, and no positions, which diffusers
+recomputes. Its timestep frequencies are 10000^(-i/127), and DiT's are 10000^(-i/128) (`frequency_shift`), so that a
+model trained with one of them generates slightly different images with the other.
 """
 
 import re
@@ -17,7 +17,7 @@ from ditlab.backbones.positions import sincos_positions
 from ditlab.core.errors import InputError
 from ditlab.core.weights import read_file, read_json
 
-# ditlab (and official) name <-> diffusers name; {i} is the number of the block.
+# ditlab (and official) name -> diffusers name; {i} is the index of the block.
 NAMES = {
     "x_embedder.proj": "pos_embed.proj",
     "blocks.{i}.attn.proj": "transformer_blocks.{i}.attn1.to_out.0",
@@ -27,14 +27,14 @@ NAMES = {
     "final_layer.adaLN_modulation.1": "proj_out_1",
     "final_layer.linear": "proj_out_2",
 }
-COPIED = {  # exists in every block
+COPIED = {  # diffusers has a copy in every block
     "t_embedder.mlp.0": "timestep_embedder.linear_1",
     "t_embedder.mlp.2": "timestep_embedder.linear_2",
     "y_embedder.embedding_table": "class_embedder.embedding_table",
 }
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SCHEDULER = {  # DiT's DDPM process, sampled by DDIM with DiT's own strides
+SCHEDULER = {  # DiT's process, sampled with DDIM and the strides of DiT's code
     "_class_name": "DDIMScheduler",
     "beta_start": 1e-4,
     "beta_end": 2e-2,
@@ -46,12 +46,12 @@ SCHEDULER = {  # DiT's DDPM process, sampled by DDIM with DiT's own strides
     "steps_offset": 0,
     "timestep_spacing": "leading",
 }
-SHIFT = "_frequency_shift"  # our key in their config; diffusers skips keys that begin with an underscore
+SHIFT = "_frequency_shift"  # ditlab's key in diffusers' config; diffusers ignores keys that begin with an underscore
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
 
 
 def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Official keys -> diffusers keys; the values are the same tensors but for the copies of the embedders."""
+    """Rename official keys to diffusers' keys; no values are copied except for the embedders."""
     depth = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks."))
     out: dict[str, Tensor] = {}
     for key, value in tensors.items():
@@ -62,9 +62,8 @@ def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if stem in COPIED:
             names = [f"transformer_blocks.{i}.norm1.emb.{COPIED[stem]}.{kind}" for i in range(depth)]
-            out |= {
-                name: value.clone() if i else value for i, name in enumerate(names)
-            }  # tensors of a file must not share memory
+            # Cloned, because tensors of a safetensors file must not share memory.
+            out |= {name: value.clone() if i else value for i, name in enumerate(names)}
         elif pattern == "blocks.{i}.attn.qkv":
             for name, part in zip("qkv", value.chunk(3), strict=True):
                 out[f"transformer_blocks.{number}.attn1.to_{name}.{kind}"] = part
@@ -74,13 +73,13 @@ def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_diffusers(tensors: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-    """diffusers keys -> official keys, with positions computed for the input size (height, width).
+    """Rename diffusers' keys to official keys, and add the positions for the input size (height, width).
 
     Raises:
-        InputError: copies of an embedder that differ between blocks (fine-tuned separately), or an unknown key.
+        InputError: an unknown key, or embedders that differ between blocks because they were fine-tuned separately.
     """
-    back = {theirs: ours for ours, theirs in NAMES.items()}
-    copies = {theirs: ours for ours, theirs in COPIED.items()}
+    official = {name: ours for ours, name in NAMES.items()}
+    embedders = {name: ours for ours, name in COPIED.items()}
     out: dict[str, Tensor] = {}
     for key, value in tensors.items():
         stem, kind = key.rsplit(".", 1)
@@ -92,12 +91,12 @@ def from_diffusers(tensors: dict[str, Tensor], size: tuple[int, int]) -> dict[st
             out[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat(parts)
         elif pattern in ("transformer_blocks.{i}.attn1.to_k", "transformer_blocks.{i}.attn1.to_v"):
             continue
-        elif copied in copies:
-            name = f"{copies[copied]}.{kind}"
+        elif copied in embedders:
+            name = f"{embedders[copied]}.{kind}"
             if not torch.equal(out.setdefault(name, value), value):
                 raise InputError(f"{key} differs from its copy in block 0; DiT has one embedder for all blocks")
-        elif pattern in back:
-            out[f"{back[pattern].replace('{i}', number)}.{kind}"] = value
+        elif pattern in official:
+            out[f"{official[pattern].replace('{i}', number)}.{kind}"] = value
         else:
             raise InputError(f"{key} is no key of a DiT; give a DiTTransformer2DModel")
     width, _, patch, _ = out["x_embedder.proj.weight"].shape
@@ -106,10 +105,13 @@ def from_diffusers(tensors: dict[str, Tensor], size: tuple[int, int]) -> dict[st
 
 
 def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Official tensors and the overrides of `ditlab.create` of a diffusers transformer folder.
+    """Read a diffusers transformer folder.
+
+    Returns:
+        Tensors under official keys, and the arguments of `ditlab.create` that the tensors do not determine.
 
     Raises:
-        InputError: another class of model, a missing shard, damaged files.
+        InputError: another class of model, a missing shard, or a damaged file.
     """
     config = read_json(folder / CONFIG)
     if config.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
@@ -130,10 +132,10 @@ def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
-    """diffusers' config.json of a network with this ditlab config.
+    """Convert the ditlab config of a network to diffusers' config.json.
 
     Raises:
-        InputError: a network that DiTTransformer2DModel cannot be.
+        InputError: diffusers' DiTTransformer2DModel does not support this network.
     """
     if not config["name"].startswith("DiT"):
         raise InputError(f"{config['name']} has no diffusers layout; convert to ditlab or official instead")
@@ -164,7 +166,7 @@ def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_index(classes: list[str]) -> dict[str, Any]:
-    """diffusers' model_index.json of a pipeline with these class names."""
+    """Return diffusers' model_index.json of a pipeline with these class names."""
     parts = {"scheduler": "DDIMScheduler", "transformer": "DiTTransformer2DModel", "vae": "AutoencoderKL"}
     index: dict[str, Any] = {"_class_name": "DiTPipeline", "_diffusers_version": "0.35.0"}
     if classes:
@@ -173,18 +175,20 @@ def model_index(classes: list[str]) -> dict[str, Any]:
 
 
 def as_diffusers(net: Backbone) -> nn.Module:
-    """The same network as diffusers' DiTTransformer2DModel, with shared weights.
+    """Build diffusers' DiTTransformer2DModel of a network, with shared weights.
 
     Raises:
-        InputError: a network that diffusers does not have, or diffusers is not installed.
+        InputError: diffusers has no such network, or is not installed.
     """
     values = {key: net.config.get(key, value) or False for key, value in net.published.items()}
     if type(net) is not BACKBONES["DiT"] or values != dict(net.published):
-        raise InputError(f"diffusers has no equivalent of {net.config['name']} with these options; leave --against out")
+        raise InputError(
+            f"diffusers has no equivalent of {net.config['name']} with these options; compare with another runtime"
+        )
     try:
         import diffusers
     except ImportError:
-        raise InputError("--against diffusers needs diffusers; pip install 'ditlab[vae]'") from None
+        raise InputError("the comparison with diffusers needs diffusers; pip install 'ditlab[vae]'") from None
     config = net.config
     with torch.device("meta"):
         other: Any = diffusers.DiTTransformer2DModel(  # type: ignore[no-untyped-call]
@@ -200,5 +204,5 @@ def as_diffusers(net: Backbone) -> nn.Module:
     other = other.to_empty(device=net.device)
     missing = other.load_state_dict(to_diffusers(dict(net.state_dict())), strict=False).missing_keys
     assert missing in ([], ["pos_embed.pos_embed"]), missing
-    other.pos_embed.pos_embed.copy_(net.get_buffer("pos_embed"))  # it was made without values
+    other.pos_embed.pos_embed.copy_(net.get_buffer("pos_embed"))  # not a parameter, so that it has no values yet
     return cast(nn.Module, other.eval())

@@ -1,4 +1,4 @@
-"""Loading a model: its layout is recognized by its content."""
+"""Load a model of any layout, which is recognized by its content."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,22 +29,22 @@ def load(
 ) -> Pipeline:
     """Load a model of any supported layout.
 
-    These are a model or run folder of ditlab, a published checkpoint of DiT, SiT, U-DiT, U-ViT or Skip-DiT (.pt or
-    safetensors, bare or with `model` and `ema`), and a diffusers folder of DiT (a pipeline with `transformer/`, or the
-    transformer alone).
+    Supported are ditlab's model and run folders; published checkpoints of DiT, SiT, U-DiT, U-ViT and Skip-DiT (.pt or
+    safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT (a
+    pipeline with `transformer/`, or the transformer alone).
 
     Args:
         path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".
-        device: where to put the weights.
+        device: device of the weights.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
-        sit: whether this is a SiT checkpoint. None follows its recorded settings; a bare state dict has none, and is
-            taken as DiT's.
-        autoencoder: the autoencoder of a latent-space model, for files that come without it: anything that
-            `load_autoencoder` reads. None is the model's own.
-        overrides: arguments of `ditlab.create` that an external file does not state: heads=, size=, classes=.
+        sit: whether this is a SiT checkpoint. None decides by the settings in a training checkpoint; a state dict has
+            no settings and is read as DiT.
+        autoencoder: the autoencoder of a latent-space model whose file does not contain one: an `Autoencoder`, or
+            anything that `load_autoencoder` reads. None is the autoencoder of the model.
+        overrides: arguments of `ditlab.create` that an external file does not contain: heads=, size=, classes=.
 
     Raises:
-        InputError: a path with nothing to read, an unknown layout, or a damaged file.
+        InputError: the path does not exist, its layout is unknown, or a file is damaged.
     """
     path = fetch(path)
     if path.is_file():
@@ -57,11 +57,11 @@ def load(
             autoencoder = path / "vae"
     else:
         if overrides:
-            raise InputError(f"{', '.join(overrides)} cannot be changed: {path} states it; leave it out")
+            raise InputError(f"{path} contains {', '.join(overrides)}, which cannot be changed; leave it out")
         pipe = load_folder(path, weights, load)
     if autoencoder is not None:
-        given = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
-        pipe = replace(pipe, autoencoder=given)
+        loaded = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
+        pipe = replace(pipe, autoencoder=loaded)
     pipe.net.to(device)
     pipe.autoencoder.to(device)
     return pipe
@@ -71,23 +71,22 @@ def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, 
     content = read_file(path)
     tensors = pick_weights(content, weights, path)
     if sit is None:
-        sit = hasattr(content.get("args"), "path_type")  # of SiT's training settings; DiT has no such setting
+        sit = hasattr(content.get("args"), "path_type")  # SiT's training settings have it, DiT's do not
     return from_official(tensors, str(path), sit=sit, **overrides)
 
 
 def diffusers_transformer(path: Path) -> Path | None:
-    """The folder with the transformer, if this is a diffusers folder."""
+    """Return the folder with the transformer of a diffusers folder; None for other folders."""
     if (path / "transformer" / CONFIG).is_file():
         return path / "transformer"
     file = path / CONFIG
-    is_theirs = (
-        file.is_file() and newest_checkpoint(path) is None and '"_class_name"' in file.read_text("utf-8", "replace")
-    )
-    return path if is_theirs else None
+    if not file.is_file() or newest_checkpoint(path) is not None:
+        return None
+    return path if '"_class_name"' in file.read_text("utf-8", "replace") else None
 
 
 def _class_names(path: Path, count: int) -> list[str]:
-    """The names in `model_index.json`, if it has one for every class."""
+    """Read the class names in `model_index.json`; none if it does not have a name for every class."""
     file = path / "model_index.json"
     names = read_json(file).get("id2label") if file.is_file() else None
     if not isinstance(names, dict):

@@ -1,4 +1,4 @@
-"""Reading models and runs from ditlab's own folders."""
+"""Read models from ditlab's model and run folders."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from ditlab.autoencoders.io import read_part
 from ditlab.backbones import create
 from ditlab.backbones.lora import plain
 from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, MissingPlugIn
 from ditlab.core.modules import skip_init
 from ditlab.core.registry import imported_parts_only, is_reference
 from ditlab.core.weights import (
@@ -34,10 +34,10 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
     Args:
         path: a model folder or a run folder.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
-        load_source: loads the model that low-rank updates belong to, if they were saved separately.
+        load_source: loads the source model of low-rank updates that were saved separately.
 
     Raises:
-        InputError: a path with nothing to read, or a file that is incomplete or does not fit its config.
+        InputError: the path holds no model, or a file is incomplete or does not fit its config.
     """
     folder = newest_checkpoint(path) or path
     config = read_config(folder)
@@ -70,33 +70,32 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
 
 
 def check_origin(name: str, origin: str | None) -> None:
-    """Refuse a network from outside the package whose module is not imported; a folder must not decide on imports.
+    """Check that the module of a network from outside the package is imported; loading a folder must not import it.
 
     Args:
-        name: of the network.
-        origin: "package.module:Class" for a class from outside.
+        name: name of the network.
+        origin: "package.module:Class" for a class from outside the package.
 
     Raises:
-        InputError: the line says what to import.
+        MissingPlugIn: it is not imported.
     """
     module = (origin or name).partition(":")[0]
     if (origin or is_reference(name)) and module not in sys.modules:
-        raise InputError(
-            f'the network "{name}" is {origin or name}, which is no part of ditlab; import {module} first '
-            f"(in Python: import {module}; on the command line: --import {module})"
+        raise MissingPlugIn(
+            f'the network "{name}" is {origin or name}, which is not part of ditlab; import {module} first', module
         )
 
 
 def read_conditioner(folder: Path, classes: int, names: list[str], description: dict[str, Any] | None) -> Conditioner:
-    """The conditioner of a saved model: class labels, or what its config describes.
+    """Load the conditioner of a saved model.
 
     Args:
-        folder: of the model.
-        classes, names: of a class-conditional network.
-        description: the conditioner's config; None for class labels.
+        folder: the model folder.
+        classes, names: class count and class names of a class-conditional network.
+        description: the config of the conditioner; None is class labels.
 
     Raises:
-        InputError: a kind that is not registered, or weights that are missing.
+        InputError: the kind is not registered, or weights are missing.
     """
     if description is None:
         return ClassLabels(classes, names)

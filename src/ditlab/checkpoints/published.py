@@ -1,7 +1,7 @@
-"""Published checkpoints: the family follows from the keys, sizes from tensor shapes; each backbone has its own layout.
+"""Read and write published checkpoints. Their keys identify the family, and tensor shapes the sizes.
 
-SiT has DiT's keys and shapes, but its time runs from noise to data and its velocity points to the data. Both are
-converted here: time by the timestep input of the process, the sign in the weights of the head.
+SiT has DiT's keys and shapes, but its time runs from noise to data and its velocity points to the data. Time is
+converted by the timestep input of the process, and the sign of the velocity in the weights of the head.
 """
 
 from typing import Any
@@ -18,31 +18,31 @@ from ditlab.diffusion.objective import read_objective
 from ditlab.diffusion.process import Linear
 from ditlab.inference.pipeline import Pipeline
 
-SIT_CLOCK = {"clock_rate": -1.0, "clock_start": 1.0}  # its timestep input is 1 - t, unscaled
-SIDE = 32  # latents of 256x256 images
+SIT_CLOCK = {"clock_rate": -1.0, "clock_start": 1.0}  # SiT's timestep input is 1 - t
+SIDE = 32  # side of the latents of 256x256 images
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
 def family_of(tensors: dict[str, Tensor]) -> str:
-    """The family whose published keys these are; "" if there is none."""
-    fitting = {name: kind.marks for name, kind in BACKBONES.items() if kind.marks and tensors.keys() >= {*kind.marks}}
-    return max(fitting, key=lambda name: len(fitting[name]), default="")
+    """Return the family that has these published keys; "" if there is none."""
+    matches = {name: kind.marks for name, kind in BACKBONES.items() if kind.marks and tensors.keys() >= {*kind.marks}}
+    return max(matches, key=lambda name: len(matches[name]), default="")
 
 
 def from_official(
     tensors: dict[str, Tensor], source: str, *, sit: bool = False, size: tuple[int, int] | None = None, **overrides: Any
 ) -> Pipeline:
-    """A pipeline around published weights, which are used as they are, without a copy.
+    """Build a pipeline with published weights, without copying them.
 
     Args:
-        tensors: state dict under published keys.
-        source: the name of the file in messages.
+        tensors: state dict with published keys.
+        source: name of the file, for messages.
         sit: whether these are weights of SiT.
-        size: of the input, where shapes do not determine it, or determine only the number of patches.
-        overrides: other arguments of `ditlab.create` that shapes do not determine (heads=, classes=).
+        size: input size, if tensor shapes do not determine it, or determine only the number of patches.
+        overrides: other arguments of `ditlab.create` that tensor shapes do not determine (heads=, classes=).
 
     Raises:
-        InputError: sizes that must be given, or tensors that do not fit.
+        InputError: a size is missing, or the tensors do not fit.
     """
     family = recognized(tensors, source, sit)
     kind, notes = BACKBONES[family], []
@@ -56,9 +56,9 @@ def from_official(
     if "heads" not in settings:
         raise InputError(
             f"{source}: depth {settings['depth']} and width {settings['width']} are no published size; "
-            "give heads= (--heads), the number of attention heads"
+            "give heads=, the number of attention heads"
         )
-    description = kind.read_objective(settings) | {"time": "uniform", "stratified": False}  # all were trained so
+    description = kind.read_objective(settings) | {"time": "uniform", "stratified": False}  # as in all published code
     description["learn_variance"] = settings["learn_variance"]
     tensors = kind.from_published(tensors)
     if sit:
@@ -74,10 +74,10 @@ def from_official(
 
 
 def recognized(tensors: dict[str, Tensor], source: str, sit: bool) -> str:
-    """The family of published weights.
+    """Return the family of published weights.
 
     Raises:
-        InputError: unknown keys, or weights of another family than SiT's.
+        InputError: unknown keys, or weights that are not SiT's although `sit` is true.
     """
     family = family_of(tensors)
     if not family:
@@ -85,16 +85,16 @@ def recognized(tensors: dict[str, Tensor], source: str, sit: bool) -> str:
         known = ", ".join(name for name, kind in BACKBONES.items() if kind.marks)
         raise InputError(f"{source} is no known checkpoint (it has {keys}, ...); give weights of {known} or SiT")
     if sit and family != "DiT":
-        raise InputError(f"{source} holds a {family}, which SiT is not; leave sit out")
+        raise InputError(f"{source} holds a {family} and not SiT; leave sit out")
     return family
 
 
 def as_our_velocity(
     tensors: dict[str, Tensor], settings: dict[str, Any], description: dict[str, Any], notes: list[str]
 ) -> dict[str, Tensor]:
-    """SiT's weights for our velocity; settings, description and notes are changed to match."""
+    """Convert SiT's weights to ditlab's velocity; settings, description and notes are changed accordingly."""
     if settings["learn_variance"]:
-        notes.append("read from SiT; the second half of its head, which SiT never used, was dropped")
+        notes.append("read from SiT; the second half of its head, which SiT does not use, was removed")
     tensors = tensors | turn_sit_head(tensors, settings)
     settings["learn_variance"] = False
     process = {"name": "linear", **SIT_CLOCK}
@@ -103,65 +103,65 @@ def as_our_velocity(
 
 
 def guessed_classes(tensors: dict[str, Tensor], kind: type[Backbone], notes: list[str]) -> int:
-    """The number of classes, if the class-embedding table has a row for the null class; a note says so."""
+    """Return the number of classes, assuming that the class-embedding table has a null class; adds a note."""
     rows = max(len(tensors[key]) for key in kind.label_tables)
     notes.append(
         f"a class-embedding table of {rows} rows is read as {rows - 1} classes and the null class; "
-        f"give classes={rows} (--classes) if it has no null class"
+        f"give classes={rows} if it has no null class"
     )
     return rows - 1
 
 
 def with_null(tensors: dict[str, Tensor], net: Backbone, source: str, notes: list[str]) -> dict[str, Tensor]:
-    """Class-embedding tables with a row for the null class, which is the mean of all if they have none.
+    """Add the mean of all rows as null class to class-embedding tables that have none.
 
     Raises:
-        InputError: tables of another number of classes.
+        InputError: a table has another number of classes than the network.
     """
     added = {}
     for key in tensors.keys() & {*net.label_tables}:
         rows = len(tensors[key])
         if rows not in (net.classes, net.classes + 1):
             raise InputError(
-                f"{source} has a class-embedding table of {rows} rows; give classes={rows - 1} or {rows} (--classes)"
+                f"{source} has a class-embedding table of {rows} rows; give classes={rows - 1} or classes={rows}"
             )
         if rows == net.classes:
             added[key] = torch.cat([tensors[key], tensors[key].mean(0, keepdim=True)])
     if added:
-        notes.append("it has no null-class embedding; fine-tune it with label dropout before you use guidance")
+        notes.append("the model has no null-class embedding; fine-tune it with label dropout before you use guidance")
     return tensors | added
 
 
 def turn_sit_head(tensors: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Tensor]:
-    """SiT's head without its unused second half of channels, and with the sign of our velocity."""
+    """Convert SiT's head: remove the unused second half of channels, and change the sign of the velocity."""
     patch, channels = settings["patch"], settings["channels"]
 
-    def turn(value: Tensor) -> Tensor:
+    def convert(value: Tensor) -> Tensor:
         rows = value.reshape(patch * patch, -1, *value.shape[1:])  # (p p, C or 2 C, ...), channels fastest
         return -rows[:, :channels].flatten(0, 1)
 
-    return {key: turn(tensors[key]) for key in HEAD}
+    return {key: convert(tensors[key]) for key in HEAD}
 
 
 def autoencoder_of(channels: int) -> Autoencoder:
-    """Pixels for gray and RGB; otherwise latents, of an autoencoder that is absent."""
+    """Return the autoencoder for a number of channels: pixels for gray and RGB, otherwise a placeholder."""
     return Pixel() if channels in (1, 3) else Absent()
 
 
 def to_official(pipe: Pipeline) -> dict[str, Tensor]:
-    """The state dict under published keys, with SiT's sign for a model of SiT.
+    """Return the state dict with published keys, and with SiT's velocity for a model of SiT.
 
     Raises:
-        InputError: a model that the published code cannot run.
+        InputError: the published code does not support this model.
     """
     config, kind = pipe.net.config, type(pipe.net)
     if not kind.marks:
         raise InputError(f"{config['name']} has no official layout; convert to ditlab instead")
     for key, value in kind.published.items():
-        given = config.get(key)
-        if given is not None and (given or False) != (value or False):
+        present = config.get(key)
+        if present is not None and (present or False) != (value or False):
             raise InputError(
-                f"the official code of {config['name']} has {key} = {value} only, and this model {given}; "
+                f"the official code of {config['name']} has {key} = {value} only, and this model {present}; "
                 "convert to ditlab instead"
             )
     tensors = kind.to_published(dict(pipe.net.state_dict()))

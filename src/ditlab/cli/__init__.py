@@ -1,7 +1,7 @@
-"""The command line: parse, build, call. Handlers import what they need, so that `--help` is quick.
+"""The command line. Commands import what they need when they run, so that `--help` is quick.
 
-Exit code 0 on success; 2 on input that cannot be used, with one line on standard error; 1 on a failure while
-running; 130 after Ctrl-C. `--json` prints one JSON object on standard output and nothing else.
+Exit codes: 0 for success; 2 for input that cannot be used, with one line on standard error; 1 for a failure while
+running; 130 after Ctrl-C. With `--json`, standard output has one JSON object and nothing else.
 """
 
 import sys
@@ -13,10 +13,10 @@ from ditlab.cli.recipes import usage_error
 from ditlab.cli.renames import renamed
 from ditlab.cli.terminal import app, fail
 from ditlab.core.device import keep_freed_memory
-from ditlab.core.errors import InputError, RunError
+from ditlab.core.errors import InputError, MissingPlugIn, RunError
 from ditlab.core.plugins import import_plugin
 
-GROUPS = {  # module of this package -> its commands; a command imports no other group
+GROUPS = {  # module of this package -> its commands; only the module of the command is imported
     "data": ("data", "encode", "train-autoencoder"),
     "evaluation": ("evaluate", "memorization", "reference", "sweep"),
     "models": ("average", "convert", "export", "info"),
@@ -27,24 +27,24 @@ GROUPS = {  # module of this package -> its commands; a command imports no other
 
 
 def import_commands(name: str) -> None:
-    """Import the group of a command, which registers it; all groups for `--help` and for unknown names."""
-    wanted = [module for module, commands in GROUPS.items() if name in commands]
-    for module in wanted or GROUPS:
+    """Import the module of a command, which registers the command; all modules for `--help` and unknown names."""
+    modules = [module for module, commands in GROUPS.items() if name in commands]
+    for module in modules or GROUPS:
         import_module(f"ditlab.cli.{module}")
 
 
 def import_plugins(arguments: list[str]) -> list[str]:
-    """Import what `--import FILE_OR_MODULE` names, which every command takes; returns the other arguments."""
+    """Import the plug-ins of all `--import FILE_OR_MODULE`, an option of every command; returns the other arguments."""
     others: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
+    remaining = iter(arguments)
+    for argument in remaining:
         option, equals, value = argument.partition("=")
         if option != "--import":
             others.append(argument)
             continue
-        plugin = value if equals else next(rest, "")
+        plugin = value if equals else next(remaining, "")
         if not plugin or plugin.startswith("-"):
-            raise InputError("--import needs the plug-in: a .py file or the name of a module")
+            raise InputError("--import has no value; give a .py file or the name of a module")
         import_plugin(plugin)
     return others
 
@@ -58,6 +58,8 @@ def main() -> None:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         fail(usage_error(error), 2)
+    except MissingPlugIn as error:
+        fail(f"{error} (add --import {error.module})", 2)
     except InputError as error:
         fail(str(error), 2)
     except RunError as error:

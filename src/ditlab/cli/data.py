@@ -1,4 +1,4 @@
-"""Commands about images, autoencoders and latent caches."""
+"""Commands for images, autoencoders and latent caches."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class Encoding:
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Precision of the stored latents."""
     shard: Whole = 4096
-    """Images in each file of the cache."""
+    """Images per file of the cache."""
     scale: float | None = None
-    """Scale of the latents, for an autoencoder in a single file that does not state it."""
+    """Scale of the latents, for an autoencoder in a single file that does not contain it."""
     tile: Whole | None = None
-    """Encode in tiles of this side in pixels, for images that do not fit into memory."""
+    """Encode in tiles with this side in pixels, for images that do not fit into memory."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
 
@@ -61,7 +61,7 @@ def data(
     labels
         CSV or JSONL file with the labels of a flat folder.
     export
-        Do not inspect the images, but write the first ones into this folder, one sub-folder for each class.
+        Write the first images into this folder, with a sub-folder for each class, instead of inspecting them.
     count
         Number of images to export.
     json
@@ -85,7 +85,7 @@ def export_images(source: str, labels: str, folder: Path, count: int) -> None:
 
 
 def inspect_images(source: str, labels: str, sheet: Path | None, json: bool) -> None:
-    """Survey the images of a data source, and write a contact sheet if asked for."""
+    """Print statistics of a data source, and write a contact sheet if `sheet` is given."""
     from ditlab.data import parse_source
     from ditlab.data.survey import sample_sheet, survey
 
@@ -111,7 +111,7 @@ def train_autoencoder(
     settings: TrainingOptions = None,
     json: Json = False,
 ) -> None:
-    """Train a small autoencoder on images; the same command again resumes.
+    """Train a small autoencoder on images. Run the same command again to resume.
 
     Parameters
     ----------
@@ -152,9 +152,9 @@ def encode(
     options: EncodingOptions = None,
     json: Json = False,
 ) -> None:
-    """Encode images into a latent cache for training; the same command again resumes.
+    """Encode images into a latent cache for training. Run the same command again to resume.
 
-    Under torchrun the processes share the work.
+    Under torchrun the images are distributed over the processes.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def encode(
 def encode_images(
     source: str, autoencoder: str, out: Path, preparation: Preparation | None, options: Encoding, json: bool
 ) -> None:
-    """Write or continue a latent cache, and report it."""
+    """Write or complete a latent cache, and print a summary."""
     from ditlab.autoencoders import Latent
     from ditlab.checkpoints import load_autoencoder
     from ditlab.data import open_dataset

@@ -1,4 +1,4 @@
-"""Commands that evaluate."""
+"""Commands for evaluation."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from ditlab.evaluation.memorization import Memorization
     from ditlab.evaluation.results import Result
 
-UNFINISHED = "this process is done with its share; others are still at work"
+UNFINISHED = "this process has finished its part; other processes are still running"
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """How real images are measured."""
+    """How features of real images are computed."""
 
     features: str | None = None
-    """inception, dinov2, digits or glyphs (default: what suits the source)."""
+    """inception, dinov2, digits or glyphs (default: digits or glyphs for these data sets, otherwise inception)."""
     feature_weights: str = ""
-    """File, folder or hub id of the weights of the features."""
+    """File, folder or hub id of the weights of the feature network."""
     count: Whole | None = None
     """Use the first N images only."""
     keep: Whole = 10_000
-    """Number of features that are kept for precision, recall and the kernel distance."""
+    """Number of feature vectors to store for precision, recall and the kernel distance."""
     with_images: Annotated[bool, Parameter(negative="")] = False
-    """Keep the images of these features too, so that ADM's evaluator reads the file."""
+    """Store the images of these features too, so that ADM's evaluator can read the file."""
     batch_size: Whole = 64
-    """Images measured at a time."""
+    """Images processed at a time."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
@@ -53,9 +53,9 @@ def reference(
     preprocessing: Annotated[Preparation | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Measure real images once, as a reference for `evaluate`; writes an .npz file.
+    """Compute the statistics of real images, as a reference for `evaluate`, and write them to an .npz file.
 
-    The same command again continues where it was stopped; under torchrun the processes share the work.
+    Run the same command again to resume. Under torchrun the images are distributed over the processes.
 
     Parameters
     ----------
@@ -95,14 +95,14 @@ def evaluate(
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Score a model, or existing images; prints the result as JSON. The same command again continues.
+    """Evaluate a model, or existing images, and print the result as JSON. Run the same command again to resume.
 
     Parameters
     ----------
     source
         A model or run folder, a checkpoint, a hub id; or images: a folder, a sample file (.npz), a data set.
     recipe
-        A protocol that comes with ditlab, such as dit-xl2-256, or a .toml file. Options take precedence.
+        Evaluation protocol: a .toml file, or a protocol of ditlab such as dit-xl2-256. Options take precedence.
     out
         Folder of the results (default: the model's folder).
     json
@@ -120,21 +120,21 @@ def evaluate(
 
 
 def report_result(result: "Result", json: bool) -> None:
-    """Print the metrics; exit code 1 if the expected value was not met."""
+    """Print the metrics; exit with code 1 if the expected value is not met."""
     if not json:
         screen.print(result.table())
         for note in result.notes:
             say(note)
         say(f"results are in {result.folder}")
     print_json(result.as_json())
-    wanted = result.expected
-    if wanted is not None and not wanted["met"]:
-        value = result.metrics[wanted["metric"]]
-        fail(f"{wanted['metric']} is {value:.4f}, not {wanted['value']} within {wanted['within']:.4g}", 1)
+    expected = result.expected
+    if expected is not None and not expected["met"]:
+        value = result.metrics[expected["metric"]]
+        fail(f"{expected['metric']} is {value:.4f}, not {expected['value']} within {expected['within']:.4g}", 1)
 
 
 def report(values: dict[str, Any] | None, line: str, json: bool) -> None:
-    """Print a result as JSON or as a line; None is the result of a process that is done with its share alone."""
+    """Print a result as JSON or as a line; None means that other processes have not finished."""
     if values is None:
         say(UNFINISHED)
     elif json:
@@ -145,21 +145,21 @@ def report(values: dict[str, Any] | None, line: str, json: bool) -> None:
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of each setting that are combined."""
+    """The values of settings that a sweep combines."""
 
     try_guidance: Annotated[list[float] | None, Parameter(negative="")] = None
-    """Guidance scales."""
+    """Guidance scales to try."""
     try_steps: Annotated[list[Whole] | None, Parameter(negative="")] = None
-    """Numbers of steps."""
+    """Numbers of steps to try."""
     try_sampler: Annotated[list[str] | None, Parameter(negative="")] = None
-    """Samplers."""
+    """Samplers to try."""
     try_guidance_interval: Annotated[list[str] | None, Parameter(negative="")] = None
-    """Guidance intervals, such as 0.1-0.8."""
+    """Guidance intervals to try, such as 0.1-0.8."""
     try_weights: Annotated[list[Literal["ema", "model"]] | None, Parameter(negative="")] = None
-    """ema, model, or both."""
+    """Weights to try: ema, model, or both."""
 
     def given(self) -> dict[str, Any]:
-        """The settings that have values."""
+        """The settings with values to try."""
         values = {key.removeprefix("try_"): value for key, value in vars(self).items() if value}
         if intervals := self.try_guidance_interval:
             values["guidance_interval"] = [parse_interval(text) for text in intervals]
@@ -178,16 +178,16 @@ def sweep(
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Score a model under every combination of settings: a table, a curve, and the best with its error.
+    """Evaluate a model with every combination of settings; prints a table and the best with its standard error.
 
     Parameters
     ----------
     source
         A model or run folder, a checkpoint, or a hub id.
     recipe
-        A protocol that comes with ditlab, or a .toml file. Options take precedence.
+        Evaluation protocol: a .toml file, or a protocol of ditlab. Options take precedence.
     repeats
-        Number of seeds of each combination; the error comes from them.
+        Number of seeds for each combination, from which the standard error is computed.
     out
         Folder of the results (default: the model's folder).
     json
@@ -223,7 +223,7 @@ def memorization(
 ) -> None:
     """Test whether a model copies its training images, compared with held-out images.
 
-    The same command again continues where it was stopped; under torchrun the processes share the work.
+    Run the same command again to resume. Under torchrun the images are distributed over the processes.
 
     Parameters
     ----------
@@ -232,11 +232,11 @@ def memorization(
     training
         Data source that the model was trained on.
     held_out
-        Data source of real images that the model never saw.
+        Data source of real images that the model was not trained on.
     recipe
-        A protocol that comes with ditlab, or a .toml file. Options take precedence.
+        Evaluation protocol: a .toml file, or a protocol of ditlab. Options take precedence.
     out
-        The image to write: the closest samples, each beside its nearest training images, with distances.
+        The image to write, with the closest samples, their nearest training images, and the distances.
     json
         Print one JSON object.
     """
@@ -257,7 +257,7 @@ def run_memorization(
     device = pick_device(settings.device)
     features = open_features(settings.features or default_features(training), settings.feature_weights, device)
     samples, protocol, _ = open_source(source, settings, device, screen)
-    known, unseen = (open_pictures(each, preprocessing, device) for each in (training, held_out))
+    known, unseen = (open_pictures(source, preprocessing, device) for source in (training, held_out))
     protocol |= {"training": identity(training), "held_out": identity(held_out)}
     rank, world = process_place()
     return memorization(
@@ -267,7 +267,7 @@ def run_memorization(
 
 
 def parse_interval(text: str) -> tuple[float, float]:
-    """ "0.1-0.8" -> (0.1, 0.8)."""
+    """Parse "0.1-0.8" as (0.1, 0.8)."""
     low, _, high = text.partition("-")
     try:
         return float(low), float(high)

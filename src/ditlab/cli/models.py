@@ -1,4 +1,4 @@
-"""Commands about networks and files of weights."""
+"""Commands for networks and weights."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from ditlab.core.errors import InputError
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
 
-Options: Any = network_arguments()  # one field for each option of the known families
+Options: Any = network_arguments()  # with a field for each option of the families
 
 
 @dataclass(frozen=True)
@@ -31,30 +31,30 @@ class Shape:
     classes: Whole = 1000
     """Number of classes; 0 is unconditional."""
     learn_variance: bool = True
-    """Count an output with a second half for the learned variance."""
+    """Include the output channels of a learned variance."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Which weights to read, and what an external checkpoint does not say itself."""
+    """Which weights to read, and properties that external checkpoints do not contain."""
 
     weights: Literal["ema", "model"] = "ema"
-    """The weight average, or the raw weights of a training checkpoint."""
+    """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
     heads: Whole | None = None
-    """Attention heads of an external checkpoint whose size was never published."""
+    """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None
-    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not say it (U-DiT)."""
+    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
     classes: Whole | None = None
-    """Classes of an external checkpoint whose class-embedding table does not say them (U-ViT)."""
+    """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
     autoencoder: str | None = None
-    """Autoencoder of a model that came without one: folder, file or hub id."""
+    """Autoencoder of a model that has none in its folder: folder, file or hub id."""
 
     def load(self, path: str | Path, **options: Any) -> "Pipeline":
-        """The model, with a note on the screen about what was changed when it was read."""
+        """Load a model, and print notes about conversions."""
         from ditlab.checkpoints import load
 
-        given = external(self.heads, self.size, self.classes)
-        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, **options, **given)
+        properties = external(self.heads, self.size, self.classes)
+        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, **options, **properties)
         say_note(pipe.config)
         return pipe
 
@@ -69,18 +69,18 @@ def info(
     options: Annotated[Options | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Print the cost of networks: parameters, multiply-accumulates, tokens, bytes; no weights are allocated.
+    """Print the cost of networks: parameters, multiply-accumulates, tokens and bytes.
 
     Parameters
     ----------
     names
-        Models such as DiT-XL/2, or package.module:Class; all published ones if left out.
+        Models such as DiT-XL/2, or package.module:Class (default: all published models).
     options
-        Options of the architecture, instead of the published ones.
+        Options of the architecture, which replace the published ones.
     json
-        Print one JSON object (with a list "models" for several names).
+        Print one JSON object (for several models with a list "models").
     """
-    network_options(options, names[0] if names else "")  # checked before any work
+    network_options(options, names[0] if names else "")  # to report mistakes before any work
     rows, left_out = costs(names, shape or Shape(), options)
     if json:
         print_json(rows[0] if len(rows) == 1 else {"models": rows})
@@ -91,10 +91,10 @@ def info(
 
 
 def costs(names: Sequence[str], shape: Shape, options: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """The costs of networks, and a line for each published one that cannot be built so.
+    """Measure the costs of networks; returns them, and a line for each published network that these options do not fit.
 
     Raises:
-        InputError: a network that was named and cannot be built so.
+        InputError: the options do not fit a network that the user named.
     """
     from ditlab.backbones import create
     from ditlab.backbones import names as published
@@ -109,12 +109,14 @@ def costs(names: Sequence[str], shape: Shape, options: Any) -> tuple[list[dict[s
         except InputError as error:
             if names:
                 raise
-            left_out.append(f"{name} is not listed: {error}")  # another size, or a library that is not installed
+            left_out.append(
+                f"{name} is not listed: {error}"
+            )  # a size that does not fit, or a library that is not installed
     return rows, left_out
 
 
 def print_costs(rows: Sequence[dict[str, Any]]) -> None:
-    """A table of costs on standard output."""
+    """Print a table of costs on standard output."""
     from rich.table import Table
 
     table = Table("model", "parameters", "unfused", "GMACs", "GFLOPs", "tokens", "float32")
@@ -140,7 +142,7 @@ def convert(
     sit: bool | None = None,
     checkpoint: CheckpointOptions = None,
 ) -> None:
-    """Write a model in another layout; the layout of the source is recognized by its content.
+    """Write a model in another layout. The layout of the source is recognized by its content.
 
     Parameters
     ----------
@@ -151,7 +153,7 @@ def convert(
     to
         official: a .pt state dict; diffusers: a folder with transformer/; ditlab: a model folder.
     sit
-        Whether the source is a SiT checkpoint; only a bare state dict does not say it.
+        Whether the source is a SiT checkpoint; needed only for a state dict without training settings.
     """
     from ditlab.checkpoints import convert
 
@@ -159,12 +161,12 @@ def convert(
     convert(pipe, target, to)
     say(f"wrote {pipe.net.config['name']} from {source} to {target}, layout {to}")
     if to == "diffusers" and not (target / "vae").exists():
-        say("without vae/: diffusers has no layout for this model's autoencoder")
+        say("vae/ was not written, because diffusers has no layout for this model's autoencoder")
     shifted, official = bool(pipe.net.config.get("frequency_shift")), to == "official"
     if to != "ditlab" and shifted == official:
         say(
             f"the {to} code computes timestep frequencies with {128 if official else 127} in the exponent, and this "
-            f"model has {127 if official else 128}, so it generates slightly different images there"
+            f"model with {127 if official else 128}, so that the {to} code generates slightly different images"
         )
 
 
@@ -178,7 +180,7 @@ def export(
     checkpoint: CheckpointOptions = None,
     json: Json = False,
 ) -> None:
-    """Write network and decoder as graphs for other runtimes, with a free batch size, checked against PyTorch.
+    """Write network and decoder as graphs for other runtimes, and compare them with PyTorch.
 
     Parameters
     ----------
@@ -212,7 +214,7 @@ def average(
     images: Whole | None = None,
     json: Json = False,
 ) -> None:
-    """Write a model with a power-function EMA of another length, from a run that kept snapshots for it.
+    """Compute a power-function EMA of another length from the snapshots of a run, and write it as a model.
 
     Parameters
     ----------
@@ -223,7 +225,7 @@ def average(
     width
         EMA length: standard deviation of the average, as a share of the run: 0.05 is short, 0.2 long.
     images
-        Images seen at the end of the average; the newest snapshot if left out.
+        Number of training images at the end of the average (default: that of the newest snapshot).
     json
         Print one JSON object.
     """
@@ -239,4 +241,4 @@ def average(
     if json:
         print_json({"folder": out, "width": width})
     else:
-        say(f"wrote the average of length {width} to {out}")
+        say(f"wrote the EMA of length {width} to {out}")

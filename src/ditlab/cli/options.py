@@ -1,4 +1,4 @@
-"""Options of the commands that generate images, as dataclasses that several commands may share."""
+"""Options of the commands that generate images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,11 @@ class Request:
     seeds: Annotated[tuple[str, ...], Parameter(negative="")] = ("0-7",)
     """Numbers, or ranges such as 0-15."""
     count: Whole | None = None
-    """Number of images: as many seeds for each label, from the first of --seeds. With --npz the default is 50,000."""
+    """Number of images, with consecutive seeds from the first of --seeds. With --npz the default is 50,000."""
     label_sampling: Literal["balanced", "random"] | None = None
-    """With --npz: each class equally often (balanced, the default), or uniformly at random."""
+    """With --npz: labels are balanced (each class equally often; the default) or random (uniformly distributed)."""
     strip: Whole | None = None
-    """Interpolate: this many images from one seed to another for each label, or with one seed between two labels."""
+    """Interpolate with this number of images: between two seeds for each label, or with one seed between two labels."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class StartImage:
     mask: Path | None = None
     """With --image: in-painting mask. White is regenerated, black is kept."""
     strength: float | None = None
-    """With --image: how much of the trajectory runs, up to 1, which starts from noise alone (0.6; 1 with a mask)."""
+    """With --image: share of the sampling trajectory that runs; 1 starts from noise (default: 0.6; 1 with --mask)."""
     resample: Whole | None = None
-    """With --mask: run each part of the schedule this many times, so that old and new parts agree (2)."""
+    """With --mask: number of times that each part of the schedule runs, so that new and kept parts fit (default: 2)."""
 
 
 @dataclass(frozen=True)
@@ -49,86 +49,86 @@ class Files:
     out: Path = Path("samples")
     """Folder for the images; must be empty or new."""
     npz: Flag = False
-    """Write samples.npz for evaluation tools instead; the same command continues, and torchrun shares the work."""
+    """Write samples.npz for evaluation tools instead. Run the same command again to resume; works under torchrun."""
     trajectory: Flag = False
-    """Also write trajectory.gif, an animation of the sampler's steps."""
+    """Also write trajectory.gif, an animation of the sampler steps."""
     overwrite: Flag = False
     """Write into a folder that is not empty."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How the model is loaded."""
+    """Which weights to read, and properties that external checkpoints do not contain."""
 
     weights: Literal["ema", "model"] = "ema"
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
     autoencoder: str | None = None
-    """Autoencoder of a model that came without one: folder, file or hub id."""
+    """Autoencoder of a model that has none in its folder: folder, file or hub id."""
     heads: Whole | None = None
-    """Attention heads of an external checkpoint whose model size was never published."""
+    """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None
-    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not state it (U-DiT)."""
+    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
     classes: Whole | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
     tile: Whole | None = None
-    """Decode in tiles of this many pixels, for images that do not fit in memory."""
+    """Decode in tiles with this side in pixels, for images that do not fit into memory."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """How the machine is used; the images depend on the precision alone."""
+    """How the machine is used; only the precision changes the images."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the network. auto uses the faster one; with --npz and --preset reference it is float32."""
+    """Precision of the network. auto uses the faster one, and float32 with --npz or --preset reference."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """Compile the network's blocks; auto compiles if that saves time."""
+    """Compile the blocks of the network; auto compiles if that saves time."""
     batch_size: Whole | None = None
-    """Images generated at a time; it does not change them (default: the fastest, found by trying)."""
+    """Images generated at a time; does not change the images (default: the fastest, which is measured)."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What schedules are tuned for."""
+    """Settings for which schedules are tuned."""
 
     steps: Annotated[tuple[Whole, ...], Parameter(negative="")] = (4, 6, 8)
-    """Numbers of steps to find schedules for."""
+    """Numbers of steps; a schedule is tuned for each."""
     sampler: str = "ab4"
     """A deterministic sampler: ddim, euler, heun, dpmpp, ab2 or ab4."""
     guidance: float | None = None
     """Guidance scale that the schedules will be used with (default: the model's)."""
     guidance_interval: Interval = None
-    """Times between which guidance will act (default: the model's)."""
+    """Guidance interval that the schedules will be used with (default: the model's)."""
     images: Whole = 32
     """Images generated in each trial."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is measured."""
+    """What `bench` measures."""
 
     batch: Whole = 8
-    """Images in a network call."""
+    """Images per network call."""
     rounds: Whole = 5
-    """Measured rounds; all variants run in turns, and medians are shown."""
+    """Number of measured rounds; all variants run in turn, and medians are shown."""
     compile: bool = True
     """Measure compiled blocks too."""
     training: bool = True
     """Measure a training step too."""
     against: Annotated[tuple[Literal["diffusers", "torch", "onnx", "openvino"], ...], Parameter(negative="")] = ()
-    """Compare with diffusers' version of the same network, or with its graph exported for these runtimes."""
+    """Compare with diffusers' implementation of the network, or with graphs exported for other runtimes."""
     cache: Flag = False
-    """Instead, generate a few images and show at which times feature caching (--reuse) would be safe."""
+    """Show at which times feature caching (--reuse) is safe, by generating a few images, instead of the speed."""
 
 
 @dataclass(frozen=True)
 class RandomNetwork:
-    """The input of a network that is given by name."""
+    """Input shape and class count of a network that is given by name."""
 
     size: str = "32"
-    """Side, or HEIGHTxWIDTH, of the input of a network given by name."""
+    """For a network name: side, or HEIGHTxWIDTH, of the input."""
     channels: Whole = 4
-    """Its channels."""
+    """For a network name: channels of the input."""
     classes: Whole = 1000
-    """Its classes."""
+    """For a network name: number of classes."""

@@ -1,4 +1,4 @@
-"""Recipes named on the command line."""
+"""Read the recipe that a command line names, and explain mistakes."""
 
 import sys
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from ditlab.config.reader import (
 from ditlab.config.sampling import SETTINGS
 from ditlab.config.sections import Recipe
 
-MEANT = {  # options of other programs -> the setting that they mean here
+MEANT = {  # options of other training programs -> the corresponding option of ditlab
     "--lr": "--optim.lr",
     "--learning-rate": "--optim.lr",
     "--weight-decay": "--optim.weight-decay",
@@ -43,31 +43,31 @@ COPYING = {option.name for option in fields(Copying)}
 
 
 def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """cyclopts' hook: fill what the command line leaves open from the recipe that it names."""
+    """Set the options that are not on the command line from the recipe that it names (a hook of cyclopts)."""
     for argument in arguments:
         if argument.field_info.name == "recipe" and argument.tokens and commands[0] != "study":
-            scores = commands[0] not in ("train", "plan")
-            path = find_recipe(argument.tokens[0].value, "evaluation" if scores else "")
+            is_protocol = commands[0] not in ("train", "plan")
+            path = find_recipe(argument.tokens[0].value, "evaluation" if is_protocol else "")
             tables = read_toml(path)
-            if scores:
-                tell(sampling_notes(str(path), tables, RENAMED))
+            if is_protocol:
+                print_notes(sampling_notes(str(path), tables, RENAMED))
                 tables = check_keys(tables, str(path), Evaluation)
             else:
                 defaults = sampling_notes(f"{path}: sample", tables.get("sample", {}), SETTINGS)
                 tables, notes = renamed(Recipe, check_sections(tables, str(path)))
-                tell([*(f"{path}: {note}" for note in notes), *defaults, *written(arguments)])
-            if commands[0] == "memorization":  # which uses a part of a protocol
+                print_notes([*(f"{path}: {note}" for note in notes), *defaults, *rename_notes(arguments)])
+            if commands[0] == "memorization":  # it uses only a part of a protocol
                 tables = {key: value for key, value in tables.items() if key in COPYING}
-            if any(each.name == NETWORK and each.tokens for each in arguments):
+            if any(option.name == NETWORK and option.tokens for option in arguments):
                 tables = without_network(tables)
-            if not scores:
+            if not is_protocol:
                 check_model(tables, str(path))
-            # Under the command's own key: a flat table would lose the sections that are called like a command.
+            # With the command as key, because cyclopts ignores sections of a flat table that are named like a command.
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
 
 
-def written(arguments: ArgumentCollection) -> list[str]:
-    """A note for each option on the command line that has a new name."""
+def rename_notes(arguments: ArgumentCollection) -> list[str]:
+    """Return a note for each option on the command line that has a new name."""
     old = {
         f"--{section}.{field.metadata['was']}".replace("_", "-"): f"--{section}.{field.name}".replace("_", "-")
         for section, field in old_names(Recipe)
@@ -85,14 +85,14 @@ def sampling_notes(where: str, table: Mapping[str, Any], old_names: Mapping[str,
     ]
 
 
-def tell(notes: list[str]) -> None:
-    """Notes on standard error."""
+def print_notes(notes: list[str]) -> None:
+    """Print notes on standard error, without repeats."""
     for note in dict.fromkeys(notes):
         print(f"ditlab: {note}", file=sys.stderr)
 
 
 def usage_error(error: CycloptsError) -> str:
-    """A mistake on the command line in one line; options of other training programs get the setting they mean here."""
+    """Describe a mistake on the command line in one line; for options of other training programs, name ditlab's."""
     if isinstance(error, UnknownOptionError) and error.command_chain and error.command_chain[0] in ("train", "plan"):
         option = (error.token.keyword or "").replace("_", "-")
         if option in MEANT:

@@ -1,4 +1,4 @@
-"""Commands and options of version 0.1 that were renamed: accepted for one release, with a note, and not in the help."""
+"""Previous names of commands and options (version 0.1), which are accepted with a note for one release."""
 
 import sys
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ OPTIONS: dict[str, dict[str, str]] = {
     "plan": DEFAULTS,
     "train": DEFAULTS,
 }
-"""Command -> previous and present name of its options."""
+"""Command -> previous name -> present name of its options."""
 
 
 def renamed(tokens: Sequence[str]) -> list[str]:
-    """The words of a command line in the present spelling, with a note on standard error for each that was renamed."""
+    """Replace previous names in the words of a command line, with a note on standard error for each."""
     if not tokens:
         return []
     command = COMMANDS.get(tokens[0], tokens[0])

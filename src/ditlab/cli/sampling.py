@@ -1,4 +1,4 @@
-"""Commands that generate images, and that make generating faster."""
+"""Commands for generating images, tuning schedules and measuring speed."""
 
 import dataclasses
 from pathlib import Path
@@ -37,7 +37,7 @@ def sample(
     machine: Annotated[Machine | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Generate images: each label with each seed, as PNG files and one contact sheet; or one .npz file with --npz.
+    """Generate images for all combinations of labels and seeds, as PNG files and a contact sheet, or as an .npz file.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def sample(
 
 
 def check_together(request: Request, start: StartImage, files: Files) -> None:
-    """Refuse options that do not go together, before anything is loaded."""
+    """Check that options can be combined, before anything is loaded."""
     if files.npz:
         unused = {"--labels": request.labels, "--strip": request.strip, "--image": start.image}
         unused["--trajectory"] = files.trajectory or None
@@ -74,21 +74,21 @@ def check_together(request: Request, start: StartImage, files: Files) -> None:
     elif request.label_sampling is not None:
         raise InputError("--label-sampling chooses the labels of an .npz file; add --npz, or give --labels")
     if request.strip is not None and request.count is not None:
-        raise InputError("--strip has its own number of images; leave --count out")
+        raise InputError("--strip already gives the number of images; leave --count out")
     if request.strip is not None and start.image is not None:
         raise InputError("--strip interpolates from noise; leave --image out")
     if start.image is None and (start.mask or start.strength is not None or start.resample is not None):
-        raise InputError("--mask, --strength and --resample change a given image; add --image")
+        raise InputError("--mask, --strength and --resample need an image to start from; add --image")
     parse_seeds(list(request.seeds))
 
 
 def open_model(model: str, checkpoint: Checkpoint, device: str) -> "Pipeline":
-    """Load a model as the options say, and print the notes that come with it."""
+    """Load a model, and print notes about conversions."""
     from ditlab.checkpoints import load
 
-    facts = external(checkpoint.heads, checkpoint.size, checkpoint.classes)
-    where, weights = pick_device(device), checkpoint.weights
-    pipe = load(model, weights=weights, device=where, autoencoder=checkpoint.autoencoder, **facts)
+    properties = external(checkpoint.heads, checkpoint.size, checkpoint.classes)
+    target, weights = pick_device(device), checkpoint.weights
+    pipe = load(model, weights=weights, device=target, autoencoder=checkpoint.autoencoder, **properties)
     say_note(pipe.config)
     if checkpoint.tile is not None:
         pipe.autoencoder.tile(checkpoint.tile)
@@ -96,7 +96,7 @@ def open_model(model: str, checkpoint: Checkpoint, device: str) -> "Pipeline":
 
 
 def original_of(pipe: "BasePipeline", start: StartImage) -> dict[str, Any]:
-    """The image to start from, as an argument of `BasePipeline.steps`."""
+    """Read the image to start from, as an argument of `BasePipeline.steps`."""
     from ditlab.inference.inpaint import read_image
 
     if start.image is None:
@@ -107,7 +107,7 @@ def original_of(pipe: "BasePipeline", start: StartImage) -> dict[str, Any]:
 
 
 def seeds_and_total(request: Request, classes: int, npz: bool) -> tuple[list[int], int]:
-    """The seeds of each label, and the number of all images."""
+    """Return the seeds for each label, and the number of all images."""
     seeds, labels = parse_seeds(list(request.seeds)), len(request.labels or ()) or classes or 1
     if npz:
         return seeds, NPZ_COUNT if request.count is None else request.count
@@ -123,7 +123,10 @@ def seeds_and_total(request: Request, classes: int, npz: bool) -> tuple[list[int
 def prepare(
     pipe: "Pipeline", machine: Machine, words: dict[str, Any], total: int, *, exact: bool
 ) -> "tuple[PreparedPipeline, int]":
-    """The model prepared for this many images, and the batch size; `exact` images do not depend on the machine."""
+    """Prepare a model for generating `total` images; returns it with the batch size.
+
+    With `exact`, the precision does not depend on the machine.
+    """
     from ditlab.inference.prepare import ready
 
     precision = "float32" if machine.precision == "auto" and exact else machine.precision
@@ -134,7 +137,7 @@ def prepare(
 
 
 def settings_line(plan: "Plan", pipe: "BasePipeline") -> str:
-    """The settings in one line."""
+    """Format the settings in one line."""
     options, (low, high) = plan.options, plan.interval
     parts = [f"{options.sampler}, {plan.steps} steps ({plan.evaluations} NFE)", f"schedule {options.schedule}"]
     parts.append(f"guidance {plan.guidance:g}" + (f" for t in {low:g}..{high:g}" if (low, high) != (0, 1) else ""))
@@ -148,7 +151,7 @@ def sample_npz(
     pipe: "BasePipeline", request: Request, files: Files, words: dict[str, Any], seed: int, count: int, batch_size: int,
     json: bool,
 ) -> None:  # fmt: skip
-    """Write samples.npz and report it."""
+    """Write samples.npz, and print a summary."""
     from ditlab.inference.npz import write_samples
 
     rank, world = process_place()
@@ -157,7 +160,7 @@ def sample_npz(
         batch_size=batch_size, options=words, overwrite=files.overwrite, rank=rank, world=world,
     )  # fmt: skip
     if written is None:
-        say("this process is done with its share; others are still generating")
+        say("this process has finished its part; other processes are still generating")
     elif json:
         print_json({"file": written, "count": count})
     else:
@@ -168,7 +171,7 @@ def sample_images(
     pipe: "BasePipeline", request: Request, files: Files, words: dict[str, Any], seeds: list[int], batch_size: int,
     json: bool,
 ) -> None:  # fmt: skip
-    """Write PNG files and report them."""
+    """Write PNG files, and print a summary."""
     from ditlab.inference.folder import sample_folder
 
     written = sample_folder(
@@ -193,7 +196,7 @@ def tune(
     device: str = "auto",
     json: Json = False,
 ) -> None:
-    """Find timestep schedules at which few steps come closest to many, for `sample --schedule FILE`.
+    """Tune timestep schedules so that few steps give nearly the same images as many, for `sample --schedule FILE`.
 
     Parameters
     ----------
@@ -224,7 +227,7 @@ def tune(
 
 
 def report_tuning(model: str, wanted: Tuning, out: Path, tuned: "dict[int, Tuned]") -> None:
-    """Print the errors before and after, and how to use the file."""
+    """Print the errors before and after tuning, and a command that uses the file."""
     for count, schedule in tuned.items():
         say(f"{count} steps: error {schedule.after:.2%} of the spread; with the uniform schedule {schedule.before:.2%}")
     words = f"--sampler {wanted.sampler} --steps {wanted.steps[0]} --schedule {out}"
@@ -272,15 +275,15 @@ def bench(
 
 
 def open_network(model: str, network: RandomNetwork, device: str) -> "Pipeline":
-    """A saved model, or a network with random weights."""
+    """Load a model, or build a network with random weights by name."""
     from ditlab.backbones import names
     from ditlab.checkpoints import load
     from ditlab.profiling.bench import random_model
 
-    where = pick_device(device)
+    target = pick_device(device)
     if model in names():
-        return random_model(model, parse_size(network.size), network.channels, network.classes, where)
-    return load(model, device=where)
+        return random_model(model, parse_size(network.size), network.channels, network.classes, target)
+    return load(model, device=target)
 
 
 def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:
@@ -307,7 +310,7 @@ def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:
 
 
 def parse_seeds(texts: list[str]) -> list[int]:
-    """["0-3", "7"] -> [0, 1, 2, 3, 7]."""
+    """Parse ["0-3", "7"] as [0, 1, 2, 3, 7]."""
     seeds: list[int] = []
     for text in texts:
         first, dash, last = text.partition("-")

@@ -1,4 +1,4 @@
-"""The command that serves models over HTTP."""
+"""The command `serve`."""
 
 import os
 import socket
@@ -30,29 +30,29 @@ HIDDEN = Parameter(show=False)
 
 @dataclass(frozen=True)
 class Serving:
-    """Where the service listens, and what it allows."""
+    """The address of the service, and its limits."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Any other than localhost needs --token or --open-to-all."""
+    """Address to listen on. Addresses other than localhost need --token or --open-to-all."""
     port: Whole = 7860
     """Port to listen on."""
     token: str = ""
-    """Require this token in every request, as Authorization: Bearer TOKEN. The environment variable DITLAB_TOKEN
-    does the same and is not visible to other users."""
+    """Require this token in every request, as Authorization: Bearer TOKEN. You can also set the environment variable
+    DITLAB_TOKEN, which other users cannot see."""
     open_to_all: Annotated[bool, Parameter(negative="")] = False
     """Allow requests from other machines without a token."""
     max_images: Whole = 16
-    """Most images of a request."""
+    """Largest number of images per request."""
     max_steps: Whole = 250
-    """Most sampling steps of a request."""
+    """Largest number of sampler steps per request."""
     max_seconds: float = 120.0
     """Longest duration of a request, in seconds."""
     max_requests: Whole = 32
-    """Most requests in progress at the same time; further requests are rejected with 429."""
+    """Largest number of requests at the same time; further requests are rejected with status 429."""
     max_rows: Whole = 64
-    """Most rows of a network call, both halves of guidance counted."""
+    """Largest number of batch rows per network call; an image with guidance has two."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Data type of the networks; auto takes the faster one."""
+    """Precision of the networks; auto uses the faster one."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     pictures: Annotated[Whole | None, HIDDEN] = None
@@ -62,7 +62,7 @@ class Serving:
     rows: Annotated[Whole | None, HIDDEN] = None
 
     def current(self) -> "Serving":
-        """The same with values under earlier names moved to the present ones; a line notes each."""
+        """Move values of previous names to the present names, and print a note for each."""
         changes: dict[str, Any] = {}
         for old, new in RENAMED.items():
             if (value := getattr(self, old)) is not None:
@@ -97,7 +97,7 @@ def serve(
     Parameters
     ----------
     models
-        Model or run folders, external checkpoints, or hub ids; each is served under the last part of its path.
+        Model or run folders, external checkpoints, or hub ids; the last part of the path is the name of the model.
     """
     try:
         import uvicorn
@@ -109,7 +109,9 @@ def serve(
     options = (options or Serving()).current()
     token = options.token or os.environ.get("DITLAB_TOKEN", "")
     if options.host not in ("127.0.0.1", "::1", "localhost") and not token and not options.open_to_all:
-        raise InputError(f"--host {options.host} is reachable from other machines; add --token TOKEN, or --open-to-all")
+        raise InputError(
+            f"other machines can connect to --host {options.host}; add --token TOKEN, or --open-to-all to allow that"
+        )
     listening = listen(options.host, options.port)
     loaded, runs = open_models(models, options)
     host = "[::1]" if options.host == "::1" else options.host
@@ -148,14 +150,14 @@ def open_models(models: Sequence[str], options: Serving) -> tuple["dict[str, Bas
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket, before minutes of loading.
+    """Open a listening socket; called before models are loaded, which takes minutes.
 
     Raises:
-        InputError: an address or a port that is not available.
+        InputError: the address or the port is not available.
     """
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        # Connections inherit this. asyncio sets it only on sockets that it opens; without it responses wait 40 ms.
+        # Without it, responses wait 40 ms. Connections inherit it; asyncio sets it only on sockets that it opens.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except (OSError, OverflowError) as error:

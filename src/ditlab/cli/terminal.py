@@ -1,4 +1,4 @@
-"""What all commands share: the application, the screen, and how they speak."""
+"""Code that all commands share: the application, output to the terminal, and checks of folders."""
 
 import json
 import os
@@ -19,11 +19,11 @@ app = App(
     name="ditlab",
     help=(
         "Diffusion transformers: train on your images, sample, evaluate. "
-        "Every command takes --import FILE_OR_MODULE, a plug-in to import first."
+        "Every command accepts --import FILE_OR_MODULE, which imports a plug-in first."
     ),
     version=__version__,
     config=recipe_config,
-    default_parameter=Parameter(consume_multiple=True),  # a list is given as it is written: --model.depths 1 2 1
+    default_parameter=Parameter(consume_multiple=True),  # a list follows its flag: --model.depths 1 2 1
 )
 screen = Console(stderr=True)
 
@@ -31,38 +31,42 @@ Json = Annotated[bool, Parameter(negative="")]
 
 
 def say(line: str) -> None:
-    """Print a line on standard error as it is, without markup and without wrapping."""
+    """Print a line on standard error, without markup and without wrapping."""
     screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def say_note(config: dict[str, Any]) -> None:
-    """Print what was left out or converted when an external checkpoint was read."""
+    """Print the note of an external checkpoint about what was left out or converted."""
     if note := config.get("note"):
         say(str(note))
 
 
 def external(heads: int | None, size: str | None, classes: int | None) -> dict[str, Any]:
-    """Settings of an external checkpoint that its tensors do not show."""
-    given = {"heads": heads, "size": None if size is None else parse_size(size), "classes": classes}
-    return {key: value for key, value in given.items() if value is not None}
+    """Return the properties of an external checkpoint that the user gave, as arguments of `ditlab.load`."""
+    properties = {"heads": heads, "size": None if size is None else parse_size(size), "classes": classes}
+    return {key: value for key, value in properties.items() if value is not None}
 
 
 def claim_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that is not empty, unless it may be overwritten."""
+    """Check that a folder can be written to, and is empty or may be overwritten.
+
+    Raises:
+        InputError: it is not.
+    """
     if not is_vacant(folder) and not overwrite:
         raise InputError(f"{folder} is not empty; give another --out, or add --overwrite")
-    home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not os.access(home, os.W_OK):
-        raise InputError(f"{home} cannot be written to; give another --out")
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"{existing} cannot be written to; give another --out")
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """One object on standard output."""
+    """Print a JSON object on standard output."""
     print(json.dumps(values, default=str))
 
 
 def command() -> str:
-    """How this program was called, for commands to try next."""
+    """Return how this program was called, for proposed commands."""
     path = Path(sys.argv[0])
     if path.name == "__main__.py":
         return "python -m ditlab"
@@ -71,6 +75,6 @@ def command() -> str:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """One line on standard error, and out."""
+    """Print one line on standard error, and exit."""
     print(f"ditlab: {message}", file=sys.stderr)
     sys.exit(code)

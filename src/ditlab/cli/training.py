@@ -1,4 +1,4 @@
-"""Commands that train: one model, a grid of them, the demonstration."""
+"""Commands for training: a model, a study, and the demonstration."""
 
 import time
 from contextlib import suppress
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ditlab.profiling.plan import Plan
     from ditlab.study.recipe import Study
 else:
-    RecipeArguments = recipe_arguments()  # which lists the options of the networks
+    RecipeArguments = recipe_arguments()  # with a field for each option of the networks
 
 Name = Annotated[str, Parameter(help=f"A .toml file, or a shipped recipe: {', '.join(shipped_recipes())}.")]
 StudyName = Annotated[
@@ -49,27 +49,27 @@ def train(
     allow_changes: Flag = False,
     settings: Settings = None,
 ) -> None:
-    """Train a model; the same command again resumes.
+    """Train a model. Run the same command again to resume.
 
     Parameters
     ----------
     out
-        The run folder; runs/NAME-OF-THE-RECIPE by default.
+        The run folder (default: runs/NAME-OF-THE-RECIPE).
     init_from
-        A model to start from: anything that ditlab loads. What fits is kept, and a table reports what does not.
+        Model whose weights the run starts from, in any layout. A table shows which weights do not fit.
     classes
-        Class count of the model, if it must have room for more than the data has.
+        Class count of the model, if it must be larger than that of the data.
     class_map
-        A TOML or JSON file of pairs: class of the data, class of the source whose embedding it continues.
+        TOML or JSON file that maps classes of the data to the classes of the source they start from.
     allow_changes
-        Resume with other settings than before (learning rate, batch, times, averages).
+        Resume with changed settings (learning rate, batch, time distribution, EMA).
     """
     from ditlab.training import train
 
     out = out or Path("runs") / find_recipe(recipe).stem
-    given: dict[str, Any] = {"init_from": init_from, "class_map": class_map}
+    overrides: dict[str, Any] = {"init_from": init_from, "class_map": class_map}
     settings = recipe_of(settings, recipe)
-    start = replace(settings.train, **{key: value for key, value in given.items() if value is not None})
+    start = replace(settings.train, **{key: value for key, value in overrides.items() if value is not None})
     data = settings.data if classes is None else replace(settings.data, classes=classes)
     train(replace(settings, train=start, data=data), out, changes=allow_changes, console=screen)
     if process_place()[0] == 0:
@@ -89,20 +89,20 @@ def plan(
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Predict what a training run needs: memory by part, steps per second, total time, the largest batch.
+    """Predict the memory, speed, total time and largest batch of a training run.
 
     Parameters
     ----------
     device
-        b200, h200, h100, a100, a100-40, l40s, a10, rtx5090, rtx4090 or rtx3090; this machine by default.
+        b200, h200, h100, a100, a100-40, l40s, a10, rtx5090, rtx4090 or rtx3090 (default: this machine).
     devices
         Number of devices.
     size
-        If the data is not at hand: side, or HEIGHTxWIDTH, of the network's input, such as 32.
+        Without the data: side, or HEIGHTxWIDTH, of the network's input, such as 32.
     channels
-        With --size: its channels.
+        With --size: channels of the input.
     classes
-        With --size: its classes.
+        With --size: number of classes.
     json
         Print one JSON object.
     """
@@ -110,35 +110,35 @@ def plan(
 
     find_recipe(recipe)
     shape = None if size is None else (channels, parse_size(size), classes)
-    found = planning.plan(recipe_of(settings, recipe), device, devices, shape=shape)
+    prediction = planning.plan(recipe_of(settings, recipe), device, devices, shape=shape)
     if json:
-        print_json(asdict(found))
+        print_json(asdict(prediction))
     else:
-        print_plan(found)
+        print_plan(prediction)
 
 
-def print_plan(found: "Plan") -> None:
-    """A plan as a table and lines."""
+def print_plan(prediction: "Plan") -> None:
+    """Print a plan as a table and lines."""
     from ditlab.profiling import plan as planning
 
     out = Console()
-    out.print(planning.table(found))
-    for line in planning.lines(found):
+    out.print(planning.table(prediction))
+    for line in planning.lines(prediction):
         out.print(line, highlight=False, markup=False)
 
 
 @app.command(group="Train")
 def watch(run: Path, /, *, once: Flag = False, seconds: float = 2.0) -> None:
-    """Show a run's curves and its newest preview in the terminal, until Ctrl-C or its end.
+    """Show the curves and the newest preview of a run in the terminal, until Ctrl-C or the end of the run.
 
     Parameters
     ----------
     run
         The run folder.
     once
-        Show the present state and return.
+        Show the current state and exit.
     seconds
-        Time between two updates, in seconds.
+        Seconds between two updates.
     """
     from rich.live import Live
 
@@ -157,16 +157,16 @@ def watch(run: Path, /, *, once: Flag = False, seconds: float = 2.0) -> None:
 
 @app.command(group="Train")
 def study(recipe: StudyName, /, *, out: Path | None = None, dry_run: Flag = False, json: Json = False) -> None:
-    """Train a grid of models under one budget, evaluate them, and report which claims hold.
+    """Train a grid of models with one budget, evaluate them, and report which claims hold.
 
-    The same command again resumes. Commands that are started side by side share the runs.
+    Run the same command again to resume. If you start it several times in parallel, the runs are distributed.
 
     Parameters
     ----------
     out
-        The study's folder; runs/studies/NAME-OF-THE-RECIPE by default.
+        Folder of the study (default: runs/studies/NAME-OF-THE-RECIPE).
     dry_run
-        Only print the grid, with the time and memory that each part will need.
+        Print the grid with predicted time and memory, and exit.
     json
         Print one JSON object.
     """
@@ -174,14 +174,14 @@ def study(recipe: StudyName, /, *, out: Path | None = None, dry_run: Flag = Fals
     from ditlab.study.report import write_reports
     from ditlab.study.run import as_json, run_study, summary
 
-    found = read_study(recipe)
+    plan = read_study(recipe)
     if dry_run:
-        show_grid(found, json)
+        show_grid(plan, json)
         return
-    out = out or Path("runs") / "studies" / found.name
-    done = run_study(found, out, screen)
+    out = out or Path("runs") / "studies" / plan.name
+    done = run_study(plan, out, screen)
     if done is None:
-        say("other processes are still working; the last of them writes the report")
+        say("other processes are still running; the last one writes the report")
         return
     report = write_reports(done, out)
     if json:
@@ -190,11 +190,11 @@ def study(recipe: StudyName, /, *, out: Path | None = None, dry_run: Flag = Fals
         print("\n".join(summary(done)))
         say(f"report: {report}")
     if done.failures:
-        fail(f"{len(done.failures)} runs failed; the same command tries them again", 1)
+        fail(f"{len(done.failures)} runs failed; run the same command again to repeat them", 1)
 
 
 def show_grid(study: "Study", json: bool) -> None:
-    """The grid of a study, without training."""
+    """Print the grid of a study, without training."""
     from ditlab.study import grid
 
     parts = grid.lay_out(study, {}, screen, timed=True)
@@ -207,7 +207,7 @@ def show_grid(study: "Study", json: bool) -> None:
 
 @app.command(group="Train")
 def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
-    """Train on the bundled handwritten digits, generate 1,000 images and evaluate them; minutes on two cores.
+    """Train on the bundled handwritten digits, generate 1,000 images and evaluate them (minutes on two cores).
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""What the network receives beside x and the timestep. A new kind is one file and one line in `CONDITIONERS`."""
+"""Conditioners: they encode class labels or other conditions for the network.
+
+To add a kind, write a file with a subclass of `Conditioner` and a line in `CONDITIONERS`.
+"""
 
 from typing import Any
 
@@ -9,13 +12,15 @@ from ditlab.core.registry import Registry
 
 
 def check(name: str, kind: type[Conditioner]) -> None:
-    """Refuse what is no conditioner.
+    """Check that a class is a conditioner.
 
     Raises:
-        InputError: another class, or one that lacks a method.
+        InputError: it is no subclass of `Conditioner`, or lacks a method.
     """
     if not (isinstance(kind, type) and issubclass(kind, Conditioner)):
-        raise InputError(f'the conditioner "{name}" is no subclass of ditlab.conditioning.Conditioner; make it one')
+        raise InputError(
+            f'the conditioner "{name}" is no subclass of ditlab.conditioning.Conditioner; derive it from this class'
+        )
     if missing := sorted(kind.__abstractmethods__):
         raise InputError(f'the conditioner "{name}" has no {", ".join(missing)}; define it')
 
@@ -26,5 +31,9 @@ __all__ = ["CONDITIONERS", "ClassLabels", "Conditioner", "create_conditioner"]
 
 
 def create_conditioner(kind: str, **options: Any) -> Conditioner:
-    """Build a conditioner from its saved `config`."""
+    """Build a conditioner from its saved `config`.
+
+    Raises:
+        InputError: an unknown kind.
+    """
     return CONDITIONERS.find(kind)(**options)

@@ -1,4 +1,4 @@
-"""The contract of a conditioner: from what a user gives (names, indices, prompts) to what the network reads."""
+"""The interface of conditioners: they encode values from the user (names, indices, prompts) for the network."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,28 +13,28 @@ from ditlab.core.types import Between, Condition
 
 
 class Described(Protocol):
-    """What a conditioner may ask of a data set before training."""
+    """The properties of a data set that conditioners use."""
 
     @property
     def classes(self) -> list[str]:
-        """Class names; the position is the label."""
+        """Class names; the label is the index in this list."""
 
 
 class Conditioner(ABC):
-    """Turns what a user gives into a `Condition`, and knows what "no condition" is.
+    """Encodes values from the user as a `Condition`, and defines the null condition ("no condition").
 
-    It is saved with the model, like the autoencoder. A new kind implements `values` and `null`; the other methods have
+    It is saved with the model, like the autoencoder. A subclass must define `values` and `null`; the other methods have
     defaults that suit most kinds.
     """
 
     config: dict[str, Any]
-    """`kind` and the arguments that build it again."""
+    """`kind` and the constructor arguments, from which a saved conditioner is built again."""
     what = "condition"
-    """What messages call one of its values: "class", "prompt"."""
+    """Name of a value in messages, such as "class" or "prompt"."""
 
     @classmethod
     def for_data(cls, dataset: Described, settings: Mapping[str, Any]) -> Self:
-        """The conditioner for a model that is trained on this data.
+        """Build the conditioner of a model that is trained on a data set.
 
         Args:
             dataset: the training data.
@@ -44,21 +44,21 @@ class Conditioner(ABC):
 
     @abstractmethod
     def values(self, given: Sequence[Any]) -> Condition:
-        """One row for each value; None is "no condition".
+        """Encode values, one row for each; None is the null condition.
 
         Raises:
-            InputError: a value that this conditioner cannot take.
+            InputError: a value that this conditioner cannot encode.
         """
 
     @abstractmethod
     def null(self, count: int) -> Condition:
-        """`count` rows of "no condition", which classifier-free guidance needs."""
+        """Return `count` rows of the null condition, which classifier-free guidance needs."""
 
     def encode(self, given: Sequence[Any]) -> Condition:
-        """One row for each value, some of which may be `Between` two others.
+        """Encode values, one row for each; a value may be `Between` two others.
 
         Raises:
-            InputError: a value that this conditioner cannot take.
+            InputError: a value that this conditioner cannot encode.
         """
         settled = [settle(value) for value in given]
         first = self.values([value.first if isinstance(value, Between) else value for value in settled])
@@ -69,46 +69,47 @@ class Conditioner(ABC):
         return self.mix(first, second, weight)
 
     def drop(self, condition: Condition, where: Tensor) -> Condition:
-        """The condition with the rows where `where` (B,) is true replaced by "no condition"."""
+        """Replace the rows where `where` (B,) is true by the null condition."""
         return condition.where(where, self.null(len(condition)).to(where.device))
 
     def mix(self, a: Condition, b: Condition, weight: Tensor) -> Condition:
-        """Rows between two conditions; `weight` (B,) is 0 at a and 1 at b.
+        """Interpolate between two conditions; `weight` (B,) is 0 at a and 1 at b.
 
-        By default the network's predictions for both are mixed, which is what it would predict for the product of the
-        two distributions, each to the power of its weight (Liu et al., "Compositional Visual Generation", ECCV 2022).
+        By default the network predicts for both conditions and the predictions are interpolated. This is the prediction
+        for the product of the two distributions, each raised to its weight (Liu et al., "Compositional Visual
+        Generation", ECCV 2022).
         """
         return replace(a, other=b, weight=weight)
 
     def title(self, value: Any) -> str:
-        """What a row of a contact sheet calls this value."""
+        """Return the title of this value on contact sheets."""
         return "any" if value is None else str(value)
 
     def stem(self, value: Any) -> str:
-        """The same as part of a file name: without characters that have a meaning in paths."""
+        """Return the title for file names, without characters that are special in paths."""
         return "".join(c if c.isalnum() or c in "-_." else "_" for c in self.title(value))
 
     def all_values(self) -> list[Any]:
-        """Every value that there is, where they can be listed; [None] otherwise."""
+        """Return all possible values if they can be listed, otherwise [None]."""
         return [None]
 
     def network_options(self) -> dict[str, Any]:
-        """Arguments of `ditlab.create` that follow from the conditioner."""
+        """Return the arguments of `ditlab.create` that the conditioner determines."""
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Weights that are saved with the model; most kinds have none."""
+        """Return the weights that are saved with the model; most kinds have none."""
         return {}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 - most kinds have no weights
-        """Take the weights of a saved model."""
+        """Load the weights of a saved model."""
 
 
 def settle(value: Any) -> Any:
-    """A point at one of its two ends is that end.
+    """Replace a `Between` with weight 0 or 1, or with equal ends, by that end.
 
     Raises:
-        InputError: a weight outside 0..1.
+        InputError: the weight is outside 0..1.
     """
     if not isinstance(value, Between):
         return value

@@ -1,4 +1,4 @@
-"""Class labels: an index for each class, and one more for "no condition"."""
+"""Class labels: an index for each class, and one for the null class."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from ditlab.core.types import Condition
 
 
 class ClassLabels(Conditioner):
-    """Class indices or names -> `Condition.label`. The index of "no condition" is the class count.
+    """Encodes class indices or names as `Condition.label`. The index of the null class is the class count.
 
     Args:
-        classes: how many classes the network has; 0 is an unconditional model.
-        names: names of the first of them.
+        classes: number of classes of the network; 0 is an unconditional model.
+        names: names of the first classes.
     """
 
     what = "class"
@@ -27,10 +27,10 @@ class ClassLabels(Conditioner):
 
     @classmethod
     def for_data(cls, dataset: Described, settings: Mapping[str, Any]) -> Self:
-        """The data's classes; `classes` in the settings makes room for more.
+        """Build the conditioner for the classes of a data set; `classes` in the settings may be a larger count.
 
         Raises:
-            InputError: room for fewer classes than the data has.
+            InputError: `classes` is smaller than the class count of the data.
         """
         count = settings.get("classes") or len(dataset.classes)
         if count < len(dataset.classes):
@@ -38,15 +38,15 @@ class ClassLabels(Conditioner):
         return cls(count, dataset.classes)
 
     def values(self, given: Sequence[Any]) -> Condition:
-        """Indices or names; a text that is a name is that class, even if it looks like a number.
+        """Encode indices or names; a text that is a class name is that class, even if it looks like a number.
 
         Raises:
-            InputError: an index out of range, a name that the model does not have, or a prompt.
+            InputError: an index out of range, an unknown name, or a text prompt.
         """
         return Condition(label=torch.tensor([self.index(value) for value in given], dtype=torch.long))
 
     def index(self, value: Any) -> int:
-        """The class index of one value."""
+        """Return the class index of one value."""
         if value is None:
             return self.classes
         if self.classes == 0:
@@ -64,23 +64,23 @@ class ClassLabels(Conditioner):
     def _unknown(self, value: str) -> str:
         hint = nearest(value, self.names) if self.names else f"give 0 to {self.classes - 1}"
         if len(value.split()) > 1 and not hint.startswith("did you mean"):
-            some = ", ".join(self.names[:5]) or f"0 to {self.classes - 1}"
+            classes = ", ".join(self.names[:5]) or f"0 to {self.classes - 1}"
             more = ", ..." if len(self.names) > 5 else ""
-            return f'text prompt "{value}" for a class-conditional model; its classes are {some}{more}'
+            return f'text prompt "{value}" for a class-conditional model; its classes are {classes}{more}'
         return f'unknown class "{value}"; {hint}'
 
     def null(self, count: int) -> Condition:
         return Condition(label=torch.full((count,), self.classes, dtype=torch.long))
 
     def title(self, value: Any) -> str:
-        """The class's name, or its number."""
+        """Return the name of the class, or its index if it has no name."""
         if value is None:
             return "any"
         index = self.index(value)
         return self.names[index] if index < len(self.names) else str(index)
 
     def stem(self, value: Any) -> str:
-        """Index and name, which is unique to the class."""
+        """Return index and name, which identify the class."""
         clean = super().stem(value)
         if value is None or clean == str(self.index(value)):
             return clean

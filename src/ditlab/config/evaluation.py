@@ -1,4 +1,4 @@
-"""Evaluation protocols: everything that decides a score. Nothing here imports torch."""
+"""Settings of evaluation protocols: everything that a score depends on. Nothing here imports torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,21 +12,21 @@ from ditlab.config.values import Whole
 Metrics = Annotated[tuple[str, ...], Parameter(negative="")]
 
 RENAMED = SETTINGS | {"labels": "label_sampling"}
-"""Keys of evaluation recipes of version 0.1, which are still read."""
+"""Keys of evaluation recipes in version 0.1, which are still accepted."""
 
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """Which weights of a model are loaded, and what external checkpoints do not state themselves."""
+    """Which weights of a model are loaded, and properties that external checkpoints do not contain."""
 
     weights: Literal["ema", "model"] = "ema"
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
     autoencoder: str = ""
-    """Autoencoder of a model that came without one: folder, file or hub id."""
+    """Autoencoder of a model that has none in its folder: folder, file or hub id."""
     heads: Whole | None = None
-    """Attention heads of an external checkpoint whose model size was never published."""
+    """Number of attention heads of an external checkpoint whose model size is not a published one."""
     latent_size: str = ""
-    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not state it (U-DiT)."""
+    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
     classes: Whole | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
 
@@ -36,7 +36,7 @@ class SampleSet:
     """Which images a model generates for an evaluation."""
 
     label_sampling: Literal["balanced", "random"] = "balanced"
-    """Labels of the generated images: each class equally often, or uniformly at random."""
+    """Labels of the generated images: balanced (each class equally often) or random (uniformly distributed)."""
     seed: Whole = 0
     """Seed of the image set; another seed gives other images."""
     count: Whole = 50_000
@@ -44,24 +44,24 @@ class SampleSet:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network. bfloat16 is faster, and its scores differ from those of float32."""
     batch_size: Whole = 64
-    """Images generated at a time; it does not change them."""
+    """Images generated at a time; does not change the images."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
 
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """In which features images are compared."""
+    """The features in which images are compared."""
 
     features: str = ""
     """inception, dinov2, digits or glyphs (default: the features of the reference)."""
     feature_weights: str = ""
-    """File, folder or hub id of the weights of the features."""
+    """File, folder or hub id of the weights of the feature network."""
 
 
 @dataclass(frozen=True)
 class Scoring(FeatureOptions):
-    """What images are compared with, and how."""
+    """The reference that images are compared with, and the metrics."""
 
     reference: str = ""
     """Reference: an .npz file of ditlab or of ADM's evaluator, or any data source."""
@@ -91,10 +91,10 @@ class Copying(FeatureOptions, SampleSource):
 
 @dataclass(frozen=True)
 class Evaluation(Expectation, Scoring, SampleSource):
-    """Everything that decides a score; a sampling setting that is None is the model's default."""
+    """Everything that a score depends on; a sampling setting that is None is the model's default."""
 
     def keys(self) -> dict[str, Any]:
-        """The settings under the names that hashes of protocols have used since version 0.1."""
+        """The settings under the names of version 0.1, which are part of the hash of a protocol."""
         values = asdict(self)
         for old, new in RENAMED.items():
             if new in values:
@@ -103,5 +103,5 @@ class Evaluation(Expectation, Scoring, SampleSource):
 
 
 def modern_evaluation(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of an evaluation recipe in the present spelling."""
+    """Replace previous keys of an evaluation recipe by the present ones."""
     return modern(table, RENAMED)

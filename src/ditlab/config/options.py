@@ -1,8 +1,8 @@
-"""The options that a recipe passes to a class: names, types and help from the class's own signature and docstring.
+"""Options of networks: their names, types and help texts come from the signature and docstring of the class.
 
-Known families are read from their source text, so that `ditlab train --help` need not import PyTorch; other classes are
-imported. A parameter `width: int` of `__init__` is the recipe's key `width`, and the text of its help stands under
-"Args:" in the docstring of the class.
+A parameter `width: int` of `__init__` is the key `width` of a recipe, and its help text is the entry under "Args:" in
+the docstring of the class. The families of the package are read from their source text, so that the command line can
+print its help without importing PyTorch; other classes are imported.
 """
 
 import ast
@@ -32,13 +32,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Families:
-    """Classes by name, and the options of each.
+    """A registry of classes, and the options of each class.
 
     Args:
-        folder: of the source files; `__init__.py` has a dictionary `registry` of names and classes.
-        registry: the name of that dictionary.
+        folder: folder of the source files; its `__init__.py` defines the registry.
+        registry: name of the registry, a dictionary of names and classes.
         resolve: "module:function" that imports the class of a name.
-        excluded: parameters that are no options because general code fills them in.
+        excluded: parameters that are not options because ditlab sets them itself.
     """
 
     folder: Path
@@ -47,24 +47,30 @@ class Families:
     excluded: tuple[str, ...] = ()
 
     def known(self) -> tuple[Option, ...]:
-        """The options of all families in the folder, without importing them."""
+        """Return the options of all families in the folder, without importing them."""
         return _known(self)
 
     def of(self, name: str) -> tuple[Option, ...]:
-        """The options of one name: a known one ("DiT-S/2"), or that of any other class, which is imported.
+        """Return the options of a name such as "DiT-S/2", or of "package.module:Class", which is imported.
 
         Raises:
             InputError: no class has this name.
         """
-        own = tuple(option for option in self.known() if any(is_of(name, family) for family in option.families))
-        if own:
-            return own
+        options = tuple(option for option in self.known() if any(is_of(name, family) for family in option.families))
+        if options:
+            return options
         module, _, function = self.resolve.partition(":")
         kind = getattr(import_module(module), function)(name)
         return tuple(self.options(name, signature_of(kind), help_of(kind)))
 
     def options(self, family: str, signature: Mapping[str, Any], texts: Mapping[str, str]) -> Iterator[Option]:
-        """The options among the parameters of one class."""
+        """Yield the options among the parameters of one class.
+
+        Args:
+            family: name of the class in the registry.
+            signature: parameter -> annotation.
+            texts: parameter -> help text.
+        """
         for name, annotation in signature.items():
             hint = None if name in self.excluded else as_hint(annotation)
             if hint is not None:
@@ -72,7 +78,7 @@ class Families:
 
 
 def is_of(name: str, family: str) -> bool:
-    """Whether a name is the family's own or that of one of its sizes."""
+    """Whether a name ("DiT" or "DiT-S/2") belongs to a family ("DiT")."""
     return name == family or name.startswith(f"{family}-")
 
 
@@ -87,7 +93,7 @@ def _known(source: Families) -> tuple[Option, ...]:
 
 
 def joined(options: Sequence[Option]) -> Option:
-    """One option for all families that have one of this name."""
+    """Combine the options of one name that several families have."""
     texts: dict[str, list[str]] = {}
     for option in options:
         texts.setdefault(option.help.rstrip("."), []).extend(option.families)
@@ -100,7 +106,7 @@ def joined(options: Sequence[Option]) -> Option:
 
 
 def read_classes(folder: Path, registry: str) -> tuple[dict[str, ast.ClassDef], dict[str, str]]:
-    """The classes of all files of a folder by name, and the registry as names of classes."""
+    """Parse all files of a folder; returns the classes by name, and the registry as name -> name of the class."""
     classes: dict[str, ast.ClassDef] = {}
     names: dict[str, str] = {}
     for file in sorted(folder.glob("*.py")):
@@ -115,7 +121,7 @@ def read_classes(folder: Path, registry: str) -> tuple[dict[str, ast.ClassDef], 
 
 
 def outline(source: str) -> str:
-    """Formatted source without the bodies of functions, which halves the work for the parser."""
+    """Return formatted source without the bodies of functions, which halves the parsing time."""
     kept: list[str] = []
     indent, in_signature = -1, False
     for line in source.splitlines():
@@ -133,7 +139,7 @@ def outline(source: str) -> str:
 
 
 def read_class(name: str, classes: Mapping[str, ast.ClassDef]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Annotations of the parameters of a class, and their help, from its source and that of its bases."""
+    """Return annotations and help texts of the parameters of a class, from its source and the source of its bases."""
     signature: dict[str, Any] = {}
     texts: dict[str, str] = {}
     while name in classes:
@@ -141,14 +147,14 @@ def read_class(name: str, classes: Mapping[str, ast.ClassDef]) -> tuple[dict[str
         texts = arguments_in(ast.get_docstring(node) or "") | texts
         begin = next((part for part in node.body if getattr(part, "name", "") == "__init__"), None)
         if not signature and isinstance(begin, ast.FunctionDef):
-            given = [*begin.args.args[1:], *begin.args.kwonlyargs]
-            signature = {each.arg: evaluated(each.annotation) for each in given}
+            parameters = [*begin.args.args[1:], *begin.args.kwonlyargs]
+            signature = {parameter.arg: evaluated(parameter.annotation) for parameter in parameters}
         name = ast.unparse(node.bases[0]) if node.bases else ""
     return signature, texts
 
 
 def evaluated(annotation: ast.expr | None) -> Any:
-    """The type that an annotation of the package's own source stands for; Any where it is not a plain one."""
+    """Evaluate an annotation in the source of the package; Any if it is not a plain type."""
     try:
         return eval(ast.unparse(annotation), dict(NAMESPACE)) if annotation is not None else Any
     except NameError:
@@ -168,15 +174,15 @@ def signature_of(kind: type) -> dict[str, Any]:
 
 
 def help_of(kind: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say about parameters."""
+    """Help texts of parameters by name, from the docstrings of a class and its bases."""
     texts: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        texts |= arguments_in(inspect.cleandoc(each.__doc__ or ""))
+    for base in reversed(kind.__mro__):
+        texts |= arguments_in(inspect.cleandoc(base.__doc__ or ""))
     return texts
 
 
 def arguments_in(docstring: str) -> dict[str, str]:
-    """The texts under "Args:" by parameter, each on one line, as a sentence."""
+    """The entries under "Args:" of a docstring by parameter, each on one line with a capital first letter."""
     _, _, section = docstring.partition("Args:\n")
     texts: dict[str, str] = {}
     names: Iterable[str] = ()
@@ -192,7 +198,7 @@ def arguments_in(docstring: str) -> dict[str, str]:
 
 
 def as_hint(annotation: Any) -> Any:
-    """The type that a recipe's value has; None for what a recipe cannot say."""
+    """Convert the annotation of a parameter to the type of its recipe key; None if a recipe has no such type."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if annotation in PLAIN or origin is Literal:
         return annotation
@@ -209,18 +215,18 @@ def as_hint(annotation: Any) -> Any:
 
 
 def union(hints: Sequence[Any]) -> Any:
-    """The union of types, whose number is not fixed."""
+    """Return the union of a list of types."""
     return Union[tuple(hints)]  # noqa: UP007
 
 
 MODEL = Families(
     folder=Path(__file__).parents[1] / "backbones",
     registry="BACKBONES",
-    resolve="ditlab.backbones:class_of",  # by name: settings import no network
+    resolve="ditlab.backbones:class_of",  # a text, because config does not import networks
     excluded=("size", "channels", "classes", "learn_variance"),
 )
 
 
 def model_options(name: str = "") -> tuple[Option, ...]:
-    """The options of a network, or of all known families."""
+    """Options of the network of a name; without a name, of all families of the package."""
     return MODEL.of(name) if name else MODEL.known()

@@ -1,7 +1,7 @@
-"""Reading recipes from TOML files and from the command line, with strict checks.
+"""Read recipes from TOML files and from the command line, with strict checks.
 
-cyclopts reads both, so a misspelled key or a wrong type gives the same one-line error in a file and after `--`. Nothing
-here imports torch. Times are t in 0..1 (0 is data); progress, warm-up and intervals are counted in images.
+cyclopts parses both, so that a misspelled key or a wrong type gives the same one-line error in a file and on the
+command line. Nothing here imports torch.
 """
 
 import dataclasses
@@ -32,7 +32,11 @@ Settings = TypeVar("Settings")
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """ "32" or "32x48" -> (height, width)."""
+    """Parse "32" or "32x48" as (height, width).
+
+    Raises:
+        InputError: another form.
+    """
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise InputError(f'size "{text}"; give a side such as 32, or HEIGHTxWIDTH such as 32x48')
@@ -40,7 +44,11 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_sides(text: str) -> tuple[int, ...]:
-    """ "32", "32x48" or "16x32x48" -> (height, width) or (frames, height, width)."""
+    """Parse "32" or "32x48" as (height, width), and "16x32x48" as (frames, height, width).
+
+    Raises:
+        InputError: another form.
+    """
     if text.count("x") < 2:
         return parse_size(text)
     sides = text.split("x")
@@ -50,31 +58,38 @@ def parse_sides(text: str) -> tuple[int, ...]:
 
 
 def find_recipe(name: str, kind: str = "") -> Path:
-    """The path of a recipe: a file, or the name of a recipe in the package ("digits").
+    """Return the path of a recipe.
 
     Args:
-        name: path or name.
+        name: path of a .toml file, or the name of a recipe of the package, such as "digits".
         kind: "" for training, "evaluation" for evaluation protocols, "studies" for studies.
+
+    Raises:
+        InputError: no such recipe.
     """
-    given = Path(name)
-    if given.is_file():
-        return given
+    path = Path(name)
+    if path.is_file():
+        return path
     shipped = shipped_recipes(kind)
-    if given.suffix == "" and name in shipped:
+    if path.suffix == "" and name in shipped:
         return shipped[name]
     raise InputError(f'no recipe "{name}"; give the path of a .toml file, or {nearest(name, sorted(shipped))}')
 
 
 def shipped_recipes(kind: str = "") -> dict[str, Path]:
-    """Name -> path of each recipe of a kind that comes with the package."""
+    """Recipes of the package by name; see `find_recipe` for the kinds."""
     package = Path(__file__).parents[1]
-    # Inside an installed wheel, or beside src/ in a checkout.
-    homes = [home / "recipes" / kind for home in (package, package.parents[1])]
-    return {path.stem: path for home in homes for path in sorted(home.glob("*.toml"))}
+    # In the package if it is installed from a wheel, beside src/ in a checkout.
+    folders = [parent / "recipes" / kind for parent in (package, package.parents[1])]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a recipe file; `InputError` with path and line when it cannot be read."""
+    """Read the tables of a recipe file.
+
+    Raises:
+        InputError: the file cannot be read or is not valid TOML; the message gives path and line.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -84,12 +99,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def without_network(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables without [model], whose sizes would mean nothing for another network."""
+    """Return the tables without [model], whose sizes do not apply to another network."""
     return {key: table for key, table in tables.items() if key != "model"}
 
 
 def check_keys(table: dict[str, Any], source: str, kind: type) -> dict[str, Any]:
-    """The table in the present spelling, once every key is one of this kind of settings."""
+    """Return a table in the present spelling, after a check that all its keys exist.
+
+    Args:
+        table: key -> value.
+        source: the file, for messages.
+        kind: the class of the settings.
+
+    Raises:
+        InputError: an unknown key; the message proposes the most similar one.
+    """
     if kind is Evaluation:
         table = modern_evaluation(table)
     keys = [key.name for key in dataclasses.fields(kind)]
@@ -101,45 +125,46 @@ def check_keys(table: dict[str, Any], source: str, kind: type) -> dict[str, Any]
 
 
 def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
-    """A recipe from nested tables and dotted overrides such as "--optim.lr=3e-4".
+    """Read a recipe from nested tables and dotted overrides such as "--optim.lr=3e-4".
 
     Raises:
-        InputError: an unknown key (the line names the nearest) or a wrong type (the line names it).
+        InputError: an unknown key (the message proposes the most similar one), or a value of the wrong type.
     """
     tables, notes = renamed(Recipe, check_sections(tables, source))
     for note in notes:
         warnings.warn(f"{source}: {note}", FutureWarning, stacklevel=2)
-    if any(each.partition("=")[0] == NETWORK for each in overrides):
+    if any(override.partition("=")[0] == NETWORK for override in overrides):
         tables = without_network(tables)
     arguments = _read(recipe_arguments(), tables, overrides, source)
-    if arguments.model.others:  # options that no known family has: those of the class that is named, or mistakes
-        closed = recipe_arguments(model_options(arguments.model.name), others=False)
-        arguments = _read(closed, tables, overrides, source)
+    if arguments.model.others:  # options of a class from outside the package, or misspelled ones
+        exact = recipe_arguments(model_options(arguments.model.name), others=False)
+        arguments = _read(exact, tables, overrides, source)
     return _as_recipe(arguments)
 
 
 def recipe_of(arguments: Any, recipe: str = "") -> Recipe:
-    """The recipe that cyclopts read from a command line into `recipe_arguments()`; the default one from None.
+    """Build the recipe from the arguments that cyclopts read from a command line.
 
     Args:
-        arguments: what was read.
-        recipe: name or path of the recipe that the command line named, for the options of a network from outside.
+        arguments: an instance of `recipe_arguments()`; None is the default recipe.
+        recipe: name or path of the recipe of the command line, which has the options of a network from outside the
+            package.
 
     Raises:
-        InputError: an option of the network that its class does not have, or of the wrong type.
+        InputError: an unknown option of the network, or a value of the wrong type.
     """
     if arguments is None:
         return Recipe()
     name, others = arguments.model.name, arguments.model.others or {}
-    # cyclopts adds nothing from a file to `others` once the command line has put something there.
-    file = read_toml(find_recipe(recipe)).get("model", {}) if recipe else {}
-    written = parse_recipe({"model": file}).model.options if file.get("name") == name else {}
+    # If `others` has options from the command line, cyclopts adds none from the file.
+    table = read_toml(find_recipe(recipe)).get("model", {}) if recipe else {}
+    in_file = parse_recipe({"model": table}).model.options if table.get("name") == name else {}
     known = {key: value for key, value in vars(arguments.model).items() if key != "others"}
-    further = {key: value for key, value in written.items() if key not in known}
+    options = {key: value for key, value in in_file.items() if key not in known}
     if others:
-        more = _read(recipe_arguments(model_options(name), others=False), {}, as_words("--model.", others), "")
-        further |= {key: value for key, value in vars(more.model).items() if key != "name" and value is not None}
-    return dataclasses.replace(_as_recipe(arguments), model=Model(**known | further))
+        read = _read(recipe_arguments(model_options(name), others=False), {}, as_words("--model.", others), "")
+        options |= {key: value for key, value in vars(read.model).items() if key != "name" and value is not None}
+    return dataclasses.replace(_as_recipe(arguments), model=Model(**known | options))
 
 
 def _as_recipe(arguments: Any) -> Recipe:
@@ -150,11 +175,11 @@ def _as_recipe(arguments: Any) -> Recipe:
 
 @cache
 def recipe_arguments(options: tuple[Option, ...] | None = None, others: bool = True) -> Any:
-    """A dataclass like `Recipe` from which cyclopts reads the options of networks one by one.
+    """Make a dataclass like `Recipe` that has a field for each option of the network, for cyclopts.
 
     Args:
-        options: of the network; None is those of all known families.
-        others: take options of other names too, as lists of words in the field `others`.
+        options: options of the network; None is the options of all families of the package.
+        others: accept other option names too, as lists of words in the field `others`.
     """
     fields: list[Any] = []
     for section in dataclasses.fields(Recipe):
@@ -168,7 +193,7 @@ def recipe_arguments(options: tuple[Option, ...] | None = None, others: bool = T
 
 
 def _section(name: str, fields: list[tuple[str, Any, Any]]) -> type:
-    # cyclopts looks into classes of modules outside the standard library only.
+    # cyclopts expands a dataclass only if its module is not in the standard library.
     return dataclasses.make_dataclass(name, fields, frozen=True, namespace={"__module__": __name__})
 
 
@@ -178,36 +203,36 @@ NAME_HELP = "Family and size, such as DiT-XL/2, or package.module:Class."
 
 @cache
 def network_arguments(options: tuple[Option, ...] | None = None, others: bool = True) -> Any:
-    """A dataclass from which cyclopts reads the options of networks as plain flags, see `recipe_arguments`."""
+    """Make a dataclass from which cyclopts reads the options of networks as plain flags, see `recipe_arguments`."""
     known = model_options() if options is None else options
     return _section("Options", option_fields(known, others))
 
 
 def network_options(arguments: Any, name: str) -> dict[str, Any]:
-    """The options for a network by this name that cyclopts read into `network_arguments()`.
+    """Return the options of a network that cyclopts read from a command line.
 
     Args:
-        arguments: what was read; None is no option.
-        name: of the network; "" is any known family.
+        arguments: an instance of `network_arguments()`; None is no option.
+        name: name of the network; "" is any family of the package.
 
     Raises:
-        InputError: an option that the network's class does not have, or of the wrong type.
+        InputError: an unknown option of the network, or a value of the wrong type.
     """
     if arguments is None:
         return {}
-    given = {key: value for key, value in vars(arguments).items() if key != "others" and value is not None}
+    options = {key: value for key, value in vars(arguments).items() if key != "others" and value is not None}
     if arguments.others:
-        closed = network_arguments(model_options(name), others=False)
-        own = vars(_read(closed, {}, as_words("--", arguments.others), ""))
-        given |= {key: value for key, value in own.items() if value is not None}
-    return given
+        exact = network_arguments(model_options(name), others=False)
+        others = vars(_read(exact, {}, as_words("--", arguments.others), ""))
+        options |= {key: value for key, value in others.items() if value is not None}
+    return options
 
 
 def option_fields(options: Sequence[Option], others: bool) -> list[tuple[str, Any, Any]]:
-    """The fields of a dataclass for options, all of which may be left out."""
+    """Make the fields of a dataclass for options; every option may be left out."""
     fields: list[tuple[str, Any, Any]] = [
-        (each.name, Annotated[argument_type(each.hint) | None, Parameter(group=GROUP, help=each.help)], None)
-        for each in options
+        (option.name, Annotated[argument_type(option.hint) | None, Parameter(group=GROUP, help=option.help)], None)
+        for option in options
     ]
     if others:
         words = Annotated[dict[str, list[str]] | None, Parameter(name="*", show=False)]
@@ -216,7 +241,7 @@ def option_fields(options: Sequence[Option], others: bool) -> list[tuple[str, An
 
 
 def as_words(prefix: str, options: Mapping[str, Sequence[str]]) -> list[str]:
-    """Options as they are written on a command line."""
+    """Return options as words of a command line."""
     words: list[str] = []
     for key, values in options.items():
         words += [f"{prefix}{key}={values[0]}"] if len(values) == 1 else [f"{prefix}{key}", *values]
@@ -227,14 +252,14 @@ def check_model(tables: Mapping[str, Any], source: str) -> None:
     """Check the options of the network in the tables of a recipe.
 
     Raises:
-        InputError: an option that its class does not have, or of the wrong type.
+        InputError: an unknown option, or a value of the wrong type.
     """
     if "model" in tables:
         parse_recipe({"model": tables["model"]}, source=source)
 
 
 def argument_type(hint: Any) -> Any:
-    """The type for cyclopts: whole numbers keep every digit and may be written as floats."""
+    """Return the type for cyclopts: whole numbers keep all digits, and may be written like 1e6."""
     if hint is int:
         return Whole
     origin, parts = get_origin(hint), get_args(hint)
@@ -246,7 +271,7 @@ def argument_type(hint: Any) -> Any:
 
 
 def parse_table(kind: type[Settings], table: dict[str, Any], source: str) -> Settings:
-    """Settings of this kind from a flat table.
+    """Read settings of a class from a flat table.
 
     Raises:
         InputError: as `parse_recipe`.
@@ -259,7 +284,7 @@ def _read(kind: type[Settings], tables: dict[str, Any], overrides: Sequence[str]
         config=Dict(tables, source=source, use_commands_as_keys=False),
         version_flags=[],
         help_flags=[],
-        default_parameter=Parameter(consume_multiple=True),  # as on the command line: --model.depths 1 2 1
+        default_parameter=Parameter(consume_multiple=True),  # a list follows its flag: --model.depths 1 2 1
     )
 
     @app.default
@@ -267,23 +292,27 @@ def _read(kind: type[Settings], tables: dict[str, Any], overrides: Sequence[str]
         return settings or kind()
 
     try:
-        found: Settings = app(list(overrides), exit_on_error=False, print_error=False, result_action="return_value")
+        result: Settings = app(list(overrides), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         line = one_line(error)
         raise InputError(line if overrides or source in line else f"{source}: {line}") from error
-    return found
+    return result
 
 
 def one_line(error: CycloptsError) -> str:
-    """cyclopts' message on a single line, with the keys of a file written as they are overridden."""
+    """Return the message of cyclopts in one line, with keys written as "section.key"."""
     text = re.sub(r'"?\[(\w+)\]\[(\w+)\]"?', r"\1.\2", " ".join(str(error).split()))
-    text = re.sub(r'"?\[(\w+)\]"?', r"\1", text)  # of a flat table
+    text = re.sub(r'"?\[(\w+)\]"?', r"\1", text)  # a key of a flat table
     name = error.argument.name if error.argument else ""
     return text if not name or name.lstrip("-") in text else f"{name}: {text}"
 
 
 def check_sections(tables: dict[str, Any], source: str) -> dict[str, Any]:
-    """The tables, once every top-level key is a section of a recipe."""
+    """Return the tables in the present spelling, after a check that every top-level key is a section of a recipe.
+
+    Raises:
+        InputError: an unknown section, or a key outside of a section.
+    """
     sections = [section.name for section in dataclasses.fields(Recipe)]
     for key, value in tables.items():
         if key not in sections:
@@ -296,7 +325,7 @@ def check_sections(tables: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Nested tables of plain values, without the keys that are None."""
+    """Return a recipe as nested tables of plain values, without keys whose value is None or empty."""
     return {
         section: {
             key: list(value) if isinstance(value, tuple) else value
@@ -308,7 +337,7 @@ def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def to_toml(tables: dict[str, dict[str, Any]]) -> str:
-    """TOML text of nested tables of scalars and lists (the standard library reads TOML but does not write it)."""
+    """Return nested tables of scalars and lists as TOML (the standard library reads TOML but does not write it)."""
 
     def value(v: Any) -> str:
         if isinstance(v, list):
@@ -316,7 +345,7 @@ def to_toml(tables: dict[str, dict[str, Any]]) -> str:
         if isinstance(v, dict):
             return f"{{{', '.join(f'{json.dumps(k)} = {value(x)}' for k, x in v.items())}}}"
         if isinstance(v, float):
-            return repr(v)  # TOML has inf and nan too
+            return repr(v)  # inf and nan are valid TOML too
         return json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f")  # strings, whole numbers, booleans
 
     sections = (

@@ -1,6 +1,6 @@
-"""Every setting of sampling once: recipes, Python, command line, HTTP and evaluation protocols use these names.
+"""The sampling settings, which have the same names in recipes, Python, command line, HTTP and evaluation protocols.
 
-Nothing here imports torch. `ditlab.inference.plan.resolve` turns the options into a plan for one model.
+Nothing here imports torch. `ditlab.inference.plan.resolve` computes the sampling plan of a model from these settings.
 """
 
 import warnings
@@ -18,7 +18,7 @@ Interval = Annotated[tuple[float, float] | None, Parameter(negative="")]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a model generates; None is the model's default."""
+    """Sampling settings; None is the model's default."""
 
     steps: Whole | None = None
     """Number of sampler steps."""
@@ -37,30 +37,30 @@ class SamplingOptions:
     preset: str | None = None
     """Named settings: draft, normal, best, reference or dit-published. Other options take precedence."""
     reuse: Whole | None = None
-    """Feature caching: compute the inner part of the network in every N-th step only (for long schedules)."""
+    """Feature caching: run the inner part of the network in every N-th step only (for many steps)."""
 
     @classmethod
     def accept(cls, words: Mapping[str, Any]) -> Self:
-        """Options from settings under any accepted name; None is "not given".
+        """Read settings under any accepted name; None is "not given".
 
         Raises:
-            InputError: an unknown name, or one setting given twice under two names.
+            InputError: an unknown name, or one setting under two names.
         """
         return cls(**canonical(words))
 
     def given(self) -> dict[str, Any]:
-        """The settings of sampling that are not None, by name."""
+        """The sampling settings that are not None, by name."""
         values = {name: getattr(self, name) for name in NAMES}
         return {name: value for name, value in values.items() if value is not None}
 
     def sampling(self) -> "SamplingOptions":
-        """The settings of sampling alone, without those that a subclass adds."""
+        """Only the sampling settings, without the fields of a subclass."""
         return SamplingOptions(**self.given())
 
 
 @dataclass(frozen=True)
 class Sample(SamplingOptions):
-    """The sampling settings of a recipe: saved with the model as its defaults."""
+    """The sampling settings of a recipe, which are saved with the model as its defaults."""
 
     steps: Whole = 20
     """Number of sampler steps."""
@@ -75,7 +75,7 @@ class Sample(SamplingOptions):
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> Self:
-        """The settings that a model was saved with, as JSON holds them, in the present or the previous spelling."""
+        """Read the settings in a model's JSON file, in the present or the previous spelling."""
         values = modern(saved, SETTINGS)
         if "guidance_interval" in values:
             low, high = values["guidance_interval"]
@@ -86,9 +86,9 @@ class Sample(SamplingOptions):
 NAMES = tuple(option.name for option in fields(SamplingOptions))
 
 DIFFUSERS = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
-"""Names of diffusers' pipelines, which stay accepted."""
+"""Names in diffusers' pipelines, accepted as aliases."""
 SETTINGS = {"interval": "guidance_interval", "grid": "schedule", "quality": "preset"}
-"""Names of version 0.1, which stay accepted for one release: in Python, recipes and saved models."""
+"""Names in version 0.1, accepted for one more release in Python, recipes and saved models."""
 ALIASES = DIFFUSERS | SETTINGS
 
 
@@ -98,14 +98,14 @@ def outdated(old: str, new: str, level: int = 4) -> None:
 
 
 def canonical(words: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, Any]:
-    """Settings under their one name each; those that are None are left out.
+    """Replace aliases of sampling settings by the settings' names, and leave out settings that are None.
 
     Args:
-        words: settings by any accepted name.
-        others: further names that the caller takes, which stay as they are.
+        words: any accepted name -> value.
+        others: further names that the caller accepts, which are not changed.
 
     Raises:
-        InputError: an unknown name, or one setting given twice under two names.
+        InputError: an unknown name, or one setting under two names.
     """
     values: dict[str, Any] = {}
     source: dict[str, str] = {}
@@ -125,16 +125,20 @@ def canonical(words: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str,
 
 
 def modern(table: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """A table of a recipe or saved model in the present spelling.
+    """Replace previous names in a table of a recipe or saved model by the present ones.
+
+    Args:
+        table: key -> value.
+        renamed: previous name -> present name.
 
     Raises:
-        InputError: one setting twice, in the previous and the present spelling.
+        InputError: one setting in the previous and the present spelling.
     """
     values: dict[str, Any] = {}
     for key, value in table.items():
         name = renamed.get(key, key)
         if name in values:
-            old = next(each for each, new in renamed.items() if new == name)
+            old = next(previous for previous, present in renamed.items() if present == name)
             raise InputError(f"{old} and {name} are the same setting; give {name}")
         values[name] = value
     return values
@@ -144,8 +148,8 @@ def _preset(sampler: str, steps: int) -> SamplingOptions:
     return SamplingOptions(steps=steps, sampler=sampler, schedule="uniform")
 
 
-# The settings for models on a path (flow matching and the like) and on a chain of discrete steps (DDPM). Guidance and
-# its interval are the model's defaults. NFE and quality of each preset: docs/benchmarks.md.
+# "path": models with continuous time, such as flow matching; "chain": models with discrete steps (DDPM). Guidance and
+# its interval are the model's defaults. docs/benchmarks.md has the NFE and the quality of each preset.
 _PUBLISHED = SamplingOptions(
     # The protocol of DiT-XL/2's published FID of 2.27 (Peebles & Xie 2023): 250 respaced ancestral steps with the
     # learned variance, no clipping, guidance on three of four channels.
@@ -164,7 +168,7 @@ PRESETS: dict[str, dict[str, SamplingOptions]] = {
     "dit-published": {"path": _PUBLISHED, "chain": _PUBLISHED},
 }
 QUALITIES = ("draft", "normal", "best", "reference")
-"""The presets that keep the model's guidance and differ in NFE."""
+"""The presets that differ in NFE only and keep the model's guidance."""
 
 
 def preset_options(name: str, *, chain: bool) -> SamplingOptions:
@@ -172,7 +176,7 @@ def preset_options(name: str, *, chain: bool) -> SamplingOptions:
 
     Args:
         name: a name in `PRESETS`.
-        chain: for a model that was trained on a chain of discrete steps.
+        chain: whether the model was trained with discrete steps (DDPM).
 
     Raises:
         InputError: an unknown name.

@@ -1,4 +1,4 @@
-"""Types of single settings that the command line and recipes read in the same manner."""
+"""Types of settings that need a converter of their own, for the command line and for recipes."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from cyclopts import Parameter, Token
 
 
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:
-    """Whole numbers only: 12.5 is not silently cut to 12, but 1_000_000 and 1e6 are fine."""
+    """Convert a text to a whole number: 1_000_000 and 1e6 are accepted, 12.5 is an error and not rounded."""
     text = tokens[0].value
     if re.fullmatch(r"[+-]?[\d_]+", text):
         return int(text)

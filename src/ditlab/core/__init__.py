@@ -1,1 +1,1 @@
-"""What every layer shares: errors, types, files, the device, weights, the hub."""
+"""Code that all other packages share: errors, types, registries, files, devices, weights and the model hub."""

@@ -1,4 +1,4 @@
-"""The machine: devices, memory, precision, and its place among the processes of a launcher."""
+"""Devices, memory and precision of this machine, and the rank of this process under a distributed launcher."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ditlab.core.errors import InputError
 
-if TYPE_CHECKING:  # this file is read before every command, `--help` too
+if TYPE_CHECKING:  # every command imports this file, and importing torch is slow
     import torch
 
 OWN_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -28,27 +28,32 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
+    mallopt(MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
     mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def pick_device(name: str) -> "torch.device":
-    """The device by name; "auto" takes the accelerator if there is one, each process of a launcher its own.
+    """Return the device of a name; "auto" is the accelerator, or the CPU if the machine has none.
+
+    Under a launcher such as torchrun, "cuda" is the GPU with the local rank of this process.
 
     Raises:
-        InputError: a device that is not there.
+        InputError: the device does not exist or cannot be used.
     """
     import torch
 
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        if found is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None:
             return torch.device("cpu")
-        name = found.type
+        name = accelerator.type
     local = os.environ.get("LOCAL_RANK")
-    if local is not None and name.partition(":")[0] == "cuda":  # each process of a launcher its own
+    if local is not None and name.partition(":")[0] == "cuda":
         if name != "cuda":
-            raise InputError(f'device "{name}" for all processes of a launcher; give cuda, and each takes its own')
+            raise InputError(
+                f'all processes of the launcher would share the device "{name}"; give cuda, '
+                "and each process uses the GPU of its local rank"
+            )
         name = f"cuda:{local}"
     try:
         torch.empty(0, device=name)
@@ -58,37 +63,40 @@ def pick_device(name: str) -> "torch.device":
 
 
 def process_place() -> tuple[int, int]:
-    """Rank of this process and the number of processes, as launchers such as torchrun set them."""
+    """Return the rank of this process and the number of processes, which launchers such as torchrun set."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def cache_folder() -> Path:
-    """The folder of this user for files that can be made again; it may not exist yet."""
+    """The user's cache folder of ditlab, for files that can be regenerated; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
 
 
 def has_bfloat16(device: "torch.device") -> bool:
-    """Whether the device has bfloat16 instructions; a CPU without them is hundreds of times slower than in float32."""
+    """Whether the device has bfloat16 instructions.
+
+    On a CPU without them, bfloat16 is hundreds of times slower than float32.
+    """
     import torch
 
     if device.type == "cpu":
-        there = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-        return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def total_memory(device: "torch.device") -> int:
-    """Bytes of memory of the device, or of this container if it has a limit."""
+    """Memory of the device in bytes, or the memory limit of this container if that is smaller."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([whole, *(limit for limit, _ in container_memory())])
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([installed, *(limit for limit, _ in container_memory())])
 
 
 def free_memory(device: "torch.device") -> int:
-    """Bytes of memory that are still free; `sys.maxsize` where the system does not report it."""
+    """Free memory of the device in bytes; `sys.maxsize` where the system does not report it."""
     import torch
 
     if device.type == "cuda":
@@ -101,11 +109,11 @@ def free_memory(device: "torch.device") -> int:
 
 
 def container_memory(own: Path = OWN_GROUP, groups: Path = GROUPS) -> Iterator[tuple[int, int]]:
-    """Memory limits of this process's control groups, and the bytes used of each (Linux, version 2).
+    """Yield the memory limit and the memory use, in bytes, of each control group of this process (Linux cgroup v2).
 
     Args:
-        own: the file that names its group.
-        groups: where the tree of all groups is.
+        own: the file with the path of this process's group.
+        groups: the folder with the tree of all groups.
     """
     try:
         name = own.read_text(encoding="utf-8").partition("0::/")[2].splitlines()[0]
@@ -122,7 +130,7 @@ def container_memory(own: Path = OWN_GROUP, groups: Path = GROUPS) -> Iterator[t
 
 
 def peak_memory(device: "torch.device") -> int:
-    """The most bytes that this process has used at one time."""
+    """Peak memory use of this process in bytes; 0 where the system does not report it."""
     import torch
 
     if device.type == "cuda":
@@ -131,12 +139,12 @@ def peak_memory(device: "torch.device") -> int:
         import resource
     except ImportError:  # not on Windows
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux KiB
 
 
 def reset_peak_memory(device: "torch.device") -> None:
-    """Start `peak_memory` again from the present use, where the system supports it."""
+    """Reset `peak_memory` to the current memory use, where the system supports it."""
     import torch
 
     if device.type == "cuda":
@@ -147,14 +155,14 @@ def reset_peak_memory(device: "torch.device") -> None:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed; on a CPU only the message of the error says so."""
+    """Whether the error is a failed memory allocation; on a CPU only its message shows that."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def describe(device: str) -> dict[str, str | int]:
-    """Names and versions of the machine, kept with results that others may compare."""
+    """Names and versions of the hardware and software, which are saved with measured results."""
     import torch
 
     machine: dict[str, str | int] = {

@@ -15,12 +15,21 @@ class InputError(ValueError):
     """A value that the user gave cannot be used; the message is one line with the value and the remedy."""
 
 
+class MissingPlugIn(InputError):
+    """A model needs a class from outside the package, whose module is not imported."""
+
+    def __init__(self, message: str, module: str) -> None:
+        """`module` is the name of the module to import."""
+        super().__init__(message)
+        self.module = module
+
+
 class RunError(RuntimeError):
-    """A failure while running that no value of the user caused; the command line prints the line and exits with 1."""
+    """A failure that no input of the user caused; the command line prints the message and exits with code 1."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """`did you mean "x"?` when one of the options is close to the name, else the list of all options."""
+    """Return `did you mean "x"?` if one of the options is similar to the name, else a list of all options."""
     options = list(options)
     folded = {option.lower(): option for option in options}
     close = get_close_matches(name.lower(), folded, n=1)
@@ -28,7 +37,16 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def lookup(table: Mapping[str, V], name: str, what: str) -> V:
-    """`table[name]`, or an `InputError` that names the nearest entry."""
+    """Return `table[name]`.
+
+    Args:
+        table: name -> value.
+        name: the name that the user gave.
+        what: what the message calls an entry, such as "sampler".
+
+    Raises:
+        InputError: an unknown name; the message proposes the most similar one.
+    """
     if name not in table:
         raise InputError(f'unknown {what} "{name}"; {nearest(name, table)}')
     return table[name]

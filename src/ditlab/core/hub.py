@@ -1,4 +1,4 @@
-"""Paths and hub repositories."""
+"""Local paths and repositories of the Hugging Face hub."""
 
 import os
 import re
@@ -9,10 +9,10 @@ from ditlab.core.errors import InputError
 
 
 def fetch(path: str | Path) -> Path:
-    """A path that can be read: the path itself, or a copy of the hub repository "owner/name".
+    """Return a readable local path: `path` itself, or a downloaded copy of the hub repository "owner/name".
 
     Raises:
-        InputError: a path without permission, or a repository that cannot be fetched.
+        InputError: the user may not read the path, or the repository cannot be downloaded.
     """
     if is_hub_id(str(path)):
         return _download(str(path))
@@ -22,12 +22,12 @@ def fetch(path: str | Path) -> Path:
     except PermissionError:
         readable = False
     if not readable:
-        raise InputError(f"{path} may not be read by this user; change its permissions (chmod u+rX)")
+        raise InputError(f"you have no permission to read {path}; change its permissions (chmod u+rX)")
     return path
 
 
 def is_hub_id(text: str) -> bool:
-    """ "owner/name", unless there is such a path here."""
+    """Whether a text has the form "owner/name" and is no local path."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", text) is not None and not Path(text).parent.exists()
 
 
@@ -35,19 +35,19 @@ def _download(name: str) -> Path:
     hub = hub_library()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # no network, no such repository, no access: the library has many kinds
+    except Exception as error:  # the library raises many types of error: no network, no such repository, no access
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{name} is no path here and cannot be fetched from the hub ({reason}); download its *.json and "
-            f"*.safetensors files elsewhere and give the folder"
+            f"{name} is not a local path and cannot be downloaded from the hub ({reason}); download its *.json and "
+            f"*.safetensors files on another machine and give their folder"
         ) from error
 
 
 def hub_library() -> Any:
-    """The huggingface_hub module.
+    """Import the module huggingface_hub.
 
     Raises:
-        InputError: it is not installed; the line says how to install it.
+        InputError: it is not installed; the message gives the command that installs it.
     """
     try:
         import huggingface_hub

@@ -1,4 +1,4 @@
-"""Atomic files, manifests that show damage, and locks that keep two processes out of one folder."""
+"""Atomic writes, manifests that detect damaged files, and locks that stop two processes from writing to one folder."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK, PART = ".lock", ".part"
-TRIES = 100  # to lock a file that other processes keep replacing
+TRIES = 100  # attempts to lock a file that other processes replace at the same time
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary path beside `file`, renamed to it when the block ends and removed if the block fails.
+    """Yield a temporary path beside `file`, which replaces it when the block ends and is removed if the block fails.
 
-    A process that reads during the block, or after a crash, finds the old content or the new one, never a mixture. The
-    folder is created.
+    A process that reads the file during the block, or after a crash, gets the old or the new content, never a mixture.
+    The folder is created.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{PART}")
@@ -39,21 +39,21 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically: readers see the old or the new content."""
     with replacing(file) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def held(folder: Path, rank: int = 0) -> Iterator[None]:
-    """Hold a lock on a folder, so that no other process does the same work there. The folder is created.
+    """Hold a lock on a folder during the block, so that no other process does the same work there.
 
-    The operating system releases the lock when the process ends, however it ends. Nothing is locked where the file
-    system has no locks or the folder cannot be written to.
+    The folder is created. The operating system releases the lock when the process ends, after a crash too. Nothing is
+    locked where the file system has no locks or the folder cannot be written to.
 
     Args:
-        folder: where the work is written.
-        rank: number of this process among those that share the work; each rank has a lock of its own.
+        folder: where the results are written.
+        rank: number of this process among those that share the work; each rank has a separate lock.
 
     Raises:
         InputError: another process works in the folder.
@@ -76,7 +76,11 @@ def held(folder: Path, rank: int = 0) -> Iterator[None]:
 
 
 def locked(file: Path) -> IO[str] | None:
-    """The file, opened and locked until it is closed; None where locking is not possible."""
+    """Open a file and lock it until it is closed; returns None where locking is not possible.
+
+    Raises:
+        InputError: another process holds the lock.
+    """
     if fcntl is None:
         return None
     for _ in range(TRIES):
@@ -88,10 +92,10 @@ def locked(file: Path) -> IO[str] | None:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             opened.seek(0)
-            who = opened.read().strip() or "another process"
+            holder = opened.read().strip() or "another process"
             opened.close()
             raise InputError(
-                f"{file.parent} is in use by {who}; wait until it ends, stop it, or choose another folder"
+                f"{file.parent} is in use by {holder}; wait until it ends, stop it, or choose another folder"
             ) from None
         except OSError:
             opened.close()
@@ -106,8 +110,7 @@ def locked(file: Path) -> IO[str] | None:
 
 
 def in_use(folder: Path) -> bool | None:
-    """Whether a process holds a folder (`held`); None where that cannot be determined, as on a file system without
-    locks."""
+    """Whether a process holds the lock of a folder (see `held`); None on file systems without locks."""
     if fcntl is None:
         return None
     try:
@@ -121,7 +124,7 @@ def in_use(folder: Path) -> bool | None:
 
 
 def same_file(file: Path, opened: IO[str]) -> bool:
-    """Whether the open file is still the one at this path."""
+    """Whether the path still refers to the open file."""
     try:
         return os.path.samestat(file.stat(), os.fstat(opened.fileno()))
     except OSError:
@@ -129,7 +132,7 @@ def same_file(file: Path, opened: IO[str]) -> bool:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether the folder does not exist, or holds only locks and temporary files that a killed process left."""
+    """Whether a folder does not exist, or has nothing but locks and temporary files of a killed process."""
     if not folder.exists():
         return True
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
@@ -138,7 +141,7 @@ def is_vacant(folder: Path) -> bool:
 
 @contextmanager
 def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Try to lock `file` for the duration of the block; yields whether this process got the lock.
+    """Try to lock `file` during the block; yields whether this process holds the lock.
 
     Args:
         file: created if it does not exist, and not removed.
@@ -161,7 +164,7 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path) -> None:
-    """Record size and SHA-256 of all files of a folder, after forcing them to the disk."""
+    """Write the size and SHA-256 of all files of a folder to its manifest, after flushing them to the disk."""
     entries = {}
     for file in sorted(folder.iterdir()):
         with file.open("rb") as opened:
@@ -174,11 +177,11 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path, *, hashes: bool = False) -> str | None:
-    """What is wrong with a folder that has a manifest; None if it is intact or has no manifest.
+    """Describe what is wrong with a folder that has a manifest; None if it is intact or has no manifest.
 
     Args:
         folder: the folder with the manifest.
-        hashes: also hash the content of all files, instead of comparing sizes only.
+        hashes: compare the hashes of all files too, not only their sizes.
     """
     if not (folder / MANIFEST).exists():
         return None
@@ -192,7 +195,7 @@ def damage(folder: Path, *, hashes: bool = False) -> str | None:
                 return f"{name} has {file.stat().st_size:,} bytes instead of {entry['bytes']:,}"
             with file.open("rb") as opened:
                 if hashes and hashlib.file_digest(opened, "sha256").hexdigest() != entry["sha256"]:
-                    return f"{name} is not what was written"
+                    return f"the content of {name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"it cannot be read ({type(error).__name__})"
     return None

@@ -1,4 +1,4 @@
-"""Making modules without initial values, and copies of modules in which some parts are others."""
+"""Create modules without initial values, and copy modules with some parts replaced."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,10 +13,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class skip_init(TorchFunctionMode):  # noqa: N801 - used like a function: `with skip_init():`
-    """A context in which new modules keep uninitialized memory, for weights that will be read from a file.
+    """A context in which new modules skip initialization, because their weights will be read from a file.
 
-    No random numbers are generated, and few pages of memory are touched. The meta device would do as well, but PyTorch
-    computes there in Python and first loads its compiler, which takes two seconds.
+    No random numbers are generated, and most pages of memory stay untouched. The meta device has the same effect, but
+    PyTorch imports its compiler for it, which takes two seconds.
     """
 
     def __torch_function__(
@@ -33,13 +33,13 @@ class skip_init(TorchFunctionMode):  # noqa: N801 - used like a function: `with 
 
 
 def with_modules(module: M, replaced: Mapping[Any, Any], shared: Iterable[Tensor] = ()) -> M:
-    """A deep copy of a module that has other parts in some places.
+    """Return a deep copy of a module with some parts replaced.
 
     Args:
-        module: stays as it is.
-        replaced: modules, parameters or buffers inside it, and what the copy has instead of each, uncopied.
-        shared: parameters and buffers that the copy has in common with the module.
+        module: the source, which is not changed.
+        replaced: module, parameter or buffer of the source -> its replacement, which is not copied.
+        shared: parameters and buffers that the copy shares with the source.
     """
-    kept: dict[int, Any] = {id(tensor): tensor for tensor in shared}
-    # deepcopy takes an object from its memo, by id, instead of copying it.
-    return copy.deepcopy(module, kept | {id(old): new for old, new in replaced.items()})
+    # deepcopy uses an object that stands in its memo instead of copying it.
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    return copy.deepcopy(module, memo | {id(old): new for old, new in replaced.items()})

@@ -11,10 +11,10 @@ from ditlab.core.registry import described, import_module
 def import_plugin(text: str) -> None:
     """Import a plug-in: a file such as `mynet.py`, or a module such as `mypackage.nets`.
 
-    A file is imported under its own name, so that classes in it are found again by `mynet:MyNet`.
+    A file is imported as the module of its name, so that `mynet:MyNet` refers to a class in it.
 
     Raises:
-        InputError: nothing there, or an error while it is imported, in one line with file and line number.
+        InputError: the plug-in does not exist, or raises an error on import; the message has file and line number.
     """
     if not text.endswith(".py"):
         if getattr(import_module(text), "__file__", None) is None and Path(text).is_dir():
@@ -26,7 +26,7 @@ def import_plugin(text: str) -> None:
     loaded = sys.modules.get(file.stem)
     if loaded is not None:
         if Path(getattr(loaded, "__file__", None) or "").resolve() != file.resolve():
-            raise InputError(f'there is a module "{file.stem}" already; give the plug-in file another name')
+            raise InputError(f'a module "{file.stem}" exists already; give the plug-in file another name')
         return
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None

@@ -1,7 +1,7 @@
-"""Registries: the one list of names of each kind of part, open to parts from outside the package.
+"""Registries: the parts of each kind (backbones, samplers, ...) by name, including parts from outside the package.
 
-A registry is a dict. `find` also takes "package.module:Name", which a recipe or a Python caller may write; `lookup` of
-`core.errors` takes names alone, for requests that come over the network.
+A registry is a dict. Its method `find` also accepts "package.module:Name", from recipes and Python callers.
+`core.errors.lookup` accepts names only, because requests over the network must not import modules.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from ditlab.core.errors import InputError, lookup
 V = TypeVar("V")
 GROUP = "ditlab.plugins"
 REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-REGISTRIES = {  # kind -> where its registry is
+REGISTRIES = {  # kind of part -> "module:registry"
     "backbone": "ditlab.backbones:BACKBONES",
     "sampler": "ditlab.diffusion.samplers:SAMPLERS",
     "schedule": "ditlab.diffusion.samplers:SCHEDULES",
@@ -40,10 +40,10 @@ REGISTRIES = {  # kind -> where its registry is
 
 
 class Registry(dict[str, V]):
-    """Parts of one kind by name."""
+    """The parts of one kind by name."""
 
     def __init__(self, what: str, entries: Mapping[str, V], check: Callable[[str, V], None] | None = None) -> None:
-        """The parts that come with the package.
+        """Start with the parts that come with the package.
 
         Args:
             what: what messages call one of them, such as "sampler".
@@ -54,25 +54,26 @@ class Registry(dict[str, V]):
         self.what, self.check = what, check
 
     def register(self, name: str, part: V) -> V:
-        """Add a part from outside.
+        """Add a part from outside the package.
 
         Raises:
             InputError: a name that is taken, or a part that cannot be used.
         """
         if self.get(name, part) is not part:
-            raise InputError(f'there is a {self.what} "{name}" already; register yours under another name')
+            raise InputError(f'a {self.what} "{name}" exists already; register yours under another name')
         if not name or not isinstance(name, str):
-            raise InputError(f"{name!r} is no name for a {self.what}; give a text")
+            raise InputError(f"the name of a {self.what} is {name!r}; give a text that is not empty")
         if self.check is not None:
             self.check(name, part)
         self[name] = part
         return part
 
     def find(self, name: str) -> V:
-        """The part of this name, or of "package.module:Name", which is imported.
+        """Return a part by its name, or import it as "package.module:Name".
 
         Raises:
-            InputError: an unknown name (the line names the nearest), or a module that cannot be imported.
+            InputError: an unknown name (the message proposes the most similar one), or a module that cannot be
+                imported.
         """
         if name not in self and is_reference(name):
             check_imported(name, self.what)
@@ -113,33 +114,33 @@ def check_imported(reference: str, what: str) -> None:
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text is of the form "package.module:Name"."""
+    """Whether a text has the form "package.module:Name"."""
     return REFERENCE.fullmatch(text) is not None
 
 
 def load_reference(text: str) -> Any:
-    """What "package.module:Name" stands for.
+    """Import the object "package.module:Name".
 
     Raises:
-        InputError: no such module, or nothing of that name in it.
+        InputError: the module cannot be imported, or has no such name.
     """
-    module, _, name = text.partition(":")
-    found = import_module(module)
-    if not hasattr(found, name):
-        raise InputError(f'the module {module} has no "{name}"; it has {", ".join(public(found)) or "no public names"}')
-    return getattr(found, name)
+    path, _, name = text.partition(":")
+    module = import_module(path)
+    if not hasattr(module, name):
+        raise InputError(f'the module {path} has no "{name}"; it has {", ".join(public(module)) or "no public names"}')
+    return getattr(module, name)
 
 
 def public(module: Any) -> list[str]:
-    """The first few public classes and functions of a module."""
+    """Names of the first eight public classes and functions of a module."""
     return [name for name, value in vars(module).items() if name[0] != "_" and callable(value)][:8]
 
 
 def import_module(name: str) -> Any:
-    """A module by name, or one line that says why it cannot be imported.
+    """Import a module by name.
 
     Raises:
-        InputError: it is not there, or fails while it is imported.
+        InputError: the module does not exist or raises an error on import; the message gives the reason in one line.
     """
     try:
         return importlib.import_module(name)
@@ -150,7 +151,7 @@ def import_module(name: str) -> Any:
 
 
 def described(error: Exception) -> str:
-    """An error of a plug-in in one line, with the line of the file where it was raised."""
+    """Describe an error of a plug-in in one line, with the file and line where it was raised."""
     place, trace = "", error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
@@ -164,7 +165,7 @@ def described(error: Exception) -> str:
 
 @cache
 def load_entry_points() -> None:
-    """Import the plug-ins that installed packages declare in the group `ditlab.plugins`; once for a process.
+    """Import the plug-ins that installed packages declare in the group `ditlab.plugins`, once per process.
 
     Raises:
         InputError: a plug-in that cannot be imported.
@@ -183,12 +184,12 @@ def load_entry_points() -> None:
 
 
 def registry(kind: str) -> Registry[Any]:
-    """The registry of a kind of part."""
+    """Return the registry of a kind of part, such as "backbone"."""
     return load_reference(lookup(REGISTRIES, kind, "kind of part"))
 
 
 def register(kind: str, name: str, part: Any) -> Any:
-    """Add a part from outside; returns it, so that this can stand behind a definition.
+    """Add a part from outside the package to the registry of its kind, and return the part.
 
     Raises:
         InputError: a name that is taken, or a part that cannot be used.

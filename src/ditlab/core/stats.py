@@ -6,5 +6,5 @@ from statistics import stdev
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """The standard error of the mean; None for a single value."""
+    """Standard error of the mean; None for a single value."""
     return stdev(values) / sqrt(len(values)) if len(values) > 1 else None

@@ -1,7 +1,7 @@
-"""The vocabulary that networks, conditioners, objectives, guidance and samplers share.
+"""Types that networks, conditioners, objectives, guidance and samplers share.
 
-Time runs from t = 0 (data) to t = 1 (noise), and x_t = alpha(t) x0 + sigma(t) eps. Times are float64 tensors on the
-CPU, a scalar or one for each image; images and videos are float32 on the network's device.
+Time t runs from 0 (data) to 1 (noise), and x_t = alpha(t) x0 + sigma(t) eps. Times are float64 tensors on the CPU:
+a scalar, or one time per image. Images and videos are float32 tensors on the network's device.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,20 +14,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """What the network receives beside x and the timestep. Every tensor has the batch as its first dimension.
+    """What the network receives in addition to x and the timestep, such as class labels or encoded text.
 
-    A row may lie between two conditions: `other` is then the second one, and `weight` its share.
+    The first dimension of every tensor is the batch. To interpolate between two conditions, `other` holds the second
+    condition and `weight` its share.
     """
 
     label: Tensor | None = None  # (B,) int64, class index
     tokens: Tensor | None = None  # (B, L, E), states of a text encoder
-    mask: Tensor | None = None  # (B, L) bool, true where a token counts
+    mask: Tensor | None = None  # (B, L) bool, true for tokens that the network uses
     pooled: Tensor | None = None  # (B, P), one vector for the whole text
     other: "Condition | None" = None  # B rows
     weight: Tensor | None = None  # (B,) float, 0 is this condition and 1 the other one
 
     def __len__(self) -> int:
-        """The number of rows; 0 for a condition that holds nothing."""
+        """The number of rows; 0 for an empty condition."""
         return next((len(value) for value in self.parts().values()), 0)
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
@@ -36,10 +37,10 @@ class Condition:
 
     def parts(self) -> dict[str, "Tensor | Condition"]:
         """The fields that are not None."""
-        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+        return {part.name: value for part in fields(self) if (value := getattr(self, part.name)) is not None}
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same condition with every tensor changed."""
+        """Return the condition with a function applied to every tensor."""
         changed: dict[str, Any] = {
             name: value.apply(change) if isinstance(value, Condition) else change(value)
             for name, value in self.parts().items()
@@ -47,58 +48,64 @@ class Condition:
         return replace(self, **changed)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
-        """The same condition on a device; floating-point tensors get the precision `dtype` if it is given."""
+        """Return the condition on a device; floating-point tensors are converted to `dtype` if it is given."""
         return self.apply(lambda value: value.to(device, dtype if value.is_floating_point() else None))
 
     def joined(self, other: "Condition") -> "Condition":
-        """The rows of this condition, followed by those of another one of the same kind."""
+        """Return the rows of this condition, followed by the rows of another condition of the same kind."""
         return Condition.cat([self, other])
 
     @staticmethod
     def cat(conditions: "Sequence[Condition]") -> "Condition":
-        """Conditions of one kind, one after the other.
+        """Concatenate conditions of one kind along the batch.
 
         Raises:
-            ValueError: conditions of different kinds.
+            ValueError: the conditions have different fields.
         """
-        if any(each.other is not None for each in conditions):
-            conditions = [each.as_between() for each in conditions]
-        kinds = [each.parts().keys() for each in conditions]
-        if any(kind != kinds[0] for kind in kinds):
-            raise ValueError(f"conditions of different kinds cannot be joined: {[sorted(kind) for kind in kinds]}")
-        values = {name: [getattr(each, name) for each in conditions] for name in kinds[0]}
+        if any(condition.other is not None for condition in conditions):
+            conditions = [condition.as_between() for condition in conditions]
+        names = [condition.parts().keys() for condition in conditions]
+        if any(others != names[0] for others in names):
+            raise ValueError(f"conditions of different kinds cannot be joined: {[sorted(others) for others in names]}")
+        values = {name: [getattr(condition, name) for condition in conditions] for name in names[0]}
         joined: dict[str, Any] = {
             name: Condition.cat(parts) if name == "other" else torch.cat(parts) for name, parts in values.items()
         }
         return Condition(**joined)
 
     def as_between(self) -> "Condition":
-        """The same rows written as if each were between two conditions, all at the first."""
+        """Return the rows as interpolations between two conditions, all at the first (weight 0)."""
         if self.other is not None:
             return self
         device = next(value.device for value in self.parts().values() if isinstance(value, Tensor))
         return replace(self, other=self, weight=torch.zeros(len(self), device=device))
 
     def where(self, rows: Tensor, other: "Condition") -> "Condition":
-        """The rows of `other` where `rows` (B,) is true, these elsewhere; both of one kind and length."""
-        mine, theirs = self.parts(), other.parts()
-        chosen: dict[str, Any] = {}
-        for name, value in mine.items():
-            instead = theirs[name]
-            if isinstance(value, Condition) or isinstance(instead, Condition):
+        """Return the rows of `other` where `rows` (B,) is true, and the rows of this condition elsewhere.
+
+        Both conditions must have the same fields and length.
+
+        Raises:
+            ValueError: a condition holds interpolated rows.
+        """
+        replacements = other.parts()
+        selected: dict[str, Any] = {}
+        for name, value in self.parts().items():
+            replacement = replacements[name]
+            if isinstance(value, Condition) or isinstance(replacement, Condition):
                 raise ValueError("rows between two conditions cannot be replaced")
-            chosen[name] = torch.where(rows.reshape(-1, *[1] * (value.ndim - 1)), instead, value)
-        return Condition(**chosen)
+            selected[name] = torch.where(rows.reshape(-1, *[1] * (value.ndim - 1)), replacement, value)
+        return Condition(**selected)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a data set returns: it can be sliced and moved as one."""
+    """Images or videos with their conditions, as a data set returns them; can be sliced and moved as a whole."""
 
     x: Tensor  # (B, C, H, W) or (B, C, T, H, W) uint8, or moments (B, 2 c, h, w) float32 from a latent cache
     condition: Condition
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # (B, ...) each: features, original sizes, frame rates
-    encoded: bool = False  # whether x holds moments of an autoencoder already
+    encoded: bool = False  # whether x holds the moments of latents instead of images
 
     def __len__(self) -> int:
         return len(self.x)
@@ -110,24 +117,24 @@ class Batch:
 
     @property
     def labels(self) -> Tensor:
-        """The class labels (B,) of a batch that has some.
+        """The class labels (B,).
 
         Raises:
-            ValueError: a batch with another kind of condition.
+            ValueError: the batch has another kind of condition.
         """
         if self.condition.label is None:
             raise ValueError(f"no class labels in a batch with {', '.join(self.condition.parts()) or 'no condition'}")
         return self.condition.label
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
+        """Return the batch on a device."""
         extra = {name: value.to(device) for name, value in self.extra.items()}
         return replace(self, x=self.x.to(device), condition=self.condition.to(device), extra=extra)
 
 
 @dataclass(frozen=True)
 class Between:
-    """A point between two conditions, or between two seeds."""
+    """A point of the interpolation between two conditions, or between two seeds."""
 
     first: Any
     second: Any
@@ -135,7 +142,7 @@ class Between:
 
 
 def between(first: Any, second: Any, count: int) -> list[Between]:
-    """Evenly spaced points from one condition (or seed) to another, both ends included."""
+    """Return evenly spaced points from one condition (or seed) to another, including both ends."""
     return [Between(first, second, i / max(count - 1, 1)) for i in range(count)]
 
 
@@ -145,15 +152,15 @@ Seed = int | Between
 
 @dataclass(frozen=True)
 class Prediction:
-    """All that a sampler may know about a network."""
+    """The output of a model at one time, in the form that samplers use: estimates of the data and of the noise."""
 
     x0: Tensor  # (B, C, H, W) or (B, C, T, H, W): estimate of the data
-    eps: Tensor  # of the same shape: estimate of the noise
+    eps: Tensor  # same shape: estimate of the noise
     variance_mix: Tensor | None = None
-    """Of the same shape, for learned reverse variances only: 0 is log beta_tilde, 1 is log beta (Nichol & Dhariwal
-    2021, eq. 15). The mix is kept instead of a variance because the two ends depend on the sampler's schedule."""
+    """Same shape, for learned reverse variances only: 0 is log beta_tilde, 1 is log beta (Nichol & Dhariwal 2021,
+    eq. 15). It is not a variance yet because beta and beta_tilde depend on the sampler's timestep schedule."""
     guided: bool = False
-    """Whether guidance acted. The trajectory of a sample is not smooth where guidance begins or ends."""
+    """Whether guidance was applied. The sampling trajectory is not smooth where guidance begins or ends."""
 
 
 @dataclass(frozen=True)
@@ -163,15 +170,15 @@ class Step:
     i: int  # number of the step, from 0
     t: float  # time of `x`; 0 after the last step
     x: Tensor  # (B, C, H, W) or (B, C, T, H, W): the sample at time t
-    x0: Tensor  # of the same shape: the estimate of the data that led there
+    x0: Tensor  # same shape: the estimate of the data that the step used
 
 
 class Trace:
-    """What a training aid asks of a forward pass, and what it finds afterwards.
+    """Records intermediate values and auxiliary losses of a forward pass, for training aids.
 
     Args:
-        taps: names of values to record: "blocks.3" is the output of the fourth block.
-        kept: places (B, K) of the tokens that pass the middle blocks; None is all.
+        taps: names of the values to record: "blocks.3" is the output of the fourth block.
+        kept: positions (B, K) of the tokens that pass through the middle blocks; None is all tokens.
     """
 
     def __init__(self, taps: Sequence[str] = (), kept: Tensor | None = None) -> None:
@@ -181,18 +188,18 @@ class Trace:
         self.losses: dict[str, Tensor] = {}
 
     def tap(self, name: str, value: Tensor) -> None:
-        """Record a value if it was asked for."""
+        """Record a value if its name is one of `taps`."""
         if name in self.wanted:
             self.taps[name] = value
 
     def loss(self, name: str, value: Tensor) -> None:
-        """Add to a loss (B,) that the network itself proposes, such as the balance of a router."""
+        """Add a value (B,) to an auxiliary loss of the network, such as the load balance of a router."""
         self.losses[name] = self.losses[name] + value if name in self.losses else value
 
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
-"""(x_t, t, s) -> Prediction, with condition and guidance inside. s is the time the solver goes to next; most models
-ignore it, flow maps (shortcut models, MeanFlow) need it."""
+"""(x_t, t, s) -> Prediction, with the condition and guidance already applied. s is the next time of the sampler: flow
+maps (shortcut models, MeanFlow) need it, other models ignore it."""
 
 Noise = Callable[[Tensor], Tensor]
-"""Like `torch.randn_like`, with one generator for each image."""
+"""Gaussian noise of the shape of a tensor, like `torch.randn_like` with one generator per image."""

@@ -4,7 +4,7 @@ GIB = 2**30
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the largest unit of which there are at least two: "3.5 hours"."""
+    """Format a duration in the largest unit in which it is at least 2, such as "3.5 hours"."""
     for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {name}"

@@ -1,7 +1,7 @@
-"""Files of weights: those in model and run folders, and third-party ones.
+"""Read weights from model folders, run folders and third-party files.
 
-Third-party files are recognized by content and never executed: a file is read as safetensors or as a torch pickle with
-`weights_only=True`, memory-mapped where the format allows.
+The format of a third-party file is recognized by its content, and no code in it is executed: it is read as safetensors
+or as a torch pickle with `weights_only=True`, memory-mapped where the format allows.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from ditlab.core.io import damage
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
 CONFIG = "config.json"
 ALIGNMENT = 64  # bytes, of PyTorch's allocator on a CPU
-ADAPTER = "adapter.safetensors"  # low-rank updates that were kept apart from their source
+ADAPTER = "adapter.safetensors"  # low-rank updates that are saved apart from the weights they change
 
 
 def state_hash(net: torch.nn.Module) -> str:
-    """The first 16 digits of the SHA-256 of all weights, by name."""
+    """Hash of a network's weights and their names: the first 16 hexadecimal digits of SHA-256."""
     return weights_digest(net).hexdigest()[:16]
 
 
 def weights_digest(net: torch.nn.Module, begin: bytes = b"") -> "hashlib._Hash":
-    """SHA-256 of these bytes and all weights, by name."""
+    """SHA-256 of `begin` and of a network's weights and their names."""
     digest = hashlib.sha256(begin)
     for name, value in sorted(net.state_dict().items()):
         digest.update(name.encode())
@@ -43,30 +43,38 @@ def weights_digest(net: torch.nn.Module, begin: bytes = b"") -> "hashlib._Hash":
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint folder of a run whose files have the right sizes, or None if there is none.
+    """Return the newest undamaged checkpoint folder of a run, or None if there is none.
 
-    One that is not is named in a warning.
+    Damaged folders are skipped with a warning. Only the sizes of files are checked.
     """
     for folder in reversed(checkpoints(run)):
-        wrong = damage(folder)
-        if wrong is None:
+        problem = damage(folder)
+        if problem is None:
             return folder
-        warnings.warn(f"{folder} is damaged and left aside: {wrong}", stacklevel=2)
+        warnings.warn(f"{folder} is damaged and is skipped: {problem}", stacklevel=2)
     return None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """All checkpoint folders of a run, the newest last."""
+    """All checkpoint folders of a run, oldest first."""
     return sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
 
 
 def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, checked against the expected names and shapes."""
+    """Read the tensors of a safetensors file and check their names and shapes.
+
+    Raises:
+        InputError: the file cannot be read, or its names or shapes differ from those expected.
+    """
     return fit(read_tensors(file), expected, str(file))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file that ditlab wrote."""
+    """Read the tensors of a safetensors file that ditlab wrote.
+
+    Raises:
+        InputError: the file does not exist or is damaged.
+    """
     try:
         return load_file(file)
     except FileNotFoundError:
@@ -74,15 +82,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{file} is truncated or not a safetensors file ({error}); restore it, "
-            "or remove its checkpoint to use the one before"
+            "or remove its checkpoint folder to use the previous checkpoint"
         ) from error
 
 
 def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors, after a check that their names and shapes are those expected.
+    """Check names and shapes of tensors, and return them aligned in memory.
 
     Raises:
-        InputError: the first few names that are missing, unused or of another shape.
+        InputError: names are missing or unused, or shapes differ; the message lists the first four.
     """
     problems = [f"missing {key}" for key in expected if key not in tensors]
     problems += [f"unused {key}" for key in tensors if key not in expected]
@@ -97,16 +105,20 @@ def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str)
 
 
 def aligned(value: Tensor) -> Tensor:
-    """The tensor at an address that PyTorch's allocator could have chosen; a mapped file has any multiple of 8 bytes.
+    """Return a tensor whose address is a multiple of 64 bytes, as PyTorch's allocator chooses it.
 
-    Some CPU kernels sum in another order at other addresses: a loaded model would differ from the saved one in its last
-    bits.
+    In a mapped file an address is only a multiple of 8 bytes. Some CPU kernels sum in another order at such addresses,
+    so that the outputs of a loaded model would differ in the last bits from those of the saved model.
     """
     return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a model's `config.json`."""
+    """Read the `config.json` of a model folder.
+
+    Raises:
+        InputError: the file does not exist, cannot be read, or was not written by ditlab.
+    """
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -123,7 +135,11 @@ WRAPPERS = ("_orig_mod.", "module.")  # torch.compile, DistributedDataParallel
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an `InputError` with its path."""
+    """Read a JSON object from a file of a third-party model.
+
+    Raises:
+        InputError: the file does not exist, cannot be read, or holds no JSON object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -136,10 +152,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The content of a weights file: a state dict, or a training checkpoint with several.
+    """Read a weights file: a state dict, or a training checkpoint with several state dicts.
 
     Raises:
-        InputError: not a weights file, truncated, or a pickle that asks for code to be run.
+        InputError: the file is not a weights file, is truncated, or is a pickle that needs to run code.
     """
     try:
         with path.open("rb") as file:
@@ -169,9 +185,11 @@ def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipped)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        wants = f"asks to load {asked[1]}" if asked else "is not a plain checkpoint"
-        raise InputError(f"{path} {wants}; refused, nothing of it was run: only files of tensors are read") from error
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        problem = f"would run code of {match[1]}" if match else "is not a plain checkpoint"
+        raise InputError(
+            f"{path} {problem}; it was rejected and no code was run: give a file that holds tensors only"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is truncated or damaged ({reason}); download or copy it again") from error
@@ -181,7 +199,16 @@ def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
 
 
 def pick_weights(content: dict[str, Any], weights: str, path: Path) -> dict[str, Tensor]:
-    """The state dict of a file: the file itself, or its "ema" or "model" part; wrappers' prefixes are stripped."""
+    """Return the state dict in the content of a weights file, without the key prefixes of wrappers.
+
+    Args:
+        content: a state dict, or a training checkpoint with the entries "ema" and "model".
+        weights: the entry to use, "ema" or "model".
+        path: the file, for messages.
+
+    Raises:
+        InputError: the checkpoint has no such entry, or holds no tensors.
+    """
     parts = [name for name in ("ema", "model") if isinstance(content.get(name), Mapping)]
     if parts:
         if weights not in parts:
@@ -194,7 +221,7 @@ def pick_weights(content: dict[str, Any], weights: str, path: Path) -> dict[str,
 
 
 def strip(key: str) -> str:
-    """A key without the prefixes of wrappers."""
+    """Return a key without the prefixes of torch.compile and DistributedDataParallel."""
     for wrapper in WRAPPERS:
         key = key.replace(wrapper, "")
     return key

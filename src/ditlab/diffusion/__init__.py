@@ -1,1 +1,1 @@
-"""The mathematics of diffusion, with no network inside: processes, objectives, guidance."""
+"""Diffusion independent of the network: processes, objectives, guidance and samplers."""

@@ -1,7 +1,7 @@
-"""Guidance wraps a denoiser; networks and samplers know nothing of it.
+"""Guidance: functions that wrap a denoiser, independent of network and sampler.
 
-`cfg` is classifier-free guidance (Ho & Salimans 2022) with the interval of Kynkaanniemi et al. (2024),
-`autoguidance` steers away from a weaker model (Karras et al. 2024). Scale 1 is the plain conditional model.
+`cfg` is classifier-free guidance (Ho & Salimans 2022) with the guidance interval of Kynkaanniemi et al. (2024).
+`autoguidance` extrapolates from a weaker model (Karras et al. 2024). Scale 1 is the conditional model without guidance.
 """
 
 import math
@@ -16,14 +16,14 @@ from ditlab.core.types import Condition, Denoise, Prediction
 
 
 class Conditional(Protocol):
-    """A network seen through its objective, see `ditlab.diffusion.objective.Denoiser`."""
+    """A conditional model that predicts x0 and eps, such as `ditlab.diffusion.objective.Denoiser`."""
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Prediction:
-        """x_t, its time, the time the solver goes to next, and the condition (B rows) -> x0 and eps."""
+        """Predict x0 and eps from x_t (B, C, ...), time t, next time s of the sampler, and the condition (B rows)."""
 
 
 def plain(denoiser: Conditional, condition: Condition) -> Denoise:
-    """The conditional model alone."""
+    """Return the conditional model without guidance as a function of (x, t, s)."""
     return lambda x, t, s: denoiser(x, t, s, condition)
 
 
@@ -41,9 +41,12 @@ def cfg(
         denoiser: the model.
         condition: B rows.
         null: B rows of "no condition", or of a negative prompt.
-        scale: 1 is the conditional model, 0 the unconditional one.
-        interval: times t between which guidance acts; outside, the unconditional half is not computed.
-        channels: guide the first channels only, this many (3 reproduces the published DiT figures); None is all.
+        scale: guidance scale; 1 is the conditional model, 0 the unconditional one.
+        interval: times t between which guidance is applied; outside, the unconditional half is not computed.
+        channels: number of first channels to guide (3 reproduces the published DiT results); None is all.
+
+    Raises:
+        InputError: settings that `check_guidance` rejects.
     """
     both = condition.joined(null)
 
@@ -63,7 +66,16 @@ def autoguidance(
     interval: tuple[float, float] = (0.0, 1.0),
     channels: int | None = None,
 ) -> Denoise:
-    """guide + scale (model - guide), where the guide is a smaller or less trained model of the same task."""
+    """Autoguidance: guide + scale (model - guide).
+
+    Args:
+        denoiser: the model.
+        guide: a smaller or less trained model of the same task.
+        condition, scale, interval, channels: as in `cfg`.
+
+    Raises:
+        InputError: settings that `check_guidance` rejects.
+    """
     strong, weak = plain(denoiser, condition), plain(guide, condition)
     return _guided(lambda x, t, s: (strong(x, t, s), weak(x, t, s)), strong, scale, interval, channels)
 
@@ -92,16 +104,16 @@ def _guided(
 
 
 def check_guidance(scale: float, interval: tuple[float, float], channels: int | None) -> None:
-    """Refuse settings of guidance that cannot be used.
+    """Check the settings of guidance.
 
     Raises:
-        InputError: an empty interval, a scale that is no number, or no channels.
+        InputError: the interval is empty, the scale is not finite, or there are no channels.
     """
     low, high = interval
     if not low <= high:
         raise InputError(f"guidance interval {low} to {high} is empty; give the smaller time first")
     if not math.isfinite(scale):
-        raise InputError(f"guidance {scale}; give a number (1 is none)")
+        raise InputError(f"guidance {scale}; give a finite number (1 disables guidance)")
     if channels is not None and channels < 1:
         raise InputError(f"guidance on {channels} channels; give 1 or more, or leave it out for all")
 

@@ -1,8 +1,8 @@
-"""What a network is trained to predict, and how to read its output: process + target + time distribution + weight.
+"""The objective: what a network is trained to predict, and how x0 and eps follow from its output.
 
-A target is a row (a, b): the network regresses a x0 + b eps. Together with x_t = alpha x0 + sigma eps that is a
-2x2 system with determinant alpha b - sigma a; solving it gives x0 and eps, so every sampler works with every
-target. The determinant also shows where a target is unsafe: eps does not determine x0 where alpha = 0.
+A target is a pair (a, b): the network predicts a x0 + b eps. Together with x_t = alpha x0 + sigma eps this is a 2x2
+system with determinant alpha b - sigma a. Its solution is x0 and eps, so that every sampler works with every target.
+Where the determinant is small, errors of the network are amplified: eps does not determine x0 where alpha = 0.
 """
 
 import math
@@ -30,9 +30,9 @@ from ditlab.diffusion.process import (
     process_options,
 )
 
-SAFE = 5e-3  # below this determinant a network error is amplified more than 200 times
+SAFE = 5e-3  # with a smaller determinant, errors of the network are amplified more than 200 times
 Network = Callable[..., Tensor]
-"""(x_t, timestep, condition) -> (B, C or 2 C, ...); `trace=` is passed only where there is one."""
+"""(x_t, timestep, condition) -> (B, C or 2 C, ...); `trace=` is passed only in training with a trace."""
 
 TARGETS: Registry[Callable[[Process, Tensor], tuple[Tensor, Tensor]]] = Registry(
     "target",
@@ -45,21 +45,21 @@ TARGETS: Registry[Callable[[Process, Tensor], tuple[Tensor, Tensor]]] = Registry
 )
 
 TIMES: Registry[Callable[[Tensor, float, float], Tensor]] = Registry(
-    "time distribution",  # as quantile functions, u in (0, 1) -> t, so that any of them can be stratified
+    "time distribution",  # quantile functions, u in (0, 1) -> t, so that all of them can be stratified
     {
         "uniform": lambda u, mean, scale: u,
-        # logit-normal: the middle of the path is hardest (Esser et al. 2024)
+        # more samples in the middle of the path, which is the hardest part (Esser et al. 2024)
         "logit-normal": lambda u, mean, scale: torch.sigmoid(mean + scale * torch.special.ndtri(u)),
     },
 )
 
-# Weight of the squared error in x0, as a function of SNR = (alpha / sigma)^2; None is one on the target itself.
+# Weight of the squared error in x0 as a function of SNR = (alpha / sigma)^2; None is the squared error in the target.
 WEIGHTS: Registry[Callable[[Tensor], Tensor] | None] = Registry(
     "loss weight",
     {
         "one": None,
         "min-snr": lambda snr: snr.clamp(max=5.0),  # Hang et al. 2023, gamma = 5
-        # The velocity's squared error on the linear path, whatever the target; sigma stops at 0.05 (Li & He 2025).
+        # The squared error in the velocity on the linear path, for any target; sigma is at least 0.05 (Li & He 2025).
         "velocity": lambda snr: (1 + snr.sqrt()).clamp(max=20.0).square(),
     },
 )
@@ -67,26 +67,26 @@ WEIGHTS: Registry[Callable[[Tensor], Tensor] | None] = Registry(
 
 @dataclass(frozen=True)
 class Regression:
-    """One forward pass in training: the network's input, its output, and what the output should be."""
+    """One forward pass in training: input, output and target. All tensors but `t` are float32."""
 
-    x0: Tensor  # (B, C, ...) float32, as all tensors but `t`
+    x0: Tensor  # (B, C, ...)
     x: Tensor  # x_t
     t: Tensor  # (B,) float64 on the CPU
-    output: Tensor  # (B, C, ...), the estimate of `wanted`
+    output: Tensor  # (B, C, ...), the network's estimate of `wanted`
     wanted: Tensor  # (B, C, ...), the target
-    variance: Tensor | None  # (B, C, ...), the second half of the network's output where it is learned
+    variance: Tensor | None  # (B, C, ...), the second half of the output if the variance is learned
 
 
 @dataclass(frozen=True)
 class Objective:
-    """How a network was trained, and how to read its output.
+    """How a network is trained, and how its output is interpreted.
 
     A training objective whose networks are read in another way (a flow map, say) has a subclass in `PARAMETRIZATIONS`
     that overrides `denoiser`.
 
-    With `learn_variance` the network has twice the channels and the loss is improved DDPM's hybrid (Nichol &
-    Dhariwal 2021): squared error plus the variational bound, the latter training the variance half only. `direction`
-    records the weight of an aid, see `ditlab.training.aids.direction`; it is no part of `losses`.
+    With `learn_variance` the network has twice the channels, and the loss is the hybrid loss of improved DDPM (Nichol &
+    Dhariwal 2021): squared error plus the variational bound, which trains the variance only. `direction` is the weight
+    of a training aid, see `ditlab.training.aids.direction`; it is not part of `losses`.
     """
 
     process: Process = field(default_factory=Linear)
@@ -118,7 +118,7 @@ class Objective:
             raise InputError('learn_variance needs the process "ddpm": only its discrete steps have a variance')
 
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
-        """Training times (count,), float64 on the CPU; stratified: one in each of `count` equal quantiles."""
+        """Sample training times (count,), float64 on the CPU; if stratified, one in each of `count` quantiles."""
         u = torch.rand(count, generator=generator, dtype=torch.float64)
         if self.stratified:
             u = (torch.randperm(count, generator=generator) + u) / count
@@ -126,12 +126,12 @@ class Objective:
         return self.process.snap(TIMES[self.time](u, self.time_mean, self.time_scale))
 
     def determinant(self, t: Tensor) -> Tensor:
-        """alpha b - sigma a: how firmly x_t and the target together fix x0 and eps."""
+        """Determinant alpha b - sigma a of the system from which x0 and eps are computed."""
         a, b = TARGETS[self.target](self.process, t)
         return self.process.alpha(t) * b - self.process.sigma(t) * a
 
     def last_time(self) -> float:
-        """The noisiest time at which the target can be trusted; samplers start there. 1 for most targets."""
+        """Latest time at which the output determines x0; samplers start there. It is 1 for most targets."""
         times = torch.linspace(0.5, 1.0, 1001, dtype=torch.float64)
         return float(times[self.determinant(times).abs() >= SAFE].max())
 
@@ -144,7 +144,7 @@ class Objective:
         eps: Tensor,
         trace: Trace | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of each image, by name: (B,) float32 each. Their sum is trained.
+        """Compute the losses (B,) float32 by name; their sum is minimized.
 
         Args: see `regress`.
         """
@@ -159,28 +159,28 @@ class Objective:
         eps: Tensor,
         trace: Trace | None = None,
     ) -> Regression:
-        """The forward pass of training.
+        """Compute the forward pass of a training step.
 
         Args:
             net: (x_t, timestep, condition) -> (B, C or 2 C, ...).
             x0, eps: data and noise (B, C, ...), float32.
-            condition: B rows, already replaced by "no condition" where it is dropped.
+            condition: B rows; dropped labels are already replaced by the null condition.
             t: times (B,) from `draw_times`.
-            trace: passed to the network, for training aids that need values from inside.
+            trace: passed to the network, for training aids that need its intermediate values.
         """
         x = self.process.add_noise(x0, eps, t)
-        seen = {} if trace is None else {"trace": trace}
-        output, variance = self.split(net(x, self.clock(t, x), condition, **seen), x)
+        tracing = {} if trace is None else {"trace": trace}
+        output, variance = self.split(net(x, self.clock(t, x), condition, **tracing), x)
         a, b = (per_image(c, x) for c in TARGETS[self.target](self.process, t))
         return Regression(x0, x, t, output, a * x0 + b * eps, variance)
 
     def terms(self, forward: Regression) -> dict[str, Tensor]:
-        """The losses (B,) float32 of a forward pass, by name."""
+        """Compute the losses (B,) float32 of a forward pass, by name."""
         t, output = forward.t, forward.output
         loss = (output - forward.wanted).square().flatten(1).mean(1)
         weigh = WEIGHTS[self.weight]
         if weigh is not None:
-            # An error of 1 in the target is one of sigma / determinant in x0.
+            # An error of 1 in the target is an error of sigma / determinant in x0.
             sigma, alpha = self.process.sigma(t), self.process.alpha(t)
             in_x0 = (sigma / self.determinant(t).abs().clamp(min=SAFE)).square()
             loss = loss * (weigh((alpha / sigma).square()) * in_x0).to(loss)
@@ -200,15 +200,15 @@ class Objective:
         eps: Tensor,
         trace: Trace | None = None,
     ) -> Tensor:
-        """The sum of `losses`, (B,) float32."""
+        """Compute the sum of `losses`, (B,) float32."""
         return reduce(operator.add, self.losses(net, x0, condition, t, eps, trace).values())
 
     def clock(self, t: Tensor, x: Tensor) -> Tensor:
-        """The timestep input of the network for images x: (B,) float32 on their device."""
+        """Return the timestep input (B,) of the network for images x, float32 on their device."""
         return self.process.clock(t).float().to(x.device).expand(len(x))
 
     def split(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The target and, where it is learned, the variance half of a network's output for x (B, C, ...), float32.
+        """Split the output of a network for x (B, C, ...) into the target, and the variance if it is learned; float32.
 
         Raises:
             InputError: an output of another shape, which would otherwise be broadcast.
@@ -224,7 +224,7 @@ class Objective:
         return target, variance
 
     def predict(self, output: Tensor, x: Tensor, t: Tensor) -> Prediction:
-        """Solve the 2x2 system: target (B, C, H, W) and x_t -> x0 and eps."""
+        """Compute x0 and eps from the predicted target and x_t, both (B, C, ...)."""
         a, b = TARGETS[self.target](self.process, t)
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         det = alpha * b - sigma * a
@@ -234,7 +234,7 @@ class Objective:
         return Prediction(x0, eps)
 
     def denoiser(self, net: Network) -> "Denoiser":
-        """The network as a function (x_t, t, s, condition) -> Prediction."""
+        """Return a network as a function (x_t, t, s, condition) -> Prediction."""
         return Denoiser(self, net)
 
 
@@ -260,15 +260,15 @@ PARAMETRIZATIONS: Registry[type[Objective]] = Registry("parametrization", {"regr
 
 
 def completed(settings: Diffusion, source: Objective | None = None) -> Diffusion:
-    """The settings with a value for each that was left out.
+    """Fill in the settings that a recipe leaves out.
 
     Args:
-        settings: of a recipe.
-        source: how the model was trained that training starts from. If the settings name neither process nor target,
-            both are taken from it, with the process's options and the learned variance.
+        settings: the settings of a recipe.
+        source: objective of the model that training starts from. If the settings name neither process nor target, both
+            are copied from it, with the options of the process and the learned variance.
 
     Raises:
-        InputError: an unknown name, or options that the process does not have.
+        InputError: an unknown name, or an unknown option of the process.
     """
     if source is not None and follows_source(settings):
         process, target, learned = source.process, source.target, source.learn_variance
@@ -285,26 +285,26 @@ def completed(settings: Diffusion, source: Objective | None = None) -> Diffusion
 
 
 def follows_source(settings: Diffusion) -> bool:
-    """Whether settings leave process and target to the model that training starts from."""
+    """Whether process and target are those of the model that training starts from."""
     return settings.process is None and settings.target is None and not settings.process_options
 
 
 def make_objective(settings: Diffusion, kind: type[Objective] = Objective) -> Objective:
-    """The objective that a recipe describes.
+    """Build the objective of a recipe.
 
     Args:
         settings: of the recipe.
         kind: the parametrization of the training objective.
 
     Raises:
-        InputError: an unknown name, or options that the process does not have.
+        InputError: an unknown name, or an unknown option of the process.
     """
     options = dict(vars(completed(settings)))
     return kind(make_process(options.pop("process"), options.pop("process_options")), **options)
 
 
 def read_objective(description: dict[str, Any]) -> Objective:
-    """The objective that `config.json` describes.
+    """Build the objective that a `config.json` describes.
 
     Raises:
         InputError: a parametrization or process that is not registered.
@@ -324,15 +324,15 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A trained network seen through its objective; images stay float32 whatever the network's precision."""
+    """A network and its objective as a function that predicts x0 and eps, float32 in any precision of the network."""
 
     objective: Objective
     net: Network
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Prediction:
-        """Predict x0 and eps (B, C, ...) at x_t and time t () or (B,); s does not matter to a plain regression.
+        """Predict x0 and eps (B, C, ...) from x_t at time t, () or (B,); the next time s is not used.
 
-        Rows between two conditions are computed for both, and the two predictions are mixed.
+        For rows between two conditions, the network predicts for both and the predictions are interpolated.
         """
         if condition.other is None or condition.weight is None:
             return self.predict(x, t, condition)
@@ -343,14 +343,14 @@ class Denoiser:
         weight = condition.weight[rows].reshape(-1, *[1] * (x.ndim - 1))
 
         def mix(values: Tensor) -> Tensor:
-            one, other = values[: len(x)], values[len(x) :]
-            return one.index_copy(0, rows, torch.lerp(one[rows], other, weight))
+            first, second = values[: len(x)], values[len(x) :]
+            return first.index_copy(0, rows, torch.lerp(first[rows], second, weight))
 
         variance = both.variance_mix
         return Prediction(mix(both.x0), mix(both.eps), None if variance is None else mix(variance))
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Prediction:
-        """x0 and eps at x_t, for rows of one condition each."""
+        """Predict x0 and eps at x_t, for a condition without interpolated rows."""
         output = self.net(x, self.objective.clock(t, x), condition)
         target, variance = self.objective.split(output, x)
         prediction = self.objective.predict(target, x, t)
@@ -360,20 +360,21 @@ class Denoiser:
 
 
 def variational_bound(process: Process, x0: Tensor, estimate: Tensor, x: Tensor, t: Tensor, mix: Tensor) -> Tensor:
-    """One term of the variational bound, in bits per dimension (B,) (Nichol & Dhariwal 2021, eq. 4 and 15).
+    """Compute one term of the variational bound in bits per dimension, (B,) (Nichol & Dhariwal 2021, eq. 4 and 15).
 
-    The KL divergence between the true and the modelled step from t to the index below; at the first index the
-    negative log-likelihood of x0 under a Gaussian cut into 256 bins.
+    The term is the KL divergence between the true and the predicted step from t to the previous index; at the first
+    index it is the negative log-likelihood of x0 under a Gaussian discretized to 256 bins.
 
     Args:
-        x0, estimate: the data and the network's x0 (B, C, H, W); x: x_t.
-        t: times (B,) of a discrete process.
-        mix: 0 for log beta_tilde, 1 for log beta, (B, C, H, W).
+        process: a discrete process.
+        x0, estimate, x: the data, the predicted x0, and x_t (B, C, ...).
+        t: times (B,).
+        mix: the learned variance (B, C, ...): 0 is log beta_tilde, 1 is log beta.
     """
     assert isinstance(process, DDPM)
     step = 1 / process.timesteps
     back = posterior(process, t, t - step)
-    # The first step's posterior has no variance; it borrows that of the second.
+    # At the first index the posterior has no variance; the variance at the second index is used instead.
     second = t.clamp(min=2 * step)
     low = per_image(posterior(process, second, second - step).variance.log(), x)
     log_var = low + mix * (per_image(back.beta.log(), x) - low)
@@ -385,7 +386,7 @@ def variational_bound(process: Process, x0: Tensor, estimate: Tensor, x: Tensor,
 
 
 def _binned_nll(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """-log of the mass that N(mean, exp(log_var)) puts on the bin of half width 1/255 around x; open at +-1."""
+    """-log of the mass of N(mean, exp(log_var)) in the bin of half width 1/255 around x; bins at -1 and 1 are open."""
     scale = torch.exp(-0.5 * log_var)
     above, below = (_normal_cdf((x - mean + edge) * scale) for edge in (1 / 255, -1 / 255))
     mass = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
@@ -393,5 +394,5 @@ def _binned_nll(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    # The published losses are computed with this approximation; the exact function gives other second digits.
+    # The published losses use this approximation; the exact function changes their second digit.
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

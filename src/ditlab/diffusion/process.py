@@ -1,9 +1,9 @@
-"""Forward processes: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 data and t = 1 noise.
+"""Forward processes: x_t = alpha(t) x0 + sigma(t) eps, from the data at t = 0 to the noise at t = 1.
 
-`Linear` is rectified flow (Liu et al. 2022), `Cosine` the variance-preserving quarter circle (Salimans & Ho
-2022), `VP` the continuous limit of DDPM (Song et al. 2021), `DDPM` the table of 1000 linear betas that DiT is trained
-with (Ho et al. 2020), `ScaledLinear` that of Stable Diffusion. Times are float64 and stay
-on the CPU: the arithmetic is exact enough for any network, and asking for a time never waits for a device.
+`Linear` is rectified flow (Liu et al. 2022), `Cosine` is variance preserving (Salimans & Ho 2022), `VP` is the
+continuous limit of DDPM (Song et al. 2021), `DDPM` has the 1000 linear betas that DiT is trained with (Ho et al. 2020),
+and `ScaledLinear` has the betas of Stable Diffusion. Times are float64 on the CPU: they are precise enough for any
+network, and reading a time does not synchronize with the device.
 """
 
 import inspect
@@ -22,15 +22,15 @@ from ditlab.core.registry import Registry
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """Shape scalars () or (B,) so that they multiply images or videos (B, C, ...); with their dtype and device."""
-    values = values.to(like.dtype).to(like.device)  # in this order: some devices have no float64
+    """Reshape values () or (B,) to broadcast with images or videos `like` (B, C, ...), in their dtype and device."""
+    values = values.to(like.dtype).to(like.device)  # dtype first, because some devices have no float64
     return values if values.ndim == 0 else values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 class Process(ABC):
-    """The path from data to noise and the timestep input of the network. A subclass is a frozen dataclass.
+    """The path from data to noise, and the timestep input of the network.
 
-    Its fields are the options that a recipe can set in `[diffusion.process_options]`.
+    A subclass must be a frozen dataclass; its fields are the keys of `[diffusion.process_options]` in a recipe.
     """
 
     @abstractmethod
@@ -51,38 +51,38 @@ class Process(ABC):
 
     @abstractmethod
     def clock(self, t: Tensor) -> Tensor:
-        """The timestep input: the number that the timestep embedder is fed at time t."""
+        """Timestep input of the network at time t."""
 
     def snap(self, t: Tensor) -> Tensor:
-        """The nearest time that exists in this process: itself, unless the process is a table."""
+        """Round t to a time of the process; continuous processes return t."""
         return t
 
     def uniform(self, steps: int) -> Tensor:
-        """`steps` + 1 times from 1 to 0, evenly spaced in t: (steps + 1,)."""
+        """Return evenly spaced times (steps + 1,) from 1 to 0."""
         return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t for data and noise (B, C, ...) and times () or (B,)."""
+        """Compute x_t from data and noise (B, C, ...) and times () or (B,)."""
         return per_image(self.alpha(t), x0) * x0 + per_image(self.sigma(t), x0) * eps
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha / sigma), half the logarithm of the signal-to-noise ratio (lambda in DPM-Solver)."""
+        """Compute log(alpha / sigma), half of the logarithm of the signal-to-noise ratio (lambda in DPM-Solver)."""
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`, by bisection (it falls steadily from t = 0 to t = 1)."""
+        """Compute the time of a log-SNR by bisection, the inverse of `log_snr`, which is monotonic."""
         low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
-        for _ in range(60):  # 2^-60: beyond float64
+        for _ in range(60):  # 2^-60 is below the precision of float64
             middle = (low + high) / 2
             noisier = self.log_snr(middle) < log_snr
             low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
         return (low + high) / 2
 
     def straight(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale c and straight time s, so that x_t / c = (1 - s) x0 + s eps.
+        """Compute straight coordinates: scale c and time s with x_t / c = (1 - s) x0 + s eps.
 
-        Dividing by c = alpha + sigma turns every process into the linear path with s = sigma / c, on which the
-        velocity is eps - x0 and nothing is singular at either end. ODE samplers work there, once for all.
+        Division by c = alpha + sigma turns every process into the linear path with time s = sigma / c. There the
+        velocity is eps - x0 and nothing is singular at the ends, so that ODE samplers work for all processes.
         """
         scale = self.alpha(t) + self.sigma(t)
         return scale, self.sigma(t) / scale
@@ -90,9 +90,9 @@ class Process(ABC):
 
 @dataclass(frozen=True)
 class Continuous(Process):
-    """A process without a table; its timestep input is clock_start + clock_rate t.
+    """A process with continuous time; its timestep input is clock_start + clock_rate t.
 
-    1000 t by default, which sinusoids made for 0..999 resolve well; the input of SiT's networks is 1 - t.
+    The default, 1000 t, suits timestep embeddings that were designed for 0..999. SiT's timestep input is 1 - t.
     """
 
     clock_rate: float = 1000.0
@@ -157,21 +157,23 @@ class VP(Continuous):
         return -self.alpha(t) * (self.beta_min + (self.beta_max - self.beta_min) * t) / 2
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)  # infinite at t = 0, where no network is called
+        return (
+            -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)
+        )  # infinite at t = 0, where the network is not evaluated
 
 
 @dataclass(frozen=True)
 class DDPM(Process):
-    """The discrete chain of `timesteps` linear betas; index i of the chain is the time (i + 1) / timesteps.
+    """A discrete process with `timesteps` linear betas; index i of the chain is the time (i + 1) / timesteps.
 
-    Between two indices log(alpha_bar) is interpolated linearly, so that every sampler may use any time; the timestep
-    input is the (fractional) index. Respacing is a coarser timestep schedule.
+    Between indices, log(alpha_bar) is interpolated linearly, so that samplers can use any time. The timestep input is
+    the (fractional) index. Respacing is a timestep schedule with fewer steps.
     """
 
     timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 2e-2
-    clock_start: float = 0.0  # timestep input at the first index of the chain
+    clock_start: float = 0.0  # timestep input at index 0
 
     def __post_init__(self) -> None:
         if self.timesteps < 1:
@@ -185,12 +187,12 @@ class DDPM(Process):
 
     @cached_property
     def log_alpha_bar(self) -> Tensor:
-        """(timesteps + 1,) from 0 at t = 0, float64."""
+        """log(alpha_bar) at all indices (timesteps + 1,), float64; 0 at t = 0."""
         return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas()).cumsum(0)])
 
     def _interval(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t.to(torch.float64) * self.timesteps
-        rounded = position.round()  # a whole index must not fall to the interval below by a rounding error
+        rounded = position.round()  # a rounding error must not move an index to the previous interval
         position = torch.where((position - rounded).abs() < 1e-6, rounded, position)
         left = position.floor().clamp(0, self.timesteps - 1).long()
         return left, position - left
@@ -212,7 +214,7 @@ class DDPM(Process):
         return self.alpha(t) * slope / 2
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        # alpha^2 + sigma^2 = 1; the slope is infinite at t = 0, where no network is called.
+        # From alpha^2 + sigma^2 = 1. Infinite at t = 0, where the network is not evaluated.
         return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)
 
     def clock(self, t: Tensor) -> Tensor:
@@ -222,7 +224,7 @@ class DDPM(Process):
         return (t * self.timesteps).ceil().clamp(1, self.timesteps) / self.timesteps
 
     def uniform(self, steps: int) -> Tensor:
-        """The indices of improved DDPM's respacing, evenly from 999 to 0 and rounded, then the data at t = 0."""
+        """Return the times of improved DDPM's respacing: rounded indices, evenly from 999 to 0, and then t = 0."""
         if steps > self.timesteps:
             raise InputError(f"{steps} steps on a process of {self.timesteps}; give {self.timesteps} or fewer")
         indices = torch.linspace(self.timesteps - 1, 0, steps, dtype=torch.float64).round()
@@ -231,7 +233,7 @@ class DDPM(Process):
 
 @dataclass(frozen=True)
 class ScaledLinear(DDPM):
-    """The chain of latent diffusion, whose betas have linear square roots (Rombach et al. 2022)."""
+    """The discrete process of latent diffusion: the square roots of the betas are linear (Rombach et al. 2022)."""
 
     beta_start: float = 8.5e-4
     beta_end: float = 1.2e-2
@@ -251,7 +253,7 @@ class Posterior:
 
 
 def posterior(process: Process, t: Tensor, s: Tensor) -> Posterior:
-    """The Gaussian step back from t to s (Ho et al. 2020, eq. 6-7, for any alpha and sigma)."""
+    """Compute the Gaussian reverse step from t to s (Ho et al. 2020, eq. 6-7, for any alpha and sigma)."""
     ratio = process.alpha(t) / process.alpha(s)
     beta = process.sigma(t) ** 2 - (ratio * process.sigma(s)) ** 2
     shrink = process.sigma(s) ** 2 / process.sigma(t) ** 2
@@ -259,10 +261,10 @@ def posterior(process: Process, t: Tensor, s: Tensor) -> Posterior:
 
 
 def check(name: str, kind: Any) -> None:
-    """Refuse what is no process.
+    """Check that a class is a process.
 
     Raises:
-        InputError: something else than a dataclass that derives from `Process`.
+        InputError: it is no dataclass that derives from `Process`, or lacks a method.
     """
     if not (isinstance(kind, type) and issubclass(kind, Process) and is_dataclass(kind)):
         raise InputError(f'the process "{name}" is no dataclass that derives from ditlab.diffusion.process.Process')
@@ -284,14 +286,14 @@ PROCESSES: Registry[type[Process]] = Registry(
 
 
 def make_process(name: str, options: Mapping[str, Any] | None = None) -> Process:
-    """A process by name.
+    """Build a process by name.
 
     Args:
-        name: in `PROCESSES`, or "package.module:Class".
-        options: arguments of its class; numbers may be whole or not, as TOML and the command line write them.
+        name: a name in `PROCESSES`, or "package.module:Class".
+        options: arguments of the class; whole numbers and floats are converted to the type of the default.
 
     Raises:
-        InputError: an unknown name or option (the line names the nearest), or a value of another type.
+        InputError: an unknown name or option (the message proposes the most similar one), or a value of the wrong type.
     """
     kind = PROCESSES.find(name)
     parameters = inspect.signature(kind).parameters
@@ -304,7 +306,7 @@ def make_process(name: str, options: Mapping[str, Any] | None = None) -> Process
 
 
 def _typed(key: str, value: Any, kind: type) -> Any:
-    """A value as the type of an option's default."""
+    """Convert a value to the type of an option's default."""
     if kind not in (int, float):
         return value
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
@@ -314,12 +316,12 @@ def _typed(key: str, value: Any, kind: type) -> Any:
 
 
 def process_name(process: Process) -> str:
-    """The name of a process in `PROCESSES`."""
+    """Return the name of a process in `PROCESSES`."""
     return next(name for name, kind in PROCESSES.items() if type(process) is kind)
 
 
 def process_options(process: Process) -> dict[str, Any]:
-    """The options of a process that differ from the defaults of its class."""
+    """Return the options of a process that differ from the defaults of its class."""
     assert is_dataclass(process)
     values = {option.name: getattr(process, option.name) for option in fields(process)}
     defaults = {option.name: option.default for option in fields(process)}

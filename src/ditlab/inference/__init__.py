@@ -1,1 +1,1 @@
-"""Generate images with a trained model."""
+"""Generate images and videos with a trained model."""

@@ -1,4 +1,4 @@
-"""What a model and a prepared model have in common: they generate."""
+"""The base class of pipelines: generate images or videos with a model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,9 +39,9 @@ class BasePipeline:
     autoencoder: Autoencoder
     conditioner: Conditioner
     config: dict[str, Any]
-    """Where the model comes from: `recipe`, `images_seen`; `sample` holds the defaults of sampling."""
+    """Facts about the training: `recipe`, `images_seen`; and `sample`, the default sampling settings."""
     model: "Pipeline"
-    """The model itself: what is saved, exported, uploaded and described."""
+    """The model that can be saved, exported, uploaded and described."""
 
     @property
     def defaults(self) -> Sample:
@@ -50,12 +50,12 @@ class BasePipeline:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; none for another kind of condition."""
+        """Class names; empty for other kinds of conditions."""
         return self.conditioner.names if isinstance(self.conditioner, ClassLabels) else []
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return self.net.device
 
     @property
@@ -70,7 +70,7 @@ class BasePipeline:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of what the network generates: (C, H, W) or (C, T, H, W)."""
+        """Shape of the latents (or pixels) that the network generates: (C, H, W) or (C, T, H, W)."""
         return (self.net.channels, *self.net.size)
 
     @property
@@ -81,26 +81,26 @@ class BasePipeline:
         return self.autoencoder.picture_channels or channels, (height * stride, width * stride)
 
     def resolve(self, *, original: Original | None = None, guide: "BasePipeline | None" = None, **options: Any) -> Plan:
-        """What these settings of sampling mean for this model: times, sampler, guidance, number of evaluations.
+        """Compute the sampling plan of this model: times, sampler, guidance, number of function evaluations.
 
         Args:
             original: images to start from.
             guide: a weaker model, for autoguidance.
-            options: as in `steps`.
+            options: sampling settings, as in `steps`.
 
         Raises:
-            InputError: a setting that is unknown, out of range, or does not fit the model.
+            InputError: a setting is unknown, out of range, or does not fit the model.
         """
         conditional = self.conditional or guide is not None
         plan = resolve(options, self.objective, defaults=self.defaults, conditional=conditional, original=original)
         if guide is not None and task(guide) != task(self):
             raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
         if plan.cache is not None:
-            plan.cache.on(self.net)  # refuses a family without an inner part
+            plan.cache.on(self.net)  # raises an error if the family does not support feature caching
         return plan
 
     def step_count(self, options: dict[str, Any]) -> int:
-        """Number of `Step`s that these options of `steps` give."""
+        """Return the number of `Step`s that `steps` yields with these options."""
         return self.resolve(**options).steps
 
     def original(
@@ -111,30 +111,31 @@ class BasePipeline:
         strength: float | None = None,
         resample: int | None = None,
     ) -> Original:
-        """Images to start from (image-to-image), or to regenerate a part of (in-painting).
+        """Prepare images to start from: for image-to-image, or with a mask for in-painting.
 
         Args:
-            image: one, or one for each generated image; resized and cropped to the model's size as for training.
-            mask: white is regenerated, black is kept; None regenerates everything.
-            strength: how much of the trajectory runs, above 0 and up to 1; 1 starts from noise alone, and only what
-                the mask keeps is left of the image. The default is 1 with a mask and 0.6 without.
-            resample: with a mask, how often each part of the schedule runs, so that old and new parts agree (2).
+            image: one image, or one per generated image; resized and cropped to the model's size as in training.
+            mask: in-painting mask: white is regenerated, black is kept; None regenerates everything.
+            strength: share of the sampling trajectory that runs, above 0 and up to 1; 1 starts from noise, so that only
+                the part that the mask keeps remains of the image. The default is 1 with a mask and 0.6 without.
+            resample: with a mask, number of times that each part of the schedule runs, so that the regenerated part
+                fits the kept part (default: 2).
 
         Raises:
-            InputError: an image, mask or number that cannot be used.
+            InputError: an image, mask or number cannot be used.
         """
-        images, masks = ([each] if isinstance(each, Image.Image) else list(each or ()) for each in (image, mask))
+        images, masks = ([value] if isinstance(value, Image.Image) else list(value or ()) for value in (image, mask))
         channels, size = self.picture_shape
         return originals(images, masks, self.autoencoder, channels, size, self.net.device, strength, resample)
 
     def null(self, count: int) -> Condition:
-        """Rows of "no condition" on the network's device."""
+        """Return `count` rows of the null condition on the network's device."""
         return self.conditioner.null(count).to(self.net.device)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Latents (B, c, ...) -> uint8 images (B, C, H, W) or videos (B, C, T, H, W) on the CPU."""
+        """Decode latents (B, c, ...) to uint8 images (B, C, H, W) or videos (B, C, T, H, W) on the CPU."""
         with torch.no_grad():
-            if x0.ndim == 5:  # autoencoders of images take the frames one by one
+            if x0.ndim == 5:  # the autoencoder decodes frames as separate images
                 frames = self.autoencoder.decode(x0.transpose(1, 2).flatten(0, 1))
                 return frames.reshape(len(x0), x0.shape[2], *frames.shape[1:]).transpose(1, 2).cpu()
             return self.autoencoder.decode(x0).cpu()
@@ -149,25 +150,25 @@ class BasePipeline:
         size: tuple[int, int] | None = None,
         **options: Any,
     ) -> Iterator[Step]:
-        """Generate one batch and yield every `Step`: step.i, step.t, step.x (B, C, ...) and step.x0.
+        """Generate one batch and yield a `Step` after each sampler step: step.i, step.t, step.x (B, C, ...), step.x0.
+
+        Settings that are left out have the values that the model was saved with.
 
         Args:
-            labels: class indices or names, or None for "no condition"; one, or one for each image. For `Between` two
-                labels the predictions for both are mixed.
-            seeds: one, or one for each image (0): image i depends on labels[i] and seeds[i] alone. A single label or
-                seed is repeated. `Between` two seeds, the noise is interpolated on the sphere.
+            labels: class index or name, None for the null condition, or a sequence with one of these per image. Between
+                two labels (`Between`) the predictions for both are interpolated.
+            seeds: seed, or a sequence with one per image (default: 0). Image i depends on labels[i] and seeds[i] only;
+                a single label or seed is repeated. Between two seeds the noise is interpolated on the sphere.
             guide: a weaker model of the same task, for autoguidance.
             original: images to start from, see `original`.
-            size: height and width of the images, where the model can generate several sizes.
+            size: height and width of the images, if the model supports several sizes.
             options: settings of `ditlab.config.sampling.SamplingOptions` (steps, sampler, guidance, guidance_interval,
-                guidance_channels, schedule, eta, preset, reuse). `sampler` may also be a sampler function and
-                `schedule` the times themselves. diffusers' words are accepted too: num_inference_steps, guidance_scale,
+                guidance_channels, schedule, eta, preset, reuse). `sampler` may also be a sampler function, and
+                `schedule` a tensor of times. Names of diffusers are accepted too: num_inference_steps, guidance_scale,
                 class_labels, generator, num_images_per_prompt.
 
-        Settings that are left out are those that the model was saved with.
-
         Raises:
-            InputError: a label, name or number that cannot be used; before the first step.
+            InputError: a label or setting cannot be used; raised before the first step.
         """
         names, numbers, options = arguments(labels, seeds, options)
         plan = self.resolve(original=original, guide=guide, **options)
@@ -192,21 +193,24 @@ class BasePipeline:
 
         Args:
             labels, seeds, size: as in `steps`; image i has labels[i] and seeds[i].
-            image, mask, strength, resample: start from an image, as in `original`.
-            batch_size: images generated at a time; it does not change them.
+            image, mask, strength, resample: image to start from, as in `original`.
+            batch_size: images generated at a time; does not change the images.
             output_type: "pil", "np" (B, H, W, C), "pt" (B, C, H, W), both float in 0..1, or "latent".
             callback_on_step_end: called with every `Step` of every batch.
             options: the other arguments of `steps`.
 
         Returns:
             `Output` with `images`, and `videos` of a video model.
+
+        Raises:
+            InputError: a label or setting cannot be used, or the memory is too small for a single image.
         """
         if output_type not in TYPES:
             raise InputError(f'unknown output_type "{output_type}"; choose from: {", ".join(TYPES)}')
-        if (other := options.pop("mask_image", None)) is not None:
+        if (mask_image := options.pop("mask_image", None)) is not None:
             if mask is not None:
                 raise InputError("mask and mask_image are the same setting; give one of them")
-            mask = other
+            mask = mask_image
         if image is not None:
             options["original"] = self.original(image, mask=mask, strength=strength, resample=resample)
         elif mask is not None or strength is not None or resample is not None:
@@ -226,12 +230,13 @@ class BasePipeline:
         callback_on_step_end: Listener | None = None,
         **options: Any,
     ) -> Iterator[Tensor]:
-        """Yield the x0 (B, c, ...) of each batch; network calls that do not fit in memory are split, with a warning.
+        """Yield the latents x0 (B, c, ...) of each batch.
 
-        The arguments are those of a call; they are checked when the first batch is asked for.
+        Network calls that do not fit into memory are split, with a warning. The arguments are those of `__call__`; they
+        are checked when the first batch is generated.
 
         Raises:
-            InputError: a batch size below 1, or memory that is too small for a single image.
+            InputError: a batch size below 1, or the memory is too small for a single image.
         """
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}; give 1 or more")
@@ -253,7 +258,7 @@ class BasePipeline:
             except RuntimeError as error:
                 if plan.cache is None or not out_of_memory(error):
                     raise
-                if reported:  # a cache cannot be split, and a batch whose steps were reported cannot start again
+                if reported:  # calls with a cache cannot be split, and reported steps cannot be repeated
                     raise InputError(f"not enough memory for {batch_size} images with reuse; give fewer") from error
                 batch_size = halved(min(batch_size, len(numbers) - start))
                 continue
@@ -261,13 +266,14 @@ class BasePipeline:
             start += len(step.x)
 
     def _shape(self, size: tuple[int, int] | None) -> tuple[int, ...]:
-        """The shape that the network generates for images of this size."""
+        """Return the shape that the network generates for images of this size."""
         if size is None:
             return self.shape
         stride = self.autoencoder.stride
         sides = tuple(size)
         if sides != self.picture_shape[1]:
-            raise InputError("size {}x{}; this model generates images of {}x{}".format(*sides, *self.picture_shape[1]))
+            height, width = self.picture_shape[1]
+            raise InputError(f"size {sides[0]}x{sides[1]}; this model generates images of {height}x{width}")
         return (*self.shape[:-2], sides[0] // stride, sides[1] // stride)
 
     def _steps(
@@ -279,7 +285,7 @@ class BasePipeline:
         shape: tuple[int, ...],
         limit: RowLimit,
     ) -> Iterator[Step]:
-        """The steps of one batch by a plan."""
+        """Run the sampling plan for one batch."""
         check_originals(plan.original, len(seeds))
         condition = self.conditioner.encode(names).to(self.net.device)
         net = self._inference_net(plan, condition)
@@ -302,16 +308,17 @@ class BasePipeline:
         return evaluated(net, plan.run(denoise, x, noise), x, plan.options.sampler)
 
     def _inference_net(self, plan: Plan, condition: Condition) -> Backbone:
-        """The network with its layers merged, and with adaLN modulation precomputed for these times and labels."""
+        """Return the network with merged layers, and adaLN modulation precomputed for these times and labels."""
         net = self.net.fused()
-        needed = [each.label for each in (condition, condition.other, self.null(1)) if each and each.label is not None]
-        if is_compiled(net) or not needed:  # compiled blocks have their modulation inside
+        conditions = (condition, condition.other, self.null(1))
+        labels = [rows.label for rows in conditions if rows and rows.label is not None]
+        if is_compiled(net) or not labels:  # compiled blocks compute their modulation themselves
             return net
-        return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(needed))
+        return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
 
 
 def evaluated(net: Backbone, steps: Iterator[Step], x: Tensor, sampler: str | None) -> Iterator[Step]:
-    """The steps, each computed in evaluation mode and without gradients; the network's mode is restored at the end.
+    """Compute the steps in evaluation mode and without gradients; the mode of the network is restored at the end.
 
     Raises:
         InputError: a sampler that yields no steps, or none of the shape of x.
@@ -320,7 +327,7 @@ def evaluated(net: Backbone, steps: Iterator[Step], x: Tensor, sampler: str | No
     net.eval()
     try:
         while True:
-            with torch.no_grad():  # around each step only: it must not leak into the caller's code
+            with torch.no_grad():  # not around the yield, because it would also affect the caller's code
                 step = next(steps, None) if isinstance(steps, Iterator) else steps
             if step is None and count:
                 return
@@ -333,23 +340,25 @@ def evaluated(net: Backbone, steps: Iterator[Step], x: Tensor, sampler: str | No
 
 
 def check_originals(original: Original | None, count: int) -> None:
-    """Refuse a number of original images that does not fit the number of generated images."""
+    """Check that the number of original images is 1 or the number of generated images.
+
+    Raises:
+        InputError: another number.
+    """
     if original is not None and len(original.pixels) not in (1, count):
-        raise InputError(f"{len(original.pixels)} images to start from for {count} generated images")
+        raise InputError(f"{len(original.pixels)} images to start from for {count} generated images; give 1 or {count}")
 
 
 def task(pipe: BasePipeline) -> tuple[object, ...]:
-    """What two models must have in common for autoguidance."""
+    """Return the properties that two models must share for autoguidance."""
     return pipe.shape, pipe.conditioner.config, pipe.objective.process
 
 
 def check_autoencoder(pipe: BasePipeline) -> None:
-    """Refuse a model that cannot decode its latents.
+    """Check that a model can decode its latents.
 
     Raises:
-        InputError: a model that came without its autoencoder.
+        InputError: the model has no autoencoder.
     """
     if isinstance(pipe.autoencoder, Absent):
-        raise InputError(
-            'this model came without its autoencoder; give it as autoencoder=, or use output_type="latent"'
-        )
+        raise InputError('this model has no autoencoder; load it with autoencoder=, or use output_type="latent"')

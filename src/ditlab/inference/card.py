@@ -1,9 +1,9 @@
-"""The model card (README.md) of a saved model, made from its configuration."""
+"""Write the model card (README.md) of a saved model from its configuration."""
 
 from collections.abc import Mapping
 from typing import Any
 
-OLD_LICENSE = "licen" + "ce"  # keyword and config key of version 0.1, which are still read
+OLD_LICENSE = "licen" + "ce"  # keyword and config key in version 0.1, still accepted
 CARD = """---
 library_name: ditlab
 pipeline_tag: unconditional-image-generation
@@ -23,16 +23,16 @@ pipe({label}, seeds=range(4)).images
 
 
 def model_card(config: Mapping[str, Any], name: str) -> str:
-    """Markdown with the hub's metadata for the content of a `config.json`.
+    """Return the model card as Markdown with metadata for the hub.
 
     Args:
-        config: what `Pipeline.describe` returns.
-        name: the model's name.
+        config: the content of `config.json`, see `Pipeline.describe`.
+        name: name of the model.
     """
     net, objective, classes = config["backbone"], config["objective"], config["classes"]
     names = f" ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})" if classes else ""
     sides = "x".join(map(str, (net["channels"], *net["size"])))
-    seen = f"{config['images_seen']:,} images, repeats counted" if "images_seen" in config else "not recorded"
+    seen = f"{config['images_seen']:,} images, including repeats" if "images_seen" in config else "not recorded"
     facts = {
         "network": f"{net['name']}, input {sides}, {net['classes']} classes{names}",
         "objective": f"{objective['target']} on the {objective['process']['name']} process",

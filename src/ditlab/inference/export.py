@@ -1,10 +1,10 @@
-"""Network and decoder as graphs for other runtimes: ONNX, OpenVINO, or torch.export's own file.
+"""Export network and decoder as graphs for other runtimes: ONNX, OpenVINO, or a file of torch.export.
 
     network   x (B, C, H, W) float32, t (B,) float32 (the timestep input of the network), y (B,) int64
               -> output (B, C or 2C, H, W) float32
     decoder   x0 (B, c, h, w) float32 -> images (B, C, H, W) uint8
 
-B is free. The target and process of the output are in config.json beside the graphs.
+The batch size B is free. config.json, beside the graphs, contains the target and the process of the network.
 """
 
 import json
@@ -27,12 +27,12 @@ from ditlab.inference.base import BasePipeline, check_autoencoder
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], NDArray[Any]]
 
-LARGEST_ERROR = 1e-4  # relative, of an exported network against PyTorch's
-LARGEST_STEP = 1  # of 255, of an exported decoder
+LARGEST_ERROR = 1e-4  # largest relative error of an exported network, compared with PyTorch
+LARGEST_STEP = 1  # largest error of an exported decoder, in units of 1/255
 
 
 class Network(nn.Module):
-    """The network alone, with its output in float32."""
+    """The network with output in float32."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -43,32 +43,33 @@ class Network(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder, constants of the latents included."""
+    """The decoder of an autoencoder, including the scale and shift of its latents."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
     def forward(self, x0: Tensor) -> Tensor:
-        if isinstance(self.autoencoder, Latent):  # a graph cannot part a batch of free size
+        if isinstance(self.autoencoder, Latent):  # a graph cannot split a batch of free size
             return self.autoencoder.decode_whole(x0)
         return self.autoencoder.decode(x0)
 
 
 def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
-    """Write network and decoder as graphs, and check both against PyTorch at batch sizes that they were not made with.
+    """Write network and decoder as graphs, and compare both with PyTorch at other batch sizes.
 
     Args:
-        pipe: the model; layers that its family can merge are merged.
-        folder: made, must not exist.
-        kind: a name in `KINDS`.
+        pipe: the model; its layers are merged if the family supports it.
+        folder: folder to write; must not exist.
+        kind: "onnx", "openvino" or "torch".
 
     Returns:
-        The largest relative error of the network, and the largest difference of the decoder in steps of 255.
+        "network": the largest relative error of the network; "decoder": the largest error of the decoder, in units of
+        1/255.
 
     Raises:
-        InputError: a folder that exists, a runtime that is not installed, a model without an autoencoder.
-        RunError: a graph that cannot be written, or computes something else; nothing is left in the folder.
+        InputError: the folder exists, a runtime is not installed, or the model has no autoencoder.
+        RunError: a graph cannot be written, or its outputs differ from PyTorch's; the folder is then not written.
     """
     model = pipe.model
     lookup(KINDS, kind, "format")
@@ -77,16 +78,16 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
     check_autoencoder(model)
     if model.net.dynamic_depth:
         raise InputError(
-            "an exported graph cannot choose its depth by the timestep; export a model trained without early exit"
+            "the depth of an exported graph cannot depend on the timestep; export a model without early exit"
         )
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        inputs, most = network_inputs(model, 2), model.net.graph_batch
+        inputs, largest = network_inputs(model, 2), model.net.graph_batch
         network, decoder = Network(model.fused().net.eval()), Decoder(model.autoencoder).eval()
         errors = {
-            "network": export_part(model, "network", network, inputs, most, draft, kind),
+            "network": export_part(model, "network", network, inputs, largest, draft, kind),
             "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
         }
         (draft / CONFIG).write_text(json.dumps(model.describe(), indent=2) + "\n", encoding="utf-8")
@@ -105,28 +106,32 @@ def export_part(
     draft: Path,
     kind: str,
 ) -> float:
-    """Write one graph; returns its error against PyTorch."""
+    """Write one graph, and return its error compared with PyTorch."""
     write, _ = lookup(KINDS, kind, "format")
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of the exporters, about each other
+        warnings.simplefilter("ignore", FutureWarning)  # raised by the exporters about each other's functions
         try:
             write(as_program(module, inputs, largest), list(inputs), draft / name)
         except InputError:
             raise
-        except Exception as error:  # each exporter has its own kinds
+        except Exception as error:  # every exporter has other types of errors
             reason = str(error).strip().partition("\n")[0]
             raise RunError(f"the {name} cannot be written for {kind}: {reason}") from error
     return check(pipe, name, module, runner(draft / name, kind))
 
 
 def network_inputs(pipe: BasePipeline, batch: int) -> dict[str, Tensor]:
-    """Inputs of the network: several timesteps, the null class, and then others."""
+    """Make inputs of the network with different timesteps and labels, starting with the null class."""
     x, t, condition = pipe.net.example(batch, torch.Generator().manual_seed(batch))
     return {"x": x, "t": pipe.objective.process.clock(t.double()).float(), "y": pipe.net.labels(condition)}
 
 
 def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> float:
-    """The largest error of a written graph at batch sizes that it was not made with."""
+    """Return the largest error of a written graph at batch sizes other than the one that it was traced with.
+
+    Raises:
+        RunError: the error is too large.
+    """
     worst = 0.0
     for batch in (1, 5):
         inputs = network_inputs(pipe, batch)
@@ -146,20 +151,20 @@ def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> floa
     return worst
 
 
-def as_program(module: nn.Module, inputs: dict[str, Tensor], most: int | None) -> torch.export.ExportedProgram:
-    """The graph, with a free batch size of at most `most`."""
-    batch = torch.export.Dim("batch", min=1, max=most)
+def as_program(module: nn.Module, inputs: dict[str, Tensor], largest: int | None) -> torch.export.ExportedProgram:
+    """Trace the graph of a module, with a free batch size of at most `largest`."""
+    batch = torch.export.Dim("batch", min=1, max=largest)
     free = {key: {0: batch} for key in inputs}
     return torch.export.export(module, (), kwargs=inputs, dynamic_shapes=free, strict=False)
 
 
 def write_torch(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
-    """`torch.export`'s archive."""
+    """Write a .pt2 file of `torch.export`."""
     torch.export.save(graph, path.with_suffix(".pt2"))
 
 
 def write_onnx(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
-    """An ONNX file; weights above 2 GiB are in a file beside it."""
+    """Write an .onnx file; if the weights exceed 2 GiB, they are in a second file."""
     try:
         import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
         import onnxscript  # noqa: F401
@@ -171,7 +176,7 @@ def write_onnx(graph: torch.export.ExportedProgram, names: list[str], path: Path
 
 
 def write_openvino(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
-    """An .xml file with its weights in a .bin file, as float32."""
+    """Write an .xml file, and a .bin file with float32 weights."""
     openvino = openvino_library()
     model = openvino.convert_model(graph)
     for port, name in zip(model.inputs, names, strict=True):
@@ -180,7 +185,11 @@ def write_openvino(graph: torch.export.ExportedProgram, names: list[str], path: 
 
 
 def openvino_library() -> Any:
-    """openvino, or an error that says how to install it."""
+    """Import openvino.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import openvino  # type: ignore[import-untyped]
     except ImportError:
@@ -189,13 +198,13 @@ def openvino_library() -> Any:
 
 
 def runner(path: Path, kind: str) -> Runner:
-    """A written graph as a function of named arrays."""
+    """Load a written graph as a function of named arrays."""
     _, run = lookup(KINDS, kind, "format")
     return run(path)
 
 
 def run_torch(path: Path) -> Runner:
-    """With `torch.export.load`."""
+    """Load a graph with `torch.export.load`."""
     module = torch.export.load(path.with_suffix(".pt2")).module()
 
     @torch.no_grad()
@@ -207,7 +216,7 @@ def run_torch(path: Path) -> Runner:
 
 
 def run_onnx(path: Path) -> Runner:
-    """With ONNX Runtime."""
+    """Load a graph with ONNX Runtime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.with_suffix(".onnx"), providers=["CPUExecutionProvider"])
@@ -215,7 +224,7 @@ def run_onnx(path: Path) -> Runner:
 
 
 def run_openvino(path: Path) -> Runner:
-    """With OpenVINO, in float32: its own choice of precision would hide errors of the graph."""
+    """Load a graph with OpenVINO in float32, because a lower precision would hide errors of the graph."""
     openvino = openvino_library()
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(path.with_suffix(".xml"), "CPU", options)

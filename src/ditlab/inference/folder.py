@@ -1,4 +1,4 @@
-"""Generating into a folder: PNG files with their settings, one contact sheet, and an animation on request."""
+"""Generate images into a folder: PNG files with their settings, a contact sheet, and an optional animation."""
 
 import json
 import time
@@ -21,12 +21,12 @@ from ditlab.core.version import __version__
 from ditlab.inference.base import BasePipeline, check_autoencoder
 from ditlab.report.sheets import contact_sheet, save_animation, to_pil
 
-METADATA = "ditlab"  # key of the text chunk of PNG files that holds the settings as JSON
+METADATA = "ditlab"  # key of the text chunk in PNG files with the settings as JSON
 
 
 @dataclass(frozen=True)
 class SampledFolder:
-    """The files that were written."""
+    """The files that `sample_folder` wrote."""
 
     count: int
     seconds: float
@@ -45,7 +45,7 @@ def generate_images(
     batch_size: int,
     options: dict[str, Any],
 ) -> Tensor:
-    """Generate image i from labels[i] and seeds[i], with a progress bar: uint8 (B, C, H, W) on the CPU."""
+    """Generate image i from labels[i] and seeds[i], with a progress bar; returns uint8 (B, C, H, W) on the CPU."""
     return torch.cat([*image_batches(pipe, labels, seeds, console, batch_size=batch_size, options=options)])
 
 
@@ -59,7 +59,7 @@ def image_batches(
     options: dict[str, Any],
     on_step: Callable[[Step], None] | None = None,
 ) -> Iterator[Tensor]:
-    """The same, batch by batch as they are generated."""
+    """Generate images as `generate_images` does, and yield each batch when it is complete."""
     steps, start, original = pipe.resolve(**options).steps, 0, options.get("original")
     with progress_bar(console) as progress:
         task = progress.add_task("generating", total=len(seeds))
@@ -87,22 +87,22 @@ def sample_folder(
     options: dict[str, Any],
     strip: int | None = None,
 ) -> SampledFolder:
-    """Generate each label with each seed into a folder.
+    """Generate an image for each combination of label and seed, and write them into a folder.
 
     Args:
         pipe: the model.
-        labels: indices or names; None or none is all classes, or "no condition" of an unconditional model.
-        seeds: of the images.
-        out: the folder, which is made.
-        console: where progress is shown.
+        labels: class indices or names; None or an empty list is all classes.
+        seeds: seeds of the images.
+        out: the folder, which is created.
+        console: console for the progress bar.
         batch_size: images generated at a time.
-        trajectory: also write an animation of the steps.
-        options: settings of `BasePipeline.steps`.
-        strip: instead, this many images from one seed to the other for each label; or with a single seed from one
-            label to the other.
+        trajectory: also write an animation of the sampler steps.
+        options: arguments of `BasePipeline.steps`.
+        strip: generate interpolations of this many images instead: between two seeds for each label, or with a single
+            seed between two labels.
 
     Raises:
-        InputError: a label, name or number that cannot be used; nothing is written.
+        InputError: a label or setting cannot be used; nothing is written.
     """
     values: list[Label] = list(dict.fromkeys(labels)) if labels else pipe.conditioner.all_values()
     seeds = list(dict.fromkeys(seeds))
@@ -111,7 +111,7 @@ def sample_folder(
     cells = [cell for row in rows for cell in row.cells]
     record = describe(pipe, options)
     started = time.monotonic()
-    frames: dict[int, list[Tensor]] = {}  # by step: the images of each batch
+    frames: dict[int, list[Tensor]] = {}  # step -> images of each batch
 
     def keep(step: Step) -> None:
         frames.setdefault(step.i, []).append(pipe.decode(step.x))
@@ -128,12 +128,12 @@ def sample_folder(
     replace_text(settings, json.dumps(record | {"images": images}, indent=2) + "\n")
     animation = out / "trajectory.gif" if trajectory else None
     if animation is not None:
-        save_animation([sheet(torch.cat(moment), rows) for moment in frames.values()], animation)
+        save_animation([sheet(torch.cat(batch), rows) for batch in frames.values()], animation)
     return SampledFolder(len(pixels), time.monotonic() - started, grid, files, animation, settings)
 
 
 def describe(pipe: BasePipeline, options: dict[str, Any]) -> dict[str, Any]:
-    """Everything that decides the images of a request, but for label and seed."""
+    """Return everything that the images depend on, except label and seed, as plain values."""
     identity = pipe.model.identity()
     record: dict[str, Any] = {
         "version": __version__,
@@ -149,17 +149,17 @@ def describe(pipe: BasePipeline, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def about(cell: "Cell") -> dict[str, Any]:
-    """Label and seed of an image as plain values."""
+    """Return label and seed of an image as plain values."""
     return {"label": plain(cell.label), "seed": plain(cell.seed)}
 
 
 def plain(value: Label | Seed) -> Any:
-    """A label or seed as JSON."""
+    """Convert a label or seed to a plain value for JSON."""
     return vars(value) if isinstance(value, Between) else value
 
 
 def write_batches(batches: Iterator[Tensor], files: Sequence[Path], records: Sequence[dict[str, Any]]) -> Tensor:
-    """Write the images while the next batch is generated; returns all of them (B, C, H, W)."""
+    """Write each batch while the next one is generated; returns all images (B, C, H, W)."""
     parts: list[Tensor] = []
     written = 0
     with ThreadPoolExecutor(1) as writer:
@@ -176,7 +176,7 @@ def write_batches(batches: Iterator[Tensor], files: Sequence[Path], records: Seq
 
 
 def sheet(pixels: Tensor, rows: "Sequence[Row]") -> Image.Image:
-    """The images on one contact sheet, with the names of the rows."""
+    """Arrange images on a contact sheet with the names of the rows."""
     images = to_pil(pixels)
     columns = len(images) // len(rows)
     return contact_sheet([images[i : i + columns] for i in range(0, len(images), columns)], [row.name for row in rows])
@@ -188,7 +188,7 @@ class Cell:
 
     label: Label
     seed: Seed
-    stem: str  # of its file's name
+    stem: str  # file name without suffix
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Row:
 
 
 def table(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int]) -> list[Row]:
-    """Each label with each seed."""
+    """Return a row for each label, with a cell for each seed."""
     return [
         Row(
             pipe.conditioner.title(label),
@@ -211,20 +211,20 @@ def table(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int]) -> 
 
 
 def strips(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int], count: int) -> list[Row]:
-    """For each label an interpolation from one seed to the other; with a single seed, from one label to the other.
+    """Return rows of interpolations: between two seeds for each label, or with a single seed between two labels.
 
     Raises:
-        InputError: other counts of labels and seeds.
+        InputError: fewer than two images, or other numbers of labels and seeds.
     """
     if count < 2:
-        raise InputError(f"a strip of {count}; give 2 or more")
+        raise InputError(f"a strip of {count} images; give 2 or more")
     stems, names = ([named(label) for label in labels] for named in (pipe.conditioner.stem, pipe.conditioner.title))
     if len(seeds) == 2:
         points = enumerate(between(seeds[0], seeds[1], count))
         columns = [(seed, f"seed{seeds[0]}-to-{seeds[1]}-{i:02d}") for i, seed in points]
         named_labels = zip(labels, names, stems, strict=True)
         return [
-            Row(name, [Cell(label, seed, f"{stem}-{end}") for seed, end in columns])
+            Row(name, [Cell(label, seed, f"{stem}-{suffix}") for seed, suffix in columns])
             for label, name, stem in named_labels
         ]
     if len(seeds) == 1 and len(labels) == 2:
@@ -239,7 +239,7 @@ def strips(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int], co
 
 
 def save_all(pixels: Tensor, files: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
-    """A PNG file for each image, with its settings in the metadata."""
+    """Write a PNG file for each image, with its settings in the metadata."""
     for image, file, record in zip(to_pil(pixels), files, records, strict=True):
         metadata = PngImagePlugin.PngInfo()
         metadata.add_text(METADATA, json.dumps(record))

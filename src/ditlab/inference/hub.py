@@ -1,4 +1,4 @@
-"""Uploading a model to the Hugging Face hub."""
+"""Upload a model to the Hugging Face hub."""
 
 import tempfile
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def push(pipe: "Pipeline", repository: str, *, private: bool, license: str | None) -> str:
-    """Upload a model folder, see `Pipeline.push_to_hub`; returns the repository's address."""
+    """Upload a model folder, see `Pipeline.push_to_hub`; returns the URL of the repository."""
     hub = hub_library()
     if license is not None:
         pipe.config["license"] = license

@@ -1,9 +1,10 @@
-"""Generating from a given image: image-to-image and in-painting.
+"""Generate images from an image: image-to-image and in-painting.
 
-Image-to-image: the image is noised to a middle time and the sampler continues from there (Meng et al., "SDEdit", ICLR
-2022). In-painting: the kept part is known, so in each network call the prediction there is replaced by the truth; any
-sampler then moves the image noised to t along, as the replacement of Lugmayr et al. ("RePaint", CVPR 2022) does. Their
-resampling runs each part of the schedule several times, so that the old and the new part come to agree.
+Image-to-image: noise is added to the image up to an intermediate time, and the sampler continues from there (Meng et
+al., "SDEdit", ICLR 2022). In-painting: in each network call the prediction for the kept part of the image is replaced
+by the image itself, so that any sampler follows the noised image there, as in Lugmayr et al., "RePaint", CVPR 2022.
+Resampling (from the same paper) runs each part of the schedule several times, so that the regenerated part fits the
+kept part.
 """
 
 from collections.abc import Iterator
@@ -22,71 +23,75 @@ from ditlab.core.types import Denoise, Noise, Prediction, Step
 from ditlab.diffusion.process import Process, per_image
 from ditlab.diffusion.samplers import Sampler
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whose readers print nothing about damaged files
-PIECES = 10  # parts of the schedule that are resampled; RePaint's are a 25th of it, which is too short for few steps
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # formats whose decoders print nothing if a file is damaged
+PIECES = 10  # number of resampled parts of the schedule; RePaint's 25 parts are too short if there are few steps
 
 
 @dataclass(frozen=True)
 class Original:
-    """The images that generation starts from; a single one serves all generated images."""
+    """Images that generation starts from: one for all generated images, or one per generated image."""
 
     pixels: Tensor  # (B, C, H, W) uint8
     x0: Tensor  # (B, c, h, w)
-    mask: Tensor | None  # (B, 1, H, W) bool: true where it is regenerated; None is everywhere
-    strength: float  # how much of the trajectory runs: 1 starts from noise alone
-    resample: int  # how often each part of it runs
+    mask: Tensor | None  # (B, 1, H, W) bool: true where the image is regenerated; None is everywhere
+    strength: float  # share of the trajectory that runs; 1 starts from noise
+    resample: int  # number of times that each part of the schedule runs
 
     def part(self, rows: slice) -> "Original":
-        """The originals of some of the generated images."""
+        """Return the originals of some of the generated images."""
         if len(self.pixels) == 1:
             return self
         mask = None if self.mask is None else self.mask[rows]
         return replace(self, pixels=self.pixels[rows], x0=self.x0[rows], mask=mask)
 
     def times(self, schedule: Tensor) -> Tensor:
-        """The end of a schedule that runs: at least one step."""
+        """Return the last part of a schedule that runs with this strength, at least one step."""
         steps = len(schedule) - 1
         return schedule[-1 - max(1, round(self.strength * steps)) :]
 
     def holding(self, denoise: Denoise, process: Process) -> Denoise:
-        """A denoiser that returns the truth where the mask keeps the image."""
+        """Return a denoiser that predicts the original image where the mask keeps it."""
         if self.mask is None:
             return denoise
         stride = self.pixels.shape[-1] // self.x0.shape[-1]
         # A position of the latent is regenerated if any of its pixels is.
-        anew = F.max_pool2d(self.mask.float(), stride).bool().to(self.x0.device)
+        regenerated = F.max_pool2d(self.mask.float(), stride).bool().to(self.x0.device)
 
         def held(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
-            guess = denoise(x, t, s)
+            prediction = denoise(x, t, s)
             eps = (x - per_image(process.alpha(t), x) * self.x0) / per_image(process.sigma(t), x)
-            return replace(guess, x0=torch.where(anew, guess.x0, self.x0), eps=torch.where(anew, guess.eps, eps))
+            return replace(
+                prediction,
+                x0=torch.where(regenerated, prediction.x0, self.x0),
+                eps=torch.where(regenerated, prediction.eps, eps),
+            )
 
         return held
 
     def walk(
         self, run: Sampler, denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise
     ) -> Iterator[Step]:
-        """The sampler's steps, each part of the schedule `resample` times."""
+        """Run the sampler, with each part of the schedule `resample` times; yields all steps."""
         if self.resample == 1:
             yield from run(denoise, process, x, times, noise)
             return
         number, length = 0, max(1, round((len(times) - 1) / PIECES))
         for first in range(0, len(times) - 1, length):
             piece = times[first : first + length + 1]
-            for turn in range(self.resample):
-                if turn:
+            for repeat in range(self.resample):
+                if repeat:
                     x = noised_again(process, x, piece[-1], piece[0], noise)
                 for step in run(denoise, process, x, piece, noise):
                     yield replace(step, i=number)
                     x, number = step.x, number + 1
 
     def finish(self, pixels: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) with the kept pixels restored, which an autoencoder would have changed."""
+        """Restore the kept pixels in uint8 images (B, C, H, W), because an autoencoder changes them."""
         return pixels if self.mask is None else torch.where(self.mask, pixels, self.pixels)
 
 
 def noised_again(process: Process, x: Tensor, s: Tensor, t: Tensor, noise: Noise) -> Tensor:
-    """x_t from x_s, for t > s: a sample of q(x_t | x_s)."""
+    """Sample x_t from q(x_t | x_s) for t > s."""
     ratio = process.alpha(t) / process.alpha(s)
     variance = (process.sigma(t) ** 2 - (ratio * process.sigma(s)) ** 2).clamp(min=0)
     return per_image(ratio, x) * x + per_image(variance.sqrt(), x) * noise(x)
@@ -102,17 +107,17 @@ def originals(
     strength: float | None,
     resample: int | None,
 ) -> Original:
-    """Images to start from, resized and cropped to the model's size.
+    """Prepare images to start from: resize and crop them to the model's size, and encode them.
 
     Args:
-        images: one, or one for each generated image.
-        masks: one for each image, one for all, or none; white is regenerated, black is kept.
-        autoencoder, channels, size, device: of the model.
+        images: one image, or one per generated image.
+        masks: one mask per image, one for all, or none; white is regenerated, black is kept.
+        autoencoder, channels, size, device: autoencoder, image channels, image size and device of the model.
         strength: 0 to 1; None is 1 with a mask and 0.6 without.
         resample: 1 or more; None is 2 with a mask.
 
     Raises:
-        InputError: a number out of range, counts that do not fit, or an image that cannot be used.
+        InputError: a number is out of range, the numbers of images and masks do not fit, or an image cannot be used.
     """
     strength = (1.0 if masks else 0.6) if strength is None else strength
     resample = (2 if masks else 1) if resample is None else resample
@@ -124,11 +129,11 @@ def originals(
         raise InputError(f"{len(masks)} masks for {len(images)} images; give one, or one for each")
     pixels = torch.cat([as_pixels(image, channels, size) for image in images])
     with torch.no_grad():
-        # The mean of the posterior: the same image always gives the same latent.
+        # The mean of the posterior, so that the same image always has the same latent.
         x0 = autoencoder.latents(autoencoder.encode(pixels.to(device)), torch.zeros_like)
     mask = None
     if masks:
-        mask = torch.cat([as_pixels(each, 1, size) >= 128 for each in masks])
+        mask = torch.cat([as_pixels(image, 1, size) >= 128 for image in masks])
         if not mask.any():
             raise InputError("the mask is black, so nothing would be generated; make the part to regenerate white")
         if len(mask) < len(pixels):
@@ -139,15 +144,15 @@ def originals(
 def read_image(
     file: Path | BinaryIO, limit: int = 64_000_000, formats: tuple[str, ...] = (*FORMATS, "TIFF")
 ) -> Image.Image:
-    """An image in any common format, decoded.
+    """Read and decode an image file.
 
     Args:
-        file: its path, or its bytes.
-        limit: largest number of pixels; a small file may claim billions.
-        formats: accepted formats, by Pillow's names.
+        file: path, or an open binary file.
+        limit: largest number of pixels, because a small file may decode to billions.
+        formats: accepted formats, with Pillow's names.
 
     Raises:
-        InputError: no file, no image, or too large an image.
+        InputError: the file does not exist, is no image, or has too many pixels.
     """
     name = file if isinstance(file, Path) else "the image"
     try:
@@ -157,19 +162,19 @@ def read_image(
         image.load()
     except FileNotFoundError:
         raise InputError(f"there is no image {name}; give another path") from None
-    except UnidentifiedImageError:  # whose text adds nothing
+    except UnidentifiedImageError:  # its text has no further information
         raise InputError(f"{name} cannot be read as {', '.join(formats)}; give another") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} cannot be read as {', '.join(formats)} ({error}); give another") from error
     return image
 
 
-read_picture = read_image  # the name of version 0.1
+read_picture = read_image  # the name in version 0.1
 
 
 def as_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> Tensor:
-    """(1, C, H, W) uint8."""
-    # Imported here: sampling from noise needs no data sets, which take a fiftieth of a cold start.
+    """Resize and crop an image to a tensor (1, C, H, W) uint8."""
+    # Imported here, because sampling from noise does not need these modules, which take 2 % of the start-up time.
     from ditlab.data.preprocess import Preprocess
     from ditlab.data.sources import Unreadable
 

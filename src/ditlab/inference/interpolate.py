@@ -1,4 +1,4 @@
-"""Which condition and which seed each image of a request has, and points between two of either."""
+"""Determine the label and the seed of every image of a request, including interpolations."""
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,26 +16,26 @@ LAST_SEED = 2**63 - 1
 def arguments(
     labels: Label | Sequence[Label], seeds: Seed | Sequence[Seed] | None, words: Mapping[str, Any]
 ) -> tuple[list[Label], list[Seed], dict[str, Any]]:
-    """One label and one seed for each image, and the other arguments; understands the words of diffusers' pipelines.
+    """Return one label and one seed per image, and the other arguments; accepts the names of diffusers' pipelines.
 
     Args:
-        labels: one, or one for each image.
-        seeds: one, or one for each image; None is seed 0.
-        words: all other arguments. `class_labels` are labels. From a `generator` the first image has its initial seed
-            and each further image the next number; a list has one generator for each image. `num_images_per_prompt`
-            repeats each label, with consecutive seeds.
+        labels: one label, or one per image.
+        seeds: one seed, or one per image; None is seed 0.
+        words: all other arguments. `class_labels` are labels. With a `generator`, the first image has its initial seed,
+            and the following images have consecutive seeds; a list has one generator per image.
+            `num_images_per_prompt` repeats each label, with consecutive seeds.
 
     Raises:
-        InputError: one thing given twice, or counts that do not fit.
+        InputError: a setting is given under two names, or the numbers of labels and seeds differ.
     """
-    rest = dict(words)
-    named = rest.pop("class_labels", None)
-    if named is not None:
+    options = dict(words)
+    class_labels = options.pop("class_labels", None)
+    if class_labels is not None:
         if labels is not None:
             raise InputError("labels and class_labels are the same setting; give one of them")
-        labels = named
+        labels = class_labels
     names = as_list(labels)
-    generator, count = rest.pop("generator", None), rest.pop("num_images_per_prompt", None)
+    generator, count = options.pop("generator", None), options.pop("num_images_per_prompt", None)
     if count is not None:
         if count < 1:
             raise InputError(f"num_images_per_prompt {count}; give 1 or more")
@@ -47,28 +47,28 @@ def arguments(
     elif count is not None and (seeds is None or not isinstance(seeds, Iterable | Between)):
         first = operator.index(seeds or 0)
         seeds = [first + i for i in range(len(names))]
-    return *pair_up(names, 0 if seeds is None else seeds), rest
+    return *pair_up(names, 0 if seeds is None else seeds), options
 
 
 def seeds_of(generator: Any, count: int) -> list[Seed]:
-    """Seeds for images from PyTorch's generators."""
+    """Return seeds for `count` images from one generator of PyTorch, or from one generator per image."""
     if isinstance(generator, torch.Generator):
         first = generator.initial_seed() % (LAST_SEED + 1)
         return [(first + i) % (LAST_SEED + 1) for i in range(count)]
-    return [each.initial_seed() % (LAST_SEED + 1) for each in generator]
+    return [source.initial_seed() % (LAST_SEED + 1) for source in generator]
 
 
 def as_list(labels: Label | Sequence[Label]) -> list[Label]:
-    """Labels as a list; a single one is a list of one."""
+    """Return labels as a list; a single label becomes a list of one."""
     single = labels is None or isinstance(labels, str) or not isinstance(labels, Iterable)
     return [labels] if single else list(labels)  # type: ignore[arg-type, list-item]
 
 
 def pair_up(labels: Label | Sequence[Label], seeds: Seed | Sequence[Seed]) -> tuple[list[Label], list[Seed]]:
-    """One label and one seed for each image; a single one of either is repeated.
+    """Return one label and one seed per image; a single label or seed is repeated.
 
     Raises:
-        InputError: different counts, or a seed out of range.
+        InputError: the numbers of labels and seeds differ, or a seed is out of range.
     """
     names = as_list(labels)
     values = [settle(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
@@ -82,7 +82,5 @@ def pair_up(labels: Label | Sequence[Label], seeds: Seed | Sequence[Seed]) -> tu
     if len(numbers) == 1:
         numbers *= len(names)
     if len(names) != len(numbers) or not names:
-        raise InputError(
-            f"{len(names)} labels and {len(numbers)} seeds; give one of each for each image, or a single one"
-        )
+        raise InputError(f"{len(names)} labels and {len(numbers)} seeds; give as many labels as seeds, or a single one")
     return names, numbers

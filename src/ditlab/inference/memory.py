@@ -1,4 +1,4 @@
-"""Network calls that do not fit in memory are split, so that a sampler never has to start again."""
+"""Split network calls that do not fit into memory, so that sampling continues without a restart."""
 
 import warnings
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from ditlab.diffusion.objective import Network
 
 @dataclass
 class RowLimit:
-    """The most batch rows in a network call, as far as failures have shown it; shared by all batches of a request."""
+    """Largest number of batch rows in a network call, reduced after failures; shared by all batches of a request."""
 
     rows: int | None = None
 
 
 def halved(rows: int) -> int:
-    """Half of the rows that did not fit in memory, with a warning.
+    """Return half of the number of rows that did not fit into memory, and warn.
 
     Raises:
-        InputError: a single row did not fit.
+        InputError: a single row does not fit.
     """
     if rows < 2:
         raise InputError("there is not enough memory to generate a single image; use another device")
@@ -34,10 +34,10 @@ def halved(rows: int) -> int:
 
 
 class Splitting:
-    """A network that is called in parts where a whole batch does not fit in memory.
+    """A network whose calls are split if a batch does not fit into memory.
 
-    The rows of a batch do not depend on each other, so the result is the same. The sampler does not notice a failed
-    call, and nothing that counts its steps counts one twice.
+    The rows of a batch do not depend on each other, so that the result is the same. A failed call is repeated in parts
+    here, so that no sampler step is repeated or reported twice.
     """
 
     def __init__(self, net: Network, limit: RowLimit) -> None:
@@ -45,12 +45,12 @@ class Splitting:
 
         Args:
             net: (x, timestep, condition) -> output, all with the batch first.
-            limit: what is known of the memory; changed when a call fails.
+            limit: largest number of rows so far; reduced when a call fails.
         """
         self.net, self.limit = net, limit
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition, **more: Any) -> Tensor:
-        """The output (B, ...) for all rows."""
+        """Compute the output (B, ...) for all rows."""
         outputs: list[Tensor] = []
         start = 0
         while start < len(x):

@@ -1,4 +1,4 @@
-"""Tens of thousands of images in one .npz file, for evaluation; resumable and shared by processes."""
+"""Generate many images into one .npz file for evaluation; can be resumed and distributed over processes."""
 
 import json
 from pathlib import Path
@@ -30,21 +30,21 @@ def write_samples(
     rank: int = 0,
     world: int = 1,
 ) -> Path | None:
-    """Generate a large number of images into samples.npz; the same call again continues where it was stopped.
+    """Generate a large number of images into samples.npz; an interrupted call resumes if it is repeated.
 
     Args:
         pipe: the model.
-        folder: for samples.npz, and for samples.json with all settings.
-        console: where progress is shown.
+        folder: folder of samples.npz, and of samples.json with all settings.
+        console: console for the progress bar.
         count, labels, seed, batch_size, options: as in `Samples`.
         overwrite: replace an existing file.
-        rank, world: number of this process, and of all; together they generate what one process alone would.
+        rank, world: rank of this process, and number of processes; the images do not depend on them.
 
     Returns:
-        The file, or None if other processes are still at work.
+        The file, or None if other processes have not finished.
 
     Raises:
-        InputError: a file that exists, a draft of another protocol, or a folder that is in use.
+        InputError: the file exists, a draft has other settings, or the folder is in use.
     """
     samples = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options)
     protocol = {"count": count, "label_sampling": labels, "seed": seed, **samples.plan.settings()}
@@ -56,31 +56,32 @@ def write_samples(
 def write_here(
     samples: Samples, protocol: dict[str, Any], folder: Path, console: Console, overwrite: bool, rank: int, world: int
 ) -> Path | None:
-    """`write_samples` of a protocol, in a folder that no other process works in."""
+    """Write the samples of a protocol into a folder that is locked by this process, see `write_samples`."""
     out, record = folder / "samples.npz", folder / "samples.json"
     if out.exists() and not overwrite:
         if world > 1 and record.exists() and same(record, protocol, samples):
-            return out  # the other processes were faster
-        raise InputError(f"{out} exists; give another --out, or add --overwrite")
+            return out  # written by the other processes
+        raise InputError(f"{out} exists; give another folder, or allow to overwrite it")
     folder.mkdir(parents=True, exist_ok=True)
-    draft, begun = folder / "samples.draft", folder / "samples.draft.json"
-    if draft.exists() and begun.exists() and not same(begun, protocol, samples):
+    draft, draft_record = folder / "samples.draft", folder / "samples.draft.json"
+    if draft.exists() and draft_record.exists() and not same(draft_record, protocol, samples):
         raise InputError(
-            f"{draft} was started with another model or other settings, see {begun}; remove both, or use those settings"
+            f"{draft} was started with another model or other settings, see {draft_record}; remove both files, or use "
+            "those settings"
         )
     text = json.dumps(protocol, indent=2) + "\n"
-    if not begun.exists():
-        replace_text(begun, text)
+    if not draft_record.exists():
+        replace_text(draft_record, text)
     shape = (len(samples), *samples.size, samples.channels)
     written = fill(Draft(draft, shape), samples, out, console, rank, world)
     if written:
         replace_text(record, text)
-        begun.unlink(missing_ok=True)
+        draft_record.unlink(missing_ok=True)
     return out if written else None
 
 
 def same(file: Path, protocol: dict[str, Any], samples: Samples) -> bool:
-    """Whether a file holds this protocol."""
+    """Whether a file contains this protocol, in the present form or in that of version 0.1."""
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         saved = upgraded(saved, samples.pipe) if "defaults" in saved else saved
@@ -90,7 +91,7 @@ def same(file: Path, protocol: dict[str, Any], samples: Samples) -> bool:
 
 
 def upgraded(saved: dict[str, Any], pipe: BasePipeline) -> dict[str, Any]:
-    """A protocol of version 0.1, which held the options and the model's defaults, with all settings filled in."""
+    """Convert a protocol of version 0.1, which has options and defaults, to the present one, which has all settings."""
     defaults = Sample.read(saved.pop("defaults"))
     words = {key: saved.pop(key) for key in (*NAMES, *ALIASES) if key in saved}
     settings = resolve(words, pipe.objective, defaults=defaults, conditional=pipe.conditional).settings()
@@ -98,12 +99,12 @@ def upgraded(saved: dict[str, Any], pipe: BasePipeline) -> dict[str, Any]:
 
 
 def fill(draft: Draft, samples: Samples, out: Path, console: Console, rank: int, world: int) -> bool:
-    """Generate this process's share; returns whether the file is written."""
-    mine = draft.left(rank, world)
+    """Generate the images of this process; returns whether all images are complete and the file is written."""
+    blocks = draft.left(rank, world)
     with progress_bar(console) as progress:
-        left = sum(len(draft.places(block)) for block in mine)
+        left = sum(len(draft.places(block)) for block in blocks)
         watch(samples, progress, "generating", len(samples) if world == 1 else left, left)
-        for block in mine:
+        for block in blocks:
             draft.put(block, samples.fetch(draft.places(block)).x)
     if draft.left():
         return False

@@ -1,4 +1,4 @@
-"""What a pipeline returns: images or videos in the form that was asked for, and their files."""
+"""The output of a pipeline: images or videos as PIL images, arrays, tensors or latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,32 +21,33 @@ class Output:
     """Generated images or videos."""
 
     images: Any
-    """PIL images; float arrays (B, H, W, C) in 0..1 ("np"); float tensors (B, C, H, W) in 0..1 ("pt"); or latents.
-    Of a video model: contact strips of the frames, arrays (B, T, H, W, C), tensors (B, C, T, H, W), or latents."""
+    """PIL images ("pil"); float array (B, H, W, C) in 0..1 ("np"); float tensor (B, C, H, W) in 0..1 ("pt"); or latents
+    ("latent"). For video models: one PIL image per video with all frames, array (B, T, H, W, C), tensor
+    (B, C, T, H, W), or latents."""
     videos: list[NDArray[np.uint8]] = field(default_factory=list)
-    """Of a video model with `output_type="pil"`: one array (T, H, W, C) for each video."""
+    """For video models with `output_type="pil"`: one array (T, H, W, C) per video."""
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write PNG files, or GIF files of videos.
+        """Write images as PNG files or videos as GIF files; returns their paths.
 
         Args:
-            path: a folder, which is made; or a file name ending in .png or .gif, to which numbers are added if there
-                are several images.
+            path: a folder, which is created; or a file name that ends in .png or .gif, to which numbers are added if
+                there are several images.
 
         Raises:
-            InputError: an output that holds no PIL images.
+            InputError: the output does not hold PIL images, or the file name has another suffix.
         """
         items: Sequence[Any] = self.videos or self.images
         if not isinstance(items, list):
             raise InputError('only output_type="pil" can be saved; leave output_type out')
-        kind, target = ".gif" if self.videos else ".png", Path(path)
+        suffix, target = ".gif" if self.videos else ".png", Path(path)
         if target.suffix.lower() in (".png", ".gif"):
-            if target.suffix.lower() != kind:
-                raise InputError(f"{target}; give a name that ends in {kind}")
+            if target.suffix.lower() != suffix:
+                raise InputError(f"{target}; give a name that ends in {suffix}")
             stem = target.stem
             names = [target] if len(items) == 1 else [target.with_stem(f"{stem}-{i}") for i in range(len(items))]
         else:
-            names = [target / f"{i:04d}{kind}" for i in range(len(items))]
+            names = [target / f"{i:04d}{suffix}" for i in range(len(items))]
         names[0].parent.mkdir(parents=True, exist_ok=True)
         for item, file in zip(items, names, strict=True):
             save_item(item, file)
@@ -54,7 +55,7 @@ class Output:
 
 
 def save_item(item: Image.Image | NDArray[np.uint8], file: Path) -> None:
-    """One image as PNG, one video as GIF."""
+    """Write an image as PNG, or a video as GIF."""
     if isinstance(item, Image.Image):
         item.save(file)
     else:
@@ -62,7 +63,7 @@ def save_item(item: Image.Image | NDArray[np.uint8], file: Path) -> None:
 
 
 def make_output(pixels: Tensor, output_type: str) -> Output:
-    """uint8 pixels (B, C, H, W) or (B, C, T, H, W) in the wanted form."""
+    """Convert uint8 pixels (B, C, H, W) or (B, C, T, H, W) to an output type."""
     if output_type == "pil":
         videos = to_videos(pixels) if pixels.ndim == 5 else []
         return Output(to_pil(pixels), videos)

@@ -1,9 +1,9 @@
-"""A model as people use it: network + objective + autoencoder + conditioner, in one folder.
+"""The main class of ditlab, `Pipeline`: a model with network, objective, autoencoder and conditioner.
 
     pipe = ditlab.load("runs/digits")
     pipe([3, "7"], seeds=[0, 1]).images
 
-A saved model is a folder with `model.safetensors` (the weights) and `config.json` (everything else).
+A saved model is a folder with `model.safetensors` (the weights of the network) and `config.json` (everything else).
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ from ditlab.inference.prepared import PreparedPipeline, prepare
 
 @dataclass(init=False, repr=False)
 class Pipeline(BasePipeline):
-    """A trained model: it generates, and it can be saved, uploaded, exported and prepared for inference."""
+    """A trained model, which can generate, and can be saved, uploaded, exported and prepared for inference."""
 
     net: Backbone
     objective: Objective
     autoencoder: Autoencoder
     conditioner: Conditioner
     config: dict[str, Any]
-    """Where the model comes from: `recipe`, `images_seen`; `sample` holds the defaults of sampling."""
+    """Facts about the training: `recipe`, `images_seen`; and `sample`, the default sampling settings."""
 
     def __init__(
         self,
@@ -51,17 +51,18 @@ class Pipeline(BasePipeline):
         *,
         conditioner: Conditioner | None = None,
     ) -> None:
-        """A model from its parts.
+        """Combine the parts of a model.
 
         Args:
-            net, objective: the network, and how it was trained.
+            net: the network.
+            objective: the objective that it was trained with.
             autoencoder: the autoencoder of its latents (default: pixels).
-            classes: names of the classes of a class-conditional network.
-            config: where the model comes from.
-            conditioner: turns labels or prompts into conditions (default: class labels with these names).
+            classes: class names of a class-conditional network.
+            config: facts about the training, and default sampling settings.
+            conditioner: encodes labels or prompts (default: class labels with these names).
 
         Raises:
-            InputError: parts that do not fit together.
+            InputError: the parts do not fit together.
         """
         self.net, self.objective = net, objective
         self.autoencoder = Pixel() if autoencoder is None else autoencoder
@@ -86,12 +87,12 @@ class Pipeline(BasePipeline):
 
     @property
     def model(self) -> Self:  # type: ignore[override]
-        """This model; a prepared pipeline has the model that it was made from here."""
+        """This model; a prepared pipeline returns the model that it was made from."""
         return self
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; none for another kind of condition."""
+        """Class names; empty for other kinds of conditions."""
         return self.conditioner.names if isinstance(self.conditioner, ClassLabels) else []
 
     @classes.setter
@@ -105,19 +106,19 @@ class Pipeline(BasePipeline):
         return self
 
     def prepared(self, precision: str = "auto") -> PreparedPipeline:
-        """This model for inference on this machine: its layers merged, cast once, and packed for its CPU.
+        """Prepare this model for fast inference on this machine: merge layers, cast weights, and pack them for the CPU.
 
         Args:
-            precision: "float32", "bfloat16", or "auto" for the one in which matrix products of this network's width
-                are faster here, which is timed once for each machine. Images are float32 outside the network.
+            precision: "float32", "bfloat16", or "auto". "auto" is the precision in which matrix products of this
+                network's width are faster, measured once per machine. Images are float32 outside the network.
 
         Raises:
-            InputError: another precision.
+            InputError: an unknown precision.
         """
         return prepare(self, precision)
 
     def fused(self) -> PreparedPipeline:
-        """This model with its layers merged for inference, see `Backbone.fused`; in its own precision, not packed."""
+        """Return this model with merged layers for inference (see `Backbone.fused`), in the same precision."""
         return PreparedPipeline(self, self.net.fused())
 
     def labels(self, labels: Sequence[Label]) -> Tensor | None:
@@ -131,27 +132,32 @@ class Pipeline(BasePipeline):
         return preset_options(name, chain=isinstance(self.objective.process, DDPM)).given()
 
     def save(self, folder: str | Path, name: str | None = None) -> Path:
-        """Write `model.safetensors`, `config.json` and a model card; an existing model in the folder is replaced.
-        An autoencoder with weights goes into `autoencoder.safetensors`.
+        """Write the model as a folder, and return its path; an existing model in the folder is replaced.
+
+        The folder has `model.safetensors`, `config.json` and a model card (`README.md`), and if the autoencoder has
+        weights, `autoencoder.safetensors`.
 
         Args:
-            folder: made if it does not exist.
-            name: the model's name on the card (default: the folder's name).
+            folder: created if it does not exist.
+            name: name of the model on the card (default: name of the folder).
         """
         return saving.save(self, Path(folder), name)
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, license: str | None = None, **old: str | None
     ) -> str:
-        """Upload the model folder to a hub repository such as "me/otters"; returns its address.
+        """Upload the model folder to a hub repository such as "me/otters"; returns its URL.
 
         Needs `pip install 'ditlab[hub]'` and a token (`hf auth login`).
 
         Args:
-            repository: OWNER/NAME; made if it does not exist.
-            private: make it private.
-            license: the license that the model card states.
-            old: the spelling of version 0.1.
+            repository: OWNER/NAME; created if it does not exist.
+            private: create a private repository.
+            license: license of the model, for the model card.
+            old: the license under the spelling of version 0.1.
+
+        Raises:
+            InputError: an unknown argument, or huggingface_hub is not installed.
         """
         if set(old) - {OLD_LICENSE}:
             raise InputError(f"push_to_hub has no argument {', '.join(old)}; it takes private and license")
@@ -162,9 +168,9 @@ class Pipeline(BasePipeline):
         return push(self, repository, private=private, license=license or old.get(OLD_LICENSE))
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the images: architecture, objective, autoencoder, and hashes of weights."""
+        """Return everything that the images depend on: architecture, objective, autoencoder, and hashes of weights."""
         return saving.identity(self)
 
     def describe(self) -> dict[str, Any]:
-        """The content of `config.json`."""
+        """Return the content of `config.json`."""
         return saving.describe(self)

@@ -1,4 +1,4 @@
-"""From sampling options to a plan for one model: everything that does not fit is refused here, before any work."""
+"""Compute the sampling plan of a model from sampling settings; all settings are checked here, before any work."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,12 +25,12 @@ from ditlab.inference.optimize.reuse import Reuse
 
 @dataclass(frozen=True)
 class Plan:
-    """How one model will generate: all settings filled in, the times, and the cost."""
+    """The sampling plan of a model: all settings, the times of the steps, and the cost."""
 
     options: SamplingOptions
-    """Every setting; `schedule` is "custom" and `sampler` a function's name where Python gave the values themselves."""
+    """All settings. If Python passed times or a function, `schedule` is "custom" and `sampler` the function's name."""
     sampler: Sampler
-    times: Tensor  # (n + 1,) float64, falling to 0
+    times: Tensor  # (n + 1,) float64, decreasing to 0
     process: Process
     guidance: float
     interval: tuple[float, float]
@@ -40,12 +40,12 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Number of `Step`s of each batch, those that in-painting repeats included."""
+        """Number of `Step`s of each batch, including steps that in-painting repeats."""
         return (len(self.times) - 1) * (1 if self.original is None else self.original.resample)
 
     @property
     def schedule(self) -> str | list[float]:
-        """The schedule's name, or its times where the name alone does not determine them."""
+        """Name of the schedule, or its times if they do not follow from the name."""
         name = str(self.options.schedule)
         if name == "custom":
             return [float(time) for time in self.times]
@@ -53,10 +53,10 @@ class Plan:
 
     @cached_property
     def evaluations(self) -> int:
-        """Number of function evaluations (NFE) of each image; guidance counts twice inside its interval.
+        """Number of function evaluations (NFE) per image; steps with guidance count twice.
 
-        The sampler runs on a single value in place of the network. Feature caching makes some evaluations cheaper and
-        does not change their number.
+        The number is counted by running the sampler with a trivial model. Feature caching makes some evaluations
+        cheaper, but does not change their number.
         """
         count = 0
 
@@ -71,26 +71,26 @@ class Plan:
         return count
 
     def guides(self, t: float) -> bool:
-        """Whether guidance acts at time t."""
+        """Whether guidance is applied at time t."""
         low, high = self.interval
         return self.guidance != 1 and low <= t <= high
 
     def start(self, noise: Tensor) -> Tensor:
-        """The state at the first time, from noise (B, C, ...) of unit variance."""
+        """Compute the state at the first time from noise (B, C, ...) of unit variance."""
         if self.original is not None:
             return self.process.add_noise(self.original.x0.to(noise), noise, self.times[0])
-        # The spread that x_t has for data of unit variance; exactly 1 on variance-preserving processes, as in DiT.
-        spread = float(torch.hypot(self.process.alpha(self.times[0]), self.process.sigma(self.times[0])))
-        return noise * spread
+        # Standard deviation of x_t for data of unit variance; it is 1 on variance-preserving processes, as in DiT.
+        deviation = float(torch.hypot(self.process.alpha(self.times[0]), self.process.sigma(self.times[0])))
+        return noise * deviation
 
     def run(self, denoise: Denoise, x: Tensor, noise: Noise) -> Iterator[Step]:
-        """All steps from the state x at the first time."""
+        """Run the sampler from the state x at the first time, and yield all steps."""
         if self.original is None:
             return self.sampler(denoise, self.process, x, self.times, noise)
         return self.original.walk(self.sampler, denoise, self.process, x, self.times, noise)
 
     def settings(self) -> dict[str, Any]:
-        """The settings as plain values, for records; those that do not apply are left out."""
+        """Return the settings as plain values for records, without those that do not apply."""
         values = {key: value for key, value in asdict(self.options).items() if value is not None}
         return values | {"guidance_interval": list(self.interval), "schedule": self.schedule}
 
@@ -103,29 +103,29 @@ def resolve(
     conditional: bool = True,
     original: Original | None = None,
 ) -> Plan:
-    """The plan for a model with this objective.
+    """Compute the sampling plan of a model with this objective.
 
     Args:
         words: settings of `SamplingOptions` under any accepted name. In Python `sampler` may also be a sampler
-            function, `schedule` the times themselves (n + 1,), falling to 0, and `reuse` a `Reuse`.
-        objective: how the model was trained.
-        defaults: the model's settings, for what is left out.
-        conditional: whether guidance has a second prediction: from "no condition", or from a guide model.
+            function, `schedule` the times (n + 1,), decreasing to 0, and `reuse` a `Reuse`.
+        objective: objective of the model.
+        defaults: default settings of the model.
+        conditional: whether guidance is possible: the model is conditional, or there is a guide model.
         original: images to start from.
 
     Raises:
-        InputError: a setting that is unknown, out of range, or does not fit the model.
+        InputError: a setting is unknown, out of range, or does not fit the model.
     """
-    given = canonical(words)
-    values = filled(given, defaults or Sample(), isinstance(objective.process, DDPM))
-    # What a saved model names as its default is not imported; what the caller names is.
-    with nullcontext() if "sampler" in given else imported_parts_only():
+    explicit = canonical(words)
+    values = filled(explicit, defaults or Sample(), isinstance(objective.process, DDPM))
+    # Defaults of a saved model must be imported already; names from the caller may be imported now.
+    with nullcontext() if "sampler" in explicit else imported_parts_only():
         sampler, name = pick_sampler(values["sampler"], values.get("eta"))
-    with nullcontext() if "schedule" in given else imported_parts_only():
-        times = pick_times(values, given, objective)
+    with nullcontext() if "schedule" in explicit else imported_parts_only():
+        times = pick_times(values, explicit, objective)
     scale, interval = number(values["guidance"], "guidance"), pair(values["guidance_interval"])
     if not conditional:
-        if given.get("guidance", 1.0) != 1.0:
+        if explicit.get("guidance", 1.0) != 1.0:
             raise InputError(f"guidance {scale:g} on an unconditional model; leave it out or give a guide model")
         scale = 1.0
     channels = values.get("guidance_channels")
@@ -147,20 +147,20 @@ def resolve(
     return Plan(options, sampler, times, objective.process, scale, interval, cache, original, objective.learn_variance)
 
 
-def filled(given: dict[str, Any], defaults: Sample, chain: bool) -> dict[str, Any]:
-    """All settings: those that are given, then those of the preset, then the model's defaults."""
+def filled(explicit: dict[str, Any], defaults: Sample, chain: bool) -> dict[str, Any]:
+    """Return all settings. Explicit settings take precedence over their preset, and that over the model's defaults."""
     base = Sample()
-    own = {name: value for name, value in defaults.given().items() if value != getattr(base, name)}
+    model_settings = {name: value for name, value in defaults.given().items() if value != getattr(base, name)}
     values = base.given()
-    if "preset" in given:
-        return values | own | preset_options(given["preset"], chain=chain).given() | given
-    if "preset" in own:
-        values |= preset_options(own["preset"], chain=chain).given()
-    return values | own | given
+    if "preset" in explicit:
+        return values | model_settings | preset_options(explicit["preset"], chain=chain).given() | explicit
+    if "preset" in model_settings:
+        values |= preset_options(model_settings["preset"], chain=chain).given()
+    return values | model_settings | explicit
 
 
 def pick_sampler(chosen: Any, eta: float | None) -> tuple[Sampler, str]:
-    """The sampler function of a name, or the function itself; and its name."""
+    """Return the sampler function and its name, for a name or a function."""
     if callable(chosen):
         name = str(getattr(getattr(chosen, "func", chosen), "__name__", "custom"))
         sampler: Sampler = chosen
@@ -173,29 +173,29 @@ def pick_sampler(chosen: Any, eta: float | None) -> tuple[Sampler, str]:
     return partial(sampler, **{"eta": number(eta, "eta")}), name
 
 
-def pick_times(values: Mapping[str, Any], given: Mapping[str, Any], objective: Objective) -> Tensor:
-    """The times (n + 1,) of a schedule."""
+def pick_times(values: Mapping[str, Any], explicit: Mapping[str, Any], objective: Objective) -> Tensor:
+    """Return the times (n + 1,) of the schedule in the settings."""
     schedule = values["schedule"]
     if isinstance(schedule, str):
         return time_grid(schedule, objective.process, whole(values["steps"], "steps"), objective.last_time())
     times = torch.as_tensor(schedule, dtype=torch.float64).cpu()
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not 0 == times[-1] < times[0] <= 1:
         raise InputError("the times of a schedule must fall from at most 1 to 0; give one time more than steps")
-    if given.get("steps", len(times) - 1) != len(times) - 1:
-        raise InputError(f"{given['steps']} steps with a schedule of {len(times) - 1}; leave steps out")
+    if explicit.get("steps", len(times) - 1) != len(times) - 1:
+        raise InputError(f"{explicit['steps']} steps with a schedule of {len(times) - 1}; leave steps out")
     return times
 
 
 def pick_cache(reuse: int | Reuse | None, original: Original | None) -> Reuse | None:
-    """The feature cache, where one is wanted."""
+    """Return the feature cache, if feature caching is used."""
     cache = reuse if isinstance(reuse, Reuse) or reuse is None else Reuse(whole(reuse, "reuse"))
     if cache is not None and original is not None and original.resample > 1:
-        raise InputError("reuse follows the time in one direction, and resample repeats steps; leave one of them out")
+        raise InputError("reuse does not work with resample, which repeats steps; leave one of them out")
     return cache
 
 
 def whole(value: Any, name: str) -> int:
-    """An integer setting."""
+    """Convert a setting to an integer, or raise an `InputError`."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -204,7 +204,7 @@ def whole(value: Any, name: str) -> int:
 
 
 def number(value: Any, name: str) -> float:
-    """A real setting."""
+    """Convert a setting to a float, or raise an `InputError`."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -212,7 +212,7 @@ def number(value: Any, name: str) -> float:
 
 
 def pair(value: Any) -> tuple[float, float]:
-    """The two bounds of the guidance interval."""
+    """Convert the guidance interval to two floats, or raise an `InputError`."""
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise InputError(f"guidance_interval {value!r}; give two times, such as (0.1, 0.8)")
     return number(value[0], "guidance_interval"), number(value[1], "guidance_interval")

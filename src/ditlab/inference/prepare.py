@@ -13,7 +13,7 @@ from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import slowness
 from ditlab.inference.prepared import PreparedPipeline
 
-FEW = 50  # network calls, for which compiling and timing do not pay off
+FEW = 50  # with fewer network calls, timing and compiling take more time than they save
 
 
 def ready(
@@ -26,22 +26,23 @@ def ready(
     batch_size: int | None,
     options: dict[str, Any],
 ) -> tuple[PreparedPipeline, int]:
-    """A model prepared for generating this many images on this machine, and the batch size.
+    """Prepare a model for generating `count` images on this machine; returns it with the batch size.
 
     Args:
         pipe: the model.
-        console: where the preparation is reported.
+        console: console for messages.
         precision: as in `Pipeline.prepared`.
-        compile: "always", "never", or "auto": where compiling shortens the work.
-        count, options: what will be generated, and how.
-        batch_size: images at a time; None finds the fastest here.
+        compile: "always", "never", or "auto" (if that saves time).
+        count: number of images that will be generated.
+        batch_size: images at a time; None measures the fastest batch size.
+        options: arguments of `BasePipeline.steps`.
     """
     prepared = pipe.model.prepared(precision)
     net, steps = prepared.net.eval(), pipe.resolve(**options).steps
 
     @torch.no_grad()
     def call(batch: int) -> None:
-        net(*net.example(batch)).mean().item()  # which waits for the device
+        net(*net.example(batch)).mean().item()  # .item() waits for the device
 
     if slow := slowness(str(net.dtype).removeprefix("torch."), net.device):
         console.print(slow, markup=False)

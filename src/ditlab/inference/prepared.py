@@ -1,4 +1,4 @@
-"""A pipeline that is prepared for inference: it generates, and the model that it was made from is `model`."""
+"""`PreparedPipeline`: a model with a network that is optimized for inference."""
 
 import copy
 from dataclasses import dataclass
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(init=False, repr=False)
 class PreparedPipeline(BasePipeline):
-    """A network that was merged, cast or packed for inference, with everything else of its model.
+    """A model whose network has been merged, cast or packed for inference.
 
-    It cannot be saved, exported, uploaded or described: all of these belong to `model`, whose weights and
-    configuration stay those that were trained.
+    To save, export or upload, use its `model`, which has the weights and the configuration of the training.
     """
 
     model: "Pipeline"
     net: Backbone
 
     def __init__(self, model: "Pipeline", net: Backbone) -> None:
-        """Put a network into the place of the model's.
+        """Combine a model with an optimized network.
 
         Args:
-            model: what this is made from.
-            net: computes the same as the model's network, perhaps in another precision.
+            model: the model.
+            net: a network with the same outputs as the network of the model, possibly in another precision.
         """
         self.model, self.net = model, net
         self.objective, self.autoencoder, self.conditioner = model.objective, model.autoencoder, model.conditioner
@@ -42,12 +41,12 @@ class PreparedPipeline(BasePipeline):
         return f"PreparedPipeline({str(self.dtype).removeprefix('torch.')} of {self.model!r})"
 
     def prepared(self, precision: str = "auto") -> "PreparedPipeline":
-        """The model prepared again, perhaps in another precision."""
+        """Prepare the model again, possibly in another precision."""
         return self.model.prepared(precision)
 
 
 def prepare(model: "Pipeline", precision: str) -> PreparedPipeline:
-    """The model with its layers merged, cast once, and packed for its CPU; see `Pipeline.prepared`."""
+    """Prepare a model for inference, see `Pipeline.prepared`."""
     if precision == "auto":
         precision = quick_precision(model.net.matrix_width, model.net.device)
     elif precision not in PRECISIONS:

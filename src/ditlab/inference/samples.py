@@ -1,4 +1,4 @@
-"""A model's images as a data set."""
+"""Generated images as a data set, for evaluation."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -20,7 +20,7 @@ Labels = Literal["balanced", "random"]
 
 @final
 class Samples(Dataset):
-    """A model's images as a data set: image i depends on the seed, the count and i alone."""
+    """A data set of generated images; image i depends on the model, the seed, the count and i only."""
 
     def __init__(
         self,
@@ -34,20 +34,20 @@ class Samples(Dataset):
         precision: str = "float32",
         console: Console | None = None,
     ) -> None:
-        """Nothing is generated yet.
+        """Check the settings; images are generated when they are read.
 
         Args:
             pipe: the model, or a prepared model.
             count: number of images.
-            labels: each class equally often, or uniformly at random.
+            labels: each class equally often ("balanced"), or uniformly at random ("random").
             seed: image i has the seed `seed * count + i`, so that another seed gives other images.
-            batch_size: images generated at a time; it does not change them.
-            options: settings of `BasePipeline.steps`.
-            precision: any but float32 prepares the model (`ready`) before the first image.
-            console: where the preparation is reported.
+            batch_size: images generated at a time; does not change the images.
+            options: arguments of `BasePipeline.steps`.
+            precision: with a precision other than float32 the model is prepared (`ready`) before the first image.
+            console: console for messages about the preparation.
 
         Raises:
-            InputError: a count that the classes do not divide, or options that do not fit the model.
+            InputError: the count is not divisible by the number of classes, or the options do not fit the model.
         """
         classes = pipe.net.classes
         check_count(count, seed, labels, classes)
@@ -69,12 +69,12 @@ class Samples(Dataset):
 
     @property
     def steps(self) -> int:
-        """Sampler steps of each image."""
+        """Number of sampler steps per image."""
         return self.plan.steps
 
     @cached_property
     def generating(self) -> tuple[BasePipeline, int]:
-        """The pipeline in its precision, compiled where that pays off, and its batch size."""
+        """The pipeline in the chosen precision, compiled if that saves time, and its batch size."""
         if self.precision == "float32":
             return self.pipe, self.batch_size
         return ready(
@@ -103,10 +103,10 @@ class Samples(Dataset):
 
 
 def check_count(count: int, seed: int, labels: str, classes: int) -> None:
-    """Refuse a number of images that cannot be generated.
+    """Check the number of images.
 
     Raises:
-        InputError: no images, a negative seed, or a balanced count that the classes do not divide.
+        InputError: no images, a negative seed, or a balanced count that is not divisible by the number of classes.
     """
     if count < 1 or seed < 0:
         raise InputError(f"count {count} and seed {seed}; give 1 or more, and 0 or more")
@@ -119,8 +119,17 @@ def check_count(count: int, seed: int, labels: str, classes: int) -> None:
 
 
 def watch(images: Dataset, progress: Progress, what: str, total: int, left: int) -> Callable[[int], None]:
-    """A task of the progress bar, which advances with every step of generated images; call the result with the size of
-    each batch."""
+    """Add a task to a progress bar, and return a function to call with the size of each completed batch.
+
+    If the images are generated, the task already advances with every sampler step, and the function does nothing.
+
+    Args:
+        images: generated or other images.
+        progress: the progress bar.
+        what: description of the task.
+        total: number of all images.
+        left: number of images that are not complete yet.
+    """
     task = progress.add_task(what, total=total, completed=total - left)
     if isinstance(images, Samples):
         steps = images.steps

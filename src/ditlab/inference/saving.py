@@ -1,4 +1,4 @@
-"""A model as a folder: weights, configuration and model card."""
+"""Write a model as a folder with weights, configuration and model card."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def save(pipe: "Pipeline", folder: Path, name: str | None) -> Path:
 
 
 def describe(pipe: "Pipeline") -> dict[str, Any]:
-    """The content of `config.json`."""
+    """Return the content of `config.json`."""
     return {
         "format": "ditlab",
         "version": __version__,
@@ -44,12 +44,12 @@ def describe(pipe: "Pipeline") -> dict[str, Any]:
 
 
 def outside(kind: type) -> dict[str, str]:
-    """Where a class from outside the package is, so that loading the model elsewhere can name what to import."""
+    """Return the "package.module:Class" of a class from outside the package; loading names it if it is missing."""
     return {} if kind.__module__.partition(".")[0] == "ditlab" else {"class": f"{kind.__module__}:{kind.__qualname__}"}
 
 
 def identity(pipe: "Pipeline") -> dict[str, Any]:
-    """Everything that decides the images of a model: its description, and hashes of its weights."""
+    """Return everything that the images of a model depend on: parts of its description, and hashes of its weights."""
     description = describe(pipe)
     return {
         "backbone": description["backbone"],

@@ -1,7 +1,7 @@
-"""Timestep schedules made for one model: the few times at which a sampler comes closest to a solution with many steps.
+"""Tune timestep schedules for a model: times at which few steps give nearly the same images as many steps.
 
-Each time is moved as long as images of fixed seeds come closer to those of the fine solution. This needs no gradients
-and no score, only the model, and takes a few hundred short sampling runs for each number of steps.
+The times are moved one by one as long as images of fixed seeds come closer to the images of a fine schedule. This needs
+neither gradients nor a metric, and takes a few hundred short sampling runs per number of steps.
 """
 
 import json
@@ -21,19 +21,19 @@ from ditlab.core.progress import progress_bar
 from ditlab.diffusion.samplers import time_grid
 from ditlab.inference.base import BasePipeline
 
-FINE = 100  # steps of the solution that the others are compared with
+FINE = 100  # steps of the fine schedule
 STOCHASTIC = ("ddpm", "sde")
 STARTS = ("uniform", "cosine", "shifted")
-MOVES = (0.4, 0.2, 0.1, 0.05)  # of the distance to the neighbor, one after the other
+MOVES = (0.4, 0.2, 0.1, 0.05)  # moves as shares of the distance to the neighboring time, tried in this order
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A schedule, and how far its images are from the fine solution, relative to the spread of the solution."""
+    """A tuned schedule, and the distance of its images from those of the fine schedule, relative to their norm."""
 
     times: list[float]
-    before: float  # of the uniform schedule
-    after: float
+    before: float  # error of the uniform schedule
+    after: float  # error of the tuned schedule
 
 
 def tune(
@@ -45,18 +45,18 @@ def tune(
     guidance: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
 ) -> dict[int, Tuned]:
-    """Find a schedule for each number of steps.
+    """Tune a schedule for each number of steps.
 
     Args:
         pipe: the model.
         steps: numbers of steps, each at least 2.
-        sampler: a deterministic one.
-        images: generated in each trial, with the seeds 0 to images - 1.
-        console: where progress is shown.
-        guidance, guidance_interval: with which the schedule will be used (default: the model's).
+        sampler: name of a deterministic sampler.
+        images: number of images in each trial, with the seeds 0 to images - 1.
+        console: console for the progress bar.
+        guidance, guidance_interval: settings with which the schedules will be used (default: the model's).
 
     Raises:
-        InputError: a sampler with noise of its own, or fewer than 2 steps.
+        InputError: the sampler adds noise, or a number of steps is less than 2.
     """
     if sampler in STOCHASTIC:
         raise InputError(f"sampler {sampler} adds noise in each step, so schedules cannot be tuned; use ab4 or dpmpp")
@@ -81,14 +81,14 @@ def tune(
 
 
 def write_schedules(file: Path, pipe: BasePipeline, sampler: str, tuned: dict[int, Tuned]) -> None:
-    """Write the file that `ditlab.diffusion.samplers.time_grid` reads."""
+    """Write schedules as a file for `ditlab.diffusion.samplers.time_grid`."""
     times = {str(count): schedule.times for count, schedule in tuned.items()}
     content = {"process": pipe.model.describe()["objective"]["process"], "sampler": sampler, "grids": times}
     replace_text(file, json.dumps(content, indent=1) + "\n")
 
 
 def descend(pipe: BasePipeline, count: int, error: Callable[[Tensor], float]) -> Tuned:
-    """Start at the best of the named schedules, and move one time after another as long as the error falls."""
+    """Start from the best of the named schedules, and move one time after another if that reduces the error."""
     process, last = pipe.objective.process, pipe.objective.last_time()
     starts = {name: time_grid(name, process, count, last) for name in STARTS}
     errors = {name: error(times) for name, times in starts.items()}
@@ -106,7 +106,7 @@ def descend(pipe: BasePipeline, count: int, error: Callable[[Tensor], float]) ->
 
 
 def final(pipe: BasePipeline, times: Tensor, images: int, options: dict[str, Any]) -> Tensor:
-    """The images, or latents, of the fixed seeds (B, C, ...)."""
+    """Generate the images or latents (B, C, ...) of the fixed seeds."""
     labels = [i % pipe.net.classes for i in range(images)] if pipe.net.classes else None
     *_, last = pipe.steps(labels, seeds=range(images), schedule=times, **options)
     return last.x

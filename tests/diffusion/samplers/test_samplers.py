@@ -199,7 +199,7 @@ def test_leading_grid_is_that_of_diffusers():
 
 
 def test_grid_mistakes():
-    with pytest.raises(InputError, match="leading schedule counts indices of the ddpm process"):
+    with pytest.raises(InputError, match="leading schedule needs a ddpm process"):
         time_grid("leading", Linear(), 10)
     with pytest.raises(InputError, match="0 sampling steps; give 1 or more"):
         time_grid("uniform", Linear(), 0)

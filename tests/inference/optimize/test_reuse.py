@@ -86,7 +86,7 @@ def test_bad_input():
     net = create(
         "ADM", size=8, channels=3, classes=2, width=32, multiples=[1, 2], depth=1, attention_at=[2], head_width=16
     )
-    with pytest.raises(InputError, match="ADM has no inner part that can be cached; leave reuse out"):
+    with pytest.raises(InputError, match="ADM does not support feature caching; leave reuse out"):
         Reuse(2).on(net)
 
 

@@ -1,8 +1,9 @@
-"""Samplers: generators from noise to data, each in a file of its own.
+"""Samplers: generators that compute data from noise step by step, one per file.
 
-A sampler is called as `sampler(denoise, process, x, grid, noise)` with x the noise at time grid[0] and grid the
-falling times (steps + 1,) that end at 0. It yields a `Step` after each step and sees predictions only, so it works
-with every target, process and guidance. A new sampler is one file and one line in `SAMPLERS`.
+A sampler is called as `sampler(denoise, process, x, schedule, noise)`, where x is the noise at time schedule[0] and the
+schedule has the decreasing times (steps + 1,) that end at 0. It yields a `Step` after each step. It uses predictions of
+x0 and eps only, so that it works with every target, process and guidance. To add a sampler, write a file with the
+function and a line in `SAMPLERS`.
 """
 
 import inspect
@@ -30,10 +31,10 @@ Sampler = Callable[[Denoise, Process, Tensor, Tensor, Noise], Iterator[Step]]
 
 
 def check(name: str, sampler: Sampler) -> None:
-    """Refuse what is no sampler.
+    """Check that a function is a sampler.
 
     Raises:
-        InputError: something that cannot be called with (denoise, process, x, schedule, noise).
+        InputError: it cannot be called with (denoise, process, x, schedule, noise).
     """
     try:
         inspect.signature(sampler).bind(*range(5))
@@ -62,24 +63,25 @@ __all__ = ["GRIDS", "SAMPLERS", "SCHEDULES", "Sampler", "image_noise", "time_gri
 
 
 def image_noise(seeds: Sequence[int | Between]) -> Noise:
-    """Noise with one CPU generator for each image, so that a seed gives one image at any batch size and device.
+    """Return a noise function with one CPU generator per image.
 
-    Between two seeds the noise is interpolated on a great circle, so that it stays Gaussian.
+    A seed gives the same image on any device and in any batch. Between two seeds the noise is interpolated on a great
+    circle, so that it stays Gaussian.
     """
-    draws = [_turning(seed) if isinstance(seed, Between) else _fixed(seed) for seed in seeds]
+    sources = [_interpolated(seed) if isinstance(seed, Between) else _seeded(seed) for seed in seeds]
 
     def noise(like: Tensor) -> Tensor:
-        return torch.stack([draw(like.shape[1:]) for draw in draws]).to(like)
+        return torch.stack([source(like.shape[1:]) for source in sources]).to(like)
 
     return noise
 
 
-def _fixed(seed: int) -> Callable[[torch.Size], Tensor]:
+def _seeded(seed: int) -> Callable[[torch.Size], Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return lambda shape: torch.randn(shape, generator=generator)
 
 
-def _turning(seed: Between) -> Callable[[torch.Size], Tensor]:
-    first, second = _fixed(seed.first), _fixed(seed.second)
-    angle = seed.weight * math.pi / 2  # squares of the two weights add up to 1, so the variance stays 1
+def _interpolated(seed: Between) -> Callable[[torch.Size], Tensor]:
+    first, second = _seeded(seed.first), _seeded(seed.second)
+    angle = seed.weight * math.pi / 2  # the squares of the two weights sum to 1, which keeps the variance
     return lambda shape: math.cos(angle) * first(shape) + math.sin(angle) * second(shape)

@@ -1,9 +1,8 @@
-"""Adams-Bashforth in straight coordinates: order 2 or 4 at one evaluation a step, from the slopes of the last steps.
+"""Adams-Bashforth in straight coordinates: order 2 or 4 with one evaluation per step, from the slopes of earlier steps.
 
-Order 4 needs one evaluation more: its first step is Heun's, and the next two integrate from the very start, so that
-the lower order of the first steps does not limit the accuracy of the result. After guidance has begun or ended, at a
-bound of its interval, the order is 2: the trajectory is not smooth there, and a polynomial of higher order would
-oscillate.
+Order 4 needs one additional evaluation: the first step is Heun's, and the next two steps integrate from the start of
+the schedule, so that the lower order of the first steps does not limit the accuracy. After a bound of the guidance
+interval the order is 2, because the trajectory is not smooth there and a polynomial of higher order would oscillate.
 """
 
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from ditlab.diffusion.process import Process, per_image
 def adams_bashforth(
     denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise, *, order: int
 ) -> Iterator[Step]:
-    """u_s = u_base + the integral of the polynomial through the last slopes."""
+    """Compute u_s = u_base + the integral of the polynomial through the last `order` slopes, from base to s."""
     scales, times = process.straight(schedule)
     start = x / per_image(scales[0], x)
     slopes: list[Tensor] = []  # newest first
@@ -48,9 +47,9 @@ def adams_bashforth(
 
 
 def integration_weights(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Weights (n,) that integrate the polynomial through values at n uneven nodes from start to end, exactly."""
+    """Compute the weights (n,) of values at n nodes that integrate their polynomial exactly from start to end."""
     powers = torch.arange(len(nodes), dtype=torch.float64)
-    shifted = (nodes - start) / (end - start)  # the integral becomes one over [0, 1]
+    shifted = (nodes - start) / (end - start)  # integrate over [0, 1]
     vandermonde = shifted[None, :] ** powers[:, None]
     weights: Tensor = torch.linalg.solve(vandermonde, 1 / (powers + 1))
     return weights * (end - start)

@@ -1,4 +1,4 @@
-"""Ancestral sampling (Ho et al. 2020), with the learned variance of improved DDPM where the network has one."""
+"""Ancestral sampling (Ho et al. 2020), with a learned variance if the network has one (Nichol & Dhariwal 2021)."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,7 +11,7 @@ from ditlab.diffusion.process import Process, per_image, posterior
 
 
 def ddpm(denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise) -> Iterator[Step]:
-    """Sample x_s from q(x_s | x_t, predicted x0) along the schedule; the last step is its mean."""
+    """Sample x_s from q(x_s | x_t, predicted x0) in each step; the last step returns the mean."""
     for i, (t, s) in enumerate(pairwise(schedule)):
         prediction = denoise(x, t, schedule[i + 1])
         x = reverse_mean(process, prediction, x, t, s)
@@ -21,21 +21,22 @@ def ddpm(denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise:
 
 
 def reverse_mean(process: Process, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Mean of the step from t to s (Ho et al. 2020, eq. 7)."""
+    """Compute the mean of the step from t to s (Ho et al. 2020, eq. 7)."""
     back = posterior(process, t, s)
     return per_image(back.from_x, x) * x + per_image(back.from_x0, x) * prediction.x0
 
 
 def reverse_log_variance(process: Process, prediction: Prediction, x: Tensor, schedule: Tensor, i: int) -> Tensor:
-    """Log-variance of step i of the schedule: beta, or the learned mix of the posterior's variance and beta.
+    """Compute the log-variance of step i: beta, or the learned interpolation between posterior variance and beta.
 
-    Without a learned variance, beta (on a variance-preserving process exact for data of unit variance, Ho et al. 2020,
-    section 3.2) comes closer to the data than the posterior's variance, which is exact for a single image.
+    If no variance is learned, beta gives samples closer to the data than the posterior variance: on a
+    variance-preserving process beta is exact for data of unit variance, and the posterior variance is exact for a
+    single image (Ho et al. 2020, section 3.2).
     """
     high = per_image(posterior(process, schedule[i], schedule[i + 1]).beta.log(), x)
     if prediction.variance_mix is None:
         return high
-    # The last step's posterior has no variance; it borrows that of the step before (improved DDPM does so).
-    low_at = i - 1 if schedule[i + 1] == 0 and i > 0 else i
-    low = per_image(posterior(process, schedule[low_at], schedule[low_at + 1]).variance.clamp(min=1e-20).log(), x)
+    # The posterior of the last step has no variance; as in improved DDPM, the previous step's variance is used.
+    step = i - 1 if schedule[i + 1] == 0 and i > 0 else i
+    low = per_image(posterior(process, schedule[step], schedule[step + 1]).variance.clamp(min=1e-20).log(), x)
     return low + prediction.variance_mix * (high - low)

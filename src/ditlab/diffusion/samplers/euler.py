@@ -1,7 +1,7 @@
-"""Euler's method on the probability-flow ODE in straight coordinates (`Process.straight`): one call a step.
+"""Euler's method on the probability-flow ODE in straight coordinates (`Process.straight`), one evaluation per step.
 
-There the velocity is eps - x0 and the step is exact while x0 and eps stand still. On the linear path this is the
-flow-matching Euler step; on any process it equals DDIM with eta = 0.
+In these coordinates the velocity is eps - x0, and a step is exact if x0 and eps are constant. On the linear path this
+is the Euler step of flow matching; on any process it equals DDIM with eta = 0.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from ditlab.diffusion.process import Process, per_image
 
 
 def euler(denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise) -> Iterator[Step]:
-    """u_s = u_t + (s - t) (eps - x0)."""
+    """Compute u_s = u_t + (s - t) (eps - x0)."""
     scales, times = process.straight(schedule)
     for i, t in enumerate(schedule[:-1]):
         prediction = denoise(x, t, schedule[i + 1])

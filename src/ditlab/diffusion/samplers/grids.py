@@ -1,6 +1,7 @@
-"""Timestep schedules: the times that a sampler visits. For latents, times even in t beat times even in log-SNR.
+"""Timestep schedules: the times of the steps of a sampler.
 
-A schedule is a name, or a file of schedules that were tuned for one process (`ditlab tune` writes it):
+For latents, uniform times give better images than times uniform in log-SNR. A schedule is given by its name, or by a
+file of schedules that were tuned for one process (written by `ditlab tune`):
 {"process": {"name": "linear"}, "sampler": "ab4", "grids": {"6": [1.0, ..., 0.0], "8": [...]}}
 """
 
@@ -18,33 +19,33 @@ from ditlab.diffusion.process import DDPM, Process, process_name
 
 
 def uniform(process: Process, steps: int) -> Tensor:
-    """Even in t (for DDPM: the respaced chain)."""
+    """Evenly spaced times (for DDPM: the respaced chain)."""
     return process.uniform(steps)
 
 
 def cosine(process: Process, steps: int) -> Tensor:
-    """1 - cos: finer near the data."""
+    """1 - cos(pi t / 2): smaller steps near the data."""
     return 1 - torch.cos(process.uniform(steps) * (math.pi / 2))
 
 
 def log_snr(process: Process, steps: int) -> Tensor:
-    """Even in log(alpha / sigma) between -5 and 5, with the ends added (Lu et al. 2022)."""
+    """Evenly spaced in log(alpha / sigma) between -5 and 5, and the times 1 and 0 (Lu et al. 2022)."""
     inner = process.time_of(torch.linspace(-5, 5, steps, dtype=torch.float64))
     inner[0] = 1.0
     return torch.cat([inner, torch.zeros(1, dtype=torch.float64)])
 
 
 def shifted(process: Process, steps: int) -> Tensor:
-    """3 t / (1 + 2 t): finer near the noise, for large images (Esser et al. 2024, eq. 23)."""
+    """3 t / (1 + 2 t): smaller steps near the noise, for large images (Esser et al. 2024, eq. 23)."""
     t = process.uniform(steps)
     return 3 * t / (1 + 2 * t)
 
 
 def leading(process: Process, steps: int) -> Tensor:
-    """Indices 0, k, 2 k, ... with k = 1000 // steps, noisiest first: DiT's "ddimN", diffusers' default for DDIM."""
+    """Every k-th index of the chain from 0, with k = 1000 // steps: DiT's "ddimN" and diffusers' default for DDIM."""
     if not isinstance(process, DDPM):
-        raise InputError("the leading schedule counts indices of the ddpm process, which this model does not have")
-    process.uniform(steps)  # refuses more steps than the chain has
+        raise InputError("the leading schedule needs a ddpm process, which this model does not have; give another")
+    process.uniform(steps)  # raises an error if the chain has fewer steps
     stride = process.timesteps // steps
     indices = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * stride
     return torch.cat([(indices + 1) / process.timesteps, torch.zeros(1, dtype=torch.float64)])
@@ -64,10 +65,16 @@ GRIDS = SCHEDULES
 
 
 def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -> Tensor:
-    """`steps` + 1 falling times (steps + 1,) that end at 0, none of them noisier than `last_time`.
+    """Return the decreasing times (steps + 1,) of a schedule, from at most `last_time` to 0.
+
+    Args:
+        name: a name in `SCHEDULES`, or the path of a .json file.
+        process: the process of the model.
+        steps: number of steps.
+        last_time: the latest time at which the model can be evaluated, see `Objective.last_time`.
 
     Raises:
-        InputError: an unknown name, or a file that has nothing for this process or count.
+        InputError: an unknown name, or a file without a schedule for this process and number of steps.
     """
     if steps < 1:
         raise InputError(f"{steps} sampling steps; give 1 or more")
@@ -77,18 +84,28 @@ def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -
 
 
 def grid_identity(name: str, steps: int) -> str | list[float]:
-    """What identifies a schedule: its name, or the times of one in a file, because a file may be overwritten."""
+    """Return what identifies a schedule in records: its name, or the times in its file, which may be overwritten."""
     return tabulated_times(Path(name), steps)[0] if name.endswith(".json") else name
 
 
 def read_grid(file: Path, process: Process, steps: int, last_time: float) -> Tensor:
-    """The times in a file for a count of steps, checked for this process."""
+    """Read the schedule of a number of steps from a file, and check that it fits the process.
+
+    Raises:
+        InputError: no such schedule, or one that does not fit.
+    """
     times, made_for = tabulated_times(file, steps)
     if made_for != process_name(process):
-        raise InputError(f"{file} was made for the process {made_for}, this model has {process_name(process)}")
+        raise InputError(
+            f"{file} was made for the process {made_for}, and this model has {process_name(process)}; "
+            "make one for this model with ditlab tune"
+        )
     grid = torch.tensor(times, dtype=torch.float64)
     if len(grid) != steps + 1 or not bool((grid.diff() < 0).all()) or not 0 == grid[-1] < grid[0] <= 1:
-        raise InputError(f"{file}: the schedule of {steps} steps is not {steps + 1} falling times from at most 1 to 0")
+        raise InputError(
+            f"{file}: the schedule of {steps} steps is not {steps + 1} falling times from at most 1 to 0; "
+            "make one with ditlab tune"
+        )
     if grid[0] > last_time:
         raise InputError(
             f"{file}: the schedule of {steps} steps begins at {grid[0]:g}, where the prediction of this model does not "
@@ -98,18 +115,17 @@ def read_grid(file: Path, process: Process, steps: int, last_time: float) -> Ten
 
 
 def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
-    """The times in a file for a count of steps, and the process that they are for."""
+    """Read the times of a number of steps from a file, and the name of their process."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         made_for, grids = content["process"]["name"], content["grids"]
-        times = grids.get(str(steps))
-        found = None if times is None else [float(time) for time in times]
+        times = None if str(steps) not in grids else [float(time) for time in grids[str(steps)]]
     except FileNotFoundError:
         raise InputError(f"there is no schedule file {file}; give another, or the name of a schedule") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file} is not a file of timestep schedules ({error!r}); make one with ditlab tune"
         ) from error
-    if found is None:
+    if times is None:
         raise InputError(f"{file} has no schedule of {steps} steps; it has {', '.join(grids)}")
-    return found, made_for
+    return times, made_for

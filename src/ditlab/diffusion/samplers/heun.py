@@ -1,4 +1,4 @@
-"""Heun's method in straight coordinates: second order, two evaluations a step except the last (Karras et al. 2022)."""
+"""Heun's method in straight coordinates: second order, two evaluations per step but the last (Karras et al. 2022)."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from ditlab.diffusion.process import Process, per_image
 
 
 def heun(denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise) -> Iterator[Step]:
-    """Euler to s, then again with the mean of the slopes at both ends; the step to t = 0 stays Euler."""
+    """Step with the mean of the slopes at t and at the Euler estimate of x_s; the step to t = 0 is Euler's."""
     scales, times = process.straight(schedule)
     for i, t in enumerate(schedule[:-1]):
         prediction = denoise(x, t, schedule[i + 1])

@@ -1,4 +1,4 @@
-"""Euler-Maruyama on the reverse SDE with diffusion sigma_t (SiT, Ma et al. 2024): best quality at many steps."""
+"""Euler-Maruyama on the reverse SDE with diffusion coefficient sigma_t (SiT, Ma et al. 2024), for many steps."""
 
 from collections.abc import Iterator
 
@@ -9,10 +9,10 @@ from ditlab.diffusion.process import Process, per_image
 
 
 def sde(denoise: Denoise, process: Process, x: Tensor, schedule: Tensor, noise: Noise) -> Iterator[Step]:
-    """In straight coordinates, going down from t by h: u - h (eps - x0) - h eps / 2 + sqrt(h t) noise.
+    """Compute u - h (eps - x0) - h eps / 2 + sqrt(h t) noise for a step of length h from t, in straight coordinates.
 
-    With diffusion w^2 = t and score = -eps / t the drift is velocity - w^2 score / 2, which stays finite at t = 0.
-    The last step is Euler's without noise.
+    With diffusion w^2 = t and score = -eps / t the drift is velocity - w^2 score / 2, which is finite at t = 0. The
+    last step is Euler's, without noise.
     """
     scales, times = process.straight(schedule)
     for i, t in enumerate(schedule[:-1]):

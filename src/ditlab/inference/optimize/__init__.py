@@ -1,1 +1,1 @@
-"""Faster inference: precision, packed layers, compiled blocks, precomputed modulation, feature caching, batch size."""
+"""Faster inference: precision, packed layers, compilation, precomputed modulation, feature caching, batch size."""

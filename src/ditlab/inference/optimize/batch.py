@@ -1,4 +1,4 @@
-"""Choosing a batch size: the largest that is faster for each image and fits into memory."""
+"""Measure the fastest batch size that fits into memory."""
 
 import time
 from collections.abc import Callable
@@ -8,23 +8,23 @@ import torch
 from ditlab.core.device import free_memory, out_of_memory, peak_memory, reset_peak_memory
 
 SMALLEST, LARGEST = 4, 1024
-GAIN = 1.05  # speedup for each image that a doubled batch must have
-TRIAL = 0.02  # share of the total work that trials may take
+GAIN = 1.05  # smallest speedup per image for which the batch size is doubled
+TRIAL = 0.02  # largest share of the total work for trials
 
 
 def best_batch(call: Callable[[int], object], device: torch.device, images: int, calls: float) -> int:
-    """The batch size after which doubling is no longer faster for each image, or does not fit.
+    """Double the batch size as long as that is faster per image and fits into memory; returns the batch size.
 
     Args:
         call: runs the network on a batch of this size, and waits for the device.
-        device: the network's device.
+        device: device of the network.
         images: number of images to generate.
-        calls: network calls for each image; trials end when they would take more than 2 % of the total work.
+        calls: network calls per image; trials end when they would take more than 2 % of the total work.
     """
-    best, quickest = 1, float("inf")
+    best, shortest = 1, float("inf")
     batch, spent = SMALLEST, 0.0
     while batch <= min(LARGEST, max(images, SMALLEST)):
-        reset_peak_memory(device)  # otherwise the peak of loading would hide that of the call
+        reset_peak_memory(device)  # the peak of loading may be higher than that of the call
         before = peak_memory(device)
         try:
             call(batch)  # the first call of a shape is slower
@@ -34,14 +34,14 @@ def best_batch(call: Callable[[int], object], device: torch.device, images: int,
             if not out_of_memory(error):
                 raise
             break
-        each = (time.perf_counter() - start) / batch
-        if each * GAIN > quickest:
+        per_image = (time.perf_counter() - start) / batch
+        if per_image * GAIN > shortest:
             break
-        best, quickest = batch, each
-        spent += 2 * each * batch
-        if 3 * spent > TRIAL * each * images * calls:  # the next one takes twice as long
+        best, shortest = batch, per_image
+        spent += 2 * per_image * batch
+        if 3 * spent > TRIAL * per_image * images * calls:  # the next trial takes twice as long
             break
-        # The peak grew with half of this batch: the next one needs four times as much, and guidance doubles that.
+        # The increase may be due to half of this batch; then the next batch needs 4 times as much, with guidance 8.
         if 8 * (peak_memory(device) - before) > free_memory(device):
             break
         batch *= 2

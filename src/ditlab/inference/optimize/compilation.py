@@ -1,7 +1,7 @@
-"""Compiling a network's repeated blocks, with fallback to eager execution where that fails or does not pay off.
+"""Compile the repeated blocks of a network, with fallback to eager execution.
 
-Blocks are compiled one by one: the result is as fast as the compiled whole, and compiling takes a tenth of the time,
-because equal blocks share their code.
+Blocks are compiled separately. This is as fast as compiling the whole network, and compilation takes a tenth of the
+time, because equal blocks share their code.
 """
 
 import time
@@ -13,35 +13,35 @@ from rich.console import Console
 from ditlab.backbones import Backbone
 from ditlab.inference.optimize.packing import hide_from_compilers
 
-SECONDS = 20.0  # to compile one kind of block on two cores without a cache; measured 5 to 20
-# The least speedup, see docs/benchmarks.md, in sampling and in training, which has more element-wise work.
+SECONDS = 20.0  # compilation time of one kind of block on two cores without a cache; measured: 5 to 20 s
+# Smallest measured speedups in sampling and in training, which has more element-wise work; see docs/benchmarks.md.
 GAIN = {
     ("cpu", torch.float32): (1.05, 1.1),
     ("cpu", torch.bfloat16): (1.05, 1.25),
     ("cuda", torch.bfloat16): (1.3, 1.3),
 }
 KINDS = (
-    256  # of one block in all networks of a process; by default torch compiles eight and silently runs others eagerly
+    256  # variants of one block in a process; by default torch compiles eight, and runs others eagerly without a note
 )
 
 
 def pays(net: Backbone, dtype: torch.dtype, seconds: float) -> bool:
-    """Whether compiling shortens work in this precision that takes `seconds` without it."""
+    """Whether compilation saves time, for work in this precision that takes `seconds` without it."""
     gain = GAIN.get((net.device.type, dtype), (1.0, 1.0))[net.training]
     kinds = {tuple(parameter.shape for parameter in block.parameters()) for block in net.repeated}
     return bool(kinds) and seconds * (1 - 1 / gain) > 2 * SECONDS * len(kinds)
 
 
 def wanted(net: Backbone, dtype: torch.dtype, setting: str, work: Callable[[], object], times: float, few: int) -> bool:
-    """Whether to compile for work that will be repeated.
+    """Whether to compile a network for repeated work.
 
     Args:
         net: the network.
         dtype: precision of the work.
-        setting: "always", "never", or "auto", which times the work and compiles if that shortens it.
+        setting: "always", "never", or "auto", which measures the work and compiles if that saves time.
         work: runs the network once.
         times: number of repetitions.
-        few: with fewer repetitions nothing is timed or compiled.
+        few: with fewer repetitions, "auto" neither measures nor compiles.
     """
     if setting != "auto":
         return setting == "always" and bool(net.repeated)
@@ -54,25 +54,25 @@ def wanted(net: Backbone, dtype: torch.dtype, setting: str, work: Callable[[], o
 
 
 def compile_and_tell(net: Backbone, work: Callable[[], object], console: Console, *, dynamic: bool) -> None:
-    """`compile_blocks`, with a message before and after it."""
+    """Compile the blocks of a network (`compile_blocks`), with a message before and after it."""
     console.print(f"compiling {len(net.repeated)} blocks", highlight=False)
     seconds = compile_blocks(net, work, dynamic=dynamic)
-    outcome = "which failed here; going on without" if seconds is None else f"which took {seconds:.0f} s"
-    console.print(outcome, highlight=False)
+    outcome = "failed; continuing without" if seconds is None else f"took {seconds:.0f} s"
+    console.print(f"compilation {outcome}", highlight=False)
 
 
 def compile_blocks(net: Backbone, work: Callable[[], object], *, dynamic: bool) -> float | None:
-    """Compile the network's blocks in place; its weights and their names stay as they are.
+    """Compile the blocks of a network in place; weights and their names do not change.
 
     Args:
         net: the network.
-        work: runs it as it will be run later, so that compiling happens now.
-        dynamic: compile for any batch size, which costs up to 6 % of the speed; otherwise each size is compiled.
+        work: runs the network as it will be run later, so that compilation happens now.
+        dynamic: compile once for all batch sizes, which costs up to 6 % of the speed; otherwise every size is compiled.
 
     Returns:
-        Seconds that it took; None if there is no compiler, or it failed: then the network is as before.
+        Compilation time in seconds; None if there is no compiler or it failed, and the network is unchanged.
     """
-    import torch._dynamo  # imported only when needed: it takes seconds
+    import torch._dynamo  # imported here, because it takes seconds
 
     start = time.perf_counter()
     hide_from_compilers()
@@ -81,10 +81,10 @@ def compile_blocks(net: Backbone, work: Callable[[], object], *, dynamic: bool) 
         block.compile(dynamic=dynamic)
     try:
         work()
-    except RuntimeError:  # the base of all errors of the compiler
+    except RuntimeError:  # the base class of all errors of the compiler
         for block in net.repeated:
             block._compiled_call_impl = None
-        work()  # an error that is not the compiler's is raised again
+        work()  # raises the error again if it is not an error of the compiler
         return None
     return time.perf_counter() - start
 

@@ -1,8 +1,8 @@
-"""Precomputed adaLN modulation: shift, scale and gate of every block, computed before sampling begins.
+"""Precomputed adaLN modulation: shift, scale and gate of every block are computed before sampling begins.
 
-They are functions of timestep and label alone, and all timesteps of a schedule are known beforehand. So one matrix
-product per layer serves every step, and each step only looks up rows. In adaLN-Zero these layers hold a third of the
-blocks' weights, which would otherwise be read again at each step.
+They depend on timestep and label only, and all timesteps of a schedule are known before sampling. One matrix product
+per layer therefore computes them for all steps, and each step looks up rows. In adaLN-Zero these layers have a third of
+the weights of the blocks, which would otherwise be read in every step.
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ditlab.backbones import Backbone
 
-LARGEST = 256 * 2**20  # bytes of tables; a thousand labels at hundreds of steps of a large network are not worth it
+LARGEST = 256 * 2**20  # largest size of all tables in bytes; larger tables cost more time than they save
 
 
 class Rows(nn.Module):
-    """Replaces an embedder: the index of an input among these sorted values, times a stride."""
+    """Replaces an embedder: returns the index of its input among sorted values, times a stride."""
 
     def __init__(self, values: Tensor, stride: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Rows(nn.Module):
 
 
 class Table(nn.Module):
-    """Replaces a modulation: its output for every row."""
+    """Replaces a modulation: returns its precomputed output for a row index."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -37,20 +37,24 @@ class Table(nn.Module):
 
 @torch.no_grad()
 def tabulated(net: Backbone, clock: Tensor, labels: Tensor) -> Backbone:
-    """A network that computes the same for these timesteps and labels, and only these; it shares all other weights.
+    """Return a network with precomputed modulation, which can be used with these timesteps and labels only.
+
+    It shares all other weights with the given network.
 
     Args:
-        net: the network; it is returned itself if it has no modulations, or if the tables would be too large.
-        clock: the timesteps that will be used, as the timestep embedder takes them, (T,).
-        labels: all labels that will be used, the null class included, (L,).
+        net: the network; returned unchanged if it has no modulations, or if the tables would be too large.
+        clock: timestep inputs (T,) that will be used.
+        labels: labels (L,) that will be used, including the null class.
     """
     clock, labels = torch.unique(clock.to(net.device)), torch.unique(labels.to(net.device))
     modulations, embedders = net.modulations(), net.embedders()
-    outputs = sum(each.outputs for each in modulations)
+    outputs = sum(modulation.outputs for modulation in modulations)
     if outputs == 0 or len(clock) * len(labels) * outputs * net.dtype.itemsize > LARGEST:
         return net
     vectors = net.conditioning(clock.repeat_interleave(len(labels)), labels.repeat(len(clock)))
-    parts: dict[nn.Module, nn.Module] = {each.layer: Table(each.layer(vectors[each.vector])) for each in modulations}
+    parts: dict[nn.Module, nn.Module] = {
+        modulation.layer: Table(modulation.layer(vectors[modulation.vector])) for modulation in modulations
+    }
     parts |= {layer: Rows(clock, len(labels)) for layer in embedders.timestep}
     parts |= {layer: Rows(labels, 1) for layer in embedders.label}
     return net.with_parts(parts)

@@ -1,8 +1,8 @@
-"""Packed linear layers: at inference, oneDNN's own kernels compute the linear layers of a network on a CPU.
+"""Packed linear layers: fused oneDNN kernels for the linear layers of a network at inference on a CPU.
 
-These kernels add the bias, and apply a GELU that follows, while the product is in the cache; in bfloat16 the weights
-are stored in the order in which the kernel reads them. PyTorch's default path writes the bias first, adds the product
-to it, and reads the result again for GELU, whose tanh costs more there than the product. Nothing needs to be compiled.
+These kernels add the bias and apply a following GELU while the product is in the cache; in bfloat16 the weights are
+stored in the order in which the kernel reads them. PyTorch's default writes the bias, adds the product, and reads the
+result again for GELU, whose tanh takes more time than the product. Packing needs no compiler.
 """
 
 from functools import cache
@@ -17,22 +17,22 @@ from ditlab.core.device import has_bfloat16
 
 
 class PackedLinear(nn.Module):
-    """Replaces a linear layer, with or without GELU; its weights are no parameters anymore."""
+    """Replaces a linear layer, with or without GELU; its weights are not parameters."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if weight.dtype is torch.bfloat16 else weight
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.behind: tuple[str, list[Any], str] = ("none", [], "")
+        self.activation: tuple[str, list[Any], str] = ("none", [], "")
         if isinstance(linear, LinearGELU):
-            self.behind = ("gelu", [], linear.approximate)
+            self.activation = ("gelu", [], linear.approximate)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
-        return self  # it never changes, and packed weights cannot be copied
+        return self  # the layer never changes, and packed weights cannot be copied
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.behind)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.activation)
         return out
 
 
@@ -40,27 +40,27 @@ class PackedLinear(nn.Module):
 def hide_from_compilers() -> None:
     """Exclude packed layers from compilation, because compilers cannot read their weights.
 
-    This imports PyTorch's compiler, which takes two seconds, so it is called before the first compilation only.
+    This imports PyTorch's compiler, which takes two seconds, so that it is only called before the first compilation.
     """
     PackedLinear.forward = torch.compiler.disable(PackedLinear.forward)  # type: ignore[method-assign,no-untyped-call]
 
 
 def packed(net: Backbone) -> Backbone:
-    """A network that computes the same on this CPU with oneDNN's layers and cannot be trained.
+    """Return a network with packed linear layers, which cannot be trained; it shares all other weights.
 
-    It shares all other weights with the given network, which is returned itself if packing gains nothing. In bfloat16
-    all `packable` layers are packed; in float32 only those with GELU, because products alone are as fast without.
+    The network is returned unchanged if packing is not faster. In bfloat16 all `packable` layers are packed, in float32
+    only those with GELU, because other float32 layers are as fast without packing.
     """
     if net.device.type != "cpu" or not torch.backends.mkldnn.enabled or not has_kernels(net.dtype):
         return net
-    wanted = nn.Linear if net.dtype is torch.bfloat16 else LinearGELU
+    layer_type = nn.Linear if net.dtype is torch.bfloat16 else LinearGELU
     parts: dict[nn.Module, nn.Module] = {
-        layer: PackedLinear(layer) for layer in net.packable() if isinstance(layer, wanted)
+        layer: PackedLinear(layer) for layer in net.packable() if isinstance(layer, layer_type)
     }
     return net.with_parts(parts) if parts else net
 
 
 def has_kernels(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has kernels for this precision on this CPU that were measured to be faster."""
+    """Whether oneDNN has kernels for this precision and CPU that are faster according to measurements."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return wide and (dtype is torch.float32 or has_bfloat16(torch.device("cpu")))

@@ -1,8 +1,8 @@
-"""The faster precision on this machine, which is measured and never assumed.
+"""Measure which precision is faster on this machine.
 
-bfloat16 is several times faster with the right instructions and hundreds of times slower without them, and for
-small networks the casts of autocast cost more than they save. So on machines with the instructions, whole training
-steps are timed, on a CPU after a small matrix product.
+bfloat16 is several times faster than float32 on devices with bfloat16 instructions, and hundreds of times slower on
+others; for small networks the casts of autocast take more time than they save. On devices with the instructions,
+training steps are therefore measured; on a CPU a matrix product is measured first.
 """
 
 import json
@@ -21,16 +21,16 @@ ROUNDS = 3
 
 
 def faster_dtype(step: Callable[[torch.dtype], None], device: torch.device, width: int) -> torch.dtype:
-    """float32 or bfloat16, whichever runs `step` faster.
+    """Return float32 or bfloat16, depending on which runs `step` faster.
 
     Args:
-        step: runs one training step in the given autocast precision.
+        step: runs one training step in an autocast precision.
         device: the network's device.
         width: inner dimension of the network's matrix products.
     """
     if device.type == "mps" or not has_bfloat16(device):
         return torch.float32
-    if device.type == "cpu":  # some instructions are no faster
+    if device.type == "cpu":  # on some CPUs the instructions are not faster
         a, b = torch.randn(256, width), torch.randn(width, 4 * width)
         if _faster(lambda dtype: torch.mm(a.to(dtype), b.to(dtype)), device) is torch.float32:
             return torch.float32
@@ -38,18 +38,18 @@ def faster_dtype(step: Callable[[torch.dtype], None], device: torch.device, widt
 
 
 def quick_precision(width: int, device: torch.device) -> str:
-    """The precision in which matrix products of a network of this width are faster: "float32" or "bfloat16".
+    """Return "float32" or "bfloat16", depending on which is faster for matrix products of this width.
 
-    It is timed once for each machine, PyTorch version and width, and kept in the user's cache. On a CPU bfloat16
-    must be 1.5 times faster, because casts and everything between the products may cost that much.
+    It is measured once per machine, PyTorch version and width, and stored in the user's cache. On a CPU bfloat16 must
+    be 1.5 times faster, because casts and other layers may cost that much.
     """
     if device.type == "mps" or not has_bfloat16(device):
         return "float32"
     machine = describe(str(device))
     key = " ".join(map(str, (machine["device"], machine["processor"], machine["cores"], torch.__version__, width)))
-    kept = cache_folder() / "precision.json"
+    cache = cache_folder() / "precision.json"
     try:
-        known: dict[str, str] = json.loads(kept.read_text(encoding="utf-8"))
+        known: dict[str, str] = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     if known.get(key) not in PRECISIONS:
@@ -58,13 +58,13 @@ def quick_precision(width: int, device: torch.device) -> str:
         times = _times(lambda dtype: torch.mm(*copies[dtype]), device)
         margin = 1.5 if device.type == "cpu" else 1.0
         known[key] = "bfloat16" if times[torch.bfloat16] * margin < times[torch.float32] else "float32"
-        with suppress(OSError):  # without a cache it is timed again
-            replace_text(kept, json.dumps(known, indent=2) + "\n")
+        with suppress(OSError):  # without a cache it is measured again
+            replace_text(cache, json.dumps(known, indent=2) + "\n")
     return known[key]
 
 
 def slowness(precision: str, device: torch.device) -> str | None:
-    """A warning about a requested precision that is slow here; None if it is not slow."""
+    """Return a warning if a precision is slow on this device, otherwise None."""
     if precision == "float32" or has_bfloat16(device):
         return None
     return f"{device} has no bfloat16 instructions and computes it slowly; float32 is faster here"

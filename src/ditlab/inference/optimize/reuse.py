@@ -1,9 +1,9 @@
-"""Feature caching: at most steps the inner part of a network is not computed but extrapolated from earlier steps.
+"""Feature caching: in most steps, the inner layers of a network are not computed, but extrapolated from earlier steps.
 
-What `Backbone.inner` adds to its input changes smoothly along the trajectory of an image, so between full computations
-it is continued as a Taylor polynomial in time (Liu et al., "From Reusable to Forecasting: TaylorSeers", 2025). Networks
-with long skips still compute their first and last blocks (Ma et al., "DeepCache", CVPR 2024). It is meant for long
-schedules; a good solver with few steps saves more.
+The residual that `Backbone.inner` adds to its input changes smoothly along the sampling trajectory. Between full
+computations it is extrapolated as a Taylor polynomial in time (Liu et al., "From Reusable to Forecasting:
+TaylorSeers", 2025). Networks with long skip connections still compute their first and last blocks (Ma et al.,
+"DeepCache", CVPR 2024). Feature caching is for schedules with many steps; a sampler with few steps saves more time.
 """
 
 import copy
@@ -20,16 +20,16 @@ from ditlab.core.types import Denoise, Prediction
 
 
 class Reuse:
-    """Replaces a network's `inner`: computed at every `interval`-th call, extrapolated between.
+    """Replaces `inner` of a network: computed at every `interval`-th call, extrapolated in between.
 
-    At a call of another shape (when guidance begins or ends) it is computed, and earlier values are dropped.
+    If the shape of the input changes, because guidance begins or ends, it is computed and earlier values are removed.
     """
 
     def __init__(self, interval: int, order: int = 1) -> None:
-        """Prepare feature caching, for no network yet.
+        """Create a cache; `on` connects it with a network.
 
         Args:
-            interval: number of calls after which the network is computed in full again.
+            interval: number of calls from one full computation to the next.
             order: order of the polynomial.
 
         Raises:
@@ -40,26 +40,26 @@ class Reuse:
         self.interval, self.order = interval, order
         self.inner: Callable[..., Tensor] | None = None
         self.time = 0.0
-        self.values: list[Tensor] = []  # newest first: what `inner` added
+        self.values: list[Tensor] = []  # residuals of `inner`, newest first
         self.times: list[float] = []
         self.calls = 0
 
     def on(self, net: Backbone) -> Backbone:
-        """A network that shares all weights with the given one, and has this as its inner part.
+        """Return a network whose inner layers are cached; it shares all weights with the given network.
 
         Raises:
-            InputError: a family that has no inner part.
+            InputError: the family does not support feature caching.
         """
         if type(net).inner is Backbone.inner:
-            raise InputError(f"{net.config['name']} has no inner part that can be cached; leave reuse out")
+            raise InputError(f"{net.config['name']} does not support feature caching; leave reuse out")
         self.inner = net.inner
-        self.values, self.times, self.calls = [], [], 0  # new images begin
-        own = copy.copy(net)  # shares the submodules, so that compiled blocks stay compiled
-        own.inner = self  # type: ignore[method-assign]
-        return own
+        self.values, self.times, self.calls = [], [], 0  # values of earlier images are invalid
+        cached = copy.copy(net)  # shares the submodules, so that compiled blocks stay compiled
+        cached.inner = self  # type: ignore[method-assign]
+        return cached
 
     def timed(self, denoise: Denoise) -> Denoise:
-        """A denoiser around that network, which passes on the time of each call."""
+        """Return a denoiser that sets the time of the cache before each call."""
 
         def at(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
             self.time = float(t)
@@ -67,7 +67,7 @@ class Reuse:
 
         return at
 
-    def __call__(self, x: Tensor, *rest: Any) -> Tensor:
+    def __call__(self, x: Tensor, *context: Any) -> Tensor:
         assert self.inner is not None
         if self.values and self.values[0].shape != x.shape:
             self.values, self.times, self.calls = [], [], 0
@@ -75,18 +75,18 @@ class Reuse:
         self.calls += 1
         if not due:
             return x + self.continued()
-        out = self.inner(x, *rest)
+        out = self.inner(x, *context)
         self.keep(out - x)
         return out
 
     def keep(self, value: Tensor) -> None:
-        """Store a value; of two at the same time (Heun's second call and the next step's first) the later one."""
-        again = int(bool(self.times) and self.times[0] == self.time)
-        self.values = [value, *self.values[again:]][: self.order + 1]
-        self.times = [self.time, *self.times[again:]][: self.order + 1]
+        """Store a value, which replaces a value of the same time (Heun evaluates it twice, for two steps)."""
+        replaced = int(bool(self.times) and self.times[0] == self.time)
+        self.values = [value, *self.values[replaced:]][: self.order + 1]
+        self.times = [self.time, *self.times[replaced:]][: self.order + 1]
 
     def continued(self) -> Tensor:
-        """The polynomial through the stored values (Lagrange's form), at the current time."""
+        """Evaluate the polynomial through the stored values (Lagrange's form) at the current time."""
         result = torch.zeros_like(self.values[0])
         for i, value in enumerate(self.values):
             others = [time for j, time in enumerate(self.times) if j != i]

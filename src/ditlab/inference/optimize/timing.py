@@ -1,4 +1,4 @@
-"""Comparable timings of several functions."""
+"""Measure and compare the time of several functions."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ Work = Callable[[], object]
 
 
 def waiter(device: torch.device) -> Work:
-    """A function that returns when the device has finished its work."""
+    """Return a function that waits until the device has finished its work."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
@@ -22,13 +22,13 @@ def interleaved(
     wait: Work = lambda: None,
     pick: Callable[[list[float]], float] = median,
 ) -> dict[Name, float]:
-    """Median seconds of each function, all run in turn, after a warm-up round.
+    """Measure the median time of each function in seconds. The functions run in turn, after a warm-up round.
 
     Args:
         sides: the functions to compare, by name.
-        rounds: number of timed rounds.
-        wait: returns when the device has finished its work.
-        pick: reduces the times of the rounds to one; `min` gives the best that the machine can do.
+        rounds: number of measured rounds.
+        wait: waits until the device has finished its work.
+        pick: reduces the times of all rounds to one; `min` gives the best time.
     """
     times: dict[Name, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 1):
@@ -37,4 +37,4 @@ def interleaved(
             work()
             wait()
             times[name].append(time.perf_counter() - start)
-    return {name: pick(taken[1:]) for name, taken in times.items()}
+    return {name: pick(rounds_seconds[1:]) for name, rounds_seconds in times.items()}
