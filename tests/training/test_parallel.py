@@ -19,7 +19,7 @@ from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
 from ditlab.training import train
 from ditlab.training.parallel import Place
-from ditlab.training.rng import Chance
+from ditlab.training.rng import RunRandomness
 
 QUIET = Console(quiet=True)
 RECIPE = """
@@ -95,12 +95,16 @@ def assert_same_run(one, other, tolerance=2e-4):
 
 
 def test_noise_depends_on_the_place_in_the_run_alone():
-    chance = Chance(3)
-    batch = chance.normal(0, 1000, (64, 3, 5, 7))
-    assert torch.equal(batch[20:40], chance.normal(0, 1020, (20, 3, 5, 7)))
-    others = [chance.normal(1, 1000, (64, 3, 5, 7)), Chance(4).normal(0, 1000, (64, 3, 5, 7)), batch.roll(1, 0)]
+    randomness = RunRandomness(3)
+    batch = randomness.normal(0, 1000, (64, 3, 5, 7))
+    assert torch.equal(batch[20:40], randomness.normal(0, 1020, (20, 3, 5, 7)))
+    others = [
+        randomness.normal(1, 1000, (64, 3, 5, 7)),
+        RunRandomness(4).normal(0, 1000, (64, 3, 5, 7)),
+        batch.roll(1, 0),
+    ]
     assert all(abs((batch * other).mean()) < 0.05 for other in others)
-    many = chance.normal(0, 0, (4096, 101))
+    many = randomness.normal(0, 0, (4096, 101))
     assert abs(many.mean()) < 0.006
     assert many.std() == pytest.approx(1, abs=0.005)
     assert (many**4).mean() == pytest.approx(3, abs=0.06)
