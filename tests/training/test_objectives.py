@@ -228,7 +228,7 @@ def test_a_run_that_needs_more_memory_than_there_is_is_warned_of(tmp_path, monke
     monkeypatch.setattr("ditlab.training.setup.total_memory", lambda device: 2**20)
     console = Console(file=io.StringIO(), width=1000)
     train(recipe(), tmp_path, console=console)
-    assert "this run needs about 0.5 GiB in each process, and 0.0 GiB are there" in console.file.getvalue()
+    assert "this run needs about 0.5 GiB in each process, and 0.0 GiB are available" in console.file.getvalue()
 
 
 def test_taps_are_the_outputs_of_the_blocks():

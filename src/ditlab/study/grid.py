@@ -29,6 +29,7 @@ from ditlab.diffusion.objective import Objective, completed, make_objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
+from ditlab.evaluation.metric_choice import available_statistics
 from ditlab.evaluation.metrics import METRICS
 from ditlab.evaluation.references import open_images, short_hash
 from ditlab.inference.plan import resolve
@@ -260,7 +261,7 @@ def check_reference(settings: Evaluation, images: Dataset, features: Features) -
         size = reference_size(source, "{}x{}".format(*images.size) if spec.resizable else "")
         about = {"size": size, "source": source}
     protocol.fits(about, images)
-    available = protocol.available_statistics(features, images)
+    available = available_statistics(features, images)
     for name in settings.metrics:
         if lacking := [need for need in METRICS[name].needs if not available[need]]:
             raise InputError(
