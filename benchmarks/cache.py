@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from ditlab.core.types import Batch, Condition
 from ditlab.data import Latents, training_order
 from ditlab.data.latents.cache import Description, keep_description, shard_file, write_index, write_shard
 
@@ -24,15 +25,16 @@ SIZES = (10_000, 1_000_000)
 def write(folder: Path, entries: int) -> None:
     """Write a cache of random moments."""
     description = Description(
-        source="random", pictures=entries, channels=3, size=(64, 64), preprocessing={}, autoencoder="none",
+        source="random", images=entries, channels=3, size=(64, 64), preprocessing={}, autoencoder="none",
         shape=SHAPE, dtype="fp16", classes=[str(i) for i in range(10)], shard=4096,
     )  # fmt: skip
     keep_description(folder, description)
     for number in range(description.shards):
         count = min(4096, entries - 4096 * number)
-        chance = torch.Generator().manual_seed(number)
-        moments = torch.randn(count, *SHAPE, generator=chance).half()
-        write_shard(shard_file(folder, number), moments, torch.arange(count) % 10)
+        generator = torch.Generator().manual_seed(number)
+        moments = torch.randn(count, *SHAPE, generator=generator).half()
+        batch = Batch(moments, Condition(label=torch.arange(count) % 10), encoded=True)
+        write_shard(shard_file(folder, number), batch)
     write_index(folder, description)
 
 

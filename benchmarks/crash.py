@@ -55,11 +55,11 @@ def crash(kills: int, out: Path) -> dict[str, Any]:
     """Run and kill one training run, then compare it with an uninterrupted run of the same length."""
     open_dataset("digits")  # imports its library before the processes are forked; so does the next line
     torch.optim.AdamW([torch.zeros(1)])
-    chance = random.Random(0)
+    rng = random.Random(0)
     torn, resumed, images, killed = 0, 0, MORE, 0
     while killed < kills:
         process = start(out / "killed", images)
-        time.sleep(chance.uniform(0.02, LONGEST))
+        time.sleep(rng.uniform(0.02, LONGEST))
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         kept = checkpoints(out / "killed")

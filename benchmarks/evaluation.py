@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py [COUNT ...] [--features D]
 
 Each image is generated from its index when it is needed, and the features are D random mixtures of its pixels, so that
-hardly anything but the evaluation is measured. Each row of the table is measured in a separate process.
+almost only the evaluation is measured. Each row of the table is measured in a separate process.
 """
 
 import argparse
@@ -37,8 +37,8 @@ class Numbered(Dataset):
         self.labels, self.classes, self.channels, self.size, self.seed = torch.zeros(count).long(), [], 1, (8, 8), seed
 
     def fetch(self, indices: Tensor) -> Batch:
-        chance = torch.Generator()
-        images = [torch.randint(256, (1, 8, 8), generator=chance.manual_seed(self.seed + int(i))) for i in indices]
+        generator = torch.Generator()
+        images = [torch.randint(256, (1, 8, 8), generator=generator.manual_seed(self.seed + int(i))) for i in indices]
         return Batch(torch.stack(images).byte(), Condition(label=self.labels[indices]))
 
 

@@ -50,11 +50,11 @@ def main() -> None:
         ),
         "GMACs": dict(sizes(rounds)),
     }
-    found = {name: {"times": times, "slope": slope(times)} for name, times in lines.items()}
-    found["halves"] = dict(halves(small, rounds))
-    (out / "growth.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
-    plot(found, out / "growth.png")
+    results = {name: {"times": times, "slope": slope(times)} for name, times in lines.items()}
+    results["halves"] = dict(halves(small, rounds))
+    (out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+    plot(results, out / "growth.png")
 
 
 def sizes(rounds: int) -> list[tuple[float, float]]:
@@ -67,12 +67,12 @@ def sizes(rounds: int) -> list[tuple[float, float]]:
 
 def halves(net: Backbone, rounds: int) -> list[tuple[int, float]]:
     """For each batch size: time of two calls (with and without the class) over that of one call with both."""
-    found = []
+    results = []
     for batch in (1, 4, 16):
         one, both = forward(net, batch), forward(net, 2 * batch)
         times = interleaved({"split": lambda one=one: (one(), one()), "together": both}, rounds)
-        found.append((batch, times["split"] / times["together"]))
-    return found
+        results.append((batch, times["split"] / times["together"]))
+    return results
 
 
 def slope(times: dict[float, float]) -> float:
@@ -80,7 +80,7 @@ def slope(times: dict[float, float]) -> float:
     return float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0])
 
 
-def plot(found: dict[str, dict[str, dict[float, float]]], file: Path) -> None:
+def plot(results: dict[str, dict[str, dict[float, float]]], file: Path) -> None:
     """Plot one panel per curve."""
     import matplotlib.pyplot as plt
 
@@ -92,13 +92,13 @@ def plot(found: dict[str, dict[str, dict[float, float]]], file: Path) -> None:
     names = {"batch": "batch size", "tokens": "tokens", "GMACs": "GMACs per image"}
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.6))
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        times = found[name]["times"]
+        times = results[name]["times"]
         axes.plot(list(times), list(times.values()), marker="o")
         first = next(iter(times))
         axes.plot(list(times), [times[first] * cost / first for cost in times], linestyle=":", color="gray")
         unit = "seconds per image" if name == "GMACs" else "seconds per call"
         axes.set(xscale="log", yscale="log", xlabel=names[name], ylabel=unit, title=title)
-        axes.text(0.05, 0.9, f"slope {found[name]['slope']:.2f}", transform=axes.transAxes)
+        axes.text(0.05, 0.9, f"slope {results[name]['slope']:.2f}", transform=axes.transAxes)
         axes.grid(alpha=0.3, which="both")
     figure.tight_layout()
     figure.savefig(file, dpi=110)

@@ -73,24 +73,24 @@ def main(
         seed: of the choice of requests.
     """
     keep_freed_memory()
-    console, chance = Console(stderr=True), random.Random(seed)
+    console, rng = Console(stderr=True), random.Random(seed)
     pipe = ditlab.load(run).prepared()
-    found: dict[str, Any] = {"model": str(run), "machine": describe(str(pipe.net.device)), "defaults": defaults(pipe)}
+    results: dict[str, Any] = {"model": str(run), "machine": describe(str(pipe.net.device)), "defaults": defaults(pipe)}
     with serving(run) as server:
         for name, measure in {
             "images": lambda: throughput(server, pipe, clients, rounds, images),
             "load": lambda: asyncio.run(load(server, pipe, requests)),
             "preview": lambda: asyncio.run(first_preview(server, repeats)),
             "disconnects": lambda: asyncio.run(disconnects(server, repeats)),
-            "soak": lambda: asyncio.run(Soak(server, pipe, chance).run(60 * soak)),
+            "soak": lambda: asyncio.run(Soak(server, pipe, rng).run(60 * soak)),
         }.items():
             with console.status(name):
-                found[name] = measure()
-            console.print(f"{name}: {json.dumps(found[name])}", highlight=False, markup=False)
-    print(table(found))
+                results[name] = measure()
+            console.print(f"{name}: {json.dumps(results[name])}", highlight=False, markup=False)
+    print(table(results))
     if out is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n")
-    sys.exit(0 if sound(found) else 1)
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    sys.exit(0 if sound(results) else 1)
 
 
 @dataclass
@@ -187,13 +187,13 @@ def throughput(server: Server, pipe: Pipeline, clients: tuple[int, ...], rounds:
     rates: dict[str, list[float]] = {name: [] for name in ("loop", *map(str, clients))}
     worst = 0
     for i in range(rounds + 1):  # the first one only warms up
-        begun = time.perf_counter()
+        started = time.perf_counter()
         plain = [np.asarray(pipe(body.get("prompt"), seeds=body["seeds"]).images[0]).astype(int) for body in requests]
-        seconds = {"loop": time.perf_counter() - begun}
+        seconds = {"loop": time.perf_counter() - started}
         for many in clients:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             served = asyncio.run(generate_all(server, requests, many))
-            seconds[str(many)] = time.perf_counter() - begun
+            seconds[str(many)] = time.perf_counter() - started
             worst = max(worst, *(int(np.abs(a - b).max()) for a, b in zip(plain, served, strict=True)))
         for name in seconds if i else ():
             rates[name].append(count / seconds[name])
@@ -221,7 +221,7 @@ async def load(server: Server, pipe: Pipeline, count: int, many: int = 32) -> di
     """Requests for one image each: how many are lost, how long they take, and the memory of the service."""
     requests, counts, before = bodies(pipe, count), Counter[str](), server.memory()
     seconds: list[float] = []
-    begun = time.perf_counter()
+    started = time.perf_counter()
     async with server.client() as client:
 
         async def work(i: int) -> None:
@@ -236,7 +236,7 @@ async def load(server: Server, pipe: Pipeline, count: int, many: int = 32) -> di
         "clients": many,
         "lost": count - len(seconds),
         "rejected": counts["rejected"],
-        "per_second": len(seconds) / (time.perf_counter() - begun),
+        "per_second": len(seconds) / (time.perf_counter() - started),
         "memory_before": before,
         "memory_after": server.memory(),
         **percentiles(seconds),
@@ -265,11 +265,11 @@ async def first_preview(server: Server, repeats: int) -> dict[str, Any]:
     seconds: list[float] = []
     async with server.client() as client:
         for i in range(repeats):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             async with client.stream("POST", GENERATE, json=body | {"seeds": i}) as response:
                 async for event in events(response):
                     if event["type"].endswith("partial_image") and len(seconds) == i:
-                        seconds.append(time.perf_counter() - begun)
+                        seconds.append(time.perf_counter() - started)
     return {"repeats": repeats, "median": median(seconds), "longest": max(seconds)}
 
 
@@ -333,7 +333,7 @@ class Soak:
 
     server: Server
     pipe: Pipeline
-    chance: random.Random
+    rng: random.Random
     many: int = 40
     counts: Counter[str] = field(default_factory=Counter)
     unexpected: Counter[str] = field(default_factory=Counter)
@@ -382,7 +382,7 @@ class Soak:
             self.get: 5,
         }
         while time.monotonic() < ends:
-            (kind,) = self.chance.choices(list(kinds), list(kinds.values()))
+            (kind,) = self.rng.choices(list(kinds), list(kinds.values()))
             self.counts[kind.__name__] += 1
             try:
                 await kind(client)
@@ -398,13 +398,13 @@ class Soak:
 
     def body(self) -> Body:
         """A random request for images."""
-        count, classes = self.chance.randint(1, 4), self.pipe.net.classes
-        body: Body = {"n": count, "seeds": self.chance.randrange(2**32), "sampler": self.chance.choice(list(SAMPLERS))}
-        body["steps"] = self.chance.randint(2, 30)
+        count, classes = self.rng.randint(1, 4), self.pipe.net.classes
+        body: Body = {"n": count, "seeds": self.rng.randrange(2**32), "sampler": self.rng.choice(list(SAMPLERS))}
+        body["steps"] = self.rng.randint(2, 30)
         if classes:
-            body["labels"] = [self.chance.randrange(classes) for _ in range(count)]
-            body["guidance"] = self.chance.choice([1.0, 1.5, 4.0])
-        if self.chance.random() < 0.2:
+            body["labels"] = [self.rng.randrange(classes) for _ in range(count)]
+            body["guidance"] = self.rng.choice([1.0, 1.5, 4.0])
+        if self.rng.random() < 0.2:
             body |= {"image": self.start, "strength": 0.6}
         return body
 
@@ -416,7 +416,7 @@ class Soak:
         await self.streamed(client, self.body(), None)
 
     async def disconnect(self, client: httpx.AsyncClient) -> None:
-        await self.streamed(client, self.body(), self.chance.randint(1, 10))
+        await self.streamed(client, self.body(), self.rng.randint(1, 10))
 
     async def streamed(self, client: httpx.AsyncClient, body: Body, most: int | None) -> None:
         """A stream to its end, or its first `most` events."""
@@ -433,12 +433,12 @@ class Soak:
             assert kinds[-1] == "image_generation.completed", kinds
 
     async def inspect(self, client: httpx.AsyncClient) -> None:
-        body = {"seeds": self.chance.randrange(2**32), "steps": 12, "step": 6, "attention": 0}
+        body = {"seeds": self.rng.randrange(2**32), "steps": 12, "step": 6, "attention": 0}
         response = await client.post("/v1/inspect", json=body)
         assert response.status_code in (200, 429), response.status_code
 
     async def invalid(self, client: httpx.AsyncClient) -> None:
-        code, method, path, options = self.chance.choice(INVALID)
+        code, method, path, options = self.rng.choice(INVALID)
         if isinstance(body := options.get("content"), Iterator):
             options = options | {"content": pieces(body)}
         response = await client.request(method, path, **options)
@@ -447,7 +447,7 @@ class Soak:
 
     async def get(self, client: httpx.AsyncClient) -> None:
         paths = PATHS + [f"/v1/thumbnails/{i}" for i in range(min(self.pipe.net.classes, 8))]
-        response = await client.get(self.chance.choice(paths))
+        response = await client.get(self.rng.choice(paths))
         assert response.status_code in (200, 429), response.status_code
 
 
@@ -460,16 +460,16 @@ async def pieces(body: Iterator[bytes]) -> AsyncIterator[bytes]:
 # ---------------------------------------------------------------- results
 
 
-def sound(found: dict[str, Any]) -> bool:
+def sound(results: dict[str, Any]) -> bool:
     """Whether nothing was lost and nothing unexpected happened."""
-    soak = found["soak"]
+    soak = results["soak"]
     quiet = not soak["unexpected"] and not soak["failed"] and soak["same_image"]
-    return quiet and not found["load"]["lost"] and found["images"]["gray_levels_apart"] <= 1
+    return quiet and not results["load"]["lost"] and results["images"]["gray_levels_apart"] <= 1
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
-    images, load, preview, left, soak = (found[key] for key in ("images", "load", "preview", "disconnects", "soak"))
+    images, load, preview, left, soak = (results[key] for key in ("images", "load", "preview", "disconnects", "soak"))
     rates = images["per_second"]
     rows = [("plain loop, one image after another", f"{rates['loop']:.1f} images/s")]
     rows += [

@@ -125,7 +125,7 @@ def test_other_parameters_get_neither_weight_decay_nor_muon():
 
 def test_groups_that_leave_out_a_parameter_are_an_error(monkeypatch):
     monkeypatch.setattr(Foreign, "parameter_groups", lambda self: Backbone.parameter_groups(self)[:1])
-    with pytest.raises(InputError, match=r"leave out enter\.bias"):
+    with pytest.raises(InputError, match=r"omit enter\.bias"):
         make_optimizer(foreign(), Optim())
 
 

@@ -20,7 +20,7 @@ from ditlab.training.aids import active_aids
 from ditlab.training.aids.alignment import distance
 from ditlab.training.aids.routing import TokenRouting
 from ditlab.training.losses import batch_losses, make_context
-from ditlab.training.rng import Chance, Randomness
+from ditlab.training.rng import Randomness, RunRandomness
 
 QUIET = Console(quiet=True)
 SIZES = {"width": 48, "depth": 6, "heads": 3, "patch": 2, "size": 8, "channels": 1, "classes": 3}
@@ -107,7 +107,7 @@ class TestRouting:
         assert "route" not in pipe.net.config
 
         def kept(first, count):
-            return TokenRouting(0.5).kept(pipe.net, Randomness(Chance(0), first, 0, count, 32))
+            return TokenRouting(0.5).kept(pipe.net, Randomness(RunRandomness(0), first, 0, count, 32))
 
         one, two, other = (kept(place, 32) for place in (0, 0, 32))
         assert one.shape == (32, 8)

@@ -241,7 +241,7 @@ def test_from_a_folder_of_pictures_to_a_sample(ditlab, refuses, tmp_path):
     said = refuses(
         "train", "own-latent", f"--data.source={cache}", "--data.size=32", "--out", tmp_path / "other", *small
     )
-    assert "has images of 16x16, not 32x32; leave the size out" in said
+    assert "has images of 16x16, not 32x32; omit the size" in said
     assert "holds another cache" in refuses("encode", pictures, "--size", "8", "--autoencoder", ae, "--out", cache)
     assert 'no data "' in refuses("data", tmp_path / "nothing")
 

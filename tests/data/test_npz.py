@@ -149,7 +149,7 @@ def test_unusable_files(tmp_path):
     with pytest.raises(InputError, match="no file"):
         SampleFile(file)
     file.write_bytes(b"PK nothing")
-    with pytest.raises(InputError, match=r"truncated or no \.npz"):
+    with pytest.raises(InputError, match=r"truncated or not an \.npz"):
         SampleFile(file)
     np.savez(file, mu=np.zeros(3))
     with pytest.raises(InputError, match="has no arr_0"):

@@ -107,7 +107,7 @@ def test_a_data_set_from_outside_is_one_line(noise):
         (16, 16),
     )
     assert open_dataset("noise-16").fetch(torch.arange(2)).labels.tolist() == [0, 1]
-    with pytest.raises(InputError, match="data noise-16 has images of 16x16, not 32x32; leave the size out"):
+    with pytest.raises(InputError, match="data noise-16 has images of 16x16, not 32x32; omit the size"):
         open_dataset("noise-16", Preparation(size="32"))
     assert find_builtin("noisy") is None
 

@@ -116,7 +116,7 @@ def test_gray_on_request():
 
 
 def test_mistakes():
-    with pytest.raises(InputError, match='background "whiet" is no color; give a name such as white, or #rrggbb'):
+    with pytest.raises(InputError, match='background "whiet" is not a color; give a name such as white, or #rrggbb'):
         Preprocess((8, 8), background="whiet")
     with pytest.raises(InputError, match="size 0x8; give sides of 1 or more"):
         Preprocess((0, 8))

@@ -71,9 +71,9 @@ def test_labels_are_listed_without_reading_images_where_that_is_possible():
         ([(torch.zeros(3, 8, 8), 0)], r"image 0 holds torch\.float32; give PIL images, or uint8 .* such as ToTensor"),
         ([("a.png", 0)], "image 0 is of type str; give PIL images"),
         ([(torch.zeros(8, 8, 3).byte(), 0)], r"image 0 has the shape \(8, 8, 3\) with channels first"),
-        ([(pil(0), "a cat")], "label 0 is 'a cat'; give whole numbers from 0"),
-        ([(pil(0), -1)], "label 0 is -1; give whole numbers from 0"),
-        ([(pil(0), 0.5)], r"label 0 is 0\.5; give whole numbers"),
+        ([(pil(0), "a cat")], "label 0 is 'a cat'; give integers from 0"),
+        ([(pil(0), -1)], "label 0 is -1; give integers from 0"),
+        ([(pil(0), 0.5)], r"label 0 is 0\.5; give integers"),
         ([pil(0)], "item 0 is of type Image; give pairs of an image and a label"),
         ([], "Pairs holds no images"),
     ],
@@ -94,7 +94,7 @@ def test_a_stream_is_no_map_style_data_set():
         def __iter__(self):
             yield pil(0), 0
 
-    with pytest.raises(InputError, match="Stream is no map-style data set; give one with __len__ and __getitem__"):
+    with pytest.raises(InputError, match="Stream is not a map-style data set; give one with __len__ and __getitem__"):
         from_torch(Stream())
 
 

@@ -127,10 +127,10 @@ class TestRefusals:
     def test_another_network(self, tmp_path):
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         transformers.ViTModel(transformers.ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
-        self.refused(tmp_path / "vit", r"vit is no DINOv2 model \(model_type: vit\)")
+        self.refused(tmp_path / "vit", r"vit is not a DINOv2 model \(model_type: vit\)")
 
     def test_a_folder_without_a_model(self, tmp_path):
-        self.refused(tmp_path, "is no DINOv2 model")
+        self.refused(tmp_path, "is not a DINOv2 model")
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2"}))
         self.refused(tmp_path, "cannot be loaded .*model.safetensors")
         self.refused(tmp_path / "nowhere", "nowhere is neither a folder nor a hub id")

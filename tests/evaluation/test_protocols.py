@@ -65,10 +65,10 @@ class TestReference:
     def test_of_other_features(self, tmp_path, features):
         made = reference_of(digits(), features, "digits")
         Reference(made.statistics, made.about | {"features": "inception"}).save(tmp_path / "a.npz")
-        with pytest.raises(InputError, match="is of the features inception, not digits; make it again with"):
+        with pytest.raises(InputError, match="has the features inception, not digits; make a reference of"):
             read_reference(tmp_path / "a.npz", features, QUIET, keep=False)
         Reference(made.statistics, made.about | {"feature_weights": "other"}).save(tmp_path / "a.npz")
-        with pytest.raises(InputError, match="is of the feature weights other"):
+        with pytest.raises(InputError, match="has the feature weights other"):
             read_reference(tmp_path / "a.npz", features, QUIET, keep=False)
 
     def test_stored_statistics_of_adm_are_used_rather_than_its_pictures(self, tmp_path, features):
@@ -268,7 +268,7 @@ class TestEvaluate:
             ({"count": 1}, "count 1 and batch size"),
             ({"within": 0.1}, "give expect too"),
             ({"metrics": ("frechett",)}, 'did you mean "frechet"'),
-            ({"metrics": ("spatial",)}, "spatial needs what the features digits do not give"),
+            ({"metrics": ("spatial",)}, "spatial needs spatial, which the features digits do not provide"),
             ({"features": "digit"}, 'did you mean "digits"'),
             ({"feature_weights": "a.pt"}, "take no weights"),
             ({"device": "cuda:9"}, "cannot be used"),
@@ -327,7 +327,7 @@ class TestEvaluate:
     def test_reference_of_another_size(self, model, tmp_path, features):
         made = reference_of(digits(), features, "big")
         Reference(made.statistics, made.about | {"size": [16, 16]}).save(tmp_path / "a.npz")
-        with pytest.raises(InputError, match="images of 8x8 against a reference of 16x16; make one with"):
+        with pytest.raises(InputError, match="images of 8x8 against a reference of 16x16; make a reference of"):
             evaluate(model, replace(SETTINGS, reference=str(tmp_path / "a.npz")), QUIET)
 
 

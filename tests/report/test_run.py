@@ -140,7 +140,7 @@ def test_a_hosted_tracker_is_told_if_it_is_there(tmp_path, monkeypatch):
     assert first["id"] == second["id"]  # by which it goes on as one run there
     monkeypatch.setitem(sys.modules, "wandb", None)
     missing = parse_recipe({**TINY, "train": TINY["train"] | {"report": ["wandb"]}})
-    with pytest.raises(InputError, match=r"train\.report wandb needs it; pip install wandb"):
+    with pytest.raises(InputError, match=r"train\.report wandb needs the library wandb; pip install wandb"):
         train(missing, tmp_path / "other", console=QUIET)
 
 

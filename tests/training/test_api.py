@@ -9,7 +9,7 @@ from rich.console import Console
 
 import ditlab
 from ditlab.core.errors import InputError
-from ditlab.training.torch_data import TorchImages
+from ditlab.data import from_torch
 
 QUIET = Console(quiet=True)
 TABLES = {
@@ -76,7 +76,7 @@ def test_pil_images_and_names_of_classes():
     def colored(i):
         return Image.new("RGB", (6, 4), (i, 2 * i, 255))
 
-    data = TorchImages(Named(image=colored, label=lambda i: "not read"))
+    data = from_torch(Named(image=colored, label=lambda i: "not read"))
     assert (data.classes, data.channels, data.size, len(data)) == (["cat", "dog", "otter"], 3, (4, 6), 12)
     batch = data.fetch(torch.tensor([1, 5]))
     assert batch.x[:, :, 0, 0].tolist() == [[1, 2, 255], [5, 10, 255]]
@@ -86,22 +86,22 @@ def test_pil_images_and_names_of_classes():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"image": lambda i: torch.rand(1, 8, 8)}, r"image 0 is torch.float32 \(1, 8, 8\); give uint8 tensors"),
-        ({"image": lambda i: "file.png"}, "image 0 is str; give uint8 tensors"),
-        ({"label": lambda i: f"a red fox {i}"}, "labels such as 'a red fox 0'; give one whole number"),
-        ({"label": lambda i: i - 3}, "give one whole number from 0"),
-        ({"label": lambda i: 0.5}, "give one whole number from 0"),
-        ({"count": 0}, "a length above 0"),
+        ({"image": lambda i: torch.rand(1, 8, 8)}, r"image 0 holds torch.float32; give PIL images, or uint8 tensors"),
+        ({"image": lambda i: "file.png"}, "image 0 is of type str; give PIL images, or uint8 tensors"),
+        ({"label": lambda i: f"a red fox {i}"}, "label 0 is 'a red fox 0'; give integers from 0"),
+        ({"label": lambda i: i - 3}, "label 0 is -3; give integers from 0"),
+        ({"label": lambda i: 0.5}, r"label 0 is 0\.5; give integers from 0"),
+        ({"count": 0}, "Squares holds no images"),
     ],
 )
 def test_data_sets_of_another_form(options, words):
     with pytest.raises(InputError, match=words):
-        TorchImages(Squares(**options))
+        from_torch(Squares(**options))
 
 
 def test_images_of_different_sizes():
-    data = TorchImages(Squares(image=lambda i: torch.zeros(1, 8 + (i > 6), 8, dtype=torch.uint8)))
-    with pytest.raises(InputError, match="image 8 has the shape 1x9x8, but image 0 has 1x8x8"):
+    data = from_torch(Squares(image=lambda i: torch.zeros(1, 8 + (i > 6), 8, dtype=torch.uint8)))
+    with pytest.raises(InputError, match=r"image 8 has the shape \(1, 9, 8\) but image 0 has \(1, 8, 8\)"):
         data.fetch(torch.tensor([3, 8]))
 
 

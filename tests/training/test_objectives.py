@@ -22,7 +22,7 @@ from ditlab.training import train
 from ditlab.training.aids import AIDS, Aid, active_aids
 from ditlab.training.losses import batch_losses, make_context
 from ditlab.training.objectives import OBJECTIVES, RegressionObjective
-from ditlab.training.rng import Chance, Randomness
+from ditlab.training.rng import Randomness, RunRandomness
 
 sys.modules["from_outside"] = sys.modules[__name__]  # what a recipe names as from_outside:Class
 QUIET = Console(quiet=True)
@@ -154,7 +154,7 @@ def test_aids_are_active_when_their_settings_say_so():
     every = recipe(train={"route": 0.5}, diffusion={"direction": 0.1})
     assert [type(aid) for aid in active_aids(every)] == [AIDS["routing"], AIDS["direction"]]
     assert active_aids(recipe()) == ()
-    with pytest.raises(InputError, match=r'train\.aids names "routing", but its settings are left out'):
+    with pytest.raises(InputError, match=r'train\.aids names "routing", but its settings are missing'):
         active_aids(recipe(train={"aids": ["routing"]}))
     assert len(active_aids(recipe(train={"route": 0.5, "aids": ["routing"]}))) == 1
 
@@ -206,11 +206,11 @@ def test_data_with_another_kind_of_condition_is_refused(tmp_path):
 
 
 def test_randomness_of_any_rank():
-    randomness = Randomness(Chance(3), 64, 8, 2, 32)
+    randomness = Randomness(RunRandomness(3), 64, 8, 2, 32)
     video = torch.empty(2, 3, 4, 5, 6)
     noise = randomness.noise(0)(video)
     assert noise.shape == video.shape
-    assert torch.equal(noise, Chance(3).normal(0, 72, tuple(video.shape)))
+    assert torch.equal(noise, RunRandomness(3).normal(0, 72, tuple(video.shape)))
     objective = Objective()
     t = torch.tensor([0.2, 0.7], dtype=torch.float64)
     losses = objective.losses(lambda x, t, c: torch.zeros_like(x), noise, None, t, noise)
@@ -222,7 +222,7 @@ def test_a_run_that_needs_more_memory_than_there_is_is_warned_of(tmp_path, monke
     monkeypatch.setattr("ditlab.training.setup.total_memory", lambda device: 2**20)
     console = Console(file=io.StringIO(), width=1000)
     train(recipe(), tmp_path, console=console)
-    assert "this run needs about 0.5 GiB in each process, and 0.0 GiB are there" in console.file.getvalue()
+    assert "this run needs about 0.5 GiB in each process, and 0.0 GiB are available" in console.file.getvalue()
 
 
 def test_taps_are_the_outputs_of_the_blocks():

@@ -19,7 +19,7 @@ from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
 from ditlab.training import train
 from ditlab.training.parallel import Place
-from ditlab.training.rng import Chance
+from ditlab.training.rng import RunRandomness
 
 QUIET = Console(quiet=True)
 RECIPE = """
@@ -95,12 +95,16 @@ def assert_same_run(one, other, tolerance=2e-4):
 
 
 def test_noise_depends_on_the_place_in_the_run_alone():
-    chance = Chance(3)
-    batch = chance.normal(0, 1000, (64, 3, 5, 7))
-    assert torch.equal(batch[20:40], chance.normal(0, 1020, (20, 3, 5, 7)))
-    others = [chance.normal(1, 1000, (64, 3, 5, 7)), Chance(4).normal(0, 1000, (64, 3, 5, 7)), batch.roll(1, 0)]
+    randomness = RunRandomness(3)
+    batch = randomness.normal(0, 1000, (64, 3, 5, 7))
+    assert torch.equal(batch[20:40], randomness.normal(0, 1020, (20, 3, 5, 7)))
+    others = [
+        randomness.normal(1, 1000, (64, 3, 5, 7)),
+        RunRandomness(4).normal(0, 1000, (64, 3, 5, 7)),
+        batch.roll(1, 0),
+    ]
     assert all(abs((batch * other).mean()) < 0.05 for other in others)
-    many = chance.normal(0, 0, (4096, 101))
+    many = randomness.normal(0, 0, (4096, 101))
     assert abs(many.mean()) < 0.006
     assert many.std() == pytest.approx(1, abs=0.005)
     assert (many**4).mean() == pytest.approx(3, abs=0.06)
@@ -114,9 +118,11 @@ def test_parts_of_a_batch_add_up_to_it(recipe, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(recipe, tmp_path):
-    with pytest.raises(InputError, match="a batch of 32 cannot be shared equally among 1 processes in 3 parts; give"):
+    with pytest.raises(
+        InputError, match="a batch of 32 cannot be shared equally among 1 processes in 3 parts; set train.batch to 30"
+    ):
         alone(recipe, tmp_path / "run", "--parallel.accumulate=3")
-    with pytest.raises(InputError, match=r"among 6 processes in 2 parts; give a train.batch of 24"):
+    with pytest.raises(InputError, match=r"among 6 processes in 2 parts; set train.batch to 24"):
         Place(torch.device("cpu"), 0, 6).share(32, 2)
     with pytest.raises(InputError, match="needs several processes; start them with torchrun"):
         alone(recipe, tmp_path / "run", "--parallel.shard=full")

@@ -71,11 +71,11 @@ def reference(
         raise InputError(f"{out}; give a file that ends in .npz")
     from ditlab.evaluation.features import open_features
     from ditlab.evaluation.protocols import default_features
-    from ditlab.evaluation.references import open_pictures, write_reference
+    from ditlab.evaluation.references import open_images, write_reference
 
     device = pick_device(settings.device)
     network = open_features(settings.features or default_features(source), settings.feature_weights, device)
-    real = open_pictures(source, preprocessing, device, out.with_suffix(".skipped.csv"))
+    real = open_images(source, preprocessing, device, out.with_suffix(".skipped.csv"))
     rank, world = process_place()
     done = write_reference(
         source, real, network, out, screen, count=settings.count, keep=settings.keep, batch_size=settings.batch_size,
@@ -249,16 +249,17 @@ def run_memorization(
     source: str, training: str, held_out: str, out: Path, preprocessing: Preparation | None, settings: Copying
 ) -> "Memorization | None":
     """Open the three sets of images and compare them."""
+    from ditlab.data.parse import content_identity
     from ditlab.evaluation.features import open_features
     from ditlab.evaluation.memorization import memorization
     from ditlab.evaluation.protocols import default_features, open_source
-    from ditlab.evaluation.references import identity, open_pictures
+    from ditlab.evaluation.references import open_images
 
     device = pick_device(settings.device)
     features = open_features(settings.features or default_features(training), settings.feature_weights, device)
     samples, protocol, _ = open_source(source, settings, device, screen)
-    known, unseen = (open_pictures(source, preprocessing, device) for source in (training, held_out))
-    protocol |= {"training": identity(training), "held_out": identity(held_out)}
+    known, unseen = (open_images(images, preprocessing, device) for images in (training, held_out))
+    protocol |= {"training": content_identity(training), "held_out": content_identity(held_out)}
     rank, world = process_place()
     return memorization(
         samples, known, unseen, features, out, screen, protocol=protocol, batch_size=settings.batch_size,

@@ -36,15 +36,15 @@ __all__ = [
 
 
 def open_dataset(source: str, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
-    """The data set that a text names.
+    """Open the data set that a string names.
 
     Args:
         source: "digits", "glyphs-SIZE" (both also with "-held-out"), a latent cache, a folder, tar shards, a sample
             file (.npz), or "hf:NAME[:SPLIT]".
         settings: how images are brought to one size.
-        report: CSV file for the names of images that are skipped.
+        report: CSV file to which the names of skipped images are written.
 
     Raises:
-        InputError: nothing there, or settings that do not suit the data.
+        InputError: the source does not exist, or the settings do not suit the data.
     """
     return parse_source(source, "" if settings is None else settings.labels).open(settings, report)

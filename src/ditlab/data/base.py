@@ -17,33 +17,33 @@ T = TypeVar("T")
 
 
 class Dataset(ABC):
-    """uint8 images or videos of equal size with their conditions, or their moments from a latent cache."""
+    """A data set: uint8 images or videos of equal size, or their latent moments, each with a condition."""
 
     classes: list[str]  # names; the position is the label
     labels: Tensor  # (N,) int64; all 0 where there are no classes
     channels: int
     size: tuple[int, ...]
     """(height, width) of the images, or (frames, height, width) of the videos."""
-    preprocessing: dict[str, Any] = {}  # noqa: RUF012 - how the sizes were made equal; never changed in place
-    skipped: Mapping[str, str] = {}  # name and reason of each image that could not be read so far
+    preprocessing: dict[str, Any] = {}  # noqa: RUF012 - how images were resized; never changed in place
+    skipped: Mapping[str, str] = {}  # images that could not be read until now: name -> reason
     features: str = "inception"
-    """Features in which distances to this data are measured by default."""
+    """Name of the feature network that evaluations of this data use by default."""
     held_out_name: str = ""
-    """Name of the data set of the images that this one leaves for evaluation; empty where there is none."""
+    """Name of the data set that holds the held-out images of this one; empty if there is none."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def fetch(self, indices: Tensor) -> Batch:
-        """The images with these indices (B,)."""
+        """The images or moments with these indices (B,), and their conditions."""
 
     def fetch_readable(self, indices: Tensor) -> Batch:
-        """The images with these indices that can be read."""
+        """Like `fetch`, but without images that cannot be read."""
         return self.fetch(indices)
 
     def condition(self, indices: Tensor) -> Condition:
-        """The conditions of the images with these indices (B,); a data set without class labels overrides it."""
+        """The conditions of the images with these indices (B,). Data sets without class labels override this."""
         return Condition(label=self.labels[indices])
 
 
@@ -73,26 +73,27 @@ class InMemory(Dataset):
 
 
 def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Tensor]:
-    """Endless batches of indices (batch,): one seeded permutation after the other, from position `seen` on.
+    """Endless batches of indices (batch,): a new seeded permutation for each epoch, starting at position `seen`.
 
-    A pure function of its arguments: a run that resumes at `seen` reads what an uninterrupted run would read.
+    The order depends on the arguments only, so a run that resumes at `seen` reads the same images as an uninterrupted
+    run.
     """
     epoch, position = divmod(seen, count)
 
     def permutation(epoch: int) -> Tensor:
         return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
-    left = permutation(epoch)[position:]
+    remaining = permutation(epoch)[position:]
     while True:
-        while len(left) < batch:
+        while len(remaining) < batch:
             epoch += 1
-            left = torch.cat([left, permutation(epoch)])
-        yield left[:batch]
-        left = left[batch:]
+            remaining = torch.cat([remaining, permutation(epoch)])
+        yield remaining[:batch]
+        remaining = remaining[batch:]
 
 
 def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch], depth: int = 2) -> Iterator[Batch]:
-    """The batches of an order; a thread reads the next `depth` batches while the caller works on the current one."""
+    """Read the batches of an order in a thread, up to `depth` batches before the caller needs them."""
     reader = ThreadPoolExecutor(1)
     try:
         pending = deque(reader.submit(fetch, indices) for indices in islice(order, depth))
@@ -105,6 +106,6 @@ def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch], depth: int 
 
 
 def spread(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int, chunk: int = 1024) -> Iterator[T]:
-    """function(0), ..., function(count - 1) in order; `pool.map` would queue a million calls, which is gigabytes."""
+    """function(0), ..., function(count - 1) in order, in chunks: `pool.map` would queue all calls at once."""
     for start in range(0, count, chunk):
         yield from pool.map(function, range(start, min(count, start + chunk)))

@@ -1,4 +1,4 @@
-"""Images of a source as a data set: decoded when they are read, brought to one size, unreadable ones replaced."""
+"""A data set of image files: images are decoded and resized when they are read, and unreadable ones are replaced."""
 
 import csv
 from collections.abc import Callable
@@ -25,9 +25,10 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 class Images(Dataset):
-    """Images of a source. With `preprocess.flip` there are twice as many: image i + N is image i mirrored.
+    """The images of a source, resized to one size.
 
-    An image that cannot be read is replaced in a batch by the next one that can, and listed in `skipped`.
+    With `preprocess.flip` there are 2 N images: image i + N is image i mirrored. If an image cannot be read, the next
+    readable image takes its place in the batch, and `skipped` lists its name.
     """
 
     def __init__(
@@ -38,16 +39,17 @@ class Images(Dataset):
         report: Path | None = None,
         max_skipped: float = 0.05,
     ) -> None:
-        """Without a `preprocess` all images must have the same size already.
+        """Without `preprocess`, all images of the source must already have the same size.
 
         Args:
             source: where the images come from.
             preprocess: how they are brought to one size.
-            report: CSV file of skipped images and reasons; written when the first one is skipped.
-            max_skipped: share of the images that may be skipped; one always may, unless it is 0.
+            report: CSV file with names and reasons of skipped images; created when the first image is skipped.
+            max_skipped: largest share of the images that may be skipped. One image may be skipped even if its share is
+                larger, unless this is 0.
 
         Raises:
-            InputError: images of different sizes.
+            InputError: there is no `preprocess`, and the images differ in size.
         """
         self.source, self.report, self.max_skipped = source, report, max_skipped
         self.skipped: dict[str, str] = {}
@@ -69,7 +71,7 @@ class Images(Dataset):
 
     def fetch(self, indices: Tensor) -> Batch:
         pairs = list(self.pool.map(self._readable_from, indices.tolist()))
-        return self._batch([array for _, array in pairs], torch.tensor([place for place, _ in pairs]))
+        return self._batch([array for _, array in pairs], torch.tensor([index for index, _ in pairs]))
 
     def fetch_readable(self, indices: Tensor) -> Batch:
         arrays = list(self.pool.map(self._read, indices.tolist()))
@@ -82,21 +84,21 @@ class Images(Dataset):
         return Batch(stacked.permute(0, 3, 1, 2).contiguous(), self.condition(indices))
 
     def _readable_from(self, i: int) -> tuple[int, Array]:
-        """The first image from number i on that can be read, with its number."""
+        """Index and pixels of the first readable image, starting at index i."""
         for step in range(len(self)):
-            array = self._read(place := (i + step) % len(self))
+            array = self._read(index := (i + step) % len(self))
             if array is not None:
-                return place, array
+                return index, array
         raise InputError(f"none of the {len(self.source)} images can be read")
 
-    def _read(self, place: int) -> Array | None:
-        i = place % len(self.source)
+    def _read(self, index: int) -> Array | None:
+        i = index % len(self.source)
         try:
             array = self.make(i)
         except Unreadable as error:
             self._skip(self.source.name(i), str(error))
             return None
-        return np.ascontiguousarray(array[:, ::-1]) if place >= len(self.source) else array
+        return np.ascontiguousarray(array[:, ::-1]) if index >= len(self.source) else array
 
     def _skip(self, name: str, reason: str) -> None:
         with self.lock:
@@ -120,7 +122,7 @@ class Images(Dataset):
         return array
 
     def _common_shape(self) -> tuple[tuple[int, int], int]:
-        """(height, width) of all images and their channels, 1 if all are gray; only headers are read."""
+        """(height, width) of all images, and their channels: 1 if all are gray, else 3. Only headers are read."""
         first: tuple[str, tuple[int, int]] | None = None
         gray = True
         for i, header in enumerate(spread(self.pool, self._header, len(self.source))):
@@ -132,25 +134,25 @@ class Images(Dataset):
             if size != first[1]:
                 raise InputError(
                     f"{self.source.name(i)} has {size[0]}x{size[1]} pixels (height x width) but {first[0]} has "
-                    f"{first[1][0]}x{first[1][1]}; give a size (data.size) to bring all images to one size"
+                    f"{first[1][0]}x{first[1][1]}; give a size (data.size) to resize all images"
                 )
         if first is None:
             raise InputError(f"none of the {len(self.source)} images can be read, beginning with {self.source.name(0)}")
         return first[1], 1 if gray else 3
 
     def _header(self, i: int) -> tuple[tuple[int, int], bool] | None:
-        """(height, width) of an image as it is displayed, and whether it is gray."""
+        """(height, width) of an image as it is displayed, and whether it is gray; None if it cannot be read."""
         try:
             with self.source.raw(i) as image:
                 swapped = image.getexif().get(ORIENTATION, 1) >= SIDES_SWAPPED_FROM
                 size = (image.width, image.height) if swapped else (image.height, image.width)
                 return size, image.mode in ("1", "L", "I;16", "I") and not image.has_transparency_data
-        except Exception:  # it will be skipped, with its reason, when it is read
+        except Exception:  # `_read` will skip it and record the reason
             return None
 
 
 def read_names(file: Path | None) -> set[str]:
-    """Names that an earlier part of the same run listed as skipped."""
+    """Names in a report that an earlier part of the same run wrote."""
     if file is None or not file.exists():
         return set()
     with file.open(newline="", encoding="utf-8") as opened:
@@ -158,7 +160,7 @@ def read_names(file: Path | None) -> set[str]:
 
 
 def append_report(file: Path, name: str, reason: str) -> None:
-    """Add a line to skipped.csv: the name of a skipped image, and the reason."""
+    """Append the name of a skipped image and the reason to a CSV file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
@@ -172,7 +174,7 @@ def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
         for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):
-            home = folder / (dataset.classes[label] if dataset.classes else "")
-            home.mkdir(parents=True, exist_ok=True)
+            class_folder = folder / (dataset.classes[label] if dataset.classes else "")
+            class_folder.mkdir(parents=True, exist_ok=True)
             array = image.permute(1, 2, 0).numpy()
-            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(home / f"{i:06d}.png")
+            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(class_folder / f"{i:06d}.png")

@@ -1,7 +1,7 @@
-"""Sample files as the field uses them: one .npz with all images as `arr_0` (N, H, W, C) uint8, and labels as `arr_1`.
+"""Sample files in the format of ADM's evaluator: one .npz with all images as `arr_0` (N, H, W, C) uint8.
 
-They are written block by block into a draft beside the file, by any number of processes; after an interruption the
-writing resumes. They are read without being loaded.
+`arr_1` holds the labels. Any number of processes write the blocks of a file into a draft beside it; an interrupted
+process resumes at the first missing block. Files are read row by row, without loading them into memory.
 """
 
 import json
@@ -26,13 +26,13 @@ BLOCK = 256  # images in a block; sampling resumes at a block
 
 @final
 class SampleFile(Dataset):
-    """Images of a sample file, or of a reference of ADM's evaluator."""
+    """The images of a sample file, or of a reference of ADM's evaluator."""
 
     def __init__(self, file: Path) -> None:
-        """Open a file; unless it is compressed, images are read only when they are needed.
+        """Open a file. Images are read when they are needed; a compressed file is loaded whole.
 
         Raises:
-            InputError: no such file, or one without images.
+            InputError: the file does not exist, or holds no images.
         """
         self.pixels = stored_rows(file, "arr_0")
         if len(self.pixels.shape) != 4 or self.pixels.dtype != np.uint8 or self.pixels.shape[3] not in (1, 3):
@@ -46,7 +46,10 @@ class SampleFile(Dataset):
         if "arr_1" in array_names(file) and count:
             labels = map_array(file, "arr_1")
             if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-                raise InputError(f"{file} has labels arr_1 of shape {labels.shape}, not one from 0 for each image")
+                raise InputError(
+                    f"{file} has labels arr_1 of shape {labels.shape} and type {labels.dtype}; "
+                    f"give one integer from 0 for each of the {count} images"
+                )
             self.labels = torch.from_numpy(labels.astype(np.int64))
             self.classes = [str(i) for i in range(int(labels.max()) + 1)]
 
@@ -59,7 +62,7 @@ def array_names(file: Path) -> list[str]:
     """Names of the arrays in an .npz file.
 
     Raises:
-        InputError: no such file, or no .npz file.
+        InputError: the file does not exist, or is not an .npz file.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -67,20 +70,24 @@ def array_names(file: Path) -> list[str]:
     except FileNotFoundError:
         raise InputError(f"no file {file}; give an existing .npz") from None
     except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} is truncated or no .npz file ({error}); write it again") from error
+        raise InputError(f"{file} is truncated or not an .npz file ({error}); write it again") from error
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """What a reference file that ditlab wrote says about itself; empty for other files.
+    """The description in a reference file that ditlab wrote; empty for other files.
 
     Raises:
-        InputError: no such file.
+        InputError: the file does not exist, or is not an .npz file.
     """
     return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
 
 
 def map_array(file: Path, name: str) -> NDArray[np.generic]:
-    """An array of an .npz file: memory-mapped if it is stored uncompressed, otherwise loaded."""
+    """An array of an .npz file: memory-mapped if it is stored uncompressed, otherwise loaded.
+
+    Raises:
+        InputError: the file does not exist, is damaged, or holds no such array.
+    """
     if name not in array_names(file):
         raise InputError(f"{file} has no {name}; give a sample file")
     try:
@@ -100,13 +107,13 @@ def map_array(file: Path, name: str) -> NDArray[np.generic]:
 
 
 def stored_rows(file: Path, name: str) -> RowFile | NDArray[Any]:
-    """An array of an .npz file: rows are read when they are needed if it is stored uncompressed, otherwise loaded."""
+    """An array of an .npz file: read row by row if it is stored uncompressed, otherwise loaded."""
     array = map_array(file, name)
     return RowFile(file, array.shape, array.dtype, start=array.offset) if isinstance(array, np.memmap) else array
 
 
 def data_start(file: Path, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: after its local header, whose two lengths are not in the directory."""
+    """Position of the first byte of a member: after its local header, whose length is not in the zip directory."""
     with file.open("rb") as opened:
         opened.seek(info.header_offset + 26)
         lengths = np.frombuffer(opened.read(4), "<u2")
@@ -115,7 +122,7 @@ def data_start(file: Path, info: zipfile.ZipInfo) -> int:
 
 @dataclass
 class Draft:
-    """Images (N, H, W, C) uint8 in a raw file, and which blocks of it are done; processes share it."""
+    """An unfinished sample file, which several processes share: raw images (N, H, W, C) uint8, and finished blocks."""
 
     file: Path
     shape: tuple[int, ...]
@@ -124,17 +131,17 @@ class Draft:
         self.blocks = -(-self.shape[0] // BLOCK)
         self.marks = self.file.with_suffix(".done")
         if not self.file.exists():
-            self.marks.unlink(missing_ok=True)  # they would belong to images that are gone
+            self.marks.unlink(missing_ok=True)  # they mark blocks of a deleted file
         self.pixels = row_file(self.file, self.shape, "u1")
         allocate(self.marks, self.blocks)
         self.done = np.memmap(self.marks, "u1", "r+", shape=(self.blocks,))
 
     def left(self, rank: int = 0, world: int = 1) -> list[int]:
-        """Blocks that this process still has to generate; each block belongs to one process."""
+        """Numbers of the blocks that this process still has to generate; each block belongs to one process."""
         return [block for block in range(rank, self.blocks, world) if not self.done[block]]
 
     def places(self, block: int) -> Tensor:
-        """Numbers of the images of a block."""
+        """Indices of the images in a block."""
         return torch.arange(block * BLOCK, min(self.shape[0], (block + 1) * BLOCK))
 
     def put(self, block: int, images: Tensor) -> None:
@@ -148,7 +155,7 @@ class Draft:
         """Write the sample file and remove the draft.
 
         Raises:
-            InputError: a disk that is full; the draft stays.
+            InputError: the disk is full; the draft is kept.
         """
         try:
             with replacing(out) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

@@ -1,4 +1,4 @@
-"""What a text such as "digits", "images/", "hf:mnist", "cache/" or "samples.npz" names: the only place that decides."""
+"""Recognize which kind of data source a string names, such as "digits", "images/", "hf:mnist" or "samples.npz"."""
 
 import hashlib
 import zipfile
@@ -22,43 +22,48 @@ from ditlab.data.sources.dataset import DatasetImages
 
 @dataclass(frozen=True)
 class SourceSpec(ABC):
-    """A data source that a text names; nothing is opened yet."""
+    """A data source that a string names; nothing is opened yet."""
 
     text: str
     resizable: ClassVar[bool] = False
-    """Whether its images can be brought to another size."""
+    """Whether its images can be resized when they are read."""
 
     @classmethod
     @abstractmethod
     def parse(cls, text: str, labels: str = "") -> Self | None:
-        """The source, or None if the text names another kind of source or none."""
+        """The source, or None if the string does not name a source of this class.
+
+        Args:
+            text: the string.
+            labels: a CSV or JSONL file with the labels of a flat folder, or empty.
+        """
 
     @abstractmethod
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
-        """The data set.
+        """Open the data set.
 
         Args:
             settings: how images are brought to one size.
-            report: CSV file for the names of images that are skipped.
+            report: CSV file to which the names of skipped images are written.
 
         Raises:
-            InputError: data that cannot be read, or settings that do not suit it.
+            InputError: the data cannot be read, or the settings do not suit it.
         """
 
     def images(self, labels: str = "") -> Source:
-        """Every image by number and name, for a survey."""
+        """The images by index and name, for a survey."""
         return DatasetImages(self.open(), self.text)
 
     def identity(self) -> str:
-        """Hash of the content, see `content_identity`."""
+        """Hash of the content; see `content_identity`."""
         return content_identity(self.text)
 
     def held_out(self) -> "SourceSpec | None":
-        """The images that this source leaves for evaluation; None where there are none."""
+        """The source of the held-out images; None if there is none."""
         return None
 
     def default_features(self) -> str:
-        """Features in which distances to this source are measured by default."""
+        """Name of the feature network that evaluations use by default."""
         return "inception"
 
 
@@ -100,7 +105,7 @@ class Cache(SourceSpec):
         return cache
 
     def images(self, labels: str = "") -> Source:
-        raise InputError(f"{self.text} is a latent cache and holds no images; give the images that it was made from")
+        raise InputError(f"{self.text} is a latent cache and holds no images; give the source of its images")
 
 
 class SampleNpz(SourceSpec):
@@ -115,12 +120,12 @@ class SampleNpz(SourceSpec):
         return SampleFile(Path(self.text))
 
     def default_features(self) -> str:
-        """The features that a reference of ours holds."""
+        """The features in a reference of ditlab; Inception's for other files."""
         return str(read_about(Path(self.text)).get("features", "inception"))
 
 
 class ImageFiles(SourceSpec):
-    """Images in a folder, in tar shards or in a Hugging Face data set: whatever `SOURCES` can open."""
+    """Images in a folder, in tar shards or in a Hugging Face data set: any source in `SOURCES`."""
 
     resizable = True
 
@@ -139,23 +144,23 @@ class ImageFiles(SourceSpec):
 
 
 SPECS: tuple[type[SourceSpec], ...] = (Cache, SampleNpz, ImageFiles, Builtin)
-"""In the order in which they are tried."""
+"""All kinds of data sources, in the order in which they are tried."""
 
 
 def find_spec(text: str, labels: str = "") -> SourceSpec | None:
-    """The data source that a text names; None if it names none (a model, perhaps, or nothing)."""
+    """The data source that a string names; None if it names no data source."""
     return next((spec for spec_class in SPECS if (spec := spec_class.parse(text, labels)) is not None), None)
 
 
 def parse_source(text: str, labels: str = "") -> SourceSpec:
-    """The data source that a text names.
+    """The data source that a string names.
 
     Args:
         text: a built-in data set, a latent cache, a sample file, a folder, tar shards, or "hf:NAME[:SPLIT]".
         labels: a CSV or JSONL file with the labels of a flat folder.
 
     Raises:
-        InputError: the text names no data source.
+        InputError: the string names no data source.
     """
     spec = find_spec(text, labels)
     if spec is None:
@@ -164,10 +169,10 @@ def parse_source(text: str, labels: str = "") -> SourceSpec:
 
 
 def preprocessing(settings: Preparation) -> Preprocess | None:
-    """How the settings bring images to one size; None without a size.
+    """The preprocessing that settings describe; None if they have no size.
 
     Raises:
-        InputError: settings that need a size.
+        InputError: there is no size, and another setting needs one.
     """
     if settings.size:
         height, width = parse_size(settings.size)
@@ -182,14 +187,15 @@ def preprocessing(settings: Preparation) -> Preprocess | None:
 def _check_size(dataset: Dataset, settings: Preparation | None, what: str) -> None:
     preprocess = preprocessing(settings or Preparation())
     if preprocess is not None and preprocess.size != dataset.size:
-        actual, wanted = ("x".join(map(str, size)) for size in (dataset.size, preprocess.size))
-        raise InputError(f"{what} has images of {actual}, not {wanted}; leave the size out")
+        actual, required = ("x".join(map(str, size)) for size in (dataset.size, preprocess.size))
+        raise InputError(f"{what} has images of {actual}, not {required}; omit the size")
 
 
 def content_identity(text: str) -> str:
-    """Hash of the content at a path: names, sizes and times of files, or the parts of an .npz file.
+    """Hash that identifies the content of a data source, 16 digits.
 
-    Features are not part of it: their last digits depend on the machine.
+    It covers names, sizes and modification times of files; for an .npz file, names, sizes and checksums of its members;
+    otherwise the string itself. Features are not hashed, because their last digits depend on the machine.
     """
     path = Path(text)
     if path.suffix == ".npz" and path.is_file():

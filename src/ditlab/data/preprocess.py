@@ -1,7 +1,7 @@
-"""Images of any mode and size -> uint8 arrays of one shape.
+"""Resize images of any mode and size to uint8 arrays of one shape.
 
-"crop" is what ADM and DiT do: halve with a box filter while more than twice too large, resize bicubically to cover the
-target, cut out the center. "letterbox" pads, "stretch" distorts.
+"crop" is the preprocessing of ADM and DiT: halve with a box filter while both sides are at least twice the target,
+resize bicubically to cover the target, and crop the center. "letterbox" pads, "stretch" changes the aspect ratio.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ Fit = Literal["crop", "letterbox", "stretch"]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How images are brought to one size."""
+    """Settings with which images are brought to one size."""
 
     size: tuple[int, int]  # (height, width)
     fit: Fit = "crop"
-    flip: bool = False  # add the mirrored version of each image
-    background: str = "white"  # under transparent parts, and beside letterboxed images
+    flip: bool = False  # add a mirrored copy of each image
+    background: str = "white"  # color of transparent parts, and of the bars of letterboxed images
     channels: int = 3
 
     def __post_init__(self) -> None:
@@ -36,32 +36,33 @@ class Preprocess:
         color(self.background)
 
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """An image as (height, width, channels) uint8.
+        """Resize an image to an array (height, width, channels) uint8.
 
         Raises:
-            Unreadable: values out of range, or broken EXIF data.
+            Unreadable: values are out of range, or the EXIF data are broken.
         """
         fitted = FITS[self.fit](to_rgb(image, self.background), self.size, self.background)
         return as_array(fitted, self.channels)
 
 
 def as_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """(height, width, 1 or 3) uint8."""
+    """The pixels of an image as an array (height, width, channels) uint8, with 1 or 3 channels."""
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Any image upright as 8-bit gray ("L") or "RGB", transparent parts over the background.
+    """Convert an image of any mode to 8-bit gray ("L") or "RGB".
 
-    16-bit values become 8-bit values by dividing by 257; floating-point values are taken as 0..1.
+    EXIF rotation is applied, and transparent parts are blended with the background. 16-bit values are divided by 257;
+    floating-point values must be in 0..1.
 
     Raises:
-        Unreadable: values out of range, or broken EXIF data.
+        Unreadable: values are out of range, or the EXIF data are broken.
     """
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow parses EXIF data only now, and raises almost anything
+    except Exception as error:  # Pillow parses EXIF data only now, and raises exceptions of many types
         raise Unreadable(f"broken EXIF data ({error})") from error
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         return _eight_bits(image, 65535)
@@ -74,7 +75,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, top: int) -> Image.Image:
-    """Gray values 0..top as 0..255; clipping other values would silently make them black or white."""
+    """Scale gray values from 0..top to 0..255; other values are rejected, because clipping them would go unnoticed."""
     values = np.asarray(image).astype(np.float64)
     if not (values.min() >= 0 and values.max() <= top):  # also true of NaN
         raise Unreadable(f"values from {values.min():g} to {values.max():g}, not within 0..{top}")
@@ -82,22 +83,22 @@ def _eight_bits(image: Image.Image, top: int) -> Image.Image:
 
 
 def color(name: str) -> tuple[int, ...]:
-    """A color by name or #rrggbb."""
+    """The RGB values 0..255 of a color, which is a name or #rrggbb."""
     try:
         return ImageColor.getrgb(name)[:3]  # a background cannot be transparent itself
     except ValueError:
-        raise InputError(f'background "{name}" is no color; give a name such as white, or #rrggbb') from None
+        raise InputError(f'background "{name}" is not a color; give a name such as white, or #rrggbb') from None
 
 
 def halved(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Halved with a box filter as long as it stays at least twice as large as (height, width)."""
+    """Halve an image with a box filter while both sides are at least twice the given height and width."""
     while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     return image
 
 
 def crop(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
-    """The center, as large as possible."""
+    """Resize to cover the target size, and crop the center."""
     height, width = size
     image = halved(image, height, width)
     scale = max(height / image.height, width / image.width)
@@ -108,7 +109,7 @@ def crop(image: Image.Image, size: tuple[int, int], background: str) -> Image.Im
 
 
 def letterbox(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
-    """The whole image, with bars of the background color."""
+    """Resize to fit into the target size, and add bars of the background color."""
     height, width = size
     scale = min(height / image.height, width / image.width)
     inner = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
@@ -119,7 +120,7 @@ def letterbox(image: Image.Image, size: tuple[int, int], background: str) -> Ima
 
 
 def stretch(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
-    """The whole image, each side scaled separately."""
+    """Resize to the target size without keeping the aspect ratio."""
     height, width = size
     return halved(image, height, width).resize((width, height), Image.Resampling.BICUBIC)
 

@@ -1,6 +1,6 @@
-"""Rows of equal shape in a file, read and written in place.
+"""Arrays in files, of which single rows are read and written in place.
 
-The file is not memory-mapped: pages that a process has touched would count as its memory, in the end the whole file.
+Files are not memory-mapped: the pages that a process has read would count as its resident memory, up to the whole file.
 """
 
 import copy
@@ -18,12 +18,12 @@ from ditlab.core.errors import InputError
 
 @final
 class RowFile:
-    """An array (N, ...) in a file; slices, or rows by their numbers, are read when they are needed."""
+    """An array (N, ...) in a file; indexing with a slice or with row numbers reads those rows."""
 
     def __init__(
         self, file: Path, shape: tuple[int, ...], dtype: DTypeLike, *, start: int = 0, writable: bool = False
     ) -> None:
-        """Open a file that is long enough; it stays readable after another process has removed it.
+        """Open an existing file; it stays readable after another process has removed it.
 
         Args:
             file: path.
@@ -35,9 +35,9 @@ class RowFile:
         self.file, self.shape, self.dtype, self.start = file, shape, np.dtype(dtype), start
         self.row_bytes = size_of((1, *shape[1:]), dtype)
         self.numbers: NDArray[np.int64] | None = None  # of the selected rows; None is all
-        self.whole: RowFile | None = None  # the file that this selects from, which stays open
+        self.source: RowFile | None = None  # the array that this one selects rows from; the reference keeps it open
         self.opened = file.open("r+b" if writable else "rb", buffering=0)
-        self.turn = Lock()  # threads share the position in the file
+        self.lock = Lock()  # threads share the position in the file
         weakref.finalize(self, self.opened.close)
 
     def __len__(self) -> int:
@@ -55,64 +55,64 @@ class RowFile:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return self[:].astype(dtype or self.dtype, copy=False)
 
-    def only(self, wanted: NDArray[np.bool_]) -> Self:
-        """The rows where `wanted` is true; nothing is copied."""
+    def only(self, selected: NDArray[np.bool_]) -> Self:
+        """The rows where `selected` (N,) is true; nothing is copied."""
         selection = copy.copy(self)
-        selection.numbers = np.flatnonzero(wanted)
-        selection.shape, selection.whole = (len(selection.numbers), *self.shape[1:]), self
+        selection.numbers = np.flatnonzero(selected)
+        selection.shape, selection.source = (len(selection.numbers), *self.shape[1:]), self
         return selection
 
     def write(self, first: int, rows: NDArray[Any]) -> None:
         """Write rows (n, ...) from number `first` on."""
-        left = np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8)
-        with self.turn:
+        remaining = np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8)
+        with self.lock:
             self.opened.seek(self.start + first * self.row_bytes)
-            while len(left):
-                left = left[self.opened.write(left.data) :]
+            while len(remaining):
+                remaining = remaining[self.opened.write(remaining.data) :]
 
     def flush(self) -> None:
         """Wait until all written rows are on the disk."""
         os.fsync(self.opened.fileno())
 
     def _read(self, first: int, rows: NDArray[Any]) -> None:
-        left = rows.reshape(-1).view(np.uint8)
-        with self.turn:
+        remaining = rows.reshape(-1).view(np.uint8)
+        with self.lock:
             self.opened.seek(self.start + first * self.row_bytes)
-            while len(left):
-                count = self.opened.readinto(left.data)
+            while len(remaining):
+                count = self.opened.readinto(remaining.data)
                 if not count:
                     raise InputError(f"{self.file} is truncated; write it again")
-                left = left[count:]
+                remaining = remaining[count:]
 
 
 def row_file(file: Path, shape: tuple[int, ...], dtype: DTypeLike) -> RowFile:
-    """Rows in a file, which is created full of zeros if it does not exist.
+    """A writable array in a file, which is created with zeros if it does not exist.
 
     Raises:
-        InputError: a file of another length, or a full disk.
+        InputError: the file has another length, or the disk is full.
     """
     allocate(file, size_of(shape, dtype))
     return RowFile(file, shape, dtype, writable=True)
 
 
 def size_of(shape: tuple[int, ...], dtype: DTypeLike) -> int:
-    """Bytes of an array."""
+    """Size of an array in bytes."""
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
-def allocate(file: Path, wanted: int) -> None:
-    """Create a file of this length, or check the length of an existing one.
+def allocate(file: Path, size: int) -> None:
+    """Create a file of this size in bytes, or check the size of an existing one.
 
     Raises:
-        InputError: a file of another length, or a full disk.
+        InputError: the file has another length, or the disk is full.
     """
     try:
         with file.open("ab") as opened:
             if opened.tell() == 0 and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(opened.fileno(), 0, wanted)  # a full disk is an error now, not later
+                os.posix_fallocate(opened.fileno(), 0, size)  # reports a full disk now and not after hours of work
             elif opened.tell() == 0:
-                opened.truncate(wanted)
-        if file.stat().st_size != wanted:
-            raise InputError(f"{file} belongs to another run ({file.stat().st_size} bytes, not {wanted}); remove it")
+                opened.truncate(size)
+        if file.stat().st_size != size:
+            raise InputError(f"{file} belongs to another run ({file.stat().st_size} bytes, not {size}); remove it")
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}; free some space or give another path") from error

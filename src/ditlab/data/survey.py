@@ -1,4 +1,4 @@
-"""A survey of images before training: classes, sizes, unreadable files, duplicates, a contact sheet."""
+"""Survey a data set before training: classes, sizes, unreadable files, duplicates, and a contact sheet."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -44,13 +44,13 @@ class Survey:
     unreadable: dict[str, str]  # name -> reason
 
     def tables(self) -> list[Table]:
-        """The survey for the screen."""
+        """The survey as tables for the terminal."""
         summary = Table("property", "value", title=f"{self.images:,} images")
         summary.add_row("unreadable", f"{len(self.unreadable):,}")
         summary.add_row("duplicates", f"{sum(len(group) - 1 for group in self.duplicates):,}")
         summary.add_row("short side, min / median / max", " / ".join(map(str, self.short_side)))
         summary.add_row("modes", ", ".join(f"{mode} {count:,}" for mode, count in self.modes.items()))
-        tables = [summary, counted("class", self.classes), counted("height x width", self.sizes)]
+        tables = [summary, count_table("class", self.classes), count_table("height x width", self.sizes)]
         if self.unreadable:
             listed = Table("unreadable", "reason")
             for name, reason in list(self.unreadable.items())[:ROWS]:
@@ -64,8 +64,8 @@ class Survey:
         return tables
 
 
-def counted(what: str, counts: dict[str, int]) -> Table:
-    """The first rows of a count."""
+def count_table(what: str, counts: dict[str, int]) -> Table:
+    """A table of counts: the first rows, and the sum of the others."""
     table = Table(what, "images")
     for name, count in list(counts.items())[:ROWS]:
         table.add_row(literal(name), f"{count:,}")
@@ -115,7 +115,7 @@ def survey(source: Source, console: Console) -> Survey:
 
 
 def _inspect(source: Source, i: int) -> Properties | str:
-    """The properties of image i, or why it cannot be read."""
+    """The properties of image i, or the reason why it cannot be read."""
     try:
         image = source.read(i)
         mode = image.mode
@@ -128,7 +128,7 @@ def _inspect(source: Source, i: int) -> Properties | str:
 
 
 def sample_sheet(source: Source, path: Path) -> None:
-    """Write a contact sheet: up to 16 classes, the first 8 readable images of each.
+    """Write a contact sheet: a row for each of up to 16 classes, with its first 8 readable images.
 
     Raises:
         InputError: no image can be read.
@@ -148,11 +148,11 @@ def sample_sheet(source: Source, path: Path) -> None:
     shown = [row for row in rows if row]
     names = [cut(name) for name, row in zip(source.classes, rows, strict=False) if row]
     if not shown:
-        raise InputError(f"none of {len(source)} images can be read for {path}; leave the contact sheet out")
+        raise InputError(f"none of {len(source)} images can be read for {path}; omit the contact sheet")
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(shown, names or None).save(path, "PNG")
 
 
 def cut(name: str) -> str:
-    """A name that is short enough to leave space for images."""
+    """A name, shortened to at most 24 characters."""
     return name if len(name) <= NAME else name[: NAME - 3] + "..."

@@ -1,4 +1,4 @@
-"""Any map-style torch data set of (image, label) pairs as a data set for training."""
+"""Wrap a map-style torch data set of (image, label) pairs as a data set for training."""
 
 import operator
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ GIVE = "give PIL images, or uint8 tensors (C, H, W) or arrays (H, W, C)"
 
 
 def from_torch(dataset: Any) -> "TorchImages":
-    """A torch data set of (image, label) pairs as a data set for training.
+    """Wrap a torch data set of (image, label) pairs as a data set for training.
 
     Images are PIL images, uint8 tensors (C, H, W) or (H, W), or uint8 arrays (H, W, C) or (H, W), all of one size;
-    labels are whole numbers from 0. Class names come from `.classes` if there is one.
+    labels are integers from 0. Class names come from the attribute `classes` if there is one.
 
     Args:
-        dataset: with `__len__` and `__getitem__`, such as those of torchvision.
+        dataset: a data set with `__len__` and `__getitem__`, such as those of torchvision.
 
     Raises:
-        InputError: no map-style data set, or images or labels of another type.
+        InputError: it is not a map-style data set, or its images or labels have another type.
     """
     return TorchImages(dataset)
 
@@ -38,13 +38,13 @@ class TorchImages(Dataset):
     def __init__(self, dataset: Any) -> None:
         """Read the first image for its shape, and all labels.
 
-        Labels come from `.targets` if there is one; otherwise every pair is read once.
+        Labels come from the attribute `targets` or `labels` if there is one; otherwise each pair is read once.
         """
         name = type(dataset).__name__
         if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-            raise InputError(f"{name} is no map-style data set; give one with __len__ and __getitem__")
+            raise InputError(f"{name} is not a map-style data set; give one with __len__ and __getitem__")
         if not len(dataset):
-            raise InputError(f"{name} holds no images")
+            raise InputError(f"{name} holds no images; give a data set with at least one")
         self.dataset = dataset
         first = self._pair(0)[0]
         self.channels = 1 if isinstance(first, Image.Image) and first.mode in ("1", "L") else 3
@@ -75,7 +75,7 @@ class TorchImages(Dataset):
         return pair[0], pair[1]
 
     def _image(self, image: Any, i: int) -> Tensor:
-        """(C, H, W) uint8."""
+        """An image of the data set as a tensor (C, H, W) uint8."""
         if isinstance(image, Image.Image):
             return torch.from_numpy(as_array(to_rgb(image), self.channels).copy()).permute(2, 0, 1)
         return _channels_first(image, i)
@@ -88,7 +88,7 @@ class TorchImages(Dataset):
 
 
 def _channels_first(image: Any, i: int) -> Tensor:
-    """A uint8 tensor (C, H, W) from a tensor or an array."""
+    """A tensor or array as a tensor (C, H, W) uint8."""
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image if image.ndim == 2 else np.moveaxis(image, -1, 0))
     if not isinstance(image, Tensor):
@@ -102,33 +102,34 @@ def _channels_first(image: Any, i: int) -> Tensor:
 
 
 def _label(value: Any, i: int) -> int:
-    """A label as a whole number from 0."""
+    """A label as an integer from 0."""
     plain: Any = value.item() if isinstance(value, Tensor | np.generic) else value
     try:
         label = operator.index(plain)
     except TypeError:
         label = -1
-    if label < 0 or isinstance(value, bool):
-        raise InputError(f"label {i} is {value!r}; give whole numbers from 0")
+    if label < 0:
+        raise InputError(f"label {i} is {value!r}; give integers from 0")
     return label
 
 
 def _targets(dataset: Any) -> list[Any] | None:
-    """All labels without reading an image, where the data set (or the one in a `Subset`) lists them."""
+    """The labels that a data set, or the one in a `Subset`, lists as an attribute; None if it does not."""
     if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
         inner = _targets(dataset.dataset)
         return None if inner is None else [inner[int(i)] for i in dataset.indices]
-    targets = getattr(dataset, "targets", None)
-    if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
+    if getattr(dataset, "target_transform", None) is not None:
         return None
-    return list(targets)
+    listed = (getattr(dataset, name, None) for name in ("targets", "labels"))
+    targets = next((values for values in listed if values is not None), None)
+    return list(targets) if targets is not None and len(targets) == len(dataset) else None
 
 
 def _class_names(dataset: Any, count: int) -> list[str]:
-    """The names in `.classes`, or numbers."""
+    """Class names from the attribute `classes` of a data set, or of the one in a `Subset`; otherwise numbers."""
     while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
-    names = [str(name) for name in getattr(dataset, "classes", [])]
+    names = [str(name) for name in getattr(dataset, "classes", None) or []]
     if names and len(names) < count:
         raise InputError(f"label {count - 1} for {len(names)} classes; give labels from 0 to {len(names) - 1}")
     return names or [str(i) for i in range(count)]

@@ -1,7 +1,7 @@
-"""Score of a model of the bundled digits, from a small classifier with 64 features.
+"""Score samples of handwritten digits with a small classifier that has 64 features.
 
-Distances in its features are comparable only with each other, and are named `fd`, never FID. They depend on the number
-of images, so the real-vs-real FD is measured with the same number of real training digits.
+Frechet distances in these features are comparable only with each other, and are therefore named `fd` and never FID.
+They depend on the number of images, so the real-vs-real FD is measured with the same number of training digits.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from ditlab.data.builtin.digits import digits, held_out_digits
 from ditlab.evaluation.features.digits import digit_classifier
 from ditlab.evaluation.metrics import frechet_distance
 
-REAL_SUBSETS = 10  # the distance of a single random subset of real digits varies by a tenth
+REAL_SUBSETS = 10  # random subsets whose distances are averaged; single distances vary by about 10 %
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good samples of digits are."""
+    """The scores of samples of a built-in data set."""
 
-    accuracy: float  # share of samples classified as the class that they were conditioned on
-    fd: float  # Frechet distance of the samples to held-out real digits
-    fd_floor: float  # real-vs-real FD: of the same number of real training digits, mean of ten subsets
-    classifier_accuracy: float  # on held-out real digits
+    accuracy: float  # share of samples that are classified as the class that they were conditioned on
+    fd: float  # Frechet distance between the samples and held-out real images
+    fd_floor: float  # real-vs-real FD: the same distance for equally many training images, mean of ten subsets
+    classifier_accuracy: float  # accuracy of the classifier on held-out real images
 
 
 @torch.no_grad()
@@ -33,11 +33,11 @@ def score_digits(samples: Tensor, labels: Tensor) -> Score:
     """Score samples (N, 1, 8, 8) uint8 that were conditioned on the digits `labels` (N,).
 
     Raises:
-        InputError: images that are not 8x8 and gray, or more of them than there are training digits.
+        InputError: the images are not 8x8 and gray, or N is not between 65 and the number of training digits.
     """
     train, held_out = digits(), held_out_digits()
     if samples.shape[1:] != (1, 8, 8):
-        raise InputError(f"images of {tuple(samples.shape[1:])}; digits are (1, 8, 8)")
+        raise InputError(f"images of {tuple(samples.shape[1:])}; give digits (1, 8, 8)")
     if not 65 <= len(samples) <= len(train):
         raise InputError(f"{len(samples)} samples; give 65 (to determine 64 features) to {len(train)} (all real ones)")
     classifier = digit_classifier()

@@ -1,8 +1,7 @@
-"""From images to statistics: batch by batch, on several processes, resumable after an interruption.
+"""Gather statistics of images batch by batch, on several processes, resumable after an interruption.
 
-Images are divided into blocks, and each block belongs to one process. A process sums over the blocks that it has
-finished and writes the sums to its own file from time to time; the process that finds all blocks finished adds the
-files up.
+Images are divided into blocks, and each block belongs to one process. A process sums over its finished blocks, and
+writes the sums to its own file every 30 s. The process that finishes last adds the sums of all files.
 """
 
 import os
@@ -38,7 +37,7 @@ S = TypeVar("S", bound=Sums)
 
 @dataclass(frozen=True)
 class Gathered:
-    """Statistics, and how many images they are of."""
+    """Statistics, and the number of images from which they were computed."""
 
     statistics: Statistics
     count: int  # images that could be read
@@ -58,25 +57,25 @@ def gather(
     rank: int = 0,
     world: int = 1,
 ) -> Gathered | None:
-    """Statistics of the first `count` images.
+    """Compute the statistics of the first `count` images.
 
     Args:
-        images: a data set; the images of a model are generated now.
+        images: a data set; if they are samples of a model, they are generated now.
         count: number of images.
-        features: the network.
+        features: the feature network.
         console: where progress is shown.
-        keep: number of features to keep themselves, spread evenly over the images; in a file if there is a folder.
-        whole: replace an unreadable image by the next readable one, so that the numbering does not change.
-        batch_size: images given to the features at a time.
-        what: the word beside the progress bar.
+        keep: number of feature vectors to keep, evenly spaced over the images; in a file if there is a folder.
+        whole: replace an unreadable image by the next readable one, so that indices do not change.
+        batch_size: images that the feature network processes at a time.
+        what: label of the progress bar.
         folder: where the state is stored, from which an interrupted call resumes; None stores nothing.
-        rank, world: number of this process, and of all.
+        rank, world: index of this process, and number of processes.
 
     Returns:
-        None if other processes still work.
+        None if other processes are still at work.
 
     Raises:
-        InputError: images that the features cannot take, or features that are not finite.
+        InputError: the feature network does not support the images, or features are not finite.
     """
     kept = Rows(folder, spread_evenly(count, keep), features.dimension) if keep else None
     passed = pass_through(
@@ -105,16 +104,16 @@ def pass_through(
     rank: int = 0,
     world: int = 1,
 ) -> tuple[S, NDArray[np.int64]] | None:
-    """Any sums over the first `count` images, and how many images of each block could be read.
+    """Compute any sums over the first `count` images, and the number of readable images in each block.
 
-    Sums add a block at a time, whatever the batch size. Arguments as in `gather`, but for:
+    Sums add a block at a time, so they do not depend on the batch size. Arguments as in `gather`, except:
 
     Args:
-        make: creates empty sums.
-        kept: where features themselves are stored.
+        make: function that creates empty sums.
+        kept: where feature vectors are stored.
 
     Returns:
-        None if other processes still work.
+        None if other processes are still at work.
     """
     check_fit(images, features)
     if folder is not None:
@@ -143,17 +142,22 @@ def pass_through(
 
 
 def joined(parts: list[Extracted]) -> Extracted:
-    """The features of consecutive batches as one."""
+    """Concatenate the features of consecutive batches."""
 
-    def of(name: str) -> Tensor | None:
+    def concatenated(name: str) -> Tensor | None:
         values = [getattr(part, name) for part in parts]
         return None if values[0] is None else torch.cat(values)
 
-    return Extracted(torch.cat([part.features for part in parts]), of("spatial"), of("probabilities"))
+    features = torch.cat([part.features for part in parts])
+    return Extracted(features, concatenated("spatial"), concatenated("probabilities"))
 
 
 def check_finite(extracted: Extracted, numbers: Tensor) -> None:
-    """Raise an error that names the first image whose features are not finite."""
+    """Check that all features are finite.
+
+    Raises:
+        InputError: some are not; the message names the first such image.
+    """
     for values in (extracted.features, extracted.spatial):
         if values is not None and not values.isfinite().all():
             bad = int(numbers[~values.isfinite().all(1)][0])
@@ -161,12 +165,12 @@ def check_finite(extracted: Extracted, numbers: Tensor) -> None:
 
 
 def spread_evenly(total: int, count: int) -> NDArray[np.int64]:
-    """`count` evenly spaced numbers from 0 to total - 1, or all of them."""
+    """`count` evenly spaced integers from 0 to total - 1, or all of them if there are fewer."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 class Rows:
-    """Features of selected images, in a file if there is a folder."""
+    """Feature vectors of selected images, in a file if there is a folder."""
 
     def __init__(self, folder: Path | None, selected: NDArray[np.int64], dimension: int) -> None:
         self.selected, shape = selected, (len(selected), dimension)
@@ -178,7 +182,7 @@ class Rows:
             self.values = row_file(folder / FEATURES, shape, np.float32)
 
     def keep(self, start: int, features: Tensor) -> None:
-        """Store the selected rows of consecutive features (n, D), whose first row has the number `start`."""
+        """Store the selected rows of consecutive features (n, D), of which the first row has index `start`."""
         first, last = np.searchsorted(self.selected, [start, start + len(features)])
         values = features.numpy()[self.selected[first:last] - start]
         if isinstance(self.values, RowFile):
@@ -192,7 +196,11 @@ class Rows:
             self.values.flush()
 
     def of(self, counts: NDArray[np.int64]) -> Kept:
-        """The stored features, for these image counts of blocks: unreadable images leave gaps at the ends of blocks."""
+        """The stored features, without the rows that are empty because images of a block could not be read.
+
+        Args:
+            counts: number of readable images in each block.
+        """
         stored = self.selected % BLOCK < counts[self.selected // BLOCK]
         if stored.all():
             return self.values
@@ -211,13 +219,13 @@ class Journal(Generic[S]):
             self.file = folder / f"sums-{rank}-{len(list(folder.glob(f'sums-{rank}-*.npz')))}.npz"
 
     def finish_block(self, block: int, count: int, rows: Rows | None) -> None:
-        """Note that a block is finished."""
+        """Record that a block is finished, and write the sums if the last write was long ago."""
         self.counts[block] = count
         if time.monotonic() - self.saved > SAVE_EVERY:
             self.save(rows)
 
     def save(self, rows: Rows | None) -> None:
-        """Write the sums, and before them the features that belong to them."""
+        """Write the stored features, then the sums."""
         if self.folder is None:
             return
         if rows is not None:
@@ -230,9 +238,9 @@ class Journal(Generic[S]):
         self.saved = time.monotonic()
 
     def read(self, folder: Path) -> tuple[S, NDArray[np.int64]]:
-        """The sums of all files, and the counts of the blocks in them.
+        """Add the sums of all files; returns them with the image count of each block.
 
-        An incomplete file, or one with blocks that another file has too, is ignored: its blocks are computed again.
+        A file is ignored, and its blocks are computed again, if it is incomplete or shares a block with another file.
         """
         states = []
         for file in sorted(folder.glob("sums-*.npz")):
@@ -243,7 +251,7 @@ class Journal(Generic[S]):
                 sums.load(arrays)
                 states.append((blocks, sums))
             except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-                continue  # or another process has finished and removed it
+                continue  # incomplete, or removed by another process that has finished
         totals, counts = self.make(), np.full(self.blocks, UNFINISHED)
         for blocks, sums in sorted(states, key=lambda state: -(state[0] != UNFINISHED).sum()):
             if len(blocks) != self.blocks:
@@ -254,7 +262,7 @@ class Journal(Generic[S]):
         return totals, counts
 
     def finish(self, rows: Rows | None) -> tuple[S, NDArray[np.int64]] | None:
-        """The sums of everything, or None if other processes still work."""
+        """The sums of all processes, or None if other processes are still at work."""
         if self.folder is None:
             return self.sums, self.counts
         if (self.counts != UNFINISHED).any():
@@ -270,8 +278,17 @@ def forget(folder: Path) -> None:
 
 
 def check_fit(images: Dataset, features: Features) -> None:
-    """Raise an error for images that the features cannot take."""
+    """Check that a feature network supports the channels and the size of images.
+
+    Raises:
+        InputError: it does not.
+    """
     if features.channels not in (None, images.channels):
-        raise InputError(f"images of {images.channels} channels; the features {features.name} take {features.channels}")
+        raise InputError(
+            f"images of {images.channels} channels; the features {features.name} need {features.channels}, "
+            "choose other features"
+        )
     if features.size not in (None, tuple(images.size)):
-        raise InputError(f"images of {images.size}; the features {features.name} take {features.size}")
+        raise InputError(
+            f"images of {images.size}; the features {features.name} need {features.size}, choose other features"
+        )

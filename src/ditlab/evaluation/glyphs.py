@@ -1,7 +1,7 @@
-"""Score of a model of the built-in letters, from a small classifier with 64 features.
+"""Score samples of rendered letters with a small classifier that has 64 features.
 
 Images of any size are resized to 32x32 pixels. The classifier is trained once from a fixed seed and stored in the
-user's cache. As for the digits, distances in its features are named `fd`, never FID, and come with a real-vs-real FD.
+user's cache. As for digits, distances are named `fd` and never FID, and a real-vs-real FD is computed.
 """
 
 from statistics import fmean
@@ -24,7 +24,7 @@ def score_glyphs(images: Tensor, labels: Tensor) -> Score:
     """Score samples (N, 3, H, W) uint8 that were conditioned on the letters `labels` (N,), 0 to 25.
 
     Raises:
-        InputError: fewer samples than features, which do not determine a covariance.
+        InputError: N is 64 or less, which does not determine the covariance of 64 features.
     """
     if len(images) <= 64:
         raise InputError(f"{len(images)} samples; give more than 64 for a Frechet distance in 64 features")

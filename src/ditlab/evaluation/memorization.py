@@ -1,7 +1,7 @@
-"""Memorization test: are samples closer to the training images than held-out images are?
+"""Test for memorization: compare the distances of samples and of held-out images to the training images.
 
-Features of samples and held-out images go to disk. Training images are read once: the numbers of the nearest so far are
-kept, so that memory does not grow with any of the three sets.
+Features of samples and held-out images are stored on disk. Training images are read once, and only the nearest ones of
+each sample and held-out image are kept, so memory does not grow with the number of images.
 """
 
 import json
@@ -40,13 +40,13 @@ from ditlab.evaluation.statistics import Kept, Statistics
 from ditlab.report.sheets import contact_sheet, to_pil
 
 SHOWN, NEAREST = 10, 4
-EQUAL = 1e-4  # distances below this share of the features' spread are rounding errors: the images are the same
-PATIENCE = 2.0  # seconds between two checks whether other processes are done
+EQUAL = 1e-4  # images are equal if their distance is below this share of the features' standard deviation
+PATIENCE = 2.0  # seconds between checks whether other processes have finished
 
 
 @dataclass(frozen=True)
 class Memorization:
-    """How close samples are to the training images."""
+    """The result of a memorization test."""
 
     ratio: float
     """Median distance of samples to the nearest training image, divided by that of held-out images."""
@@ -66,18 +66,18 @@ class Memorization:
         )
 
 
-class Neighbours:
-    """The nearest training images of each query, of those seen so far; see `statistics.Sums`."""
+class NearestTraining:
+    """The k nearest training images of each query among those that were added; it implements `statistics.Sums`."""
 
     def __init__(self, queries: Sequence[Kept], k: int) -> None:
         self.queries, self.k = queries, k
-        self.near = [no_neighbors(len(each), k) for each in queries]
+        self.near = [no_neighbors(len(features), k) for features in queries]
 
     def add(self, indices: Tensor, extracted: Extracted, labels: Tensor | None) -> None:
         features = extracted.features.double()
         for queries, near in zip(self.queries, self.near, strict=True):
             for start, tile in tiles(queries):
-                before = Near(*(each[start : start + len(tile)] for each in near))
+                before = Near(*(values[start : start + len(tile)] for values in near))
                 after = merged(before, nearest(squared_distances(tile, features), indices, self.k))
                 for old, new in zip(before, after, strict=True):
                     old.copy_(new)
@@ -87,7 +87,7 @@ class Neighbours:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {
-            f"{name}.{i}": each.numpy() for i, near in enumerate(self.near) for name, each in near._asdict().items()
+            f"{name}.{i}": values.numpy() for i, near in enumerate(self.near) for name, values in near._asdict().items()
         }
 
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
@@ -110,28 +110,28 @@ def memorization(
     rank: int = 0,
     world: int = 1,
 ) -> Memorization | None:
-    """Compare distances to the nearest training image, in feature space.
+    """Compare the distances of samples and held-out images to their nearest training image, in feature space.
 
-    The same call again continues where it was stopped, or returns the result that exists.
+    The same call resumes an interrupted test, or returns an existing result.
 
     Args:
-        samples: images of a model.
-        training: what it was trained on.
-        held_out: real images that it never saw.
-        features: where distances are measured.
-        out: a PNG file: the samples that are closest, each beside its nearest training images. The numbers and the
-            protocol are written to a .json file beside it.
+        samples: images that a model generated.
+        training: images that the model was trained on.
+        held_out: real images that the model was not trained on.
+        features: feature network in which distances are measured.
+        out: PNG file for the samples that are closest to training images, each beside its nearest training images. The
+            result and the protocol are written to a .json file beside it.
         console: where progress is shown.
-        protocol: what decides the three sets of images, as plain values.
-        batch_size: images given to the features at a time.
-        rank, world: number of this process, and of all; each waits for the others between the passes.
+        protocol: everything that determines the three sets of images, as plain values.
+        batch_size: images that the feature network processes at a time.
+        rank, world: index of this process, and number of processes; all wait for each other between the passes.
 
     Returns:
         None if other processes are still at work.
 
     Raises:
-        InputError: images of different sizes, fewer than two of a kind, held-out images that were trained on, or
-            another process that works on the same result.
+        InputError: the images differ in size, a set has fewer than two images, held-out images are training images, or
+            another process works on the same result.
     """
     sets = {"samples": samples, "training images": training, "held-out images": held_out}
     check_sets(sets, out)
@@ -142,9 +142,9 @@ def memorization(
         "preprocessing": [images.preprocessing for images in sets.values()],
     }
     work = work_folder(out, protocol)
-    how: dict[str, Any] = {"whole": True, "batch_size": batch_size, "rank": rank, "world": world}
+    options: dict[str, Any] = {"whole": True, "batch_size": batch_size, "rank": rank, "world": world}
     with held(work, rank):
-        return measure(sets, features, out, work, protocol, console or Console(quiet=True), how)
+        return measure(sets, features, out, work, protocol, console or Console(quiet=True), options)
 
 
 def measure(
@@ -154,14 +154,14 @@ def measure(
     work: Path,
     protocol: dict[str, Any],
     console: Console,
-    how: dict[str, Any],
+    options: dict[str, Any],
 ) -> Memorization | None:
-    """`memorization` of a protocol, in a folder that no other process of the same number works in."""
+    """Run `memorization` in a work folder that this process has locked; `options` are those of `pass_through`."""
     samples, training, held_out = sets.values()
 
     def features_of(name: str) -> Statistics | None:
-        count, own = len(sets[name]), work / name.split()[0]
-        gathered = gather(sets[name], count, features, console, keep=count, what=f"measuring {name}", folder=own, **how)
+        count, folder, what = len(sets[name]), work / name.split()[0], f"measuring {name}"
+        gathered = gather(sets[name], count, features, console, keep=count, what=what, folder=folder, **options)
         return None if gathered is None else gathered.statistics
 
     while True:
@@ -170,18 +170,18 @@ def measure(
         generated, unseen = features_of("samples"), features_of("held-out images")
         if generated is not None and unseen is not None:
             break
-        time.sleep(PATIENCE)  # other processes are not done with their share
+        time.sleep(PATIENCE)  # other processes have not finished their part
     queries = [statistics.kept for statistics in (generated, unseen) if statistics.kept is not None]
-    make = partial(Neighbours, queries, min(NEAREST, len(training)))
-    what, own = "comparing with training images", work / "training"
-    passed = pass_through(training, len(training), features, make, console, what=what, folder=own, **how)
+    make = partial(NearestTraining, queries, min(NEAREST, len(training)))
+    what, folder = "comparing with training images", work / "training"
+    passed = pass_through(training, len(training), features, make, console, what=what, folder=folder, **options)
     if passed is None:
         return read_result(out, protocol, work)
-    of_samples, of_unseen = passed[0].near
-    distances = of_samples.squares[:, 0].sqrt()
-    ratio, closer = compared(distances, of_unseen.squares[:, 0].sqrt(), unseen)
+    near_samples, near_unseen = passed[0].near
+    distances = near_samples.squares[:, 0].sqrt()
+    ratio, closer = compared(distances, near_unseen.squares[:, 0].sqrt(), unseen)
     closest = distances.argsort(stable=True)[:SHOWN]
-    show(samples, training, closest, of_samples.places[closest], distances[closest], out)
+    show(samples, training, closest, near_samples.places[closest], distances[closest], out)
     result = Memorization(ratio, closer, len(samples), len(training), len(held_out), out)
     record = asdict(result) | {"protocol": protocol, "version": __version__}
     replace_text(out.with_suffix(".json"), json.dumps(record, indent=2, default=str) + "\n")
@@ -190,22 +190,31 @@ def measure(
 
 
 def check_sets(sets: dict[str, Dataset], out: Path) -> None:
-    """Refuse sets that cannot be compared, before any work."""
+    """Check before any work that the sets can be compared and that the result is a PNG file.
+
+    Raises:
+        InputError: they cannot, or it is not.
+    """
     if out.suffix != ".png":
-        raise InputError(f"{out}; give a file that ends in .png")
-    (channels, height, width), *_ = shapes = [(each.channels, *each.size) for each in sets.values()]
-    for (name, each), shape in zip(sets.items(), shapes, strict=True):
+        raise InputError(f"the result cannot be written to {out}; give a file that ends in .png")
+    (channels, height, width), *_ = shapes = [(images.channels, *images.size) for images in sets.values()]
+    for (name, images), shape in zip(sets.items(), shapes, strict=True):
         if shape != shapes[0]:
             raise InputError(
                 f"{name} of {'x'.join(map(str, shape))}, samples of {channels}x{height}x{width}; "
                 "give images of one size"
             )
-        if len(each) < 2:
-            raise InputError(f"{len(each)} {name}; give 2 or more")
+        if len(images) < 2:
+            raise InputError(f"{len(images)} {name}; give 2 or more")
 
 
 def compared(samples: Tensor, unseen: Tensor, held_out: Statistics) -> tuple[float, float]:
-    """The two numbers, from distances (N,) and (M,) to the nearest training image.
+    """Ratio and probability (see `neighbor_ratio`) from distances (N,) and (M,) to the nearest training image.
+
+    Args:
+        samples: distances of samples.
+        unseen: distances of held-out images.
+        held_out: statistics of the held-out images.
 
     Raises:
         InputError: most held-out images are training images.
@@ -217,7 +226,16 @@ def compared(samples: Tensor, unseen: Tensor, held_out: Statistics) -> tuple[flo
 
 
 def show(samples: Dataset, training: Dataset, closest: Tensor, places: Tensor, distances: Tensor, out: Path) -> None:
-    """Write these samples, each beside its nearest training images (N, k), with its distance."""
+    """Write a contact sheet of samples, each with its distance and beside its nearest training images.
+
+    Args:
+        samples: all samples.
+        training: the training images.
+        closest: (N,) indices of the samples to show.
+        places: (N, k) indices of their nearest training images.
+        distances: (N,) distances to the nearest one.
+        out: PNG file.
+    """
     rows = []
     for sample, near in zip(samples.fetch(closest).x, places, strict=True):
         first, *others = to_pil(torch.cat([sample[None], training.fetch(near).x]))
@@ -227,7 +245,7 @@ def show(samples: Dataset, training: Dataset, closest: Tensor, places: Tensor, d
 
 
 def read_result(out: Path, protocol: dict[str, Any], work: Path) -> Memorization | None:
-    """The result of an earlier call with the same protocol, and None otherwise."""
+    """The result of an earlier call with the same protocol; None if there is none."""
     try:
         saved = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
         if saved.pop("protocol") != json.loads(json.dumps(protocol)) or not out.exists():

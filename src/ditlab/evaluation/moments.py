@@ -14,15 +14,15 @@ ROUNDING = 1e-6  # relative difference of float32 features of one image between 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean and covariance of a set of features, which the Frechet distance compares."""
+    """Mean and covariance of a set of features, from which the Frechet distance is computed."""
 
     mean: Array  # (D,)
     covariance: Array  # (D, D), unbiased
-    count: int | None = None  # None if an external file does not say it
+    count: int | None = None  # number of features; None for external files without it
 
 
 class Moments:
-    """Count, mean and scatter of vectors (N, D), merged pairwise (Chan, Golub & LeVeque 1979) to lose no digits."""
+    """Count, mean and scatter of vectors (N, D), merged pairwise without cancellation (Chan, Golub & LeVeque 1979)."""
 
     def __init__(self, dimension: int) -> None:
         self.count = 0
@@ -51,7 +51,7 @@ class Moments:
         """Mean and unbiased covariance.
 
         Raises:
-            InputError: fewer than two vectors, or vectors that differ only by rounding.
+            InputError: there are fewer than two vectors, or they differ only by rounding errors.
         """
         if self.count < 2:
             raise InputError(f"{self.count} images; give 2 or more")

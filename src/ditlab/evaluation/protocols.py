@@ -1,4 +1,7 @@
-"""Evaluation: a score with everything that decided it (protocol, reference, versions and machine)."""
+"""Evaluate a model or images: compute metrics, and record everything that determines them.
+
+A protocol is everything that determines the metrics: sampling settings, model, features and reference.
+"""
 
 import time
 from dataclasses import dataclass, fields, replace
@@ -20,16 +23,16 @@ from ditlab.core.progress import progress_bar
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
 from ditlab.data import Dataset, find_spec, parse_source
-from ditlab.data.parse import SampleNpz
-from ditlab.evaluation.features import Extracted, Features, open_features
+from ditlab.data.parse import SampleNpz, content_identity
+from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.features.inception import PUBLISHED
 from ditlab.evaluation.gather import check_fit, forget, gather
+from ditlab.evaluation.metric_choice import choose
 from ditlab.evaluation.metrics import METRICS, Metric, Statistics
 from ditlab.evaluation.references import (
     Reference,
-    identity,
     make_reference,
-    open_pictures,
+    open_images,
     read_reference,
     short_hash,
 )
@@ -40,9 +43,9 @@ from ditlab.inference.plan import Plan
 from ditlab.inference.samples import Samples
 from ditlab.report.sheets import contact_sheet, to_pil
 
-PROTOCOL_COUNT = 50_000  # images of published distances
-SHOWN = 40  # images of the contact sheet
-PREPROCESSING = ("fit", "background", "gray")  # of training images, which real images share
+PROTOCOL_COUNT = 50_000  # number of images in published distances
+SHOWN = 40  # images in the contact sheet
+PREPROCESSING = ("fit", "background", "gray")  # preprocessing of training images, applied to real images too
 
 
 def evaluate(
@@ -57,15 +60,15 @@ def evaluate(
     measured: dict[str, Reference] | None = None,
     **keywords: Any,
 ) -> Result | None:
-    """Score a model, or images that exist already; the same call again continues, or returns the same result.
+    """Evaluate a model, or existing images; the same call resumes an interrupted evaluation or returns its result.
 
     Args:
-        source: a `Pipeline`, what `ditlab.load` takes, a sample file, or a data source.
-        settings: the protocol (default: `Evaluation()`).
-        console: where progress is shown; nowhere if None.
-        out: folder of the result (default: the model's folder).
-        name: start of the folder's name, which ends in a hash of the protocol.
-        rank, world: number of this process, and of all.
+        source: a `Pipeline`, a model that `ditlab.load` accepts, a sample file, or a data source.
+        settings: the settings of the evaluation (default: `Evaluation()`).
+        console: where progress is shown; None shows nothing.
+        out: folder for results (default: "evaluations" in the model's folder).
+        name: prefix of the result's folder name, which ends with a hash of the protocol.
+        rank, world: index of this process, and number of processes.
         measured: references of earlier calls, which are not measured again; changed in place.
         keywords: fields of `Evaluation`, which replace those of `settings`: `evaluate(pipe, reference="digits")`.
 
@@ -73,20 +76,20 @@ def evaluate(
         None if other processes are still at work.
 
     Raises:
-        InputError: a protocol that does not go together, or one that another process works on.
+        InputError: the settings contradict each other, or another process works on the same evaluation.
     """
     settings, console = with_keywords(settings or Evaluation(), keywords), console or Console(quiet=True)
     job = plan_evaluation(source, settings, console, {} if measured is None else measured)
-    home = Path(out or home_of(source)) / f"{name}-{protocol_hash(job.protocol)}"
-    with held(home, rank):
-        if (home / "result.json").exists():
-            return with_expectation(read_result(home), settings)
-        return score(job, settings, console, home, rank, world)
+    folder = Path(out or home_of(source)) / f"{name}-{protocol_hash(job.protocol)}"
+    with held(folder, rank):
+        if (folder / "result.json").exists():
+            return with_expectation(read_result(folder), settings)
+        return score(job, settings, console, folder, rank, world)
 
 
 @dataclass(frozen=True)
 class Job:
-    """An evaluation that was checked: what is measured, in which features, and against what."""
+    """A checked evaluation: images, features, metrics and reference."""
 
     images: Dataset
     features: Features
@@ -98,15 +101,15 @@ class Job:
 
     @property
     def kept(self) -> int:
-        """Number of images whose features the metrics need."""
+        """Number of feature vectors that the metrics need."""
         return len(self.images) if any("kept" in metric.needs for metric in self.metrics.values()) else 0
 
 
 def with_keywords(settings: Evaluation, keywords: dict[str, Any]) -> Evaluation:
-    """The protocol with some fields replaced; sampling settings may have any accepted name.
+    """Replace some settings of an evaluation; sampling settings may have any accepted name.
 
     Raises:
-        InputError: an unknown name.
+        InputError: a name is unknown.
     """
     names = [option.name for option in fields(Evaluation)]
     return replace(settings, **canonical(keywords, names)) if keywords else settings
@@ -115,60 +118,64 @@ def with_keywords(settings: Evaluation, keywords: dict[str, Any]) -> Evaluation:
 def plan_evaluation(
     source: "str | Path | BasePipeline", settings: Evaluation, console: Console, measured: dict[str, Reference]
 ) -> Job:
-    """Check a protocol and open everything that it needs; no image is generated yet.
+    """Check an evaluation and open everything that it needs; no image is generated yet.
 
     Raises:
-        InputError: a protocol that does not go together.
+        InputError: the settings contradict each other.
     """
     check(settings)
     device = pick_device(settings.device)
     features = open_features(
         settings.features or default_features(settings.reference), settings.feature_weights, device
     )
-    wanted = {name: METRICS.find(name) for name in settings.metrics or METRICS}
+    requested = {name: METRICS.find(name) for name in settings.metrics or METRICS}
     images, protocol, preparation = open_source(source, settings, device, console)
     check_fit(images, features)
-    compared = any("kept" in metric.of_reference for metric in wanted.values())
+    compared = any("kept" in metric.of_reference for metric in requested.values())
     key = repr((settings.reference, preparation, features.name, features.weights, compared))
     if key not in measured:
         measured[key] = open_reference(settings.reference, preparation, features, console, device, compared)
     reference = measured[key]
     fits(reference.about, images)
-    metrics, notes = choose(wanted, images, features, reference, strict=bool(settings.metrics))
+    metrics, notes = choose(requested, images, features, reference, strict=bool(settings.metrics))
     protocol |= {
         "features": features.name,
         "feature_weights": features.weights,
         "metrics": list(metrics),
         "reference": reference.about,
-        "reference_identity": identity(settings.reference),
+        "reference_identity": content_identity(settings.reference),
         "source": str(source),
         "device": str(device),
     }
     return Job(images, features, metrics, reference, protocol, notes, device)
 
 
-def score(job: Job, settings: Evaluation, console: Console, home: Path, rank: int, world: int) -> Result | None:
-    """Measure the images and write the result; None if other processes are still at work."""
+def score(job: Job, settings: Evaluation, console: Console, folder: Path, rank: int, world: int) -> Result | None:
+    """Measure the images and write the result into a folder; None if other processes are still at work."""
     started = time.monotonic()
     gathered = gather(
-        job.images, len(job.images), job.features, console, keep=job.kept, batch_size=settings.batch_size, folder=home,
-        rank=rank, world=world,
+        job.images, len(job.images), job.features, console, keep=job.kept, batch_size=settings.batch_size,
+        folder=folder, rank=rank, world=world,
     )  # fmt: skip
     if gathered is None:
         return None
     values = computed(job.metrics, gathered.statistics, job.reference.statistics, console)
     notes = job.notes + remarks(gathered.count, len(job.images), job.features, job.reference)
     seconds = round(time.monotonic() - started, 1)
-    result = Result(values, job.protocol, notes, seconds, __version__, describe(str(job.device)), home)
+    result = Result(values, job.protocol, notes, seconds, __version__, describe(str(job.device)), folder)
     if isinstance(job.images, Samples):
-        show(job.images, home / "grid.png")
+        show(job.images, folder / "grid.png")
     write_result(result := with_expectation(result, settings))
-    forget(home)
+    forget(folder)
     return result
 
 
 def check(settings: Evaluation) -> None:
-    """Refuse a protocol that cannot be run, before any work."""
+    """Check the settings of an evaluation before any work.
+
+    Raises:
+        InputError: a setting is missing or out of range.
+    """
     if not settings.reference:
         raise InputError("no reference to compare with; give a reference: an .npz file or a data source")
     if settings.count < 2 or settings.batch_size < 1:
@@ -178,13 +185,13 @@ def check(settings: Evaluation) -> None:
 
 
 def default_features(reference: str) -> str:
-    """The features that a reference holds, or in which distances to this data are measured by default."""
+    """Name of the feature network for a reference: that of its file, or the default of its data source."""
     spec = find_spec(reference)
     return "inception" if spec is None else spec.default_features()
 
 
 def is_model(source: str) -> bool:
-    """Whether this names a model rather than images."""
+    """Whether a string names a model and not images."""
     path = Path(source)
     if path.is_dir():
         return any((path / name).exists() for name in (CONFIG, "checkpoints", "model_index.json", "transformer"))
@@ -194,33 +201,38 @@ def is_model(source: str) -> bool:
 def open_source(
     source: "str | Path | BasePipeline", settings: SampleSource, device: torch.device, console: Console
 ) -> tuple[Dataset, dict[str, Any], Preparation | None]:
-    """The images to evaluate, everything that decides them, and how real images are preprocessed to match."""
+    """Open the images to evaluate.
+
+    Returns:
+        The images, the protocol (everything that determines them), and the preprocessing of real images that matches
+        the model's training; None for existing images.
+    """
     if isinstance(source, BasePipeline) or is_model(str(source)):
         pipe = source if isinstance(source, BasePipeline) else load_for(str(source), settings, device)
         samples, protocol = samples_of(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
-        same = {key: trained_on[key] for key in PREPROCESSING if key in trained_on}
+        preprocessing = {key: trained_on[key] for key in PREPROCESSING if key in trained_on}
         if "grey" in trained_on:  # the key of version 0.1
-            same["gray"] = trained_on["grey"]
-        return samples, protocol, Preparation(size="{}x{}".format(*samples.size), **same)
-    images = open_pictures(str(source), None, device)
+            preprocessing["gray"] = trained_on["grey"]
+        return samples, protocol, Preparation(size="{}x{}".format(*samples.size), **preprocessing)
+    images = open_images(str(source), None, device)
     if len(images) < 2:
         raise InputError(f"{len(images)} images in {source}; give 2 or more")
-    return images, {"pictures": identity(str(source)), "count": len(images), "size": list(images.size)}, None
+    return images, {"pictures": content_identity(str(source)), "count": len(images), "size": list(images.size)}, None
 
 
 def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> Pipeline:
-    """The model of the protocol."""
-    facts: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
+    """Load the model of an evaluation."""
+    options: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
     if settings.classes is not None:
-        facts["classes"] = settings.classes
+        options["classes"] = settings.classes
     if settings.latent_size:
-        facts["size"] = parse_size(settings.latent_size)
-    return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **facts)
+        options["size"] = parse_size(settings.latent_size)
+    return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **options)
 
 
 def sampling_of(settings: SampleSource, conditional: bool) -> dict[str, Any]:
-    """The sampling settings of a protocol; guidance does not apply to an unconditional model."""
+    """The sampling settings of an evaluation; an unconditional model has no guidance."""
     options = settings.sampling().given()
     return options if conditional else options | {"guidance": 1.0}
 
@@ -228,12 +240,12 @@ def sampling_of(settings: SampleSource, conditional: bool) -> dict[str, Any]:
 def samples_of(
     pipe: BasePipeline, settings: SampleSource, console: Console | None = None
 ) -> tuple[Samples, dict[str, Any]]:
-    """The images of a model, and everything that decides them."""
+    """The samples of a model, which are generated when they are read, and everything that determines them."""
     samples = Samples(
         pipe, settings.count, labels=settings.label_sampling, seed=settings.seed, batch_size=settings.batch_size,
         options=sampling_of(settings, pipe.conditional), precision=settings.precision, console=console,
     )  # fmt: skip
-    # The names of version 0.1: the folders of results have a hash of them in their names.
+    # The keys of version 0.1 are kept, because folder names of results contain a hash of them.
     protocol = protocol_settings(samples.plan) | {
         "labels": settings.label_sampling,
         "seed": settings.seed,
@@ -247,7 +259,7 @@ def samples_of(
 
 
 def protocol_settings(plan: Plan) -> dict[str, Any]:
-    """The sampling settings of a protocol, under the names of version 0.1."""
+    """The sampling settings in a protocol, with the keys of version 0.1."""
     options = plan.options
     settings: dict[str, Any] = {
         "num_inference_steps": options.steps,
@@ -269,77 +281,38 @@ def open_reference(
     device: torch.device,
     keep: bool,
 ) -> Reference:
-    """A reference from its file, or measured now; real images are preprocessed as for the model's training."""
+    """Read a reference from its file, or measure real images, which are preprocessed as in the model's training.
+
+    Raises:
+        InputError: the source does not exist, or does not suit the features.
+    """
     spec = parse_source(source)
     if isinstance(spec, SampleNpz):
         return read_reference(Path(source), features, console, keep=keep)
     preparation = preparation if spec.resizable else None
-    made = make_reference(source, open_pictures(source, preparation, device), features, console)
+    made = make_reference(source, open_images(source, preparation, device), features, console)
     assert made is not None
     return made
 
 
 def fits(about: dict[str, Any], images: Dataset) -> None:
-    """Refuse images of another size than the reference's: resizing changes a distance more than most settings."""
+    """Check that images have the size of the reference: resizing would change a distance more than most settings.
+
+    Raises:
+        InputError: they have another size.
+    """
     size = about.get("size")
     if size is not None and list(size) != list(images.size):
         raise InputError(
             f"images of {images.size[0]}x{images.size[1]} against a reference of {size[0]}x{size[1]}; "
-            f"make one with: ditlab reference {about.get('source')} --size "
-            f"{images.size[0]}x{images.size[1]}"
+            f"make a reference of {about.get('source')} with the size {images.size[0]}x{images.size[1]}"
         )
-
-
-def blank(features: Features, images: Dataset) -> Extracted:
-    """The features of one black image."""
-    return features(torch.zeros(1, images.channels, *images.size, dtype=torch.uint8))
-
-
-def given_by(features: Features, images: Dataset, one: Extracted | None = None) -> dict[str, bool]:
-    """What metrics can compute from such images in these features; `one` holds the features of one image."""
-    one = one or blank(features, images)
-    return {
-        "kept": True,
-        "spatial": one.spatial is not None,
-        "scores": one.probabilities is not None,
-        "accuracy": features.classes is not None and features.classes == images.classes,
-    }
-
-
-def choose(
-    wanted: dict[str, Metric], images: Dataset, features: Features, reference: Reference, *, strict: bool
-) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics that can be computed, and notes on those that the reference does not allow.
-
-    Raises:
-        InputError: a metric that was asked for by name cannot be computed.
-    """
-    one = blank(features, images)
-    for mine, theirs in ((one.features, reference.statistics.features), (one.spatial, reference.statistics.spatial)):
-        if mine is not None and theirs is not None and mine.shape[1] != len(theirs.mean):
-            raise InputError(
-                f"the reference has {len(theirs.mean)} features where {features.name} has {mine.shape[1]}; "
-                "make one with these features"
-            )
-    there = given_by(features, images, one)
-    chosen, notes = {}, []
-    for name, metric in wanted.items():
-        of_features = [need for need in metric.needs if not there[need]]
-        of_reference = [need for need in metric.of_reference if getattr(reference.statistics, need) is None]
-        if not of_features and not of_reference:
-            chosen[name] = metric
-        elif strict:
-            lacking = f"the features {features.name} do not give" if of_features else "the reference does not hold"
-            raise InputError(f"{name} needs what {lacking} ({', '.join(of_features or of_reference)}); leave it out")
-        elif not of_features:
-            notes.append(f"{name} left out: the reference does not hold {', '.join(of_reference)}")
-    return chosen, notes
 
 
 def computed(
     metrics: dict[str, Metric], generated: Statistics, reference: Statistics, console: Console
 ) -> dict[str, float]:
-    """The results of all metrics; some take minutes."""
+    """Compute all metrics, with a progress bar because some take minutes; returns the results by name."""
     values: dict[str, float] = {}
     with progress_bar(console) as progress:
         task = progress.add_task("computing", total=len(metrics))
@@ -350,9 +323,16 @@ def computed(
     return values
 
 
-def remarks(count: int, asked: int, features: Features, reference: Reference) -> list[str]:
-    """What limits the meaning of the score."""
-    notes = [f"{asked - count:,} of {asked:,} images could not be read"] if count < asked else []
+def remarks(count: int, requested: int, features: Features, reference: Reference) -> list[str]:
+    """Notes on the limits of a result, such as too few images.
+
+    Args:
+        count: number of images that could be read.
+        requested: number of images to evaluate.
+        features: the feature network.
+        reference: the reference.
+    """
+    notes = [f"{requested - count:,} of {requested:,} images could not be read"] if count < requested else []
     real = reference.statistics.features.count or reference.about.get("count")
     if real is not None and real <= features.dimension:
         notes.append(
@@ -374,20 +354,21 @@ def remarks(count: int, asked: int, features: Features, reference: Reference) ->
 
 
 def protocol_hash(protocol: dict[str, Any]) -> str:
-    """Identity of a protocol; neither the place of its files nor the device matters."""
-    own = {key: value for key, value in protocol.items() if key not in ("source", "device")}
-    own["reference"] = {key: protocol["reference"].get(key) for key in ("size", "preprocessing")}
-    return short_hash(own)
+    """Hash of a protocol, which depends neither on the path of its files nor on the device."""
+    hashed = {key: value for key, value in protocol.items() if key not in ("source", "device")}
+    hashed["reference"] = {key: protocol["reference"].get(key) for key in ("size", "preprocessing")}
+    return short_hash(hashed)
 
 
 def home_of(source: "str | Path | BasePipeline") -> Path:
-    """Where results of a source are kept: in the model's folder, where there is one."""
+    """Default folder for the results of a source: "evaluations", in the model's folder if there is one."""
     folder = None if isinstance(source, BasePipeline) else Path(source)
-    inside = folder is not None and folder.is_dir() and is_model(str(folder))
-    return folder / "evaluations" if folder is not None and inside else Path("evaluations")
+    if folder is not None and folder.is_dir() and is_model(str(folder)):
+        return folder / "evaluations"
+    return Path("evaluations")
 
 
 def show(samples: Samples, file: Path) -> None:
-    """Write a contact sheet of the first images."""
+    """Write a contact sheet of the first samples."""
     images = to_pil(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x)
     contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(file)

@@ -1,14 +1,14 @@
-"""Reconstruction quality of an autoencoder: PSNR in decibels, and SSIM."""
+"""Reconstruction quality of an autoencoder: PSNR and SSIM."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WINDOW, SPREAD = 11, 1.5  # of the Gaussian window (Wang et al. 2004)
+WINDOW, SPREAD = 11, 1.5  # side and standard deviation of the Gaussian window in pixels (Wang et al. 2004)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB of uint8 images (B, C, H, W); infinite for equal ones."""
+    """Peak signal-to-noise ratio (B,) in dB of uint8 images (B, C, H, W); infinite for equal images."""
     error = (a.double() - b.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / error)
 
@@ -16,7 +16,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (B,) of uint8 images (B, C, H, W), mean over channels and positions (Wang et al. 2004).
 
-    The window is 11x11, or smaller if the images are.
+    The window is 11x11 pixels, or smaller for smaller images.
     """
     side = min(WINDOW, *a.shape[-2:])
     offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2

@@ -1,7 +1,7 @@
-"""References: statistics of real images, in an .npz file.
+"""References: statistics of real images in .npz files, with which generated images are compared.
 
-ADM's files hold mu, sigma, mu_s, sigma_s of the whole set and ten thousand of its images as arr_0. ditlab's files hold
-the same statistics, some of the features instead of images, and a line of JSON that describes them.
+ADM's files hold mu, sigma, mu_s and sigma_s of the whole set, and 10,000 of its images as arr_0. ditlab's files hold
+the same statistics, feature vectors instead of images, and a description as JSON.
 """
 
 import hashlib
@@ -31,26 +31,26 @@ from ditlab.evaluation.gather import gather, spread_evenly
 from ditlab.evaluation.moments import Gaussian
 from ditlab.evaluation.statistics import ROWS, Statistics
 
-KEEP = 10_000  # features that a reference keeps for precision, recall and the kernel distance
+KEEP = 10_000  # feature vectors that a reference keeps for precision, recall and the kernel distance
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of real images and where they come from."""
+    """Statistics of real images, and a description of them."""
 
     statistics: Statistics
     about: dict[str, Any]
     """`source`, `count`, `size`, `preprocessing`, `features`, `feature_weights`, `hash`."""
 
-    def save(self, file: Path, images: "Some | None" = None) -> None:
-        """Write an .npz file, with mu and sigma under ADM's names; with images ADM's evaluator reads it too."""
-        found = self.statistics
+    def save(self, file: Path, images: "ImageSubset | None" = None) -> None:
+        """Write an .npz file with ADM's names of arrays; ADM's evaluator can read it if it contains images."""
+        statistics = self.statistics
         arrays: dict[str, Any] = {"ditlab": np.array(json.dumps(self.about))}
-        arrays |= {"mu": found.features.mean, "sigma": found.features.covariance}
-        if found.spatial is not None:
-            arrays |= {"mu_s": found.spatial.mean, "sigma_s": found.spatial.covariance}
-        if found.kept is not None:
-            arrays["features"] = found.kept
+        arrays |= {"mu": statistics.features.mean, "sigma": statistics.features.covariance}
+        if statistics.spatial is not None:
+            arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
+        if statistics.kept is not None:
+            arrays["features"] = statistics.kept
         if images is not None:
             arrays["arr_0"] = images
         with replacing(file) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -58,8 +58,8 @@ class Reference:
                 write_array(archive, name, array)
 
 
-class Some:
-    """Images of a data set, spread evenly over it, as an array (N, H, W, C) uint8 that is read while it is written."""
+class ImageSubset:
+    """Evenly spaced images of a data set as an array (N, H, W, C) uint8, which are read when they are indexed."""
 
     def __init__(self, images: Dataset, total: int, count: int) -> None:
         self.images, self.numbers = images, spread_evenly(total, count)
@@ -69,12 +69,12 @@ class Some:
         return len(self.numbers)
 
     def __getitem__(self, part: slice) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = self.images.fetch(torch.from_numpy(self.numbers[part])).x.numpy()
-        return found.transpose(0, 2, 3, 1)
+        pixels: NDArray[np.uint8] = self.images.fetch(torch.from_numpy(self.numbers[part])).x.numpy()
+        return pixels.transpose(0, 2, 3, 1)
 
 
 class Decoded(Dataset):
-    """Images of a latent cache, as its autoencoder decodes the means of their posteriors."""
+    """The images of a latent cache: its autoencoder decodes the means of the posteriors."""
 
     def __init__(self, cache: Latents, device: torch.device) -> None:
         self.cache, self.device = cache, device
@@ -89,10 +89,8 @@ class Decoded(Dataset):
         return replace(batch, x=self.autoencoder.decode(means).cpu(), encoded=False)
 
 
-def open_pictures(
-    source: str, settings: Preparation | None, device: torch.device, report: Path | None = None
-) -> Dataset:
-    """Images of any data source; those of a latent cache are decoded."""
+def open_images(source: str, settings: Preparation | None, device: torch.device, report: Path | None = None) -> Dataset:
+    """Open the images of any data source; latents of a cache are decoded."""
     dataset = open_dataset(source, settings, report)
     return Decoded(dataset, device) if isinstance(dataset, Latents) else dataset
 
@@ -113,21 +111,21 @@ def make_reference(
     """Measure real images.
 
     Args:
-        source: the name that is recorded.
-        images: uint8, of any size that the features take.
-        features: the network.
+        source: name of the images for the description.
+        images: uint8 images of a size that the feature network supports.
+        features: the feature network.
         console: where progress is shown.
-        count: use the first images only (default: all).
-        keep: features to keep, spread evenly over the images; 0 keeps none.
-        batch_size: images at a time.
-        folder: where an interrupted call is continued; None keeps nothing.
-        rank, world: number of this process, and of all.
+        count: number of images to use, from the first one on (default: all).
+        keep: number of feature vectors to keep, evenly spaced over the images; 0 keeps none.
+        batch_size: images that the feature network processes at a time.
+        folder: where the state is stored, from which an interrupted call resumes; None stores nothing.
+        rank, world: index of this process, and number of processes.
 
     Returns:
         None if other processes are still at work.
 
     Raises:
-        InputError: images that do not suit the features.
+        InputError: the feature network does not support the images.
     """
     total = len(images) if count is None else min(count, len(images))
     if total < 2:
@@ -138,7 +136,7 @@ def make_reference(
     )  # fmt: skip
     if gathered is None:
         return None
-    found = gathered.statistics
+    statistics = gathered.statistics
     about = {
         "source": source,
         "count": gathered.count,
@@ -146,10 +144,10 @@ def make_reference(
         "preprocessing": images.preprocessing,
         "features": features.name,
         "feature_weights": features.weights,
-        "hash": array_hash(found),
+        "hash": array_hash(statistics),
         "version": __version__,
     }
-    return Reference(found, about)
+    return Reference(statistics, about)
 
 
 def write_reference(
@@ -166,21 +164,23 @@ def write_reference(
     rank: int = 0,
     world: int = 1,
 ) -> Reference | None:
-    """Measure real images into a file; the same call again continues where it was stopped.
+    """Measure real images and write a reference file; the same call resumes an interrupted one.
 
-    Arguments as in `make_reference`, but for:
+    Arguments as in `make_reference`, except:
 
     Args:
-        out: the file.
-        with_images: keep images beside the features, for ADM's evaluator.
+        out: the .npz file.
+        with_images: also store images, for ADM's evaluator.
 
     Returns:
         None if other processes are still at work.
 
     Raises:
-        InputError: images that do not suit the features, or another process that writes the same file.
+        InputError: the feature network does not support the images, or another process writes the same file.
     """
-    work = work_folder(out, [identity(source), images.preprocessing, features.name, features.weights, count, keep])
+    work = work_folder(
+        out, [content_identity(source), images.preprocessing, features.name, features.weights, count, keep]
+    )
     with held(work, rank):
         done = make_reference(
             source, images, features, console, count=count, keep=keep, batch_size=batch_size, folder=work,
@@ -188,70 +188,61 @@ def write_reference(
         )  # fmt: skip
         if done is not None:
             total = len(images) if count is None else min(count, len(images))
-            done.save(out, Some(images, total, keep) if with_images else None)
+            done.save(out, ImageSubset(images, total, keep) if with_images else None)
             shutil.rmtree(work, ignore_errors=True)
     return done
 
 
 def work_folder(out: Path, content: Any) -> Path:
-    """A folder beside a file for unfinished work; `content` is everything that decides the file's content."""
+    """Path of a folder beside `out` for unfinished work; `content` is everything that determines the result."""
     return out.with_name(f"{out.stem}-{short_hash(content)}.part")
 
 
 def short_hash(content: Any) -> str:
-    """Eight digits that identify plain values."""
+    """Hash of plain values, eight hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def array_hash(found: Statistics) -> str:
-    """Identity of the statistics, to the bit."""
+def array_hash(statistics: Statistics) -> str:
+    """Hash of the bits of statistics, 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for gaussian in (found.features, found.spatial):
+    for gaussian in (statistics.features, statistics.spatial):
         if gaussian is not None:
             digest.update(gaussian.mean.tobytes() + gaussian.covariance.tobytes())
-    if found.kept is not None:
-        for start in range(0, len(found.kept), ROWS):
-            digest.update(found.kept[start : start + ROWS].tobytes())
+    if statistics.kept is not None:
+        for start in range(0, len(statistics.kept), ROWS):
+            digest.update(statistics.kept[start : start + ROWS].tobytes())
     return digest.hexdigest()[:16]
 
 
-def description_of(file: Path) -> dict[str, Any]:
-    """The description in a reference file of ditlab; an empty one of other files.
-
-    Raises:
-        InputError: no such file.
-    """
-    return read_about(file)
-
-
 def read_reference(file: Path, features: Features, console: Console, *, keep: bool) -> Reference:
-    """A reference of ditlab or of ADM's evaluator, for these features.
+    """Read a reference of ditlab or of ADM's evaluator.
 
     Args:
-        file: .npz with mu and sigma, or with images alone.
-        features: the features that it must have.
-        console: where progress is shown, if images have to be measured.
-        keep: whether single features are needed too.
+        file: .npz file with mu and sigma, or with images only, which are measured now.
+        features: the feature network that the reference must have.
+        console: where progress is shown if images are measured.
+        keep: whether single feature vectors are needed too.
 
     Raises:
-        InputError: a file of other features or weights, or without statistics and images.
+        InputError: the file has other features or weights, or neither statistics nor images.
     """
     names = array_names(file)
-    if about := description_of(file):
-        for key, mine, what in (
+    if about := read_about(file):
+        for key, expected, what in (
             ("features", features.name, "features"),
             ("feature_weights", features.weights, "feature weights"),
         ):
-            if about.get(key) != mine:
+            if about.get(key) != expected:
                 raise InputError(
-                    f"{file} is of the {what} {about.get(key)}, not {mine}; make it again with: "
-                    f"ditlab reference {about.get('source')} --features {features.name} --out {file}"
+                    f"{file} has the {what} {about.get(key)}, not {expected}; "
+                    f"make a reference of {about.get('source')} with the features {features.name}"
                 )
         kept = stored_rows(file, "features") if "features" in names else None
-        found = Statistics(features.name, *stored(file, names), kept)
-        if array_hash(found) != about.get("hash"):
+        statistics = Statistics(features.name, *stored(file, names), kept)
+        if array_hash(statistics) != about.get("hash"):
             raise InputError(f"{file} is damaged: its statistics are not those that were written; make it again")
-        return Reference(found, about)
+        return Reference(statistics, about)
     if "mu" not in names and "arr_0" not in names:
         raise InputError(f"{file} holds {', '.join(names)}; give a reference with mu and sigma, or images as arr_0")
     images = SampleFile(file) if "arr_0" in names else None
@@ -261,40 +252,41 @@ def read_reference(file: Path, features: Features, console: Console, *, keep: bo
         assert made is not None
         return made
     if features.name != "inception":
-        raise InputError(f"{file} has statistics in Inception's features, not {features.name}; choose inception")
+        raise InputError(
+            f"{file} has statistics in Inception's features, not {features.name}; choose the features inception"
+        )
     kept = None
-    if keep and images is not None:  # ADM's ten thousand images: for precision and recall only
+    if keep and images is not None:  # ADM's 10,000 images, which are needed for precision and recall only
         gathered = gather(images, len(images), features, console, keep=KEEP, what="measuring the reference")
         kept = gathered.statistics.kept if gathered else None
-    found = Statistics("inception", *stored(file, names), kept)
-    about = {"source": str(file), "features": "inception", "hash": array_hash(found)}
+    statistics = Statistics("inception", *stored(file, names), kept)
+    about = {"source": str(file), "features": "inception", "hash": array_hash(statistics)}
     if images is not None:
         about["size"] = list(images.size)
-    return Reference(found, about)
+    return Reference(statistics, about)
 
 
 def stored(file: Path, names: list[str]) -> tuple[Gaussian, Gaussian | None]:
-    """The statistics that a file holds, of features and of spatial features."""
+    """Read the Gaussians of the features and of the spatial features from a file."""
 
-    def gaussian(end: str) -> Gaussian:
-        mean, covariance = (np.asarray(map_array(file, f"{name}{end}"), np.float64) for name in ("mu", "sigma"))
+    def gaussian(suffix: str) -> Gaussian:
+        mean, covariance = (np.asarray(map_array(file, f"{name}{suffix}"), np.float64) for name in ("mu", "sigma"))
         return check(Gaussian(mean, covariance), file)
 
     return gaussian(""), gaussian("_s") if "mu_s" in names else None
 
 
 def check(gaussian: Gaussian, file: Path) -> Gaussian:
-    """Refuse arrays that are no statistics."""
+    """Check shapes and values of a mean and a covariance.
+
+    Raises:
+        InputError: the shapes do not match, or the values are not finite or all 0.
+    """
     mean, covariance = gaussian.mean, gaussian.covariance
-    whole = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
-    if not whole or not (np.isfinite(mean).all() and np.isfinite(covariance).all()) or not covariance.any():
+    matching = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
+    if not matching or not (np.isfinite(mean).all() and np.isfinite(covariance).all()) or not covariance.any():
         raise InputError(
-            f"{file} has a mean {mean.shape} and covariance {covariance.shape} that are no statistics of features "
-            "(other shapes, not finite, or no variance); make it again"
+            f"{file} has a mean {mean.shape} and covariance {covariance.shape} that are not statistics of features "
+            "(shapes that do not match, values that are not finite, or no variance); make it again"
         )
     return gaussian
-
-
-def identity(source: str) -> str:
-    """Hash of the content of a data source."""
-    return content_identity(source)

@@ -1,4 +1,4 @@
-"""The result of an evaluation: a score with everything that decided it, in result.json."""
+"""The result of an evaluation: the metrics, and everything that determined them, in result.json."""
 
 import json
 from dataclasses import dataclass, fields, replace
@@ -14,7 +14,7 @@ from ditlab.core.io import replace_text
 
 @dataclass(frozen=True)
 class Result:
-    """A score, as result.json holds it."""
+    """The result of an evaluation; the fields are the keys of result.json."""
 
     metrics: dict[str, float]
     protocol: dict[str, Any]
@@ -24,10 +24,10 @@ class Result:
     hardware: dict[str, Any]
     folder: Path
     expected: dict[str, Any] | None = None
-    """`metric`, `value`, `within` and `met`, where a value was expected."""
+    """`metric`, `value`, `within` and `met`; None if no value was expected."""
 
     def as_json(self) -> dict[str, Any]:
-        """Metrics at the top, then everything else."""
+        """The content of result.json: the metrics first, then everything else."""
         others = {key: value for key, value in vars(self).items() if key != "metrics"}
         return {**self.metrics, **others, "folder": str(self.folder)}
 
@@ -47,18 +47,22 @@ def write_result(result: Result) -> None:
 
 
 def read_result(folder: Path) -> Result:
-    """The result of an earlier call."""
+    """Read the result of an earlier call.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     file = folder / "result.json"
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))
         others = {part.name: metrics.pop(part.name) for part in fields(Result) if part.name != "metrics"}
     except (ValueError, KeyError) as error:
-        raise InputError(f"{file} is damaged ({error!r}); remove it and give the command again") from None
+        raise InputError(f"{file} is damaged ({error!r}); remove it and evaluate again") from None
     return Result(metrics, **others | {"folder": folder, "expected": None})
 
 
 def with_expectation(result: Result, settings: Expectation) -> Result:
-    """The result, with whether its first metric has the expected value."""
+    """Add to a result whether its first metric has the expected value."""
     if settings.expect is None:
         return result
     name, value = next(iter(result.metrics.items()))

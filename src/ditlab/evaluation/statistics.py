@@ -1,4 +1,4 @@
-"""Statistics of a set of images, gathered batch by batch: all that metrics are computed from."""
+"""Statistics of a set of images, from which all metrics are computed; they are gathered batch by batch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,33 +12,33 @@ from ditlab.data.rows import RowFile
 from ditlab.evaluation.features import Extracted
 from ditlab.evaluation.moments import Gaussian, Moments
 
-ROWS = 4096  # features of a file that are read at a time
+ROWS = 4096  # feature vectors that are read from a file at a time
 SPLIT = 5000  # consecutive images of one inception score, as in ADM's evaluator
 
 Kept = NDArray[Any] | RowFile
-"""Features (N, D) themselves; in a file where there may be many, of which only a part is in memory at a time."""
+"""Feature vectors (N, D), in memory or in a file that is read in parts."""
 
 
 def as_features(values: ArrayLike) -> Kept:
-    """Features as an array; features in a file stay there."""
+    """Convert features to an array; features in a file are not read."""
     return values if isinstance(values, RowFile) else np.asarray(values)
 
 
 def all_finite(features: Kept) -> bool:
-    """Whether every value is a number."""
+    """Whether no value is NaN or infinite."""
     return all(np.isfinite(features[start : start + ROWS]).all() for start in range(0, len(features), ROWS))
 
 
 class Sums(Protocol):
-    """Sums over images that are numbered from 0; the sums of different images can be merged in any order."""
+    """Sums over images with indices from 0; sums of different images can be merged in any order."""
 
     def add(self, indices: Tensor, extracted: Extracted, labels: Tensor | None) -> None:
         """Add images.
 
         Args:
-            indices: (B,) their numbers, increasing.
-            extracted: their features.
-            labels: (B,) the classes that they were conditioned on, if these are the classes of the features.
+            indices: (B,) increasing indices of the images.
+            extracted: features of the images.
+            labels: (B,) classes that they were conditioned on; None if the feature network has other classes.
         """
 
     def merge(self, other: Self) -> None:
@@ -53,12 +53,12 @@ class Sums(Protocol):
 
 @dataclass
 class Statistics:
-    """Of one set of images in the features of one network."""
+    """Statistics of a set of images in the features of one network."""
 
-    name: str  # of the features
+    name: str  # name of the feature network
     features: Gaussian
     spatial: Gaussian | None = None
-    kept: Kept | None = None  # (N, D) features themselves
+    kept: Kept | None = None  # (N, D) feature vectors
     scores: NDArray[np.float64] | None = None  # inception score of each split
     accuracy: float | None = None  # share of images that are classified as their label
 
@@ -68,14 +68,14 @@ INCEPTION_NAMES = {"fd": "fid", "sfd": "sfid", "kd": "kid"}
 
 
 def result_name(distance: str, features: str) -> str:
-    """The name of a distance ("fd", "sfd", "kd") in the features of one network: "fid", or "fd_digits"."""
+    """Name of a distance ("fd", "sfd" or "kd") in the features of one network, such as "fid" or "fd_digits"."""
     return INCEPTION_NAMES[distance] if features == "inception" else f"{distance}_{features}"
 
 
 def canonical_name(result: str) -> str:
-    """The name of a result in all features, the inverse of `result_name`; other results keep their name."""
-    for distance, of_inception in INCEPTION_NAMES.items():
-        if result.startswith((of_inception, f"{distance}_")):
+    """Name of a result without its features, such as "fd" for "fid" and "fd_digits"; other results keep their name."""
+    for distance, inception_name in INCEPTION_NAMES.items():
+        if result.startswith((inception_name, f"{distance}_")):
             return distance
     return result
 
@@ -114,7 +114,12 @@ class Totals:
         self.splits[split] = (count + sums[0], p + sums[1], terms + sums[2])
 
     def statistics(self, name: str, kept: Kept | None = None) -> Statistics:
-        """The statistics; `kept` are the features themselves, if they were kept."""
+        """Compute the statistics from the sums.
+
+        Args:
+            name: name of the feature network.
+            kept: (N, D) feature vectors, if they were kept.
+        """
         spatial = self.moments.get("spatial")
         scores = [
             np.exp(terms / count - entropy_terms(p / count).sum())
@@ -160,7 +165,7 @@ def entropy_terms(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 Needs = frozenset[str]
 Compute = Callable[[Statistics, Statistics], dict[str, float]]
-"""(statistics of the generated images, statistics of the reference) -> named results."""
+"""Function (statistics of the generated images, statistics of the reference) -> named results."""
 
 
 Direction = Literal["lower", "higher"]
@@ -168,13 +173,13 @@ Direction = Literal["lower", "higher"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A named metric, with what it needs and what it returns."""
+    """A metric: the statistics that it needs, and the results that it returns."""
 
     needs: Needs
-    """Fields of the generated images' `Statistics` that it reads besides `features`, such as kept or scores."""
+    """Fields of the `Statistics` of generated images that it reads besides `features`, such as kept or scores."""
     compute: Compute
     of_reference: Needs = frozenset()
-    """The same of the reference's `Statistics`."""
+    """Fields of the `Statistics` of the reference that it reads besides `features`."""
     results: Mapping[str, Direction] = field(default_factory=dict)
-    """Name of each result that studies can compare, and which direction is better. A distance is named "fd", "sfd" or
-    "kd" here, whatever the features."""
+    """Name of each result that studies can compare -> whether lower or higher is better. Distances are named "fd",
+    "sfd" and "kd" here, regardless of the features."""

@@ -1,4 +1,4 @@
-"""Sweeps: one model evaluated under several settings, with a curve and the best settings with their error."""
+"""Sweeps: evaluate a model under several settings, and report a curve and the best settings."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ from ditlab.report.plotting import plotting
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of settings."""
+    """The results of one combination of settings."""
 
     settings: dict[str, Any]
     values: list[float]  # of the distance, one for each seed
@@ -44,7 +44,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All combinations."""
+    """The results of all combinations of settings."""
 
     metric: str
     points: list[Point]
@@ -52,11 +52,11 @@ class Sweep:
 
     @property
     def best(self) -> Point:
-        """The smallest distance."""
+        """The combination with the smallest distance."""
         return min(self.points, key=lambda point: point.mean)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The results as plain values, for a JSON file."""
         points = [
             {**point.settings, self.metric: point.mean, "error": point.error, "metrics": point.metrics}
             for point in self.points
@@ -64,7 +64,7 @@ class Sweep:
         return {"metric": self.metric, "best": points[self.points.index(self.best)], "points": points}
 
     def table(self) -> Table:
-        """A table for the terminal; the best is in bold."""
+        """The results as a table for the terminal, with the best combination in bold."""
         table = Table(*self.points[0].settings, self.metric, "standard error")
         for point in self.points:
             error = "" if point.error is None else f"{point.error:.4f}"
@@ -73,7 +73,7 @@ class Sweep:
         return table
 
     def verdict(self) -> str:
-        """The best in a sentence."""
+        """The best combination in a sentence, with the number of others that are not significantly worse."""
         settings = ", ".join(f"{name} {value}" for name, value in self.best.settings.items())
         error = self.best.error
         if error is None:
@@ -98,19 +98,19 @@ def sweep(
     out: Path | None = None,
     name: str = "sweep",
 ) -> Sweep:
-    """Evaluate every combination with several seeds; finished evaluations are not repeated.
+    """Evaluate all combinations of settings with several seeds; finished evaluations are not repeated.
 
     Args:
         source: the model.
-        settings: shared by all combinations.
-        axes: keys of `Evaluation` and the values that they take.
+        settings: settings that all combinations share.
+        axes: field of `Evaluation` -> its values.
         console: where progress is shown.
-        repeats: number of seeds of each combination, from the seed of the settings.
-        out: folder of the results (default: the model's folder).
-        name: start of the names of files and folders.
+        repeats: number of consecutive seeds for each combination, from `settings.seed` on.
+        out: folder for results (default: "evaluations" in the model's folder).
+        name: prefix of the names of files and folders.
 
     Raises:
-        InputError: no values, or settings that cannot be used.
+        InputError: there are no values to combine, or a setting is invalid.
     """
     axes = {ALIASES.get(key, key): list(dict.fromkeys(values)) for key, values in axes.items() if values}
     if not axes or repeats < 1:
@@ -141,7 +141,11 @@ def sweep(
 
 
 def distance(metrics: dict[str, float]) -> str:
-    """The first metric that is a distance: the smallest is the best."""
+    """Name of the first metric that is a distance, which the best combination minimizes.
+
+    Raises:
+        InputError: no metric is a distance.
+    """
     distances = [name for name in metrics if name.startswith(("fid", "fd_", "sfid", "sfd_", "kid", "kd_"))]
     if not distances:
         raise InputError(f"nothing to minimize among {', '.join(metrics)}; add frechet or kernel to the metrics")
@@ -149,7 +153,7 @@ def distance(metrics: dict[str, float]) -> str:
 
 
 def plot(done: Sweep, axes: dict[str, Sequence[Any]], pyplot: Any) -> None:
-    """The distance over the first axis with several values, a line for each combination of the others."""
+    """Plot the distance over the first axis with several values, with a line for each combination of the others."""
     along = next((key for key, values in axes.items() if len(values) > 1), next(iter(axes)))
     figure, place = pyplot.subplots(figsize=(6, 4), layout="constrained")
     others = [key for key in axes if key != along]

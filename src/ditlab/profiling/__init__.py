@@ -1,1 +1,1 @@
-"""What a run needs, and how fast this machine is."""
+"""Estimates of the memory and time of a run, and measurements of the speed of a network."""

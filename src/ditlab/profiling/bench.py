@@ -1,7 +1,7 @@
-"""Speed of a network on this machine: forward pass, training step, and the sampling presets (`ditlab bench`).
+"""Measure the speed of a network on this machine: forward pass, training step, sampling presets (`ditlab bench`).
 
-All variants of a comparison run in turns in one process, and medians are reported. The baseline is the network as it is
-trained: eager PyTorch in float32, without merged layers and without precomputed adaLN modulation.
+All variants of a comparison run in turns in one process, and medians are reported. The baseline is the unmodified
+network: eager PyTorch in float32, without merged layers and without precomputed adaLN modulation.
 """
 
 import copy
@@ -50,7 +50,7 @@ class Bench:
     batch: int
     gmacs: float
     peaks: dict[str, float]  # precision -> GFLOP/s of a large matrix product
-    bandwidth: float  # GB/s of a copy, bytes read and written
+    bandwidth: float  # GB/s of a copy, counting bytes read and bytes written
     forward: dict[str, Timing]
     training: dict[str, Timing]
     presets: dict[str, dict[str, float]]  # seconds and network evaluations (calls) per image, with guidance
@@ -58,7 +58,7 @@ class Bench:
 
 
 def random_model(name: str, size: tuple[int, int], channels: int, classes: int, device: torch.device) -> Pipeline:
-    """A network by name with DiT's process; weights are random and none is zero, so that outputs can be compared."""
+    """A model by name with DiT's process; no weight is zero, so that the outputs of variants can be compared."""
     torch.manual_seed(0)
     net = create(name, size=size, channels=channels, classes=classes, learn_variance=True)
     with torch.no_grad():
@@ -87,10 +87,10 @@ def bench(
         rounds: measured rounds; one more round warms up.
         compile: also measure compiled blocks.
         training: also measure a training step.
-        against: other runtimes for this network, from `AGAINST`: diffusers' DiTTransformer2DModel, exported graphs.
+        against: other runtimes in `AGAINST` to measure: diffusers' DiTTransformer2DModel, exported graphs.
 
     Raises:
-        InputError: a runtime that cannot run this network, or a missing library.
+        InputError: a runtime does not support this network, or its library is not installed.
     """
     net = pipe.net.eval()
     device = net.device
@@ -140,7 +140,7 @@ def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[s
 
 
 def example(pipe: Pipeline, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch at t = 0.5 with different labels."""
+    """Inputs of the network: a batch at t = 0.5 with different labels."""
     x, _, condition = pipe.net.example(batch, torch.Generator().manual_seed(0))
     timestep = pipe.objective.process.clock(torch.tensor(0.5, dtype=torch.float64)).float()
     return x, timestep.expand(batch).to(x.device), pipe.net.labels(condition)
@@ -154,7 +154,7 @@ def forward_variants(
     against: Sequence[str],
     console: Console,
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Name -> a call of the forward pass, for each variant."""
+    """The variants of the forward pass: name, and a function that runs it."""
     x, t, y = inputs
 
     def run(net: nn.Module) -> Callable[[], Tensor]:
@@ -297,9 +297,9 @@ class Drift(Reuse):
         super().__init__(interval=2)
         self.rows: list[dict[str, float]] = []
 
-    def __call__(self, x: Tensor, *rest: Any) -> Tensor:
+    def __call__(self, x: Tensor, *others: Any) -> Tensor:
         assert self.inner is not None
-        out = self.inner(x, *rest)
+        out = self.inner(x, *others)
         added = out - x
         if not self.values or self.values[0].shape != x.shape:
             self.values, self.times = [], []
@@ -312,14 +312,19 @@ class Drift(Reuse):
 
 
 def drift(pipe: Pipeline, count: int, options: dict[str, Any]) -> list[dict[str, float]]:
-    """How much the output of the inner blocks changes between network calls, while `count` images are generated.
+    """Measure how much the output of the inner blocks changes between network calls in sampling.
+
+    Args:
+        pipe: the model.
+        count: number of images that are generated.
+        options: sampling settings.
 
     Returns:
         For each call after the first its timestep t, and the relative error if the output of the previous call were
         kept, or continued linearly from the two previous calls. Where the errors are small, feature caching is safe.
 
     Raises:
-        InputError: an architecture that does not support feature caching.
+        InputError: the architecture does not support feature caching.
     """
     recorder = Drift()
     labels = [i % pipe.net.classes for i in range(count)] if pipe.net.classes else None
@@ -329,7 +334,7 @@ def drift(pipe: Pipeline, count: int, options: dict[str, Any]) -> list[dict[str,
 
 
 def drift_table(rows: list[dict[str, float]]) -> Table:
-    """About twenty timesteps, with a bar for the error of linear continuation."""
+    """The errors at about twenty timesteps as a table, with a bar for the error of linear continuation."""
     if not rows:
         raise InputError("sampling has a single network call, so there is nothing to compare; use more steps")
     table = Table("t", "kept", "continued", "", title="relative error of feature caching, by timestep")

@@ -1,7 +1,7 @@
-"""What a training run will need, before it is started: `ditlab plan`.
+"""Estimate memory and time of a training run before it is started: `ditlab plan`.
 
-Memory is computed part by part (`ditlab.training.memory`). Rates of accelerators are the published dense bfloat16
-peaks, of which training is assumed to reach a third; on the machine itself a step is timed.
+Memory is computed part by part (`ditlab.training.memory`). For this machine, a step is timed. For other accelerators,
+training is assumed to reach a third of the published dense bfloat16 peak.
 """
 
 from bisect import bisect_left
@@ -47,7 +47,7 @@ class Device:
     """An accelerator."""
 
     memory: float  # bytes
-    flops: float  # dense bfloat16, a second
+    flops: float  # peak rate of dense bfloat16 operations per second
 
 
 DEVICES = {
@@ -62,18 +62,18 @@ DEVICES = {
     "rtx4090": Device(24 * GIB, 165e12),
     "rtx3090": Device(24 * GIB, 71e12),
 }
-REACHED = 1 / 3  # of the peak rate, in training
-# Seconds that a step takes even if its arithmetic took none: launching kernels, about a hundred for the forward and
-# backward pass of a block, and reading the batch, the optimizer and the averages.
+REACHED = 1 / 3  # share of the peak rate that training reaches
+# Overhead of a step in seconds, apart from its arithmetic: launching about a hundred kernels for the forward and
+# backward pass of each block, reading the batch, and updating weights and averages.
 OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP = 0.5e-3, 3e-3
-MOST = 2**16  # images
-FEW, MORE = 8, 4  # images of a first trial, and the factor from one trial to the next
-LONG = 2.0  # seconds that no trial may be expected to take; a tiny network needs as long for few images as for many
+MOST = 2**16  # largest batch size that is considered
+FEW, MORE = 8, 4  # images of the first trial, and the factor from one trial to the next
+LONG = 2.0  # seconds: a next trial that is expected to take longer is not made
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs: bytes and figures of one process unless stated otherwise."""
+    """The estimate for a run; memory is in bytes, for one process unless stated otherwise."""
 
     device: str
     devices: int
@@ -84,10 +84,10 @@ class Plan:
     peak: float
     capacity: float
     steps_per_second: float | None  # of the whole run; None if it was not timed, or is bound by overhead
-    measured: bool  # or computed from the table
-    seconds: float | None  # to the end of the run
-    checkpoint: float
-    largest_batch: int  # of a process at a time, that fits
+    measured: bool  # whether steps_per_second was timed on this machine, and not computed from the peak rate
+    seconds: float | None  # duration of the run
+    checkpoint: float  # size of a checkpoint
+    largest_batch: int  # most images of a process at a time that fit in memory
     advice: list[str]
     overhead_bound: bool = False  # the arithmetic of a step takes less time than launching its kernels
 
@@ -102,7 +102,7 @@ Shape = tuple[int, tuple[int, ...], int]  # channels, size and classes of a netw
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run is planned for."""
+    """The machine for which a run is planned."""
 
     name: str  # in `DEVICES`; empty for this machine
     devices: int
@@ -117,15 +117,15 @@ class Machine:
 
 
 def machine_of(recipe: Recipe, name: str, devices: int) -> Machine:
-    """The machine by name; the processes on one CPU take turns and share its memory.
+    """Describe a machine by the name of its device; processes on one CPU take turns and share its memory.
 
     Raises:
-        InputError: an unknown device, or a number of devices that the recipe cannot use.
+        InputError: the device is unknown, or the recipe cannot use this number of devices.
     """
     if devices < 1:
         raise InputError(f"{devices} devices; give 1 or more")
     if devices == 1 and recipe.parallel.shard != "none":
-        raise InputError("parallel.shard needs several processes; plan for more devices, or leave it out")
+        raise InputError("parallel.shard needs several processes; plan for more devices, or omit it")
     if name:
         return Machine(name, devices, "cuda", lookup(DEVICES, name, "device").memory, devices)
     device = pick_device(recipe.train.device)
@@ -135,7 +135,7 @@ def machine_of(recipe: Recipe, name: str, devices: int) -> Machine:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is planned: a recipe whose settings are complete, its data if they are at hand, and the network's shape."""
+    """The run that is planned: its complete recipe, the shape of the network, and the data if it is available."""
 
     recipe: Recipe
     shape: Shape
@@ -143,7 +143,7 @@ class Subject:
     autoencoder: Autoencoder | None = None
 
     def make(self) -> Backbone:
-        """The network with all that is trained."""
+        """Build the network, with low-rank updates if the recipe has them."""
         channels, size, classes = self.shape
         learned = bool(self.recipe.diffusion.learn_variance)
         net = create(**vars(self.recipe.model), size=size, channels=channels, classes=classes, learn_variance=learned)
@@ -153,15 +153,14 @@ class Subject:
 
 
 def subject_of(recipe: Recipe, shape: Shape | None) -> Subject:
-    """The recipe with its data and the model that it starts from.
+    """Open the data of a recipe and the model that it starts from, and complete its settings.
 
     Args:
-        recipe: the run.
-        shape: of the network, if the data is not at hand.
+        recipe: the settings of the run.
+        shape: shape of the network if the data is not available; None to open the data.
     """
     source = load(recipe.train.init_from) if recipe.train.init_from else None
-    own = None if source is None else source.objective
-    recipe = replace(recipe, diffusion=completed(recipe.diffusion, own))
+    recipe = replace(recipe, diffusion=completed(recipe.diffusion, None if source is None else source.objective))
     if source is not None:
         recipe = replace(recipe, model=continued(recipe.model, source))
     if shape is not None:
@@ -173,17 +172,17 @@ def subject_of(recipe: Recipe, shape: Shape | None) -> Subject:
 
 
 def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = True, shape: Shape | None = None) -> Plan:
-    """What a run would need.
+    """Estimate memory and time of a run.
 
     Args:
-        recipe: the run.
-        device: a name in `DEVICES`; this machine if empty.
+        recipe: the settings of the run.
+        device: a name in `DEVICES`; empty for this machine.
         devices: number of devices; on this machine's CPU, number of processes that share its cores and memory.
-        timed: take a few steps on this machine, if they fit.
-        shape: of the network, if the data is not at hand; then no step is taken.
+        timed: time a few steps on this machine if they fit in memory.
+        shape: shape of the network if the data is not available; then no step is timed.
 
     Raises:
-        InputError: an unknown device, a batch that the devices cannot share, or what training would refuse.
+        InputError: the device is unknown, the batch cannot be divided among the devices, or the recipe is invalid.
     """
     check_recipe(recipe)
     machine = machine_of(recipe, device, devices)
@@ -232,14 +231,18 @@ def in_half(subject: Subject, machine: Machine) -> bool:
 
 
 def all_parts(subject: Subject, held: Held, machine: Machine, half: bool, batch: int) -> dict[str, float]:
-    """Bytes of each part for a batch, with those of the autoencoder."""
+    """Memory in bytes of each part for a batch size, including the autoencoder."""
     parts = memory_parts(subject.make, held, batch, subject.recipe, machine.devices, machine.kind, half)
     frozen = float32_bytes(subject.autoencoder.state_dict().values()) if subject.autoencoder else 0.0
     return parts | ({"autoencoder": frozen} if frozen else {})
 
 
 def predicted_step(subject: Subject, machine: Machine, gmacs: float) -> tuple[float | None, bool]:
-    """Seconds of a step from the published rate; None, and true, where the overhead of a step takes longer."""
+    """Predict the seconds of a step from the peak rate of the device.
+
+    Returns:
+        The seconds and False; None and True if the overhead of a step is larger than its arithmetic.
+    """
     recipe = subject.recipe
     with torch.device("meta"):
         blocks = len(subject.make().repeated)
@@ -250,8 +253,8 @@ def predicted_step(subject: Subject, machine: Machine, gmacs: float) -> tuple[fl
 
 
 def largest_batch(parts: Callable[[int], dict[str, float]], capacity: float) -> int:
-    """The most images at a time that fit; each part grows linearly."""
-    two, four = parts(2), parts(4)  # a single image needs fewer copies
+    """The most images at a time that fit in memory; the size of each part is linear in the batch size."""
+    two, four = parts(2), parts(4)  # not 1, because a single image needs fewer copies
 
     def fits(count: int) -> bool:
         return peak({name: two[name] + (count - 2) * (four[name] - two[name]) / 2 for name in two}) <= capacity
@@ -262,7 +265,7 @@ def largest_batch(parts: Callable[[int], dict[str, float]], capacity: float) -> 
 def advice(
     recipe: Recipe, memory: dict[str, float], capacity: float, batch: int, largest: int, devices: int
 ) -> list[str]:
-    """What to change where it does not fit."""
+    """Changes of the recipe that reduce its memory; empty if it fits."""
     if peak(memory) <= capacity:
         return []
     lines = []
@@ -283,7 +286,7 @@ def advice(
 
 
 def timed_step(subject: Subject, batch: int, half: bool) -> float:
-    """Seconds of a step with a batch on this machine; extrapolated from a part of it where that takes long."""
+    """Time a step on this machine in seconds; a long step is extrapolated from a smaller batch."""
     recipe, dataset, autoencoder = subject.recipe, subject.dataset, subject.autoencoder
     assert dataset is not None
     assert autoencoder is not None
@@ -302,7 +305,7 @@ def timed_step(subject: Subject, batch: int, half: bool) -> float:
 
 
 def timed_update(net: Backbone, recipe: Recipe) -> float:
-    """Seconds of the optimizer and the average; for a tiny network they take as long as forward and backward pass."""
+    """Time the updates of weights and average in seconds; for tiny networks they take as long as the gradient."""
     optimizer, ema = make_optimizer(net, recipe.optim), EMA(net, recipe.train.ema)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -315,32 +318,32 @@ def timed_update(net: Backbone, recipe: Recipe) -> float:
     return interleaved({"update": update}, 2, waiter(net.device), min)["update"]
 
 
-def table(found: Plan) -> Table:
-    """Memory by part."""
-    shown = Table("memory per process", "GiB")
-    for name, value in found.memory.items():
-        shown.add_row(name, f"{value / GIB:,.2f}")
-    shown.add_row("peak", f"{found.peak / GIB:,.2f}", style="bold")
-    shown.add_row("available", f"{found.capacity / GIB:,.1f}")
-    shown.columns[1].justify = "right"
-    return shown
+def table(estimate: Plan) -> Table:
+    """The memory of each part as a table for the terminal."""
+    memory = Table("memory per process", "GiB")
+    for name, value in estimate.memory.items():
+        memory.add_row(name, f"{value / GIB:,.2f}")
+    memory.add_row("peak", f"{estimate.peak / GIB:,.2f}", style="bold")
+    memory.add_row("available", f"{estimate.capacity / GIB:,.1f}")
+    memory.columns[1].justify = "right"
+    return memory
 
 
-def lines(found: Plan) -> Iterator[str]:
-    """The other figures in words."""
-    yield f"{found.parameters / 1e6:,.1f} M parameters; batch per process: {found.batch:,} images at a time"
-    if found.overhead_bound:
+def lines(estimate: Plan) -> Iterator[str]:
+    """The other figures as lines of text."""
+    yield f"{estimate.parameters / 1e6:,.1f} M parameters; batch per process: {estimate.batch:,} images at a time"
+    if estimate.overhead_bound:
         yield "overhead-bound: not predicted (launching the kernels of a step takes longer than running them)"
-    elif found.steps_per_second and found.seconds:
-        how = "timed here" if found.measured else "a third of the published peak"
-        yield f"{rate(found.steps_per_second)} steps/s ({how}); {duration(found.seconds)} for the whole run"
-    yield f"{found.checkpoint / GIB:,.2f} GiB for each checkpoint"
-    yield f"largest batch per process that fits: {found.largest_batch:,} images at a time"
-    if found.advice:
+    elif estimate.steps_per_second and estimate.seconds:
+        method = "timed here" if estimate.measured else "a third of the published peak"
+        yield f"{rate(estimate.steps_per_second)} steps/s ({method}); {duration(estimate.seconds)} for the whole run"
+    yield f"{estimate.checkpoint / GIB:,.2f} GiB for each checkpoint"
+    yield f"largest batch per process that fits: {estimate.largest_batch:,} images at a time"
+    if estimate.advice:
         yield "it does not fit; what helps:"
-        yield from found.advice
+        yield from estimate.advice
 
 
 def rate(value: float) -> str:
-    """A rate with three digits, and without decimals from 100 on."""
+    """A rate as text with three significant digits, and without decimals from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

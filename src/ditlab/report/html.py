@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: curves as SVG, with the style inside."""
+"""Self-contained HTML pages with curves as SVG."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -6,18 +6,18 @@ from typing import Any
 
 
 def page(title: str, body: str, style: str = "") -> str:
-    """A complete page, for light and dark screens of any width.
+    """A complete HTML page that adapts to the width and the light or dark theme of the screen.
 
     Args:
-        title: plain text.
-        body: HTML.
-        style: further CSS rules.
+        title: title of the page as plain text.
+        body: content of the page as HTML.
+        style: additional CSS rules.
     """
     return PAGE.replace("STYLE", style).replace("TITLE", html.escape(title)).replace("BODY", body)
 
 
 def curves(lines: list[dict[str, Any]]) -> Iterator[str]:
-    """One figure for each metric in `CURVES`, over the images seen in training."""
+    """One figure for each metric in `CURVES`, plotted over the images seen in training."""
     for key, name in CURVES.items():
         points = [(line["images"], line[key]) for line in lines if line.get(key) is not None]
         if points:
@@ -25,7 +25,7 @@ def curves(lines: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def figure(title: str, xs: Sequence[float], ys: Sequence[float]) -> str:
-    """A curve as SVG, with the values at its ends."""
+    """A curve as an HTML figure with an SVG image; the ends of both axes are labeled."""
     width, height = 640, 160
     low, high = min(ys), max(ys)
     x_range, y_range = (xs[-1] - xs[0]) or 1, (high - low) or 1

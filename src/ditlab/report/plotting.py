@@ -6,7 +6,7 @@ from ditlab.core.errors import InputError
 
 
 def plotting() -> Any:
-    """matplotlib's pyplot, without a screen.
+    """matplotlib's pyplot with a backend that needs no screen.
 
     Raises:
         InputError: matplotlib is not installed.

@@ -22,7 +22,7 @@ REPORT = "report.html"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics; an incomplete last line is ignored.
+    """Read the lines of metrics of a run; incomplete lines are ignored.
 
     Raises:
         InputError: the folder is not a training run.
@@ -31,7 +31,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not file.exists():
         if (run / "recipe.toml").exists():  # it has just started
             return []
-        raise InputError(f"{run} is not a training run: there is no metrics.jsonl")
+        raise InputError(f"{run} is not a training run: there is no metrics.jsonl; give the folder of a run")
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
@@ -42,16 +42,16 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def previews(run: Path) -> list[Path]:
-    """The previews of a run, newest last."""
+    """The preview files of a run, newest last."""
     return sorted((run / "previews").glob("[0-9]*.png"))
 
 
 def view(run: Path, images: int) -> RenderableType:
-    """The run so far, for the terminal.
+    """Curves, remaining time and newest preview of a run, for the terminal.
 
     Args:
-        run: its folder.
-        images: length of the run.
+        run: the run folder.
+        images: length of the run in images.
     """
     lines = read_metrics(run)
     if not lines:
@@ -74,7 +74,7 @@ def view(run: Path, images: int) -> RenderableType:
 
 
 def loss_by_time(lines: Sequence[dict[str, Any]]) -> list[float]:
-    """The loss of the last line for equal intervals of the time, from data to noise; 0 where nothing was trained."""
+    """The latest loss in equal intervals of time t, from data to noise; 0 for intervals without images."""
     return [loss or 0.0 for loss in (lines[-1].get("loss_by_time") or [])] if lines else []
 
 
@@ -108,9 +108,12 @@ def write_report(run: Path, title: str, facts: dict[str, str]) -> Path:
     """Write a self-contained page with the curves, the loss over time and the newest preview of a run.
 
     Args:
-        run: folder of the run, where the page is written.
-        title: of the page.
+        run: the run folder, in which the page is written.
+        title: title of the page.
         facts: rows of a table: name -> value.
+
+    Returns:
+        The path of the page.
     """
     lines = read_metrics(run)
     parts = [f"<h1>{html.escape(title)}</h1>", "<table>"]

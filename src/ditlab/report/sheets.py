@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-CELL = 48  # smaller images are enlarged by a whole factor, to about this side
+CELL = 48  # smaller images are enlarged by an integer factor to about this side in pixels
 GAP = 4
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 120, 2000
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | None = None) -> Image.Image:
-    """A grid of images of equal size, with the name of each row on the left."""
+    """Arrange rows of images of equal size in a grid, with the name of each row on the left."""
     width, height = rows[0][0].size
     factor = max(1, round(CELL / min(width, height)))
     width, height = width * factor, height * factor
@@ -36,32 +36,32 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | 
 
 
 def video_sheet(videos: Tensor, names: Sequence[str] | None = None, count: int = 8) -> Image.Image:
-    """A row of frames for each of the videos (B, C, T, H, W) uint8, with its name on the left.
+    """Arrange frames of videos in a grid: one row for each video.
 
     Args:
-        videos: the videos.
-        names: of the rows.
+        videos: the videos (B, C, T, H, W) uint8.
+        names: names of the rows.
         count: frames of each video, evenly spaced from the first to the last.
     """
     rows = []
     for video in frames(videos):
-        places = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
-        rows.append([video[place] for place in places])
+        indices = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
+        rows.append([video[index] for index in indices])
     return contact_sheet(rows, names)
 
 
 def side_by_side(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Sheets of equal height from left to right, each under its title."""
+    """Arrange sheets of equal height from left to right, each under its title."""
     font = ImageFont.load_default(size=14)
     top = 22
-    whole = Image.new("RGB", (sum(sheet.width for sheet in sheets), top + sheets[0].height), "white")
-    pen = ImageDraw.Draw(whole)
+    combined = Image.new("RGB", (sum(sheet.width for sheet in sheets), top + sheets[0].height), "white")
+    pen = ImageDraw.Draw(combined)
     left = 0
     for sheet, title in zip(sheets, titles, strict=True):
-        whole.paste(sheet, (left, top))
+        combined.paste(sheet, (left, top))
         pen.text((left + sheet.width // 2, top // 2), title, fill="black", font=font, anchor="mm")
         left += sheet.width
-    return whole
+    return combined
 
 
 def save_animation(
@@ -75,38 +75,38 @@ def save_animation(
     Args:
         frames: images of equal size.
         path: a path or an open binary file.
-        milliseconds: duration of each frame but the last.
-        last: milliseconds of the last frame.
+        milliseconds: duration of each frame except the last one.
+        last: duration of the last frame in milliseconds.
     """
     durations = [milliseconds] * (len(frames) - 1) + [last]
     frames[0].save(path, format="GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
 
 
 def save_gif(video: Sequence[Image.Image], path: Path | BinaryIO, fps: float = 8.0) -> None:
-    """Write a video as an endless GIF at a steady frame rate; GIF stores durations in hundredths of a second."""
+    """Write a video as an endless GIF at `fps` frames per second, rounded to GIF's unit of 10 ms per frame."""
     duration = max(20, round(100 / fps) * 10)  # browsers slow down shorter frames
     save_animation(video, path, duration, duration)
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """uint8 images (B, C, H, W) with 1, 3 or 4 channels -> PIL images; videos (B, C, T, H, W) -> strips of frames."""
+    """Convert uint8 images (B, C, H, W) with 1, 3 or 4 channels to PIL images; videos become strips of frames."""
     if pixels.ndim == 5:
         pixels = pixels.movedim(2, 3).flatten(3)  # (B, C, H, T W)
     return [_image(array) for array in pixels.permute(0, 2, 3, 1).numpy()]
 
 
 def to_videos(pixels: Tensor) -> list[NDArray[Any]]:
-    """uint8 videos (B, C, T, H, W) -> arrays (T, H, W, C)."""
+    """Convert uint8 videos (B, C, T, H, W) to a list of arrays (T, H, W, C)."""
     return [np.ascontiguousarray(array) for array in pixels.permute(0, 2, 3, 4, 1).numpy()]
 
 
 def frames(pixels: Tensor) -> list[list[Image.Image]]:
-    """uint8 images (B, C, H, W) or videos (B, C, T, H, W) -> the frames of each; an image is a single frame."""
+    """Convert uint8 videos (B, C, T, H, W) to lists of frames; images (B, C, H, W) become lists of one frame."""
     if pixels.ndim == 4:
         return [[image] for image in to_pil(pixels)]
     return [[_image(frame) for frame in video] for video in to_videos(pixels)]
 
 
 def _image(array: NDArray[Any]) -> Image.Image:
-    """(H, W, C) uint8 -> a PIL image."""
+    """Convert an array (H, W, C) uint8 to a PIL image."""
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array))

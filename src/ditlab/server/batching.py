@@ -1,8 +1,8 @@
-"""Many generations at the same time through one network.
+"""Continuous batching: many generations share the calls of one network.
 
-Each generation runs its own sampler in its own thread, with its own labels, seeds, guidance, sampler and number of
-steps. Their network calls go to one thread, which computes all waiting rows in one call. A network takes a time for
-each row, so generations need not be at the same step. An image depends on its own rows alone.
+Each generation runs its sampler in its own thread, with its own settings. All network calls go to one thread, which
+computes the waiting rows in one batch. Each row has its own timestep, so generations need not be at the same step. An
+image does not depend on the other rows of a batch.
 """
 
 import copy
@@ -26,13 +26,13 @@ WAIT = 0.004  # seconds that a network call waits for the calls of other generat
 Context = Callable[[], AbstractContextManager[None]]
 
 
-class Canceled(Exception):  # noqa: N818 - it is not an error
+class Canceled(Exception):  # noqa: N818 - a normal event and not an error
     """The generation was canceled."""
 
 
 @dataclass
 class Call:
-    """Rows that wait for the network."""
+    """A network call of a generation, which waits for the network."""
 
     x: Tensor  # (B, C, H, W) or (B, C, T, H, W)
     t: Tensor  # (B,)
@@ -80,10 +80,10 @@ class Proxy(Backbone):
 
 
 class ProxyWithInner(Proxy):
-    """The same for a network whose inner part can be cached."""
+    """A proxy for a network whose inner blocks can be cached."""
 
-    def inner(self, x: Tensor, *rest: Any) -> Tensor:
-        return self.target[0].inner(x, *rest)
+    def inner(self, x: Tensor, *others: Any) -> Tensor:
+        return self.target[0].inner(x, *others)
 
 
 class Engine:
@@ -92,12 +92,12 @@ class Engine:
     def __init__(
         self, pipe: BasePipeline, *, rows: int = 64, on_call: Callable[[int, float], None] | None = None
     ) -> None:
-        """An engine with its thread running.
+        """Start the thread.
 
         Args:
             pipe: the model, prepared for this machine (`Pipeline.prepared`).
-            rows: most rows of a network call, both halves of guidance counted; a single generation may have more.
-            on_call: called after each network call with its rows and seconds.
+            rows: most rows of a batch, including both halves of guidance; the call of one generation may have more.
+            on_call: called after each network call with its number of rows and its seconds.
         """
         self.pipe = PreparedPipeline(pipe.model, pipe.net.fused().eval())
         self.rows, self.on_call = rows, on_call
@@ -116,15 +116,15 @@ class Engine:
         context: Context | None = None,
         **options: Any,
     ) -> Iterator[Step]:
-        """`Pipeline.steps`, with network calls that are batched with those of other generations.
+        """Sample like `Pipeline.steps`, with network calls that are batched with those of other generations.
 
         Args:
             labels, seeds, options: as in `Pipeline.steps`.
-            stop: if another thread sets it, the generation ends before its next network call.
-            context: entered around each of its network calls, which are then not batched.
+            stop: event that ends the generation before its next network call.
+            context: entered around each network call, which is then not batched.
 
         Raises:
-            InputError: a setting that cannot be used; raised here, not at the first step.
+            InputError: a setting is invalid; raised by the call of this method, before the first step.
             Canceled: `stop` was set.
         """
 
@@ -155,7 +155,7 @@ class Engine:
                 self.change.notify_all()
 
     def close(self) -> None:
-        """Finish the calls that wait, and end the thread."""
+        """Finish the waiting calls, and end the thread."""
         with self.change:
             self.closed = True
             self.change.notify_all()
@@ -179,7 +179,7 @@ class Engine:
                 self.change.wait_for(lambda: self.calls or self.closed)
                 if not self.calls:
                     return
-                # The other generations are between two calls: to wait for them is faster than a call for each.
+                # Other generations will soon make their next call; waiting for them is faster than separate calls.
                 self.change.wait_for(lambda: len(self.calls) >= self.active or self._full(), WAIT)
                 batch = [self.calls.popleft()]
                 rows = len(batch[0].x)
@@ -190,7 +190,7 @@ class Engine:
             self._compute(batch)
             if self.on_call is not None:
                 self.on_call(rows, time.perf_counter() - started)
-            for call in batch:  # last, so that a client that has its response finds the call in the metrics
+            for call in batch:  # after the metrics, so that they include the call when the client gets its response
                 call.done.set()
 
     def _together(self, first: Call, other: Call, rows: int) -> bool:
@@ -209,7 +209,7 @@ class Engine:
             for call, part in zip(calls, parts, strict=True):
                 call.output = part
         except Exception as error:
-            if len(calls) > 1:  # too little memory, or one call that fails for all
+            if len(calls) > 1:  # one call may have failed, or the memory was too small for all: try them one by one
                 for call in calls:
                     self._compute([call])
                 return

@@ -14,7 +14,7 @@ ANIMATION_SIDE = 256  # smallest side of an animation in pixels, about
 
 
 def png(image: Image.Image, settings: dict[str, Any] | None = None) -> bytes:
-    """A PNG file, with these settings in its metadata under the key ditlab."""
+    """Encode an image as PNG, with the settings in its metadata under the key "ditlab"."""
     metadata = PngImagePlugin.PngInfo()
     if settings is not None:
         metadata.add_text("ditlab", json.dumps(settings))
@@ -24,7 +24,7 @@ def png(image: Image.Image, settings: dict[str, Any] | None = None) -> bytes:
 
 
 def gif(frames: Iterable[Image.Image]) -> bytes:
-    """An animated GIF file; small images are enlarged."""
+    """Encode frames as an animated GIF; small images are enlarged."""
     images = list(frames)
     factor = max(1, ANIMATION_SIDE // min(images[0].size))
     large = [image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) for image in images]
@@ -34,5 +34,5 @@ def gif(frames: Iterable[Image.Image]) -> bytes:
 
 
 def as_base64(content: bytes) -> str:
-    """The content of a file as JSON can hold it."""
+    """Encode the content of a file as base64, for JSON."""
     return base64.b64encode(content).decode()

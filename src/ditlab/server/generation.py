@@ -1,4 +1,4 @@
-"""What the service works with: limits, facts of a model, and checked requests, with the checks that need the model."""
+"""Data classes of the service (limits, models, checked requests), and the checks of requests that need the model."""
 
 import io
 import secrets
@@ -105,17 +105,17 @@ def choose_labels(pipe: BasePipeline, request: GenerationRequest, most: int) -> 
     Raises:
         InputError: the wrong number of labels, or too many images.
     """
-    given = request.values()
-    count = request.n if given is None or request.n > 1 else len(given)
-    if given is not None and len(given) not in (1, count):
-        raise InputError(f"{len(given)} labels for {count} images; give one label, or one for each image")
+    requested = request.values()
+    count = request.n if requested is None or request.n > 1 else len(requested)
+    if requested is not None and len(requested) not in (1, count):
+        raise InputError(f"{len(requested)} labels for {count} images; give one label, or one for each image")
     if count > most:
         raise InputError(f"{count} images; give 1 to {most}")
-    if given is None:
-        everything = pipe.conditioner.all_values()
-        labels: list[Label] = [everything[i % len(everything)] for i in range(count)]
+    if requested is None:
+        all_labels = pipe.conditioner.all_values()
+        labels: list[Label] = [all_labels[i % len(all_labels)] for i in range(count)]
     else:
-        labels = [*given] * (count if len(given) == 1 else 1)
+        labels = [*requested] * (count if len(requested) == 1 else 1)
     if request.to_label is not None:
         labels = list(between(labels[0], request.to_label, count))
     return labels
@@ -127,14 +127,14 @@ def choose_seeds(request: GenerationRequest, count: int) -> list[Seed]:
     Raises:
         InputError: more or fewer seeds than images.
     """
-    given = request.seeds or [secrets.randbelow(2**32)]
-    if len(given) not in (1, count):
-        raise InputError(f"{len(given)} seeds for {count} images; give one seed, or one for each image")
+    seeds = request.seeds or [secrets.randbelow(2**32)]
+    if len(seeds) not in (1, count):
+        raise InputError(f"{len(seeds)} seeds for {count} images; give one seed, or one for each image")
     if request.to_seed is not None:
-        return list(between(given[0], request.to_seed, count))
+        return list(between(seeds[0], request.to_seed, count))
     if request.to_label is not None:
-        return [given[0]] * count
-    return list(given) if len(given) == count else [(given[0] + i) % 2**63 for i in range(count)]
+        return [seeds[0]] * count
+    return list(seeds) if len(seeds) == count else [(seeds[0] + i) % 2**63 for i in range(count)]
 
 
 def start_image(pipe: BasePipeline, request: GenerationRequest, most: int) -> Original | None:
@@ -160,10 +160,10 @@ def start_image(pipe: BasePipeline, request: GenerationRequest, most: int) -> Or
 
 
 def as_json(value: Label | Seed) -> Any:
-    """A label or seed as JSON can hold it."""
+    """A label or seed as a plain value for JSON."""
     return asdict(value) if isinstance(value, Between) else value
 
 
 def evenly(steps: int, count: int) -> set[int]:
-    """Indices of `count` steps, evenly between the first and the last."""
+    """Indices of `count` steps, evenly spaced between the first and the last step."""
     return {round((i + 1) * steps / (count + 1)) for i in range(count)}

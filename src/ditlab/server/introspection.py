@@ -1,4 +1,4 @@
-"""What a network computes while it generates: attention between patches, and the change of each block between steps.
+"""Record what a network computes while it generates: attention maps, and changes of block outputs between steps.
 
 Blocks that change little from one step to the next are those whose output can be cached (`inference.optimize.reuse`).
 """
@@ -73,12 +73,12 @@ class Inspector:
         if self.before:
             self.changes.append([self._change(i) for i in range(len(blocks))])
 
-    def _keep(self, i: int, block: nn.Module, given: Any, output: Any) -> None:
+    def _keep(self, i: int, block: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             self.outputs[i] = output[:1].float()  # the first image, with its condition
 
     def _change(self, i: int) -> float | None:
-        """Relative to the output itself; None for a block that was skipped at one of the two steps."""
+        """Relative change of a block's output since the last step; None if the block was skipped at one of the two."""
         if i not in self.before or i not in self.outputs:
             return None
         now, then = self.outputs[i], self.before[i]
@@ -107,14 +107,14 @@ class AttentionRecorder(TorchFunctionMode):
 
 
 def weights(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
-    """Softmax of the products, averaged over images and heads: (N, N) for (..., N, d)."""
+    """Attention weights (N, N) of queries and keys (..., N, d), averaged over images and heads."""
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     products = q.float() @ k.float().transpose(-1, -2) * factor
     return products.softmax(-1).flatten(0, -3).mean(0)
 
 
 def as_grid(values: Tensor, net: Backbone) -> Attention | None:
-    """The rows and columns of patches, on a grid of the shape of the image; None if there is no such grid."""
+    """Select the weights between patches and arrange them on the patch grid; None if the tokens form no 2-D grid."""
     grid = net.grid_of(len(values))
     if grid is None or len(grid) != 2:
         return None
@@ -127,6 +127,6 @@ def as_grid(values: Tensor, net: Backbone) -> Attention | None:
 
 
 def halved(values: Tensor, h: int, w: int) -> Tensor:
-    """Rows (h w, K) averaged over 2x2 patches."""
+    """Average rows (h w, K) over 2x2 patches; returns (h w / 4, K)."""
     grid = values.T.reshape(-1, 1, h, w)
     return F.avg_pool2d(grid, 2).flatten(1).T

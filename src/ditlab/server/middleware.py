@@ -1,4 +1,4 @@
-"""Checks before a request is read, security headers, and errors as JSON."""
+"""Middleware that checks requests before their bodies are read, security headers, and error responses as JSON."""
 
 import hmac
 from collections.abc import Collection, Sequence
@@ -125,6 +125,6 @@ def validation_message(errors: Sequence[Any]) -> str:
 
 
 def error_response(code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error in the form that clients of image services know."""
+    """An error response in the format of common image services."""
     shown = message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}..."
     return JSONResponse(error_body(code, shown), code, (headers or {}) | HEADERS)

@@ -57,7 +57,7 @@ def known(table: Mapping[str, Any], what: str) -> AfterValidator:
 
 
 def alternatives(names: Iterable[str]) -> str:
-    """Names as a sentence ends with them."""
+    """Join names for the end of a sentence: "a, b or c"."""
     *most, last = names
     return f"{', '.join(most)} or {last}"
 
@@ -204,11 +204,11 @@ class GenerationRequest(SamplingRequest):
         if body.get("n") is not None:
             raise InputError("n and num_images_per_prompt are both given; give one of them")
         count = whole(body["num_images_per_prompt"])
-        rest = {key: value for key, value in body.items() if key != "num_images_per_prompt"}
+        others = {key: value for key, value in body.items() if key != "num_images_per_prompt"}
         name = next((name for name in ("labels", "class_labels", "prompts") if isinstance(body.get(name), list)), None)
         if name is None or type(count) is not int or not 1 <= count <= 1024 or len(body[name]) > 1024:
-            return rest | {"n": count}
-        return rest | {name: [value for value in body[name] for _ in range(count)], "n": count * len(body[name])}
+            return others | {"n": count}
+        return others | {name: [value for value in body[name] for _ in range(count)], "n": count * len(body[name])}
 
     def file(self, name: Literal["image", "mask"]) -> bytes | None:
         """The content of a file.
@@ -253,9 +253,8 @@ def resolved(pipe: BasePipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         pipe: the model.
-        settings: the settings that are given.
+        settings: the explicit settings.
     """
-
     values = pipe.resolve(**settings).settings()
     return {name: values[name] for name in SETTINGS if name in values and name != "preset"}
 

@@ -43,11 +43,11 @@ FAILED = "the generation failed; see the log of the service"
 FRAMES = 40  # most frames of an animation
 
 
-class Busy(Exception):  # noqa: N818 - it is not the caller's fault
+class Busy(Exception):  # noqa: N818 - not an error of the caller
     """Too many requests are in progress."""
 
 
-class Failed(Exception):  # noqa: N818 - it is not the caller's fault
+class Failed(Exception):  # noqa: N818 - not an error of the caller
     """A generation that did not finish."""
 
 

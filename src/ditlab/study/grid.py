@@ -23,13 +23,15 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, open_dataset, parse_source
-from ditlab.data.parse import SampleNpz
+from ditlab.data.npz import read_about
+from ditlab.data.parse import SampleNpz, content_identity
 from ditlab.diffusion.objective import Objective, completed, make_objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
+from ditlab.evaluation.metric_choice import available_statistics
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.references import description_of, identity, open_pictures, short_hash
+from ditlab.evaluation.references import open_images, short_hash
 from ditlab.inference.plan import resolve
 from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
@@ -205,7 +207,7 @@ def run_hash(recipe: Recipe, length: int | str) -> str:
 @cache
 def source_identity(source: str) -> str:
     """Identity of the content of a source, computed once: folders may be large."""
-    return identity(source)
+    return content_identity(source)
 
 
 @cache
@@ -249,29 +251,28 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     return EvaluationPlan(settings, sampling.evaluations, sampling.schedule)
 
 
-def check_reference(settings: Evaluation, pictures: Dataset, features: Features) -> None:
+def check_reference(settings: Evaluation, images: Dataset, features: Features) -> None:
     """Reject a missing reference, one of another image size, and metrics that need more than these features provide."""
     source = settings.reference
     spec = parse_source(source)
     if isinstance(spec, SampleNpz):
-        about = description_of(Path(source))
+        about = read_about(Path(source))
     else:
-        size = reference_size(source, "{}x{}".format(*pictures.size) if spec.resizable else "")
+        size = reference_size(source, "{}x{}".format(*images.size) if spec.resizable else "")
         about = {"size": size, "source": source}
-    protocol.fits(about, pictures)
-    given = protocol.given_by(features, pictures)
+    protocol.fits(about, images)
+    available = available_statistics(features, images)
     for name in settings.metrics:
-        if lacking := [need for need in METRICS[name].needs if not given[need]]:
+        if lacking := [need for need in METRICS[name].needs if not available[need]]:
             raise InputError(
-                f"the features {features.name} do not provide what {name} needs ({', '.join(lacking)}); "
-                f"leave {name} out"
+                f"the features {features.name} do not provide what {name} needs ({', '.join(lacking)}); omit {name}"
             )
 
 
 @cache
 def reference_size(source: str, wanted: str) -> tuple[int, ...]:
     """(height, width) of the images of a source, resized if `wanted` is set; read once."""
-    return open_pictures(source, Preparation(size=wanted), torch.device("cpu")).size
+    return open_images(source, Preparation(size=wanted), torch.device("cpu")).size
 
 
 def magnitude(gmacs: float) -> str:

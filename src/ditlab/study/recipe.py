@@ -256,7 +256,7 @@ def read_evaluations(table: dict[str, Any], source: str) -> dict[str, Evaluation
     common = table.get("evaluation", {})
     own = table.get("evaluations", {"": {}})
     if not own:
-        raise InputError(f"{source}: evaluations is empty; name some, or leave it out")
+        raise InputError(f"{source}: evaluations is empty; name some, or omit the table")
     for name, changes in own.items():
         if not isinstance(changes, dict):
             raise InputError(

@@ -297,7 +297,7 @@ def train_seconds(run: Path) -> float:
 
 
 def mean_curve(part: Part, study: Study, out: Path) -> list[tuple[float, float]]:
-    """(images, loss) averaged over the seeds; points that some of the seeds lack are left out."""
+    """(images, loss) averaged over the seeds; points that some of the seeds lack are omitted."""
     by_images: dict[int, list[float]] = {}
     for seed in study.seeds:
         with suppress(InputError):  # no metrics: the run failed before its first line

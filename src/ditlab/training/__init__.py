@@ -1,4 +1,4 @@
-"""Training: setup in stages, one loop, objectives and aids, and the run folder with its checkpoints."""
+"""Training: setup in stages, the training loop, objectives, training aids, and run folders with checkpoints."""
 
 from ditlab.training.api import train
 

@@ -1,4 +1,4 @@
-"""`ditlab.train`: a run from a recipe, resumed by the same call."""
+"""`ditlab.train`: train a model from a recipe; the same call resumes an interrupted run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from ditlab.config.reader import parse_recipe
 from ditlab.config.sections import Recipe
 from ditlab.core.device import process_place
 from ditlab.core.io import held
-from ditlab.data import Dataset
+from ditlab.data import Dataset, from_torch
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
 from ditlab.training.callbacks import Callback, Listeners
@@ -23,7 +23,6 @@ from ditlab.training.parallel import joined
 from ditlab.training.run_folder import RunFolder
 from ditlab.training.setup import Job, prepare_steps, set_up
 from ditlab.training.signals import exit_before_first_step
-from ditlab.training.torch_data import TorchImages
 
 
 def train(
@@ -35,48 +34,48 @@ def train(
     changes: bool = False,
     console: Console | None = None,
 ) -> Pipeline:
-    """Train a model; the same call again resumes.
+    """Train a model; the same call resumes an interrupted run.
 
-    Under a launcher such as torchrun all processes call it, and share each batch.
+    Under a launcher such as torchrun, all processes call this function and share each batch.
 
     Args:
         recipe: the settings: a recipe, its file or name ("digits"), or its tables, such as {"train": {"images": 64}}.
-        out: the run folder; made if it does not exist.
-        data: instead of the recipe's data.source: a data source, or a torch data set of (image, label) with uint8
-            tensors (C, H, W) or PIL images of one size and whole numbers as labels.
-        callbacks: objects with any of the methods on_log(seen, values), on_preview(seen, image) and on_end(pipe), see
+        out: the run folder; created if it does not exist.
+        data: replaces data.source of the recipe: a data source, or a torch data set of (image, label) pairs as in
+            `ditlab.data.from_torch`.
+        callbacks: objects with any of the methods on_log(seen, values), on_preview(seen, image) and on_end(pipe); see
             `ditlab.training.callbacks`. If on_log returns True, the run is saved and ends.
-        changes: whether a run may resume with other settings than it had so far.
-        console: where progress is shown (standard error by default).
+        changes: whether a run may resume with settings that differ from those it started with.
+        console: where progress is shown (default: standard error).
 
     Returns:
-        The trained model (EMA weights).
+        The trained model with EMA weights.
 
     Raises:
-        InputError: settings that do not fit together, or a folder that holds something else or is in use.
-        KeyboardInterrupt: after Ctrl-C, once the state is saved.
-        SystemExit: with 0, after SIGTERM, once the state is saved.
+        InputError: the settings contradict each other, or the folder holds something else or is in use.
+        KeyboardInterrupt: after Ctrl-C, when the state has been saved.
+        SystemExit: with status 0 after SIGTERM, when the state has been saved.
     """
     console = console or Console(stderr=True)
     recipe = as_recipe(recipe)
-    own_data: Dataset | None = None
+    dataset: Dataset | None = None
     if isinstance(data, str):
         recipe = replace(recipe, data=replace(recipe.data, source=data))
     elif data is not None:
-        own_data = data if isinstance(data, Dataset) else TorchImages(data)
+        dataset = data if isinstance(data, Dataset) else from_torch(data)
         recipe = replace(recipe, data=replace(recipe.data, source=f"python:{type(data).__qualname__}"))
     check_recipe(recipe)
     folder, rank = Path(out), process_place()[0]
     with exit_before_first_step(), held(folder, rank), joined(recipe.train.device, recipe.parallel.timeout) as place:
-        shown = console if place.first else Console(quiet=True)
-        return train_here(Job(recipe, RunFolder(folder), place, shown, changes, callbacks, own_data))
+        output = console if place.first else Console(quiet=True)
+        return train_here(Job(recipe, RunFolder(folder), place, output, changes, callbacks, dataset))
 
 
 def as_recipe(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
-    """A recipe from any form in which it can be given.
+    """Read a recipe from a name, a file or tables; a `Recipe` is returned unchanged.
 
     Raises:
-        InputError: no such recipe, or an unknown key or value.
+        InputError: there is no such recipe, or it has an unknown key or an invalid value.
     """
     if isinstance(recipe, Recipe):
         return recipe
@@ -84,11 +83,11 @@ def as_recipe(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
 
 
 def train_here(job: Job) -> Pipeline:
-    """`train`, as one of its processes."""
+    """Run `train` in one process, which has joined the others."""
     set_up(job)
     if job.finished:
         job.say(f"{job.folder.folder} is already trained on {job.state.seen:,} images; raise train.images to continue")
-        if not (job.folder.folder / REPORT).exists():  # the process was killed before it was written
+        if not (job.folder.folder / REPORT).exists():  # the process was killed before it wrote the report
             write_run_report(job)
     else:
         prepare_steps(job)

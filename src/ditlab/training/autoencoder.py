@@ -1,8 +1,8 @@
-"""Training a small autoencoder on your images.
+"""Train a small autoencoder on your images.
 
-Loss: L1, L1 of the differences between neighboring pixels at three scales (edges stay sharp without a downloaded
-network), and the KL divergence to a unit Gaussian. At the end the latents are measured, so that x0 has mean 0 and
-variance 1 in each channel.
+The loss is the sum of L1, L1 of the differences between neighboring pixels at three scales (which keeps edges sharp
+without a pretrained network), and the KL divergence to a unit Gaussian. At the end, shift and scale are computed with
+which the latents have mean 0 and variance 1 in each channel.
 """
 
 import json
@@ -29,20 +29,20 @@ from ditlab.core.io import held, is_vacant, replace_text, replacing
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
-from ditlab.training.files import refuse_other_run, say_difference, writing
+from ditlab.training.files import describe_difference, refuse_other_run, writing
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
 from ditlab.training.signals import end, interruption
 
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
-START = 1024  # images whose patches give the principal components
-MEASURED = 4096  # images from which mean and spread of the latents are computed
-EVALUATED = 512  # held-out images that are reconstructed for the score
+START = 1024  # images from whose patches the initial weights, principal components, are computed
+MEASURED = 4096  # images from which mean and standard deviation of the latents are computed
+EVALUATED = 512  # held-out images on which the scores are computed
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The scores of an autoencoder, on images that it was not trained on."""
+    """The scores of a trained autoencoder on held-out images."""
 
     psnr: float  # dB, mean over images
     ssim: float
@@ -54,7 +54,7 @@ class Trained:
 
 @dataclass
 class State:
-    """All that changes during training, which is what is saved."""
+    """The state of training, which is saved."""
 
     autoencoder: Patch
     optimizer: torch.optim.AdamW
@@ -63,23 +63,23 @@ class State:
 
 
 def train_autoencoder(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console) -> Trained:
-    """Train, measure the latents, evaluate and save; the same call again resumes.
+    """Train an autoencoder, normalize its latents, evaluate and save it; the same call resumes an interrupted run.
 
     Args:
-        dataset: uint8 images; the share `settings.held_out` of them is kept for the score.
-        settings: of network and training.
-        out: becomes a folder that `load_autoencoder` reads, with metrics and `reconstructions.png`.
+        dataset: uint8 images, of which the share `settings.held_out` is held out for the scores.
+        settings: settings of the network and of training.
+        out: folder for the autoencoder, which `load_autoencoder` reads, with metrics and `reconstructions.png`.
         console: where progress is shown.
 
     Raises:
-        InputError: a folder that holds something else or is in use, or images that the network does not fit.
+        InputError: the folder holds something else or is in use, or the network does not fit the images.
     """
     with held(out):
         return train_here(dataset, settings, out, console)
 
 
 def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console) -> Trained:
-    """`train_autoencoder`, in a folder that no other process uses."""
+    """Run `train_autoencoder` in a folder that this process has locked."""
     state = begin(dataset, settings, pick_device(settings.device))
     training, held_out = split(len(dataset), settings)
     claim(out, settings)
@@ -88,9 +88,9 @@ def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, conso
     loop(state, dataset, training, held_out, settings, out, console)
     normalized = normalize(state.autoencoder.eval().requires_grad_(False), dataset, training)
     save_autoencoder(normalized, out)
-    sharpness, likeness = evaluate(normalized, dataset, held_out)
+    mean_psnr, mean_ssim = evaluate(normalized, dataset, held_out)
     parameters = sum(p.numel() for p in normalized.parameters())
-    result = Trained(sharpness, likeness, len(held_out), parameters, round(state.seconds, 1), out)
+    result = Trained(mean_psnr, mean_ssim, len(held_out), parameters, round(state.seconds, 1), out)
     replace_text(out / RESULT, json.dumps(asdict(result), default=str) + "\n")
     return result
 
@@ -104,12 +104,12 @@ def loop(
     out: Path,
     console: Console,
 ) -> None:
-    """Train from `state.seen` to the end, or to the next Ctrl-C."""
+    """Train from `state.seen` images to the end, or until Ctrl-C."""
     schedule = Optim(lr=settings.lr, warmup=settings.images // 20, schedule="cosine")
     started = time.monotonic() - state.seconds
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
     with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as signals:
-        for batch in ahead(order, lambda places: dataset.fetch(training[places])):
+        for batch in ahead(order, lambda indices: dataset.fetch(training[indices])):
             if state.seen >= settings.images:
                 return
             rate = learning_rate(schedule, state.seen, settings.images)
@@ -132,7 +132,7 @@ def loop(
 
 
 def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device) -> State:
-    """A fresh autoencoder for these images."""
+    """A new autoencoder for these images, with its optimizer."""
     check_ranges(settings)
     if not 0 < settings.held_out < 1:
         raise InputError(f"held_out is {settings.held_out}; give a share between 0 and 1")
@@ -141,17 +141,17 @@ def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device)
         autoencoder = Patch(
             dataset.channels, settings.latent_channels, settings.stride, settings.width, settings.depth
         ).to(device)
-    autoencoder.latent_shape(dataset.channels, dataset.size)  # refuses sides that the stride does not divide
+    autoencoder.latent_shape(dataset.channels, dataset.size)  # raises an error if the stride does not divide the sides
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     return State(autoencoder, optimizer)
 
 
 def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
-    """Indices for training, and up to `EVALUATED` of those held out.
+    """Split a data set: indices for training, and up to `EVALUATED` held-out indices.
 
     Raises:
-        InputError: too few images to hold any out.
+        InputError: there are too few images to hold any out.
     """
     held_out = round(count * settings.held_out)
     if held_out < 1 or held_out == count:
@@ -161,7 +161,7 @@ def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
 
 
 def step(state: State, images: Tensor, settings: AutoencoderTraining, rate: float) -> tuple[Tensor, Tensor]:
-    """One step on uint8 images (B, C, H, W); returns loss and norm of the gradient."""
+    """Take a training step on uint8 images (B, C, H, W); returns the loss and the norm of the gradient."""
     autoencoder = state.autoencoder.train()
     generator = torch.Generator().manual_seed((settings.seed * 1_000_000_007 + state.seen) % 2**63)
     x = images.to(next(autoencoder.parameters()).device) / 127.5 - 1
@@ -180,7 +180,7 @@ def step(state: State, images: Tensor, settings: AutoencoderTraining, rate: floa
 
 
 def edge_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean error of the differences between neighboring pixels, at full, half and quarter size."""
+    """L1 error of the differences between neighboring pixels, averaged over full, half and quarter size."""
     error = a - b
     total = torch.zeros((), device=a.device)
     for _ in range(3):
@@ -190,17 +190,17 @@ def edge_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def claim(out: Path, settings: AutoencoderTraining) -> None:
-    """Start the folder, or check that it holds this run.
+    """Create the folder, or check that it holds this run.
 
     Raises:
-        InputError: another run, or something else; nothing is touched.
+        InputError: the folder holds another run or something else; nothing is changed.
     """
     file, now = out / SETTINGS, asdict(settings)
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         fixed = [field.name for field in fields(settings) if field.metadata.get("resume") != "free"]
         differing = [key for key in fixed if before.get(key) != now[key]]
-        refuse_other_run(out, [say_difference(key, before.get(key), now[key]) for key in differing])
+        refuse_other_run(out, [describe_difference(key, before.get(key), now[key]) for key in differing])
     elif not is_vacant(out):
         raise InputError(f"{out} exists and holds no autoencoder run; give another folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -208,10 +208,10 @@ def claim(out: Path, settings: AutoencoderTraining) -> None:
 
 
 def save(state: State, out: Path) -> None:
-    """Write the training state, whole or not at all.
+    """Write the training state completely or not at all.
 
     Raises:
-        InputError: weights that are not finite, or a disk that is full; the state before stays as it is.
+        InputError: weights are not finite, or the disk is full; the previous state is kept.
     """
     if not all(bool(p.isfinite().all()) for p in state.autoencoder.parameters()):
         raise InputError(f"the weights are no longer finite after {state.seen:,} images; give a lower lr")
@@ -221,7 +221,11 @@ def save(state: State, out: Path) -> None:
 
 
 def restore(state: State, out: Path) -> bool:
-    """Load the saved state, if there is one."""
+    """Load the saved state; returns whether there is one.
+
+    Raises:
+        InputError: the saved state is damaged.
+    """
     file = out / STATE
     if not file.exists():
         return False
@@ -243,7 +247,7 @@ def batches(dataset: Dataset, indices: Tensor) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def normalize(autoencoder: Latent, dataset: Dataset, training: Tensor) -> Latent:
-    """The same autoencoder, with the shift and scale that give its latents mean 0 and variance 1 in each channel."""
+    """A copy of the autoencoder whose shift and scale give latents mean 0 and variance 1 in each channel."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for images in batches(dataset, training[:MEASURED]):
         mean, log_variance = autoencoder.encode(images.to(next(autoencoder.parameters()).device)).double().chunk(2, 1)
@@ -252,27 +256,27 @@ def normalize(autoencoder: Latent, dataset: Dataset, training: Tensor) -> Latent
         count += mean.numel() // mean.shape[1]
     shift = total / count
     scale = (squares / count - shift**2).rsqrt()
-    same = create_autoencoder(**autoencoder.config | {"shift": shift.tolist(), "scale": scale.tolist()})
-    assert isinstance(same, Latent)
-    same.load_state_dict(autoencoder.state_dict())
-    return same.to(next(autoencoder.parameters()).device).eval().requires_grad_(False)
+    normalized = create_autoencoder(**autoencoder.config | {"shift": shift.tolist(), "scale": scale.tolist()})
+    assert isinstance(normalized, Latent)
+    normalized.load_state_dict(autoencoder.state_dict())
+    return normalized.to(next(autoencoder.parameters()).device).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def reconstruct(autoencoder: Latent, images: Tensor) -> Tensor:
-    """uint8 images through the mean of their posterior and back, on the CPU."""
+    """Encode uint8 images to the mean of their posterior and decode it; returns uint8 images on the CPU."""
     mean = autoencoder.encode(images.to(next(autoencoder.parameters()).device)).chunk(2, 1)[0]
     return autoencoder.decode(autoencoder.normalised(mean)).cpu()
 
 
 def evaluate(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> tuple[float, float]:
-    """Mean PSNR and SSIM of the held-out images."""
+    """Mean PSNR (dB) and mean SSIM over the held-out images."""
     pairs = [(images, reconstruct(autoencoder, images)) for images in batches(dataset, held_out)]
     scores = [torch.cat([measure(a, b) for a, b in pairs]).mean().item() for measure in (psnr, ssim)]
     return scores[0], scores[1]
 
 
 def preview(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> Image.Image:
-    """Held-out images above their reconstructions."""
+    """A contact sheet of held-out images above their reconstructions."""
     images = dataset.fetch(held_out[:12]).x
     return contact_sheet([to_pil(images), to_pil(reconstruct(autoencoder.eval(), images))], ["real", "reconstructed"])

@@ -1,4 +1,4 @@
-"""Functions of the caller that a run calls while it trains."""
+"""Callbacks: methods of the caller's objects that a run calls while it trains."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from ditlab.training.trackers import Tracker, flat
 Callback = Any
 """An object with any of the methods
 
-    on_log(seen, values)      after each line of metrics: images seen and the numbers by name; True stops the run
-    on_preview(seen, image)   after each preview, a PIL image
-    on_end(pipe)              when the run is finished or stopped, with the trained model
+    on_log(seen, values)      after each line of metrics: images seen, and metrics by name; returning True stops the run
+    on_preview(seen, image)   after each preview: images seen, and a PIL image
+    on_end(pipe)              when the run is finished or stopped: the trained model
 
-They are called in the first process of a run.
+Only the first process of a run calls them.
 """
 
 
@@ -26,21 +26,22 @@ class Listeners:
         self.trackers, self.callbacks = trackers, callbacks
 
     def log(self, seen: int, values: dict[str, Any]) -> bool:
-        """Pass on a line of metrics; returns whether a callback stops the run."""
+        """Send a line of metrics to all listeners; returns whether a callback stops the run."""
         for tracker in self.trackers:
             tracker.numbers(seen, flat(values))
-        return any(answer is True for answer in self.call("on_log", seen, values))
+        return any(result is True for result in self.call("on_log", seen, values))
 
     def preview(self, seen: int, image: Image.Image) -> None:
-        """Pass on a preview."""
+        """Send a preview to all listeners."""
         for tracker in self.trackers:
             tracker.preview(seen, image)
         self.call("on_preview", seen, image)
 
     def end(self, pipe: Pipeline) -> None:
-        """Pass on the trained model."""
+        """Send the trained model to all callbacks."""
         self.call("on_end", pipe)
 
     def call(self, name: str, *values: Any) -> list[Any]:
         """Call a method of each callback that has it; returns the results."""
-        return [method(*values) for each in self.callbacks if (method := getattr(each, name, None)) is not None]
+        methods = (getattr(callback, name, None) for callback in self.callbacks)
+        return [method(*values) for method in methods if method is not None]

@@ -1,4 +1,4 @@
-"""What training refuses, each in one line, before anything is written."""
+"""Checks of a recipe, a model and a data set before training writes anything."""
 
 import torch
 
@@ -18,10 +18,10 @@ from ditlab.training.trackers import TRACKERS
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse settings that cannot be used, before data and models are read.
+    """Check all settings of a recipe that can be checked without data and models.
 
     Raises:
-        InputError: a number outside its range, an unknown name, or settings that exclude each other.
+        InputError: a number is out of range, a name is unknown, or settings exclude each other.
     """
     check_ranges(recipe)
     check_names(recipe)
@@ -30,7 +30,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Names of processes, targets and other parts, against their registries."""
+    """Check that the names of processes, targets and other parts are in their registries."""
     diffusion = recipe.diffusion
     make_process(diffusion.process or "linear", diffusion.process_options)
     TARGETS.find(diffusion.target or "velocity")
@@ -47,41 +47,41 @@ def check_names(recipe: Recipe) -> None:
 
 
 def check_source(recipe: Recipe) -> None:
-    """Settings that need a model to start from."""
+    """Check that settings for starting from a model come with such a model."""
     for key in ("class_map", "lora"):
         if getattr(recipe.train, key) and not recipe.train.init_from:
             raise InputError(f"train.{key} needs a model to start from; set train.init_from")
 
 
 def check_averages(recipe: Recipe) -> None:
-    """Lengths of power-function averages."""
+    """Check the EMA lengths of power-function averages."""
     if recipe.train.lora and recipe.train.power_ema:
-        raise InputError("train.power_ema cannot be combined with low-rank updates; leave one of them out")
+        raise InputError("train.power_ema cannot be combined with train.lora; omit one of them")
     for length in recipe.train.power_ema:
         exponent(length)
 
 
 def check_sharding(recipe: Recipe) -> None:
-    """What sharded weights do not allow."""
+    """Check for settings that cannot be combined with sharding."""
     if recipe.parallel.shard == "none":
         return
     if recipe.optim.name == "muon":
-        raise InputError("muon needs whole matrices, which parallel.shard splits; take adamw, or leave shard out")
+        raise InputError("muon needs whole matrices, which parallel.shard splits; use adamw, or omit parallel.shard")
     if recipe.train.lora:
-        raise InputError("train.lora trains few weights, which parallel.shard need not split; leave one of them out")
+        raise InputError("train.lora trains few weights, which need no parallel.shard; omit one of them")
 
 
 def check_layer_sync(recipe: Recipe) -> None:
-    """Two numbers of blocks, without routing, whose blocks see different tokens."""
+    """Check that layer synchronization has two blocks and no token routing, with which blocks see different tokens."""
     if recipe.train.layer_sync and (len(recipe.train.layer_sync) != 2 or recipe.train.route):
-        raise InputError("train.layer_sync takes the numbers of an early and a late block, and no train.route")
+        raise InputError("train.layer_sync needs the numbers of an early and a late block, and excludes train.route")
 
 
 def check_exits(recipe: Recipe, pipe: Pipeline) -> None:
-    """Early exits with sharding, where every process must run every block."""
+    """Check that a network with early exits is not sharded, because sharding needs every block in every process."""
     if pipe.net.dynamic_depth and recipe.parallel.shard != "none":
         raise InputError(
-            "parallel.shard needs every block in every process, and with exits some run none; leave one out"
+            "parallel.shard needs every block in every process, and early exits skip blocks; omit one of them"
         )
 
 
@@ -104,19 +104,19 @@ def check_dataset(dataset: object) -> None:
 
 
 def check_condition(dataset: Dataset, pipe: Pipeline, name: str) -> None:
-    """Refuse a data set whose batches carry another kind of condition than the conditioner gives.
+    """Check that the batches of a data set have the kind of condition that the conditioner returns.
 
     Raises:
-        InputError: both kinds are named.
+        InputError: the kinds differ; the message names both.
     """
-    given, wanted = dataset.fetch(torch.arange(1)).condition, pipe.conditioner.null(1)
-    if given.parts().keys() != wanted.parts().keys():
+    actual, expected = dataset.fetch(torch.arange(1)).condition, pipe.conditioner.null(1)
+    if actual.parts().keys() != expected.parts().keys():
         raise InputError(
-            f'data.conditioner "{name}" gives {described(wanted)}, but the data has {described(given)}; '
+            f'data.conditioner "{name}" gives {described(expected)}, but the data has {described(actual)}; '
             "choose the conditioner for this data, or other data"
         )
 
 
 def described(condition: Condition) -> str:
-    """The fields of a condition, in words."""
+    """The names of the fields of a condition, for messages."""
     return " and ".join(condition.parts()) or "no condition"

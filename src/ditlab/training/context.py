@@ -1,4 +1,4 @@
-"""What objectives and training aids may use of a run."""
+"""The context that objectives and training aids receive: the model, the recipe, and operations on batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,18 +21,18 @@ from ditlab.training.rng import POSTERIOR, Randomness
 
 @dataclass
 class TrainingContext:
-    """A run, as its objective and its aids see it."""
+    """The parts of a training run that its objective and its aids can use."""
 
     pipe: Pipeline  # the model: network, process and target, autoencoder, conditioner
     recipe: Recipe
     net: Backbone  # the network that is trained
-    network: Callable[..., Tensor]  # the same, or what spreads it over processes: call this one with gradients
+    network: Callable[..., Tensor]  # call this one for gradients: `net`, or DDP around it
     objective: TrainingObjective
     aids: tuple[Aid, ...] = ()
-    ema: EMA | None = field(default=None)  # the average of the weights; None while a step is only timed
+    ema: EMA | None = field(default=None)  # the average of the weights; None when a step is only timed
     trained: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-    """Further modules that are trained with the network and saved in checkpoints, but are no part of the model, such as
-    a projector: an objective or aid adds its own in `setup`, on `device`."""
+    """Further modules, such as a projector, that are trained with the network and saved in checkpoints, but are not
+    part of the model. Objectives and aids add them in `setup`, on `device`."""
 
     @property
     def settings(self) -> Train:
@@ -46,45 +46,58 @@ class TrainingContext:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return self.net.device
 
     def latents(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """The data x0 (B, C, ...) float32 of a batch, on the device; without gradients."""
+        """The clean latents x0 (B, C, ...) float32 of a batch, on the device and without gradients.
+
+        Args:
+            batch: B images, or their moments from a latent cache.
+            randomness: the randomness of these images, from which the posterior is sampled.
+        """
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             images = batch.x.to(self.device)
-            moments = images if batch.encoded else self.autoencoder.encode(images)  # a latent cache has them
+            moments = images if batch.encoded else self.autoencoder.encode(images)
             return self.autoencoder.latents(moments, randomness.noise(POSTERIOR))
 
     def condition(self, batch: Batch, randomness: Randomness, generator: torch.Generator) -> Condition:
-        """The conditions of a batch on the device, some replaced by "no condition" as the recipe's dropout says.
+        """The conditions of a batch on the device, randomly dropped with the probability `train.label_dropout`.
 
         Args:
             batch: B images.
-            randomness: theirs.
-            generator: of the whole batch; one value is taken for each of its images.
+            randomness: the randomness of these images.
+            generator: generator of the whole batch, from which one value is sampled for each image of it.
         """
         dropped = torch.rand(randomness.batch, generator=generator) < self.settings.label_dropout
         return self.pipe.conditioner.drop(batch.condition, randomness.part(dropped)).to(self.device)
 
     def trace(self, randomness: Randomness) -> Trace:
-        """What the aids need from a forward pass of these images."""
+        """A trace with which a forward pass records the values that the aids need.
+
+        Args:
+            randomness: the randomness of the images.
+        """
         trace = Trace([tap for aid in self.aids for tap in aid.taps])
         for aid in self.aids:
             aid.prepare(self, trace, randomness)
         return trace
 
     def further_losses(self, forward: Regression, trace: Trace) -> dict[str, Tensor]:
-        """The losses (B,) of the aids, and those that the network itself proposed, by name.
+        """The losses (B,) of the aids and of the network itself, by name.
+
+        Args:
+            forward: the forward pass of the network.
+            trace: the values that it recorded.
 
         Raises:
-            InputError: two losses of one name, or one that is not a tensor (B,).
+            InputError: two losses have the same name, or one is not a tensor (B,).
         """
         losses: dict[str, Tensor] = {}
         for part in (*(aid.losses(self, forward, trace) for aid in self.aids), trace.losses):
             check_losses(part, len(forward.x))
-            if twice := losses.keys() & part.keys():
-                raise InputError(f'two training aids have a loss "{min(twice)}"; rename one of them')
+            if repeated := losses.keys() & part.keys():
+                raise InputError(f'two training aids have a loss "{min(repeated)}"; rename one of them')
             losses |= part
         return losses
 

@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of the weights, which is used for sampling."""
+"""The exponential moving average (EMA) of the weights, from which samples are generated."""
 
 import copy
 
@@ -9,9 +9,9 @@ from ditlab.training.parallel import local
 
 
 class EMA:
-    """A float32 copy of the network that follows its weights.
+    """A float32 copy of the network with averaged weights.
 
-    The decay warms up as (1 + n) / (10 + n) over updates n, so that a short run is not dragged by its initial weights.
+    At update n the decay is at most (1 + n) / (10 + n), so that initial weights do not dominate a short run.
     """
 
     def __init__(self, net: Backbone, decay: float) -> None:
@@ -21,7 +21,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, net: Backbone) -> None:
-        """Move towards the network's weights; buffers never change and are not averaged."""
+        """Move the average towards the weights of the network; buffers are constant and not averaged."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         torch._foreach_lerp_(local(self.net.parameters()), local(net.parameters()), 1 - decay)

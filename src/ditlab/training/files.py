@@ -1,4 +1,4 @@
-"""What run folders of models and of autoencoders have in common: one owner, one run, files that are whole."""
+"""Shared error handling for the run folders of models and autoencoders."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from ditlab.core.errors import InputError
 
 @contextmanager
 def writing(what: str, kept: str = "") -> Iterator[None]:
-    """Around the writing of a file of a run: a full disk is reported in one line.
+    """Report errors of the enclosed block, which writes a file, as one-line InputErrors.
 
     Args:
-        what: the file, in words.
-        kept: what is still there, in words.
+        what: the file, for the message.
+        kept: what remains of earlier work, for the message.
 
     Raises:
-        InputError: the file could not be written.
+        InputError: the file could not be written, for example because the disk is full.
     """
     try:
         yield
@@ -31,19 +31,19 @@ def writing(what: str, kept: str = "") -> Iterator[None]:
 
 
 def refuse_other_run(folder: Path, differing: Iterable[str]) -> None:
-    """Refuse to resume a folder under other settings.
+    """Reject a run folder that was started with other settings.
 
     Args:
-        folder: of the run.
-        differing: the settings that differ, in words.
+        folder: the run folder.
+        differing: a description of each setting that differs.
 
     Raises:
-        InputError: there are some.
+        InputError: some settings differ.
     """
     if words := "; ".join(differing):
         raise InputError(f"{folder} holds another run ({words}); give the same recipe to resume it, or another folder")
 
 
-def say_difference(key: str, before: object, now: object) -> str:
-    """One setting that differs, in words."""
+def describe_difference(key: str, before: object, now: object) -> str:
+    """A description of a setting that differs, for messages."""
     return f"{key} is {before} there, {now} here"

@@ -1,8 +1,8 @@
-"""Starting from a trained model: keep what fits, and report what does not.
+"""Start training from the weights of another model: copy the tensors that fit, adapt others, and report both.
 
-Classes are matched by name where both sides have names, or by a class map; the null-class embedding is always kept.
-Sin-cos positions are computed for another size, learned ones interpolated. The variance half of the head is added (as
-zeros) or dropped. Process, target and timestep input are the source's unless the recipe sets others.
+Class embeddings are matched by name or by a class map; the null-class embedding is always copied. For another size,
+sin-cos positions are recomputed and learned positions are interpolated. The variance half of the head is added (as
+zeros) or dropped. Process, target and timestep input are those of the source model unless the recipe sets others.
 """
 
 import json
@@ -27,7 +27,7 @@ from ditlab.inference.pipeline import Pipeline
 
 
 class Change(NamedTuple):
-    """What happened to one tensor."""
+    """How one tensor was transferred."""
 
     name: str
     fate: str  # kept, adapted, new, dropped
@@ -36,63 +36,63 @@ class Change(NamedTuple):
 
 @torch.no_grad()
 def transfer(net: Backbone, classes: list[str], source: Pipeline, class_map: str = "") -> list[Change]:
-    """Fill a fresh network with the weights of a trained one.
+    """Copy the weights of a trained model into a new network.
 
     Args:
         net: the network to be trained; changed in place.
         classes: its class names.
         source: the trained model.
-        class_map: a file for `match_classes`; classes of one name are matched without it.
+        class_map: a file for `match_classes`; if empty, classes with the same name are matched.
 
     Returns:
-        The fate of every tensor of both.
+        How each tensor of both networks was transferred.
     """
-    ours, theirs = net.state_dict(), source.net.state_dict()
+    targets, sources = net.state_dict(), source.net.state_dict()
     same = classes == source.classes and net.classes == source.net.classes and not class_map
     rows = None if same else match_classes(classes, source, class_map)
-    changes = [_fill(name, ours[name], theirs, net, rows, source) for name in ours]
-    changes += [Change(name, "dropped", shape(value)) for name, value in theirs.items() if name not in ours]
+    changes = [_fill(name, targets[name], sources, net, rows, source) for name in targets]
+    changes += [Change(name, "dropped", shape(value)) for name, value in sources.items() if name not in targets]
     return changes
 
 
 def _fill(
-    name: str, mine: Tensor, theirs: dict[str, Tensor], net: Backbone, rows: dict[int, int] | None, source: Pipeline
+    name: str, target: Tensor, sources: dict[str, Tensor], net: Backbone, rows: dict[int, int] | None, source: Pipeline
 ) -> Change:
-    if name not in theirs:
-        return Change(name, "new", shape(mine))
-    value = theirs[name].to(mine)
+    if name not in sources:
+        return Change(name, "new", shape(target))
+    value = sources[name].to(target)
     if name in net.label_tables and rows is not None:
-        return _fill_labels(name, mine, value, rows)
-    if value.shape == mine.shape:
-        mine.copy_(value)
-        return Change(name, "kept", shape(mine))
-    if name in net.heads_out and net.channels == source.net.channels and value.shape[1:] == mine.shape[1:]:
-        both = min(net.out_channels, source.net.out_channels)
-        grouped = mine.view(-1, net.out_channels, *mine.shape[1:])
-        grouped[:, :both] = value.reshape(-1, source.net.out_channels, *value.shape[1:])[:, :both]
+        return _fill_labels(name, target, value, rows)
+    if value.shape == target.shape:
+        target.copy_(value)
+        return Change(name, "kept", shape(target))
+    if name in net.heads_out and net.channels == source.net.channels and value.shape[1:] == target.shape[1:]:
+        shared = min(net.out_channels, source.net.out_channels)
+        grouped = target.view(-1, net.out_channels, *target.shape[1:])
+        grouped[:, :shared] = value.reshape(-1, source.net.out_channels, *value.shape[1:])[:, :shared]
         what = "variance half added" if net.learn_variance else "variance half dropped"
-        return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, {what}")
+        return Change(name, "adapted", f"{shape(value)} -> {shape(target)}, {what}")
     if name in dict(net.named_buffers()):  # positions that are computed, not learned
-        return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, computed for this size")
-    if name == "pos_embed" and value.shape[-1] == mine.shape[-1]:
-        moved = interpolated(value, source.net.grid, net.grid)
-        # The tokens before those of the image are label, if there are classes, and time: the last of them agree.
-        most = min(mine.shape[1], moved.shape[1])
-        mine[:, -most:] = moved[:, -most:]
-        return Change(name, "adapted", f"{shape(value)} -> {shape(mine)}, interpolated")
-    return Change(name, "new", f"{shape(mine)}, the source has {shape(value)}")
+        return Change(name, "adapted", f"{shape(value)} -> {shape(target)}, computed for this size")
+    if name == "pos_embed" and value.shape[-1] == target.shape[-1]:
+        resized = interpolated(value, source.net.grid, net.grid)
+        # Before the image tokens come the label token, if there are classes, and the time token: align them at the end.
+        count = min(target.shape[1], resized.shape[1])
+        target[:, -count:] = resized[:, -count:]
+        return Change(name, "adapted", f"{shape(value)} -> {shape(target)}, interpolated")
+    return Change(name, "new", f"{shape(target)}, the source has {shape(value)}")
 
 
-def _fill_labels(name: str, mine: Tensor, value: Tensor, rows: dict[int, int]) -> Change:
-    mine[-1] = value[-1]
+def _fill_labels(name: str, target: Tensor, value: Tensor, rows: dict[int, int]) -> Change:
+    target[-1] = value[-1]
     for i, j in rows.items():
-        mine[i] = value[j]
-    detail = f"{len(value) - 1} -> {len(mine) - 1} classes, {len(rows)} of them matched, null class kept"
+        target[i] = value[j]
+    detail = f"{len(value) - 1} -> {len(target) - 1} classes, {len(rows)} of them matched, null class kept"
     return Change(name, "adapted", detail)
 
 
 def interpolated(positions: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Learned positions (1, extra + rows columns, D) for another grid, bicubic; those of extra tokens stay."""
+    """Resize learned positions (1, extra + rows x columns, D) to another grid bicubically; extra tokens are kept."""
     extra = positions.shape[1] - prod(old)
     field = positions[:, extra:].reshape(1, *old, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(field, new, mode="bicubic", align_corners=False)
@@ -100,16 +100,16 @@ def interpolated(positions: Tensor, old: Sequence[int], new: Sequence[int]) -> T
 
 
 def match_classes(classes: list[str], source: Pipeline, file: str = "") -> dict[int, int]:
-    """Index of the source's class for each class of the data that continues one.
+    """Match classes of the data to classes of a trained model: index here -> index there.
 
     Args:
         classes: names of the classes to be trained.
         source: the trained model.
-        file: a TOML or JSON file with a table {class: class of the source, by name or index}; without it classes of
-            one name are matched. (Without names it is unknown whether two embeddings mean the same.)
+        file: a TOML or JSON file with a table {class: class of the source, by name or index}; if empty, classes with
+            the same name are matched, and none if the source has no names.
 
     Raises:
-        InputError: a file that cannot be read, or names a class that one side does not have.
+        InputError: the file cannot be read, or names a class that the data or the source does not have.
     """
     if not file:
         return {i: source.classes.index(name) for i, name in enumerate(classes) if name in source.classes}
@@ -125,7 +125,11 @@ def match_classes(classes: list[str], source: Pipeline, file: str = "") -> dict[
 
 
 def read_pairs(file: Path) -> dict[str, str | int]:
-    """A flat table of names or numbers from a TOML or JSON file."""
+    """Read a flat table of names or numbers from a TOML or JSON file.
+
+    Raises:
+        InputError: the file cannot be read, or holds other values.
+    """
     try:
         text = file.read_text(encoding="utf-8")
         pairs = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
@@ -140,7 +144,7 @@ def read_pairs(file: Path) -> dict[str, str | int]:
 
 
 def report(changes: list[Change]) -> Table:
-    """A table with a line for every tensor that was not simply kept, and the counts."""
+    """A table with a row for each tensor that was not copied unchanged; the title has the counts."""
     table = Table("tensor", "fate", "detail", title=", ".join(f"{n} {fate}" for fate, n in summary(changes).items()))
     for change in changes:
         if change.fate != "kept":
@@ -149,35 +153,35 @@ def report(changes: list[Change]) -> Table:
 
 
 def summary(changes: list[Change]) -> Counter[str]:
-    """How many tensors met which fate."""
+    """Number of tensors for each way of transfer: kept, adapted, new, dropped."""
     return Counter(change.fate for change in changes)
 
 
 def shape(value: Tensor) -> str:
-    """ "3x4" of a tensor's shape."""
+    """The shape of a tensor in the form "3x4"."""
     return "x".join(map(str, value.shape))
 
 
 def continued(model: Model, source: Pipeline) -> Model:
-    """The source's architecture, with the options of the recipe that its family allows to change.
+    """The architecture of the source model, with those options of the recipe that may change.
 
-    It has the recipe's family where that extends the source's (Skip-DiT extends DiT).
+    If the recipe names a class that extends the source's (Skip-DiT extends DiT), the result has that class.
     """
-    own: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in SHAPE}
-    own |= {key: value for key, value in model.options.items() if key in source.net.changeable}
-    kind, theirs = find(model.name)[0], type(source.net)
-    if kind is not theirs and issubclass(kind, theirs):
-        own["name"] = name_of(kind, own)
-    return Model(**own)
+    options: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in SHAPE}
+    options |= {key: value for key, value in model.options.items() if key in source.net.changeable}
+    new_class, source_class = find(model.name)[0], type(source.net)
+    if new_class is not source_class and issubclass(new_class, source_class):
+        options["name"] = name_of(new_class, options)
+    return Model(**options)
 
 
 def inherited(settings: Diffusion, source: Objective, origin: str) -> str:
-    """A line on process, target and timestep input: that they are the source's, or which of them differ.
+    """Describe in a line whether process, target and timestep input are those of the source model, or which differ.
 
     Args:
-        settings: of the recipe, as they were given.
-        source: how the model to start from was trained.
-        origin: its name.
+        settings: the [diffusion] section of the recipe before defaults are filled in.
+        source: the objective of the model to start from.
+        origin: name of that model.
     """
     if follows_source(settings):
         options = "".join(f", {key} = {value}" for key, value in process_options(source.process).items())
@@ -207,5 +211,5 @@ def same(a: Process, b: Process, *values: str) -> bool:
 
 
 def listed(words: list[str]) -> str:
-    """ "a, b and c"."""
+    """Join words to a list in a sentence: "a, b and c"."""
     return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])

@@ -1,4 +1,4 @@
-"""What a run reports while it works: one live line on the screen, and a JSON line in `metrics.jsonl` at intervals."""
+"""Progress of a run: a progress bar in the terminal, and a JSON line in `metrics.jsonl` at intervals."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from torch import Tensor
 from ditlab.core.io import replace_text
 from ditlab.training.losses import Losses
 
-BINS = 10  # equal spans of time, for each of which the mean loss is logged
+BINS = 10  # equal intervals of time t, for each of which the mean loss is logged
 
 
 class Tally:
     """Sums since the last line of metrics: loss, images, gradient norm, steps; loss and images by time; named losses.
 
     Args:
-        sums: those of an earlier part of the run.
-        named: the same of each named loss, where there are several.
+        sums: sums of an earlier part of the run (4 + 2 BINS,).
+        named: sum of each named loss, if there are several.
     """
 
     def __init__(self, sums: Tensor | None = None, named: Mapping[str, Tensor] | None = None) -> None:
@@ -32,38 +32,40 @@ class Tally:
         self.named: dict[str, Tensor] = dict(named or {})  # () each
 
     def add(self, losses: Losses, norm: Tensor | None) -> None:
-        """Count a step.
+        """Add a step.
 
         Args:
-            losses: of the images.
-            norm: of the gradient (); None where another process counts it.
+            losses: losses of the images.
+            norm: norm of the gradient (); None if another process counts the step.
         """
         total, t = losses.total.detach(), losses.times
         self.sums = self.sums.to(total)
         one = torch.ones_like(total)
-        of_time = torch.zeros(2, BINS).to(total)
+        by_time = torch.zeros(2, BINS).to(total)
         if t is not None:
-            of_time.index_add_(1, (t * BINS).long().clamp(0, BINS - 1).to(total.device), torch.stack([total, one]))
+            by_time.index_add_(1, (t * BINS).long().clamp(0, BINS - 1).to(total.device), torch.stack([total, one]))
         step = total.new_zeros(2) if norm is None else torch.stack([norm.to(total), one[0]])
-        self.sums = self.sums + torch.cat([total.sum()[None], one.sum()[None], step, of_time.flatten()])
+        self.sums = self.sums + torch.cat([total.sum()[None], one.sum()[None], step, by_time.flatten()])
         if len(losses.named) > 1:
             for name, value in losses.named.items():
                 self.named[name] = self.named.get(name, torch.zeros(())).to(total) + value.detach().sum()
 
     def flat(self) -> Tensor:
-        """All sums in one tensor, so that those of several processes can be added."""
+        """All sums in one tensor, so that the sums of several processes can be added."""
         return torch.cat([self.sums, *(value.reshape(1).to(self.sums) for value in self.named.values())])
 
     def means(self, flat: Tensor | None = None) -> dict[str, Any]:
-        """Loss, each named loss, gradient norm, and the loss in each span of time; None where nothing was counted.
+        """Means of the loss, the named losses, the gradient norm, and the loss in each interval of time.
+
+        A mean is None if nothing was counted.
 
         Args:
-            flat: sums of all processes as `flat` orders them; those of this one if left out.
+            flat: sums of all processes in the order of `flat()` (default: the sums of this process).
         """
         values = (self.flat() if flat is None else flat).tolist()
         loss, images, norm, steps, *by_time = values[: len(values) - len(self.named)]
         named = dict(zip(self.named, values[len(values) - len(self.named) :], strict=True))
-        spans = [each / count if count else None for each, count in zip(by_time[:BINS], by_time[BINS:], strict=True)]
+        spans = [total / count if count else None for total, count in zip(by_time[:BINS], by_time[BINS:], strict=True)]
         return {
             "loss": loss / images if images else None,
             **{f"loss_{name}": value / images if images else None for name, value in named.items()},
@@ -73,7 +75,7 @@ class Tally:
 
 
 class RunLog:
-    """The screen and the metrics file of a run; a context manager around the loop."""
+    """The progress bar and the metrics file of a run; a context manager around the training loop."""
 
     def __init__(self, path: Path, seen: int, images: int, console: Console, *, kept: bool = True) -> None:
         self.console = console
@@ -106,21 +108,21 @@ class RunLog:
         self.file.close()
 
     def write(self, seen: int, means: dict[str, Any]) -> None:
-        """Record the means since the last line."""
+        """Write a line of metrics: the means since the last line."""
         now = time.monotonic()
         rate = (seen - self.last_seen) / max(now - self.last_time, 1e-9)
         self.last_seen, self.last_time = seen, now
         values = {"images": seen, **means, "images_per_second": round(rate, 1)}
         self.file.write(json.dumps(values) + "\n")
         self.file.flush()
-        if not self.console.is_terminal:  # a log file: plain lines, with the time left
+        if not self.console.is_terminal:  # a log file: plain lines, with the remaining time
             overall = (seen - self.first) / (now - self.started)
-            left = max(0.0, (self.images - seen) / max(overall, 1e-9))
-            numbers = self._numbers(rate, means)
-            self.console.print(f"{seen:>12,}/{self.images:,} images  {numbers}  {left:,.0f} s left", highlight=False)
+            remaining = max(0.0, (self.images - seen) / max(overall, 1e-9))
+            line = f"{seen:>12,}/{self.images:,} images  {self._numbers(rate, means)}  {remaining:,.0f} s left"
+            self.console.print(line, highlight=False)
 
     def show(self, seen: int, means: Callable[[], dict[str, Any]]) -> None:
-        """Move the bar; about every second read the means, which may wait for the device."""
+        """Update the bar about once a second; reading the means may wait for the device."""
         now = time.monotonic()
         if self.progress.disable or now - self.last_shown < 1:
             return
@@ -136,7 +138,7 @@ class RunLog:
 
 
 def forget_after(path: Path, seen: int) -> None:
-    """Drop lines after the checkpoint from which the run resumes, so that none appears twice."""
+    """Remove the lines after `seen` images, where the run resumes, so that no line appears twice."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -148,6 +150,6 @@ def forget_after(path: Path, seen: int) -> None:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         values: dict[str, Any] = json.loads(line)
-    except ValueError:  # torn by a crash
+    except ValueError:  # incomplete after a crash
         return None
     return values

@@ -1,7 +1,7 @@
-"""The training loop: batch -> losses -> step -> averages; at intervals a log line, a preview, a checkpoint.
+"""The training loop: batch, losses, optimizer step, averages; at intervals a log line, a preview and a checkpoint.
 
-Order, noise, times and dropped conditions are functions of (seed, images seen), so a resumed run continues as if it had
-never stopped, on any number of processes.
+The order of images, noise, times and dropped conditions are functions of (seed, images seen). A resumed run therefore
+gives the same weights as an uninterrupted one, on any number of processes.
 """
 
 import time
@@ -30,17 +30,17 @@ from ditlab.training.trackers import trackers
 
 
 def train_to_end(job: Job) -> None:
-    """Train from `job.state.seen` to the end of the recipe, to a signal, or until a callback stops the run.
+    """Train from `job.state.seen` images until the end of the recipe, a signal, or a callback that stops the run.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, once the state is saved.
-        SystemExit: with 0, after SIGTERM, once the state is saved.
+        KeyboardInterrupt: after Ctrl-C, when the state has been saved.
+        SystemExit: with status 0 after SIGTERM, when the state has been saved.
     """
     recipe, settings, place, state, folder = job.recipe, job.recipe.train, job.place, job.state, job.folder
     listeners = Listeners()
     if place.first:
-        own = trackers(settings.report, folder.folder, state.seen, to_tables(recipe))
-        listeners = Listeners(own, job.callbacks)
+        run_trackers = trackers(settings.report, folder.folder, state.seen, to_tables(recipe))
+        listeners = Listeners(run_trackers, job.callbacks)
     with (
         RunLog(folder.metrics, state.seen, settings.images, job.console, kept=place.first) as log,
         interruption() as signals,
@@ -54,12 +54,13 @@ def train_to_end(job: Job) -> None:
         for batch in ahead(order, lambda indices: job.dataset.fetch(steps.part(indices))):
             before = state.seen
             rate = steps.take(batch)
-            signal = place.most(max(signals, default=0))
+            signal = place.maximum(max(signals, default=0))
             log.show(state.seen, state.tally.means)
             stop = job.finished
             if steps.due(settings.log_every, before):
                 stop = write_log(job, log, listeners, rate) or stop
-            if steps.due(settings.preview_every, before):  # before the checkpoint: a resumed run would not repeat it
+            # The preview comes before the checkpoint, because a run that resumes there would not repeat the preview.
+            if steps.due(settings.preview_every, before):
                 show_preview(job, listeners)
             if steps.due(settings.save_every, before) or signal or stop:
                 state.seconds = time.monotonic() - started
@@ -75,25 +76,25 @@ def train_to_end(job: Job) -> None:
 
 
 class Steps:
-    """Takes training steps."""
+    """Takes the training steps of this process."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.dtype = getattr(torch, job.state.precision)
         self.parts = job.recipe.parallel.accumulate
         self.share = job.place.share(job.recipe.train.batch, self.parts) * self.parts
-        self.first = job.place.rank * self.share  # place of this process's images in the batch
+        self.first = job.place.rank * self.share  # position in the batch of the first image of this process
 
     def part(self, values: Tensor) -> Tensor:
         """This process's part of the values (B, ...) of a batch."""
         return values[self.first : self.first + self.share]
 
     def due(self, interval: int, before: int) -> bool:
-        """Whether a multiple of an interval lies between the images seen `before` and now, or the run ends."""
+        """Whether a multiple of an interval was reached since `before` images, or the run is finished."""
         return self.job.finished or before // interval != self.job.state.seen // interval
 
     def take(self, batch: Batch) -> float:
-        """One step, skipped if its gradient is not finite; returns its learning rate."""
+        """Take a step, or skip it if its gradient is not finite; returns the learning rate."""
         recipe, state = self.job.recipe, self.job.state
         rate = learning_rate(recipe.optim, state.seen, recipe.train.images)
         losses = backward(self.job.run, batch, state.seen, self.first, self.parts, self.dtype)
@@ -109,7 +110,7 @@ class Steps:
 
 
 def take_step(state: TrainState, rate: float) -> None:
-    """Change the weights along the gradient, and the averages with them."""
+    """Update the weights with the optimizer, then their averages."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
@@ -120,9 +121,9 @@ def take_step(state: TrainState, rate: float) -> None:
 
 
 def skip_step(job: Job) -> None:
-    """Record a batch whose gradient is not finite; after too many of them return to the last checkpoint's weights.
+    """Record a batch whose gradient is not finite, and return to the last checkpoint after `max_bad_steps` of them.
 
-    At once if the weights themselves are no longer finite, which no other batch can repair.
+    If the weights themselves are no longer finite, the run returns to the checkpoint immediately.
 
     Raises:
         InputError: there is no checkpoint, or returning to it did not help.
@@ -132,27 +133,27 @@ def skip_step(job: Job) -> None:
     state.left_out, state.in_a_row = state.left_out + 1, state.in_a_row + 1
     if place.first:
         folder.note(state.seen, next(training_order(len(job.dataset), settings.batch, settings.seed, state.seen)))
-    ruined = place.most(int(not all(value.isfinite().all() for value in local(state.parameters()))))
+    ruined = place.maximum(int(not all(value.isfinite().all() for value in local(state.parameters()))))
     if state.in_a_row % settings.max_bad_steps and not ruined:
         return
     folder.finish()
     what = "weights are no longer finite" if ruined else f"gradient was not finite in {state.in_a_row} steps in a row"
-    wrong = f"the {what}, after {state.seen:,} images (their numbers: {folder.left_out})"
+    problem = f"the {what}, after {state.seen:,} images (their indices: {folder.left_out})"
     kept = state.seen, state.seconds, state.left_out, state.in_a_row, state.tally
-    helpless = state.in_a_row > settings.max_bad_steps or not folder.restore(state, job.console, place=place)
-    if helpless or (ruined and state.seen == folder.back_at):
+    failed = state.in_a_row > settings.max_bad_steps or not folder.restore(state, job.console, place=place)
+    if failed or (ruined and state.seen == folder.back_at):
         raise InputError(
-            f"{wrong}; resume with a lower optim.lr and changes allowed, or train in another folder with "
+            f"{problem}; resume with a lower optim.lr and changes allowed, or train in another folder with "
             'train.precision = "float32"'
         )
-    job.say(f"{wrong}; continuing with the weights of {state.seen:,} images")
+    job.say(f"{problem}; continuing with the weights of {state.seen:,} images")
     folder.back_at = state.seen
-    # Only the weights are those of the checkpoint: at its place in the run the same batches would follow.
+    # Restore the weights only: from the checkpoint's position in the run, the same batches would follow again.
     state.seen, state.seconds, state.left_out, state.in_a_row, state.tally = kept
 
 
 def write_log(job: Job, log: RunLog, listeners: Listeners, rate: float) -> bool:
-    """A line of metrics; returns whether a callback stops the run."""
+    """Write a line of metrics and send it to the listeners; returns whether a callback stops the run."""
     state = job.state
     values = state.tally.means(job.place.total(state.tally.flat())) | {"lr": rate}
     values |= {"left_out": state.left_out} if state.left_out else {}
@@ -163,7 +164,7 @@ def write_log(job: Job, log: RunLog, listeners: Listeners, rate: float) -> bool:
 
 
 def show_preview(job: Job, listeners: Listeners) -> None:
-    """A preview by the average and by the raw weights; all processes generate a part."""
+    """Generate and write a preview with the averaged and the raw weights; all processes generate a part."""
     state = job.state
     average = state.average()
     image = preview([replace(job.pipe, net=net) for net in (average, state.raw(average))], job.place)
@@ -173,7 +174,7 @@ def show_preview(job: Job, listeners: Listeners) -> None:
 
 
 def write_run_report(job: Job) -> None:
-    """The report of the run so far, as one HTML file in its folder."""
+    """Write the report of the run as an HTML file in its folder."""
     if not job.place.first:
         return
     net, state, settings = job.net, job.state, job.recipe.train

@@ -1,4 +1,4 @@
-"""From a batch to a gradient: the losses of its images, in the precision of training, part by part."""
+"""Losses of a batch and their gradient, computed part by part in the precision of training."""
 
 import operator
 from collections.abc import Callable
@@ -17,27 +17,27 @@ from ditlab.training.aids import active_aids
 from ditlab.training.context import TrainingContext
 from ditlab.training.objectives import OBJECTIVES
 from ditlab.training.parallel import no_exchange
-from ditlab.training.rng import Chance, Randomness
+from ditlab.training.rng import Randomness, RunRandomness
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of some images."""
+    """The losses of B images."""
 
     named: dict[str, Tensor]  # (B,) float32 each
     times: Tensor | None  # (B,) float64 on the CPU; None if the objective reports none
 
     @property
     def total(self) -> Tensor:
-        """Their sum (B,), which is trained."""
+        """The sum of all losses (B,), which is minimized."""
         return reduce(operator.add, self.named.values())
 
 
 def make_context(pipe: Pipeline, recipe: Recipe) -> TrainingContext:
-    """The run of a model, with the objective and the aids that the recipe asks for, both set up.
+    """The training context of a model, with the objective and the aids of the recipe, after their setup.
 
     Raises:
-        InputError: an objective or aid that does not exist, or that the network does not allow.
+        InputError: an objective or aid does not exist, or does not support the network.
     """
     objective = OBJECTIVES.find(recipe.train.objective).from_recipe(recipe)
     run = TrainingContext(pipe, recipe, pipe.net, pipe.net, objective, active_aids(recipe))
@@ -47,44 +47,56 @@ def make_context(pipe: Pipeline, recipe: Recipe) -> TrainingContext:
         for aid in run.aids:
             aid.setup(run)
     if recipe.parallel.shard != "none" and len(run.trained):
-        raise InputError(f"{', '.join(run.trained)}: modules of training aids cannot be sharded; leave shard out")
+        raise InputError(f"{', '.join(run.trained)}: modules of training aids cannot be sharded; omit parallel.shard")
     return run
 
 
 def batch_losses(run: TrainingContext, images: Batch, seen: int, first: int, dtype: torch.dtype) -> Losses:
-    """The losses of some images of a batch; all randomness is a function of the seed and their place in the run.
+    """The losses of a part of a batch; all randomness depends on the seed and the position of the images in the run.
 
     Args:
-        run: the run.
-        images: B of them.
-        seen: images before the batch.
-        first: place of the first of these images in the batch.
-        dtype: precision of the network, in autocast unless it is float32.
+        run: the training context.
+        images: the B images of this part.
+        seen: number of images that the run saw before the batch.
+        first: position in the batch of the first image of this part.
+        dtype: precision of the network; autocast is used unless it is float32.
     """
     settings = run.settings
-    randomness = Randomness(Chance(settings.seed), seen, first, len(images), settings.batch)
+    randomness = Randomness(RunRandomness(settings.seed), seen, first, len(images), settings.batch)
     with torch.autocast(run.device.type, dtype, enabled=dtype is not torch.float32):
         named = run.objective.losses(run, images, randomness)
     return Losses(named, randomness.times)
 
 
 def backward(run: TrainingContext, batch: Batch, seen: int, first: int, parts: int, dtype: torch.dtype) -> Losses:
-    """Add the gradient of the mean loss, part by part; returns the losses of the whole batch, without gradients."""
-    found = []
+    """Compute the gradient of the mean loss, and return the losses without gradients.
+
+    Args:
+        run: the training context; gradients are added to its parameters.
+        batch: the images of this process.
+        seen: number of images that the run saw before the batch.
+        first: position of the first image of this process in the batch of all processes.
+        parts: number of equal parts that are computed one after the other.
+        dtype: precision of the network.
+    """
+    computed = []
     count = len(batch) // parts
     for part in range(parts):
         rows = slice(part * count, (part + 1) * count)
         with no_exchange(run.network, last=part == parts - 1):
             losses = batch_losses(run, batch[rows], seen, first + rows.start, dtype)
             (losses.total.mean() / parts).backward()  # type: ignore[no-untyped-call]
-        found.append(Losses({name: value.detach() for name, value in losses.named.items()}, losses.times))
-    named = {name: torch.cat([losses.named[name] for losses in found]) for name in found[0].named}
-    times = [losses.times for losses in found if losses.times is not None]
+        computed.append(Losses({name: value.detach() for name, value in losses.named.items()}, losses.times))
+    named = {name: torch.cat([losses.named[name] for losses in computed]) for name in computed[0].named}
+    times = [losses.times for losses in computed if losses.times is not None]
     return Losses(named, torch.cat(times) if times else None)
 
 
 def trial_step(run: TrainingContext, dataset: Dataset, count: int) -> Callable[[torch.dtype], None]:
-    """A step that changes nothing, for timing; its images are read when it is first taken."""
+    """A function that computes a gradient without changing the weights, for timing.
+
+    It reads its `count` images when it is first called.
+    """
 
     @cache
     def images() -> Batch:

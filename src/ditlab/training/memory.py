@@ -1,6 +1,7 @@
-"""How much memory training needs, part by part, before anything is built.
+"""Estimate the memory of training, part by part, without building the network.
 
-Activations are what the backward pass keeps, found by a forward pass without memory or work (PyTorch's meta device).
+Activations are the tensors that autograd keeps for the backward pass. Their size comes from a forward pass on PyTorch's
+meta device, which neither allocates nor computes.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,17 +19,17 @@ from ditlab.inference.pipeline import Pipeline
 from ditlab.training.losses import make_context
 from ditlab.training.optim import muon_matrices
 from ditlab.training.parallel import keep_inputs_only
-from ditlab.training.rng import Chance, Randomness
+from ditlab.training.rng import Randomness, RunRandomness
 
 PROCESS = {"cpu": 0.45 * GIB, "cuda": 0.8 * GIB}  # Python, PyTorch and their libraries
-HALF = 0.6  # of the activations' bytes in bfloat16 autocast: norms and softmax keep float32
-USABLE = 0.94  # of a device's memory, for fragments between tensors
+HALF = 0.6  # activations in bfloat16 autocast relative to float32: norms and softmax stay in float32
+USABLE = 0.94  # share of a device's memory that tensors can use; the rest is lost to fragmentation
 
 Make = Callable[[], Backbone]
 
 
 class Held(NamedTuple):
-    """Bytes in float32 that training holds for any batch."""
+    """Memory in bytes that training needs regardless of the batch size, in float32."""
 
     weights: float
     gradients: float
@@ -42,32 +43,35 @@ class Held(NamedTuple):
 
 
 def held_in_training(make: Make, recipe: Recipe) -> Held:
-    """All weights are averaged; gradients and moments are of the trained weights only, which with LoRA are few."""
+    """Memory of weights, gradients, optimizer moments and averages.
+
+    Averages hold all weights; gradients and moments only the trained ones, which are few with LoRA.
+    """
     with torch.device("meta"):
         net = make()
     weights = float32_bytes(net.parameters())
     trained = float32_bytes(parameter for parameter in net.parameters() if parameter.requires_grad)
-    moments = 2 * trained - float32_bytes(muon_matrices(net, recipe.optim))  # which have one moment
+    moments = 2 * trained - float32_bytes(muon_matrices(net, recipe.optim))  # Muon has one moment, AdamW two
     return Held(weights, trained, moments, (1 + len(recipe.train.power_ema)) * weights)
 
 
 def float32_bytes(parameters: Iterable[Tensor]) -> float:
-    """Bytes in float32."""
+    """Size of parameters in bytes, in float32."""
     return 4.0 * sum(parameter.numel() for parameter in parameters)
 
 
 def memory_parts(
     make: Make, held: Held, batch: int, recipe: Recipe, devices: int, kind: str, half: bool
 ) -> dict[str, float]:
-    """Bytes of each part, for one process.
+    """Memory of one process in bytes: part -> size.
 
     Args:
-        make: builds the network.
-        held: what training holds for any batch.
+        make: function that builds the network.
+        held: memory that does not depend on the batch size.
         batch: images of a process at a time.
-        recipe: the run.
-        devices: how many processes.
-        kind: "cpu" or "cuda".
+        recipe: the settings of the run.
+        devices: number of processes.
+        kind: type of the device, "cpu" or "cuda".
         half: whether activations are in bfloat16.
     """
     shards = {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
@@ -82,28 +86,28 @@ def memory_parts(
         "activations": kept * factor,
         "workspace": 2 * largest * factor,
     }
-    if kind == "cpu":  # on other devices it is in the memory of the host
+    if kind == "cpu":  # for other devices, the copy is in the memory of the host
         parts["copy for the checkpoint"] = held.saved
-    if devices > 1 or recipe.parallel.accumulate > 1:  # then gradients stay while activations come and go
+    if devices > 1 or recipe.parallel.accumulate > 1:  # gradients exist during the next forward pass
         parts["gradients kept"] = parts.pop("gradients")
     return parts
 
 
 def peak(memory: dict[str, float]) -> float:
-    """The largest number of bytes at a time: gradients grow in the backward pass as activations are freed."""
+    """Peak memory in bytes: in the backward pass, gradients are allocated while activations are freed."""
     gradients = memory.get("gradients", 0.0)
-    either = max(memory["activations"] + memory["workspace"], gradients)
-    return sum(memory.values()) - memory["activations"] - memory["workspace"] - gradients + either
+    activations = memory["activations"] + memory["workspace"]
+    return sum(memory.values()) - activations - gradients + max(activations, gradients)
 
 
 def activations(make: Make, batch: int, checkpointing: bool, recipe: Recipe | None = None) -> tuple[float, float]:
-    """Bytes that the backward pass keeps in float32, and those of the largest tensor.
+    """Size in bytes of all activations in float32, and of the largest one.
 
     Args:
-        make: builds the network.
+        make: function that builds the network.
         batch: images at a time.
-        checkpointing: whether blocks are computed again in the backward pass.
-        recipe: the run, for its training aids.
+        checkpointing: whether blocks are recomputed in the backward pass.
+        recipe: the settings of the run, for its training aids; None for no aids.
     """
     with torch.device("meta"):
         net = make().train()
@@ -113,24 +117,24 @@ def activations(make: Make, batch: int, checkpointing: bool, recipe: Recipe | No
     if not checkpointing or not net.repeated:
         return sum(whole), max(whole)
     keep_inputs_only(net)
-    # One block at a time is computed again.
+    # One block at a time is recomputed, with all its activations.
     return sum(kept_tensors(net, inputs, trace)) + sum(whole) / len(net.repeated), max(whole)
 
 
 def example_trace(net: Backbone, batch: int, recipe: Recipe) -> Trace:
-    """What the training aids of a recipe ask of a forward pass."""
+    """The trace with which the training aids of a recipe record a forward pass."""
     run = make_context(Pipeline(net, make_objective(recipe.diffusion)), recipe)
-    return run.trace(Randomness(Chance(0), 0, 0, batch, batch))
+    return run.trace(Randomness(RunRandomness(0), 0, 0, batch, batch))
 
 
 def kept_tensors(net: Backbone, inputs: tuple[Tensor, Tensor, Condition], trace: Trace | None) -> list[float]:
-    """Bytes of each storage that autograd keeps for the backward pass, without the weights."""
-    own = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
+    """Size in bytes of each storage that autograd keeps for the backward pass, without the weights."""
+    weights = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in weights:
             storages[storage._cdata] = storage
         return value
 

@@ -11,20 +11,20 @@ from ditlab.config.sections import Optim
 from ditlab.core.errors import InputError
 
 
-def make_optimizer(net: Backbone, settings: Optim) -> "Optimiser":
-    """AdamW, fused where the device allows, with the weight decay that the network's parameter groups say.
+def make_optimizer(net: Backbone, settings: Optim) -> "Optimizer":
+    """The optimizer of a network: AdamW, or Muon for the hidden matrices and AdamW for all other parameters.
 
-    With "muon" the matrices that the network allows are left to Muon (Jordan et al. 2024), at updates of AdamW's size,
-    so that the same learning rate serves both.
+    The parameter groups of the network decide which parameters have weight decay, and which matrices Muon updates
+    (Jordan et al. 2024). Muon's updates are scaled to AdamW's size, so that one learning rate suits both.
 
     Raises:
-        InputError: a network whose groups leave out a parameter.
+        InputError: a parameter is in none of the network's parameter groups.
     """
     matrices = muon_matrices(net, settings)
     decay = {id(p): group.decay for group in net.parameter_groups() for p in group.parameters}
     if missing := [name for name, p in net.named_parameters() if id(p) not in decay]:
-        raise InputError(f"parameter_groups of {net.config['name']} leave out {missing[0]}; add it to one of them")
-    # In the network's order, by which saved states number the parameters.
+        raise InputError(f"parameter_groups of {net.config['name']} omit {missing[0]}; add it to one of them")
+    # In the order of the network, because saved states number the parameters in this order.
     hidden = {id(parameter) for parameter in matrices}
     others = [p for p in net.parameters() if id(p) not in hidden]
     groups = [
@@ -38,44 +38,44 @@ def make_optimizer(net: Backbone, settings: Optim) -> "Optimiser":
     muon = torch.optim.Muon(
         matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
-    return Both(adamw, muon)
+    return CombinedOptimizer(adamw, muon)
 
 
 def muon_matrices(net: Backbone, settings: Optim) -> list[Parameter]:
-    """The parameters that Muon updates, in the network's order."""
+    """The parameters that Muon updates, in the order of the network; empty for other optimizers."""
     if settings.name != "muon":
         return []
     allowed = {id(p) for group in net.parameter_groups() if group.muon for p in group.parameters}
     return [p for p in net.parameters() if id(p) in allowed]
 
 
-class Both:
-    """Two optimizers as one."""
+class CombinedOptimizer:
+    """Two optimizers of different parameters, with the interface of one."""
 
     def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
         self.parts = first, second
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Those of both."""
+        """The parameter groups of both optimizers."""
         return [group for part in self.parts for group in part.param_groups]
 
     def add_param_group(self, group: dict[str, Any]) -> None:
-        """Further parameters, for the first optimizer."""
+        """Add a parameter group to the first optimizer."""
         self.parts[0].add_param_group(group)
 
     def step(self) -> None:
-        """A step of each."""
+        """Take a step with each optimizer."""
         for part in self.parts:
             part.step()
 
     def zero_grad(self) -> None:
-        """Clear the gradients."""
+        """Clear the gradients of all parameters."""
         for part in self.parts:
             part.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of both, with keys (optimizer, parameter)."""
+        """The states of both optimizers, with keys (index of the optimizer, index of the parameter)."""
         states = [part.state_dict() for part in self.parts]
         return {
             "state": {(i, n): value for i, state in enumerate(states) for n, value in state["state"].items()},
@@ -83,19 +83,19 @@ class Both:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Load states that `state_dict` returned."""
         for i, (part, groups) in enumerate(zip(self.parts, state["param_groups"], strict=True)):
-            mine = {n: value for (which, n), value in state["state"].items() if which == i}
-            part.load_state_dict({"state": mine, "param_groups": groups})
+            values = {n: value for (index, n), value in state["state"].items() if index == i}
+            part.load_state_dict({"state": values, "param_groups": groups})
 
 
-Optimiser = torch.optim.Optimizer | Both
+Optimizer = torch.optim.Optimizer | CombinedOptimizer
 
 
 def learning_rate(settings: Optim, seen: int, images: int) -> float:
-    """The learning rate after `seen` of `images` images: linear warm-up, then constant or falling to 0.
+    """The learning rate after `seen` of `images` images: linear warm-up, then constant or decaying to 0.
 
-    "wsd" (Hu et al., "MiniCPM", 2024) is constant until the last share `decay` of the images, then falls linearly to 0.
+    "wsd" (Hu et al., "MiniCPM", 2024) is constant, and decays linearly to 0 over the last share `decay` of the images.
     """
     if seen < settings.warmup:
         return settings.lr * (seen + 1) / settings.warmup

@@ -1,7 +1,7 @@
-"""One run on many processes: the place of each, and a network spread over them with DDP or FSDP2.
+"""Distributed training: the place of each process in a run, data parallelism (DDP) and sharding (FSDP2).
 
-A launcher (torchrun, Slurm, Kubernetes) starts the processes; without one there is a single process, and none of this
-costs time. In the order that torchtitan uses: activation checkpointing, compiled blocks, then DDP or FSDP2.
+A launcher (torchrun, Slurm, Kubernetes) starts the processes; without a launcher there is a single process, which does
+not communicate. As in torchtitan, activation checkpointing and compilation come before DDP or FSDP2.
 """
 
 import os
@@ -43,22 +43,26 @@ class Place:
         return self.rank == 0
 
     def share(self, batch: int, parts: int) -> int:
-        """Images that this process takes at a time, of a batch that all processes share in a number of parts.
+        """Number of images that this process computes at a time.
+
+        Args:
+            batch: images in a batch of all processes.
+            parts: parts that each process computes one after the other.
 
         Raises:
-            InputError: a batch that cannot be shared equally.
+            InputError: the batch cannot be divided equally.
         """
-        each, rest = divmod(batch, self.world * parts)
-        if rest or each == 0:
+        images, remainder = divmod(batch, self.world * parts)
+        if remainder or images == 0:
             low = max(1, batch // (self.world * parts)) * self.world * parts
             raise InputError(
                 f"a batch of {batch} cannot be shared equally among {self.world} processes in {parts} parts; "
-                f"give a train.batch of {low}, or other numbers of both"
+                f"set train.batch to {low}, or change the number of processes or parallel.accumulate"
             )
-        return each
+        return images
 
     def agree(self, value: T) -> T:
-        """The first process's value."""
+        """The value of the first process; all processes must call."""
         if self.world == 1:
             return value
         values = [value]
@@ -66,10 +70,10 @@ class Place:
         return values[0]
 
     def first_does(self, work: Callable[[], T]) -> T:
-        """Let the first process work; all processes return its result, or raise its InputError.
+        """Call a function in the first process; all processes return its result, or raise its InputError.
 
         Raises:
-            InputError: the one that the first process raised.
+            InputError: the function raised it in the first process.
         """
         result: tuple[T | None, str] = (None, "")
         if self.first:
@@ -77,13 +81,13 @@ class Place:
                 result = work(), ""
             except InputError as error:
                 result = None, str(error)
-        value, wrong = self.agree(result)
-        if wrong:
-            raise InputError(wrong)
+        value, message = self.agree(result)
+        if message:
+            raise InputError(message)
         return cast(T, value)
 
     def collect(self, values: list[T]) -> list[T]:
-        """The values of all processes in the first one; the others get their own."""
+        """The values of all processes in the first process; each other process gets its own values."""
         if self.world == 1:
             return values
         lists: list[Any] | None = [None] * self.world if self.first else None
@@ -98,15 +102,15 @@ class Place:
         return values
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace gradients by their mean over all processes, for parameters that DDP does not know."""
+        """Replace gradients by their mean over all processes, for parameters that DDP does not manage."""
         if self.world > 1:
             for parameter in parameters:
                 if parameter.grad is not None:
                     dist.all_reduce(parameter.grad)
                     parameter.grad /= self.world
 
-    def most(self, value: int) -> int:
-        """The largest of all processes' values."""
+    def maximum(self, value: int) -> int:
+        """The largest value of all processes."""
         if self.world == 1:
             return value
         largest = torch.tensor(value)
@@ -121,25 +125,25 @@ class Place:
 
 @contextmanager
 def joined(device: str, seconds: int) -> Iterator[Place]:
-    """Join the process group of the launcher; a process without a launcher is alone.
+    """Join the process group of the launcher for the enclosed block; without a launcher there is one process.
 
     Args:
-        device: as in `pick_device`.
-        seconds: how long to wait for a process that does not respond.
+        device: name of the device, as in `pick_device`.
+        seconds: timeout for a process that does not respond.
 
     Raises:
-        InputError: processes that do not find each other, or too many for the accelerators.
+        InputError: processes did not connect, or there are more processes than accelerators.
         RunError: a process ended, or did not respond in time.
     """
-    own = pick_device(device)
+    process_device = pick_device(device)
     rank, world = process_place()
     if world == 1:
-        yield Place(own)
+        yield Place(process_device)
         return
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
-    # Metrics are exchanged over gloo, so that they need not wait for the device.
-    backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+    if process_device.type == "cuda":
+        torch.cuda.set_device(process_device)
+    # Metrics are exchanged with gloo, so that they need not wait for the device.
+    backend = "cpu:gloo,cuda:nccl" if process_device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
     except (dist.DistError, RuntimeError, ValueError) as error:
@@ -149,7 +153,7 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
             f"the {world} processes did not find each other at {where} within {seconds} s ({line})"
         ) from error
     try:
-        yield Place(own, rank, world)
+        yield Place(process_device, rank, world)
     except RuntimeError as error:
         if not any(word in str(error) for word in LOST):
             raise
@@ -162,31 +166,31 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
         dist.destroy_process_group()
 
 
-LOST = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer")  # in errors of communication
+LOST = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer")  # parts of communication errors
 
 
 def keep_inputs_only(net: Backbone) -> None:
-    """Activation checkpointing: blocks keep only their inputs and run again in the backward pass; in place."""
+    """Enable activation checkpointing: blocks keep only their inputs and are recomputed in the backward pass."""
     for block in net.repeated:
         block.forward = kept_inputs(block.forward)
 
 
 def kept_inputs(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A forward pass that keeps only its inputs; a function of its own, so that compilers can trace the block."""
+    """Wrap a forward pass in activation checkpointing; compilers can trace the block only in a separate function."""
 
-    def through(*given: Any) -> Tensor:
-        return cast(Tensor, checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False))
+    def checkpointed(*inputs: Any) -> Tensor:
+        return cast(Tensor, checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False))
 
-    return through
+    return checkpointed
 
 
 def spread(net: Backbone, settings: Parallel, place: Place) -> Callable[..., Tensor]:
-    """Spread a network over all processes; the result is called instead of the network.
+    """Wrap a network in DDP; call the result instead of the network for gradients.
 
     Args:
-        net: the network; it is returned itself if it is sharded, or if there is one process.
-        settings: of the recipe.
-        place: this process.
+        net: the network; it is returned unchanged if it is sharded, or if there is one process.
+        settings: the [parallel] section of the recipe.
+        place: the place of this process.
     """
     if place.world == 1 or settings.shard != "none":
         return net
@@ -199,13 +203,13 @@ def spread(net: Backbone, settings: Parallel, place: Place) -> Callable[..., Ten
 
 
 def shard(net: Backbone, settings: Parallel, place: Place) -> None:
-    """FSDP2: every process holds a part of each weight; in place.
+    """Shard a network in place with FSDP2: each process holds a part of each weight.
 
     Raises:
-        InputError: a single process, or "hybrid" where nodes have different numbers of processes.
+        InputError: there is a single process, or nodes have different numbers of processes with "hybrid".
     """
     if place.world == 1:
-        raise InputError("parallel.shard needs several processes; start them with torchrun, or leave shard out")
+        raise InputError("parallel.shard needs several processes; start them with torchrun, or omit parallel.shard")
     shape = mesh_shape(settings, place.world)
     mesh = init_device_mesh(place.device.type, shape, mesh_dim_names=("copied", "sharded")[-len(shape) :])
     for block in net.repeated:
@@ -214,17 +218,19 @@ def shard(net: Backbone, settings: Parallel, place: Place) -> None:
 
 
 def mesh_shape(settings: Parallel, world: int) -> tuple[int, ...]:
-    """Processes along which weights are copied and sharded: (all) for full, (nodes, processes of a node) for hybrid."""
+    """Shape of the device mesh: (processes,) for "full", (nodes, processes of a node) for "hybrid"."""
     if settings.shard == "full":
         return (world,)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if world % local:
-        raise InputError(f"parallel.shard hybrid with {local} processes here of {world}; start as many on each node")
+        raise InputError(
+            f"parallel.shard hybrid with {local} of {world} processes on this node; start {local} on each node"
+        )
     return world // local, local
 
 
 def no_exchange(network: Callable[..., Tensor], last: bool) -> AbstractContextManager[Any]:
-    """Around one part of a batch: gradients are exchanged only with the last part."""
+    """A context for one part of a batch: processes exchange gradients only with the last part."""
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(last)
     if isinstance(network, DistributedDataParallel) and not last:
@@ -238,18 +244,18 @@ def local(values: Iterable[Tensor]) -> list[Tensor]:
 
 
 def place_like(value: Tensor, like: Tensor) -> Tensor:
-    """A value that every process has whole, on the device of another value and sharded like it."""
+    """Move a complete tensor to the device of another tensor, and shard it in the same way."""
     value = value.to(like.device)
     if not isinstance(like, DTensor):
         return value
-    # Every process has read the same file: nothing need be sent.
+    # All processes have read the same file, so nothing need be sent.
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def whole(value: Tensor) -> Tensor:
-    """A value that may be sharded, whole."""
+    """The complete tensor of a value that may be sharded; then all processes must call."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-# A view that the last linear layer returns is never changed in place here.
+# The warning does not apply: the view that the last linear layer returns is never changed in place.
 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)

@@ -1,11 +1,11 @@
-"""Power-function averages (EMA) of the weights, whose length is chosen after training.
+"""Power-function EMA of the weights, whose length can be chosen after training.
 
-Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024, section 3 and appendix C:
-a power-function average after n steps weighs the weights of step m by m^gamma, so its length grows with the run. Its
-EMA length is the standard deviation of these weights, as a share of the run. Snapshots of two lengths are enough to
-rebuild any length, at any time, as the linear combination of snapshots whose weights are nearest.
+Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024, section 3 and appendix C.
+After n steps, a power-function EMA gives the weights of step m the profile m^gamma, so that its length grows with the
+run. The EMA length is the standard deviation of the profile as a share of the run. From snapshots of two lengths, an
+average of any length can be rebuilt at any time, as the linear combination of snapshots with the nearest profile.
 
-    run/averages/000000128000.safetensors    LENGTH/NAME -> float16, with the count of steps
+    run/averages/000000128000.safetensors    LENGTH/NAME -> float16, with the number of steps
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,19 +36,19 @@ class PowerAverages:
 
     @torch.no_grad()
     def update(self, net: Backbone) -> None:
-        """Add the weights of another step."""
+        """Add the weights of a step to all averages."""
         self.steps += 1
         weights = local(net.parameters())
         for width, gamma in self.exponents.items():
-            mine = local(value for key, value in self.values.items() if key.startswith(f"{width}/"))
-            torch._foreach_lerp_(mine, weights, 1 - (1 - 1 / self.steps) ** (gamma + 1))
+            averages = local(value for key, value in self.values.items() if key.startswith(f"{width}/"))
+            torch._foreach_lerp_(averages, weights, 1 - (1 - 1 / self.steps) ** (gamma + 1))
 
 
 def exponent(width: float) -> float:
-    """gamma of the average of this EMA length (Karras et al. 2024, equation 2 solved for gamma).
+    """The exponent gamma that belongs to an EMA length (Karras et al. 2024, equation 2 solved for gamma).
 
     Raises:
-        InputError: a length that no average has.
+        InputError: the length is not between 0 and that of the uniform average.
     """
     if not 0 < width < 0.288:  # the length of the uniform average
         raise InputError(f"an EMA length of {width}; give a share of the run above 0 and below 0.288, such as 0.1")
@@ -57,15 +57,15 @@ def exponent(width: float) -> float:
 
 
 def rebuild(run: Path, width: float, images: int | None = None) -> dict[str, Tensor]:
-    """The average of that width, float32, from the snapshots of a run.
+    """Rebuild the average of an EMA length from the snapshots of a run: name -> float32 weights.
 
     Args:
-        run: its folder.
-        width: standard deviation of the profile, as a share of the run so far.
-        images: the end of the profile; the newest snapshot's if left out.
+        run: the run folder.
+        width: EMA length: standard deviation of the profile, as a share of the run until `images`.
+        images: images seen at the end of the profile (default: at the newest snapshot).
 
     Raises:
-        InputError: a run without snapshots, or an end before the first of them.
+        InputError: the run has no snapshots, or `images` is before the first snapshot.
     """
     files = sorted((run / "averages").glob("*.safetensors"))
     files = [file for file in files if images is None or int(file.stem) <= images]
@@ -73,30 +73,33 @@ def rebuild(run: Path, width: float, images: int | None = None) -> dict[str, Ten
         raise InputError(
             f"{run} has no averages to rebuild one from; set train.power_ema, such as 0.05 0.1, and train again"
         )
-    profiles = [(steps, exponent(float(own)), file, own) for file in files for steps, own in snapshots(file)]
+    profiles = [(steps, exponent(float(length)), file, length) for file in files for steps, length in snapshots(file)]
     end = max(steps for steps, *_ in profiles)
     shares = combination([(steps, gamma) for steps, gamma, *_ in profiles], (end, exponent(width)))
     total: dict[str, Tensor] = {}
-    for share, (_, _, file, own) in zip(shares, profiles, strict=True):
+    for share, (_, _, file, length) in zip(shares, profiles, strict=True):
         for key, value in load_file(file).items():
-            which, _, name = key.partition("/")
-            if which == own:
+            key_length, _, name = key.partition("/")
+            if key_length == length:
                 part = value.double() * float(share)
                 total[name] = total[name] + part if name in total else part
     return {name: value.float() for name, value in total.items()}
 
 
 def snapshots(file: Path) -> list[tuple[float, str]]:
-    """Steps and width of each average in a file."""
+    """Number of steps and EMA length of each average in a file."""
     with safe_open(file, "pt") as opened:
         widths = sorted({key.split("/")[0] for key in opened.keys()})  # noqa: SIM118 - it is no dict
         return [(float(opened.metadata()[STEPS]), width) for width in widths]
 
 
-def combination(profiles: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> NDArray[np.float64]:
-    """Shares of profiles (steps, gamma) whose sum comes nearest to the wanted one, in the mean square."""
-    every = [*profiles, wanted]
-    products = np.array([[product(a, b) for b in every] for a in every])
+def combination(profiles: Sequence[tuple[float, float]], target: tuple[float, float]) -> NDArray[np.float64]:
+    """Coefficients of the linear combination of profiles (steps, gamma) that is nearest to a target profile.
+
+    Least squares (Karras et al. 2024, appendix C.2).
+    """
+    profiles_and_target = [*profiles, target]
+    products = np.array([[product(a, b) for b in profiles_and_target] for a in profiles_and_target])
     shares, *_ = np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=1e-12)
     return np.asarray(shares, dtype=np.float64)
 
@@ -104,12 +107,12 @@ def combination(profiles: Sequence[tuple[float, float]], wanted: tuple[float, fl
 def product(a: tuple[float, float], b: tuple[float, float]) -> float:
     """Inner product of two profiles (gamma + 1) m^gamma / n^(gamma + 1) on 0..n."""
     (n, gamma), (m, delta) = a, b
-    least = min(n, m)
-    # In shares of the smaller end, so that no power overflows.
-    scale = (least / n) ** (gamma + 1) * (least / m) ** (delta + 1) / least
+    end = min(n, m)
+    # Relative to the smaller end, so that no power overflows.
+    scale = (end / n) ** (gamma + 1) * (end / m) ** (delta + 1) / end
     return (gamma + 1) * (delta + 1) / (gamma + delta + 1) * scale
 
 
 def as_float16(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """How snapshots are kept: half the bytes, and their rounding averages out."""
+    """Tensors in the precision of snapshots, which halves their size; the rounding errors average out."""
     return {key: value.half() for key, value in values.items()}

@@ -1,15 +1,15 @@
-"""The folder of a training run: what it holds, and how checkpoints are written into it.
+"""The folder of a training run: its files, and how checkpoints are written, removed and restored.
 
     run/recipe.toml                 the resolved recipe
     run/metrics.jsonl               a line of metrics at each interval
     run/previews/000000128000.png   samples of fixed seeds
     run/left-out.jsonl              the batches whose gradient was not finite, if there were any
-    run/averages/000000128000.safetensors   see `ditlab.training.power_ema`
+    run/averages/000000128000.safetensors   snapshots of power-function averages, see `ditlab.training.power_ema`
     run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors, state.pt and manifest.json; ema.safetensors
                                     with LoRA, profiles.safetensors with power-function averages
 
-A checkpoint is copied while training pauses, then written beside its place and renamed while training continues; so it
-is whole or absent. It is the same for any number of processes, and any number of processes can resume from it.
+Training pauses while the state is copied, and continues while the copy is written to a temporary folder, which is then
+renamed: a checkpoint is complete or absent. Any number of processes can resume from it.
 """
 
 import json
@@ -38,7 +38,7 @@ from ditlab.core.weights import ADAPTER, WEIGHTS, checkpoints, read_config
 from ditlab.data import Dataset
 from ditlab.diffusion.objective import completed
 from ditlab.inference.pipeline import Pipeline
-from ditlab.training.files import refuse_other_run, say_difference, writing
+from ditlab.training.files import describe_difference, refuse_other_run, writing
 from ditlab.training.log import forget_after
 from ditlab.training.parallel import Place
 from ditlab.training.power_ema import STEPS, as_float16
@@ -62,42 +62,46 @@ class RunFolder:
         self.writing: Future[None] | None = None
 
     def check(self, recipe: Recipe, dataset: Dataset, *, changes: bool = False) -> None:
-        """Check that the folder is new or holds the same run; a run without a checkpoint has nothing to lose.
+        """Check that the folder is new, or holds the same run; a run without a checkpoint may be replaced.
 
         Args:
             recipe: the settings of this call.
-            dataset: its images as they are now.
-            changes: whether settings that the run may change on resume have changed on purpose.
+            dataset: the present data set.
+            changes: whether the user allows settings to change that may change on resume.
 
         Raises:
-            InputError: the folder holds another run or something else; nothing is touched.
+            InputError: the folder holds another run or something else; nothing is changed.
         """
         file = self.folder / "recipe.toml"
         if file.exists() and checkpoints(self.folder):
             differing = differences(saved_recipe(file), recipe)
             for folder in reversed(checkpoints(self.folder)):
-                with suppress(InputError):  # a damaged one
+                with suppress(InputError):  # a damaged checkpoint
                     differing |= other_images(read_config(folder), dataset)
                     break
             refuse_other_run(self.folder, [words for key, words in differing.items() if not changeable(key)])
             if differing and not changes:
                 raise InputError(
-                    f"{self.folder} was trained with other settings so far ({'; '.join(differing.values())}); give the "
+                    f"{self.folder} was trained with other settings ({'; '.join(differing.values())}); give the "
                     "same recipe, or allow changes to resume with the new one"
                 )
         elif not file.exists() and not is_vacant(self.folder):
             raise InputError(f"{self.folder} exists and is not a training run; give another folder")
 
     def begin(self, recipe: Recipe, seen: int) -> None:
-        """Make the folders, write the recipe, and drop records of what will be repeated from `seen` images on."""
+        """Create the folders, write the recipe, and remove records after `seen` images, which will be repeated.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
         try:
-            # First, because it marks the folder as a run: if the process is killed now, the run can be restarted.
+            # The recipe comes first, because it marks the folder as a run: a process killed now can be restarted.
             replace_text(self.folder / "recipe.toml", to_toml(to_tables(recipe)))
             self.previews.mkdir(exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             for folder in (self.previews, self.checkpoints, self.averages):
-                for left in folder.glob(".*.part"):  # from a process that was killed
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                for draft in folder.glob(".*.part"):  # left by a process that was killed
+                    shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
             forget_after(self.left_out, seen - 1)
         except OSError as error:
             raise InputError(
@@ -105,7 +109,7 @@ class RunFolder:
             ) from error
 
     def note(self, seen: int, indices: Tensor) -> None:
-        """Record a batch whose step was skipped: its place in the run, and the numbers of its images."""
+        """Record a batch whose step was skipped: images seen before it, and the indices of its images."""
         with self.left_out.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"images": seen, "pictures": indices.tolist()}) + "\n")
 
@@ -113,25 +117,25 @@ class RunFolder:
         """Write a preview.
 
         Raises:
-            InputError: a disk that is full.
+            InputError: the file cannot be written.
         """
         file = self.previews / f"{seen:012d}.png"
         with writing(f"preview {file}"), replacing(file) as draft:
             image.save(draft, format="PNG")
 
     def save(self, state: TrainState, pipe: Pipeline, settings: Train, place: Place) -> None:
-        """Copy the state now, and write it as a checkpoint while training continues; `finish` waits for it.
+        """Copy the state, and write it as a checkpoint while training continues; `finish` waits for it.
 
-        All processes must call; the first one writes. Of older checkpoints the newest `keep` stay, and the first one
-        after each multiple of `keep_every`. Low-rank updates are merged into the weights, or saved apart.
+        All processes must call; the first one writes. The newest `keep` checkpoints are kept, and the first checkpoint
+        after each multiple of `keep_every`. Low-rank updates are merged into the weights, or saved separately.
 
         Raises:
-            InputError: weights that are not finite, or a disk that is full; earlier checkpoints stay as they are.
+            InputError: weights are not finite, or the disk is full; earlier checkpoints are not changed.
         """
         self.finish()
         size = sum(value.nbytes for value in state.net.parameters()) * 4  # raw, average, two moments
-        aside = state.sharded or place.device.type != "cpu" or free_memory(place.device) > 1.5 * size
-        taken = snapshot(state, place, copied=aside)
+        copied = state.sharded or place.device.type != "cpu" or free_memory(place.device) > 1.5 * size
+        taken = snapshot(state, place, copied=copied)
         if taken is None:
             return
         last = checkpoints(self.folder)[-1:]
@@ -144,21 +148,21 @@ class RunFolder:
         pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
         model = replace(pipe, net=taken.average, config=dict(pipe.config))
         self.writing = self.writer.submit(self._write, taken, model, settings, kept)
-        if not aside:  # two copies would not fit into memory
+        if not copied:  # a copy does not fit into memory, so training must wait
             self.finish()
 
     def finish(self) -> None:
-        """Wait for a checkpoint that is being written.
+        """Wait until the current checkpoint is written.
 
         Raises:
-            InputError: it could not be.
+            InputError: it could not be written.
         """
         if self.writing is not None:
             writing, self.writing = self.writing, None
             writing.result()
 
     def _write(self, taken: Snapshot, pipe: Pipeline, settings: Train, kept: str) -> None:
-        target = self.checkpoints / f"{taken.rest['seen']:012d}"
+        target = self.checkpoints / f"{taken.content['seen']:012d}"
         draft = self.checkpoints / f".{target.name}.part"
         shutil.rmtree(draft, ignore_errors=True)
         try:
@@ -171,7 +175,7 @@ class RunFolder:
         except InputError:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        self.prune(taken.rest["seen"], settings)
+        self.prune(taken.content["seen"], settings)
 
     def _fill(self, draft: Path, taken: Snapshot, pipe: Pipeline, settings: Train) -> None:
         """Write the files of a checkpoint."""
@@ -185,13 +189,13 @@ class RunFolder:
                 (draft / WEIGHTS).unlink()
         if taken.profiles:
             save_file(taken.profiles, draft / PROFILES)
-            with replacing(self.averages / f"{taken.rest['seen']:012d}.safetensors") as file:
-                save_file(as_float16(taken.profiles), file, {STEPS: str(taken.rest["profile_steps"])})
-        torch.save(taken.rest, draft / STATE)
+            with replacing(self.averages / f"{taken.content['seen']:012d}.safetensors") as file:
+                save_file(as_float16(taken.profiles), file, {STEPS: str(taken.content["profile_steps"])})
+        torch.save(taken.content, draft / STATE)
 
     def prune(self, newest: int, settings: Train) -> None:
-        """Remove the checkpoints that need not be kept, but none after the newest one."""
-        # Those were damaged when the run resumed from an earlier one, and will be written again.
+        """Remove checkpoints that need not be kept, up to that of `newest` images."""
+        # Later checkpoints were damaged when the run resumed from an earlier one, and will be written again.
         written = [folder for folder in checkpoints(self.folder) if int(folder.name) <= newest]
         kept = 0
         for old in written[: -settings.keep]:
@@ -202,10 +206,10 @@ class RunFolder:
                 drop(old)
 
     def restore(self, state: TrainState, console: Console, *, place: Place) -> bool:
-        """Load the newest whole checkpoint into the state; returns whether there is one.
+        """Load the newest complete checkpoint into the state; returns whether there is one.
 
         Raises:
-            InputError: checkpoints of which none is whole.
+            InputError: all checkpoints are damaged.
         """
         name = place.first_does(lambda: self.newest_whole(console))
         if name is None:
@@ -223,14 +227,14 @@ class RunFolder:
         """Name of the checkpoint to resume from; None if there is none.
 
         Raises:
-            InputError: none of them is whole.
+            InputError: all checkpoints are damaged.
         """
         written = checkpoints(self.folder)
         for folder in reversed(written):
-            wrong = damage(folder, hashes=True)
-            if wrong is None:
+            problem = damage(folder, hashes=True)
+            if problem is None:
                 return folder.name
-            console.print(f"{folder} is damaged and ignored: {wrong}", markup=False)
+            console.print(f"{folder} is damaged and ignored: {problem}", markup=False)
         if written:
             raise InputError(
                 f"none of the checkpoints in {self.checkpoints} is whole; remove the folder {self.folder} to restart"
@@ -239,34 +243,37 @@ class RunFolder:
 
 
 def drop(folder: Path) -> None:
-    """Remove a checkpoint, so that it is never there in part."""
-    aside = folder.with_name(f".{folder.name}.old.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    shutil.rmtree(aside)
+    """Remove a checkpoint; it is renamed first, so that an incomplete checkpoint is never visible."""
+    renamed_folder = folder.with_name(f".{folder.name}.old.part")
+    shutil.rmtree(renamed_folder, ignore_errors=True)
+    folder.rename(renamed_folder)
+    shutil.rmtree(renamed_folder)
 
 
 def saved_recipe(file: Path) -> Recipe:
-    """The recipe of a run, also under the names of earlier versions."""
+    """Read the recipe of a run, which may have setting names of earlier versions."""
     tables, _ = renamed(Recipe, read_toml(file))
     recipe = parse_recipe(tables, source=str(file))
     return replace(recipe, diffusion=completed(recipe.diffusion))
 
 
 def differences(before: Recipe, now: Recipe) -> dict[str, str]:
-    """Settings of a run that differ and that a resumed run may not change without asking: key -> in words."""
+    """Settings that differ and that a resumed run may not change freely: key -> description."""
     old, new = to_tables(before), to_tables(now)
     rules, differing = resume_rules(Recipe), {}
     for section, table in old.items():
         for name in dict.fromkeys([*table, *new[section]]):
-            key, was, is_ = f"{section}.{name}", table.get(name), new[section].get(name)
-            if rules.get(key) != "free" and was != is_:
-                differing[key] = say_difference(key, was, is_)
+            key, before_value, now_value = f"{section}.{name}", table.get(name), new[section].get(name)
+            if rules.get(key) != "free" and before_value != now_value:
+                differing[key] = describe_difference(key, before_value, now_value)
     return differing
 
 
 def other_images(config: dict[str, Any], dataset: Dataset) -> dict[str, str]:
-    """The same for the data of an unchanged recipe: classes decide the labels, the count of images their order."""
+    """Differences between the data of a checkpoint and the present data: key -> description.
+
+    The recipe may be the same. Classes determine the labels, and the number of images determines their order.
+    """
     differing = {}
     before, now = config.get("classes", dataset.classes), dataset.classes
     if before != now:
@@ -279,5 +286,5 @@ def other_images(config: dict[str, Any], dataset: Dataset) -> dict[str, str]:
 
 
 def changeable(key: str) -> bool:
-    """Whether a run may resume with another value if the user allows it."""
+    """Whether a run may resume with another value of a setting if the user allows changes."""
     return key == COUNT or resume_rules(Recipe).get(key) == "ask"

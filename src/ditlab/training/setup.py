@@ -1,4 +1,4 @@
-"""From a recipe to a run that is ready for its first step. The order of the stages matters; each states why."""
+"""Set up a run in stages, from the recipe to the first step. Each docstring explains the order of its stage."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -41,12 +41,12 @@ from ditlab.training.power_ema import PowerAverages
 from ditlab.training.run_folder import COUNT, RunFolder
 from ditlab.training.state import TrainState
 
-FEW = 500  # steps, for which compiling is not worth the wait
+FEW = 500  # remaining steps up to which compiling does not pay off
 
 
 @dataclass
 class Job:
-    """What the stages of the setup build, one after the other, for the loop."""
+    """A training run, whose parts the stages of the setup fill in one after the other."""
 
     recipe: Recipe
     folder: RunFolder
@@ -54,7 +54,7 @@ class Job:
     console: Console
     changes: bool = False  # whether settings may have changed since the run began
     callbacks: Sequence[Callback] = ()
-    own_data: Dataset | None = None  # instead of what the recipe names
+    given_data: Dataset | None = None  # replaces the data source of the recipe
     dataset: Dataset = field(init=False)
     source: Pipeline | None = field(init=False, default=None)  # the model that training starts from
     resumed: bool = field(init=False, default=False)  # whether `source` is a checkpoint of this run
@@ -75,16 +75,16 @@ class Job:
 
     @property
     def skipped_images(self) -> Path:
-        """Where this process lists images that cannot be read."""
+        """File in which this process lists images that cannot be read."""
         return self.folder.folder / ("skipped.csv" if self.place.first else f"skipped-{self.place.rank}.csv")
 
     def say(self, line: str) -> None:
-        """A line on the console, without markup."""
+        """Print a line on the console."""
         self.console.print(line, markup=False)
 
 
 def set_up(job: Job) -> None:
-    """All stages up to the restored state; a run that is finished needs no more."""
+    """Run all stages up to the restored state, which are enough for a finished run."""
     open_data(job)
     open_source(job)
     build_model(job)
@@ -97,7 +97,7 @@ def set_up(job: Job) -> None:
 
 
 def prepare_steps(job: Job) -> None:
-    """The stages that a run which is to be continued needs after `set_up`."""
+    """Run the remaining stages, which an unfinished run needs after `set_up`."""
     warn_of_memory(job)
     begin(job)
     choose_precision(job)
@@ -106,25 +106,25 @@ def prepare_steps(job: Job) -> None:
 
 
 def open_data(job: Job) -> None:
-    """The data comes first: classes, channels and size of the network follow from it.
+    """Open the data. This comes first, because classes, channels and size of the network depend on it.
 
-    The share of each process is computed here too, because a batch that cannot be shared must be refused before a
-    large folder is read.
+    The share of each process is computed before, so that a batch that cannot be divided is rejected before a large
+    folder is read.
     """
     recipe = job.recipe
     job.place.share(recipe.train.batch, recipe.parallel.accumulate)
     job.dataset = (
-        job.own_data if job.own_data is not None else open_dataset(recipe.data.source, recipe.data, job.skipped_images)
+        open_dataset(recipe.data.source, recipe.data, job.skipped_images) if job.given_data is None else job.given_data
     )
     check_dataset(job.dataset)
     if job.place.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16
+        torch.set_float32_matmul_precision("high")  # TF32 for products that are not in bfloat16
 
 
 def open_source(job: Job) -> None:
-    """The model to start from comes before the network: architecture, process and target may be its own.
+    """Load the model to start from. This comes before the network, whose architecture it determines.
 
-    A resumed run has its own weights and does not need the source again; its newest checkpoint stands for it.
+    A resumed run loads its newest checkpoint instead, because the model to start from may no longer exist.
     """
     recipe, origin = job.recipe, job.recipe.train.init_from
     checkpoint = newest_checkpoint(job.folder.folder) if origin else None
@@ -139,35 +139,35 @@ def open_source(job: Job) -> None:
 
 
 def build_model(job: Job) -> None:
-    """The model with fresh weights, before the folder is claimed: what cannot be built must not leave a folder."""
+    """Build the model with initial weights. This comes before the folder is created, because it may fail."""
     autoencoder = pick_autoencoder(job.recipe.data.autoencoder, job.dataset, job.source)
     job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device)
-    job.pipe.resolve()  # refuses sampling settings that do not exist now, and not at the first preview
+    job.pipe.resolve()  # rejects invalid sampling settings now and not at the first preview
 
 
 def claim_folder(job: Job) -> None:
-    """The folder is checked once the recipe is complete, and before anything is written into it."""
+    """Check the run folder. This needs the complete recipe, and comes before anything is written."""
     job.place.first_does(lambda: job.folder.check(job.recipe, job.dataset, changes=job.changes))
     job.pipe.config[COUNT] = len(job.dataset)
     check_condition(job.dataset, job.pipe, job.recipe.data.conditioner)
 
 
 def make_run(job: Job) -> None:
-    """Objective and aids check the network while it is whole: sharding and compiling would hide its blocks."""
+    """Set up the objective and the aids. They check the network, whose blocks sharding and compiling would hide."""
     job.pipe.net.train()
     check_exits(job.recipe, job.pipe)
     job.run = make_context(job.pipe, job.recipe)
 
 
 def start_from_source(job: Job) -> None:
-    """The source's weights replace the fresh ones before the average copies them; low-rank updates come on top.
+    """Copy the weights of the model to start from, and add low-rank updates. This comes before they are averaged.
 
-    A resumed run restores both from its checkpoint later and only needs the same low-rank layers to be there.
+    A resumed run needs only the same low-rank layers; its weights are restored from the checkpoint later.
     """
     settings, net, source = job.recipe.train, job.net, job.source
     if source is None:
         return
-    trained = [*net.label_tables, *net.heads_out]  # with low-rank updates these are trained whole
+    trained = [*net.label_tables, *net.heads_out]  # these tensors have no low-rank updates and are trained whole
     if not job.resumed:
         changes = transfer(net, job.pipe.classes, source, settings.class_map)
         job.console.print(report(changes))
@@ -180,9 +180,9 @@ def start_from_source(job: Job) -> None:
 
 
 def start_average(job: Job) -> None:
-    """The average copies the network with all its layers, while blocks are still called as they are.
+    """Copy the network for the average. This comes after all layers were added, and before blocks are wrapped.
 
-    The step for timing is made here, before sharding, so that each process can take it alone.
+    The step for timing is created here too, before sharding, so that each process can take it alone.
     """
     job.run.ema = EMA(job.net, job.recipe.train.ema)
     job.pipe.net = job.run.ema.net  # previews and checkpoints use the average
@@ -191,7 +191,7 @@ def start_average(job: Job) -> None:
 
 
 def spread_memory(job: Job) -> None:
-    """Activation checkpointing wraps the blocks before they are sharded, as FSDP2 requires.
+    """Enable activation checkpointing, then sharding, in the order that FSDP2 requires.
 
     Both come before the optimizer, which must hold the sharded parameters.
     """
@@ -204,8 +204,10 @@ def spread_memory(job: Job) -> None:
 
 
 def restore(job: Job) -> None:
-    """The optimizer and all averages are made, then filled from the newest checkpoint, which gives each process its
-    part. It comes before precision and compilation are chosen: a run keeps those that it began with."""
+    """Create the optimizer and the averages, and restore the newest checkpoint.
+
+    This comes before precision and compilation are chosen, because a run keeps those that it started with.
+    """
     averages = PowerAverages(job.net, job.recipe.train.power_ema)
     assert job.run.ema is not None
     optimizer = make_optimizer(job.net, job.recipe.optim)
@@ -217,7 +219,7 @@ def restore(job: Job) -> None:
 
 
 def warn_of_memory(job: Job) -> None:
-    """The estimate of `ditlab plan` is compared with the machine before the first step can fail for want of memory."""
+    """Compare the estimate of `ditlab plan` with the memory of the machine, before a step can run out of memory."""
     recipe, device, world = job.recipe, job.place.device, job.place.world
 
     def make() -> Backbone:
@@ -229,20 +231,20 @@ def warn_of_memory(job: Job) -> None:
 
     if not job.place.first:
         return
-    with suppress(Exception):  # an external network may not work on the meta device, on which memory is counted
+    with suppress(Exception):  # the estimate uses the meta device, which an external network may not support
         share = job.place.share(recipe.train.batch, recipe.parallel.accumulate)
         half = recipe.train.precision != "float32"
         needed = peak(memory_parts(make, held_in_training(make, recipe), share, recipe, world, device.type, half))
-        there = total_memory(device) / (world if device.type == "cpu" else 1)
-        if needed > there:
+        available = total_memory(device) / (world if device.type == "cpu" else 1)
+        if needed > available:
             job.say(
-                f"this run needs about {needed / GIB:,.1f} GiB in each process, and {there / GIB:,.1f} GiB are there; "
-                "a smaller train.batch, parallel.accumulate or parallel.checkpointing needs less"
+                f"this run needs about {needed / GIB:,.1f} GiB in each process, and {available / GIB:,.1f} GiB are "
+                "available; a smaller train.batch, parallel.accumulate or parallel.checkpointing needs less"
             )
 
 
 def begin(job: Job) -> None:
-    """The folder is written first at this point: everything that can be refused has been."""
+    """Write the run folder for the first time. This comes after all checks."""
     if job.place.first:
         job.folder.begin(job.recipe, job.state.seen)
     if job.state.seen:
@@ -250,7 +252,7 @@ def begin(job: Job) -> None:
 
 
 def choose_precision(job: Job) -> None:
-    """Precision is timed with the network as it will run, and before compiling, which depends on it."""
+    """Choose the precision by timing steps. This comes before compiling, which depends on the precision."""
     state, settings, device = job.state, job.recipe.train, job.place.device
     if not state.precision:
         chosen = probe(job.trial, job.net, alone=not state.sharded) if settings.precision == "auto" else None
@@ -262,9 +264,10 @@ def choose_precision(job: Job) -> None:
 
 
 def compile_network(job: Job) -> None:
-    """Compile the blocks where that shortens the rest of the run, before DDP wraps the network.
+    """Compile the blocks if that shortens the remaining run. This comes before DDP wraps the network.
 
-    A run that was compiled once stays compiled, so that its weights are the same bit for bit.
+    A resumed run stays compiled or not compiled, so that its weights are bit-identical to those of an uninterrupted
+    run.
     """
     recipe, state, net = job.recipe, job.state, job.net
     settings, dtype = recipe.train, getattr(torch, state.precision)
@@ -272,47 +275,52 @@ def compile_network(job: Job) -> None:
     if settings.compile == "never":
         return
     if state.compiled is False and settings.compile == "always":
-        job.say("this run began without compiling and continues so: its weights would differ in their last bits")
+        job.say("this run started without compiling and continues without it, so that its weights stay reproducible")
     if state.compiled is None:
-        if state.sharded:  # a step that is timed would need all processes
-            pays = settings.compile == "always"
+        if state.sharded:  # timing a step would need all processes
+            compile_blocks = settings.compile == "always"
         else:
-            left = (settings.images - state.seen) / settings.batch * recipe.parallel.accumulate
-            pays = wanted(net, dtype, settings.compile, step, left, FEW)
-        state.compiled = job.place.agree(pays)
+            remaining = (settings.images - state.seen) / settings.batch * recipe.parallel.accumulate
+            compile_blocks = wanted(net, dtype, settings.compile, step, remaining, FEW)
+        state.compiled = job.place.agree(compile_blocks)
     if state.compiled:
         compile_and_tell(net, step, job.console, dynamic=net.dynamic_depth)
 
 
 def spread_network(job: Job) -> None:
-    """DDP is last: it registers the parameters as they are now, and from then on gradients are exchanged."""
+    """Wrap the network in DDP. This comes last, because DDP registers the final parameters."""
     job.run.network = spread(job.net, job.recipe.parallel, job.place)
     job.place.wait()
 
 
 def pick_autoencoder(name: str, dataset: Dataset, source: Pipeline | None) -> Autoencoder:
-    """The autoencoder to train with: of the cache, as named, of the model to start from; pixels otherwise.
+    """Choose the autoencoder: that of a latent cache, the named one, that of the source model, or pixels.
+
+    Args:
+        name: folder or name of an autoencoder, or empty.
+        dataset: the data.
+        source: the model to start from, or None.
 
     Raises:
-        InputError: a cache that was made with another one than is named or started from.
+        InputError: a latent cache was encoded with another autoencoder than the named one or the source model's.
     """
-    asked = load_autoencoder(name) if name else None
-    if asked is None and source is not None and isinstance(source.autoencoder, Latent):
-        asked = source.autoencoder
+    chosen = load_autoencoder(name) if name else None
+    if chosen is None and source is not None and isinstance(source.autoencoder, Latent):
+        chosen = source.autoencoder
     if not isinstance(dataset, Latents):
-        return asked or Pixel()
-    own, made_with = load_autoencoder(dataset.folder / "autoencoder"), dataset.description.autoencoder
-    for autoencoder, what in ((own, "is saved beside it"), (asked, "this run uses")):
+        return chosen or Pixel()
+    cached, made_with = load_autoencoder(dataset.folder / "autoencoder"), dataset.description.autoencoder
+    for autoencoder, what in ((cached, "is saved beside it"), (chosen, "this run uses")):
         if autoencoder is not None and fingerprint(autoencoder) != made_with:
             raise InputError(
                 f"the cache {dataset.folder} was made with autoencoder {made_with[:12]}, not with "
                 f"{fingerprint(autoencoder)[:12]}, which {what}; encode the images again"
             )
-    return own
+    return cached
 
 
 def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: torch.device) -> Pipeline:
-    """A fresh, untrained model for this data."""
+    """Build a model with initial weights for this data."""
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
     options: dict[str, Any] = {} if recipe.data.classes is None else {"classes": recipe.data.classes}
     conditioner = CONDITIONERS.find(recipe.data.conditioner).for_data(dataset, options)
@@ -332,10 +340,10 @@ def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: to
 
 
 def probe(step: Callable[[torch.dtype], None], net: Backbone, *, alone: bool) -> str:
-    """The faster precision for training steps, by name.
+    """Name of the faster precision for training steps, "float32" or "bfloat16".
 
     Args:
-        step: takes one in a given precision.
+        step: function that takes a step in a precision.
         net: the network.
         alone: whether this process can take steps without the others; if not, only matrix products are timed.
     """

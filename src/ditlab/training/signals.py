@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends after the step in progress, with its state saved."""
+"""Handle Ctrl-C and SIGTERM: a run finishes the current step, saves its state and ends."""
 
 import signal
 import threading
@@ -10,12 +10,15 @@ from typing import NoReturn
 from ditlab.core.errors import RunError
 from ditlab.training.parallel import Place
 
-LATE = 3.0  # seconds by which a signal may reach one process after another
+LATE = 3.0  # largest delay in seconds between the signals to the processes of a run
 
 
 @contextmanager
 def exit_before_first_step() -> Iterator[None]:
-    """Make SIGTERM exit with 0 at once while there is nothing to save: reading data or compiling can take minutes."""
+    """Make SIGTERM exit immediately with status 0 within the block, in which there is nothing to save yet.
+
+    Reading data and compiling can take minutes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -28,7 +31,7 @@ def exit_before_first_step() -> Iterator[None]:
 
 @contextmanager
 def interruption() -> Iterator[list[int]]:
-    """The signal of the first Ctrl-C or SIGTERM, so that the step in progress is completed; a second one aborts."""
+    """Collect the first Ctrl-C or SIGTERM in a list, so that the current step can finish; a second one aborts."""
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield signals
@@ -51,7 +54,7 @@ def check_own_signal(signals: list[int], place: Place) -> None:
     """Check that this process itself received the signal.
 
     Raises:
-        RunError: another process received it. Its machine goes down, and the launcher of this one must restart it.
+        RunError: only another process received it. That machine is stopping, and the launcher must restart this one.
     """
     latest = time.monotonic() + LATE
     while not signals and time.monotonic() < latest:  # a launcher signals its processes one by one
@@ -61,7 +64,7 @@ def check_own_signal(signals: list[int], place: Place) -> None:
 
 
 def end(number: int) -> NoReturn:
-    """Exit as a signal asks, once all is saved: with 0 after SIGTERM; Ctrl-C stops the calling program too."""
+    """End the process after its state was saved: with status 0 after SIGTERM, with KeyboardInterrupt after Ctrl-C."""
     if number == signal.SIGTERM:
         raise SystemExit(0)
     raise KeyboardInterrupt

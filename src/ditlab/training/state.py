@@ -1,4 +1,4 @@
-"""The state of a training run in memory: what a checkpoint copies, and how it is restored from one."""
+"""The state of a training run in memory, snapshots of it for checkpoints, and restoring it from a checkpoint."""
 
 import copy
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ditlab.core.modules import skip_init, with_modules
 from ditlab.core.weights import WEIGHTS, read_weights
 from ditlab.training.ema import EMA
 from ditlab.training.log import Tally
-from ditlab.training.optim import Optimiser
+from ditlab.training.optim import Optimizer
 from ditlab.training.parallel import Place, place_like, whole
 from ditlab.training.power_ema import PowerAverages
 
@@ -28,11 +28,11 @@ STATE = "state.pt"
 
 @dataclass
 class TrainState:
-    """All that changes during training, which is what a checkpoint saves."""
+    """Everything that changes during training and that a checkpoint saves."""
 
     net: Backbone
     ema: EMA
-    optimizer: Optimiser
+    optimizer: Optimizer
     profiles: PowerAverages
     further: nn.ModuleDict = field(default_factory=nn.ModuleDict)  # trained modules beside the network
     seen: int = 0
@@ -48,34 +48,34 @@ class TrainState:
         return [*self.net.parameters(), *self.further.parameters()]
 
     def average(self) -> Backbone:
-        """The average of the weights as a network of this process alone; if it is sharded, all processes must call."""
+        """The averaged weights as a complete network in this process; with sharding, all processes must call."""
         if not self.sharded:
             return self.ema.net
         return holding(self.ema.net, gathered(self.ema.net.state_dict(), kept=True)).to(self.ema.net.device)
 
     def raw(self, average: Backbone) -> Backbone:
-        """The trained weights as a network of this process alone; `average` is what `average()` returned."""
+        """The raw weights as a complete network in this process; `average` is the result of `average()`."""
         net = copy.deepcopy(average)
         net.load_state_dict(gathered(self.net.state_dict(), kept=True, copied=False))
         return net
 
     @property
     def sharded(self) -> bool:
-        """Whether every process holds only a part of the weights."""
+        """Whether each process holds only a part of the weights."""
         return isinstance(next(self.net.parameters()), DTensor)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the state on the CPU, which no longer changes."""
+    """A copy of the state on the CPU."""
 
     average: Backbone
     raw: dict[str, Tensor]
     profiles: dict[str, Tensor]
-    rest: dict[str, Any]
+    content: dict[str, Any]  # everything else: the content of state.pt
 
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number: other weights must not replace a good checkpoint."""
+        """Whether all weights are finite; other weights must not replace a good checkpoint."""
         weights = [*self.average.parameters(), *self.raw.values()]
         return bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
 
@@ -84,7 +84,7 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
     """Load a checkpoint into the state.
 
     Raises:
-        InputError: a file that is missing or damaged.
+        InputError: a file is missing or damaged.
     """
     average = AVERAGED if (folder / AVERAGED).exists() else WEIGHTS
     with torch.no_grad():
@@ -92,9 +92,9 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
             target = net.state_dict()
             for key, value in read_weights(folder / name, target).items():
                 target[key].copy_(place_like(value, target[key]))
-        if mine := state.profiles.values:
-            for key, value in read_weights(folder / PROFILES, mine).items():
-                mine[key].copy_(place_like(value, mine[key]))
+        if averages := state.profiles.values:
+            for key, value in read_weights(folder / PROFILES, averages).items():
+                averages[key].copy_(place_like(value, averages[key]))
     try:
         saved: dict[str, Any] = torch.load(folder / STATE, weights_only=True, map_location="cpu")
         restore_optimizer(saved["optimizer"], state)
@@ -104,11 +104,11 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
         state.compiled, state.profiles.steps = saved["compiled"], saved["profile_steps"]
         state.left_out, state.in_a_row = saved["left_out"], saved["in_a_row"]
         named = saved.get("named_losses", {})
-        if place.first:  # which has the sums of all processes
+        if place.first:  # a checkpoint holds the sums over all processes
             state.tally = Tally(saved["tally"], named)
         else:
             state.tally = Tally(None, {name: torch.zeros(()) for name in named})
-    except Exception as error:  # a damaged pickle can raise almost anything
+    except Exception as error:  # a damaged pickle raises exceptions of many types
         raise InputError(
             f"{folder / STATE} is missing or damaged ({type(error).__name__}); "
             f"remove {folder} to resume from the checkpoint before it"
@@ -116,40 +116,40 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
 
 
 def restore_optimizer(saved: dict[str, Any], state: TrainState) -> None:
-    """Load the moments of the optimizer; settings of the recipe that may change on resume stay the recipe's."""
+    """Load the moments of the optimizer; its settings stay those of the recipe, which may have changed."""
     if state.sharded:
-        parameters = [each for group in state.optimizer.param_groups for each in group["params"]]
+        parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
         for number, values in saved["state"].items():
             for key, value in values.items():
-                if value.ndim:  # all but the count of steps
+                if value.ndim:  # all values but the step count
                     values[key] = place_like(value, parameters[number])
-    own = [settings_of(group) for group in state.optimizer.param_groups]
+    present_settings = [settings_of(group) for group in state.optimizer.param_groups]
     state.optimizer.load_state_dict(saved)
-    for group, settings in zip(state.optimizer.param_groups, own, strict=True):
+    for group, settings in zip(state.optimizer.param_groups, present_settings, strict=True):
         group.update(settings)
 
 
 def settings_of(group: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's settings for a group of parameters; the learning rate is set before each step."""
+    """The settings of a parameter group, without the learning rate, which is set before each step."""
     return {key: value for key, value in group.items() if key not in ("params", "lr")}
 
 
 def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot | None:
-    """The state as it is now, on the CPU, for the first process; all processes must call.
+    """The present state on the CPU, in the first process; all processes must call.
 
     Args:
         state: the state.
-        place: this process.
-        copied: whether training may continue while the snapshot is used.
+        place: the place of this process.
+        copied: whether tensors are copied, so that training may continue while the snapshot is used.
     """
 
-    def taken(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return gathered(values, kept=place.first, copied=copied)
 
     optimizer = state.optimizer.state_dict()
-    average, raw = taken(state.ema.net.state_dict()), taken(state.net.state_dict())
-    profiles = taken(state.profiles.values)
-    moments = {number: taken(values) for number, values in optimizer["state"].items()}
+    average, raw = gather(state.ema.net.state_dict()), gather(state.net.state_dict())
+    profiles = gather(state.profiles.values)
+    moments = {number: gather(values) for number, values in optimizer["state"].items()}
     tally = place.total(state.tally.flat())
     if not place.first:
         return None
@@ -175,14 +175,14 @@ def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot | Non
 
 
 def holding(net: Backbone, tensors: dict[str, Tensor]) -> Backbone:
-    """A network of the same kind that holds these tensors."""
+    """A network with the architecture of `net` and these tensors."""
     if not isinstance(next(net.parameters()), DTensor):
-        own = {key: value for key, value in net.state_dict(keep_vars=True).items() if key in tensors}
-        same = {
+        replaced = {key: value for key, value in net.state_dict(keep_vars=True).items() if key in tensors}
+        replacements = {
             value: nn.Parameter(tensors[key], False) if isinstance(value, nn.Parameter) else tensors[key]
-            for key, value in own.items()
+            for key, value in replaced.items()
         }
-        return with_modules(net, same)
+        return with_modules(net, replacements)
     with skip_init():
         plain = create(**net.config)
     plain.load_state_dict(tensors, assign=True)
@@ -190,10 +190,16 @@ def holding(net: Backbone, tensors: dict[str, Tensor]) -> Backbone:
 
 
 def gathered(values: Mapping[str, Tensor], *, kept: bool, copied: bool = True) -> dict[str, Tensor]:
-    """Values that may be sharded, whole and on the CPU; nothing where they are not kept."""
-    values_here = {}
+    """Gather tensors that may be sharded on the CPU; with sharding, all processes must call.
+
+    Args:
+        values: the tensors.
+        kept: whether this process keeps the result; otherwise it is empty.
+        copied: whether tensors that are already on the CPU are copied.
+    """
+    complete = {}
     for key, value in values.items():
         full = whole(value.detach())
         if kept:
-            values_here[key] = full.to("cpu", copy=copied)
-    return values_here
+            complete[key] = full.to("cpu", copy=copied)
+    return complete

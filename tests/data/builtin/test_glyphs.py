@@ -25,7 +25,7 @@ def test_an_image_is_its_seed_and_number_alone():
     data = Glyphs(32)
     together, apart = data.fetch(torch.tensor([7, 99, 3])).x, data.fetch(torch.tensor([99])).x
     assert torch.equal(together[1], apart[0])
-    assert data.look(99) == Glyphs(128).look(99)
+    assert data.appearance(99) == Glyphs(128).appearance(99)
     assert not torch.equal(apart, Glyphs(32, seed=1).fetch(torch.tensor([99])).x)
     here = hashlib.sha256(data.fetch(torch.arange(90, 110)).x.numpy().tobytes()).hexdigest()
     there = subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, check=True).stdout.strip()
@@ -33,20 +33,27 @@ def test_an_image_is_its_seed_and_number_alone():
 
 
 def test_the_images_are_those_that_scores_were_published_for():
-    look, other = Glyphs(32).look(0), Glyphs(64, seed=3, held_out=True).look(49_999)
-    assert (look.letter, look.face, look.ink, look.paper) == (0, 7, (252, 225, 215), (100, 55, 66))
-    assert look[2:7] == pytest.approx((0.7229366, -9.2085314, 0.0012292, 0.0165276, 0.8132703), abs=1e-6)
+    appearance, other = Glyphs(32).appearance(0), Glyphs(64, seed=3, held_out=True).appearance(49_999)
+    assert (appearance.letter, appearance.face, appearance.ink, appearance.paper) == (
+        0,
+        7,
+        (252, 225, 215),
+        (100, 55, 66),
+    )
+    assert appearance[2:7] == pytest.approx((0.7229366, -9.2085314, 0.0012292, 0.0165276, 0.8132703), abs=1e-6)
     assert (other.letter, other.face, other.ink, other.paper) == (1, 7, (64, 44, 67), (201, 181, 180))
 
 
-def test_looks_are_varied_and_have_contrast():
+def test_appearances_are_varied_and_have_contrast():
     data = Glyphs(32)
-    looks = [data.look(i) for i in range(1000)]
-    assert {look.face for look in looks} == set(range(12))
+    appearances = [data.appearance(i) for i in range(1000)]
+    assert {appearance.face for appearance in appearances} == set(range(12))
     for name, low, high in (("height", 0.5, 0.85), ("angle", -20, 20), ("stroke", 0, 0.03), ("across", 0, 1)):
-        drawn = np.array([getattr(look, name) for look in looks])
-        assert np.quantile(drawn, [0, 0.5, 1]) == pytest.approx([low, (low + high) / 2, high], abs=0.05 * (high - low))
-    gap = np.array([look.ink for look in looks]) - np.array([look.paper for look in looks])
+        values = np.array([getattr(appearance, name) for appearance in appearances])
+        assert np.quantile(values, [0, 0.5, 1]) == pytest.approx([low, (low + high) / 2, high], abs=0.05 * (high - low))
+    gap = np.array([appearance.ink for appearance in appearances]) - np.array(
+        [appearance.paper for appearance in appearances]
+    )
     assert (np.sign(gap) == np.sign(gap[:, :1])).all()  # ink is the darker or the lighter in every color
     assert abs(gap).min() >= 36
 
@@ -74,7 +81,7 @@ def test_letters_lie_wholly_inside(size):
 
 def test_held_out_images_are_others():
     train, held_out = Glyphs(32), Glyphs(32, held_out=True)
-    assert {train.look(i) for i in range(500)}.isdisjoint({held_out.look(i) for i in range(500)})
+    assert {train.appearance(i) for i in range(500)}.isdisjoint({held_out.appearance(i) for i in range(500)})
 
 
 def test_letters_can_be_told_apart_but_not_by_their_mean():

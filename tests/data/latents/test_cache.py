@@ -72,7 +72,7 @@ def test_what_is_there_is_not_encoded_again(tmp_path):
 def test_processes_share_the_shards(tmp_path):
     first = make(tmp_path / "cache", rank=1, world=2)
     assert (first.images, first.entries) == (10, None)
-    with pytest.raises(InputError, match="is not finished; run the same encode command again"):
+    with pytest.raises(InputError, match="is not finished; encode again with the same settings"):
         Latents(tmp_path / "cache")
     assert make(tmp_path / "cache", rank=0, world=2).entries == 23
     make(tmp_path / "alone")

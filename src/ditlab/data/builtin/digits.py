@@ -1,4 +1,4 @@
-"""The bundled handwriting: 1,797 digits, 8x8 pixels in 17 gray levels (UCI Optical Recognition, from scikit-learn)."""
+"""Handwritten digits: 1,797 images of 8x8 pixels in 17 gray levels (UCI Optical Recognition, from scikit-learn)."""
 
 from functools import cache
 
@@ -7,7 +7,7 @@ import torch
 from ditlab.core.errors import lookup
 from ditlab.data.base import InMemory
 
-HELD_OUT = 360  # a fifth, in the proportions of the classes
+HELD_OUT = 360  # a fifth of the images, stratified by class
 HELD_OUT_NAME = "digits-held-out"
 
 
@@ -22,10 +22,10 @@ def held_out_digits() -> InMemory:
 
 
 def open_digits(name: str) -> InMemory:
-    """The data set called "digits" or "digits-held-out".
+    """Open the data set "digits" or "digits-held-out".
 
     Raises:
-        InputError: another name.
+        InputError: `name` is another name.
     """
     return lookup({"digits": digits, HELD_OUT_NAME: held_out_digits}, name, "data set")()
 

@@ -1,7 +1,7 @@
-"""A built-in data set of any size: letters in the faces of the DejaVu fonts, from 16x16 to 256x256 pixels.
+"""Rendered letters in the DejaVu fonts, at any size from 16x16 to 256x256 pixels.
 
-Position, scale, rotation, stroke and colors of image i depend on (seed, i) alone and not on the size, so an image is
-the same in every batch, with finer detail at a larger size. Nothing is stored.
+Position, scale, rotation, stroke and colors of image i depend on (seed, i) only, and not on the size: the same image
+has finer detail at a larger size. Images are rendered when they are read; nothing is stored.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ MARGIN = 0.04  # share of the side that stays free around every letter
 SUFFIX = "-held-out"
 
 
-class Look(NamedTuple):
+class Appearance(NamedTuple):
     """The random properties of an image; lengths are shares of its side."""
 
     letter: int
@@ -41,8 +41,8 @@ class Look(NamedTuple):
     height: float
     angle: float  # degrees
     stroke: float
-    across: float  # position within the free space, 0 is left and 1 right
-    down: float
+    across: float  # horizontal position within the free space, from 0 (left) to 1 (right)
+    down: float  # vertical position, from 0 (top) to 1 (bottom)
     ink: tuple[int, int, int]
     paper: tuple[int, int, int]
 
@@ -54,10 +54,16 @@ class Glyphs(Dataset):
     features = "glyphs"
 
     def __init__(self, size: int = 32, count: int = COUNT, seed: int = 0, held_out: bool = False) -> None:
-        """The held-out images of a seed are never among its training images.
+        """A data set of `count` letters; held-out letters of a seed differ from its training letters.
+
+        Args:
+            size: height and width in pixels.
+            count: number of images.
+            seed: seed of all random properties.
+            held_out: whether the letters are held-out ones.
 
         Raises:
-            InputError: a size, count or seed that is not supported, or matplotlib (whose fonts these are) missing.
+            InputError: size, count or seed is out of range, or matplotlib, which provides the fonts, is not installed.
         """
         if not 16 <= size <= 256:
             raise InputError(f"glyphs of size {size}; give 16 to 256")
@@ -71,26 +77,26 @@ class Glyphs(Dataset):
         self.stream = [seed, int(held_out)]
         self.pool = ThreadPoolExecutor() if size >= 64 else None  # smaller images are too quick for threads to pay off
 
-    def look(self, i: int) -> Look:
+    def appearance(self, i: int) -> Appearance:
         """The random properties of image i, the same at every size."""
-        return random_look(np.random.default_rng([*self.stream, i]), int(self.labels[i]))
+        return random_appearance(np.random.default_rng([*self.stream, i]), int(self.labels[i]))
 
     def fetch(self, indices: Tensor) -> Batch:
-        run = map if self.pool is None else self.pool.map
+        apply = map if self.pool is None else self.pool.map
         arrays = np.empty((len(indices), *self.size, 3), np.uint8)  # (B, H, W, 3)
-        for row, image in zip(arrays, run(self._render, indices.tolist()), strict=True):
+        for row, image in zip(arrays, apply(self._render, indices.tolist()), strict=True):
             row[:] = image
         return Batch(torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous(), self.condition(indices))
 
     def _render(self, i: int) -> NDArray[np.uint8]:
-        return np.asarray(render(self.look(i), self.size[0]))
+        return np.asarray(render(self.appearance(i), self.size[0]))
 
 
 def open_glyphs(name: str) -> Glyphs:
-    """The data set called "glyphs-SIZE"; "glyphs-SIZE-held-out" has letters that are never used in training.
+    """Open the data set "glyphs-SIZE", or "glyphs-SIZE-held-out" with letters that are never used in training.
 
     Raises:
-        InputError: a name without a size from 16 to 256.
+        InputError: the name has no size from 16 to 256.
     """
     held_out = name.endswith(SUFFIX)
     size = name.removesuffix(SUFFIX).removeprefix("glyphs-")
@@ -99,64 +105,61 @@ def open_glyphs(name: str) -> Glyphs:
     return Glyphs(int(size), HELD_OUT, held_out=True) if held_out else Glyphs(int(size))
 
 
-def random_look(rng: np.random.Generator, letter: int) -> Look:
-    """Everything but the letter; another order of the random numbers would be another data set."""
+def random_appearance(rng: np.random.Generator, letter: int) -> Appearance:
+    """Sample the properties of a letter; another order of the random numbers would give another data set."""
     height, angle, stroke = rng.uniform(0.5, 0.85), rng.uniform(-20, 20), rng.uniform(0, 0.03)
     across, down = rng.uniform(0, 1, 2)
     face = int(rng.integers(len(FACES)))
     dark, light = rng.integers(0, 110, 3), rng.integers(145, 256, 3)
     ink, paper = (dark, light) if rng.random() < 0.5 else (light, dark)
-    return Look(letter, face, height, angle, stroke, across, down, tuple(ink.tolist()), tuple(paper.tolist()))
+    colors = tuple(ink.tolist()), tuple(paper.tolist())
+    return Appearance(letter, face, height, angle, stroke, across, down, *colors)
 
 
-def render(look: Look, size: int) -> Image.Image:
-    """The image (size, size) of a look; the letter lies entirely inside."""
-    mask = letter_mask(look, size * SUPERSAMPLING)
-    image = Image.new("RGB", (size, size), look.paper)
-    image.paste(look.ink, (0, 0), mask.reduce(SUPERSAMPLING))
+def render(appearance: Appearance, size: int) -> Image.Image:
+    """Render a letter as an image (size, size); it lies entirely inside the image."""
+    mask = letter_mask(appearance, size * SUPERSAMPLING)
+    image = Image.new("RGB", (size, size), appearance.paper)
+    image.paste(appearance.ink, (0, 0), mask.reduce(SUPERSAMPLING))
     return image
 
 
-def letter_mask(look: Look, side: int) -> Image.Image:
-    """The rotated letter as coverage (side, side), shrunk where it would not fit."""
-    margin = SUPERSAMPLING * max(
-        1, round(side / SUPERSAMPLING * MARGIN)
-    )  # at least a whole pixel of the finished image
+def letter_mask(appearance: Appearance, side: int) -> Image.Image:
+    """Coverage (side, side) of the rotated letter, which is shrunk if it does not fit."""
+    margin = SUPERSAMPLING * max(1, round(side / SUPERSAMPLING * MARGIN))  # at least one pixel of the final image
     space = side - 2 * margin
-    letter = tight_letter(look, side).rotate(look.angle, Image.Resampling.BILINEAR, expand=True)
+    letter = tight_letter(appearance, side).rotate(appearance.angle, Image.Resampling.BILINEAR, expand=True)
     letter = letter.crop(letter.getbbox())
     if max(letter.size) > space:
         shrink = space / max(letter.size)
         letter = letter.resize([max(1, int(length * shrink)) for length in letter.size], Image.Resampling.BILINEAR)
-    left = margin + round(look.across * (space - letter.width))
-    top = margin + round(look.down * (space - letter.height))
+    left = margin + round(appearance.across * (space - letter.width))
+    top = margin + round(appearance.down * (space - letter.height))
     mask = Image.new("L", (side, side))
     mask.paste(letter, (left, top))
     return mask
 
 
-def tight_letter(look: Look, side: int) -> Image.Image:
-    """The upright letter, cropped to its ink; its capital height is `look.height` of the side."""
-    points = round(look.height * side / 0.73)  # capitals of DejaVu are 0.73 em high
-    stroke = round(look.stroke * side)
-    font = face(FACES[look.face], points)
-    left, top, right, bottom = font.getbbox(CLASSES[look.letter], stroke_width=stroke)
+def tight_letter(appearance: Appearance, side: int) -> Image.Image:
+    """The upright letter, cropped to its ink; its height is the share `appearance.height` of the side."""
+    points = round(appearance.height * side / 0.73)  # capitals of DejaVu are 0.73 em high
+    stroke = round(appearance.stroke * side)
+    letter, font = CLASSES[appearance.letter], face(FACES[appearance.face], points)
+    left, top, right, bottom = font.getbbox(letter, stroke_width=stroke)
     canvas = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2))
-    ImageDraw.Draw(canvas).text(
-        (1 - left, 1 - top), CLASSES[look.letter], fill=255, font=font, stroke_width=stroke, stroke_fill=255
-    )
+    ImageDraw.Draw(canvas).text((1 - left, 1 - top), letter, fill=255, font=font, stroke_width=stroke, stroke_fill=255)
     return canvas
 
 
-@lru_cache(maxsize=600)  # all that 32 pixels need; an open font takes 0.2 MB, and 256 pixels would open 4,000
+@lru_cache(maxsize=600)  # images of 32 pixels need 600 fonts; one takes 0.2 MB, and 256 pixels would need 4,000
 def face(name: str, points: int) -> ImageFont.FreeTypeFont:
-    """A font in a size; the basic layout, so that images do not depend on optional text libraries."""
+    """A font at a size. The basic layout makes images independent of optional text libraries."""
     return ImageFont.truetype(font_folder() / f"{name}.ttf", points, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=1)
 def font_folder() -> Path:
-    """Where matplotlib keeps its fonts; it is located but not imported, which would take a second."""
+    """The folder of matplotlib's fonts; matplotlib is located and not imported, which would take a second."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise InputError("glyphs are rendered with the fonts of matplotlib; pip install 'ditlab[glyphs]'")

@@ -1,1 +1,1 @@
-"""The latent cache: encoded once, read in place."""
+"""The latent cache: images are encoded once, and training reads their latents from disk."""

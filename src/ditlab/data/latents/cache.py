@@ -1,14 +1,13 @@
-"""The latent cache: posterior moments of every image or video, encoded once, read in place.
+"""The latent cache: the posterior moments of all images or videos of a data set, in files.
 
-    cache/description.json            shape, classes, preprocessing, the autoencoder's identity
-    cache/index.json                  the same with the shards' names, sizes and hashes, once all are written
+    cache/description.json            shape, classes, preprocessing, hash of the autoencoder
+    cache/index.json                  the same, with names, sizes and hashes of the shards; written when all exist
     cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,); other parts of the condition
                                       as "condition.NAME", further tensors of the batch as "extra.NAME"
-    cache/autoencoder/                the autoencoder itself, so that a model trained on the cache can decode
+    cache/autoencoder/                the autoencoder, so that a model trained on the cache can decode its samples
 
 A shard is written to a temporary file and renamed, so it is complete or absent; existing shards are not encoded again.
-Entries are read at their offset instead of memory-mapped: mapped files count as resident memory, and a kernel maps
-megabytes around a position.
+Entries are read at their offset and not memory-mapped, because mapped files count as resident memory.
 """
 
 import hashlib
@@ -38,23 +37,23 @@ STORED = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """Types as the header of a safetensors file calls them."""
-CONDITION, EXTRA = "condition.", "extra."  # beginnings of the names of further tensors
+CONDITION, EXTRA = "condition.", "extra."  # prefixes of the names of further tensors
 RENAMED = {"pictures": "images"}  # keys of caches that earlier versions wrote
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a cache holds; two caches are interchangeable if their descriptions are equal."""
+    """Description of a cache; two caches are interchangeable if their descriptions are equal."""
 
     source: str
     images: int
-    """Images of the source, mirrored versions and unreadable ones included."""
+    """Number of images of the source, including mirrored copies and unreadable images."""
     channels: int
     size: tuple[int, ...]
     """(height, width) of the images, or (frames, height, width) of the videos."""
     preprocessing: dict[str, Any]
     autoencoder: str
-    """Hash of its configuration and weights."""
+    """Hash of the configuration and weights of the autoencoder."""
     shape: tuple[int, ...]
     """(2c, h, w) or (2c, t, h, w): the moments of one image or video."""
     dtype: str
@@ -68,7 +67,7 @@ class Description:
         return -(-self.images // self.shard)
 
     def differences(self, other: "Description") -> list[str]:
-        """`name: this value, not the other one` for each field that differs."""
+        """`name: value of this description, not value of the other` for each field that differs."""
         values, others = asdict(self), asdict(other)
         return [f"{key}: {values[key]}, not {others[key]}" for key in values if values[key] != others[key]]
 
@@ -86,7 +85,7 @@ def write_shard(file: Path, batch: Batch) -> None:
         batch: the moments, with all their conditions.
 
     Raises:
-        InputError: a full disk.
+        InputError: the disk is full.
     """
     moments = batch.x.contiguous()
     data = moments.view(torch.uint8).flatten(1).numpy()
@@ -106,7 +105,7 @@ def write_shard(file: Path, batch: Batch) -> None:
 
 
 def write_index(folder: Path, description: Description) -> int:
-    """Finish a cache once all its shards exist; returns the number of entries."""
+    """Write the index of a cache of which all shards exist; returns the number of entries."""
     shards = []
     for number in range(description.shards):
         file = shard_file(folder, number)
@@ -134,7 +133,7 @@ def read_header(file: Path) -> dict[str, Any]:
     """The header of a safetensors file, with `start`, the position of its first byte of data.
 
     Raises:
-        InputError: a missing or incomplete file.
+        InputError: the file is missing or incomplete.
     """
     try:
         with file.open("rb") as opened:
@@ -149,13 +148,13 @@ def read_header(file: Path) -> dict[str, Any]:
 
 
 def is_cache(path: Path) -> bool:
-    """Whether this folder is a latent cache, finished or not."""
+    """Whether a folder is a latent cache, finished or not."""
     return (path / DESCRIPTION).is_file()
 
 
 @final
 class Latents(Dataset):
-    """Moments from a cache: `fetch` returns float32 (B, 2c, h, w) in `Batch.x`, and `Batch.encoded` is true.
+    """The data set of a latent cache: `fetch` returns moments (B, 2c, h, w) float32, and `Batch.encoded` is true.
 
     `channels` and `size` are those of the images, as in every data set.
     """
@@ -164,7 +163,7 @@ class Latents(Dataset):
         """Open a finished cache.
 
         Raises:
-            InputError: a cache that is unfinished, or whose shards are missing or of another length.
+            InputError: the cache is unfinished, or a shard is missing or has another length.
         """
         self.folder = folder
         content = read_index(folder)
@@ -218,7 +217,7 @@ class Shard:
         self.file = file
         self.header = read_header(file)
         if file.stat().st_size != expected:
-            raise InputError(f"shard {file} has another length than in the index; remove it and encode again")
+            raise InputError(f"shard {file} does not have the length in the index; remove it and encode again")
         self.count = int(self.header["labels"]["shape"][0])
 
     def column(self, name: str) -> Tensor:
@@ -249,25 +248,25 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"the cache {folder} is not finished; run the same encode command again") from None
+        raise InputError(f"the cache {folder} is not finished; encode again with the same settings") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder / INDEX}: {error}; remove it and encode again") from error
     if content.pop("format", None) != FORMAT:
-        raise InputError(f"{folder} is no latent cache; give one that ditlab encode wrote")
+        raise InputError(f"{folder} is not a latent cache; give a folder that `ditlab encode` wrote")
     return content
 
 
 def describe(content: dict[str, Any]) -> Description:
-    """The description in an index."""
+    """The description that an index or description.json holds, with present key names."""
     values = {RENAMED.get(key, key): value for key, value in content.items()}
     return Description(**values | {"shape": tuple(values["shape"]), "size": tuple(values["size"])})
 
 
 def keep_description(folder: Path, description: Description) -> None:
-    """Begin a cache, or continue one that was begun with the same description.
+    """Start a cache, or check that an existing one has the same description.
 
     Raises:
-        InputError: a folder that holds other files, or a cache with another description; the message lists the
+        InputError: the folder holds other files, or a cache with another description; the message lists the
             differences.
     """
     file = folder / DESCRIPTION

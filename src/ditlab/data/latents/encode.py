@@ -1,7 +1,7 @@
-"""Encode a data set into a latent cache: in batches, on any number of processes, resumable at every shard.
+"""Encode a data set into a latent cache: in batches, by any number of processes, resumable after each shard.
 
-Process r of n writes the shards r, r + n, r + 2n, ... without any communication; the process that finds the last shard
-written finishes the cache. A thread reads the next images while the autoencoder encodes the current ones.
+Process r of n writes the shards r, r + n, r + 2n, ... without any communication; the process that writes the last
+missing shard also writes the index. A thread reads the next images while the autoencoder encodes the current ones.
 """
 
 import time
@@ -33,18 +33,18 @@ from ditlab.data.latents.cache import (
 
 @dataclass(frozen=True)
 class Encoded:
-    """What this process did."""
+    """The work of this process, and the finished cache."""
 
-    images: int
+    images: int  # encoded by this process
     seconds: float
     waited: float  # share of the time in which the autoencoder waited for images
-    entries: int | None  # of the finished cache; None while other processes still write
+    entries: int | None  # in the finished cache; None while other processes still write
     folder: Path
 
 
 @dataclass
 class Work:
-    """Running totals."""
+    """Running totals of this process."""
 
     images: int = 0
     seconds: float = 0.0
@@ -69,21 +69,21 @@ def encode(
     rank: int = 0,
     world: int = 1,
 ) -> Encoded:
-    """Encode every image once; existing shards are kept.
+    """Encode all images of a data set into a cache; existing shards are kept.
 
     Args:
         dataset: uint8 images or videos.
-        source: name of the data in the index.
-        autoencoder: its posterior moments are stored, so that each epoch samples other latents.
-        out: the cache; created if it does not exist.
+        source: name of the data set, for the index.
+        autoencoder: the autoencoder. The moments of its posterior are stored, so that each epoch samples new latents.
+        out: folder of the cache; created if it does not exist.
         console: where progress is shown.
         batch_size: images encoded at a time.
-        dtype: fp16, bf16 or fp32, in which the moments are stored.
-        shard: images in a file.
-        rank, world: number of this process, and of all.
+        dtype: precision of the stored moments: fp16, bf16 or fp32.
+        shard: images in each file.
+        rank, world: index of this process, and number of processes.
 
     Raises:
-        InputError: a folder that holds another cache or is in use, or settings that cannot be used.
+        InputError: the folder holds another cache or is in use, or a setting is invalid.
     """
     lookup(DTYPES, dtype, "dtype")
     if min(batch_size, shard) < 1:
@@ -158,7 +158,7 @@ def _indices(number: int, description: Description) -> torch.Tensor:
 
 
 def _joined(parts: list[Batch], description: Description) -> Batch:
-    """Batches of moments as one; an empty one where no image could be read."""
+    """Concatenate batches of moments; the result is empty if no image could be read."""
     if not parts:
         empty = torch.empty(0, *description.shape, dtype=DTYPES[description.dtype])
         return Batch(empty, Condition(label=torch.empty(0, dtype=torch.long)), encoded=True)
@@ -168,7 +168,7 @@ def _joined(parts: list[Batch], description: Description) -> Batch:
 
 
 def _timed(batches: Iterator[Batch], work: Work) -> Iterator[Batch]:
-    """The batches; the time spent waiting for each is added to `work`."""
+    """Pass on the batches, and add the time spent waiting for them to `work`."""
     while True:
         before = time.monotonic()
         batch = next(batches, None)

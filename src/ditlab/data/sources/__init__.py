@@ -1,4 +1,4 @@
-"""Where images come from. A new source is one file and one line in `SOURCES`."""
+"""Sources of images: folders, tar shards, Hugging Face data sets. A new source is one file and a line in `SOURCES`."""
 
 from ditlab.core.errors import InputError
 from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
@@ -8,13 +8,13 @@ from ditlab.data.sources.table import Table
 from ditlab.data.sources.tar import TarShards
 
 SOURCES: dict[str, type[Source]] = {"hf": HuggingFace, "tar": TarShards, "table": Table, "folder": Folder}
-"""In the order in which they are tried."""
+"""Name -> source class, in the order in which they are tried."""
 
 __all__ = ["MIN_SIDE", "SOURCES", "SUFFIXES", "Column", "Source", "Unreadable", "find_source", "open_source", "walk"]
 
 
 def find_source(text: str, labels: str = "") -> type[Source] | None:
-    """The class of the source that a text names; None if there is none.
+    """The class of the source that a string names; None if there is none.
 
     Args:
         text: path, pattern or hub name.
@@ -24,20 +24,20 @@ def find_source(text: str, labels: str = "") -> type[Source] | None:
 
 
 def open_source(text: str, labels: str = "") -> Source:
-    """Images from a folder of classes, a flat folder, tar shards (file, folder or pattern), or "hf:NAME[:SPLIT]".
+    """Open images from a folder of classes, a flat folder, tar shards (file, folder or pattern), or "hf:NAME[:SPLIT]".
 
     Args:
         text: path, pattern or hub name.
         labels: a CSV or JSONL file with the labels of a flat folder.
 
     Raises:
-        InputError: nothing there, or parts that do not fit together; one line with the remedy.
+        InputError: the source does not exist, is empty, or does not match the label file.
     """
     source_class = find_source(text, labels)
     if source_class is None:
         raise InputError(f'no data at "{text}"; give an existing folder of images')
     if labels and source_class.has_labels:
-        raise InputError(f"labels {labels} cannot be used: {text} has its own labels; leave them out")
+        raise InputError(f"labels {labels} cannot be used: {text} has its own labels; omit the label file")
     source = source_class.from_text(text, labels)
     if not len(source):
         raise InputError(f"no images in {text}; put some there ({', '.join(SUFFIXES)})")

@@ -1,5 +1,6 @@
-"""The contract of a source: images by number, with names and columns. Images are decoded only when they are read, and
-a million names take about a hundred bytes each.
+"""The contract of a source: images by index, with names and columns.
+
+Images are decoded when they are read. A name takes about a hundred bytes of memory, so a million images fit easily.
 """
 
 import re
@@ -18,20 +19,20 @@ from ditlab.core.errors import InputError
 MIN_SIDE = 8  # smaller images are icons or accidents
 
 
-class Unreadable(Exception):  # noqa: N818 - not a mistake of the user, but a property of a file
+class Unreadable(Exception):  # noqa: N818 - a property of a file and not an error of the user
     """An image that cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One value for each image of a source, for conditions and extra inputs."""
+    """One value for each image of a source, used for conditions and extra inputs."""
 
     values: Tensor | Sequence[str]  # (N,) class indices, (N, ...) numbers, or N texts
     classes: list[str] = field(default_factory=list)  # names of class indices; empty for other columns
 
 
 class Source(ABC):
-    """Images by number, with names and columns.
+    """Images by index, with names and columns.
 
     The first column holds the class labels, which are 0 where `classes` is empty (an unconditional source).
     """
@@ -43,15 +44,15 @@ class Source(ABC):
     @classmethod
     @abstractmethod
     def matches(cls, text: str, labels: str) -> bool:
-        """Whether a text names such a source; `labels` is a label file, or empty."""
+        """Whether a string names a source of this class; `labels` is a label file, or empty."""
 
     @classmethod
     @abstractmethod
     def from_text(cls, text: str, labels: str) -> Self:
-        """Open the source that a text names.
+        """Open the source that a string names.
 
         Raises:
-            InputError: nothing there, or parts that do not fit together.
+            InputError: the source does not exist, or its parts contradict each other.
         """
 
     def __len__(self) -> int:
@@ -76,11 +77,11 @@ class Source(ABC):
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """What reports call image i."""
+        """Name of image i in reports and messages."""
 
     @abstractmethod
     def raw(self, i: int) -> Image.Image:
-        """Image i, opened but perhaps not decoded; may raise whatever Pillow raises."""
+        """Image i, opened and not necessarily decoded; it may raise any exception of Pillow."""
 
     @final
     def read(self, i: int, min_side: int = MIN_SIDE) -> Image.Image:
@@ -99,13 +100,13 @@ class Source(ABC):
             image.load()
         except Unreadable:
             raise
-        except Exception as error:  # Pillow's decoders raise almost anything on broken files
+        except Exception as error:  # Pillow's decoders raise exceptions of many types on broken files
             raise Unreadable(_reason(error)) from error
         return image
 
 
 def _reason(error: Exception) -> str:
-    """One line without paths and addresses, so that equal faults get equal reasons."""
+    """The reason in one line, without paths and addresses, so that the same fault has the same reason everywhere."""
     if isinstance(error, UnidentifiedImageError):
         return "cannot identify image file"
     if isinstance(error, OSError) and error.strerror:
@@ -124,12 +125,12 @@ def label_column(labels: Sequence[int], classes: list[str]) -> Column:
 
 
 def column_of_texts(texts: list[str], names: list[str] | None, where: str) -> Column:
-    """A column of class labels that are given as text.
+    """A column of class indices from labels that are strings.
 
     Args:
-        texts: the label of each image; all empty without labels.
-        names: class names in their order, which numbers index; the sorted labels if None.
-        where: what a message calls the place of the labels.
+        texts: the label of each image; all empty for a source without labels.
+        names: class names in order of their index, by which a label may be a number too; if None, the sorted labels.
+        where: where the labels come from, for messages.
 
     Raises:
         InputError: a label that is not among the names.

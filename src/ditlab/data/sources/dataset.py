@@ -1,4 +1,4 @@
-"""The images of a data set as a source, so that a survey can read them like files."""
+"""Present the images of a data set as a source, so that a survey can read them like files."""
 
 from typing import Self
 
@@ -11,7 +11,7 @@ from ditlab.report.sheets import to_pil
 
 
 class DatasetImages(Source):
-    """Images of a data set; of a video the first frame."""
+    """The images of a data set; a video is represented by its first frame."""
 
     def __init__(self, dataset: Dataset, title: str) -> None:
         self.dataset, self.title = dataset, title

@@ -18,7 +18,7 @@ class Folder(Source):
     has_labels = False
 
     def __init__(self, root: Path, files: list[str]) -> None:
-        """Files relative to the root; a subclass or `from_text` adds the label column."""
+        """A folder with files whose paths are relative to `root`; `from_text` adds the label column."""
         self.root, self.files = root, files
 
     @classmethod
@@ -27,29 +27,29 @@ class Folder(Source):
 
     @classmethod
     def from_text(cls, text: str, labels: str) -> Self:
-        """Class folders in natural order, or the files of a flat folder.
+        """Open a folder with one sub-folder for each class, in natural order, or a flat folder.
 
         Raises:
-            InputError: an empty class folder, or files beside the class folders.
+            InputError: a class folder is empty, or there are images beside the class folders.
         """
         root = Path(text)
-        homes = sorted((child for child in root.iterdir() if child.is_dir() and child.name[0] != "."), key=natural)
-        visited = _distinct(root, homes)
-        loose = sorted((file.name for file in root.iterdir() if file.is_file() and is_image(file.name)), key=natural)
-        if homes and loose:
-            raise InputError(f"{root / loose[0]} lies beside the class folders; move it into one of them")
+        folders = sorted((child for child in root.iterdir() if child.is_dir() and child.name[0] != "."), key=natural)
+        visited = _distinct(root, folders)
+        flat = sorted((file.name for file in root.iterdir() if file.is_file() and is_image(file.name)), key=natural)
+        if folders and flat:
+            raise InputError(f"{root / flat[0]} lies beside the class folders; move it into one of them")
         files: list[str] = []
         indices: list[int] = []
-        for index, home in enumerate(homes):
-            inside = walk(home, visited)
-            if not inside:
-                raise InputError(f"no images in {home}; put some there ({', '.join(SUFFIXES)}) or remove it")
-            files += [f"{home.name}/{file}" for file in inside]
-            indices += [index] * len(inside)
-        if not homes:
-            files, indices = loose, [0] * len(loose)
+        for index, folder in enumerate(folders):
+            images = walk(folder, visited)
+            if not images:
+                raise InputError(f"no images in {folder}; put some there ({', '.join(SUFFIXES)}) or remove it")
+            files += [f"{folder.name}/{file}" for file in images]
+            indices += [index] * len(images)
+        if not folders:
+            files, indices = flat, [0] * len(flat)
         source = cls(root, files)
-        source.columns = {"label": label_column(indices, [printable(home.name) for home in homes])}
+        source.columns = {"label": label_column(indices, [printable(folder.name) for folder in folders])}
         return source
 
     def name(self, i: int) -> str:
@@ -59,10 +59,10 @@ class Folder(Source):
         return Image.open(self.root / self.files[i])
 
 
-def _distinct(root: Path, homes: list[Path]) -> set[str]:
-    """The real paths of a folder and its class folders."""
+def _distinct(root: Path, folders: list[Path]) -> set[str]:
+    """The real paths of a folder and its class folders, which must differ."""
     by_path: dict[str, Path] = {}
-    for folder in (root, *homes):
+    for folder in (root, *folders):
         other = by_path.setdefault(os.path.realpath(folder), folder)
         if other != folder:
             raise InputError(f"{folder} and {other} are the same folder; remove one of them")
@@ -70,12 +70,12 @@ def _distinct(root: Path, homes: list[Path]) -> set[str]:
 
 
 def printable(name: str) -> str:
-    """A file's name for people and reports: bytes that are not UTF-8 are written as \\xff."""
+    """A file name for messages and reports, in which bytes that are not UTF-8 are written as \\xff."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file has the name of an image; hidden files do not count."""
+    """Whether a file name is that of an image; hidden files are not images."""
     return name.lower().endswith(SUFFIXES) and name[0] != "."
 
 
@@ -85,16 +85,16 @@ def walk(root: Path, visited: set[str]) -> list[str]:
     Links are followed, except into folders whose real path is in `visited`; the walked folders are added to it.
     """
     images: list[str] = []
-    for place, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        if real in visited and place != str(root):
+    for path, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(path)
+        if real in visited and path != str(root):
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != ".")  # a file system has no order
-        inside = os.path.relpath(place, root)
+        folders[:] = sorted(name for name in folders if name[0] != ".")  # file systems list folders in any order
+        relative = os.path.relpath(path, root)
         for name in files:
             if is_image(name):
-                images.append(name if inside == "." else f"{inside}/{name}")
+                images.append(name if relative == "." else f"{relative}/{name}")
     images.sort()  # 01 before 1, which are equal in natural order
     return sorted(images, key=natural)

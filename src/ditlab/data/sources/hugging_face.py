@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library, from the hub ("hf:NAME[:SPLIT]") or from a folder that it saved."""
+"""Data sets of the `datasets` library, from the hub ("hf:NAME[:SPLIT]") or from a folder of `save_to_disk`."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -15,10 +15,10 @@ class HuggingFace(Source):
     """The first image column of a data set, and its first class column if it has one."""
 
     def __init__(self, table: Any, title: str) -> None:
-        """Take a table of the library.
+        """Wrap a `datasets.Dataset`.
 
         Raises:
-            InputError: no column of images, or rows without a label.
+            InputError: there is no column of images, or some rows have no label.
         """
         from datasets import ClassLabel  # type: ignore[import-untyped]
         from datasets import Image as ImageColumn
@@ -27,7 +27,9 @@ class HuggingFace(Source):
         images = [name for name, feature in features if isinstance(feature, ImageColumn)]
         labels = [name for name, feature in features if isinstance(feature, ClassLabel)]
         if not images:
-            raise InputError(f"{title} has no column of images (it has {', '.join(table.features)})")
+            raise InputError(
+                f"{title} has no column of images (it has {', '.join(table.features)}); give a data set with one"
+            )
         self.image_column, self.title = images[0], title
         # The column may be set to return bytes.
         self.table = table.select_columns(images[:1]).cast_column(self.image_column, ImageColumn())
@@ -35,7 +37,8 @@ class HuggingFace(Source):
         unlabeled = [i for i, row in enumerate(rows) if row is None or row < 0]
         if unlabeled:
             raise InputError(
-                f"{title}[{unlabeled[0]}] has no label ({len(unlabeled)} such); filter these rows out and save it again"
+                f"{title}[{unlabeled[0]}] has no label ({len(unlabeled)} rows without one); "
+                "remove these rows and save the data set again"
             )
         self.columns = {"label": label_column(rows, list(table.features[labels[0]].names) if labels else [])}
 
@@ -48,23 +51,23 @@ class HuggingFace(Source):
         """Load from the hub or from a saved folder.
 
         Raises:
-            InputError: the library is missing, or it cannot open the data set or the split.
+            InputError: the library is not installed, or it cannot open the data set or the split.
         """
         try:
             import datasets
         except ImportError:
-            raise InputError("hf: needs the datasets library; pip install 'ditlab[data]'") from None
+            raise InputError("data sets of the hub need the datasets library; pip install 'ditlab[data]'") from None
         text = text.removeprefix(PREFIX)
         name, _, split = text.partition(":")
         try:
             saved = _is_saved(Path(name))
             table = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split or "train")
-        except Exception as error:  # the library raises many types
+        except Exception as error:  # the library raises exceptions of many types
             raise InputError(f"cannot open the data set {text}: {' '.join(str(error).split())[:200]}") from error
         if isinstance(table, datasets.DatasetDict):
             table = lookup(table, split or "train", f"split of {name}:")
         elif saved and split and split != str(table.split):
-            raise InputError(f"{name} has no splits; leave :{split} out")
+            raise InputError(f"{name} has no splits; omit :{split}")
         return cls(table, name)
 
     def name(self, i: int) -> str:

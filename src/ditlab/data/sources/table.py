@@ -1,4 +1,4 @@
-"""A flat folder whose labels stand in a table: CSV with the columns file and label, or one JSON object a line."""
+"""A folder of images with a label table: CSV with the columns file and label, or one JSON object per line."""
 
 import csv
 import io
@@ -21,10 +21,10 @@ class Table(Folder):
 
     @classmethod
     def from_text(cls, text: str, labels: str) -> Self:
-        """Every file must have a row, and every row a file.
+        """Open a folder and its label table; each file must have a row, and each row a file.
 
         Raises:
-            InputError: a table that cannot be read or does not match the folder.
+            InputError: the table cannot be read, or does not match the folder.
         """
         root, table = Path(text), Path(labels)
         label_of = read_labels(table)
@@ -32,21 +32,21 @@ class Table(Folder):
         for missing, names in (("label", set(files) - label_of.keys()), ("image", label_of.keys() - set(files))):
             if names:
                 name = printable(min(names))
-                raise InputError(f"{name} has no {missing} ({len(names)} such); correct {table} or {root}")
+                raise InputError(f"{name} has no {missing} ({len(names)} without one); correct {table} or {root}")
         source = cls(root, files)
         source.columns = {"label": column_of_texts([label_of[name] for name in files], None, str(table))}
         return source
 
 
 def read_labels(table: Path) -> dict[str, str]:
-    """The label of each file in a table.
+    """Read a label table: file name -> label.
 
     Raises:
-        InputError: a table that cannot be read, lacks a label, or contradicts itself.
+        InputError: the table cannot be read, lacks a label, or has two labels for a file.
     """
     label_of: dict[str, str] = {}
     try:
-        text = table.read_text(encoding="utf-8-sig")  # spreadsheets write a mark at the beginning
+        text = table.read_text(encoding="utf-8-sig")  # spreadsheet programs write a byte order mark
         rows = csv.DictReader(io.StringIO(text)) if table.suffix.lower() == ".csv" else _json_lines(text)
         for row in rows:
             name, label = row.get("file") or row["file_name"], row["label"]
@@ -64,7 +64,8 @@ def read_labels(table: Path) -> dict[str, str]:
         raise
     except (ValueError, KeyError) as error:
         raise InputError(
-            f"labels {table} lack {error}; give a CSV with the columns file and label, or such JSON objects, one a line"
+            f"labels {table} lack {error}; give a CSV file with the columns file and label, "
+            "or one JSON object with these keys per line"
         ) from error
     return label_of
 

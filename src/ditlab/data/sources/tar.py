@@ -1,4 +1,4 @@
-"""Tar shards as WebDataset writes them: members with the same stem belong together."""
+"""Tar shards in WebDataset's format, in which members with the same stem belong together."""
 
 import hashlib
 import io
@@ -16,19 +16,19 @@ from ditlab.core.io import replace_text
 from ditlab.data.sources.base import Source, column_of_texts
 from ditlab.data.sources.folder import is_image, printable, walk
 
-KEEP_LISTING_FROM = 1000  # images of a shard from which its listing is kept
+KEEP_LISTING_FROM = 1000  # number of images in a shard from which its listing is cached
 
 Member = tuple[str, tuple[int, int], str]  # name, (offset, length), label
 
 
 class TarShards(Source):
-    """Images in tar shards. The members are listed first, so that images can be read in any order."""
+    """Images in tar shards, which can be read in any order because all members are listed first."""
 
     def __init__(self, shards: list[Path]) -> None:
         """List the members of the shards.
 
         Raises:
-            InputError: a damaged shard, or images of which only some have a label.
+            InputError: a shard is damaged, or only some of the images have a label.
         """
         self.shards = shards
         self.places: list[tuple[int, str, int, int]] = []  # shard, name, offset, length
@@ -40,7 +40,8 @@ class TarShards(Source):
         if any(labels) and not all(labels):
             unlabeled = self.name(labels.index(""))
             raise InputError(
-                f"{unlabeled} has no label, but others have ({labels.count('')} such); add .cls or .json members"
+                f"{unlabeled} has no label, but others have one ({labels.count('')} images without); "
+                "add .cls or .json members"
             )
         listed = shards[0].parent / "classes.txt"
         names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
@@ -55,10 +56,10 @@ class TarShards(Source):
 
     @classmethod
     def from_text(cls, text: str, labels: str) -> Self:
-        """The tar files of a folder or a pattern, or a single one.
+        """Open the tar files of a folder or of a pattern, or a single tar file.
 
         Raises:
-            InputError: no such file, or a folder that also holds image files.
+            InputError: there is no such file, or the folder holds image files too.
         """
         path = Path(text)
         if path.is_dir():
@@ -88,7 +89,7 @@ def _visible_shards(folder: Path) -> list[Path]:
 
 
 def _members(shard: Path) -> list[Member]:
-    """Every image of a shard; the listing of a large shard is kept in the user's cache until the file changes."""
+    """All images of a shard; the listing of a large shard is cached until the file changes."""
     state = shard.stat()
     identity = f"{shard.resolve()} {state.st_size} {state.st_mtime_ns}"
     listing = cache_folder() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
@@ -96,22 +97,22 @@ def _members(shard: Path) -> list[Member]:
         return [(name, (start, length), label) for name, start, length, label in json.loads(listing.read_bytes())]
     members = _list_members(shard)
     if len(members) >= KEEP_LISTING_FROM:
-        with suppress(OSError):  # it is listed again next time
+        with suppress(OSError):  # without a cache file, the shard is listed again next time
             replace_text(listing, json.dumps([(name, *place, label) for name, place, label in members]))
     return members
 
 
 def _list_members(shard: Path) -> list[Member]:
-    """Every image of a shard, from its headers."""
+    """All images of a shard, from its headers."""
     images: dict[str, tuple[str, tuple[int, int]]] = {}
     labels: dict[str, str] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:  # never decompressed: places would not be those in the file
+        with tarfile.open(shard, "r:") as tar:  # "r:" rejects compressed files, whose offsets would be wrong
             while member := tar.next():
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header, a kilobyte each
-                home, _, name = member.name.rpartition("/")
+                folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
-                stem = f"{home}/{stem}"
+                stem = f"{folder}/{stem}"
                 if member.isfile() and is_image(name):
                     images[stem] = (member.name, (member.offset_data, member.size))
                 elif member.isfile() and extension in ("cls", "json"):
@@ -125,7 +126,7 @@ def _list_members(shard: Path) -> list[Member]:
 
 
 def _member_label(content: bytes, extension: str) -> str:
-    """The label in a .cls or .json member; a JSON member without one is about something else."""
+    """The label in a .cls or .json member; empty for a JSON member that holds no label."""
     if extension == "cls":
         return content.decode().strip()
     row = json.loads(content)
@@ -134,8 +135,8 @@ def _member_label(content: bytes, extension: str) -> str:
 
 
 def _check_end(shard: Path, offset: int) -> None:
-    """A tar file ends with zeros; tarfile also takes a damaged header for the end."""
+    """Check that a tar file ends with zeros: `tarfile` mistakes a damaged header for the end."""
     with shard.open("rb") as file:
         file.seek(offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ValueError(f"byte {offset} begins neither a file nor the end")
+            raise ValueError(f"no header and no end of archive at byte {offset}")

@@ -1,4 +1,4 @@
-"""Networks in whose features distances are measured. A new one is one file and one line in `FEATURES`."""
+"""Feature networks, in whose features distances are measured. A new one is one file and a line in `FEATURES`."""
 
 from collections.abc import Callable
 
@@ -24,14 +24,14 @@ __all__ = ["FEATURES", "Extracted", "Features", "open_features"]
 
 
 def open_features(name: str, weights: str = "", device: torch.device | None = None) -> Features:
-    """A feature network by name.
+    """Load a feature network by name.
 
     Args:
-        name: in `FEATURES`.
-        weights: file, folder or hub id of its weights; empty for the default place.
-        device: of the network; the CPU if None.
+        name: a name in `FEATURES`.
+        weights: file, folder or hub id of its weights; empty for the default weights.
+        device: device of the network (default: the CPU).
 
     Raises:
-        InputError: an unknown name, or weights that are missing or incomplete.
+        InputError: the name is unknown, or the weights are missing or incomplete.
     """
     return FEATURES.find(name)(weights, device or torch.device("cpu"))

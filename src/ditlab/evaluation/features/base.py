@@ -19,10 +19,10 @@ class Extracted:
 class Features(ABC):
     """A fixed network in whose features distances are measured."""
 
-    name: str  # distances are called fd_NAME
-    weights: str  # identity of the weights: the first 16 digits of their SHA-256
+    name: str  # part of the names of distances: fd_NAME
+    weights: str  # hash of the weights: the first 16 digits of their SHA-256
     dimension: int  # D
-    classes: list[str] | None = None  # classes of its probabilities, if they are those of a data set
+    classes: list[str] | None = None  # class names of its probabilities; None if they belong to no data set
     channels: int | None = None  # required number; None accepts gray and RGB images
     size: tuple[int, int] | None = None  # required (height, width); None resizes images
 

@@ -1,4 +1,4 @@
-"""Features of the bundled digits: a classifier of 8x8 gray images, trained in seconds."""
+"""Features of handwritten digits: a classifier of 8x8 gray images, which is trained in seconds."""
 
 from functools import cache
 

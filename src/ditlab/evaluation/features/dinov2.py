@@ -1,6 +1,6 @@
-"""DINOv2 features (Oquab et al. 2023), in which FD-DINOv2 is measured: Stein et al. 2023, dgm-eval; Karras et al. 2024.
+"""DINOv2 features (Oquab et al. 2023), in which FD-DINOv2 is measured (Stein et al. 2023; Karras et al. 2024).
 
-The network comes from transformers, the image preprocessing is implemented here, so that torchvision is not needed.
+The network is that of transformers. The image preprocessing is implemented here, so that torchvision is not needed.
 """
 
 import math
@@ -17,13 +17,13 @@ from ditlab.core.errors import InputError
 from ditlab.core.weights import state_hash
 from ditlab.evaluation.features.base import Extracted, Features
 
-DEFAULT = "facebook/dinov2-large"  # ViT-L/14, the one that published distances use
+DEFAULT = "facebook/dinov2-large"  # ViT-L/14, which published distances use
 SIDE = 224  # pixels
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class DinoV2(Features):
-    """The class token after the last normalization."""
+    """The class token of DINOv2 after the last normalization, as features."""
 
     name = "dinov2"
 
@@ -38,14 +38,14 @@ class DinoV2(Features):
 
     @classmethod
     def load(cls, weights: str = "", device: torch.device | None = None) -> "DinoV2":
-        """The network of a folder or of the hub.
+        """Load the network from a folder or from the hub.
 
         Args:
-            weights: a folder that transformers saved, or a hub id; facebook/dinov2-large if empty.
-            device: device of the network; the CPU if None.
+            weights: a folder that transformers saved, or a hub id (default: facebook/dinov2-large).
+            device: device of the network (default: the CPU).
 
         Raises:
-            InputError: transformers is missing, the hub cannot be reached, or it is no DINOv2 model.
+            InputError: transformers is not installed, the hub cannot be reached, or the model is not a DINOv2 model.
         """
         return cls(read(weights or DEFAULT), device)
 
@@ -57,15 +57,18 @@ class DinoV2(Features):
     def __call__(self, images: Tensor) -> Extracted:
         """Features of uint8 images (B, 1 or 3, H, W) of any size, in float32."""
         x = images.to(self.device).float().expand(-1, 3, -1, -1) / 255
-        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(
-            0, 1
-        )  # as in PIL, which cannot overshoot
+        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
+        x = x.clamp(0, 1)  # as in PIL, whose integers cannot overshoot
         x = (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(DEVIATION)[:, None, None]
         return Extracted(self.net(pixel_values=x).last_hidden_state[:, 0].cpu())
 
 
 def read(source: str) -> Any:
-    """The `Dinov2Model` of a folder or hub id, in float32."""
+    """Load the `Dinov2Model` of a folder or hub id in float32.
+
+    Raises:
+        InputError: the model cannot be loaded, or is not a DINOv2 model.
+    """
     transformers, remedy = transformers_library(), f"give a folder with a download of {DEFAULT} as feature weights"
     folder = Path(source).expanduser()
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
@@ -73,11 +76,11 @@ def read(source: str) -> Any:
     source = str(folder) if folder.is_dir() else source
     logging = transformers.utils.logging
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # problems are reported below, in one line
+    logging.set_verbosity_error()  # the error below reports problems in one line
     try:
         model_type = transformers.Dinov2Config.get_config_dict(source)[0].get("model_type", "unknown")
         if model_type != "dinov2":  # transformers would initialize missing weights at random
-            raise InputError(f"{source} is no DINOv2 model (model_type: {model_type}); {remedy}")
+            raise InputError(f"{source} is not a DINOv2 model (model_type: {model_type}); {remedy}")
         net, info = transformers.Dinov2Model.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -94,10 +97,10 @@ def read(source: str) -> Any:
 
 
 def positions(table: Tensor, side: int) -> Tensor:
-    """Position embeddings (1, 1 + s s, D) resampled to (1, 1 + side side, D).
+    """Resize position embeddings (1, 1 + s^2, D) to (1, 1 + side^2, D).
 
-    The published network divides by a size that is a tenth too large (Oquab's `interpolate_offset`), transformers by
-    the size itself; published distances use Oquab's value.
+    The published code adds 0.1 to the size (`interpolate_offset`), transformers does not; published distances use the
+    published code.
     """
     trained = math.isqrt(table.shape[1] - 1)
     if trained == side:
@@ -108,7 +111,11 @@ def positions(table: Tensor, side: int) -> Tensor:
 
 
 def transformers_library() -> Any:
-    """The transformers library, or an error that says how to install it."""
+    """Import the transformers library.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import transformers
     except ImportError:

@@ -1,4 +1,4 @@
-"""Features of the built-in letters: a classifier at 32x32 pixels, to which images of any size are resized."""
+"""Features of rendered letters: a classifier of 32x32 images, to which images of any size are resized."""
 
 from functools import cache
 

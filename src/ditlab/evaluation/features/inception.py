@@ -1,9 +1,9 @@
-"""The network of FID: the Inception that TensorFlow published on 2015-12-05, which every published FID uses.
+"""The Inception network that TensorFlow published on 2015-12-05, with which all published FIDs are computed.
 
-Its weights are those that pytorch-fid and torch-fidelity distribute, with the same names. All differences from
-the network of Szegedy et al. 2015 ("Rethinking the Inception Architecture") are kept, because they are in every
-published number: averages that leave the padding out, a maximum in the last block, 1008 classes, and TensorFlow 1's
-bilinear resize, which does not smooth and aligns the upper left corners. Checked against both packages in tests/golden.
+The weights and their names are those of pytorch-fid and torch-fidelity. The network differs from that of Szegedy et
+al. 2015 ("Rethinking the Inception Architecture"), and published numbers depend on all differences: average pooling
+excludes the padding, the last block uses maximum pooling, there are 1008 classes, and TensorFlow 1's bilinear resize
+neither smooths nor aligns pixel centers. Tests compare the features with both packages (tests/golden).
 """
 
 import hashlib
@@ -35,7 +35,7 @@ VARIABLE = "DITLAB_INCEPTION"
 REMEDY = f"download {ADDRESS} and give it as feature weights"
 
 SIDE = 299  # side of its input
-SPATIAL = 7  # channels of sFID: with 17x17 places about as many values as the pool (Nash et al. 2021)
+SPATIAL = 7  # channels of sFID; with 17x17 positions they have about as many values as the pool (Nash et al. 2021)
 
 Kernel = tuple[int, int]
 Branch = Sequence[tuple[int, Kernel | tuple[Kernel, Kernel]]]  # widths and kernels; two kernels are parallel layers
@@ -202,16 +202,16 @@ class Inception(Features):
 
     @classmethod
     def load(cls, weights: str = "", device: torch.device | None = None) -> "Inception":
-        """The network with published weights.
+        """Load the network with the published weights.
 
         Args:
-            weights: a .pth, .pt or .safetensors file; if empty, the file in the variable DITLAB_INCEPTION, the
-                user's cache, or pytorch-fid's release, which is stored in the cache.
-            device: device of the network; the CPU if None.
+            weights: a .pth, .pt or .safetensors file. If empty, the file that the environment variable
+                DITLAB_INCEPTION names, or the file in the user's cache, to which it is downloaded if it is missing.
+            device: device of the network (default: the CPU).
 
         Raises:
-            InputError: a file that is missing, incomplete, different from what its name says, or of another network; or
-                no file and no internet connection.
+            InputError: the file is missing, incomplete or of another network, its hash differs from that in its name,
+                or there is neither a file nor an internet connection.
         """
         path = find(weights)
         try:
@@ -255,7 +255,7 @@ def resize(x: Tensor, side: int) -> Tensor:
 
 
 def find(weights: str) -> Path:
-    """The file of the weights: the argument, the variable, or the cache, into which it is downloaded if needed."""
+    """Path of the weights: the argument, the environment variable, or the cache, to which they are downloaded."""
     if weights:
         return Path(weights).expanduser()
     if named := os.environ.get(VARIABLE):
@@ -267,7 +267,7 @@ def find(weights: str) -> Path:
 
 
 def download(target: Path) -> None:
-    """Download the published weights; the file appears once it is complete."""
+    """Download the published weights; the file appears when it is complete."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     digest, console = hashlib.sha256(), Console(stderr=True)
     try:
@@ -290,27 +290,31 @@ def download(target: Path) -> None:
 
 
 def read(path: Path) -> Any:
-    """The content of a weight file."""
+    """Read the content of a weight file."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # with an incomplete file, torch raises almost anything
-        raise InputError(f"{path} is no weight file, or incomplete; {REMEDY}") from None
+    except Exception:  # for incomplete files, torch raises exceptions of many types
+        raise InputError(f"{path} is not a weight file, or incomplete; {REMEDY}") from None
 
 
 def build(content: Any, path: Path) -> InceptionNet:
-    """The network with these weights; an auxiliary head is ignored."""
+    """Create the network with weights; an auxiliary head in them is ignored.
+
+    Raises:
+        InputError: tensors are missing or have other shapes.
+    """
     with skip_init():  # the initial weights would be replaced
         net = InceptionNet()
     counts = {name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")}
-    wanted = {name: value.shape for name, value in net.state_dict().items() if name not in counts}
+    shapes = {name: value.shape for name, value in net.state_dict().items() if name not in counts}
     tensors = content if isinstance(content, Mapping) else {}
-    missing = [name for name in wanted if not isinstance(tensors.get(name), Tensor)]
+    missing = [name for name in shapes if not isinstance(tensors.get(name), Tensor)]
     if missing:
-        raise InputError(f"{path} lacks {missing[0]} ({len(missing)} of {len(wanted)} tensors are missing); {REMEDY}")
-    for name, shape in wanted.items():
+        raise InputError(f"{path} lacks {missing[0]} ({len(missing)} of {len(shapes)} tensors are missing); {REMEDY}")
+    for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise InputError(f"{path}: {name} is {tuple(tensors[name].shape)}, not {tuple(shape)}; {REMEDY}")
-    net.load_state_dict(counts | {name: tensors[name].float() for name in wanted}, assign=True)
+    net.load_state_dict(counts | {name: tensors[name].float() for name in shapes}, assign=True)
     return net

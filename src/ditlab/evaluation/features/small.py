@@ -1,4 +1,4 @@
-"""Small classifiers as feature networks: trained once from a fixed seed, stored in the user's cache."""
+"""Small classifiers as feature networks, which are trained once from a fixed seed and stored in the user's cache."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ FEATURES = 64  # values of the layer before the last
 
 
 class SmallClassifier(nn.Module):
-    """uint8 images (B, C, H, W) -> features (B, 64) -> logits (B, K)."""
+    """A classifier of uint8 images (B, C, H, W), with features (B, 64) and logits (B, K)."""
 
     features: nn.Sequential
 
@@ -36,7 +36,7 @@ class SmallClassifier(nn.Module):
 
 
 class ClassifierFeatures(Features):
-    """The features of a small classifier; its probabilities are of the classes of its data set, in their order."""
+    """The features of a small classifier, and the probabilities of the classes of its data set."""
 
     dimension = FEATURES
 
@@ -58,24 +58,28 @@ class ClassifierFeatures(Features):
 
 
 def load_or_train(name: str, net: SmallClassifier, train: Callable[[SmallClassifier], None]) -> SmallClassifier:
-    """The classifier from the user's cache, or trained now and stored there."""
+    """Load a classifier from the user's cache, or train it and store it there."""
     file = cache_folder() / f"{name}.safetensors"
     try:
         net.load_state_dict(load_file(file))
         return net.eval()
     except (OSError, SafetensorError, RuntimeError):
-        pass  # missing or incomplete: it is trained again
+        pass  # the file is missing or incomplete
     with torch.enable_grad(), torch.inference_mode(False):
         train(net)
     try:
         with replacing(file) as draft:
             save_file(net.state_dict(), draft)
     except (OSError, SafetensorError):
-        pass  # it is trained again next time
+        pass  # without a cache file, it is trained again next time
     return net.eval()
 
 
 def check_no_weights(name: str, weights: str) -> None:
-    """Raise an error if weights are given for features that are always trained here."""
+    """Check that no weights are given for features that are trained on this machine.
+
+    Raises:
+        InputError: weights are given.
+    """
     if weights:
-        raise InputError(f"the features {name} are trained on this machine and take no weights; leave {weights} out")
+        raise InputError(f"the features {name} are trained on this machine and take no weights; omit {weights}")

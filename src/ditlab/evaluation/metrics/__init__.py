@@ -1,4 +1,4 @@
-"""The metrics. A new one is one file and one line in `METRICS`."""
+"""The metrics of an evaluation. A new one is one file and a line in `METRICS`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -26,7 +26,7 @@ METRICS: Registry[Metric] = Registry(
 
 
 class Results(Mapping[str, str]):
-    """Name of a result -> the metric in `METRICS` that computes it, those of plug-ins included."""
+    """Name of a result -> name of the metric in `METRICS` that computes it, including metrics of plug-ins."""
 
     def __getitem__(self, result: str) -> str:
         for name, metric in METRICS.items():
@@ -46,7 +46,7 @@ class Results(Mapping[str, str]):
 
 
 RESULTS = Results()
-"""Distances have the same name in all features: "fd", "sfd", "kd"."""
+"""All results of metrics. Distances have the same name in all features: "fd", "sfd", "kd"."""
 
 __all__ = [
     "METRICS",

@@ -4,6 +4,6 @@ from ditlab.evaluation.statistics import Statistics
 
 
 def accuracy(generated: Statistics, reference: Statistics) -> dict[str, float]:
-    """Of the classifier whose features are used, where its classes are those of the images."""
+    """The accuracy that was gathered, which needs a feature network with the same classes as the images."""
     assert generated.accuracy is not None
     return {"accuracy": generated.accuracy}

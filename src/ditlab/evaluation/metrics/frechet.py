@@ -1,4 +1,4 @@
-"""Frechet distance of Gaussians (Heusel et al. 2017, eq. 6), in float64."""
+"""Frechet distance between Gaussians (Heusel et al. 2017, eq. 6), in float64."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,7 +9,7 @@ from ditlab.evaluation.statistics import Kept, Statistics, all_finite, result_na
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
-    """Squared Frechet distance of the Gaussians fitted to two sets of features.
+    """Squared Frechet distance between the Gaussians fitted to two sets of features.
 
     |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), with unbiased covariances.
 
@@ -17,7 +17,7 @@ def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
         features_a, features_b: (N, D) and (M, D), at least two rows each.
 
     Raises:
-        InputError: other shapes, values that are not finite, or rows that are all equal.
+        InputError: the shapes do not match, values are not finite, or all rows of a set are equal.
     """
     a, b = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
     check_features(a, b)
@@ -30,7 +30,10 @@ def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
 
 
 def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
-    """The distance of two Gaussians. The trace of the root comes from symmetric eigenvalues, which stay real."""
+    """Squared Frechet distance between two Gaussians.
+
+    The trace of the matrix root is computed from the eigenvalues of a symmetric matrix, which are real.
+    """
     if a.mean.shape != b.mean.shape:
         raise InputError(f"{len(a.mean)} features against {len(b.mean)}; make the reference with the same features")
     root = _sqrt(a.covariance)
@@ -40,19 +43,23 @@ def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def frechet(generated: Statistics, reference: Statistics) -> dict[str, float]:
-    """In the features themselves: `fid` for Inception's, `fd_NAME` for all others."""
+    """Frechet distance in the features: "fid" for Inception's, "fd_NAME" for all others."""
     return {result_name("fd", generated.name): gaussian_distance(generated.features, reference.features)}
 
 
 def spatial_frechet(generated: Statistics, reference: Statistics) -> dict[str, float]:
-    """In spatial features (sFID, Nash et al. 2021)."""
+    """Frechet distance in spatial features (sFID, Nash et al. 2021)."""
     assert generated.spatial is not None
     assert reference.spatial is not None
     return {result_name("sfd", generated.name): gaussian_distance(generated.spatial, reference.spatial)}
 
 
 def check_features(a: Kept, b: Kept) -> None:
-    """Raise an error unless both are finite features (N, D) with the same D."""
+    """Check that two sets are finite features (N, D) and (M, D).
+
+    Raises:
+        InputError: they are not.
+    """
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise InputError(f"features of shape {a.shape} and {b.shape}; give (N, D) and (M, D) with N and M at least 2")
     if not (all_finite(a) and all_finite(b)):

@@ -1,4 +1,4 @@
-"""Inception Score (Salimans et al. 2016): are the images clear, and of many classes?"""
+"""Inception score (Salimans et al. 2016): high if single images are classified with certainty, and classes vary."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -8,13 +8,13 @@ from ditlab.evaluation.statistics import Statistics, entropy_terms
 
 
 def inception_score(probabilities: ArrayLike) -> float:
-    """exp of the mean divergence of each image's class distribution from the mean one, over one split.
+    """exp of the mean KL divergence of each image's class distribution from the mean distribution, over one split.
 
     Args:
-        probabilities: (N, K), rows summing to 1.
+        probabilities: (N, K), rows that sum to 1.
 
     Raises:
-        InputError: another shape, or rows that do not sum to 1.
+        InputError: the shape is another one, or rows do not sum to 1.
     """
     p = np.asarray(probabilities, np.float64)
     if p.ndim != 2 or not len(p) or not np.allclose(p.sum(1), 1, atol=1e-3):
@@ -23,6 +23,6 @@ def inception_score(probabilities: ArrayLike) -> float:
 
 
 def mean_inception_score(generated: Statistics, reference: Statistics) -> dict[str, float]:
-    """Mean over consecutive splits of 5,000."""
+    """Mean inception score over consecutive splits of 5,000 images."""
     assert generated.scores is not None
     return {"inception_score": float(generated.scores.mean())}

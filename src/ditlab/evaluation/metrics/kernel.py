@@ -1,4 +1,4 @@
-"""Kernel distance (KID, Binkowski et al. 2018): unbiased at any count, with an error."""
+"""Kernel distance (KID, Binkowski et al. 2018), which is unbiased for any number of images."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,19 +19,19 @@ def kernel_distance(
         features_a, features_b: (N, D) and (M, D).
         subsets: number of random subsets.
         size: rows of a subset, at most half of the smaller set.
-        seed: of the random subsets.
+        seed: seed of the random subsets.
 
     Returns:
         Mean and standard deviation over the subsets.
 
     Raises:
-        InputError: other shapes, or values that are not finite.
+        InputError: the shapes do not match, values are not finite, or `subsets` or `size` is too small.
     """
     a, b = as_features(features_a), as_features(features_b)
     check_features(a, b)
     if subsets < 1 or size < 2:
-        raise InputError(f"{subsets} subsets of {size}; give 1 or more, of 2 or more")
-    size = max(2, min(size, len(a) // 2, len(b) // 2))  # a whole set has only one subset
+        raise InputError(f"{subsets} subsets of {size} rows; give 1 or more subsets of 2 or more rows")
+    size = max(2, min(size, len(a) // 2, len(b) // 2))  # larger subsets would hardly differ from each other
     rng = np.random.default_rng(seed)
 
     def subset(features: Kept) -> NDArray[np.float64]:
@@ -51,7 +51,7 @@ def _unbiased(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def kernel(generated: Statistics, reference: Statistics) -> dict[str, float]:
-    """`kid` for Inception's features, `kd_NAME` for others."""
+    """Kernel distance with its standard deviation: "kid" for Inception's features, "kd_NAME" for others."""
     assert generated.kept is not None
     assert reference.kept is not None
     name = result_name("kd", generated.name)

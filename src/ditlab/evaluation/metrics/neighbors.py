@@ -1,6 +1,6 @@
-"""Metrics from nearest neighbors: precision and recall (Kynkaanniemi et al. 2019), and copies of training images.
+"""Metrics from nearest neighbors: precision and recall (Kynkaanniemi et al. 2019), and the memorization ratio.
 
-Distances are computed in float64, tile by tile: ties stay ties and memory does not grow with the sets.
+Distances are computed in float64, so that equal distances stay equal, and tile by tile, so that memory is constant.
 """
 
 from collections.abc import Iterator
@@ -19,16 +19,17 @@ TILE = 2048  # rows of each set whose distances are in memory at a time
 
 
 def precision_recall(reference: ArrayLike, generated: ArrayLike, k: int = 3) -> tuple[float, float]:
-    """Share of generated features on the reference's manifold, and of reference features on the generated one.
+    """Precision: share of generated features on the reference manifold; recall: the reverse.
 
-    The manifold of a set is the union of balls around its members, each with its k-th nearest neighbor on its surface.
+    The manifold of a set is the union of balls around its features, with the distance to the k-th nearest neighbor as
+    radius.
 
     Args:
         reference, generated: (N, D) and (M, D), more than k rows each; features in a file are read tile by tile.
-        k: the neighbor on the surface of each ball.
+        k: number of the neighbor that determines the radius.
 
     Raises:
-        InputError: other shapes, too few rows, or values that are not finite.
+        InputError: the shapes do not match, there are too few rows, or values are not finite.
     """
     real, generated_rows = as_features(reference), as_features(generated)
     check_features(real, generated_rows)
@@ -45,7 +46,7 @@ def precision_recall(reference: ArrayLike, generated: ArrayLike, k: int = 3) -> 
 
 
 def precision_and_recall(generated: Statistics, reference: Statistics) -> dict[str, float]:
-    """With k = 3, as published."""
+    """Precision and recall with k = 3, as published."""
     assert generated.kept is not None
     assert reference.kept is not None
     precision, recall = precision_recall(reference.kept, generated.kept)
@@ -53,13 +54,13 @@ def precision_and_recall(generated: Statistics, reference: Statistics) -> dict[s
 
 
 def tiles(features: Kept) -> Iterator[tuple[int, Tensor]]:
-    """Features (N, D) in tiles (n, D) of float64, each with the number of its first row."""
+    """Split features (N, D) into tiles (n, D) float64, each with the index of its first row."""
     for start in range(0, len(features), TILE):
         yield start, torch.from_numpy(np.require(features[start : start + TILE], np.float64, "W"))
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(N, D), (M, D) float64 -> (N, M)."""
+    """Squared distances (N, M) between the rows of two float64 matrices (N, D) and (M, D)."""
     square = torch.addmm(b.square().sum(1), a, b.T, alpha=-2).add_(a.square().sum(1)[:, None])
     return square.clamp_(min=0)
 
@@ -70,29 +71,35 @@ def radii(features: Kept, k: int) -> Tensor:
 
 
 class Near(NamedTuple):
-    """The k features nearest to each of Q queries so far, nearest first; ties are ordered by number."""
+    """The k nearest features of each of Q queries, nearest first; equal distances are ordered by index."""
 
-    squares: Tensor  # (Q, k) squared distances, float64; infinite where fewer were seen
-    places: Tensor  # (Q, k) numbers of the features, int64
+    squares: Tensor  # (Q, k) squared distances, float64; infinite if there were fewer features
+    places: Tensor  # (Q, k) indices of the features, int64
 
 
 def no_neighbors(count: int, k: int) -> Near:
-    """The state before any feature was compared."""
+    """The result before any feature was compared."""
     return Near(torch.full((count, k), torch.inf, dtype=torch.float64), torch.full((count, k), -1))
 
 
 def nearest(distances: Tensor, numbers: Tensor, k: int) -> Near:
-    """The k nearest of features with increasing numbers (M,), from squared distances (Q, M), which are changed."""
+    """The k nearest features of each query.
+
+    Args:
+        distances: (Q, M) squared distances; changed in place.
+        numbers: (M,) increasing indices of the features.
+        k: number of neighbors.
+    """
     minima = []
-    for _ in range(min(k, len(numbers))):  # for a small k much faster than sorting
-        minima.append(distances.min(dim=1))  # the first of equal ones
+    for _ in range(min(k, len(numbers))):  # faster than sorting for a small k
+        minima.append(distances.min(dim=1))  # the first one of equal distances
         distances.scatter_(1, minima[-1].indices[:, None], torch.inf)
     squares, columns = (torch.stack(parts, 1) for parts in zip(*minima, strict=True))
     return Near(squares, numbers[columns])
 
 
 def merged(a: Near, b: Near) -> Near:
-    """The nearest features of two results over different features; k is that of the first."""
+    """Merge two results over different features; k is that of the first result."""
     squares, places = (torch.cat(pair, 1) for pair in zip(a, b, strict=True))
     order = places.argsort(dim=1)
     order = order.gather(1, squares.gather(1, order).argsort(dim=1, stable=True))[:, : a.squares.shape[1]]
@@ -100,7 +107,7 @@ def merged(a: Near, b: Near) -> Near:
 
 
 def neighbors_of(queries: Tensor, features: Kept, k: int) -> Near:
-    """The k features nearest to each query (Q, D) float64."""
+    """The k nearest features of each query (Q, D) float64."""
     near = no_neighbors(len(queries), k)
     for start, tile in tiles(features):
         distances = squared_distances(queries, tile)
@@ -115,8 +122,8 @@ def neighbor_ratio(samples: Tensor, held_out: Tensor) -> tuple[float, float]:
         samples, held_out: (N,) and (M,) distances to the nearest training image.
 
     Returns:
-        The ratio of their medians, and the chance that a sample is closer than an unseen image: about 1 and 0.5
-        without copies, towards 0 and 1 with copies of training images.
+        The ratio of their medians, and the probability that a sample is closer than an unseen image. Without copies
+        of training images they are about 1 and 0.5; the more copies, the closer to 0 and 1.
     """
     samples, sorted_held = samples.contiguous(), held_out.sort().values
     above = len(held_out) - torch.searchsorted(sorted_held, samples, right=True)

@@ -1,4 +1,4 @@
-"""Training aids: extra losses and token routing. A new one is one file and one line in `AIDS`."""
+"""Training aids: extra losses and token routing. A new one is one file and a line in `AIDS`."""
 
 from typing import Any
 
@@ -11,37 +11,37 @@ from ditlab.training.aids.direction import Direction
 from ditlab.training.aids.routing import TokenRouting
 
 
-def check(name: str, kind: Any) -> None:
-    """Refuse what is no training aid.
+def check(name: str, value: Any) -> None:
+    """Check that a registered value is a training aid.
 
     Raises:
-        InputError: something else than a subclass of `Aid`.
+        InputError: it is not a subclass of `Aid`.
     """
-    if not (isinstance(kind, type) and issubclass(kind, Aid)):
+    if not (isinstance(value, type) and issubclass(value, Aid)):
         raise InputError(f'the training aid "{name}" is no subclass of ditlab.training.aids.Aid; make it one')
 
 
 AIDS: Registry[type[Aid]] = Registry(
     "training aid", {"routing": TokenRouting, "direction": Direction, "layer-sync": LayerSync}, check
 )
-BUILT_IN = tuple(AIDS)  # these are active when their own settings say so
+BUILT_IN = tuple(AIDS)  # aids that their own settings activate
 
 __all__ = ["AIDS", "Aid", "active_aids"]
 
 
 def active_aids(recipe: Recipe) -> tuple[Aid, ...]:
-    """The aids that a recipe asks for, by their own settings or by name.
+    """The aids that a recipe activates, by their own settings or by name in `train.aids`.
 
     Raises:
-        InputError: an unknown name, or one whose settings are left out.
+        InputError: a name is unknown, or the settings of the aid are missing.
     """
     aids = [aid for name in BUILT_IN if (aid := AIDS[name].from_recipe(recipe)) is not None]
     for name in recipe.train.aids:
-        kind = AIDS.find(name)
-        if any(type(aid) is kind for aid in aids):
+        aid_class = AIDS.find(name)
+        if any(type(aid) is aid_class for aid in aids):
             continue
-        aid = kind.from_recipe(recipe)
+        aid = aid_class.from_recipe(recipe)
         if aid is None:
-            raise InputError(f'train.aids names "{name}", but its settings are left out; set them, or leave it out')
+            raise InputError(f'train.aids names "{name}", but its settings are missing; set them, or omit the name')
         aids.append(aid)
     return tuple(aids)

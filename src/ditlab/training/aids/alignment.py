@@ -1,4 +1,4 @@
-"""LayerSync ("LayerSync: Self-aligning Intermediate Layers", 2025): an early block is pulled towards a late one."""
+"""LayerSync ("LayerSync: Self-aligning Intermediate Layers", 2025): align the tokens of an early and a late block."""
 
 from typing import TYPE_CHECKING, Self
 
@@ -31,13 +31,13 @@ class LayerSync(Aid):
 
     def setup(self, run: "TrainingContext") -> None:
         name, net = run.net.config["name"], run.net
-        blocks = [block for block in net.repeated if type(block) is type(net.repeated[0])]  # the head is another kind
+        blocks = [block for block in net.repeated if type(block) is type(net.repeated[0])]  # without the head
         if net.dynamic_depth or not blocks:
-            raise InputError(f"train.layer_sync needs blocks that all images pass, which {name} has not; leave it out")
+            raise InputError(f"train.layer_sync needs blocks that all images pass, which {name} does not have; omit it")
         if not 0 <= self.early < self.late < len(blocks):
             raise InputError(
                 f"train.layer_sync {self.early} {self.late}: {name} has the blocks 0 to {len(blocks) - 1}; "
-                "give an early and a late one"
+                "give the numbers of an early and a late block"
             )
 
     def losses(self, run: "TrainingContext", forward: Regression, trace: Trace) -> dict[str, Tensor]:
@@ -46,14 +46,17 @@ class LayerSync(Aid):
 
 
 def distance(early: Tensor, late: Tensor) -> Tensor:
-    """1 - cosine between the tokens (B, N, D) of two blocks, for each image (B,); gradients reach the early one only.
+    """1 - cosine similarity of the tokens (B, N, D) of two blocks, mean for each image (B,).
+
+    Gradients reach the early block only.
 
     Raises:
-        InputError: blocks of other widths or grids.
+        InputError: the blocks differ in width or number of tokens.
     """
     if early.shape != late.shape:
-        sizes = ["x".join(map(str, each.shape[1:])) for each in (early, late)]
+        sizes = ["x".join(map(str, tokens.shape[1:])) for tokens in (early, late)]
         raise InputError(
-            f"train.layer_sync takes two blocks of one width and grid; these have {sizes[0]} and {sizes[1]}"
+            f"train.layer_sync needs two blocks of one width and grid; these have {sizes[0]} and {sizes[1]}; "
+            "give other blocks"
         )
     return (1 - F.cosine_similarity(early.float(), late.detach().float(), dim=-1)).flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""The contract of a training aid: an extra loss, or a change of the forward pass, that only training has."""
+"""The contract of a training aid: an extra loss, or a change of the forward pass in training."""
 
 from typing import TYPE_CHECKING, Self
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:  # it holds the aids
 
 
 class Aid:
-    """Helps training, and leaves the trained model as it would be without. All methods are optional."""
+    """An extra loss or a change of the forward pass in training only. All methods are optional."""
 
     taps: tuple[str, ...] = ()
     """Names of values that `Trace` must record, such as "blocks.3"."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self | None:
-        """The aid if the recipe asks for it, else None. If not overridden, naming it in `train.aids` is enough."""
+        """The aid if the settings of the recipe activate it, else None; by default, its name in `train.aids` does."""
         return cls()
 
     def setup(self, run: "TrainingContext") -> None:
-        """Called once before the first step, for a check of the network, or a projector (in `run.trained`).
+        """Called once before the first step, to check the network or to add modules to `run.trained`.
 
         Raises:
-            InputError: a network that this aid cannot help.
+            InputError: the aid does not support the network.
         """
 
     def prepare(self, run: "TrainingContext", trace: Trace, randomness: Randomness) -> None:
-        """Called before each forward pass, with the trace that the network is given."""
+        """Called before each forward pass, with the trace that the network will receive."""
 
     def losses(self, run: "TrainingContext", forward: Regression, trace: Trace) -> dict[str, Tensor]:
-        """Further losses (B,) float32 by name, weighted, which are added to those of the objective."""
+        """Further losses by name, (B,) float32 each and already weighted, which are added to the objective's losses."""
         return {}

@@ -1,4 +1,4 @@
-"""The direction of the target (Yao et al., "Reconstruction vs. Generation" (LightningDiT), CVPR 2025, section 3.4)."""
+"""Velocity direction loss (Yao et al., "Reconstruction vs. Generation" (LightningDiT), CVPR 2025, section 3.4)."""
 
 from typing import TYPE_CHECKING, Self
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Direction(Aid):
-    """Adds 1 - cosine between output and target at each place to the loss."""
+    """Adds 1 - cosine similarity of output and target, over the channels of each position, to the loss."""
 
     def __init__(self, weight: float) -> None:
         self.weight = weight

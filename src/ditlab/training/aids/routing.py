@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class TokenRouting(Aid):
-    """Chooses the tokens that pass all blocks, at random for each image."""
+    """Selects at random, for each image, the tokens that pass all blocks."""
 
     def __init__(self, share: float) -> None:
-        self.share = share  # of the tokens that bypass the middle blocks
+        self.share = share  # share of the tokens that bypass the middle blocks
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self | None:
@@ -37,9 +37,9 @@ class TokenRouting(Aid):
         trace.kept = self.kept(run.net, randomness).to(run.device)
 
     def kept(self, net: Backbone, randomness: Randomness) -> Tensor:
-        """Places (B, K) of the tokens that pass all blocks; tokens joined to those of the image are among them."""
-        places = net.tokens - net.joined
-        count = max(1, round(places * (1 - self.share)))
-        order = randomness.normal(ROUTE, places).argsort(dim=1)
-        joined = torch.arange(places, net.tokens).expand(randomness.count, -1)
+        """Indices (B, K) of the tokens that pass all blocks; they include all tokens that are not of the image."""
+        image_tokens = net.tokens - net.joined
+        count = max(1, round(image_tokens * (1 - self.share)))
+        order = randomness.normal(ROUTE, image_tokens).argsort(dim=1)
+        joined = torch.arange(image_tokens, net.tokens).expand(randomness.count, -1)
         return torch.cat([order[:, :count], joined], dim=1)

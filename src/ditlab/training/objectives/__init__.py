@@ -1,4 +1,4 @@
-"""Training objectives: how a batch becomes losses. A new one is one file and one line in `OBJECTIVES`."""
+"""Training objectives, which compute the losses of a batch. A new one is one file and a line in `OBJECTIVES`."""
 
 from typing import Any
 
@@ -8,15 +8,17 @@ from ditlab.training.objectives.base import TrainingObjective
 from ditlab.training.objectives.regression import RegressionObjective
 
 
-def check(name: str, kind: Any) -> None:
-    """Refuse what is no training objective.
+def check(name: str, value: Any) -> None:
+    """Check that a registered value is a training objective.
 
     Raises:
-        InputError: another class, or one that lacks a method.
+        InputError: it is not a subclass of `TrainingObjective`, or lacks a method.
     """
-    if not (isinstance(kind, type) and issubclass(kind, TrainingObjective)):
-        raise InputError(f'the objective "{name}" is no subclass of ditlab.training.objectives.TrainingObjective')
-    if missing := sorted(kind.__abstractmethods__):
+    if not (isinstance(value, type) and issubclass(value, TrainingObjective)):
+        raise InputError(
+            f'the objective "{name}" is no subclass of ditlab.training.objectives.TrainingObjective; make it one'
+        )
+    if missing := sorted(value.__abstractmethods__):
         raise InputError(f'the objective "{name}" has no {", ".join(missing)}; define it')
 
 

@@ -1,4 +1,4 @@
-"""The contract of a training objective: how a batch becomes losses."""
+"""The contract of a training objective, which computes the losses of a batch."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it holds an objective
 
 
 class TrainingObjective(ABC):
-    """Computes the losses of a batch. A run has one; its name is `train.objective` in the recipe."""
+    """Computes the losses of a batch. A run has one objective, named by `train.objective` in the recipe."""
 
     parametrization: type[Objective] = Objective
     """How samplers read a network that was trained with this objective: `Objective`, or a registered subclass of it,
@@ -23,20 +23,20 @@ class TrainingObjective(ABC):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
-        """The objective of a run; without arguments if not overridden."""
+        """The objective of a run; by default, the class is called without arguments."""
         return cls()
 
     def setup(self, run: "TrainingContext") -> None:  # noqa: B027 - most objectives need none
-        """Called once before the first step, for a teacher, a projector (in `run.trained`), or a check.
+        """Called once before the first step, to load a teacher, add modules to `run.trained`, or check the network.
 
         Raises:
-            InputError: a network or settings that this objective cannot train.
+            InputError: the objective does not support the network or the settings.
         """
 
     @abstractmethod
     def losses(self, run: "TrainingContext", batch: Batch, randomness: Randomness) -> dict[str, Tensor]:
-        """The losses of each image, by name: (B,) float32 each. Their sum is trained, and each is logged.
+        """The losses of each image by name, (B,) float32 each. Their sum is minimized, and each is logged.
 
-        It runs under autocast in the precision of training. Everything random must come from `randomness`, so that a
-        resumed run repeats it; `randomness.times` should be set to the times (B,) for the log.
+        The method runs under autocast in the precision of training. All random values must come from `randomness`, so
+        that a resumed run repeats them. Set `randomness.times` to the sampled times (B,) for the log.
         """
