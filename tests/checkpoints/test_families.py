@@ -117,7 +117,7 @@ class TestLabelTables:
             assert relative(pipe.net(vectors["x"], vectors["t"], vectors["y"]), vectors["out"]) < 1e-5
         assert torch.equal(pipe.net.label_emb.weight[:10], state["label_emb.weight"])
         with pytest.raises(
-            InputError, match=r"has a class-embedding table of 10 rows; give classes=9 or 10 \(--classes\)"
+            InputError, match=r"has a class-embedding table of 10 rows; give classes=9 or classes=10"
         ):
             ditlab.load(file, heads=4, classes=3)
 
