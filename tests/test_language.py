@@ -39,7 +39,7 @@ NEVER = {  # pattern: what to write
     r"worked out ahead": "precomputed",
     r"made out": "spelled out",
     r"neighbour\w*|behaviour\w*|artefact\w*|modelled|labelled|centred?": "US spelling",
-    r"has no autoencoder": "has no autoencoder",
+    r"came without its autoencoder": "has no autoencoder",
     r"done with its share": "has finished its part",
     r"going on without": "continuing without",
     r"worse than nothing|makes? nothing of": "name what happens",
