@@ -4,6 +4,7 @@ The test reads docstrings, comments, messages, help, the page, README and guides
 them; a quotation that needs one stands in `QUOTATIONS`.
 """
 
+import ast
 import io
 import re
 import tokenize
@@ -37,6 +38,15 @@ NEVER = {  # pattern: what to write
     r"dear": "expensive",
     r"worked out ahead": "precomputed",
     r"made out": "spelled out",
+    r"neighbour\w*|behaviour\w*|artefact\w*|modelled|labelled|centred?": "US spelling",
+    r"came without its autoencoder": "has no autoencoder",
+    r"done with its share": "has finished its part",
+    r"going on without": "continuing without",
+    r"worse than nothing|makes? nothing of": "name what happens",
+    r"each of its own|of their own accord": "a separate one, automatically",
+    r"a fiftieth|a hundredth": "2 %, 1 %",
+    r"asks? to load": "would run",
+    r"sums? the same": "computes the same",
 }
 NEVER_RIGHT = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): instead for pattern, instead in NEVER.items()}
 QUOTATIONS = (  # names of others, and old spellings that are still accepted
@@ -125,3 +135,41 @@ def test_wrong_words_are_found_where_users_read_them(tmp_path, monkeypatch):
     assert any("picture" in text for text in found)
     assert any("whoever" in text for text in found)
     assert '"grey"' not in found  # a key
+
+
+FLAG = re.compile(r"(?:^|[\s(\"'`])--[a-z][\w-]*")
+COMMAND = re.compile(r"(?:ditlab|\{command\}) [a-z-]+ .*", re.DOTALL)  # a command to run may have flags
+
+
+def messages(file):
+    """Strings of a source file that are no docstrings, with their line numbers; `{name}` for what is inserted."""
+    tree = ast.parse(file.read_text())
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = (value.value if isinstance(value, ast.Constant) else ast.unparse(value) for value in node.values)
+            yield node.lineno, "".join(part.removeprefix("f'").removesuffix("'") for part in parts)
+        elif isinstance(node, ast.Constant) and not isinstance(parents[node], ast.Expr | ast.JoinedStr):
+            yield node.lineno, node.value if isinstance(node.value, str) else ""
+
+
+def flags(file):
+    return [f"{file.name}:{line}: {text}" for line, text in messages(file) if FLAG.search(COMMAND.sub("", text))]
+
+
+FLAG_NAMES = ("--model.name", "--model.", "--")  # with which the reader of recipes compares words of a command line
+
+
+def test_only_the_command_line_names_its_flags():
+    package = ROOT / "src" / "ditlab"
+    files = [file for file in sorted(package.rglob("*.py")) if file.relative_to(package).parts[0] != "cli"]
+    found = [line for file in files for line in flags(file)]
+    assert not [line for line in found if not line.endswith(tuple(f": {name}" for name in FLAG_NAMES))]
+
+
+def test_a_flag_in_a_message_is_found(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text(
+        '"""Has --docs."""\n\nerror = f"{out} exists; add --overwrite"\nnote = "run: ditlab train x --out y"\n'
+    )
+    assert [line.partition(":")[2].partition(":")[0] for line in flags(file)] == ["3"]

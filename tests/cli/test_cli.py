@@ -171,7 +171,7 @@ def test_convert_writes_what_load_reads(ditlab, refuses, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert "exists" in refuses("convert", tmp_path / "ours", tmp_path / "theirs.pt", "--to", "official")
     out = tmp_path / "out"
-    assert "without its autoencoder" in refuses("sample", tmp_path / "again", "--labels", "0", "--out", out)
+    assert "has no autoencoder" in refuses("sample", tmp_path / "again", "--labels", "0", "--out", out)
     assert not out.exists()
     assert "give heads=" in refuses("convert", tmp_path / "theirs.pt", tmp_path / "x", "--to", "ditlab")
 

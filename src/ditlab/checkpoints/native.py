@@ -9,7 +9,7 @@ from ditlab.autoencoders.io import read_part
 from ditlab.backbones import create
 from ditlab.backbones.lora import plain
 from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
-from ditlab.core.errors import InputError, MissingPlugInError
+from ditlab.core.errors import InputError, PlugInError
 from ditlab.core.modules import skip_init
 from ditlab.core.registry import imported_parts_only, is_reference
 from ditlab.core.weights import (
@@ -77,11 +77,11 @@ def check_origin(name: str, origin: str | None) -> None:
         origin: "package.module:Class" for a class from outside the package.
 
     Raises:
-        MissingPlugInError: it is not imported.
+        PlugInError: it is not imported.
     """
     module = (origin or name).partition(":")[0]
     if (origin or is_reference(name)) and module not in sys.modules:
-        raise MissingPlugInError(
+        raise PlugInError(
             f'the network "{name}" is {origin or name}, which is not part of ditlab; import {module} first', module
         )
 

@@ -13,7 +13,7 @@ from ditlab.cli.recipes import usage_error
 from ditlab.cli.renames import renamed
 from ditlab.cli.terminal import app, fail
 from ditlab.core.device import keep_freed_memory
-from ditlab.core.errors import InputError, MissingPlugInError, RunError
+from ditlab.core.errors import InputError, PlugInError, RunError
 from ditlab.core.plugins import import_plugin
 
 GROUPS = {  # module of this package -> its commands; only the module of the command is imported
@@ -58,7 +58,7 @@ def main() -> None:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         fail(usage_error(error), 2)
-    except MissingPlugInError as error:
+    except PlugInError as error:
         fail(f"{error} (add --import {error.module})", 2)
     except InputError as error:
         fail(str(error), 2)

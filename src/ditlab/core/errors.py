@@ -15,7 +15,7 @@ class InputError(ValueError):
     """A value that the user gave cannot be used; the message is one line with the value and the remedy."""
 
 
-class MissingPlugInError(InputError):
+class PlugInError(InputError):
     """A model needs a class from outside the package, whose module is not imported."""
 
     def __init__(self, message: str, module: str) -> None:
