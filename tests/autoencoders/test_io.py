@@ -111,14 +111,14 @@ class TestReading:
         assert ours.config["scale"] == 0.18215
         assert load_autoencoder(tmp_path / "ae.safetensors", scale=0.13025).config["scale"] == 0.13025
 
-    def test_a_file_of_sixteen_channels_must_be_told_its_scale(self, tmp_path):
+    def test_a_file_of_sixteen_channels_needs_a_scale(self, tmp_path):
         other = KL(ARCHITECTURE | {"latent_channels": 16})
         save_file({k.removeprefix("net."): v for k, v in other.state_dict().items()}, tmp_path / "ae.safetensors")
         with pytest.raises(InputError, match="does not contain the scale of its latents; give scale="):
             load_autoencoder(tmp_path / "ae.safetensors")
         assert load_autoencoder(tmp_path / "ae.safetensors", scale=0.36, shift=0.12).latent_channels == 16
 
-    def test_other_things_are_refused(self, theirs, tmp_path):
+    def test_other_things_are_rejected(self, theirs, tmp_path):
         save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
         with pytest.raises(InputError, match=r"holds no KL autoencoder \(its tensors are a, \.\.\.\)"):
             load_autoencoder(tmp_path / "a.safetensors")
@@ -145,7 +145,7 @@ class TestWriting:
         theirs = AutoencoderKL.from_pretrained(tmp_path / "a")
         assert relative(mean(theirs, pictures), ours.encode(pictures)[:, :4]) < 1e-6
 
-    def test_folded_constants_give_the_same_pictures(self, pictures, tmp_path):
+    def test_folded_constants_give_the_same_images(self, pictures, tmp_path):
         ours = KL(ARCHITECTURE, shift=[0.5, -1, 0, 2], scale=[1, 2, 0.3, 5]).eval()
         folded = load_autoencoder(save_autoencoder(ours, tmp_path / "a", folded=True))
         assert (folded.config["shift"], folded.config["scale"]) == (0, 1)
@@ -177,7 +177,7 @@ class TestPipelines:
         assert pictures[0].shape == (2, 3, 16, 16)
         assert torch.equal(*pictures)
 
-    def test_the_command_line_draws_with_an_autoencoder_of_its_own(self, latent_model, tmp_path, capsys, monkeypatch):
+    def test_the_command_line_samples_with_a_custom_autoencoder(self, latent_model, tmp_path, capsys, monkeypatch):
         model = latent_model().save(tmp_path / "with")
         convert(ditlab.load(model), tmp_path / "a.pt", "official")
         foreign = [str(tmp_path / "a.pt"), "--heads", "2", "--autoencoder", str(tmp_path / "own-vae")]
@@ -188,13 +188,13 @@ class TestPipelines:
             main()
             assert Image.open(out / file).size == (16, 16)
 
-    def test_latents_of_other_channels_are_refused(self, theirs, tmp_path):
+    def test_latents_of_other_channels_are_rejected(self, theirs, tmp_path):
         theirs.save_pretrained(tmp_path / "vae")
         with pytest.raises(InputError, match="latents of 4 channels and the network takes 3; give the autoencoder"):
             ditlab.load(tiny_pipeline(channels=3).save(tmp_path / "a"), autoencoder=tmp_path / "vae")
 
     @pytest.mark.parametrize(("classes", "scale"), [(1000, 3.0), (10, 1.0), (1001, 1.0)])
-    def test_diffusers_draws_the_same_pictures(self, latent_model, tmp_path, classes, scale):
+    def test_diffusers_generates_the_same_images(self, latent_model, tmp_path, classes, scale):
         # With guidance only at 1000 classes: DiTPipeline takes 1000 for the null label whatever the class count.
         from diffusers import DiTPipeline
 
@@ -236,7 +236,7 @@ class TestPipelines:
         a, b = (each([0, 2], seeds=[0, 1], output_type="pt").images for each in (pipe, again))
         assert torch.equal(a, b)
 
-    def test_original_frequencies_survive_the_way_through_diffusers(self, latent_model, tmp_path):
+    def test_original_frequencies_survive_the_conversion_through_diffusers(self, latent_model, tmp_path):
         pipe = latent_model(frequency_shift=0)
         convert(pipe, tmp_path / "out", "diffusers")
         assert not ditlab.load(tmp_path / "out").net.config["frequency_shift"]

@@ -28,7 +28,7 @@ def pictures():
     return torch.randint(0, 256, (3, 3, 32, 24), generator=torch.Generator().manual_seed(1)).byte()
 
 
-def test_moments_and_pictures_are_those_of_diffusers(autoencoder, pictures):
+def test_moments_and_images_are_those_of_diffusers(autoencoder, pictures):
     moments = autoencoder.encode(pictures)
     posterior = autoencoder.net.encode(pictures.float() / 127.5 - 1).latent_dist
     assert relative(moments[:, :4], posterior.mean) < 1e-6
@@ -49,7 +49,7 @@ def test_latent_shape_is_what_encode_gives(autoencoder, pictures):
         autoencoder.latent_shape(3, (30, 24))
 
 
-def test_grey_pictures_are_taken_as_rgb(autoencoder, pictures):
+def test_gray_images_are_converted_to_rgb(autoencoder, pictures):
     grey = pictures[:, :1]
     assert torch.equal(autoencoder.encode(grey), autoencoder.encode(grey.repeat(1, 3, 1, 1)))
     with pytest.raises(InputError, match="images with 2 channels; this autoencoder takes 3"):

@@ -49,7 +49,7 @@ def test_the_network_adds_to_the_linear_part_and_every_weight_learns(pictures):
     assert torch.allclose(mean, autoencoder.analysis(patches) + autoencoder.encoder(patches)[:, :2], atol=1e-6)
 
 
-def test_a_flat_picture_keeps_its_colour():
+def test_a_flat_image_keeps_its_color():
     """Nothing is normalised over places."""
     autoencoder = perturbed(make(latent_channels=4), 0.1)
     with torch.no_grad():

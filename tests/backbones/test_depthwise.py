@@ -37,7 +37,7 @@ def test_autocast_computes_in_its_precision():
         torch.testing.assert_close(mine.float(), theirs, rtol=0.05, atol=0.15)
 
 
-def test_without_bias_and_without_a_gradient_for_the_pictures():
+def test_without_bias_and_without_a_gradient_for_the_images():
     weight = torch.randn(3, 1, 5, 5).requires_grad_()
     x = torch.randn(1, 3, 7, 7)
     depthwise_conv(x, weight, None).square().sum().backward()

@@ -82,7 +82,7 @@ def test_initial_output_is_exactly_zero(condition):
     assert torch.equal(out, torch.zeros_like(out))
 
 
-def test_weights_are_drawn_as_published():
+def test_weights_are_initialized_as_published():
     net = create("DiT-S/2", depth=1)
     width, state = 384, net.state_dict()
 
@@ -177,7 +177,7 @@ def test_mistakes_name_value_and_remedy(name, options, words):
         create(name, **options)
 
 
-def test_wrong_input_size_is_refused():
+def test_wrong_input_size_is_rejected():
     net = create("DiT-S/2", size=4, channels=3, width=32, depth=1, heads=2)
     with pytest.raises(InputError, match="input of 3x8x8 for a network made for 3x4x4"):
         net(torch.randn(1, 3, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))

@@ -178,7 +178,7 @@ def test_examples_are_inputs_of_a_trial_call(make):
     assert torch.equal(net(x, timestep, condition), net(x, timestep, condition.label))
 
 
-def test_saved_and_loaded_it_draws_the_same(make, tmp_path):
+def test_a_loaded_model_generates_the_same_images(make, tmp_path):
     pipe = Pipeline(perturbed(make(), 0.05).eval(), Objective())
     pipe.save(tmp_path / "model")
     loaded = load_folder(tmp_path / "model")

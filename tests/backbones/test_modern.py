@@ -125,7 +125,7 @@ class TestRouting:
 
 
 class TestAlignment:
-    def test_the_early_block_is_drawn_and_the_late_one_is_not(self):
+    def test_the_early_block_gets_gradients_and_the_late_one_does_not(self):
         early, late = torch.randn(3, 5, 8, requires_grad=True), torch.randn(3, 5, 8, requires_grad=True)
         found = distance(early, late)
         assert found[0].item() == pytest.approx(
@@ -156,7 +156,7 @@ class TestAlignment:
             train(parse_recipe({"train": {"layer_sync": [0, 12]}}), tmp_path / "no", console=QUIET)
 
 
-def test_the_direction_of_the_target_can_be_asked_for_too():
+def test_the_direction_loss_can_be_enabled():
     objective, recipe = Objective(), parse_recipe({"diffusion": {"direction": 0.5}})
     (aid,) = active_aids(recipe)
     x0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.2, 0.5, 0.7], dtype=torch.float64)
@@ -168,7 +168,7 @@ def test_the_direction_of_the_target_can_be_asked_for_too():
     assert relative(losses["direction"], 0.5 * (1 - cosine).flatten(1).mean(1)) < 1e-4
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_settings_are_rejected():
     with pytest.raises(InputError, match="has rms_norm = False only, and this model True"):
         to_official(tiny_pipeline(rms_norm=True, swiglu=True))
     with pytest.raises(InputError, match="has rope = False only"):

@@ -92,7 +92,7 @@ def test_fine_tuning_gives_a_trained_model_exits(tmp_path):
     assert tuned(0, seeds=0, sampler="ddim", num_inference_steps=6, reuse=2).images[0].size == (8, 8)
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_settings_are_rejected():
     with pytest.raises(InputError, match=r"exits 1.0, 1.5: 1.5 is not a share"):
         noisy(exits=(1.0, 1.5))
     with pytest.raises(InputError, match="Skip-DiT"):

@@ -89,7 +89,7 @@ def test_only_the_full_form_has_a_published_layout(options):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         ({"rope": False}, "has rope = True only, and this model False"),
         ({"cosine": False}, "has cosine = True only"),
@@ -97,10 +97,10 @@ def test_only_the_full_form_has_a_published_layout(options):
         ({"downsampler": "unshuffle"}, "has downsampler = shortcut only"),
     ],
 )
-def test_what_the_published_code_would_compute_otherwise_is_not_written_for_it(options, told):
+def test_what_the_published_code_would_compute_otherwise_is_not_written_for_it(options, reported):
     net = create("U-DiT", **TINY | {"depths": [1] * 5} | options)
     objective = Objective(process=DDPM(), target="eps", learn_variance=net.learn_variance)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=reported):
         to_official(Pipeline(net, objective))
 
 
@@ -113,7 +113,7 @@ def test_initial_output_is_zero_and_blocks_are_the_identity():
     assert torch.equal(net.encoders[0].blocks(x, torch.randn(2, 1, 1, 16)), x)
 
 
-def test_weights_are_drawn_as_published():
+def test_weights_are_initialized_as_published():
     net = create("U-DiT-S", depths=[1, 1, 1])
     state = net.state_dict()
 
@@ -395,7 +395,7 @@ def test_misspelt_names_and_families_without_sizes():
         create("U-DiT", **TINY)(torch.randn(1, 3, 8, 10), torch.zeros(1), torch.zeros(1, dtype=torch.long))
 
 
-def test_saved_and_loaded_it_draws_the_same(tmp_path):
+def test_a_loaded_model_generates_the_same_images(tmp_path):
     pipe = Pipeline(perturbed(create("U-DiT", **TINY, learn_variance=False), 0.05).eval(), Objective())
     pipe.save(tmp_path / "model")
     loaded = load_folder(tmp_path / "model")

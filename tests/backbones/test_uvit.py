@@ -66,12 +66,12 @@ def test_sizes_are_read_back(name):
 
 
 @pytest.mark.parametrize(("key", "words"), [("time_embed.0.weight", "MLP"), ("mid_block.attn.qkv.bias", "biases")])
-def test_variants_that_were_not_released_are_refused(published, key, words):
+def test_variants_that_were_not_released_are_rejected(published, key, words):
     with pytest.raises(InputError, match=words):
         UViT.from_published(published[1] | {key: torch.zeros(1)})
 
 
-def test_weights_are_drawn_as_published():
+def test_weights_are_initialized_as_published():
     net = create("U-ViT-S/2", depth=3)
     state = net.state_dict()
     for key, value in state.items():

@@ -39,7 +39,7 @@ def checkpoint(golden, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "key"), [("udit_tiny", "latent.0.attn1.logit_scale"), ("uvit_conv", "pos_embed")])
-def test_a_variant_that_is_not_known_is_refused_in_a_line(checkpoint, tmp_path, name, key):
+def test_a_variant_that_is_not_known_is_rejected_in_a_line(checkpoint, tmp_path, name, key):
     _, _, state = checkpoint(name)
     torch.save({other: value for other, value in state.items() if other != key}, tmp_path / "variant.pt")
     with pytest.raises(InputError, match="no known checkpoint"):
@@ -47,15 +47,15 @@ def test_a_variant_that_is_not_known_is_refused_in_a_line(checkpoint, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "family", "process"),
+    ("name", "settings", "family", "process"),
     [
         ("udit_tiny", {"size": (16, 16)}, "U-DiT", DDPM()),
         ("uvit_conv", {"heads": 4, "classes": 9}, "U-ViT", ScaledLinear(clock_start=1.0)),
     ],
 )
-def test_published_numbers_through_every_layout(checkpoint, tmp_path, name, told, family, process):
+def test_published_numbers_through_every_layout(checkpoint, tmp_path, name, settings, family, process):
     file, vectors, state = checkpoint(name)
-    pipe = ditlab.load(file, **told)
+    pipe = ditlab.load(file, **settings)
     assert pipe.net.config["name"] == family
     assert (pipe.objective.process, pipe.objective.target) == (process, "eps")
     assert "note" not in pipe.config
@@ -63,14 +63,14 @@ def test_published_numbers_through_every_layout(checkpoint, tmp_path, name, told
     convert(pipe, tmp_path / "official", "official")
     convert(pipe, tmp_path / "own", "ditlab")
     assert all(torch.equal(value, state[key]) for key, value in torch.load(tmp_path / "official").items())
-    for each in (pipe, ditlab.load(tmp_path / "official", **told), ditlab.load(tmp_path / "own")):
+    for each in (pipe, ditlab.load(tmp_path / "official", **settings), ditlab.load(tmp_path / "own")):
         with torch.no_grad():
             assert relative(each.net(x, t, y), vectors["out"]) < 1e-5
     with pytest.raises(InputError, match="has no diffusers layout"):
         convert(pipe, tmp_path / "theirs", "diffusers")
 
 
-def test_a_size_that_is_not_told_is_said(checkpoint, tmp_path, monkeypatch, capsys):
+def test_a_missing_size_is_reported(checkpoint, tmp_path, monkeypatch, capsys):
     file, _, _ = checkpoint("udit_tiny")
     pipe = ditlab.load(file)
     assert pipe.net.size == (32, 32)
@@ -86,13 +86,13 @@ class TestLabelTables:
     """A row for each class, and in most files a last one for no condition."""
 
     @staticmethod
-    def read(family, rows, **told):
+    def read(family, rows, **settings):
         options = {"size": 8, "channels": 4, "learn_variance": False, "width": 32, "depth": 3, "heads": 2, "patch": 2}
         state = create(family, classes=rows - 1, **options).state_dict()
         with torch.no_grad():
             (table,) = (value for key, value in state.items() if len(value) == rows)
             table.copy_(torch.randn(rows, 32))
-        return from_official(dict(state), "here", heads=2, **told), table
+        return from_official(dict(state), "here", heads=2, **settings), table
 
     @pytest.mark.parametrize("family", ["U-ViT", "DiT"])
     def test_of_imagenet_with_and_without_the_last_row(self, family):
@@ -105,7 +105,7 @@ class TestLabelTables:
         torch.testing.assert_close(found[1000], table.mean(0))
         assert "no null-class embedding" in pipe.config["note"]
 
-    def test_of_other_sizes_are_asked_about(self, checkpoint):
+    def test_of_other_sizes_are_rejected(self, checkpoint):
         file, vectors, state = checkpoint("uvit_conv")
         pipe = ditlab.load(file, heads=4)
         assert pipe.net.classes == 9
@@ -134,7 +134,7 @@ class TestLabelTables:
         assert self.read("DiT", 6)[0].net.classes == 5
 
 
-def test_skip_dit_is_told_from_dit():
+def test_skip_dit_is_distinguished_from_dit():
     net = create("Skip-DiT", **SKIP)
     pipe = from_official(dict(net.state_dict()), "here", heads=2)
     assert pipe.net.config["name"] == "Skip-DiT"
@@ -176,7 +176,7 @@ class TestFineTuning:
         assert (model.name, model.depth, model.width, model.heads, model.qk_norm) == ("Skip-DiT", 4, 32, 2, True)
 
     @pytest.mark.parametrize("name", ["DiT-B/4", "U-DiT-S", "U-ViT-S/2"])
-    def test_other_families_give_way(self, name):
+    def test_other_families_are_replaced(self, name):
         model = continued(parse_recipe({"model": {"name": name}}).model, self.source())
         assert (model.name, model.depth, model.width) == ("DiT", 4, 32)
 

@@ -186,7 +186,7 @@ class TestDiffusers:
         with pytest.raises(InputError, match=f"{shards[0].name} is missing"):
             ditlab.load(tmp_path / "a")
 
-    def test_embedders_tuned_apart_are_refused(self, tmp_path):
+    def test_embedders_tuned_apart_are_rejected(self, tmp_path):
         model = self.theirs()
         with torch.no_grad():
             model.transformer_blocks[1].norm1.emb.class_embedder.embedding_table.weight.add_(1)
@@ -200,7 +200,7 @@ class TestDiffusers:
         (tmp_path / "model_index.json").write_text(json.dumps(names))
         assert ditlab.load(tmp_path).classes == ["tench", "goldfish", "great white"]
 
-    def test_another_model_is_refused(self, tmp_path):
+    def test_another_model_is_rejected(self, tmp_path):
         (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
         with pytest.raises(InputError, match="holds a UNet2DModel"):
             ditlab.load(tmp_path)
@@ -302,7 +302,7 @@ class Evil:
 
 
 class TestBadFiles:
-    def test_a_malicious_pickle_is_refused_and_not_executed(self, tmp_path, monkeypatch):
+    def test_a_malicious_pickle_is_rejected_and_not_executed(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         torch.save({"model": Evil()}, "zip.pt")
         (tmp_path / "raw.pt").write_bytes(pickle.dumps({"model": Evil()}, protocol=2))

@@ -90,10 +90,10 @@ def test_info_of_several_names(ditlab):
 def test_lists_are_given_as_they_are_written(ditlab, refuses):
     values = json.loads(ditlab("info", "U-DiT", "--width", 48, "--heads", 2, "--depths", 1, 2, 1, "--json").out)
     assert values["name"] == "U-DiT"
-    told = json.loads(ditlab("plan", "digits", "--device", "h100", "--train.power_ema", 0.05, 0.1, "--json").out)
-    assert told["checkpoint"] == 24 * told["parameters"]
+    reported = json.loads(ditlab("plan", "digits", "--device", "h100", "--train.power_ema", 0.05, 0.1, "--json").out)
+    assert reported["checkpoint"] == 24 * reported["parameters"]
     old = ditlab("plan", "digits", "--device", "h100", "--train.widths", 0.05, 0.1, "--json")
-    assert json.loads(old.out)["checkpoint"] == 24 * told["parameters"]
+    assert json.loads(old.out)["checkpoint"] == 24 * reported["parameters"]
     assert "--train.widths is now called --train.power-ema" in old.err
 
 
@@ -117,14 +117,14 @@ def test_help_names_the_shipped_recipes(ditlab):
     assert "families-letters" in ditlab("study", "--help").out
 
 
-def test_who_names_another_network_on_the_command_line_says_all_of_it(ditlab):
-    told = json.loads(ditlab("plan", "digits", "--device", "h100", "--model.name", "U-ViT-S/2", "--json").out)
-    assert told["parameters"] == pytest.approx(44e6, rel=0.02)  # and not the recipe's width and depth
+def test_another_network_on_the_command_line_replaces_the_whole_section(ditlab):
+    reported = json.loads(ditlab("plan", "digits", "--device", "h100", "--model.name", "U-ViT-S/2", "--json").out)
+    assert reported["parameters"] == pytest.approx(44e6, rel=0.02)  # and not the recipe's width and depth
 
 
-def test_count_is_of_all_pictures(ditlab, refuses, model, tmp_path):
-    told = json.loads(ditlab("sample", model, "--count", 6, "--seeds", 5, "--out", tmp_path / "a", "--json").out)
-    assert told["count"] == 6
+def test_count_is_of_all_images(ditlab, refuses, model, tmp_path):
+    reported = json.loads(ditlab("sample", model, "--count", 6, "--seeds", 5, "--out", tmp_path / "a", "--json").out)
+    assert reported["count"] == 6
     names = {f"{label}-class_{label}-seed{seed}.png" for label in range(3) for seed in (5, 6)}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names | {"grid.png", "settings.json"}
     said = refuses("sample", model, "--count", 4, "--out", tmp_path / "b")
@@ -156,7 +156,7 @@ def test_train_sample_and_resume(ditlab, refuses, tmp_path):
         assert animation.n_frames == 2
         assert animation.size == Image.open(out / "grid.png").size
     assert "not empty" in refuses("sample", run, "--labels", 3, "--out", out)
-    assert "was trained with other settings so far" in refuses("train", recipe, "--out", run, "--optim.lr=2e-3")
+    assert "was trained with other settings" in refuses("train", recipe, "--out", run, "--optim.lr=2e-3")
 
 
 def test_convert_writes_what_load_reads(ditlab, refuses, tmp_path):
@@ -221,7 +221,7 @@ def test_sizes_and_seeds():
             parse_seeds([text])
 
 
-def test_from_a_folder_of_pictures_to_a_sample(ditlab, refuses, tmp_path):
+def test_from_a_folder_of_images_to_a_sample(ditlab, refuses, tmp_path):
     pictures, ae, cache, run = (tmp_path / name for name in ("pictures", "ae", "cache", "run"))
     ditlab("data", "glyphs-16", "--export", pictures, "--count", 60)
     (pictures / "A" / "broken.png").write_bytes(b"nothing")
@@ -246,15 +246,15 @@ def test_from_a_folder_of_pictures_to_a_sample(ditlab, refuses, tmp_path):
     assert 'no data "' in refuses("data", tmp_path / "nothing")
 
 
-def test_draws_from_a_picture_and_strips(ditlab, refuses, model, tmp_path):
+def test_samples_from_an_image_and_strips(ditlab, refuses, model, tmp_path):
     picture, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
     mask.paste(255, (4, 0, 8, 8))
     picture.save(tmp_path / "picture.png")
     mask.save(tmp_path / "mask.png")
 
     def drawn(out, *options):
-        told = ditlab("sample", model, "--steps=2", "--json", "--out", tmp_path / out, *options).out
-        return [Path(file) for file in json.loads(told)["files"]]
+        reported = ditlab("sample", model, "--steps=2", "--json", "--out", tmp_path / out, *options).out
+        return [Path(file) for file in json.loads(reported)["files"]]
 
     (file,) = drawn(
         "part", "--labels=0", "--seeds=0", "--image", tmp_path / "picture.png", "--mask", tmp_path / "mask.png"
@@ -367,14 +367,14 @@ class TestInUse:
             save_autoencoder(Patch(1, 2, 2, 8, 1), tmp_path / "ae")
         places = {"MODEL": model, "AUTOENCODER": tmp_path / "ae"}
         with held(tmp_path / "out"):
-            told = refuses(*(places.get(word, word) for word in command), "--out", tmp_path / "out")
-            assert f"out is in use by process {os.getpid()} on " in told
+            reported = refuses(*(places.get(word, word) for word in command), "--out", tmp_path / "out")
+            assert f"out is in use by process {os.getpid()} on " in reported
             assert os.listdir(tmp_path / "out") == [".lock"]
 
     @pytest.mark.parametrize("command", ["evaluate", "reference", "memorization"])
     def test_a_protocol_is_kept(self, ditlab, refuses, tmp_path, monkeypatch, command):
-        monkeypatch.setattr("ditlab.evaluation.references.short_hash", lambda told: "0")
-        monkeypatch.setattr("ditlab.evaluation.protocols.short_hash", lambda told: "0")
+        monkeypatch.setattr("ditlab.evaluation.references.short_hash", lambda reported: "0")
+        monkeypatch.setattr("ditlab.evaluation.protocols.short_hash", lambda reported: "0")
         options = {
             "evaluate": ["--reference", "digits-held-out", "--out", tmp_path],
             "reference": ["--out", tmp_path / "out.npz"],

@@ -69,7 +69,7 @@ def test_titles_and_parts_of_file_names():
     assert [labels.stem(value) for value in ("a/b", 1, 2, None)] == ["0-a_b", "1", "2", "any"]
 
 
-def test_the_data_says_how_many_classes_there_are():
+def test_the_data_determines_the_number_of_classes():
     data = type("Data", (), {"classes": ["x", "y"]})()
     assert ClassLabels.for_data(data, {}).network_options() == {"classes": 2}
     roomy = ClassLabels.for_data(data, {"classes": 5})

@@ -45,9 +45,9 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_the_second_is_told_who_is_there_and_a_killed_process_gives_it_back(tmp_path, holder):
-    told = rf"out is in use by process {holder.pid} on \S+; wait until it ends, stop it, or choose another folder"
-    with pytest.raises(InputError, match=told), held(tmp_path / "out"):
+def test_a_second_process_is_rejected_and_a_killed_process_releases_the_lock(tmp_path, holder):
+    reported = rf"out is in use by process {holder.pid} on \S+; wait until it ends, stop it, or choose another folder"
+    with pytest.raises(InputError, match=reported), held(tmp_path / "out"):
         raise AssertionError
     with held(tmp_path / "out", rank=1):  # shares the work of another
         pass
@@ -90,7 +90,7 @@ def test_folders_that_nothing_came_of_are_not_left_behind(tmp_path):
 
 
 @pytest.mark.parametrize("reason", ["no locks", "no library"])
-def test_without_locks_everything_goes_on(tmp_path, monkeypatch, reason):
+def test_without_locks_runs_continue(tmp_path, monkeypatch, reason):
     class Without:
         LOCK_EX = LOCK_NB = 0
 

@@ -6,7 +6,7 @@ from torch import nn
 from ditlab.core.modules import skip_init, with_modules
 
 
-def test_modules_are_made_without_drawing_random_numbers():
+def test_modules_are_created_without_random_numbers():
     before = torch.get_rng_state()
     with skip_init():
         net = nn.Sequential(nn.Linear(3, 4), nn.Conv2d(2, 2, 3), nn.Embedding(3, 4), nn.LayerNorm(4))

@@ -29,7 +29,7 @@ def plugin(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_two_entries_of_one_name_are_refused():
+def test_two_entries_of_one_name_are_rejected():
     parts = Registry("sampler", {"heun": 1})
     assert parts.register("mine", 2) == 2
     assert parts.register("mine", 2) == 2  # the same one again, when a file is imported twice
@@ -90,7 +90,7 @@ def test_every_kind_has_a_registry_and_a_public_function():
         ),
     ],
 )
-def test_parts_that_cannot_be_used_are_refused(kind, part, line):
+def test_parts_that_cannot_be_used_are_rejected(kind, part, line):
     with pytest.raises(InputError, match=line):
         register(kind, "mine", part)
     assert "mine" not in registry(kind)

@@ -85,7 +85,7 @@ def test_classes_and_files_are_in_natural_order(tmp_path):
     ]
 
 
-def test_rotated_and_transparent_images_are_read_as_they_look(tmp_path):
+def test_rotated_and_transparent_images_are_read_as_displayed(tmp_path):
     upright = Image.new("RGB", (8, 12), (9, 8, 7))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
@@ -96,7 +96,7 @@ def test_rotated_and_transparent_images_are_read_as_they_look(tmp_path):
     assert data.fetch(torch.tensor([1])).x.unique().tolist() == [255]
 
 
-def test_stray_files_are_refused_and_hidden_ones_ignored(tmp_path):
+def test_stray_files_are_rejected_and_hidden_ones_ignored(tmp_path):
     save_image(tmp_path / "c" / "a.png")
     (tmp_path / "c" / "._a.png").write_bytes(b"resource fork")
     assert len(open_dataset(str(tmp_path))) == 1

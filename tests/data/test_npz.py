@@ -31,7 +31,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 5)
 
 
-def test_the_file_holds_what_the_pipeline_draws(tmp_path, small_blocks):
+def test_the_file_holds_the_images_of_the_pipeline(tmp_path, small_blocks):
     pipe = tiny_pipeline(channels=3)
     file = drawn(pipe, tmp_path / "a")
     assert sorted(path.name for path in file.parent.iterdir()) == ["samples.json", "samples.npz"]
@@ -50,7 +50,7 @@ def test_the_file_holds_what_the_pipeline_draws(tmp_path, small_blocks):
     assert batch.labels.tolist() == [1, 0]
 
 
-def test_any_number_of_processes_draw_the_same(tmp_path, small_blocks):
+def test_any_number_of_processes_generate_the_same(tmp_path, small_blocks):
     pipe = tiny_pipeline()
     alone = np.load(drawn(pipe, tmp_path / "alone"))["arr_0"]
     assert drawn(pipe, tmp_path / "shared", rank=2, world=3) is None

@@ -53,7 +53,7 @@ def test_rectangles_letterbox_and_stretch():
     assert squeezed[39, 39].tolist() == [0, 0, 200]
 
 
-def test_every_mode_is_read_as_it_looks():
+def test_every_mode_is_read_as_displayed():
     deep = Image.fromarray(np.full((8, 8), 257 * 100, np.uint16))
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     half = Image.new("LA", (8, 8), (0, 128))
@@ -88,7 +88,7 @@ def test_every_mode_is_read_as_it_looks():
         ("I", -1, r"values from -1 to -1, not within 0\.\.65535"),
     ],
 )
-def test_values_that_would_have_to_be_clipped_are_refused(mode, value, message):
+def test_values_that_would_have_to_be_clipped_are_rejected(mode, value, message):
     with pytest.raises(Unreadable, match=message):
         to_rgb(Image.new(mode, (8, 8), value))
 

@@ -33,7 +33,7 @@ def test_gives_what_an_array_gives(rows, values):
     assert np.array_equal(some[order[1:]], values[wanted][order[1:]])
 
 
-def test_threads_do_not_get_in_each_others_way(rows, values):
+def test_threads_do_not_disturb_each_other(rows, values):
     def read(seed):
         order = np.random.default_rng(seed).integers(0, 50, 30)
         return all(np.array_equal(rows[order], values[order]) for _ in range(20))
@@ -49,7 +49,7 @@ def test_can_be_read_when_the_file_was_taken_away(rows, values):
     assert np.array_equal(some[:], values[11:])
 
 
-def test_what_is_there_stays_and_another_length_is_refused(rows, values):
+def test_existing_rows_are_kept_and_another_length_is_rejected(rows, values):
     again = row_file(rows.file, values.shape, np.float32)
     assert np.array_equal(again[:], values)
     with pytest.raises(InputError, match=r"rows belongs to another run \(1200 bytes, not 1224\); remove it"):

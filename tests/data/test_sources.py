@@ -202,7 +202,7 @@ class TestTar:
         with pytest.raises(InputError, match=r"1\.tar .*no header and no end of archive at byte 1024"):
             open_source(str(tmp_path))
 
-    def test_a_compressed_shard_is_refused(self, tmp_path):
+    def test_a_compressed_shard_is_rejected(self, tmp_path):
         self.shards(tmp_path, lambda n, i: {})
         (tmp_path / "1.tar").write_bytes(gzip.compress((tmp_path / "1.tar").read_bytes()))
         with pytest.raises(InputError, match=r"1\.tar is truncated, damaged or compressed"):
@@ -353,7 +353,7 @@ class TestSkipping:
             data.fetch(torch.arange(4))
 
 
-def test_mirrored_versions_come_behind(tmp_path):
+def test_mirrored_versions_come_last(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     data = open_dataset(str(tmp_path), Preparation(size="8", flip=True))
@@ -371,7 +371,7 @@ def test_gray_on_request(tmp_path):
     assert data.fetch(torch.tensor([0])).x.unique().tolist() == [30]  # 0.299 of the red
 
 
-def test_unreadable_says_why(tmp_path):
+def test_unreadable_gives_the_reason(tmp_path):
     save_image(tmp_path / "a.png", 1)
     source = open_source(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"no image")

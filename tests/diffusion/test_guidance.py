@@ -105,6 +105,6 @@ def test_autoguidance_steers_away_from_the_guide():
     assert weak.images == 0
 
 
-def test_empty_interval_is_refused():
+def test_empty_interval_is_rejected():
     with pytest.raises(InputError, match=r"0\.7 to 0\.2 is empty"):
         cfg(Counting(tiny_pipeline()), labels(0), labels(3), 2.0, interval=(0.7, 0.2))

@@ -119,7 +119,7 @@ def test_logit_normal_has_its_mean_and_scale():
     assert logits.std().item() == pytest.approx(0.8, abs=0.02)
 
 
-def test_discrete_process_draws_its_own_indices_evenly():
+def test_discrete_process_samples_its_indices_evenly():
     process = DDPM()
     clock = process.clock(
         Objective(process, "eps", time="uniform").draw_times(200_000, torch.Generator().manual_seed(0))
@@ -136,7 +136,7 @@ def test_learned_variance_needs_a_discrete_process():
         Objective(learn_variance=True)
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_are_rejected():
     with pytest.raises(InputError, match='did you mean "velocity"'):
         Objective(target="velocty")
 

@@ -20,7 +20,7 @@ def test_score_tells_real_from_false():
     assert false.fd_floor == real.fd_floor
 
 
-def test_wrong_images_are_refused():
+def test_wrong_images_are_rejected():
     with pytest.raises(InputError, match=r"\(3, 8, 8\)"):
         score_digits(torch.zeros(100, 3, 8, 8, dtype=torch.uint8), torch.zeros(100))
     with pytest.raises(InputError, match="10 samples"):

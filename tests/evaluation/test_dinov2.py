@@ -37,7 +37,7 @@ def random_images(*shape):
 
 
 @torch.no_grad()
-def test_the_class_token_of_prepared_pictures(tmp_path):
+def test_the_class_token_of_preprocessed_images(tmp_path):
     net = tiny(tmp_path / "dino")
     features = DinoV2.load(str(tmp_path / "dino"))
     images = random_images(2, 3, 224, 224)

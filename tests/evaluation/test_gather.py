@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on_on_other_processes(images, tmp_path):
     np.testing.assert_allclose(found.features.covariance, alone.features.covariance, rtol=1e-6, atol=1e-9)
 
 
-def test_sums_of_another_run_are_refused(images, tmp_path):
+def test_sums_of_another_run_are_rejected(images, tmp_path):
     gather(images, 103, Projection(), QUIET, folder=tmp_path)
     with pytest.raises(InputError, match="of another image count"):
         gather(images, 50, Projection(), QUIET, folder=tmp_path)
@@ -137,7 +137,7 @@ def test_features_that_are_not_finite_are_named(images):
         gather(images, 103, Bad(), QUIET, batch_size=4)
 
 
-def test_pictures_that_do_not_suit(images):
+def test_images_that_do_not_suit(images):
     features = Projection()
     features.channels = 3
     with pytest.raises(InputError, match="images of 1 channels; the features projection need 3"):

@@ -34,6 +34,6 @@ def test_real_letters_score_like_real_letters(reader):
     assert kept.stat().st_mtime_ns == stamp
 
 
-def test_too_few_are_refused():
+def test_too_few_are_rejected():
     with pytest.raises(InputError, match="64 samples; give more than 64"):
         score_glyphs(torch.zeros(64, 3, 32, 32).byte(), torch.zeros(64).long())

@@ -110,7 +110,7 @@ class TestFiles:
         assert {value.dtype for value in net.parameters()} == {torch.float32}
         assert net.fc.weight[3, 4] == 0.5
 
-    def test_loading_draws_nothing(self, hollow):
+    def test_loading_uses_no_random_numbers(self, hollow):
         before = torch.get_rng_state()
         build(hollow, "memory")
         assert torch.equal(torch.get_rng_state(), before)

@@ -91,14 +91,14 @@ def test_tells_copies(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_any_batch_size_finds_what_all_pairs_give(sets, tmp_path, small, monkeypatch, batch_size):
     shown = []
-    monkeypatch.setattr(module, "show", lambda *told: shown.append(told) or told[-1].touch())
+    monkeypatch.setattr(module, "show", lambda *values: shown.append(values) or values[-1].touch())
     found = run(sets, tmp_path / "a.png", batch_size=batch_size)
     ratio, closer, distances, order = by_hand(*sets)
     assert (found.ratio, found.closer) == pytest.approx((ratio, closer), abs=1e-7)
-    ((_, _, closest, places, told, _),) = shown
+    ((_, _, closest, places, reported, _),) = shown
     assert set(closest.tolist()) == set(range(5, 15))  # the copies
     assert torch.equal(places, order[closest])
-    torch.testing.assert_close(told, distances[closest], atol=1e-6, rtol=0)
+    torch.testing.assert_close(reported, distances[closest], atol=1e-6, rtol=0)
 
 
 def test_a_run_that_is_stopped_again_and_again_ends_where_an_undisturbed_one_does(sets, tmp_path, small):
@@ -142,7 +142,7 @@ def test_processes_without_a_share_find_what_the_others_found(sets, tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
 
 
-def test_the_same_call_again_gives_the_result_that_is_there(sets, tmp_path, small):
+def test_the_same_call_returns_the_existing_result(sets, tmp_path, small):
     first = run(sets, tmp_path / "a.png")
     written = json.loads((tmp_path / "a.json").read_text())
     assert (written["ratio"], written["protocol"]["counts"]) == (first.ratio, [37, 103, 29])

@@ -37,7 +37,7 @@ class TestFrechet:
         a = np.random.default_rng(0).standard_normal((5, 20))
         assert 0 <= frechet_distance(a, a + 1) == pytest.approx(20, rel=1e-6)
 
-    def test_unusable_features_are_refused(self):
+    def test_unusable_features_are_rejected(self):
         with pytest.raises(InputError, match=r"\(4, 3\) and \(4, 2\)"):
             frechet_distance(np.zeros((4, 3)), np.zeros((4, 2)))
         with pytest.raises(InputError, match="NaN"):

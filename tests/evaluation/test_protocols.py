@@ -71,7 +71,7 @@ class TestReference:
         with pytest.raises(InputError, match="has the feature weights other"):
             read_reference(tmp_path / "a.npz", features, QUIET, keep=False)
 
-    def test_stored_statistics_of_adm_are_used_rather_than_its_pictures(self, tmp_path, features):
+    def test_stored_statistics_of_adm_are_used_rather_than_its_images(self, tmp_path, features):
         images = digits().images[:20].permute(0, 2, 3, 1).numpy()
         np.savez(tmp_path / "adm.npz", images, mu=np.zeros(64), sigma=np.eye(64), mu_s=np.ones(9), sigma_s=np.eye(9))
 
@@ -109,7 +109,7 @@ class TestReference:
         with pytest.raises(InputError, match="is damaged: its statistics are not those that were written"):
             read_reference(tmp_path / "a.npz", features, QUIET, keep=True)
 
-    def test_goes_on_where_it_was_stopped_and_is_shared_by_processes(self, tmp_path, features, monkeypatch):
+    def test_resumes_and_is_shared_by_processes(self, tmp_path, features, monkeypatch):
         monkeypatch.setattr("ditlab.evaluation.gather.BLOCK", 100)
         monkeypatch.setattr("ditlab.evaluation.gather.SAVE_EVERY", 0.0)
         whole = write_reference("digits", digits(), features, tmp_path / "whole.npz", QUIET, keep=50)
@@ -138,7 +138,7 @@ class TestReference:
         assert np.array_equal(found.statistics.kept, whole.statistics.kept)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "whole.npz"]
 
-    def test_with_pictures_for_the_evaluator_of_adm(self, tmp_path, features):
+    def test_with_images_for_the_evaluator_of_adm(self, tmp_path, features):
         write_reference("digits", digits(), features, tmp_path / "a.npz", QUIET, keep=300, with_images=True)
         with np.load(tmp_path / "a.npz") as arrays:
             assert {"arr_0", "mu", "sigma"} < {*arrays.files}
@@ -149,7 +149,7 @@ class TestReference:
 
 
 class TestEvaluate:
-    def test_result_is_that_of_the_pictures(self, model, features, tmp_path):
+    def test_result_is_that_of_the_images(self, model, features, tmp_path):
         result = evaluate(model, SETTINGS, QUIET, name="mine")
         pipe = tiny_pipeline(classes=10)
         drawn = pipe([i % 10 for i in range(100)], seeds=range(100), num_inference_steps=2, output_type="pt").images
@@ -199,7 +199,7 @@ class TestEvaluate:
         both = evaluate(model, SETTINGS, QUIET, out=tmp_path / "two", rank=1, world=2)
         assert both.metrics == pytest.approx(alone.metrics, rel=1e-6)
 
-    def test_what_changes_the_pictures_changes_the_protocol(self, model, tmp_path):
+    def test_settings_that_change_the_images_change_the_protocol(self, model, tmp_path):
         first = evaluate(model, SETTINGS, QUIET)
         config = tmp_path / "model" / "config.json"
         text = config.read_text()
@@ -218,14 +218,14 @@ class TestEvaluate:
         file.write_text(file.read_text().replace(f'"version": "{first.version}"', '"version": "0.0.9"'))
         assert evaluate(model, SETTINGS, QUIET).as_json() == json.loads(file.read_text())
 
-    def test_pictures_that_are_replaced_are_scored_again(self, tmp_path):
+    def test_images_that_are_replaced_are_scored_again(self, tmp_path):
         images = digits().images[:200].permute(0, 2, 3, 1).numpy()
         np.savez(tmp_path / "a.npz", images)
         first = evaluate(str(tmp_path / "a.npz"), SETTINGS, QUIET, out=tmp_path).metrics
         np.savez(tmp_path / "a.npz", 255 - images)
         assert evaluate(str(tmp_path / "a.npz"), SETTINGS, QUIET, out=tmp_path).metrics != first
 
-    def test_a_folder_of_pictures_stays_as_it_is(self, tmp_path, monkeypatch):
+    def test_a_folder_of_images_is_not_changed(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         for i in range(70):
             home = tmp_path / "pictures" / str(i % 2)
@@ -235,7 +235,7 @@ class TestEvaluate:
         assert first.folder.parent.absolute() == tmp_path / "evaluations"
         assert evaluate("pictures", SETTINGS, QUIET).metrics == first.metrics
 
-    def test_pictures_that_are_there_already(self, tmp_path):
+    def test_images_that_exist_already(self, tmp_path):
         images = digits().images[:200].permute(0, 2, 3, 1).numpy()
         np.savez(tmp_path / "a.npz", images)
         result = evaluate(str(tmp_path / "a.npz"), SETTINGS, QUIET, out=tmp_path)
@@ -254,7 +254,7 @@ class TestEvaluate:
         }
         assert not evaluate(model, replace(SETTINGS, expect=value + 1, within=0.5), QUIET).expected["met"]
 
-    def test_few_pictures_are_said(self, model):
+    def test_few_images_are_reported(self, model):
         assert (
             "40 images do not determine a covariance of 64"
             in evaluate(model, replace(SETTINGS, count=40), QUIET).notes[-1]
@@ -279,7 +279,7 @@ class TestEvaluate:
         with pytest.raises(InputError, match=words):
             evaluate(model, replace(SETTINGS, **changes), QUIET)
 
-    def test_a_model_that_draws_nothing_finite(self, tmp_path):
+    def test_a_model_whose_samples_are_not_finite(self, tmp_path):
         pipe = tiny_pipeline(classes=10)
         with torch.no_grad():
             pipe.net.final_layer.linear.bias.fill_(torch.nan)
@@ -288,7 +288,7 @@ class TestEvaluate:
             evaluate(str(tmp_path / "model"), SETTINGS, QUIET)
         assert not list(tmp_path.rglob("result.json"))
 
-    def test_pictures_that_are_all_the_same(self, tmp_path):
+    def test_images_that_are_all_the_same(self, tmp_path):
         np.savez(tmp_path / "a.npz", np.repeat(digits().images[:1].permute(0, 2, 3, 1).numpy(), 70, 0))
         with pytest.raises(InputError, match="all 70 images have the same features; check the images"):
             evaluate(str(tmp_path / "a.npz"), replace(SETTINGS, batch_size=3), QUIET, out=tmp_path / "out")
@@ -319,8 +319,8 @@ class TestEvaluate:
         own = type(features).__new__(type(features))
         own.__dict__ = vars(features) | {"name": "inception", "weights": "0123456789abcdef"}
         reference = reference_of(digits(), own)
-        told = "the Inception weights (0123456789abcdef) are not the published file (6726825d...)"
-        assert any(note.startswith(told) for note in protocol.remarks(50_000, 50_000, own, reference))
+        reported = "the Inception weights (0123456789abcdef) are not the published file (6726825d...)"
+        assert any(note.startswith(reported) for note in protocol.remarks(50_000, 50_000, own, reference))
         own.weights = "6726825d0af5f729"
         assert protocol.remarks(50_000, 50_000, own, reference) == []
 
@@ -331,7 +331,7 @@ class TestEvaluate:
             evaluate(model, replace(SETTINGS, reference=str(tmp_path / "a.npz")), QUIET)
 
 
-def test_own_pictures_as_reference_are_prepared_as_for_training(tmp_path, model):
+def test_a_folder_of_images_as_reference_is_preprocessed_as_for_training(tmp_path, model):
     home = tmp_path / "pictures"
     home.mkdir()
     for i in range(70):  # twice as large as the model's, and of several sizes
@@ -348,7 +348,7 @@ def test_own_pictures_as_reference_are_prepared_as_for_training(tmp_path, model)
 def test_sweep_finds_the_best_with_its_error(model, tmp_path, monkeypatch):
     made = []
     make = protocol.make_reference
-    monkeypatch.setattr(protocol, "make_reference", lambda *told: made.append(told[0]) or make(*told))
+    monkeypatch.setattr(protocol, "make_reference", lambda *values: made.append(values[0]) or make(*values))
     done = sweep(model, SETTINGS, {"steps": [1, 3], "guidance": [2.0]}, QUIET, repeats=2, out=tmp_path / "s")
     assert [tuple(point.settings.values()) for point in done.points] == [(1, 2.0), (3, 2.0)]
     alone = [

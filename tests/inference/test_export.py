@@ -59,7 +59,7 @@ def test_other_runtimes_compute_the_same(kind, family, tmp_path):
     assert errors["decoder"] <= 1
 
 
-def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+def test_a_graph_that_computes_something_else_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setitem(exporting.KINDS, "torch", (lambda *args: None, lambda path: lambda arrays: 0 * arrays["x"]))
     with pytest.raises(RunError, match="the exported network differs from PyTorch's by 1"):
         export(tiny_pipeline(), tmp_path / "graph", "torch")

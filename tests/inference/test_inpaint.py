@@ -47,7 +47,7 @@ def test_what_the_mask_keeps_stays_with_every_sampler(pipe, sampler, resample):
     assert not torch.allclose(x0[0, :, :, 4:], x0[1, :, :, 4:], atol=1e-2)
 
 
-def test_kept_pixels_are_those_of_the_picture_to_the_last_level(pipe):
+def test_kept_pixels_are_exactly_those_of_the_image(pipe):
     drawn = pipe(0, image=picture(), mask_image=right_half(), num_inference_steps=2).images[0]
     assert drawn.crop((0, 0, 4, 8)).tobytes() == picture().crop((0, 0, 4, 8)).tobytes()
 
@@ -89,7 +89,7 @@ def test_resampling_makes_the_new_agree_with_the_old():
     assert abs(often.std() - 0.436) < abs(once.std() - 0.436)
 
 
-def test_strength_is_the_part_of_the_way(pipe):
+def test_strength_is_the_part_of_the_trajectory(pipe):
     start = pipe.original(picture(), strength=0.5)
     steps = list(pipe.steps(0, seeds=3, num_inference_steps=8, original=start))
     plain = list(pipe.steps(0, seeds=3, num_inference_steps=8))
@@ -109,7 +109,7 @@ def test_a_weaker_change_stays_nearer(pipe):
     assert distances[0] < distances[2] / 2
 
 
-def test_each_picture_may_have_its_own_and_batches_do_not_matter(pipe):
+def test_each_image_may_have_its_own_and_batches_do_not_matter(pipe):
     images, masks = [picture(value=v) for v in (100, 180, 250)], [right_half()] * 3
     options = {"seeds": [1, 2, 3], "image": images, "mask_image": masks}
     together = draw(pipe, [0, 1, 2], **options)
@@ -118,7 +118,7 @@ def test_each_picture_may_have_its_own_and_batches_do_not_matter(pipe):
     assert torch.allclose(together[2:], alone, atol=1e-5)
 
 
-def test_a_place_of_a_latent_is_drawn_anew_if_any_of_its_pixels_is():
+def test_a_position_of_a_latent_is_regenerated_if_any_of_its_pixels_is():
     mask = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     mask[0, 0, 1, 3] = True
     x0 = torch.ones(1, 1, 2, 2)
@@ -138,7 +138,7 @@ def test_noise_between_two_seeds_is_gaussian_and_turns(weight):
     assert torch.allclose(noise, torch.cos(angle) * first + torch.sin(angle) * second, atol=1e-6)
 
 
-def test_ways_begin_and_end_with_the_plain_pictures(pipe):
+def test_interpolations_begin_and_end_with_the_plain_images(pipe):
     seeds = draw(pipe, 1, seeds=between(3, 8, 5))
     assert torch.allclose(seeds[[0, 4]], draw(pipe, 1, seeds=[3, 8]), atol=1e-5)
     labels = draw(pipe, between(0, "class 2", 5), seeds=3, guidance_scale=2.0)
@@ -187,7 +187,7 @@ def test_bad_input_has_one_clear_line(pipe, options, line):
         pipe([0, 1], seeds=[0, 1], **options)
 
 
-def test_points_beyond_the_way_are_refused(pipe):
+def test_points_beyond_the_interpolation_are_rejected(pipe):
     with pytest.raises(InputError, match=r"a weight of 1.5 between two values; give 0 to 1"):
         pipe([Between(0, 1, 1.5)])
     with pytest.raises(InputError, match="seed -1 is out of range"):
@@ -196,7 +196,7 @@ def test_points_beyond_the_way_are_refused(pipe):
         pipe([Between(0, "nothing", 0.5)])
 
 
-def test_pictures_that_cannot_be_read(tmp_path):
+def test_images_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="there is no image"):
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")

@@ -27,7 +27,7 @@ def latents(pipe, *args, **options):
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ddpm", "sde"])
-def test_a_picture_does_not_depend_on_its_batch(pipe, sampler):
+def test_an_image_does_not_depend_on_its_batch(pipe, sampler):
     options = {"sampler": sampler, "guidance_scale": 2.0}
     together = latents(pipe, [0, 1, 2, 1, None], seeds=[5, 6, 7, 8, 9], **options)
     split = latents(pipe, [0, 1, 2, 1, None], seeds=[5, 6, 7, 8, 9], batch_size=2, **options)
@@ -45,7 +45,7 @@ def test_numbers_of_numpy_are_numbers(pipe):
     assert torch.equal(latents(pipe, np.int64(1), seeds=np.arange(3, 4)), expected)
 
 
-def test_half_precision_networks_draw_nearly_the_same(pipe):
+def test_half_precision_networks_generate_nearly_the_same(pipe):
     full = latents(pipe, [0, 1], seeds=[0, 1], guidance_scale=1.5)
     pipe.net.to(torch.bfloat16)
     half = latents(pipe, [0, 1], seeds=[0, 1], guidance_scale=1.5)
@@ -348,7 +348,7 @@ def test_the_quicker_precision_is_timed_once_for_each_machine(tmp_path, monkeypa
     assert len(calls) == 2
 
 
-def test_networks_for_files_draw_nothing_and_change_no_chance(monkeypatch):
+def test_networks_for_files_use_no_random_numbers(monkeypatch):
     dirty = [torch.full((1000,), float("nan")) for _ in range(200)]  # memory that is likely to be handed out next
     del dirty
     torch.manual_seed(0)
@@ -376,7 +376,7 @@ def test_a_prepared_pipeline_generates_and_nothing_else(pipe, tmp_path):
     assert torch.equal(latents_of(again), latents_of(pipe.prepared("float32")))
 
 
-def test_a_pipeline_says_what_it_is(pipe):
+def test_the_text_of_a_pipeline_describes_it(pipe):
     assert repr(pipe) == "Pipeline(DiT-S/2, 1x8x8, velocity on linear, cpu)"
     assert repr(pipe.prepared("bfloat16")) == f"PreparedPipeline(bfloat16 of {pipe!r})"
     assert (pipe.device, pipe.dtype) == (torch.device("cpu"), torch.float32)

@@ -162,7 +162,7 @@ print(ditlab.load({str(folder)!r})([3], seeds=[0], output_type="latent").images.
             ("class Bare:\n    pass\n", 'the model "Bare" is no subclass of ditlab.backbones.Backbone'),
         ],
     )
-    def test_what_is_no_network_is_refused(self, plugin, tmp_path, text, line):
+    def test_what_is_no_network_is_rejected(self, plugin, tmp_path, text, line):
         file = tmp_path / "bare.py"
         file.write_text(
             f"import ditlab\nfrom ditlab.backbones import Backbone\n{text}ditlab.register_backbone('Bare', Bare)\n"
@@ -170,7 +170,7 @@ print(ditlab.load({str(folder)!r})([3], seeds=[0], output_type="latent").images.
         with pytest.raises(InputError, match=line):
             import_plugin(str(file))
 
-    def test_a_shape_that_it_cannot_take_is_refused(self, plugin):
+    def test_a_shape_that_it_cannot_take_is_rejected(self, plugin):
         plugin("ring")
         with pytest.raises(InputError, match="Ring"):
             ditlab.create("Ring-S", size=(4, 8, 8), channels=1, classes=2)

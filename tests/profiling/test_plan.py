@@ -81,7 +81,7 @@ def test_this_machine_is_timed():
     assert "copy for the checkpoint" in found.memory
 
 
-def test_an_unknown_device_is_refused():
+def test_an_unknown_device_is_rejected():
     with pytest.raises(InputError, match='did you mean "h100"'):
         plan(parse_recipe(SMALL), "h10")
     with pytest.raises(InputError, match="a batch of 32 cannot be shared equally among 5 processes"):
@@ -113,9 +113,9 @@ def test_all_that_is_kept_is_counted():
 def test_lora_trains_few_weights(tmp_path):
     net = create("DiT", size=8, channels=1, classes=10, learn_variance=False, width=64, depth=4, heads=2, patch=2)
     Pipeline(net, Objective(), classes=[str(i) for i in range(10)]).save(tmp_path)
-    told = {"data": {"source": "digits"}, "train": {"batch": 32, "init_from": str(tmp_path)}}
-    whole = plan(parse_recipe(told), "h100")
-    lora = plan(parse_recipe(told | {"train": told["train"] | {"lora": 4}}), "h100")
+    reported = {"data": {"source": "digits"}, "train": {"batch": 32, "init_from": str(tmp_path)}}
+    whole = plan(parse_recipe(reported), "h100")
+    lora = plan(parse_recipe(reported | {"train": reported["train"] | {"lora": 4}}), "h100")
     # Updates of rank 4 beside qkv, proj and modulation of each block and the head's; label rows and head are whole.
     updates = 4 * (4 * (64 + 192 + 64 + 64 + 64 + 6 * 64) + 64 + 2 * 64)
     own = updates + 11 * 64 + 64 * 4 + 4
@@ -177,15 +177,15 @@ def test_without_the_data():
 
 
 @pytest.mark.parametrize(
-    ("devices", "sections", "told"),
+    ("devices", "sections", "reported"),
     [
         (0, {}, "0 devices; give 1 or more"),
         (1, {"parallel": {"shard": "full"}}, "parallel.shard needs several processes"),
         (1, {"parallel": {"accumulate": 0}}, "parallel.accumulate is 0; give 1 or more"),
     ],
 )
-def test_what_training_would_refuse_is_refused(devices, sections, told):
-    with pytest.raises(InputError, match=told):
+def test_what_training_would_refuse_is_rejected(devices, sections, reported):
+    with pytest.raises(InputError, match=reported):
         plan(parse_recipe(SMALL | sections), "h100", devices)
 
 

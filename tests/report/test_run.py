@@ -103,7 +103,7 @@ def test_previews_show_average_and_raw_weights(run):
     assert left.tobytes() != right.tobytes()
 
 
-def test_tensorboard_is_told_and_a_resumed_run_says_nothing_twice(tmp_path):
+def test_tensorboard_gets_metrics_and_a_resumed_run_repeats_none(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     recipe = {**TINY, "train": TINY["train"] | {"report": ["tensorboard"]}}
     train(parse_recipe(recipe | {"train": recipe["train"] | {"images": 64}}), tmp_path, console=QUIET)
@@ -117,26 +117,26 @@ def test_tensorboard_is_told_and_a_resumed_run_says_nothing_twice(tmp_path):
     assert "loss_by_time/0.4-0.5" in events.Tags()["scalars"]
 
 
-def test_a_hosted_tracker_is_told_if_it_is_there(tmp_path, monkeypatch):
-    told = []
+def test_a_hosted_tracker_gets_metrics_if_it_is_installed(tmp_path, monkeypatch):
+    reported = []
     fake = types.SimpleNamespace(
-        init=lambda **options: told.append(options),
-        log=told.append,
-        finish=lambda: told.append("finished"),
+        init=lambda **options: reported.append(options),
+        log=reported.append,
+        finish=lambda: reported.append("finished"),
         Image=lambda picture: picture.size,
     )
     monkeypatch.setitem(sys.modules, "trackio", fake)
     recipe = parse_recipe({**TINY, "train": TINY["train"] | {"report": ["trackio"]}})
     train(recipe, tmp_path / "run", console=QUIET)
-    assert told[0]["name"] == "run"
-    assert told[0]["config"]["train"]["images"] == 128
-    assert [each["images"] for each in told[1:-1] if "loss" in each] == [32, 64, 96, 128]
-    assert told[-1] == "finished"
+    assert reported[0]["name"] == "run"
+    assert reported[0]["config"]["train"]["images"] == 128
+    assert [each["images"] for each in reported[1:-1] if "loss" in each] == [32, 64, 96, 128]
+    assert reported[-1] == "finished"
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for images in (64, 128):
         one = parse_recipe({**TINY, "train": TINY["train"] | {"report": ["wandb"], "images": images}})
         train(one, tmp_path / "resumed", console=QUIET)
-    first, second = (each for each in told if "resume" in each and "id" in each)
+    first, second = (each for each in reported if "resume" in each and "id" in each)
     assert first["id"] == second["id"]  # by which it goes on as one run there
     monkeypatch.setitem(sys.modules, "wandb", None)
     missing = parse_recipe({**TINY, "train": TINY["train"] | {"report": ["wandb"]}})

@@ -60,7 +60,7 @@ def page(browser, address):
     context = browser.new_context()
     page = context.new_page()
     page.wrong, page.asked = [], []
-    page.on("console", lambda told: page.wrong.append(told.text) if told.type == "error" else None)
+    page.on("console", lambda reported: page.wrong.append(reported.text) if reported.type == "error" else None)
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
     page.on("request", lambda request: page.asked.append(request.url))
     page.goto(address)
@@ -76,7 +76,7 @@ def drawn(page, count):
     assert page.locator("#current img").count() == count
 
 
-def test_classes_are_chosen_drawn_and_remembered(page):
+def test_classes_are_chosen_generated_and_remembered(page):
     page.locator("#classes img[src^=blob]").nth(2).wait_for()
     page.get_by_label("Search classes").fill("be")
     assert page.locator("#classes button:visible").count() == 1
@@ -90,15 +90,15 @@ def test_classes_are_chosen_drawn_and_remembered(page):
     page.locator("#history img").first.wait_for()
     assert page.locator("#history img").count() == 3
     page.locator("#history button").first.click()
-    told = page.locator("#detail-settings").inner_text()
-    assert "seed" in told
-    assert "9" in told
+    reported = page.locator("#detail-settings").inner_text()
+    assert "seed" in reported
+    assert "9" in reported
     with page.expect_download() as download:
         page.get_by_role("link", name="Download PNG").click()
     assert download.value.suggested_filename == "small-1-9.png"
 
 
-def test_previews_form_and_a_drawing_can_be_cancelled(page):
+def test_previews_form_and_a_generation_can_be_canceled(page):
     page.get_by_text("More settings").click()
     page.locator("#steps").fill("250")
     page.locator("#sampler").select_option("heun")
@@ -126,7 +126,7 @@ def test_the_keyboard_is_enough(page):
     assert not page.get_by_role("dialog").is_visible()
 
 
-def test_two_pictures_are_compared_and_settings_taken_over(page):
+def test_two_images_are_compared_and_settings_copied(page):
     page.get_by_role("spinbutton", name="Images").fill("2")
     page.get_by_role("button", name="Generate", exact=True).click()
     drawn(page, 2)
@@ -156,7 +156,7 @@ def test_a_model_without_classes_and_a_fault(page):
     page.wrong.clear()  # the browser notes the refused request
 
 
-def test_a_picture_is_painted_over_and_drawn_anew(page, tmp_path):
+def test_an_image_is_masked_and_regenerated(page, tmp_path):
     Image.new("L", (20, 10), 200).save(tmp_path / "grey.png")
     page.get_by_text("Image-to-image and inpainting").click()
     page.locator("#picture").set_input_files(tmp_path / "grey.png")
@@ -188,7 +188,7 @@ def test_a_picture_is_painted_over_and_drawn_anew(page, tmp_path):
     assert canvas.is_visible()
 
 
-def test_a_way_from_class_to_class(page):
+def test_an_interpolation_from_class_to_class(page):
     page.get_by_role("button", name="ant").click()
     page.get_by_text("Interpolate").click()
     page.locator("#to-label").select_option(label="cow")
@@ -202,13 +202,13 @@ def test_the_inside_is_shown(page):
     page.locator("#look-label").select_option(label="bee")
     page.locator("#look-steps").fill("5")
     page.get_by_role("button", name="Inspect image").click()
-    told = page.locator("#attention-told")
-    told.filter(has_text="Step 3, row 3 of 4, column 3 of 4").wait_for()
+    reported = page.locator("#attention-told")
+    reported.filter(has_text="Step 3, row 3 of 4, column 3 of 4").wait_for()
     page.locator("#attention").focus()
     page.keyboard.press("ArrowUp")
-    told.filter(has_text="row 2 of 4, column 3 of 4").wait_for()
+    reported.filter(has_text="row 2 of 4, column 3 of 4").wait_for()
     page.locator("#way button").last.click()
-    told.filter(has_text="Step 5, row 2 of 4").wait_for()
+    reported.filter(has_text="Step 5, row 2 of 4").wait_for()
     page.locator("#layer").select_option("0")
     assert page.locator("#way img").count() == 5
     squares = page.locator("#changes rect")
@@ -257,7 +257,7 @@ def test_a_late_response_is_not_shown_under_the_name_of_another_run(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1200, 800), (360, 700)])
-def test_nothing_serious_stands_in_the_way_of_anybody(page, scheme, size):
+def test_the_page_has_no_serious_accessibility_problem(page, scheme, size):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.get_by_role("button", name="Generate", exact=True).click()

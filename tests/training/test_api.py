@@ -122,7 +122,7 @@ class Recorder:
         self.ended.append(pipe)
 
 
-def test_callbacks_hear_of_a_run(tmp_path):
+def test_callbacks_receive_metrics_and_previews(tmp_path):
     recorder = Recorder()
     tables = TABLES | {"train": TABLES["train"] | {"preview_every": 32}}
     pipe = ditlab.train(tables, tmp_path, callbacks=[recorder, object()], console=QUIET)

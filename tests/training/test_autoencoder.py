@@ -136,7 +136,7 @@ def latent_recipe(source, **data):
     )
 
 
-def test_training_on_a_cache_and_drawing_from_it(trained, tmp_path):
+def test_training_on_a_cache_and_sampling(trained, tmp_path):
     autoencoder = load_autoencoder(trained[1])
     encode(pictures(), "ramps", autoencoder, tmp_path / "cache", Console(quiet=True), dtype="fp32")
     pipe = train(latent_recipe(tmp_path / "cache"), tmp_path / "run", console=Console(quiet=True))

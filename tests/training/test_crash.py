@@ -11,8 +11,8 @@ def test_a_run_that_is_killed_fifty_times_equals_one_that_was_left_alone(tmp_pat
     script = Path(__file__).parents[2] / "benchmarks" / "crash.py"
     found = subprocess.run([sys.executable, str(script), "50", str(tmp_path)], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
-    told = json.loads(found.stdout)
-    assert told["kills"] == 50
-    assert told["with_a_checkpoint"] > 10
-    assert told["torn"] == 0
-    assert told["bit_exact"]
+    reported = json.loads(found.stdout)
+    assert reported["kills"] == 50
+    assert reported["with_a_checkpoint"] > 10
+    assert reported["torn"] == 0
+    assert reported["bit_exact"]

@@ -200,7 +200,7 @@ def test_a_source_that_is_not_there(tmp_path, pictures):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_class_map_says_which_row_a_class_continues(tmp_path):
+def test_a_class_map_matches_classes(tmp_path):
     source, fresh = tiny_pipeline(classes=3), tiny_pipeline(classes=4)
     before, known = state(fresh)[TABLE], state(source)[TABLE]
     for name, text in {

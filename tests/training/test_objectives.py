@@ -177,7 +177,7 @@ def test_aids_are_active_when_their_settings_say_so():
         ("data", {"conditioner": "clas"}, r'unknown conditioner "clas"; did you mean "class"'),
     ],
 )
-def test_unknown_names_are_refused_before_anything_is_written(tmp_path, section, setting, words):
+def test_unknown_names_are_rejected_before_anything_is_written(tmp_path, section, setting, words):
     with pytest.raises(InputError, match=words):
         train(recipe(**{section: setting}), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
@@ -198,7 +198,7 @@ class Vectors(ClassLabels):
         return Condition(pooled=torch.zeros(count, 4))
 
 
-def test_data_with_another_kind_of_condition_is_refused(tmp_path):
+def test_data_with_another_kind_of_condition_is_rejected(tmp_path):
     with pytest.raises(InputError, match=r'"from_outside:Vectors" gives pooled, but the data has label') as caught:
         train(recipe(data={"conditioner": "from_outside:Vectors"}), tmp_path / "run", console=QUIET)
     assert "\n" not in str(caught.value)

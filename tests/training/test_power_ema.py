@@ -91,8 +91,8 @@ def test_any_width_can_be_rebuilt_after_training_and_resuming_changes_nothing(tm
 def only(run, widths):
     for file in (run / "averages").iterdir():
         with safe_open(file, "pt") as opened:
-            told = opened.metadata()
-        save_file({key: value for key, value in load_file(file).items() if key.split("/")[0] in widths}, file, told)
+            reported = opened.metadata()
+        save_file({key: value for key, value in load_file(file).items() if key.split("/")[0] in widths}, file, reported)
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_resumes(tmp_path):

@@ -159,7 +159,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_silently(tmp_path):
         train(recipe(), tmp_path, console=QUIET)
 
 
-def test_another_course_of_training_is_told_and_can_be_meant(tmp_path):
+def test_changed_settings_are_reported_and_can_be_allowed(tmp_path):
     train(recipe(images=64), tmp_path, console=QUIET)
     other = parse_recipe(TINY | {"optim": {"lr": 1e-3, "warmup": 64}, "diffusion": {"time_mean": 0.5}})
     with pytest.raises(
@@ -189,7 +189,7 @@ def test_another_course_of_training_is_told_and_can_be_meant(tmp_path):
         ("--data.source=diggits", 'did you mean "digits"'),
     ],
 )
-def test_useless_settings_are_refused_before_anything_is_written(tmp_path, option, words):
+def test_useless_settings_are_rejected_before_anything_is_written(tmp_path, option, words):
     with pytest.raises(InputError, match=words):
         train(parse_recipe(TINY, [option]), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
@@ -211,20 +211,20 @@ def test_a_ruined_network_never_replaces_a_good_checkpoint(tmp_path, monkeypatch
 
 class TestGradientsThatAreNotFinite:
     @pytest.fixture
-    def spoilt(self, monkeypatch):
+    def ruined(self, monkeypatch):
         """Spoils the losses of the batches that begin at these places of the run."""
         places = set()
 
-        def spoilt(run, images, seen, first, dtype):
+        def ruined(run, images, seen, first, dtype):
             losses = batch_losses(run, images, seen, first, dtype)
             factor = float("nan") if seen in places and run.net.training else 1
             return Losses({name: value * factor for name, value in losses.named.items()}, losses.times)
 
-        monkeypatch.setattr("ditlab.training.losses.batch_losses", spoilt)
+        monkeypatch.setattr("ditlab.training.losses.batch_losses", ruined)
         return places
 
-    def test_a_batch_is_left_out_counted_and_written_down(self, tmp_path, spoilt):
-        spoilt |= {64, 128}
+    def test_a_batch_is_left_out_counted_and_written_down(self, tmp_path, ruined):
+        ruined |= {64, 128}
         train(recipe(), tmp_path, console=QUIET)
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert [line.get("left_out", 0) for line in lines] == [0, 0, 1, 1, 2, 2, 2, 2]
@@ -234,8 +234,8 @@ class TestGradientsThatAreNotFinite:
         order = training_order(1437, 32, 0, 64)
         assert noted[0]["pictures"] == next(order).tolist()
 
-    def test_a_batch_that_is_met_again_is_written_down_once(self, tmp_path, spoilt):
-        spoilt |= {96, 160}
+    def test_a_batch_that_is_met_again_is_written_down_once(self, tmp_path, ruined):
+        ruined |= {96, 160}
         train(recipe(images=128), tmp_path, console=QUIET)
         with (tmp_path / "left-out.jsonl").open("a") as file:  # as if killed after the checkpoint at 128 images
             file.write('{"images": 160, "pictures": []}\n')
@@ -243,8 +243,8 @@ class TestGradientsThatAreNotFinite:
         noted = [json.loads(line) for line in (tmp_path / "left-out.jsonl").read_text().splitlines()]
         assert [line["images"] for line in noted] == [96, 160]
 
-    def test_many_in_a_row_go_back_to_the_last_checkpoint_and_then_on(self, tmp_path, spoilt):
-        spoilt |= {160, 192}
+    def test_many_in_a_row_go_back_to_the_last_checkpoint_and_then_on(self, tmp_path, ruined):
+        ruined |= {160, 192}
         console = Console(file=io.StringIO(), width=1000)
         settings = recipe(save_every=128, max_bad_steps=2)
         a = train(settings, tmp_path / "a", console=console).net.state_dict()
@@ -256,8 +256,8 @@ class TestGradientsThatAreNotFinite:
         b = train(settings, tmp_path / "b", console=QUIET).net.state_dict()
         assert any(not torch.equal(a[key], b[key]) for key in a)  # which went back to 160 images
 
-    def test_it_gives_up_where_that_does_not_help(self, tmp_path, spoilt):
-        spoilt |= set(range(64, 300, 32))
+    def test_it_gives_up_where_that_does_not_help(self, tmp_path, ruined):
+        ruined |= set(range(64, 300, 32))
         with pytest.raises(InputError, match=r"in 2 steps in a row, after 96 images .* a lower optim.lr"):
             train(recipe(save_every=1000, max_bad_steps=2), tmp_path / "none", console=QUIET)
         with pytest.raises(InputError, match=r"in 4 steps in a row, after 160 images"):
@@ -309,7 +309,7 @@ def start(out, *options):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_saves_and_reports_how_to_resume(tmp_path):
     process = start(
         tmp_path / "run",
         "--train.images=1e9",
@@ -387,7 +387,7 @@ def test_other_recipes_learn_and_load(tmp_path, changes):
     assert torch.equal(again(3, output_type="latent").images, pipe(3, output_type="latent").images)
 
 
-def test_folder_of_pictures_trains(tmp_path):
+def test_folder_of_images_trains(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(3):
@@ -398,7 +398,7 @@ def test_folder_of_pictures_trains(tmp_path):
     assert pipe(["dog"], seeds=[0]).images[0].size == (12, 8)
 
 
-def test_one_draw_of_label_dropout_for_each_image():
+def test_one_sample_of_label_dropout_for_each_image():
     seen = []
 
     class Spy(torch.nn.Module):
@@ -519,7 +519,7 @@ def test_a_run_goes_on_with_the_settings_of_the_optimiser_that_it_was_given(tmp_
     assert tuple(matrices["betas"]) == tuple(rest["betas"]) == (0.5, 0.6)
 
 
-def test_other_pictures_behind_the_same_recipe_are_not_the_same_run(tmp_path):
+def test_other_images_under_the_same_recipe_are_another_run(tmp_path):
     def picture(name, grey):
         (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), grey).save(tmp_path / "pictures" / name)
@@ -563,7 +563,7 @@ def test_what_was_stopped_in_its_first_moment_can_be_begun_again(tmp_path, monke
 
 def test_sigterm_before_the_first_step_ends_with_zero(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(setup, "open_dataset", lambda *told: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(setup, "open_dataset", lambda *values: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         train(recipe(), tmp_path / "run", console=QUIET)
     assert ended.value.code == 0
@@ -578,7 +578,7 @@ def test_a_report_that_was_not_written_is_written_by_the_same_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "reported"),
     [
         ({"train": {"lora": 4, "init_from": "x"}, "parallel": {"shard": "full"}}, "lora trains few weights"),
         ({"train": {"keep_every": -5}}, "train.keep_every is -5"),
@@ -587,14 +587,14 @@ def test_a_report_that_was_not_written_is_written_by_the_same_command(tmp_path):
         ({"optim": {"decay": -1.0}}, "optim.decay is -1.0"),
     ],
 )
-def test_numbers_and_pairs_that_cannot_be_meant(tmp_path, sections, told):
-    with pytest.raises(InputError, match=told):
+def test_numbers_and_pairs_that_cannot_be_meant(tmp_path, sections, reported):
+    with pytest.raises(InputError, match=reported):
         train(parse_recipe(sections), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("model", "more", "told"),
+    ("model", "more", "reported"),
     [
         (
             {"name": "ADM", "width": 16, "multiples": [1, 2], "depth": 1, "attention_at": [2], "head_width": 16},
@@ -605,9 +605,9 @@ def test_numbers_and_pairs_that_cannot_be_meant(tmp_path, sections, told):
         ({"name": "U-DiT", "width": 16, "heads": 2, "depths": [2, 1, 2]}, {"layer_sync": [0, 4]}, "one width and grid"),
     ],
 )
-def test_blocks_that_cannot_be_aligned(tmp_path, model, more, told):
+def test_blocks_that_cannot_be_aligned(tmp_path, model, more, reported):
     settings = {"images": 64, "batch": 32, "device": "cpu", "layer_sync": [0, 1], "precision": "float32"} | more
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=reported):
         train(parse_recipe({"model": model, "train": settings}), tmp_path / "run", console=QUIET)
 
 

@@ -84,7 +84,7 @@ def test_held_out_images_are_others():
     assert {train.appearance(i) for i in range(500)}.isdisjoint({held_out.appearance(i) for i in range(500)})
 
 
-def test_letters_can_be_told_apart_but_not_by_their_mean():
+def test_letters_can_be_distinguished_but_not_by_their_mean():
     data, other = Glyphs(16), Glyphs(16, held_out=True)
 
     def features(dataset, count):
@@ -118,14 +118,14 @@ def test_names_and_sizes():
             Glyphs(32, **{key: -1})
 
 
-def test_nothing_asked_is_nothing_drawn(tmp_path):
+def test_an_empty_request_generates_nothing(tmp_path):
     batch = Glyphs(64).fetch(torch.arange(0))
     assert (tuple(batch.x.shape), tuple(batch.labels.shape)) == ((0, 3, 64, 64), (0,))
     write_folder(Glyphs(16), tmp_path, 0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_threads_draw_the_same_images_in_order():
+def test_threads_generate_the_same_images_in_order():
     data, order = Glyphs(64), torch.randperm(60, generator=torch.Generator().manual_seed(0))
     batch = data.fetch(order)
     data.pool = None

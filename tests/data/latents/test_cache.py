@@ -58,7 +58,7 @@ def test_a_cache_holds_the_moments_of_every_image_in_order(tmp_path, dtype, erro
     assert torch.equal(cache.labels, data.labels)
 
 
-def test_what_is_there_is_not_encoded_again(tmp_path):
+def test_existing_shards_are_not_encoded_again(tmp_path):
     make(tmp_path / "cache")
     before = Latents(tmp_path / "cache").fetch(torch.arange(23)).x
     (tmp_path / "cache" / "shards" / "000001.safetensors").unlink()
@@ -80,7 +80,7 @@ def test_processes_share_the_shards(tmp_path):
     assert torch.equal(a, b)
 
 
-def test_another_autoencoder_or_precision_is_refused_and_named(tmp_path):
+def test_another_autoencoder_or_precision_is_rejected_and_named(tmp_path):
     make(tmp_path / "cache")
     with pytest.raises(InputError, match=r"holds another cache \(autoencoder: .*, not .*\); give another folder"):
         make(tmp_path / "cache", ae=autoencoder(1))

@@ -30,7 +30,7 @@ def machine(monkeypatch):
     return call
 
 
-def test_a_batch_is_doubled_while_pictures_get_quicker(machine):
+def test_a_batch_is_doubled_while_images_get_faster(machine):
     # Each picture takes 1 / B + 0.01 s: 512 (0.0120) to 1024 (0.0110) is the last gain of more than 5 %.
     assert best_batch(machine, CPU, 100_000, 100) == 1024
     assert best_batch(lambda n: machine(n + 400 * (n > 64)), CPU, 100_000, 100) == 64
@@ -46,11 +46,11 @@ def test_memory_is_left(machine, monkeypatch):
     assert best_batch(machine, CPU, 100_000, 100) == 32  # with guidance 64 MiB; the next one would need 128
 
 
-def test_a_model_is_given_a_batch_and_keeps_the_one_it_is_told():
-    told = {"precision": "float32", "compile": "never", "count": 100, "options": {"num_inference_steps": 400}}
-    pipe, found = ready(tiny_pipeline(), Console(quiet=True), batch_size=None, **told)
+def test_a_model_gets_a_default_batch_and_keeps_a_given_one():
+    settings = {"precision": "float32", "compile": "never", "count": 100, "options": {"num_inference_steps": 400}}
+    pipe, found = ready(tiny_pipeline(), Console(quiet=True), batch_size=None, **settings)
     assert found in (4, 8, 16, 32, 64)
-    assert ready(pipe, Console(quiet=True), batch_size=7, **told)[1] == 7
+    assert ready(pipe, Console(quiet=True), batch_size=7, **settings)[1] == 7
 
 
 def test_memory_that_is_too_small_halves_the_batch(machine, monkeypatch, capsys):
@@ -67,9 +67,9 @@ def test_memory_that_is_too_small_halves_the_batch(machine, monkeypatch, capsys)
         return False
 
     monkeypatch.setattr("ditlab.inference.prepare.wanted", work_of)
-    monkeypatch.setattr("ditlab.inference.prepare.best_batch", lambda *told: 64)
+    monkeypatch.setattr("ditlab.inference.prepare.best_batch", lambda *values: 64)
     console = Console(file=io.StringIO())
-    told = {"precision": "float32", "compile": "auto", "count": 100, "options": {}}
+    settings = {"precision": "float32", "compile": "auto", "count": 100, "options": {}}
     monkeypatch.setattr("ditlab.inference.prepare.partial", lambda run, batch: partial(call, batch))
-    assert ready(tiny_pipeline(), console, batch_size=None, **told)[1] == 32
+    assert ready(tiny_pipeline(), console, batch_size=None, **settings)[1] == 32
     assert "not enough memory for the batch; continuing with 32 at a time" in console.file.getvalue()

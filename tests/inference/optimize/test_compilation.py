@@ -58,11 +58,11 @@ def test_a_fault_of_the_work_itself_is_not_hidden():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
-def test_compiled_blocks_draw_the_same_at_any_batch_size():
+def test_compiled_blocks_generate_the_same_at_any_batch_size():
     pipe = tiny_pipeline()
     expected = pipe([0, 1, 2], **OPTIONS).images
-    told = {"count": 3, "batch_size": 2, "options": {}, "precision": "float32"}
-    quick, _ = ready(pipe, QUIET, compile="always", **told)
+    settings = {"count": 3, "batch_size": 2, "options": {}, "precision": "float32"}
+    quick, _ = ready(pipe, QUIET, compile="always", **settings)
     assert is_compiled(quick.net)
     assert relative(quick([0, 1, 2], batch_size=2, **OPTIONS).images, expected) < 1e-5
 
@@ -102,11 +102,11 @@ def test_one_network_after_another_is_compiled(monkeypatch):
 def test_auto_compiles_long_work_only(monkeypatch):
     compiled = []
     monkeypatch.setattr(compilation, "compile_blocks", lambda net, work, dynamic: compiled.append(net))
-    told = {"batch_size": 1, "options": {"num_inference_steps": 10}, "precision": "float32", "compile": "auto"}
-    ready(tiny_pipeline(), QUIET, count=10, **told)
+    settings = {"batch_size": 1, "options": {"num_inference_steps": 10}, "precision": "float32", "compile": "auto"}
+    ready(tiny_pipeline(), QUIET, count=10, **settings)
     assert compiled == []
     monkeypatch.setattr(compilation, "SECONDS", 0.0)
-    ready(tiny_pipeline(), QUIET, count=10, **told)
+    ready(tiny_pipeline(), QUIET, count=10, **settings)
     assert len(compiled) == 1
 
 

@@ -58,7 +58,7 @@ def test_networks_without_modulations_and_tables_that_are_too_large_are_left_alo
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "heun", "ab4", "dpmpp", "sde"])
-def test_samplers_ask_for_times_of_their_grid_only(sampler, monkeypatch):
+def test_samplers_use_times_of_their_schedule_only(sampler, monkeypatch):
     pipe = tiny_pipeline()
     options = {"seeds": [3, 4], "num_inference_steps": 4, "sampler": sampler, "guidance_scale": 2.0}
     quick = pipe([0, 2], output_type="latent", **options).images

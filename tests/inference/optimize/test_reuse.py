@@ -71,7 +71,7 @@ def test_another_shape_is_computed():
     assert times == [1.0, 0.8, 0.6]
 
 
-def test_pictures_with_reuse_come_near_those_without():
+def test_images_with_feature_caching_are_near_those_without():
     pipe = tiny_pipeline()
     options = {"seeds": [0, 1], "num_inference_steps": 40, "sampler": "ddim", "output_type": "latent"}
     exact, near, rough = (pipe([0, 1], reuse=reuse, **options).images for reuse in (None, 2, 8))
@@ -97,7 +97,7 @@ def test_what_was_compiled_stays_compiled():
     assert is_compiled(Reuse(2).on(net))
 
 
-def test_one_that_is_used_for_several_batches_forgets_the_pictures_before():
+def test_a_cache_that_is_used_for_several_batches_forgets_earlier_images():
     pipe = tiny_pipeline()
     options = {"seeds": [0, 1, 2], "num_inference_steps": 7, "sampler": "euler", "output_type": "latent"}
     whole = pipe([0, 1, 2], reuse=3, **options).images

@@ -1,4 +1,4 @@
-"""A folder of images with a label table: CSV with the columns file and label, or one JSON object per line."""
+"""A folder of images with a table of labels: CSV with the columns file and label, or one JSON object per line."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ class Table(Folder):
 
     @classmethod
     def from_text(cls, text: str, labels: str) -> Self:
-        """Open a folder and its label table; each file must have a row, and each row a file.
+        """Open a folder and its table of labels; each file must have a row, and each row a file.
 
         Raises:
             InputError: the table cannot be read, or does not match the folder.
@@ -39,7 +39,7 @@ class Table(Folder):
 
 
 def read_labels(table: Path) -> dict[str, str]:
-    """Read a label table: file name -> label.
+    """Read a table of labels: file name -> label.
 
     Raises:
         InputError: the table cannot be read, lacks a label, or has two labels for a file.
