@@ -5,7 +5,10 @@ running; 130 after Ctrl-C. `--json` prints one JSON object on standard output an
 """
 
 import sys
+import warnings
 from importlib import import_module
+from pathlib import Path
+from typing import TextIO
 
 from cyclopts import CycloptsError
 
@@ -16,6 +19,7 @@ from ditlab.core.device import keep_freed_memory
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.plugins import import_plugin
 
+PACKAGE = Path(__file__).parents[1]
 GROUPS = {  # module of this package -> its commands; a command imports no other group
     "data": ("data", "encode", "train-autoencoder"),
     "evaluation": ("evaluate", "memorization", "reference", "sweep"),
@@ -49,9 +53,25 @@ def import_plugins(arguments: list[str]) -> list[str]:
     return others
 
 
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line; those of other libraries keep their place."""
+    if category is FutureWarning and Path(filename).is_relative_to(PACKAGE):
+        print(f"ditlab: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line."""
     keep_freed_memory()
+    warnings.showwarning = show_warning
     try:
         tokens = renamed(import_plugins(sys.argv[1:]))
         import_commands(tokens[0] if tokens else "")
