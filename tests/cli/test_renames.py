@@ -1,7 +1,10 @@
 """Options of version 0.1 on the command line."""
 
+from pathlib import Path
+
 import pytest
 
+from ditlab import cli
 from ditlab.cli.recipes import sampling_notes
 from ditlab.cli.renames import COMMANDS, OPTIONS, renamed
 from ditlab.config.evaluation import RENAMED
@@ -34,3 +37,11 @@ def test_keys_of_a_recipe_with_a_note():
         "my.toml: grid is now called schedule",
         "my.toml: labels is now called label_sampling",
     ]
+
+
+@pytest.mark.parametrize(("file", "line"), [("x.py", "ditlab: train.widths is old\n"), (None, ":3: FutureWarning")])
+def test_a_warning_of_ditlab_is_one_line(capsys, file, line):
+    place = Path(cli.__file__).parent / file if file else Path("/elsewhere/y.py")
+    cli.show_warning(FutureWarning("train.widths is old"), FutureWarning, str(place), 3)
+    written = capsys.readouterr().err
+    assert written == line if file else line in written

@@ -30,3 +30,13 @@ def test_methods_of_a_pipeline():
 def test_license_under_two_names():
     with pytest.raises(InputError, match="licence and license are the same setting"):
         tiny_pipeline().push_to_hub("me/otters", licence="mit", license="mit")
+
+
+def test_sections_of_a_recipe_where_they_were():
+    from ditlab import Recipe, config
+
+    recipe = config.Recipe(config.Model("DiT-S/4", width=32), train=config.Train(images=64))
+    assert config.Recipe is Recipe
+    assert (recipe.model.width, recipe.train.images, config.Sample().steps) == (32, 64, 20)
+    with pytest.raises(AttributeError, match=r"ditlab\.config"):
+        config.Recipes  # noqa: B018

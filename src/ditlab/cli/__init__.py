@@ -5,7 +5,10 @@ running; 130 after Ctrl-C. With `--json`, standard output has one JSON object an
 """
 
 import sys
+import warnings
 from importlib import import_module
+from pathlib import Path
+from typing import TextIO
 
 from cyclopts import CycloptsError
 
@@ -16,7 +19,12 @@ from ditlab.core.device import keep_freed_memory
 from ditlab.core.errors import InputError, PlugInError, RunError
 from ditlab.core.plugins import import_plugin
 
+<<<<<<< HEAD
 GROUPS = {  # module of this package -> its commands; only the module of the command is imported
+=======
+PACKAGE = Path(__file__).parents[1]
+GROUPS = {  # module of this package -> its commands; a command imports no other group
+>>>>>>> breaker
     "data": ("data", "encode", "train-autoencoder"),
     "evaluation": ("evaluate", "memorization", "reference", "sweep"),
     "models": ("average", "convert", "export", "info"),
@@ -49,9 +57,25 @@ def import_plugins(arguments: list[str]) -> list[str]:
     return others
 
 
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line; those of other libraries keep their place."""
+    if category is FutureWarning and Path(filename).is_relative_to(PACKAGE):
+        print(f"ditlab: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line."""
     keep_freed_memory()
+    warnings.showwarning = show_warning
     try:
         tokens = renamed(import_plugins(sys.argv[1:]))
         import_commands(tokens[0] if tokens else "")
