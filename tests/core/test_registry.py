@@ -60,7 +60,7 @@ def test_what_a_saved_file_names_is_not_imported(plugin):
     parts = Registry("target", {})
     with imported_parts_only():
         with pytest.raises(
-            InputError, match='the target "never_asked_for:part" is no part of ditlab; import never_ask'
+            InputError, match='the target "never_asked_for:part" is not part of ditlab; import never_ask'
         ):
             parts.find("never_asked_for:part")
         import_plugin("asked_for")

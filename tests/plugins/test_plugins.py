@@ -152,7 +152,7 @@ print(ditlab.load({str(folder)!r})([3], seeds=[0], output_type="latent").images.
         config = json.loads((tmp_path / "model" / "config.json").read_text())
         change(config)
         (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-        with pytest.raises(InputError, match=r"outside:part.* no part of ditlab; import outside first"):
+        with pytest.raises(InputError, match=r"outside:part.* not part of ditlab; import outside first"):
             ditlab.load(tmp_path / "model")
 
     @pytest.mark.parametrize(

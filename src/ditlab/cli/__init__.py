@@ -19,12 +19,8 @@ from ditlab.core.device import keep_freed_memory
 from ditlab.core.errors import InputError, PlugInError, RunError
 from ditlab.core.plugins import import_plugin
 
-<<<<<<< HEAD
-GROUPS = {  # module of this package -> its commands; only the module of the command is imported
-=======
 PACKAGE = Path(__file__).parents[1]
-GROUPS = {  # module of this package -> its commands; a command imports no other group
->>>>>>> breaker
+GROUPS = {  # module of this package -> its commands; only the module of the command is imported
     "data": ("data", "encode", "train-autoencoder"),
     "evaluation": ("evaluate", "memorization", "reference", "sweep"),
     "models": ("average", "convert", "export", "info"),

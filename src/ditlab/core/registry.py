@@ -108,7 +108,7 @@ def check_imported(reference: str, what: str) -> None:
     module = reference.partition(":")[0]
     if not _FILES_IMPORT.get() and module not in sys.modules:
         raise InputError(
-            f'the {what} "{reference}" is no part of ditlab; import {module} first '
+            f'the {what} "{reference}" is not part of ditlab; import {module} first '
             f"(in Python: import {module}; on the command line: --import {module})"
         )
 
