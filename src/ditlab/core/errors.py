@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 class PlugInError(InputError):
-    """A model needs a class from outside the package, whose module is not imported."""
+    """A model needs a part from outside the package, whose module is not imported."""
 
     def __init__(self, message: str, module: str) -> None:
         """`module` is the name of the module to import."""

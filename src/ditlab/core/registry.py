@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ditlab.core.errors import InputError, lookup
+from ditlab.core.errors import InputError, PlugInError, lookup
 
 V = TypeVar("V")
 GROUP = "ditlab.plugins"
@@ -103,14 +103,11 @@ def check_imported(reference: str, what: str) -> None:
     """Refuse to import what a saved file names.
 
     Raises:
-        InputError: the line says what to import.
+        PlugInError: the line says what to import.
     """
     module = reference.partition(":")[0]
     if not _FILES_IMPORT.get() and module not in sys.modules:
-        raise InputError(
-            f'the {what} "{reference}" is not part of ditlab; import {module} first '
-            f"(in Python: import {module}; on the command line: --import {module})"
-        )
+        raise PlugInError(f'the {what} "{reference}" is not part of ditlab; import {module} first', module)
 
 
 def is_reference(text: str) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ditlab.config.sections import Diffusion
-from ditlab.core.errors import InputError, lookup
+from ditlab.core.errors import InputError
 from ditlab.core.registry import Registry, described
 from ditlab.core.types import Condition, Prediction, Trace
 from ditlab.diffusion.process import (
@@ -297,8 +297,13 @@ def make_objective(settings: Diffusion, kind: type[Objective] = Objective) -> Ob
         kind: the parametrization of the training objective.
 
     Raises:
-        InputError: an unknown name, or an unknown option of the process.
+        InputError: an unknown name, an unknown option of the process, or a parametrization that is not registered,
+            which a saved model could not name.
     """
+    if kind not in PARAMETRIZATIONS.values():
+        raise InputError(
+            f"{kind.__name__} is not registered; call ditlab.register_parametrization(NAME, {kind.__name__}) first"
+        )
     options = dict(vars(completed(settings)))
     return kind(make_process(options.pop("process"), options.pop("process_options")), **options)
 
@@ -310,7 +315,7 @@ def read_objective(description: dict[str, Any]) -> Objective:
         InputError: a parametrization or process that is not registered.
     """
     options = dict(description)
-    kind = lookup(PARAMETRIZATIONS, options.pop("parametrization", "regression"), PARAMETRIZATIONS.what)
+    kind = PARAMETRIZATIONS.find(options.pop("parametrization", "regression"))
     process = dict(options.pop("process"))
     return kind(make_process(process.pop("name"), process), **options)
 
