@@ -179,3 +179,11 @@ class TestRecipes:
     def test_chains_that_cannot_be(self, options):
         with pytest.raises(InputError, match="give"):
             make_process("ddpm", options)
+
+
+def test_a_parametrization_that_a_saved_model_cannot_name_is_refused():
+    class Unnamed(Objective):
+        pass
+
+    with pytest.raises(InputError, match=r"Unnamed is not registered; give it to ditlab\.register_parametrization"):
+        make_objective(Diffusion(), Unnamed)

@@ -297,13 +297,10 @@ def make_objective(settings: Diffusion, kind: type[Objective] = Objective) -> Ob
         kind: the parametrization of the training objective.
 
     Raises:
-        InputError: an unknown name, an unknown option of the process, or a parametrization that is not registered,
-            which a saved model could not name.
+        InputError: an unknown name, an unknown option of the process, or a parametrization that is not registered.
     """
-    if kind not in PARAMETRIZATIONS.values():
-        raise InputError(
-            f"{kind.__name__} is not registered; call ditlab.register_parametrization(NAME, {kind.__name__}) first"
-        )
+    if kind not in PARAMETRIZATIONS.values():  # a saved model could not name it
+        raise InputError(f"{kind.__name__} is not registered; give it to ditlab.register_parametrization first")
     options = dict(vars(completed(settings)))
     return kind(make_process(options.pop("process"), options.pop("process_options")), **options)
 
