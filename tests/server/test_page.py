@@ -152,7 +152,7 @@ def test_a_model_without_classes_and_a_fault(page):
     page.get_by_text("More settings").click()
     page.locator("#guidance").fill("3")
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.get_by_role("status").filter(has_text="guidance 3.0 on an unconditional model").wait_for()
+    page.get_by_role("status").filter(has_text="guidance 3 on an unconditional model").wait_for()
     page.wrong.clear()  # the browser notes the refused request
 
 
