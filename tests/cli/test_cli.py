@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from ditlab import cli
 from ditlab.autoencoders import Patch
 from ditlab.checkpoints import save_autoencoder
-from ditlab.cli import main
 from ditlab.cli.sampling import parse_seeds
 from ditlab.cli.terminal import app
 from ditlab.config.reader import parse_size
@@ -21,21 +20,6 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import held
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
-
-
-@pytest.fixture
-def ditlab(monkeypatch, capfd):
-    """Run the command line in this process; returns (standard output, standard error)."""
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["ditlab", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            sys.exit(main())
-        assert (end.value.code or 0) == code
-        return capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -1,25 +1,7 @@
 import json
-import sys
 
 import pytest
 from PIL import Image
-
-from ditlab.cli import main
-
-
-@pytest.fixture
-def ditlab(monkeypatch, capfd):
-    """Run the command line in this process; returns (standard output, standard error)."""
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["ditlab", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            sys.exit(main())
-        assert (end.value.code or 0) == code
-        return capfd.readouterr()
-
-    return run
 
 
 def test_a_built_in_data_set_is_inspected(ditlab, tmp_path):

@@ -20,16 +20,12 @@ from ditlab.core.registry import Registry, is_reference, load_entry_points
 SHAPE = dict.fromkeys(("size", "channels", "classes", "learn_variance"))  # arguments that `create` passes to any family
 
 
-def check_class(name: str, kind: Any) -> None:
-    """Check that `create` can build a network of a class.
+def check_parameters(name: str, kind: type[Backbone]) -> None:
+    """Check that a class takes the arguments that `create` passes to any family.
 
     Raises:
-        InputError: the class is no `Backbone`, or lacks a member or parameter that every network must have.
+        InputError: it lacks a parameter that every network must have.
     """
-    if not (isinstance(kind, type) and issubclass(kind, Backbone)):
-        raise InputError(f'the model "{name}" is no subclass of ditlab.backbones.Backbone')
-    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise InputError(f'the model "{name}" has no {", ".join(missing)}; {kind.__name__} must define it')
     known = inspect.signature(kind).parameters
     if missing := [key for key in SHAPE if key not in known]:
         raise InputError(f'the model "{name}" does not take {", ".join(missing)}; add the parameter')
@@ -38,7 +34,8 @@ def check_class(name: str, kind: Any) -> None:
 BACKBONES: Registry[type[Backbone]] = Registry(
     "model",
     {"DiT": DiT, "U-DiT": UDiT, "U-ViT": UViT, "Skip-DiT": SkipDiT, "ADM": ADM, "LDM": LDM},
-    check_class,
+    check_parameters,
+    base=Backbone,
 )
 
 __all__ = ["BACKBONES", "Backbone", "create", "find", "name_of", "names"]
@@ -75,7 +72,7 @@ def create(
     if isinstance(size, int):
         size = (size, size)
     options = {key: value for key, value in options.items() if value is not None}
-    check_class(name, kind)
+    BACKBONES.check_part(name, kind)
     known = inspect.signature(kind).parameters
     for key in options:
         if key not in known:

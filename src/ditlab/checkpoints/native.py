@@ -1,6 +1,5 @@
 """Read models from ditlab's model and run folders."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from ditlab.autoencoders.io import read_part
 from ditlab.backbones import create
 from ditlab.backbones.lora import plain
 from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
-from ditlab.core.errors import InputError, PlugInError
+from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init
-from ditlab.core.registry import imported_parts_only, is_reference
+from ditlab.core.registry import check_imported, imported_parts_only
 from ditlab.core.weights import (
     ADAPTER,
     CONDITIONER,
@@ -44,7 +43,8 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
     try:
         backbone = dict(config.pop("backbone"))
         size = tuple(backbone.pop("size"))
-        check_origin(str(backbone["name"]), backbone.pop("class", None))
+        if origin := backbone.pop("class", None):
+            check_imported(origin, f'network "{backbone["name"]}" is {origin}, which')
         objective = read_objective(config.pop("objective"))
         with skip_init():
             net = create(**backbone, size=size)
@@ -67,23 +67,6 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
         config={k: v for k, v in config.items() if k not in ("format", "version")},
         conditioner=conditioner,
     )
-
-
-def check_origin(name: str, origin: str | None) -> None:
-    """Check that the module of a network from outside the package is imported; loading a folder must not import it.
-
-    Args:
-        name: name of the network.
-        origin: "package.module:Class" for a class from outside the package.
-
-    Raises:
-        PlugInError: it is not imported.
-    """
-    module = (origin or name).partition(":")[0]
-    if (origin or is_reference(name)) and module not in sys.modules:
-        raise PlugInError(
-            f'the network "{name}" is {origin or name}, which is not part of ditlab; import {module} first', module
-        )
 
 
 def read_conditioner(folder: Path, classes: int, names: list[str], description: dict[str, Any] | None) -> Conditioner:

@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from ditlab.cli.terminal import Json, app, claim_folder, external, print_json, say, say_note
+from ditlab.cli.options import Checkpoint
+from ditlab.cli.terminal import Json, app, claim_folder, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError
-
-if TYPE_CHECKING:
-    from ditlab.inference.pipeline import Pipeline
 
 Options: Any = network_arguments()  # with a field for each option of the families
 
@@ -32,31 +30,6 @@ class Shape:
     """Number of classes; 0 is unconditional."""
     learn_variance: bool = True
     """Include the output channels of a learned variance."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Which weights to read, and properties that external checkpoints do not contain."""
-
-    weights: Literal["ema", "model"] = "ema"
-    """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
-    heads: Whole | None = None
-    """Number of attention heads of an external checkpoint whose model size is not a published one."""
-    size: str | None = None
-    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
-    classes: Whole | None = None
-    """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
-    autoencoder: str | None = None
-    """Autoencoder of a model that has none in its folder: folder, file or hub id."""
-
-    def load(self, path: str | Path, **options: Any) -> "Pipeline":
-        """Load a model, and print notes about conversions."""
-        from ditlab.checkpoints import load
-
-        properties = external(self.heads, self.size, self.classes)
-        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, **options, **properties)
-        say_note(pipe.config)
-        return pipe
 
 
 CheckpointOptions = Annotated[Checkpoint | None, Parameter(name="*")]

@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ditlab.cli.terminal import say_note
+from ditlab.config.reader import parse_size
 from ditlab.config.sampling import Interval
 from ditlab.config.values import Whole
+
+if TYPE_CHECKING:
+    from ditlab.inference.pipeline import Pipeline
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -70,6 +75,23 @@ class Checkpoint:
     """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
     classes: Whole | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
+
+    def load(self, path: str | Path, **options: Any) -> "Pipeline":
+        """Load a model, and print notes about conversions."""
+        from ditlab.checkpoints import load
+
+        size = None if self.size is None else parse_size(self.size)
+        properties = {"heads": self.heads, "size": size, "classes": self.classes}
+        options |= {key: value for key, value in properties.items() if value is not None}
+        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, **options)
+        say_note(pipe.config)
+        return pipe
+
+
+@dataclass(frozen=True)
+class Decoding(Checkpoint):
+    """Which weights to read, and how latents are decoded."""
+
     tile: Whole | None = None
     """Decode in tiles with this side in pixels, for images that do not fit into memory."""
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from ditlab.cli.options import Benchmark, Checkpoint, Files, Machine, RandomNetwork, Request, StartImage, Tuning
-from ditlab.cli.terminal import Json, app, claim_folder, command, external, print_json, say, say_note, screen
+from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
+from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import SamplingOptions
 from ditlab.core.device import pick_device, process_place
@@ -33,7 +33,7 @@ def sample(
     settings: Annotated[SamplingOptions | None, Parameter(name="*")] = None,
     start: Annotated[StartImage | None, Parameter(name="*")] = None,
     files: Annotated[Files | None, Parameter(name="*")] = None,
-    checkpoint: Annotated[Checkpoint | None, Parameter(name="*")] = None,
+    checkpoint: Annotated[Decoding | None, Parameter(name="*")] = None,
     machine: Annotated[Machine | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
@@ -47,7 +47,7 @@ def sample(
         Print one JSON object.
     """
     request, start, files = request or Request(), start or StartImage(), files or Files()
-    checkpoint, machine, options = checkpoint or Checkpoint(), machine or Machine(), settings or SamplingOptions()
+    checkpoint, machine, options = checkpoint or Decoding(), machine or Machine(), settings or SamplingOptions()
     check_together(request, start, files)
     if not files.npz:
         claim_folder(files.out, files.overwrite)
@@ -82,14 +82,9 @@ def check_together(request: Request, start: StartImage, files: Files) -> None:
     parse_seeds(list(request.seeds))
 
 
-def open_model(model: str, checkpoint: Checkpoint, device: str) -> "Pipeline":
+def open_model(model: str, checkpoint: Decoding, device: str) -> "Pipeline":
     """Load a model, and print notes about conversions."""
-    from ditlab.checkpoints import load
-
-    properties = external(checkpoint.heads, checkpoint.size, checkpoint.classes)
-    target, weights = pick_device(device), checkpoint.weights
-    pipe = load(model, weights=weights, device=target, autoencoder=checkpoint.autoencoder, **properties)
-    say_note(pipe.config)
+    pipe = checkpoint.load(model, device=pick_device(device))
     if checkpoint.tile is not None:
         pipe.autoencoder.tile(checkpoint.tile)
     return pipe

@@ -10,7 +10,6 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from ditlab.cli.recipes import recipe_config
-from ditlab.config.reader import parse_size
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
 from ditlab.core.version import __version__
@@ -39,12 +38,6 @@ def say_note(config: dict[str, Any]) -> None:
     """Print the note of an external checkpoint about what was left out or converted."""
     if note := config.get("note"):
         say(str(note))
-
-
-def external(heads: int | None, size: str | None, classes: int | None) -> dict[str, Any]:
-    """Return the properties of an external checkpoint that the user gave, as arguments of `ditlab.load`."""
-    properties = {"heads": heads, "size": None if size is None else parse_size(size), "classes": classes}
-    return {key: value for key, value in properties.items() if value is not None}
 
 
 def claim_folder(folder: Path, overwrite: bool) -> None:

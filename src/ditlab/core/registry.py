@@ -42,16 +42,23 @@ REGISTRIES = {  # kind of part -> "module:registry"
 class Registry(dict[str, V]):
     """The parts of one kind by name."""
 
-    def __init__(self, what: str, entries: Mapping[str, V], check: Callable[[str, V], None] | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        entries: Mapping[str, V],
+        check: Callable[[str, V], None] | None = None,
+        base: type | None = None,
+    ) -> None:
         """Start with the parts that come with the package.
 
         Args:
             what: what messages call one of them, such as "sampler".
             entries: name -> part.
             check: raises an `InputError` for a part from outside that cannot be used.
+            base: the class from which all parts derive, where they are classes.
         """
         super().__init__(entries)
-        self.what, self.check = what, check
+        self.what, self.check, self.base = what, check, base
 
     def register(self, name: str, part: V) -> V:
         """Add a part from outside the package.
@@ -63,10 +70,23 @@ class Registry(dict[str, V]):
             raise InputError(f'a {self.what} "{name}" exists already; register yours under another name')
         if not name or not isinstance(name, str):
             raise InputError(f"the name of a {self.what} is {name!r}; give a text that is not empty")
-        if self.check is not None:
-            self.check(name, part)
+        self.check_part(name, part)
         self[name] = part
         return part
+
+    def check_part(self, name: str, part: V) -> None:
+        """Check that a part can be used: a subclass of `base` with all its abstract methods, and what `check` asks for.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if self.base is not None and not (isinstance(part, type) and issubclass(part, self.base)):
+            public = f"{self.base.__module__.removesuffix('.base')}.{self.base.__name__}"
+            raise InputError(f'the {self.what} "{name}" is no subclass of {public}; derive it from this class')
+        if isinstance(part, type) and (missing := sorted(getattr(part, "__abstractmethods__", ()))):
+            raise InputError(f'the {self.what} "{name}" has no {", ".join(missing)}; {part.__name__} must define it')
+        if self.check is not None:
+            self.check(name, part)
 
     def find(self, name: str) -> V:
         """Return a part by its name, or import it as "package.module:Name".
@@ -76,7 +96,7 @@ class Registry(dict[str, V]):
                 imported.
         """
         if name not in self and is_reference(name):
-            check_imported(name, self.what)
+            check_imported(name, f'{self.what} "{name}"')
             self.register(name, load_reference(name))
         if name not in self:
             load_entry_points()
@@ -99,15 +119,19 @@ def imported_parts_only() -> Iterator[None]:
         _FILES_IMPORT.reset(before)
 
 
-def check_imported(reference: str, what: str) -> None:
+def check_imported(reference: str, part: str) -> None:
     """Refuse to import what a saved file names.
+
+    Args:
+        reference: "package.module:Name".
+        part: what the message calls it.
 
     Raises:
         PlugInError: the line says what to import.
     """
     module = reference.partition(":")[0]
     if not _FILES_IMPORT.get() and module not in sys.modules:
-        raise PlugInError(f'the {what} "{reference}" is not part of ditlab; import {module} first', module)
+        raise PlugInError(f"the {part} is not part of ditlab; import {module} first", module)
 
 
 def is_reference(text: str) -> bool:

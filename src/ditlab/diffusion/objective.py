@@ -255,7 +255,7 @@ def is_like(values: Tensor, result: Any) -> bool:
     return isinstance(result, Tensor) and result.shape == values.shape and bool(result.isfinite().all())
 
 
-PARAMETRIZATIONS: Registry[type[Objective]] = Registry("parametrization", {"regression": Objective})
+PARAMETRIZATIONS: Registry[type[Objective]] = Registry("parametrization", {"regression": Objective}, base=Objective)
 """How the output of a network is read; the name is saved with the model."""
 
 

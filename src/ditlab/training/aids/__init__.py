@@ -1,7 +1,5 @@
 """Training aids: extra losses and token routing. A new one is one file and a line in `AIDS`."""
 
-from typing import Any
-
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.registry import Registry
@@ -10,19 +8,8 @@ from ditlab.training.aids.base import Aid
 from ditlab.training.aids.direction import Direction
 from ditlab.training.aids.routing import TokenRouting
 
-
-def check(name: str, value: Any) -> None:
-    """Check that a registered value is a training aid.
-
-    Raises:
-        InputError: it is not a subclass of `Aid`.
-    """
-    if not (isinstance(value, type) and issubclass(value, Aid)):
-        raise InputError(f'the training aid "{name}" is no subclass of ditlab.training.aids.Aid; make it one')
-
-
 AIDS: Registry[type[Aid]] = Registry(
-    "training aid", {"routing": TokenRouting, "direction": Direction, "layer-sync": LayerSync}, check
+    "training aid", {"routing": TokenRouting, "direction": Direction, "layer-sync": LayerSync}, base=Aid
 )
 BUILT_IN = tuple(AIDS)  # aids that their own settings activate
 
