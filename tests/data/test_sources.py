@@ -93,7 +93,9 @@ class TestTables:
         (tmp_path / "l.jsonl").write_text(
             "".join(f'{{"file_name": "{i}.png", "label": {9 + i % 2}}}\n' for i in range(3))
         )
-        by_csv, by_jsonl = (open_source(str(home), str(tmp_path / name)) for name in ("l.csv", "l.jsonl"))
+        by_csv, by_jsonl = (
+            open_source(str(home), Preparation(labels=str(tmp_path / name))) for name in ("l.csv", "l.jsonl")
+        )
         assert (by_csv.classes, by_csv.labels.tolist()) == (["cat", "dog"], [0, 1, 0])
         assert (by_jsonl.classes, by_jsonl.labels.tolist()) == (["9", "10"], [0, 1, 0])
 
@@ -113,15 +115,15 @@ class TestTables:
             save_image(tmp_path / "data" / f"{i}.png", i)
         (tmp_path / "l.csv").write_text(text)
         with pytest.raises(InputError, match=message):
-            open_source(str(tmp_path / "data"), str(tmp_path / "l.csv"))
+            open_source(str(tmp_path / "data"), Preparation(labels=str(tmp_path / "l.csv")))
 
     def test_tables_of_spreadsheets(self, tmp_path):
         save_image(tmp_path / "data" / "0.png", 0)
         (tmp_path / "l.CSV").write_bytes("\ufefffile,label\r\n0.png,grün\r\n".encode())
-        assert open_source(str(tmp_path / "data"), str(tmp_path / "l.CSV")).classes == ["grün"]
+        assert open_source(str(tmp_path / "data"), Preparation(labels=str(tmp_path / "l.CSV"))).classes == ["grün"]
         (tmp_path / "l.CSV").write_bytes("file,label\n0.png,grün\n".encode("latin-1"))
         with pytest.raises(InputError, match="are not UTF-8; save the table as CSV UTF-8"):
-            open_source(str(tmp_path / "data"), str(tmp_path / "l.CSV"))
+            open_source(str(tmp_path / "data"), Preparation(labels=str(tmp_path / "l.CSV")))
 
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -134,12 +136,12 @@ class TestTables:
         save_image(tmp_path / "data" / "0.png", 0)
         (tmp_path / "l.jsonl").write_text(line)
         with pytest.raises(InputError, match=message):
-            open_source(str(tmp_path / "data"), str(tmp_path / "l.jsonl"))
+            open_source(str(tmp_path / "data"), Preparation(labels=str(tmp_path / "l.jsonl")))
 
     def test_labels_where_there_are_some_already(self, tmp_path):
         (tmp_path / "0.tar").write_bytes(b"")
-        with pytest.raises(InputError, match=r"labels l\.csv cannot be used: .*; omit the label file"):
-            open_source(str(tmp_path), "l.csv")
+        with pytest.raises(InputError, match=r"labels is 'l\.csv', which has no effect on .*; remove it"):
+            open_source(str(tmp_path), Preparation(labels="l.csv"))
 
 
 class TestTar:
@@ -403,5 +405,5 @@ def test_camera_images_with_a_preview_are_images(tmp_path):
 def test_built_in_sets_and_caches_have_their_own_size():
     with pytest.raises(InputError, match=r"data digits has images of 8x8, not 16x16; omit the size"):
         open_dataset("digits", Preparation(size="16"))
-    with pytest.raises(InputError, match=r"flip is True, but no size is given; set data.size"):
+    with pytest.raises(InputError, match=r"flip is True, which has no effect on the data set digits; remove it"):
         open_dataset("digits", Preparation(flip=True))

@@ -89,7 +89,8 @@ def inspect_images(source: str, labels: str, sheet: Path | None, json: bool) -> 
     from ditlab.data import parse_source
     from ditlab.data.survey import sample_sheet, survey
 
-    images = parse_source(source, labels).images(labels)
+    settings = Preparation(labels=labels)
+    images = parse_source(source, settings).images(settings)
     result = survey(images, screen)
     if sheet is not None:
         sample_sheet(images, sheet)

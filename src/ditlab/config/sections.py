@@ -98,11 +98,29 @@ class Preparation:
     flip: bool = False
     """Add the mirrored version of each image."""
     gray: Annotated[bool, Parameter(alias="grey")] = setting(False, was="grey")
-    """Convert to gray."""
+    """Convert to gray; the same as channels = 1."""
+    channels: Whole | None = setting(None, at_least=1)
+    """Channels of the images: 1 gray, 3 RGB, 4 RGB and transparency, or the bands of the files (default: from the
+    data)."""
+    range: str = ""
+    """The numbers that become black and white: "LOW,HIGH", or "standardize" for the mean and deviation of each channel
+    (default: 0,255 for 8 bits, otherwise from the data)."""
+    show: tuple[Whole, ...] = ()
+    """Numbers of the one or three channels, from 1, that PNG files and previews show (default: the first ones)."""
+    min_side: Whole = setting(8, at_least=1)
+    """Shortest side in pixels; smaller images are left out."""
     background: str = "white"
     """Color behind transparent pixels, and of bars."""
     labels: str = ""
     """CSV or JSONL file with the labels of a flat folder."""
+    split: str = ""
+    """Part of a data set that is divided into train, val and test (default: train)."""
+    image_column: str = ""
+    """Column with the images, in a data set that has several."""
+    label_column: str = ""
+    """Column with the class labels; "none" ignores all labels."""
+    caption_column: str = ""
+    """Column with the captions."""
     max_skipped: float = setting(0.05, resume="free")
     """Largest share of images that may be unreadable."""
 

@@ -47,4 +47,4 @@ def open_dataset(source: str, settings: Preparation | None = None, report: Path 
     Raises:
         InputError: the source does not exist, or the settings do not suit the data.
     """
-    return parse_source(source, "" if settings is None else settings.labels).open(settings, report)
+    return parse_source(source, settings).open(settings, report)

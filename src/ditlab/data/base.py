@@ -12,12 +12,17 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition
+from ditlab.core.values import EIGHT_BITS, PixelValues
+from ditlab.data.reading import Reading
 
 T = TypeVar("T")
 
 
 class Dataset(ABC):
-    """A data set: uint8 images or videos of equal size, or their latent moments, each with a condition."""
+    """A data set: images or videos of equal size, or their latent moments, each with a condition.
+
+    Images are uint8, or float32 in the scale of the network if `values` are not those of 8 bits.
+    """
 
     classes: list[str]  # names; the position is the label
     labels: Tensor  # (N,) int64; all 0 where there are no classes
@@ -30,6 +35,9 @@ class Dataset(ABC):
     """Name of the feature network that evaluations of this data use by default."""
     held_out_name: str = ""
     """Name of the data set that holds the held-out images of this one; empty if there is none."""
+    values: PixelValues = EIGHT_BITS
+    """What the numbers in the files are."""
+    reading: Reading = Reading()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -57,7 +57,7 @@ class Images(Dataset):
         self.lock = Lock()
         self.pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
         self.flip = preprocess is not None and preprocess.flip
-        self.classes = source.classes
+        self.classes, self.reading = source.classes, source.reading
         self.labels = torch.cat([source.labels] * (2 if self.flip else 1))
         self.make: Callable[[int], Array]
         self.size: tuple[int, int]

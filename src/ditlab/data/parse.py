@@ -16,7 +16,7 @@ from ditlab.data.images import Images
 from ditlab.data.latents.cache import Latents, is_cache
 from ditlab.data.npz import SampleFile, array_names, read_about
 from ditlab.data.preprocess import Preprocess
-from ditlab.data.sources import Source, find_source, open_source
+from ditlab.data.sources import Source, check_used, find_source, open_source
 from ditlab.data.sources.dataset import DatasetImages
 
 
@@ -30,13 +30,8 @@ class SourceSpec(ABC):
 
     @classmethod
     @abstractmethod
-    def parse(cls, text: str, labels: str = "") -> Self | None:
-        """The source, or None if the string does not name a source of this class.
-
-        Args:
-            text: the string.
-            labels: a CSV or JSONL file with the labels of a flat folder, or empty.
-        """
+    def parse(cls, text: str, settings: Preparation) -> Self | None:
+        """The source, or None if the string does not name a source of this class with these settings."""
 
     @abstractmethod
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
@@ -50,8 +45,9 @@ class SourceSpec(ABC):
             InputError: the data cannot be read, or the settings do not suit it.
         """
 
-    def images(self, labels: str = "") -> Source:
+    def images(self, settings: Preparation | None = None) -> Source:
         """The images by index and name, for a survey."""
+        check_used(settings or Preparation(), frozenset(), self.text)
         return DatasetImages(self.open(), self.text)
 
     def identity(self) -> str:
@@ -71,10 +67,11 @@ class Builtin(SourceSpec):
     """A data set that comes with ditlab, or that a plug-in registered."""
 
     @classmethod
-    def parse(cls, text: str, labels: str = "") -> Self | None:
+    def parse(cls, text: str, settings: Preparation) -> Self | None:
         return cls(text) if find_builtin(text) is not None else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
+        check_used(settings or Preparation(), frozenset({"size"}), f"the data set {self.text}")
         opened = self._dataset()
         _check_size(opened, settings, f"data {self.text}")
         return opened
@@ -96,15 +93,16 @@ class Cache(SourceSpec):
     """A latent cache."""
 
     @classmethod
-    def parse(cls, text: str, labels: str = "") -> Self | None:
+    def parse(cls, text: str, settings: Preparation) -> Self | None:
         return cls(text) if is_cache(Path(text)) else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
+        check_used(settings or Preparation(), frozenset({"size"}), f"the latent cache {self.text}")
         cache = Latents(Path(self.text))
         _check_size(cache, settings, f"the cache {self.text}")
         return cache
 
-    def images(self, labels: str = "") -> Source:
+    def images(self, settings: Preparation | None = None) -> Source:
         raise InputError(f"{self.text} is a latent cache and holds no images; give the source of its images")
 
 
@@ -112,12 +110,14 @@ class SampleNpz(SourceSpec):
     """A sample file, or a reference (.npz)."""
 
     @classmethod
-    def parse(cls, text: str, labels: str = "") -> Self | None:
+    def parse(cls, text: str, settings: Preparation) -> Self | None:
         return cls(text) if text.endswith(".npz") else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
-        preprocessing(settings or Preparation())
-        return SampleFile(Path(self.text))
+        check_used(settings or Preparation(), frozenset({"size"}), f"the sample file {self.text}")
+        opened = SampleFile(Path(self.text))
+        _check_size(opened, settings, self.text)
+        return opened
 
     def default_features(self) -> str:
         """The features in a reference of ditlab; Inception's for other files."""
@@ -130,39 +130,40 @@ class ImageFiles(SourceSpec):
     resizable = True
 
     @classmethod
-    def parse(cls, text: str, labels: str = "") -> Self | None:
-        return cls(text) if find_source(text, labels) else None
+    def parse(cls, text: str, settings: Preparation) -> Self | None:
+        return cls(text) if find_source(text, settings) else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         settings = settings or Preparation()
         preprocess = preprocessing(settings)
-        source = open_source(self.text, settings.labels)
+        source = open_source(self.text, settings)
         return Images(source, preprocess, report=report, max_skipped=settings.max_skipped)
 
-    def images(self, labels: str = "") -> Source:
-        return open_source(self.text, labels)
+    def images(self, settings: Preparation | None = None) -> Source:
+        return open_source(self.text, settings)
 
 
 SPECS: tuple[type[SourceSpec], ...] = (Cache, SampleNpz, ImageFiles, Builtin)
 """All kinds of data sources, in the order in which they are tried."""
 
 
-def find_spec(text: str, labels: str = "") -> SourceSpec | None:
+def find_spec(text: str, settings: Preparation | None = None) -> SourceSpec | None:
     """The data source that a string names; None if it names no data source."""
-    return next((spec for spec_class in SPECS if (spec := spec_class.parse(text, labels)) is not None), None)
+    settings = settings or Preparation()
+    return next((spec for spec_class in SPECS if (spec := spec_class.parse(text, settings)) is not None), None)
 
 
-def parse_source(text: str, labels: str = "") -> SourceSpec:
+def parse_source(text: str, settings: Preparation | None = None) -> SourceSpec:
     """The data source that a string names.
 
     Args:
         text: a built-in data set, a latent cache, a sample file, a folder, tar shards, or "hf:NAME[:SPLIT]".
-        labels: a CSV or JSONL file with the labels of a flat folder.
+        settings: how it is read; a label file makes a folder a table.
 
     Raises:
         InputError: the string names no data source.
     """
-    spec = find_spec(text, labels)
+    spec = find_spec(text, settings)
     if spec is None:
         raise InputError(f'no data "{text}"; give an existing folder of images, or {nearest(text, DATASETS)}')
     return spec

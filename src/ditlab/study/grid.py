@@ -232,7 +232,7 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     """
     source, default = recipe.data.source, recipe.sample
     if not settings.reference:
-        held_out = parse_source(source, recipe.data.labels).held_out()
+        held_out = parse_source(source, recipe.data).held_out()
         settings = replace(settings, reference=source if held_out is None else held_out.text)
     protocol.check(settings)
     for metric in settings.metrics:

@@ -8,15 +8,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, final
+from typing import Any, ClassVar, Self, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data.reading import Reading
 
-MIN_SIDE = 8  # smaller images are icons or accidents
+MIN_SIDE = Preparation().min_side  # smaller images are icons or accidents
+Raster = NDArray[Any]
+"""Pixels (H, W, C) of any numeric type, for what Pillow cannot hold: more than 4 channels, negative numbers, floats."""
+PIXEL_SETTINGS = frozenset(
+    {"size", "fit", "flip", "gray", "channels", "background", "range", "show", "min_side", "max_skipped"}
+)
+"""Names of the settings of `Preparation` that say how images are read and resized."""
 
 
 class Unreadable(Exception):  # noqa: N818 - a property of a file and not an error of the user
@@ -37,18 +47,21 @@ class Source(ABC):
     The first column holds the class labels, which are 0 where `classes` is empty (an unconditional source).
     """
 
+    uses: ClassVar[frozenset[str]] = PIXEL_SETTINGS
+    """Names of the settings of `Preparation` that have an effect on this source; others are rejected."""
     columns: dict[str, Column]
-    has_labels = True
-    """Whether the source has its own labels, so that a label file cannot be given."""
+    """"label" comes first; further columns hold captions ("caption") or numbers."""
+    reading: Reading
+    """What was chosen and left out."""
 
     @classmethod
     @abstractmethod
-    def matches(cls, text: str, labels: str) -> bool:
-        """Whether a string names a source of this class; `labels` is a label file, or empty."""
+    def matches(cls, text: str, settings: Preparation) -> bool:
+        """Whether a string names a source of this class with these settings."""
 
     @classmethod
     @abstractmethod
-    def from_text(cls, text: str, labels: str) -> Self:
+    def from_text(cls, text: str, settings: Preparation) -> Self:
         """Open the source that a string names.
 
         Raises:
@@ -80,11 +93,11 @@ class Source(ABC):
         """Name of image i in reports and messages."""
 
     @abstractmethod
-    def raw(self, i: int) -> Image.Image:
-        """Image i, opened and not necessarily decoded; it may raise any exception of Pillow."""
+    def raw(self, i: int) -> Image.Image | Raster:
+        """Image i, opened and not necessarily decoded, or its pixels; it may raise any exception of its reader."""
 
     @final
-    def read(self, i: int, min_side: int = MIN_SIDE) -> Image.Image:
+    def read(self, i: int, min_side: int = MIN_SIDE) -> Image.Image | Raster:
         """Image i, decoded.
 
         Raises:
@@ -92,6 +105,10 @@ class Source(ABC):
         """
         try:
             image = self.raw(i)
+            if isinstance(image, np.ndarray):
+                if min(image.shape[:2]) < min_side:
+                    raise Unreadable(f"only {image.shape[1]}x{image.shape[0]} pixels")
+                return image
             # An MPO is a camera's JPEG followed by a preview or depth map.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise Unreadable("animated")

@@ -5,6 +5,7 @@ from typing import Self
 import torch
 from PIL import Image
 
+from ditlab.config.sections import Preparation
 from ditlab.data.base import Dataset
 from ditlab.data.sources.base import Column, Source
 from ditlab.report.sheets import to_pil
@@ -14,15 +15,15 @@ class DatasetImages(Source):
     """The images of a data set; a video is represented by its first frame."""
 
     def __init__(self, dataset: Dataset, title: str) -> None:
-        self.dataset, self.title = dataset, title
+        self.dataset, self.title, self.reading = dataset, title, dataset.reading
         self.columns = {"label": Column(dataset.labels, dataset.classes)}
 
     @classmethod
-    def matches(cls, text: str, labels: str) -> bool:
+    def matches(cls, text: str, settings: Preparation) -> bool:
         return False
 
     @classmethod
-    def from_text(cls, text: str, labels: str) -> Self:
+    def from_text(cls, text: str, settings: Preparation) -> Self:
         raise NotImplementedError
 
     def name(self, i: int) -> str:

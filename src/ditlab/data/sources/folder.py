@@ -6,7 +6,9 @@ from typing import Self
 
 from PIL import Image
 
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data.reading import UNCONDITIONAL, Reading
 from ditlab.data.sources.base import Source, label_column, natural
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
@@ -15,18 +17,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 class Folder(Source):
     """Image files in a folder."""
 
-    has_labels = False
-
     def __init__(self, root: Path, files: list[str]) -> None:
         """A folder with files whose paths are relative to `root`; `from_text` adds the label column."""
         self.root, self.files = root, files
 
     @classmethod
-    def matches(cls, text: str, labels: str) -> bool:
+    def matches(cls, text: str, settings: Preparation) -> bool:
         return Path(text).is_dir()
 
     @classmethod
-    def from_text(cls, text: str, labels: str) -> Self:
+    def from_text(cls, text: str, settings: Preparation) -> Self:
         """Open a folder with one sub-folder for each class, in natural order, or a flat folder.
 
         Raises:
@@ -50,6 +50,7 @@ class Folder(Source):
             files, indices = flat, [0] * len(flat)
         source = cls(root, files)
         source.columns = {"label": label_column(indices, [printable(folder.name) for folder in folders])}
+        source.reading = Reading(f"{len(folders)} classes from folders" if folders else UNCONDITIONAL)
         return source
 
     def name(self, i: int) -> str:

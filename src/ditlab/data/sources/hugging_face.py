@@ -5,7 +5,9 @@ from typing import Any, Self
 
 from PIL import Image
 
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, lookup
+from ditlab.data.reading import UNCONDITIONAL, Reading
 from ditlab.data.sources.base import Source, label_column
 
 PREFIX = "hf:"
@@ -41,13 +43,14 @@ class HuggingFace(Source):
                 "remove these rows and save the data set again"
             )
         self.columns = {"label": label_column(rows, list(table.features[labels[0]].names) if labels else [])}
+        self.reading = Reading(f"{len(self.classes)} classes from column {labels[0]}" if labels else UNCONDITIONAL)
 
     @classmethod
-    def matches(cls, text: str, labels: str) -> bool:
+    def matches(cls, text: str, settings: Preparation) -> bool:
         return text.startswith(PREFIX) or _is_saved(Path(text))
 
     @classmethod
-    def from_text(cls, text: str, labels: str) -> Self:
+    def from_text(cls, text: str, settings: Preparation) -> Self:
         """Load from the hub or from a saved folder.
 
         Raises:

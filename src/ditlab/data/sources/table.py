@@ -7,26 +7,30 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.sources.base import column_of_texts
+from ditlab.data.reading import Reading
+from ditlab.data.sources.base import PIXEL_SETTINGS, column_of_texts
 from ditlab.data.sources.folder import Folder, printable, walk
 
 
 class Table(Folder):
     """Image files with labels from a table."""
 
-    @classmethod
-    def matches(cls, text: str, labels: str) -> bool:
-        return bool(labels) and Path(text).is_dir()
+    uses = PIXEL_SETTINGS | {"labels"}
 
     @classmethod
-    def from_text(cls, text: str, labels: str) -> Self:
+    def matches(cls, text: str, settings: Preparation) -> bool:
+        return bool(settings.labels) and Path(text).is_dir()
+
+    @classmethod
+    def from_text(cls, text: str, settings: Preparation) -> Self:
         """Open a folder and its table of labels; each file must have a row, and each row a file.
 
         Raises:
             InputError: the table cannot be read, or does not match the folder.
         """
-        root, table = Path(text), Path(labels)
+        root, table = Path(text), Path(settings.labels)
         label_of = read_labels(table)
         files = walk(root, set())
         for missing, names in (("label", set(files) - label_of.keys()), ("image", label_of.keys() - set(files))):
@@ -35,6 +39,7 @@ class Table(Folder):
                 raise InputError(f"{name} has no {missing} ({len(names)} without one); correct {table} or {root}")
         source = cls(root, files)
         source.columns = {"label": column_of_texts([label_of[name] for name in files], None, str(table))}
+        source.reading = Reading(f"{len(source.classes)} classes from {table.name}")
         return source
 
 

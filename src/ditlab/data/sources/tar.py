@@ -10,9 +10,11 @@ from typing import Self
 
 from PIL import Image
 
+from ditlab.config.sections import Preparation
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
+from ditlab.data.reading import UNCONDITIONAL, Reading
 from ditlab.data.sources.base import Source, column_of_texts
 from ditlab.data.sources.folder import is_image, printable, walk
 
@@ -46,16 +48,17 @@ class TarShards(Source):
         listed = shards[0].parent / "classes.txt"
         names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
         self.columns = {"label": column_of_texts(labels, names, str(shards[0].parent))}
+        self.reading = Reading(f"{len(self.classes)} classes from the shards" if self.classes else UNCONDITIONAL)
 
     @classmethod
-    def matches(cls, text: str, labels: str) -> bool:
+    def matches(cls, text: str, settings: Preparation) -> bool:
         path = Path(text)
         if path.is_dir():
             return bool(_visible_shards(path))
         return path.suffix == ".tar" or "*" in path.name
 
     @classmethod
-    def from_text(cls, text: str, labels: str) -> Self:
+    def from_text(cls, text: str, settings: Preparation) -> Self:
         """Open the tar files of a folder or of a pattern, or a single tar file.
 
         Raises:

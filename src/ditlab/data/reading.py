@@ -1,0 +1,33 @@
+"""What a source of images chose and left out, so that commands can report it before any long work."""
+
+from dataclasses import dataclass, field
+
+UNCONDITIONAL = "unconditional"
+
+
+@dataclass
+class LeftOut:
+    """Files or rows that were left out for one reason."""
+
+    count: int = 0
+    example: str = ""
+    """The name of the first one."""
+
+
+@dataclass
+class Reading:
+    """What a source chose, and what it left out."""
+
+    conditions: str = UNCONDITIONAL
+    """The conditions and their origin: "10 classes from folders", "3 classes from column label", "unconditional"."""
+    split: str = ""
+    """The part that was read, and the parts that were not: "train (also there: val, test)"."""
+    notes: list[str] = field(default_factory=list)
+    """Further choices, one sentence each: 'images from column "image"; also there: "mask"'."""
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    """Reason -> what was left out."""
+
+    def leave_out(self, name: str, reason: str, count: int = 1) -> None:
+        """Count something that is left out; the same reason has the same words everywhere."""
+        entry = self.left_out.setdefault(reason, LeftOut(example=name))
+        entry.count += count
