@@ -51,8 +51,11 @@ FIRST_NAMES = {
     "power_ema": "widths",
 }
 FIRST_EVALUATION_NAMES = {"guidance_interval": "interval", "label_sampling": "labels", "schedule": "grid"}
-# Settings that were added later are hashed only if they differ from what every run did before.
-LATER = {"train.objective": "regression", "train.aids": [], "data.conditioner": "class"}
+# Settings that were added later are hashed only if they differ from their default, which is what every run did before.
+LATER = {
+    "train.objective", "train.aids", "data.conditioner", "data.channels", "data.range", "data.show", "data.min_side",
+    "data.split", "data.image_column", "data.label_column", "data.caption_column",
+}  # fmt: skip
 # Settings that are now None by default are hashed with their first defaults, unless the source of a run sets them.
 FIRST_DEFAULTS = {"process": "linear", "target": "velocity", "learn_variance": False}
 
@@ -176,10 +179,12 @@ def logging_intervals(study: Study, name: str, recipe: Recipe) -> dict[str, Any]
 def run_hash(recipe: Recipe, length: int | str) -> str:
     """Hash of a run, apart from its seed: the settings that determine its weights, its data, and the version."""
     tables = to_tables(recipe)
-    rules = resume_rules(Recipe)
+    rules, defaults = resume_rules(Recipe), to_tables(Recipe())
 
     def is_hashed(key: str, value: Any) -> bool:
-        return rules.get(key) != "free" and key != "train.seed" and not (key in LATER and value == LATER[key])
+        section, name = key.split(".")
+        later = key in LATER and value == defaults[section].get(name)
+        return rules.get(key) != "free" and key != "train.seed" and not later
 
     content: dict[str, Any] = {
         section: {
