@@ -131,7 +131,7 @@ def train_autoencoder(
     from ditlab.training.autoencoder import train_autoencoder
 
     dataset = open_dataset(source, images, out / "skipped.csv")
-    done = train_autoencoder(dataset, settings or AutoencoderTraining(), out, screen)
+    done = train_autoencoder(dataset, settings or AutoencoderTraining(), out, screen, source)
     if json:
         print_json(dataclasses.asdict(done))
         return

@@ -31,13 +31,22 @@ class PixelValues:
     @classmethod
     def read(cls, content: Mapping[str, Any] | None) -> Self:
         """The values that a configuration holds; None is ordinary images."""
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in (content or {}).items()}
-        )
+        fields: Any = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in (content or {}).items()
+        }
+        return cls(**fields)
 
     def describe(self) -> dict[str, Any]:
         """The content of a configuration, from which `read` makes the values again."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def text(self) -> str:
+        """The values in words, for summaries."""
+        if self.mean:
+            numbers = [", ".join(f"{number:.4g}" for number in row) for row in (self.mean, self.std)]
+            return f"{self.dtype} with mean {numbers[0]} and deviation {numbers[1]}"
+        ranges = list(dict.fromkeys(zip(self.low, self.high, strict=True)))
+        return f"{self.dtype} from " + ", ".join(f"{low:g} to {high:g}" for low, high in ranges)
 
     @property
     def eight_bits(self) -> bool:

@@ -26,6 +26,7 @@ from ditlab.core.version import __version__
 from ditlab.data import Dataset, Latents, SampleFile, open_dataset
 from ditlab.data.npz import array_names, map_array, read_about, stored_rows, write_array
 from ditlab.data.parse import content_identity
+from ditlab.data.summary import Summary
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.gather import gather, spread_evenly
 from ditlab.evaluation.moments import Gaussian
@@ -182,6 +183,8 @@ def write_reference(
         out, [content_identity(source), images.preprocessing, features.name, features.weights, count, keep]
     )
     with held(work, rank):
+        if rank == 0:
+            Summary.of(images, source).show(console)
         done = make_reference(
             source, images, features, console, count=count, keep=keep, batch_size=batch_size, folder=work,
             rank=rank, world=world,

@@ -27,6 +27,7 @@ from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, is_vacant, replace_text, replacing
 from ditlab.data import Dataset, ahead, training_order
+from ditlab.data.summary import Summary
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.files import describe_difference, refuse_other_run, writing
@@ -62,7 +63,9 @@ class State:
     seconds: float = 0.0
 
 
-def train_autoencoder(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console) -> Trained:
+def train_autoencoder(
+    dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console, source: str = "images"
+) -> Trained:
     """Train an autoencoder, normalize its latents, evaluate and save it; the same call resumes an interrupted run.
 
     Args:
@@ -70,19 +73,23 @@ def train_autoencoder(dataset: Dataset, settings: AutoencoderTraining, out: Path
         settings: settings of the network and of training.
         out: folder for the autoencoder, which `load_autoencoder` reads, with metrics and `reconstructions.png`.
         console: where progress is shown.
+        source: name of the data set, for the summary of the data in the folder (`data.json`).
 
     Raises:
         InputError: the folder holds something else or is in use, or the network does not fit the images.
     """
     with held(out):
-        return train_here(dataset, settings, out, console)
+        return train_here(dataset, settings, out, console, source)
 
 
-def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console) -> Trained:
+def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console, source: str) -> Trained:
     """Run `train_autoencoder` in a folder that this process has locked."""
     state = begin(dataset, settings, pick_device(settings.device))
     training, held_out = split(len(dataset), settings)
     claim(out, settings)
+    summary = Summary.of(dataset, source)
+    summary.show(console)
+    summary.write(out)
     if not restore(state, out):
         state.autoencoder.start_from(dataset.fetch(training[:START]).x)
     loop(state, dataset, training, held_out, settings, out, console)

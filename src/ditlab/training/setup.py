@@ -23,6 +23,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.units import GIB
 from ditlab.core.weights import newest_checkpoint
 from ditlab.data import Dataset, Latents, open_dataset
+from ditlab.data.summary import Summary
 from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
@@ -247,6 +248,9 @@ def begin(job: Job) -> None:
     """Write the run folder for the first time. This comes after all checks."""
     if job.place.first:
         job.folder.begin(job.recipe, job.state.seen)
+        summary = Summary.of(job.dataset, job.recipe.data.source)
+        summary.show(job.console)
+        summary.write(job.folder.folder)
     if job.state.seen:
         job.say(f"resuming {job.folder.folder} at {job.state.seen:,} images")
 

@@ -170,7 +170,7 @@ class Latents(Dataset):
         shards, self.entries = content.pop("shards"), content.pop("entries")
         self.description = describe(content)
         self.channels, self.size = self.description.channels, self.description.size
-        self.classes = self.description.classes
+        self.classes, self.preprocessing = self.description.classes, self.description.preprocessing
         self.shape = self.description.shape
         self.shards = [Shard(folder / "shards" / shard["file"], shard["bytes"]) for shard in shards]
         self.starts = np.cumsum([0] + [shard["entries"] for shard in shards])

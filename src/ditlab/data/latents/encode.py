@@ -29,6 +29,7 @@ from ditlab.data.latents.cache import (
     write_index,
     write_shard,
 )
+from ditlab.data.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ def encode(
     description = _describe(dataset, source, autoencoder, dtype, shard)
     with held(out, rank):
         keep_description(out, description)
+        if rank == 0:
+            summary = Summary.of(dataset, source)
+            summary.show(console)
+            summary.write(out)
         if rank == 0 and not (out / "autoencoder").exists():
             save_autoencoder(autoencoder, out / "autoencoder")
         numbers = [n for n in range(rank, description.shards, world) if not shard_file(out, n).exists()]

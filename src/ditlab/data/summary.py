@@ -1,0 +1,110 @@
+"""The summary of a data set: what was read, what was chosen, and what was left out. Commands print it before they work.
+
+data: photos: 1,200 images of 64x64 pixels, RGB, uint8 from 0 to 255
+conditions: 10 classes from folders, 80 to 140 images each (beach, city, desert, forest, ...)
+split: train (also there: val, test)
+left out: 3 files, .heic needs pillow-heif (photos/beach/a.heic); 1 empty class folder (photos/swamp)
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+
+from ditlab.core.io import replace_text
+from ditlab.core.values import PixelValues
+from ditlab.data.base import Dataset
+from ditlab.data.latents.cache import Latents
+from ditlab.data.reading import UNCONDITIONAL, LeftOut, Reading
+
+FILE = "data.json"
+"""Name of the file in which a run keeps the summary of its data."""
+NAMES = 4  # class names in the summary
+CHANNELS = {1: "gray", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a data set holds, and what was chosen and left out when it was read."""
+
+    source: str
+    images: int
+    """Without mirrored copies, except in a latent cache."""
+    mirrored: bool
+    """Whether each image has a mirrored copy."""
+    size: tuple[int, ...]
+    """(height, width) of the images, or (frames, height, width) of the videos."""
+    channels: int
+    values: PixelValues
+    latents: tuple[int, ...]
+    """Shape of the moments in a latent cache; empty for images."""
+    classes: dict[str, int]
+    """Images of each class, counted in the same way; empty for an unconditional data set."""
+    reading: Reading
+
+    @classmethod
+    def of(cls, dataset: Dataset, source: str) -> Self:
+        """Summarize a data set; nothing is decoded.
+
+        Args:
+            dataset: the data set.
+            source: the name that the user gave.
+        """
+        mirrored = bool(dataset.preprocessing.get("flip"))
+        copies = 2 if mirrored and not isinstance(dataset, Latents) else 1  # a cache has no copies of unreadable images
+        counts = Counter(dataset.labels.tolist())
+        classes = {name: counts[i] // copies for i, name in enumerate(dataset.classes)}
+        reading = dataset.reading
+        if classes and reading.conditions == UNCONDITIONAL:
+            reading = replace(reading, conditions=f"{len(classes)} classes")
+        shape = dataset.shape if isinstance(dataset, Latents) else ()
+        images = len(dataset) // copies
+        return cls(
+            source, images, mirrored, dataset.size, dataset.channels, dataset.values, shape, classes, reading
+        )  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """The summary for the terminal."""
+        size = "x".join(map(str, self.size))
+        copies = (
+            "" if not self.mirrored else ", with mirrored copies" if self.latents else ", each with a mirrored copy"
+        )
+        kind = "videos" if len(self.size) == 3 else "images"
+        pixels = f"{CHANNELS.get(self.channels, f'{self.channels} channels')}, {self.values.text()}"
+        latents = f", as latents of {'x'.join(map(str, self.latents))}" if self.latents else ""
+        lines = [f"data: {self.source}: {self.images:,} {kind} of {size} pixels, {pixels}{latents}{copies}"]
+        lines.append(f"conditions: {self._conditions()}")
+        if self.reading.split:
+            lines.append(f"split: {self.reading.split}")
+        lines += self.reading.notes
+        if self.reading.left_out:
+            lines.append("left out: " + "; ".join(_left_out(*item) for item in self.reading.left_out.items()))
+        return lines
+
+    def _conditions(self) -> str:
+        if not self.classes:
+            return self.reading.conditions
+        least, most = min(self.classes.values()), max(self.classes.values())
+        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        names = ", ".join(list(self.classes)[:NAMES]) + (", ..." if len(self.classes) > NAMES else "")
+        return f"{self.reading.conditions}, {each} images each ({names})"
+
+    def describe(self) -> dict[str, Any]:
+        """The summary as plain values, for JSON."""
+        return asdict(self) | {"values": self.values.describe()}
+
+    def show(self, console: Console) -> None:
+        """Print the summary."""
+        for line in self.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def write(self, folder: Path) -> None:
+        """Write the summary into a folder, as `data.json`."""
+        replace_text(folder / FILE, json.dumps(self.describe(), indent=1, ensure_ascii=False) + "\n")
+
+
+def _left_out(reason: str, entry: LeftOut) -> str:
+    return f"{entry.count:,} {reason} ({entry.example})"
