@@ -16,6 +16,7 @@ from ditlab.data.images import Images
 from ditlab.data.latents.cache import Latents, is_cache
 from ditlab.data.npz import SampleFile, array_names, read_about
 from ditlab.data.preprocess import Preprocess
+from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources import Source, check_used, find_source, held_out_name, is_output, open_source
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.dataset import DatasetImages
@@ -75,6 +76,7 @@ class Builtin(SourceSpec):
         check_used(settings or Preparation(), frozenset({"size"}), f"the data set {self.text}")
         opened = self._dataset()
         _check_size(opened, settings, f"data {self.text}")
+        _describe(opened, "the data set")
         return opened
 
     def held_out(self) -> SourceSpec | None:
@@ -101,6 +103,7 @@ class Cache(SourceSpec):
         check_used(settings or Preparation(), frozenset({"size"}), f"the latent cache {self.text}")
         cache = Latents(Path(self.text))
         _check_size(cache, settings, f"the cache {self.text}")
+        _describe(cache, "the cache")
         return cache
 
     def images(self, settings: Preparation | None = None) -> Source:
@@ -118,6 +121,7 @@ class SampleNpz(SourceSpec):
         check_used(settings or Preparation(), frozenset({"size"}), f"the sample file {self.text}")
         opened = SampleFile(Path(self.text))
         _check_size(opened, settings, self.text)
+        _describe(opened, "arr_1")
         return opened
 
     def default_features(self) -> str:
@@ -147,7 +151,7 @@ class ImageFiles(SourceSpec):
 
     def images(self, settings: Preparation | None = None) -> Source:
         source = open_source(self.text, settings)
-        if find_builtin(self.text) is not None:
+        if Path(self.text).is_dir() and find_builtin(self.text) is not None:
             source.reading.notes.append(f"the folder {self.text} is read, and not the built-in data set of this name")
         return source
 
@@ -204,6 +208,12 @@ def _check_size(dataset: Dataset, settings: Preparation | None, what: str) -> No
     if preprocess is not None and preprocess.size != dataset.size:
         actual, required = ("x".join(map(str, size)) for size in (dataset.size, preprocess.size))
         raise InputError(f"{what} has images of {actual}, not {required}; omit the size")
+
+
+def _describe(dataset: Dataset, origin: str) -> None:
+    """Say where the classes come from, unless the data set says so itself."""
+    if dataset.reading == Reading() and dataset.classes:
+        dataset.reading = Reading(classes_from(len(dataset.classes), origin))
 
 
 def content_identity(text: str) -> str:

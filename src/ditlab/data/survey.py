@@ -63,7 +63,8 @@ class Survey:
         summary.add_row("duplicates", f"{sum(len(group) - 1 for group in self.duplicates):,}")
         summary.add_row("short side, min / median / max", " / ".join(map(str, self.short_side)))
         summary.add_row("modes", ", ".join(f"{mode} {count:,}" for mode, count in self.modes.items()))
-        tables = [summary, count_table("class", self.classes), count_table("height x width", self.sizes)]
+        classes = [count_table("class", self.classes)] if self.classes else []
+        tables = [summary, *classes, count_table("height x width", self.sizes)]
         if self.reading.left_out:
             listed = Table("left out", "files", "example")
             for reason, left in self.reading.left_out.items():

@@ -39,6 +39,7 @@ OUTPUTS = (
 SHEETS = frozenset({"grid.png", "trajectory.gif"})
 """Files in a folder of generated images that show several of them."""
 HIDDEN, CLUTTER, OURS, CLOSED = "hidden", "system file or folder", "written by ditlab", "cannot be opened"
+BESIDE = "array beside an image of the same name"
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$", re.IGNORECASE)
 
 
@@ -85,6 +86,12 @@ def written_by_ditlab(names: Collection[str]) -> bool:
     """Whether a folder with these names is the output of a command."""
     present = frozenset(names)
     return any(marks <= present for marks in (*SAMPLES, *OUTPUTS))
+
+
+def holds_samples(names: Collection[str]) -> bool:
+    """Whether a folder with these names holds generated images."""
+    present = frozenset(names)
+    return any(marks <= present for marks in SAMPLES)
 
 
 def is_output(folder: Path) -> bool:
@@ -146,6 +153,7 @@ def read_folder(
             texts.add(name)
         else:
             others.append(name)
+    _leave_out_arrays(result, reading, prefix)
     if ours:
         sheets = SHEETS & {*result.images}
         result.images = [name for name in result.images if name not in sheets]
@@ -160,6 +168,18 @@ def read_folder(
             reading.leave_out(printable(prefix + name), why_left_out(name))
     result.folders = _visible(result.folders, reading, prefix)
     return result
+
+
+def _leave_out_arrays(entries: Entries, reading: Reading, prefix: str) -> None:
+    """Leave out arrays that belong to an image, such as masks."""
+    arrays = [name for name in entries.images if name[-4:].lower() == ".npy"]
+    if not arrays:
+        return
+    images = {os.path.splitext(name)[0] for name in {*entries.images}.difference(arrays)}
+    beside = {name for name in arrays if os.path.splitext(name)[0] in images}
+    for name in sorted(beside):
+        reading.leave_out(printable(prefix + name), BESIDE)
+    entries.images = [name for name in entries.images if name not in beside]
 
 
 def _visible(folders: list[str], reading: Reading, prefix: str) -> list[str]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.reading import Reading
+from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources.base import (
     PIXEL_SETTINGS,
     Column,
@@ -23,6 +23,7 @@ from ditlab.data.sources.base import (
 )
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import (
+    holds_samples,
     list_images,
     passed_over,
     printable,
@@ -30,7 +31,15 @@ from ditlab.data.sources.files import (
     sorted_naturally,
     written_by_ditlab,
 )
-from ditlab.data.sources.tables import METADATA, TableFile, label_choice, note_captions, read_captions, read_labels
+from ditlab.data.sources.tables import (
+    METADATA,
+    TableFile,
+    label_choice,
+    metadata_of,
+    note_captions,
+    read_captions,
+    read_labels,
+)
 
 EMPTY = "folder without images"
 
@@ -59,7 +68,7 @@ class Folder(Source):
         """
         root, reading = Path(text), Reading()
         layout = Layout.read(root, reading)
-        table = next((TableFile.open(root / name) for name in METADATA if (root / name).is_file()), None)
+        table = metadata_of(root, reading)
         column = None if table is None else label_choice(table, settings, reading)
         if table is None and settings.label_column not in ("", NONE):
             raise InputError(
@@ -101,7 +110,8 @@ class Layout:
             InputError: the folder is the output of a command and holds no images to train on.
         """
         top = read_folder(root, reading, known=METADATA, named=True)
-        if not top.images and written_by_ditlab(os.listdir(root)):
+        names = os.listdir(root)
+        if written_by_ditlab(names) and not holds_samples(names):
             raise InputError(f"{root} was written by ditlab and is no folder of images; give the folder of the images")
         folders = sorted(top.folders, key=natural)
         visited = _distinct(root, folders)
@@ -127,11 +137,11 @@ class Layout:
         classes = [name for name in self.counts if name]
         if settings.label_column == NONE or not classes:
             if classes:
-                reading.notes.append(f"the {len(classes)} folders are not classes: labels are ignored")
+                reading.notes.append(f"labels are ignored; class folders: {len(classes)}")
             return label_column([0] * len(self.files), [])
         if "" in self.counts:
             raise InputError(f"{self.root / self.files[0]} lies beside the class folders; move it into one of them")
-        reading.conditions = f"{len(classes)} classes from folders"
+        reading.conditions = classes_from(len(classes), "folders")
         indices = [index for index, name in enumerate(classes) for _ in range(self.counts[name])]
         return label_column(indices, [printable(name) for name in classes])
 
@@ -150,10 +160,10 @@ class Layout:
         if extra := label_of.keys() - {*self.files}:
             reading.leave_out(min(extra), f"row of {table.path.name} without an image", len(extra))
         labels = column_of_texts([label_of[name] for name in self.files], None, str(table.path))
-        reading.conditions = f"{len(labels.classes)} classes from column {column} of {table.path.name}"
+        reading.conditions = classes_from(len(labels.classes), f"column {column} of {table.path.name}")
         if folders := [name for name in self.counts if name]:
             reading.notes.append(
-                f"the {len(folders)} folders are not classes, because {table.path.name} has labels; "
+                f"{table.path.name} has labels, so the folders are not classes ({len(folders)}); "
                 "rename it to use the folders"
             )
         return labels

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.reading import UNCONDITIONAL, Reading
+from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Raster, Source, column_of_texts, label_column
 from ditlab.data.sources.columns import CAPTIONS, IMAGES, LABELS, NONE, LabelTexts, choose, usual_columns
 from ditlab.data.sources.splits import describe_split, pick_split
@@ -123,9 +123,7 @@ class HuggingFace(Source):
             names = [texts.text(row, f"{self.title}[{i}]") for i, row in enumerate(rows)]
             texts.finish()
             labels = column_of_texts(names, None, where)
-        self.reading.conditions = (
-            f"{len(labels.classes)} classes from column {column}" if labels.classes else UNCONDITIONAL
-        )
+        self.reading.conditions = classes_from(len(labels.classes), f"column {column}")
         return labels
 
     def _captions(self, table: Any, settings: Preparation) -> Column | None:

@@ -5,7 +5,7 @@ from typing import Self
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.reading import UNCONDITIONAL, Reading
+from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, column_of_texts
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import list_images, printable
@@ -31,7 +31,7 @@ class Table(Folder):
         """
         root, table, reading = Path(text), TableFile.open(Path(settings.labels)), Reading()
         column = label_choice(table, settings, reading)
-        files, _ = list_images(root, reading, known={table.path.name}, named=True)
+        files, captioned = list_images(root, reading, known={table.path.name}, named=True)
         texts = [""] * len(files)
         if column is not None:
             label_of = read_labels(table, column, reading)
@@ -48,7 +48,9 @@ class Table(Folder):
         source.columns = {"label": column_of_texts(texts, None, str(table.path))}
         if captions := read_captions(table, files, settings, reading):
             source.columns["caption"] = captions
-        classes = f"{len(source.classes)} classes from column {column} of {table.path.name}"
+        if captioned:
+            reading.notes.append(f"{captioned:,} text files beside the images are not read")
+        classes = classes_from(len(source.classes), f"column {column} of {table.path.name}")
         reading.conditions = classes if source.classes else UNCONDITIONAL
         source.reading = reading
         return source

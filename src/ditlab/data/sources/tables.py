@@ -92,6 +92,21 @@ class TableFile:
         )
 
 
+def metadata_of(root: Path, reading: Reading) -> TableFile | None:
+    """The table of metadata in a folder; None if there is none, or if it does not describe files.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    for name in METADATA:
+        if (root / name).is_file():
+            table = TableFile.open(root / name)
+            if usual_columns(table.columns, FILES):
+                return table
+            reading.leave_out(name, "table without a column of file names")
+    return None
+
+
 def read_column(table: TableFile, column: str) -> Iterator[tuple[str, Any]]:
     """The pairs (file name, value) of a table; "./a.png" is the file "a.png"."""
     files = table.file_column()
@@ -146,4 +161,4 @@ def read_captions(table: TableFile, files: list[str], settings: Preparation, rea
 
 def note_captions(count: int, where: str, reading: Reading) -> None:
     """Note how many images have a caption."""
-    reading.notes.append(f"{count:,} captions from {where}")
+    reading.notes.append(f"{count:,} caption{'s' * (count != 1)} from {where}")

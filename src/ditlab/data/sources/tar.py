@@ -12,7 +12,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.reading import UNCONDITIONAL, Reading
+from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Raster, Source, column_of_texts, open_image
 from ditlab.data.sources.columns import NONE, LabelTexts
 from ditlab.data.sources.files import COMPRESSED, list_images, printable, read_folder
@@ -135,7 +135,7 @@ class TarShards(Source):
         if others := [name for name in origins if name != origin]:
             self.reading.notes.append(f"labels from {_member_of(origin)}; also there: {', '.join(others)}")
         column = column_of_texts(labels, self._class_names(), str(self.shards[0].parent))
-        self.reading.conditions = f"{len(column.classes)} classes from {_member_of(origin)}"
+        self.reading.conditions = classes_from(len(column.classes), _member_of(origin))
         return column
 
     def _class_names(self) -> list[str] | None:
@@ -153,7 +153,7 @@ class TarShards(Source):
             self.reading.notes.append(f"folders in the shards are not classes: {self.name(names.index(''))} is in none")
             return column_of_texts([""] * len(names), None, "")
         column = column_of_texts(names, None, str(self.shards[0].parent))
-        self.reading.conditions = f"{len(column.classes)} classes from folders in the shards"
+        self.reading.conditions = classes_from(len(column.classes), "folders in the shards")
         return column
 
     def _captions(self, listings: list[Listing], settings: Preparation) -> Column | None:
