@@ -32,3 +32,83 @@ def test_gray_in_both_spellings(ditlab, tmp_path, option):
     ditlab("train-autoencoder", folder, "--out", tmp_path / "ae", "--size=16", option, *small)
     config = json.loads((tmp_path / "ae" / "config.json").read_text())
     assert config["picture_channels"] == 1
+
+
+def save_images(folder, count=4):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(folder / f"{i}.png")
+
+
+def reading(ditlab, *arguments):
+    values = json.loads(ditlab("data", *arguments, "--json").out)
+    return values["images"], values["reading"]
+
+
+def test_what_was_read_and_left_out_is_printed(ditlab, tmp_path):
+    for name in ("train/cat", "train/dog", "val/cat"):
+        save_images(tmp_path / name)
+    (tmp_path / "train" / "cat" / "1.dcm").write_bytes(b"")
+    assert reading(ditlab, tmp_path) == (
+        8,
+        {
+            "conditions": "2 classes from folders",
+            "split": "train (also there: val)",
+            "notes": [],
+            "left_out": {"not an image (.dcm)": {"count": 1, "example": "cat/1.dcm"}},
+        },
+    )
+    out = ditlab("data", tmp_path).out
+    for text in ("2 classes from folders", "train (also there: val)", "not an image (.dcm)", "cat/1.dcm"):
+        assert text in out
+    assert reading(ditlab, tmp_path, "--split=val", "--label-column=none")[0] == 4
+    assert reading(ditlab, "digits")[1]["conditions"] == "10 classes from the data set"
+
+
+def test_the_settings_are_those_of_training(ditlab, tmp_path):
+    save_images(tmp_path / "images")
+    options = ("--size=32x24", "--fit=letterbox", "--gray", "--min-side=4", "--flip")
+    assert json.loads(ditlab("data", tmp_path / "images", *options, "--json").out)["enlarged"] == 4
+    ditlab("data", tmp_path / "images", *options, "--sheet", tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").size == (4 + 4 * (48 + 4), 4 + 64 + 4)
+    ditlab("data", tmp_path / "images", "--size=8", "--export", tmp_path / "out", "--count=2")
+    assert [Image.open(file).size for file in (tmp_path / "out").iterdir()] == [(8, 8)] * 2
+    error = ditlab("data", tmp_path / "images", "--image-column=x", code=2).err
+    assert "image_column is 'x', which has no effect on" in error
+
+
+def test_nothing_is_written_into_the_source(ditlab, tmp_path):
+    save_images(tmp_path / "images")
+    for option, what in (("--sheet", "the contact sheet"), ("--export", "the exported images")):
+        error = ditlab("data", tmp_path / "images", option, tmp_path / "images" / "new", code=2).err
+        assert f"images, so {what} would become part of it; give a path outside" in error
+    assert "is not empty; give another --out" in ditlab(
+        "data", tmp_path / "images", "--export", tmp_path, code=2
+    ).err  # fmt: skip
+    error = ditlab("encode", "x", "--autoencoder=y", "--out=./x", code=2).err
+    assert error == "ditlab: x is the source and the output; give another --out\n"
+
+
+@pytest.mark.slow
+def test_the_output_of_a_command_is_not_its_input(ditlab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_images(tmp_path, 8)
+    small = ["--model.width=32", "--model.depth=1", "--model.heads=1", "--train.batch=4", "--train.device=cpu"]
+    small += ["--train.precision=float32", "--train.compile=never", "--train.preview-every=4"]
+    mine = ["--data.source=.", "--data.size=8", "--out=runs/x"]
+    left_out = {"written by ditlab": {"count": 1, "example": "runs/x"}}
+    for images in (4, 8):  # the second command resumes in a folder that lies in its source
+        ditlab("train", "digits", *mine, f"--train.images={images}", *small)
+        assert reading(ditlab, ".") == (
+            8, {"conditions": "unconditional", "split": "", "notes": [], "left_out": left_out},
+        )  # fmt: skip
+    for images in (4, 8):  # the lock makes the folder before the data are opened
+        ditlab("train", "digits", "--out=digits", f"--train.images={images}", *small)
+
+
+def test_an_autoencoder_in_a_folder_with_the_name_of_its_data(ditlab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--stride=2", "--width=8", "--depth=1", "--images=4", "--batch=4", "--latent-channels=2", "--device=cpu"]
+    for _ in range(2):
+        done = ditlab("train-autoencoder", "digits-held-out", "--out=digits-held-out", *small).err
+        assert "on 18 held-out images" in done

@@ -45,61 +45,78 @@ def data(
     /,
     *,
     sheet: Path | None = None,
-    labels: str = "",
     export: Path | None = None,
     count: Whole = 1000,
+    images: PreparationOptions = None,
     json: Json = False,
 ) -> None:
-    """Inspect images before training: classes, sizes, unreadable files, duplicates, a contact sheet.
+    """Inspect images before training: what is read and left out, classes, sizes, unreadable files, duplicates.
 
     Parameters
     ----------
     source
-        A folder of images, tar shards, hf:NAME[:SPLIT], an .npz file, or a built-in data set (digits, glyphs-32).
+        A folder of images, a pattern, tar shards, hf:NAME[:SPLIT], an .npz file, or a built-in data set (digits,
+        glyphs-32).
     sheet
         Write a contact sheet (PNG).
-    labels
-        CSV or JSONL file with the labels of a flat folder.
     export
         Write the first images into this folder, with a sub-folder for each class, instead of inspecting them.
     count
         Number of images to export.
+    images
+        How images are read and resized, as in training.
     json
         Print one JSON object.
     """
     if export is not None:
-        export_images(source, labels, export, count)
+        export_images(source, images or Preparation(), export, count)
     else:
-        inspect_images(source, labels, sheet, json)
+        inspect_images(source, images or Preparation(), sheet, json)
 
 
-def export_images(source: str, labels: str, folder: Path, count: int) -> None:
+def export_images(source: str, settings: Preparation, folder: Path, count: int) -> None:
     """Write the first images of a data source as PNG files."""
-    from ditlab.data import open_dataset
+    from ditlab.data import is_cache, open_dataset
     from ditlab.data.images import write_folder
 
+    if is_cache(Path(source)):
+        raise InputError(f"{source} is a latent cache and holds no images; give the source of its images")
+    check_outside(source, folder, "the exported images")
     claim_folder(folder, overwrite=False)
-    dataset = open_dataset(source, Preparation(labels=labels))
+    dataset = open_dataset(source, settings)
     write_folder(dataset, folder, count)
     say(f"wrote {min(count, len(dataset)):,} images to {folder}")
 
 
-def inspect_images(source: str, labels: str, sheet: Path | None, json: bool) -> None:
+def inspect_images(source: str, settings: Preparation, sheet: Path | None, json: bool) -> None:
     """Print statistics of a data source, and write a contact sheet if `sheet` is given."""
-    from ditlab.data import parse_source
+    from ditlab.data import parse_source, preprocessing
     from ditlab.data.survey import sample_sheet, survey
 
-    settings = Preparation(labels=labels)
-    images = parse_source(source, settings).images(settings)
-    result = survey(images, screen)
     if sheet is not None:
-        sample_sheet(images, sheet)
+        check_outside(source, sheet, "the contact sheet")
+    preprocess = preprocessing(settings)
+    images = parse_source(source, settings).images(settings)
+    result = survey(images, screen, None if preprocess is None else preprocess.size)
+    if sheet is not None:
+        sample_sheet(images, sheet, preprocess)
     if json:
         print_json(dataclasses.asdict(result) | {"pictures": result.images})  # the key of earlier versions
         return
     Console().print(*result.tables(), sep="\n")
     if sheet is not None:
         say(f"contact sheet: {sheet}")
+
+
+def check_outside(source: str, out: Path, what: str) -> None:
+    """Check that an output is not written into the folder that is read, where it would be an image of the source.
+
+    Raises:
+        InputError: it is.
+    """
+    folder = Path(source).resolve()
+    if Path(source).is_dir() and (folder in out.resolve().parents or folder == out.resolve()):
+        raise InputError(f"{out} lies in {source}, so {what} would become part of it; give a path outside")
 
 
 @app.command(group="Data")
@@ -184,6 +201,8 @@ def encode_images(
     from ditlab.data import open_dataset
     from ditlab.data.latents.encode import encode
 
+    if Path(source).resolve() == out.resolve():
+        raise InputError(f"{out} is the source and the output; give another --out")
     loaded = load_autoencoder(autoencoder, scale=options.scale, device=pick_device(options.device))
     if not isinstance(loaded, Latent):
         raise InputError(f"{autoencoder} works on pixels and has no latents to cache; give another autoencoder")

@@ -16,6 +16,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
+from ditlab.data.export import folder_names
 from ditlab.data.preprocess import Preprocess, as_array, to_rgb
 from ditlab.data.sources import Source, Unreadable
 
@@ -171,10 +172,11 @@ def append_report(file: Path, name: str, reason: str) -> None:
 
 def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
     """Write the first `count` images as PNG files, one sub-folder for each class."""
+    folders = folder_names(dataset.classes) or [""]
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
         for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):
-            class_folder = folder / (dataset.classes[label] if dataset.classes else "")
+            class_folder = folder / folders[label if dataset.classes else 0]
             class_folder.mkdir(parents=True, exist_ok=True)
             array = image.permute(1, 2, 0).numpy()
             Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(class_folder / f"{i:06d}.png")

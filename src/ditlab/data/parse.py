@@ -16,7 +16,9 @@ from ditlab.data.images import Images
 from ditlab.data.latents.cache import Latents, is_cache
 from ditlab.data.npz import SampleFile, array_names, read_about
 from ditlab.data.preprocess import Preprocess
-from ditlab.data.sources import Source, check_used, find_source, open_source
+from ditlab.data.reading import Reading, classes_from
+from ditlab.data.sources import Source, check_used, find_source, held_out_name, is_output, open_source
+from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.dataset import DatasetImages
 
 
@@ -47,7 +49,7 @@ class SourceSpec(ABC):
 
     def images(self, settings: Preparation | None = None) -> Source:
         """The images by index and name, for a survey."""
-        check_used(settings or Preparation(), frozenset(), self.text)
+        check_used(settings or Preparation(), frozenset({"size"}), self.text)
         return DatasetImages(self.open(), self.text)
 
     def identity(self) -> str:
@@ -74,6 +76,7 @@ class Builtin(SourceSpec):
         check_used(settings or Preparation(), frozenset({"size"}), f"the data set {self.text}")
         opened = self._dataset()
         _check_size(opened, settings, f"data {self.text}")
+        _describe(opened, "the data set")
         return opened
 
     def held_out(self) -> SourceSpec | None:
@@ -100,6 +103,7 @@ class Cache(SourceSpec):
         check_used(settings or Preparation(), frozenset({"size"}), f"the latent cache {self.text}")
         cache = Latents(Path(self.text))
         _check_size(cache, settings, f"the cache {self.text}")
+        _describe(cache, "the cache")
         return cache
 
     def images(self, settings: Preparation | None = None) -> Source:
@@ -117,6 +121,7 @@ class SampleNpz(SourceSpec):
         check_used(settings or Preparation(), frozenset({"size"}), f"the sample file {self.text}")
         opened = SampleFile(Path(self.text))
         _check_size(opened, settings, self.text)
+        _describe(opened, "arr_1")
         return opened
 
     def default_features(self) -> str:
@@ -124,23 +129,36 @@ class SampleNpz(SourceSpec):
         return str(read_about(Path(self.text)).get("features", "inception"))
 
 
+@dataclass(frozen=True)
 class ImageFiles(SourceSpec):
     """Images in a folder, in tar shards or in a Hugging Face data set: any source in `SOURCES`."""
 
     resizable = True
+    split: str = ""
+    """The part of a divided data set that is read."""
 
     @classmethod
     def parse(cls, text: str, settings: Preparation) -> Self | None:
-        return cls(text) if find_source(text, settings) else None
+        if Path(text).is_dir() and find_builtin(text) is not None and is_output(Path(text)):
+            return None  # such as the run folder "digits", whose lock is made before the data are opened
+        split = settings.split or (NONE if settings.labels else "")  # a table lists the images of all parts
+        return cls(text, split) if find_source(text, settings) else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         settings = settings or Preparation()
         preprocess = preprocessing(settings)
-        source = open_source(self.text, settings)
-        return Images(source, preprocess, report=report, max_skipped=settings.max_skipped)
+        return Images(self.images(settings), preprocess, report=report, max_skipped=settings.max_skipped)
 
     def images(self, settings: Preparation | None = None) -> Source:
-        return open_source(self.text, settings)
+        source = open_source(self.text, settings)
+        if Path(self.text).is_dir() and find_builtin(self.text) is not None:
+            source.reading.notes.append(f"the folder {self.text} is read, and not the built-in data set of this name")
+        return source
+
+    def held_out(self) -> SourceSpec | None:
+        """The val part of a divided data set in folders, otherwise its test part."""
+        name = held_out_name(self.text, self.split)
+        return parse_source(name) if name else None
 
 
 SPECS: tuple[type[SourceSpec], ...] = (Cache, SampleNpz, ImageFiles, Builtin)
@@ -190,6 +208,12 @@ def _check_size(dataset: Dataset, settings: Preparation | None, what: str) -> No
     if preprocess is not None and preprocess.size != dataset.size:
         actual, required = ("x".join(map(str, size)) for size in (dataset.size, preprocess.size))
         raise InputError(f"{what} has images of {actual}, not {required}; omit the size")
+
+
+def _describe(dataset: Dataset, origin: str) -> None:
+    """Say where the classes come from, unless the data set says so itself."""
+    if dataset.reading == Reading() and dataset.classes:
+        dataset.reading = Reading(classes_from(len(dataset.classes), origin))
 
 
 def content_identity(text: str) -> str:

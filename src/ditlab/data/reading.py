@@ -5,6 +5,11 @@ from dataclasses import dataclass, field
 UNCONDITIONAL = "unconditional"
 
 
+def classes_from(count: int, origin: str) -> str:
+    """The conditions of a source with classes: "10 classes from folders"."""
+    return f"{count:,} class{'es' * (count != 1)} from {origin}"
+
+
 @dataclass
 class LeftOut:
     """Files or rows that were left out for one reason."""

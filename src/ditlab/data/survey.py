@@ -3,10 +3,11 @@
 import hashlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -16,10 +17,13 @@ from rich.text import Text
 from ditlab.core.errors import InputError
 from ditlab.data.base import spread
 from ditlab.data.preprocess import Preprocess, to_rgb
+from ditlab.data.reading import Reading
 from ditlab.data.sources import Source, Unreadable
+from ditlab.data.sources.base import Raster
 from ditlab.report.sheets import contact_sheet
 
 ROWS, COLUMNS, THUMBNAIL = 16, 8, 64
+PRECISE = ("I;16", "I;16B", "I;16L", "I", "F")  # modes of Pillow with more than 8 bits
 NAME = 24  # characters of a class name beside its row
 
 
@@ -42,15 +46,30 @@ class Survey:
     modes: dict[str, int]
     duplicates: list[list[str]]  # names of images with equal pixels
     unreadable: dict[str, str]  # name -> reason
+    reading: Reading  # what was chosen and left out
+    enlarged: int = 0  # images with a side that is shorter than the size to which they are resized
 
     def tables(self) -> list[Table]:
         """The survey as tables for the terminal."""
         summary = Table("property", "value", title=f"{self.images:,} images")
+        summary.add_row("conditions", Text(self.reading.conditions))
+        if self.reading.split:
+            summary.add_row("split", Text(self.reading.split))
+        for note in self.reading.notes:
+            summary.add_row("note", Text(note))
+        if self.enlarged:
+            summary.add_row("smaller than the size", f"{self.enlarged:,}")
         summary.add_row("unreadable", f"{len(self.unreadable):,}")
         summary.add_row("duplicates", f"{sum(len(group) - 1 for group in self.duplicates):,}")
         summary.add_row("short side, min / median / max", " / ".join(map(str, self.short_side)))
         summary.add_row("modes", ", ".join(f"{mode} {count:,}" for mode, count in self.modes.items()))
-        tables = [summary, count_table("class", self.classes), count_table("height x width", self.sizes)]
+        classes = [count_table("class", self.classes)] if self.classes else []
+        tables = [summary, *classes, count_table("height x width", self.sizes)]
+        if self.reading.left_out:
+            listed = Table("left out", "files", "example")
+            for reason, left in self.reading.left_out.items():
+                listed.add_row(Text(reason), f"{left.count:,}", literal(left.example))
+            tables.append(listed)
         if self.unreadable:
             listed = Table("unreadable", "reason")
             for name, reason in list(self.unreadable.items())[:ROWS]:
@@ -79,12 +98,19 @@ def literal(name: str) -> Text:
     return Text(name, no_wrap=True, overflow="ellipsis")
 
 
-def survey(source: Source, console: Console) -> Survey:
-    """Decode every image once, with a progress bar."""
+def survey(source: Source, console: Console, size: tuple[int, int] | None = None) -> Survey:
+    """Decode every image once, with a progress bar.
+
+    Args:
+        source: the images.
+        console: where progress is shown.
+        size: (height, width) to which the images will be resized.
+    """
     classes = Counter(dict.fromkeys(source.classes, 0))
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     sides: list[int] = []
+    enlarged = 0
     names_by_content: defaultdict[str, list[str]] = defaultdict(list)
     unreadable: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
@@ -99,6 +125,7 @@ def survey(source: Source, console: Console) -> Survey:
             sizes["{}x{}".format(*result.size)] += 1
             modes[result.mode] += 1
             sides.append(min(result.size))
+            enlarged += size is not None and (result.size[0] < size[0] or result.size[1] < size[1])
             names_by_content[result.content].append(source.name(i))
     sides.sort()
     short_side = (sides[0], sides[len(sides) // 2], sides[-1]) if sides else (0, 0, 0)
@@ -111,6 +138,8 @@ def survey(source: Source, console: Console) -> Survey:
         modes=dict(modes.most_common()),
         duplicates=duplicates,
         unreadable=unreadable,
+        reading=source.reading,
+        enlarged=enlarged,
     )
 
 
@@ -118,22 +147,37 @@ def _inspect(source: Source, i: int) -> Properties | str:
     """The properties of image i, or the reason why it cannot be read."""
     try:
         image = source.read(i)
-        mode = image.mode
-        displayed = to_rgb(image).convert("RGB")
+        if isinstance(image, np.ndarray):
+            return properties_of(image, f"{image.shape[2]} channels {image.dtype}")
+        if image.mode in PRECISE:  # eight bits would make different images equal
+            return properties_of(np.asarray(image)[..., None], image.mode)
+        return properties_of(np.asarray(to_rgb(image).convert("RGB")), image.mode)
     except Unreadable as error:
         return str(error)
-    content = hashlib.blake2b(displayed.tobytes(), digest_size=16)
-    content.update(repr(displayed.size).encode())
-    return Properties((displayed.height, displayed.width), mode, content.hexdigest())
 
 
-def sample_sheet(source: Source, path: Path) -> None:
+def properties_of(pixels: Raster, mode: str) -> Properties:
+    """The properties of an image with these pixels (H, W, C)."""
+    content = hashlib.blake2b(pixels.tobytes(), digest_size=16)
+    content.update(f"{pixels.shape} {pixels.dtype}".encode())
+    return Properties((pixels.shape[0], pixels.shape[1]), mode, content.hexdigest())
+
+
+def sample_sheet(source: Source, path: Path, preprocess: Preprocess | None = None) -> None:
     """Write a contact sheet: a row for each of up to 16 classes, with its first 8 readable images.
+
+    Args:
+        source: the images.
+        path: the PNG file.
+        preprocess: how the images will be resized; the sheet shows its aspect ratio, bars and colors.
 
     Raises:
         InputError: no image can be read.
     """
-    thumbnail = Preprocess((THUMBNAIL, THUMBNAIL))
+    height, width = preprocess.size if preprocess is not None else (1, 1)
+    size = (round(THUMBNAIL * min(1, height / width)), round(THUMBNAIL * min(1, width / height)))
+    size = (max(1, size[0]), max(1, size[1]))
+    thumbnail = Preprocess(size) if preprocess is None else replace(preprocess, size=size)
     rows: list[list[Image.Image]] = []
     for label in range(min(ROWS, max(1, len(source.classes)))):
         row: list[Image.Image] = []
@@ -141,7 +185,8 @@ def sample_sheet(source: Source, path: Path) -> None:
             if len(row) == COLUMNS:
                 break
             try:
-                row.append(Image.fromarray(thumbnail(source.read(i))))
+                array = thumbnail(source.read(i))
+                row.append(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array))
             except Unreadable:
                 continue
         rows.append(row)

@@ -1,19 +1,43 @@
 """Sources of images: folders, tar shards, Hugging Face data sets. A new source is one file and a line in `SOURCES`."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data.reading import Reading
 from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
-from ditlab.data.sources.folder import SUFFIXES, Folder, walk
-from ditlab.data.sources.hugging_face import HuggingFace
+from ditlab.data.sources.columns import NONE
+from ditlab.data.sources.files import SUFFIXES, is_output
+from ditlab.data.sources.folder import Folder
+from ditlab.data.sources.hugging_face import PREFIX, HuggingFace, saved_splits
+from ditlab.data.sources.patterns import Pattern
+from ditlab.data.sources.splits import SPLITS, choose_folder, held_out_part, split_folders
 from ditlab.data.sources.table import Table
 from ditlab.data.sources.tar import TarShards
 
-SOURCES: dict[str, type[Source]] = {"hf": HuggingFace, "tar": TarShards, "table": Table, "folder": Folder}
+SOURCES: dict[str, type[Source]] = {
+    "hf": HuggingFace,
+    "tar": TarShards,
+    "table": Table,
+    "pattern": Pattern,
+    "folder": Folder,
+}
 """Name -> source class, in the order in which they are tried."""
 
-__all__ = ["MIN_SIDE", "SOURCES", "SUFFIXES", "Column", "Source", "Unreadable", "find_source", "open_source", "walk"]
+__all__ = [
+    "MIN_SIDE",
+    "SOURCES",
+    "SUFFIXES",
+    "Column",
+    "Source",
+    "Unreadable",
+    "check_used",
+    "find_source",
+    "held_out_name",
+    "is_output",
+    "open_source",
+]
 
 
 def find_source(text: str, settings: Preparation | None = None) -> type[Source] | None:
@@ -28,7 +52,7 @@ def find_source(text: str, settings: Preparation | None = None) -> type[Source] 
 
 
 def open_source(text: str, settings: Preparation | None = None) -> Source:
-    """Open images from a folder of classes, a flat folder, tar shards (file, folder or pattern), or "hf:NAME[:SPLIT]".
+    """Open images from a folder, files that match a pattern, tar shards, or "hf:NAME[:SPLIT]".
 
     Args:
         text: path, pattern or hub name.
@@ -37,15 +61,57 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
     Raises:
         InputError: the source does not exist, is empty, does not match the label file, or makes no use of a setting.
     """
-    settings = settings or Preparation()
+    settings, part = settings or Preparation(), Reading()
     source_class = find_source(text, settings)
     if source_class is None:
         raise InputError(f'no data at "{text}"; give an existing folder of images')
     check_used(settings, source_class.uses, text)
-    source = source_class.from_text(text, settings)
+    if source_class is Folder or (source_class is Table and settings.split):  # a table lists what is read
+        place = choose_folder(text, settings.split, part)
+        settings = replace(settings, split="")
+        source_class = find_source(place, settings) if place != text else source_class
+        assert source_class is not None
+        check_used(settings, source_class.uses, place)
+        source = source_class.from_text(place, settings)
+        note_part(source.reading, part)
+    else:
+        source = source_class.from_text(text, settings)
     if not len(source):
-        raise InputError(f"no images in {text}; put some there ({', '.join(SUFFIXES)})")
+        raise InputError(f"no images in {text}{_what_else(source.reading)}; put some there (such as .jpg, .png, .webp)")
+    source.min_side = settings.min_side
     return source
+
+
+def held_out_name(text: str, split: str) -> str:
+    """The source of the held-out images: the val part of a divided data set in folders, otherwise its test part.
+
+    Args:
+        text: path, pattern or hub name.
+        split: the part that is trained on.
+
+    Returns:
+        Its name; empty if there is none, or if it is the part that is trained on.
+    """
+    source_class, path = find_source(text), Path(text.removeprefix(PREFIX))
+    if split == NONE or (split and SPLITS.get(split.lower()) != "train"):
+        return ""
+    if source_class is HuggingFace:
+        part = held_out_part(saved_splits(path))
+        return f"{PREFIX}{path}:{part}" if part else ""
+    part = held_out_part(split_folders(path, Reading())) if source_class is Folder else None
+    return str(path / part) if part else ""
+
+
+def note_part(reading: Reading, part: Reading) -> None:
+    """Add which part of a divided folder was chosen, and what was left out beside the parts."""
+    reading.split = part.split or reading.split
+    for reason, left in part.left_out.items():
+        reading.leave_out(left.example, reason, left.count)
+
+
+def _what_else(reading: Reading) -> str:
+    """What a source without images has instead."""
+    return "".join(f" ({left.count:,} {reason}: {left.example})" for reason, left in reading.left_out.items())
 
 
 def check_used(settings: Preparation, uses: frozenset[str], what: str) -> None:

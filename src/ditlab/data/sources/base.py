@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, final
+from typing import Any, BinaryIO, ClassVar, Self, final
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ class Source(ABC):
     """"label" comes first; further columns hold captions ("caption") or numbers."""
     reading: Reading
     """What was chosen and left out."""
+    min_side: int = MIN_SIDE
+    """Shortest side in pixels; smaller images cannot be used."""
 
     @classmethod
     @abstractmethod
@@ -97,12 +99,17 @@ class Source(ABC):
         """Image i, opened and not necessarily decoded, or its pixels; it may raise any exception of its reader."""
 
     @final
-    def read(self, i: int, min_side: int = MIN_SIDE) -> Image.Image | Raster:
+    def read(self, i: int, min_side: int | None = None) -> Image.Image | Raster:
         """Image i, decoded.
+
+        Args:
+            i: number of the image.
+            min_side: shortest side in pixels, instead of that of the source.
 
         Raises:
             Unreadable: missing, broken, animated, or with a side of less than `min_side` pixels.
         """
+        min_side = self.min_side if min_side is None else min_side
         try:
             image = self.raw(i)
             if isinstance(image, np.ndarray):
@@ -120,6 +127,11 @@ class Source(ABC):
         except Exception as error:  # Pillow's decoders raise exceptions of many types on broken files
             raise Unreadable(_reason(error)) from error
         return image
+
+
+def open_image(file: Path | BinaryIO) -> Image.Image | Raster:
+    """Open an image file, which is decoded when its pixels are needed."""
+    return Image.open(file)
 
 
 def _reason(error: Exception) -> str:

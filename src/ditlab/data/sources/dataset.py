@@ -14,6 +14,8 @@ from ditlab.report.sheets import to_pil
 class DatasetImages(Source):
     """The images of a data set; a video is represented by its first frame."""
 
+    min_side = 1  # training uses them whatever their size
+
     def __init__(self, dataset: Dataset, title: str) -> None:
         self.dataset, self.title, self.reading = dataset, title, dataset.reading
         self.columns = {"label": Column(dataset.labels, dataset.classes)}

@@ -1,24 +1,56 @@
-"""A folder of images: one sub-folder for each class, or a flat folder without labels."""
+"""A folder of images: one sub-folder for each class, or a flat folder; a table can add labels and captions."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, overload
 
 from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.reading import UNCONDITIONAL, Reading
-from ditlab.data.sources.base import Source, label_column, natural
+from ditlab.data.reading import Reading, classes_from
+from ditlab.data.sources.base import (
+    PIXEL_SETTINGS,
+    Column,
+    Raster,
+    Source,
+    column_of_texts,
+    label_column,
+    natural,
+    open_image,
+)
+from ditlab.data.sources.columns import NONE
+from ditlab.data.sources.files import (
+    holds_samples,
+    list_images,
+    passed_over,
+    printable,
+    read_folder,
+    sorted_naturally,
+    written_by_ditlab,
+)
+from ditlab.data.sources.tables import (
+    METADATA,
+    TableFile,
+    label_choice,
+    metadata_of,
+    note_captions,
+    read_captions,
+    read_labels,
+)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+EMPTY = "folder without images"
 
 
 class Folder(Source):
     """Image files in a folder."""
 
+    uses = PIXEL_SETTINGS | {"split", "label_column", "caption_column"}
+
     def __init__(self, root: Path, files: list[str]) -> None:
-        """A folder with files whose paths are relative to `root`; `from_text` adds the label column."""
+        """A folder with files whose paths are relative to `root`; `from_text` adds the columns."""
         self.root, self.files = root, files
 
     @classmethod
@@ -29,73 +61,167 @@ class Folder(Source):
     def from_text(cls, text: str, settings: Preparation) -> Self:
         """Open a folder with one sub-folder for each class, in natural order, or a flat folder.
 
+        A table of metadata in the folder, and text files beside the images, hold labels and captions.
+
         Raises:
-            InputError: a class folder is empty, or there are images beside the class folders.
+            InputError: the folder is the output of a command, or there are images beside the class folders.
         """
-        root = Path(text)
-        folders = sorted((child for child in root.iterdir() if child.is_dir() and child.name[0] != "."), key=natural)
-        visited = _distinct(root, folders)
-        flat = sorted((file.name for file in root.iterdir() if file.is_file() and is_image(file.name)), key=natural)
-        if folders and flat:
-            raise InputError(f"{root / flat[0]} lies beside the class folders; move it into one of them")
-        files: list[str] = []
-        indices: list[int] = []
-        for index, folder in enumerate(folders):
-            images = walk(folder, visited)
-            if not images:
-                raise InputError(f"no images in {folder}; put some there ({', '.join(SUFFIXES)}) or remove it")
-            files += [f"{folder.name}/{file}" for file in images]
-            indices += [index] * len(images)
-        if not folders:
-            files, indices = flat, [0] * len(flat)
-        source = cls(root, files)
-        source.columns = {"label": label_column(indices, [printable(folder.name) for folder in folders])}
-        source.reading = Reading(f"{len(folders)} classes from folders" if folders else UNCONDITIONAL)
+        root, reading = Path(text), Reading()
+        layout = Layout.read(root, reading)
+        table = metadata_of(root, reading)
+        column = None if table is None else label_choice(table, settings, reading)
+        if table is None and settings.label_column not in ("", NONE):
+            raise InputError(
+                f'label_column is "{settings.label_column}", but {root} has no {METADATA[0]}; correct or remove it'
+            )
+        source = cls(root, layout.files)
+        if column is not None and table is not None:
+            source.columns = {"label": layout.table_labels(table, column, reading)}
+        else:
+            source.columns = {"label": layout.folder_labels(settings, reading)}
+        if captions := layout.captions(table, settings, reading):
+            source.columns["caption"] = captions
+        source.reading = reading
         return source
 
     def name(self, i: int) -> str:
         return printable(self.files[i])
 
-    def raw(self, i: int) -> Image.Image:
-        return Image.open(self.root / self.files[i])
+    def raw(self, i: int) -> Image.Image | Raster:
+        return open_image(self.root / self.files[i])
 
 
-def _distinct(root: Path, folders: list[Path]) -> set[str]:
+@dataclass
+class Layout:
+    """The files of a folder: those beside the class folders come first."""
+
+    root: Path
+    files: list[str]
+    counts: dict[str, int]
+    """Class folder -> images in it; "" for those beside the class folders."""
+    captioned: int
+    """Images with a text file of the same stem."""
+
+    @classmethod
+    def read(cls, root: Path, reading: Reading) -> Self:
+        """List a folder and its class folders; folders without images are left out.
+
+        Raises:
+            InputError: the folder is the output of a command and holds no images to train on.
+        """
+        top = read_folder(root, reading, known=METADATA, named=True)
+        names = os.listdir(root)
+        if written_by_ditlab(names) and not holds_samples(names):
+            raise InputError(f"{root} was written by ditlab and is no folder of images; give the folder of the images")
+        folders = sorted(top.folders, key=natural)
+        visited = _distinct(root, folders)
+        files, captioned = sorted_naturally(top.images), top.captioned
+        counts = {"": len(files)} if files else {}
+        for name in folders:
+            before = passed_over(reading)
+            images, texts = list_images(root / name, reading, visited, f"{name}/")
+            if images:
+                files += [f"{name}/{image}" for image in images]
+                counts[name] = len(images)
+                captioned += texts
+            elif passed_over(reading) == before:  # otherwise it is counted already
+                reading.leave_out(printable(name), EMPTY)
+        return cls(root, files, counts, captioned)
+
+    def folder_labels(self, settings: Preparation, reading: Reading) -> Column:
+        """The labels by class folder.
+
+        Raises:
+            InputError: there are images beside the class folders.
+        """
+        classes = [name for name in self.counts if name]
+        if settings.label_column == NONE or not classes:
+            if classes:
+                reading.notes.append(f"labels are ignored; class folders: {len(classes)}")
+            return label_column([0] * len(self.files), [])
+        if "" in self.counts:
+            raise InputError(f"{self.root / self.files[0]} lies beside the class folders; move it into one of them")
+        reading.conditions = classes_from(len(classes), "folders")
+        indices = [index for index, name in enumerate(classes) for _ in range(self.counts[name])]
+        return label_column(indices, [printable(name) for name in classes])
+
+    def table_labels(self, table: TableFile, column: str, reading: Reading) -> Column:
+        """The labels in a table of metadata.
+
+        Raises:
+            InputError: an image has no label.
+        """
+        label_of = read_labels(table, column, reading)
+        if missing := [name for name in self.files if name not in label_of]:
+            raise InputError(
+                f"{printable(missing[0])} has no label ({len(missing)} without one); correct {table.path}, "
+                f'or set label_column to "{NONE}"'
+            )
+        if extra := label_of.keys() - {*self.files}:
+            reading.leave_out(min(extra), f"row of {table.path.name} without an image", len(extra))
+        labels = column_of_texts([label_of[name] for name in self.files], None, str(table.path))
+        reading.conditions = classes_from(len(labels.classes), f"column {column} of {table.path.name}")
+        if folders := [name for name in self.counts if name]:
+            reading.notes.append(
+                f"{table.path.name} has labels, so the folders are not classes ({len(folders)}); "
+                "rename it to use the folders"
+            )
+        return labels
+
+    def captions(self, table: TableFile | None, settings: Preparation, reading: Reading) -> Column | None:
+        """The captions in a table of metadata, or in text files beside the images; None if there are none.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        column = None if table is None else read_captions(table, self.files, settings, reading)
+        if table is None and settings.caption_column not in ("", NONE):
+            raise InputError(
+                f'caption_column is "{settings.caption_column}", but {self.root} has no {METADATA[0]}; '
+                "correct or remove it"
+            )
+        if not self.captioned:
+            return column
+        if column is not None or settings.caption_column == NONE:
+            reading.notes.append(f"{self.captioned:,} text files beside the images are not read")
+            return column
+        note_captions(self.captioned, "text files beside the images", reading)
+        return Column(CaptionFiles(self.root, self.files))
+
+
+class CaptionFiles(Sequence[str]):
+    """The texts in files beside images, which are read when they are needed; empty where there is no file."""
+
+    def __init__(self, root: Path, images: list[str]) -> None:
+        """The text files of these images, whose paths are relative to `root`."""
+        self.root, self.images = root, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        stem = os.path.splitext(self.root / self.images[i])[0]
+        for end in (".txt", ".TXT"):
+            try:
+                return Path(stem + end).read_text(encoding="utf-8-sig").strip()
+            except FileNotFoundError:
+                continue
+            except UnicodeDecodeError:
+                raise InputError(f"{stem}{end} is not UTF-8; save the text as UTF-8") from None
+        return ""
+
+
+def _distinct(root: Path, folders: list[str]) -> set[str]:
     """The real paths of a folder and its class folders, which must differ."""
     by_path: dict[str, Path] = {}
-    for folder in (root, *folders):
+    for folder in (root, *(root / name for name in folders)):
         other = by_path.setdefault(os.path.realpath(folder), folder)
         if other != folder:
             raise InputError(f"{folder} and {other} are the same folder; remove one of them")
     return set(by_path)
-
-
-def printable(name: str) -> str:
-    """A file name for messages and reports, in which bytes that are not UTF-8 are written as \\xff."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name is that of an image; hidden files are not images."""
-    return name.lower().endswith(SUFFIXES) and name[0] != "."
-
-
-def walk(root: Path, visited: set[str]) -> list[str]:
-    """Image files below a folder, relative to it, in natural order.
-
-    Links are followed, except into folders whose real path is in `visited`; the walked folders are added to it.
-    """
-    images: list[str] = []
-    for path, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(path)
-        if real in visited and path != str(root):
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != ".")  # file systems list folders in any order
-        relative = os.path.relpath(path, root)
-        for name in files:
-            if is_image(name):
-                images.append(name if relative == "." else f"{relative}/{name}")
-    images.sort()  # 01 before 1, which are equal in natural order
-    return sorted(images, key=natural)

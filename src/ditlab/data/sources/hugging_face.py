@@ -1,49 +1,55 @@
 """Data sets of the `datasets` library, from the hub ("hf:NAME[:SPLIT]") or from a folder of `save_to_disk`."""
 
+import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from PIL import Image
 
 from ditlab.config.sections import Preparation
-from ditlab.core.errors import InputError, lookup
-from ditlab.data.reading import UNCONDITIONAL, Reading
-from ditlab.data.sources.base import Source, label_column
+from ditlab.core.errors import InputError
+from ditlab.data.reading import Reading, classes_from
+from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Raster, Source, column_of_texts, label_column
+from ditlab.data.sources.columns import CAPTIONS, IMAGES, LABELS, NONE, LabelTexts, choose, usual_columns
+from ditlab.data.sources.splits import describe_split, pick_split
+from ditlab.data.sources.tables import note_captions
 
 PREFIX = "hf:"
 
 
 class HuggingFace(Source):
-    """The first image column of a data set, and its first class column if it has one."""
+    """The images of a data set, with the class labels and captions of other columns."""
 
-    def __init__(self, table: Any, title: str) -> None:
+    uses = PIXEL_SETTINGS | {"split", "image_column", "label_column", "caption_column"}
+
+    def __init__(self, table: Any, title: str, settings: Preparation | None = None) -> None:
         """Wrap a `datasets.Dataset`.
 
         Raises:
-            InputError: there is no column of images, or some rows have no label.
+            InputError: there is no column of images, several columns could be meant, labels are lists, or some rows
+                have no label.
         """
-        from datasets import ClassLabel  # type: ignore[import-untyped]
-        from datasets import Image as ImageColumn
+        from datasets import Image as ImageColumn  # type: ignore[import-untyped]
 
-        features = table.features.items()
-        images = [name for name, feature in features if isinstance(feature, ImageColumn)]
-        labels = [name for name, feature in features if isinstance(feature, ClassLabel)]
+        settings = settings or Preparation()
+        self.title, self.reading = title, Reading()
+        images = [name for name, feature in table.features.items() if isinstance(feature, ImageColumn)]
         if not images:
             raise InputError(
                 f"{title} has no column of images (it has {', '.join(table.features)}); give a data set with one"
             )
-        self.image_column, self.title = images[0], title
+        usual = usual_columns(images, IMAGES)[:1]  # the obvious name of a column of images is any usual one
+        column = choose(images, "image_column", settings.image_column, usual or IMAGES, title, self.reading)
+        if column is None:
+            raise InputError(f"{title} is read without images; give another image_column than {NONE}")
+        self.image_column = column
         # The column may be set to return bytes.
-        self.table = table.select_columns(images[:1]).cast_column(self.image_column, ImageColumn())
-        rows = list(table[labels[0]]) if labels else [0] * len(table)
-        unlabeled = [i for i, row in enumerate(rows) if row is None or row < 0]
-        if unlabeled:
-            raise InputError(
-                f"{title}[{unlabeled[0]}] has no label ({len(unlabeled)} rows without one); "
-                "remove these rows and save the data set again"
-            )
-        self.columns = {"label": label_column(rows, list(table.features[labels[0]].names) if labels else [])}
-        self.reading = Reading(f"{len(self.classes)} classes from column {labels[0]}" if labels else UNCONDITIONAL)
+        self.table = table.select_columns([column]).cast_column(column, ImageColumn())
+        self.columns = {"label": self._labels(table, settings)}
+        if captions := self._captions(table, settings):
+            self.columns["caption"] = captions
 
     @classmethod
     def matches(cls, text: str, settings: Preparation) -> bool:
@@ -62,23 +68,113 @@ class HuggingFace(Source):
             raise InputError("data sets of the hub need the datasets library; pip install 'ditlab[data]'") from None
         text = text.removeprefix(PREFIX)
         name, _, split = text.partition(":")
+        if split and settings.split not in ("", split):
+            raise InputError(f'split is "{settings.split}", but the source is {text}; remove one of them')
+        wanted = split or settings.split
         try:
             saved = _is_saved(Path(name))
-            table = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split or "train")
+            table = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=wanted or "train")
         except Exception as error:  # the library raises exceptions of many types
             raise InputError(f"cannot open the data set {text}: {' '.join(str(error).split())[:200]}") from error
+        names = [str(name) for name in getattr(table.info, "splits", None) or {}] if not saved else []
+        chosen = wanted or "train"
         if isinstance(table, datasets.DatasetDict):
-            table = lookup(table, split or "train", f"split of {name}:")
-        elif saved and split and split != str(table.split):
-            raise InputError(f"{name} has no splits; omit :{split}")
-        return cls(table, name)
+            names = list(table)
+            chosen = pick_split(wanted, names, name)
+            table = table[chosen]
+        elif saved and wanted and wanted != str(table.split):
+            raise InputError(f"{name} has no splits; omit :{wanted}")
+        source = cls(table, name, settings)
+        source.reading.split = describe_split(chosen, names) if names else ""
+        return source
 
     def name(self, i: int) -> str:
         return f"{self.title}[{i}]"
 
-    def raw(self, i: int) -> Image.Image:
+    def raw(self, i: int) -> Image.Image | Raster:
         image: Image.Image = self.table[i][self.image_column]
         return image
+
+    def _labels(self, table: Any, settings: Preparation) -> Column:
+        """The class labels: a column of classes, numbers or texts."""
+        from datasets import ClassLabel
+
+        classes = [name for name, feature in table.features.items() if isinstance(feature, ClassLabel)]
+        usual = usual_columns(set(table.features) - {*classes, self.image_column}, LABELS)
+        candidates = usual_columns(classes, LABELS)
+        candidates += [name for name in [*usual, *classes] if name not in candidates]
+        if settings.label_column and settings.label_column != NONE:
+            candidates = [name for name in table.features if name != self.image_column]
+        column = choose(candidates, "label_column", settings.label_column, LABELS, self.title, self.reading)
+        if column is None:
+            return label_column([0] * len(table), [])
+        feature, where = table.features[column], f"column {column} of {self.title}"
+        rows = list(table[column]) if _is_plain(feature) else [[]]  # the first row of a list shows what is wrong
+        missing = [i for i, row in enumerate(rows) if row in (None, "") or (isinstance(row, int) and row < 0)]
+        if missing:
+            raise InputError(
+                f"{self.title}[{missing[0]}] has no label ({len(missing)} rows without one); "
+                "remove these rows and save the data set again"
+            )
+        if isinstance(feature, ClassLabel):
+            labels = label_column(rows, list(feature.names))
+        else:
+            texts = LabelTexts(where, self.reading)
+            names = [texts.text(row, f"{self.title}[{i}]") for i, row in enumerate(rows)]
+            texts.finish()
+            labels = column_of_texts(names, None, where)
+        self.reading.conditions = classes_from(len(labels.classes), f"column {column}")
+        return labels
+
+    def _captions(self, table: Any, settings: Preparation) -> Column | None:
+        """The captions: a column of texts, or of lists of texts; None if there is none."""
+        texts = [name for name, feature in table.features.items() if _is_text(feature)]
+        if not settings.caption_column or settings.caption_column == NONE:
+            texts = usual_columns(texts, CAPTIONS)
+        usual = tuple(texts[:1]) or CAPTIONS  # captions of several columns do not decide what is trained
+        column = choose(texts, "caption_column", settings.caption_column, usual, self.title, self.reading)
+        if column is None:
+            return None
+        note_captions(len(table), f"column {column}", self.reading)
+        return Column(ColumnTexts(table.select_columns([column]), column))
+
+
+class ColumnTexts(Sequence[Any]):
+    """The texts, or lists of texts, in a column of a data set, which are read when they are needed."""
+
+    def __init__(self, table: Any, column: str) -> None:
+        """A column of a `datasets.Dataset`."""
+        self.table, self.column = table, column
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, i: int) -> Any: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Any]: ...
+    def __getitem__(self, i: Any) -> Any:
+        return self.table[i][self.column]
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether the values of a column are single numbers or texts."""
+    from datasets import ClassLabel, Value
+
+    return isinstance(feature, ClassLabel | Value)
+
+
+def _is_text(feature: Any) -> bool:
+    """Whether a column holds texts, or lists of texts."""
+    inner = getattr(feature, "feature", feature)
+    return getattr(inner, "dtype", "") in ("string", "large_string") and getattr(inner, "feature", None) is None
+
+
+def saved_splits(path: Path) -> list[str]:
+    """The parts of a data set in a folder of `save_to_disk`; empty if it has none."""
+    with suppress(OSError, ValueError, KeyError):
+        return [str(name) for name in json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]]
+    return []
 
 
 def _is_saved(path: Path) -> bool:

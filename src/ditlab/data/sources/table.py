@@ -1,23 +1,22 @@
-"""A folder of images with a table of labels: CSV with the columns file and label, or one JSON object per line."""
+"""A folder of images with a table of labels that the user names."""
 
-import csv
-import io
-import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.reading import Reading
+from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, column_of_texts
-from ditlab.data.sources.folder import Folder, printable, walk
+from ditlab.data.sources.columns import NONE
+from ditlab.data.sources.files import list_images, printable
+from ditlab.data.sources.folder import Folder
+from ditlab.data.sources.tables import TableFile, label_choice, read_captions, read_labels
 
 
 class Table(Folder):
     """Image files with labels from a table."""
 
-    uses = PIXEL_SETTINGS | {"labels"}
+    uses = PIXEL_SETTINGS | {"labels", "split", "label_column", "caption_column"}
 
     @classmethod
     def matches(cls, text: str, settings: Preparation) -> bool:
@@ -30,55 +29,28 @@ class Table(Folder):
         Raises:
             InputError: the table cannot be read, or does not match the folder.
         """
-        root, table = Path(text), Path(settings.labels)
-        label_of = read_labels(table)
-        files = walk(root, set())
-        for missing, names in (("label", set(files) - label_of.keys()), ("image", label_of.keys() - set(files))):
-            if names:
-                name = printable(min(names))
-                raise InputError(f"{name} has no {missing} ({len(names)} without one); correct {table} or {root}")
+        root, table, reading = Path(text), TableFile.open(Path(settings.labels)), Reading()
+        column = label_choice(table, settings, reading)
+        files, captioned = list_images(root, reading, known={table.path.name}, named=True)
+        texts = [""] * len(files)
+        if column is not None:
+            label_of = read_labels(table, column, reading)
+            for missing, names in (("label", set(files) - label_of.keys()), ("image", label_of.keys() - set(files))):
+                if names:
+                    name = printable(min(names))
+                    raise InputError(
+                        f"{name} has no {missing} ({len(names)} without one); correct {table.path} or {root}"
+                    )
+            texts = [label_of[name] for name in files]
+        elif settings.label_column != NONE:
+            raise table.lacks("a column of labels")
         source = cls(root, files)
-        source.columns = {"label": column_of_texts([label_of[name] for name in files], None, str(table))}
-        source.reading = Reading(f"{len(source.classes)} classes from {table.name}")
+        source.columns = {"label": column_of_texts(texts, None, str(table.path))}
+        if captions := read_captions(table, files, settings, reading):
+            source.columns["caption"] = captions
+        if captioned:
+            reading.notes.append(f"{captioned:,} text files beside the images are not read")
+        classes = classes_from(len(source.classes), f"column {column} of {table.path.name}")
+        reading.conditions = classes if source.classes else UNCONDITIONAL
+        source.reading = reading
         return source
-
-
-def read_labels(table: Path) -> dict[str, str]:
-    """Read a table of labels: file name -> label.
-
-    Raises:
-        InputError: the table cannot be read, lacks a label, or has two labels for a file.
-    """
-    label_of: dict[str, str] = {}
-    try:
-        text = table.read_text(encoding="utf-8-sig")  # spreadsheet programs write a byte order mark
-        rows = csv.DictReader(io.StringIO(text)) if table.suffix.lower() == ".csv" else _json_lines(text)
-        for row in rows:
-            name, label = row.get("file") or row["file_name"], row["label"]
-            if label in (None, ""):
-                raise ValueError(f"a label for {name}")
-            if label_of.setdefault(str(name), str(label)) != str(label):
-                raise InputError(
-                    f"{name} has the labels {label_of[name]} and {label} in {table}; remove one of the rows"
-                )
-    except OSError as error:
-        raise InputError(f"cannot read labels {table}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"labels {table} are not UTF-8; save the table as CSV UTF-8") from error
-    except InputError:
-        raise
-    except (ValueError, KeyError) as error:
-        raise InputError(
-            f"labels {table} lack {error}; give a CSV file with the columns file and label, "
-            "or one JSON object with these keys per line"
-        ) from error
-    return label_of
-
-
-def _json_lines(text: str) -> Iterable[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"an object in line {number}")
-            yield row

@@ -1,145 +1,253 @@
-"""Tar shards in WebDataset's format, in which members with the same stem belong together."""
+"""Tar shards in WebDataset's format, in which members with the same name up to the first dot belong together."""
 
-import hashlib
 import io
-import json
-import tarfile
-from contextlib import suppress
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, overload
 
+import numpy as np
 from PIL import Image
 
 from ditlab.config.sections import Preparation
-from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
-from ditlab.core.io import replace_text
-from ditlab.data.reading import UNCONDITIONAL, Reading
-from ditlab.data.sources.base import Source, column_of_texts
-from ditlab.data.sources.folder import is_image, printable, walk
+from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
+from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Raster, Source, column_of_texts, open_image
+from ditlab.data.sources.columns import NONE, LabelTexts
+from ditlab.data.sources.files import COMPRESSED, list_images, printable, read_folder
+from ditlab.data.sources.patterns import is_pattern, matching_files
+from ditlab.data.sources.samples import choose_images
+from ditlab.data.sources.shards import CLS, Listing, caption_text, lookup_key, origins_of, read_listing
+from ditlab.data.sources.splits import SPLITS, are_splits, describe_split, pick_split
+from ditlab.data.sources.tables import note_captions
 
-KEEP_LISTING_FROM = 1000  # number of images in a shard from which its listing is cached
-
-Member = tuple[str, tuple[int, int], str]  # name, (offset, length), label
+REMOTE = re.compile(r"(pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://)")
+Place = tuple[int, str, int, int]
+"""Number of the shard, name of the member, position of its first byte, length."""
 
 
 class TarShards(Source):
     """Images in tar shards, which can be read in any order because all members are listed first."""
 
-    def __init__(self, shards: list[Path]) -> None:
+    uses = PIXEL_SETTINGS | {"split", "image_column", "label_column", "caption_column"}
+
+    def __init__(self, shards: list[Path], settings: Preparation | None = None) -> None:
         """List the members of the shards.
 
         Raises:
-            InputError: a shard is damaged, or only some of the images have a label.
+            InputError: a shard is damaged, a setting names something that is not there, or only some of the images have
+                a label.
         """
-        self.shards = shards
-        self.places: list[tuple[int, str, int, int]] = []  # shard, name, offset, length
-        labels: list[str] = []
-        for number, shard in enumerate(shards):
-            for name, place, label in _members(shard):
-                self.places.append((number, name, *place))
-                labels.append(label)
-        if any(labels) and not all(labels):
-            unlabeled = self.name(labels.index(""))
-            raise InputError(
-                f"{unlabeled} has no label, but others have one ({labels.count('')} images without); "
-                "add .cls or .json members"
-            )
-        listed = shards[0].parent / "classes.txt"
-        names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
-        self.columns = {"label": column_of_texts(labels, names, str(shards[0].parent))}
-        self.reading = Reading(f"{len(self.classes)} classes from the shards" if self.classes else UNCONDITIONAL)
+        settings = settings or Preparation()
+        self.reading = Reading()
+        self.shards = chosen_shards(shards, settings, self.reading)
+        listings = [read_listing(shard, settings) for shard in self.shards]
+        places: list[Place] = []
+        for number, listing in enumerate(listings):
+            for reason, (count, example) in listing.left_out.items():
+                self.reading.leave_out(printable(f"{self.shards[number].name}:{example}"), reason, count)
+            for image in choose_images(listing.images, settings.image_column, self.reading):
+                places.append((number, *image))
+        self.places = chosen_places(places, settings, self.reading)
+        self.columns = {"label": self._labels(listings, settings)}
+        if captions := self._captions(listings, settings):
+            self.columns["caption"] = captions
+        if further := [reason for reason in self.reading.left_out if reason.startswith("further image")]:
+            kinds = ", ".join(reason.partition("(")[2].rstrip(")") for reason in further)
+            self.reading.notes.append(f"one image of each sample is read; also there: {kinds} (image_column chooses)")
 
     @classmethod
     def matches(cls, text: str, settings: Preparation) -> bool:
         path = Path(text)
         if path.is_dir():
             return bool(_visible_shards(path))
-        return path.suffix == ".tar" or "*" in path.name
+        if path.suffix == ".tar" or COMPRESSED.search(text) or REMOTE.match(text):
+            return True
+        return is_pattern(text) and any(name.endswith(".tar") for name in matching_files(text))
 
     @classmethod
     def from_text(cls, text: str, settings: Preparation) -> Self:
         """Open the tar files of a folder or of a pattern, or a single tar file.
 
         Raises:
-            InputError: there is no such file, or the folder holds image files too.
+            InputError: there is no such file, it is compressed or not on this machine, or the folder holds image files.
         """
         path = Path(text)
+        if REMOTE.match(text):
+            raise InputError(f"{text} is not on this machine; download the shards, and give their folder")
         if path.is_dir():
             shards = _visible_shards(path)
-            if walk(path, set()):
+            if list_images(path, Reading())[0]:
                 raise InputError(
                     f'{path} holds images and {shards[0].name}; give "{path}/*.tar", or move one of them away'
                 )
         else:
-            shards = sorted(path.parent.glob(path.name)) if "*" in path.name and path.parent.is_dir() else [path]
-        if not shards or not shards[0].is_file():
-            raise InputError(f'no tar file "{text}"; give an existing file, folder or pattern')
-        return cls(shards)
+            shards = [Path(name) for name in matching_files(text)] if is_pattern(text) else [path]
+        compressed = [shard for shard in shards if COMPRESSED.search(shard.name)]
+        if compressed:
+            raise InputError(
+                f"shard {compressed[0]} is compressed, so its images cannot be read in any order; decompress it first"
+            )
+        missing = [shard for shard in shards if not shard.is_file()]
+        if not shards or missing:
+            count = f" ({len(missing)} of {len(shards)} are missing)" if 0 < len(missing) < len(shards) else ""
+            name = missing[0] if count else text
+            raise InputError(f'no tar file "{name}"{count}; give an existing file, folder or pattern')
+        if other := [shard for shard in shards if shard.suffix != ".tar"]:
+            raise InputError(f"{other[0]} is no tar file, but {text} matches tar files too; give another pattern")
+        source = cls(shards, settings)
+        if path.is_dir():
+            read_folder(path, source.reading, known=[*(shard.name for shard in shards), "classes.txt"], named=True)
+        return source
 
     def name(self, i: int) -> str:
         return printable(f"{self.shards[self.places[i][0]].name}:{self.places[i][1]}")
 
-    def raw(self, i: int) -> Image.Image:
+    def raw(self, i: int) -> Image.Image | Raster:
         number, _, offset, length = self.places[i]
-        with self.shards[number].open("rb") as file:
-            file.seek(offset)
-            return Image.open(io.BytesIO(file.read(length)))
+        return open_image(io.BytesIO(read_part(self.shards[number], offset, length)))
+
+    def _labels(self, listings: list[Listing], settings: Preparation) -> Column:
+        """The labels in .cls or .json members; without them, the class folders in the shards."""
+        origins = origins_of(listings)
+        if settings.label_column == NONE or not origins:
+            if settings.label_column not in ("", NONE):
+                keys = sorted({key for listing in listings for key in listing.json_keys})
+                raise InputError(
+                    f'label_column is "{settings.label_column}", but no member has it (keys of the .json members: '
+                    f"{', '.join(keys) or 'none'}); correct or remove it"
+                )
+            return self._folder_labels(settings)
+        origin = CLS if CLS in origins else max(origins, key=lambda name: origins[name])
+        texts = LabelTexts("the shards", self.reading)
+        labels = []
+        for number, name, *_ in self.places:
+            label = lookup_key(listings[number].labels, name)
+            labels.append(texts.text(label, printable(f"{self.shards[number].name}:{name}")))
+        texts.finish()
+        if not all(labels):
+            unlabeled = self.name(labels.index(""))
+            raise InputError(
+                f"{unlabeled} has no label, but others have one ({labels.count('')} images without); "
+                "add .cls or .json members"
+            )
+        if others := [name for name in origins if name != origin]:
+            self.reading.notes.append(f"labels from {_member_of(origin)}; also there: {', '.join(others)}")
+        column = column_of_texts(labels, self._class_names(), str(self.shards[0].parent))
+        self.reading.conditions = classes_from(len(column.classes), _member_of(origin))
+        return column
+
+    def _class_names(self) -> list[str] | None:
+        """The class names in the file classes.txt beside the shards; None if there is none."""
+        listed = self.shards[0].parent / "classes.txt"
+        return listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
+
+    def _folder_labels(self, settings: Preparation) -> Column:
+        """The class folders in the shards as labels; there are none if an image lies beside them."""
+        names = first_folders(self.places)
+        self.reading.conditions = UNCONDITIONAL
+        if len(set(names)) < 2 or settings.label_column == NONE:
+            return column_of_texts([""] * len(names), None, "")
+        if "" in names:
+            self.reading.notes.append(f"folders in the shards are not classes: {self.name(names.index(''))} is in none")
+            return column_of_texts([""] * len(names), None, "")
+        column = column_of_texts(names, None, str(self.shards[0].parent))
+        self.reading.conditions = classes_from(len(column.classes), "folders in the shards")
+        return column
+
+    def _captions(self, listings: list[Listing], settings: Preparation) -> Column | None:
+        """The captions in .txt or .json members; None if there are none."""
+        if settings.caption_column == NONE:
+            return None
+        parts = [lookup_key(listings[number].captions, name) or (0, 0, "") for number, name, *_ in self.places]
+        count = sum(length > 0 for _, length, _ in parts)
+        if not count:
+            if settings.caption_column:
+                raise InputError(
+                    f'caption_column is "{settings.caption_column}", but no member has it; correct or remove it'
+                )
+            return None
+        keys = sorted({key for _, length, key in parts if length})
+        note_captions(count, " and ".join(_member_of(key or "txt") for key in keys), self.reading)
+        return Column(ShardTexts(self.shards, self.places, parts))
+
+
+class ShardTexts(Sequence[str]):
+    """The captions in the members of shards, which are read when they are needed; empty where there is none."""
+
+    def __init__(self, shards: list[Path], places: list[Place], parts: list[tuple[int, int, str]]) -> None:
+        """The captions at these positions: (first byte, length, JSON key)."""
+        self.shards, self.keys = shards, sorted({key for *_, key in parts})
+        number = {key: i for i, key in enumerate(self.keys)}
+        self.parts = np.array(
+            [(place[0], start, length, number[key]) for place, (start, length, key) in zip(places, parts, strict=True)],
+            np.int64,
+        )
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        shard, start, length, key = self.parts[i].tolist()
+        return caption_text(read_part(self.shards[shard], start, length), self.keys[key]) if length else ""
+
+
+def read_part(file: Path, start: int, length: int) -> bytes:
+    """A part of a file."""
+    with file.open("rb") as opened:
+        opened.seek(start)
+        return opened.read(length)
+
+
+def chosen_shards(shards: list[Path], settings: Preparation, reading: Reading) -> list[Path]:
+    """The shards of the part that is read, if their names divide them into train, val and test."""
+    parts = [next((word for word in re.split("[^a-z]+", shard.stem.lower()) if word in SPLITS), "") for shard in shards]
+    if settings.split == NONE or not are_splits(parts):
+        return shards
+    names = list(dict.fromkeys(parts))
+    chosen = pick_split(settings.split, names, "the names of the shards")
+    reading.split = describe_split(chosen, names)
+    return [shard for shard, part in zip(shards, parts, strict=True) if part == chosen]
+
+
+def chosen_places(places: list[Place], settings: Preparation, reading: Reading) -> list[Place]:
+    """The images of the part that is read, if folders in the shards divide them into train, val and test.
+
+    Raises:
+        InputError: the user wants a part, and there are none.
+    """
+    folders = first_folders(places)
+    if settings.split == NONE or not are_splits(folders):
+        if settings.split not in ("", NONE) and not reading.split:
+            raise InputError(f'split is "{settings.split}", but the shards have no parts train and val; remove split')
+        return places
+    names = list(dict.fromkeys(folders))
+    chosen = pick_split(settings.split, names, "the folders in the shards")
+    reading.split = describe_split(chosen, names)
+    return [place for place, folder in zip(places, folders, strict=True) if folder == chosen]
+
+
+def first_folders(places: list[Place]) -> list[str]:
+    """The first folder in which the paths of images differ; empty for an image that is in none."""
+    folders = [os.path.normpath(os.path.dirname(name)) for _, name, *_ in places]
+    if not folders:
+        return []
+    common = os.path.commonpath(set(folders)) if len({folder[:1] == "/" for folder in folders}) == 1 else ""
+    skip = len(common) + 1 if common not in ("", ".") else 0
+    return ["" if folder == "." else folder[skip:].partition("/")[0] for folder in folders]
+
+
+def _member_of(origin: str) -> str:
+    """How messages call the origin of labels and captions."""
+    return f".{origin} members" if origin in (CLS, "txt") else f'key "{origin}" of .json members'
 
 
 def _visible_shards(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.tar") if file.name[0] != ".")
-
-
-def _members(shard: Path) -> list[Member]:
-    """All images of a shard; the listing of a large shard is cached until the file changes."""
-    state = shard.stat()
-    identity = f"{shard.resolve()} {state.st_size} {state.st_mtime_ns}"
-    listing = cache_folder() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
-    with suppress(OSError, ValueError):
-        return [(name, (start, length), label) for name, start, length, label in json.loads(listing.read_bytes())]
-    members = _list_members(shard)
-    if len(members) >= KEEP_LISTING_FROM:
-        with suppress(OSError):  # without a cache file, the shard is listed again next time
-            replace_text(listing, json.dumps([(name, *place, label) for name, place, label in members]))
-    return members
-
-
-def _list_members(shard: Path) -> list[Member]:
-    """All images of a shard, from its headers."""
-    images: dict[str, tuple[str, tuple[int, int]]] = {}
-    labels: dict[str, str] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:  # "r:" rejects compressed files, whose offsets would be wrong
-            while member := tar.next():
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header, a kilobyte each
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                stem = f"{folder}/{stem}"
-                if member.isfile() and is_image(name):
-                    images[stem] = (member.name, (member.offset_data, member.size))
-                elif member.isfile() and extension in ("cls", "json"):
-                    content = tar.extractfile(member)
-                    if label := _member_label(content.read() if content else b"", extension):
-                        labels[stem] = label
-            _check_end(shard, tar.offset)
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise InputError(f"shard {shard} is truncated, damaged or compressed ({error}); copy it again") from error
-    return [(name, place, labels.get(stem, "")) for stem, (name, place) in images.items()]
-
-
-def _member_label(content: bytes, extension: str) -> str:
-    """The label in a .cls or .json member; empty for a JSON member that holds no label."""
-    if extension == "cls":
-        return content.decode().strip()
-    row = json.loads(content)
-    label = row.get("label") if isinstance(row, dict) else None
-    return "" if label is None else str(label)
-
-
-def _check_end(shard: Path, offset: int) -> None:
-    """Check that a tar file ends with zeros: `tarfile` mistakes a damaged header for the end."""
-    with shard.open("rb") as file:
-        file.seek(offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ValueError(f"no header and no end of archive at byte {offset}")

@@ -1,0 +1,92 @@
+"""Patterns of file names: "*", "?" and "[...]" as in a shell, and braces such as {000000..000127} or {a,b}."""
+
+import glob
+import os
+import re
+from pathlib import Path
+from typing import Self
+
+from ditlab.config.sections import Preparation
+from ditlab.core.errors import InputError
+from ditlab.data.reading import Reading
+from ditlab.data.sources.base import PIXEL_SETTINGS, label_column
+from ditlab.data.sources.files import is_image, printable, sorted_naturally, why_left_out
+from ditlab.data.sources.folder import Folder
+
+BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+LARGEST = 1_000_000  # files that braces may name; more is a slip of the keyboard
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a text stands for several files, and is not the name of one."""
+    return not os.path.lexists(text) and (glob.has_magic(text) or BRACES.search(text) is not None)
+
+
+def matching_files(text: str) -> list[str]:
+    """The paths that a pattern stands for; those from braces alone need not exist."""
+    paths: list[str] = []
+    for path in expand_braces(text):
+        paths += sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]
+    return paths
+
+
+def expand_braces(text: str) -> list[str]:
+    """Write out all alternatives of braces; {08..11} keeps leading zeros.
+
+    Raises:
+        InputError: an empty range, or very many alternatives.
+    """
+    match = BRACES.search(text)
+    if match is None:
+        return [text]
+    first, last, listed = match.groups()
+    if listed is None:
+        numbers = range(int(first), int(last) + 1)
+        if not 0 < len(numbers) <= LARGEST:
+            raise InputError(f"{match[0]} in {text} stands for {len(numbers):,} names; give {{FIRST..LAST}}")
+        names = [str(number).zfill(len(first)) for number in numbers]
+    else:
+        names = listed.split(",")
+    before, after = text[: match.start()], expand_braces(text[match.end() :])
+    if len(names) * len(after) > LARGEST:
+        raise InputError(f"{text} stands for more than {LARGEST:,} names; give fewer")
+    return [f"{before}{name}{rest}" for name in names for rest in after]
+
+
+class Pattern(Folder):
+    """Image files that match a pattern, without labels."""
+
+    uses = PIXEL_SETTINGS
+
+    @classmethod
+    def matches(cls, text: str, settings: Preparation) -> bool:
+        return is_pattern(text)
+
+    @classmethod
+    def from_text(cls, text: str, settings: Preparation) -> Self:
+        """Open the image files that match a pattern.
+
+        Raises:
+            InputError: no file matches, or folders match.
+        """
+        paths, reading = list(dict.fromkeys(matching_files(text))), Reading()
+        folders = [path for path in paths if os.path.isdir(path)]
+        if not paths or len(folders) == len(paths):
+            problem = "only folders match" if paths else "no file matches"
+            raise InputError(f"{problem} {text}; give a pattern of image files, or the folder that holds them")
+        for folder in folders:
+            reading.leave_out(printable(folder), "folder that matches the pattern")
+        files = [path for path in paths if path not in {*folders}]
+        root = Path(os.path.commonpath([os.path.dirname(path) or "." for path in files]) if files else ".")
+        images = []
+        for path in files:
+            if is_image(os.path.basename(path)):
+                images.append(os.path.relpath(path, root))
+            else:
+                reading.leave_out(printable(path), why_left_out(os.path.basename(path)))
+        source = cls(root, sorted_naturally(images))
+        source.columns = {"label": label_column([0] * len(images), [])}
+        if len({os.path.dirname(image) for image in images}) > 1:
+            reading.notes.append("folders are not classes in a pattern; give their folder to read them as classes")
+        source.reading = reading
+        return source

@@ -1,0 +1,194 @@
+"""The listing of a tar shard: its images, labels and captions with their positions, from one pass over the headers."""
+
+import hashlib
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ditlab.config.sections import Preparation
+from ditlab.core.device import cache_folder
+from ditlab.core.errors import InputError
+from ditlab.core.io import replace_text
+from ditlab.data.sources.columns import CAPTIONS, LABELS, NONE, usual_columns
+from ditlab.data.sources.files import CLUTTER, SYSTEM, is_image, suffix_of, why_left_out
+
+KEEP_LISTING_FROM = 1000  # number of images in a shard from which its listing is cached
+LISTING = 2  # version of the format of cached listings
+LARGEST_TEXT = 2**24  # bytes of a member with a label or captions
+COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
+Image = tuple[str, int, int]
+"""Name of a member, position of its first byte, length."""
+CLS = "cls"  # as the origin of labels: members with this suffix
+
+
+@dataclass
+class Listing:
+    """What a shard holds. A key is the name of a member without its last suffix."""
+
+    images: list[Image] = field(default_factory=list)
+    labels: dict[str, Any] = field(default_factory=dict)
+    """Key -> label."""
+    origins: dict[str, int] = field(default_factory=dict)
+    """Origin of labels ("cls", or a key of JSON members) -> number of members."""
+    captions: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    """Key -> position and length of a member with a caption, and its JSON key; "" is a text member."""
+    json_keys: list[str] = field(default_factory=list)
+    """Keys of the JSON members."""
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Reason -> number of members that are not read, and the name of the first one."""
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Count a member that is not read."""
+        count, example = self.left_out.get(reason, (0, name))
+        self.left_out[reason] = (count + 1, example)
+
+
+def read_listing(shard: Path, settings: Preparation) -> Listing:
+    """List a shard; the listing of a large shard is cached until the file changes.
+
+    Raises:
+        InputError: the shard is damaged or compressed, or a member is no JSON.
+    """
+    state = shard.stat()
+    choice = [LISTING, settings.label_column, settings.caption_column]
+    identity = f"{shard.resolve()} {state.st_size} {state.st_mtime_ns} {json.dumps(choice)}"
+    cached = cache_folder() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return Listing(**json.loads(cached.read_bytes()))
+    listing = list_shard(shard, settings)
+    if len(listing.images) >= KEEP_LISTING_FROM:
+        with suppress(OSError):  # without a cache file, the shard is listed again next time
+            replace_text(cached, json.dumps(asdict(listing)))
+    return listing
+
+
+def list_shard(shard: Path, settings: Preparation) -> Listing:
+    """List a shard from its headers.
+
+    Raises:
+        InputError: the shard is damaged or compressed, or a member is no JSON.
+    """
+    listing = Listing()
+    reader = CompanionReader(listing, settings)
+    try:
+        with shard.open("rb") as file:
+            if file.read(8).startswith(COMPRESSED_STARTS):
+                raise InputError(
+                    f"shard {shard} is compressed, so its images cannot be read in any order; decompress it first"
+                )
+        with tarfile.open(shard, "r:") as tar:
+            while member := tar.next():
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header, a kilobyte each
+                if not member.isfile():
+                    continue
+                folder, name = posixpath.split(posixpath.normpath(member.name))
+                if {part.lower() for part in folder.split("/")} & SYSTEM or "/." in f"/{folder}".replace("/..", ""):
+                    listing.leave_out(member.name, CLUTTER)
+                elif is_image(name):
+                    listing.images.append((member.name, member.offset_data, member.size))
+                elif name[0] != "." and suffix_of(name) in (".cls", ".json", ".txt") and member.size <= LARGEST_TEXT:
+                    opened = tar.extractfile(member)
+                    reader.read(member, opened.read() if opened else b"")
+                else:
+                    listing.leave_out(member.name, why_left_out(name))
+            check_end(shard, tar.offset)
+    except InputError:
+        raise
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise InputError(f"shard {shard} is truncated, damaged or compressed ({error}); copy it again") from error
+    reader.finish()
+    return listing
+
+
+class CompanionReader:
+    """Takes labels and captions from the members beside the images."""
+
+    def __init__(self, listing: Listing, settings: Preparation) -> None:
+        """Fill a listing according to the settings for the columns of labels and captions."""
+        self.listing, self.label, self.caption = listing, settings.label_column, settings.caption_column
+        self.keys: dict[str, None] = {}
+        self.from_json: dict[str, tuple[str, Any]] = {}  # key -> JSON key of the label, label
+
+    def read(self, member: tarfile.TarInfo, content: bytes) -> None:
+        """Read one member with the suffix .cls, .json or .txt."""
+        key, suffix = posixpath.splitext(member.name)
+        suffix = suffix.lower()
+        if suffix == ".cls":
+            if self.label in ("", CLS):
+                self.listing.labels[key] = content.decode().strip()
+                self.listing.origins[CLS] = self.listing.origins.get(CLS, 0) + 1
+        elif suffix == ".txt":
+            if self.caption in ("", "txt"):
+                self.listing.captions[key] = (member.offset_data, member.size, "")
+        else:
+            self.read_json(member, key, content)
+
+    def read_json(self, member: tarfile.TarInfo, key: str, content: bytes) -> None:
+        """Read one JSON member; one that holds no object is counted."""
+        try:
+            row = json.loads(content)
+        except ValueError as error:
+            raise InputError(f"member {member.name} is no JSON ({error}); correct it") from error
+        if not isinstance(row, dict):
+            self.listing.leave_out(member.name, "no JSON object (.json)")
+            return
+        self.keys.update(dict.fromkeys(row))
+        label = self.chosen(row, self.label, LABELS)
+        if label is not None and row[label] not in (None, ""):
+            self.from_json[key] = (label, row[label])
+        caption = self.chosen(row, self.caption, CAPTIONS)
+        if caption is not None and isinstance(row[caption], str):
+            self.listing.captions.setdefault(key, (member.offset_data, member.size, caption))
+
+    @staticmethod
+    def chosen(row: dict[str, Any], wanted: str, usual: tuple[str, ...]) -> str | None:
+        """The JSON key that holds a label or a caption."""
+        if wanted:
+            return wanted if wanted != NONE and wanted in row else None
+        return next(iter(usual_columns(row, usual)), None)
+
+    def finish(self) -> None:
+        """Use the labels in JSON members if there are no .cls members."""
+        self.listing.json_keys = list(self.keys)
+        for key, (origin, label) in self.from_json.items():
+            self.listing.origins[origin] = self.listing.origins.get(origin, 0) + 1
+            if CLS not in self.listing.origins:
+                self.listing.labels[key] = label
+
+
+def check_end(shard: Path, offset: int) -> None:
+    """Check that a tar file ends with zeros: `tarfile` mistakes a damaged header for the end."""
+    with shard.open("rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError(f"no header and no end of archive at byte {offset}")
+
+
+def caption_text(content: bytes, key: str) -> str:
+    """The caption in a text member, or under a key of a JSON member."""
+    return str(json.loads(content)[key]) if key else content.decode("utf-8-sig").strip()
+
+
+def lookup_key(values: dict[str, Any], name: str) -> Any:
+    """The value that belongs to a member: that of its name without the last suffix, or up to the first dot."""
+    key = posixpath.splitext(name)[0]
+    if key in values:
+        return values[key]
+    folder, _, file = name.rpartition("/")
+    short = file.partition(".")[0]
+    return values.get(f"{folder}/{short}" if folder else short)
+
+
+def origins_of(listings: Iterable[Listing]) -> dict[str, int]:
+    """Origin of labels -> number of members, over several shards."""
+    total: dict[str, int] = {}
+    for listing in listings:
+        for origin, count in listing.origins.items():
+            total[origin] = total.get(origin, 0) + count
+    return total

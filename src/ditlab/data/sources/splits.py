@@ -1,0 +1,107 @@
+"""Data sets that are divided into train, val and test: recognize the parts by their names, and choose one."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ditlab.core.errors import InputError
+from ditlab.data.reading import Reading
+from ditlab.data.sources.columns import NONE
+from ditlab.data.sources.files import list_images, read_folder
+
+SPLITS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Name of a part in lower case -> what it is."""
+
+
+def are_splits(names: Iterable[str]) -> bool:
+    """Whether these are the parts of a divided data set and nothing else: a train part and another one."""
+    kinds = {SPLITS.get(name.lower(), "") for name in names}
+    return "train" in kinds and len(kinds) > 1 and "" not in kinds
+
+
+def pick_split(wanted: str, names: Sequence[str], where: str) -> str:
+    """The name of the part that the user wants; "val" also finds "validation".
+
+    Args:
+        wanted: the setting; empty for the train part.
+        names: the parts that there are.
+        where: the data set, for messages.
+
+    Raises:
+        InputError: there is no such part, or several.
+    """
+    wanted = wanted or "train"
+    if wanted in names:
+        return wanted
+    kind = SPLITS.get(wanted.lower())
+    matching = [name for name in names if kind is not None and SPLITS.get(name.lower()) == kind]
+    if len(matching) != 1:
+        problem = "several parts of this kind in" if matching else "unknown split of"
+        raise InputError(f'{problem} {where}: "{wanted}"; choose from: {", ".join(names)}')
+    return matching[0]
+
+
+def describe_split(chosen: str, names: Iterable[str]) -> str:
+    """The part that is read, and those that are not."""
+    others = [name for name in names if name != chosen]
+    return f"{chosen} (also there: {', '.join(others)})" if others else chosen
+
+
+def split_folders(root: Path, reading: Reading) -> list[str]:
+    """The folders train, val and test of a divided data set; empty if the folder is not divided in this way.
+
+    Further folders do not matter if they hold no images.
+
+    Args:
+        root: the folder.
+        reading: where the files and folders beside the parts are counted.
+
+    Raises:
+        InputError: there are images beside the folders.
+    """
+    beside = Reading()
+    here = read_folder(root, beside, named=True)
+    parts = [name for name in here.folders if name.lower() in SPLITS]
+    others = [name for name in here.folders if name not in parts]
+    if not are_splits(parts) or any(list_images(root / name, beside, prefix=f"{name}/")[0] for name in others):
+        return []
+    if here.images:
+        raise InputError(
+            f"{root / min(here.images)} lies beside the folders {', '.join(parts)}; move it into one of them"
+        )
+    for reason, left in beside.left_out.items():
+        reading.leave_out(left.example, reason, left.count)
+    return parts
+
+
+def choose_folder(text: str, wanted: str, reading: Reading) -> str:
+    """The folder of the part of a divided data set that is read, or the folder itself.
+
+    Args:
+        text: the folder.
+        wanted: name of the part; empty for the train part, "none" to read the parts as classes.
+        reading: where the choice is noted.
+
+    Raises:
+        InputError: there is no such part.
+    """
+    parts = [] if wanted == NONE else split_folders(Path(text), reading)
+    if not parts:
+        if wanted not in ("", NONE):
+            raise InputError(f'split is "{wanted}", but {text} has no folders train and {wanted}; remove split')
+        return text
+    chosen = pick_split(wanted, parts, text)
+    reading.split = describe_split(chosen, parts)
+    return str(Path(text) / chosen)
+
+
+def held_out_part(names: Sequence[str]) -> str | None:
+    """The part with held-out images: val, otherwise test; None if there is neither."""
+    for kind in ("val", "test"):
+        for name in names:
+            if SPLITS.get(name.lower()) == kind:
+                return name
+    return None

@@ -1,0 +1,164 @@
+"""Tables of labels and captions: CSV (with commas, semicolons or tabs), or one JSON object per line."""
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ditlab.config.sections import Preparation
+from ditlab.core.errors import InputError
+from ditlab.data.reading import Reading
+from ditlab.data.sources.base import Column
+from ditlab.data.sources.columns import CAPTIONS, FILES, LABELS, NONE, LabelTexts, choose, usual_columns
+
+DELIMITERS = ",;\t"
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv")
+"""Tables that are read with the folder that holds them."""
+
+
+@dataclass
+class TableFile:
+    """A table in a file; its rows are parsed one after another."""
+
+    path: Path
+    text: str
+    columns: list[str]
+    delimiter: str
+    """The sign between the columns; empty for JSON lines."""
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read a table and the names of its columns; those of JSON lines are the keys of the first object.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        try:
+            text = path.read_text(encoding="utf-8-sig")  # spreadsheet programs write a byte order mark
+        except OSError as error:
+            raise InputError(f"cannot read labels {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"labels {path} are not UTF-8; save the table as CSV UTF-8") from error
+        if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+            table = cls(path, text, [], "")
+            table.columns = list(next(table.rows(), {}))
+            return table
+        header = text.partition("\n")[0]
+        delimiter = max(DELIMITERS, key=lambda sign: len(next(csv.reader([header], delimiter=sign), [])))
+        return cls(
+            path, text, [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])], delimiter
+        )
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows, each as column -> value.
+
+        Raises:
+            InputError: a line is no JSON object.
+        """
+        if self.delimiter:
+            reader = csv.DictReader(io.StringIO(self.text), self.columns, delimiter=self.delimiter)
+            next(reader, None)  # the header
+            yield from reader
+            return
+        for number, line in enumerate(self.text.split("\n"), 1):  # `splitlines` would split within texts too
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise self.lacks(f"JSON in line {number} ({error})") from error
+                if not isinstance(row, dict):
+                    raise self.lacks(f"an object in line {number}")
+                yield row
+
+    def file_column(self) -> str:
+        """The column with the file names.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not (names := usual_columns(self.columns, FILES)):
+            raise self.lacks("a column of file names")
+        return names[0]
+
+    def lacks(self, what: str) -> InputError:
+        """The error that something is missing in this table."""
+        return InputError(
+            f"labels {self.path} lack {what}; give a CSV file with the columns file and label, "
+            "or one JSON object with these keys per line"
+        )
+
+
+def metadata_of(root: Path, reading: Reading) -> TableFile | None:
+    """The table of metadata in a folder; None if there is none, or if it does not describe files.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    for name in METADATA:
+        if (root / name).is_file():
+            table = TableFile.open(root / name)
+            if usual_columns(table.columns, FILES):
+                return table
+            reading.leave_out(name, "table without a column of file names")
+    return None
+
+
+def read_column(table: TableFile, column: str) -> Iterator[tuple[str, Any]]:
+    """The pairs (file name, value) of a table; "./a.png" is the file "a.png"."""
+    files = table.file_column()
+    for row in table.rows():
+        if row.get(files) in (None, ""):
+            raise table.lacks(f"a file name in the row {str(row)[:60]}")
+        yield posixpath.normpath(str(row[files]).strip()), row.get(column)
+
+
+def read_labels(table: TableFile, column: str, reading: Reading) -> dict[str, str]:
+    """Read the labels of a table: file name -> class name.
+
+    Raises:
+        InputError: the table lacks a label, has a list as label, or two labels for a file.
+    """
+    texts, label_of = LabelTexts(table.path.name, reading), dict[str, str]()
+    for name, value in read_column(table, column):
+        label = texts.text(value, name)
+        if not label:
+            raise table.lacks(f"a label for {name}")
+        if label_of.setdefault(name, label) != label:
+            raise InputError(
+                f"{name} has the labels {label_of[name]} and {label} in {table.path}; remove one of the rows"
+            )
+    texts.finish()
+    return label_of
+
+
+def label_choice(table: TableFile, settings: Preparation, reading: Reading) -> str | None:
+    """The column of labels in a table; None if there is none, or if labels are ignored."""
+    files = table.file_column()
+    candidates = [name for name in table.columns if name != files]
+    if not settings.label_column or settings.label_column == NONE:
+        candidates = usual_columns(candidates, LABELS)
+    return choose(candidates, "label_column", settings.label_column, LABELS, table.path.name, reading)
+
+
+def read_captions(table: TableFile, files: list[str], settings: Preparation, reading: Reading) -> Column | None:
+    """The captions in a table, in the order of the files; None if it has no such column."""
+    names = table.file_column()
+    candidates = [name for name in table.columns if name != names]
+    if not settings.caption_column or settings.caption_column == NONE:
+        candidates = usual_columns(candidates, CAPTIONS)
+    column = choose(candidates, "caption_column", settings.caption_column, CAPTIONS, table.path.name, reading)
+    if column is None:
+        return None
+    caption_of = {name: value for name, value in read_column(table, column) if value is not None}
+    captions = [caption_of.get(name, "") for name in files]
+    note_captions(sum(bool(caption) for caption in captions), f"column {column} of {table.path.name}", reading)
+    return Column(captions)
+
+
+def note_captions(count: int, where: str, reading: Reading) -> None:
+    """Note how many images have a caption."""
+    reading.notes.append(f"{count:,} caption{'s' * (count != 1)} from {where}")

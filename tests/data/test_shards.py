@@ -1,0 +1,250 @@
+"""Tar shards: every image is read or counted, and labels and captions belong to their images."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from ditlab.config.sections import Preparation
+from ditlab.core.errors import InputError
+from ditlab.data.reading import LeftOut
+from ditlab.data.sources import open_source
+from ditlab.data.sources import shards as module
+
+
+def png(value=0):
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 8), (value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def names(source):
+    return [source.name(i).partition(":")[2] for i in range(len(source))]
+
+
+def test_dots_in_names_are_part_of_the_name(tmp_path):
+    write(tmp_path / "a.tar", [(f"{kind}.{i:03d}.png", png(i)) for kind in ("scan", "map") for i in range(6)])
+    source = open_source(str(tmp_path))
+    assert len(source) == 12
+    assert source.reading.left_out == {}
+    dates = write(
+        tmp_path / "b.tar", [("img.2020-01-01.png", png()), ("img.2020-01-02.png", png()), ("j.v2.png", png())]
+    )
+    assert len(open_source(str(dates))) == 3
+
+
+def test_labels_of_dotted_names(tmp_path):
+    members = [x for i in range(6) for x in ((f"{i}.5.png", png(i)), (f"{i}.5.cls", str(i % 2).encode()))]
+    source = open_source(str(write(tmp_path / "a.tar", members)))
+    assert (source.classes, source.labels.tolist()) == (["0", "1"], [0, 1, 0, 1, 0, 1])
+    assert source.reading.conditions == "2 classes from .cls members"
+
+
+def masked(*, jpg=False):
+    kinds = ("jpg" if jpg else "png", "seg.png", "cls")
+    return [(f"{i:04d}.{kind}", b"1" if kind == "cls" else png(i)) for i in range(3) for kind in kinds]
+
+
+def test_a_mask_is_no_image(tmp_path):
+    shard = write(tmp_path / "a.tar", masked())
+    source = open_source(str(shard))
+    assert names(source) == ["0000.png", "0001.png", "0002.png"]
+    assert source.labels.tolist() == [0, 0, 0]
+    assert source.reading.left_out == {"further image of a sample (.seg.png)": LeftOut(3, "0000.seg.png")}
+    assert source.reading.notes == ["one image of each sample is read; also there: .seg.png (image_column chooses)"]
+    for wanted in ("seg", "seg.png"):
+        assert names(open_source(str(shard), Preparation(image_column=wanted))) == [
+            "0000.seg.png", "0001.seg.png", "0002.seg.png",
+        ]  # fmt: skip
+    assert names(open_source(str(shard), Preparation(image_column="png"))) == ["0000.png", "0001.png", "0002.png"]
+    with pytest.raises(InputError, match=r"no images in .*a\.tar \(3 further image of a sample \(\.png\): 0000\.png\)"):
+        open_source(str(shard), Preparation(image_column="depth"))
+
+
+def test_the_only_sample_has_a_mask_too(tmp_path):
+    assert names(open_source(str(write(tmp_path / "a.tar", masked()[:3])))) == ["0000.png"]
+
+
+def test_two_suffixes_of_one_name(tmp_path):
+    shard = write(tmp_path / "a.tar", [("1.png", png(1)), ("1.jpg", png(2)), ("2.png", png(3))])
+    source = open_source(str(shard))
+    assert names(source) == ["1.jpg", "2.png"]
+    assert source.reading.left_out == {"further image of a sample (.png)": LeftOut(1, "1.png")}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (("image.png", "mask.png"), ["0.image.png", "1.image.png"]),
+        (("rgb.png",), ["0.rgb.png", "1.rgb.png"]),
+        (("front.png", "back.png"), ["0.front.png", "0.back.png", "1.front.png", "1.back.png"]),  # nothing is lost
+    ],
+)
+def test_samples_without_a_plain_image(tmp_path, kinds, expected):
+    shard = write(tmp_path / "a.tar", [(f"{i}.{kind}", png()) for i in range(2) for kind in kinds])
+    assert names(open_source(str(shard))) == expected
+
+
+def test_class_folders(tmp_path):
+    members = [(f"./{name}/{i}.png", png(i)) for name in ("dog", "cat", "10", "9") for i in range(3)]
+    source = open_source(str(write(tmp_path / "a.tar", members)))
+    assert source.classes == ["9", "10", "cat", "dog"]
+    assert source.labels.tolist() == [3, 3, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0]
+    assert source.reading.conditions == "4 classes from folders in the shards"
+    without = open_source(str(tmp_path / "a.tar"), Preparation(label_column="none"))
+    assert (without.classes, without.reading.conditions) == ([], "unconditional")
+    below = write(tmp_path / "b.tar", [(f"set/images/{name}/deep/1.png", png()) for name in ("dog", "cat")])
+    assert open_source(str(below)).classes == ["cat", "dog"]
+    beside = write(tmp_path / "c.tar", [("cat/1.png", png()), ("dog/1.png", png()), ("1.png", png())])
+    source = open_source(str(beside))
+    assert source.classes == []
+    assert source.reading.notes == ["folders in the shards are not classes: c.tar:1.png is in none"]
+    alone = write(tmp_path / "d.tar", [("part/1.png", png()), ("part/2.png", png())])
+    assert open_source(str(alone)).reading.conditions == "unconditional"
+
+
+def test_splits_in_the_shards_and_in_their_names(tmp_path):
+    members = [(f"{part}/{name}/1.png", png()) for part in ("train", "val") for name in ("cat", "dog")]
+    shard = str(write(tmp_path / "a.tar", members))
+    source = open_source(shard)
+    assert names(source) == ["train/cat/1.png", "train/dog/1.png"]
+    assert (source.classes, source.reading.split) == (["cat", "dog"], "train (also there: val)")
+    assert names(open_source(shard, Preparation(split="validation"))) == ["val/cat/1.png", "val/dog/1.png"]
+    assert open_source(shard, Preparation(split="none")).classes == ["train", "val"]
+    for name in ("set-train-000", "set-train-001", "set-val-000"):
+        write(tmp_path / "named" / f"{name}.tar", [(f"{name}.png", png())])
+    source = open_source(str(tmp_path / "named"))
+    assert names(source) == ["set-train-000.png", "set-train-001.png"]
+    assert source.reading.split == "train (also there: val)"
+    assert len(open_source(str(tmp_path / "named"), Preparation(split="none"))) == 3
+    with pytest.raises(InputError, match=r'unknown split of the names of the shards: "test"; choose from: train, val'):
+        open_source(str(tmp_path / "named"), Preparation(split="test"))
+    with pytest.raises(InputError, match='split is "val", but the shards have no parts train and val; remove split'):
+        open_source(str(write(tmp_path / "b.tar", [("1.png", png())])), Preparation(split="val"))
+
+
+def test_suffixes_in_capitals(tmp_path):
+    members = [x for i in range(4) for x in ((f"{i}.PNG", png(i)), (f"{i}.CLS", str(i % 2).encode()))]
+    source = open_source(str(write(tmp_path / "a.tar", members)))
+    assert source.labels.tolist() == [0, 1, 0, 1]
+
+
+def with_json(tmp_path, rows, name="a.tar", **extra):
+    members = []
+    for i, row in enumerate(rows):
+        members += [(f"{i}.png", png(i)), (f"{i}.json", json.dumps(row).encode())]
+        members += [(f"{i}.{suffix}", content) for suffix, content in extra.items()]
+    return str(write(tmp_path / name, members))
+
+
+def test_labels_in_json(tmp_path):
+    shard = with_json(tmp_path, [{"class": "cat", "kind": 2}, {"class": "dog", "kind": 1.0}])
+    source = open_source(shard)
+    assert (source.classes, source.reading.conditions) == (
+        ["cat", "dog"],
+        '2 classes from key "class" of .json members',
+    )
+    source = open_source(shard, Preparation(label_column="kind"))
+    assert (source.classes, source.labels.tolist()) == (["1", "2"], [1, 0])
+    with pytest.raises(
+        InputError, match=r'label_column is "x", but no member has it \(keys of the \.json members: class'
+    ):
+        open_source(shard, Preparation(label_column="x"))
+    with pytest.raises(InputError, match=r"a\.tar:0\.png has a list of labels in the shards; give one label"):
+        open_source(with_json(tmp_path, [{"label": ["a", "b"]}]))
+    with pytest.raises(InputError, match=r"member 0\.json is no JSON .*; correct it"):
+        open_source(str(write(tmp_path / "c.tar", [("0.png", png()), ("0.json", b"{")])))
+    both = open_source(with_json(tmp_path, [{"label": "a"}, {"label": "b"}], name="d.tar", cls=b"7"))
+    assert both.classes == ["7"]
+    assert both.reading.notes == ["labels from .cls members; also there: label"]
+
+
+def test_captions(tmp_path):
+    rows = [{"text": "a cat\u2028here"}, {"text": "a dog"}]
+    source = open_source(with_json(tmp_path, rows))
+    captions = source.columns["caption"].values
+    assert (len(captions), captions[0], captions[1]) == (2, "a cat\u2028here", "a dog")
+    assert captions[0:2] == ["a cat\u2028here", "a dog"]
+    assert source.reading.notes == ['2 captions from key "text" of .json members']
+    source = open_source(with_json(tmp_path, [{"long": "b"}], name="b.tar", txt="grün\n".encode()))
+    assert source.columns["caption"].values[0] == "grün"
+    assert source.reading.notes == ["1 caption from .txt members"]
+    source = open_source(str(tmp_path / "b.tar"), Preparation(caption_column="long"))
+    assert source.columns["caption"].values[0] == "b"
+    assert "caption" not in open_source(str(tmp_path / "b.tar"), Preparation(caption_column="none")).columns
+    with pytest.raises(InputError, match='caption_column is "x", but no member has it'):
+        open_source(str(tmp_path / "b.tar"), Preparation(caption_column="x"))
+    some = open_source(str(write(tmp_path / "c.tar", [("0.png", png()), ("1.png", png()), ("1.txt", b"one")])))
+    assert list(some.columns["caption"].values) == ["", "one"]
+
+
+def test_other_members_are_counted(tmp_path):
+    members = [
+        ("1.png", png()),
+        ("._1.png", b""),
+        ("__MACOSX/2.png", png()),
+        ("1.npz", b""),
+        ("1.heic", b""),
+        ("2.mp4", b""),
+    ]
+    left = open_source(str(write(tmp_path / "a.tar", members))).reading.left_out
+    assert left == {
+        "hidden": LeftOut(1, "a.tar:._1.png"),
+        "system file or folder": LeftOut(1, "a.tar:__MACOSX/2.png"),
+        "not an image (.npz)": LeftOut(1, "a.tar:1.npz"),
+        "needs the package pillow-heif (.heic)": LeftOut(1, "a.tar:1.heic"),
+        "not an image (.mp4)": LeftOut(1, "a.tar:2.mp4"),
+    }
+
+
+def test_a_cached_listing_depends_on_the_settings_and_on_its_format(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "KEEP_LISTING_FROM", 1)
+    shard = with_json(tmp_path, [{"label": "a", "kind": "x"}])
+    assert open_source(shard).classes == ["a"]
+    assert open_source(shard, Preparation(label_column="kind")).classes == ["x"]
+    assert open_source(shard).classes == ["a"]
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 2
+    monkeypatch.setattr(module, "LISTING", 3)
+    monkeypatch.setattr(module, "list_shard", lambda shard, settings: module.Listing([["new.png", 0, 1]]))
+    assert names(open_source(shard)) == ["new.png"]
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.TAR.XZ", "a.tar.zst"])
+def test_compressed_shards_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=r"shard .*a\..* is compressed, .*; decompress it first"):
+        open_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("text", ["https://example.com/{000..009}.tar", "s3://bucket/a.tar", "pipe:curl -s x.tar"])
+def test_addresses_are_not_files(text):
+    with pytest.raises(InputError, match="is not on this machine; download the shards, and give their folder"):
+        open_source(text)
+
+
+def test_braces(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"part-{i:06d}.tar", [(f"{i}.png", png(i))])
+    assert names(open_source(f"{tmp_path}/part-{{000000..000001}}.tar")) == ["0.png", "1.png"]
+    assert names(open_source(f"{tmp_path}/part-00000{{2,0}}.tar")) == ["2.png", "0.png"]
+    assert names(open_source(f"{tmp_path}/p*-{{000001..000002}}.tar")) == ["1.png", "2.png"]
+    with pytest.raises(InputError, match=r'no tar file ".*part-000003\.tar" \(1 of 2 are missing\); give an existing'):
+        open_source(f"{tmp_path}/part-{{000002..000003}}.tar")
+    with pytest.raises(InputError, match=r"\{5\.\.1\} in .* stands for 0 names; give \{FIRST\.\.LAST\}"):
+        open_source(f"{tmp_path}/part-{{5..1}}.tar")
+    (tmp_path / "a.png").write_bytes(png())
+    with pytest.raises(InputError, match=r"a\.png is no tar file, but .* matches tar files too"):
+        open_source(f"{tmp_path}/*")
