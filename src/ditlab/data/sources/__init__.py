@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
+from ditlab.data.sources.base import MIN_SIDE, Column, Raster, Source, Unreadable
 from ditlab.data.sources.folder import SUFFIXES, Folder, walk
 from ditlab.data.sources.hugging_face import HuggingFace
 from ditlab.data.sources.table import Table
@@ -13,7 +13,7 @@ from ditlab.data.sources.tar import TarShards
 SOURCES: dict[str, type[Source]] = {"hf": HuggingFace, "tar": TarShards, "table": Table, "folder": Folder}
 """Name -> source class, in the order in which they are tried."""
 
-__all__ = ["MIN_SIDE", "SOURCES", "SUFFIXES", "Column", "Source", "Unreadable", "find_source", "open_source", "walk"]
+__all__ = ["MIN_SIDE", "SOURCES", "SUFFIXES", "Column", "Raster", "Source", "Unreadable", "find_source", "open_source", "walk"]
 
 
 def find_source(text: str, settings: Preparation | None = None) -> type[Source] | None:
