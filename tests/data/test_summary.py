@@ -33,7 +33,7 @@ def test_a_folder_of_classes(folder, monkeypatch):
 def test_a_built_in_set_says_how_many_classes_it_has():
     assert Summary.of(open_dataset("digits"), "digits").lines() == [
         "data: digits: 1,437 images of 8x8 pixels, gray, uint8 from 0 to 255",
-        "conditions: 10 classes, 139 to 146 images each (0, 1, 2, 3, ...)",
+        "conditions: 10 classes from the data set, 139 to 146 images each (0, 1, 2, 3, ...)",
     ]
 
 

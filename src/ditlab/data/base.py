@@ -7,12 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition
 from ditlab.core.values import EIGHT_BITS, PixelValues
+from ditlab.data.ranges import find_values, plain
 from ditlab.data.reading import Reading
 
 T = TypeVar("T")
@@ -56,7 +59,7 @@ class Dataset(ABC):
 
 
 class InMemory(Dataset):
-    """Images (N, C, H, W) or videos (N, C, T, H, W) that are already a uint8 tensor."""
+    """Images (N, C, H, W) or videos (N, C, T, H, W) that are already a tensor."""
 
     def __init__(
         self,
@@ -66,18 +69,64 @@ class InMemory(Dataset):
         *,
         features: str = "inception",
         held_out_name: str = "",
+        values: PixelValues | None = None,
     ) -> None:
-        if images.dtype != torch.uint8 or len(images) != len(labels):
+        """Take images of any numeric type.
+
+        Args:
+            images: the images or videos; for bool, true is white.
+            labels: class labels (N,) int64.
+            classes: names; the position is the label.
+            features: name of the feature network that evaluations use by default.
+            held_out_name: name of the data set with the held-out images.
+            values: what the numbers are; by default as `ditlab.data.ranges.find_values` finds it: 0..255 for uint8, and
+                for floats 0..1 or -1..1 if they lie within.
+
+        Raises:
+            InputError: the images do not suit the labels, or are no real numbers.
+        """
+        if images.ndim not in (4, 5) or len(images) != len(labels):
             raise InputError(
-                f"{len(images)} images of {images.dtype} with {len(labels)} labels; give uint8 and a label for each"
+                f"images of shape {tuple(images.shape)} with {len(labels)} labels; give images (N, C, H, W) or videos "
+                "(N, C, T, H, W), and a label for each"
             )
-        self.images, self.labels, self.classes = images, labels, classes
+        self.images, self.values = known(images, values)
+        self.labels, self.classes = labels, classes
         self.features, self.held_out_name = features, held_out_name
         self.channels, *sides = images.shape[1:]
         self.size = tuple(sides)
 
     def fetch(self, indices: Tensor) -> Batch:
         return Batch(self.images[indices], self.condition(indices))
+
+
+def known(images: Tensor, values: PixelValues | None) -> tuple[Tensor, PixelValues]:
+    """Images (N, C, ...) of any numeric type as a data set holds them, and what their numbers are.
+
+    Args:
+        images: the numbers of files.
+        values: what they are, if that is known.
+
+    Raises:
+        InputError: they are no real numbers, or are not finite.
+    """
+    if images.dtype == torch.uint8 and (values is None or values.eight_bits):
+        return images, values or EIGHT_BITS
+    try:
+        numbers = plain((images.float() if images.dtype == torch.bfloat16 else images).numpy())
+    except ValueError as error:
+        raise InputError(f"the images hold {error}") from None
+    if not np.isfinite(numbers).all():
+        raise InputError("some images hold numbers that are not finite; remove them")
+    if values is None:
+        chunks = (np.moveaxis(chunk, 1, -1) for chunk in np.array_split(numbers, -(-len(numbers) // 256)))
+        values = find_values(numbers.dtype.name, numbers.shape[1], numbers=lambda: chunks)
+    return (torch.from_numpy(numbers) if values.eight_bits else values.normalized(to_float(numbers))), values
+
+
+def to_float(numbers: NDArray[Any]) -> Tensor:
+    """An array as a tensor of float32; torch has few operations for uint16."""
+    return torch.from_numpy(numbers.astype(np.float32))
 
 
 def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Tensor]:

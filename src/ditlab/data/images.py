@@ -1,11 +1,12 @@
 """A data set of image files: images are decoded and resized when they are read, and unreadable ones are replaced."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,17 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
 from ditlab.data.export import folder_names
-from ditlab.data.preprocess import Preprocess, as_array, to_rgb
-from ditlab.data.sources import Source, Unreadable
+from ditlab.data.preprocess import Preprocess
+from ditlab.data.ranges import find_values, sampled, summary
+from ditlab.data.scan import scan, with_progress
+from ditlab.data.sources import Raster, Source, Unreadable
 
-Array = NDArray[np.uint8]
-SIDES_SWAPPED_FROM = 5  # EXIF orientations from here on exchange height and width
-ORIENTATION = 0x0112  # EXIF tag
+PREPROCESSING = ("size", "fit", "flip", "background", "channels")
+"""Settings of `Preprocess` that `Dataset.preprocessing` records."""
 
 
 class Images(Dataset):
-    """The images of a source, resized to one size.
+    """The images of a source, of one size, channel count and type.
 
     With `preprocess.flip` there are 2 N images: image i + N is image i mirrored. If an image cannot be read, the next
     readable image takes its place in the batch, and `skipped` lists its name.
@@ -39,36 +41,71 @@ class Images(Dataset):
         *,
         report: Path | None = None,
         max_skipped: float = 0.05,
+        range: str = "",
+        show: tuple[int, ...] = (),
     ) -> None:
-        """Without `preprocess`, all images of the source must already have the same size.
+        """Read the headers of all images and, if their type needs it, the range of their numbers.
 
         Args:
             source: where the images come from.
-            preprocess: how they are brought to one size.
+            preprocess: how they are brought to one size. Without it, or without its size, all must have the same size.
+                Its channels, unless they are set, and its values are those of the data.
             report: CSV file with names and reasons of skipped images; created when the first image is skipped.
             max_skipped: largest share of the images that may be skipped. One image may be skipped even if its share is
                 larger, unless this is 0.
+            range: the numbers that become black and white; see `ditlab.data.ranges.find_values`.
+            show: numbers of the channels that are displayed, from 1.
 
         Raises:
-            InputError: there is no `preprocess`, and the images differ in size.
+            InputError: no image can be read, or the images differ in size, channels or type.
         """
         self.source, self.report, self.max_skipped = source, report, max_skipped
         self.skipped: dict[str, str] = {}
         self.reported = read_names(report)
         self.lock = Lock()
         self.pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
-        self.flip = preprocess is not None and preprocess.flip
-        self.classes, self.reading = source.classes, source.reading
+        preprocess = preprocess or Preprocess(None)
+        self.flip = preprocess.flip
+        self.classes = source.classes
         self.labels = torch.cat([source.labels] * (2 if self.flip else 1))
-        self.make: Callable[[int], Array]
-        self.size: tuple[int, int]
-        if preprocess is None:
-            self.size, self.channels = self._common_shape()
-            self.make = self._unchanged
-        else:
-            self.size, self.channels = preprocess.size, preprocess.channels
-            self.preprocessing = asdict(preprocess) | {"size": list(preprocess.size)}
-            self.make = lambda i: preprocess(source.read(i))
+        found = scan(source, self.pool, preprocess.channels, same_size=preprocess.size is None)
+        if range and len(found.types) > 1 and found.dtype == "uint8":
+            raise InputError(
+                f"range is {range}, but the images have different types ({', '.join(sorted(found.types))}); convert "
+                "them to one type, or remove the range"
+            )
+        assert found.size is not None
+        self.size, self.channels = preprocess.size or found.size, found.channels(preprocess.channels)
+        self.expand_pages = preprocess.channels or 1
+        self.preprocess = replace(preprocess, channels=self.channels)
+        self.values = find_values(found.dtype, self.channels, range, show, lambda: self._numbers(found.dtype))
+        self.preprocess = replace(self.preprocess, values=self.values)
+        self.preprocessing = self._recorded() if preprocess != Preprocess(None) or not self.values.eight_bits else {}
+        notes = [*source.reading.notes, *found.notes()]
+        if not self.values.eight_bits:
+            set_by_user = range and not self.values.mean
+            notes.append(summary(self.values, 0 if set_by_user else len(sampled(len(source))), len(source)))
+        self.reading = replace(source.reading, notes=notes)
+
+    def _recorded(self) -> dict[str, Any]:
+        """How the images are converted, for the files of what is made of them."""
+        settings = asdict(self.preprocess)
+        recorded = {key: settings[key] for key in PREPROCESSING} | {"size": list(self.size)}
+        return recorded if self.values.eight_bits else recorded | {"values": self.values.describe()}
+
+    def _numbers(self, dtype: str) -> Iterator[NDArray[Any]]:
+        """The numbers (H, W, C) of the images from which the range is found."""
+        indices = sampled(len(self.source)).tolist()
+        unsized = replace(self.preprocess, size=None, values=replace(self.values, dtype=dtype))
+
+        def read(position: int) -> Raster | None:
+            try:
+                return unsized(self.source.read(indices[position], pages=self.expand_pages))
+            except Unreadable:
+                return None
+
+        results = spread(self.pool, read, len(indices), chunk=64)
+        yield from (array for array in with_progress(results, len(indices), "finding the range") if array is not None)
 
     def fetch(self, indices: Tensor) -> Batch:
         pairs = list(self.pool.map(self._readable_from, indices.tolist()))
@@ -79,12 +116,13 @@ class Images(Dataset):
         readable = torch.tensor([array is not None for array in arrays])
         return self._batch([array for array in arrays if array is not None], indices[readable])
 
-    def _batch(self, arrays: list[Array], indices: Tensor) -> Batch:
+    def _batch(self, arrays: list[Raster], indices: Tensor) -> Batch:
         empty = np.empty((0, *self.size, self.channels), np.uint8)
-        stacked = torch.from_numpy(np.stack(arrays) if arrays else empty)
-        return Batch(stacked.permute(0, 3, 1, 2).contiguous(), self.condition(indices))
+        stacked = torch.from_numpy(np.stack(arrays) if arrays else empty).permute(0, 3, 1, 2).contiguous()
+        x = stacked if self.values.eight_bits else self.values.normalized(stacked)
+        return Batch(x, self.condition(indices))
 
-    def _readable_from(self, i: int) -> tuple[int, Array]:
+    def _readable_from(self, i: int) -> tuple[int, Raster]:
         """Index and pixels of the first readable image, starting at index i."""
         for step in range(len(self)):
             array = self._read(index := (i + step) % len(self))
@@ -92,10 +130,12 @@ class Images(Dataset):
                 return index, array
         raise InputError(f"none of the {len(self.source)} images can be read")
 
-    def _read(self, index: int) -> Array | None:
+    def _read(self, index: int) -> Raster | None:
         i = index % len(self.source)
         try:
-            array = self.make(i)
+            array = self.preprocess(self.source.read(i, pages=self.expand_pages))
+            if array.shape != (*self.size, self.channels):  # the file was changed, or its header is wrong
+                raise Unreadable("{}x{} pixels with {} channels".format(*array.shape))
         except Unreadable as error:
             self._skip(self.source.name(i), str(error))
             return None
@@ -115,41 +155,6 @@ class Images(Dataset):
                 f"{count} of {total} images cannot be read, the last one is {name} ({reason}); repair them, or allow "
                 f"a greater share than {self.max_skipped} (max_skipped); it is {count / total:.3g} so far"
             )
-
-    def _unchanged(self, i: int) -> Array:
-        array = as_array(to_rgb(self.source.read(i)), self.channels)
-        if array.shape[:2] != self.size:
-            raise Unreadable(f"{array.shape[0]}x{array.shape[1]}, not {self.size[0]}x{self.size[1]}")
-        return array
-
-    def _common_shape(self) -> tuple[tuple[int, int], int]:
-        """(height, width) of all images, and their channels: 1 if all are gray, else 3. Only headers are read."""
-        first: tuple[str, tuple[int, int]] | None = None
-        gray = True
-        for i, header in enumerate(spread(self.pool, self._header, len(self.source))):
-            if header is None:
-                continue
-            size, is_gray = header
-            gray = gray and is_gray
-            first = first or (self.source.name(i), size)
-            if size != first[1]:
-                raise InputError(
-                    f"{self.source.name(i)} has {size[0]}x{size[1]} pixels (height x width) but {first[0]} has "
-                    f"{first[1][0]}x{first[1][1]}; give a size (data.size) to resize all images"
-                )
-        if first is None:
-            raise InputError(f"none of the {len(self.source)} images can be read, beginning with {self.source.name(0)}")
-        return first[1], 1 if gray else 3
-
-    def _header(self, i: int) -> tuple[tuple[int, int], bool] | None:
-        """(height, width) of an image as it is displayed, and whether it is gray; None if it cannot be read."""
-        try:
-            with self.source.raw(i) as image:
-                swapped = image.getexif().get(ORIENTATION, 1) >= SIDES_SWAPPED_FROM
-                size = (image.width, image.height) if swapped else (image.height, image.width)
-                return size, image.mode in ("1", "L", "I;16", "I") and not image.has_transparency_data
-        except Exception:  # `_read` will skip it and record the reason
-            return None
 
 
 def read_names(file: Path | None) -> set[str]:

@@ -1,4 +1,4 @@
-"""Sample files in the format of ADM's evaluator: one .npz with all images as `arr_0` (N, H, W, C) uint8.
+"""Sample files in the format of ADM's evaluator: one .npz with all images as `arr_0` (N, H, W, C), uint8 there.
 
 `arr_1` holds the labels. Any number of processes write the blocks of a file into a draft beside it; an interrupted
 process resumes at the first missing block. Files are read row by row, without loading them into memory.
@@ -6,6 +6,7 @@ process resumes at the first missing block. Files are read row by row, without l
 
 import json
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
@@ -18,7 +19,8 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
 from ditlab.core.types import Batch
-from ditlab.data.base import Dataset
+from ditlab.data.base import Dataset, to_float
+from ditlab.data.ranges import TYPES, find_values, plain, sampled
 from ditlab.data.rows import RowFile, allocate, row_file
 
 BLOCK = 256  # images in a block; sampling resumes at a block
@@ -28,34 +30,64 @@ BLOCK = 256  # images in a block; sampling resumes at a block
 class SampleFile(Dataset):
     """The images of a sample file, or of a reference of ADM's evaluator."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, range: str = "", show: tuple[int, ...] = ()) -> None:
         """Open a file. Images are read when they are needed; a compressed file is loaded whole.
+
+        Args:
+            file: path.
+            range: the numbers that become black and white; see `ditlab.data.ranges.find_values`.
+            show: numbers of the channels that are displayed, from 1.
 
         Raises:
             InputError: the file does not exist, or holds no images.
         """
-        self.pixels = stored_rows(file, "arr_0")
-        if len(self.pixels.shape) != 4 or self.pixels.dtype != np.uint8 or self.pixels.shape[3] not in (1, 3):
+        self.file, self.pixels = file, stored_rows(file, "arr_0")
+        shape, dtype = self.pixels.shape, self.pixels.dtype
+        if len(shape) != 4 or dtype.name not in TYPES or _channels_come_first(shape):
             raise InputError(
-                f"{file} has arr_0 of shape {self.pixels.shape} and type {self.pixels.dtype}; "
-                "give images (N, H, W, 1 or 3) as uint8"
+                f"{file} has arr_0 of shape {shape} and type {dtype}; give images (N, height, width, channels) of a "
+                "numeric type"
             )
-        count, height, width, self.channels = self.pixels.shape
+        count, height, width, self.channels = shape
+        self.values = find_values(TYPES[dtype.name], self.channels, range, show, self._numbers)
         self.size = (height, width)
-        self.labels, self.classes = torch.zeros(count, dtype=torch.long), []
-        if "arr_1" in array_names(file) and count:
-            labels = map_array(file, "arr_1")
-            if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-                raise InputError(
-                    f"{file} has labels arr_1 of shape {labels.shape} and type {labels.dtype}; "
-                    f"give one integer from 0 for each of the {count} images"
-                )
-            self.labels = torch.from_numpy(labels.astype(np.int64))
-            self.classes = [str(i) for i in range(int(labels.max()) + 1)]
+        self.labels, self.classes = self._read_labels(count)
 
     def fetch(self, indices: Tensor) -> Batch:
-        pixels = torch.from_numpy(self.pixels[indices.numpy()])
-        return Batch(pixels.permute(0, 3, 1, 2).contiguous(), self.condition(indices))
+        pixels = self._rows(indices).transpose(0, 3, 1, 2)
+        x = torch.from_numpy(pixels) if self.values.eight_bits else self.values.normalized(to_float(pixels))
+        return Batch(x.contiguous(), self.condition(indices))
+
+    def _read_labels(self, count: int) -> tuple[Tensor, list[str]]:
+        """The labels (N,) of the images and the names of the classes; all 0 and none if the file has no labels."""
+        if "arr_1" not in array_names(self.file) or not count:
+            return torch.zeros(count, dtype=torch.long), []
+        labels = map_array(self.file, "arr_1")
+        if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise InputError(
+                f"{self.file} has labels arr_1 of shape {labels.shape} and type {labels.dtype}; "
+                f"give one integer from 0 for each of the {count} images"
+            )
+        return torch.from_numpy(labels.astype(np.int64)), [str(i) for i in range(int(labels.max()) + 1)]
+
+    def _rows(self, indices: Tensor) -> NDArray[Any]:
+        """The numbers (B, H, W, C) of images."""
+        try:
+            rows = plain(self.pixels[indices.numpy()])
+        except ValueError as error:
+            raise InputError(f"{self.file} holds {error}") from None
+        if not np.isfinite(rows).all():
+            raise InputError(f"{self.file} holds numbers that are not finite; write it again without them")
+        return rows
+
+    def _numbers(self) -> Iterator[NDArray[Any]]:
+        """The numbers from which the range is found, some images at a time."""
+        return (self._rows(indices) for indices in torch.split(sampled(len(self.pixels)), BLOCK))
+
+
+def _channels_come_first(shape: tuple[int, ...]) -> bool:
+    """Whether a shape (N, H, W, C) looks like (N, C, H, W)."""
+    return shape[1] <= 4 < shape[3] or (shape[2] == shape[3] != shape[1])
 
 
 def array_names(file: Path) -> list[str]:

@@ -118,8 +118,9 @@ class SampleNpz(SourceSpec):
         return cls(text) if text.endswith(".npz") else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
-        check_used(settings or Preparation(), frozenset({"size"}), f"the sample file {self.text}")
-        opened = SampleFile(Path(self.text))
+        settings = settings or Preparation()
+        check_used(settings, frozenset({"size", "range", "show"}), f"the sample file {self.text}")
+        opened = SampleFile(Path(self.text), range=settings.range, show=settings.show)
         _check_size(opened, settings, self.text)
         _describe(opened, "arr_1")
         return opened
@@ -147,7 +148,14 @@ class ImageFiles(SourceSpec):
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         settings = settings or Preparation()
         preprocess = preprocessing(settings)
-        return Images(self.images(settings), preprocess, report=report, max_skipped=settings.max_skipped)
+        return Images(
+            self.images(settings),
+            preprocess,
+            report=report,
+            max_skipped=settings.max_skipped,
+            range=settings.range,
+            show=settings.show,
+        )
 
     def images(self, settings: Preparation | None = None) -> Source:
         source = open_source(self.text, settings)
@@ -187,25 +195,23 @@ def parse_source(text: str, settings: Preparation | None = None) -> SourceSpec:
     return spec
 
 
-def preprocessing(settings: Preparation) -> Preprocess | None:
-    """The preprocessing that settings describe; None if they have no size.
+def preprocessing(settings: Preparation) -> Preprocess:
+    """The preprocessing that settings describe; without a size, images keep theirs.
 
     Raises:
-        InputError: there is no size, and another setting needs one.
+        InputError: two settings contradict each other, or there is no size and another setting needs one.
     """
-    if settings.size:
-        height, width = parse_size(settings.size)
-        channels = 1 if settings.gray else 3
-        return Preprocess((height, width), settings.fit, settings.flip, settings.background, channels)
-    for key in ("fit", "flip", "gray", "background"):
-        if getattr(settings, key) != getattr(Preparation(), key):
-            raise InputError(f"{key} is {getattr(settings, key)}, but no size is given; set data.size too")
-    return None
+    if settings.gray and settings.channels not in (None, 1):
+        raise InputError(f"gray with channels = {settings.channels}; remove one of them")
+    if not settings.size and settings.fit != Preparation().fit:
+        raise InputError(f"fit is {settings.fit}, but no size is given; set data.size too")
+    size = parse_size(settings.size) if settings.size else None
+    return Preprocess(size, settings.fit, settings.flip, settings.background, 1 if settings.gray else settings.channels)
 
 
 def _check_size(dataset: Dataset, settings: Preparation | None, what: str) -> None:
     preprocess = preprocessing(settings or Preparation())
-    if preprocess is not None and preprocess.size != dataset.size:
+    if preprocess.size is not None and preprocess.size != dataset.size:
         actual, required = ("x".join(map(str, size)) for size in (dataset.size, preprocess.size))
         raise InputError(f"{what} has images of {actual}, not {required}; omit the size")
 

@@ -1,7 +1,8 @@
-"""Resize images of any mode and size to uint8 arrays of one shape.
+"""Resize images of any mode, type and size to arrays of one shape.
 
 "crop" is the preprocessing of ADM and DiT: halve with a box filter while both sides are at least twice the target,
 resize bicubically to cover the target, and crop the center. "letterbox" pads, "stretch" changes the aspect ratio.
+Channels that Pillow has no image for are resized one by one with the same filters.
 """
 
 from dataclasses import dataclass
@@ -12,74 +13,237 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
 from ditlab.core.errors import InputError, lookup
-from ditlab.data.sources.base import Unreadable
+from ditlab.core.values import EIGHT_BITS, PixelValues
+from ditlab.data.color import to_srgb
+from ditlab.data.decode import ORIENTATION, gray_numbers, turned
+from ditlab.data.ranges import plain
+from ditlab.data.sources.base import Raster, Unreadable
 
 Fit = Literal["crop", "letterbox", "stretch"]
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, as Pillow converts RGB to gray
+Fill = int | float | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """Settings with which images are brought to one size."""
 
-    size: tuple[int, int]  # (height, width)
+    size: tuple[int, int] | None  # (height, width); None leaves the size as it is
     fit: Fit = "crop"
     flip: bool = False  # add a mirrored copy of each image
     background: str = "white"  # color of transparent parts, and of the bars of letterboxed images
-    channels: int = 3
+    channels: int | None = None  # 1 gray, 3 RGB, 4 RGB and transparency, or the bands of files; None: those of an image
+    values: PixelValues = EIGHT_BITS  # type of the numbers; with another type than uint8, the range of bars
 
     def __post_init__(self) -> None:
-        if min(self.size) < 1:
+        if self.size is not None and min(self.size) < 1:
             raise InputError(f"size {self.size[0]}x{self.size[1]}; give sides of 1 or more")
-        if self.channels not in (1, 3):
-            raise InputError(f"channels is {self.channels}; give 1 for gray or 3 for RGB")
+        if self.channels is not None and self.channels < 1:
+            raise InputError(f"channels is {self.channels}; give 1 for gray, 3 for RGB, or the bands of the files")
         lookup(FITS, self.fit, "fit")
         color(self.background)
 
-    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize an image to an array (height, width, channels) uint8.
+    def __call__(self, image: Image.Image | Raster) -> Raster:
+        """Resize an image to an array (height, width, channels): uint8, or the float32 numbers of other types.
 
         Raises:
-            Unreadable: values are out of range, or the EXIF data are broken.
+            Unreadable: other channels, values that are out of range or not finite, or broken EXIF data.
         """
-        fitted = FITS[self.fit](to_rgb(image, self.background), self.size, self.background)
-        return as_array(fitted, self.channels)
+        if self.values.dtype != "uint8":
+            return self._resized_numbers(as_numbers(image, self.channels, self.values, self.background))
+        eight_bit = as_eight_bits(image, self.channels, self.background)
+        if isinstance(eight_bit, Image.Image):
+            mode = MODES[self.channels or len(eight_bit.getbands())]
+            if self.fit == "letterbox" and mode == "RGB":
+                eight_bit = eight_bit.convert(mode)  # because bars can have a color
+            return _pixels(self._fitted(eight_bit, self._fill(eight_bit.mode)).convert(mode))
+        layers = (Image.fromarray(np.ascontiguousarray(layer)) for layer in np.moveaxis(eight_bit, -1, 0))
+        return np.concatenate([_pixels(self._fitted(layer, self._fill("L"))) for layer in layers], -1)
+
+    def _resized_numbers(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Numbers (H, W, C) resized channel by channel; bars get the level of the background between black and white.
+
+        Bicubic interpolation can go beyond the numbers at an edge. As with 8 bits, the result stays within black and
+        white, and within the numbers of the image.
+        """
+        if self.size is None:
+            return numbers
+        count = numbers.shape[-1]
+        low, high = (_for_each(bound, count) for bound in (self.values.low, self.values.high))
+        levels = np.array(color(self.background) if count == 3 else [self._fill("L")] * count) / 255
+        resized = []
+        for layer, black, white, level in zip(np.moveaxis(numbers, -1, 0), low, high, levels, strict=True):
+            fitted = self._fitted(Image.fromarray(np.ascontiguousarray(layer)), black + level * (white - black))
+            resized.append(np.clip(_pixels(fitted), min(black, layer.min()), max(white, layer.max())))
+        return np.concatenate(resized, -1).astype(np.float32)
+
+    def _fitted(self, image: Image.Image, fill: Fill) -> Image.Image:
+        return image if self.size is None else FITS[self.fit](image, self.size, fill)
+
+    def _fill(self, mode: str) -> Fill:
+        """The background as a color of a mode of 8 bits."""
+        return ImageColor.getcolor("#{:02x}{:02x}{:02x}".format(*color(self.background)), mode)
 
 
-def as_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """The pixels of an image as an array (height, width, channels) uint8, with 1 or 3 channels."""
-    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return pixels.reshape(*pixels.shape[:2], channels)
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Channels -> mode of Pillow."""
+
+
+def _pixels(image: Image.Image) -> Raster:
+    """The pixels of an image as an array (height, width, channels)."""
+    pixels = np.asarray(image)
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _for_each(bound: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return bound * channels if len(bound) == 1 else bound
+
+
+def as_eight_bits(
+    image: Image.Image | Raster, channels: int | None, background: str = "white"
+) -> Image.Image | NDArray[np.uint8]:
+    """Convert an image to 8 bits: an image of Pillow in mode L, RGB or RGBA, or an array (H, W, C) of other channels.
+
+    Args:
+        image: of any type; numbers of more bits are reduced as in `to_rgb`.
+        channels: 4 keeps transparency; the mode may still have to be converted to another channel count.
+        background: color behind transparent parts.
+
+    Raises:
+        Unreadable: other channels, values that are out of range, or broken EXIF data.
+    """
+    if isinstance(image, Image.Image):
+        if channels is not None and channels not in MODES:
+            raise Unreadable(f"mode {image.mode}, not {channels} channels")
+        return to_rgba(image) if channels == 4 else to_rgb(image, background)
+    array = _reduced(_plain(image))
+    count = array.shape[-1]
+    if count in (1, 3) and channels in (1, 3, None):
+        return Image.fromarray(np.ascontiguousarray(array[..., 0] if count == 1 else array))
+    if channels not in (count, None):
+        raise Unreadable(f"{_channels(count)}, not {channels}")
+    return array
+
+
+def as_numbers(
+    image: Image.Image | Raster, channels: int | None, values: PixelValues, background: str = "white"
+) -> NDArray[np.float32]:
+    """The numbers (H, W, C) of an image, float32.
+
+    Args:
+        image: of any type; images of 8 bits are scaled so that black is `values.low` and white `values.high`.
+        channels: gray becomes RGB and RGB gray on request; otherwise the channels of the image must be these.
+        values: what the numbers of the data are.
+        background: color behind transparent parts of images of 8 bits.
+
+    Raises:
+        Unreadable: other channels, or numbers that are not finite.
+    """
+    if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):
+        shown = _pixels(to_rgb(image, background)).astype(np.float32) / 255
+        low, high = (np.array(bound, np.float32) for bound in (values.low, values.high))
+        return _with_channels(shown, channels) * (high - low) + low
+    numbers = file_numbers(image).astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise Unreadable("values that are not finite")
+    return _with_channels(numbers, channels)
+
+
+def file_numbers(image: Image.Image | Raster) -> Raster:
+    """The numbers (H, W, C) of an image of Pillow with one channel of more than 8 bits, or of an array, as they are.
+
+    Raises:
+        Unreadable: they are no real numbers, or the EXIF data are broken.
+    """
+    return _plain(_gray(image) if isinstance(image, Image.Image) else image)
+
+
+def _with_channels(numbers: NDArray[np.float32], channels: int | None) -> NDArray[np.float32]:
+    count = numbers.shape[-1]
+    if channels in (count, None):
+        return numbers
+    if (count, channels) == (3, 1):
+        return numbers @ LUMINANCE[:, None]
+    if count == 1 and channels == 3:
+        return np.repeat(numbers, 3, -1)
+    raise Unreadable(f"{_channels(count)}, not {channels}")
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel" + "s" * (count != 1)
+
+
+def _plain(array: Raster) -> Raster:
+    try:
+        return plain(array)
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """Convert an image of any mode to 8-bit gray ("L") or "RGB".
 
-    EXIF rotation is applied, and transparent parts are blended with the background. 16-bit values are divided by 257;
-    floating-point values must be in 0..1.
+    EXIF rotation and color profiles are applied, and transparent parts are blended with the background. 16-bit values
+    are divided by 257; floating-point values must be in 0..1.
 
     Raises:
         Unreadable: values are out of range, or the EXIF data are broken.
     """
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow parses EXIF data only now, and raises exceptions of many types
-        raise Unreadable(f"broken EXIF data ({error})") from error
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        return _eight_bits(image, 65535)
-    if image.mode == "F":
-        return _eight_bits(image, 1)
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_reduced(_gray(image))[..., 0])
+    image = to_srgb(upright(image))
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, color(background))
         return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _eight_bits(image: Image.Image, top: int) -> Image.Image:
-    """Scale gray values from 0..top to 0..255; other values are rejected, because clipping them would go unnoticed."""
-    values = np.asarray(image).astype(np.float64)
-    if not (values.min() >= 0 and values.max() <= top):  # also true of NaN
-        raise Unreadable(f"values from {values.min():g} to {values.max():g}, not within 0..{top}")
-    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+def to_rgba(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit "RGBA"; like `to_rgb`, but transparency is kept.
+
+    Raises:
+        Unreadable: values are out of range, or the EXIF data are broken.
+    """
+    return (to_rgb(image) if image.mode.startswith(("I", "F")) else to_srgb(upright(image))).convert("RGBA")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF rotation of an image.
+
+    Raises:
+        Unreadable: the EXIF data are broken.
+    """
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow parses EXIF data only now, and raises exceptions of many types
+        raise Unreadable(f"broken EXIF data ({error})") from error
+
+
+def _gray(image: Image.Image) -> Raster:
+    """The numbers (H, W, 1) of an image of one channel, as it is displayed."""
+    try:
+        numbers = gray_numbers(image)
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)  # Pillow has turned TIFF images already, and says so here
+    except Exception as error:
+        raise Unreadable(f"broken EXIF data ({error})") from error
+    return turned(numbers[..., None], orientation)
+
+
+def _reduced(array: Raster) -> NDArray[np.uint8]:
+    """Scale numbers from 0..65535, or floats from 0..1, to 0..255.
+
+    Others are rejected, because clipping them would go unnoticed.
+    """
+    if array.dtype == np.uint8:
+        return array
+    top = 1 if array.dtype.kind == "f" else 65535
+    numbers = array.astype(np.float64)
+    if not (numbers.min() >= 0 and numbers.max() <= top):  # also true of NaN
+        raise Unreadable(f"values from {numbers.min():g} to {numbers.max():g}, not within 0..{top}")
+    return (numbers * (255 / top)).round().astype(np.uint8)
 
 
 def color(name: str) -> tuple[int, ...]:
@@ -97,7 +261,7 @@ def halved(image: Image.Image, height: int, width: int) -> Image.Image:
     return image
 
 
-def crop(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
+def crop(image: Image.Image, size: tuple[int, int], fill: Fill) -> Image.Image:
     """Resize to cover the target size, and crop the center."""
     height, width = size
     image = halved(image, height, width)
@@ -108,18 +272,18 @@ def crop(image: Image.Image, size: tuple[int, int], background: str) -> Image.Im
     return image.crop((left, top, left + width, top + height))
 
 
-def letterbox(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
-    """Resize to fit into the target size, and add bars of the background color."""
+def letterbox(image: Image.Image, size: tuple[int, int], fill: Fill) -> Image.Image:
+    """Resize to fit into the target size, and add bars with the color `fill` of the mode of the image."""
     height, width = size
     scale = min(height / image.height, width / image.width)
     inner = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
-    image = stretch(image.convert("RGB"), inner, background)
-    canvas = Image.new("RGB", (width, height), color(background))
+    image = stretch(image, inner, fill)
+    canvas: Image.Image = Image.new(image.mode, (width, height), fill)  # type: ignore[arg-type]  # a float with mode F
     canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas
 
 
-def stretch(image: Image.Image, size: tuple[int, int], background: str) -> Image.Image:
+def stretch(image: Image.Image, size: tuple[int, int], fill: Fill) -> Image.Image:
     """Resize to the target size without keeping the aspect ratio."""
     height, width = size
     return halved(image, height, width).resize((width, height), Image.Resampling.BICUBIC)

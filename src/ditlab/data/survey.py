@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -15,15 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ditlab.core.errors import InputError
+from ditlab.core.values import PixelValues
 from ditlab.data.base import spread
-from ditlab.data.preprocess import Preprocess, to_rgb
+from ditlab.data.color import profile_state
+from ditlab.data.preprocess import Preprocess, file_numbers, to_rgb
+from ditlab.data.ranges import find_values
 from ditlab.data.reading import Reading
-from ditlab.data.sources import Source, Unreadable
-from ditlab.data.sources.base import Raster
-from ditlab.report.sheets import contact_sheet
+from ditlab.data.sources import Raster, Source, Unreadable
+from ditlab.report.sheets import contact_sheet, to_pil
 
 ROWS, COLUMNS, THUMBNAIL = 16, 8, 64
-PRECISE = ("I;16", "I;16B", "I;16L", "I", "F")  # modes of Pillow with more than 8 bits
+PROFILES = {"converted": "converted to sRGB", "broken": "broken, read as sRGB", "unused": "not applied to 16 bits"}
 NAME = 24  # characters of a class name beside its row
 
 
@@ -31,7 +34,11 @@ class Properties(NamedTuple):
     """The properties of one image."""
 
     size: tuple[int, int]  # height, width
-    mode: str
+    mode: str  # of Pillow, or the type of the numbers
+    channels: int
+    bounds: tuple[float, float] | None  # smallest and largest number of an image of more than 8 bits
+    dtype: str
+    profile: str  # what happens to the color profile, see `ditlab.data.color`
     content: str  # hash of size and pixels, so that a copy in another file format is a duplicate
 
 
@@ -44,6 +51,9 @@ class Survey:
     sizes: dict[str, int]  # HEIGHTxWIDTH -> images, most frequent first
     short_side: tuple[int, int, int]  # min, median, max
     modes: dict[str, int]
+    channels: dict[int, int]  # channels -> images
+    ranges: dict[str, tuple[float, float]]  # type of numbers other than 8 bits -> smallest and largest number
+    profiles: dict[str, int]  # what happens to color profiles -> images
     duplicates: list[list[str]]  # names of images with equal pixels
     unreadable: dict[str, str]  # name -> reason
     reading: Reading  # what was chosen and left out
@@ -63,6 +73,11 @@ class Survey:
         summary.add_row("duplicates", f"{sum(len(group) - 1 for group in self.duplicates):,}")
         summary.add_row("short side, min / median / max", " / ".join(map(str, self.short_side)))
         summary.add_row("modes", ", ".join(f"{mode} {count:,}" for mode, count in self.modes.items()))
+        summary.add_row("channels", ", ".join(f"{channels}: {count:,}" for channels, count in self.channels.items()))
+        for dtype, (low, high) in self.ranges.items():
+            summary.add_row(f"{dtype} numbers", f"{low:g} to {high:g}")
+        for state, count in self.profiles.items():
+            summary.add_row("color profiles", f"{PROFILES[state]} {count:,}")
         classes = [count_table("class", self.classes)] if self.classes else []
         tables = [summary, *classes, count_table("height x width", self.sizes)]
         if self.reading.left_out:
@@ -109,6 +124,9 @@ def survey(source: Source, console: Console, size: tuple[int, int] | None = None
     classes = Counter(dict.fromkeys(source.classes, 0))
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
+    channels: Counter[int] = Counter()
+    profiles: Counter[str] = Counter()
+    ranges: dict[str, tuple[float, float]] = {}
     sides: list[int] = []
     enlarged = 0
     names_by_content: defaultdict[str, list[str]] = defaultdict(list)
@@ -124,6 +142,11 @@ def survey(source: Source, console: Console, size: tuple[int, int] | None = None
                 classes[source.classes[int(source.labels[i])]] += 1
             sizes["{}x{}".format(*result.size)] += 1
             modes[result.mode] += 1
+            channels[result.channels] += 1
+            profiles[result.profile] += bool(result.profile)
+            if result.bounds is not None:
+                low, high = ranges.get(result.dtype, result.bounds)
+                ranges[result.dtype] = min(low, result.bounds[0]), max(high, result.bounds[1])
             sides.append(min(result.size))
             enlarged += size is not None and (result.size[0] < size[0] or result.size[1] < size[1])
             names_by_content[result.content].append(source.name(i))
@@ -136,6 +159,9 @@ def survey(source: Source, console: Console, size: tuple[int, int] | None = None
         sizes=dict(sizes.most_common()),
         short_side=short_side,
         modes=dict(modes.most_common()),
+        channels=dict(sorted(channels.items())),
+        ranges=ranges,
+        profiles=dict(+profiles),
         duplicates=duplicates,
         unreadable=unreadable,
         reading=source.reading,
@@ -147,20 +173,43 @@ def _inspect(source: Source, i: int) -> Properties | str:
     """The properties of image i, or the reason why it cannot be read."""
     try:
         image = source.read(i)
-        if isinstance(image, np.ndarray):
-            return properties_of(image, f"{image.shape[2]} channels {image.dtype}")
-        if image.mode in PRECISE:  # eight bits would make different images equal
-            return properties_of(np.asarray(image)[..., None], image.mode)
-        return properties_of(np.asarray(to_rgb(image).convert("RGB")), image.mode)
+        if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):
+            displayed = to_rgb(image)
+            size, channels = (displayed.height, displayed.width), len(displayed.getbands())
+            content = _hash(displayed.convert("RGB").tobytes(), displayed.size)
+            return Properties(size, image.mode, channels, None, "uint8", profile_state(image), content)
+        numbers = file_numbers(image)
     except Unreadable as error:
         return str(error)
+    mode, profile = (image.mode, profile_state(image)) if isinstance(image, Image.Image) else (numbers.dtype.name, "")
+    bounds = None if numbers.dtype == np.uint8 else (float(numbers.min()), float(numbers.max()))
+    if bounds is not None and not np.isfinite(bounds).all():
+        return "values that are not finite"
+    # Equal numbers of different types are equal; those of 8 bits are shown differently.
+    content = _hash(np.ascontiguousarray(numbers, numbers.dtype if bounds is None else "f8").data, numbers.shape)
+    height, width, channels = numbers.shape
+    return Properties((height, width), mode, channels, bounds, numbers.dtype.name, profile, content)
 
 
-def properties_of(pixels: Raster, mode: str) -> Properties:
-    """The properties of an image with these pixels (H, W, C)."""
-    content = hashlib.blake2b(pixels.tobytes(), digest_size=16)
-    content.update(f"{pixels.shape} {pixels.dtype}".encode())
-    return Properties((pixels.shape[0], pixels.shape[1]), mode, content.hexdigest())
+def _hash(pixels: bytes | memoryview, shape: tuple[int, ...]) -> str:
+    content = hashlib.blake2b(pixels, digest_size=16)
+    content.update(repr(shape).encode())
+    return content.hexdigest()
+
+
+def _thumbnail(image: Image.Image | Raster, thumbnail: Preprocess) -> Image.Image:
+    """A small image; numbers of more than 8 bits are shown from the range that they have in this image."""
+    if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):
+        array = thumbnail(image)
+        return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    numbers = file_numbers(image)
+    try:
+        values = find_values(numbers.dtype.name, numbers.shape[-1], numbers=lambda: [numbers])
+    except InputError:  # all numbers are equal
+        values = PixelValues(numbers.dtype.name, (0.0,), (1.0,))
+    pixels = torch.from_numpy(replace(thumbnail, values=values, channels=None)(numbers)).permute(2, 0, 1)[None]
+    shown = values.displayed(pixels if values.eight_bits else values.normalized(pixels))
+    return to_pil(shown)[0].convert("RGB")
 
 
 def sample_sheet(source: Source, path: Path, preprocess: Preprocess | None = None) -> None:
@@ -174,10 +223,10 @@ def sample_sheet(source: Source, path: Path, preprocess: Preprocess | None = Non
     Raises:
         InputError: no image can be read.
     """
-    height, width = preprocess.size if preprocess is not None else (1, 1)
+    height, width = (1, 1) if preprocess is None or preprocess.size is None else preprocess.size
     size = (round(THUMBNAIL * min(1, height / width)), round(THUMBNAIL * min(1, width / height)))
     size = (max(1, size[0]), max(1, size[1]))
-    thumbnail = Preprocess(size) if preprocess is None else replace(preprocess, size=size)
+    thumbnail = Preprocess(size, channels=3) if preprocess is None else replace(preprocess, size=size)
     rows: list[list[Image.Image]] = []
     for label in range(min(ROWS, max(1, len(source.classes)))):
         row: list[Image.Image] = []
@@ -185,8 +234,7 @@ def sample_sheet(source: Source, path: Path, preprocess: Preprocess | None = Non
             if len(row) == COLUMNS:
                 break
             try:
-                array = thumbnail(source.read(i))
-                row.append(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array))
+                row.append(_thumbnail(source.read(i), thumbnail))
             except Unreadable:
                 continue
         rows.append(row)

@@ -1,7 +1,8 @@
 """Wrap a map-style torch data set of (image, label) pairs as a data set for training."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,32 +12,40 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
-from ditlab.data.base import Dataset
-from ditlab.data.preprocess import as_array, to_rgb
+from ditlab.core.values import PixelValues
+from ditlab.data.base import Dataset, to_float
+from ditlab.data.preprocess import Preprocess
+from ditlab.data.ranges import find_values, sampled
+from ditlab.data.scan import Header, array_header, image_header
+from ditlab.data.sources import Raster, Unreadable
 
-GIVE = "give PIL images, or uint8 tensors (C, H, W) or arrays (H, W, C)"
+GIVE = "give PIL images, tensors (C, H, W) or arrays (H, W, C)"
+FEW = 4  # an axis of this length or less is the channels if there is a longer one in their place
 
 
-def from_torch(dataset: Any) -> "TorchImages":
+def from_torch(dataset: Any, *, range: str = "", show: tuple[int, ...] = ()) -> "TorchImages":
     """Wrap a torch data set of (image, label) pairs as a data set for training.
 
-    Images are PIL images, uint8 tensors (C, H, W) or (H, W), or uint8 arrays (H, W, C) or (H, W), all of one size;
-    labels are integers from 0. Class names come from the attribute `classes` if there is one.
+    Images are PIL images, tensors (C, H, W) or (H, W), or arrays (H, W, C) or (H, W), of any numeric type and channel
+    count, all alike; labels are integers from 0. Class names come from the attribute `classes` if there is one.
 
     Args:
         dataset: a data set with `__len__` and `__getitem__`, such as those of torchvision.
+        range: the numbers that become black and white; see `ditlab.data.ranges.find_values`. By default 0..255 for
+            uint8, black and white for bool, and 0..1 or -1..1 for floats that lie within.
+        show: numbers of the channels that are displayed, from 1.
 
     Raises:
         InputError: it is not a map-style data set, or its images or labels have another type.
     """
-    return TorchImages(dataset)
+    return TorchImages(dataset, range=range, show=show)
 
 
 class TorchImages(Dataset):
     """Images of a torch data set, read when they are needed."""
 
-    def __init__(self, dataset: Any) -> None:
-        """Read the first image for its shape, and all labels.
+    def __init__(self, dataset: Any, *, range: str = "", show: tuple[int, ...] = ()) -> None:
+        """Read the first image for its shape, a sample if the range of the numbers depends on it, and all labels.
 
         Labels come from the attribute `targets` or `labels` if there is one; otherwise each pair is read once.
         """
@@ -46,27 +55,22 @@ class TorchImages(Dataset):
         if not len(dataset):
             raise InputError(f"{name} holds no images; give a data set with at least one")
         self.dataset = dataset
-        first = self._pair(0)[0]
-        self.channels = 1 if isinstance(first, Image.Image) and first.mode in ("1", "L") else 3
-        if not isinstance(first, Image.Image):
-            self.channels = len(_channels_first(first, 0))
-        image = self._image(first, 0)
-        self.size = (image.shape[1], image.shape[2])
+        self.first = _header(_opened(self._pair(0)[0], 0), 0)
+        self.channels, self.size = self.first.channels, self.first.size
+        self.preprocess = Preprocess(None, channels=self.channels, values=PixelValues(self.first.dtype))
+        self.values = find_values(self.first.dtype, self.channels, range, show, self._numbers)
+        self.preprocess = replace(self.preprocess, values=self.values)
         self.labels = torch.tensor(self._all_labels(), dtype=torch.long)
         self.classes = _class_names(dataset, int(self.labels.max()) + 1)
 
     def fetch(self, indices: Tensor) -> Batch:
-        images = [self._checked(i) for i in indices.tolist()]
-        return Batch(torch.stack(images), self.condition(indices))
+        numbers = np.stack([self._image(i) for i in indices.tolist()]).transpose(0, 3, 1, 2)
+        x = torch.from_numpy(numbers) if self.values.eight_bits else self.values.normalized(to_float(numbers))
+        return Batch(x.contiguous(), self.condition(indices))
 
-    def _checked(self, i: int) -> Tensor:
-        image = self._image(self._pair(i)[0], i)
-        if image.shape != (self.channels, *self.size):
-            raise InputError(
-                f"image {i} has the shape {tuple(image.shape)} but image 0 has {(self.channels, *self.size)}; "
-                "resize the images to one size"
-            )
-        return image
+    def _numbers(self) -> Iterator[Raster]:
+        """The numbers (H, W, C) of the images from which the range is found."""
+        return (self._image(i) for i in sampled(len(self.dataset)).tolist())
 
     def _pair(self, i: int) -> tuple[Any, Any]:
         pair = self.dataset[i]
@@ -74,11 +78,26 @@ class TorchImages(Dataset):
             raise InputError(f"item {i} is of type {type(pair).__name__}; give pairs of an image and a label")
         return pair[0], pair[1]
 
-    def _image(self, image: Any, i: int) -> Tensor:
-        """An image of the data set as a tensor (C, H, W) uint8."""
-        if isinstance(image, Image.Image):
-            return torch.from_numpy(as_array(to_rgb(image), self.channels).copy()).permute(2, 0, 1)
-        return _channels_first(image, i)
+    def _image(self, i: int) -> Raster:
+        """An image of the data set as an array (H, W, C).
+
+        Raises:
+            InputError: its size, channels or type are not those of the first image, or it cannot be read.
+        """
+        image = _opened(self._pair(i)[0], i)
+        header = _header(image, i)
+        shape, expected = ((part.channels, *part.size) for part in (header, self.first))
+        gray = (header.channels, self.channels) == (1, 3) and isinstance(image, Image.Image)
+        if shape != expected and not (gray and header.size == self.size):
+            raise InputError(
+                f"image {i} has the shape {shape} but image 0 has {expected}; resize the images to one size"
+            )
+        if header.dtype != self.first.dtype:
+            raise InputError(f"image {i} holds {header.dtype} but image 0 holds {self.first.dtype}; give one type")
+        try:
+            return self.preprocess(image)
+        except Unreadable as error:
+            raise InputError(f"image {i} cannot be used: {error}") from None
 
     def _all_labels(self) -> list[int]:
         labels = _targets(self.dataset)
@@ -87,18 +106,34 @@ class TorchImages(Dataset):
         return [_label(value, i) for i, value in enumerate(labels)]
 
 
-def _channels_first(image: Any, i: int) -> Tensor:
-    """A tensor or array as a tensor (C, H, W) uint8."""
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image if image.ndim == 2 else np.moveaxis(image, -1, 0))
-    if not isinstance(image, Tensor):
+def _opened(image: Any, i: int) -> Image.Image | Raster:
+    """An image of a data set as an image of Pillow or an array (H, W, C)."""
+    if isinstance(image, Image.Image):
+        return image
+    if not isinstance(image, Tensor | np.ndarray):
         raise InputError(f"image {i} is of type {type(image).__name__}; {GIVE}")
-    if image.dtype != torch.uint8:
-        raise InputError(f"image {i} holds {image.dtype}; {GIVE} (without a transform such as ToTensor)")
-    image = image[None] if image.ndim == 2 else image
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise InputError(f"image {i} has the shape {tuple(image.shape)} with channels first; {GIVE} of 1 or 3 channels")
-    return image.contiguous()
+    first, last = (0, -1) if isinstance(image, Tensor) else (-1, 0)
+    shape = tuple(image.shape)
+    if image.ndim not in (2, 3) or (image.ndim == 3 and shape[last] <= FEW < shape[first]):
+        order = "first" if isinstance(image, Tensor) else "last"
+        raise InputError(f"image {i} has the shape {shape} with channels {order}; {GIVE}")
+    if isinstance(image, Tensor):
+        tensor = image.detach().cpu()
+        array: Raster = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return array[..., None] if array.ndim == 2 else np.moveaxis(array, 0, -1)
+    return image[..., None] if image.ndim == 2 else image
+
+
+def _header(image: Image.Image | Raster, i: int) -> Header:
+    """Size, channels and type of an image.
+
+    Raises:
+        InputError: numbers of a type that is no real number, or several pages.
+    """
+    try:
+        return image_header(image) if isinstance(image, Image.Image) else array_header(image)
+    except ValueError as error:
+        raise InputError(f"image {i}: {error}") from None
 
 
 def _label(value: Any, i: int) -> int:

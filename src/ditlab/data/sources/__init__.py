@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data.decode import Raster
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
 from ditlab.data.sources.columns import NONE
@@ -30,6 +31,7 @@ __all__ = [
     "SOURCES",
     "SUFFIXES",
     "Column",
+    "Raster",
     "Source",
     "Unreadable",
     "check_used",

@@ -8,21 +8,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Self, final
+from typing import ClassVar, Self, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data.decode import Raster, frames, stacked
 from ditlab.data.reading import Reading
 
 MIN_SIDE = Preparation().min_side  # smaller images are icons or accidents
-Raster = NDArray[Any]
-"""Pixels (H, W, C) of any numeric type, for what Pillow cannot hold: more than 4 channels, negative numbers, floats."""
 PIXEL_SETTINGS = frozenset(
     {"size", "fit", "flip", "gray", "channels", "background", "range", "show", "min_side", "max_skipped"}
 )
@@ -99,15 +97,16 @@ class Source(ABC):
         """Image i, opened and not necessarily decoded, or its pixels; it may raise any exception of its reader."""
 
     @final
-    def read(self, i: int, min_side: int | None = None) -> Image.Image | Raster:
+    def read(self, i: int, min_side: int | None = None, pages: int = 1) -> Image.Image | Raster:
         """Image i, decoded.
 
         Args:
-            i: number of the image.
+            i: index of the image.
             min_side: shortest side in pixels, instead of that of the source.
+            pages: a TIFF file with this number of pages, each of one channel, is an image with these channels.
 
         Raises:
-            Unreadable: missing, broken, animated, or with a side of less than `min_side` pixels.
+            Unreadable: missing, broken, animated, with several pages, or with a side of less than `min_side` pixels.
         """
         min_side = self.min_side if min_side is None else min_side
         try:
@@ -118,7 +117,10 @@ class Source(ABC):
                 return image
             # An MPO is a camera's JPEG followed by a preview or depth map.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise Unreadable("animated")
+                if image.format != "TIFF":
+                    raise Unreadable("animated")
+                if len(numbers := frames(image)) > 1:
+                    return _pages(image, numbers, pages, min_side)
             if min(image.size) < min_side:
                 raise Unreadable(f"only {image.width}x{image.height} pixels")
             image.load()
@@ -129,9 +131,13 @@ class Source(ABC):
         return image
 
 
-def open_image(file: Path | BinaryIO) -> Image.Image | Raster:
-    """Open an image file, which is decoded when its pixels are needed."""
-    return Image.open(file)
+def _pages(image: Image.Image, numbers: list[int], pages: int, min_side: int) -> Raster:
+    """The pages of a TIFF file as channels (H, W, pages)."""
+    if len(numbers) != pages:
+        raise Unreadable(f"has {len(numbers)} pages; give channels = {len(numbers)} if they are channels")
+    if min(image.size) < min_side:
+        raise Unreadable(f"only {image.width}x{image.height} pixels")
+    return stacked(image, numbers)
 
 
 def _reason(error: Exception) -> str:

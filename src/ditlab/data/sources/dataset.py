@@ -7,6 +7,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.data.base import Dataset
+from ditlab.data.decode import Raster
 from ditlab.data.sources.base import Column, Source
 from ditlab.report.sheets import to_pil
 
@@ -31,6 +32,9 @@ class DatasetImages(Source):
     def name(self, i: int) -> str:
         return f"{self.title}[{i}]"
 
-    def raw(self, i: int) -> Image.Image:
+    def raw(self, i: int) -> Image.Image | Raster:
         x = self.dataset.fetch(torch.tensor([i])).x
-        return to_pil(x if x.ndim == 4 else x[:, :, 0])[0]
+        x = x if x.ndim == 4 else x[:, :, 0]
+        if self.dataset.values.eight_bits and x.shape[1] in (1, 3):
+            return to_pil(x)[0]
+        return self.dataset.values.restored(x)[0].permute(1, 2, 0).numpy()

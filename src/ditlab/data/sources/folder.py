@@ -10,16 +10,15 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data.decode import Raster, open_image
 from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources.base import (
     PIXEL_SETTINGS,
     Column,
-    Raster,
     Source,
     column_of_texts,
     label_column,
     natural,
-    open_image,
 )
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import (

@@ -10,8 +10,9 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data.decode import Raster
 from ditlab.data.reading import Reading, classes_from
-from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Raster, Source, column_of_texts, label_column
+from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, column_of_texts, label_column
 from ditlab.data.sources.columns import CAPTIONS, IMAGES, LABELS, NONE, LabelTexts, choose, usual_columns
 from ditlab.data.sources.splits import describe_split, pick_split
 from ditlab.data.sources.tables import note_captions

@@ -12,8 +12,9 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data.decode import Raster, open_image
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
-from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Raster, Source, column_of_texts, open_image
+from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, column_of_texts
 from ditlab.data.sources.columns import NONE, LabelTexts
 from ditlab.data.sources.files import COMPRESSED, list_images, printable, read_folder
 from ditlab.data.sources.patterns import is_pattern, matching_files

@@ -1,0 +1,270 @@
+"""Open image files: with Pillow where it keeps all numbers of a file, otherwise as an array.
+
+Pillow has no images with 2, or with more than 4, channels and none with 16 bits per color. Those files are read with
+tifffile and imagecodecs (TIFF) or with imagecodecs (PNG), and `.npy` files with numpy.
+"""
+
+import io
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from ditlab.data.color import profile_state
+
+Raster = NDArray[Any]
+"""Pixels (H, W, C) of any numeric type, for what Pillow cannot hold: more than 4 channels, negative numbers, floats."""
+NPY_START = b"\x93NUMPY"
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ORIENTATION = 0x0112  # tag of EXIF and TIFF
+SIDES_SWAPPED_FROM = 5  # orientations from here on exchange height and width
+SUBFILE_TYPE, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 262, 339  # tags of TIFF
+REDUCED_OR_MASK = 1 | 4  # bits of SUBFILE_TYPE: a page that is a small copy or a mask of another one
+
+
+def open_image(file: Path | bytes | BinaryIO) -> Image.Image | Raster:
+    """Open an image file.
+
+    Args:
+        file: path, content, or open file.
+
+    Returns:
+        An image of Pillow that is not decoded yet, or pixels (H, W, C) of any numeric type for files that Pillow would
+        reduce: TIFF with other channels than gray, RGB and transparency, RGB of 16 bits, and `.npy`.
+
+    Raises:
+        ValueError: the file cannot be read without another package, or the shape of its array is ambiguous.
+        OSError: the file cannot be read, or holds no image.
+    """
+    content = io.BytesIO(file) if isinstance(file, bytes) else file
+    if _starts_like_npy(file):
+        return read_npy(content)
+    try:
+        image = Image.open(content)
+    except UnidentifiedImageError:
+        if not _start(content).startswith(TIFF_STARTS):
+            raise
+        return read_tiff(content)
+    if image.format not in ("TIFF", "PNG"):
+        return image
+    if drops_channels(image) or (is_reduced(image) and image.mode == "RGB" and _can_be_read_whole(image)):
+        image.close()
+        return read_tiff(content) if image.format == "TIFF" else _read_png(content)
+    return image
+
+
+def _starts_like_npy(file: Path | bytes | BinaryIO) -> bool:
+    if isinstance(file, Path):
+        return file.suffix == ".npy"
+    return _start(io.BytesIO(file) if isinstance(file, bytes) else file) == NPY_START
+
+
+def _start(file: Path | BinaryIO) -> bytes:
+    """The first bytes of a file."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return opened.read(len(NPY_START))
+    file.seek(0)
+    start = file.read(len(NPY_START))
+    file.seek(0)
+    return start
+
+
+def rawmode(image: Image.Image) -> str:
+    """Pillow's name of the pixel format in the file of an image that is not decoded yet; empty if it has none."""
+    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
+    return str((arguments[0] if isinstance(arguments, tuple) and arguments else arguments) or "")
+
+
+def is_reduced(image: Image.Image) -> bool:
+    """Whether Pillow reduces the colors of an image from 16 bits to 8 when it decodes it."""
+    return ";16" in rawmode(image) and not image.mode.startswith("I")
+
+
+def drops_channels(image: Image.Image) -> bool:
+    """Whether Pillow drops channels of a TIFF file that are neither colors nor transparency."""
+    return image.format == "TIFF" and "X" in rawmode(image)
+
+
+def _can_be_read_whole(image: Image.Image) -> bool:
+    """Whether an image of 16 bits per color can be read with all bits.
+
+    An image with a color profile or with transparency is reduced instead, because only images of 8 bits can be
+    converted and blended. Without the packages it is reduced too, and `Images` reports it.
+    """
+    if profile_state(image) == "converted" or image.has_transparency_data:
+        return False
+    try:
+        if image.format == "TIFF":
+            import tifffile  # noqa: F401
+        else:
+            import imagecodecs  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def read_npy(file: Path | BinaryIO) -> Raster:
+    """The pixels (H, W, C) of a `.npy` file; those of a path are read when they are needed.
+
+    Its array is (H, W), or has three axes, of which the first or the last is the channels: the one that is shorter than
+    both others.
+
+    Raises:
+        ValueError: another shape.
+    """
+    return channels_last(np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False))
+
+
+def channels_last(array: Raster) -> Raster:
+    """An array (H, W), (H, W, C) or (C, H, W) as (H, W, C).
+
+    Raises:
+        ValueError: it has another number of axes, or the first and last of three are not told apart by their length.
+    """
+    shape = array.shape
+    if array.ndim == 2:
+        return array[:, :, None]
+    if array.ndim == 3 and shape[2] < min(shape[:2]):
+        return array
+    if array.ndim == 3 and shape[0] < min(shape[1:]):
+        return np.moveaxis(array, 0, -1)
+    raise ValueError(
+        f"an array of shape {shape}; give (H, W), or (H, W, C) or (C, H, W) with fewer channels than pixels"
+    )
+
+
+def read_tiff(file: Path | BinaryIO) -> Raster:
+    """The pixels (H, W, C) of a TIFF file with any channels of any numeric type, as they are displayed.
+
+    Raises:
+        ValueError: a package is missing, or the file has several pages or too many pixels.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        raise ValueError("a TIFF file of this kind needs tifffile; pip install 'ditlab[data]'") from None
+    with tifffile.TiffFile(file) as opened:
+        pages = [page.aspage() for page in opened.pages]
+        pages = [page for page in pages if not page.subfiletype & REDUCED_OR_MASK]
+        if len(pages) != 1:
+            raise ValueError(f"has {len(pages)} pages")
+        page = pages[0]
+        _check_pixels(page.imagewidth, page.imagelength)
+        try:
+            array = page.asarray()
+        except Exception as error:  # of many types, by compression
+            if "imagecodecs" in str(error):
+                raise ValueError(
+                    f"{page.compression.name} compression needs imagecodecs; pip install imagecodecs"
+                ) from None
+            raise
+        array = np.moveaxis(array, 0, -1) if page.axes == "SYX" else array
+        if page.axes not in ("YX", "YXS", "SYX"):
+            raise ValueError(f"pixels along the axes {page.axes}")
+        array = array if array.ndim == 3 else array[:, :, None]
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            array = black_is_zero(array, page.bitspersample)
+        orientation = page.tags.get(ORIENTATION)
+        return turned(array, orientation.value if orientation else 1)
+
+
+def _read_png(file: Path | BinaryIO) -> Raster:
+    """The pixels (H, W, 3) uint16 of a PNG file with 16 bits per color, as they are displayed."""
+    import imagecodecs
+
+    with Image.open(file) as image:
+        _check_pixels(image.width, image.height)
+        orientation = image.getexif().get(ORIENTATION, 1)
+    if not isinstance(file, Path):
+        file.seek(0)
+    content = file.read_bytes() if isinstance(file, Path) else file.read()
+    return turned(np.asarray(imagecodecs.png_decode(content)), orientation)
+
+
+def _check_pixels(width: int, height: int) -> None:
+    """Refuse what Pillow refuses: a small file may decode to gigabytes."""
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62)
+    if width * height > limit:
+        raise ValueError(f"{width}x{height} pixels; at most {limit:,} are read")
+
+
+def black_is_zero(array: Raster, bits: int) -> Raster:
+    """Invert numbers of which 0 is white.
+
+    Raises:
+        ValueError: numbers with a sign, or floats, which have no white.
+    """
+    if array.dtype.kind != "u":
+        raise ValueError(f"numbers of type {array.dtype} of which 0 is white")
+    return array.dtype.type((1 << bits) - 1) - array
+
+
+def turned(array: Raster, orientation: int) -> Raster:
+    """Pixels (H, W, C) as they are displayed with an orientation of EXIF."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def displayed_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image as it is displayed; it need not be decoded."""
+    if image.format == "TIFF":  # Pillow swaps the sides when it opens the file, in recent versions only
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        width, height, orientation = tags[256], tags[257], tags.get(ORIENTATION, 1)
+    else:
+        (width, height), orientation = image.size, image.getexif().get(ORIENTATION, 1)
+    return (width, height) if orientation >= SIDES_SWAPPED_FROM else (height, width)
+
+
+def frames(image: Image.Image) -> list[int]:
+    """Numbers of the pages of a TIFF file; small copies and masks of other pages do not count."""
+    numbers = []
+    for number in range(getattr(image, "n_frames", 1)):
+        image.seek(number)
+        if not image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED_OR_MASK:  # type: ignore[attr-defined]
+            numbers.append(number)
+    image.seek(0)
+    return numbers
+
+
+def stacked(image: Image.Image, numbers: list[int]) -> Raster:
+    """Pages of one channel as the channels of an image (H, W, pages).
+
+    Raises:
+        ValueError: pages of different sizes, or of several channels.
+    """
+    pages = []
+    for number in numbers:
+        image.seek(number)
+        if image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
+            raise ValueError(f"page {number + 1} has the mode {image.mode}, not one channel")
+        pages.append(gray_numbers(image))
+    if any(page.shape != pages[0].shape for page in pages):
+        raise ValueError(f"has {len(pages)} pages of different sizes")
+    return np.stack(pages, -1)
+
+
+def gray_numbers(image: Image.Image) -> Raster:
+    """The numbers (H, W) of an image of one channel, of the type that the file has.
+
+    Raises:
+        ValueError: numbers with a sign, or floats, of which 0 is white.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    array = np.asarray(image.convert("L") if image.mode == "1" else image)
+    if array.dtype.kind == "u" and array.itemsize > 1:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if image.mode == "I" and tags.get(SAMPLE_FORMAT, (0,))[0] == 1 and tags.get(BITS, (0,))[0] == 32:
+        array = array.view(np.uint32)
+    elif image.mode == "I" and image.format in ("PNG", "PPM"):  # which hold no more than 16 bits
+        array = array.astype(np.uint16)
+    if tags.get(PHOTOMETRIC) == 0 and image.mode not in ("1", "L"):  # which Pillow inverts itself
+        array = black_is_zero(array, tags.get(BITS, (16,))[0])
+    return array

@@ -1,0 +1,178 @@
+"""Read the headers of all images of a source: their size, channels, type of numbers and color profile."""
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from ditlab.core.errors import InputError
+from ditlab.data.base import spread
+from ditlab.data.color import State, profile_state
+from ditlab.data.decode import displayed_size, frames, is_reduced
+from ditlab.data.ranges import common_type, type_name
+from ditlab.data.sources.base import Source
+
+T = TypeVar("T")
+SHOWN_FROM = 10_000  # images from which reading their headers takes seconds, so that a progress bar is shown
+GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image says."""
+
+    size: tuple[int, int]  # (height, width) as displayed
+    channels: int
+    dtype: str = "uint8"
+    profile: State = ""
+    reduced: bool = False  # from 16 bits for each color to 8
+
+
+@dataclass
+class Scan:
+    """The headers of the images that can be read."""
+
+    first: dict[int, str] = field(default_factory=dict)
+    """Channels -> name of the first image with this number of channels."""
+    types: Counter[str] = field(default_factory=Counter)
+    profiles: Counter[State] = field(default_factory=Counter)
+    reduced: int = 0
+    size: tuple[int, int] | None = None
+    """(height, width) of the first image."""
+
+    @property
+    def dtype(self) -> str:
+        """The type that holds the numbers of all images."""
+        return common_type(self.types)
+
+    def channels(self, setting: int | None) -> int:
+        """The channels that all images have: those of the setting; else 1 if all are gray, else 3, else theirs.
+
+        Raises:
+            InputError: some images have other channels.
+        """
+        counts = sorted(self.first)
+        channels = setting or counts[-1]
+        convertible = {1: {1, 3}, 3: {1, 3}, 4: {1, 3, 4}}.get(channels, {channels})
+        for count in counts:
+            if count not in convertible:
+                others = f"; {self.first[channels]} has {channels}" if channels in self.first else f", not {channels}"
+                raise InputError(
+                    f"{self.first[count]} has {count} channels{others}; give channels (data.channels) that all images "
+                    "have, or move the others away"
+                )
+        return channels
+
+    def notes(self) -> list[str]:
+        """What is converted, one sentence each."""
+        lines = {
+            "have a color profile and are converted to sRGB": self.profiles["converted"],
+            "have a broken color profile and are read as sRGB": self.profiles["broken"],
+            "have more than 8 bits and a color profile, which is not applied": self.profiles["unused"],
+            "have 16 bits per color and are read at 8 bits (their color profile or transparency needs that, or "
+            "tifffile and imagecodecs are not installed)": self.reduced,
+        }
+        if self.dtype == "uint8":
+            lines["have more than 8 bits and are reduced to 8, because others have 8"] = (
+                self.types.total() - (self.types["uint8"])
+            )
+        return [f"{count:,} images {what}" for what, count in lines.items() if count]
+
+
+def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same_size: bool) -> Scan:
+    """Read the headers of all images.
+
+    Args:
+        source: the images.
+        pool: threads that read.
+        channels: pages of a TIFF file that are the channels of an image.
+        same_size: refuse images of different sizes.
+
+    Raises:
+        InputError: no image can be read, or they differ in size.
+    """
+    result = Scan()
+    count, reason = len(source), ""
+    headers = spread(pool, lambda i: read_header(source, i, channels), count)
+    for i, header in enumerate(with_progress(headers, count, "reading headers")):
+        if not isinstance(header, Header):  # it will be skipped when it is read
+            reason = reason or header
+            continue
+        if result.size is None:
+            result.size, first = header.size, i
+        if same_size and header.size != result.size:
+            raise InputError(
+                f"{source.name(i)} has {_sides(header.size)} pixels (height x width) but {source.name(first)} has "
+                f"{_sides(result.size)}; give a size (data.size) to resize all images"
+            )
+        if header.channels not in result.first:
+            result.first[header.channels] = source.name(i)
+        result.types[header.dtype] += 1
+        result.profiles[header.profile] += 1
+        result.reduced += header.reduced
+    if result.size is None:
+        raise InputError(
+            f"none of the {count} images can be read, beginning with {source.name(0)} ({reason}); check the files"
+        )
+    return result
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def with_progress(results: Iterable[T], count: int, text: str) -> Iterable[T]:
+    """Pass results on with a progress bar on standard error, if there are many and it is a terminal."""
+    console = Console(stderr=True)
+    hidden = count < SHOWN_FROM or not console.is_terminal
+    return results if hidden else track(results, text, count, console=console, transient=True)
+
+
+def read_header(source: Source, i: int, pages: int | None = None) -> Header | str:
+    """The header of an image, or the reason why it cannot be read.
+
+    Args:
+        source: the images.
+        i: index of the image.
+        pages: pages of a TIFF file that are the channels of an image.
+    """
+    try:
+        image = source.raw(i)
+        if isinstance(image, np.ndarray):
+            return array_header(image)
+        with image:
+            return image_header(image, pages)
+    except Exception as error:  # of many types; reading the image gives the reason in full
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def array_header(array: NDArray[Any]) -> Header:
+    """The header of pixels (H, W, C)."""
+    return Header((array.shape[0], array.shape[1]), array.shape[2], type_name(array.dtype))
+
+
+def image_header(image: Image.Image, pages: int | None = None) -> Header:
+    """The header of an image that need not be decoded.
+
+    Raises:
+        ValueError: a TIFF file with several pages, unless `pages` is their number.
+    """
+    channels, dtype = 3, "uint8"
+    if image.mode in GRAY_MODES and not image.has_transparency_data:
+        channels = 1
+    if image.mode.startswith(("I", "F")):
+        dtype = "float32" if image.mode == "F" else "int32" if image.mode == "I" else "uint16"
+        if image.mode == "I" and image.format in ("PNG", "PPM"):  # which hold no more than 16 bits
+            dtype = "uint16"
+    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1 and (count := len(frames(image))) > 1:
+        if count != pages:
+            raise ValueError(f"has {count} pages")
+        channels = count
+    return Header(displayed_size(image), channels, dtype, profile_state(image), is_reduced(image))
