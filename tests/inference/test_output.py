@@ -80,5 +80,7 @@ def test_images_are_saved_under_the_names_that_are_asked_for(tmp_path):
     one = Output(out.images[:1])
     (file,) = one.save(str(tmp_path / "one.png"))
     assert Image.open(file).tobytes() == out.images[0].tobytes()
-    with pytest.raises(InputError, match='only output_type="pil" can be saved'):
-        tiny_pipeline()(0, steps=1, output_type="pt").save(tmp_path)
+    (file,) = tiny_pipeline()(0, seeds=0, steps=2, output_type="pt").save(tmp_path / "floats.png")
+    assert Image.open(file).tobytes() == out.images[0].tobytes()
+    with pytest.raises(InputError, match='latents cannot be saved as images; leave output_type="latent" out'):
+        tiny_pipeline()(0, steps=1, output_type="latent").save(tmp_path)

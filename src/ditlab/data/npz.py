@@ -122,17 +122,18 @@ def data_start(file: Path, info: zipfile.ZipInfo) -> int:
 
 @dataclass
 class Draft:
-    """An unfinished sample file, which several processes share: raw images (N, H, W, C) uint8, and finished blocks."""
+    """An unfinished sample file, which several processes share: raw images (N, H, W, C), and finished blocks."""
 
     file: Path
     shape: tuple[int, ...]
+    dtype: str = "uint8"
 
     def __post_init__(self) -> None:
         self.blocks = -(-self.shape[0] // BLOCK)
         self.marks = self.file.with_suffix(".done")
         if not self.file.exists():
             self.marks.unlink(missing_ok=True)  # they mark blocks of a deleted file
-        self.pixels = row_file(self.file, self.shape, "u1")
+        self.pixels = row_file(self.file, self.shape, self.dtype)
         allocate(self.marks, self.blocks)
         self.done = np.memmap(self.marks, "u1", "r+", shape=(self.blocks,))
 

@@ -19,7 +19,6 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Step
 from ditlab.core.version import __version__
 from ditlab.inference.base import BasePipeline
-from ditlab.report.sheets import to_pil
 from ditlab.server.batching import Canceled, Context, Engine
 from ditlab.server.files import gif, png
 from ditlab.server.generation import (
@@ -240,8 +239,9 @@ class Service:
 
     def images(self, generation: Generation, latents: Tensor) -> list[Image.Image]:
         """The images of latents; pixels that an inpainting mask keeps are those of the original."""
-        pixels = self.models[generation.model].decode(latents)
-        return to_pil(pixels if generation.original is None else generation.original.finish(pixels))
+        pipe = self.models[generation.model]
+        pixels = pipe.decode(latents)
+        return pipe.displayed(pixels if generation.original is None else generation.original.finish(pixels))
 
     def settings(self, generation: Generation, i: int) -> dict[str, Any]:
         """Everything that decides image i, except for the image that it starts from."""
