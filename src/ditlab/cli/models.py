@@ -97,6 +97,7 @@ def cost_of_model(folder: str, options: Any) -> dict[str, Any]:
     Raises:
         InputError: options of the architecture are given, or the folder holds no model.
     """
+    from ditlab.autoencoders import Absent
     from ditlab.backbones import create
     from ditlab.checkpoints import load
     from ditlab.evaluation import measure
@@ -107,6 +108,8 @@ def cost_of_model(folder: str, options: Any) -> dict[str, Any]:
     pipe = load(folder)
     channels, (height, width) = pipe.picture_shape
     cost = asdict(measure(lambda: create(**pipe.net.config | {"size": pipe.net.size})))
+    if isinstance(pipe.autoencoder, Absent):
+        return {"name": folder, **cost}
     about = {"size": f"{height}x{width}", "channels": channels, "values": pipe.values.describe()}
     return {"name": folder, **cost, "images": about | {"about": about_images(channels, pipe.values)}}
 

@@ -52,7 +52,8 @@ def sample(
     if not files.npz:
         claim_folder(files.out, files.overwrite)
     pipe = open_model(model, checkpoint, machine.device)
-    choose_channels(pipe, files)
+    if files.show:
+        pipe.values = pipe.values.showing(files.show, pipe.picture_shape[0])
     words = options.given() | original_of(pipe, start)
     seeds, total = seeds_and_total(request, pipe.net.classes, files.npz)
     plan = pipe.resolve(**words)
@@ -92,14 +93,12 @@ def open_model(model: str, checkpoint: Decoding, device: str) -> "Pipeline":
     return pipe
 
 
-def choose_channels(pipe: "Pipeline", files: Files) -> None:
-    """Show the channels of --show; report that PNG files hold less than the model generates."""
-    channels, _ = pipe.picture_shape
-    if files.show:
-        pipe.values = pipe.values.showing(files.show, channels)
-    if files.format == "png" and not files.npz and pipe.values.loses(channels):
-        from ditlab.inference.card import about_images
+def report_loss(pipe: "BasePipeline") -> None:
+    """Report that PNG files hold less than the model generates, if that is so."""
+    from ditlab.inference.card import about_images
 
+    channels, _ = pipe.picture_shape
+    if pipe.values.loses(channels):
         say(f"the model generates {about_images(channels, pipe.values)}, with 8 bits; --format npy keeps all numbers")
 
 
@@ -186,6 +185,8 @@ def sample_images(
         pipe, request.labels, seeds, files.out, screen, batch_size=batch_size, trajectory=files.trajectory,
         options=words, strip=request.strip, format=files.format,
     )  # fmt: skip
+    if files.format == "png":
+        report_loss(pipe)
     if json:
         print_json(dataclasses.asdict(written))
         return

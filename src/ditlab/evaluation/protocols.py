@@ -143,6 +143,8 @@ def plan_evaluation(
     reference = measured[key]
     fits(reference.about, images)
     metrics, notes = choose(requested, images, features, reference, strict=bool(settings.metrics))
+    if images.values != EIGHT_BITS:
+        protocol["values"] = images.values.describe()
     protocol |= {
         "features": features.name,
         "feature_weights": features.weights,

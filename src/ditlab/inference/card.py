@@ -49,13 +49,14 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
     seen = f"{config['images_seen']:,} images, including repeats" if "images_seen" in config else "not recorded"
     facts = {
         "network": f"{net['name']}, input {sides}, {net['classes']} classes{names}",
-        "images": about_images(channels, PixelValues.read(config.get("values"))),
         "objective": f"{objective['target']} on the {objective['process']['name']} process",
         "autoencoder": config["autoencoder"]["kind"],
         "trained on": seen,
         "sampled with": ", ".join(f"{key} {value}" for key, value in config.get("sample", {}).items()) or "no default",
         "written by": f"ditlab {config['version']}",
     }
+    if config["autoencoder"]["kind"] != "absent":
+        facts["images"] = about_images(channels, PixelValues.read(config.get("values")))
     if "note" in config:
         facts["note"] = config["note"]
     return CARD.format(

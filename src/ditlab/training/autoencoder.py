@@ -27,7 +27,7 @@ from ditlab.config.sections import AutoencoderTraining, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, is_vacant, replace_text, replacing
-from ditlab.core.values import PixelValues, network_scale
+from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
@@ -267,7 +267,7 @@ def normalize(autoencoder: Latent, dataset: Dataset, training: Tensor) -> Latent
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: Latent, images: Tensor, values: PixelValues) -> Tensor:
+def reconstruct(autoencoder: Latent, images: Tensor, values: PixelValues = EIGHT_BITS) -> Tensor:
     """Encode images with these values to the mean of their posterior and decode it; returns images on the CPU."""
     mean = autoencoder.encode(images.to(next(autoencoder.parameters()).device)).chunk(2, 1)[0]
     return autoencoder.decode_as(autoencoder.normalised(mean), values).cpu()
