@@ -21,6 +21,7 @@ from ditlab.core.errors import InputError, RunError
 from ditlab.core.values import PixelValues
 from ditlab.data import Latents
 from ditlab.data.latents.encode import encode
+from ditlab.data.npz import read_values
 from ditlab.evaluation.features import FEATURES
 from ditlab.evaluation.features.base import Extracted, Features
 from ditlab.evaluation.memorization import memorization
@@ -199,6 +200,7 @@ def test_sample_files_hold_all_numbers(channels, values, tmp_path, trained):
     with np.load(tmp_path / "samples.npz") as file:
         assert file["arr_0"].dtype == data.numbers.dtype
         assert np.array_equal(file["arr_0"], pipe([0, 1, 0, 1], seeds=range(4), output_type="native").images)
+    assert read_values(tmp_path / "samples.npz") == (None if values.eight_bits else values)
 
 
 @every_kind
@@ -330,6 +332,7 @@ def test_a_process_that_fails_does_not_keep_the_others_waiting(trained):
     pipe = trained(2, TWELVE_BITS)
     with pytest.raises(RunError, match="another process could not generate its part"):
         preview([pipe, pipe], place)
-    with pytest.raises(AttributeError, match="steps"):
-        preview([pipe, replace(pipe, objective=None)], place)
+    broken = replace(pipe, config=pipe.config | {"sample": {"sampler": "none"}})
+    with pytest.raises(InputError, match='unknown sampler "none"'):
+        preview([pipe, broken], place)
     assert place.collected == 4

@@ -18,10 +18,12 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
 from ditlab.core.types import Batch
+from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.rows import RowFile, allocate, row_file
 
 BLOCK = 256  # images in a block; sampling resumes at a block
+VALUES = "values"  # array of a sample file: what the numbers of its images are, as JSON
 
 
 @final
@@ -80,6 +82,15 @@ def read_about(file: Path) -> dict[str, Any]:
         InputError: the file does not exist, or is not an .npz file.
     """
     return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
+
+
+def read_values(file: Path) -> PixelValues | None:
+    """What the numbers in a sample file are, if the program that wrote it stored that.
+
+    Raises:
+        InputError: the file does not exist, or is not an .npz file.
+    """
+    return PixelValues.read(json.loads(str(map_array(file, VALUES)))) if VALUES in array_names(file) else None
 
 
 def map_array(file: Path, name: str) -> NDArray[np.generic]:
@@ -152,8 +163,8 @@ class Draft:
         self.done[block] = 1
         self.done.flush()
 
-    def finish(self, labels: Tensor | None, out: Path) -> None:
-        """Write the sample file and remove the draft.
+    def finish(self, labels: Tensor | None, out: Path, values: PixelValues = EIGHT_BITS) -> None:
+        """Write the sample file and remove the draft; values other than those of 8 bits are stored as JSON.
 
         Raises:
             InputError: the disk is full; the draft is kept.
@@ -163,6 +174,8 @@ class Draft:
                 write_array(archive, "arr_0", self.pixels)
                 if labels is not None:
                     write_array(archive, "arr_1", labels.numpy())
+                if values != EIGHT_BITS:
+                    write_array(archive, VALUES, np.array(json.dumps(values.describe())))
         except OSError as error:
             raise InputError(
                 f"cannot write {out}: {error.strerror}; free some space and run the command again"

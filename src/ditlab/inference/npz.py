@@ -110,5 +110,5 @@ def fill(draft: Draft, samples: Samples, out: Path, console: Console, rank: int,
             draft.put(block, samples.values.restored(samples.fetch(draft.places(block)).x))
     if draft.left():
         return False
-    draft.finish(samples.labels if samples.pipe.net.classes else None, out)
+    draft.finish(samples.labels if samples.pipe.net.classes else None, out, samples.values)
     return True
