@@ -249,6 +249,12 @@ def test_resuming_with_other_values_is_asked_about(tmp_path):
     assert ditlab.load(tmp_path).values == other.values
 
 
+def test_resuming_with_another_number_of_channels_is_refused(tmp_path):
+    train(tiny(images=8), tmp_path, data=data_of(2, TWELVE_BITS), console=QUIET)
+    with pytest.raises(InputError, match=r"holds another run .images with 2 channels there, 3 here.; give the same"):
+        train(tiny(), tmp_path, data=data_of(3, TWELVE_BITS), changes=True, console=QUIET)
+
+
 def test_the_model_card_states_channels_type_and_range(tmp_path, trained):
     trained(13, TWELVE_BITS).save(tmp_path / "thirteen")
     line = "- images: 13 channels of uint16, 0..4095; PNG files show channels 1, 2, 3\n"

@@ -33,9 +33,10 @@ class PixelValues:
     @classmethod
     def read(cls, content: Mapping[str, Any] | None) -> Self:
         """The values that a configuration holds; None is ordinary images."""
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in (content or {}).items()}
-        )
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in (content or {}).items()
+        }
+        return cls(**fields)
 
     def describe(self) -> dict[str, Any]:
         """The content of a configuration, from which `read` makes the values again."""

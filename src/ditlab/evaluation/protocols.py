@@ -47,7 +47,7 @@ from ditlab.report.sheets import contact_sheet, to_pil
 
 PROTOCOL_COUNT = 50_000  # number of images in published distances
 SHOWN = 40  # images in the contact sheet
-PREPROCESSING = ("fit", "background", "gray", "channels", "range", "show")
+PREPROCESSING = ("fit", "background", "gray", "range", "show")
 """Preprocessing of training images, applied to real images too."""
 
 
@@ -222,6 +222,8 @@ def open_source(
         preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
         if "grey" in trained_on:  # the key of version 0.1
             preprocessing["gray"] = trained_on["grey"]
+        if not preprocessing.get("gray"):
+            preprocessing["channels"] = samples.channels
         return samples, protocol, Preparation(size="{}x{}".format(*samples.size), **preprocessing)
     images = open_images(str(source), None, device)
     if len(images) < 2:
