@@ -44,10 +44,12 @@ class PixelValues:
 
     def summary(self) -> str:
         """Type and range in words: "uint16, 0..4095"."""
-        span = f"{min(self.low):g}..{max(self.high):g}"
+        low, high = min(self.low), max(self.high)
         if self.mean:
-            return f"{self.dtype}, standardized by the mean and deviation of each channel, shown from {span}"
-        return f"{self.dtype}, {span}" + (", with a range for each channel" if len({*self.low, *self.high}) > 2 else "")
+            how = "standardized by the mean and deviation of each channel"
+            return f"{self.dtype}, {how}, shown from {low:g} to {high:g}"
+        various = len({*self.low}) > 1 or len({*self.high}) > 1
+        return f"{self.dtype}, {low:g}..{high:g}" + (", with a range for each channel" if various else "")
 
     def shown_of(self, channels: int) -> tuple[int, ...]:
         """Numbers, from 1, of the channels that a display of images with `channels` channels shows."""
