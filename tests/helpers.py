@@ -6,10 +6,12 @@ import sys
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from ditlab.backbones import create
-from ditlab.core.types import Prediction
+from ditlab.core.types import Batch, Prediction
+from ditlab.data import Dataset
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.pipeline import Pipeline
 
@@ -125,3 +127,30 @@ def serving(*models):
     finally:
         process.terminate()
         process.wait(30)
+
+
+class Numbers(Dataset):
+    """Images of numbers of any type, with any number of channels."""
+
+    def __init__(self, numbers, values, classes=2):
+        """`numbers` (N, C, H, W) are those of the files."""
+        self.numbers, self.values = numbers, values
+        self.labels = torch.arange(len(numbers)) % classes
+        self.classes = [f"class {i}" for i in range(classes)]
+        self.channels, *sides = numbers.shape[1:]
+        self.size = tuple(sides)
+
+    def fetch(self, indices):
+        numbers = torch.from_numpy(self.numbers[indices.numpy()])
+        x = numbers if self.values.eight_bits else self.values.normalized(numbers)
+        return Batch(x, self.condition(indices))
+
+
+def numbers(channels, dtype, values, count=32, side=8):
+    """A data set of numbers of a type, smooth over each image, from `values.low` to `values.high`."""
+    generator = np.random.default_rng(0)
+    ramp = np.linspace(-1, 1, side)
+    slopes, means = generator.uniform(-1, 1, (2, count, channels, 1, 1))
+    planes = 0.6 * slopes * ramp[:, None] + 0.4 * means + np.zeros(side)
+    low, high = (np.array(end).reshape(-1, 1, 1) for end in (values.low, values.high))
+    return Numbers(((planes + 1) / 2 * (high - low) + low).astype(dtype), values)

@@ -1,9 +1,12 @@
+import re
+
 import pytest
 import torch
 from helpers import relative
 
 from ditlab.autoencoders import KL, create_autoencoder, latent
 from ditlab.core.errors import InputError
+from ditlab.core.values import PixelValues
 
 TINY = {
     "in_channels": 3,
@@ -106,3 +109,20 @@ def test_videos_are_cut_into_slices_by_all_their_sides_and_keep_their_frames(mon
     x0 = autoencoder.latents(autoencoder.encode(videos), torch.zeros_like)
     assert autoencoder.counts == [2, 2]
     assert torch.equal(autoencoder.decode(x0), videos)
+
+
+def test_other_numbers_than_8_bits_are_refused(autoencoder):
+    thirteen = PixelValues("uint16", (0.0,), (4095.0,))
+    line = (
+        "images with 13 channels of uint16, 0..4095; this autoencoder encodes 3 channels of 8 bits; train one on these "
+        "images, or use pixels"
+    )
+    with pytest.raises(InputError, match=re.escape(line)):
+        autoencoder.check_images(13, thirteen)
+    with pytest.raises(InputError, match="images with 4 channels of uint8"):
+        autoencoder.check_images(4, PixelValues())
+    autoencoder.check_images(1, PixelValues())  # gray images become RGB
+    with pytest.raises(InputError, match=r"images of torch.float32; this autoencoder takes 8 bits"):
+        autoencoder.encode(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(InputError, match="an autoencoder of the kind kl decodes to 8 bits only"):
+        autoencoder.decode_as(torch.zeros(1, 4, 8, 8), thirteen)

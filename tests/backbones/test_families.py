@@ -215,3 +215,12 @@ def test_trains_like_any_other(family, tmp_path):
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     assert len(ditlab.load(tmp_path / "run")(["3", "7"], seeds=[0, 1]).images) == 2
+
+
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_any_number_of_channels(make, channels):
+    net = make(channels=channels)
+    x, t, y = inputs(net)
+    assert net(x, t, y).shape == x.shape == (2, channels, 8, 8)
+    learned = make(channels=channels, learn_variance=True)
+    assert learned(x, t, y).shape == (2, 2 * channels, 8, 8)

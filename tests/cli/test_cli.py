@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import tiny_pipeline
@@ -13,11 +14,13 @@ from safetensors.torch import load_file
 from ditlab import cli
 from ditlab.autoencoders import Patch
 from ditlab.checkpoints import save_autoencoder
+from ditlab.checkpoints.native import load_folder
 from ditlab.cli.sampling import parse_seeds
 from ditlab.cli.terminal import app
 from ditlab.config.reader import parse_size
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
+from ditlab.core.values import PixelValues
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 
@@ -447,3 +450,60 @@ def test_every_command_is_in_the_group_that_registers_it():
             module = app[name].default_command.__module__.rpartition(".")[2]
             registered.setdefault(module, set()).add(name)
     assert {module: set(commands) for module, commands in cli.GROUPS.items()} == registered
+
+
+class TestValues:
+    @pytest.fixture
+    def bands(self, tmp_path):
+        pipe = tiny_pipeline(channels=13)
+        pipe.values = PixelValues("uint16", (0.0,), (4095.0,))
+        return pipe.save(tmp_path / "bands")
+
+    def test_png_files_show_chosen_channels_and_npy_files_hold_all(self, ditlab, refuses, bands, tmp_path):
+        options = ("--labels", "1", "--seeds", "3", "--steps", "2", "--precision", "float32")
+        said = ditlab("sample", bands, *options, "--show", "4", "3", "2", "--out", tmp_path / "png").err
+        line = (
+            "the model generates 13 channels of uint16, 0..4095; PNG files show channels 4, 3, 2, with 8 bits; "
+            "--format npy keeps all numbers\n"
+        )
+        assert line in said
+        said = ditlab(
+            "sample", bands, *options, "--format", "npy", "--trajectory", "--out", tmp_path / "npy"
+        ).err  # fmt: skip
+        assert "--format" not in said
+        array = np.load(tmp_path / "npy" / "1-class_1-seed3.npy")
+        expected = load_folder(bands)(1, seeds=3, steps=2, output_type="native").images[0]
+        assert array.dtype == np.uint16
+        assert np.array_equal(array, expected)
+        with Image.open(tmp_path / "png" / "1-class_1-seed3.png") as image:
+            assert np.abs(np.asarray(image) - array[..., [3, 2, 1]] * (255 / 4095)).max() <= 0.6
+        for name in ("grid.png", "settings.json", "trajectory.gif"):
+            assert (tmp_path / "npy" / name).exists()
+        assert "shown channels 14; give one or three numbers from 1 to 13" in refuses(
+            "sample", bands, *options, "--show", "14", "--out", tmp_path / "x"
+        )
+        assert "leave --show and --format out" in refuses(
+            "sample", bands, "--npz", "--show", "1", "--format", "npy", "--out", tmp_path / "x"
+        )
+        ditlab("sample", bands, "--labels", "1", "--seeds", "0", "1", "--strip", "3", "--out", tmp_path / "strip")
+        assert len([*(tmp_path / "strip").glob("*.png")]) == 4
+
+    def test_an_ordinary_model_reports_nothing(self, ditlab, model, tmp_path):
+        said = ditlab("sample", model, "--labels", "1", "--seeds", "0", "--steps", "1", "--out", tmp_path / "out").err
+        assert "--format" not in said
+
+    def test_info_states_channels_type_and_range(self, ditlab, refuses, bands):
+        line = f"{bands} generates images of 8x8 with 13 channels of uint16, 0..4095; PNG files show channels 1, 2, 3\n"
+        assert line in ditlab("info", bands).err
+        values = json.loads(ditlab("info", bands, "--json").out)
+        assert values["images"]["channels"] == 13
+        assert values["images"]["values"]["high"] == [4095]
+        assert values["parameters"] > 1000
+        assert "depth cannot change the saved model" in refuses("info", bands, "--depth", "3")
+
+    def test_layouts_without_values_are_reported(self, ditlab, tmp_path):
+        pipe = tiny_pipeline(channels=13, learn_variance=True, objective=Objective(DDPM(), "eps", learn_variance=True))
+        pipe.values = PixelValues("uint16", (0.0,), (4095.0,))
+        pipe.save(tmp_path / "bands")
+        said = ditlab("convert", tmp_path / "bands", tmp_path / "x.pt", "--to", "official").err
+        assert "the official layout does not hold the values of the images (uint16, 0..4095); note them down" in said

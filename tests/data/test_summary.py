@@ -25,14 +25,14 @@ def folder(tmp_path):
 def test_a_folder_of_classes(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert Summary.of(open_dataset("pets", Preparation(size="8", flip=True)), "pets").lines() == [
-        "data: pets: 5 images of 8x8 pixels, RGB, uint8 from 0 to 255, each with a mirrored copy",
+        "data: pets: 5 images of 8x8 pixels, RGB, uint8, 0..255, each with a mirrored copy",
         "conditions: 2 classes from folders, 2 to 3 images each (cat, dog)",
     ]
 
 
 def test_a_built_in_set_says_how_many_classes_it_has():
     assert Summary.of(open_dataset("digits"), "digits").lines() == [
-        "data: digits: 1,437 images of 8x8 pixels, gray, uint8 from 0 to 255",
+        "data: digits: 1,437 images of 8x8 pixels, gray, uint8, 0..255",
         "conditions: 10 classes from the data set, 139 to 146 images each (0, 1, 2, 3, ...)",
     ]
 
@@ -45,7 +45,7 @@ def test_what_was_chosen_and_left_out_is_listed():
         data.reading.leave_out(name, "files with .heic, which need pillow-heif")
     data.reading.leave_out("c.png", "images below 8 pixels")
     assert Summary.of(data, "scans").lines() == [
-        "data: scans: 3 images of 4x6 pixels, 13 channels, uint16 from 0 to 4095",
+        "data: scans: 3 images of 4x6 pixels, 13 channels, uint16, 0..4095",
         "conditions: unconditional",
         "split: train (also there: val)",
         'images from column "image"; also there: "mask"',

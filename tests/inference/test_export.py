@@ -9,6 +9,7 @@ from helpers import inputs, perturbed, tiny_pipeline
 from ditlab.autoencoders import create_autoencoder
 from ditlab.backbones import create
 from ditlab.core.errors import InputError, RunError
+from ditlab.core.values import PixelValues
 from ditlab.diffusion.objective import Objective
 from ditlab.inference import export as exporting
 from ditlab.inference.export import export, runner
@@ -89,3 +90,18 @@ def test_bad_input(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=rf"pip install 'ditlab\[{kind}\]'"):
             export(tiny_pipeline(), tmp_path / "new", kind)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_decoder_of_other_values_returns_floats(tmp_path):
+    pipe = latent_pipeline()
+    pipe.autoencoder = perturbed(
+        create_autoencoder(kind="patch", picture_channels=13, latent_channels=4, stride=2, width=8, depth=1)
+    ).eval()
+    pipe.values = PixelValues("uint16", (0.0,), (4095.0,))
+    assert export(pipe, tmp_path / "graph", "torch")["decoder"] <= 1e-3
+    x0 = inputs(pipe.net, 3)[0]
+    images = runner(tmp_path / "graph" / "decoder", "torch")({"x0": x0.numpy()})
+    assert images.dtype == np.float32
+    assert np.abs(images - pipe.decode(x0).numpy()).max() < 1e-5
+    config = json.loads((tmp_path / "graph" / "config.json").read_text())
+    assert PixelValues.read(config["values"]) == pipe.values

@@ -9,6 +9,7 @@ from torch import nn
 
 from ditlab.backbones import Backbone
 from ditlab.core.errors import InputError
+from ditlab.core.values import PixelValues
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.output import Output
 from ditlab.inference.pipeline import Pipeline
@@ -80,5 +81,21 @@ def test_images_are_saved_under_the_names_that_are_asked_for(tmp_path):
     one = Output(out.images[:1])
     (file,) = one.save(str(tmp_path / "one.png"))
     assert Image.open(file).tobytes() == out.images[0].tobytes()
-    with pytest.raises(InputError, match='only output_type="pil" can be saved'):
-        tiny_pipeline()(0, steps=1, output_type="pt").save(tmp_path)
+    (file,) = tiny_pipeline()(0, seeds=0, steps=2, output_type="pt").save(tmp_path / "floats.png")
+    assert Image.open(file).tobytes() == out.images[0].tobytes()
+    with pytest.raises(InputError, match='latents cannot be saved as images; leave output_type="latent" out'):
+        tiny_pipeline()(0, steps=1, output_type="latent").save(tmp_path)
+
+
+def test_videos_of_other_numbers(video, tmp_path):
+    video.values = PixelValues("int16", (-1000.0,), (3000.0,))
+    options = {"seeds": [0, 1], "steps": 4, "sampler": "euler"}
+    numbers = video([0, 1], output_type="native", **options).images
+    assert (numbers.shape, numbers.dtype) == ((2, FRAMES, SIDE, SIDE, 1), np.int16)
+    expected = np.array([[-1000, 0, 1000], [-500, 500, 1500]])  # x0 of each frame, from -1000 to 3000
+    assert np.abs(numbers.reshape(2, FRAMES, -1) - expected[..., None]).max() <= 1
+    out = video([0, 1], **options)
+    assert np.abs(out.videos[1].reshape(FRAMES, -1) - np.array([32, 96, 159])[:, None]).max() <= 1
+    files = out.save(tmp_path / "clip.npy")
+    assert [np.array_equal(np.load(file), clip) for file, clip in zip(files, numbers, strict=True)] == [True, True]
+    assert [file.suffix for file in out.save(tmp_path / "clips")] == [".gif", ".gif"]

@@ -2,12 +2,14 @@ import os
 
 import pytest
 import torch
+from helpers import numbers
 
 from ditlab.backbones import BACKBONES, Backbone, create
 from ditlab.config.reader import parse_recipe
 from ditlab.core.device import container_memory, total_memory
 from ditlab.core.errors import InputError
 from ditlab.core.units import GIB
+from ditlab.core.values import PixelValues
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.pipeline import Pipeline
 from ditlab.profiling.plan import DEVICES, largest_batch, lines, plan, rate
@@ -200,3 +202,13 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path):
     assert list(container_memory(tmp_path / "own", tmp_path / "tree")) == [(4000, 300)]
     assert list(container_memory(tmp_path / "none", tmp_path / "tree")) == []
     assert 2**28 < total_memory(torch.device("cpu")) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_data_with_any_number_of_channels(channels, monkeypatch):
+    values = PixelValues("uint16", (0.0,), (4095.0,))
+    data = numbers(channels, "uint16", values)
+    monkeypatch.setattr("ditlab.profiling.plan.open_dataset", lambda *arguments: data)
+    found = plan(parse_recipe(SMALL | {"train": {"batch": 2, "precision": "float32", "device": "cpu"}}))
+    assert found.measured
+    assert found.steps_per_second > 0

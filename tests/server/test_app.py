@@ -24,9 +24,11 @@ from ditlab.conditioning import Conditioner
 from ditlab.config.reader import find_recipe
 from ditlab.core.io import held
 from ditlab.core.types import Condition
+from ditlab.core.values import PixelValues
 from ditlab.core.version import __version__
 from ditlab.server.app import create_app
 from ditlab.server.generation import Limits
+from ditlab.server.requests import PIXEL
 from ditlab.server.responses import model_info
 
 
@@ -756,3 +758,31 @@ class TestProcess:
         notes = capsys.readouterr().err
         for old, new in zip(earlier, names, strict=True):
             assert notes.count(f"--{old} is now --max-{new}; the old name will be removed\n") == 1
+
+
+class TestValues:
+    @pytest.fixture
+    def thirteen(self):
+        pipe = tiny_pipeline(channels=13)
+        pipe.config["sample"] = {"sampler": "euler", "steps": 2, "guidance": 1.0}
+        pipe.values = PixelValues("uint16", (0.0,), (4095.0,), shown=(4, 3, 2))
+        return pipe
+
+    def test_a_model_of_13_channels_is_served(self, thirteen):
+        with TestClient(create_app({"bands": thirteen}, Limits())) as client:
+            (about,) = client.get("/v1/models").json()["data"]
+            assert about["images"] == "13 channels of uint16, 0..4095; PNG files show channels 4, 3, 2"
+            data = post(client, labels=[0, 1], seeds=[0, 1], numbers=True, animation=True).json()["data"]
+            samples = thirteen([0, 1], seeds=[0, 1], output_type="native").images
+            for item, expected in zip(data, samples, strict=True):
+                array = np.load(io.BytesIO(base64.b64decode(item["npy_b64"])))
+                assert array.dtype == np.uint16
+                assert np.abs(array.astype(int) - expected).max() <= 1
+                shown = np.asarray(decode(item["b64_json"])).astype(float)
+                assert np.abs(shown - expected[..., [3, 2, 1]] * (255 / 4095)).max() <= 0.6
+                assert decode(item["animation_b64"]).size == (256, 256)
+            assert "npy_b64" not in post(client, labels=0, seeds=0).json()["data"][0]
+            assert Image.open(io.BytesIO(client.get("/v1/thumbnails/0").content)).mode == "RGB"
+            assert len(client.post("/v1/inspect", json={"labels": 0, "seeds": 0}).json()["steps"]) == 2
+            line = "this model generates 13 channels of uint16, 0..4095, and images to start from are gray or RGB"
+            assert line in error(post(client, labels=0, image=PIXEL))

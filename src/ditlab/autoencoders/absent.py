@@ -10,6 +10,8 @@ from ditlab.core.types import Noise
 class Absent(Autoencoder):
     """Keeps latents as they are; encoding and decoding raise an error."""
 
+    any_values = True
+
     def __init__(self) -> None:
         super().__init__()
         self.config = {"kind": "absent"}
@@ -28,3 +30,6 @@ class Absent(Autoencoder):
             "this model has no autoencoder, so latents cannot be decoded; load it with autoencoder=, "
             'or use output_type="latent"'
         )
+
+    def decode_scaled(self, x0: Tensor) -> Tensor:
+        return self.decode(x0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ditlab.autoencoders.base import Autoencoder
 from ditlab.core.errors import InputError
 from ditlab.core.types import Noise
+from ditlab.core.values import network_scale
 
 SLICE = 2**22  # pixels in a call of the network: 16 images of 512x512
 
@@ -60,14 +61,16 @@ class Latent(Autoencoder):
         return self.latent_channels, (*frames, height // self.stride, width // self.stride)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encode uint8 images (B, C, H, W) as mean and log-variance of the posterior (B, 2 c, h, w).
+        """Encode images (B, C, H, W) as mean and log-variance of the posterior (B, 2 c, h, w).
 
         Gray images are converted to the channels of the autoencoder.
         """
+        if images.dtype != torch.uint8 and not self.any_values:
+            raise InputError(f"images of {images.dtype}; this autoencoder takes 8 bits (torch.uint8)")
         if images.shape[1] not in (1, self.picture_channels):
             raise InputError(f"images with {images.shape[1]} channels; this autoencoder takes {self.picture_channels}")
         images = images.expand(-1, self.picture_channels, *images.shape[2:])
-        return torch.cat([self.moments(part.to(self._dtype) / 127.5 - 1).float() for part in slices(images, 1)])
+        return torch.cat([self.moments(network_scale(part).to(self._dtype)).float() for part in slices(images, 1)])
 
     def latents(self, moments: Tensor, noise: Noise) -> Tensor:
         mean, log_variance = moments.float().chunk(2, dim=1)
@@ -78,13 +81,18 @@ class Latent(Autoencoder):
         return (z - self._constant("shift", z)) * self._constant("scale", z)
 
     def decode(self, x0: Tensor) -> Tensor:
-        return torch.cat([self.decode_whole(part) for part in slices(x0, self.stride**2)])
+        return torch.cat([to_uint8(self.decode_whole(part)) for part in slices(x0, self.stride**2)])
+
+    def decode_scaled(self, x0: Tensor) -> Tensor:
+        if not self.any_values:
+            return super().decode_scaled(x0)
+        return torch.cat([self.decode_whole(part).float() for part in slices(x0, self.stride**2)])
 
     def decode_whole(self, x0: Tensor) -> Tensor:
-        """Decode x0 as `decode` does, in a single call of the network."""
+        """Decode x0 to images, approximately in -1..1, in a single call of the network."""
         z = x0.to(self._dtype)
         z = z / self._constant("scale", z) + self._constant("shift", z)
-        return to_uint8(self.pictures(z))
+        return self.pictures(z)
 
     def check_tile(self, side: int) -> None:
         """Check the side of tiles.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ditlab.autoencoders.latent import Latent
 from ditlab.core.errors import InputError
+from ditlab.core.values import network_scale
 
 LOG_VARIANCE = -6.0  # log-variance of the posterior before training; the latents have unit variance
 
@@ -21,13 +22,15 @@ class Patch(Latent):
     """A small autoencoder: images to latents of 1/stride of their side, and back.
 
     Args:
-        picture_channels: channels of the images: 1 for gray, 3 for RGB.
+        picture_channels: channels of the images.
         latent_channels: channels of the latents.
         stride: side of a patch in pixels.
         width: channels of the network.
         depth: number of residual blocks of the encoder, and of the decoder.
         shift, scale: x0 = (z - shift) scale; each a number or one number per channel.
     """
+
+    any_values = True
 
     def __init__(
         self,
@@ -64,8 +67,8 @@ class Patch(Latent):
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:
-        """Set the linear part to the principal components of uint8 images (B, C, H, W)."""
-        x = images.to(self.analysis.weight) / 127.5 - 1
+        """Set the linear part to the principal components of images (B, C, H, W)."""
+        x = network_scale(images.to(self.analysis.weight.device)).to(self.analysis.weight)
         patches = F.pixel_unshuffle(x, self.stride).movedim(1, -1).flatten(0, 2).double()
         mean = patches.mean(0)
         variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))

@@ -42,12 +42,12 @@ def info(
     options: Annotated[Options | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Print the cost of networks: parameters, multiply-accumulates, tokens and bytes.
+    """Print the cost of networks: parameters, multiply-accumulates, tokens and bytes; of a saved model also its images.
 
     Parameters
     ----------
     names
-        Models such as DiT-XL/2, or package.module:Class (default: all published models).
+        Names such as DiT-XL/2, package.module:Class, or model and run folders (default: all published networks).
     options
         Options of the architecture, which replace the published ones.
     json
@@ -76,6 +76,9 @@ def costs(names: Sequence[str], shape: Shape, options: Any) -> tuple[list[dict[s
     settings = asdict(shape) | {"size": parse_sides(shape.size)}
     rows, left_out = [], []
     for name in names or published():
+        if Path(name).is_dir():
+            rows.append(cost_of_model(name, options))
+            continue
         try:
             make = partial(create, name, **settings, **network_options(options, name if names else ""))
             rows.append({"name": name, **asdict(measure(make))})
@@ -86,6 +89,29 @@ def costs(names: Sequence[str], shape: Shape, options: Any) -> tuple[list[dict[s
                 f"{name} is not listed: {error}"
             )  # a size that does not fit, or a library that is not installed
     return rows, left_out
+
+
+def cost_of_model(folder: str, options: Any) -> dict[str, Any]:
+    """Measure the cost of a saved model, and describe its images.
+
+    Raises:
+        InputError: options of the architecture are given, or the folder holds no model.
+    """
+    from ditlab.autoencoders import Absent
+    from ditlab.backbones import create
+    from ditlab.checkpoints import load
+    from ditlab.evaluation import measure
+    from ditlab.inference.card import about_images
+
+    if given := network_options(options, ""):
+        raise InputError(f"{', '.join(given)} cannot change the saved model {folder}; give the name of a network")
+    pipe = load(folder)
+    channels, (height, width) = pipe.picture_shape
+    cost = asdict(measure(lambda: create(**pipe.net.config | {"size": pipe.net.size})))
+    if isinstance(pipe.autoencoder, Absent):
+        return {"name": folder, **cost}
+    about = {"size": f"{height}x{width}", "channels": channels, "values": pipe.values.describe()}
+    return {"name": folder, **cost, "images": about | {"about": about_images(channels, pipe.values)}}
 
 
 def print_costs(rows: Sequence[dict[str, Any]]) -> None:
@@ -103,6 +129,9 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['weight_bytes'] / 2**20:,.0f} MiB",
         )  # fmt: skip
     Console().print(table)
+    for row in rows:
+        if images := row.get("images"):
+            say(f"{row['name']} generates images of {images['size']} with {images['about']}")
 
 
 @app.command(group="Models")
@@ -135,6 +164,8 @@ def convert(
     say(f"wrote {pipe.net.config['name']} from {source} to {target}, layout {to}")
     if to == "diffusers" and not (target / "vae").exists():
         say("vae/ was not written, because diffusers has no layout for this model's autoencoder")
+    if to != "ditlab" and not pipe.values.eight_bits:
+        say(f"the {to} layout does not hold the values of the images ({pipe.values.summary()}); note them down")
     shifted, official = bool(pipe.net.config.get("frequency_shift")), to == "official"
     if to != "ditlab" and shifted == official:
         say(

@@ -37,7 +37,7 @@ def sample(
     machine: Annotated[Machine | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Generate images for all combinations of labels and seeds, as PNG files and a contact sheet, or as an .npz file.
+    """Generate images for all labels and seeds: PNG or .npy files with a contact sheet, or an .npz file.
 
     Parameters
     ----------
@@ -52,6 +52,8 @@ def sample(
     if not files.npz:
         claim_folder(files.out, files.overwrite)
     pipe = open_model(model, checkpoint, machine.device)
+    if files.show:
+        pipe.values = pipe.values.showing(files.show, pipe.picture_shape[0])
     words = options.given() | original_of(pipe, start)
     seeds, total = seeds_and_total(request, pipe.net.classes, files.npz)
     plan = pipe.resolve(**words)
@@ -67,8 +69,9 @@ def sample(
 def check_together(request: Request, start: StartImage, files: Files) -> None:
     """Check that options can be combined, before anything is loaded."""
     if files.npz:
-        unused = {"--labels": request.labels, "--strip": request.strip, "--image": start.image}
-        unused["--trajectory"] = files.trajectory or None
+        unused: dict[str, Any] = {"--labels": request.labels, "--strip": request.strip, "--image": start.image}
+        unused |= {"--trajectory": files.trajectory or None, "--show": files.show or None}
+        unused["--format"] = "npy" if files.format == "npy" else None
         if names := [name for name, value in unused.items() if value is not None]:
             raise InputError(f"--npz generates all classes from noise; leave {' and '.join(names)} out")
     elif request.label_sampling is not None:
@@ -88,6 +91,15 @@ def open_model(model: str, checkpoint: Decoding, device: str) -> "Pipeline":
     if checkpoint.tile is not None:
         pipe.autoencoder.tile(checkpoint.tile)
     return pipe
+
+
+def report_loss(pipe: "BasePipeline") -> None:
+    """Report that PNG files hold less than the model generates, if that is so."""
+    from ditlab.inference.card import about_images
+
+    channels, _ = pipe.picture_shape
+    if pipe.values.loses(channels):
+        say(f"the model generates {about_images(channels, pipe.values)}, with 8 bits; --format npy keeps all numbers")
 
 
 def original_of(pipe: "BasePipeline", start: StartImage) -> dict[str, Any]:
@@ -166,13 +178,15 @@ def sample_images(
     pipe: "BasePipeline", request: Request, files: Files, words: dict[str, Any], seeds: list[int], batch_size: int,
     json: bool,
 ) -> None:  # fmt: skip
-    """Write PNG files, and print a summary."""
+    """Write PNG or .npy files, and print a summary."""
     from ditlab.inference.folder import sample_folder
 
     written = sample_folder(
         pipe, request.labels, seeds, files.out, screen, batch_size=batch_size, trajectory=files.trajectory,
-        options=words, strip=request.strip,
+        options=words, strip=request.strip, format=files.format,
     )  # fmt: skip
+    if files.format == "png":
+        report_loss(pipe)
     if json:
         print_json(dataclasses.asdict(written))
         return

@@ -102,7 +102,9 @@ class Condition:
 class Batch:
     """Images or videos with their conditions, as a data set returns them; can be sliced and moved as a whole."""
 
-    x: Tensor  # (B, C, H, W) or (B, C, T, H, W) uint8, or moments (B, 2 c, h, w) float32 from a latent cache
+    x: Tensor
+    """Images (B, C, H, W) or videos (B, C, T, H, W): uint8, or float32 in the scale of the network if the values of the
+    data set are not those of 8 bits. Or moments (B, 2 c, h, w) float32 from a latent cache."""
     condition: Condition
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # (B, ...) each: features, original sizes, frame rates
     encoded: bool = False  # whether x holds the moments of latents instead of images

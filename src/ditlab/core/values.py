@@ -4,12 +4,14 @@ A tensor of images is either uint8, as files of 8 bits hold them, or float32 in 
 `PixelValues.low` is -1 and `PixelValues.high` is 1. `PixelValues` converts between those and the numbers of the files.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from ditlab.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,37 @@ class PixelValues:
         """The content of a configuration, from which `read` makes the values again."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    def text(self) -> str:
-        """The values in words, for summaries."""
+    def summary(self) -> str:
+        """Type and range in words: "uint16, 0..4095"."""
+        low, high = min(self.low), max(self.high)
         if self.mean:
-            numbers = [", ".join(f"{number:.4g}" for number in row) for row in (self.mean, self.std)]
-            return f"{self.dtype} with mean {numbers[0]} and deviation {numbers[1]}"
-        ranges = list(dict.fromkeys(zip(self.low, self.high, strict=True)))
-        return f"{self.dtype} from " + ", ".join(f"{low:g} to {high:g}" for low, high in ranges)
+            how = "standardized by the mean and deviation of each channel"
+            return f"{self.dtype}, {how}, shown from {low:g} to {high:g}"
+        various = len({*self.low}) > 1 or len({*self.high}) > 1
+        return f"{self.dtype}, {low:g}..{high:g}" + (", with a range for each channel" if various else "")
+
+    def shown_of(self, channels: int) -> tuple[int, ...]:
+        """Numbers, from 1, of the channels that a display of images with `channels` channels shows."""
+        return self.shown or ((1, 2, 3) if channels >= 3 else (1,))
+
+    def loses(self, channels: int) -> bool:
+        """Whether a display of images with `channels` channels holds less than their numbers."""
+        return not self.eight_bits or sorted(self.shown_of(channels)) != list(range(1, channels + 1))
+
+    def showing(self, shown: Sequence[int], channels: int) -> Self:
+        """These values, with other channels on displays.
+
+        Args:
+            shown: numbers of one or three channels, from 1.
+            channels: channels of the images.
+
+        Raises:
+            InputError: another number of channels, or a channel that the images do not have.
+        """
+        if len(shown) not in (1, 3) or not all(1 <= number <= channels for number in shown):
+            numbers = ", ".join(map(str, shown)) or "none"
+            raise InputError(f"shown channels {numbers}; give one or three numbers from 1 to {channels}")
+        return replace(self, shown=tuple(shown))
 
     @property
     def eight_bits(self) -> bool:
@@ -76,17 +102,19 @@ class PixelValues:
 
     def displayed(self, x: Tensor) -> Tensor:
         """Convert images (B, C, ...) to uint8 with one channel or three: for PNG files, previews and features."""
-        channels = x.shape[1]
-        shown = self.shown or ((1, 2, 3) if channels >= 3 else (1,))
-        selected = x if len(shown) == channels and not self.shown else x[:, [number - 1 for number in shown]]
-        if x.dtype == torch.uint8:
-            return selected
-        if self.mean:
-            selected = self._windowed(x)[:, [number - 1 for number in shown]]
-        return ((selected.float() + 1) * 127.5).round().clamp(0, 255).byte()
+        places = [number - 1 for number in self.shown_of(x.shape[1])]
+        windowed = self._windowed(x)
+        selected = windowed if places == list(range(x.shape[1])) else windowed[:, places]
+        return selected if x.dtype == torch.uint8 else ((selected.float() + 1) * 127.5).round().clamp(0, 255).byte()
+
+    def share(self, x: Tensor) -> Tensor:
+        """Convert images (B, C, ...) to float32 from 0 (`low`, or 0 of uint8 images) to 1 (`high`, or 255)."""
+        return x.float() / 255 if x.dtype == torch.uint8 else ((self._windowed(x) + 1) / 2).clamp(0, 1)
 
     def _windowed(self, x: Tensor) -> Tensor:
-        """Images in the scale in which `low` is -1 and `high` is 1."""
+        """Images in the scale in which `low` is -1 and `high` is 1; uint8 images are returned unchanged."""
+        if x.dtype == torch.uint8 or not self.mean:
+            return x
         center, scale = self._center_and_scale(x.ndim)
         low, high = self._column(self.low, x.ndim), self._column(self.high, x.ndim)
         return (x.float() * scale + center - (low + high) / 2) / ((high - low) / 2)

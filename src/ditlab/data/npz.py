@@ -19,11 +19,13 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
 from ditlab.core.types import Batch
+from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.data.base import Dataset, to_float
 from ditlab.data.ranges import TYPES, find_values, plain, sampled
 from ditlab.data.rows import RowFile, allocate, row_file
 
 BLOCK = 256  # images in a block; sampling resumes at a block
+VALUES = "values"  # array of a sample file: what the numbers of its images are, as JSON
 
 
 @final
@@ -49,7 +51,11 @@ class SampleFile(Dataset):
                 "numeric type"
             )
         count, height, width, self.channels = shape
-        self.values = find_values(TYPES[dtype.name], self.channels, range, show, self._numbers)
+        stored = None if range else read_values(file)
+        if stored is None:
+            self.values = find_values(TYPES[dtype.name], self.channels, range, show, self._numbers)
+        else:
+            self.values = stored.showing(show, self.channels) if show else stored
         self.size = (height, width)
         self.labels, self.classes = self._read_labels(count)
 
@@ -114,6 +120,15 @@ def read_about(file: Path) -> dict[str, Any]:
     return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
 
 
+def read_values(file: Path) -> PixelValues | None:
+    """What the numbers in a sample file are, if the program that wrote it stored that.
+
+    Raises:
+        InputError: the file does not exist, or is not an .npz file.
+    """
+    return PixelValues.read(json.loads(str(map_array(file, VALUES)))) if VALUES in array_names(file) else None
+
+
 def map_array(file: Path, name: str) -> NDArray[np.generic]:
     """An array of an .npz file: memory-mapped if it is stored uncompressed, otherwise loaded.
 
@@ -154,17 +169,18 @@ def data_start(file: Path, info: zipfile.ZipInfo) -> int:
 
 @dataclass
 class Draft:
-    """An unfinished sample file, which several processes share: raw images (N, H, W, C) uint8, and finished blocks."""
+    """An unfinished sample file, which several processes share: raw images (N, H, W, C), and finished blocks."""
 
     file: Path
     shape: tuple[int, ...]
+    dtype: str = "uint8"
 
     def __post_init__(self) -> None:
         self.blocks = -(-self.shape[0] // BLOCK)
         self.marks = self.file.with_suffix(".done")
         if not self.file.exists():
             self.marks.unlink(missing_ok=True)  # they mark blocks of a deleted file
-        self.pixels = row_file(self.file, self.shape, "u1")
+        self.pixels = row_file(self.file, self.shape, self.dtype)
         allocate(self.marks, self.blocks)
         self.done = np.memmap(self.marks, "u1", "r+", shape=(self.blocks,))
 
@@ -183,8 +199,8 @@ class Draft:
         self.done[block] = 1
         self.done.flush()
 
-    def finish(self, labels: Tensor | None, out: Path) -> None:
-        """Write the sample file and remove the draft.
+    def finish(self, labels: Tensor | None, out: Path, values: PixelValues = EIGHT_BITS) -> None:
+        """Write the sample file and remove the draft; values other than those of 8 bits are stored as JSON.
 
         Raises:
             InputError: the disk is full; the draft is kept.
@@ -194,6 +210,8 @@ class Draft:
                 write_array(archive, "arr_0", self.pixels)
                 if labels is not None:
                     write_array(archive, "arr_1", labels.numpy())
+                if values != EIGHT_BITS:
+                    write_array(archive, VALUES, np.array(json.dumps(values.describe())))
         except OSError as error:
             raise InputError(
                 f"cannot write {out}: {error.strerror}; free some space and run the command again"

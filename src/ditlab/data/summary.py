@@ -1,6 +1,6 @@
 """The summary of a data set: what was read, what was chosen, and what was left out. Commands print it before they work.
 
-data: photos: 1,200 images of 64x64 pixels, RGB, uint8 from 0 to 255
+data: photos: 1,200 images of 64x64 pixels, RGB, uint8, 0..255
 conditions: 10 classes from folders, 80 to 140 images each (beach, city, desert, forest, ...)
 split: train (also there: val, test)
 left out: 3 files, .heic needs pillow-heif (photos/beach/a.heic); 1 empty class folder (photos/swamp)
@@ -73,7 +73,7 @@ class Summary:
             "" if not self.mirrored else ", with mirrored copies" if self.latents else ", each with a mirrored copy"
         )
         kind = "videos" if len(self.size) == 3 else "images"
-        pixels = f"{CHANNELS.get(self.channels, f'{self.channels} channels')}, {self.values.text()}"
+        pixels = f"{CHANNELS.get(self.channels, f'{self.channels} channels')}, {self.values.summary()}"
         latents = f", as latents of {'x'.join(map(str, self.latents))}" if self.latents else ""
         lines = [f"data: {self.source}: {self.images:,} {kind} of {size} pixels, {pixels}{latents}{copies}"]
         lines.append(f"conditions: {self._conditions()}")

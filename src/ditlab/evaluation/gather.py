@@ -25,6 +25,7 @@ from ditlab.data import Dataset
 from ditlab.data.npz import BLOCK
 from ditlab.data.rows import RowFile, row_file
 from ditlab.evaluation.features import Extracted, Features
+from ditlab.evaluation.seen import seen_channels
 from ditlab.evaluation.statistics import Kept, Statistics, Sums, Totals
 from ditlab.inference.samples import watch
 
@@ -121,6 +122,7 @@ def pass_through(
     starts = range(0, count, BLOCK)
     journal = Journal(folder, rank, len(starts), make)
     own_blocks = [block for block in range(rank, len(starts), world) if journal.finished[block] == UNFINISHED]
+    values = images.values
     labeled = features.classes is not None and features.classes == images.classes
     with progress_bar(console) as progress:
         remaining = sum(min(BLOCK, count - starts[block]) for block in own_blocks)
@@ -131,7 +133,7 @@ def pass_through(
             batch = fetch(torch.arange(start, min(count, start + BLOCK)))
             if len(batch):
                 numbers = start + torch.arange(len(batch))
-                extracted = joined([features(part) for part in torch.split(batch.x, batch_size)])
+                extracted = joined([features(values.displayed(part)) for part in torch.split(batch.x, batch_size)])
                 check_finite(extracted, numbers)
                 journal.sums.add(numbers, extracted, batch.labels if labeled else None)
                 if kept is not None:
@@ -283,9 +285,10 @@ def check_fit(images: Dataset, features: Features) -> None:
     Raises:
         InputError: it does not.
     """
-    if features.channels not in (None, images.channels):
+    channels = seen_channels(images)
+    if features.channels not in (None, channels):
         raise InputError(
-            f"images of {images.channels} channels; the features {features.name} need {features.channels}, "
+            f"images of {channels} channels; the features {features.name} need {features.channels}, "
             "choose other features"
         )
     if features.size not in (None, tuple(images.size)):

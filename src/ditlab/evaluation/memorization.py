@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, replace_text
+from ditlab.core.values import EIGHT_BITS
 from ditlab.core.version import __version__
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
@@ -36,6 +37,7 @@ from ditlab.evaluation.metrics.neighbors import (
     tiles,
 )
 from ditlab.evaluation.references import work_folder
+from ditlab.evaluation.seen import converted, report_seen
 from ditlab.evaluation.statistics import Kept, Statistics
 from ditlab.report.sheets import contact_sheet, to_pil
 
@@ -133,6 +135,7 @@ def memorization(
         InputError: the images differ in size, a set has fewer than two images, held-out images are training images, or
             another process works on the same result.
     """
+    training, held_out = (converted(images, samples.values) for images in (training, held_out))
     sets = {"samples": samples, "training images": training, "held-out images": held_out}
     check_sets(sets, out)
     protocol = protocol | {
@@ -141,10 +144,14 @@ def memorization(
         "counts": [len(images) for images in sets.values()],
         "preprocessing": [images.preprocessing for images in sets.values()],
     }
+    if samples.values != EIGHT_BITS:
+        protocol["values"] = samples.values.describe()
     work = work_folder(out, protocol)
     options: dict[str, Any] = {"whole": True, "batch_size": batch_size, "rank": rank, "world": world}
+    console = console or Console(quiet=True)
+    report_seen(samples, console)
     with held(work, rank):
-        return measure(sets, features, out, work, protocol, console or Console(quiet=True), options)
+        return measure(sets, features, out, work, protocol, console, options)
 
 
 def measure(
@@ -238,7 +245,7 @@ def show(samples: Dataset, training: Dataset, closest: Tensor, places: Tensor, d
     """
     rows = []
     for sample, near in zip(samples.fetch(closest).x, places, strict=True):
-        first, *others = to_pil(torch.cat([sample[None], training.fetch(near).x]))
+        first, *others = to_pil(samples.values.displayed(torch.cat([sample[None], training.fetch(near).x])))
         gap = Image.new(first.mode, first.size, "white")
         rows.append([first, gap, *others])
     contact_sheet(rows, [f"{value:.3g}" for value in distances.tolist()]).save(out)

@@ -7,11 +7,12 @@ from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.metrics import Metric
 from ditlab.evaluation.references import Reference
+from ditlab.evaluation.seen import seen_channels
 
 
 def blank(features: Features, images: Dataset) -> Extracted:
     """The features of one black image."""
-    return features(torch.zeros(1, images.channels, *images.size, dtype=torch.uint8))
+    return features(torch.zeros(1, seen_channels(images), *images.size, dtype=torch.uint8))
 
 
 def available_statistics(features: Features, images: Dataset, example: Extracted | None = None) -> dict[str, bool]:

@@ -20,6 +20,7 @@ from ditlab.core.device import describe, pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
+from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
 from ditlab.data import Dataset, find_spec, parse_source
@@ -37,6 +38,7 @@ from ditlab.evaluation.references import (
     short_hash,
 )
 from ditlab.evaluation.results import Result, read_result, with_expectation, write_result
+from ditlab.evaluation.seen import converted, remarks_on_seen
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.plan import Plan
@@ -45,7 +47,8 @@ from ditlab.report.sheets import contact_sheet, to_pil
 
 PROTOCOL_COUNT = 50_000  # number of images in published distances
 SHOWN = 40  # images in the contact sheet
-PREPROCESSING = ("fit", "background", "gray")  # preprocessing of training images, applied to real images too
+PREPROCESSING = ("fit", "background", "gray", "range", "show")
+"""Preprocessing of training images, applied to real images too."""
 
 
 def evaluate(
@@ -132,12 +135,16 @@ def plan_evaluation(
     images, protocol, preparation = open_source(source, settings, device, console)
     check_fit(images, features)
     compared = any("kept" in metric.of_reference for metric in requested.values())
-    key = repr((settings.reference, preparation, features.name, features.weights, compared))
+    key = repr((settings.reference, preparation, features.name, features.weights, compared, images.values))
     if key not in measured:
-        measured[key] = open_reference(settings.reference, preparation, features, console, device, compared)
+        measured[key] = open_reference(
+            settings.reference, preparation, features, console, device, compared, images.values
+        )
     reference = measured[key]
     fits(reference.about, images)
     metrics, notes = choose(requested, images, features, reference, strict=bool(settings.metrics))
+    if images.values != EIGHT_BITS:
+        protocol["values"] = images.values.describe()
     protocol |= {
         "features": features.name,
         "feature_weights": features.weights,
@@ -147,7 +154,7 @@ def plan_evaluation(
         "source": str(source),
         "device": str(device),
     }
-    return Job(images, features, metrics, reference, protocol, notes, device)
+    return Job(images, features, metrics, reference, protocol, remarks_on_seen(images) + notes, device)
 
 
 def score(job: Job, settings: Evaluation, console: Console, folder: Path, rank: int, world: int) -> Result | None:
@@ -212,8 +219,11 @@ def open_source(
         samples, protocol = samples_of(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
         preprocessing = {key: trained_on[key] for key in PREPROCESSING if key in trained_on}
+        preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
         if "grey" in trained_on:  # the key of version 0.1
             preprocessing["gray"] = trained_on["grey"]
+        if not preprocessing.get("gray"):
+            preprocessing["channels"] = samples.channels
         return samples, protocol, Preparation(size="{}x{}".format(*samples.size), **preprocessing)
     images = open_images(str(source), None, device)
     if len(images) < 2:
@@ -280,8 +290,11 @@ def open_reference(
     console: Console,
     device: torch.device,
     keep: bool,
+    values: PixelValues = EIGHT_BITS,
 ) -> Reference:
     """Read a reference from its file, or measure real images, which are preprocessed as in the model's training.
+
+    The features see real images with `values`, those of the images to evaluate.
 
     Raises:
         InputError: the source does not exist, or does not suit the features.
@@ -290,23 +303,34 @@ def open_reference(
     if isinstance(spec, SampleNpz):
         return read_reference(Path(source), features, console, keep=keep)
     preparation = preparation if spec.resizable else None
-    made = make_reference(source, open_images(source, preparation, device), features, console)
+    made = make_reference(source, converted(open_images(source, preparation, device), values), features, console)
     assert made is not None
     return made
 
 
 def fits(about: dict[str, Any], images: Dataset) -> None:
-    """Check that images have the size of the reference: resizing would change a distance more than most settings.
+    """Check that images have the size and the values of the reference, which change a distance more than most settings.
 
     Raises:
-        InputError: they have another size.
+        InputError: they have another size or other values.
     """
+    values = PixelValues.read(about.get("values"))
+    if "version" in about and values != images.values:  # other programs describe no values
+        raise InputError(
+            f"images of {described(images.values)} against a reference of {described(values)}; make a reference of "
+            f"{about.get('source')} with the same values and shown channels"
+        )
     size = about.get("size")
     if size is not None and list(size) != list(images.size):
         raise InputError(
             f"images of {images.size[0]}x{images.size[1]} against a reference of {size[0]}x{size[1]}; "
             f"make a reference of {about.get('source')} with the size {images.size[0]}x{images.size[1]}"
         )
+
+
+def described(values: PixelValues) -> str:
+    """Values in words, with the shown channels if they were chosen."""
+    return values.summary() + (f", shown: {', '.join(map(str, values.shown))}" if values.shown else "")
 
 
 def computed(
@@ -370,5 +394,5 @@ def home_of(source: "str | Path | BasePipeline") -> Path:
 
 def show(samples: Samples, file: Path) -> None:
     """Write a contact sheet of the first samples."""
-    images = to_pil(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x)
+    images = to_pil(samples.values.displayed(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x))
     contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(file)

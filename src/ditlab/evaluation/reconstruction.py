@@ -7,16 +7,16 @@ from torch import Tensor
 WINDOW, SPREAD = 11, 1.5  # side and standard deviation of the Gaussian window in pixels (Wang et al. 2004)
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB of uint8 images (B, C, H, W); infinite for equal images."""
+def psnr(a: Tensor, b: Tensor, peak: float = 255.0) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB of images (B, C, H, W) from 0 to `peak`; infinite for equal images."""
     error = (a.double() - b.double()).square().flatten(1).mean(1)
-    return 10 * torch.log10(255**2 / error)
+    return 10 * torch.log10(peak**2 / error)
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (B,) of uint8 images (B, C, H, W), mean over channels and positions (Wang et al. 2004).
+def ssim(a: Tensor, b: Tensor, peak: float = 255.0) -> Tensor:
+    """Structural similarity (B,) of images (B, C, H, W) from 0 to `peak`, mean over channels and positions.
 
-    The window is 11x11 pixels, or smaller for smaller images.
+    From Wang et al. 2004. The window is 11x11 pixels, or smaller for smaller images.
     """
     side = min(WINDOW, *a.shape[-2:])
     offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
@@ -30,6 +30,6 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     mean_x, mean_y = blur(x), blur(y)
     variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return ((2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * structure).mean((1, 2))

@@ -22,6 +22,7 @@ from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, replacing
 from ditlab.core.types import Batch
+from ditlab.core.values import EIGHT_BITS
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, Latents, SampleFile, open_dataset
 from ditlab.data.npz import array_names, map_array, read_about, stored_rows, write_array
@@ -30,6 +31,7 @@ from ditlab.data.summary import Summary
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.gather import gather, spread_evenly
 from ditlab.evaluation.moments import Gaussian
+from ditlab.evaluation.seen import report_seen, seen_channels
 from ditlab.evaluation.statistics import ROWS, Statistics
 
 KEEP = 10_000  # feature vectors that a reference keeps for precision, recall and the kernel distance
@@ -41,7 +43,8 @@ class Reference:
 
     statistics: Statistics
     about: dict[str, Any]
-    """`source`, `count`, `size`, `preprocessing`, `features`, `feature_weights`, `hash`."""
+    """`source`, `count`, `size`, `preprocessing`, `features`, `feature_weights`, `hash`; and `values`, if they are not
+    those of ordinary images."""
 
     def save(self, file: Path, images: "ImageSubset | None" = None) -> None:
         """Write an .npz file with ADM's names of arrays; ADM's evaluator can read it if it contains images."""
@@ -60,17 +63,21 @@ class Reference:
 
 
 class ImageSubset:
-    """Evenly spaced images of a data set as an array (N, H, W, C) uint8, which are read when they are indexed."""
+    """Evenly spaced images of a data set as an array (N, H, W, C) uint8, which are read when they are indexed.
+
+    They have the shown channels, one or three, because ADM's evaluator reads nothing else.
+    """
 
     def __init__(self, images: Dataset, total: int, count: int) -> None:
         self.images, self.numbers = images, spread_evenly(total, count)
-        self.shape, self.dtype = (len(self.numbers), *images.size, images.channels), np.dtype(np.uint8)
+        self.shape, self.dtype = (len(self.numbers), *images.size, seen_channels(images)), np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, part: slice) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = self.images.fetch(torch.from_numpy(self.numbers[part])).x.numpy()
+        batch = self.images.fetch(torch.from_numpy(self.numbers[part]))
+        pixels: NDArray[np.uint8] = self.images.values.displayed(batch.x).numpy()
         return pixels.transpose(0, 2, 3, 1)
 
 
@@ -82,12 +89,13 @@ class Decoded(Dataset):
         self.autoencoder = load_autoencoder(str(cache.folder / "autoencoder"), device=device)
         self.labels, self.classes, self.channels, self.size = cache.labels, cache.classes, cache.channels, cache.size
         self.preprocessing = cache.preprocessing | {"decoded": True}
+        self.values = cache.values
 
     @torch.inference_mode()
     def fetch(self, indices: torch.Tensor) -> Batch:
         batch = self.cache.fetch(indices)
         means = self.autoencoder.latents(batch.x.to(self.device), torch.zeros_like)
-        return replace(batch, x=self.autoencoder.decode(means).cpu(), encoded=False)
+        return replace(batch, x=self.autoencoder.decode_as(means, self.values).cpu(), encoded=False)
 
 
 def open_images(source: str, settings: Preparation | None, device: torch.device, report: Path | None = None) -> Dataset:
@@ -113,7 +121,7 @@ def make_reference(
 
     Args:
         source: name of the images for the description.
-        images: uint8 images of a size that the feature network supports.
+        images: images of a size that the feature network supports.
         features: the feature network.
         console: where progress is shown.
         count: number of images to use, from the first one on (default: all).
@@ -147,6 +155,7 @@ def make_reference(
         "feature_weights": features.weights,
         "hash": array_hash(statistics),
         "version": __version__,
+        **({} if images.values == EIGHT_BITS else {"values": images.values.describe()}),
     }
     return Reference(statistics, about)
 
@@ -179,9 +188,10 @@ def write_reference(
     Raises:
         InputError: the feature network does not support the images, or another process writes the same file.
     """
-    work = work_folder(
-        out, [content_identity(source), images.preprocessing, features.name, features.weights, count, keep]
-    )
+    content = [content_identity(source), images.preprocessing, features.name, features.weights, count, keep]
+    content += [] if images.values == EIGHT_BITS else [images.values.describe()]
+    work = work_folder(out, content)
+    report_seen(images, console)
     with held(work, rank):
         if rank == 0:
             Summary.of(images, source).show(console)

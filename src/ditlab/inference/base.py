@@ -14,16 +14,18 @@ from ditlab.config.sampling import Sample
 from ditlab.core.device import out_of_memory
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Denoise, Label, Seed, Step
+from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
-from ditlab.inference.inpaint import Original, originals
+from ditlab.inference.inpaint import Original, check_startable, originals
 from ditlab.inference.interpolate import arguments
 from ditlab.inference.memory import RowLimit, Splitting, halved
 from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, make_output
 from ditlab.inference.plan import Plan, resolve
+from ditlab.report.sheets import to_pil
 
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
@@ -80,6 +82,11 @@ class BasePipeline:
         stride = self.autoencoder.stride
         return self.autoencoder.picture_channels or channels, (height * stride, width * stride)
 
+    @property
+    def values(self) -> PixelValues:
+        """What the numbers of the images are: their type, their range, and the channels that PNG files show."""
+        return PixelValues.read(self.model.config.get("values"))
+
     def resolve(self, *, original: Original | None = None, guide: "BasePipeline | None" = None, **options: Any) -> Plan:
         """Compute the sampling plan of this model: times, sampler, guidance, number of function evaluations.
 
@@ -126,6 +133,7 @@ class BasePipeline:
         """
         images, masks = ([value] if isinstance(value, Image.Image) else list(value or ()) for value in (image, mask))
         channels, size = self.picture_shape
+        check_startable(channels, self.values)
         return originals(images, masks, self.autoencoder, channels, size, self.net.device, strength, resample)
 
     def null(self, count: int) -> Condition:
@@ -133,12 +141,20 @@ class BasePipeline:
         return self.conditioner.null(count).to(self.net.device)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Decode latents (B, c, ...) to uint8 images (B, C, H, W) or videos (B, C, T, H, W) on the CPU."""
+        """Decode latents (B, c, ...) to images (B, C, H, W) or videos (B, C, T, H, W) on the CPU.
+
+        They are uint8, or float32 in the scale of the network if `values` are not those of 8 bits; `values.restored`
+        converts the latter to the numbers of the training data.
+        """
         with torch.no_grad():
             if x0.ndim == 5:  # the autoencoder decodes frames as separate images
-                frames = self.autoencoder.decode(x0.transpose(1, 2).flatten(0, 1))
+                frames = self.autoencoder.decode_as(x0.transpose(1, 2).flatten(0, 1), self.values)
                 return frames.reshape(len(x0), x0.shape[2], *frames.shape[1:]).transpose(1, 2).cpu()
-            return self.autoencoder.decode(x0).cpu()
+            return self.autoencoder.decode_as(x0, self.values).cpu()
+
+    def displayed(self, pixels: Tensor) -> list[Image.Image]:
+        """Convert images or videos that `decode` returned to PIL images of the shown channels, with 8 bits."""
+        return to_pil(self.values.displayed(pixels))
 
     def steps(
         self,
@@ -195,7 +211,9 @@ class BasePipeline:
             labels, seeds, size: as in `steps`; image i has labels[i] and seeds[i].
             image, mask, strength, resample: image to start from, as in `original`.
             batch_size: images generated at a time; does not change the images.
-            output_type: "pil", "np" (B, H, W, C), "pt" (B, C, H, W), both float in 0..1, or "latent".
+            output_type: "pil" (8 bits, the shown channels); "np" (B, H, W, C) or "pt" (B, C, H, W), both float from 0
+                (lowest number of the data's range) to 1 (highest); "native" (B, H, W, C), in the numbers and the type
+                of the training data; or "latent".
             callback_on_step_end: called with every `Step` of every batch.
             options: the other arguments of `steps`.
 
@@ -220,7 +238,7 @@ class BasePipeline:
             return Output(torch.cat(latents))
         pixels = torch.cat([self.decode(part) for part in latents])
         original = options.get("original")
-        return make_output(pixels if original is None else original.finish(pixels), output_type)
+        return make_output(pixels if original is None else original.finish(pixels), output_type, self.values)
 
     def batches(
         self,

@@ -1,7 +1,9 @@
 """Write the model card (README.md) of a saved model from its configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ditlab.core.values import PixelValues
 
 OLD_LICENSE = "licen" + "ce"  # keyword and config key in version 0.1, still accepted
 CARD = """---
@@ -22,12 +24,24 @@ pipe({label}, seeds=range(4)).images
 """
 
 
-def model_card(config: Mapping[str, Any], name: str) -> str:
+def about_images(channels: int, values: PixelValues) -> str:
+    """Channels, type and range of the images of a model, in words."""
+    shown = f"; PNG files show {words(values.shown_of(channels))}" if values.loses(channels) else ""
+    return f"{channels} channel{'s' if channels > 1 else ''} of {values.summary()}{shown}"
+
+
+def words(shown: Sequence[int]) -> str:
+    """Numbers of channels in words: "channels 1, 2, 3"."""
+    return f"channel{'s' if len(shown) > 1 else ''} {', '.join(map(str, shown))}"
+
+
+def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
     """Return the model card as Markdown with metadata for the hub.
 
     Args:
         config: the content of `config.json`, see `Pipeline.describe`.
         name: name of the model.
+        channels: channels of its images.
     """
     net, objective, classes = config["backbone"], config["objective"], config["classes"]
     names = f" ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})" if classes else ""
@@ -41,6 +55,8 @@ def model_card(config: Mapping[str, Any], name: str) -> str:
         "sampled with": ", ".join(f"{key} {value}" for key, value in config.get("sample", {}).items()) or "no default",
         "written by": f"ditlab {config['version']}",
     }
+    if config["autoencoder"]["kind"] != "absent":
+        facts["images"] = about_images(channels, PixelValues.read(config.get("values")))
     if "note" in config:
         facts["note"] = config["note"]
     return CARD.format(

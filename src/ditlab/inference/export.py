@@ -2,7 +2,8 @@
 
     network   x (B, C, H, W) float32, t (B,) float32 (the timestep input of the network), y (B,) int64
               -> output (B, C or 2C, H, W) float32
-    decoder   x0 (B, c, h, w) float32 -> images (B, C, H, W) uint8
+    decoder   x0 (B, c, h, w) float32 -> images (B, C, H, W) uint8; for a model of other numbers than 8 bits, float32 in
+              the scale of the network, which `values` in config.json converts to the numbers of the training data
 
 The batch size B is free. config.json, beside the graphs, contains the target and the process of the network.
 """
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ditlab.autoencoders import Autoencoder, Latent
+from ditlab.autoencoders.latent import to_uint8
 from ditlab.core.errors import InputError, RunError, lookup
+from ditlab.core.values import PixelValues
 from ditlab.core.weights import CONFIG
 from ditlab.inference.base import BasePipeline, check_autoencoder
 
@@ -45,14 +48,15 @@ class Network(nn.Module):
 class Decoder(nn.Module):
     """The decoder of an autoencoder, including the scale and shift of its latents."""
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
+    def __init__(self, autoencoder: Autoencoder, values: PixelValues) -> None:
         super().__init__()
-        self.autoencoder = autoencoder
+        self.autoencoder, self.values = autoencoder, values
 
     def forward(self, x0: Tensor) -> Tensor:
         if isinstance(self.autoencoder, Latent):  # a graph cannot split a batch of free size
-            return self.autoencoder.decode_whole(x0)
-        return self.autoencoder.decode(x0)
+            images = self.autoencoder.decode_whole(x0)
+            return to_uint8(images) if self.values.eight_bits else images.float()
+        return self.autoencoder.decode_as(x0, self.values)
 
 
 def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
@@ -85,7 +89,7 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
     draft.mkdir(parents=True)
     try:
         inputs, largest = network_inputs(model, 2), model.net.graph_batch
-        network, decoder = Network(model.fused().net.eval()), Decoder(model.autoencoder).eval()
+        network, decoder = Network(model.fused().net.eval()), Decoder(model.autoencoder, model.values).eval()
         errors = {
             "network": export_part(model, "network", network, inputs, largest, draft, kind),
             "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
@@ -142,7 +146,8 @@ def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> floa
         if name == "network":
             error = float(np.linalg.norm(output - expected) / max(float(np.linalg.norm(expected)), 1e-30))
         else:
-            error = float(np.abs(output.astype(int) - expected.astype(int)).max())
+            unit = 1.0 if expected.dtype == np.uint8 else 2 / 255
+            error = float(np.abs(output.astype(float) - expected.astype(float)).max()) / unit
         worst = max(worst, error)
     if not worst <= (LARGEST_ERROR if name == "network" else LARGEST_STEP):
         raise RunError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image, PngImagePlugin
@@ -19,7 +19,8 @@ from ditlab.core.progress import progress_bar
 from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.core.version import __version__
 from ditlab.inference.base import BasePipeline, check_autoencoder
-from ditlab.report.sheets import contact_sheet, save_animation, to_pil
+from ditlab.inference.output import native, save_numbers
+from ditlab.report.sheets import contact_sheet, save_animation
 
 METADATA = "ditlab"  # key of the text chunk in PNG files with the settings as JSON
 
@@ -45,7 +46,7 @@ def generate_images(
     batch_size: int,
     options: dict[str, Any],
 ) -> Tensor:
-    """Generate image i from labels[i] and seeds[i], with a progress bar; returns uint8 (B, C, H, W) on the CPU."""
+    """Generate image i from labels[i] and seeds[i], with a progress bar; returns what `decode` does."""
     return torch.cat([*image_batches(pipe, labels, seeds, console, batch_size=batch_size, options=options)])
 
 
@@ -86,6 +87,7 @@ def sample_folder(
     trajectory: bool,
     options: dict[str, Any],
     strip: int | None = None,
+    format: Literal["png", "npy"] = "png",
 ) -> SampledFolder:
     """Generate an image for each combination of label and seed, and write them into a folder.
 
@@ -100,6 +102,8 @@ def sample_folder(
         options: arguments of `BasePipeline.steps`.
         strip: generate interpolations of this many images instead: between two seeds for each label, or with a single
             seed between two labels.
+        format: "png" files show the shown channels with 8 bits; "npy" files hold arrays (H, W, C) of all channels, in
+            the numbers and the type of the training data. The contact sheet is a PNG file with either.
 
     Raises:
         InputError: a label or setting cannot be used; nothing is written.
@@ -120,15 +124,15 @@ def sample_folder(
     batches = image_batches(
         pipe, names, numbers, console, batch_size=batch_size, options=options, on_step=keep if trajectory else None
     )
-    files = [out / f"{cell.stem}.png" for cell in cells]
-    pixels = write_batches(batches, files, [record | about(cell) for cell in cells])
+    files = [out / f"{cell.stem}.{format}" for cell in cells]
+    pixels = write_batches(pipe, batches, files, [record | about(cell) for cell in cells])
     grid, settings = out / "grid.png", out / "settings.json"
-    sheet(pixels, rows).save(grid)
+    sheet(pipe, pixels, rows).save(grid)
     images = [{"file": file.name, **about(cell)} for file, cell in zip(files, cells, strict=True)]
     replace_text(settings, json.dumps(record | {"images": images}, indent=2) + "\n")
     animation = out / "trajectory.gif" if trajectory else None
     if animation is not None:
-        save_animation([sheet(torch.cat(batch), rows) for batch in frames.values()], animation)
+        save_animation([sheet(pipe, torch.cat(batch), rows) for batch in frames.values()], animation)
     return SampledFolder(len(pixels), time.monotonic() - started, grid, files, animation, settings)
 
 
@@ -158,7 +162,9 @@ def plain(value: Label | Seed) -> Any:
     return vars(value) if isinstance(value, Between) else value
 
 
-def write_batches(batches: Iterator[Tensor], files: Sequence[Path], records: Sequence[dict[str, Any]]) -> Tensor:
+def write_batches(
+    pipe: BasePipeline, batches: Iterator[Tensor], files: Sequence[Path], records: Sequence[dict[str, Any]]
+) -> Tensor:
     """Write each batch while the next one is generated; returns all images (B, C, H, W)."""
     parts: list[Tensor] = []
     written = 0
@@ -167,7 +173,7 @@ def write_batches(batches: Iterator[Tensor], files: Sequence[Path], records: Seq
         for part in batches:
             files[0].parent.mkdir(parents=True, exist_ok=True)
             rows = slice(written, written + len(part))
-            saving.append(writer.submit(save_all, part, files[rows], records[rows]))
+            saving.append(writer.submit(save_all, pipe, part, files[rows], records[rows]))
             written += len(part)
             parts.append(part)
         for task in saving:
@@ -175,9 +181,9 @@ def write_batches(batches: Iterator[Tensor], files: Sequence[Path], records: Seq
     return torch.cat(parts)
 
 
-def sheet(pixels: Tensor, rows: "Sequence[Row]") -> Image.Image:
+def sheet(pipe: BasePipeline, pixels: Tensor, rows: "Sequence[Row]") -> Image.Image:
     """Arrange images on a contact sheet with the names of the rows."""
-    images = to_pil(pixels)
+    images = pipe.displayed(pixels)
     columns = len(images) // len(rows)
     return contact_sheet([images[i : i + columns] for i in range(0, len(images), columns)], [row.name for row in rows])
 
@@ -238,9 +244,13 @@ def strips(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int], co
     )
 
 
-def save_all(pixels: Tensor, files: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
-    """Write a PNG file for each image, with its settings in the metadata."""
-    for image, file, record in zip(to_pil(pixels), files, records, strict=True):
+def save_all(pipe: BasePipeline, pixels: Tensor, files: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
+    """Write a file for each image: .npy, or PNG with its settings in the metadata."""
+    if files[0].suffix == ".npy":
+        for array, file in zip(native(pixels, pipe.values), files, strict=True):
+            save_numbers(array, file)
+        return
+    for image, file, record in zip(pipe.displayed(pixels), files, records, strict=True):
         metadata = PngImagePlugin.PngInfo()
         metadata.add_text(METADATA, json.dumps(record))
         image.save(file, pnginfo=metadata)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ditlab.autoencoders import Autoencoder
 from ditlab.core.errors import InputError
 from ditlab.core.types import Denoise, Noise, Prediction, Step
+from ditlab.core.values import PixelValues
 from ditlab.diffusion.process import Process, per_image
 from ditlab.diffusion.samplers import Sampler
 
@@ -95,6 +96,19 @@ def noised_again(process: Process, x: Tensor, s: Tensor, t: Tensor, noise: Noise
     ratio = process.alpha(t) / process.alpha(s)
     variance = (process.sigma(t) ** 2 - (ratio * process.sigma(s)) ** 2).clamp(min=0)
     return per_image(ratio, x) * x + per_image(variance.sqrt(), x) * noise(x)
+
+
+def check_startable(channels: int, values: PixelValues) -> None:
+    """Check that a model of images with these channels and values can start from an image file.
+
+    Raises:
+        InputError: it cannot, because its images are not gray or RGB with 8 bits.
+    """
+    if channels not in (1, 3) or not values.eight_bits:
+        raise InputError(
+            f"this model generates {channels} channels of {values.summary()}, and images to start from are gray or RGB "
+            "with 8 bits; generate from noise, without image="
+        )
 
 
 def originals(

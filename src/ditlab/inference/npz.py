@@ -32,6 +32,8 @@ def write_samples(
 ) -> Path | None:
     """Generate a large number of images into samples.npz; an interrupted call resumes if it is repeated.
 
+    The images are numbers of the type and range of the training data, with all channels.
+
     Args:
         pipe: the model.
         folder: folder of samples.npz, and of samples.json with all settings.
@@ -73,7 +75,7 @@ def write_here(
     if not draft_record.exists():
         replace_text(draft_record, text)
     shape = (len(samples), *samples.size, samples.channels)
-    written = fill(Draft(draft, shape), samples, out, console, rank, world)
+    written = fill(Draft(draft, shape, samples.values.dtype), samples, out, console, rank, world)
     if written:
         replace_text(record, text)
         draft_record.unlink(missing_ok=True)
@@ -105,8 +107,8 @@ def fill(draft: Draft, samples: Samples, out: Path, console: Console, rank: int,
         left = sum(len(draft.places(block)) for block in blocks)
         watch(samples, progress, "generating", len(samples) if world == 1 else left, left)
         for block in blocks:
-            draft.put(block, samples.fetch(draft.places(block)).x)
+            draft.put(block, samples.values.restored(samples.fetch(draft.places(block)).x))
     if draft.left():
         return False
-    draft.finish(samples.labels if samples.pipe.net.classes else None, out)
+    draft.finish(samples.labels if samples.pipe.net.classes else None, out, samples.values)
     return True

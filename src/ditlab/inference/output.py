@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.report.sheets import save_animation, to_pil, to_videos
 
-TYPES = ("pil", "np", "pt", "latent")
+TYPES = ("pil", "np", "pt", "native", "latent")
+SUFFIXES = (".png", ".gif", ".npy")
 
 
 @dataclass(frozen=True)
@@ -21,29 +23,38 @@ class Output:
     """Generated images or videos."""
 
     images: Any
-    """PIL images ("pil"); float array (B, H, W, C) in 0..1 ("np"); float tensor (B, C, H, W) in 0..1 ("pt"); or latents
-    ("latent"). For video models: one PIL image per video with all frames, array (B, T, H, W, C), tensor
-    (B, C, T, H, W), or latents."""
+    """PIL images ("pil"); float array (B, H, W, C) in 0..1 ("np"); float tensor (B, C, H, W) in 0..1 ("pt"); array
+    (B, H, W, C) in the numbers and the type of the training data ("native"); or latents ("latent"). For video models:
+    one PIL image per video with all frames, array (B, T, H, W, C), tensor (B, C, T, H, W), or latents."""
     videos: list[NDArray[np.uint8]] = field(default_factory=list)
     """For video models with `output_type="pil"`: one array (T, H, W, C) per video."""
+    pixels: Tensor | None = field(default=None, repr=False, compare=False)
+    """The decoded images, from which `save` writes files; None for latents."""
+    values: PixelValues = field(default=EIGHT_BITS, repr=False, compare=False)
+    """What the numbers of the images are."""
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write images as PNG files or videos as GIF files; returns their paths.
+        """Write images as PNG files, videos as GIF files, or either as .npy files; returns their paths.
+
+        PNG and GIF files hold the shown channels with 8 bits. An .npy file holds one image (H, W, C) or video
+        (T, H, W, C) with all channels, in the numbers and the type of the training data.
 
         Args:
-            path: a folder, which is created; or a file name that ends in .png or .gif, to which numbers are added if
-                there are several images.
+            path: a folder, which is created; or a file name that ends in .png, .gif or .npy, to which numbers are added
+                if there are several images.
 
         Raises:
-            InputError: the output does not hold PIL images, or the file name has another suffix.
+            InputError: the output holds latents, or the file name has another suffix.
         """
-        items: Sequence[Any] = self.videos or self.images
+        target = Path(path)
+        numbers = target.suffix.lower() == ".npy"
+        items = self._items(numbers=numbers)
         if not isinstance(items, list):
-            raise InputError('only output_type="pil" can be saved; leave output_type out')
-        suffix, target = ".gif" if self.videos else ".png", Path(path)
-        if target.suffix.lower() in (".png", ".gif"):
+            raise InputError('latents cannot be saved as images; leave output_type="latent" out')
+        suffix = ".npy" if numbers else ".png" if isinstance(items[0], Image.Image) else ".gif"
+        if target.suffix.lower() in SUFFIXES:
             if target.suffix.lower() != suffix:
-                raise InputError(f"{target}; give a name that ends in {suffix}")
+                raise InputError(f"{target}; give a name that ends in {suffix} or .npy")
             stem = target.stem
             names = [target] if len(items) == 1 else [target.with_stem(f"{stem}-{i}") for i in range(len(items))]
         else:
@@ -53,19 +64,44 @@ class Output:
             save_item(item, file)
         return names
 
+    def _items(self, *, numbers: bool) -> Sequence[Any]:
+        """What is saved: arrays of numbers, or PIL images and videos of the shown channels."""
+        if self.pixels is None:
+            return self.videos or self.images
+        if numbers:
+            return [*native(self.pixels, self.values)]
+        shown = self.values.displayed(self.pixels)
+        return to_videos(shown) if shown.ndim == 5 else to_pil(shown)
 
-def save_item(item: Image.Image | NDArray[np.uint8], file: Path) -> None:
-    """Write an image as PNG, or a video as GIF."""
-    if isinstance(item, Image.Image):
+
+def save_item(item: Image.Image | NDArray[Any], file: Path) -> None:
+    """Write an image as PNG, a video as GIF, or an array as .npy."""
+    if file.suffix.lower() == ".npy":
+        save_numbers(item, file)
+    elif isinstance(item, Image.Image):
         item.save(file)
     else:
         save_animation([Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in item], file)
 
 
-def make_output(pixels: Tensor, output_type: str) -> Output:
-    """Convert uint8 pixels (B, C, H, W) or (B, C, T, H, W) to an output type."""
+def save_numbers(array: Any, file: Path) -> None:
+    """Write an array as .npy; numpy would add the suffix to a name in capitals."""
+    with file.open("wb") as opened:
+        np.save(opened, array)
+
+
+def make_output(pixels: Tensor, output_type: str, values: PixelValues = EIGHT_BITS) -> Output:
+    """Convert decoded images (B, C, H, W) or videos (B, C, T, H, W) with these values to an output type."""
     if output_type == "pil":
-        videos = to_videos(pixels) if pixels.ndim == 5 else []
-        return Output(to_pil(pixels), videos)
-    floats = pixels.float() / 255
-    return Output(floats if output_type == "pt" else floats.movedim(1, -1).numpy())
+        shown = values.displayed(pixels)
+        return Output(to_pil(shown), to_videos(shown) if shown.ndim == 5 else [], pixels, values)
+    if output_type == "native":
+        return Output(native(pixels, values), [], pixels, values)
+    floats = values.share(pixels)
+    return Output(floats if output_type == "pt" else floats.movedim(1, -1).numpy(), [], pixels, values)
+
+
+def native(pixels: Tensor, values: PixelValues) -> NDArray[Any]:
+    """Convert decoded images to an array (B, H, W, C) or (B, T, H, W, C) of the numbers of the training data."""
+    numbers: NDArray[Any] = np.ascontiguousarray(values.restored(pixels).movedim(1, -1).numpy())
+    return numbers

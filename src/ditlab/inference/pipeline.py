@@ -20,6 +20,7 @@ from ditlab.conditioning import ClassLabels, Conditioner
 from ditlab.config.sampling import outdated, preset_options
 from ditlab.core.errors import InputError
 from ditlab.core.types import Label
+from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, process_name
 from ditlab.inference import saving
@@ -98,6 +99,20 @@ class Pipeline(BasePipeline):
     @classes.setter
     def classes(self, names: Sequence[str]) -> None:
         self.conditioner = ClassLabels(self.net.classes, names)
+
+    @property
+    def values(self) -> PixelValues:
+        """What the numbers of the images are: their type, their range, and the channels that PNG files show.
+
+        To show other channels, assign `pipe.values.showing((4, 3, 2), channels)`.
+        """
+        return super().values
+
+    @values.setter
+    def values(self, values: PixelValues) -> None:
+        self.config.pop("values", None)
+        if values != EIGHT_BITS:
+            self.config["values"] = values.describe()
 
     def to(self, device: torch.device | str) -> Self:
         """Move network and autoencoder to a device; returns the same pipeline."""

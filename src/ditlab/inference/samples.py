@@ -65,6 +65,7 @@ class Samples(Dataset):
         else:
             self.labels = torch.randint(classes, (count,), generator=generator)
         self.channels, self.size = pipe.picture_shape
+        self.values = pipe.values
         self.on_step: Callable[[Step], None] | None = None
 
     @property

@@ -25,7 +25,8 @@ def save(pipe: "Pipeline", folder: Path, name: str | None) -> Path:
             save_file(tensors, folder / file)
     description = describe(pipe)
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(description, name or folder.name), encoding="utf-8")
+    card = model_card(description, name or folder.name, pipe.picture_shape[0])
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
@@ -58,4 +59,5 @@ def identity(pipe: "Pipeline") -> dict[str, Any]:
         "autoencoder": description["autoencoder"],
         "autoencoder_hash": state_hash(pipe.autoencoder),
         "images_seen": pipe.config.get("images_seen"),
+        **({"values": pipe.config["values"]} if "values" in pipe.config else {}),
     }

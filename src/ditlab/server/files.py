@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from ditlab.report.sheets import save_animation
@@ -30,6 +32,13 @@ def gif(frames: Iterable[Image.Image]) -> bytes:
     large = [image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) for image in images]
     content = io.BytesIO()
     save_animation(large, content)
+    return content.getvalue()
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    """Encode an array as an .npy file."""
+    content = io.BytesIO()
+    np.save(content, array)
     return content.getvalue()
 
 

@@ -11,6 +11,7 @@ from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.inference.base import BasePipeline
+from ditlab.inference.card import about_images
 from ditlab.inference.inpaint import FORMATS, Original, read_picture
 from ditlab.server.introspection import Attention
 from ditlab.server.requests import GenerationRequest, resolved
@@ -34,6 +35,7 @@ class About:
     """Facts of a model that do not change while it is served."""
 
     size: str
+    images: str  # channels, type and range, in words
     condition: str
     classes: int
     defaults: dict[str, Any]  # the sampling settings of a request that gives none
@@ -43,10 +45,11 @@ class About:
     @classmethod
     def of(cls, pipe: BasePipeline) -> "About":
         """The facts of a pipeline."""
-        height, width = pipe.picture_shape[1]
+        channels, (height, width) = pipe.picture_shape
         conditioner = pipe.conditioner
         return cls(
             size=f"{width}x{height}",
+            images=about_images(channels, pipe.values),
             condition=conditioner.config["kind"],
             classes=conditioner.classes if isinstance(conditioner, ClassLabels) else 0,
             defaults=resolved(pipe, {}),
@@ -66,6 +69,7 @@ class Generation:
     original: Original | None
     previews: int
     animation: bool
+    numbers: bool
     total: int  # steps, with those that inpainting repeats
     steps: Iterator[Step]
     stop: threading.Event  # set it to cancel the generation
@@ -80,6 +84,7 @@ class Event:
     steps: int = 0
     images: tuple[bytes, ...] = ()  # PNG
     animations: tuple[bytes, ...] = ()  # GIF
+    arrays: tuple[bytes, ...] = ()  # .npy
     message: str = ""
 
 

@@ -187,6 +187,11 @@ class GenerationRequest(SamplingRequest):
         None, description="With a mask: how often each part of the trajectory is sampled. Default: 2."
     )
     animation: bool = Field(False, description="Also return the trajectory of each image, as a GIF in animation_b64.")
+    numbers: bool = Field(
+        False,
+        description="Also return all channels of each image in the numbers and the type of the training data, as an "
+        ".npy file (H, W, C) in npy_b64.",
+    )
     response_format: Literal["b64_json"] = "b64_json"
     stream: bool = Field(False, description="Respond with server-sent events.")
     partial_images: Annotated[int, WHOLE] = Field(3, ge=0, le=100, description="Number of previews in a stream.")

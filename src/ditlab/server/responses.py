@@ -90,6 +90,10 @@ class Model(BaseModel):
     owned_by: str = Field(examples=["ditlab"])
     network: str = Field(examples=["DiT"])
     size: str = Field(description="WIDTHxHEIGHT of its images.", examples=["32x32"])
+    images: str = Field(
+        description="Channels, type and range of its images, and the channels that PNG files show.",
+        examples=["3 channels of uint8, 0..255"],
+    )
     condition: str = Field(description="Kind of condition.", examples=["class"])
     classes: int = Field(description="Number of classes; 0 for a model without class labels.", examples=[10])
     steps: int = Field(examples=[20])
@@ -124,6 +128,7 @@ class Image(BaseModel):
     settings: dict[str, Any] = Field(
         description="Every setting with the value that was used, given or default.", examples=[SETTINGS]
     )
+    npy_b64: str | None = Field(None, description="All numbers as an .npy file, if they were requested.")
     animation_b64: str | None = Field(None, description="The trajectory as a GIF, if it was requested.")
 
 
@@ -272,6 +277,7 @@ def model_info(service: Service, name: str) -> dict[str, Any]:
         "owned_by": "ditlab",
         "network": pipe.net.config["name"],
         "size": about.size,
+        "images": about.images,
         "condition": about.condition,
         "classes": about.classes,
         **settings,
@@ -288,6 +294,8 @@ def generated(service: Service, generation: Generation, event: Event) -> dict[st
     ]
     for item, animation in zip(data, event.animations, strict=False):  # there are none unless they were requested
         item["animation_b64"] = as_base64(animation)
+    for item, array in zip(data, event.arrays, strict=False):
+        item["npy_b64"] = as_base64(array)
     return {"created": int(time.time()), "model": generation.model, "data": data}
 
 

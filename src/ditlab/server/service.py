@@ -19,9 +19,9 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Step
 from ditlab.core.version import __version__
 from ditlab.inference.base import BasePipeline
-from ditlab.report.sheets import to_pil
+from ditlab.inference.output import native
 from ditlab.server.batching import Canceled, Context, Engine
-from ditlab.server.files import gif, png
+from ditlab.server.files import gif, npy, png
 from ditlab.server.generation import (
     About,
     Event,
@@ -114,6 +114,7 @@ class Service:
             original=original,
             previews=request.partial_images if request.stream else 0,
             animation=request.animation,
+            numbers=request.numbers,
             total=total,
             steps=self._in_time(steps),
             stop=stop,
@@ -183,10 +184,11 @@ class Service:
             previews = tuple(map(png, estimates)) if step.i in previewed else ()
             notify(Event("preview" if previews else "step", step.i + 1, total, previews))
         images = self.images(generation, step.x)
+        arrays = self.arrays(generation, step.x) if generation.numbers else ()
         files = tuple(png(image, self.settings(generation, i)) for i, image in enumerate(images))
         animations = zip(*frames, images, strict=True) if generation.animation else ()
         self.metrics.generated(len(files))
-        return Event("done", total, total, files, tuple(map(gif, animations)))
+        return Event("done", total, total, files, tuple(map(gif, animations)), arrays)
 
     def inspect(self, request: InspectionRequest) -> tuple["Future[Inspection]", threading.Event]:
         """Generate an image in a thread and record what the network computes.
@@ -239,9 +241,17 @@ class Service:
         return self.thumbnails[name, label]
 
     def images(self, generation: Generation, latents: Tensor) -> list[Image.Image]:
-        """The images of latents; pixels that an inpainting mask keeps are those of the original."""
+        """The shown channels of the images of latents."""
+        return self.models[generation.model].displayed(self.pixels(generation, latents))
+
+    def arrays(self, generation: Generation, latents: Tensor) -> tuple[bytes, ...]:
+        """All numbers of the images of latents, as .npy files."""
+        return tuple(map(npy, native(self.pixels(generation, latents), self.models[generation.model].values)))
+
+    def pixels(self, generation: Generation, latents: Tensor) -> Tensor:
+        """The decoded images of latents; pixels that an inpainting mask keeps are those of the original."""
         pixels = self.models[generation.model].decode(latents)
-        return to_pil(pixels if generation.original is None else generation.original.finish(pixels))
+        return pixels if generation.original is None else generation.original.finish(pixels)
 
     def settings(self, generation: Generation, i: int) -> dict[str, Any]:
         """Everything that decides image i, except for the image that it starts from."""

@@ -10,6 +10,7 @@ import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ditlab.config.sections import AutoencoderTraining, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, is_vacant, replace_text, replacing
+from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.summary import Summary
 from ditlab.evaluation.reconstruction import psnr, ssim
@@ -33,6 +35,7 @@ from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.files import describe_difference, refuse_other_run, writing
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
+from ditlab.training.preview import Guard
 from ditlab.training.signals import end, interruption
 
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
@@ -69,7 +72,7 @@ def train_autoencoder(
     """Train an autoencoder, normalize its latents, evaluate and save it; the same call resumes an interrupted run.
 
     Args:
-        dataset: uint8 images, of which the share `settings.held_out` is held out for the scores.
+        dataset: images, of which the share `settings.held_out` is held out for the scores.
         settings: settings of the network and of training.
         out: folder for the autoencoder, which `load_autoencoder` reads, with metrics and `reconstructions.png`.
         console: where progress is shown.
@@ -113,7 +116,7 @@ def loop(
 ) -> None:
     """Train from `state.seen` images to the end, or until Ctrl-C."""
     schedule = Optim(lr=settings.lr, warmup=settings.images // 20, schedule="cosine")
-    started = time.monotonic() - state.seconds
+    started, guard = time.monotonic() - state.seconds, Guard(partial(console.print, markup=False))
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
     with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as signals:
         for batch in ahead(order, lambda indices: dataset.fetch(training[indices])):
@@ -132,7 +135,8 @@ def loop(
                 log.write(state.seen, means() | {"lr": rate})
                 state.seconds = time.monotonic() - started
                 save(state, out)
-                preview(state.autoencoder, dataset, held_out).save(out / "reconstructions.png")
+                with guard(f"preview at {state.seen:,} images"):
+                    preview(state.autoencoder, dataset, held_out).save(out / "reconstructions.png")
             if signals:
                 console.print(f"saved {out} at {state.seen:,} images; the same command resumes", markup=False)
                 end(signals[0])
@@ -168,10 +172,10 @@ def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
 
 
 def step(state: State, images: Tensor, settings: AutoencoderTraining, rate: float) -> tuple[Tensor, Tensor]:
-    """Take a training step on uint8 images (B, C, H, W); returns the loss and the norm of the gradient."""
+    """Take a training step on images (B, C, H, W); returns the loss and the norm of the gradient."""
     autoencoder = state.autoencoder.train()
     generator = torch.Generator().manual_seed((settings.seed * 1_000_000_007 + state.seen) % 2**63)
-    x = images.to(next(autoencoder.parameters()).device) / 127.5 - 1
+    x = network_scale(images.to(next(autoencoder.parameters()).device))
     mean, log_variance = autoencoder.moments(x).chunk(2, dim=1)
     eps = torch.randn(mean.shape, generator=generator).to(x)
     y = autoencoder.pictures(mean + (log_variance / 2).exp() * eps)
@@ -270,20 +274,24 @@ def normalize(autoencoder: Latent, dataset: Dataset, training: Tensor) -> Latent
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: Latent, images: Tensor) -> Tensor:
-    """Encode uint8 images to the mean of their posterior and decode it; returns uint8 images on the CPU."""
+def reconstruct(autoencoder: Latent, images: Tensor, values: PixelValues = EIGHT_BITS) -> Tensor:
+    """Encode images with these values to the mean of their posterior and decode it; returns images on the CPU."""
     mean = autoencoder.encode(images.to(next(autoencoder.parameters()).device)).chunk(2, 1)[0]
-    return autoencoder.decode(autoencoder.normalised(mean)).cpu()
+    return autoencoder.decode_as(autoencoder.normalised(mean), values).cpu()
 
 
 def evaluate(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> tuple[float, float]:
-    """Mean PSNR (dB) and mean SSIM over the held-out images."""
-    pairs = [(images, reconstruct(autoencoder, images)) for images in batches(dataset, held_out)]
-    scores = [torch.cat([measure(a, b) for a, b in pairs]).mean().item() for measure in (psnr, ssim)]
+    """Mean PSNR (dB) and mean SSIM over the held-out images, in the range of their values."""
+    values, peak = dataset.values, 255.0 if dataset.values.eight_bits else 1.0
+    pairs = [(images, reconstruct(autoencoder, images, values)) for images in batches(dataset, held_out)]
+    if not values.eight_bits:
+        pairs = [(values.share(a), values.share(b)) for a, b in pairs]
+    scores = [torch.cat([measure(a, b, peak) for a, b in pairs]).mean().item() for measure in (psnr, ssim)]
     return scores[0], scores[1]
 
 
 def preview(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> Image.Image:
     """A contact sheet of held-out images above their reconstructions."""
-    images = dataset.fetch(held_out[:12]).x
-    return contact_sheet([to_pil(images), to_pil(reconstruct(autoencoder.eval(), images))], ["real", "reconstructed"])
+    images, values = dataset.fetch(held_out[:12]).x, dataset.values
+    reconstructed = reconstruct(autoencoder.eval(), images, values)
+    return contact_sheet([to_pil(values.displayed(x)) for x in (images, reconstructed)], ["real", "reconstructed"])

@@ -31,10 +31,13 @@ class Listeners:
             tracker.numbers(seen, flat(values))
         return any(result is True for result in self.call("on_log", seen, values))
 
-    def preview(self, seen: int, image: Image.Image) -> None:
-        """Send a preview to all listeners."""
+    def track_preview(self, seen: int, image: Image.Image) -> None:
+        """Send a preview to all trackers."""
         for tracker in self.trackers:
             tracker.preview(seen, image)
+
+    def preview(self, seen: int, image: Image.Image) -> None:
+        """Send a preview to all callbacks."""
         self.call("on_preview", seen, image)
 
     def end(self, pipe: Pipeline) -> None:

@@ -22,7 +22,7 @@ from ditlab.training.log import RunLog, Tally
 from ditlab.training.losses import backward
 from ditlab.training.optim import learning_rate
 from ditlab.training.parallel import local, whole
-from ditlab.training.preview import preview
+from ditlab.training.preview import Guard, preview
 from ditlab.training.setup import Job
 from ditlab.training.signals import check_own_signal, end, interruption
 from ditlab.training.state import TrainState
@@ -37,7 +37,7 @@ def train_to_end(job: Job) -> None:
         SystemExit: with status 0 after SIGTERM, when the state has been saved.
     """
     recipe, settings, place, state, folder = job.recipe, job.recipe.train, job.place, job.state, job.folder
-    listeners = Listeners()
+    listeners, guard = Listeners(), Guard(job.say)
     if place.first:
         run_trackers = trackers(settings.report, folder.folder, state.seen, to_tables(recipe))
         listeners = Listeners(run_trackers, job.callbacks)
@@ -61,7 +61,7 @@ def train_to_end(job: Job) -> None:
                 stop = write_log(job, log, listeners, rate) or stop
             # The preview comes before the checkpoint, because a run that resumes there would not repeat the preview.
             if steps.due(settings.preview_every, before):
-                show_preview(job, listeners)
+                show_preview(job, listeners, guard)
             if steps.due(settings.save_every, before) or signal or stop:
                 state.seconds = time.monotonic() - started
                 folder.save(state, job.pipe, settings, place)
@@ -163,13 +163,21 @@ def write_log(job: Job, log: RunLog, listeners: Listeners, rate: float) -> bool:
     return job.place.agree(stop) if job.callbacks else False
 
 
-def show_preview(job: Job, listeners: Listeners) -> None:
-    """Generate and write a preview with the averaged and the raw weights; all processes generate a part."""
+def show_preview(job: Job, listeners: Listeners, guard: Guard) -> None:
+    """Generate and write a preview with the averaged and the raw weights; all processes generate a part.
+
+    A failure does not end the run. A callback that raises an error does.
+    """
     state = job.state
     average = state.average()
-    image = preview([replace(job.pipe, net=net) for net in (average, state.raw(average))], job.place)
+    pipes = [replace(job.pipe, net=net) for net in (average, state.raw(average))]
+    image = None
+    with guard(f"preview at {state.seen:,} images"):
+        image = preview(pipes, job.place)
+        if image is not None:
+            job.folder.show(state.seen, image)
+            listeners.track_preview(state.seen, image)
     if image is not None:
-        job.folder.show(state.seen, image)
         listeners.preview(state.seen, image)
 
 

@@ -1,15 +1,45 @@
 """Previews: samples that a run generates from fixed seeds while it trains."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
 
+from ditlab.core.errors import InputError, RunError
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.sheets import contact_sheet, side_by_side
 from ditlab.training.parallel import Place
 
 COLUMNS, ROWS = 8, 10
+log = logging.getLogger(__name__)
+
+
+class Guard:
+    """Catches the errors of previews, because a run of days must not end for an image that nobody may look at.
+
+    Each type of error is reported in one line when it first occurs; the traceback is logged each time.
+
+    Args:
+        say: prints a line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.reported: set[type[Exception]] = set()
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Catch the errors of the enclosed block, which makes `what`."""
+        try:
+            yield
+        except Exception as error:
+            log.info("no %s", what, exc_info=True)
+            if type(error) not in self.reported:
+                self.reported.add(type(error))
+                kind = "" if isinstance(error, InputError | RunError) else f"{type(error).__name__}: "
+                self.say(f"no {what} ({kind}{' '.join(str(error).split())}); training continues")
 
 
 def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
@@ -23,19 +53,29 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
 
     Returns:
         The image in the first process, None in the others.
+
+    Raises:
+        RunError: another process could not generate its part.
     """
     titles = pipes[0].classes[:ROWS]
     values: list[Any] = list(titles) or [None, None]
     conditions = [value for value in values for _ in range(COLUMNS)]
     seeds = list(range(COLUMNS)) * len(values) if titles else list(range(len(conditions)))
     part = range(place.rank, len(conditions), place.world)  # indices of the images that this process generates
-    sheets = []
+    sheets, failure = [], None
     for pipe in pipes:
-        generated = pipe([conditions[i] for i in part], seeds=[seeds[i] for i in part]).images if part else []
-        by_index = dict(place.collect(list(zip(part, generated, strict=True))))
-        if not place.first:
+        try:
+            generated = pipe([conditions[i] for i in part], seeds=[seeds[i] for i in part]).images if part else []
+        except Exception as error:  # raised after the images are collected, for which the other processes wait
+            generated, failure = [], error
+        by_index = dict(place.collect(list(zip(part, generated, strict=failure is None))))
+        if not place.first or len(by_index) < len(conditions):
             continue
         images = [by_index[i] for i in range(len(conditions))]
         rows = [images[i * COLUMNS : (i + 1) * COLUMNS] for i in range(len(values))]
         sheets.append(contact_sheet(rows, titles or None))
+    if failure is not None:
+        raise failure
+    if place.first and len(sheets) < len(pipes):
+        raise RunError("another process could not generate its part")
     return side_by_side(sheets, ("average", "raw weights")) if place.first else None

@@ -34,6 +34,7 @@ from ditlab.config.sections import Recipe, Train
 from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
 from ditlab.core.io import damage, is_vacant, replace_text, replacing, write_manifest
+from ditlab.core.values import PixelValues
 from ditlab.core.weights import ADAPTER, WEIGHTS, checkpoints, read_config
 from ditlab.data import Dataset
 from ditlab.diffusion.objective import completed
@@ -45,6 +46,7 @@ from ditlab.training.power_ema import STEPS, as_float16
 from ditlab.training.state import AVERAGED, PROFILES, RAW, STATE, Snapshot, TrainState, restore_state, snapshot
 
 COUNT = "pictures"  # key of config.json: images in the data
+VALUES = "values"  # key of config.json: what the numbers of the images are
 
 
 class RunFolder:
@@ -282,9 +284,15 @@ def other_images(config: dict[str, Any], dataset: Dataset) -> dict[str, str]:
         differing["data.source"] = f"class {i} of the images was {was} there and is {is_} here"
     if (count := config.get(COUNT)) not in (None, len(dataset)):
         differing[COUNT] = f"{count:,} images there, {len(dataset):,} here"
+    pixels, channels = config["autoencoder"]["kind"] == "pixel", config["backbone"]["channels"]
+    if pixels and channels != dataset.channels:
+        differing["data.channels"] = f"images with {channels} channels there, {dataset.channels} here"
+    saved = PixelValues.read(config.get(VALUES))
+    if replace(saved, shown=()) != replace(dataset.values, shown=()):
+        differing[VALUES] = f"values {saved.summary()} there, {dataset.values.summary()} here"
     return differing
 
 
 def changeable(key: str) -> bool:
     """Whether a run may resume with another value of a setting if the user allows changes."""
-    return key == COUNT or resume_rules(Recipe).get(key) == "ask"
+    return key in (COUNT, VALUES) or resume_rules(Recipe).get(key) == "ask"

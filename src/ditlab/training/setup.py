@@ -21,6 +21,7 @@ from ditlab.config.sections import Recipe
 from ditlab.core.device import total_memory
 from ditlab.core.errors import InputError
 from ditlab.core.units import GIB
+from ditlab.core.values import EIGHT_BITS
 from ditlab.core.weights import newest_checkpoint
 from ditlab.data import Dataset, Latents, open_dataset
 from ditlab.data.summary import Summary
@@ -142,6 +143,7 @@ def open_source(job: Job) -> None:
 def build_model(job: Job) -> None:
     """Build the model with initial weights. This comes before the folder is created, because it may fail."""
     autoencoder = pick_autoencoder(job.recipe.data.autoencoder, job.dataset, job.source)
+    autoencoder.check_images(job.dataset.channels, job.dataset.values)
     job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device)
     job.pipe.resolve()  # rejects invalid sampling settings now and not at the first preview
 
@@ -340,6 +342,8 @@ def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: to
         )
     tables = to_tables(recipe)
     config = {"sample": tables["sample"], "recipe": tables}
+    if dataset.values != EIGHT_BITS:
+        config["values"] = dataset.values.describe()
     return Pipeline(net.to(device), objective, autoencoder.to(device), config=config, conditioner=conditioner)
 
 

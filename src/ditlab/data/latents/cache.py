@@ -15,7 +15,7 @@ import json
 import math
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant, replace_text, replacing
 from ditlab.core.types import Batch, Condition
+from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
@@ -60,11 +61,17 @@ class Description:
     classes: list[str]
     shard: int
     """Images of the source in each shard."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What the numbers of the images are; empty for 8 bits."""
 
     @property
     def shards(self) -> int:
         """The number of shards."""
         return -(-self.images // self.shard)
+
+    def content(self) -> dict[str, Any]:
+        """The content of the file; that of 8-bit images is as in version 0.1."""
+        return {key: value for key, value in asdict(self).items() if key != "values" or value}
 
     def differences(self, other: "Description") -> list[str]:
         """`name: value of this description, not value of the other` for each field that differs."""
@@ -118,7 +125,7 @@ def write_index(folder: Path, description: Description) -> int:
             }
         )
     entries = sum(shard["entries"] for shard in shards)
-    content = {"format": FORMAT, "entries": entries, **asdict(description), "shards": shards}
+    content = {"format": FORMAT, "entries": entries, **description.content(), "shards": shards}
     replace_text(folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return entries
 
@@ -171,6 +178,7 @@ class Latents(Dataset):
         self.description = describe(content)
         self.channels, self.size = self.description.channels, self.description.size
         self.classes, self.preprocessing = self.description.classes, self.description.preprocessing
+        self.values = PixelValues.read(self.description.values)
         self.shape = self.description.shape
         self.shards = [Shard(folder / "shards" / shard["file"], shard["bytes"]) for shard in shards]
         self.starts = np.cumsum([0] + [shard["entries"] for shard in shards])
@@ -277,4 +285,4 @@ def keep_description(folder: Path, description: Description) -> None:
         return
     if not is_vacant(folder):
         raise InputError(f"{folder} is not empty and holds no cache; give another folder")
-    replace_text(file, json.dumps(asdict(description), indent=1, ensure_ascii=False) + "\n")
+    replace_text(file, json.dumps(description.content(), indent=1, ensure_ascii=False) + "\n")

@@ -18,6 +18,7 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
 from ditlab.core.types import Batch, Condition
+from ditlab.core.values import EIGHT_BITS
 from ditlab.data.base import Dataset, ahead
 from ditlab.data.latents.cache import (
     DTYPES,
@@ -73,7 +74,7 @@ def encode(
     """Encode all images of a data set into a cache; existing shards are kept.
 
     Args:
-        dataset: uint8 images or videos.
+        dataset: images or videos.
         source: name of the data set, for the index.
         autoencoder: the autoencoder. The moments of its posterior are stored, so that each epoch samples new latents.
         out: folder of the cache; created if it does not exist.
@@ -108,6 +109,7 @@ def encode(
 
 
 def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, shard: int) -> Description:
+    autoencoder.check_images(dataset.channels, dataset.values)
     channels, sides = autoencoder.latent_shape(dataset.channels, dataset.size)
     return Description(
         source=source,
@@ -120,6 +122,7 @@ def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, sh
         dtype=dtype,
         classes=dataset.classes,
         shard=shard,
+        values={} if dataset.values == EIGHT_BITS else dataset.values.describe(),
     )
 
 

@@ -23,12 +23,12 @@ class Features(ABC):
     weights: str  # hash of the weights: the first 16 digits of their SHA-256
     dimension: int  # D
     classes: list[str] | None = None  # class names of its probabilities; None if they belong to no data set
-    channels: int | None = None  # required number; None accepts gray and RGB images
+    channels: int | None = None  # required number, 1 or 3; None accepts gray and RGB images
     size: tuple[int, int] | None = None  # required (height, width); None resizes images
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Extracted:
-        """Features of uint8 images (B, C, H, W)."""
+        """Features of uint8 images (B, C, H, W), gray or RGB; of other images they are the shown channels."""
 
     @property
     def device(self) -> torch.device:
