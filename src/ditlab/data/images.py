@@ -20,7 +20,7 @@ from ditlab.data.base import Dataset, spread
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import find_values, sampled, summary
 from ditlab.data.scan import scan, with_progress
-from ditlab.data.sources import MIN_SIDE, Raster, Source, Unreadable
+from ditlab.data.sources import Raster, Source, Unreadable
 
 PREPROCESSING = ("size", "fit", "flip", "background", "channels")
 """Settings of `Preprocess` that `Dataset.preprocessing` records."""
@@ -42,7 +42,6 @@ class Images(Dataset):
         max_skipped: float = 0.05,
         range: str = "",
         show: tuple[int, ...] = (),
-        min_side: int = MIN_SIDE,
     ) -> None:
         """Read the headers of all images and, if their type needs it, the range of their numbers.
 
@@ -55,12 +54,11 @@ class Images(Dataset):
                 larger, unless this is 0.
             range: the numbers that become black and white; see `ditlab.data.ranges.find_values`.
             show: numbers of the channels that are displayed, from 1.
-            min_side: images with a shorter side in pixels are left out.
 
         Raises:
             InputError: no image can be read, or the images differ in size, channels or type.
         """
-        self.source, self.report, self.max_skipped, self.min_side = source, report, max_skipped, min_side
+        self.source, self.report, self.max_skipped = source, report, max_skipped
         self.skipped: dict[str, str] = {}
         self.reported = read_names(report)
         self.lock = Lock()
@@ -77,7 +75,7 @@ class Images(Dataset):
             )
         assert found.size is not None
         self.size, self.channels = preprocess.size or found.size, found.channels(preprocess.channels)
-        self.expand_pages = preprocess.channels or 1
+        self.pages = preprocess.channels or 1
         self.preprocess = replace(preprocess, channels=self.channels)
         self.values = find_values(found.dtype, self.channels, range, show, lambda: self._numbers(found.dtype))
         self.preprocess = replace(self.preprocess, values=self.values)
@@ -101,7 +99,7 @@ class Images(Dataset):
 
         def read(position: int) -> Raster | None:
             try:
-                return unsized(self.source.read(indices[position], self.min_side, self.expand_pages))
+                return unsized(self.source.read(indices[position], pages=self.pages))
             except Unreadable:
                 return None
 
@@ -134,7 +132,7 @@ class Images(Dataset):
     def _read(self, index: int) -> Raster | None:
         i = index % len(self.source)
         try:
-            array = self.preprocess(self.source.read(i, self.min_side, self.expand_pages))
+            array = self.preprocess(self.source.read(i, pages=self.pages))
             if array.shape != (*self.size, self.channels):  # the file was changed, or its header is wrong
                 raise Unreadable("{}x{} pixels with {} channels".format(*array.shape))
         except Unreadable as error:
@@ -177,11 +175,14 @@ def append_report(file: Path, name: str, reason: str) -> None:
 
 
 def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
-    """Write the first `count` images as PNG files, one sub-folder for each class."""
+    """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; one sub-folder for each class."""
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
         for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):
             class_folder = folder / (dataset.classes[label] if dataset.classes else "")
             class_folder.mkdir(parents=True, exist_ok=True)
-            array = image.permute(1, 2, 0).numpy()
-            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(class_folder / f"{i:06d}.png")
+            array = dataset.values.restored(image[None])[0].permute(1, 2, 0).numpy()
+            if dataset.values.eight_bits and array.shape[2] in (1, 3, 4):
+                Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(class_folder / f"{i:06d}.png")
+            else:
+                np.save(class_folder / f"{i:06d}.npy", array)

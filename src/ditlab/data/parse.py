@@ -145,7 +145,6 @@ class ImageFiles(SourceSpec):
             max_skipped=settings.max_skipped,
             range=settings.range,
             show=settings.show,
-            min_side=settings.min_side,
         )
 
     def images(self, settings: Preparation | None = None) -> Source:

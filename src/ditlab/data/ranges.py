@@ -100,9 +100,9 @@ def find_values(
 ) -> PixelValues:
     """The type and range of the numbers of a data set.
 
-    Without a setting, numbers of 8 bits are 0..255. The range of others is that of the numbers themselves: integers from
-    0 are 0..2^k - 1 for the smallest k that holds them; floats are 0..1 or -1..1 if they lie within, and otherwise, like
-    integers with a sign, from the smallest to the largest.
+    Without a setting, numbers of 8 bits are 0..255. The range of others is that of the numbers themselves: integers
+    from 0 are 0..2^k - 1 for the smallest k that holds them; floats are 0..1 or -1..1 if they lie within, and
+    otherwise, like integers with a sign, from the smallest to the largest.
 
     Args:
         dtype: type of the numbers.
@@ -151,9 +151,9 @@ def found_range(dtype: str, low: float, high: float) -> tuple[float, float]:
     """The range for numbers from `low` to `high`; see `find_values`."""
     if dtype != "float32" and low >= 0:
         return 0.0, float((1 << max(1, int(high).bit_length())) - 1)
-    if dtype == "float32" and 0 <= low and high <= 1:
+    if dtype == "float32" and low >= 0 and high <= 1:
         return 0.0, 1.0
-    if dtype == "float32" and -1 <= low and high <= 1:
+    if dtype == "float32" and low >= -1 and high <= 1:
         return -1.0, 1.0
     if low == high:
         raise InputError(f"all numbers are {low:g}; give a range (data.range)")

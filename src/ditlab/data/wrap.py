@@ -89,7 +89,9 @@ class TorchImages(Dataset):
         shape, expected = ((part.channels, *part.size) for part in (header, self.first))
         gray = (header.channels, self.channels) == (1, 3) and isinstance(image, Image.Image)
         if shape != expected and not (gray and header.size == self.size):
-            raise InputError(f"image {i} has the shape {shape} but image 0 has {expected}; resize the images to one size")
+            raise InputError(
+                f"image {i} has the shape {shape} but image 0 has {expected}; resize the images to one size"
+            )
         if header.dtype != self.first.dtype:
             raise InputError(f"image {i} holds {header.dtype} but image 0 holds {self.first.dtype}; give one type")
         try:

@@ -13,7 +13,18 @@ from ditlab.data.sources.tar import TarShards
 SOURCES: dict[str, type[Source]] = {"hf": HuggingFace, "tar": TarShards, "table": Table, "folder": Folder}
 """Name -> source class, in the order in which they are tried."""
 
-__all__ = ["MIN_SIDE", "SOURCES", "SUFFIXES", "Column", "Raster", "Source", "Unreadable", "find_source", "open_source", "walk"]
+__all__ = [
+    "MIN_SIDE",
+    "SOURCES",
+    "SUFFIXES",
+    "Column",
+    "Raster",
+    "Source",
+    "Unreadable",
+    "find_source",
+    "open_source",
+    "walk",
+]
 
 
 def find_source(text: str, settings: Preparation | None = None) -> type[Source] | None:
@@ -43,6 +54,7 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
         raise InputError(f'no data at "{text}"; give an existing folder of images')
     check_used(settings, source_class.uses, text)
     source = source_class.from_text(text, settings)
+    source.min_side = settings.min_side
     if not len(source):
         raise InputError(f"no images in {text}; put some there ({', '.join(SUFFIXES)})")
     return source

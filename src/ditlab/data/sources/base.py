@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.decode import Raster, frames, stacked
+from ditlab.data.decode import Raster as Raster
+from ditlab.data.decode import frames, stacked
+from ditlab.data.decode import open_image as open_image
 from ditlab.data.reading import Reading
 
 MIN_SIDE = Preparation().min_side  # smaller images are icons or accidents
@@ -51,6 +53,8 @@ class Source(ABC):
     """"label" comes first; further columns hold captions ("caption") or numbers."""
     reading: Reading
     """What was chosen and left out."""
+    min_side: int = MIN_SIDE
+    """Shortest side in pixels; smaller images cannot be used."""
 
     @classmethod
     @abstractmethod
@@ -95,17 +99,18 @@ class Source(ABC):
         """Image i, opened and not necessarily decoded, or its pixels; it may raise any exception of its reader."""
 
     @final
-    def read(self, i: int, min_side: int = MIN_SIDE, pages: int = 1) -> Image.Image | Raster:
+    def read(self, i: int, min_side: int | None = None, pages: int = 1) -> Image.Image | Raster:
         """Image i, decoded.
 
         Args:
-            i: index of the image.
-            min_side: shortest side in pixels.
+            i: number of the image.
+            min_side: shortest side in pixels, instead of that of the source.
             pages: a TIFF file with this number of pages, each of one channel, is an image with these channels.
 
         Raises:
             Unreadable: missing, broken, animated, with several pages, or with a side of less than `min_side` pixels.
         """
+        min_side = self.min_side if min_side is None else min_side
         try:
             image = self.raw(i)
             if isinstance(image, np.ndarray):
