@@ -132,7 +132,9 @@ ORIENTED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["tif", "png", "jpg", "tif 13", "tif 16", "png 16", "tif 16 gray", "tif gray", "png 16 gray"])
+@pytest.mark.parametrize(
+    "kind", ["tif", "png", "jpg", "tif 13", "tif 16", "png 16", "tif 16 gray", "tif gray", "png 16 gray"]
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientations(tmp_path, kind, orientation):
     suffix, _, variant = kind.partition(" ")
@@ -159,7 +161,13 @@ def write(file, stored, orientation):
     if file.suffix == ".tif":
         photometric = "rgb" if stored.shape[2] == 3 else "minisblack"
         tag, planar = [(0x0112, 3, 1, orientation, True)], None if stored.shape[2] == 1 else "contig"
-        tifffile.imwrite(file, stored[..., 0] if stored.shape[2] == 1 else stored, photometric=photometric, planarconfig=planar, extratags=tag)
+        tifffile.imwrite(
+            file,
+            stored[..., 0] if stored.shape[2] == 1 else stored,
+            photometric=photometric,
+            planarconfig=planar,
+            extratags=tag,
+        )
     elif stored.dtype == np.uint16 and stored.shape[2] == 3:
         codecs = pytest.importorskip("imagecodecs")
         content, chunk = codecs.png_encode(stored), io.BytesIO()

@@ -148,7 +148,7 @@ def channels_last(array: Raster) -> Raster:
     """An array (H, W), (H, W, C) or (C, H, W) as (H, W, C).
 
     Raises:
-        ValueError: it has another number of axes, or the first and last of three are not told apart by their length.
+        ValueError: it has another number of axes, or neither the first nor the last of three is the shortest.
     """
     shape = array.shape
     if array.ndim == 2:

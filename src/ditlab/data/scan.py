@@ -65,7 +65,7 @@ class Scan:
             if count not in convertible:
                 others = f"; {self.first[channels]} has {channels}" if channels in self.first else f", not {channels}"
                 raise InputError(
-                    f"{self.first[count]} has {count} channels{others}; give channels (data.channels) that all images "
+                    f"{self.first[count]} has {counted(count)}{others}; give channels (data.channels) that all images "
                     "have, or move the others away"
                 )
         return channels
@@ -122,6 +122,11 @@ def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same
             f"none of the {count} images can be read, beginning with {source.name(0)} ({reason}); check the files"
         )
     return result
+
+
+def counted(channels: int) -> str:
+    """ "1 channel", "2 channels"."""
+    return f"{channels} channel" + "s" * (channels != 1)
 
 
 def _sides(size: tuple[int, int]) -> str:
