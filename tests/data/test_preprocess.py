@@ -122,5 +122,5 @@ def test_mistakes():
         Preprocess((0, 8))
     with pytest.raises(InputError, match='unknown fit "croop"; did you mean "crop"'):
         Preprocess((8, 8), fit="croop")
-    with pytest.raises(InputError, match="channels is 4; give 1 for gray or 3 for RGB"):
-        Preprocess((8, 8), channels=4)
+    with pytest.raises(InputError, match="channels is 0; give 1 for gray, 3 for RGB, or the bands of the files"):
+        Preprocess((8, 8), channels=0)

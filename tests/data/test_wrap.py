@@ -68,7 +68,7 @@ def test_labels_are_listed_without_reading_images_where_that_is_possible():
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([(torch.zeros(3, 8, 8), 0)], r"image 0 holds torch\.float32; give PIL images, or uint8 .* such as ToTensor"),
+        ([(torch.zeros(3, 8, 8, dtype=torch.complex64), 0)], "image 0: numbers of type complex64; give integers"),
         ([("a.png", 0)], "image 0 is of type str; give PIL images"),
         ([(torch.zeros(8, 8, 3).byte(), 0)], r"image 0 has the shape \(8, 8, 3\) with channels first"),
         ([(pil(0), "a cat")], "label 0 is 'a cat'; give integers from 0"),

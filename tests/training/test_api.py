@@ -1,6 +1,7 @@
 """`ditlab.train` as Python callers use it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from rich.console import Console
 import ditlab
 from ditlab.core.errors import InputError
 from ditlab.data import from_torch
+from ditlab.training import setup
 
 QUIET = Console(quiet=True)
 TABLES = {
@@ -63,6 +65,43 @@ def test_a_torch_data_set_trains_and_resumes(tmp_path):
         ditlab.train(longer, tmp_path, data=Squares(count=11), console=QUIET)
 
 
+def test_images_of_other_types_train(tmp_path):
+    floats = Squares(image=lambda i: torch.full((1, 8, 8), i / 20))
+    pipe = ditlab.train(TABLES, tmp_path / "floats", data=floats, console=QUIET)
+    assert (pipe.net.channels, pipe.config["images_seen"]) == (1, 64)
+
+
+def test_values_of_a_recipe_get_their_type(tmp_path):
+    tables = ditlab.Recipe.load("digits").override(TABLES)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("L", (8, 8), 9).save(folder / "a.png")
+    data, settings = ditlab.config.Data(source=folder, size=16), replace(tables.train, images="32")
+    pipe = ditlab.train(replace(tables, data=data, train=settings), tmp_path / "run", console=QUIET)
+    assert (pipe.net.size, pipe.config["images_seen"]) == ((16, 16), 32)
+    assert pipe.config["recipe"]["data"]["source"] == str(folder)
+    with pytest.raises(InputError, match=r'train\.images: "many" is not a whole number'):
+        ditlab.train(replace(tables, train=replace(settings, images="many")), tmp_path / "b", console=QUIET)
+    with pytest.raises(InputError, match=r"data\.source is a Squares; give a string there, or this data set as data="):
+        ditlab.train(replace(tables, data=ditlab.config.Data(source=Squares())), tmp_path / "b", console=QUIET)
+
+
+def test_a_model_that_reads_gray_as_rgb_resumes(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), 40 * i).save(folder / f"{i}.png")
+    tables = TABLES | {"data": {"source": str(folder), "size": "8"}}
+    assert ditlab.train(tables, tmp_path / "new", console=QUIET).net.channels == 1
+    with monkeypatch.context() as earlier:  # version 0.1 read gray images as RGB if a size was set
+        earlier.setattr(setup, "channels_to_read", lambda job: 3)
+        assert ditlab.train(tables, tmp_path / "old", console=QUIET).net.channels == 3
+    longer = tables | {"train": TABLES["train"] | {"images": 96}}
+    for name, channels in (("new", 1), ("old", 3)):
+        pipe = ditlab.train(longer, tmp_path / name, console=QUIET)
+        assert (pipe.net.channels, pipe.config["images_seen"]) == (channels, 96)
+
+
 def test_the_source_of_the_data_can_be_given(tmp_path):
     pipe = ditlab.train(TABLES, tmp_path, data="glyphs-16", console=QUIET)
     assert pipe.net.size == (16, 16)
@@ -86,8 +125,8 @@ def test_pil_images_and_names_of_classes():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"image": lambda i: torch.rand(1, 8, 8)}, r"image 0 holds torch.float32; give PIL images, or uint8 tensors"),
-        ({"image": lambda i: "file.png"}, "image 0 is of type str; give PIL images, or uint8 tensors"),
+        ({"image": lambda i: torch.zeros(1, 8, 8, dtype=torch.cfloat)}, "image 0: numbers of type complex64; give"),
+        ({"image": lambda i: "file.png"}, "image 0 is of type str; give PIL images, tensors"),
         ({"label": lambda i: f"a red fox {i}"}, "label 0 is 'a red fox 0'; give integers from 0"),
         ({"label": lambda i: i - 3}, "label 0 is -3; give integers from 0"),
         ({"label": lambda i: 0.5}, r"label 0 is 0\.5; give integers from 0"),

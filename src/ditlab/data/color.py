@@ -83,7 +83,8 @@ def _conversion(profile: bytes, mode: str) -> Conversion:
         space = SPACES.get(opened.profile.xcolor_space, "")
         if space != mode and (mode, space) != ("L", "RGB"):  # a gray image with a profile of RGB has its tone curve
             return Conversion("broken")
-        transform = ImageCms.buildTransform(opened, _srgb(), space, "RGB")
+        flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE  # exact, and used once for a table
+        transform = ImageCms.buildTransform(opened, _srgb(), space, "RGB", flags=flags)
         if mode == "L":
             ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
             toned = np.asarray(transform.apply(ramp.convert(space)).convert("L"))[0]

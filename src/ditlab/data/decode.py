@@ -5,6 +5,7 @@ tifffile and imagecodecs (TIFF) or with imagecodecs (PNG), and `.npy` files with
 """
 
 import io
+import logging
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,17 @@ NPY_START = b"\x93NUMPY"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 0x0112  # tag of EXIF and TIFF
 SIDES_SWAPPED_FROM = 5  # orientations from here on exchange height and width
-SUBFILE_TYPE, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 262, 339  # tags of TIFF
+SUBFILE_TYPE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = (
+    254,
+    256,
+    257,
+    258,
+    262,
+    277,
+    339,
+)  # tags of TIFF
+# Pillow prints a line for each TIFF file with many channels, which are read all the same.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 REDUCED_OR_MASK = 1 | 4  # bits of SUBFILE_TYPE: a page that is a small copy or a mask of another one
 
 
@@ -50,8 +61,15 @@ def open_image(file: Path | bytes | BinaryIO) -> Image.Image | Raster:
     if image.format not in ("TIFF", "PNG"):
         return image
     if drops_channels(image) or (is_reduced(image) and image.mode == "RGB" and _can_be_read_whole(image)):
-        image.close()
-        return read_tiff(content) if image.format == "TIFF" else _read_png(content)
+        image_format = image.format
+        if isinstance(content, Path):
+            image.close()
+        else:
+            content.seek(0)
+        return read_tiff(content) if image_format == "TIFF" else _read_png(content)
+    if image.format == "TIFF" and isinstance(content, Path) and _tag(image, ORIENTATION)[0] >= SIDES_SWAPPED_FROM:
+        image.close()  # Pillow maps the rows of an uncompressed file with the sides swapped, and so mixes them up
+        return Image.open(io.BytesIO(content.read_bytes()))
     return image
 
 
@@ -72,20 +90,28 @@ def _start(file: Path | BinaryIO) -> bytes:
     return start
 
 
-def rawmode(image: Image.Image) -> str:
-    """Pillow's name of the pixel format in the file of an image that is not decoded yet; empty if it has none."""
-    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
-    return str((arguments[0] if isinstance(arguments, tuple) and arguments else arguments) or "")
-
-
 def is_reduced(image: Image.Image) -> bool:
-    """Whether Pillow reduces the colors of an image from 16 bits to 8 when it decodes it."""
-    return ";16" in rawmode(image) and not image.mode.startswith("I")
+    """Whether Pillow reduces the colors of an image, which is not decoded yet, from more bits to 8."""
+    if image.format == "TIFF":
+        return len(image.getbands()) > 1 and max(_tag(image, BITS)) > 8
+    if image.format != "PNG" or image.mode.startswith("I"):
+        return False
+    tile: Any = getattr(image, "tile", None)
+    return bool(tile) and ";16" in str(tile[0][3])
 
 
 def drops_channels(image: Image.Image) -> bool:
     """Whether Pillow drops channels of a TIFF file that are neither colors nor transparency."""
-    return image.format == "TIFF" and "X" in rawmode(image)
+    if image.format != "TIFF" or image.mode == "P":
+        return False
+    bands = len(image.getbands())
+    return _tag(image, SAMPLES, bands) != (bands,)
+
+
+def _tag(image: Image.Image, tag: int, default: int = 1) -> tuple[int, ...]:
+    """The values of a tag of a TIFF file; images of other formats have none."""
+    value = getattr(image, "tag_v2", {}).get(tag, default)
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _can_be_read_whole(image: Image.Image) -> bool:
@@ -98,9 +124,9 @@ def _can_be_read_whole(image: Image.Image) -> bool:
         return False
     try:
         if image.format == "TIFF":
-            import tifffile  # noqa: F401
+            import tifffile  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
         else:
-            import imagecodecs  # noqa: F401
+            import imagecodecs  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ImportError:
         return False
     return True
@@ -122,7 +148,7 @@ def channels_last(array: Raster) -> Raster:
     """An array (H, W), (H, W, C) or (C, H, W) as (H, W, C).
 
     Raises:
-        ValueError: it has another number of axes, or the first and last of three are not told apart by their length.
+        ValueError: it has another number of axes, or neither the first nor the last of three is the shortest.
     """
     shape = array.shape
     if array.ndim == 2:
@@ -157,9 +183,8 @@ def read_tiff(file: Path | BinaryIO) -> Raster:
             array = page.asarray()
         except Exception as error:  # of many types, by compression
             if "imagecodecs" in str(error):
-                raise ValueError(
-                    f"{page.compression.name} compression needs imagecodecs; pip install imagecodecs"
-                ) from None
+                name = tifffile.COMPRESSION(page.compression).name
+                raise ValueError(f"{name} compression needs imagecodecs; pip install imagecodecs") from None
             raise
         array = np.moveaxis(array, 0, -1) if page.axes == "SYX" else array
         if page.axes not in ("YX", "YXS", "SYX"):
@@ -175,12 +200,10 @@ def _read_png(file: Path | BinaryIO) -> Raster:
     """The pixels (H, W, 3) uint16 of a PNG file with 16 bits per color, as they are displayed."""
     import imagecodecs
 
-    with Image.open(file) as image:
-        _check_pixels(image.width, image.height)
-        orientation = image.getexif().get(ORIENTATION, 1)
-    if not isinstance(file, Path):
-        file.seek(0)
     content = file.read_bytes() if isinstance(file, Path) else file.read()
+    with Image.open(io.BytesIO(content)) as image:
+        _check_pixels(image.width, image.height)
+        orientation = image.getexif().get(ORIENTATION, 1) if b"eXIf" in content else 1  # Pillow decodes for that
     return turned(np.asarray(imagecodecs.png_decode(content)), orientation)
 
 
@@ -216,8 +239,7 @@ def turned(array: Raster, orientation: int) -> Raster:
 def displayed_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of an image as it is displayed; it need not be decoded."""
     if image.format == "TIFF":  # Pillow swaps the sides when it opens the file, in recent versions only
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        width, height, orientation = tags[256], tags[257], tags.get(ORIENTATION, 1)
+        (width,), (height,), (orientation,) = (_tag(image, tag) for tag in (WIDTH, HEIGHT, ORIENTATION))
     else:
         (width, height), orientation = image.size, image.getexif().get(ORIENTATION, 1)
     return (width, height) if orientation >= SIDES_SWAPPED_FROM else (height, width)
@@ -228,7 +250,7 @@ def frames(image: Image.Image) -> list[int]:
     numbers = []
     for number in range(getattr(image, "n_frames", 1)):
         image.seek(number)
-        if not image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED_OR_MASK:  # type: ignore[attr-defined]
+        if not _tag(image, SUBFILE_TYPE, 0)[0] & REDUCED_OR_MASK:
             numbers.append(number)
     image.seek(0)
     return numbers
@@ -251,20 +273,28 @@ def stacked(image: Image.Image, numbers: list[int]) -> Raster:
     return np.stack(pages, -1)
 
 
+def gray_type(image: Image.Image) -> str:
+    """The type of the numbers in the file of an image of one channel."""
+    if image.mode in ("1", "L"):
+        return "uint8"
+    if image.mode == "F":
+        return "float32"
+    if image.mode != "I" or image.format in ("PNG", "PPM"):  # which hold no more than 16 bits
+        return "uint16"
+    if image.format != "TIFF":
+        return "int32"
+    return ("uint" if _tag(image, SAMPLE_FORMAT)[0] == 1 else "int") + str(_tag(image, BITS)[0])
+
+
 def gray_numbers(image: Image.Image) -> Raster:
     """The numbers (H, W) of an image of one channel, of the type that the file has.
 
     Raises:
         ValueError: numbers with a sign, or floats, of which 0 is white.
     """
-    tags: Any = getattr(image, "tag_v2", {})
+    dtype = np.dtype(gray_type(image))
     array = np.asarray(image.convert("L") if image.mode == "1" else image)
-    if array.dtype.kind == "u" and array.itemsize > 1:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if image.mode == "I" and tags.get(SAMPLE_FORMAT, (0,))[0] == 1 and tags.get(BITS, (0,))[0] == 32:
-        array = array.view(np.uint32)
-    elif image.mode == "I" and image.format in ("PNG", "PPM"):  # which hold no more than 16 bits
-        array = array.astype(np.uint16)
-    if tags.get(PHOTOMETRIC) == 0 and image.mode not in ("1", "L"):  # which Pillow inverts itself
-        array = black_is_zero(array, tags.get(BITS, (16,))[0])
+    array = array.view(np.uint32) if dtype == np.uint32 else array.astype(dtype)
+    if dtype != np.uint8 and _tag(image, PHOTOMETRIC) == (0,):  # Pillow inverts those of 8 bits itself
+        array = black_is_zero(array, _tag(image, BITS)[0])
     return array

@@ -76,7 +76,7 @@ class Images(Dataset):
             )
         assert found.size is not None
         self.size, self.channels = preprocess.size or found.size, found.channels(preprocess.channels)
-        self.expand_pages = preprocess.channels or 1
+        self.pages = preprocess.channels or 1
         self.preprocess = replace(preprocess, channels=self.channels)
         self.values = find_values(found.dtype, self.channels, range, show, lambda: self._numbers(found.dtype))
         self.preprocess = replace(self.preprocess, values=self.values)
@@ -100,7 +100,7 @@ class Images(Dataset):
 
         def read(position: int) -> Raster | None:
             try:
-                return unsized(self.source.read(indices[position], pages=self.expand_pages))
+                return unsized(self.source.read(indices[position], pages=self.pages))
             except Unreadable:
                 return None
 
@@ -133,7 +133,7 @@ class Images(Dataset):
     def _read(self, index: int) -> Raster | None:
         i = index % len(self.source)
         try:
-            array = self.preprocess(self.source.read(i, pages=self.expand_pages))
+            array = self.preprocess(self.source.read(i, pages=self.pages))
             if array.shape != (*self.size, self.channels):  # the file was changed, or its header is wrong
                 raise Unreadable("{}x{} pixels with {} channels".format(*array.shape))
         except Unreadable as error:
@@ -176,12 +176,15 @@ def append_report(file: Path, name: str, reason: str) -> None:
 
 
 def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
-    """Write the first `count` images as PNG files, one sub-folder for each class."""
+    """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; a folder for each class."""
     folders = folder_names(dataset.classes) or [""]
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
         for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):
             class_folder = folder / folders[label if dataset.classes else 0]
             class_folder.mkdir(parents=True, exist_ok=True)
-            array = image.permute(1, 2, 0).numpy()
-            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(class_folder / f"{i:06d}.png")
+            array = dataset.values.restored(image[None])[0].permute(1, 2, 0).numpy()
+            if dataset.values.eight_bits and array.shape[2] in (1, 3, 4):
+                Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(class_folder / f"{i:06d}.png")
+            else:
+                np.save(class_folder / f"{i:06d}.npy", array)

@@ -5,7 +5,9 @@ resize bicubically to cover the target, and crop the center. "letterbox" pads, "
 Channels that Pillow has no image for are resized one by one with the same filters.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -56,9 +58,9 @@ class Preprocess:
             mode = MODES[self.channels or len(eight_bit.getbands())]
             if self.fit == "letterbox" and mode == "RGB":
                 eight_bit = eight_bit.convert(mode)  # because bars can have a color
-            return _pixels(self._fitted(eight_bit, self._fill(eight_bit.mode)).convert(mode))
+            return _pixels(self._fitted(eight_bit, self._fill).convert(mode))
         layers = (Image.fromarray(np.ascontiguousarray(layer)) for layer in np.moveaxis(eight_bit, -1, 0))
-        return np.concatenate([_pixels(self._fitted(layer, self._fill("L"))) for layer in layers], -1)
+        return np.concatenate([_pixels(self._fitted(layer, self._fill)) for layer in layers], -1)
 
     def _resized_numbers(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
         """Numbers (H, W, C) resized channel by channel; bars get the level of the background between black and white.
@@ -73,11 +75,12 @@ class Preprocess:
         levels = np.array(color(self.background) if count == 3 else [self._fill("L")] * count) / 255
         resized = []
         for layer, black, white, level in zip(np.moveaxis(numbers, -1, 0), low, high, levels, strict=True):
-            fitted = self._fitted(Image.fromarray(np.ascontiguousarray(layer)), black + level * (white - black))
+            fill = partial(_between, black, white, level)
+            fitted = self._fitted(Image.fromarray(np.ascontiguousarray(layer)), fill)
             resized.append(np.clip(_pixels(fitted), min(black, layer.min()), max(white, layer.max())))
         return np.concatenate(resized, -1).astype(np.float32)
 
-    def _fitted(self, image: Image.Image, fill: Fill) -> Image.Image:
+    def _fitted(self, image: Image.Image, fill: Callable[[str], Fill]) -> Image.Image:
         return image if self.size is None else FITS[self.fit](image, self.size, fill)
 
     def _fill(self, mode: str) -> Fill:
@@ -93,6 +96,10 @@ def _pixels(image: Image.Image) -> Raster:
     """The pixels of an image as an array (height, width, channels)."""
     pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _between(low: float, high: float, share: float, mode: str) -> float:
+    return low + share * (high - low)
 
 
 def _for_each(bound: tuple[float, ...], channels: int) -> tuple[float, ...]:
@@ -118,7 +125,7 @@ def as_eight_bits(
         return to_rgba(image) if channels == 4 else to_rgb(image, background)
     array = _reduced(_plain(image))
     count = array.shape[-1]
-    if count in (1, 3) and channels in (1, 3, None):
+    if count in (1, 3) and channels in (*MODES, None):
         return Image.fromarray(np.ascontiguousarray(array[..., 0] if count == 1 else array))
     if channels not in (count, None):
         raise Unreadable(f"{_channels(count)}, not {channels}")
@@ -140,7 +147,7 @@ def as_numbers(
         Unreadable: other channels, or numbers that are not finite.
     """
     if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):
-        shown = _pixels(to_rgb(image, background)).astype(np.float32) / 255
+        shown = _pixels(to_rgb(image, background)).astype(np.float32) / np.float32(255)
         low, high = (np.array(bound, np.float32) for bound in (values.low, values.high))
         return _with_channels(shown, channels) * (high - low) + low
     numbers = file_numbers(image).astype(np.float32)
@@ -261,7 +268,7 @@ def halved(image: Image.Image, height: int, width: int) -> Image.Image:
     return image
 
 
-def crop(image: Image.Image, size: tuple[int, int], fill: Fill) -> Image.Image:
+def crop(image: Image.Image, size: tuple[int, int], fill: Callable[[str], Fill]) -> Image.Image:
     """Resize to cover the target size, and crop the center."""
     height, width = size
     image = halved(image, height, width)
@@ -272,18 +279,18 @@ def crop(image: Image.Image, size: tuple[int, int], fill: Fill) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def letterbox(image: Image.Image, size: tuple[int, int], fill: Fill) -> Image.Image:
-    """Resize to fit into the target size, and add bars with the color `fill` of the mode of the image."""
+def letterbox(image: Image.Image, size: tuple[int, int], fill: Callable[[str], Fill]) -> Image.Image:
+    """Resize to fit into the target size, and add bars of the color that `fill` returns for the mode of the image."""
     height, width = size
     scale = min(height / image.height, width / image.width)
     inner = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
     image = stretch(image, inner, fill)
-    canvas: Image.Image = Image.new(image.mode, (width, height), fill)  # type: ignore[arg-type]  # a float with mode F
+    canvas: Image.Image = Image.new(image.mode, (width, height), fill(image.mode))
     canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas
 
 
-def stretch(image: Image.Image, size: tuple[int, int], fill: Fill) -> Image.Image:
+def stretch(image: Image.Image, size: tuple[int, int], fill: Callable[[str], Fill]) -> Image.Image:
     """Resize to the target size without keeping the aspect ratio."""
     height, width = size
     return halved(image, height, width).resize((width, height), Image.Resampling.BICUBIC)

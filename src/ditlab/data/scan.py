@@ -15,7 +15,7 @@ from rich.progress import track
 from ditlab.core.errors import InputError
 from ditlab.data.base import spread
 from ditlab.data.color import State, profile_state
-from ditlab.data.decode import displayed_size, frames, is_reduced
+from ditlab.data.decode import displayed_size, frames, gray_type, is_reduced
 from ditlab.data.ranges import common_type, type_name
 from ditlab.data.sources.base import Source
 
@@ -53,37 +53,37 @@ class Scan:
         return common_type(self.types)
 
     def channels(self, setting: int | None) -> int:
-        """The channels that all images have: those of the setting; else 1 if all are gray, else 3, else theirs.
+        """The channels with which all images are read: those of the setting; else 1 if all are gray, 3, or their own.
 
         Raises:
             InputError: some images have other channels.
         """
         counts = sorted(self.first)
         channels = setting or counts[-1]
-        convertible = {1: {1, 3}, 3: {1, 3}, 4: {1, 3, 4}}.get(channels, {channels})
+        convertible = {1: {1, 3}, 3: {1, 3}, 4: {1, 3, 4} if self.dtype == "uint8" else {4}}.get(channels, {channels})
         for count in counts:
             if count not in convertible:
                 others = f"; {self.first[channels]} has {channels}" if channels in self.first else f", not {channels}"
                 raise InputError(
-                    f"{self.first[count]} has {count} channels{others}; give channels (data.channels) that all images "
+                    f"{self.first[count]} has {counted(count)}{others}; give channels (data.channels) that all images "
                     "have, or move the others away"
                 )
         return channels
 
     def notes(self) -> list[str]:
-        """What is converted, one sentence each."""
+        """What is converted, one line each."""
         lines = {
-            "have a color profile and are converted to sRGB": self.profiles["converted"],
-            "have a broken color profile and are read as sRGB": self.profiles["broken"],
-            "have more than 8 bits and a color profile, which is not applied": self.profiles["unused"],
-            "have 16 bits per color and are read at 8 bits (their color profile or transparency needs that, or "
-            "tifffile and imagecodecs are not installed)": self.reduced,
+            "with a color profile, converted to sRGB": self.profiles["converted"],
+            "with a broken color profile, read as sRGB": self.profiles["broken"],
+            "of more than 8 bits with a color profile, which is not applied": self.profiles["unused"],
+            "of 16 bits per color, read at 8 bits (because of their color profile or transparency, or because tifffile "
+            "or imagecodecs is not installed)": self.reduced,
         }
         if self.dtype == "uint8":
-            lines["have more than 8 bits and are reduced to 8, because others have 8"] = (
+            lines["of more than 8 bits, reduced to 8 because others have 8"] = (
                 self.types.total() - (self.types["uint8"])
             )
-        return [f"{count:,} images {what}" for what, count in lines.items() if count]
+        return [f"{count:,} image{'s' * (count > 1)} {what}" for what, count in lines.items() if count]
 
 
 def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same_size: bool) -> Scan:
@@ -100,7 +100,7 @@ def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same
     """
     result = Scan()
     count, reason = len(source), ""
-    headers = spread(pool, lambda i: read_header(source, i, channels), count)
+    headers = spread(pool, lambda i: read_header(source, i, channels, displayed=same_size), count)
     for i, header in enumerate(with_progress(headers, count, "reading headers")):
         if not isinstance(header, Header):  # it will be skipped when it is read
             reason = reason or header
@@ -124,6 +124,11 @@ def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same
     return result
 
 
+def counted(channels: int) -> str:
+    """ "1 channel", "2 channels"."""
+    return f"{channels} channel" + "s" * (channels != 1)
+
+
 def _sides(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
@@ -135,20 +140,21 @@ def with_progress(results: Iterable[T], count: int, text: str) -> Iterable[T]:
     return results if hidden else track(results, text, count, console=console, transient=True)
 
 
-def read_header(source: Source, i: int, pages: int | None = None) -> Header | str:
+def read_header(source: Source, i: int, pages: int | None = None, *, displayed: bool = True) -> Header | str:
     """The header of an image, or the reason why it cannot be read.
 
     Args:
         source: the images.
         i: index of the image.
         pages: pages of a TIFF file that are the channels of an image.
+        displayed: as for `image_header`.
     """
     try:
         image = source.raw(i)
         if isinstance(image, np.ndarray):
             return array_header(image)
         with image:
-            return image_header(image, pages)
+            return image_header(image, pages, displayed=displayed)
     except Exception as error:  # of many types; reading the image gives the reason in full
         return " ".join(str(error).split()) or type(error).__name__
 
@@ -158,21 +164,23 @@ def array_header(array: NDArray[Any]) -> Header:
     return Header((array.shape[0], array.shape[1]), array.shape[2], type_name(array.dtype))
 
 
-def image_header(image: Image.Image, pages: int | None = None) -> Header:
+def image_header(image: Image.Image, pages: int | None = None, *, displayed: bool = True) -> Header:
     """The header of an image that need not be decoded.
+
+    Args:
+        image: the image.
+        pages: as for `read_header`.
+        displayed: whether the size must be that of the image as it is displayed, for which Pillow decodes PNG files.
 
     Raises:
         ValueError: a TIFF file with several pages, unless `pages` is their number.
     """
-    channels, dtype = 3, "uint8"
-    if image.mode in GRAY_MODES and not image.has_transparency_data:
-        channels = 1
-    if image.mode.startswith(("I", "F")):
-        dtype = "float32" if image.mode == "F" else "int32" if image.mode == "I" else "uint16"
-        if image.mode == "I" and image.format in ("PNG", "PPM"):  # which hold no more than 16 bits
-            dtype = "uint16"
+    channels = 1 if image.mode in GRAY_MODES and not image.has_transparency_data else 3
+    dtype = type_name(gray_type(image)) if image.mode in GRAY_MODES else "uint8"
+    reduced = is_reduced(image)  # first, because reading the EXIF data can decode the image
     if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1 and (count := len(frames(image))) > 1:
         if count != pages:
             raise ValueError(f"has {count} pages")
         channels = count
-    return Header(displayed_size(image), channels, dtype, profile_state(image), is_reduced(image))
+    size = displayed_size(image) if displayed else (image.height, image.width)
+    return Header(size, channels, dtype, profile_state(image), reduced)

@@ -9,9 +9,10 @@ from rich.console import Console
 from torch.utils.data import Dataset as TorchDataset
 
 from ditlab.backbones.lora import merged
-from ditlab.config.reader import parse_recipe
+from ditlab.config.reader import parse_recipe, to_tables
 from ditlab.config.sections import Recipe
 from ditlab.core.device import process_place
+from ditlab.core.errors import InputError
 from ditlab.core.io import held
 from ditlab.data import Dataset, from_torch
 from ditlab.inference.pipeline import Pipeline
@@ -62,7 +63,8 @@ def train(
     if isinstance(data, str):
         recipe = replace(recipe, data=replace(recipe.data, source=data))
     elif data is not None:
-        dataset = data if isinstance(data, Dataset) else from_torch(data)
+        settings = recipe.data
+        dataset = data if isinstance(data, Dataset) else from_torch(data, range=settings.range, show=settings.show)
         recipe = replace(recipe, data=replace(recipe.data, source=f"python:{type(data).__qualname__}"))
     check_recipe(recipe)
     folder, rank = Path(out), process_place()[0]
@@ -72,13 +74,18 @@ def train(
 
 
 def as_recipe(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
-    """Read a recipe from a name, a file or tables; a `Recipe` is returned unchanged.
+    """Read a recipe from a name, a file or tables; values of a `Recipe` such as "64" or a path get their type.
 
     Raises:
         InputError: there is no such recipe, or it has an unknown key or an invalid value.
     """
     if isinstance(recipe, Recipe):
-        return recipe
+        source: Any = recipe.data.source
+        if not isinstance(source, str | Path):
+            raise InputError(
+                f"data.source is a {type(source).__name__}; give a string there, or this data set as data= of train()"
+            )
+        return parse_recipe(to_tables(recipe), source="recipe")
     return Recipe.load(recipe) if isinstance(recipe, str | Path) else parse_recipe(dict(recipe))
 
 

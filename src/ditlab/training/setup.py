@@ -22,8 +22,8 @@ from ditlab.core.device import total_memory
 from ditlab.core.errors import InputError
 from ditlab.core.units import GIB
 from ditlab.core.values import EIGHT_BITS
-from ditlab.core.weights import newest_checkpoint
-from ditlab.data import Dataset, Latents, open_dataset
+from ditlab.core.weights import newest_checkpoint, read_config
+from ditlab.data import Dataset, Latents, parse_source
 from ditlab.data.summary import Summary
 from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
@@ -115,12 +115,28 @@ def open_data(job: Job) -> None:
     """
     recipe = job.recipe
     job.place.share(recipe.train.batch, recipe.parallel.accumulate)
-    job.dataset = (
-        open_dataset(recipe.data.source, recipe.data, job.skipped_images) if job.given_data is None else job.given_data
-    )
+    if job.given_data is None:
+        spec = parse_source(recipe.data.source, recipe.data)
+        settings = replace(recipe.data, channels=channels_to_read(job)) if spec.resizable else recipe.data
+        job.dataset = spec.open(settings, job.skipped_images)
+    else:
+        job.dataset = job.given_data
     check_dataset(job.dataset)
     if job.place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for products that are not in bfloat16
+
+
+def channels_to_read(job: Job) -> int | None:
+    """The setting `data.channels`; if it is left out, 3 for a resumed run whose model generates RGB.
+
+    Version 0.1 read gray images as RGB if a size was set, and its models stay as they are.
+    """
+    data, checkpoint = job.recipe.data, newest_checkpoint(job.folder.folder)
+    if data.channels is not None or data.gray or checkpoint is None:
+        return data.channels
+    saved = read_config(checkpoint)
+    pixels = saved["autoencoder"].get("kind") == "pixel"
+    return 3 if pixels and saved["backbone"]["channels"] == 3 else None
 
 
 def open_source(job: Job) -> None:

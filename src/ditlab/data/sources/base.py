@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.decode import Raster, frames, stacked
+from ditlab.data.decode import Raster as Raster
+from ditlab.data.decode import frames, stacked
+from ditlab.data.decode import open_image as open_image
 from ditlab.data.reading import Reading
 
 MIN_SIDE = Preparation().min_side  # smaller images are icons or accidents
@@ -101,7 +103,7 @@ class Source(ABC):
         """Image i, decoded.
 
         Args:
-            i: index of the image.
+            i: number of the image.
             min_side: shortest side in pixels, instead of that of the source.
             pages: a TIFF file with this number of pages, each of one channel, is an image with these channels.
 
