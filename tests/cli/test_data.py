@@ -82,14 +82,17 @@ def test_nothing_is_written_into_the_source(ditlab, tmp_path):
     for option, what in (("--sheet", "the contact sheet"), ("--export", "the exported images")):
         error = ditlab("data", tmp_path / "images", option, tmp_path / "images" / "new", code=2).err
         assert f"images, so {what} would become part of it; give a path outside" in error
-    assert "is not empty; give another --out" in ditlab(
-        "data", tmp_path / "images", "--export", tmp_path, code=2
-    ).err  # fmt: skip
+    for options, message in (
+        (("--export", tmp_path), "is not empty; give another --export"),
+        (("--export", tmp_path / "out", "--count=0"), "count is 0; give 1 or more"),
+        (("--export", tmp_path / "out", "--count=-1"), "count is -1; give 1 or more"),
+    ):
+        assert message in ditlab("data", tmp_path / "images", *options, code=2).err
+    assert not (tmp_path / "out").exists()
     error = ditlab("encode", "x", "--autoencoder=y", "--out=./x", code=2).err
     assert error == "ditlab: x is the source and the output; give another --out\n"
 
 
-@pytest.mark.slow
 def test_the_output_of_a_command_is_not_its_input(ditlab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_images(tmp_path, 8)

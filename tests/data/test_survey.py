@@ -87,3 +87,17 @@ def test_calls_are_queued_a_chunk_at_a_time():
         assert next(results) == 0
         assert max(asked) < 4
         assert [0, *results] == [i * i for i in range(10)]
+
+
+def test_images_of_16_bits_are_compared_exactly(tmp_path):
+    for i in range(6):
+        Image.fromarray(np.full((8, 8), 1000 + i // 2, np.uint16)).save(tmp_path / f"{i}.png")
+    found = survey(open_source(str(tmp_path)), Console(quiet=True))
+    assert found.duplicates == [["0.png", "1.png"], ["2.png", "3.png"], ["4.png", "5.png"]]
+    assert found.modes == {"I;16": 6}
+
+
+def test_images_that_will_be_enlarged_are_counted(tmp_path):
+    for i, size in enumerate(((20, 30), (30, 20), (24, 24))):  # width, height
+        Image.new("RGB", size).save(tmp_path / f"{i}.png")
+    assert survey(open_source(str(tmp_path)), Console(quiet=True), (24, 20)).enlarged == 1

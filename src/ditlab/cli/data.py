@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
+from ditlab.cli.terminal import Json, app, command, print_json, say, screen
 from ditlab.config.sections import AutoencoderTraining, Preparation
 from ditlab.config.values import Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
+from ditlab.core.io import is_vacant
 
 PreparationOptions = Annotated[Preparation | None, Parameter(name="*")]
 TrainingOptions = Annotated[AutoencoderTraining | None, Parameter(name="*")]
@@ -81,11 +82,15 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
 
     if is_cache(Path(source)):
         raise InputError(f"{source} is a latent cache and holds no images; give the source of its images")
+    if count < 1:
+        raise InputError(f"count is {count}; give 1 or more")
     check_outside(source, folder, "the exported images")
-    claim_folder(folder, overwrite=False)
+    if not is_vacant(folder):
+        raise InputError(f"{folder} is not empty; give another --export")
     dataset = open_dataset(source, settings)
     write_folder(dataset, folder, count)
-    say(f"wrote {min(count, len(dataset)):,} images to {folder}")
+    written = min(count, len(dataset))
+    say(f"wrote {written:,} image{'s' * (written != 1)} to {folder}")
 
 
 def inspect_images(source: str, settings: Preparation, sheet: Path | None, json: bool) -> None:

@@ -5,7 +5,6 @@ Names such as `scan.000.png` have dots without that meaning. A part between dots
 begins with a letter and belongs to several samples, or to the only one; otherwise it is part of the name.
 """
 
-import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -47,6 +46,8 @@ def choose_images(images: list[Image], wanted: str, reading: Reading) -> list[Im
         groups.setdefault(member.sample, []).append(member)
     if wanted:
         return choose_wanted(groups.values(), wanted.lower().lstrip("."), reading)
+    if all(len(group) == 1 for group in groups.values()):
+        return images
     shared = Counter(middle for group in groups.values() for middle in {member.middle for member in group})
     kinds = {name for name, count in shared.items() if KIND.fullmatch(name) and (count > 1 or len(groups) == 1)}
     chosen: list[Image] = []
@@ -102,7 +103,7 @@ def rank(member: Member) -> int:
 
 def split_name(image: Image) -> Member:
     """The parts of the name of an image member."""
-    folder, file = posixpath.split(image[0])
-    stem, suffix = posixpath.splitext(file)
+    folder, slash, file = image[0].rpartition("/")
+    stem, _, suffix = file.rpartition(".")
     short, _, middle = stem.partition(".")
-    return Member(image, f"{folder}/{short}", middle, suffix.lower())
+    return Member(image, f"{folder}{slash}{short}", middle, f".{suffix.lower()}")

@@ -161,7 +161,9 @@ class TarShards(Source):
         """The captions in .txt or .json members; None if there are none."""
         if settings.caption_column == NONE:
             return None
-        parts = [lookup_key(listings[number].captions, name) or (0, 0, "") for number, name, *_ in self.places]
+        parts: list[tuple[int, int, str]] = []
+        if any(listing.captions for listing in listings):
+            parts = [lookup_key(listings[number].captions, name) or (0, 0, "") for number, name, *_ in self.places]
         count = sum(length > 0 for _, length, _ in parts)
         if not count:
             if settings.caption_column:
@@ -237,12 +239,13 @@ def chosen_places(places: list[Place], settings: Preparation, reading: Reading) 
 
 def first_folders(places: list[Place]) -> list[str]:
     """The first folder in which the paths of images differ; empty for an image that is in none."""
-    folders = [os.path.normpath(os.path.dirname(name)) for _, name, *_ in places]
-    if not folders:
-        return []
-    common = os.path.commonpath(set(folders)) if len({folder[:1] == "/" for folder in folders}) == 1 else ""
+    folders = [name.rpartition("/")[0] for _, name, *_ in places]
+    normal = {folder: os.path.normpath(folder) for folder in {*folders}}
+    rooted = {folder.startswith("/") for folder in normal.values()}
+    common = os.path.commonpath(normal.values()) if len(rooted) == 1 else ""
     skip = len(common) + 1 if common not in ("", ".") else 0
-    return ["" if folder == "." else folder[skip:].partition("/")[0] for folder in folders]
+    first = {folder: "" if path == "." else path[skip:].partition("/")[0] for folder, path in normal.items()}
+    return [first[folder] for folder in folders]
 
 
 def _member_of(origin: str) -> str:
