@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Latent, Patch, create_autoencoder
 from ditlab.checkpoints import save_autoencoder
-from ditlab.config.fields import check_ranges
+from ditlab.config.fields import check_settings
 from ditlab.config.sections import AutoencoderTraining, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
@@ -133,7 +133,7 @@ def loop(
 
 def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device) -> State:
     """A new autoencoder for these images, with its optimizer."""
-    check_ranges(settings)
+    check_settings(settings)
     if not 0 < settings.held_out < 1:
         raise InputError(f"held_out is {settings.held_out}; give a share between 0 and 1")
     with torch.random.fork_rng(devices=[]):

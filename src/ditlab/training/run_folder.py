@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ditlab.backbones.lora import merged, trained_tensors
-from ditlab.config.fields import renamed, resume_rules
+from ditlab.config.fields import renamed, resume_rules, unused_keys
 from ditlab.config.reader import parse_recipe, read_toml, to_tables, to_toml
 from ditlab.config.sections import Recipe, Train
 from ditlab.core.device import free_memory
@@ -258,9 +258,12 @@ def saved_recipe(file: Path) -> Recipe:
 
 
 def differences(before: Recipe, now: Recipe) -> dict[str, str]:
-    """Settings that differ and that a resumed run may not change freely: key -> description."""
+    """Settings that differ and that a resumed run may not change freely: key -> description.
+
+    Settings that had no effect, which earlier versions accepted, do not count.
+    """
     old, new = to_tables(before), to_tables(now)
-    rules, differing = resume_rules(Recipe), {}
+    rules, differing = resume_rules(Recipe) | dict.fromkeys(unused_keys(before), "free"), {}
     for section, table in old.items():
         for name in dict.fromkeys([*table, *new[section]]):
             key, before_value, now_value = f"{section}.{name}", table.get(name), new[section].get(name)
