@@ -281,13 +281,13 @@ class Recipe:
 class AutoencoderTraining:
     """The sizes of a small autoencoder, and how it is trained."""
 
-    stride: Whole = setting(4, at_least=1)
+    stride: Whole = 4
     """Down-sampling factor: image side / latent side."""
-    latent_channels: Whole = setting(8, at_least=1)
+    latent_channels: Whole = 8
     """Channels of the latents."""
-    width: Whole = setting(64, at_least=1)
+    width: Whole = 64
     """Channels of the network."""
-    depth: Whole = setting(3, at_least=0)
+    depth: Whole = 3
     """Residual blocks of the encoder, and of the decoder."""
     images: Whole = setting(40_000, at_least=1)
     """Length of the run: number of images to train on, including repeats."""
