@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
 from ditlab.config.sections import AutoencoderTraining, Preparation
 from ditlab.config.values import Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
+from ditlab.core.terminal import make_console
 
 PreparationOptions = Annotated[Preparation | None, Parameter(name="*")]
 TrainingOptions = Annotated[AutoencoderTraining | None, Parameter(name="*")]
@@ -96,7 +96,7 @@ def inspect_images(source: str, labels: str, sheet: Path | None, json: bool) -> 
     if json:
         print_json(dataclasses.asdict(result) | {"pictures": result.images})  # the key of earlier versions
         return
-    Console().print(*result.tables(), sep="\n")
+    make_console().print(*result.tables(), sep="\n")
     if sheet is not None:
         say(f"contact sheet: {sheet}")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
 from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
@@ -13,6 +12,7 @@ from ditlab.config.reader import parse_size
 from ditlab.config.sampling import SamplingOptions
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
+from ditlab.core.terminal import make_console
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
@@ -264,7 +264,7 @@ def bench(
         if json:
             print_json({"drift": rows})
         else:
-            Console().print(benchmark.drift_table(rows))
+            make_console().print(benchmark.drift_table(rows))
         return
     report_bench(pipe, settings, json)
 
@@ -292,7 +292,7 @@ def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:
     if json:
         print_json(dataclasses.asdict(result))
         return
-    out = Console()
+    out = make_console()
     about = result.machine
     out.print(
         f"{about['processor']}, {about['cores']} cores, {about['device']}, torch {about['torch']}", highlight=False

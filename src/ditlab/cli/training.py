@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen
 from ditlab.config.reader import (
@@ -21,6 +20,7 @@ from ditlab.config.reader import (
 )
 from ditlab.config.values import Whole
 from ditlab.core.device import process_place
+from ditlab.core.terminal import make_console
 
 if TYPE_CHECKING:
     from ditlab.config.sections import Recipe as RecipeArguments
@@ -121,7 +121,7 @@ def print_plan(prediction: "Plan") -> None:
     """Print a plan as a table and lines."""
     from ditlab.profiling import plan as planning
 
-    out = Console()
+    out = make_console()
     out.print(planning.table(prediction))
     for line in planning.lines(prediction):
         out.print(line, highlight=False, markup=False)
@@ -145,7 +145,7 @@ def watch(run: Path, /, *, once: Flag = False, seconds: float = 2.0) -> None:
     from ditlab.report.run import read_metrics, view
 
     images = parse_recipe(read_toml(run / "recipe.toml"), source=str(run)).train.images
-    out = Console()
+    out = make_console()
     if once or not out.is_terminal:
         out.print(view(run, images))
         return
@@ -202,7 +202,7 @@ def show_grid(study: "Study", json: bool) -> None:
         print_json(grid.as_json(study, parts))
         return
     for piece in grid.dry_run(study, parts):
-        Console().print(piece, highlight=False, markup=False)
+        make_console().print(piece, highlight=False, markup=False)
 
 
 @app.command(group="Train")

@@ -220,6 +220,8 @@ class Parallel:
     """Activation checkpointing: recompute the blocks in the backward pass instead of storing their activations."""
     accumulate: Whole = setting(1, at_least=1)
     """Gradient accumulation: number of parts of a batch that are processed one after another."""
+    check_memory: bool = True
+    """Refuse a run that is predicted to need more than 1.5 times the memory of the machine."""
     timeout: Whole = setting(600, at_least=1)
     """Seconds to wait for a process that does not respond."""
 

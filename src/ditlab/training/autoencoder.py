@@ -26,6 +26,7 @@ from ditlab.config.sections import AutoencoderTraining, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, is_vacant, replace_text, replacing
+from ditlab.core.terminal import say
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
@@ -127,7 +128,7 @@ def loop(
                 save(state, out)
                 preview(state.autoencoder, dataset, held_out).save(out / "reconstructions.png")
             if signals:
-                console.print(f"saved {out} at {state.seen:,} images; the same command resumes", markup=False)
+                say(console, f"saved {out} at {state.seen:,} images; the same command resumes")
                 end(signals[0])
 
 

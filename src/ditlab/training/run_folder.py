@@ -34,6 +34,7 @@ from ditlab.config.sections import Recipe, Train
 from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
 from ditlab.core.io import damage, is_vacant, replace_text, replacing, write_manifest
+from ditlab.core.terminal import say
 from ditlab.core.weights import ADAPTER, WEIGHTS, checkpoints, read_config
 from ditlab.data import Dataset
 from ditlab.diffusion.objective import completed
@@ -234,7 +235,7 @@ class RunFolder:
             problem = damage(folder, hashes=True)
             if problem is None:
                 return folder.name
-            console.print(f"{folder} is damaged and ignored: {problem}", markup=False)
+            say(console, f"{folder} is damaged and ignored: {problem}")
         if written:
             raise InputError(
                 f"none of the checkpoints in {self.checkpoints} is whole; remove the folder {self.folder} to restart"

@@ -1,6 +1,6 @@
 """Sources of images: folders, tar shards, Hugging Face data sets. A new source is one file and a line in `SOURCES`."""
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
 from ditlab.data.sources.folder import SUFFIXES, Folder, walk
 from ditlab.data.sources.hugging_face import HuggingFace
@@ -35,7 +35,7 @@ def open_source(text: str, labels: str = "") -> Source:
     """
     source_class = find_source(text, labels)
     if source_class is None:
-        raise InputError(f'no data at "{text}"; give an existing folder of images')
+        raise InputError(f'no data at "{text}"; {nearest_path(text, "give an existing folder of images")}')
     if labels and source_class.has_labels:
         raise InputError(f"labels {labels} cannot be used: {text} has its own labels; omit the label file")
     source = source_class.from_text(text, labels)

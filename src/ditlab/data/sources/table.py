@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.data.sources.base import column_of_texts
 from ditlab.data.sources.folder import Folder, printable, walk
 
@@ -56,6 +56,8 @@ def read_labels(table: Path) -> dict[str, str]:
                 raise InputError(
                     f"{name} has the labels {label_of[name]} and {label} in {table}; remove one of the rows"
                 )
+    except FileNotFoundError:
+        raise InputError(f"no labels {table}; {nearest_path(table, 'give an existing file')}") from None
     except OSError as error:
         raise InputError(f"cannot read labels {table}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from typing import Self
 from PIL import Image
 
 from ditlab.core.device import cache_folder
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import replace_text
 from ditlab.data.sources.base import Source, column_of_texts
 from ditlab.data.sources.folder import is_image, printable, walk
@@ -71,7 +71,7 @@ class TarShards(Source):
         else:
             shards = sorted(path.parent.glob(path.name)) if "*" in path.name and path.parent.is_dir() else [path]
         if not shards or not shards[0].is_file():
-            raise InputError(f'no tar file "{text}"; give an existing file, folder or pattern')
+            raise InputError(f'no tar file "{text}"; {nearest_path(text, "give an existing file, folder or pattern")}')
         return cls(shards)
 
     def name(self, i: int) -> str:
