@@ -149,24 +149,23 @@ class Room(NamedTuple):
         return cls(total_memory(device) / shares, (free_memory(device) + peak_memory(device)) / shares)
 
 
-def shortage(recipe: Recipe, needed: float, room: Room, batch: int, largest: int, devices: int) -> str:
+def shortage(recipe: Recipe, parts: Callable[[int], dict[str, float]], room: Room, batch: int, devices: int) -> str:
     """Describe a lack of memory in a line; empty if there is enough.
 
     Args:
         recipe: the settings of the run.
-        needed: predicted peak of a process in bytes.
+        parts: predicted memory of a process for a number of images at a time.
         room: the memory of a process.
         batch: images of a process at a time.
-        largest: most images at a time that fit.
         devices: number of processes.
 
     Raises:
         InputError: far more is needed than there is, so that the system would end the process.
     """
-    where = " in each process" if devices > 1 else ""
+    needed, usable, where = peak(parts(batch)), room.total * USABLE, " in each process" if devices > 1 else ""
     need = f"this run needs about {needed / GIB:,.1f} GiB of memory{where}, and"
-    if needed > room.total * USABLE:
-        remedies = "; or ".join(advice(recipe, needed, room.total * USABLE, batch, largest, devices))
+    if needed > usable:
+        remedies = "; or ".join(advice(recipe, needed, usable, batch, largest_batch(parts, usable), devices))
         line = f"{need} {room.total / GIB:,.1f} GiB are available; what helps: {remedies}"
         if needed > CERTAIN * room.total and recipe.parallel.check_memory:
             raise InputError(f"{line}; or parallel.check_memory = false trains nevertheless")

@@ -37,7 +37,6 @@ from ditlab.training.memory import (
     Room,
     float32_bytes,
     held_in_training,
-    largest_batch,
     memory_parts,
     peak,
     shortage,
@@ -250,11 +249,13 @@ def fitting_precision(job: Job) -> str:
         untimed = not chosen and has_bfloat16(device) and peak(parts(share)) > room.total * USABLE
         if untimed:
             chosen, parts = "bfloat16", partial(predicted_memory, job, half=True)
-        needed, largest = peak(parts(share)), largest_batch(parts, room.total * USABLE)
+        line = shortage(job.recipe, parts, room, share, job.place.world)
+    except InputError:
+        raise
     except Exception as error:  # the meta device, which an external network may not support
         job.say(f"the memory of {job.net.config['name']} cannot be predicted ({type(error).__name__}: {error})")
         return state.precision
-    if line := shortage(job.recipe, needed, room, share, largest, job.place.world):
+    if line:
         job.say(line)
     if untimed:
         job.say("a step in float32 does not fit in memory, so the run uses bfloat16 without timing both")
