@@ -294,14 +294,12 @@ def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:
         return
     out = make_console()
     about = result.machine
-    out.print(
-        f"{about['processor']}, {about['cores']} cores, {about['device']}, torch {about['torch']}", highlight=False
-    )
+    print(f"{about['processor']}, {about['cores']} cores, {about['device']}, torch {about['torch']}")
     peaks = ", ".join(f"{name} {peak:,.0f} GFLOP/s" for name, peak in result.peaks.items())
-    out.print(f"matrix products: {peaks}; copies: {result.bandwidth:.0f} GB/s", highlight=False)
+    print(f"matrix products: {peaks}; copies: {result.bandwidth:.0f} GB/s")
     for table in benchmark.tables(result):
         out.print(table)
-    out.print(f"limited by {result.limit}", highlight=False)
+    print(f"limited by {result.limit}")
 
 
 def parse_seeds(texts: list[str]) -> list[int]:
