@@ -58,7 +58,7 @@ def setting(
         unused: when the setting has no effect.
         was: the name in earlier versions, which recipes may still use.
     """
-    rules = {"resume": resume, "at_least": at_least, "below": below, "up_to": up_to, "unused": unused}
+    rules: dict[str, Any] = {"resume": resume, "at_least": at_least, "below": below, "up_to": up_to, "unused": unused}
     rules |= {"share": share or None, "not_negative": not_negative or None, "was": was or None}
     metadata = {key: value for key, value in rules.items() if value is not None}
     if callable(default):
