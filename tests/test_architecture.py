@@ -111,6 +111,30 @@ def test_only_backbones_and_checkpoints_name_a_family():
         assert not {alias.name for node in nodes for alias in node.names} & families, path
 
 
+def broken_lines(text):
+    """Consoles that wrap lines at the width of a screen, and lines that are printed on a console without `say`."""
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Name) and node.func.id == "Console" and "quiet" not in ast.dump(node):
+            yield f"{node.lineno}: use make_console"
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "print" and node.args:
+            first = node.args[0]
+            if isinstance(first, ast.JoinedStr) or (isinstance(first, ast.Constant) and isinstance(first.value, str)):
+                yield f"{node.lineno}: use say"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_console_breaks_lines(path):
+    if path != SOURCE / "core" / "terminal.py":
+        assert not [*broken_lines(path.read_text())]
+
+
+def test_a_console_that_breaks_lines_is_found():
+    text = 'console = Console(stderr=True)\nConsole(quiet=True)\nconsole.print(f"{a} b")\nconsole.print(table)\n'
+    assert [*broken_lines(text)] == ["1: use make_console", "3: use say"]
+
+
 def loaded_after(code):
     script = f"import sys; {code}; print(*sorted(sys.modules))"
     return set(

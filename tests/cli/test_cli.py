@@ -394,7 +394,7 @@ class TestSampling:
             assert json.loads(image.text["ditlab"]) == record | {"label": "1", "seed": 4}
 
     def test_previous_names_are_accepted_with_a_note(self, ditlab, model, tmp_path):
-        common = ("sample", model, "--labels", 0, "--seeds", 0, "--json")
+        common = ("sample", model, "--labels", 0, "--seeds", 0, "--guidance", 1.5, "--json")
         options = ("--preset", "draft", "--guidance-interval", 0.2, 0.9, "--schedule", "cosine")
         new = json.loads(ditlab(*common, *options, "--out", tmp_path / "new").out)
         old = ("--quality", "draft", "--interval", 0.2, 0.9, "--grid=cosine")

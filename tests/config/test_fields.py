@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from ditlab.config.fields import check_ranges, renamed, resume_rules
+from ditlab.config.fields import check_settings, renamed, resume_rules
 from ditlab.config.reader import parse_recipe
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
@@ -36,7 +36,7 @@ def test_every_setting_has_a_rule_for_resuming():
 def test_numbers_outside_their_range(key, value, words):
     section, _, name = key.partition(".")
     with pytest.raises(InputError, match=words):
-        check_ranges(Recipe().override({section: {name: list(value) if isinstance(value, tuple) else value}}))
+        check_settings(Recipe().override({section: {name: list(value) if isinstance(value, tuple) else value}}))
 
 
 def test_old_names_are_read_with_a_note():

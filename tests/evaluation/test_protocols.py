@@ -266,7 +266,7 @@ class TestEvaluate:
             ({"reference": ""}, "give a reference"),
             ({"count": 101}, "101 images cannot be shared equally among 10 classes"),
             ({"count": 1}, "count 1 and batch size"),
-            ({"within": 0.1}, "give expect too"),
+            ({"within": 0.1}, "expect is not set; remove it or set expect"),
             ({"metrics": ("frechett",)}, 'did you mean "frechet"'),
             ({"metrics": ("spatial",)}, "spatial needs spatial, which the features digits do not provide"),
             ({"features": "digit"}, 'did you mean "digits"'),

@@ -12,8 +12,8 @@ from ditlab.core.units import GIB
 from ditlab.core.values import PixelValues
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.pipeline import Pipeline
-from ditlab.profiling.plan import DEVICES, largest_batch, lines, plan, rate
-from ditlab.training.memory import activations, peak
+from ditlab.profiling.plan import DEVICES, lines, plan, rate
+from ditlab.training.memory import activations, largest_batch, peak
 
 SMALL = {"model": {"name": "DiT", "width": 64, "depth": 4, "heads": 2, "patch": 2}, "train": {"batch": 32}}
 
@@ -201,6 +201,13 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path):
         (folder / "memory.stat").write_text("anon 300\ninactive_file 600\nactive_file 0\n")
     assert list(container_memory(tmp_path / "own", tmp_path / "tree")) == [(4000, 300)]
     assert list(container_memory(tmp_path / "none", tmp_path / "tree")) == []
+    (tmp_path / "older").write_text("9:cpu:/pods/mine\n4:memory:/pods/mine\n0::/\n")  # control groups of version 1
+    group = tmp_path / "tree" / "memory" / "pods"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("5000\n")
+    (group / "memory.usage_in_bytes").write_text("1000\n")
+    (group / "memory.stat").write_text("cache 9\ntotal_inactive_file 600\n")
+    assert list(container_memory(tmp_path / "older", tmp_path / "tree")) == [(5000, 400)]
     assert 2**28 < total_memory(torch.device("cpu")) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

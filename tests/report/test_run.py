@@ -1,8 +1,12 @@
 import json
+import os
 import re
+import shlex
 import sys
+import time
 import types
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,8 +15,9 @@ from rich.console import Console
 from ditlab.cli import main
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
+from ditlab.core.io import held
 from ditlab.report.html import figure
-from ditlab.report.run import blocks, read_metrics, sparkline, view
+from ditlab.report.run import Progress, blocks, progress, read_metrics, sparkline, view
 from ditlab.training import train
 from ditlab.training.trackers import flat
 
@@ -47,19 +52,81 @@ def test_an_image_as_text_has_its_colors(tmp_path):
     assert str(text.spans[0].style) == "rgb(255,0,0) on rgb(0,0,255)"
 
 
-def test_watching_shows_curves_and_the_preview(run, capsys, monkeypatch):
+def test_watching_shows_curves_and_the_preview(run):
     out = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
     out.print(view(run, 128))
     shown = out.export_text()
-    assert "128 of 128 images, done" in shown
+    assert ": finished, 128 of 128 images" in shown
     assert "gradient norm" in shown
     assert "preview at 128 images" in shown
     assert shown.count("▀") > 1000
-    monkeypatch.setattr(sys, "argv", ["ditlab", "watch", str(run), "--once"])
-    main()
-    assert "learning rate" in capsys.readouterr().out
-    with pytest.raises(InputError, match="is not a training run"):
+    with pytest.raises(InputError, match=r"checkpoints is not a training run: there is no recipe.toml; give the"):
         read_metrics(run / "checkpoints")
+
+
+def watch(*arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ditlab", *map(str, arguments)])
+    main()
+    return capsys.readouterr().out
+
+
+def test_watching_into_a_file_prints_plain_lines(run, capsys, monkeypatch):
+    last = read_metrics(run)[-1]
+    for options in ([], ["--once"]):
+        assert watch("watch", run, *options, monkeypatch=monkeypatch, capsys=capsys).splitlines() == [
+            f"{run}: finished, 128 of 128 images",
+            f"loss: {last['loss']:,.4g}",
+            f"gradient norm: {last['grad_norm']:,.4g}",
+            "learning rate: 0.0001",
+            f"images/s: {last['images_per_second']:,.4g}",
+            f"preview: {run / 'previews' / '000000000128.png'}",
+        ]
+
+
+def test_a_stopped_run_is_shown_with_the_command_that_resumes_it(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "a run with a very long name, so that its command is longer than a line of a log file"
+    stop = types.SimpleNamespace(on_log=lambda seen, values: seen == 64)
+    train(parse_recipe(TINY), folder, console=QUIET, callbacks=[stop])
+    shown = watch("watch", folder, monkeypatch=monkeypatch, capsys=capsys).splitlines()
+    assert shown[0] == f"{folder}: stopped at 64 of 128 images"
+    assert shown[-1].startswith("to resume: ")
+    _, *words = shlex.split(shown[-1].removeprefix("to resume: "))
+    assert words == ["train", str(folder / "recipe.toml"), "--out", str(folder)]
+    watch(*words, monkeypatch=monkeypatch, capsys=capsys)
+    assert progress(folder, 128).state == "finished"
+    assert [line["images"] for line in read_metrics(folder)] == [32, 64, 96, 128]
+
+
+def test_the_state_of_a_run(tmp_path, monkeypatch):
+    def line(seen):
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"images": seen, "images_per_second": 10.0}) + "\n")
+
+    (tmp_path / "recipe.toml").touch()
+    with held(tmp_path):
+        assert str(progress(tmp_path, 4000)) == "running, 0 of 4,000 images"
+        line(1000)
+        assert str(progress(tmp_path, 4000)) == "running, 1,000 of 4,000 images, about 5.0 minutes left"
+        line(4000)
+        assert progress(tmp_path, 4000).state == "running"  # it writes its last checkpoint
+    assert str(progress(tmp_path, 4000)) == "finished, 4,000 of 4,000 images"
+    line(1000)
+    assert str(progress(tmp_path, 4000)) == "stopped at 1,000 of 4,000 images"
+    (tmp_path / ".lock").write_text("process 1 on somewhere")  # of a process that was killed
+    assert progress(tmp_path, 4000) == Progress("stopped", 1000, 4000, None, pytest.approx(0, abs=60))
+    monkeypatch.setattr("ditlab.report.run.in_use", lambda folder: None)
+    os.utime(tmp_path / "metrics.jsonl", (0, time.time() - 7200))
+    assert str(progress(tmp_path, 4000)) == (
+        "1,000 of 4,000 images, last line of metrics 2.0 hours ago "
+        "(locks, which show whether a process trains the run, do not work here)"
+    )
+    assert progress(tmp_path, 4000).state == "unknown"
+    assert progress(tmp_path, 1000).state == "finished"
+
+
+def test_watching_a_path_that_does_not_exist(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    with pytest.raises(InputError, match=r"^no run at small <rnu>; did you mean small <run>\?$"):
+        read_metrics(Path("small <rnu>"))
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path):

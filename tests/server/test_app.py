@@ -564,7 +564,7 @@ class TestInspection:
         assert "bee" in error(response)
 
 
-def test_progress_of_training_runs(pipe, tmp_path):
+def test_progress_of_training_runs(pipe, tmp_path, monkeypatch):
     run = tmp_path / "mine"
     (run / "previews").mkdir(parents=True)
     (run / "recipe.toml").write_text((find_recipe("digits")).read_text())
@@ -576,6 +576,11 @@ def test_progress_of_training_runs(pipe, tmp_path):
         assert client.get("/v1/runs").json() == {"runs": ["mine"]}
         progress = client.get("/v1/runs/mine").json()
         assert (progress["state"], progress["seconds_left"]) == ("stopped", None)
+        assert 0 <= progress["seconds_since_entry"] < 600
+        with monkeypatch.context() as patch:
+            patch.setattr("ditlab.report.run.in_use", lambda folder: None)  # a file system without locks
+            progress = client.get("/v1/runs/mine").json()
+            assert (progress["state"], progress["seconds_left"]) == ("unknown", None)
         with held(run):
             progress = client.get("/v1/runs/mine").json()
         assert (progress["state"], progress["images"], progress["preview"]) == ("running", 20, None)

@@ -171,6 +171,9 @@ def test_claims_and_plots_are_checked(rejection):
     assert "give one of order" in rejection(claim + 'order = ["a"]\n')
     assert "give one of order" in rejection(claim + 'order = ["a", "b"]\nfalls_with = "gmacs"\n')
     assert "more_than needs falls_with or rises_with" in rejection(claim + 'order = ["a", "b"]\nmore_than = "gmacs"\n')
+    assert 'among is "a*", but order names its entries; remove among' in rejection(
+        claim + 'order = ["a", "b"]\namong = "a*"\n'
+    )
     assert '"gmac" is not an axis; did you mean "gmacs"?' in rejection(claim + 'falls_with = "log gmac"\n')
     assert "model.name is 'DiT-S/2' in part \"a\"; an axis needs a number" in rejection(
         claim + 'falls_with = "model.name"\n'

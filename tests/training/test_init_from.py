@@ -273,7 +273,7 @@ def test_low_rank_updates_train_save_and_resume(tmp_path, pictures, apart):
 
 
 def test_low_rank_needs_a_source():
-    with pytest.raises(InputError, match=r"train.lora needs a model to start from; set train.init_from"):
+    with pytest.raises(InputError, match=r"train.lora is 4, but train.init_from is not set; remove it or"):
         train(parse_recipe({"train": {"lora": 4}}), "nowhere")
 
 

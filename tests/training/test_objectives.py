@@ -1,6 +1,5 @@
 """Objectives and training aids, of the package and from outside."""
 
-import io
 import json
 import shutil
 import sys
@@ -216,13 +215,6 @@ def test_randomness_of_any_rank():
     losses = objective.losses(lambda x, t, c: torch.zeros_like(x), noise, None, t, noise)
     assert losses["regression"].shape == (2,)
     assert losses["regression"].abs().max() < 1e-12  # noise - data is zero
-
-
-def test_a_run_that_needs_more_memory_than_there_is_is_warned_of(tmp_path, monkeypatch):
-    monkeypatch.setattr("ditlab.training.setup.total_memory", lambda device: 2**20)
-    console = Console(file=io.StringIO(), width=1000)
-    train(recipe(), tmp_path, console=console)
-    assert "this run needs about 0.5 GiB in each process, and 0.0 GiB are available" in console.file.getvalue()
 
 
 def test_taps_are_the_outputs_of_the_blocks():

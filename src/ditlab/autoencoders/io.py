@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.hub import fetch
 from ditlab.core.modules import skip_init
 from ditlab.core.registry import imported_parts_only
@@ -65,6 +65,8 @@ def load_autoencoder(
 def _read(path: Path, overrides: dict[str, float]) -> Autoencoder:
     if path.is_file():
         return _from_file(path, overrides)
+    if not path.exists():
+        raise InputError(f"no autoencoder at {path}; {nearest_path(path, 'give its folder, its file or a hub id')}")
     folder = path / "vae" if (path / "vae" / CONFIG).is_file() else path
     config = read_json(folder / CONFIG) if (model := newest_checkpoint(path)) is None else {"format": "ditlab"}
     if config.get("format") == "ditlab":

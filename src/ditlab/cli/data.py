@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, command, print_json, say, screen
 from ditlab.config.sections import AutoencoderTraining, Preparation
@@ -14,6 +13,7 @@ from ditlab.config.values import Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
+from ditlab.core.terminal import make_console
 
 PreparationOptions = Annotated[Preparation | None, Parameter(name="*")]
 TrainingOptions = Annotated[AutoencoderTraining | None, Parameter(name="*")]
@@ -108,7 +108,7 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
     if json:
         print_json(dataclasses.asdict(result) | {"pictures": result.images})  # the key of earlier versions
         return
-    Console().print(*result.tables(), sep="\n")
+    make_console().print(*result.tables(), sep="\n")
     if sheet is not None:
         say(f"contact sheet: {sheet}")
 

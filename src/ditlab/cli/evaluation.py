@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, fail, print_json, say, screen
 from ditlab.config.evaluation import Copying, Evaluation
@@ -15,6 +14,7 @@ from ditlab.config.sections import Preparation
 from ditlab.config.values import Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
+from ditlab.core.terminal import make_console
 
 if TYPE_CHECKING:
     from ditlab.evaluation.memorization import Memorization
@@ -203,7 +203,7 @@ def sweep(
     if json:
         print_json(done.as_json())
         return
-    Console().print(done.table())
+    make_console().print(done.table())
     print(done.verdict())
     say(f"curve: {done.plot}")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from ditlab.cli.options import Checkpoint
 from ditlab.cli.terminal import Json, app, claim_folder, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError
+from ditlab.core.terminal import make_console
 
 Options: Any = network_arguments()  # with a field for each option of the families
 
@@ -128,7 +128,7 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['gmacs']:,.2f}", f"{row['gflops']:,.2f}", str(row["tokens"]),
             f"{row['weight_bytes'] / 2**20:,.0f} MiB",
         )  # fmt: skip
-    Console().print(table)
+    make_console().print(table)
     for row in rows:
         if images := row.get("images"):
             say(f"{row['name']} generates images of {images['size']} with {images['about']}")

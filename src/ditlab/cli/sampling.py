@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
 from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
@@ -13,6 +12,7 @@ from ditlab.config.reader import parse_size
 from ditlab.config.sampling import SamplingOptions
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
+from ditlab.core.terminal import make_console
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
@@ -278,7 +278,7 @@ def bench(
         if json:
             print_json({"drift": rows})
         else:
-            Console().print(benchmark.drift_table(rows))
+            make_console().print(benchmark.drift_table(rows))
         return
     report_bench(pipe, settings, json)
 
@@ -306,16 +306,14 @@ def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:
     if json:
         print_json(dataclasses.asdict(result))
         return
-    out = Console()
+    out = make_console()
     about = result.machine
-    out.print(
-        f"{about['processor']}, {about['cores']} cores, {about['device']}, torch {about['torch']}", highlight=False
-    )
+    print(f"{about['processor']}, {about['cores']} cores, {about['device']}, torch {about['torch']}")
     peaks = ", ".join(f"{name} {peak:,.0f} GFLOP/s" for name, peak in result.peaks.items())
-    out.print(f"matrix products: {peaks}; copies: {result.bandwidth:.0f} GB/s", highlight=False)
+    print(f"matrix products: {peaks}; copies: {result.bandwidth:.0f} GB/s")
     for table in benchmark.tables(result):
         out.print(table)
-    out.print(f"limited by {result.limit}", highlight=False)
+    print(f"limited by {result.limit}")
 
 
 def parse_seeds(texts: list[str]) -> list[int]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, Parameter
-from rich.console import Console
 
 from ditlab.cli.recipes import recipe_config
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
+from ditlab.core.terminal import make_console
+from ditlab.core.terminal import say as print_line
 from ditlab.core.version import __version__
 
 app = App(
@@ -24,14 +25,14 @@ app = App(
     config=recipe_config,
     default_parameter=Parameter(consume_multiple=True),  # a list follows its flag: --model.depths 1 2 1
 )
-screen = Console(stderr=True)
+screen = make_console(stderr=True)
 
 Json = Annotated[bool, Parameter(negative="")]
 
 
 def say(line: str) -> None:
     """Print a line on standard error, without markup and without wrapping."""
-    screen.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_line(screen, line)
 
 
 def say_note(config: dict[str, Any]) -> None:

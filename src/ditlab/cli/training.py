@@ -4,10 +4,10 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen
 from ditlab.config.reader import (
@@ -21,8 +21,10 @@ from ditlab.config.reader import (
 )
 from ditlab.config.values import Whole
 from ditlab.core.device import process_place
+from ditlab.core.terminal import make_console
 
 if TYPE_CHECKING:
+    from ditlab.config.sections import Recipe
     from ditlab.config.sections import Recipe as RecipeArguments
     from ditlab.profiling.plan import Plan
     from ditlab.study.recipe import Study
@@ -121,7 +123,7 @@ def print_plan(prediction: "Plan") -> None:
     """Print a plan as a table and lines."""
     from ditlab.profiling import plan as planning
 
-    out = Console()
+    out = make_console()
     out.print(planning.table(prediction))
     for line in planning.lines(prediction):
         out.print(line, highlight=False, markup=False)
@@ -142,17 +144,29 @@ def watch(run: Path, /, *, once: Flag = False, seconds: float = 2.0) -> None:
     """
     from rich.live import Live
 
-    from ditlab.report.run import read_metrics, view
+    from ditlab.report.run import plain, progress, require_run, view
 
-    images = parse_recipe(read_toml(run / "recipe.toml"), source=str(run)).train.images
-    out = Console()
-    if once or not out.is_terminal:
+    require_run(run)
+    recipe = parse_recipe(read_toml(run / "recipe.toml"), source=str(run))
+    images, out = recipe.train.images, make_console()
+    if not out.is_terminal:
+        print("\n".join(plain(run, images)))
+    elif once:
         out.print(view(run, images))
-        return
-    with suppress(KeyboardInterrupt), Live(view(run, images), console=out, auto_refresh=False) as live:
-        while not (lines := read_metrics(run)) or lines[-1]["images"] < images:
-            time.sleep(seconds)
-            live.update(view(run, images), refresh=True)
+    else:
+        with suppress(KeyboardInterrupt), Live(view(run, images), console=out, auto_refresh=False) as live:
+            while progress(run, images).state in ("running", "unknown"):
+                time.sleep(seconds)
+                live.update(view(run, images), refresh=True)
+    if progress(run, images).state == "stopped":
+        print(f"to resume: {resuming(run, recipe)}")
+
+
+def resuming(run: Path, recipe: "Recipe") -> str:
+    """How a stopped run is resumed."""
+    if recipe.data.source.startswith("python:"):
+        return "call ditlab.train again with the same data"
+    return f"{command()} train {quote(str(run / 'recipe.toml'))} --out {quote(str(run))}"
 
 
 @app.command(group="Train")
@@ -202,7 +216,7 @@ def show_grid(study: "Study", json: bool) -> None:
         print_json(grid.as_json(study, parts))
         return
     for piece in grid.dry_run(study, parts):
-        Console().print(piece, highlight=False, markup=False)
+        make_console().print(piece, highlight=False, markup=False)
 
 
 @app.command(group="Train")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ditlab.config.fields import Unused, setting
 from ditlab.config.sampling import SETTINGS, SamplingOptions, modern
 from ditlab.config.values import Whole
 
@@ -23,7 +24,7 @@ class CheckpointOptions:
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
     autoencoder: str = ""
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
-    heads: Whole | None = None
+    heads: Whole | None = setting(None, at_least=1)
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     latent_size: str = ""
     """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
@@ -37,7 +38,7 @@ class SampleSet:
 
     label_sampling: Literal["balanced", "random"] = "balanced"
     """Labels of the generated images: balanced (each class equally often) or random (uniformly distributed)."""
-    seed: Whole = 0
+    seed: Whole = setting(0, at_least=0)
     """Seed of the image set; another seed gives other images."""
     count: Whole = 50_000
     """Number of images to generate."""
@@ -75,7 +76,7 @@ class Expectation:
 
     expect: float | None = None
     """Expected value of the first metric; any other value is a failure (exit code 1)."""
-    within: float | None = None
+    within: float | None = setting(None, not_negative=True, unused=Unused("expect", (None,)))
     """Largest accepted difference from the expected value (default: 2 % of it)."""
 
 

@@ -1,8 +1,12 @@
-"""Metadata of settings: the allowed range, whether a resumed run may change the value, and the previous name."""
+"""Metadata of settings: the allowed range, when a setting has no effect, whether a resumed run may change the value,
+and the previous name.
+"""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ditlab.core.errors import InputError
@@ -11,14 +15,35 @@ Resume = Literal["free", "ask", "never"]
 """Whether a run may resume with another value: always, only if the user allows changes, or never."""
 
 
+@dataclass(frozen=True)
+class Unused:
+    """When a setting has no effect: another setting of its section has one of these values.
+
+    The values are built-in ones, so that settings stay usable with the parts of plug-ins.
+    """
+
+    key: str
+    """The other setting."""
+    values: tuple[Any, ...]
+    """Its values with which this setting is not used."""
+    because: str = ""
+    """Why, such as "which has no mean"; completes the sentence after the value."""
+    use: Any = None
+    """Value of the other setting that the message proposes."""
+    unless: str = ""
+    """A setting that may give the other one another value; if it is set, this setting may have an effect."""
+
+
 def setting(
     default: Any,
     *,
     resume: Resume | None = None,
     at_least: int | None = None,
     below: int | None = None,
+    up_to: float | None = None,
     share: bool = False,
     not_negative: bool = False,
+    unused: Unused | None = None,
     was: str = "",
 ) -> Any:
     """Define a field of a section of settings.
@@ -27,32 +52,65 @@ def setting(
         default: the value if the setting is left out, or a callable that creates it.
         resume: whether a resumed run may change it; None is the rule of the section, or "never" if it has none.
         at_least, below: the range of a whole number.
+        up_to: the value is at least 0 and at most this.
         share: the value is at least 0 and less than 1.
         not_negative: the value is finite and at least 0.
+        unused: when the setting has no effect.
         was: the name in earlier versions, which recipes may still use.
     """
-    rules = {"resume": resume, "at_least": at_least, "below": below, "share": share, "not_negative": not_negative}
-    metadata = {key: value for key, value in rules.items() if value is not None and value is not False} | (
-        {"was": was} if was else {}
-    )
+    rules: dict[str, Any] = {"resume": resume, "at_least": at_least, "below": below, "up_to": up_to, "unused": unused}
+    rules |= {"share": share or None, "not_negative": not_negative or None, "was": was or None}
+    metadata = {key: value for key, value in rules.items() if value is not None}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_ranges(settings: Any, prefix: str = "") -> None:
-    """Check that all numbers, including those of nested sections, are in the range of their field.
+def check_settings(settings: Any, prefix: str = "") -> None:
+    """Check that all numbers, including those of nested sections, are in the range of their field, and that every
+    setting that differs from its default has an effect.
 
     Raises:
-        InputError: a number is outside its range; the message gives the key and the range of the first one.
+        InputError: a number is outside its range, or a setting has no effect; the message is about the first one.
     """
     for field in dataclasses.fields(settings):
         value, key = getattr(settings, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
-            check_ranges(value, f"{key}.")
+            check_settings(value, f"{key}.")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and (allowed := outside(number, field.metadata)):
                 raise InputError(f"{key} is {number}; give {allowed}")
+        if (rule := unused(settings, field)) is not None:
+            other = getattr(settings, rule.key)
+            state = f"is {shown(other)}" if other not in ("", (), None) else "is not set"
+            because, to = f", {rule.because}" * bool(rule.because), f" to {shown(rule.use)}" * (rule.use is not None)
+            raise InputError(
+                f"{key} is {shown(value)}, but {prefix}{rule.key} {state}{because}; "
+                f"remove it or set {prefix}{rule.key}{to}"
+            )
+
+
+def unused(settings: Any, field: "dataclasses.Field[Any]") -> Unused | None:
+    """The reason why a setting that differs from its default has no effect; None if it has one, or is the default."""
+    rule: Unused | None = field.metadata.get("unused")
+    if rule is None or getattr(settings, field.name) == field.default or getattr(settings, rule.key) not in rule.values:
+        return None
+    return None if rule.unless and getattr(settings, rule.unless) is not None else rule
+
+
+def unused_keys(settings: Any) -> set[str]:
+    """The settings of a recipe that have no effect, such as "diffusion.time_mean"."""
+    return {
+        f"{section.name}.{field.name}"
+        for section in sections(type(settings))
+        for field in dataclasses.fields(section.type)  # type: ignore[arg-type]
+        if unused(getattr(settings, section.name), field) is not None
+    }
+
+
+def shown(value: Any) -> str:
+    """A value as recipes write it."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def outside(number: float, rules: Mapping[str, Any]) -> str:
@@ -60,11 +118,13 @@ def outside(number: float, rules: Mapping[str, Any]) -> str:
     least, limit = rules.get("at_least"), rules.get("below")
     if (least is not None and not number >= least) or (limit is not None and not number < limit):
         return f"{least} or more" if limit is None else f"{least or 0} to {limit - 1}"
+    if (most := rules.get("up_to")) is not None and not 0 <= number <= most:
+        return f"a number from 0 to {most}"
     if rules.get("share") and not 0 <= number < 1:
         return "at least 0 and less than 1"
     if rules.get("not_negative") and not 0 <= number < math.inf:
         return "a number that is not negative"
-    return ""
+    return "" if math.isfinite(number) else "a finite number"
 
 
 def sections(kind: Any) -> "Iterator[dataclasses.Field[Any]]":

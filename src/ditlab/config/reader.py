@@ -25,7 +25,7 @@ from ditlab.config.sampling import SETTINGS, modern
 from ditlab.config.sections import NETWORK as DEFAULT
 from ditlab.config.sections import Model, Recipe
 from ditlab.config.values import Whole
-from ditlab.core.errors import InputError, nearest
+from ditlab.core.errors import InputError, nearest, nearest_path
 
 NETWORK = "--model.name"
 Settings = TypeVar("Settings")
@@ -73,7 +73,8 @@ def find_recipe(name: str, kind: str = "") -> Path:
     shipped = shipped_recipes(kind)
     if path.suffix == "" and name in shipped:
         return shipped[name]
-    raise InputError(f'no recipe "{name}"; give the path of a .toml file, or {nearest(name, sorted(shipped))}')
+    remedy = f"give the path of a .toml file, or {nearest(name, sorted(shipped))}"
+    raise InputError(f'no recipe "{name}"; {nearest_path(name, remedy) if path.suffix else remedy}')
 
 
 def shipped_recipes(kind: str = "") -> dict[str, Path]:

@@ -10,33 +10,36 @@ from typing import Annotated, Any, Self
 
 from cyclopts import Parameter
 
+from ditlab.config.fields import Unused, setting
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, lookup, nearest
 
 Interval = Annotated[tuple[float, float] | None, Parameter(negative="")]
+
+WITHOUT_GUIDANCE = Unused("guidance", (1.0,), "which disables guidance", unless="preset")
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """Sampling settings; None is the model's default."""
 
-    steps: Whole | None = None
+    steps: Whole | None = setting(None, at_least=1)
     """Number of sampler steps."""
     sampler: str | None = None
     """Sampler, such as heun, ab4, dpmpp or ddpm; docs/sampling.md lists all."""
-    guidance: float | None = None
+    guidance: float | None = setting(None, not_negative=True)
     """Classifier-free guidance scale (1 disables guidance)."""
-    guidance_interval: Interval = None
+    guidance_interval: Interval = setting(None, up_to=1)
     """Times between which guidance acts (0 is data, 1 is noise)."""
-    guidance_channels: Whole | None = None
+    guidance_channels: Whole | None = setting(None, at_least=1)
     """Guide only the first N channels; 3 reproduces the published DiT results."""
     schedule: str | None = None
     """Timestep schedule: uniform, cosine, log-snr, shifted, leading, or a file written by `ditlab tune`."""
-    eta: float | None = None
+    eta: float | None = setting(None, up_to=1)
     """Noise of the ddim sampler, from 0 (none) to 1."""
     preset: str | None = None
     """Named settings: draft, normal, best, reference or dit-published. Other options take precedence."""
-    reuse: Whole | None = None
+    reuse: Whole | None = setting(None, at_least=1)
     """Feature caching: run the inner part of the network in every N-th step only (for many steps)."""
 
     @classmethod
@@ -62,14 +65,18 @@ class SamplingOptions:
 class Sample(SamplingOptions):
     """The sampling settings of a recipe, which are saved with the model as its defaults."""
 
-    steps: Whole = 20
+    steps: Whole = setting(20, at_least=1)
     """Number of sampler steps."""
     sampler: str = "heun"
     """Sampler, such as heun, ab4, dpmpp or ddpm; docs/sampling.md lists all."""
-    guidance: float = 1.0
+    guidance: float = setting(1.0, not_negative=True)
     """Classifier-free guidance scale (1 disables guidance)."""
-    guidance_interval: Annotated[tuple[float, float], Parameter(negative="")] = (0.0, 1.0)
+    guidance_interval: Annotated[tuple[float, float], Parameter(negative="")] = setting(
+        (0.0, 1.0), up_to=1, unused=WITHOUT_GUIDANCE
+    )
     """Times between which guidance acts (0 is data, 1 is noise)."""
+    guidance_channels: Whole | None = setting(None, at_least=1, unused=WITHOUT_GUIDANCE)
+    """Guide only the first N channels; 3 reproduces the published DiT results."""
     schedule: str = "uniform"
     """Timestep schedule: uniform, cosine, log-snr, shifted, leading, or a file written by `ditlab tune`."""
 

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 
-from ditlab.config.fields import renamed, setting
+from ditlab.config.fields import Unused, renamed, setting
 from ditlab.config.sampling import Sample
 from ditlab.config.values import Whole
 
 NETWORK = "DiT-S/2"
+NO_SOURCE = Unused("init_from", ("",))
 
 
 class Model:
@@ -73,9 +74,14 @@ class Diffusion:
     """What the network predicts: velocity (the default), x0, eps or v."""
     time: str = setting("logit-normal", resume="ask")
     """Distribution of training times: logit-normal or uniform."""
-    time_mean: float = setting(0.0, resume="ask")
+    time_mean: float = setting(
+        0.0, resume="ask", unused=Unused("time", ("uniform",), "which has no mean", "logit-normal")
+    )
     """Mean of the logit-normal distribution; above 0 trains more on noise."""
-    time_scale: float = setting(1.0, resume="ask", not_negative=True)
+    time_scale: float = setting(
+        1.0, resume="ask", not_negative=True,
+        unused=Unused("time", ("uniform",), "which has no scale", "logit-normal"),
+    )  # fmt: skip
     """Scale of the logit-normal distribution."""
     stratified: bool = setting(True, resume="ask")
     """Spread the times evenly over the quantiles within each batch."""
@@ -121,7 +127,7 @@ class Preparation:
     """Column with the class labels; "none" ignores all labels."""
     caption_column: str = ""
     """Column with the captions."""
-    max_skipped: float = setting(0.05, resume="free")
+    max_skipped: float = setting(0.05, resume="free", up_to=1)
     """Largest share of images that may be unreadable."""
 
 
@@ -155,7 +161,9 @@ class Optim:
     """Images over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "constant"
     """Learning-rate schedule after warm-up. All but constant fall to 0 at the last image; wsd falls late, see decay."""
-    decay: float = setting(0.2, not_negative=True)
+    decay: float = setting(
+        0.2, up_to=1, unused=Unused("schedule", ("constant", "cosine", "linear"), "which has no such share", "wsd")
+    )
     """Share of the run over which the learning rate falls with wsd."""
     clip: float = setting(1.0, not_negative=True)
     """Largest gradient norm; larger gradients are scaled down (0 disables clipping)."""
@@ -180,7 +188,7 @@ class Train:
     layer_sync: Annotated[tuple[Whole, ...], Parameter(alias="align")] = setting((), resume="ask", was="align")
     """Numbers of two blocks: the output of the first is aligned with the output of the second (LayerSync)."""
     layer_sync_weight: Annotated[float, Parameter(alias="align_weight")] = setting(
-        0.5, resume="ask", not_negative=True, was="align_weight"
+        0.5, resume="ask", not_negative=True, unused=Unused("layer_sync", ((),)), was="align_weight"
     )
     """Weight of the LayerSync loss."""
     ema: float = setting(0.9999, resume="ask", share=True)
@@ -189,11 +197,11 @@ class Train:
     """Lengths of additional power-function EMAs, as shares of the run, such as 0.05 0.1."""
     init_from: str = ""
     """Model whose weights the run starts from; the settings of [model] are then those of this model."""
-    class_map: str = ""
+    class_map: str = setting("", unused=NO_SOURCE)
     """With init_from: TOML or JSON file that maps classes of the data to the classes of the source they start from."""
-    lora: Whole = setting(0, at_least=0)
+    lora: Whole = setting(0, at_least=0, unused=NO_SOURCE)
     """With init_from: rank of low-rank updates that are trained instead of the weights; 0 trains the weights."""
-    lora_apart: bool = False
+    lora_apart: bool = setting(False, unused=Unused("lora", (0,)))
     """Save the low-rank updates separately instead of merged into the weights of the source."""
     seed: Whole = setting(0, at_least=0, below=2**32)
     """Seed of initial weights, image order, noise and timesteps."""
@@ -230,6 +238,8 @@ class Parallel:
     """Activation checkpointing: recompute the blocks in the backward pass instead of storing their activations."""
     accumulate: Whole = setting(1, at_least=1)
     """Gradient accumulation: number of parts of a batch that are processed one after another."""
+    check_memory: bool = True
+    """Refuse a run that is predicted to need more than 1.5 times the memory of the machine."""
     timeout: Whole = setting(600, at_least=1)
     """Seconds to wait for a process that does not respond."""
 
@@ -311,7 +321,7 @@ class AutoencoderTraining:
     """Weight of the error of the differences between neighboring pixels."""
     held_out: float = 0.05
     """Share of the images that are held out for evaluation."""
-    seed: Whole = 0
+    seed: Whole = setting(0, at_least=0, below=2**32)
     """Seed of initial weights, image order, noise and the held-out images."""
     device: str = setting("auto", resume="free")
     """auto, cpu, cuda, cuda:1, mps."""

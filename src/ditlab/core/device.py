@@ -15,6 +15,10 @@ if TYPE_CHECKING:  # every command imports this file, and importing torch is slo
     import torch
 
 OWN_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+GROUP_FILES = {  # limit, use, and the part of the use that the system releases, in the two versions of control groups
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt(3)
 
 
@@ -109,23 +113,31 @@ def free_memory(device: "torch.device") -> int:
 
 
 def container_memory(own: Path = OWN_GROUP, groups: Path = GROUPS) -> Iterator[tuple[int, int]]:
-    """Yield the memory limit and the memory use, in bytes, of each control group of this process (Linux cgroup v2).
+    """Yield the memory limit and the memory use, in bytes, of each control group of this process (Linux).
 
     Args:
-        own: the file with the path of this process's group.
+        own: the file with the paths of this process's groups.
         groups: the folder with the tree of all groups.
     """
     try:
-        name = own.read_text(encoding="utf-8").partition("0::/")[2].splitlines()[0]
-    except (OSError, IndexError):
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
         return
-    for group in (groups / name, *(groups / name).parents):
-        if not group.is_relative_to(groups):
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers in ("", "memory"):  # a tree for all controllers (version 2), or for memory (version 1)
+            yield from limits_in(groups / controllers, name.lstrip("/"), *GROUP_FILES[controllers])
+
+
+def limits_in(tree: Path, name: str, limit_file: str, use_file: str, cached_key: str) -> Iterator[tuple[int, int]]:
+    """Yield the limit and the use of a control group and of those that contain it, where they are set."""
+    for group in (tree / name, *(tree / name).parents):
+        if not group.is_relative_to(tree):
             return
         with suppress(OSError, ValueError):  # "max" is no limit
-            limit = int((group / "memory.max").read_text(encoding="ascii"))
-            used = int((group / "memory.current").read_text(encoding="ascii"))
-            cached = (group / "memory.stat").read_text(encoding="ascii").partition("inactive_file ")[2]
+            limit = int((group / limit_file).read_text(encoding="ascii"))
+            used = int((group / use_file).read_text(encoding="ascii"))
+            cached = (group / "memory.stat").read_text(encoding="ascii").partition(f"{cached_key} ")[2]
             yield limit, used - int(cached.split()[0])  # the system releases cached files when it needs memory
 
 

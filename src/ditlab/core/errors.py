@@ -5,10 +5,14 @@ exits with code 2; as a `ValueError` it can be caught by any Python caller.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 V = TypeVar("V")
+MOST_NAMES = 10_000  # in a folder, that are compared with a name
 
 
 class InputError(ValueError):
@@ -34,6 +38,32 @@ def nearest(name: str, options: Iterable[str]) -> str:
     folded = {option.lower(): option for option in options}
     close = get_close_matches(name.lower(), folded, n=1)
     return f'did you mean "{folded[close[0]]}"?' if close else f"choose from: {', '.join(options)}"
+
+
+def nearest_path(path: str | Path, remedy: str) -> str:
+    """Return `did you mean runs/demo?` if the path does not exist and an existing one is similar, else the remedy."""
+    path = Path(path)
+    with suppress(OSError):  # such as a name that is too long
+        names = path.parts[1:] if path.anchor else path.parts
+        if not path.exists() and (similar := _nearest_in(Path(path.anchor), names)) is not None:
+            return f"did you mean {similar}?"
+    return remedy
+
+
+def _nearest_in(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The path in a folder whose names are those given, or similar ones where these do not exist."""
+    if not names:
+        return folder
+    name, others = names[0], names[1:]
+    if name == ".." or (folder / name).exists():
+        return _nearest_in(folder / name, others)
+    try:
+        entries = islice(folder.iterdir(), MOST_NAMES)
+        folded = {entry.name.lower(): entry.name for entry in entries if entry.name[0] != "."}
+    except OSError:  # a file, or a folder that cannot be read
+        return None
+    candidates = (_nearest_in(folder / folded[close], others) for close in get_close_matches(name.lower(), folded))
+    return next((candidate for candidate in candidates if candidate is not None), None)
 
 
 def lookup(table: Mapping[str, V], name: str, what: str) -> V:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 
 
 def fetch(path: str | Path) -> Path:
@@ -15,7 +15,11 @@ def fetch(path: str | Path) -> Path:
         InputError: the user may not read the path, or the repository cannot be downloaded.
     """
     if is_hub_id(str(path)):
-        return _download(str(path))
+        try:
+            return _download(str(path))
+        except InputError as error:
+            similar = nearest_path(path, "")  # "rusn/demo" has the form of a hub id too
+            raise InputError(f"{error}; {similar}" if similar else str(error)) from error
     path = Path(path)
     try:
         readable = not path.exists() or os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.registry import described, import_module
 
 
@@ -22,7 +22,9 @@ def import_plugin(text: str) -> None:
         return
     file = Path(text).expanduser()
     if not file.is_file():
-        raise InputError(f"there is no plug-in file {file}; give a .py file or the name of a module")
+        raise InputError(
+            f"there is no plug-in file {file}; {nearest_path(file, 'give a .py file or the name of a module')}"
+        )
     loaded = sys.modules.get(file.stem)
     if loaded is not None:
         if Path(getattr(loaded, "__file__", None) or "").resolve() != file.resolve():

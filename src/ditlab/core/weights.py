@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import damage
 
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
@@ -123,7 +123,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"no model at {folder}; give a model folder (with {CONFIG}) or a run folder") from None
+        raise InputError(
+            f"no model at {folder}; {nearest_path(folder, f'give a model folder (with {CONFIG}) or a run folder')}"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {file}: {error}; restore it from a copy") from error
     if not isinstance(config, dict) or config.get("format") != "ditlab":

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues
@@ -106,7 +106,7 @@ def array_names(file: Path) -> list[str]:
         with zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except FileNotFoundError:
-        raise InputError(f"no file {file}; give an existing .npz") from None
+        raise InputError(f"no file {file}; {nearest_path(file, 'give an existing .npz')}") from None
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} is truncated or not an .npz file ({error}); write it again") from error
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 from ditlab.config.reader import parse_size
 from ditlab.config.sections import Preparation
-from ditlab.core.errors import InputError, nearest
+from ditlab.core.errors import InputError, nearest, nearest_path
 from ditlab.data.base import Dataset
 from ditlab.data.builtin import DATASETS, find_builtin
 from ditlab.data.images import Images
@@ -191,7 +191,8 @@ def parse_source(text: str, settings: Preparation | None = None) -> SourceSpec:
     """
     spec = find_spec(text, settings)
     if spec is None:
-        raise InputError(f'no data "{text}"; give an existing folder of images, or {nearest(text, DATASETS)}')
+        remedy = f"give an existing folder of images, or {nearest(text, DATASETS)}"
+        raise InputError(f'no data "{text}"; {nearest_path(text, remedy)}')
     return spec
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from ditlab.core.io import replace_text
+from ditlab.core.terminal import say
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.latents.cache import Latents
@@ -99,7 +100,7 @@ class Summary:
     def show(self, console: Console) -> None:
         """Print the summary."""
         for line in self.lines():
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
 
     def write(self, folder: Path) -> None:
         """Write the summary into a folder, as `data.json`."""

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ditlab.checkpoints import load
 from ditlab.config.evaluation import CheckpointOptions, Evaluation, SampleSource
+from ditlab.config.fields import check_settings
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import canonical
 from ditlab.config.sections import Preparation
@@ -187,8 +188,7 @@ def check(settings: Evaluation) -> None:
         raise InputError("no reference to compare with; give a reference: an .npz file or a data source")
     if settings.count < 2 or settings.batch_size < 1:
         raise InputError(f"count {settings.count} and batch size {settings.batch_size}; give 2 or more, and 1 or more")
-    if settings.within is not None and settings.expect is None:
-        raise InputError(f"within {settings.within} without an expected value; give expect too")
+    check_settings(settings)
 
 
 def default_features(reference: str) -> str:

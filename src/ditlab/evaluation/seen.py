@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 
+from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.values import PixelValues
 from ditlab.data import Dataset
@@ -27,7 +28,7 @@ def remarks_on_seen(images: Dataset) -> list[str]:
 def report_seen(images: Dataset, console: Console) -> None:
     """Print what a feature network sees of these images, unless they are ordinary ones."""
     for line in remarks_on_seen(images):
-        console.print(line, highlight=False, markup=False)
+        say(console, line)
 
 
 class Converted(Dataset):

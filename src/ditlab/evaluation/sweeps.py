@@ -17,6 +17,7 @@ from ditlab.config.sampling import ALIASES
 from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
 from ditlab.core.stats import standard_error
+from ditlab.core.terminal import say
 from ditlab.evaluation.protocols import evaluate, home_of
 from ditlab.evaluation.references import Reference
 from ditlab.inference.base import BasePipeline
@@ -124,7 +125,7 @@ def sweep(
     combinations = list(itertools.product(*axes.values()))
     for number, values in enumerate(combinations, 1):
         chosen = dict(zip(axes, values, strict=True))
-        console.print(f"{number} of {len(combinations)}: {chosen}", highlight=False, markup=False)
+        say(console, f"{number} of {len(combinations)}: {chosen}")
         results = []
         for seed in range(settings.seed, settings.seed + repeats):
             protocol = replace(settings, **chosen, seed=seed, expect=None, within=None)

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.types import Denoise, Noise, Prediction, Step
 from ditlab.core.values import PixelValues
 from ditlab.diffusion.process import Process, per_image
@@ -175,7 +175,8 @@ def read_image(
             raise InputError(f"{name} has {image.width}x{image.height} pixels; give one of at most {limit:,} in all")
         image.load()
     except FileNotFoundError:
-        raise InputError(f"there is no image {name}; give another path") from None
+        remedy = nearest_path(file, "give another path") if isinstance(file, Path) else "give another path"
+        raise InputError(f"there is no image {name}; {remedy}") from None
     except UnidentifiedImageError:  # its text has no further information
         raise InputError(f"{name} cannot be read as {', '.join(formats)}; give another") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -130,6 +130,8 @@ def resolve(
         scale = 1.0
     channels = values.get("guidance_channels")
     check_guidance(scale, interval, channels)
+    if conditional:
+        check_guided(explicit, scale)
     cache = pick_cache(values.get("reuse"), original)
     options = SamplingOptions(
         steps=len(times) - 1,
@@ -145,6 +147,22 @@ def resolve(
     if original is not None:
         times = original.times(times)
     return Plan(options, sampler, times, objective.process, scale, interval, cache, original, objective.learn_variance)
+
+
+def check_guided(explicit: Mapping[str, Any], scale: float) -> None:
+    """Check that settings of guidance have an effect.
+
+    With an explicit scale of 1 they are accepted: a caller that compares scales may leave the other settings as they
+    are.
+
+    Raises:
+        InputError: settings of guidance without a scale, and the model's scale of 1 disables guidance.
+    """
+    for key in ("guidance_interval", "guidance_channels"):
+        value = explicit.get(key)
+        restricts = value is not None and (key != "guidance_interval" or tuple(value) != (0.0, 1.0))
+        if restricts and scale == 1 and "guidance" not in explicit:
+            raise InputError(f"{key} is {value}, but guidance is 1, which disables it; leave {key} out or set guidance")
 
 
 def filled(explicit: dict[str, Any], defaults: Sample, chain: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from ditlab.core.device import out_of_memory
+from ditlab.core.terminal import say
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.optimize.batch import best_batch
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
@@ -45,7 +46,7 @@ def ready(
         net(*net.example(batch)).mean().item()  # .item() waits for the device
 
     if slow := slowness(str(net.dtype).removeprefix("torch."), net.device):
-        console.print(slow, markup=False)
+        say(console, slow)
     if batch_size is None:
         batch_size = best_batch(call, net.device, count, steps)
     batch = max(1, min(batch_size, count))
@@ -58,4 +59,4 @@ def ready(
             if batch == 1 or not out_of_memory(error):
                 raise
             batch = batch_size = batch // 2
-            console.print(f"not enough memory for the batch; continuing with {batch} at a time", highlight=False)
+            say(console, f"not enough memory for the batch; continuing with {batch} at a time")

@@ -21,6 +21,7 @@ from ditlab.checkpoints.diffusers import as_diffusers
 from ditlab.config.sampling import QUALITIES
 from ditlab.core.device import describe, has_bfloat16
 from ditlab.core.errors import InputError
+from ditlab.core.terminal import say
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import PROCESSES
 from ditlab.evaluation import measure
@@ -169,9 +170,9 @@ def forward_variants(
             with console.status(f"compiling in {name}"), torch.no_grad():
                 seconds = compile_blocks(own, run(own), dynamic=False)
             if seconds is None:
-                console.print(f"not compiled in {name}: this machine has no working compiler")
+                say(console, f"not compiled in {name}: this machine has no working compiler")
             else:
-                console.print(f"compiled in {name} in {seconds:.0f} s", highlight=False)
+                say(console, f"compiled in {name} in {seconds:.0f} s")
                 yield f"{name}, compiled", run(own)
     for name in against:
         if name == "diffusers":

@@ -4,8 +4,7 @@ Memory is computed part by part (`ditlab.training.memory`). For this machine, a 
 training is assumed to reach a third of the published dense bfloat16 peak.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,8 +31,10 @@ from ditlab.training.losses import make_context, trial_step
 from ditlab.training.memory import (
     USABLE,
     Held,
+    advice,
     float32_bytes,
     held_in_training,
+    largest_batch,
     memory_parts,
     peak,
 )
@@ -66,7 +67,6 @@ REACHED = 1 / 3  # share of the peak rate that training reaches
 # Overhead of a step in seconds, apart from its arithmetic: launching about a hundred kernels for the forward and
 # backward pass of each block, reading the batch, and updating weights and averages.
 OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP = 0.5e-3, 3e-3
-MOST = 2**16  # largest batch size that is considered
 FEW, MORE = 8, 4  # images of the first trial, and the factor from one trial to the next
 LONG = 2.0  # seconds: a next trial that is expected to take longer is not made
 
@@ -195,7 +195,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
     parts = partial(all_parts, subject, held, machine, half)
     memory, usable = parts(batch), machine.capacity * USABLE
     largest = largest_batch(parts, usable)
-    troubles = advice(recipe, memory, usable, batch, largest, devices)
+    troubles = advice(recipe, peak(memory), usable, batch, largest, devices)
     seconds, bound = None, False
     if machine.here and timed and not troubles and subject.dataset is not None:
         seconds = timed_step(subject, batch, half) * recipe.train.batch / batch / machine.at_once
@@ -250,39 +250,6 @@ def predicted_step(subject: Subject, machine: Machine, gmacs: float) -> tuple[fl
     flop = (8 if recipe.parallel.checkpointing else 6) * gmacs * 1e9 * recipe.train.batch
     seconds = flop / (DEVICES[machine.name].flops * REACHED * machine.devices)
     return (seconds, False) if seconds > overhead else (None, True)
-
-
-def largest_batch(parts: Callable[[int], dict[str, float]], capacity: float) -> int:
-    """The most images at a time that fit in memory; the size of each part is linear in the batch size."""
-    two, four = parts(2), parts(4)  # not 1, because a single image needs fewer copies
-
-    def fits(count: int) -> bool:
-        return peak({name: two[name] + (count - 2) * (four[name] - two[name]) / 2 for name in two}) <= capacity
-
-    return bisect_left(range(1, MOST + 1), True, key=lambda count: not fits(count))
-
-
-def advice(
-    recipe: Recipe, memory: dict[str, float], capacity: float, batch: int, largest: int, devices: int
-) -> list[str]:
-    """Changes of the recipe that reduce its memory; empty if it fits."""
-    if peak(memory) <= capacity:
-        return []
-    lines = []
-    if not recipe.parallel.checkpointing:
-        lines.append(
-            "parallel.checkpointing = true recomputes the blocks instead of keeping them, for a third more work"
-        )
-    if largest >= 1:
-        parts = recipe.parallel.accumulate * -(-batch // largest)
-        while recipe.train.batch % (parts * devices):
-            parts += 1
-        lines.append(f"parallel.accumulate = {parts} processes the batch in parts")
-    if devices > 1 and recipe.parallel.shard == "none":
-        lines.append('parallel.shard = "full" keeps a part of weights, gradients and moments in each process')
-    if largest < 1 and devices == 1:
-        lines.append('more devices with parallel.shard = "full", or a smaller network')
-    return lines
 
 
 def timed_step(subject: Subject, batch: int, half: bool) -> float:

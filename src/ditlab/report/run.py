@@ -3,18 +3,23 @@
 import base64
 import html
 import json
+import math
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.io import in_use
+from ditlab.core.units import duration
 from ditlab.report.html import CURVES, curves, figure, page
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -29,9 +34,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     file = run / "metrics.jsonl"
     if not file.exists():
-        if (run / "recipe.toml").exists():  # it has just started
-            return []
-        raise InputError(f"{run} is not a training run: there is no metrics.jsonl; give the folder of a run")
+        require_run(run)
+        return []  # it has just started
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
@@ -39,6 +43,71 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def require_run(run: Path) -> None:
+    """Check that a folder is a training run.
+
+    Raises:
+        InputError: it is not, or does not exist; the message names the nearest existing path.
+    """
+    if not run.exists():
+        raise InputError(f"no run at {run}; {nearest_path(run, 'give the folder of a run')}")
+    if not (run / "recipe.toml").exists():
+        raise InputError(f"{run} is not a training run: there is no recipe.toml; give the folder of a run")
+
+
+State = Literal["running", "stopped", "finished", "unknown"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, and whether a process trains it."""
+
+    state: State
+    """unknown: the run is not complete, and its file system has no locks, which show whether a process trains it."""
+    images: int
+    """Images seen, according to the last line of metrics."""
+    total: int
+    """Images to see."""
+    seconds_left: float | None
+    """Estimated; None unless the run is running."""
+    age: float | None
+    """Seconds since the last line of metrics; None before the first line."""
+
+    def __str__(self) -> str:
+        seen = f"{self.images:,} of {self.total:,} images"
+        if self.state == "running":
+            return f"running, {seen}" + (f", about {duration(self.seconds_left)} left" if self.seconds_left else "")
+        if self.state == "finished":
+            return f"finished, {seen}"
+        if self.state == "stopped":
+            return f"stopped at {seen}"
+        age = "no metrics yet" if self.age is None else f"last line of metrics {duration(self.age)} ago"
+        return f"{seen}, {age} (locks, which show whether a process trains the run, do not work here)"
+
+
+def progress(run: Path, total: int, lines: Sequence[dict[str, Any]] | None = None) -> Progress:
+    """The progress of a run. The process that trains it holds a lock on its folder, which ends with the process.
+
+    Args:
+        run: the run folder.
+        total: length of the run in images.
+        lines: its lines of metrics (default: read them).
+    """
+    working = in_use(run)  # before the metrics, so that a run that ends in between does not seem to be stopped
+    lines = read_metrics(run) if lines is None else lines
+    last: dict[str, Any] = lines[-1] if lines else {}
+    seen, rate = last.get("images", 0), last.get("images_per_second") or math.nan
+    idle: State = "finished" if seen >= total else "stopped" if working is False else "unknown"
+    file = run / "metrics.jsonl"
+    return Progress(
+        state="running" if working else idle,
+        images=seen,
+        total=total,
+        seconds_left=max(0, total - seen) / rate if working and math.isfinite(rate) else None,
+        age=max(0.0, time.time() - file.stat().st_mtime) if lines else None,
+    )
 
 
 def previews(run: Path) -> list[Path]:
@@ -53,9 +122,10 @@ def view(run: Path, images: int) -> RenderableType:
         run: the run folder.
         images: length of the run in images.
     """
+    state = progress(run, images)
     lines = read_metrics(run)
     if not lines:
-        return Text("no metrics yet")
+        return Text(f"{run}: {state}; no metrics yet")
     width = max(20, shutil.get_terminal_size().columns - 40)
     table = Table.grid(padding=(0, 2))
     for key, name in CURVES.items():
@@ -65,12 +135,26 @@ def view(run: Path, images: int) -> RenderableType:
     losses = loss_by_time(lines)
     if losses:
         table.add_row("loss from data to noise", "", Text(sparkline(losses, len(losses), 0.0)))
-    seen, rate = lines[-1]["images"], lines[-1]["images_per_second"]
-    remaining = f"{max(0, images - seen) / max(rate, 1e-9) / 60:,.0f} minutes left" if seen < images else "done"
-    parts: list[RenderableType] = [Text(f"{run}: {seen:,} of {images:,} images, {remaining}"), table]
+    parts: list[RenderableType] = [Text(f"{run}: {state}"), table]
     if files := previews(run):
         parts += [Text(f"preview at {int(files[-1].stem):,} images"), blocks(files[-1], width + 30)]
     return Group(*parts)
+
+
+def plain(run: Path, images: int) -> Iterator[str]:
+    """The state of a run in lines of text, for files and pipes.
+
+    Args:
+        run: the run folder.
+        images: length of the run in images.
+    """
+    yield f"{run}: {progress(run, images)}"
+    if lines := read_metrics(run):
+        for key, name in CURVES.items():
+            if lines[-1].get(key) is not None:
+                yield f"{name}: {lines[-1][key]:,.4g}"
+    if files := previews(run):
+        yield f"preview: {files[-1]}"
 
 
 def loss_by_time(lines: Sequence[dict[str, Any]]) -> list[float]:

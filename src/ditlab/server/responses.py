@@ -188,12 +188,17 @@ class Run(BaseModel):
     """The progress of a training run."""
 
     id: str = Field(examples=["demo"])
-    state: Literal["running", "stopped", "finished"] = Field(
-        description="stopped: no process trains it, and it has not reached its total.", examples=["running"]
+    state: Literal["running", "stopped", "finished", "unknown"] = Field(
+        description="stopped: no process trains it, and it has not reached its total. unknown: it has not reached its "
+        "total, and its file system has no locks, which show whether a process trains it.",
+        examples=["running"],
     )
     images: int = Field(description="Images seen.", examples=[51200])
     total: int = Field(description="Images to see.", examples=[110000])
     seconds_left: float | None = Field(description="Estimated; null if the run is not running.", examples=[97.5])
+    seconds_since_entry: float | None = Field(
+        description="Age of the latest entry of the curves; null if there is none.", examples=[1.5]
+    )
     curves: dict[str, list[Point]] = Field(
         description="Points (images, value) of loss, grad_norm, lr and images_per_second.",
         examples=[{"loss": [[12800, 0.86], [25600, 0.5]]}],

@@ -307,6 +307,8 @@ def check_claim(claim: Claim, study: Study, source: str) -> None:
         raise InputError(f"{source}: give one of order (two entries or more), falls_with and rises_with")
     if claim.more_than and claim.order:
         raise InputError(f"{source}: more_than needs falls_with or rises_with, not order")
+    if claim.among != Claim.among and claim.order:
+        raise InputError(f'{source}: among is "{claim.among}", but order names its entries; remove among')
     for axis in (claim.falls_with, claim.rises_with, claim.more_than):
         if axis:
             check_axis(axis, study, source)

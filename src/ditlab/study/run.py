@@ -22,6 +22,7 @@ from rich.console import Console
 from ditlab.core.device import describe, pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import claimed, replace_text
+from ditlab.core.terminal import say
 from ditlab.core.units import GIB
 from ditlab.core.weights import checkpoints
 from ditlab.evaluation.metrics import canonical_name
@@ -149,13 +150,13 @@ def run_study(study: Study, out: Path, console: Console) -> Findings | None:
         with claimed(out / "locks" / f"{job.name}.lock") as mine:
             if not mine or is_done(job, results) or results.failure(job):
                 continue
-            console.print(f"{number} of {len(jobs)}: {job}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{number} of {len(jobs)}: {job}")
             try:
                 run_job(job, out, results, references, console)
             except Exception as error:  # any failure: the other runs continue
                 message = " ".join(f"{error}".split()) if isinstance(error, InputError) else f"{error!r}"
                 results.add({"run": job.name, "failed": message, "trace": traceback.format_exc()})
-                console.print(f"failed: {message}", highlight=False, markup=False, soft_wrap=True)
+                say(console, f"failed: {message}")
     if not all(is_done(job, results) or results.failure(job) for job in jobs):
         return None
     return collect(study, out, parts, jobs, results)
@@ -234,7 +235,7 @@ def run_job(job: Job, out: Path, results: Results, references: dict[str, Referen
             | {"seconds": score.seconds, "grid": str((score.folder / "grid.png").relative_to(out))}
         )
         values = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
-        console.print(f"  {name}{': ' if name else ''}{values}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"  {name}{': ' if name else ''}{values}")
 
 
 def collect(study: Study, out: Path, parts: list[Part], jobs: list[Job], results: Results) -> Findings:

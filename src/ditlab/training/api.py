@@ -14,6 +14,7 @@ from ditlab.config.sections import Recipe
 from ditlab.core.device import process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
+from ditlab.core.terminal import make_console
 from ditlab.data import Dataset, from_torch
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
@@ -57,7 +58,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when the state has been saved.
         SystemExit: with status 0 after SIGTERM, when the state has been saved.
     """
-    console = console or Console(stderr=True)
+    console = console or make_console(stderr=True)
     recipe = as_recipe(recipe)
     dataset: Dataset | None = None
     if isinstance(data, str):

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from ditlab.autoencoders import Latent, Patch, create_autoencoder
 from ditlab.checkpoints import save_autoencoder
-from ditlab.config.fields import check_ranges
+from ditlab.config.fields import check_settings
 from ditlab.config.sections import AutoencoderTraining, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, is_vacant, replace_text, replacing
+from ditlab.core.terminal import say
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.summary import Summary
@@ -138,13 +139,13 @@ def loop(
                 with guard(f"preview at {state.seen:,} images"):
                     preview(state.autoencoder, dataset, held_out).save(out / "reconstructions.png")
             if signals:
-                console.print(f"saved {out} at {state.seen:,} images; the same command resumes", markup=False)
+                say(console, f"saved {out} at {state.seen:,} images; the same command resumes")
                 end(signals[0])
 
 
 def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device) -> State:
     """A new autoencoder for these images, with its optimizer."""
-    check_ranges(settings)
+    check_settings(settings)
     if not 0 < settings.held_out < 1:
         raise InputError(f"held_out is {settings.held_out}; give a share between 0 and 1")
     with torch.random.fork_rng(devices=[]):

@@ -3,7 +3,7 @@
 import torch
 
 from ditlab.conditioning import CONDITIONERS
-from ditlab.config.fields import check_ranges
+from ditlab.config.fields import check_settings
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
@@ -21,11 +21,12 @@ def check_recipe(recipe: Recipe) -> None:
     """Check all settings of a recipe that can be checked without data and models.
 
     Raises:
-        InputError: a number is out of range, a name is unknown, or settings exclude each other.
+        InputError: a number is out of range, a setting has no effect, a name is unknown, or settings exclude each
+            other.
     """
-    check_ranges(recipe)
+    check_settings(recipe)
     check_names(recipe)
-    for rule in (check_source, check_averages, check_sharding, check_layer_sync):
+    for rule in (check_averages, check_sharding, check_layer_sync):
         rule(recipe)
 
 
@@ -44,13 +45,6 @@ def check_names(recipe: Recipe) -> None:
         AIDS.find(name)
     for name in recipe.train.report:
         TRACKERS.find(name)
-
-
-def check_source(recipe: Recipe) -> None:
-    """Check that settings for starting from a model come with such a model."""
-    for key in ("class_map", "lora"):
-        if getattr(recipe.train, key) and not recipe.train.init_from:
-            raise InputError(f"train.{key} needs a model to start from; set train.init_from")
 
 
 def check_averages(recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ditlab.backbones import SHAPE, Backbone, find, name_of
 from ditlab.config.sections import Diffusion, Model
-from ditlab.core.errors import InputError, nearest
+from ditlab.core.errors import InputError, nearest, nearest_path
 from ditlab.diffusion.objective import Objective, follows_source, make_objective
 from ditlab.diffusion.process import Process, process_name, process_options
 from ditlab.inference.pipeline import Pipeline
@@ -133,6 +133,8 @@ def read_pairs(file: Path) -> dict[str, str | int]:
     try:
         text = file.read_text(encoding="utf-8")
         pairs = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except FileNotFoundError:
+        raise InputError(f"no class map {file}; {nearest_path(file, 'give an existing file')}") from None
     except OSError as error:
         raise InputError(f"cannot read class map {file}: {error.strerror}") from error
     except ValueError as error:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ditlab.core.io import replace_text
+from ditlab.core.terminal import say
 from ditlab.training.losses import Losses
 
 BINS = 10  # equal intervals of time t, for each of which the mean loss is logged
@@ -119,7 +120,7 @@ class RunLog:
             overall = (seen - self.first) / (now - self.started)
             remaining = max(0.0, (self.images - seen) / max(overall, 1e-9))
             line = f"{seen:>12,}/{self.images:,} images  {self._numbers(rate, means)}  {remaining:,.0f} s left"
-            self.console.print(line, highlight=False)
+            say(self.console, line)
 
     def show(self, seen: int, means: Callable[[], dict[str, Any]]) -> None:
         """Update the bar about once a second; reading the means may wait for the device."""

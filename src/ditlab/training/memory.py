@@ -4,6 +4,7 @@ Activations are the tensors that autograd keeps for the backward pass. Their siz
 meta device, which neither allocates nor computes.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ditlab.backbones import Backbone
 from ditlab.config.sections import Recipe
+from ditlab.core.device import free_memory, peak_memory, total_memory
+from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import GIB
 from ditlab.diffusion.objective import make_objective
@@ -24,6 +27,8 @@ from ditlab.training.rng import Randomness, RunRandomness
 PROCESS = {"cpu": 0.45 * GIB, "cuda": 0.8 * GIB}  # Python, PyTorch and their libraries
 HALF = 0.6  # activations in bfloat16 autocast relative to float32: norms and softmax stay in float32
 USABLE = 0.94  # share of a device's memory that tensors can use; the rest is lost to fragmentation
+CERTAIN = 1.5  # a run that needs this many times the memory there is cannot work, although predictions are not exact
+MOST = 2**16  # largest batch size that is considered
 
 Make = Callable[[], Backbone]
 
@@ -98,6 +103,76 @@ def peak(memory: dict[str, float]) -> float:
     gradients = memory.get("gradients", 0.0)
     activations = memory["activations"] + memory["workspace"]
     return sum(memory.values()) - activations - gradients + max(activations, gradients)
+
+
+def largest_batch(parts: Callable[[int], dict[str, float]], capacity: float) -> int:
+    """The most images at a time that fit in memory; the size of each part is linear in the batch size."""
+    two, four = parts(2), parts(4)  # not 1, because a single image needs fewer copies
+
+    def fits(count: int) -> bool:
+        return peak({name: two[name] + (count - 2) * (four[name] - two[name]) / 2 for name in two}) <= capacity
+
+    return bisect_left(range(1, MOST + 1), True, key=lambda count: not fits(count))
+
+
+def advice(recipe: Recipe, needed: float, capacity: float, batch: int, largest: int, devices: int) -> list[str]:
+    """Changes of the recipe that reduce its memory; empty if it fits."""
+    if needed <= capacity:
+        return []
+    lines = []
+    if not recipe.parallel.checkpointing:
+        lines.append(
+            "parallel.checkpointing = true recomputes the blocks instead of keeping them, for a third more work"
+        )
+    if largest >= 1:
+        parts = recipe.parallel.accumulate * -(-batch // largest)
+        while recipe.train.batch % (parts * devices):
+            parts += 1
+        lines.append(f"parallel.accumulate = {parts} processes the batch in parts")
+    if devices > 1 and recipe.parallel.shard == "none":
+        lines.append('parallel.shard = "full" keeps a part of weights, gradients and moments in each process')
+    if largest < 1 and devices == 1:
+        lines.append('more devices with parallel.shard = "full", or a smaller network')
+    return lines
+
+
+class Room(NamedTuple):
+    """Memory in bytes that each process can use."""
+
+    total: float  # of the machine or the container
+    free: float  # now, with what this process uses already
+
+    @classmethod
+    def of(cls, device: torch.device, world: int) -> "Room":
+        """The memory of a device; processes on one CPU share it."""
+        shares = world if device.type == "cpu" else 1
+        return cls(total_memory(device) / shares, (free_memory(device) + peak_memory(device)) / shares)
+
+
+def shortage(recipe: Recipe, parts: Callable[[int], dict[str, float]], room: Room, batch: int, devices: int) -> str:
+    """Describe a lack of memory in a line; empty if there is enough.
+
+    Args:
+        recipe: the settings of the run.
+        parts: predicted memory of a process for a number of images at a time.
+        room: the memory of a process.
+        batch: images of a process at a time.
+        devices: number of processes.
+
+    Raises:
+        InputError: far more is needed than there is, so that the system would end the process.
+    """
+    needed, usable, where = peak(parts(batch)), room.total * USABLE, " in each process" if devices > 1 else ""
+    need = f"this run needs about {needed / GIB:,.1f} GiB of memory{where}, and"
+    if needed > usable:
+        remedies = "; or ".join(advice(recipe, needed, usable, batch, largest_batch(parts, usable), devices))
+        line = f"{need} {room.total / GIB:,.1f} GiB are available; what helps: {remedies}"
+        if needed > CERTAIN * room.total and recipe.parallel.check_memory:
+            raise InputError(f"{line}; or parallel.check_memory = false trains nevertheless")
+        return line
+    if needed > room.free:
+        return f"{need} {room.free / GIB:,.1f} of {room.total / GIB:,.1f} GiB are free now; end other programs first"
+    return ""
 
 
 def activations(make: Make, batch: int, checkpointing: bool, recipe: Recipe | None = None) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ditlab.backbones import Backbone
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.training.parallel import local
 
 STEPS = "steps"  # key of the metadata
@@ -67,6 +67,8 @@ def rebuild(run: Path, width: float, images: int | None = None) -> dict[str, Ten
     Raises:
         InputError: the run has no snapshots, or `images` is before the first snapshot.
     """
+    if not run.exists():
+        raise InputError(f"no run at {run}; {nearest_path(run, 'give the folder of a run')}")
     files = sorted((run / "averages").glob("*.safetensors"))
     files = [file for file in files if images is None or int(file.stem) <= images]
     if not files:

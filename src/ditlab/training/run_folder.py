@@ -28,12 +28,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ditlab.backbones.lora import merged, trained_tensors
-from ditlab.config.fields import renamed, resume_rules
+from ditlab.config.fields import renamed, resume_rules, unused_keys
 from ditlab.config.reader import parse_recipe, read_toml, to_tables, to_toml
 from ditlab.config.sections import Recipe, Train
 from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
 from ditlab.core.io import damage, is_vacant, replace_text, replacing, write_manifest
+from ditlab.core.terminal import say
 from ditlab.core.values import PixelValues
 from ditlab.core.weights import ADAPTER, WEIGHTS, checkpoints, read_config
 from ditlab.data import Dataset
@@ -236,7 +237,7 @@ class RunFolder:
             problem = damage(folder, hashes=True)
             if problem is None:
                 return folder.name
-            console.print(f"{folder} is damaged and ignored: {problem}", markup=False)
+            say(console, f"{folder} is damaged and ignored: {problem}")
         if written:
             raise InputError(
                 f"none of the checkpoints in {self.checkpoints} is whole; remove the folder {self.folder} to restart"
@@ -260,9 +261,12 @@ def saved_recipe(file: Path) -> Recipe:
 
 
 def differences(before: Recipe, now: Recipe) -> dict[str, str]:
-    """Settings that differ and that a resumed run may not change freely: key -> description."""
+    """Settings that differ and that a resumed run may not change freely: key -> description.
+
+    Settings that had no effect, which earlier versions accepted, do not count.
+    """
     old, new = to_tables(before), to_tables(now)
-    rules, differing = resume_rules(Recipe), {}
+    rules, differing = resume_rules(Recipe) | dict.fromkeys(unused_keys(before), "free"), {}
     for section, table in old.items():
         for name in dict.fromkeys([*table, *new[section]]):
             key, before_value, now_value = f"{section}.{name}", table.get(name), new[section].get(name)

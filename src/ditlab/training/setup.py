@@ -1,7 +1,6 @@
 """Set up a run in stages, from the recipe to the first step. Each docstring explains the order of its stage."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,9 @@ from ditlab.checkpoints import load, load_autoencoder
 from ditlab.conditioning import CONDITIONERS
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Recipe
-from ditlab.core.device import total_memory
+from ditlab.core.device import has_bfloat16
 from ditlab.core.errors import InputError
-from ditlab.core.units import GIB
+from ditlab.core.terminal import say
 from ditlab.core.values import EIGHT_BITS
 from ditlab.core.weights import newest_checkpoint, read_config
 from ditlab.data import Dataset, Latents, parse_source
@@ -35,7 +34,15 @@ from ditlab.training.context import TrainingContext
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, inherited, report, transfer
 from ditlab.training.losses import make_context, trial_step
-from ditlab.training.memory import held_in_training, memory_parts, peak
+from ditlab.training.memory import (
+    USABLE,
+    Room,
+    float32_bytes,
+    held_in_training,
+    memory_parts,
+    peak,
+    shortage,
+)
 from ditlab.training.objectives import OBJECTIVES
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import Place, keep_inputs_only, shard, spread
@@ -82,7 +89,7 @@ class Job:
 
     def say(self, line: str) -> None:
         """Print a line on the console."""
-        self.console.print(line, markup=False)
+        say(self.console, line)
 
 
 def set_up(job: Job) -> None:
@@ -100,7 +107,7 @@ def set_up(job: Job) -> None:
 
 def prepare_steps(job: Job) -> None:
     """Run the remaining stages, which an unfinished run needs after `set_up`."""
-    warn_of_memory(job)
+    check_memory(job)
     begin(job)
     choose_precision(job)
     compile_network(job)
@@ -237,29 +244,56 @@ def restore(job: Job) -> None:
     job.pipe.config |= {"images_seen": job.state.seen, "train_seconds": round(job.state.seconds, 3)}
 
 
-def warn_of_memory(job: Job) -> None:
-    """Compare the estimate of `ditlab plan` with the memory of the machine, before a step can run out of memory."""
-    recipe, device, world = job.recipe, job.place.device, job.place.world
+def check_memory(job: Job) -> None:
+    """Compare the memory that the run needs with that of the machine, before a step can run out of memory.
+
+    Precisions are timed later only if a step in each of them fits.
+    """
+    job.state.precision = job.place.first_does(lambda: fitting_precision(job))
+
+
+def fitting_precision(job: Job) -> str:
+    """The precision of the run if only one is possible; empty if steps may be timed in both.
+
+    Raises:
+        InputError: the run needs far more memory than there is.
+    """
+    settings, state, device = job.recipe.train, job.state, job.place.device
+    chosen = state.precision or (settings.precision if settings.precision != "auto" else "")
+    if not chosen and state.sharded:
+        chosen = quick_precision(job.net.matrix_width, device)
+    share = job.place.share(settings.batch, job.recipe.parallel.accumulate)
+    try:
+        parts, room = partial(predicted_memory, job, half=chosen == "bfloat16"), Room.of(device, job.place.world)
+        untimed = not chosen and has_bfloat16(device) and peak(parts(share)) > room.total * USABLE
+        if untimed:
+            chosen, parts = "bfloat16", partial(predicted_memory, job, half=True)
+        line = shortage(job.recipe, parts, room, share, job.place.world)
+    except InputError:
+        raise
+    except Exception as error:  # the meta device, which an external network may not support
+        job.say(f"the memory of {job.net.config['name']} cannot be predicted ({type(error).__name__}: {error})")
+        return state.precision
+    if line:
+        job.say(line)
+    if untimed:
+        job.say("a step in float32 does not fit in memory, so the run uses bfloat16 without timing both")
+    return chosen
+
+
+def predicted_memory(job: Job, batch: int, *, half: bool) -> dict[str, float]:
+    """Memory of this process in bytes for a number of images at a time: part -> size."""
 
     def make() -> Backbone:
         config = dict(job.net.config)
         net = create(**config | {"size": tuple(config["size"])})
-        if recipe.train.lora:
-            add_lora(net, recipe.train.lora, job.pipe.config["lora"]["whole"], 0)
+        if job.recipe.train.lora:
+            add_lora(net, job.recipe.train.lora, job.pipe.config["lora"]["whole"], 0)
         return net
 
-    if not job.place.first:
-        return
-    with suppress(Exception):  # the estimate uses the meta device, which an external network may not support
-        share = job.place.share(recipe.train.batch, recipe.parallel.accumulate)
-        half = recipe.train.precision != "float32"
-        needed = peak(memory_parts(make, held_in_training(make, recipe), share, recipe, world, device.type, half))
-        available = total_memory(device) / (world if device.type == "cpu" else 1)
-        if needed > available:
-            job.say(
-                f"this run needs about {needed / GIB:,.1f} GiB in each process, and {available / GIB:,.1f} GiB are "
-                "available; a smaller train.batch, parallel.accumulate or parallel.checkpointing needs less"
-            )
+    device = job.place.device.type
+    parts = memory_parts(make, held_in_training(make, job.recipe), batch, job.recipe, job.place.world, device, half)
+    return parts | {"autoencoder": float32_bytes(job.pipe.autoencoder.state_dict().values())}
 
 
 def begin(job: Job) -> None:

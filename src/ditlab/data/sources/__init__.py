@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from ditlab.config.sections import Preparation
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.data.decode import Raster
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
@@ -66,7 +66,7 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
     settings, part = settings or Preparation(), Reading()
     source_class = find_source(text, settings)
     if source_class is None:
-        raise InputError(f'no data at "{text}"; give an existing folder of images')
+        raise InputError(f'no data at "{text}"; {nearest_path(text, "give an existing folder of images")}')
     check_used(settings, source_class.uses, text)
     if source_class is Folder or (source_class is Table and settings.split):  # a table lists what is read
         place = choose_folder(text, settings.split, part)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ditlab.config.sections import Preparation
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import Column
 from ditlab.data.sources.columns import CAPTIONS, FILES, LABELS, NONE, LabelTexts, choose, usual_columns
@@ -39,6 +39,8 @@ class TableFile:
         """
         try:
             text = path.read_text(encoding="utf-8-sig")  # spreadsheet programs write a byte order mark
+        except FileNotFoundError:
+            raise InputError(f"no labels {path}; {nearest_path(path, 'give an existing file')}") from None
         except OSError as error:
             raise InputError(f"cannot read labels {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ditlab.config.sections import Preparation
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, column_of_texts
@@ -94,7 +94,9 @@ class TarShards(Source):
         if not shards or missing:
             count = f" ({len(missing)} of {len(shards)} are missing)" if 0 < len(missing) < len(shards) else ""
             name = missing[0] if count else text
-            raise InputError(f'no tar file "{name}"{count}; give an existing file, folder or pattern')
+            raise InputError(
+                f'no tar file "{name}"{count}; {nearest_path(name, "give an existing file, folder or pattern")}'
+            )
         if other := [shard for shard in shards if shard.suffix != ".tar"]:
             raise InputError(f"{other[0]} is no tar file, but {text} matches tar files too; give another pattern")
         source = cls(shards, settings)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.registry import Registry
 from ditlab.diffusion.process import DDPM, Process, process_name
 
@@ -121,7 +121,9 @@ def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
         made_for, grids = content["process"]["name"], content["grids"]
         times = None if str(steps) not in grids else [float(time) for time in grids[str(steps)]]
     except FileNotFoundError:
-        raise InputError(f"there is no schedule file {file}; give another, or the name of a schedule") from None
+        raise InputError(
+            f"there is no schedule file {file}; {nearest_path(file, 'give another, or the name of a schedule')}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file} is not a file of timestep schedules ({error!r}); make one with ditlab tune"

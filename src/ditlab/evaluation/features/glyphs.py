@@ -4,10 +4,10 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from ditlab.core.terminal import make_console
 from ditlab.data.builtin.glyphs import CLASSES, Glyphs
 from ditlab.evaluation.features.base import Features
 from ditlab.evaluation.features.small import (
@@ -46,7 +46,7 @@ def glyph_classifier() -> GlyphClassifier:
 
 
 def _train(net: SmallClassifier) -> None:
-    data, console = Glyphs(SIDE, TRAINED_ON), Console(stderr=True)
+    data, console = Glyphs(SIDE, TRAINED_ON), make_console(stderr=True)
     net.train()
     images = torch.cat([data.fetch(part).x for part in torch.split(torch.arange(TRAINED_ON), 1000)])
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)

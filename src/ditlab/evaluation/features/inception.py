@@ -17,7 +17,6 @@ from urllib.request import urlopen
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
 from ditlab.core.modules import skip_init
+from ditlab.core.terminal import make_console
 from ditlab.evaluation.features.base import Extracted, Features
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -269,7 +269,7 @@ def find(weights: str) -> Path:
 def download(target: Path) -> None:
     """Download the published weights; the file appears when it is complete."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    digest, console = hashlib.sha256(), Console(stderr=True)
+    digest, console = hashlib.sha256(), make_console(stderr=True)
     try:
         with replacing(target) as draft:
             with (

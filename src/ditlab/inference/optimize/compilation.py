@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from ditlab.backbones import Backbone
+from ditlab.core.terminal import say
 from ditlab.inference.optimize.packing import hide_from_compilers
 
 SECONDS = 20.0  # compilation time of one kind of block on two cores without a cache; measured: 5 to 20 s
@@ -55,10 +56,10 @@ def wanted(net: Backbone, dtype: torch.dtype, setting: str, work: Callable[[], o
 
 def compile_and_tell(net: Backbone, work: Callable[[], object], console: Console, *, dynamic: bool) -> None:
     """Compile the blocks of a network (`compile_blocks`), with a message before and after it."""
-    console.print(f"compiling {len(net.repeated)} blocks", highlight=False)
+    say(console, f"compiling {len(net.repeated)} blocks")
     seconds = compile_blocks(net, work, dynamic=dynamic)
     outcome = "failed; continuing without" if seconds is None else f"took {seconds:.0f} s"
-    console.print(f"compilation {outcome}", highlight=False)
+    say(console, f"compilation {outcome}")
 
 
 def compile_blocks(net: Backbone, work: Callable[[], object], *, dynamic: bool) -> float | None:

@@ -31,8 +31,7 @@ async function look() {
   const run = await (await ask(`v1/runs/${name}`)).json();
   if (number !== latest) return;
   $("run-progress").value = run.total ? run.images / run.total : 0;
-  const left = run.state === "finished" ? ", done" : run.state === "stopped" ? ", stopped" : run.seconds_left === null ? "" : `, about ${lasting(run.seconds_left)} left`;
-  $("run-told").textContent = `${run.images.toLocaleString()} of ${run.total.toLocaleString()} images${left}`;
+  $("run-told").textContent = `${run.images.toLocaleString()} of ${run.total.toLocaleString()} images${stateOf(run)}`;
   $("curves").replaceChildren(...Object.entries(CURVES).filter(([key]) => run.curves[key]?.length > 1).map(([key, title]) => curve(title, run.curves[key])));
   if (run.loss_by_time?.length) $("curves").append(curve("Loss by timestep t (0: image, 1: noise)", run.loss_by_time));
   $("preview-figure").hidden = run.preview === null || !preview?.startsWith(`${name} `);
@@ -45,6 +44,13 @@ async function look() {
     $("preview-told").textContent = `Preview at ${run.preview.toLocaleString()} images: EMA weights on the left, raw weights on the right`;
   }
   timer = setTimeout(() => look().catch((error) => say(error.message)), 1000 * SECONDS);
+}
+
+function stateOf(run) {
+  if (run.state === "finished") return ", done";
+  if (run.state === "stopped") return ", stopped";
+  if (run.state === "unknown") return run.seconds_since_entry === null ? "" : `, last entry ${lasting(run.seconds_since_entry)} ago`;
+  return run.seconds_left === null ? "" : `, about ${lasting(run.seconds_left)} left`;
 }
 
 function lasting(seconds) {
