@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,20 +23,45 @@ TRIES = 100  # attempts to lock a file that other processes replace at the same 
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `file`, which replaces it when the block ends and is removed if the block fails.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which replaces it when the block ends and is removed if the block fails.
 
-    A process that reads the file during the block, or after a crash, gets the old or the new content, never a mixture.
-    The folder is created.
+    The block writes a file or a folder there. A process that reads `path` during the block, or after a crash, gets the
+    old or the new content, never a mixture. The parent folder is created.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{PART}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve() if path.is_symlink() else path  # the link stays, and its target is replaced
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PART}")
+    remove(draft)
     try:
         yield draft
-        os.replace(draft, file)
+        move(draft, path)
     finally:
         with suppress(OSError):
-            draft.unlink()
+            remove(draft)
+
+
+def move(draft: Path, path: Path) -> None:
+    """Rename a file or folder to `path`, which it replaces."""
+    if not (draft.is_dir() and path.is_dir()):
+        os.replace(draft, path)
+        return
+    aside = draft.with_name(f"{draft.name.removesuffix(PART)}.old{PART}")  # only an empty folder can be replaced
+    os.replace(path, aside)
+    try:
+        os.replace(draft, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    shutil.rmtree(aside)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def replace_text(file: Path, text: str) -> None:

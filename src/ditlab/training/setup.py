@@ -15,13 +15,14 @@ from ditlab.autoencoders.io import fingerprint
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import add_lora
 from ditlab.checkpoints import load, load_autoencoder
+from ditlab.checkpoints.native import lora_source
 from ditlab.conditioning import CONDITIONERS
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Recipe
 from ditlab.core.device import total_memory
 from ditlab.core.errors import InputError
 from ditlab.core.units import GIB
-from ditlab.core.weights import newest_checkpoint
+from ditlab.core.weights import newest_checkpoint, state_hash
 from ditlab.data import Dataset, Latents, open_dataset
 from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
@@ -31,7 +32,7 @@ from ditlab.training.callbacks import Callback
 from ditlab.training.checks import check_condition, check_dataset, check_exits
 from ditlab.training.context import TrainingContext
 from ditlab.training.ema import EMA
-from ditlab.training.init_from import continued, inherited, report, transfer
+from ditlab.training.init_from import continued, copy_frozen, inherited, report, transfer
 from ditlab.training.losses import make_context, trial_step
 from ditlab.training.memory import held_in_training, memory_parts, peak
 from ditlab.training.objectives import OBJECTIVES
@@ -162,11 +163,14 @@ def make_run(job: Job) -> None:
 def start_from_source(job: Job) -> None:
     """Copy the weights of the model to start from, and add low-rank updates. This comes before they are averaged.
 
-    A resumed run needs only the same low-rank layers; its weights are restored from the checkpoint later.
+    A resumed run needs only the same low-rank layers, and the weights of the source if its checkpoint does not hold
+    them; all other weights are restored from the checkpoint later.
     """
     settings, net, source = job.recipe.train, job.net, job.source
     if source is None:
         return
+    if job.resumed and settings.lora_apart and "lora" in source.config:
+        copy_frozen(net, lora_source(source.config["lora"], job.folder.folder, load), source.config["lora"]["whole"])
     trained = [*net.label_tables, *net.heads_out]  # these tensors have no low-rank updates and are trained whole
     if not job.resumed:
         changes = transfer(net, job.pipe.classes, source, settings.class_map)
@@ -174,7 +178,8 @@ def start_from_source(job: Job) -> None:
         trained += [change.name for change in changes if change.fate != "kept"]
     if settings.lora:
         origin = Path(settings.init_from)
-        fresh = {"source": str(origin.absolute() if origin.exists() else origin), "whole": trained}
+        path = str(origin.absolute() if origin.exists() else origin)
+        fresh = {"source": path, "hash": state_hash(source.net), "whole": trained}
         job.pipe.config["lora"] = source.config["lora"] if job.resumed else fresh
         add_lora(net, settings.lora, job.pipe.config["lora"]["whole"], settings.seed)
 

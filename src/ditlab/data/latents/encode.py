@@ -15,7 +15,7 @@ from rich.console import Console
 from ditlab.autoencoders import Latent
 from ditlab.autoencoders.io import fingerprint, save_autoencoder
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.io import held
+from ditlab.core.io import held, replacing
 from ditlab.core.progress import progress_bar
 from ditlab.core.types import Batch, Condition
 from ditlab.data.base import Dataset, ahead
@@ -92,7 +92,8 @@ def encode(
     with held(out, rank):
         keep_description(out, description)
         if rank == 0 and not (out / "autoencoder").exists():
-            save_autoencoder(autoencoder, out / "autoencoder")
+            with replacing(out / "autoencoder") as draft:
+                save_autoencoder(autoencoder, draft)
         numbers = [n for n in range(rank, description.shards, world) if not shard_file(out, n).exists()]
         work = _encode_shards(numbers, dataset, autoencoder, description, out, console, batch_size)
         complete = all(shard_file(out, number).exists() for number in range(description.shards))

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
-from ditlab.core.io import replacing
+from ditlab.core.weights import write_tensors
 from ditlab.core.weights import state_hash
 from ditlab.evaluation.features.base import Extracted, Features
 
@@ -68,8 +68,7 @@ def load_or_train(name: str, net: SmallClassifier, train: Callable[[SmallClassif
     with torch.enable_grad(), torch.inference_mode(False):
         train(net)
     try:
-        with replacing(file) as draft:
-            save_file(net.state_dict(), draft)
+        write_tensors(net.state_dict(), file)
     except (OSError, SafetensorError):
         pass  # without a cache file, it is trained again next time
     return net.eval()
