@@ -15,7 +15,6 @@ from ditlab.backbones import Backbone, create
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init
 
-
 BASE = ".base_layer."  # part of the names of weights that have an update
 
 

@@ -88,8 +88,11 @@ def inspect_images(source: str, labels: str, sheet: Path | None, json: bool) -> 
     """Print statistics of a data source, and write a contact sheet if `sheet` is given."""
     from ditlab.data import parse_source
     from ditlab.data.survey import sample_sheet, survey
+    from ditlab.report.sheets import check_sheet
 
     images = parse_source(source, labels).images(labels)
+    if sheet is not None:
+        check_sheet(sheet)
     result = survey(images, screen)
     if sheet is not None:
         sample_sheet(images, sheet)

@@ -207,9 +207,10 @@ def tune(
     if out.suffix != ".json":
         raise InputError(f"--out {out}; give a name that ends in .json")
     from ditlab.checkpoints import load
-    from ditlab.inference.tune import tune, write_schedules
+    from ditlab.inference.tune import check_target, tune, write_schedules
 
     wanted = tuning or Tuning()
+    check_target(out)
     pipe = load(model, device=pick_device(device))
     tuned = tune(
         pipe, list(wanted.steps), wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval

@@ -169,12 +169,24 @@ def append_report(file: Path, name: str, reason: str) -> None:
         writer.writerow([name, reason])
 
 
+def class_name(dataset: Dataset, label: int) -> str:
+    """The name of the folder of a class; empty if there are no classes.
+
+    Raises:
+        InputError: the class has a name that no folder can have, or that leads out of its parent folder.
+    """
+    name = dataset.classes[label] if dataset.classes else ""
+    if name in (".", "..") or any(character in name for character in "/\\\0"):
+        raise InputError(f'no folder can have the name of the class "{name}"; rename the class')
+    return name
+
+
 def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
     """Write the first `count` images as PNG files, one sub-folder for each class."""
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
         for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):
-            class_folder = folder / (dataset.classes[label] if dataset.classes else "")
+            class_folder = folder / class_name(dataset, label)
             class_folder.mkdir(parents=True, exist_ok=True)
             array = image.permute(1, 2, 0).numpy()
             Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(class_folder / f"{i:06d}.png")

@@ -17,7 +17,7 @@ from ditlab.core.errors import InputError
 from ditlab.data.base import spread
 from ditlab.data.preprocess import Preprocess, to_rgb
 from ditlab.data.sources import Source, Unreadable
-from ditlab.report.sheets import contact_sheet
+from ditlab.report.sheets import check_sheet, contact_sheet, save_sheet
 
 ROWS, COLUMNS, THUMBNAIL = 16, 8, 64
 NAME = 24  # characters of a class name beside its row
@@ -131,8 +131,9 @@ def sample_sheet(source: Source, path: Path) -> None:
     """Write a contact sheet: a row for each of up to 16 classes, with its first 8 readable images.
 
     Raises:
-        InputError: no image can be read.
+        InputError: no image can be read, or the file exists and is no contact sheet.
     """
+    check_sheet(path)
     thumbnail = Preprocess((THUMBNAIL, THUMBNAIL))
     rows: list[list[Image.Image]] = []
     for label in range(min(ROWS, max(1, len(source.classes)))):
@@ -149,8 +150,7 @@ def sample_sheet(source: Source, path: Path) -> None:
     names = [cut(name) for name, row in zip(source.classes, rows, strict=False) if row]
     if not shown:
         raise InputError(f"none of {len(source)} images can be read for {path}; omit the contact sheet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(shown, names or None).save(path, "PNG")
+    save_sheet(contact_sheet(shown, names or None), path)
 
 
 def cut(name: str) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, replace_text
 from ditlab.core.version import __version__
+from ditlab.core.weights import read_json
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.gather import gather, pass_through
@@ -37,7 +38,7 @@ from ditlab.evaluation.metrics.neighbors import (
 )
 from ditlab.evaluation.references import work_folder
 from ditlab.evaluation.statistics import Kept, Statistics
-from ditlab.report.sheets import contact_sheet, to_pil
+from ditlab.report.sheets import check_sheet, contact_sheet, save_sheet, to_pil
 
 SHOWN, NEAREST = 10, 4
 EQUAL = 1e-4  # images are equal if their distance is below this share of the features' standard deviation
@@ -135,6 +136,7 @@ def memorization(
     """
     sets = {"samples": samples, "training images": training, "held-out images": held_out}
     check_sets(sets, out)
+    check_target(out)
     protocol = protocol | {
         "features": features.name,
         "feature_weights": features.weights,
@@ -241,7 +243,20 @@ def show(samples: Dataset, training: Dataset, closest: Tensor, places: Tensor, d
         first, *others = to_pil(torch.cat([sample[None], training.fetch(near).x]))
         gap = Image.new(first.mode, first.size, "white")
         rows.append([first, gap, *others])
-    contact_sheet(rows, [f"{value:.3g}" for value in distances.tolist()]).save(out)
+    save_sheet(contact_sheet(rows, [f"{value:.3g}" for value in distances.tolist()]), out)
+
+
+def check_target(out: Path) -> None:
+    """Check that a result may be written: there are no such files, or they hold an earlier result.
+
+    Raises:
+        InputError: other files would be lost.
+    """
+    file = out.with_suffix(".json")
+    if not file.exists():
+        check_sheet(out)
+    elif "protocol" not in read_json(file):
+        raise InputError(f"{file} exists and holds no result of this test; give another name")
 
 
 def read_result(out: Path, protocol: dict[str, Any], work: Path) -> Memorization | None:

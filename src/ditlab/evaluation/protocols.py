@@ -18,7 +18,7 @@ from ditlab.config.sampling import canonical
 from ditlab.config.sections import Preparation
 from ditlab.core.device import describe, pick_device
 from ditlab.core.errors import InputError
-from ditlab.core.io import held
+from ditlab.core.io import held, replacing
 from ditlab.core.progress import progress_bar
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
@@ -371,4 +371,5 @@ def home_of(source: "str | Path | BasePipeline") -> Path:
 def show(samples: Samples, file: Path) -> None:
     """Write a contact sheet of the first samples."""
     images = to_pil(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x)
-    contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(file)
+    with replacing(file) as draft:
+        contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(draft, format="PNG")

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ditlab.core.errors import InputError
+from ditlab.core.io import replace_text
 from ditlab.report.html import CURVES, curves, figure, page
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -132,5 +133,5 @@ def write_report(run: Path, title: str, facts: dict[str, str]) -> Path:
         )
     recipe = html.escape((run / "recipe.toml").read_text(encoding="utf-8"))
     parts.append(f"<details><summary>recipe</summary><pre>{recipe}</pre></details>")
-    (run / REPORT).write_text(page(title, "\n".join(parts)), encoding="utf-8")
+    replace_text(run / REPORT, page(title, "\n".join(parts)))
     return run / REPORT

@@ -125,7 +125,8 @@ def loop(
                 log.write(state.seen, means() | {"lr": rate})
                 state.seconds = time.monotonic() - started
                 save(state, out)
-                preview(state.autoencoder, dataset, held_out).save(out / "reconstructions.png")
+                with replacing(out / "reconstructions.png") as draft:
+                    preview(state.autoencoder, dataset, held_out).save(draft, format="PNG")
             if signals:
                 console.print(f"saved {out} at {state.seen:,} images; the same command resumes", markup=False)
                 end(signals[0])

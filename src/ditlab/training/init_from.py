@@ -57,7 +57,7 @@ def transfer(net: Backbone, classes: list[str], source: Pipeline, class_map: str
 
 @torch.no_grad()
 def copy_frozen(net: Backbone, source: Pipeline, trained: Sequence[str]) -> None:
-    """Copy the weights of the source of low-rank updates, except those that are trained, into a network without them."""
+    """Copy the weights of the source of low-rank updates into a network without them, except the trained ones."""
     targets = net.state_dict()
     for name, value in source.net.state_dict().items():
         if name in targets and name not in trained:

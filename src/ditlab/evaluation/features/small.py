@@ -1,6 +1,7 @@
 """Small classifiers as feature networks, which are trained once from a fixed seed and stored in the user's cache."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from safetensors import SafetensorError
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
-from ditlab.core.weights import write_tensors
-from ditlab.core.weights import state_hash
+from ditlab.core.weights import state_hash, write_tensors
 from ditlab.evaluation.features.base import Extracted, Features
 
 FEATURES = 64  # values of the layer before the last
@@ -67,10 +67,8 @@ def load_or_train(name: str, net: SmallClassifier, train: Callable[[SmallClassif
         pass  # the file is missing or incomplete
     with torch.enable_grad(), torch.inference_mode(False):
         train(net)
-    try:
+    with suppress(OSError, SafetensorError):  # without a cache file, it is trained again next time
         write_tensors(net.state_dict(), file)
-    except (OSError, SafetensorError):
-        pass  # without a cache file, it is trained again next time
     return net.eval()
 
 
