@@ -194,3 +194,8 @@ def test_own_files_are_replaced(tmp_path):
     shutil.copy(tmp_path / "a.png", tmp_path / "c.png")
     (tmp_path / "c.json").write_text(json.dumps({"protocol": {}}))
     check_memorization(tmp_path / "c.png")
+    (tmp_path / "c.json").write_text("{damaged")
+    check_memorization(tmp_path / "c.png")
+    (tmp_path / "c.png").unlink()
+    with pytest.raises(InputError, match=r"c\.json exists and holds no result"):
+        check_memorization(tmp_path / "c.png")

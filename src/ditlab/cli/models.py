@@ -112,7 +112,6 @@ def convert(
     /,
     *,
     to: Literal["official", "diffusers", "ditlab"],
-    sit: bool | None = None,
     checkpoint: CheckpointOptions = None,
 ) -> None:
     """Write a model in another layout. The layout of the source is recognized by its content.
@@ -125,12 +124,10 @@ def convert(
         Path to write; must not exist.
     to
         official: a .pt state dict; diffusers: a folder with transformer/; ditlab: a model folder.
-    sit
-        Whether the source is a SiT checkpoint; needed only for a state dict without training settings.
     """
     from ditlab.checkpoints import convert
 
-    pipe = (checkpoint or Checkpoint()).load(source, sit=sit)
+    pipe = (checkpoint or Checkpoint()).load(source)
     convert(pipe, target, to)
     say(f"wrote {pipe.net.config['name']} from {source} to {target}, layout {to}")
     if to == "diffusers" and not (target / "vae").exists():

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
-from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
+from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import SamplingOptions
 from ditlab.core.device import pick_device, process_place
@@ -212,6 +212,7 @@ def tune(
     wanted = tuning or Tuning()
     check_target(out)
     pipe = load(model, device=pick_device(device))
+    say_note(pipe.config)
     tuned = tune(
         pipe, list(wanted.steps), wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval
     )

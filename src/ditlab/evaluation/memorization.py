@@ -23,7 +23,6 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, replace_text
 from ditlab.core.version import __version__
-from ditlab.core.weights import read_json
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Extracted, Features
 from ditlab.evaluation.gather import gather, pass_through
@@ -253,9 +252,12 @@ def check_target(out: Path) -> None:
         InputError: other files would be lost.
     """
     file = out.with_suffix(".json")
-    if not file.exists():
+    try:
+        known = "protocol" in json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # missing or damaged
         check_sheet(out)
-    elif "protocol" not in read_json(file):
+        known = out.exists() or not file.exists()
+    if not known:
         raise InputError(f"{file} exists and holds no result of this test; give another name")
 
 

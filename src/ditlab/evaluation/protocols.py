@@ -209,6 +209,8 @@ def open_source(
     """
     if isinstance(source, BasePipeline) or is_model(str(source)):
         pipe = source if isinstance(source, BasePipeline) else load_for(str(source), settings, device)
+        if note := pipe.config.get("note"):
+            console.print(note, markup=False, soft_wrap=True)
         samples, protocol = samples_of(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
         preprocessing = {key: trained_on[key] for key in PREPROCESSING if key in trained_on}
@@ -224,8 +226,7 @@ def open_source(
 def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> Pipeline:
     """Load the model of an evaluation."""
     options: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
-    if settings.classes is not None:
-        options["classes"] = settings.classes
+    options |= {name: value for name in ("classes", "sit") if (value := getattr(settings, name)) is not None}
     if settings.latent_size:
         options["size"] = parse_size(settings.latent_size)
     return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **options)

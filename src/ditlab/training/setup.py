@@ -133,6 +133,8 @@ def open_source(job: Job) -> None:
     job.source = load(checkpoint or origin) if origin else None
     if job.source is not None:
         if not job.resumed:
+            if note := job.source.config.get("note"):
+                job.say(note)
             job.say(inherited(recipe.diffusion, job.source.objective, origin))
         recipe = replace(recipe, model=continued(recipe.model, job.source))
     source = None if job.source is None else job.source.objective
