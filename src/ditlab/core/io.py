@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
@@ -157,12 +158,18 @@ def same_file(file: Path, opened: IO[str]) -> bool:
         return False
 
 
-def is_vacant(folder: Path) -> bool:
-    """Whether a folder does not exist, or has nothing but locks and temporary files of a killed process."""
+def is_vacant(folder: Path, *patterns: str) -> bool:
+    """Whether a folder does not exist, or has nothing but locks and temporary files of a killed process.
+
+    Args:
+        folder: the folder.
+        patterns: names of further files that do not count, such as "skipped*.csv".
+    """
     if not folder.exists():
         return True
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
-    return all(name.startswith(LOCK) or (name[0] == "." and name.endswith(PART)) for name in names)
+    patterns += (f"{LOCK}*", f".*{PART}")
+    return all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in names)
 
 
 @contextmanager

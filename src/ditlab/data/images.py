@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
+from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.preprocess import Preprocess, as_array, to_rgb
 from ditlab.data.sources import Source, Unreadable
 
@@ -100,20 +102,33 @@ class Images(Dataset):
             return None
         return np.ascontiguousarray(array[:, ::-1]) if index >= len(self.source) else array
 
+    def readable(self, index: int) -> bool:
+        """Whether an image can be read; `skipped` then lists it, even beyond the allowed share."""
+        try:
+            return self._read(index) is not None
+        except UnreadableImagesError:
+            return False
+
+    def has_header(self, i: int) -> bool:
+        """Whether the header of a file can be read."""
+        try:
+            with self.source.raw(i):
+                return True
+        except Exception:  # of any type; `readable` finds the reason
+            return False
+
+    def check(self, console: Console, *, resumed: bool) -> None:
+        check_images(self, console, resumed=resumed)
+
     def _skip(self, name: str, reason: str) -> None:
         with self.lock:
             if name in self.skipped:
                 return
             self.skipped[name] = reason
-            count, total = len(self.skipped), len(self.source)
             if self.report is not None and name not in self.reported:
                 append_report(self.report, name, reason)
                 self.reported.add(name)
-        if count > max(1, self.max_skipped * total) or not self.max_skipped:
-            raise InputError(
-                f"{count} of {total} images cannot be read, the last one is {name} ({reason}); repair them, or allow "
-                f"a greater share than {self.max_skipped} (max_skipped); it is {count / total:.3g} so far"
-            )
+        require(self)
 
     def _unchanged(self, i: int) -> Array:
         array = as_array(to_rgb(self.source.read(i)), self.channels)

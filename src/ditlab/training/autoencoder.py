@@ -26,7 +26,9 @@ from ditlab.config.sections import AutoencoderTraining, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, is_vacant, replace_text, replacing
+from ditlab.core.types import Batch
 from ditlab.data import Dataset, ahead, training_order
+from ditlab.data.check import UnreadableImagesError
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.files import describe_difference, refuse_other_run, writing
@@ -83,7 +85,9 @@ def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, conso
     state = begin(dataset, settings, pick_device(settings.device))
     training, held_out = split(len(dataset), settings)
     claim(out, settings)
-    if not restore(state, out):
+    resumed = restore(state, out)
+    dataset.check(console, resumed=resumed)
+    if not resumed:
         state.autoencoder.start_from(dataset.fetch(training[:START]).x)
     loop(state, dataset, training, held_out, settings, out, console)
     normalized = normalize(state.autoencoder.eval().requires_grad_(False), dataset, training)
@@ -109,7 +113,8 @@ def loop(
     started = time.monotonic() - state.seconds
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
     with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as signals:
-        for batch in ahead(order, lambda indices: dataset.fetch(training[indices])):
+        reader = ahead(order, lambda indices: dataset.fetch(training[indices]))
+        for batch in readable(reader, state, out):
             if state.seen >= settings.images:
                 return
             rate = learning_rate(schedule, state.seen, settings.images)
@@ -130,6 +135,19 @@ def loop(
             if signals:
                 console.print(f"saved {out} at {state.seen:,} images; the same command resumes", markup=False)
                 end(signals[0])
+
+
+def readable(batches: Iterator[Batch], state: State, out: Path) -> Iterator[Batch]:
+    """Pass on batches; if too many images cannot be read, save the state before the error is raised.
+
+    Raises:
+        InputError: too many images cannot be read.
+    """
+    try:
+        yield from batches
+    except UnreadableImagesError as error:
+        save(state, out)
+        raise InputError(f"{error}; {out} is saved at {state.seen:,} images, and the same command resumes") from error
 
 
 def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device) -> State:

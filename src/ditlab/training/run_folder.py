@@ -47,6 +47,7 @@ from ditlab.training.power_ema import STEPS, as_float16
 from ditlab.training.state import PROFILES, STATE, Snapshot, TrainState, restore_state, snapshot
 
 COUNT = "pictures"  # key of config.json: images in the data
+SKIPPED = "skipped*.csv"  # names of lists of unreadable images, which may be written before the run begins
 
 
 class RunFolder:
@@ -87,7 +88,7 @@ class RunFolder:
                     f"{self.folder} was trained with other settings ({'; '.join(differing.values())}); give the "
                     "same recipe, or allow changes to resume with the new one"
                 )
-        elif not file.exists() and not is_vacant(self.folder):
+        elif not file.exists() and not is_vacant(self.folder, SKIPPED):
             raise InputError(f"{self.folder} exists and is not a training run; give another folder")
 
     def begin(self, recipe: Recipe, seen: int) -> None:

@@ -101,6 +101,7 @@ def prepare_steps(job: Job) -> None:
     """Run the remaining stages, which an unfinished run needs after `set_up`."""
     warn_of_memory(job)
     begin(job)
+    check_images(job)
     choose_precision(job)
     compile_network(job)
     spread_network(job)
@@ -256,6 +257,11 @@ def begin(job: Job) -> None:
         job.folder.begin(job.recipe, job.state.seen)
     if job.state.seen:
         job.say(f"resuming {job.folder.folder} at {job.state.seen:,} images")
+
+
+def check_images(job: Job) -> None:
+    """Check that enough images can be read. This needs a run folder, in which those are listed that cannot."""
+    job.place.first_does(lambda: job.dataset.check(job.console, resumed=job.state.seen > 0))
 
 
 def choose_precision(job: Job) -> None:

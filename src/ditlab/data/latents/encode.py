@@ -95,6 +95,9 @@ def encode(
             with replacing(out / "autoencoder") as draft:
                 save_autoencoder(autoencoder, draft)
         numbers = [n for n in range(rank, description.shards, world) if not shard_file(out, n).exists()]
+        begun = any((out / "shards").glob("*.safetensors"))
+        if rank == 0 and numbers:
+            dataset.check(console, resumed=begun)
         work = _encode_shards(numbers, dataset, autoencoder, description, out, console, batch_size)
         complete = all(shard_file(out, number).exists() for number in range(description.shards))
         if complete and not (out / INDEX).exists():
