@@ -45,6 +45,7 @@ def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
 def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
     """Write a folder for `DiTPipeline.from_pretrained`; it has no vae/ if the model has no KL autoencoder."""
     config = diffusers.transformer_config(pipe.net.config)
+    diffusers.check_pipeline(pipe)
     tensors = diffusers.to_diffusers(to_official(pipe))
     transformer, scheduler = target / "transformer", target / "scheduler"
     transformer.mkdir(parents=True)
