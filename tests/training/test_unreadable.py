@@ -99,6 +99,7 @@ class TestBeforeTraining:
             assert checkpoint_names(run) == []
         repair(whole, broken)
         pipe = train(recipe(broken, 0.1), run, console=QUIET)
+        assert not (run / "skipped.csv").exists()
         assert same(pipe.net, train(recipe(whole, 0.1), tmp_path / "other", console=QUIET).net)
 
     def test_a_share_that_is_allowed_trains(self, broken, tmp_path):
@@ -112,7 +113,7 @@ class TestBeforeTraining:
         truncate(broken, 0)  # has a good header
         data = Images(open_source(str(broken)), max_skipped=0.1)
         with pytest.raises(
-            InputError, match=r"4 of 32 images cannot be read, the last one is 31.png \(cannot identify"
+            InputError, match=r"4 of 32 images cannot be read, the last one is \d+.png \(cannot identify"
         ):
             data.check(QUIET, resumed=False)
         assert sorted(data.skipped) == ["28.png", "29.png", "30.png", "31.png"]
@@ -129,6 +130,13 @@ class TestBeforeTraining:
             data.check(QUIET, resumed=False)
         assert 20 < len(data.skipped) <= 40
         Images(open_source(str(folder)), max_skipped=0.7).check(QUIET, resumed=False)
+
+    def test_a_check_ends_in_time(self, broken, monkeypatch):
+        monkeypatch.setattr(check, "DECODED", 8)
+        monkeypatch.setattr(check, "SECONDS", -1.0)
+        console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+        Images(open_source(str(broken))).check(console, resumed=False)
+        assert "checked the headers of 1 of 32 images in -1 s" in console.export_text()
 
     def test_a_resumed_run_reads_only_what_is_listed(self, whole, broken, tmp_path):
         truncate(broken, 3)

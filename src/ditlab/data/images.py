@@ -117,6 +117,15 @@ class Images(Dataset):
         except Exception:  # of any type; `readable` finds the reason
             return False
 
+    def relist(self) -> set[str]:
+        """Restart the report with the images that this data set could not read; returns the names that it listed."""
+        names, self.reported = self.reported, set(self.skipped)
+        if self.report is not None:
+            self.report.unlink(missing_ok=True)
+            for name, reason in self.skipped.items():
+                append_report(self.report, name, reason)
+        return names
+
     def check(self, console: Console, *, resumed: bool) -> None:
         check_images(self, console, resumed=resumed)
 
