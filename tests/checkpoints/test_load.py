@@ -314,7 +314,8 @@ class TestHub:
             def create_repo(self, name, private, exist_ok):
                 return f"hub/{name}"
 
-            def upload_folder(self, repo_id, folder_path):
+            def upload_folder(self, repo_id, folder_path, delete_patterns):
+                assert "autoencoder.safetensors" in delete_patterns
                 uploaded[repo_id] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
 
         monkeypatch.setattr(huggingface_hub, "HfApi", Api)

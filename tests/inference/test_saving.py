@@ -134,6 +134,20 @@ def test_a_failure_leaves_the_earlier_model_whole(tmp_path, monkeypatch, step, e
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_process_that_was_killed_between_the_two_renames(tmp_path, monkeypatch):
+    folder = tiny_pipeline().save(tmp_path / "model")
+    before = contents(folder)
+    os.replace(folder, aside := tmp_path / ".model.123-456.old.part")
+    with pytest.raises(InputError) as caught:
+        ditlab.load(folder)
+    assert str(caught.value) == f"saving {folder} was interrupted; rename {aside}, the earlier model, to it"
+    with pytest.raises(InputError, match="holds a model; give another folder, or set overwrite=True"):
+        changed().save(folder)
+    assert contents(folder) == before
+    changed().save(folder, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_replacing_takes_files_and_folders(tmp_path):
     for name, write in (("file", lambda draft: draft.write_text("a")), ("folder", lambda draft: draft.mkdir())):
         with replacing(tmp_path / "parent" / name) as draft:

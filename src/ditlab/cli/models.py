@@ -10,10 +10,11 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ditlab.cli.options import Checkpoint
-from ditlab.cli.terminal import Json, app, claim_folder, print_json, say
+from ditlab.cli.terminal import Json, app, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError
+from ditlab.core.io import is_vacant
 
 Options: Any = network_arguments()  # with a field for each option of the families
 
@@ -202,7 +203,8 @@ def average(
     from ditlab.checkpoints import load
     from ditlab.training.power_ema import rebuild
 
-    claim_folder(out, overwrite=False)
+    if not is_vacant(out):
+        raise InputError(f"{out} is not empty; give another folder")
     values = rebuild(run, width, images)
     pipe = load(run)
     pipe.net.load_state_dict(pipe.net.state_dict() | values)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK, PART = ".lock", ".part"
+ASIDE = f".old{PART}"  # suffix of a folder that is being replaced
 TRIES = 100  # attempts to lock a file that other processes replace at the same time
 
 
@@ -47,7 +49,7 @@ def move(draft: Path, path: Path) -> None:
     if not (draft.is_dir() and path.is_dir()):
         os.replace(draft, path)
         return
-    aside = draft.with_name(f"{draft.name.removesuffix(PART)}.old{PART}")  # only an empty folder can be replaced
+    aside = draft.with_name(f"{draft.name.removesuffix(PART)}{ASIDE}")  # only an empty folder can be replaced
     os.replace(path, aside)
     try:
         os.replace(draft, path)
@@ -55,6 +57,13 @@ def move(draft: Path, path: Path) -> None:
         os.replace(aside, path)
         raise
     shutil.rmtree(aside)
+
+
+def moved_aside(path: Path) -> Path | None:
+    """The earlier folder of a process that was killed while it renamed the new one to `path`; None if there is none."""
+    if path.exists():
+        return None
+    return next(iter(sorted(path.absolute().parent.glob(f".{escape(path.name)}.*{ASIDE}"))), None)
 
 
 def remove(path: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.io import damage, replacing
+from ditlab.core.io import damage, moved_aside, replacing
 
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
 CONFIG = "config.json"
@@ -143,6 +143,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (aside := moved_aside(folder)) is not None:
+            raise InputError(f"saving {folder} was interrupted; rename {aside}, the earlier model, to it") from None
         raise InputError(f"no model at {folder}; give a model folder (with {CONFIG}) or a run folder") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {file}: {error}; restore it from a copy") from error

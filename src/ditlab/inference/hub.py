@@ -20,5 +20,6 @@ def push(pipe: "Pipeline", repository: str, *, private: bool, license: str | Non
         folder = saving.write(pipe, Path(draft), repository.rpartition("/")[2])
         api = hub.HfApi()
         address = str(api.create_repo(repository, private=private, exist_ok=True))
-        api.upload_folder(repo_id=repository, folder_path=folder)
+        # One commit, which also removes files that an earlier model had and this one does not have.
+        api.upload_folder(repo_id=repository, folder_path=folder, delete_patterns=sorted(saving.FILES))
     return address

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
-from ditlab.core.io import in_use, is_vacant, replacing
+from ditlab.core.io import in_use, is_vacant, moved_aside, replacing
 from ditlab.core.version import __version__
 from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, read_config, state_hash, write_tensors
 from ditlab.diffusion.objective import describe_objective
@@ -38,6 +38,8 @@ def check_free(folder: Path, overwrite: bool) -> None:
     Raises:
         InputError: the folder is in use, holds other files, or holds a model and `overwrite` is false.
     """
+    if (aside := moved_aside(folder)) is not None:
+        aside.rename(folder)
     if in_use(folder):
         raise InputError(f"{folder} is in use by another process; give another folder")
     if folder.resolve() == Path.cwd():
