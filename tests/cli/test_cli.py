@@ -251,6 +251,16 @@ def test_from_a_folder_of_images_to_a_sample(ditlab, refuses, tmp_path):
     assert 'no data "' in refuses("data", tmp_path / "nothing")
 
 
+def test_commands_that_save_models_never_overwrite(refuses, model, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    full = tmp_path / "full"
+    assert f"{full} exists; give another path" in refuses("convert", model, full, "--to", "ditlab")
+    assert f"{full} exists; give another path" in refuses("export", model, full, "--to", "torch")
+    assert f"{full} is not empty; give another folder" in refuses("average", model, full, "--width", "0.1")
+    assert [path.name for path in full.iterdir()] == ["thesis.tex"]
+
+
 def test_samples_from_an_image_and_strips(ditlab, refuses, model, tmp_path):
     picture, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
     mask.paste(255, (4, 0, 8, 8))
