@@ -17,7 +17,7 @@ from ditlab.checkpoints import convert
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
 from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.process import DDPM
+from ditlab.diffusion.process import DDPM, Cosine, Linear
 
 T = torch.tensor([3.0, 400.0, 999.0])
 Y = torch.tensor([0, 1, 2])
@@ -124,10 +124,49 @@ class TestSiT:
         assert relative(prediction.x0 - prediction.eps, velocity) < 1e-5
         assert relative(0.7 * prediction.x0 + 0.3 * prediction.eps, x) < 1e-5
 
-    def test_a_bare_state_dict_needs_the_word(self, dit, tmp_path):
+    def test_a_bare_state_dict_is_read_as_dit_and_says_so(self, dit, tmp_path):
         convert(dit(), tmp_path / "bare.pt", "official")
-        assert isinstance(ditlab.load(tmp_path / "bare.pt", heads=2).objective.process, DDPM)
+        pipe = ditlab.load(tmp_path / "bare.pt", heads=2)
+        assert isinstance(pipe.objective.process, DDPM)
+        words = "read as DiT; a state dict does not show whether it is a DiT's or a SiT's: give sit=True for SiT"
+        assert words in pipe.config["note"]
         assert ditlab.load(tmp_path / "bare.pt", heads=2, sit=True).objective.target == "velocity"
+        for told in (True, False):
+            assert "read as DiT" not in ditlab.load(tmp_path / "bare.pt", heads=2, sit=told).config.get("note", "")
+        args = argparse.Namespace(model="DiT-S/2")  # as DiT's own training saves them
+        torch.save({"ema": dict(dit().net.state_dict()), "args": args}, tmp_path / "trained.pt")
+        assert "read as DiT" not in ditlab.load(tmp_path / "trained.pt", heads=2).config.get("note", "")
+
+    def test_folders_state_it(self, dit, tmp_path):
+        convert(dit(), tmp_path / "theirs", "diffusers")
+        for folder in (dit().save(tmp_path / "ours"), tmp_path / "theirs"):
+            with pytest.raises(InputError, match="is a folder, which states the objective of its model; leave sit out"):
+                ditlab.load(folder, sit=True)
+
+    def test_the_variance_preserving_path(self, dit, tmp_path):
+        theirs = dit()
+        self.checkpoint(theirs, tmp_path / "sit.pt", path_type="GVP", prediction="velocity")
+        pipe = ditlab.load(tmp_path / "sit.pt", heads=2)
+        assert pipe.objective.process == Cosine(clock_rate=-1.0, clock_start=1.0)
+        x, t = torch.randn(1, 4, 8, 8), torch.tensor(0.3, dtype=torch.float64)
+        prediction = pipe.objective.denoiser(pipe.net)(x, t, t, Condition(label=torch.tensor([1])))
+        with torch.no_grad():  # SiT: x = sin(pi s / 2) data + cos(pi s / 2) noise at its time s = 1 - t
+            velocity = theirs.net(x, torch.tensor([0.7]), torch.tensor([1]))[:, :4]
+        angle = torch.tensor(0.7 * torch.pi / 2)
+        expected = torch.pi / 2 * (angle.cos() * prediction.x0 - angle.sin() * prediction.eps)
+        assert relative(expected, velocity) < 1e-5
+
+    @pytest.mark.parametrize(
+        "args", [{"path_type": "VP", "prediction": "velocity"}, {"path_type": "Linear", "prediction": "score"}]
+    )
+    def test_other_paths_and_targets_are_rejected(self, dit, tmp_path, args):
+        self.checkpoint(dit(), tmp_path / "sit.pt", **args)
+        with pytest.raises(InputError) as caught:
+            ditlab.load(tmp_path / "sit.pt", heads=2)
+        assert str(caught.value) == (
+            f"{tmp_path / 'sit.pt'} was trained with path_type {args['path_type']} and prediction "
+            f"{args['prediction']}; ditlab reads SiT with the paths Linear and GVP and the prediction velocity"
+        )
 
     def test_round_trip(self, dit, tmp_path):
         self.checkpoint(dit(), tmp_path / "sit.pt", path_type="Linear")
@@ -138,6 +177,40 @@ class TestSiT:
         convert(again, tmp_path / "back.pt", "official")
         back = ditlab.load(tmp_path / "back.pt", heads=2, sit=True)
         assert same_weights(back, pipe)
+
+
+class TestREPA:
+    """SiT with projectors, which only training needs; t = 1 is noise, and the velocity is noise - data."""
+
+    @pytest.mark.parametrize("kind", ["bare", "training"])
+    def test_published_numbers(self, golden, tmp_path, kind):
+        vectors = golden("repa_sit")
+        state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+        args = argparse.Namespace(path_type="linear", prediction="v")
+        torch.save(state if kind == "bare" else {"ema": state, "model": {}, "args": args}, tmp_path / "repa.pt")
+        pipe = ditlab.load(tmp_path / "repa.pt", heads=3)
+        assert (pipe.objective.process, pipe.objective.target) == (Linear(clock_rate=1.0), "velocity")
+        assert "left out projectors.* (6 tensors), with which REPA aligns features in training" in pipe.config["note"]
+        assert "read as DiT" not in pipe.config["note"]
+        x, t, y = vectors["x"], vectors["t"], vectors["y"]
+        for i in range(len(x)):
+            time = t[i].double()
+            prediction = pipe.objective.denoiser(pipe.net)(x[i : i + 1], time, time, Condition(label=y[i : i + 1]))
+            assert relative(prediction.eps - prediction.x0, vectors["out"][i : i + 1]) < 1e-5
+
+    def test_it_is_neither_dit_nor_sit(self, golden, tmp_path):
+        vectors = golden("repa_sit")
+        save_file({k.removeprefix("state."): v for k, v in vectors.items() if "state." in k}, tmp_path / "a")
+        for sit in (True, False):
+            with pytest.raises(InputError, match="holds a SiT of REPA; leave sit out"):
+                ditlab.load(tmp_path / "a", heads=3, sit=sit)
+
+    def test_its_cosine_path(self, golden, tmp_path):
+        vectors = golden("repa_sit")
+        state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+        args = argparse.Namespace(path_type="cosine", prediction="v")
+        torch.save({"ema": state, "args": args}, tmp_path / "repa.pt")
+        assert ditlab.load(tmp_path / "repa.pt", heads=3).objective.process == Cosine(clock_rate=1.0)
 
 
 class TestDiffusers:
@@ -241,7 +314,8 @@ class TestHub:
             def create_repo(self, name, private, exist_ok):
                 return f"hub/{name}"
 
-            def upload_folder(self, repo_id, folder_path):
+            def upload_folder(self, repo_id, folder_path, delete_patterns):
+                assert "autoencoder.safetensors" in delete_patterns
                 uploaded[repo_id] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
 
         monkeypatch.setattr(huggingface_hub, "HfApi", Api)

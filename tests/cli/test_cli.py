@@ -163,6 +163,27 @@ def test_convert_writes_what_load_reads(ditlab, refuses, tmp_path):
     assert "give heads=" in refuses("convert", tmp_path / "theirs.pt", tmp_path / "x", "--to", "ditlab")
 
 
+@pytest.mark.parametrize("command", ["sample", "convert", "export"])
+def test_a_state_dict_of_sit_or_dit(ditlab, tmp_path, command):
+    """Both have the same tensors: the command says how it read them, and --sit changes that."""
+    objective = Objective(DDPM(), "eps", learn_variance=True)
+    pipe = tiny_pipeline(channels=3, learn_variance=True, objective=objective)
+    torch.save(dict(pipe.net.state_dict()), tmp_path / "bare.pt")
+    further = {
+        "sample": lambda out: ("--labels", "0", "--seeds", "0", "--steps", "1", "--out", out),
+        "convert": lambda out: (out, "--to", "ditlab"),
+        "export": lambda out: (out, "--to", "torch"),
+    }[command]
+    note = "read as DiT; a state dict does not show whether it is a DiT's or a SiT's: give sit=True for SiT"
+    said = ditlab(command, tmp_path / "bare.pt", *further(tmp_path / "a"), "--heads", "2").err
+    assert note in said
+    said = ditlab(command, tmp_path / "bare.pt", *further(tmp_path / "b"), "--heads", "2", "--sit").err
+    assert note not in said
+    assert "read from SiT" in said
+    images = [(tmp_path / name / "grid.png") for name in "ab"]
+    assert command != "sample" or images[0].read_bytes() != images[1].read_bytes()
+
+
 def test_samples_of_the_command_line_are_those_of_the_library(ditlab, model, tmp_path):
     out = tmp_path / "out"
     ditlab("sample", model, "--labels", "class 2", "--seeds", "5", "--steps", "3", "--guidance", "2", "--out", out)
@@ -231,6 +252,16 @@ def test_from_a_folder_of_images_to_a_sample(ditlab, refuses, tmp_path):
     assert "has images of 16x16, not 32x32; omit the size" in said
     assert "holds another cache" in refuses("encode", pictures, "--size", "8", "--autoencoder", ae, "--out", cache)
     assert 'no data "' in refuses("data", tmp_path / "nothing")
+
+
+def test_commands_that_save_models_never_overwrite(refuses, model, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    full = tmp_path / "full"
+    assert f"{full} exists; give another path" in refuses("convert", model, full, "--to", "ditlab")
+    assert f"{full} exists; give another path" in refuses("export", model, full, "--to", "torch")
+    assert f"{full} is not empty; give another folder" in refuses("average", model, full, "--width", "0.1")
+    assert [path.name for path in full.iterdir()] == ["thesis.tex"]
 
 
 def test_samples_from_an_image_and_strips(ditlab, refuses, model, tmp_path):

@@ -124,6 +124,9 @@ def test_lora_trains_few_weights(tmp_path):
     assert lora.memory["optimizer"] == 2 * lora.memory["gradients"] == 8 * own
     assert lora.memory["weights"] == whole.memory["weights"] + 4 * updates
     assert lora.memory["activations"] > 0.5 * whole.memory["activations"]
+    settings = reported["train"] | {"lora": 4, "lora_apart": True}
+    apart = plan(parse_recipe(reported | {"train": settings}), "h100")
+    assert apart.checkpoint == 2 * lora.memory["gradients"] + lora.memory["optimizer"] < 0.5 * lora.checkpoint
 
 
 def test_a_step_that_is_bound_by_overhead_is_not_predicted():

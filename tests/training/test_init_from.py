@@ -272,6 +272,78 @@ def test_low_rank_updates_train_save_and_resume(tmp_path, pictures, apart):
     assert ditlab.load(tmp_path / "run", weights="model").net.state_dict().keys() == trained.keys()
 
 
+class TestSeparateUpdates:
+    """Checkpoints with `lora_apart` hold what is trained and nothing else."""
+
+    def test_their_size(self, tmp_path, pictures):
+        source = tiny_pipeline(width=64, depth=4)
+        source.save(tmp_path / "source")
+        sizes = {}
+        for apart in (False, True):
+            pipe = train(low_rank_recipe(tmp_path / "source", pictures, 4, lora_apart=apart), tmp_path / str(apart))
+            folder = next((tmp_path / str(apart) / "checkpoints").iterdir())
+            sizes[apart] = {file.name: file.stat().st_size for file in folder.iterdir()}
+        # Rank 2 on qkv (64 -> 192), proj (64 -> 64) and modulation (64 -> 384) of 4 blocks, on the modulation of the
+        # head (64 -> 128), table (3 x 64), head (64 -> 4, with bias).
+        values = 4 * 2 * (64 + 192 + 64 + 64 + 64 + 384) + 2 * (64 + 128) + 3 * 64 + 4 * 64 + 4
+        header = 8_000  # bytes at most, of the names in a file
+        assert 4 * values < sizes[True]["adapter.safetensors"] < 4 * values + header
+        assert 4 * values < sizes[True]["raw.safetensors"] < 4 * values + header
+        assert 8 * values < sizes[True]["state.pt"] < 8 * values + 3 * header  # two moments
+        assert sizes[True].keys() == {
+            "adapter.safetensors", "raw.safetensors", "state.pt", "config.json", "manifest.json", "README.md"
+        }  # fmt: skip
+        weights = 4 * sum(value.numel() for value in state(pipe).values())
+        assert sum(sizes[False].values()) > 3 * weights  # merged, raw, averaged
+        assert sum(sizes[True].values()) < 0.15 * sum(sizes[False].values())
+
+    def test_a_run_of_an_earlier_version_resumes(self, tmp_path, pictures):
+        """Such a checkpoint also holds the frozen weights, in raw.safetensors and ema.safetensors, and no hash."""
+        tiny_pipeline().save(tmp_path / "source")
+        whole = train(low_rank_recipe(tmp_path / "source", pictures, 16, lora_apart=True), tmp_path / "whole")
+        for apart in (True, False):
+            train(low_rank_recipe(tmp_path / "source", pictures, 8, lora_apart=apart), tmp_path / f"run-{apart}")
+        now, earlier = (tmp_path / f"run-{apart}" / "checkpoints" / f"{8:012d}" for apart in (True, False))
+        for name in ("raw.safetensors", "ema.safetensors"):
+            shutil.copy(earlier / name, now / name)
+        config = json.loads((now / "config.json").read_text())
+        del config["lora"]["hash"]
+        (now / "config.json").write_text(json.dumps(config))
+        (now / "manifest.json").unlink()
+        raw = ditlab.load(tmp_path / "run-True", weights="model")
+        pipe = train(low_rank_recipe(tmp_path / "source", pictures, 16, lora_apart=True), tmp_path / "run-True")
+        assert all(torch.equal(value, state(whole)[key]) for key, value in state(pipe).items())
+        assert raw.config["images_seen"] == 8
+
+    @pytest.mark.parametrize("weights", ["ema", "model"])
+    def test_raw_and_averaged_weights_are_those_of_merged_checkpoints(self, tmp_path, pictures, weights):
+        tiny_pipeline().save(tmp_path / "source")
+        loaded = []
+        for apart in (False, True):
+            recipe = low_rank_recipe(tmp_path / "source", pictures, 8, lora_apart=apart)
+            train(recipe, tmp_path / str(apart))
+            loaded.append(state(ditlab.load(tmp_path / str(apart), weights=weights)))
+        assert all(torch.equal(value, loaded[1][key]) for key, value in loaded[0].items())
+
+    def test_a_source_that_has_changed_or_is_gone(self, tmp_path, pictures):
+        source = tiny_pipeline()
+        source.save(tmp_path / "source")
+        train(low_rank_recipe(tmp_path / "source", pictures, 4, lora_apart=True), tmp_path / "run")
+        folder = tmp_path / "run" / "checkpoints" / f"{4:012d}"
+        with torch.no_grad():
+            next(source.net.parameters()).add_(1)
+        source.save(tmp_path / "source", overwrite=True)
+        with pytest.raises(InputError) as caught:
+            ditlab.load(tmp_path / "run")
+        assert str(caught.value) == (
+            f"{folder} holds low-rank updates of {tmp_path / 'source'}, whose weights have changed since; "
+            "restore the earlier model"
+        )
+        shutil.rmtree(tmp_path / "source")
+        with pytest.raises(InputError, match="which cannot be loaded: no model at"):
+            ditlab.load(tmp_path / "run")
+
+
 def test_low_rank_needs_a_source():
     with pytest.raises(InputError, match=r"train.lora is 4, but train.init_from is not set; remove it or"):
         train(parse_recipe({"train": {"lora": 4}}), "nowhere")

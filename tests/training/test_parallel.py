@@ -11,12 +11,14 @@ import time
 import pytest
 import torch
 from helpers import free_port
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
 import ditlab
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
+from ditlab.data import check, training_order
 from ditlab.training import train
 from ditlab.training.parallel import Place
 from ditlab.training.rng import RunRandomness
@@ -92,6 +94,32 @@ def assert_same_run(one, other, tolerance=2e-4):
         assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-3)
         for mine, theirs in zip(first["loss_by_time"], second["loss_by_time"], strict=True):
             assert mine == theirs is None or mine == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_all_processes_save_the_run_if_one_cannot_read_its_images(tmp_path):
+    """The file is truncated, so that its header is good, and is not in the sample that is decoded before training."""
+    count = check.DECODED + 100
+    unchecked = set(torch.randperm(count, generator=torch.Generator().manual_seed(0))[check.DECODED :].tolist())
+    seed = next(s for s in range(100) if unchecked & set(next(training_order(count, 8, s, 16)).tolist()))
+    (tmp_path / "images").mkdir()
+    for i in range(count):
+        Image.effect_noise((8, 8), 60).save(tmp_path / "images" / f"{i:04d}.png")
+    broken = min(unchecked & set(next(training_order(count, 8, seed, 16)).tolist()))
+    file = tmp_path / "images" / f"{broken:04d}.png"
+    file.write_bytes(file.read_bytes()[:60])
+    recipe = tmp_path / "a.toml"
+    recipe.write_text(
+        '[model]\nname = "DiT-S/4"\nwidth = 32\ndepth = 1\nheads = 2\n'
+        f'[data]\nsource = "{tmp_path / "images"}"\nmax_skipped = 0.0\n'
+        f'[train]\nimages = 64\nbatch = 8\nseed = {seed}\nprecision = "float32"\ncompile = "never"\n'
+        '[sample]\nsampler = "euler"\nsteps = 1\n'
+    )
+    code, said = launch(2, recipe, tmp_path / "run")
+    assert code != 0
+    assert f"1 of {count:,} images cannot be read, the last one is {file.name}" in said
+    assert "run is saved at 16 images, and the same command resumes" in said
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"{16:012d}"]
 
 
 def test_noise_depends_on_the_place_in_the_run_alone():

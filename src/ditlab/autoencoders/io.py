@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.hub import fetch
+from ditlab.core.io import replace_text
 from ditlab.core.modules import skip_init
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.weights import (
@@ -31,6 +31,7 @@ from ditlab.core.weights import (
     read_json,
     read_weights,
     weights_digest,
+    write_tensors,
 )
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -188,13 +189,19 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = F
 
     Args:
         autoencoder: the autoencoder.
-        folder: created if it does not exist.
+        folder: created if it does not exist; an autoencoder that it holds is replaced.
         folded: merge shift and scale into the 1x1 convolutions next to the latents, for programs that support a single
             scaling factor only (diffusers' DiTPipeline).
+
+    Raises:
+        InputError: the folder holds another model.
     """
+    check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(autoencoder, KL):
-        save_file({key: value.contiguous() for key, value in autoencoder.state_dict().items()}, folder / AUTOENCODER)
+        write_tensors(
+            {key: value.contiguous() for key, value in autoencoder.state_dict().items()}, folder / AUTOENCODER
+        )
         write_config(folder, {"format": FORMAT, **autoencoder.config})
         return folder
     config = {"_class_name": CLASS, **autoencoder.config["architecture"]}
@@ -210,14 +217,27 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = F
         shape = (config["latent_channels"],)
         config |= {"scaling_factor": 1.0, "latents_mean": means.expand(shape).tolist()}
         config |= {"latents_std": deviations.expand(shape).tolist()}
-    save_file(tensors, folder / WEIGHTS)
+    write_tensors(tensors, folder / WEIGHTS)
     write_config(folder, config)
     return folder
 
 
+def check_free(folder: Path) -> None:
+    """Check that a folder holds no config of anything but an autoencoder.
+
+    Raises:
+        InputError: it does.
+    """
+    if not (folder / CONFIG).exists():
+        return
+    config = read_json(folder / CONFIG)
+    if config.get("format") != FORMAT and config.get("_class_name") != CLASS:
+        raise InputError(f"{folder} holds another model; give another folder for the autoencoder")
+
+
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Write the `config.json` of an autoencoder folder."""
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    replace_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def fold(tensors: dict[str, Tensor], shift: Any, scale: Any) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from ditlab.backbones import Backbone, create
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init
 
+BASE = ".base_layer."  # part of the names of weights that have an update
+
 
 def peft_library() -> Any:
     """Import peft.
@@ -51,7 +53,7 @@ def add_lora(net: Backbone, rank: int, whole: Iterable[str], seed: int) -> None:
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Merge low-rank updates in a state dict: W + B A replaces W, B and A."""
-    weights = {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
+    weights = {key.replace(BASE, "."): value for key, value in state.items() if ".lora_" not in key}
     for name, a in state.items():
         layer, separator, _ = name.partition(".lora_A.")
         if separator:
@@ -61,16 +63,25 @@ def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def merged(net: Backbone) -> Backbone:
     """Return a network with merged low-rank updates and the same outputs; the network itself if it has none."""
-    state = net.state_dict()
-    if not any(".lora_A." in key for key in state):
+    if not has_updates(net):
         return net
     with skip_init():
         ordinary = create(**net.config)
-    ordinary.load_state_dict(plain(state), assign=True)
+    ordinary.load_state_dict(plain(net.state_dict()), assign=True)
     return ordinary.train(net.training).requires_grad_(False)
 
 
-def trained_tensors(net: Backbone, whole: Iterable[str]) -> dict[str, Tensor]:
-    """Return the low-rank updates, and the parameters `whole` that are trained in full."""
-    state = net.state_dict()
-    return {name: value for name, value in state.items() if ".lora_" in name or name in set(whole)}
+def has_updates(net: Backbone) -> bool:
+    """Whether a network has low-rank updates."""
+    return any(".lora_A." in key for key in net.state_dict())
+
+
+def trained_tensors(state: Mapping[str, Tensor], whole: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of a state dict that the source of low-rank updates does not have.
+
+    Args:
+        state: state dict of a network with low-rank updates.
+        whole: names, without the updates, of tensors that are trained in full or differ from the source.
+    """
+    names = set(whole)
+    return {key: value for key, value in state.items() if ".lora_" in key or key.replace(BASE, ".") in names}

@@ -1,21 +1,20 @@
 """Write a model in another layout."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from ditlab.autoencoders import KL
 from ditlab.autoencoders.io import save_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.published import to_official
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.weights import CONFIG
+from ditlab.core.io import replacing
+from ditlab.core.weights import CONFIG, write_tensors
+from ditlab.inference import saving
 from ditlab.inference.pipeline import Pipeline
 
 
@@ -34,24 +33,9 @@ def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
     write = lookup(LAYOUTS, layout, "layout")
     if target.exists():
         raise InputError(f"{target} exists; give another path")
-    draft = target.with_name(f".{target.name}.part")
-    _remove(draft)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with saving.writing(target), replacing(target) as draft:
         write(pipe, draft, target.name)
-        os.replace(draft, target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}; free some space or give another path") from error
-    finally:
-        _remove(draft)
     return target
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
@@ -61,11 +45,12 @@ def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
 def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
     """Write a folder for `DiTPipeline.from_pretrained`; it has no vae/ if the model has no KL autoencoder."""
     config = diffusers.transformer_config(pipe.net.config)
+    diffusers.check_pipeline(pipe)
     tensors = diffusers.to_diffusers(to_official(pipe))
     transformer, scheduler = target / "transformer", target / "scheduler"
     transformer.mkdir(parents=True)
     scheduler.mkdir()
-    save_file(tensors, transformer / diffusers.WEIGHTS)
+    write_tensors(tensors, transformer / diffusers.WEIGHTS)
     write_json(transformer / CONFIG, config)
     write_json(scheduler / "scheduler_config.json", diffusers.SCHEDULER)
     write_json(target / "model_index.json", diffusers.model_index(pipe.classes))
@@ -79,7 +64,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 LAYOUTS: dict[str, Callable[[Pipeline, Path, str], Any]] = {
-    "ditlab": lambda pipe, target, name: pipe.save(target, name),
+    "ditlab": saving.write,
     "official": _write_official,
     "diffusers": _write_diffusers,
 }

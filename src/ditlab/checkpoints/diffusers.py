@@ -16,6 +16,8 @@ from ditlab.backbones import BACKBONES, Backbone
 from ditlab.backbones.positions import sincos_positions
 from ditlab.core.errors import InputError
 from ditlab.core.weights import read_file, read_json
+from ditlab.diffusion.process import DDPM, process_name
+from ditlab.inference.pipeline import Pipeline
 
 # ditlab (and official) name -> diffusers name; {i} is the index of the block.
 NAMES = {
@@ -163,6 +165,28 @@ def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
         "sample_size": height,
         SHIFT: config.get("frequency_shift") or 0,
     }
+
+
+def check_pipeline(pipe: Pipeline) -> None:
+    """Check that diffusers has the options of a DiT, and samples with its process and target.
+
+    Raises:
+        InputError: it does not; the message names recipes whose models diffusers can run.
+    """
+    remedy = (
+        "convert to ditlab, or train a model that diffusers can run: see the recipes digits-diffusers and "
+        "own-latent-diffusers"
+    )
+    for key, value in pipe.net.published.items():
+        present = pipe.net.config.get(key)
+        if present is not None and (present or False) != (value or False):
+            raise InputError(f"diffusers' DiT has {key} = {value} only, and this model {present}; {remedy}")
+    process, target = process_name(pipe.objective.process), pipe.objective.target
+    if pipe.objective.process != DDPM() or target != "eps":
+        raise InputError(
+            f"diffusers' DiTPipeline needs the target eps on the ddpm process, and this model has {target} on "
+            f"{process}; {remedy}"
+        )
 
 
 def model_index(classes: list[str]) -> dict[str, Any]:

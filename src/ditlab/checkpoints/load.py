@@ -38,7 +38,7 @@ def load(
         device: device of the weights.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
         sit: whether this is a SiT checkpoint. None decides by the settings in a training checkpoint; a state dict has
-            no settings and is read as DiT.
+            no settings and is read as DiT, with a note in `config`. Checkpoints of REPA are recognized by their keys.
         autoencoder: the autoencoder of a latent-space model whose file does not contain one: an `Autoencoder`, or
             anything that `load_autoencoder` reads. None is the autoencoder of the model.
         overrides: arguments of `ditlab.create` that an external file does not contain: heads=, size=, classes=.
@@ -49,6 +49,8 @@ def load(
     path = fetch(path)
     if path.is_file():
         pipe = _load_file(path, weights, sit, overrides)
+    elif sit is not None:
+        raise InputError(f"{path} is a folder, which states the objective of its model; leave sit out")
     elif (folder := diffusers_transformer(path)) is not None:
         tensors, settings = diffusers.read_transformer(folder)
         pipe = from_official(tensors, str(folder), **settings | overrides)
@@ -70,9 +72,7 @@ def load(
 def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any]) -> Pipeline:
     content = read_file(path)
     tensors = pick_weights(content, weights, path)
-    if sit is None:
-        sit = hasattr(content.get("args"), "path_type")  # SiT's training settings have it, DiT's do not
-    return from_official(tensors, str(path), sit=sit, **overrides)
+    return from_official(tensors, str(path), sit=sit, trained=content.get("args"), **overrides)
 
 
 def diffusers_transformer(path: Path) -> Path | None:

@@ -13,14 +13,17 @@ from ditlab.core.modules import skip_init
 from ditlab.core.registry import check_imported, imported_parts_only
 from ditlab.core.weights import (
     ADAPTER,
+    AVERAGED,
     CONDITIONER,
     CONFIG,
+    RAW,
     WEIGHTS,
     fit,
     newest_checkpoint,
     read_config,
     read_tensors,
     read_weights,
+    state_hash,
 )
 from ditlab.diffusion.objective import read_objective
 from ditlab.inference.pipeline import Pipeline
@@ -54,11 +57,10 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
         raise InputError(
             f"{folder / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
         ) from error
-    if weights == "ema" and (folder / ADAPTER).exists():
-        source = (load_source or _load_own)(config["lora"]["source"]).net.state_dict()
-        tensors = source | read_tensors(folder / ADAPTER)
-    else:
-        tensors = read_tensors(folder / (WEIGHTS if weights == "ema" else "raw.safetensors"))
+    apart, ema = (folder / ADAPTER).exists(), weights == "ema"
+    tensors = read_tensors(folder / ((ADAPTER if apart else WEIGHTS) if ema else RAW))
+    if apart and (ema or not (folder / AVERAGED).exists()):  # earlier versions saved all raw weights
+        tensors = lora_source(config["lora"], folder, load_source or _load_own).net.state_dict() | tensors
     net.load_state_dict(fit(plain(tensors), net.state_dict(), str(folder)), assign=True)
     return Pipeline(
         net.eval(),
@@ -67,6 +69,29 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
         config={k: v for k, v in config.items() if k not in ("format", "version")},
         conditioner=conditioner,
     )
+
+
+def lora_source(description: dict[str, Any], folder: Path, load_source: "Callable[[str], Pipeline]") -> Pipeline:
+    """Load the source of low-rank updates that were saved separately.
+
+    Args:
+        description: the entry "lora" of the config: the path of the source, and the hash of its weights.
+        folder: the folder with the updates, for messages.
+        load_source: loads a model.
+
+    Raises:
+        InputError: the source cannot be loaded, or has other weights than in training.
+    """
+    path = description["source"]
+    try:
+        source = load_source(path)
+    except InputError as error:
+        raise InputError(f"{folder} holds low-rank updates of {path}, which cannot be loaded: {error}") from error
+    if description.get("hash") not in (None, state_hash(source.net)):  # earlier versions saved no hash
+        raise InputError(
+            f"{folder} holds low-rank updates of {path}, whose weights have changed since; restore the earlier model"
+        )
+    return source
 
 
 def read_conditioner(folder: Path, classes: int, names: list[str], description: dict[str, Any] | None) -> Conditioner:

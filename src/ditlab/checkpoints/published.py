@@ -1,9 +1,11 @@
 """Read and write published checkpoints. Their keys identify the family, and tensor shapes the sizes.
 
 SiT has DiT's keys and shapes, but its time runs from noise to data and its velocity points to the data. Time is
-converted by the timestep input of the process, and the sign of the velocity in the weights of the head.
+converted by the timestep input of the process, and the sign of the velocity in the weights of the head. REPA trains SiT
+with the time and the velocity of ditlab, and with projectors for its alignment loss, which sampling does not need.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,10 @@ from ditlab.diffusion.process import Linear
 from ditlab.inference.pipeline import Pipeline
 
 SIT_CLOCK = {"clock_rate": -1.0, "clock_start": 1.0}  # SiT's timestep input is 1 - t
+REPA_CLOCK = {"clock_rate": 1.0}  # REPA's time runs as ours, and so does its velocity
+PATHS = {"linear": "linear", "gvp": "cosine", "cosine": "cosine"}  # SiT's and REPA's names of processes
+VELOCITY = ("velocity", "v")  # their names of our target
+TRAINING_PARTS = {"projectors.": "with which REPA aligns features in training"}  # prefix of keys -> purpose
 SIDE = 32  # side of the latents of 256x256 images
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 
@@ -30,22 +36,32 @@ def family_of(tensors: dict[str, Tensor]) -> str:
 
 
 def from_official(
-    tensors: dict[str, Tensor], source: str, *, sit: bool = False, size: tuple[int, int] | None = None, **overrides: Any
+    tensors: dict[str, Tensor],
+    source: str,
+    *,
+    sit: bool | None = False,
+    trained: Any = None,
+    size: tuple[int, int] | None = None,
+    **overrides: Any,
 ) -> Pipeline:
     """Build a pipeline with published weights, without copying them.
 
     Args:
         tensors: state dict with published keys.
         source: name of the file, for messages.
-        sit: whether these are weights of SiT.
+        sit: whether these are weights of SiT; None decides by the keys and by `trained`.
+        trained: the settings of the training that are saved in a checkpoint, an object with an attribute for each.
         size: input size, if tensor shapes do not determine it, or determine only the number of patches.
         overrides: other arguments of `ditlab.create` that tensor shapes do not determine (heads=, classes=).
 
     Raises:
         InputError: a size is missing, or the tensors do not fit.
     """
-    family = recognized(tensors, source, sit)
+    family, flow = recognized(tensors, source, sit, trained)
     kind, notes = BACKBONES[family], []
+    if flow is None and sit is None and trained is None and family == "DiT":
+        notes.append("read as DiT; a state dict does not show whether it is a DiT's or a SiT's: give sit=True for SiT")
+    tensors = without_training_parts(tensors, notes)
     tensors = {key: value.float() for key, value in tensors.items()}  # for files in half precision; no copy otherwise
     settings = kind.read_sizes(tensors) | {key: value for key, value in overrides.items() if value is not None}
     if size is not None:
@@ -61,8 +77,8 @@ def from_official(
     description = kind.read_objective(settings) | {"time": "uniform", "stratified": False}  # as in all published code
     description["learn_variance"] = settings["learn_variance"]
     tensors = kind.from_published(tensors)
-    if sit:
-        tensors = as_our_velocity(tensors, settings, description, notes)
+    if flow is not None:
+        tensors = as_our_velocity(tensors, flow, settings, description, notes)
     if "classes" not in settings:
         settings["classes"] = guessed_classes(tensors, kind, notes)
     with skip_init():
@@ -73,32 +89,59 @@ def from_official(
     return Pipeline(net.eval(), read_objective(description), autoencoder_of(settings["channels"]), config=config)
 
 
-def recognized(tensors: dict[str, Tensor], source: str, sit: bool) -> str:
-    """Return the family of published weights.
+@dataclass(frozen=True)
+class Flow:
+    """The process of a SiT or REPA checkpoint, whose target is the velocity."""
+
+    process: dict[str, Any]
+    turned: bool
+    """Whether time and velocity have the opposite direction."""
+
+
+def recognized(tensors: dict[str, Tensor], source: str, sit: bool | None, trained: Any) -> tuple[str, Flow | None]:
+    """Return the family of published weights, and the process if they are SiT's or REPA's.
 
     Raises:
-        InputError: unknown keys, or weights that are not SiT's although `sit` is true.
+        InputError: unknown keys, weights that are not SiT's although `sit` is true, or SiT's with another target.
     """
     family = family_of(tensors)
     if not family:
         keys = ", ".join(list(tensors)[:3])
         known = ", ".join(name for name, kind in BACKBONES.items() if kind.marks)
         raise InputError(f"{source} is no known checkpoint (it has {keys}, ...); give weights of {known} or SiT")
-    if sit and family != "DiT":
-        raise InputError(f"{source} holds a {family} and not SiT; leave sit out")
-    return family
+    repa = any(key.startswith("projectors.") for key in tensors)
+    if sit is not None and (family != "DiT" or repa) and (sit or repa):
+        raise InputError(f"{source} holds a {'SiT of REPA' if repa else f'{family} and not SiT'}; leave sit out")
+    if not (repa or sit or (sit is None and hasattr(trained, "path_type"))):  # DiT's settings have no path_type
+        return family, None
+    path, target = (getattr(trained, name, None) for name in ("path_type", "prediction"))
+    if str(path or "linear").lower() not in PATHS or (target or VELOCITY[0]) not in VELOCITY:
+        raise InputError(
+            f"{source} was trained with path_type {path} and prediction {target}; ditlab reads SiT with the paths "
+            "Linear and GVP and the prediction velocity"
+        )
+    process = {"name": PATHS[str(path or "linear").lower()], **(REPA_CLOCK if repa else SIT_CLOCK)}
+    return family, Flow(process, turned=not repa)
+
+
+def without_training_parts(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """Leave out tensors that only training needs; adds a note."""
+    for prefix, purpose in TRAINING_PARTS.items():
+        if parts := [key for key in tensors if key.startswith(prefix)]:
+            notes.append(f"left out {prefix}* ({len(parts)} tensors), {purpose}")
+            tensors = {key: value for key, value in tensors.items() if key not in parts}
+    return tensors
 
 
 def as_our_velocity(
-    tensors: dict[str, Tensor], settings: dict[str, Any], description: dict[str, Any], notes: list[str]
+    tensors: dict[str, Tensor], flow: Flow, settings: dict[str, Any], description: dict[str, Any], notes: list[str]
 ) -> dict[str, Tensor]:
     """Convert SiT's weights to ditlab's velocity; settings, description and notes are changed accordingly."""
     if settings["learn_variance"]:
         notes.append("read from SiT; the second half of its head, which SiT does not use, was removed")
-    tensors = tensors | turn_sit_head(tensors, settings)
+    tensors = tensors | velocity_head(tensors, settings, flow.turned)
     settings["learn_variance"] = False
-    process = {"name": "linear", **SIT_CLOCK}
-    description |= {"process": process, "target": "velocity", "learn_variance": False}
+    description |= {"process": flow.process, "target": "velocity", "learn_variance": False}
     return tensors
 
 
@@ -132,13 +175,14 @@ def with_null(tensors: dict[str, Tensor], net: Backbone, source: str, notes: lis
     return tensors | added
 
 
-def turn_sit_head(tensors: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Tensor]:
-    """Convert SiT's head: remove the unused second half of channels, and change the sign of the velocity."""
+def velocity_head(tensors: dict[str, Tensor], settings: dict[str, Any], turned: bool) -> dict[str, Tensor]:
+    """Convert SiT's head: remove the unused second half of channels, and change the sign of a turned velocity."""
     patch, channels = settings["patch"], settings["channels"]
 
     def convert(value: Tensor) -> Tensor:
         rows = value.reshape(patch * patch, -1, *value.shape[1:])  # (p p, C or 2 C, ...), channels fastest
-        return -rows[:, :channels].flatten(0, 1)
+        kept = rows[:, :channels].flatten(0, 1)
+        return -kept if turned else kept
 
     return {key: convert(tensors[key]) for key in HEAD}
 

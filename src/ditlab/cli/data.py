@@ -97,9 +97,11 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
     """Print statistics of a data source, and write a contact sheet if `sheet` is given."""
     from ditlab.data import parse_source, preprocessing
     from ditlab.data.survey import sample_sheet, survey
+    from ditlab.report.sheets import check_sheet
 
     if sheet is not None:
         check_outside(source, sheet, "the contact sheet")
+        check_sheet(sheet)
     preprocess = preprocessing(settings)
     images = parse_source(source, settings).images(settings)
     result = survey(images, screen, None if preprocess is None else preprocess.size)

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ditlab.cli.options import Checkpoint
-from ditlab.cli.terminal import Json, app, claim_folder, print_json, say
+from ditlab.cli.terminal import Json, app, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError
+from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
 
 Options: Any = network_arguments()  # with a field for each option of the families
@@ -141,7 +142,6 @@ def convert(
     /,
     *,
     to: Literal["official", "diffusers", "ditlab"],
-    sit: bool | None = None,
     checkpoint: CheckpointOptions = None,
 ) -> None:
     """Write a model in another layout. The layout of the source is recognized by its content.
@@ -154,12 +154,10 @@ def convert(
         Path to write; must not exist.
     to
         official: a .pt state dict; diffusers: a folder with transformer/; ditlab: a model folder.
-    sit
-        Whether the source is a SiT checkpoint; needed only for a state dict without training settings.
     """
     from ditlab.checkpoints import convert
 
-    pipe = (checkpoint or Checkpoint()).load(source, sit=sit)
+    pipe = (checkpoint or Checkpoint()).load(source)
     convert(pipe, target, to)
     say(f"wrote {pipe.net.config['name']} from {source} to {target}, layout {to}")
     if to == "diffusers" and not (target / "vae").exists():
@@ -236,7 +234,8 @@ def average(
     from ditlab.checkpoints import load
     from ditlab.training.power_ema import rebuild
 
-    claim_folder(out, overwrite=False)
+    if not is_vacant(out):
+        raise InputError(f"{out} is not empty; give another folder")
     values = rebuild(run, width, images)
     pipe = load(run)
     pipe.net.load_state_dict(pipe.net.state_dict() | values)

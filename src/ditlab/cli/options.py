@@ -80,13 +80,15 @@ class Checkpoint:
     """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
     classes: Whole | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
+    sit: bool | None = None
+    """Whether a state dict without training settings is a SiT's; DiT has the same tensors (default: DiT)."""
 
     def load(self, path: str | Path, **options: Any) -> "Pipeline":
         """Load a model, and print notes about conversions."""
         from ditlab.checkpoints import load
 
         size = None if self.size is None else parse_size(self.size)
-        properties = {"heads": self.heads, "size": size, "classes": self.classes}
+        properties = {"heads": self.heads, "size": size, "classes": self.classes, "sit": self.sit}
         options |= {key: value for key, value in properties.items() if value is not None}
         pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, **options)
         say_note(pipe.config)

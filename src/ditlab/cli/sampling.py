@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
-from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
+from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import SamplingOptions
 from ditlab.core.device import pick_device, process_place
@@ -221,10 +221,12 @@ def tune(
     if out.suffix != ".json":
         raise InputError(f"--out {out}; give a name that ends in .json")
     from ditlab.checkpoints import load
-    from ditlab.inference.tune import tune, write_schedules
+    from ditlab.inference.tune import check_target, tune, write_schedules
 
     wanted = tuning or Tuning()
+    check_target(out)
     pipe = load(model, device=pick_device(device))
+    say_note(pipe.config)
     tuned = tune(
         pipe, list(wanted.steps), wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval
     )

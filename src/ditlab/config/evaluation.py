@@ -30,6 +30,8 @@ class CheckpointOptions:
     """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
     classes: Whole | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
+    sit: bool | None = None
+    """Whether a state dict without training settings is a SiT's; DiT has the same tensors (default: DiT)."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ class Evaluation(Expectation, Scoring, SampleSource):
         for old, new in RENAMED.items():
             if new in values:
                 values[old] = values.pop(new)
-        return {key: value for key, value in values.items() if value is not None or key not in ("quality", "reuse")}
+        return {
+            key: value for key, value in values.items() if value is not None or key not in ("quality", "reuse", "sit")
+        }
 
 
 def modern_evaluation(table: Mapping[str, Any]) -> dict[str, Any]:

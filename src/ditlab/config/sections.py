@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from ditlab.config.fields import Unused, renamed, setting
 from ditlab.config.sampling import Sample
 from ditlab.config.values import Whole
+from ditlab.core.errors import InputError
 
 NETWORK = "DiT-S/2"
 NO_SOURCE = Unused("init_from", ("",))
@@ -288,11 +289,21 @@ class Recipe:
         merged = {name: current.get(name, {}) | changes.get(name, {}) for name in {*current, *changes}}
         return type(self)(**vars(parse_recipe(merged, source="override")))
 
-    def save(self, path: str | Path) -> Path:
-        """Write the recipe as a TOML file; returns its path."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the recipe as a TOML file; returns its path.
+
+        Args:
+            path: the file.
+            overwrite: replace a file that exists.
+
+        Raises:
+            InputError: the file exists, and `overwrite` is false.
+        """
         from ditlab.config.reader import to_tables, to_toml
         from ditlab.core.io import replace_text
 
+        if Path(path).exists() and not overwrite:
+            raise InputError(f"{path} exists; give another name, or set overwrite=True to replace the file")
         replace_text(Path(path), to_toml(to_tables(self)))
         return Path(path)
 

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import IO
 
@@ -18,24 +21,57 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK, PART = ".lock", ".part"
+ASIDE = f".old{PART}"  # suffix of a folder that is being replaced
 TRIES = 100  # attempts to lock a file that other processes replace at the same time
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `file`, which replaces it when the block ends and is removed if the block fails.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which replaces it when the block ends and is removed if the block fails.
 
-    A process that reads the file during the block, or after a crash, gets the old or the new content, never a mixture.
-    The folder is created.
+    The block writes a file or a folder there. A process that reads `path` during the block, or after a crash, gets the
+    old or the new content, never a mixture. The parent folder is created.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{PART}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve() if path.is_symlink() else path  # the link stays, and its target is replaced
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PART}")
+    remove(draft)
     try:
         yield draft
-        os.replace(draft, file)
+        move(draft, path)
     finally:
         with suppress(OSError):
-            draft.unlink()
+            remove(draft)
+
+
+def move(draft: Path, path: Path) -> None:
+    """Rename a file or folder to `path`, which it replaces."""
+    if not (draft.is_dir() and path.is_dir()):
+        os.replace(draft, path)
+        return
+    aside = draft.with_name(f"{draft.name.removesuffix(PART)}{ASIDE}")  # only an empty folder can be replaced
+    os.replace(path, aside)
+    try:
+        os.replace(draft, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    shutil.rmtree(aside)
+
+
+def moved_aside(path: Path) -> Path | None:
+    """The earlier folder of a process that was killed while it renamed the new one to `path`; None if there is none."""
+    if path.exists():
+        return None
+    return next(iter(sorted(path.absolute().parent.glob(f".{escape(path.name)}.*{ASIDE}"))), None)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def replace_text(file: Path, text: str) -> None:
@@ -131,12 +167,18 @@ def same_file(file: Path, opened: IO[str]) -> bool:
         return False
 
 
-def is_vacant(folder: Path) -> bool:
-    """Whether a folder does not exist, or has nothing but locks and temporary files of a killed process."""
+def is_vacant(folder: Path, *patterns: str) -> bool:
+    """Whether a folder does not exist, or has nothing but locks and temporary files of a killed process.
+
+    Args:
+        folder: the folder.
+        patterns: names of further files that do not count, such as "skipped*.csv".
+    """
     if not folder.exists():
         return True
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
-    return all(name.startswith(LOCK) or (name[0] == "." and name.endswith(PART)) for name in names)
+    patterns += (f"{LOCK}*", f".*{PART}")
+    return all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in names)
 
 
 @contextmanager

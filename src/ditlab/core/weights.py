@@ -1,4 +1,4 @@
-"""Read weights from model folders, run folders and third-party files.
+"""Read weights from model folders, run folders and third-party files, and write weight files.
 
 The format of a third-party file is recognized by its content, and no code in it is executed: it is read as safetensors
 or as a torch pickle with `weights_only=True`, memory-mapped where the format allows.
@@ -16,16 +16,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.io import damage
+from ditlab.core.io import damage, moved_aside, replacing
 
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
 CONFIG = "config.json"
 ALIGNMENT = 64  # bytes, of PyTorch's allocator on a CPU
 ADAPTER = "adapter.safetensors"  # low-rank updates that are saved apart from the weights they change
+RAW = "raw.safetensors"  # the weights that are trained, in a checkpoint
+AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training resumes
 
 
 def state_hash(net: torch.nn.Module) -> str:
@@ -86,6 +88,24 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def write_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file completely or not at all, with the permissions that the umask gives to new files.
+
+    Args:
+        tensors: contiguous tensors by name.
+        file: the file, which is replaced if it exists; its folder is created.
+        metadata: texts in the header of the file.
+
+    Raises:
+        SafetensorError, OSError: the file cannot be written.
+    """
+    with replacing(file) as draft:
+        draft.touch()
+        permissions = draft.stat().st_mode
+        save_file(dict(tensors), draft, metadata)  # replaces the draft by a file that only its owner may read
+        draft.chmod(permissions)
+
+
 def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """Check names and shapes of tensors, and return them aligned in memory.
 
@@ -123,6 +143,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (aside := moved_aside(folder)) is not None:
+            raise InputError(f"saving {folder} was interrupted; rename {aside}, the earlier model, to it") from None
         raise InputError(
             f"no model at {folder}; {nearest_path(folder, f'give a model folder (with {CONFIG}) or a run folder')}"
         ) from None

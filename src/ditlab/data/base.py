@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
@@ -52,6 +53,18 @@ class Dataset(ABC):
     def fetch_readable(self, indices: Tensor) -> Batch:
         """Like `fetch`, but without images that cannot be read."""
         return self.fetch(indices)
+
+    def check(self, console: Console, *, resumed: bool) -> None:
+        """Check, before hours of work, that enough images can be read. By default, nothing is checked.
+
+        Args:
+            console: where progress is shown.
+            resumed: whether an earlier call has checked the images, so that only those are checked that it listed.
+
+        Raises:
+            InputError: more images cannot be read than allowed.
+        """
+        return
 
     def condition(self, indices: Tensor) -> Condition:
         """The conditions of the images with these indices (B,). Data sets without class labels override this."""
@@ -149,7 +162,7 @@ def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Ten
         remaining = remaining[batch:]
 
 
-def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch], depth: int = 2) -> Iterator[Batch]:
+def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch], depth: int = 2) -> Generator[Batch]:
     """Read the batches of an order in a thread, up to `depth` batches before the caller needs them."""
     reader = ThreadPoolExecutor(1)
     try:

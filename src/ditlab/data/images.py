@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
+from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.export import folder_names
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import find_values, sampled, summary
@@ -75,6 +77,7 @@ class Images(Dataset):
                 "them to one type, or remove the range"
             )
         assert found.size is not None
+        self.without_header = found.broken
         self.size, self.channels = preprocess.size or found.size, found.channels(preprocess.channels)
         self.pages = preprocess.channels or 1
         self.preprocess = replace(preprocess, channels=self.channels)
@@ -141,20 +144,34 @@ class Images(Dataset):
             return None
         return np.ascontiguousarray(array[:, ::-1]) if index >= len(self.source) else array
 
+    def readable(self, index: int) -> bool:
+        """Whether an image can be read; `skipped` then lists it, even beyond the allowed share."""
+        try:
+            return self._read(index) is not None
+        except UnreadableImagesError:
+            return False
+
+    def relist(self) -> set[str]:
+        """Restart the report with the images that this data set could not read; returns the names that it listed."""
+        names, self.reported = self.reported, set(self.skipped)
+        if self.report is not None:
+            self.report.unlink(missing_ok=True)
+            for name, reason in self.skipped.items():
+                append_report(self.report, name, reason)
+        return names
+
+    def check(self, console: Console, *, resumed: bool) -> None:
+        check_images(self, console, resumed=resumed)
+
     def _skip(self, name: str, reason: str) -> None:
         with self.lock:
             if name in self.skipped:
                 return
             self.skipped[name] = reason
-            count, total = len(self.skipped), len(self.source)
             if self.report is not None and name not in self.reported:
                 append_report(self.report, name, reason)
                 self.reported.add(name)
-        if count > max(1, self.max_skipped * total) or not self.max_skipped:
-            raise InputError(
-                f"{count} of {total} images cannot be read, the last one is {name} ({reason}); repair them, or allow "
-                f"a greater share than {self.max_skipped} (max_skipped); it is {count / total:.3g} so far"
-            )
+        require(self)
 
 
 def read_names(file: Path | None) -> set[str]:

@@ -44,6 +44,8 @@ class Scan:
     types: Counter[str] = field(default_factory=Counter)
     profiles: Counter[State] = field(default_factory=Counter)
     reduced: int = 0
+    broken: list[int] = field(default_factory=list)
+    """Indices of the images whose header cannot be read."""
     size: tuple[int, int] | None = None
     """(height, width) of the first image."""
 
@@ -104,6 +106,7 @@ def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same
     for i, header in enumerate(with_progress(headers, count, "reading headers")):
         if not isinstance(header, Header):  # it will be skipped when it is read
             reason = reason or header
+            result.broken.append(i)
             continue
         if result.size is None:
             result.size, first = header.size, i

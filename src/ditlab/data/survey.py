@@ -23,7 +23,7 @@ from ditlab.data.preprocess import Preprocess, file_numbers, to_rgb
 from ditlab.data.ranges import find_values
 from ditlab.data.reading import Reading
 from ditlab.data.sources import Raster, Source, Unreadable
-from ditlab.report.sheets import contact_sheet, to_pil
+from ditlab.report.sheets import check_sheet, contact_sheet, save_sheet, to_pil
 
 ROWS, COLUMNS, THUMBNAIL = 16, 8, 64
 PROFILES = {"converted": "converted to sRGB", "broken": "broken, read as sRGB", "unused": "not applied to 16 bits"}
@@ -221,8 +221,9 @@ def sample_sheet(source: Source, path: Path, preprocess: Preprocess | None = Non
         preprocess: how the images will be resized; the sheet shows its aspect ratio, bars and colors.
 
     Raises:
-        InputError: no image can be read.
+        InputError: no image can be read, or the file exists and is no contact sheet.
     """
+    check_sheet(path)
     height, width = (1, 1) if preprocess is None or preprocess.size is None else preprocess.size
     size = (round(THUMBNAIL * min(1, height / width)), round(THUMBNAIL * min(1, width / height)))
     size = (max(1, size[0]), max(1, size[1]))
@@ -242,8 +243,7 @@ def sample_sheet(source: Source, path: Path, preprocess: Preprocess | None = Non
     names = [cut(name) for name, row in zip(source.classes, rows, strict=False) if row]
     if not shown:
         raise InputError(f"none of {len(source)} images can be read for {path}; omit the contact sheet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(shown, names or None).save(path, "PNG")
+    save_sheet(contact_sheet(shown, names or None), path)
 
 
 def cut(name: str) -> str:

@@ -39,7 +39,7 @@ from ditlab.evaluation.metrics.neighbors import (
 from ditlab.evaluation.references import work_folder
 from ditlab.evaluation.seen import converted, report_seen
 from ditlab.evaluation.statistics import Kept, Statistics
-from ditlab.report.sheets import contact_sheet, to_pil
+from ditlab.report.sheets import check_sheet, contact_sheet, save_sheet, to_pil
 
 SHOWN, NEAREST = 10, 4
 EQUAL = 1e-4  # images are equal if their distance is below this share of the features' standard deviation
@@ -138,6 +138,7 @@ def memorization(
     training, held_out = (converted(images, samples.values) for images in (training, held_out))
     sets = {"samples": samples, "training images": training, "held-out images": held_out}
     check_sets(sets, out)
+    check_target(out)
     protocol = protocol | {
         "features": features.name,
         "feature_weights": features.weights,
@@ -248,7 +249,23 @@ def show(samples: Dataset, training: Dataset, closest: Tensor, places: Tensor, d
         first, *others = to_pil(samples.values.displayed(torch.cat([sample[None], training.fetch(near).x])))
         gap = Image.new(first.mode, first.size, "white")
         rows.append([first, gap, *others])
-    contact_sheet(rows, [f"{value:.3g}" for value in distances.tolist()]).save(out)
+    save_sheet(contact_sheet(rows, [f"{value:.3g}" for value in distances.tolist()]), out)
+
+
+def check_target(out: Path) -> None:
+    """Check that a result may be written: there are no such files, or they hold an earlier result.
+
+    Raises:
+        InputError: other files would be lost.
+    """
+    file = out.with_suffix(".json")
+    try:
+        known = "protocol" in json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # missing or damaged
+        check_sheet(out)
+        known = out.exists() or not file.exists()
+    if not known:
+        raise InputError(f"{file} exists and holds no result of this test; give another name")
 
 
 def read_result(out: Path, protocol: dict[str, Any], work: Path) -> Memorization | None:

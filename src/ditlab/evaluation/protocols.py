@@ -19,7 +19,7 @@ from ditlab.config.sampling import canonical
 from ditlab.config.sections import Preparation
 from ditlab.core.device import describe, pick_device
 from ditlab.core.errors import InputError
-from ditlab.core.io import held
+from ditlab.core.io import held, replacing
 from ditlab.core.progress import progress_bar
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.version import __version__
@@ -216,6 +216,8 @@ def open_source(
     """
     if isinstance(source, BasePipeline) or is_model(str(source)):
         pipe = source if isinstance(source, BasePipeline) else load_for(str(source), settings, device)
+        if note := pipe.config.get("note"):
+            console.print(note, markup=False, soft_wrap=True)
         samples, protocol = samples_of(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
         preprocessing = {key: trained_on[key] for key in PREPROCESSING if key in trained_on}
@@ -234,8 +236,7 @@ def open_source(
 def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> Pipeline:
     """Load the model of an evaluation."""
     options: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
-    if settings.classes is not None:
-        options["classes"] = settings.classes
+    options |= {name: value for name in ("classes", "sit") if (value := getattr(settings, name)) is not None}
     if settings.latent_size:
         options["size"] = parse_size(settings.latent_size)
     return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **options)
@@ -395,4 +396,5 @@ def home_of(source: "str | Path | BasePipeline") -> Path:
 def show(samples: Samples, file: Path) -> None:
     """Write a contact sheet of the first samples."""
     images = to_pil(samples.values.displayed(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x))
-    contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(file)
+    with replacing(file) as draft:
+        contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(draft, format="PNG")

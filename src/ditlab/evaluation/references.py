@@ -188,6 +188,7 @@ def write_reference(
     Raises:
         InputError: the feature network does not support the images, or another process writes the same file.
     """
+    check_target(out)
     content = [content_identity(source), images.preprocessing, features.name, features.weights, count, keep]
     content += [] if images.values == EIGHT_BITS else [images.values.describe()]
     work = work_folder(out, content)
@@ -204,6 +205,16 @@ def write_reference(
             done.save(out, ImageSubset(images, total, keep) if with_images else None)
             shutil.rmtree(work, ignore_errors=True)
     return done
+
+
+def check_target(out: Path) -> None:
+    """Check that a reference may be written: there is no such file, or it is an earlier reference.
+
+    Raises:
+        InputError: another file would be lost.
+    """
+    if out.exists() and not read_about(out):
+        raise InputError(f"{out} exists and is no reference of ditlab; give another name")
 
 
 def work_folder(out: Path, content: Any) -> Path:

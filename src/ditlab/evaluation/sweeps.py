@@ -15,7 +15,7 @@ from rich.table import Table
 from ditlab.config.evaluation import Evaluation
 from ditlab.config.sampling import ALIASES
 from ditlab.core.errors import InputError
-from ditlab.core.io import replace_text
+from ditlab.core.io import replace_text, replacing
 from ditlab.core.stats import standard_error
 from ditlab.core.terminal import say
 from ditlab.evaluation.protocols import evaluate, home_of
@@ -174,5 +174,6 @@ def plot(done: Sweep, axes: dict[str, Sequence[Any]], pyplot: Any) -> None:
     place.set_ylabel(done.metric)
     if others:
         place.legend()
-    figure.savefig(done.plot, dpi=120)
+    with replacing(done.plot) as draft:
+        figure.savefig(draft, dpi=120, format="png")
     pyplot.close(figure)

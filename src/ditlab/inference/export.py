@@ -9,7 +9,6 @@ The batch size B is free. config.json, beside the graphs, contains the target an
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,10 @@ from torch import Tensor, nn
 from ditlab.autoencoders import Autoencoder, Latent
 from ditlab.autoencoders.latent import to_uint8
 from ditlab.core.errors import InputError, RunError, lookup
+from ditlab.core.io import replacing
 from ditlab.core.values import PixelValues
 from ditlab.core.weights import CONFIG
+from ditlab.inference import saving
 from ditlab.inference.base import BasePipeline, check_autoencoder
 
 Arrays = dict[str, NDArray[Any]]
@@ -84,10 +85,8 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
         raise InputError(
             "the depth of an exported graph cannot depend on the timestep; export a model without early exit"
         )
-    draft = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with saving.writing(folder), replacing(folder) as draft:
+        draft.mkdir()
         inputs, largest = network_inputs(model, 2), model.net.graph_batch
         network, decoder = Network(model.fused().net.eval()), Decoder(model.autoencoder, model.values).eval()
         errors = {
@@ -95,9 +94,6 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
             "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
         }
         (draft / CONFIG).write_text(json.dumps(model.describe(), indent=2) + "\n", encoding="utf-8")
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return errors
 
 

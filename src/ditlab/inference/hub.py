@@ -1,9 +1,11 @@
 """Upload a model to the Hugging Face hub."""
 
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditlab.core.hub import hub_library
+from ditlab.inference import saving
 
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
@@ -15,8 +17,9 @@ def push(pipe: "Pipeline", repository: str, *, private: bool, license: str | Non
     if license is not None:
         pipe.config["license"] = license
     with tempfile.TemporaryDirectory() as draft:
-        folder = pipe.save(draft, name=repository.rpartition("/")[2])
+        folder = saving.write(pipe, Path(draft), repository.rpartition("/")[2])
         api = hub.HfApi()
         address = str(api.create_repo(repository, private=private, exist_ok=True))
-        api.upload_folder(repo_id=repository, folder_path=folder)
+        # One commit, which also removes files that an earlier model had and this one does not have.
+        api.upload_folder(repo_id=repository, folder_path=folder, delete_patterns=sorted(saving.FILES))
     return address

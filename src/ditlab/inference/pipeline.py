@@ -146,8 +146,8 @@ class Pipeline(BasePipeline):
         outdated("Pipeline.preset", "Pipeline.resolve", 3)
         return preset_options(name, chain=isinstance(self.objective.process, DDPM)).given()
 
-    def save(self, folder: str | Path, name: str | None = None) -> Path:
-        """Write the model as a folder, and return its path; an existing model in the folder is replaced.
+    def save(self, folder: str | Path, name: str | None = None, *, overwrite: bool = False) -> Path:
+        """Write the model as a folder, completely or not at all, and return its path.
 
         The folder has `model.safetensors`, `config.json` and a model card (`README.md`), and if the autoencoder has
         weights, `autoencoder.safetensors`.
@@ -155,8 +155,12 @@ class Pipeline(BasePipeline):
         Args:
             folder: created if it does not exist.
             name: name of the model on the card (default: name of the folder).
+            overwrite: replace an earlier model in the folder.
+
+        Raises:
+            InputError: the folder holds other files or, without `overwrite`, a model; or it cannot be written.
         """
-        return saving.save(self, Path(folder), name)
+        return saving.save(self, Path(folder), name, overwrite=overwrite)
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, license: str | None = None, **old: str | None

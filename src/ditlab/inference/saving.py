@@ -1,14 +1,18 @@
 """Write a model as a folder with weights, configuration and model card."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from ditlab.conditioning import ClassLabels
+from ditlab.core.errors import InputError
+from ditlab.core.io import in_use, is_vacant, moved_aside, replacing
 from ditlab.core.version import __version__
-from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, state_hash
+from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, read_config, state_hash, write_tensors
 from ditlab.diffusion.objective import describe_objective
 from ditlab.inference.card import model_card
 
@@ -16,17 +20,70 @@ if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
 
 
-def save(pipe: "Pipeline", folder: Path, name: str | None) -> Path:
-    """Write a model folder, see `Pipeline.save`."""
+CARD = "README.md"
+FILES = {WEIGHTS, AUTOENCODER, CONDITIONER, CONFIG, CARD}  # the files of a model folder
+
+
+def save(pipe: "Pipeline", folder: Path, name: str | None, *, overwrite: bool) -> Path:
+    """Write a model folder completely or not at all, see `Pipeline.save`."""
+    check_free(folder, overwrite)
+    with writing(folder), replacing(folder) as draft:
+        write(pipe, draft, name or folder.name)
+    return folder
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Check that a model may be saved in a folder: it is new or empty, or holds an earlier model and nothing else.
+
+    Raises:
+        InputError: the folder is in use, holds other files, or holds a model and `overwrite` is false.
+    """
+    if (aside := moved_aside(folder)) is not None:
+        aside.rename(folder)
+    if in_use(folder):
+        raise InputError(f"{folder} is in use by another process; give another folder")
+    if folder.resolve() == Path.cwd():
+        raise InputError(f"{folder} is the current folder, which cannot be replaced; give a folder in it")
+    if is_vacant(folder):
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder")
+    if others := sorted({path.name for path in folder.iterdir()} - FILES):
+        raise InputError(f"{folder} holds other files ({others[0]}), which would be lost; give another folder")
+    read_config(folder)  # rejects folders that ditlab did not write
+    if not overwrite:
+        raise InputError(f"{folder} holds a model; give another folder, or set overwrite=True to replace the model")
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Report errors of the enclosed block, which writes a model, in one line.
+
+    Raises:
+        InputError: the disk is full, or the target cannot be written to.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write {target}: {reason}; free some space or give another path") from error
+
+
+def write(pipe: "Pipeline", folder: Path, name: str) -> Path:
+    """Write the files of a model into a folder, which is created."""
+    write_tensors(pipe.net.state_dict(), folder / WEIGHTS)
+    return write_others(pipe, folder, name)
+
+
+def write_others(pipe: "Pipeline", folder: Path, name: str) -> Path:
+    """Write the files of a model except the weights of its network."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(pipe.net.state_dict()), folder / WEIGHTS)
     for part, file in ((pipe.autoencoder, AUTOENCODER), (pipe.conditioner, CONDITIONER)):
         if tensors := dict(part.state_dict()):
-            save_file(tensors, folder / file)
+            write_tensors(tensors, folder / file)
     description = describe(pipe)
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    card = model_card(description, name or folder.name, pipe.picture_shape[0])
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(model_card(description, name, pipe.picture_shape[0]), encoding="utf-8")
     return folder
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
 from ditlab.core.progress import progress_bar
+from ditlab.core.weights import read_json
 from ditlab.diffusion.samplers import time_grid
 from ditlab.inference.base import BasePipeline
 
@@ -78,6 +79,16 @@ def tune(
 
             tuned[count] = descend(pipe, count, error)
     return tuned
+
+
+def check_target(file: Path) -> None:
+    """Check that schedules may be written: there is no such file, or it holds earlier schedules.
+
+    Raises:
+        InputError: another file would be lost.
+    """
+    if file.exists() and "grids" not in read_json(file):
+        raise InputError(f"{file} exists and holds no schedules; give another name")
 
 
 def write_schedules(file: Path, pipe: BasePipeline, sampler: str, tuned: dict[int, Tuned]) -> None:

@@ -213,7 +213,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         steps_per_second=1 / seconds if seconds else None,
         measured=machine.here,
         seconds=seconds * recipe.train.images / recipe.train.batch if seconds else None,
-        checkpoint=held.saved,
+        checkpoint=held.saved_apart if recipe.train.lora and recipe.train.lora_apart else held.saved,
         largest_batch=largest,
         advice=troubles,
         overhead_bound=bound,

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.io import in_use
+from ditlab.core.io import in_use, replace_text
 from ditlab.core.units import duration
 from ditlab.report.html import CURVES, curves, figure, page
 
@@ -216,5 +216,5 @@ def write_report(run: Path, title: str, facts: dict[str, str]) -> Path:
         )
     recipe = html.escape((run / "recipe.toml").read_text(encoding="utf-8"))
     parts.append(f"<details><summary>recipe</summary><pre>{recipe}</pre></details>")
-    (run / REPORT).write_text(page(title, "\n".join(parts)), encoding="utf-8")
+    replace_text(run / REPORT, page(title, "\n".join(parts)))
     return run / REPORT

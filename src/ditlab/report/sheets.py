@@ -6,11 +6,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
+
+from ditlab.core.errors import InputError
+from ditlab.core.io import replacing
 
 CELL = 48  # smaller images are enlarged by an integer factor to about this side in pixels
 GAP = 4
+SOFTWARE, AUTHOR = "Software", "ditlab"  # text chunk of contact sheets, by which they are recognized
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 120, 2000
 
 
@@ -33,6 +37,31 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | 
             enlarged = image.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (margin + j * (width + GAP), top))
     return sheet
+
+
+def check_sheet(path: Path) -> None:
+    """Check that a contact sheet may be written: there is no such file, or it is an earlier contact sheet of ditlab.
+
+    Raises:
+        InputError: another file would be lost.
+    """
+    if not path.exists():
+        return
+    try:
+        with Image.open(path) as image:
+            own = image.info.get(SOFTWARE) == AUTHOR
+    except OSError:
+        own = False
+    if not own:
+        raise InputError(f"{path} exists and is no contact sheet of ditlab; give another name")
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a contact sheet as a PNG file completely or not at all; see `check_sheet`."""
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_text(SOFTWARE, AUTHOR)
+    with replacing(path) as draft:
+        sheet.save(draft, format="PNG", pnginfo=metadata)
 
 
 def video_sheet(videos: Tensor, names: Sequence[str] | None = None, count: int = 8) -> Image.Image:

@@ -10,7 +10,7 @@ from rich.console import Console
 from ditlab.config.reader import find_recipe, parse_recipe, read_toml
 from ditlab.evaluation import score_digits
 from ditlab.inference.folder import generate_images
-from ditlab.report.sheets import contact_sheet, to_pil
+from ditlab.report.sheets import contact_sheet, save_sheet, to_pil
 from ditlab.training import train
 
 SAMPLES = 1000
@@ -54,7 +54,7 @@ def run_demo(out: Path, console: Console) -> Demo:
     score = score_digits(pixels, torch.tensor(labels))
     images = to_pil(pixels)
     rows = [images[digit : COLUMNS * 10 : 10] for digit in range(10)]
-    contact_sheet(rows, pipe.classes).save(out / "grid.png")
+    save_sheet(contact_sheet(rows, pipe.classes), out / "grid.png")
     return Demo(
         accuracy=score.accuracy,
         fd=score.fd,

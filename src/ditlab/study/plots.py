@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ditlab.core.io import replacing
 from ditlab.report.plotting import plotting
 from ditlab.study.claims import MINUS, Entry, Line, fit, signed
 from ditlab.study.recipe import AXES, LOG, METRICS, Plot, matching
@@ -52,7 +53,8 @@ def write_figures(findings: Findings, folder: Path) -> list[Figure]:
     style |= {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(style):
         for figure, canvas in plot_all(findings, pyplot):
-            canvas.savefig(folder / f"{figure.name}.png", dpi=120, facecolor="white", metadata={"Software": None})
+            with replacing(folder / f"{figure.name}.png") as draft:
+                canvas.savefig(draft, dpi=120, format="png", facecolor="white", metadata={"Software": None})
             figures.append(replace(figure, svg=as_svg(canvas, figure.name, pyplot)))
             pyplot.close(canvas)
     return figures

@@ -28,8 +28,10 @@ from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, is_vacant, replace_text, replacing
 from ditlab.core.terminal import say
+from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
 from ditlab.data import Dataset, ahead, training_order
+from ditlab.data.check import UnreadableImagesError
 from ditlab.data.summary import Summary
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
@@ -94,7 +96,9 @@ def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, conso
     summary = Summary.of(dataset, source)
     summary.show(console)
     summary.write(out)
-    if not restore(state, out):
+    resumed = restore(state, out)
+    dataset.check(console, resumed=resumed)
+    if not resumed:
         state.autoencoder.start_from(dataset.fetch(training[:START]).x)
     loop(state, dataset, training, held_out, settings, out, console)
     normalized = normalize(state.autoencoder.eval().requires_grad_(False), dataset, training)
@@ -120,7 +124,8 @@ def loop(
     started, guard = time.monotonic() - state.seconds, Guard(partial(console.print, markup=False))
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
     with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as signals:
-        for batch in ahead(order, lambda indices: dataset.fetch(training[indices])):
+        reader = ahead(order, lambda indices: dataset.fetch(training[indices]))
+        for batch in readable(reader, state, out):
             if state.seen >= settings.images:
                 return
             rate = learning_rate(schedule, state.seen, settings.images)
@@ -136,11 +141,24 @@ def loop(
                 log.write(state.seen, means() | {"lr": rate})
                 state.seconds = time.monotonic() - started
                 save(state, out)
-                with guard(f"preview at {state.seen:,} images"):
-                    preview(state.autoencoder, dataset, held_out).save(out / "reconstructions.png")
+                with guard(f"preview at {state.seen:,} images"), replacing(out / "reconstructions.png") as draft:
+                    preview(state.autoencoder, dataset, held_out).save(draft, format="PNG")
             if signals:
                 say(console, f"saved {out} at {state.seen:,} images; the same command resumes")
                 end(signals[0])
+
+
+def readable(batches: Iterator[Batch], state: State, out: Path) -> Iterator[Batch]:
+    """Pass on batches; if too many images cannot be read, save the state before the error is raised.
+
+    Raises:
+        InputError: too many images cannot be read.
+    """
+    try:
+        yield from batches
+    except UnreadableImagesError as error:
+        save(state, out)
+        raise InputError(f"{error}; {out} is saved at {state.seen:,} images, and the same command resumes") from error
 
 
 def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device) -> State:

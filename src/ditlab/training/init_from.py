@@ -55,6 +55,15 @@ def transfer(net: Backbone, classes: list[str], source: Pipeline, class_map: str
     return changes
 
 
+@torch.no_grad()
+def copy_frozen(net: Backbone, source: Pipeline, trained: Sequence[str]) -> None:
+    """Copy the weights of the source of low-rank updates into a network without them, except the trained ones."""
+    targets = net.state_dict()
+    for name, value in source.net.state_dict().items():
+        if name in targets and name not in trained:
+            targets[name].copy_(value)
+
+
 def _fill(
     name: str, target: Tensor, sources: dict[str, Tensor], net: Backbone, rows: dict[int, int] | None, source: Pipeline
 ) -> Change:

@@ -5,7 +5,8 @@ gives the same weights as an uninterrupted one, on any number of processes.
 """
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from ditlab.config.reader import to_tables
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data import ahead, training_order
+from ditlab.data.check import UnreadableImagesError
 from ditlab.diffusion.process import process_name
 from ditlab.report.run import write_report
 from ditlab.training.callbacks import Listeners
@@ -44,14 +46,14 @@ def train_to_end(job: Job) -> None:
     with (
         RunLog(folder.metrics, state.seen, settings.images, job.console, kept=place.first) as log,
         interruption() as signals,
-        ExitStack() as closing,
+        ExitStack() as stack,
     ):
         for tracker in listeners.trackers:
-            closing.callback(tracker.close)
+            stack.callback(tracker.close)
         started = time.monotonic() - state.seconds
         steps = Steps(job)
         order = training_order(len(job.dataset), settings.batch, settings.seed, state.seen)
-        for batch in ahead(order, lambda indices: job.dataset.fetch(steps.part(indices))):
+        for batch in steps.batches(order):
             before = state.seen
             rate = steps.take(batch)
             signal = place.maximum(max(signals, default=0))
@@ -73,6 +75,8 @@ def train_to_end(job: Job) -> None:
                 job.say(f"saved {folder.folder} at {state.seen:,} images; the same command resumes")
                 check_own_signal(signals, place)
                 end(signal)
+        state.seconds = time.monotonic() - started
+        stop_unreadable(job, steps.problem)
 
 
 class Steps:
@@ -84,6 +88,19 @@ class Steps:
         self.parts = job.recipe.parallel.accumulate
         self.share = job.place.share(job.recipe.train.batch, self.parts) * self.parts
         self.first = job.place.rank * self.share  # position in the batch of the first image of this process
+        self.problem: InputError | None = None  # why this process has no further batch
+
+    def batches(self, order: Iterator[Tensor]) -> Iterator[Batch]:
+        """Read the batches of an order ahead; ends if too many images of any process cannot be read."""
+        with closing(ahead(order, lambda indices: self.job.dataset.fetch(self.part(indices)))) as reader:
+            while True:
+                try:
+                    batch = next(reader)
+                except UnreadableImagesError as error:
+                    self.problem = error
+                if self.job.place.maximum(int(self.problem is not None)):
+                    return
+                yield batch
 
     def part(self, values: Tensor) -> Tensor:
         """This process's part of the values (B, ...) of a batch."""
@@ -107,6 +124,25 @@ class Steps:
             skip_step(self.job)
         state.seen += recipe.train.batch
         return rate
+
+
+def stop_unreadable(job: Job, problem: InputError | None) -> None:
+    """Save a run whose next batch cannot be read, and end it.
+
+    After the images are repaired, the run resumes with this batch, and equals a run whose images were never broken.
+
+    Raises:
+        InputError: always.
+    """
+    state, folder = job.state, job.folder
+    if state.seen:
+        folder.save(state, job.pipe, job.recipe.train, job.place)
+        folder.finish()
+        write_run_report(job)
+    raise InputError(
+        f"{problem or 'another process cannot read its images'}; {folder.folder} is saved at {state.seen:,} images, "
+        "and the same command resumes"
+    ) from problem
 
 
 def take_step(state: TrainState, rate: float) -> None:

@@ -43,8 +43,13 @@ class Held(NamedTuple):
 
     @property
     def saved(self) -> float:
-        """The bytes of a checkpoint."""
+        """The bytes of a checkpoint with all weights, and of its copy in memory."""
         return self.weights + self.moments + self.averages
+
+    @property
+    def saved_apart(self) -> float:
+        """The bytes of a checkpoint with low-rank updates alone: raw and averaged values, and moments."""
+        return 2 * self.gradients + self.moments
 
 
 def held_in_training(make: Make, recipe: Recipe) -> Held:

@@ -6,28 +6,29 @@
     run/left-out.jsonl              the batches whose gradient was not finite, if there were any
     run/averages/000000128000.safetensors   snapshots of power-function averages, see `ditlab.training.power_ema`
     run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors, state.pt and manifest.json; ema.safetensors
-                                    with LoRA, profiles.safetensors with power-function averages
+                                    with LoRA, profiles.safetensors with power-function averages. With LoRA apart,
+                                    adapter.safetensors (EMA) and raw.safetensors hold only what is trained, and
+                                    there are no other weights of the network
 
 Training pauses while the state is copied, and continues while the copy is written to a temporary folder, which is then
 renamed: a checkpoint is complete or absent. Any number of processes can resume from it.
 """
 
 import json
-import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ditlab.backbones.lora import merged, trained_tensors
+from ditlab.backbones.lora import has_updates, merged, trained_tensors
 from ditlab.config.fields import renamed, resume_rules, unused_keys
 from ditlab.config.reader import parse_recipe, read_toml, to_tables, to_toml
 from ditlab.config.sections import Recipe, Train
@@ -36,18 +37,20 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import damage, is_vacant, replace_text, replacing, write_manifest
 from ditlab.core.terminal import say
 from ditlab.core.values import PixelValues
-from ditlab.core.weights import ADAPTER, WEIGHTS, checkpoints, read_config
+from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, read_config, write_tensors
 from ditlab.data import Dataset
 from ditlab.diffusion.objective import completed
+from ditlab.inference import saving
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.files import describe_difference, refuse_other_run, writing
 from ditlab.training.log import forget_after
 from ditlab.training.parallel import Place
 from ditlab.training.power_ema import STEPS, as_float16
-from ditlab.training.state import AVERAGED, PROFILES, RAW, STATE, Snapshot, TrainState, restore_state, snapshot
+from ditlab.training.state import PROFILES, STATE, Snapshot, TrainState, restore_state, snapshot
 
 COUNT = "pictures"  # key of config.json: images in the data
 VALUES = "values"  # key of config.json: what the numbers of the images are
+SKIPPED = "skipped*.csv"  # names of lists of unreadable images, which may be written before the run begins
 
 
 class RunFolder:
@@ -88,7 +91,7 @@ class RunFolder:
                     f"{self.folder} was trained with other settings ({'; '.join(differing.values())}); give the "
                     "same recipe, or allow changes to resume with the new one"
                 )
-        elif not file.exists() and not is_vacant(self.folder):
+        elif not file.exists() and not is_vacant(self.folder, SKIPPED):
             raise InputError(f"{self.folder} exists and is not a training run; give another folder")
 
     def begin(self, recipe: Recipe, seen: int) -> None:
@@ -166,34 +169,29 @@ class RunFolder:
 
     def _write(self, taken: Snapshot, pipe: Pipeline, settings: Train, kept: str) -> None:
         target = self.checkpoints / f"{taken.content['seen']:012d}"
-        draft = self.checkpoints / f".{target.name}.part"
-        shutil.rmtree(draft, ignore_errors=True)
-        try:
-            with writing(f"checkpoint {target}", kept):
-                self._fill(draft, taken, pipe, settings)
-                write_manifest(draft)
-                if target.exists():
-                    drop(target)
-                os.replace(draft, target)
-        except InputError:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+        with writing(f"checkpoint {target}", kept), replacing(target) as draft:
+            self._fill(draft, taken, pipe, settings)
+            write_manifest(draft)
         self.prune(taken.content["seen"], settings)
 
     def _fill(self, draft: Path, taken: Snapshot, pipe: Pipeline, settings: Train) -> None:
         """Write the files of a checkpoint."""
-        model = replace(pipe, net=merged(pipe.net))
-        model.save(draft, name=self.folder.name)
-        save_file(taken.raw, draft / RAW)
-        if model.net is not pipe.net:  # low-rank updates
-            save_file(dict(pipe.net.state_dict()), draft / AVERAGED)
-            if settings.lora_apart:
-                save_file(trained_tensors(pipe.net, pipe.config["lora"]["whole"]), draft / ADAPTER)
-                (draft / WEIGHTS).unlink()
+        if has_updates(pipe.net) and settings.lora_apart:
+            trained = partial(trained_tensors, whole=pipe.config["lora"]["whole"])
+            write_tensors(trained(pipe.net.state_dict()), draft / ADAPTER)
+            write_tensors(trained(taken.raw), draft / RAW)
+            saving.write_others(pipe, draft, self.folder.name)
+        else:
+            saving.write(replace(pipe, net=merged(pipe.net)), draft, self.folder.name)
+            write_tensors(taken.raw, draft / RAW)
+            if has_updates(pipe.net):
+                write_tensors(pipe.net.state_dict(), draft / AVERAGED)
         if taken.profiles:
-            save_file(taken.profiles, draft / PROFILES)
-            with replacing(self.averages / f"{taken.content['seen']:012d}.safetensors") as file:
-                save_file(as_float16(taken.profiles), file, {STEPS: str(taken.content["profile_steps"])})
+            write_tensors(taken.profiles, draft / PROFILES)
+            steps = {STEPS: str(taken.content["profile_steps"])}
+            write_tensors(
+                as_float16(taken.profiles), self.averages / f"{taken.content['seen']:012d}.safetensors", steps
+            )
         torch.save(taken.content, draft / STATE)
 
     def prune(self, newest: int, settings: Train) -> None:

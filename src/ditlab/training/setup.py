@@ -14,6 +14,7 @@ from ditlab.autoencoders.io import fingerprint
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import add_lora
 from ditlab.checkpoints import load, load_autoencoder
+from ditlab.checkpoints.native import lora_source
 from ditlab.conditioning import CONDITIONERS
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Recipe
@@ -21,7 +22,7 @@ from ditlab.core.device import has_bfloat16
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import say
 from ditlab.core.values import EIGHT_BITS
-from ditlab.core.weights import newest_checkpoint, read_config
+from ditlab.core.weights import newest_checkpoint, read_config, state_hash
 from ditlab.data import Dataset, Latents, parse_source
 from ditlab.data.summary import Summary
 from ditlab.diffusion.objective import completed, make_objective
@@ -32,7 +33,7 @@ from ditlab.training.callbacks import Callback
 from ditlab.training.checks import check_condition, check_dataset, check_exits
 from ditlab.training.context import TrainingContext
 from ditlab.training.ema import EMA
-from ditlab.training.init_from import continued, inherited, report, transfer
+from ditlab.training.init_from import continued, copy_frozen, inherited, report, transfer
 from ditlab.training.losses import make_context, trial_step
 from ditlab.training.memory import (
     USABLE,
@@ -109,6 +110,7 @@ def prepare_steps(job: Job) -> None:
     """Run the remaining stages, which an unfinished run needs after `set_up`."""
     check_memory(job)
     begin(job)
+    check_images(job)
     choose_precision(job)
     compile_network(job)
     spread_network(job)
@@ -157,6 +159,8 @@ def open_source(job: Job) -> None:
     job.source = load(checkpoint or origin) if origin else None
     if job.source is not None:
         if not job.resumed:
+            if note := job.source.config.get("note"):
+                job.say(note)
             job.say(inherited(recipe.diffusion, job.source.objective, origin))
         recipe = replace(recipe, model=continued(recipe.model, job.source))
     source = None if job.source is None else job.source.objective
@@ -188,11 +192,14 @@ def make_run(job: Job) -> None:
 def start_from_source(job: Job) -> None:
     """Copy the weights of the model to start from, and add low-rank updates. This comes before they are averaged.
 
-    A resumed run needs only the same low-rank layers; its weights are restored from the checkpoint later.
+    A resumed run needs only the same low-rank layers, and the weights of the source if its checkpoint does not hold
+    them; all other weights are restored from the checkpoint later.
     """
     settings, net, source = job.recipe.train, job.net, job.source
     if source is None:
         return
+    if job.resumed and settings.lora_apart and "lora" in source.config:
+        copy_frozen(net, lora_source(source.config["lora"], job.folder.folder, load), source.config["lora"]["whole"])
     trained = [*net.label_tables, *net.heads_out]  # these tensors have no low-rank updates and are trained whole
     if not job.resumed:
         changes = transfer(net, job.pipe.classes, source, settings.class_map)
@@ -200,7 +207,8 @@ def start_from_source(job: Job) -> None:
         trained += [change.name for change in changes if change.fate != "kept"]
     if settings.lora:
         origin = Path(settings.init_from)
-        fresh = {"source": str(origin.absolute() if origin.exists() else origin), "whole": trained}
+        path = str(origin.absolute() if origin.exists() else origin)
+        fresh = {"source": path, "hash": state_hash(source.net), "whole": trained}
         job.pipe.config["lora"] = source.config["lora"] if job.resumed else fresh
         add_lora(net, settings.lora, job.pipe.config["lora"]["whole"], settings.seed)
 
@@ -305,6 +313,11 @@ def begin(job: Job) -> None:
         summary.write(job.folder.folder)
     if job.state.seen:
         job.say(f"resuming {job.folder.folder} at {job.state.seen:,} images")
+
+
+def check_images(job: Job) -> None:
+    """Check that enough images can be read. This needs a run folder, in which those are listed that cannot."""
+    job.place.first_does(lambda: job.dataset.check(job.console, resumed=job.state.seen > 0))
 
 
 def choose_precision(job: Job) -> None:

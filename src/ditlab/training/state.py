@@ -13,16 +13,14 @@ from torch.distributed.tensor import DTensor
 from ditlab.backbones import Backbone, create
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init, with_modules
-from ditlab.core.weights import WEIGHTS, read_weights
+from ditlab.core.weights import ADAPTER, AVERAGED, RAW, WEIGHTS, fit, read_tensors, read_weights
 from ditlab.training.ema import EMA
 from ditlab.training.log import Tally
 from ditlab.training.optim import Optimizer
 from ditlab.training.parallel import Place, place_like, whole
 from ditlab.training.power_ema import PowerAverages
 
-RAW = "raw.safetensors"  # the weights that are trained
 PROFILES = "profiles.safetensors"  # power-function averages
-AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training resumes
 STATE = "state.pt"
 
 
@@ -83,14 +81,20 @@ class Snapshot:
 def restore_state(folder: Path, state: TrainState, place: Place) -> None:
     """Load a checkpoint into the state.
 
+    A checkpoint with separate low-rank updates holds only what is trained. All other weights are those of the source,
+    which the networks must have already.
+
     Raises:
         InputError: a file is missing or damaged.
     """
-    average = AVERAGED if (folder / AVERAGED).exists() else WEIGHTS
+    average = next(name for name in (AVERAGED, ADAPTER, WEIGHTS) if name == WEIGHTS or (folder / name).exists())
+    partial = average == ADAPTER
+    trained = {name for name, parameter in state.net.named_parameters() if parameter.requires_grad}
     with torch.no_grad():
         for net, name in ((state.net, RAW), (state.ema.net, average)):
-            target = net.state_dict()
-            for key, value in read_weights(folder / name, target).items():
+            target, tensors = net.state_dict(), read_tensors(folder / name)
+            expected = {key: value for key, value in target.items() if not partial or key in tensors or key in trained}
+            for key, value in fit(tensors, expected, str(folder / name)).items():
                 target[key].copy_(place_like(value, target[key]))
         if averages := state.profiles.values:
             for key, value in read_weights(folder / PROFILES, averages).items():

@@ -22,13 +22,13 @@ from typing import Any, final
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.io import is_vacant, replace_text, replacing
+from ditlab.core.io import is_vacant, replace_text
 from ditlab.core.types import Batch, Condition
 from ditlab.core.values import PixelValues
+from ditlab.core.weights import write_tensors
 from ditlab.data.base import Dataset
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
@@ -105,8 +105,7 @@ def write_shard(file: Path, batch: Batch) -> None:
         tensors |= {f"{CONDITION}{name}": value.contiguous() for name, value in parts.items()}
     tensors |= {f"{EXTRA}{name}": value.contiguous() for name, value in batch.extra.items()}
     try:
-        with replacing(file) as draft:
-            save_file(tensors, draft)
+        write_tensors(tensors, file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {file}: {error}; free some space and run the same command again") from error
 

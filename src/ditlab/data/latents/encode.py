@@ -15,7 +15,7 @@ from rich.console import Console
 from ditlab.autoencoders import Latent
 from ditlab.autoencoders.io import fingerprint, save_autoencoder
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.io import held
+from ditlab.core.io import held, replacing
 from ditlab.core.progress import progress_bar
 from ditlab.core.types import Batch, Condition
 from ditlab.core.values import EIGHT_BITS
@@ -98,8 +98,12 @@ def encode(
             summary.show(console)
             summary.write(out)
         if rank == 0 and not (out / "autoencoder").exists():
-            save_autoencoder(autoencoder, out / "autoencoder")
+            with replacing(out / "autoencoder") as draft:
+                save_autoencoder(autoencoder, draft)
         numbers = [n for n in range(rank, description.shards, world) if not shard_file(out, n).exists()]
+        begun = any((out / "shards").glob("*.safetensors"))
+        if rank == 0 and numbers:
+            dataset.check(console, resumed=begun)
         work = _encode_shards(numbers, dataset, autoencoder, description, out, console, batch_size)
         complete = all(shard_file(out, number).exists() for number in range(description.shards))
         if complete and not (out / INDEX).exists():

@@ -1,16 +1,16 @@
 """Small classifiers as feature networks, which are trained once from a fixed seed and stored in the user's cache."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
-from ditlab.core.io import replacing
-from ditlab.core.weights import state_hash
+from ditlab.core.weights import state_hash, write_tensors
 from ditlab.evaluation.features.base import Extracted, Features
 
 FEATURES = 64  # values of the layer before the last
@@ -67,11 +67,8 @@ def load_or_train(name: str, net: SmallClassifier, train: Callable[[SmallClassif
         pass  # the file is missing or incomplete
     with torch.enable_grad(), torch.inference_mode(False):
         train(net)
-    try:
-        with replacing(file) as draft:
-            save_file(net.state_dict(), draft)
-    except (OSError, SafetensorError):
-        pass  # without a cache file, it is trained again next time
+    with suppress(OSError, SafetensorError):  # without a cache file, it is trained again next time
+        write_tensors(net.state_dict(), file)
     return net.eval()
 
 
