@@ -616,9 +616,31 @@ def test_models_and_classes_are_listed(client):
     assert (first["id"], first["size"], first["classes"], first["steps"]) == ("small", "8x8", 3, 4)
     assert first == model_info(client.app.state.service, "small")  # the schema drops nothing
     assert second["id"] == "other"
-    assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"]}
+    assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"], "labels": [0, 1, 2]}
     assert client.get("/v1/classes", params={"model": "other"}).json()["classes"] == []
     assert client.get("/v1/classes", params={"model": "x"}).status_code == 400
+
+
+def test_class_names_that_are_numbers(pipe):
+    pipe.classes = ["1", "2", "3"]
+    with TestClient(create_app({"small": pipe})) as client:
+        listed = client.get("/v1/classes").json()
+        assert listed == {"model": "small", "classes": ["1", "2", "3"], "labels": ["1", "2", "3"]}
+        expected = pipe(["1", "2"], seeds=5, output_type="np").images
+        for labels in ([1, 2], ["1", "2"], ["index:0", "index:1"]):
+            data = post(client, labels=labels, seeds=[5, 5]).json()["data"]
+            assert [image["settings"]["label"] for image in data] == labels
+            for image, array in zip(data, expected, strict=True):
+                assert np.array_equal(np.asarray(decode(image["b64_json"])), (255 * array[..., 0]).round())
+        assert error(post(client, prompt=0)).endswith('give index:0 for the class "1"')
+        first = client.get("/v1/thumbnails/0").content
+        named = post(client, prompt="1", seeds=0, preset="draft").json()["data"][0]["b64_json"]
+        assert Image.open(io.BytesIO(first)).tobytes() == decode(named).tobytes()
+        in_turn = post(client, n=3, seeds=0).json()["data"]
+        assert [image["settings"]["label"] for image in in_turn] == ["1", "2", "3"]
+        assert error(client.get("/v1/thumbnails/3")) == (
+            "label index:3 is out of range; this model has the indices 0 to 2"
+        )
 
 
 def test_the_openapi_description_is_complete_and_has_examples(pipe):

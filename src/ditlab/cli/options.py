@@ -22,7 +22,7 @@ class Request:
     """Which images to generate."""
 
     labels: Annotated[list[str] | None, Parameter(negative="")] = None
-    """Class names or indices (default: all classes). A name takes precedence over an index."""
+    """Class names or indices (default: all classes). Where class names are numbers, an index is given as index:3."""
     seeds: Annotated[tuple[str, ...], Parameter(negative="")] = ("0-7",)
     """Numbers, or ranges such as 0-15."""
     count: Whole | None = None

@@ -115,6 +115,10 @@ class Classes(BaseModel):
 
     model: str = Field(examples=["demo"])
     classes: list[str] = Field(examples=[["zero", "one", "two"]])
+    labels: list[int | str] = Field(
+        description="For a request: the index of each class, or its name where a number may be another class.",
+        examples=[[0, 1, 2]],
+    )
 
 
 class Image(BaseModel):

@@ -227,9 +227,11 @@ class Service:
             Failed: the generation failed.
         """
         name, pipe = self.find(model)
-        require_classes(name, pipe)
+        require_classes(name, pipe).index(f"index:{label}")
         if (name, label) not in self.thumbnails:
-            request = GenerationRequest.model_validate({"model": name, "labels": label, "seeds": 0, "preset": "draft"})
+            request = GenerationRequest.model_validate(
+                {"model": name, "labels": f"index:{label}", "seeds": 0, "preset": "draft"}
+            )
             events: SimpleQueue[Event] = SimpleQueue()
             self.start(self.prepare(request), events.put)
             while (event := events.get()).kind != "done":
