@@ -82,8 +82,8 @@ class TestGeneration:
             assert np.abs(np.asarray(decode(one["b64_json"])).astype(int) - np.asarray(image).astype(int)).max() <= 1
         assert data[1]["settings"] == {
             "model": "small", "label": 2, "seed": 6, "steps": 6, "sampler": "ab4", "guidance": 1.5,
-            "guidance_interval": [0.0, 1.0], "schedule": "uniform", "precision": "float32",
-            "model_hash": pipe.identity()["weights_hash"], "version": __version__,
+            "guidance_interval": [0.0, 1.0], "schedule": "uniform", "size": "8x8",
+            "precision": "float32", "model_hash": pipe.identity()["weights_hash"], "version": __version__,
         }  # fmt: skip
         assert json.loads(decode(data[0]["b64_json"]).text["ditlab"]) == data[0]["settings"]
 
@@ -427,9 +427,21 @@ class TestSettings:
         assert error(response).startswith(line)
         assert error(response).endswith("give one of them")
 
+    def test_settings_of_an_image_that_starts_from_an_image(self, client):
+        content = io.BytesIO()
+        Image.new("L", (8, 8), 90).save(content, "PNG")
+        one = post(client, prompt="cow", image=base64.b64encode(content.getvalue()).decode(), strength=0.5).json()[
+            "data"
+        ][0]
+        assert (one["settings"]["strength"], one["settings"]["size"]) == (0.5, "8x8")
+        assert len(one["settings"]["image_hash"]) == 16
+        assert json.loads(decode(one["b64_json"]).text["ditlab"]) == one["settings"]
+
     def test_settings_of_a_response_generate_the_same_image(self, client):
         one = post(client, prompt="cow", preset="draft", eta=0.5, sampler="ddim", schedule="cosine").json()["data"][0]
-        assert one["settings"].items() >= {"sampler": "ddim", "schedule": "cosine", "eta": 0.5, "steps": 5}.items()
+        assert one["settings"].items() >= {
+            "sampler": "ddim", "schedule": "cosine", "eta": 0.5, "steps": 5, "preset": "draft",
+        }.items()  # fmt: skip
         fixed = ("precision", "model_hash", "version")
         again = post(client, **{key: value for key, value in one["settings"].items() if key not in fixed})
         assert again.json()["data"] == [one]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder, Pixel
 from ditlab.backbones import BACKBONES, Backbone, create, name_of
+from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init
 from ditlab.core.weights import fit
@@ -20,6 +21,8 @@ from ditlab.inference.pipeline import Pipeline
 
 SIT_CLOCK = {"clock_rate": -1.0, "clock_start": 1.0}  # SiT's timestep input is 1 - t
 SIDE = 32  # side of the latents of 256x256 images
+SCRIPTS = {"DiT": "facebookresearch/DiT's sample.py", "SiT": "facebookresearch/SiT's sample.py"}
+GUIDANCE, GUIDED = 4.0, 3  # of these scripts: scale, and number of channels
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
@@ -67,10 +70,23 @@ def from_official(
         settings["classes"] = guessed_classes(tensors, kind, notes)
     with skip_init():
         net = create(name_of(kind, settings), **settings)
+    defaults = script_guidance(net, "SiT" if sit else family, tensors)
     tensors = with_null(tensors, net, source, notes)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
-    config = {"note": "; ".join(notes)} if notes else {}
+    config = defaults | ({"note": "; ".join(notes)} if notes else {})
     return Pipeline(net.eval(), read_objective(description), autoencoder_of(settings["channels"]), config=config)
+
+
+def script_guidance(net: Backbone, family: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the guidance of the published script as the model's default, and its origin, for the model's config.
+
+    Empty for families whose script is not known, and for weights without classes or without a null class.
+    """
+    rows = {len(tensors[key]) for key in tensors.keys() & {*net.label_tables}}
+    if family not in SCRIPTS or net.classes == 0 or rows != {net.classes + 1}:
+        return {}
+    channels = {"guidance_channels": GUIDED} if net.channels > GUIDED else {}
+    return {"sample": {"guidance": GUIDANCE, **channels}, GUIDANCE_ORIGIN: SCRIPTS[family]}
 
 
 def recognized(tensors: dict[str, Tensor], source: str, sit: bool) -> str:

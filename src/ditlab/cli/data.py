@@ -78,7 +78,7 @@ def export_images(source: str, labels: str, folder: Path, count: int) -> None:
     from ditlab.data import open_dataset
     from ditlab.data.images import write_folder
 
-    claim_folder(folder, overwrite=False)
+    claim_folder(folder)
     dataset = open_dataset(source, Preparation(labels=labels))
     write_folder(dataset, folder, count)
     say(f"wrote {min(count, len(dataset)):,} images to {folder}")

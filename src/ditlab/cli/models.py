@@ -205,7 +205,7 @@ def average(
     from ditlab.checkpoints import load
     from ditlab.training.power_ema import rebuild
 
-    claim_folder(out, overwrite=False)
+    claim_folder(out)
     values = rebuild(run, width, images)
     pipe = load(run)
     pipe.net.load_state_dict(pipe.net.state_dict() | values)

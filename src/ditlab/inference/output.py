@@ -1,7 +1,8 @@
 """The output of a pipeline: images or videos as PIL images, arrays, tensors or latents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.inference.records import Record, png_metadata
 from ditlab.report.sheets import save_animation, to_pil, to_videos
 
 TYPES = ("pil", "np", "pt", "latent")
@@ -26,9 +28,23 @@ class Output:
     (B, C, T, H, W), or latents."""
     videos: list[NDArray[np.uint8]] = field(default_factory=list)
     """For video models with `output_type="pil"`: one array (T, H, W, C) per video."""
+    describe: Callable[[], Record] | None = field(default=None, repr=False, compare=False)
+    """Returns the record of the images, which takes the time of hashing the weights; None if there is none."""
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Everything that decides each image: label, seed, all resolved settings, and hashes of the weights."""
+        return [] if self.record is None else self.record.every()
+
+    @cached_property
+    def record(self) -> Record | None:
+        """The record of all images, which `save` writes."""
+        return None if self.describe is None else self.describe()
 
     def save(self, path: str | Path) -> list[Path]:
         """Write images as PNG files or videos as GIF files; returns their paths.
+
+        A PNG file holds its `settings`; a folder gets a samples.json with those of all files too.
 
         Args:
             path: a folder, which is created; or a file name that ends in .png or .gif, to which numbers are added if
@@ -49,23 +65,26 @@ class Output:
         else:
             names = [target / f"{i:04d}{suffix}" for i in range(len(items))]
         names[0].parent.mkdir(parents=True, exist_ok=True)
-        for item, file in zip(items, names, strict=True):
-            save_item(item, file)
+        settings = self.settings or [None] * len(names)
+        for item, file, values in zip(items, names, settings, strict=True):
+            save_item(item, file, values)
+        if self.record is not None and names[0].parent == target:
+            self.record.write(names)
         return names
 
 
-def save_item(item: Image.Image | NDArray[np.uint8], file: Path) -> None:
-    """Write an image as PNG, or a video as GIF."""
+def save_item(item: Image.Image | NDArray[np.uint8], file: Path, settings: dict[str, Any] | None) -> None:
+    """Write an image as PNG with its settings, or a video as GIF, which has no place for them."""
     if isinstance(item, Image.Image):
-        item.save(file)
+        item.save(file, pnginfo=png_metadata(settings))
     else:
         save_animation([Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in item], file)
 
 
-def make_output(pixels: Tensor, output_type: str) -> Output:
+def make_output(pixels: Tensor, output_type: str, describe: Callable[[], Record] | None = None) -> Output:
     """Convert uint8 pixels (B, C, H, W) or (B, C, T, H, W) to an output type."""
     if output_type == "pil":
         videos = to_videos(pixels) if pixels.ndim == 5 else []
-        return Output(to_pil(pixels), videos)
+        return Output(to_pil(pixels), videos, describe)
     floats = pixels.float() / 255
-    return Output(floats if output_type == "pt" else floats.movedim(1, -1).numpy())
+    return Output(floats if output_type == "pt" else floats.movedim(1, -1).numpy(), describe=describe)

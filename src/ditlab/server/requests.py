@@ -256,7 +256,7 @@ def resolved(pipe: BasePipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: the explicit settings.
     """
     values = pipe.resolve(**settings).settings()
-    return {name: values[name] for name in SETTINGS if name in values and name != "preset"}
+    return {name: values[name] for name in SETTINGS if name in values}
 
 
 def require_classes(name: str, pipe: BasePipeline) -> ClassLabels:

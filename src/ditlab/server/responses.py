@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "guidance": 1.5,
     "guidance_interval": [0.0, 1.0],
     "schedule": "uniform",
+    "size": "32x32",
     "precision": "float32",
     "model_hash": "0123456789abcdef",
     "version": "1.0.0",
