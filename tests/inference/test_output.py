@@ -126,6 +126,11 @@ class TestSettings:
         assert listed | {"label": 2, "seed": 5} == out.settings[1]
         out.save(tmp_path / "alone" / "a.png")
         assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == ["a-0.png", "a-1.png"]
+        out.images.pop()
+        out.save(tmp_path / "changed")
+        assert [path.name for path in (tmp_path / "changed").iterdir()] == ["0000.png"]
+        with Image.open(tmp_path / "changed" / "0000.png") as image:
+            assert image.text == {}
 
     def test_of_interpolations_images_and_guides(self, tmp_path):
         pipe, guide = tiny_pipeline(), tiny_pipeline()

@@ -65,11 +65,12 @@ class Output:
         else:
             names = [target / f"{i:04d}{suffix}" for i in range(len(items))]
         names[0].parent.mkdir(parents=True, exist_ok=True)
-        settings = self.settings or [None] * len(names)
-        for item, file, values in zip(items, names, settings, strict=True):
-            save_item(item, file, values)
-        if self.record is not None and names[0].parent == target:
-            self.record.write(names)
+        # Without settings if there are none, or if the caller has changed the list of images.
+        record = None if self.record is None or len(self.record.images) != len(items) else self.record
+        for i, (item, file) in enumerate(zip(items, names, strict=True)):
+            save_item(item, file, None if record is None else record.image(i))
+        if record is not None and names[0].parent == target:
+            record.write(names)
         return names
 
 
