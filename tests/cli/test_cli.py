@@ -112,8 +112,8 @@ def test_another_network_on_the_command_line_replaces_the_whole_section(ditlab):
 def test_count_is_of_all_images(ditlab, refuses, model, tmp_path):
     reported = json.loads(ditlab("sample", model, "--count", 6, "--seeds", 5, "--out", tmp_path / "a", "--json").out)
     assert reported["count"] == 6
-    names = {f"{label}-class_{label}-seed{seed}.png" for label in range(3) for seed in (5, 6)}
-    assert {path.name for path in (tmp_path / "a").iterdir()} == names | {"grid.png", "settings.json"}
+    names = {f"class_{label}-seed{seed}.png" for label in range(3) for seed in (5, 6)}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names | {"grid.png", "samples.json"}
     said = refuses("sample", model, "--count", 4, "--out", tmp_path / "b")
     assert "--count 4 for 3 labels; give 3, or another multiple of 3" in said
 
@@ -136,7 +136,7 @@ def test_train_sample_and_resume(ditlab, refuses, tmp_path):
     names = sorted(path.name for path in out.iterdir())
     assert names == sorted(
         [f"{label}-seed{seed}.png" for label in (3, 7) for seed in (0, 1, 2, 9)]
-        + ["grid.png", "settings.json", "trajectory.gif"]
+        + ["grid.png", "samples.json", "trajectory.gif"]
     )
     assert Image.open(out / "3-seed0.png").size == (8, 8)
     with Image.open(out / "trajectory.gif") as animation:
@@ -188,7 +188,7 @@ def test_samples_of_the_command_line_are_those_of_the_library(ditlab, model, tmp
     out = tmp_path / "out"
     ditlab("sample", model, "--labels", "class 2", "--seeds", "5", "--steps", "3", "--guidance", "2", "--out", out)
     expected = tiny_pipeline()(2, seeds=5, num_inference_steps=3, guidance_scale=2.0).images[0]
-    assert Image.open(out / "2-class_2-seed5.png").tobytes() == expected.tobytes()
+    assert Image.open(out / "class_2-seed5.png").tobytes() == expected.tobytes()
 
 
 def test_mistakes_get_one_line_and_exit_code_2(refuses, model, tmp_path):
@@ -245,7 +245,7 @@ def test_from_a_folder_of_images_to_a_sample(ditlab, refuses, tmp_path):
     small = ["--model.width=32", "--model.depth=1", "--model.heads=2", "--train.images=32", "--train.batch=16"]
     ditlab("train", "own-latent", f"--data.source={cache}", "--out", run, *small, "--train.precision=float32")
     ditlab("sample", run, "--labels", "B", "--seeds", "0", "--steps", "2", "--out", tmp_path / "drawn")
-    assert Image.open(tmp_path / "drawn" / "1-B-seed0.png").size == (16, 16)
+    assert Image.open(tmp_path / "drawn" / "B-seed0.png").size == (16, 16)
     said = refuses(
         "train", "own-latent", f"--data.source={cache}", "--data.size=32", "--out", tmp_path / "other", *small
     )
@@ -282,7 +282,7 @@ def test_samples_from_an_image_and_strips(ditlab, refuses, model, tmp_path):
         assert painted.crop((4, 0, 8, 8)).tobytes() != bytes([200]) * 32
     assert len(drawn("labels", "--labels", "0", "1", "--seeds=0", "--strip=3")) == 3
     names = [file.name for file in drawn("seeds", "--labels", "0", "1", "--seeds", "4", "7", "--strip=3")]
-    assert names[2:4] == ["0-class_0-seed4-to-7-02.png", "1-class_1-seed4-to-7-00.png"]
+    assert names[2:4] == ["class_0-seed4-to-7-02.png", "class_1-seed4-to-7-00.png"]
     options = ("sample", model, "--out", tmp_path / "refused", "--labels=0", "--seeds=4")
     assert "a strip between 1 labels and 1 seeds" in refuses(*options, "--strip=3")
     assert "add --image" in refuses(*options, "--strength=0.5")
@@ -415,13 +415,13 @@ class TestSampling:
         _, err = ditlab("sample", model, "--labels", 1, "--seeds", 4, "--trajectory", *options, "--out", out)
         assert f"contact sheet {out}/grid.png, animation {out}/trajectory.gif" in err
         assert "settings: euler, 3 steps (5 NFE), schedule uniform, guidance 2 for t in 0.1..0.8, " in err
-        record = json.loads((out / "settings.json").read_text())
+        record = json.loads((out / "samples.json").read_text())
         assert record["settings"] == {
             "steps": 3, "sampler": "euler", "guidance": 2.0, "guidance_interval": [0.1, 0.8], "schedule": "uniform",
         }  # fmt: skip
         assert len(record["weights_hash"]) == 16
-        assert record.pop("images") == [{"file": "1-class_1-seed4.png", "label": "1", "seed": 4}]
-        with Image.open(out / "1-class_1-seed4.png") as image:
+        assert record.pop("images") == [{"file": "class_1-seed4.png", "label": "1", "seed": 4}]
+        with Image.open(out / "class_1-seed4.png") as image:
             assert json.loads(image.text["ditlab"]) == record | {"label": "1", "seed": 4}
 
     def test_previous_names_are_accepted_with_a_note(self, ditlab, model, tmp_path):

@@ -1,5 +1,6 @@
 """Class labels as conditions."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,7 +67,80 @@ def test_without_names_or_classes():
 def test_titles_and_parts_of_file_names():
     labels = ClassLabels(3, ["a/b", "1"])
     assert [labels.title(value) for value in (0, 1, 2, None)] == ["a/b", "1", "2", "any"]
-    assert [labels.stem(value) for value in ("a/b", 1, 2, None)] == ["0-a_b", "1", "2", "any"]
+    assert [labels.stem(value) for value in ("a/b", 1, 2, None)] == ["a_b", "1", "2", "any"]
+
+
+def test_file_names_of_classes_that_differ_in_special_characters_or_case():
+    labels = ClassLabels(6, ["a b", "A/B", "crane", "crane", "c"])
+    stems = [labels.stem(value) for value in range(6)]
+    assert stems == ["a_b-index0", "A_B-index1", "crane-index2", "crane-index3", "c", "5"]
+
+
+NO_NAME = "no class name, and class names of this model are numbers"
+TWO = 'is ambiguous: it may be the class "{0}", or index {1}, which is the class "{2}"; give "{0}" or index:{1}'
+
+
+class TestNamesThatAreNumbers:
+    """A number is a name first; an index has the prefix "index:" where it could be another name."""
+
+    one_based = ClassLabels(10, [str(i) for i in range(1, 11)])
+    padded = ClassLabels(10, [f"{i:03d}" for i in range(1, 11)])
+
+    @pytest.mark.parametrize("one", [1, "1", np.int64(1), torch.tensor(1), "index:0", "index: 0"])
+    def test_a_name_wins_over_an_index(self, one):
+        assert self.one_based.names[self.one_based.index(one)] == "1"
+
+    @pytest.mark.parametrize(
+        ("kind", "label", "line"),
+        [
+            ("one_based", 0, f'label 0 is {NO_NAME}; give index:0 for the class "1"'),
+            ("one_based", "0", f'label 0 is {NO_NAME}; give index:0 for the class "1"'),
+            ("one_based", "02", f'label 02 {TWO.format("2", 2, "3")}'),
+            ("one_based", "010", 'unknown class "010"; give "10"'),
+            ("one_based", 11, 'unknown class "11"; did you mean "1"?'),
+            ("one_based", "index:10", "label index:10 is out of range; this model has the indices 0 to 9"),
+            ("padded", 1, f'label 1 {TWO.format("001", 1, "002")}'),
+            ("padded", "1", f'label 1 {TWO.format("001", 1, "002")}'),
+            ("padded", "1.0", f'label 1.0 {TWO.format("001", 1, "002")}'),
+            ("padded", 0, f'label 0 is {NO_NAME}; give index:0 for the class "001"'),
+            ("padded", 10, 'unknown class "10"; give "010"'),
+        ],
+    )  # fmt: skip
+    def test_numbers_that_are_no_names(self, kind, label, line):
+        with pytest.raises(InputError) as caught:
+            getattr(self, kind).index(label)
+        assert str(caught.value) == line
+
+    def test_indices_work_where_names_are_no_other_numbers(self):
+        for names in (["cat", "dog", "eel"], ["0", "1", "2"], ["00", "01", "02"], ["cat", "1", "eel"], []):
+            labels = ClassLabels(3, names)
+            assert [labels.index(value) for value in (1, "1", "index:1", "index:2", "02")] == [1, 1, 1, 2, 2]
+            assert labels.all_values() == [0, 1, 2]
+
+    def test_one_number_among_words(self):
+        labels = ClassLabels(4, ["cat", "dog", "1984"])
+        assert [labels.index(value) for value in ("dog", 1984, "index:1", "index:3")] == [1, 2, 1, 3]
+        assert labels.all_values() == ["cat", "dog", "1984", "index:3"]
+        with pytest.raises(InputError, match=r'label 1 is no class name, .*; give index:1 for the class "dog"'):
+            labels.index(1)
+
+    def test_all_values_are_read_as_all_classes(self):
+        for labels in (self.one_based, self.padded, ClassLabels(4, ["5", "x", "5"]), ClassLabels(3)):
+            assert labels.encode(labels.all_values()).label.tolist() == list(range(labels.classes))
+            assert [labels.index(labels.value(i)) for i in range(labels.classes)] == list(range(labels.classes))
+
+    def test_titles_and_file_names(self):
+        assert [self.one_based.title(value) for value in (1, "index:1")] == ["1", "2"]
+        assert [self.padded.stem(value) for value in ("001", "index:1")] == ["001", "002"]
+
+    def test_points_between_two_of_them(self):
+        between = self.one_based.encode([Between("1", 3, 0.5), Between("index:1", 2, 0.5)])
+        assert (between.label.tolist(), between.other.label.tolist()) == ([0, 1], [2, 1])
+
+
+def test_names_are_compared_in_one_form_of_unicode():
+    labels = ClassLabels(2, ["cafe\u0301", "the\u0301"])  # as macOS writes the names of folders
+    assert [labels.index(value) for value in ("caf\u00e9", "th\u00e9", "cafe\u0301")] == [0, 1, 0]
 
 
 def test_the_data_determines_the_number_of_classes():

@@ -174,6 +174,22 @@ class TestTar:
         self.shards(tmp_path / "bare", lambda n, i: {})
         assert open_source(str(tmp_path / "bare")).classes == []
 
+    def test_numbers_as_labels_where_class_names_are_numbers(self, tmp_path):
+        names = tmp_path / "classes.txt"
+        self.shards(tmp_path, lambda n, i: {"cls": str(i + 1).encode()})
+        names.write_text("1\n2\n3\n")
+        assert open_source(str(tmp_path)).labels.tolist() == [0, 1, 2, 0, 1, 2]
+        names.write_text("cat\ndog\neel\nfox\n")
+        assert open_source(str(tmp_path)).labels.tolist() == [1, 2, 3, 1, 2, 3]
+        names.write_text("001\n002\n003\n")
+        with pytest.raises(InputError, match=r'label 1 is ambiguous: .*"001".*"002"; give "001" or index:1'):
+            open_source(str(tmp_path))
+        self.shards(tmp_path, lambda n, i: {"cls": f"index:{i}".encode()})
+        assert open_source(str(tmp_path)).labels.tolist() == [0, 1, 2, 0, 1, 2]
+        self.shards(tmp_path, lambda n, i: {"cls": b"owl"})
+        with pytest.raises(InputError, match=r': unknown class "owl"; choose from: 001, 002, 003'):
+            open_source(str(tmp_path))
+
     def test_large_shards_are_listed_once(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setattr(module, "KEEP_LISTING_FROM", 2)

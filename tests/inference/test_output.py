@@ -1,5 +1,7 @@
 """Images and videos: everything between noise and files takes any number of dimensions."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,12 @@ from helpers import tiny_pipeline
 from PIL import Image
 from torch import nn
 
+import ditlab
 from ditlab.backbones import Backbone
 from ditlab.core.errors import InputError
+from ditlab.core.types import Between
 from ditlab.core.values import PixelValues
+from ditlab.core.version import __version__
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.output import Output
 from ditlab.inference.pipeline import Pipeline
@@ -99,3 +104,80 @@ def test_videos_of_other_numbers(video, tmp_path):
     files = out.save(tmp_path / "clip.npy")
     assert [np.array_equal(np.load(file), clip) for file, clip in zip(files, numbers, strict=True)] == [True, True]
     assert [file.suffix for file in out.save(tmp_path / "clips")] == [".gif", ".gif"]
+    with pytest.raises(InputError, match='only output_type="pil" can be saved'):
+        tiny_pipeline()(0, steps=1, output_type="pt").save(tmp_path)
+
+
+class TestSettings:
+    """Every image carries what decides it."""
+
+    options = {"seeds": [4, 5], "steps": 2, "guidance": 1.5}  # noqa: RUF012
+
+    def test_of_images(self, tmp_path):
+        pipe = tiny_pipeline()
+        loaded = ditlab.load(pipe.save(tmp_path / "model"))
+        identity = pipe.identity()
+        out = loaded([1, "class 2"], **self.options)
+        assert out.settings[1] == {
+            "version": __version__, "model": "DiT-S/2", "source": str(tmp_path / "model"), "images_seen": None,
+            "precision": "float32", "size": "8x8",
+            "settings": {
+                "steps": 2, "sampler": "heun", "guidance": 1.5, "guidance_interval": [0.0, 1.0], "schedule": "uniform",
+            },
+            "weights_hash": identity["weights_hash"], "autoencoder_hash": identity["autoencoder_hash"],
+            "label": "class 2", "seed": 5,
+        }  # fmt: skip
+        assert "source" not in pipe(1, steps=1).settings[0]
+        assert [loaded([1], steps=1, output_type=kind).settings[0]["seed"] for kind in ("np", "pt", "latent")] == [
+            0
+        ] * 3
+
+    def test_are_saved(self, tmp_path):
+        out = tiny_pipeline()([1, 2], **self.options)
+        files = out.save(tmp_path / "images")
+        for file, settings in zip(files, out.settings, strict=True):
+            with Image.open(file) as image:
+                assert json.loads(image.text["ditlab"]) == settings
+        listed = json.loads((tmp_path / "images" / "samples.json").read_text())
+        assert listed.pop("images") == [
+            {"file": "0000.png", "label": 1, "seed": 4}, {"file": "0001.png", "label": 2, "seed": 5},
+        ]  # fmt: skip
+        assert listed | {"label": 2, "seed": 5} == out.settings[1]
+        out.save(tmp_path / "alone" / "a.png")
+        assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == ["a-0.png", "a-1.png"]
+        out.images.pop()
+        out.save(tmp_path / "changed")
+        assert [path.name for path in (tmp_path / "changed").iterdir()] == ["0000.png"]
+        with Image.open(tmp_path / "changed" / "0000.png") as image:
+            assert image.text == {}
+
+    def test_of_interpolations_images_and_guides(self, tmp_path):
+        pipe, guide = tiny_pipeline(), tiny_pipeline()
+        with torch.no_grad():
+            next(guide.net.parameters()).add_(1)
+        (middle,) = pipe(Between(0, 1, 0.5), seeds=Between(3, 9, 0.25), steps=1).settings
+        assert middle["label"] == {"first": 0, "second": 1, "weight": 0.5}
+        assert middle["seed"] == {"first": 3, "second": 9, "weight": 0.25}
+        pictures = [Image.new("L", (8, 8), 10 * i) for i in range(2)]
+        pictures[1].save(tmp_path / "picture.png")
+        pictures[1] = Image.open(tmp_path / "picture.png")
+        first, second = pipe(0, seeds=[0, 1], image=pictures, strength=0.5, steps=2).settings
+        assert "image" not in first
+        assert second["image"] == str(tmp_path / "picture.png")
+        assert first["image_hash"] != second["image_hash"]
+        assert second["settings"]["strength"] == 0.5
+        guided = pipe(0, steps=1, guide=guide, guidance=2.0).settings[0]
+        assert guided["guide_hash"] == guide.identity()["weights_hash"]
+
+    def test_no_hash_is_recorded_of_weights_that_were_changed(self):
+        pipe = tiny_pipeline()
+        out, kept = pipe(1, steps=1), pipe(1, steps=1)
+        assert kept.settings[0]["weights_hash"] == pipe.identity()["weights_hash"]
+        with torch.no_grad():
+            next(pipe.net.parameters()).add_(1)
+        assert out.settings[0]["weights_hash"] is None
+
+    def test_of_a_prepared_model_are_those_of_the_model(self):
+        pipe = tiny_pipeline()
+        settings = pipe.prepared("bfloat16")(1, steps=1).settings[0]
+        assert (settings["precision"], settings["weights_hash"]) == ("bfloat16", pipe.identity()["weights_hash"])

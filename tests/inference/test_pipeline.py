@@ -15,6 +15,7 @@ from ditlab.diffusion.process import DDPM
 from ditlab.diffusion.samplers import SAMPLERS
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.samples import Samples
 
 
 @pytest.fixture
@@ -381,3 +382,16 @@ def test_the_text_of_a_pipeline_describes_it(pipe):
     assert repr(pipe.prepared("bfloat16")) == f"PreparedPipeline(bfloat16 of {pipe!r})"
     assert (pipe.device, pipe.dtype) == (torch.device("cpu"), torch.float32)
     assert pipe.to("cpu") is pipe
+
+
+def test_class_names_that_are_numbers():
+    pipe = tiny_pipeline()
+    by_index = pipe([0, 1, 2], seeds=0, steps=2, output_type="latent").images
+    pipe.classes = ["1", "2", "3"]
+    for labels in ([1, 2, 3], ["1", "2", "3"], ["index:0", "index:1", "index:2"]):
+        assert torch.equal(pipe(labels, seeds=0, steps=2, output_type="latent").images, by_index)
+    samples = Samples(pipe, 3, labels="balanced", seed=0, batch_size=3, options={"steps": 2})
+    assert samples.fetch(torch.arange(3)).labels.tolist() == [0, 1, 2]
+    pipe.classes = []
+    plain = Samples(pipe, 3, labels="balanced", seed=0, batch_size=3, options={"steps": 2})
+    assert torch.equal(samples.fetch(torch.arange(3)).x, plain.fetch(torch.arange(3)).x)

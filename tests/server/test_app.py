@@ -84,8 +84,8 @@ class TestGeneration:
             assert np.abs(np.asarray(decode(one["b64_json"])).astype(int) - np.asarray(image).astype(int)).max() <= 1
         assert data[1]["settings"] == {
             "model": "small", "label": 2, "seed": 6, "steps": 6, "sampler": "ab4", "guidance": 1.5,
-            "guidance_interval": [0.0, 1.0], "schedule": "uniform", "precision": "float32",
-            "model_hash": pipe.identity()["weights_hash"], "version": __version__,
+            "guidance_interval": [0.0, 1.0], "schedule": "uniform", "size": "8x8",
+            "precision": "float32", "model_hash": pipe.identity()["weights_hash"], "version": __version__,
         }  # fmt: skip
         assert json.loads(decode(data[0]["b64_json"]).text["ditlab"]) == data[0]["settings"]
 
@@ -429,9 +429,21 @@ class TestSettings:
         assert error(response).startswith(line)
         assert error(response).endswith("give one of them")
 
+    def test_settings_of_an_image_that_starts_from_an_image(self, client):
+        content = io.BytesIO()
+        Image.new("L", (8, 8), 90).save(content, "PNG")
+        one = post(client, prompt="cow", image=base64.b64encode(content.getvalue()).decode(), strength=0.5).json()[
+            "data"
+        ][0]
+        assert (one["settings"]["strength"], one["settings"]["size"]) == (0.5, "8x8")
+        assert len(one["settings"]["image_hash"]) == 16
+        assert json.loads(decode(one["b64_json"]).text["ditlab"]) == one["settings"]
+
     def test_settings_of_a_response_generate_the_same_image(self, client):
         one = post(client, prompt="cow", preset="draft", eta=0.5, sampler="ddim", schedule="cosine").json()["data"][0]
-        assert one["settings"].items() >= {"sampler": "ddim", "schedule": "cosine", "eta": 0.5, "steps": 5}.items()
+        assert one["settings"].items() >= {
+            "sampler": "ddim", "schedule": "cosine", "eta": 0.5, "steps": 5, "preset": "draft",
+        }.items()  # fmt: skip
         fixed = ("precision", "model_hash", "version")
         again = post(client, **{key: value for key, value in one["settings"].items() if key not in fixed})
         assert again.json()["data"] == [one]
@@ -623,9 +635,31 @@ def test_models_and_classes_are_listed(client):
     assert (first["id"], first["size"], first["classes"], first["steps"]) == ("small", "8x8", 3, 4)
     assert first == model_info(client.app.state.service, "small")  # the schema drops nothing
     assert second["id"] == "other"
-    assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"]}
+    assert client.get("/v1/classes").json() == {"model": "small", "classes": ["ant", "bee", "cow"], "labels": [0, 1, 2]}
     assert client.get("/v1/classes", params={"model": "other"}).json()["classes"] == []
     assert client.get("/v1/classes", params={"model": "x"}).status_code == 400
+
+
+def test_class_names_that_are_numbers(pipe):
+    pipe.classes = ["1", "2", "3"]
+    with TestClient(create_app({"small": pipe})) as client:
+        listed = client.get("/v1/classes").json()
+        assert listed == {"model": "small", "classes": ["1", "2", "3"], "labels": ["1", "2", "3"]}
+        expected = pipe(["1", "2"], seeds=5, output_type="np").images
+        for labels in ([1, 2], ["1", "2"], ["index:0", "index:1"]):
+            data = post(client, labels=labels, seeds=[5, 5]).json()["data"]
+            assert [image["settings"]["label"] for image in data] == labels
+            for image, array in zip(data, expected, strict=True):
+                assert np.array_equal(np.asarray(decode(image["b64_json"])), (255 * array[..., 0]).round())
+        assert error(post(client, prompt=0)).endswith('give index:0 for the class "1"')
+        first = client.get("/v1/thumbnails/0").content
+        named = post(client, prompt="1", seeds=0, preset="draft").json()["data"][0]["b64_json"]
+        assert Image.open(io.BytesIO(first)).tobytes() == decode(named).tobytes()
+        in_turn = post(client, n=3, seeds=0).json()["data"]
+        assert [image["settings"]["label"] for image in in_turn] == ["1", "2", "3"]
+        assert error(client.get("/v1/thumbnails/3")) == (
+            "label index:3 is out of range; this model has the indices 0 to 2"
+        )
 
 
 def test_the_openapi_description_is_complete_and_has_examples(pipe):

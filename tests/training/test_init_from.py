@@ -16,7 +16,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Linear, ScaledLinear
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training import train
-from ditlab.training.init_from import summary, transfer
+from ditlab.training.init_from import match_classes, summary, transfer
 from ditlab.training.losses import batch_losses, make_context
 
 TABLE = "y_embedder.embedding_table.weight"
@@ -218,17 +218,32 @@ def test_a_class_map_matches_classes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("oter = 1", r'names a class "oter" that the data does not have; did you mean "otter"'),
+        ("oter = 1", r'map, classes of the data: unknown class "oter"; did you mean "otter"'),
         ('otter = "clas 2"', r'unknown class "clas 2"; did you mean "class 2"'),
         ("otter = 7", r"label 7 is out of range"),
         ("otter = [1]", r"gives otter the value \[1\]; give a class name or index"),
         ("otter", r"neither TOML nor JSON"),
+        ('otter = 1\n"index:0" = 2', r'map maps the class "otter" twice; leave one of the lines out'),
     ],
 )
 def test_mistakes_in_a_class_map(tmp_path, text, message):
     (tmp_path / "map").write_text(text)
     with pytest.raises(InputError, match=message):
         transfer(tiny_pipeline(classes=2).net, ["otter", "cat"], tiny_pipeline(classes=3), str(tmp_path / "map"))
+
+
+def test_a_class_map_between_classes_that_are_numbers(tmp_path):
+    source = tiny_pipeline(classes=3)
+    source.classes, classes = ["001", "002", "003"], ["1", "2", "3"]
+    pairs = tmp_path / "map.toml"
+    pairs.write_text('1 = "003"\n2 = "index:0"\n"index:2" = "002"\n')
+    assert match_classes(classes, source, str(pairs)) == {0: 2, 1: 0, 2: 1}
+    pairs.write_text("1 = 1\n")
+    with pytest.raises(InputError, match=r'label 1 is ambiguous: .* give "001" or index:1'):
+        match_classes(classes, source, str(pairs))
+    pairs.write_text('0 = "001"\n')
+    with pytest.raises(InputError, match=r"map\.toml, classes of the data: label 0 is no class name"):
+        match_classes(classes, source, str(pairs))
 
 
 def test_room_for_more_classes(tmp_path, pictures):

@@ -10,8 +10,9 @@ from ditlab.autoencoders import Autoencoder
 from ditlab.autoencoders.io import load_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.native import load_folder
-from ditlab.checkpoints.published import from_official
+from ditlab.checkpoints.published import GUIDANCE, from_official
 from ditlab.conditioning import ClassLabels
+from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.hub import fetch
 from ditlab.core.weights import CONFIG, newest_checkpoint, pick_weights, read_file, read_json
@@ -46,7 +47,10 @@ def load(
     Raises:
         InputError: the path does not exist, its layout is unknown, or a file is damaged.
     """
-    path = fetch(path)
+    given = {"weights": weights if weights != "ema" else None, "sit": sit} | overrides
+    given["autoencoder"] = str(autoencoder) if isinstance(autoencoder, str | Path) else None
+    options = {name: value for name, value in given.items() if value is not None}
+    source, path = path, fetch(path)
     if path.is_file():
         pipe = _load_file(path, weights, sit, overrides)
     elif sit is not None:
@@ -55,6 +59,8 @@ def load(
         tensors, settings = diffusers.read_transformer(folder)
         pipe = from_official(tensors, str(folder), **settings | overrides)
         pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
+        if "sample" in pipe.config:  # unlike DiT's script, DiTPipeline guides all channels
+            pipe.config |= {"sample": {"guidance": GUIDANCE}, GUIDANCE_ORIGIN: "diffusers' DiTPipeline"}
         if autoencoder is None and (path / "vae" / CONFIG).is_file():
             autoencoder = path / "vae"
     else:
@@ -64,6 +70,7 @@ def load(
     if autoencoder is not None:
         loaded = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
         pipe = replace(pipe, autoencoder=loaded)
+    pipe.loaded_from = {"source": str(source)} | ({"load_options": options} if options else {})
     pipe.net.to(device)
     pipe.autoencoder.to(device)
     return pipe

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder, Pixel
 from ditlab.backbones import BACKBONES, Backbone, create, name_of
+from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init
 from ditlab.core.weights import fit
@@ -26,6 +27,8 @@ PATHS = {"linear": "linear", "gvp": "cosine", "cosine": "cosine"}  # SiT's and R
 VELOCITY = ("velocity", "v")  # their names of our target
 TRAINING_PARTS = {"projectors.": "with which REPA aligns features in training"}  # prefix of keys -> purpose
 SIDE = 32  # side of the latents of 256x256 images
+SCRIPTS = {"DiT": "facebookresearch/DiT's sample.py", "SiT": "facebookresearch/SiT's sample.py"}
+GUIDANCE, GUIDED = 4.0, 3  # of these scripts: scale, and number of channels
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
@@ -83,9 +86,10 @@ def from_official(
         settings["classes"] = guessed_classes(tensors, kind, notes)
     with skip_init():
         net = create(name_of(kind, settings), **settings)
+    defaults = script_guidance(net, "SiT" if sit else family, tensors)
     tensors = with_null(tensors, net, source, notes)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
-    config = {"note": "; ".join(notes)} if notes else {}
+    config = defaults | ({"note": "; ".join(notes)} if notes else {})
     return Pipeline(net.eval(), read_objective(description), autoencoder_of(settings["channels"]), config=config)
 
 
@@ -96,6 +100,18 @@ class Flow:
     process: dict[str, Any]
     turned: bool
     """Whether time and velocity have the opposite direction."""
+
+
+def script_guidance(net: Backbone, family: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the guidance of the published script as the model's default, and its origin, for the model's config.
+
+    Empty for families whose script is not known, and for weights without classes or without a null class.
+    """
+    rows = {len(tensors[key]) for key in tensors.keys() & {*net.label_tables}}
+    if family not in SCRIPTS or net.classes == 0 or rows != {net.classes + 1}:
+        return {}
+    channels = {"guidance_channels": GUIDED} if net.channels > GUIDED else {}
+    return {"sample": {"guidance": GUIDANCE, **channels}, GUIDANCE_ORIGIN: SCRIPTS[family]}
 
 
 def recognized(tensors: dict[str, Tensor], source: str, sit: bool | None, trained: Any) -> tuple[str, Flow | None]:

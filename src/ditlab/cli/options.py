@@ -22,15 +22,17 @@ class Request:
     """Which images to generate."""
 
     labels: Annotated[list[str] | None, Parameter(negative="")] = None
-    """Class names or indices (default: all classes). A name takes precedence over an index."""
-    seeds: Annotated[tuple[str, ...], Parameter(negative="")] = ("0-7",)
-    """Numbers, or ranges such as 0-15."""
+    """Class names or indices (default: all classes). Where class names are numbers, an index is given as index:3."""
+    seeds: Annotated[tuple[str, ...] | None, Parameter(negative="")] = None
+    """Numbers, or ranges such as 0-15 (default: 0-7)."""
     count: Whole | None = None
     """Number of images, with consecutive seeds from the first of --seeds. With --npz the default is 50,000."""
     label_sampling: Literal["balanced", "random"] | None = None
     """With --npz: labels are balanced (each class equally often; the default) or random (uniformly distributed)."""
     strip: Whole | None = None
     """Interpolate with this number of images: between two seeds for each label, or with one seed between two labels."""
+    like: Path | None = None
+    """Generate the images of a PNG file or samples.json of ditlab again; other options replace recorded settings."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class StartImage:
 class Files:
     """What is written."""
 
-    out: Path = Path("samples")
-    """Folder for the images; must be empty or new."""
+    out: Path | None = None
+    """Folder for the images; must be empty or new (default: samples, or the first free one of samples-2, ...)."""
     npz: Flag = False
     """Write samples.npz for evaluation tools instead. Run the same command again to resume; works under torchrun."""
     format: Literal["png", "npy"] = "png"

@@ -7,26 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
-from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, say_note, screen
+from ditlab.cli.repeat import Call, read_like, repeated_cells
+from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
-from ditlab.config.sampling import SamplingOptions
+from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
+    from ditlab.inference.folder import Cell
     from ditlab.inference.pipeline import Pipeline
     from ditlab.inference.plan import Plan
     from ditlab.inference.prepared import PreparedPipeline
+    from ditlab.inference.records import Repeat
     from ditlab.inference.tune import Tuned
 
 NPZ_COUNT = 50_000
+SEEDS = ("0-7",)
 
 
 @app.command(group="Generate")
 def sample(
-    model: str,
+    model: str | None = None,
     /,
     *,
     request: Annotated[Request | None, Parameter(name="*")] = None,
@@ -42,28 +46,67 @@ def sample(
     Parameters
     ----------
     model
-        A model or run folder, an external checkpoint, or a hub id.
+        A model or run folder, an external checkpoint, or a hub id (with --like by default that of the image).
     json
         Print one JSON object.
     """
-    request, start, files = request or Request(), start or StartImage(), files or Files()
-    checkpoint, machine, options = checkpoint or Decoding(), machine or Machine(), settings or SamplingOptions()
-    check_together(request, start, files)
-    if not files.npz:
-        claim_folder(files.out, files.overwrite)
-    pipe = open_model(model, checkpoint, machine.device)
-    if files.show:
-        pipe.values = pipe.values.showing(files.show, pipe.picture_shape[0])
-    words = options.given() | original_of(pipe, start)
-    seeds, total = seeds_and_total(request, pipe.net.classes, files.npz)
-    plan = pipe.resolve(**words)
-    prepared, batch_size = prepare(pipe, machine, words, total, exact=files.npz or plan.options.preset == "reference")
-    if files.npz:
-        sample_npz(prepared, request, files, words, seeds[0], total, batch_size, json)
+    call = Call(
+        model, request or Request(), settings or SamplingOptions(), start or StartImage(), files or Files(),
+        checkpoint or Decoding(), machine or Machine(), json,
+    )  # fmt: skip
+    generate(*read_like(call))
+
+
+def generate(call: Call, repeat: "Repeat | None") -> None:
+    """Generate the images of a call of `ditlab sample`; `repeat` is the record of --like."""
+    check_together(call.request, call.start, call.files)
+    out, npz, given = folder_of(call.files), call.files.npz, call.options.given()
+    pipe = open_model(str(call.model), call.checkpoint, call.machine.device)
+    if call.files.show:
+        pipe.values = pipe.values.showing(call.files.show, pipe.picture_shape[0])
+    words = given if repeat is None else repeat.words(given, pipe.objective)
+    words |= original_of(pipe, call.start)
+    seeds, total = seeds_and_total(call.request, pipe.net.classes, npz)
+    cells = None if npz or repeat is None else repeated_cells(pipe, call.request, repeat, seeds)
+    plan, total = pipe.resolve(**words), total if cells is None else len(cells)
+    exact = npz or plan.options.preset == "reference"
+    prepared, batch_size = prepare(pipe, call.machine, words, total, exact=exact)
+    for line in [] if repeat is None else repeat.changes(pipe, words.get("original")):
+        say(line)
+    if npz:
+        sample_npz(prepared, call, out, words, seeds[0], total, batch_size)
     else:
-        sample_images(prepared, request, files, words, seeds, batch_size, json)
-    if not json:
-        say(f"settings: {settings_line(plan, prepared)}")
+        sample_images(prepared, call, out, words, seeds, cells, batch_size)
+    if not call.json:
+        say(f"settings: {settings_line(plan, prepared, guidance_origin(pipe, words))}")
+
+
+def folder_of(files: Files) -> Path:
+    """Return the folder to write into: the given one, or the first free one of samples, samples-2, ...
+
+    With --npz, an unfinished file is continued; the processes of one call share the folder samples.
+
+    Raises:
+        InputError: the given folder is not empty.
+    """
+    folder = files.out or Path("samples")
+    if not files.npz:
+        folder = folder if files.out or files.overwrite else free_folder(folder)
+        claim_folder(folder, files.overwrite)
+    elif files.out is None and not files.overwrite and process_place()[1] == 1 and not unfinished(folder):
+        return next((path for path in sorted(Path().glob("samples-*")) if unfinished(path)), free_folder(folder))
+    return folder
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether a folder holds an .npz file that is not complete."""
+    return any(folder.glob("samples.draft*"))
+
+
+def guidance_origin(pipe: "BasePipeline", words: dict[str, Any]) -> str:
+    """Return where the guidance comes from, if it is the default of a published checkpoint."""
+    origin = pipe.model.config.get(GUIDANCE_ORIGIN)
+    return "" if origin is None or {"guidance", "guidance_scale"} & {*words} else f" (default of {origin})"
 
 
 def check_together(request: Request, start: StartImage, files: Files) -> None:
@@ -82,7 +125,7 @@ def check_together(request: Request, start: StartImage, files: Files) -> None:
         raise InputError("--strip interpolates from noise; leave --image out")
     if start.image is None and (start.mask or start.strength is not None or start.resample is not None):
         raise InputError("--mask, --strength and --resample need an image to start from; add --image")
-    parse_seeds(list(request.seeds))
+    parse_seeds(list(request.seeds or SEEDS))
 
 
 def open_model(model: str, checkpoint: Decoding, device: str) -> "Pipeline":
@@ -90,6 +133,8 @@ def open_model(model: str, checkpoint: Decoding, device: str) -> "Pipeline":
     pipe = checkpoint.load(model, device=pick_device(device))
     if checkpoint.tile is not None:
         pipe.autoencoder.tile(checkpoint.tile)
+        options = {**pipe.loaded_from.get("load_options", {}), "tile": checkpoint.tile}
+        pipe.loaded_from = {**pipe.loaded_from, "load_options": options}
     return pipe
 
 
@@ -115,7 +160,7 @@ def original_of(pipe: "BasePipeline", start: StartImage) -> dict[str, Any]:
 
 def seeds_and_total(request: Request, classes: int, npz: bool) -> tuple[list[int], int]:
     """Return the seeds for each label, and the number of all images."""
-    seeds, labels = parse_seeds(list(request.seeds)), len(request.labels or ()) or classes or 1
+    seeds, labels = parse_seeds(list(request.seeds or SEEDS)), len(request.labels or ()) or classes or 1
     if npz:
         return seeds, NPZ_COUNT if request.count is None else request.count
     if request.count is not None:
@@ -143,11 +188,12 @@ def prepare(
     )  # fmt: skip
 
 
-def settings_line(plan: "Plan", pipe: "BasePipeline") -> str:
-    """Format the settings in one line."""
+def settings_line(plan: "Plan", pipe: "BasePipeline", origin: str) -> str:
+    """Format the settings in one line, with the origin of the guidance."""
     options, (low, high) = plan.options, plan.interval
     parts = [f"{options.sampler}, {plan.steps} steps ({plan.evaluations} NFE)", f"schedule {options.schedule}"]
-    parts.append(f"guidance {plan.guidance:g}" + (f" for t in {low:g}..{high:g}" if (low, high) != (0, 1) else ""))
+    interval = f" for t in {low:g}..{high:g}" if (low, high) != (0, 1) else ""
+    parts.append(f"guidance {plan.guidance:g}{interval}{origin}")
     for name in ("guidance_channels", "eta", "reuse"):
         if (value := getattr(options, name)) is not None:
             parts.append(f"{name.replace('_', ' ')} {value:g}")
@@ -155,44 +201,43 @@ def settings_line(plan: "Plan", pipe: "BasePipeline") -> str:
 
 
 def sample_npz(
-    pipe: "BasePipeline", request: Request, files: Files, words: dict[str, Any], seed: int, count: int, batch_size: int,
-    json: bool,
+    pipe: "BasePipeline", call: Call, out: Path, words: dict[str, Any], seed: int, count: int, batch_size: int,
 ) -> None:  # fmt: skip
     """Write samples.npz, and print a summary."""
     from ditlab.inference.npz import write_samples
 
     rank, world = process_place()
     written = write_samples(
-        pipe, files.out, screen, count=count, labels=request.label_sampling or "balanced", seed=seed,
-        batch_size=batch_size, options=words, overwrite=files.overwrite, rank=rank, world=world,
+        pipe, out, screen, count=count, labels=call.request.label_sampling or "balanced", seed=seed,
+        batch_size=batch_size, options=words, overwrite=call.files.overwrite, rank=rank, world=world,
     )  # fmt: skip
     if written is None:
         say("this process has finished its part; other processes are still generating")
-    elif json:
+    elif call.json:
         print_json({"file": written, "count": count})
     else:
         say(f"{count:,} images in {written}")
 
 
 def sample_images(
-    pipe: "BasePipeline", request: Request, files: Files, words: dict[str, Any], seeds: list[int], batch_size: int,
-    json: bool,
+    pipe: "BasePipeline", call: Call, out: Path, words: dict[str, Any], seeds: list[int],
+    cells: "list[Cell] | None", batch_size: int,
 ) -> None:  # fmt: skip
     """Write PNG or .npy files, and print a summary."""
     from ditlab.inference.folder import sample_folder
 
     written = sample_folder(
-        pipe, request.labels, seeds, files.out, screen, batch_size=batch_size, trajectory=files.trajectory,
-        options=words, strip=request.strip, format=files.format,
+        pipe, call.request.labels, seeds, out, screen, batch_size=batch_size, trajectory=call.files.trajectory,
+        options=words, strip=call.request.strip, cells=cells, format=call.files.format,
     )  # fmt: skip
-    if files.format == "png":
+    if call.files.format == "png":
         report_loss(pipe)
-    if json:
+    if call.json:
         print_json(dataclasses.asdict(written))
         return
     shown = [f"contact sheet {written.grid}"] + ([f"animation {written.trajectory}"] if written.trajectory else [])
     images = "1 image" if written.count == 1 else f"{written.count} images"
-    say(f"{images} in {written.seconds:.1f} s, in {files.out}; {', '.join(shown)}")
+    say(f"{images} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
 
 
 @app.command(group="Generate")

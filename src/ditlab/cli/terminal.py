@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -41,17 +42,29 @@ def say_note(config: dict[str, Any]) -> None:
         say(str(note))
 
 
-def claim_folder(folder: Path, overwrite: bool) -> None:
+def free_folder(folder: Path) -> Path:
+    """Return the folder if it is empty or new, otherwise the first such one with a number: samples-2, samples-3, ..."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(path for path in chain([folder], numbered) if is_vacant(path))
+
+
+def claim_folder(folder: Path, overwrite: bool | None = None) -> None:
     """Check that a folder can be written to, and is empty or may be overwritten.
+
+    Args:
+        folder: the folder.
+        overwrite: the value of --overwrite; None for commands without this option.
 
     Raises:
         InputError: it is not.
     """
     if not is_vacant(folder) and not overwrite:
-        raise InputError(f"{folder} is not empty; give another --out, or add --overwrite")
+        remedy = f"give another folder, such as {free_folder(folder)}"
+        remedy += "" if overwrite is None else ", or add --overwrite"
+        raise InputError(f"{folder} is not empty; {remedy}")
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK):
-        raise InputError(f"{existing} cannot be written to; give another --out")
+        raise InputError(f"{existing} cannot be written to; give another folder")
 
 
 def print_json(values: dict[str, Any]) -> None:

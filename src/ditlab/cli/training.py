@@ -75,7 +75,7 @@ def train(
     data = settings.data if classes is None else replace(settings.data, classes=classes)
     train(replace(settings, train=start, data=data), out, changes=allow_changes, console=screen)
     if process_place()[0] == 0:
-        say(f"model and previews are in {out}; try: {command()} sample {out} --out samples")
+        say(f"model and previews are in {out}; try: {command()} sample {out}")
 
 
 @app.command(group="Train")

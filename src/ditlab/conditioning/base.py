@@ -81,13 +81,17 @@ class Conditioner(ABC):
         """
         return replace(a, other=b, weight=weight)
 
+    def value(self, index: int) -> Any:
+        """Return a value that `encode` reads as the class with this index, whatever the classes are called."""
+        return index
+
     def title(self, value: Any) -> str:
         """Return the title of this value on contact sheets."""
         return "any" if value is None else str(value)
 
     def stem(self, value: Any) -> str:
         """Return the title for file names, without characters that are special in paths."""
-        return "".join(c if c.isalnum() or c in "-_." else "_" for c in self.title(value))
+        return file_name(self.title(value))
 
     def all_values(self) -> list[Any]:
         """Return all possible values if they can be listed, otherwise [None]."""
@@ -103,6 +107,11 @@ class Conditioner(ABC):
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 - most kinds have no weights
         """Load the weights of a saved model."""
+
+
+def file_name(text: str) -> str:
+    """Return a text with "_" in place of each character that is special in paths."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
 
 
 def settle(value: Any) -> Any:

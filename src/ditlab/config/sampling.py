@@ -90,6 +90,9 @@ class Sample(SamplingOptions):
         return cls(**values)
 
 
+GUIDANCE_ORIGIN = "guidance_origin"
+"""Key in a model's config: the published script whose guidance is the model's default."""
+
 NAMES = tuple(option.name for option in fields(SamplingOptions))
 
 DIFFUSERS = {"num_inference_steps": "steps", "guidance_scale": "guidance"}

@@ -1,6 +1,8 @@
 """The base class of pipelines: generate images or videos with a model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from ditlab.autoencoders import Absent, Autoencoder
 from ditlab.backbones import Backbone
 from ditlab.conditioning import ClassLabels, Conditioner
-from ditlab.config.sampling import Sample
+from ditlab.config.sampling import GUIDANCE_ORIGIN, Sample
 from ditlab.core.device import out_of_memory
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Denoise, Label, Seed, Step
@@ -25,6 +27,7 @@ from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, make_output
 from ditlab.inference.plan import Plan, resolve
+from ditlab.inference.records import describe
 from ditlab.report.sheets import to_pil
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ class BasePipeline:
     """Facts about the training: `recipe`, `images_seen`; and `sample`, the default sampling settings."""
     model: "Pipeline"
     """The model that can be saved, exported, uploaded and described."""
+    loaded_from: Mapping[str, Any] = MappingProxyType({})
+    """The path or hub id that was loaded (`source`), and with which options (`load_options`); empty for new models."""
 
     @property
     def defaults(self) -> Sample:
@@ -98,8 +103,10 @@ class BasePipeline:
         Raises:
             InputError: a setting is unknown, out of range, or does not fit the model.
         """
-        conditional = self.conditional or guide is not None
-        plan = resolve(options, self.objective, defaults=self.defaults, conditional=conditional, original=original)
+        conditional, defaults = self.conditional or guide is not None, self.defaults
+        if GUIDANCE_ORIGIN in self.model.config and {"guidance", "guidance_scale"} & options.keys():
+            defaults = replace(defaults, guidance_channels=None)  # the script's channels belong to the script's scale
+        plan = resolve(options, self.objective, defaults=defaults, conditional=conditional, original=original)
         if guide is not None and task(guide) != task(self):
             raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
         if plan.cache is not None:
@@ -218,7 +225,7 @@ class BasePipeline:
             options: the other arguments of `steps`.
 
         Returns:
-            `Output` with `images`, and `videos` of a video model.
+            `Output` with `images`, `settings`, and `videos` of a video model.
 
         Raises:
             InputError: a label or setting cannot be used, or the memory is too small for a single image.
@@ -233,12 +240,14 @@ class BasePipeline:
             options["original"] = self.original(image, mask=mask, strength=strength, resample=resample)
         elif mask is not None or strength is not None or resample is not None:
             raise InputError("mask, strength and resample need an image to start from; give image=")
-        latents = list(self.batches(labels, seeds, batch_size, callback_on_step_end, size=size, **options))
+        names, numbers, options = arguments(labels, seeds, options)
+        record = describe(self, self.resolve(**options), names, numbers, options.get("guide"))
+        latents = list(self.batches(names, numbers, batch_size, callback_on_step_end, size=size, **options))
         if output_type == "latent":
-            return Output(torch.cat(latents))
+            return Output(torch.cat(latents), describe=record)
         pixels = torch.cat([self.decode(part) for part in latents])
         original = options.get("original")
-        return make_output(pixels if original is None else original.finish(pixels), output_type, self.values)
+        return make_output(pixels if original is None else original.finish(pixels), output_type, self.values, record)
 
     def batches(
         self,

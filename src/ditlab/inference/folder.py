@@ -1,28 +1,26 @@
 """Generate images into a folder: PNG files with their settings, a contact sheet, and an optional animation."""
 
-import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.io import replace_text
 from ditlab.core.progress import progress_bar
 from ditlab.core.types import Between, Label, Seed, Step, between
-from ditlab.core.version import __version__
 from ditlab.inference.base import BasePipeline, check_autoencoder
 from ditlab.inference.output import native, save_numbers
+from ditlab.inference.records import Repeat, describe, png_metadata
 from ditlab.report.sheets import contact_sheet, save_animation
-
-METADATA = "ditlab"  # key of the text chunk in PNG files with the settings as JSON
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,7 @@ def sample_folder(
     options: dict[str, Any],
     strip: int | None = None,
     format: Literal["png", "npy"] = "png",
+    cells: "Sequence[Cell] | None" = None,
 ) -> SampledFolder:
     """Generate an image for each combination of label and seed, and write them into a folder.
 
@@ -104,62 +103,38 @@ def sample_folder(
             seed between two labels.
         format: "png" files show the shown channels with 8 bits; "npy" files hold arrays (H, W, C) of all channels, in
             the numbers and the type of the training data. The contact sheet is a PNG file with either.
+        cells: generate these images instead.
 
     Raises:
         InputError: a label or setting cannot be used; nothing is written.
     """
-    values: list[Label] = list(dict.fromkeys(labels)) if labels else pipe.conditioner.all_values()
+    values: list[Label] = distinct(pipe, labels) if labels else pipe.conditioner.all_values()
     seeds = list(dict.fromkeys(seeds))
-    rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
+    if cells is not None:
+        rows = grouped(pipe, cells)
+    else:
+        rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
     check_autoencoder(pipe)
     cells = [cell for row in rows for cell in row.cells]
-    record = describe(pipe, options)
+    names, numbers = [cell.label for cell in cells], [cell.seed for cell in cells]
+    record = describe(pipe, pipe.resolve(**options), names, numbers, options.get("guide"))()
     started = time.monotonic()
     frames: dict[int, list[Tensor]] = {}  # step -> images of each batch
 
     def keep(step: Step) -> None:
         frames.setdefault(step.i, []).append(pipe.decode(step.x))
 
-    names, numbers = [cell.label for cell in cells], [cell.seed for cell in cells]
     batches = image_batches(
         pipe, names, numbers, console, batch_size=batch_size, options=options, on_step=keep if trajectory else None
     )
-    files = [out / f"{cell.stem}.{format}" for cell in cells]
-    pixels = write_batches(pipe, batches, files, [record | about(cell) for cell in cells])
-    grid, settings = out / "grid.png", out / "settings.json"
-    sheet(pipe, pixels, rows).save(grid)
-    images = [{"file": file.name, **about(cell)} for file, cell in zip(files, cells, strict=True)]
-    replace_text(settings, json.dumps(record | {"images": images}, indent=2) + "\n")
+    files = [out / f"{stem}.{format}" for stem in different([cell.stem for cell in cells])]
+    pixels = write_batches(pipe, batches, files, record.every())
+    grid, settings = out / "grid.png", record.write(files)
+    sheet(pipe, pixels, rows).save(grid, pnginfo=png_metadata(record.listed(files)))
     animation = out / "trajectory.gif" if trajectory else None
     if animation is not None:
         save_animation([sheet(pipe, torch.cat(batch), rows) for batch in frames.values()], animation)
     return SampledFolder(len(pixels), time.monotonic() - started, grid, files, animation, settings)
-
-
-def describe(pipe: BasePipeline, options: dict[str, Any]) -> dict[str, Any]:
-    """Return everything that the images depend on, except label and seed, as plain values."""
-    identity = pipe.model.identity()
-    record: dict[str, Any] = {
-        "version": __version__,
-        "model": identity["backbone"].get("name"),
-        "weights_hash": identity["weights_hash"],
-        "images_seen": identity["images_seen"],
-        "precision": str(pipe.dtype).removeprefix("torch."),
-        "settings": pipe.resolve(**options).settings(),
-    }
-    if (original := options.get("original")) is not None:
-        record["settings"] |= {"strength": original.strength, "resample": original.resample}
-    return record
-
-
-def about(cell: "Cell") -> dict[str, Any]:
-    """Return label and seed of an image as plain values."""
-    return {"label": plain(cell.label), "seed": plain(cell.seed)}
-
-
-def plain(value: Label | Seed) -> Any:
-    """Convert a label or seed to a plain value for JSON."""
-    return vars(value) if isinstance(value, Between) else value
 
 
 def write_batches(
@@ -183,9 +158,8 @@ def write_batches(
 
 def sheet(pipe: BasePipeline, pixels: Tensor, rows: "Sequence[Row]") -> Image.Image:
     """Arrange images on a contact sheet with the names of the rows."""
-    images = pipe.displayed(pixels)
-    columns = len(images) // len(rows)
-    return contact_sheet([images[i : i + columns] for i in range(0, len(images), columns)], [row.name for row in rows])
+    images = iter(pipe.displayed(pixels))
+    return contact_sheet([list(islice(images, len(row.cells))) for row in rows], [row.name for row in rows])
 
 
 @dataclass(frozen=True)
@@ -203,6 +177,67 @@ class Row:
 
     name: str
     cells: list[Cell]
+
+
+def distinct(pipe: BasePipeline, labels: Sequence[Label]) -> list[Label]:
+    """Return labels without those that repeat another one in other words, such as 3 and "index:3"."""
+    kinds: dict[tuple[bool, str, str], Label] = {}
+    for label in labels:
+        kinds.setdefault((label is None, *words(pipe, label)), label)
+    return list(kinds.values())
+
+
+def different(stems: Sequence[str]) -> list[str]:
+    """Return file names that differ on every file system: a number is appended to those that are equal."""
+    counts: Counter[str] = Counter()
+    names = []
+    for stem in stems:
+        counts[stem.casefold()] += 1
+        count = counts[stem.casefold()]
+        names.append(stem if count == 1 else f"{stem}-{count}")
+    return names
+
+
+def words(pipe: BasePipeline, label: Label) -> tuple[str, str]:
+    """Return title and file name of a label, which may lie between two others."""
+    if not isinstance(label, Between):
+        return pipe.conditioner.title(label), pipe.conditioner.stem(label)
+    (first, a), (second, b) = words(pipe, label.first), words(pipe, label.second)
+    return f"{first} to {second}", f"{a}-to-{b}-{label.weight:.2f}"
+
+
+def cell_of(pipe: BasePipeline, label: Label, seed: Seed) -> "Cell":
+    """Return the cell of any label and seed, with a file name that has both."""
+    name = f"{seed.first}-to-{seed.second}-{seed.weight:.2f}" if isinstance(seed, Between) else str(seed)
+    return Cell(label, seed, f"{words(pipe, label)[1]}-seed{name}")
+
+
+def repeated(
+    pipe: BasePipeline, repeat: Repeat, labels: Sequence[Label] | None, seeds: Sequence[Seed] | None
+) -> "list[Cell]":
+    """Return the cells of recorded images under their names; with other labels or seeds, all combinations.
+
+    Args:
+        pipe: the model.
+        repeat: the record.
+        labels, seeds: instead of those that are recorded, if they are not None.
+    """
+    if labels is None and seeds is None:
+        cells = [cell_of(pipe, image["label"], image["seed"]) for image in repeat.images]
+        return [
+            replace(cell, stem=Path(image.get("file", cell.stem)).name.removesuffix(".png"))
+            for cell, image in zip(cells, repeat.images, strict=True)
+        ]
+    names = repeat.distinct("label") if labels is None else distinct(pipe, labels)
+    return [
+        cell_of(pipe, name, seed) for name in names for seed in (repeat.distinct("seed") if seeds is None else seeds)
+    ]
+
+
+def grouped(pipe: BasePipeline, cells: "Sequence[Cell]") -> "list[Row]":
+    """Return cells in rows of one title."""
+    rows = groupby(cells, lambda cell: words(pipe, cell.label)[0])
+    return [Row(title, list(row)) for title, row in rows]
 
 
 def table(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int]) -> list[Row]:
@@ -251,6 +286,4 @@ def save_all(pipe: BasePipeline, pixels: Tensor, files: Sequence[Path], records:
             save_numbers(array, file)
         return
     for image, file, record in zip(pipe.displayed(pixels), files, records, strict=True):
-        metadata = PngImagePlugin.PngInfo()
-        metadata.add_text(METADATA, json.dumps(record))
-        image.save(file, pnginfo=metadata)
+        image.save(file, pnginfo=png_metadata(record))

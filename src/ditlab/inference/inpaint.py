@@ -7,6 +7,7 @@ Resampling (from the same paper) runs each part of the schedule several times, s
 kept part.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,13 +38,22 @@ class Original:
     mask: Tensor | None  # (B, 1, H, W) bool: true where the image is regenerated; None is everywhere
     strength: float  # share of the trajectory that runs; 1 starts from noise
     resample: int  # number of times that each part of the schedule runs
+    files: tuple[tuple[str, str], ...] = ()  # paths of each image and its mask; empty for images that are in memory
 
     def part(self, rows: slice) -> "Original":
         """Return the originals of some of the generated images."""
         if len(self.pixels) == 1:
             return self
         mask = None if self.mask is None else self.mask[rows]
-        return replace(self, pixels=self.pixels[rows], x0=self.x0[rows], mask=mask)
+        return replace(self, pixels=self.pixels[rows], x0=self.x0[rows], mask=mask, files=self.files[rows])
+
+    def about(self, i: int) -> dict[str, str]:
+        """Return the paths of the image and mask for generated image i, as far as they are known, and their hash."""
+        i = 0 if len(self.pixels) == 1 else i
+        paths = dict(zip(("image", "mask"), self.files[i] if self.files else (), strict=False))
+        parts = [self.pixels[i]] + ([] if self.mask is None else [self.mask[i].to(torch.uint8)])
+        digest = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
+        return {name: path for name, path in paths.items() if path} | {"image_hash": digest[:16]}
 
     def times(self, schedule: Tensor) -> Tensor:
         """Return the last part of a schedule that runs with this strength, at least one step."""
@@ -152,7 +162,14 @@ def originals(
             raise InputError("the mask is black, so nothing would be generated; make the part to regenerate white")
         if len(mask) < len(pixels):
             mask = mask.expand(len(pixels), -1, -1, -1)
-    return Original(pixels, x0, mask, strength, resample)
+    masks = masks or [Image.new("L", (1, 1))]
+    files = [(path_of(image), path_of(masks[i % len(masks)])) for i, image in enumerate(images)]
+    return Original(pixels, x0, mask, strength, resample, tuple(files))
+
+
+def path_of(image: Image.Image) -> str:
+    """Return the path that an image was opened from; empty if it was made in memory."""
+    return str(getattr(image, "filename", "") or "")
 
 
 def read_image(

@@ -10,6 +10,7 @@ from ditlab.config.sampling import ALIASES, NAMES, Sample
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, replace_text
 from ditlab.core.progress import progress_bar
+from ditlab.core.version import __version__
 from ditlab.data.npz import Draft
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.plan import resolve
@@ -71,7 +72,8 @@ def write_here(
             f"{draft} was started with another model or other settings, see {draft_record}; remove both files, or use "
             "those settings"
         )
-    text = json.dumps(protocol, indent=2) + "\n"
+    about = {"version": __version__, **samples.pipe.model.loaded_from}  # may differ in a call that resumes
+    text = json.dumps(protocol | about, indent=2) + "\n"
     if not draft_record.exists():
         replace_text(draft_record, text)
     shape = (len(samples), *samples.size, samples.channels)
@@ -87,6 +89,8 @@ def same(file: Path, protocol: dict[str, Any], samples: Samples) -> bool:
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         saved = upgraded(saved, samples.pipe) if "defaults" in saved else saved
+        for name in ("version", "source", "load_options"):
+            saved.pop(name, None)
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return bool(saved == json.loads(json.dumps(protocol)))

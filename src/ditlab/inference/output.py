@@ -1,7 +1,8 @@
 """The output of a pipeline: images or videos as PIL images, arrays, tensors or latents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.values import EIGHT_BITS, PixelValues
+from ditlab.inference.records import Record, png_metadata
 from ditlab.report.sheets import save_animation, to_pil, to_videos
 
 TYPES = ("pil", "np", "pt", "native", "latent")
@@ -32,12 +34,26 @@ class Output:
     """The decoded images, from which `save` writes files; None for latents."""
     values: PixelValues = field(default=EIGHT_BITS, repr=False, compare=False)
     """What the numbers of the images are."""
+    describe: Callable[[], Record] | None = field(default=None, repr=False, compare=False)
+    """Returns the record of the images, which takes the time of hashing the weights; None if there is none."""
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Everything that decides each image: label, seed, all resolved settings, and hashes of the weights."""
+        return [] if self.record is None else self.record.every()
+
+    @cached_property
+    def record(self) -> Record | None:
+        """The record of all images, which `save` writes."""
+        return None if self.describe is None else self.describe()
 
     def save(self, path: str | Path) -> list[Path]:
         """Write images as PNG files, videos as GIF files, or either as .npy files; returns their paths.
 
         PNG and GIF files hold the shown channels with 8 bits. An .npy file holds one image (H, W, C) or video
         (T, H, W, C) with all channels, in the numbers and the type of the training data.
+
+        A PNG file holds its `settings`; a folder gets a samples.json with those of all files too.
 
         Args:
             path: a folder, which is created; or a file name that ends in .png, .gif or .npy, to which numbers are added
@@ -60,8 +76,12 @@ class Output:
         else:
             names = [target / f"{i:04d}{suffix}" for i in range(len(items))]
         names[0].parent.mkdir(parents=True, exist_ok=True)
-        for item, file in zip(items, names, strict=True):
-            save_item(item, file)
+        # Without settings if there are none, or if the caller has changed the list of images.
+        record = None if self.record is None or len(self.record.images) != len(items) else self.record
+        for i, (item, file) in enumerate(zip(items, names, strict=True)):
+            save_item(item, file, None if record is None else record.image(i))
+        if record is not None and names[0].parent == target:
+            record.write(names)
         return names
 
     def _items(self, *, numbers: bool) -> Sequence[Any]:
@@ -74,12 +94,12 @@ class Output:
         return to_videos(shown) if shown.ndim == 5 else to_pil(shown)
 
 
-def save_item(item: Image.Image | NDArray[Any], file: Path) -> None:
-    """Write an image as PNG, a video as GIF, or an array as .npy."""
+def save_item(item: Image.Image | NDArray[Any], file: Path, settings: dict[str, Any] | None) -> None:
+    """Write an image as PNG with its settings, or a video as GIF or an array as .npy, which have no place for them."""
     if file.suffix.lower() == ".npy":
         save_numbers(item, file)
     elif isinstance(item, Image.Image):
-        item.save(file)
+        item.save(file, pnginfo=png_metadata(settings))
     else:
         save_animation([Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in item], file)
 
@@ -90,15 +110,20 @@ def save_numbers(array: Any, file: Path) -> None:
         np.save(opened, array)
 
 
-def make_output(pixels: Tensor, output_type: str, values: PixelValues = EIGHT_BITS) -> Output:
+def make_output(
+    pixels: Tensor,
+    output_type: str,
+    values: PixelValues = EIGHT_BITS,
+    describe: Callable[[], Record] | None = None,
+) -> Output:
     """Convert decoded images (B, C, H, W) or videos (B, C, T, H, W) with these values to an output type."""
     if output_type == "pil":
         shown = values.displayed(pixels)
-        return Output(to_pil(shown), to_videos(shown) if shown.ndim == 5 else [], pixels, values)
+        return Output(to_pil(shown), to_videos(shown) if shown.ndim == 5 else [], pixels, values, describe)
     if output_type == "native":
-        return Output(native(pixels, values), [], pixels, values)
+        return Output(native(pixels, values), [], pixels, values, describe)
     floats = values.share(pixels)
-    return Output(floats if output_type == "pt" else floats.movedim(1, -1).numpy(), [], pixels, values)
+    return Output(floats if output_type == "pt" else floats.movedim(1, -1).numpy(), [], pixels, values, describe)
 
 
 def native(pixels: Tensor, values: PixelValues) -> NDArray[Any]:

@@ -87,7 +87,7 @@ class Samples(Dataset):
         labels = self.labels[indices]
         pipe, batch_size = self.generating
         latents = pipe(
-            labels.tolist() if pipe.net.classes else None,
+            [pipe.conditioner.value(label) for label in labels.tolist()] if pipe.net.classes else None,
             seeds=[self.first_seed + i for i in indices.tolist()],
             batch_size=batch_size,
             output_type="latent",

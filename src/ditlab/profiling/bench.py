@@ -328,7 +328,8 @@ def drift(pipe: Pipeline, count: int, options: dict[str, Any]) -> list[dict[str,
         InputError: the architecture does not support feature caching.
     """
     recorder = Drift()
-    labels = [i % pipe.net.classes for i in range(count)] if pipe.net.classes else None
+    classes = pipe.net.classes
+    labels = [pipe.conditioner.value(i % classes) for i in range(count)] if classes else None
     for _ in pipe.steps(labels, seeds=range(count), reuse=recorder, **options):
         pass
     return recorder.rows

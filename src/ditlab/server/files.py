@@ -2,14 +2,14 @@
 
 import base64
 import io
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
+from ditlab.inference.records import png_metadata
 from ditlab.report.sheets import save_animation
 
 ANIMATION_SIDE = 256  # smallest side of an animation in pixels, about
@@ -17,11 +17,8 @@ ANIMATION_SIDE = 256  # smallest side of an animation in pixels, about
 
 def png(image: Image.Image, settings: dict[str, Any] | None = None) -> bytes:
     """Encode an image as PNG, with the settings in its metadata under the key "ditlab"."""
-    metadata = PngImagePlugin.PngInfo()
-    if settings is not None:
-        metadata.add_text("ditlab", json.dumps(settings))
     content = io.BytesIO()
-    image.save(content, format="PNG", pnginfo=metadata)
+    image.save(content, format="PNG", pnginfo=png_metadata(settings))
     return content.getvalue()
 
 

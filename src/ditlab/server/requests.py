@@ -79,7 +79,7 @@ class SamplingRequest(BaseModel):
 
     model: Name | None = Field(None, description="A model name from /v1/models. Default: the first model.")
     prompt: Label | None = Field(
-        None, description="What to generate: a class name or index, or a text, depending on the model."
+        None, description='What to generate: a class name, an index, "index:3", or a text, depending on the model.'
     )
     labels: Annotated[Labels | None, BeforeValidator(as_list, json_schema_input_type=Label | Labels | None)] = Field(
         None,
@@ -261,7 +261,7 @@ def resolved(pipe: BasePipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: the explicit settings.
     """
     values = pipe.resolve(**settings).settings()
-    return {name: values[name] for name in SETTINGS if name in values and name != "preset"}
+    return {name: values[name] for name in SETTINGS if name in values}
 
 
 def require_classes(name: str, pipe: BasePipeline) -> ClassLabels:

@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "guidance": 1.5,
     "guidance_interval": [0.0, 1.0],
     "schedule": "uniform",
+    "size": "32x32",
     "precision": "float32",
     "model_hash": "0123456789abcdef",
     "version": "1.0.0",
@@ -119,6 +120,10 @@ class Classes(BaseModel):
 
     model: str = Field(examples=["demo"])
     classes: list[str] = Field(examples=[["zero", "one", "two"]])
+    labels: list[int | str] = Field(
+        description="For a request: the index of each class, or its name where a number may be another class.",
+        examples=[[0, 1, 2]],
+    )
 
 
 class Image(BaseModel):

@@ -101,10 +101,11 @@ async def list_models(service: Served) -> dict[str, Any]:
 
 @api.get("/v1/classes", response_model=Classes, responses=errors(400, 422))
 async def list_classes(service: Served, model: Name | None = None) -> dict[str, Any]:
-    """The class names of a model; the position is the class index."""
+    """The class names of a model, and the label of each class in a request; the position is the class index."""
     name, pipe = service.find(model)
     labels = require_classes(name, pipe)
-    return {"model": name, "classes": labels.names or [str(i) for i in range(labels.classes)]}
+    names = labels.names or [str(i) for i in range(labels.classes)]
+    return {"model": name, "classes": names, "labels": [labels.value(i) for i in range(len(names))]}
 
 
 @api.get("/v1/thumbnails/{label}", response_class=Response, responses=PNG | errors(400, 422, 429, 503))

@@ -229,9 +229,11 @@ class Service:
             Failed: the generation failed.
         """
         name, pipe = self.find(model)
-        require_classes(name, pipe)
+        require_classes(name, pipe).index(f"index:{label}")
         if (name, label) not in self.thumbnails:
-            request = GenerationRequest.model_validate({"model": name, "labels": label, "seeds": 0, "preset": "draft"})
+            request = GenerationRequest.model_validate(
+                {"model": name, "labels": f"index:{label}", "seeds": 0, "preset": "draft"}
+            )
             events: SimpleQueue[Event] = SimpleQueue()
             self.start(self.prepare(request), events.put)
             while (event := events.get()).kind != "done":
@@ -261,7 +263,8 @@ class Service:
             "label": as_json(generation.labels[i]),
             "seed": as_json(generation.seeds[i]),
             **generation.settings,
-            **({} if start is None else {"strength": start.strength, "resample": start.resample}),
+            **({} if start is None else {"strength": start.strength, "resample": start.resample, **start.about(i)}),
+            "size": about.size,
             "precision": about.precision,
             "model_hash": about.model_hash,
             "version": __version__,

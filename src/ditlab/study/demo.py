@@ -38,7 +38,7 @@ class Demo:
             f"Frechet distance to held-out real digits: {self.fd:.3f}, "
             f"{self.fd / self.fd_floor:.2f}x the real-vs-real FD of {self.fd_floor:.3f}",
             f"images: {self.folder / 'grid.png'}",
-            f"try next: {command} sample {self.folder} --labels 3 7 --seeds 0-7 --trajectory --out samples",
+            f"try next: {command} sample {self.folder} --labels 3 7 --seeds 0-7 --trajectory",
             f"          {command} train digits --out runs/mine --train.images=400_000",
         ]
 

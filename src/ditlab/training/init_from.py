@@ -19,8 +19,9 @@ from rich.table import Table
 from torch import Tensor
 
 from ditlab.backbones import SHAPE, Backbone, find, name_of
+from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Diffusion, Model
-from ditlab.core.errors import InputError, nearest, nearest_path
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.diffusion.objective import Objective, follows_source, make_objective
 from ditlab.diffusion.process import Process, process_name, process_options
 from ditlab.inference.pipeline import Pipeline
@@ -114,23 +115,30 @@ def match_classes(classes: list[str], source: Pipeline, file: str = "") -> dict[
     Args:
         classes: names of the classes to be trained.
         source: the trained model.
-        file: a TOML or JSON file with a table {class: class of the source, by name or index}; if empty, classes with
-            the same name are matched, and none if the source has no names.
+        file: a TOML or JSON file with a table {class: class of the source}, both by name or index; if empty, classes
+            with the same name are matched, and none if the source has no names.
 
     Raises:
-        InputError: the file cannot be read, or names a class that the data or the source does not have.
+        InputError: the file cannot be read, or names a class that the data or the source does not have, or one twice.
     """
     if not file:
         return {i: source.classes.index(name) for i, name in enumerate(classes) if name in source.classes}
     pairs = read_pairs(Path(file))
-    for name in pairs:
-        if name not in classes:
-            raise InputError(f'{file} names a class "{name}" that the data does not have; {nearest(name, classes)}')
+    try:
+        columns = ClassLabels(len(classes), classes).encode(list(pairs)).label
+    except InputError as error:
+        raise InputError(f"{file}, classes of the data: {error}") from None
     try:
         rows = source.conditioner.encode(list(pairs.values())).label
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    return {classes.index(name): row for name, row in zip(pairs, [] if rows is None else rows.tolist(), strict=True)}
+    if columns is None or rows is None:
+        return {}
+    matches = dict(zip(columns.tolist(), rows.tolist(), strict=True))
+    if len(matches) < len(pairs):
+        double = next(i for i, count in Counter(columns.tolist()).items() if count > 1)
+        raise InputError(f'{file} maps the class "{classes[double]}" twice; leave one of the lines out')
+    return matches
 
 
 def read_pairs(file: Path) -> dict[str, str | int]:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data.decode import Raster as Raster
@@ -166,17 +167,21 @@ def column_of_texts(texts: list[str], names: list[str] | None, where: str) -> Co
 
     Args:
         texts: the label of each image; all empty for a source without labels.
-        names: class names in order of their index, by which a label may be a number too; if None, the sorted labels.
+        names: class names in order of their index; a label may then be an index too, as `ClassLabels` reads it. If
+            None, the sorted labels.
         where: where the labels come from, for messages.
 
     Raises:
-        InputError: a label that is not among the names.
+        InputError: a label that is not among the names, or is a number that may be several classes.
     """
     if not any(texts):
         return label_column([0] * len(texts), [])
     classes = names or sorted(set(texts), key=natural)
-    index = {name: i for i, name in enumerate(classes)} | {str(i): i for i in range(len(classes)) if names}
-    unknown = [text for text in texts if text not in index]
-    if unknown:
-        raise InputError(f'label "{unknown[0]}" in {where} is not among its {len(classes)} classes')
+    labels = ClassLabels(len(classes), classes)
+    index: dict[str, int] = {}
+    for text in dict.fromkeys(texts):
+        try:
+            index[text] = labels.index(text)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
     return label_column([index[text] for text in texts], classes)

@@ -20,7 +20,8 @@ async function start() {
 async function pick() {
   const { id, network, size, sampler, steps, classes } = model();
   $("about").textContent = `${network}, ${size}, ${sampler}, ${steps} steps`;
-  shared.classes = classes ? (await (await ask(`v1/classes?model=${encodeURIComponent(id)}`)).json()).classes : [];
+  const listed = classes ? await (await ask(`v1/classes?model=${encodeURIComponent(id)}`)).json() : { classes: [], labels: [] };
+  [shared.classes, shared.labels] = [listed.classes, listed.labels];
   await draw.pick();
   inside.pick();
   compare.pick();

@@ -1,7 +1,7 @@
 // The view in which people draw.
 
 import { connect as connectHistory, remember, restore } from "./history.js";
-import { $, SAMPLERS, ask, described, element, events, model, post, say, shared, source } from "./service.js";
+import { $, SAMPLERS, ask, described, element, events, labelAt, model, placeOf, post, say, shared, source } from "./service.js";
 import * as start from "./start.js";
 
 const THUMBNAILS = 60; // classes for which small pictures are drawn at once
@@ -72,13 +72,13 @@ function order() {
     steps: number("steps"),
     guidance: number("guidance"),
     guidance_interval: interval(),
-    to_label: number("to-label"),
+    to_label: labelAt($("to-label").value),
     to_seed: number("to-seed"),
     ...start.started(),
     stream: true,
     partial_images: 12,
   };
-  if (labels.length) asked.labels = Array.from({ length: count }, (_, i) => labels[i % labels.length]);
+  if (labels.length) asked.labels = Array.from({ length: count }, (_, i) => labelAt(labels[i % labels.length]));
   return asked;
 }
 
@@ -137,10 +137,11 @@ async function take(asked) {
   asked = { ...asked };
   for (const [name, earlier] of Object.entries(EARLIER)) asked[name] ??= asked[earlier];
   const fields = { count: "n", seed: "seeds", quality: "preset", sampler: "sampler", steps: "steps", guidance: "guidance" };
-  for (const [id, key] of Object.entries({ ...fields, "to-label": "to_label", "to-seed": "to_seed" })) $(id).value = asked[key] ?? "";
+  for (const [id, key] of Object.entries({ ...fields, "to-seed": "to_seed" })) $(id).value = asked[key] ?? "";
+  $("to-label").value = asked.to_label === undefined ? "" : placeOf(asked.to_label);
   [$("low").value, $("high").value] = asked.guidance_interval;
   interval();
-  chosen = new Set(asked.labels ?? []);
+  chosen = new Set((asked.labels ?? []).map(placeOf));
   [...$("classes").children].forEach((button, i) => button.setAttribute("aria-pressed", String(chosen.has(i))));
   await start.resume(asked);
 }

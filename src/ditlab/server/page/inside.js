@@ -1,6 +1,6 @@
 // The view into the network: its estimate step by step, what a patch attends to, how much each block changes.
 
-import { $, bytes, drawing, element, model, post, say, shared, source } from "./service.js";
+import { $, bytes, drawing, element, labelAt, model, post, say, shared, source } from "./service.js";
 
 let asked = null; // the order that was looked into
 let steps = []; // time and picture of each step
@@ -17,7 +17,7 @@ export function pick() {
 async function look() {
   say("Inspecting");
   asked = { model: $("model").value, seeds: Number($("look-seed").value), steps: Number($("look-steps").value) };
-  if (model().classes) asked.prompt = Number($("look-label").value);
+  if (model().classes) asked.prompt = labelAt($("look-label").value);
   const seen = await (await post("v1/inspect", asked)).json();
   steps = seen.steps;
   $("way").replaceChildren(...steps.map(stepButton));

@@ -2,7 +2,7 @@
 
 export const $ = (id) => document.getElementById(id);
 export const SAMPLERS = ["ab4", "ab2", "dpmpp", "heun", "euler", "ddim", "ddpm", "sde"];
-export const shared = { models: [], classes: [] }; // the classes are those of the chosen model
+export const shared = { models: [], classes: [], labels: [] }; // names and labels of the chosen model's classes
 
 export const model = () => shared.models.find((each) => each.id === $("model").value);
 export const say = (text) => ($("status").textContent = text);
@@ -36,6 +36,12 @@ export async function* events(answer) {
     for (const block of blocks) yield JSON.parse(block.split("\n").find((line) => line.startsWith("data: ")).slice(6));
   }
 }
+
+// The value for a request of a class that is chosen by its place in the list; undefined for none.
+export const labelAt = (place) => (place === "" ? undefined : shared.labels[place]);
+
+// The place in the list of a class that a request named; a number is the index.
+export const placeOf = (value) => (typeof value === "number" ? value : shared.labels.indexOf(value));
 
 export function named(value) {
   // A label as people call it.
