@@ -175,7 +175,7 @@ def append_report(file: Path, name: str, reason: str) -> None:
 
 
 def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
-    """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; one sub-folder for each class."""
+    """Write the first `count` images, in a sub-folder for each class: PNG files, or `.npy` of what PNG cannot hold."""
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
         for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):
