@@ -295,3 +295,13 @@ def test_what_png_cannot_hold_is_exported_as_npy(tmp_path):
     array = np.arange(8 * 9 * 5, dtype=np.uint16).reshape(8, 9, 5)
     write_folder(Images(Arrays(array)), tmp_path, 1)
     assert np.array_equal(np.load(tmp_path / "000000.npy"), array)
+
+
+def test_an_image_of_8_bits_is_scaled_to_the_range_of_a_model():
+    values = PixelValues("int16", (-1000.0,), (1000.0,))
+    image = Image.fromarray(np.array([0, 51, 255, 255], np.uint8).repeat(16).reshape(8, 8))
+    assert Preprocess(None, channels=1, values=values)(image)[::2, 0, 0].tolist() == pytest.approx(
+        [-1000, -600, 1000, 1000]
+    )
+    bands = PixelValues("int16", (0.0, -10.0, 5.0), (1.0, 10.0, 6.0))
+    assert Preprocess(None, channels=3, values=bands)(image)[7, 7].tolist() == [1, 10, 6]

@@ -1,5 +1,6 @@
 """Set up a run in stages, from the recipe to the first step. Each docstring explains the order of its stage."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +24,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.terminal import say
 from ditlab.core.values import EIGHT_BITS
 from ditlab.core.weights import newest_checkpoint, read_config, state_hash
-from ditlab.data import Dataset, Latents, parse_source
+from ditlab.data import Dataset, Latents, open_dataset, parse_source
 from ditlab.data.summary import Summary
 from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
@@ -125,9 +126,8 @@ def open_data(job: Job) -> None:
     recipe = job.recipe
     job.place.share(recipe.train.batch, recipe.parallel.accumulate)
     if job.given_data is None:
-        spec = parse_source(recipe.data.source, recipe.data)
-        settings = replace(recipe.data, channels=channels_to_read(job)) if spec.resizable else recipe.data
-        job.dataset = spec.open(settings, job.skipped_images)
+        settings = replace(recipe.data, channels=channels_to_read(job))
+        job.dataset = open_dataset(recipe.data.source, settings, job.skipped_images)
     else:
         job.dataset = job.given_data
     check_dataset(job.dataset)
@@ -140,8 +140,10 @@ def channels_to_read(job: Job) -> int | None:
 
     Version 0.1 read gray images as RGB if a size was set, and its models stay as they are.
     """
-    data, checkpoint = job.recipe.data, newest_checkpoint(job.folder.folder)
-    if data.channels is not None or data.gray or checkpoint is None:
+    data = job.recipe.data
+    with warnings.catch_warnings(action="ignore"):  # `restore` warns of damaged checkpoints
+        checkpoint = newest_checkpoint(job.folder.folder)
+    if data.channels is not None or data.gray or checkpoint is None or not parse_source(data.source, data).resizable:
         return data.channels
     saved = read_config(checkpoint)
     pixels = saved["autoencoder"].get("kind") == "pixel"
