@@ -86,8 +86,8 @@ class Output:
 
     def _items(self, *, numbers: bool) -> Sequence[Any]:
         """What is saved: arrays of numbers, or PIL images and videos of the shown channels."""
-        if self.pixels is None:
-            return self.videos or self.images
+        if self.pixels is None or (isinstance(self.images, list) and not numbers):
+            return self.videos or self.images  # the caller may have changed them
         if numbers:
             return [*native(self.pixels, self.values)]
         shown = self.values.displayed(self.pixels)

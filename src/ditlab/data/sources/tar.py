@@ -94,9 +94,8 @@ class TarShards(Source):
         if not shards or missing:
             count = f" ({len(missing)} of {len(shards)} are missing)" if 0 < len(missing) < len(shards) else ""
             name = missing[0] if count else text
-            raise InputError(
-                f'no tar file "{name}"{count}; {nearest_path(name, "give an existing file, folder or pattern")}'
-            )
+            remedy = "give an existing file, folder or pattern"
+            raise InputError(f'no tar file "{name}"{count}; {remedy if count else nearest_path(name, remedy)}')
         if other := [shard for shard in shards if shard.suffix != ".tar"]:
             raise InputError(f"{other[0]} is no tar file, but {text} matches tar files too; give another pattern")
         source = cls(shards, settings)
