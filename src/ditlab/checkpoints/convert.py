@@ -15,6 +15,7 @@ from ditlab.autoencoders.io import save_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.published import to_official
 from ditlab.core.errors import InputError, lookup
+from ditlab.core.spelling import expand
 from ditlab.core.weights import CONFIG
 from ditlab.inference.pipeline import Pipeline
 
@@ -30,7 +31,7 @@ def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
     Raises:
         InputError: the target exists, or the layout does not support this model.
     """
-    target = Path(target)
+    target = Path(expand(str(target)))
     write = lookup(LAYOUTS, layout, "layout")
     if target.exists():
         raise InputError(f"{target} exists; give another path")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
 from ditlab.config.sections import AutoencoderTraining, Preparation
-from ditlab.config.values import Whole
+from ditlab.config.values import File, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 
@@ -41,12 +41,12 @@ EncodingOptions = Annotated[Encoding | None, Parameter(name="*")]
 
 @app.command(group="Data")
 def data(
-    source: str,
+    source: Location,
     /,
     *,
-    sheet: Path | None = None,
-    labels: str = "",
-    export: Path | None = None,
+    sheet: File | None = None,
+    labels: Location = "",
+    export: File | None = None,
     count: Whole = 1000,
     json: Json = False,
 ) -> None:
@@ -103,10 +103,10 @@ def inspect_images(source: str, labels: str, sheet: Path | None, json: bool) -> 
 
 @app.command(group="Data")
 def train_autoencoder(
-    source: str,
+    source: Location,
     /,
     *,
-    out: Path,
+    out: File,
     images: PreparationOptions = None,
     settings: TrainingOptions = None,
     json: Json = False,
@@ -143,11 +143,11 @@ def train_autoencoder(
 
 @app.command(group="Data")
 def encode(
-    source: str,
+    source: Location,
     /,
     *,
-    autoencoder: str,
-    out: Path,
+    autoencoder: Location,
+    out: File,
     images: PreparationOptions = None,
     options: EncodingOptions = None,
     json: Json = False,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -12,7 +11,7 @@ from rich.console import Console
 from ditlab.cli.options import Checkpoint
 from ditlab.cli.terminal import Json, app, claim_folder, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
-from ditlab.config.values import Whole
+from ditlab.config.values import File, Location, Whole
 from ditlab.core.errors import InputError
 
 Options: Any = network_arguments()  # with a field for each option of the families
@@ -107,8 +106,8 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
 
 @app.command(group="Models")
 def convert(
-    source: Path,
-    target: Path,
+    source: File,
+    target: File,
     /,
     *,
     to: Literal["official", "diffusers", "ditlab"],
@@ -145,8 +144,8 @@ def convert(
 
 @app.command(group="Models")
 def export(
-    model: str,
-    out: Path,
+    model: Location,
+    out: File,
     /,
     *,
     to: Literal["onnx", "openvino", "torch"],
@@ -179,8 +178,8 @@ def export(
 
 @app.command(group="Models")
 def average(
-    run: Path,
-    out: Path,
+    run: File,
+    out: File,
     /,
     *,
     width: float,

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from ditlab.cli.terminal import say_note
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import Interval
-from ditlab.config.values import Whole
+from ditlab.config.values import File, Location, Whole
 
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
@@ -37,9 +37,9 @@ class Request:
 class StartImage:
     """Image-to-image and in-painting."""
 
-    image: Path | None = None
+    image: File | None = None
     """Start from this image (image-to-image)."""
-    mask: Path | None = None
+    mask: File | None = None
     """With --image: in-painting mask. White is regenerated, black is kept."""
     strength: float | None = None
     """With --image: share of the sampling trajectory that runs; 1 starts from noise (default: 0.6; 1 with --mask)."""
@@ -51,7 +51,7 @@ class StartImage:
 class Files:
     """What is written."""
 
-    out: Path = Path("samples")
+    out: File = Path("samples")
     """Folder for the images; must be empty or new."""
     npz: Flag = False
     """Write samples.npz for evaluation tools instead. Run the same command again to resume; works under torchrun."""
@@ -67,7 +67,7 @@ class Checkpoint:
 
     weights: Literal["ema", "model"] = "ema"
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
-    autoencoder: str | None = None
+    autoencoder: Location | None = None
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
     heads: Whole | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""

@@ -11,6 +11,7 @@ from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwor
 from ditlab.cli.terminal import Json, app, claim_folder, command, print_json, say, screen
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import SamplingOptions
+from ditlab.config.values import File, Location
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 
@@ -26,7 +27,7 @@ NPZ_COUNT = 50_000
 
 @app.command(group="Generate")
 def sample(
-    model: str,
+    model: Location,
     /,
     *,
     request: Annotated[Request | None, Parameter(name="*")] = None,
@@ -183,11 +184,11 @@ def sample_images(
 
 @app.command(group="Generate")
 def tune(
-    model: str,
+    model: Location,
     /,
     *,
     tuning: Annotated[Tuning | None, Parameter(name="*")] = None,
-    out: Path = Path("schedules.json"),
+    out: File = Path("schedules.json"),
     device: str = "auto",
     json: Json = False,
 ) -> None:
@@ -234,7 +235,7 @@ def report_tuning(model: str, wanted: Tuning, out: Path, tuned: "dict[int, Tuned
 
 @app.command(group="Generate")
 def bench(
-    model: str,
+    model: Location,
     /,
     *,
     settings: Annotated[Benchmark | None, Parameter(name="*")] = None,

@@ -8,6 +8,7 @@ import torch
 
 from ditlab.conditioning.base import Conditioner, Described
 from ditlab.core.errors import InputError, nearest
+from ditlab.core.spelling import all_nfc, nfc
 from ditlab.core.types import Condition
 
 
@@ -22,7 +23,7 @@ class ClassLabels(Conditioner):
     what = "class"
 
     def __init__(self, classes: int, names: Sequence[str] = ()) -> None:
-        self.classes, self.names = classes, list(names)
+        self.classes, self.names = classes, all_nfc(names)
         self.config = {"kind": "class", "classes": classes, "names": self.names}
 
     @classmethod
@@ -51,6 +52,7 @@ class ClassLabels(Conditioner):
             return self.classes
         if self.classes == 0:
             raise InputError(f"label {value} for an unconditional model; leave the labels out")
+        value = nfc(value) if isinstance(value, str) else value
         if value in self.names:
             return self.names.index(str(value))
         try:

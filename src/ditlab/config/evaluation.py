@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ditlab.config.sampling import SETTINGS, SamplingOptions, modern
-from ditlab.config.values import Whole
+from ditlab.config.values import Located, Location, Whole
 
 Metrics = Annotated[tuple[str, ...], Parameter(negative="")]
 
@@ -16,12 +16,12 @@ RENAMED = SETTINGS | {"labels": "label_sampling"}
 
 
 @dataclass(frozen=True)
-class CheckpointOptions:
+class CheckpointOptions(Located):
     """Which weights of a model are loaded, and properties that external checkpoints do not contain."""
 
     weights: Literal["ema", "model"] = "ema"
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
-    autoencoder: str = ""
+    autoencoder: Location = ""
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
     heads: Whole | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
@@ -50,12 +50,12 @@ class SampleSet:
 
 
 @dataclass(frozen=True)
-class FeatureOptions:
+class FeatureOptions(Located):
     """The features in which images are compared."""
 
     features: str = ""
     """inception, dinov2, digits or glyphs (default: the features of the reference)."""
-    feature_weights: str = ""
+    feature_weights: Location = ""
     """File, folder or hub id of the weights of the feature network."""
 
 
@@ -63,7 +63,7 @@ class FeatureOptions:
 class Scoring(FeatureOptions):
     """The reference that images are compared with, and the metrics."""
 
-    reference: str = ""
+    reference: Location = ""
     """Reference: an .npz file of ditlab or of ADM's evaluator, or any data source."""
     metrics: Metrics = ()
     """frechet, spatial, inception-score, precision-recall, kernel, accuracy (default: all that apply)."""

@@ -14,7 +14,8 @@ from cyclopts import Parameter
 
 from ditlab.config.fields import renamed, setting
 from ditlab.config.sampling import Sample
-from ditlab.config.values import Whole
+from ditlab.config.values import Located, Location, Whole
+from ditlab.core.spelling import expand
 
 NETWORK = "DiT-S/2"
 
@@ -88,7 +89,7 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Preparation(Located):
     """How images are read and resized."""
 
     size: str = ""
@@ -101,7 +102,7 @@ class Preparation:
     """Convert to gray."""
     background: str = "white"
     """Color behind transparent pixels, and of bars."""
-    labels: str = ""
+    labels: Location = ""
     """CSV or JSONL file with the labels of a flat folder."""
     max_skipped: float = setting(0.05, resume="free")
     """Largest share of images that may be unreadable."""
@@ -111,9 +112,9 @@ class Preparation:
 class Data(Preparation):
     """Where the images come from."""
 
-    source: str = "digits"
+    source: Location = "digits"
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
-    autoencoder: str = ""
+    autoencoder: Location = ""
     """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""
     classes: Whole | None = None
     """Class count of the model, if it must be larger than that of the data."""
@@ -144,7 +145,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Located):
     """The length of a run, what is trained, and what is written."""
 
     images: Whole = setting(1_000_000, resume="free", at_least=1)
@@ -169,9 +170,9 @@ class Train:
     """Decay of the exponential moving average (EMA) of the weights per step, after warm-up."""
     power_ema: Annotated[tuple[float, ...], Parameter(alias="widths")] = setting((), was="widths")
     """Lengths of additional power-function EMAs, as shares of the run, such as 0.05 0.1."""
-    init_from: str = ""
+    init_from: Location = ""
     """Model whose weights the run starts from; the settings of [model] are then those of this model."""
-    class_map: str = ""
+    class_map: Location = ""
     """With init_from: TOML or JSON file that maps classes of the data to the classes of the source they start from."""
     lora: Whole = setting(0, at_least=0)
     """With init_from: rank of low-rank updates that are trained instead of the weights; 0 trains the weights."""
@@ -265,8 +266,9 @@ class Recipe:
         from ditlab.config.reader import to_tables, to_toml
         from ditlab.core.io import replace_text
 
-        replace_text(Path(path), to_toml(to_tables(self)))
-        return Path(path)
+        file = Path(expand(str(path)))
+        replace_text(file, to_toml(to_tables(self)))
+        return file
 
 
 @dataclass(frozen=True)

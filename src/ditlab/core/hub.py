@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 
 
 def fetch(path: str | Path) -> Path:
@@ -14,16 +15,17 @@ def fetch(path: str | Path) -> Path:
     Raises:
         InputError: the user may not read the path, or the repository cannot be downloaded.
     """
-    if is_hub_id(str(path)):
-        return _download(str(path))
-    path = Path(path)
+    path = expand(str(path))
+    if is_hub_id(path):
+        return _download(path)
+    local = Path(path)
     try:
-        readable = not path.exists() or os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+        readable = not local.exists() or os.access(local, os.R_OK | os.X_OK if local.is_dir() else os.R_OK)
     except PermissionError:
         readable = False
     if not readable:
         raise InputError(f"you have no permission to read {path}; change its permissions (chmod u+rX)")
-    return path
+    return local
 
 
 def is_hub_id(text: str) -> bool:

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 from ditlab.config.reader import parse_size
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest
+from ditlab.core.spelling import expand, nfc
 from ditlab.data.base import Dataset
 from ditlab.data.builtin import DATASETS, find_builtin
 from ditlab.data.images import Images
@@ -149,6 +150,7 @@ SPECS: tuple[type[SourceSpec], ...] = (Cache, SampleNpz, ImageFiles, Builtin)
 
 def find_spec(text: str, labels: str = "") -> SourceSpec | None:
     """The data source that a string names; None if it names no data source."""
+    text, labels = expand(text), expand(labels)
     return next((spec for spec_class in SPECS if (spec := spec_class.parse(text, labels)) is not None), None)
 
 
@@ -192,19 +194,28 @@ def _check_size(dataset: Dataset, settings: Preparation | None, what: str) -> No
 
 
 def content_identity(text: str) -> str:
-    """Hash that identifies the content of a data source, 16 digits.
+    """Hash that identifies the content of a data source, 16 digits; it does not depend on the place of the files.
 
-    It covers names, sizes and modification times of files; for an .npz file, names, sizes and checksums of its members;
-    otherwise the string itself. Features are not hashed, because their last digits depend on the machine.
+    It covers names in the folder, sizes and modification times of files; for an .npz file, names, sizes and checksums
+    of its members; otherwise the string itself. Features are not hashed: their last digits depend on the machine.
     """
-    path = Path(text)
+    path = Path(expand(text))
     if path.suffix == ".npz" and path.is_file():
         array_names(path)
         with zipfile.ZipFile(path) as archive:
             lines = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
-    elif path.exists():
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        lines = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    elif files := files_of(path):
+        states = sorted((name, file.stat()) for name, file in files.items())
+        lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states]
     else:
         lines = [text]  # built in, or on a hub
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """All files that a path or pattern names: composed name in the folder -> path. A single file has no name."""
+    if path.is_dir():
+        return {nfc(str(file.relative_to(path).as_posix())): file for file in path.rglob("*") if file.is_file()}
+    if path.is_file():
+        return {"": path}
+    return {nfc(file.name): file for file in path.parent.glob(path.name)} if "*" in path.name else {}

@@ -20,6 +20,7 @@ from ditlab.core.device import describe, pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
+from ditlab.core.spelling import expand
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
 from ditlab.data import Dataset, find_spec, parse_source
@@ -79,8 +80,9 @@ def evaluate(
         InputError: the settings contradict each other, or another process works on the same evaluation.
     """
     settings, console = with_keywords(settings or Evaluation(), keywords), console or Console(quiet=True)
+    source = source if isinstance(source, BasePipeline) else expand(str(source))
     job = plan_evaluation(source, settings, console, {} if measured is None else measured)
-    folder = Path(out or home_of(source)) / f"{name}-{protocol_hash(job.protocol)}"
+    folder = Path(expand(str(out or home_of(source)))) / f"{name}-{protocol_hash(job.protocol)}"
     with held(folder, rank):
         if (folder / "result.json").exists():
             return with_expectation(read_result(folder), settings)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.report.sheets import save_animation, to_pil, to_videos
 
 TYPES = ("pil", "np", "pt", "latent")
@@ -40,7 +41,7 @@ class Output:
         items: Sequence[Any] = self.videos or self.images
         if not isinstance(items, list):
             raise InputError('only output_type="pil" can be saved; leave output_type out')
-        suffix, target = ".gif" if self.videos else ".png", Path(path)
+        suffix, target = ".gif" if self.videos else ".png", Path(expand(str(path)))
         if target.suffix.lower() in (".png", ".gif"):
             if target.suffix.lower() != suffix:
                 raise InputError(f"{target}; give a name that ends in {suffix}")

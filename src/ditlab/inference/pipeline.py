@@ -19,6 +19,7 @@ from ditlab.backbones import Backbone
 from ditlab.conditioning import ClassLabels, Conditioner
 from ditlab.config.sampling import outdated, preset_options
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.core.types import Label
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, process_name
@@ -141,7 +142,7 @@ class Pipeline(BasePipeline):
             folder: created if it does not exist.
             name: name of the model on the card (default: name of the folder).
         """
-        return saving.save(self, Path(folder), name)
+        return saving.save(self, Path(expand(str(folder))), name)
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, license: str | None = None, **old: str | None

@@ -13,6 +13,7 @@ from ditlab.config.reader import parse_recipe
 from ditlab.config.sections import Recipe
 from ditlab.core.device import process_place
 from ditlab.core.io import held
+from ditlab.core.spelling import expand
 from ditlab.data import Dataset, from_torch
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
@@ -65,7 +66,7 @@ def train(
         dataset = data if isinstance(data, Dataset) else from_torch(data)
         recipe = replace(recipe, data=replace(recipe.data, source=f"python:{type(data).__qualname__}"))
     check_recipe(recipe)
-    folder, rank = Path(out), process_place()[0]
+    folder, rank = Path(expand(str(out))), process_place()[0]
     with exit_before_first_step(), held(folder, rank), joined(recipe.train.device, recipe.parallel.timeout) as place:
         output = console if place.first else Console(quiet=True)
         return train_here(Job(recipe, RunFolder(folder), place, output, changes, callbacks, dataset))

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant, replace_text, replacing
+from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
 from ditlab.data.base import Dataset
 
@@ -170,7 +171,7 @@ class Latents(Dataset):
         shards, self.entries = content.pop("shards"), content.pop("entries")
         self.description = describe(content)
         self.channels, self.size = self.description.channels, self.description.size
-        self.classes = self.description.classes
+        self.classes = all_nfc(self.description.classes)
         self.shape = self.description.shape
         self.shards = [Shard(folder / "shards" / shard["file"], shard["bytes"]) for shard in shards]
         self.starts = np.cumsum([0] + [shard["entries"] for shard in shards])

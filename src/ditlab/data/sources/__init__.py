@@ -1,6 +1,7 @@
 """Sources of images: folders, tar shards, Hugging Face data sets. A new source is one file and a line in `SOURCES`."""
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
 from ditlab.data.sources.folder import SUFFIXES, Folder, walk
 from ditlab.data.sources.hugging_face import HuggingFace
@@ -33,6 +34,7 @@ def open_source(text: str, labels: str = "") -> Source:
     Raises:
         InputError: the source does not exist, is empty, or does not match the label file.
     """
+    text, labels = expand(text), expand(labels)
     source_class = find_source(text, labels)
     if source_class is None:
         raise InputError(f'no data at "{text}"; give an existing folder of images')

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import all_nfc, nfc
 
 MIN_SIDE = 8  # smaller images are icons or accidents
 
@@ -115,13 +116,21 @@ def _reason(error: Exception) -> str:
 
 
 def natural(path: str | Path) -> list[tuple[int, str]]:
-    """Sort key that compares numbers by value: 2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+    """Sort key that compares numbers by value, 2 before 10, and that is the same in both encodings of a letter."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", nfc(str(path)))]
 
 
 def label_column(labels: Sequence[int], classes: list[str]) -> Column:
-    """A column of class indices."""
-    return Column(torch.tensor(labels, dtype=torch.long), classes)
+    """A column of class indices; names are composed (NFC).
+
+    Raises:
+        InputError: two classes have the same name, such as two folders whose names differ in their encoding only.
+    """
+    names = all_nfc(classes)
+    if len(set(names)) < len(set(classes)):
+        name = next(name for i, name in enumerate(names) if name in names[:i] and classes.count(classes[i]) == 1)
+        raise InputError(f'two classes have the name "{name}", in different encodings; rename one of them')
+    return Column(torch.tensor(labels, dtype=torch.long), names)
 
 
 def column_of_texts(texts: list[str], names: list[str] | None, where: str) -> Column:
@@ -137,6 +146,8 @@ def column_of_texts(texts: list[str], names: list[str] | None, where: str) -> Co
     """
     if not any(texts):
         return label_column([0] * len(texts), [])
+    texts = all_nfc(texts)
+    names = None if names is None else all_nfc(names)
     classes = names or sorted(set(texts), key=natural)
     index = {name: i for i, name in enumerate(classes)} | {str(i): i for i in range(len(classes)) if names}
     unknown = [text for text in texts if text not in index]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import all_nfc, nfc
 from ditlab.data.sources.base import column_of_texts
 from ditlab.data.sources.folder import Folder, printable, walk
 
@@ -29,12 +30,13 @@ class Table(Folder):
         root, table = Path(text), Path(labels)
         label_of = read_labels(table)
         files = walk(root, set())
-        for missing, names in (("label", set(files) - label_of.keys()), ("image", label_of.keys() - set(files))):
+        composed = all_nfc(files)
+        for missing, names in (("label", set(composed) - label_of.keys()), ("image", label_of.keys() - set(composed))):
             if names:
                 name = printable(min(names))
                 raise InputError(f"{name} has no {missing} ({len(names)} without one); correct {table} or {root}")
         source = cls(root, files)
-        source.columns = {"label": column_of_texts([label_of[name] for name in files], None, str(table))}
+        source.columns = {"label": column_of_texts([label_of[name] for name in composed], None, str(table))}
         return source
 
 
@@ -49,10 +51,10 @@ def read_labels(table: Path) -> dict[str, str]:
         text = table.read_text(encoding="utf-8-sig")  # spreadsheet programs write a byte order mark
         rows = csv.DictReader(io.StringIO(text)) if table.suffix.lower() == ".csv" else _json_lines(text)
         for row in rows:
-            name, label = row.get("file") or row["file_name"], row["label"]
+            name, label = nfc(str(row.get("file") or row["file_name"])), row["label"]
             if label in (None, ""):
                 raise ValueError(f"a label for {name}")
-            if label_of.setdefault(str(name), str(label)) != str(label):
+            if label_of.setdefault(name, str(label)) != str(label):
                 raise InputError(
                     f"{name} has the labels {label_of[name]} and {label} in {table}; remove one of the rows"
                 )
