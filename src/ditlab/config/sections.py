@@ -112,7 +112,7 @@ class Preparation(Located):
 class Data(Preparation):
     """Where the images come from."""
 
-    source: Location = "digits"
+    source: Location = setting("digits", resume="ask")
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
     autoencoder: Location = ""
     """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""

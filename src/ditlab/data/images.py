@@ -16,6 +16,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
+from ditlab.data.identity import Stamps, content_hash, scan
 from ditlab.data.preprocess import Preprocess, as_array, to_rgb
 from ditlab.data.sources import Source, Unreadable
 
@@ -77,6 +78,15 @@ class Images(Dataset):
         arrays = list(self.pool.map(self._read, indices.tolist()))
         readable = torch.tensor([array is not None for array in arrays])
         return self._batch([array for array in arrays if array is not None], indices[readable])
+
+    def stamps(self) -> Stamps:
+        return scan(self.source.stamp, self.source.labels.numpy(), self.pool)
+
+    def content_hash(self, i: int) -> int:
+        try:
+            return content_hash(self.source.content(i))
+        except Exception:  # as `Source.read`: an image that cannot be read has no content
+            return content_hash(b"")
 
     def _batch(self, arrays: list[Array], indices: Tensor) -> Batch:
         empty = np.empty((0, *self.size, self.channels), np.uint8)

@@ -5,6 +5,7 @@ process resumes at the first missing block. Files are read row by row, without l
 """
 
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset
+from ditlab.data.identity import Stamp, Stamps, content_hash
 from ditlab.data.rows import RowFile, allocate, row_file
 
 BLOCK = 256  # images in a block; sampling resumes at a block
@@ -34,7 +36,7 @@ class SampleFile(Dataset):
         Raises:
             InputError: the file does not exist, or holds no images.
         """
-        self.pixels = stored_rows(file, "arr_0")
+        self.file, self.pixels = file, stored_rows(file, "arr_0")
         if len(self.pixels.shape) != 4 or self.pixels.dtype != np.uint8 or self.pixels.shape[3] not in (1, 3):
             raise InputError(
                 f"{file} has arr_0 of shape {self.pixels.shape} and type {self.pixels.dtype}; "
@@ -56,6 +58,16 @@ class SampleFile(Dataset):
     def fetch(self, indices: Tensor) -> Batch:
         pixels = torch.from_numpy(self.pixels[indices.numpy()])
         return Batch(pixels.permute(0, 3, 1, 2).contiguous(), self.condition(indices))
+
+    def stamps(self) -> Stamps:
+        with zipfile.ZipFile(self.file) as archive:
+            checksum = archive.getinfo("arr_0.npy").CRC  # of all images
+        count, *shape = self.pixels.shape
+        stamps = (Stamp(str(i), math.prod(shape), checksum) for i in range(count))
+        return Stamps.of(stamps, self.labels.numpy())
+
+    def content_hash(self, i: int) -> int:
+        return content_hash(self.pixels[i : i + 1].tobytes())
 
 
 def array_names(file: Path) -> list[str]:

@@ -38,7 +38,8 @@ from ditlab.training.objectives import OBJECTIVES
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import Place, keep_inputs_only, shard, spread
 from ditlab.training.power_ema import PowerAverages
-from ditlab.training.run_folder import COUNT, RunFolder
+from ditlab.training.resuming import COUNT
+from ditlab.training.run_folder import RunFolder
 from ditlab.training.state import TrainState
 
 FEW = 500  # remaining steps up to which compiling does not pay off
@@ -147,7 +148,8 @@ def build_model(job: Job) -> None:
 
 def claim_folder(job: Job) -> None:
     """Check the run folder. This needs the complete recipe, and comes before anything is written."""
-    job.place.first_does(lambda: job.folder.check(job.recipe, job.dataset, changes=job.changes))
+    for note in job.place.first_does(lambda: job.folder.check(job.recipe, job.pipe, job.dataset, changes=job.changes)):
+        job.say(note)
     job.pipe.config[COUNT] = len(job.dataset)
     check_condition(job.dataset, job.pipe, job.recipe.data.conditioner)
 

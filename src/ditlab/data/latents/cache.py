@@ -15,7 +15,7 @@ import json
 import math
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -30,6 +30,7 @@ from ditlab.core.io import is_vacant, replace_text, replacing
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
 from ditlab.data.base import Dataset
+from ditlab.data.identity import Stamps
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -193,6 +194,10 @@ class Latents(Dataset):
             name.removeprefix(CONDITION): self._rows(name, indices) for name in self.condition_names
         }
         return Condition(**parts)
+
+    def stamps(self) -> Stamps:
+        checksums = np.array(self.checksums, np.int64)
+        return replace(super().stamps(), times=checksums, hashes=checksums + 1)  # 0 is an unknown hash
 
     def _place(self, i: int) -> tuple["Shard", int]:
         """The shard of entry i, and its row there."""

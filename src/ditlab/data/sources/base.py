@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc, nfc
+from ditlab.data.identity import Stamp
 
 MIN_SIDE = 8  # smaller images are icons or accidents
 
@@ -83,6 +84,14 @@ class Source(ABC):
     @abstractmethod
     def raw(self, i: int) -> Image.Image:
         """Image i, opened and not necessarily decoded; it may raise any exception of Pillow."""
+
+    def stamp(self, i: int) -> Stamp:
+        """Name, size and time of image i, without reading it; sources whose images may change override this."""
+        return Stamp(nfc(self.name(i)))
+
+    def content(self, i: int) -> bytes:
+        """The bytes of image i as they are stored, for a hash; sources with times in their stamps override this."""
+        return b""
 
     @final
     def read(self, i: int, min_side: int = MIN_SIDE) -> Image.Image:

@@ -7,6 +7,8 @@ from typing import Self
 from PIL import Image
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import nfc
+from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.sources.base import Source, label_column, natural
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
@@ -57,6 +59,12 @@ class Folder(Source):
 
     def raw(self, i: int) -> Image.Image:
         return Image.open(self.root / self.files[i])
+
+    def stamp(self, i: int) -> Stamp:
+        return file_stamp(f"{self.root}/{self.files[i]}", nfc(self.files[i]))
+
+    def content(self, i: int) -> bytes:
+        return (self.root / self.files[i]).read_bytes()
 
 
 def _distinct(root: Path, folders: list[Path]) -> set[str]:

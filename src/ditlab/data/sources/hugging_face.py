@@ -6,6 +6,7 @@ from typing import Any, Self
 from PIL import Image
 
 from ditlab.core.errors import InputError, lookup
+from ditlab.data.identity import Stamp, content_hash
 from ditlab.data.sources.base import Source, label_column
 
 PREFIX = "hf:"
@@ -76,6 +77,16 @@ class HuggingFace(Source):
     def raw(self, i: int) -> Image.Image:
         image: Image.Image = self.table[i][self.image_column]
         return image
+
+    def stamp(self, i: int) -> Stamp:
+        fingerprint = content_hash(str(self.table._fingerprint).encode())  # of all rows
+        return Stamp(str(i), 0, fingerprint)
+
+    def content(self, i: int) -> bytes:
+        from datasets import Image as ImageColumn
+
+        stored = self.table.cast_column(self.image_column, ImageColumn(decode=False))[i][self.image_column]
+        return stored["bytes"] or Path(stored["path"]).read_bytes()
 
 
 def _is_saved(path: Path) -> bool:

@@ -13,6 +13,8 @@ from PIL import Image
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
+from ditlab.core.spelling import nfc
+from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.sources.base import Source, column_of_texts
 from ditlab.data.sources.folder import is_image, printable, walk
 
@@ -78,10 +80,18 @@ class TarShards(Source):
         return printable(f"{self.shards[self.places[i][0]].name}:{self.places[i][1]}")
 
     def raw(self, i: int) -> Image.Image:
+        return Image.open(io.BytesIO(self.content(i)))
+
+    def stamp(self, i: int) -> Stamp:
+        number, name, _, length = self.places[i]
+        shard = self.shards[number]
+        return file_stamp(shard, nfc(f"{shard.name}:{name}"))._replace(size=length)
+
+    def content(self, i: int) -> bytes:
         number, _, offset, length = self.places[i]
         with self.shards[number].open("rb") as file:
             file.seek(offset)
-            return Image.open(io.BytesIO(file.read(length)))
+            return file.read(length)
 
 
 def _visible_shards(folder: Path) -> list[Path]:
