@@ -4,15 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ditlab.autoencoders.io import read_part
 from ditlab.backbones import create
 from ditlab.backbones.lora import plain
 from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
 from ditlab.core.errors import InputError
+from ditlab.core.hub import is_there
 from ditlab.core.modules import skip_init
 from ditlab.core.registry import check_imported, imported_parts_only
+from ditlab.core.spelling import absolute
 from ditlab.core.weights import (
     ADAPTER,
+    BASE,
     CONDITIONER,
     CONFIG,
     WEIGHTS,
@@ -21,22 +26,30 @@ from ditlab.core.weights import (
     read_config,
     read_tensors,
     read_weights,
+    state_hash,
 )
 from ditlab.diffusion.objective import read_objective
 from ditlab.inference.pipeline import Pipeline
 
 
 @imported_parts_only()
-def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], Pipeline] | None" = None) -> Pipeline:
+def load_folder(
+    path: Path,
+    weights: str = "ema",
+    load_source: "Callable[[str], Pipeline] | None" = None,
+    base: str | Path | None = None,
+) -> Pipeline:
     """Load a model that ditlab saved, or the newest checkpoint of a training run.
 
     Args:
         path: a model folder or a run folder.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
         load_source: loads the source model of low-rank updates that were saved separately.
+        base: present place of that model; None is the place where it was in training.
 
     Raises:
-        InputError: the path holds no model, or a file is incomplete or does not fit its config.
+        InputError: the path holds no model, a file is incomplete or does not fit its config, or the source model is
+            missing or another one.
     """
     folder = newest_checkpoint(path) or path
     config = read_config(folder)
@@ -54,9 +67,10 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
         raise InputError(
             f"{folder / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
         ) from error
+    if base is not None and not (folder / ADAPTER).exists():
+        raise InputError(f"{folder} contains all its weights and needs no base; leave it out")
     if weights == "ema" and (folder / ADAPTER).exists():
-        source = (load_source or _load_own)(config["lora"]["source"]).net.state_dict()
-        tensors = source | read_tensors(folder / ADAPTER)
+        tensors = read_base(folder, config, base, load_source or _load_own) | read_tensors(folder / ADAPTER)
     else:
         tensors = read_tensors(folder / (WEIGHTS if weights == "ema" else "raw.safetensors"))
     net.load_state_dict(fit(plain(tensors), net.state_dict(), str(folder)), assign=True)
@@ -67,6 +81,32 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
         config={k: v for k, v in config.items() if k not in ("format", "version")},
         conditioner=conditioner,
     )
+
+
+def read_base(
+    folder: Path, config: dict[str, Any], base: str | Path | None, load_source: "Callable[[str], Pipeline]"
+) -> dict[str, Tensor]:
+    """The weights of the model that low-rank updates change; its present place is recorded in the config.
+
+    Raises:
+        InputError: the model does not exist, or has other weights than in training.
+    """
+    recorded = config["lora"]["source"]
+    if base is None and not is_there(recorded):
+        raise InputError(
+            f"{folder} holds low-rank updates of the model {recorded}, which does not exist; "
+            "give its present place: base=, or train.init_from to resume training"
+        )
+    place = str(recorded if base is None else base)
+    net = load_source(place).net
+    expected = config.get(BASE)  # earlier versions did not record it
+    if expected is not None and (actual := state_hash(net)) != expected:
+        raise InputError(
+            f"{place} is not the model from which {folder} was trained: its weights have the hash {actual}, "
+            f"not {expected}; give that model"
+        )
+    config["lora"] = config["lora"] | {"source": absolute(place)}
+    return net.state_dict()
 
 
 def read_conditioner(folder: Path, classes: int, names: list[str], description: dict[str, Any] | None) -> Conditioner:

@@ -69,6 +69,8 @@ class Checkpoint:
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
     autoencoder: Location | None = None
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
+    base: Location | None = None
+    """Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."""
     heads: Whole | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None
@@ -83,7 +85,7 @@ class Checkpoint:
         size = None if self.size is None else parse_size(self.size)
         properties = {"heads": self.heads, "size": size, "classes": self.classes}
         options |= {key: value for key, value in properties.items() if value is not None}
-        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, **options)
+        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, base=self.base, **options)
         say_note(pipe.config)
         return pipe
 

@@ -23,6 +23,8 @@ class CheckpointOptions(Located):
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
     autoencoder: Location = ""
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
+    base: Location = ""
+    """Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."""
     heads: Whole | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     latent_size: str = ""
@@ -96,6 +98,7 @@ class Evaluation(Expectation, Scoring, SampleSource):
     def keys(self) -> dict[str, Any]:
         """The settings under the names of version 0.1, which are part of the hash of a protocol."""
         values = asdict(self)
+        del values["base"]  # the place of a model does not change its images
         for old, new in RENAMED.items():
             if new in values:
                 values[old] = values.pop(new)

@@ -33,6 +33,11 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", text) is not None and not Path(text).parent.exists()
 
 
+def is_there(path: str) -> bool:
+    """Whether a path exists, or a text has the form of a hub repository."""
+    return Path(expand(path)).exists() or is_hub_id(path)
+
+
 def _download(name: str) -> Path:
     hub = hub_library()
     try:

@@ -75,6 +75,11 @@ class Stamps:
     def __len__(self) -> int:
         return len(self.names)
 
+    def equal(self, other: Self) -> bool:
+        """Whether all values are the same."""
+        mine, others = self.arrays(), other.arrays()
+        return all(np.array_equal(mine[key], others[key]) for key in mine)
+
     def take(self, indices: Numbers) -> Self:
         """The stamps of some images."""
         arrays = {key: getattr(self, key)[indices] for key in ("labels", "sizes", "times", "hashes")}

@@ -230,7 +230,8 @@ def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> 
         options["classes"] = settings.classes
     if settings.latent_size:
         options["size"] = parse_size(settings.latent_size)
-    return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **options)
+    options |= {"autoencoder": settings.autoencoder or None, "base": settings.base or None}
+    return load(source, weights=settings.weights, device=device, **options)
 
 
 def sampling_of(settings: SampleSource, conditional: bool) -> dict[str, Any]:

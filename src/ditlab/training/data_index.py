@@ -1,4 +1,4 @@
-"""The images that a run was trained on, in `data.npz` of the run folder, and whether they are still the same.
+"""The images that a run was trained on, in `images.npz` of the run folder, and whether they are still the same.
 
 A start costs a look at each file (its size and time) and no reading. Hashes, which decide after a copy or a checkout
 that changes the times only, are kept for data of up to `HASHED_IMAGES` images and `HASHED_BYTES`; reading these takes
@@ -14,7 +14,7 @@ import numpy as np
 from ditlab.data import Dataset
 from ditlab.data.identity import Changes, Stamps, compare
 
-FILE = "data.npz"
+FILE = "images.npz"
 HASHED_IMAGES, HASHED_BYTES = 10_000, 256 * 2**20
 
 
@@ -27,6 +27,8 @@ class DataIndex:
     """The present images, with the hashes that are known or affordable."""
     changes: Changes | None
     """What has changed since the run was started or last resumed; None if the folder has no list."""
+    saved: Stamps | None = None
+    """The list in the folder."""
 
     @classmethod
     def of(cls, folder: Path, dataset: Dataset) -> Self:
@@ -35,11 +37,12 @@ class DataIndex:
         if before is None:
             return cls(dataset, present, None)
         changes, present = compare(before, present, dataset.content_hash)
-        return cls(dataset, present, changes)
+        return cls(dataset, present, changes, before)
 
     def save(self, folder: Path) -> None:
         """Write the list of the present images into a run folder."""
         stamps = self.stamps
         if len(stamps) <= HASHED_IMAGES and stamps.sizes.sum() <= HASHED_BYTES:
             stamps = stamps.hashed(np.arange(len(stamps)), self.dataset.content_hash)
-        stamps.save(folder / FILE)
+        if self.saved is None or not stamps.equal(self.saved):
+            stamps.save(folder / FILE)

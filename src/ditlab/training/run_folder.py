@@ -1,7 +1,7 @@
 """The folder of a training run: its files, and how checkpoints are written, removed and restored.
 
     run/recipe.toml                 the resolved recipe
-    run/data.npz                    names, labels, sizes and times of the images, see `ditlab.training.data_index`
+    run/images.npz                  names, labels, sizes and times of the images, see `ditlab.training.data_index`
     run/metrics.jsonl               a line of metrics at each interval
     run/previews/000000128000.png   samples of fixed seeds
     run/left-out.jsonl              the batches whose gradient was not finite, if there were any

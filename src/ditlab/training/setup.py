@@ -20,8 +20,10 @@ from ditlab.config.reader import to_tables
 from ditlab.config.sections import Recipe
 from ditlab.core.device import total_memory
 from ditlab.core.errors import InputError
+from ditlab.core.hub import is_there
+from ditlab.core.spelling import absolute
 from ditlab.core.units import GIB
-from ditlab.core.weights import newest_checkpoint
+from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, state_hash
 from ditlab.data import Dataset, Latents, open_dataset
 from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
@@ -130,7 +132,11 @@ def open_source(job: Job) -> None:
     recipe, origin = job.recipe, job.recipe.train.init_from
     checkpoint = newest_checkpoint(job.folder.folder) if origin else None
     job.resumed = checkpoint is not None
-    job.source = load(checkpoint or origin) if origin else None
+    if checkpoint is not None:
+        moved = (checkpoint / ADAPTER).exists() and is_there(origin)
+        job.source = load(checkpoint, base=origin if moved else None)
+    elif origin:
+        job.source = load(origin)
     if job.source is not None:
         if not job.resumed:
             job.say(inherited(recipe.diffusion, job.source.objective, origin))
@@ -171,12 +177,14 @@ def start_from_source(job: Job) -> None:
         return
     trained = [*net.label_tables, *net.heads_out]  # these tensors have no low-rank updates and are trained whole
     if not job.resumed:
+        job.pipe.config[BASE] = state_hash(source.net)
         changes = transfer(net, job.pipe.classes, source, settings.class_map)
         job.console.print(report(changes))
         trained += [change.name for change in changes if change.fate != "kept"]
+    elif BASE in source.config:
+        job.pipe.config[BASE] = source.config[BASE]
     if settings.lora:
-        origin = Path(settings.init_from)
-        fresh = {"source": str(origin.absolute() if origin.exists() else origin), "whole": trained}
+        fresh = {"source": absolute(settings.init_from), "whole": trained}
         job.pipe.config["lora"] = source.config["lora"] if job.resumed else fresh
         add_lora(net, settings.lora, job.pipe.config["lora"]["whole"], settings.seed)
 
