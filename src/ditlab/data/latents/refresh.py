@@ -75,9 +75,12 @@ def refresh(folder: Path, images: EncodedImages) -> Refresh:
         return Refresh()
     if differences := now.differences(before):
         raise InputError(f"{folder} holds another cache ({'; '.join(differences)}); give another folder")
-    written = [number for number in range(now.shards) if shard_file(folder, number).exists()]
+    every = range(max(before.shards, now.shards))
+    written = [number for number in every if shard_file(folder, number).exists()]
     compared = {number: images.changes(folder, number) for number in written}
-    stale = frozenset(number for number, changes in compared.items() if changes)
+    for number in range(before.shards, now.shards):
+        compared[number] = Changes(added=images.stamps.take(images.indices(number)).names)
+    stale = frozenset(number for number, changes in compared.items() if changes and number < now.shards)
     other = bool(stale) or (before.images, before.classes) != (now.images, now.classes)
     what = str(merged(changes for changes in compared.values() if changes)) or counts(before, now)
     moved = not same_place(before.source, now.source)
@@ -89,7 +92,7 @@ def refresh(folder: Path, images: EncodedImages) -> Refresh:
     if unknown:
         notes.append(f"{folder} is of an earlier version, which cannot show whether the images have changed since")
     if other:
-        notes.append(f"{what}; encoding {len(stale)} of {now.shards} shards of {folder} again")
+        notes.append(f"{what}; encoding {len(stale)} of {now.shards} shards of {folder}")
         (folder / INDEX).unlink(missing_ok=True)
         for number in range(now.shards, before.shards):
             shard_file(folder, number).unlink(missing_ok=True)
