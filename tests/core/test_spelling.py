@@ -26,7 +26,8 @@ def test_an_unknown_home_folder_is_one_line():
     with pytest.raises(InputError) as error:
         expand("~nobody9/x")
     assert str(error.value) == (
-        "~nobody9/x: the home folder ~nobody9 is not known; give the whole path, or ./~nobody9/x for a file of this name"
+        "~nobody9/x: the home folder ~nobody9 is not known; give the whole path, or ./~nobody9/x for a file "
+        "of this name"
     )
 
 

@@ -69,8 +69,9 @@ class Stamps:
             names.append(name)
             sizes.append(size)
             times.append(time)
-        numbers = np.array([sizes, times], np.int64).reshape(2, -1)
-        return cls(names, np.asarray(labels, np.int64), *numbers, np.zeros(len(names), np.int64))
+        unknown = np.full(len(names), UNKNOWN, np.int64)
+        labels = np.asarray(labels, np.int64)
+        return cls(names, labels, np.array(sizes, np.int64), np.array(times, np.int64), unknown)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -203,8 +204,8 @@ def compare(before: Stamps, now: Stamps, hash_of: Callable[[int], int]) -> tuple
     absent, new = np.ones(len(before), bool), np.ones(len(now), bool)
     absent[a] = new[b] = False
     changes = Changes(
-        removed=[before.names[i] for i in np.flatnonzero(absent)],
-        added=[now.names[i] for i in np.flatnonzero(new)],
+        removed=[before.names[i] for i in np.flatnonzero(absent).tolist()],
+        added=[now.names[i] for i in np.flatnonzero(new).tolist()],
         changed=names(rewritten),
         relabeled=names(before.labels[a] != now.labels[b]),
         uncertain=names(uncertain),

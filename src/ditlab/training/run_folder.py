@@ -74,7 +74,8 @@ class RunFolder:
         Raises:
             InputError: the folder holds another run or something else; nothing is changed.
         """
-        file, notes = self.folder / "recipe.toml", []
+        file = self.folder / "recipe.toml"
+        notes: list[str] = []
         self.index = DataIndex.of(self.folder, dataset)
         if file.exists() and checkpoints(self.folder):
             differing, notes = compare_run(self.folder, recipe, pipe, self.index)
