@@ -21,6 +21,7 @@ from ditlab.core.device import describe, pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, replacing
 from ditlab.core.progress import progress_bar
+from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
@@ -83,8 +84,9 @@ def evaluate(
         InputError: the settings contradict each other, or another process works on the same evaluation.
     """
     settings, console = with_keywords(settings or Evaluation(), keywords), console or Console(quiet=True)
+    source = source if isinstance(source, BasePipeline) else expand(str(source))
     job = plan_evaluation(source, settings, console, {} if measured is None else measured)
-    folder = Path(out or home_of(source)) / f"{name}-{protocol_hash(job.protocol)}"
+    folder = Path(expand(str(out or home_of(source)))) / f"{name}-{protocol_hash(job.protocol)}"
     with held(folder, rank):
         if (folder / "result.json").exists():
             return with_expectation(read_result(folder), settings)
@@ -239,7 +241,8 @@ def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> 
     options |= {name: value for name in ("classes", "sit") if (value := getattr(settings, name)) is not None}
     if settings.latent_size:
         options["size"] = parse_size(settings.latent_size)
-    return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **options)
+    options |= {"autoencoder": settings.autoencoder or None, "base": settings.base or None}
+    return load(source, weights=settings.weights, device=device, **options)
 
 
 def sampling_of(settings: SampleSource, conditional: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.inference.records import Record, png_metadata
 from ditlab.report.sheets import save_animation, to_pil, to_videos
@@ -62,7 +63,7 @@ class Output:
         Raises:
             InputError: the output holds latents, or the file name has another suffix.
         """
-        target = Path(path)
+        target = Path(expand(str(path)))
         numbers = target.suffix.lower() == ".npy"
         items = self._items(numbers=numbers)
         if not isinstance(items, list):
