@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ditlab.conditioning import ClassLabels
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import from_torch, open_dataset
 from ditlab.data.sources import open_source
@@ -51,7 +52,7 @@ def test_tables(tmp_path, in_table, on_disk, suffix):
     else:
         text = "".join(f'{{"file": "{file}", "label": "{label}"}}\n' for file, label in rows)
     (tmp_path / f"t.{suffix}").write_text(text, encoding="utf-8")
-    source = open_source(str(tmp_path / "images"), str(tmp_path / f"t.{suffix}"))
+    source = open_source(str(tmp_path / "images"), Preparation(labels=str(tmp_path / f"t.{suffix}")))
     assert source.classes == [COMPOSED]
     assert source.labels.tolist() == [0, 0]
 

@@ -31,7 +31,7 @@ class Request:
     """With --npz: labels are balanced (each class equally often; the default) or random (uniformly distributed)."""
     strip: Whole | None = None
     """Interpolate with this number of images: between two seeds for each label, or with one seed between two labels."""
-    like: Path | None = None
+    like: File | None = None
     """Generate the images of a PNG file or samples.json of ditlab again; other options replace recorded settings."""
 
 

@@ -47,5 +47,6 @@ class Located:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            if field.type is Location:
-                object.__setattr__(self, field.name, expand(getattr(self, field.name)))
+            value = getattr(self, field.name)
+            if field.type is Location and isinstance(value, str | Path):
+                object.__setattr__(self, field.name, expand(str(value)))

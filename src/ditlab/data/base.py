@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -37,6 +38,8 @@ class Dataset(ABC):
     """(height, width) of the images, or (frames, height, width) of the videos."""
     preprocessing: dict[str, Any] = {}  # noqa: RUF012 - how images were resized; never changed in place
     skipped: Mapping[str, str] = {}  # images that could not be read until now: name -> reason
+    reported: AbstractSet[str] = frozenset()
+    """Names of images that an earlier part of the same work could not read."""
     features: str = "inception"
     """Name of the feature network that evaluations of this data use by default."""
     held_out_name: str = ""

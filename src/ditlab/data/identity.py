@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -156,6 +157,11 @@ class Changes:
     relabeled: Sequence[str] = ()
     uncertain: Sequence[str] = ()  # another modification time, and no hash to compare
     reordered: bool = False
+
+    def without(self, names: AbstractSet[str]) -> Self:
+        """The changes, apart from other content of images with these names."""
+        changed, uncertain = ([name for name in part if name not in names] for part in (self.changed, self.uncertain))
+        return replace(self, changed=changed, uncertain=uncertain)
 
     def __bool__(self) -> bool:
         return str(self) != ""

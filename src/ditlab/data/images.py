@@ -65,7 +65,7 @@ class Images(Dataset):
         """
         self.source, self.report, self.max_skipped = source, report, max_skipped
         self.skipped: dict[str, str] = {}
-        self.reported = read_names(report)
+        self.reported: set[str] = read_names(report)
         self.lock = Lock()
         self.pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
         preprocess = preprocess or Preprocess(None)

@@ -32,7 +32,7 @@ from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
-from ditlab.data.summary import Summary
+from ditlab.data.summary import Summary, report_unreadable
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.data_index import DataIndex
@@ -99,6 +99,7 @@ def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, conso
     summary.write(out)
     resumed = restore(state, out)
     dataset.check(console, resumed=resumed)
+    report_unreadable(dataset, source, out, console)
     if not resumed:
         state.autoencoder.start_from(dataset.fetch(training[:START]).x)
     loop(state, dataset, training, held_out, settings, out, console)

@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 
+from ditlab.core.spelling import nfc
 from ditlab.data import Dataset
 from ditlab.data.identity import Changes, Stamps, compare
 
@@ -37,7 +38,8 @@ class DataIndex:
         if before is None:
             return cls(dataset, present, None)
         changes, present = compare(before, present, dataset.content_hash)
-        return cls(dataset, present, changes, before)
+        repaired = {nfc(name) for name in dataset.reported}  # nothing was trained on images that could not be read
+        return cls(dataset, present, changes.without(repaired), before)
 
     def save(self, folder: Path) -> None:
         """Write the list of the present images into a run folder."""

@@ -83,9 +83,6 @@ def other_images(config: dict[str, Any], dataset: Dataset) -> Differences:
         differing[CLASSES] = f"class {i} of the images was {was} there and is {is_} here"
     if (count := config.get(COUNT)) not in (None, len(dataset)):
         differing[COUNT] = f"{count:,} images there, {len(dataset):,} here"
-    pixels, channels = config["autoencoder"]["kind"] == "pixel", config["backbone"]["channels"]
-    if pixels and channels != dataset.channels:
-        differing["data.channels"] = f"images with {channels} channels there, {dataset.channels} here"
     saved = PixelValues.read(config.get(VALUES))
     if replace(saved, shown=()) != replace(dataset.values, shown=()):
         differing[VALUES] = f"values {saved.summary()} there, {dataset.values.summary()} here"

@@ -23,7 +23,7 @@ from ditlab.core.spelling import absolute
 from ditlab.core.values import EIGHT_BITS
 from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, read_config, state_hash
 from ditlab.data import Dataset, Latents, open_dataset, parse_source
-from ditlab.data.summary import Summary
+from ditlab.data.summary import Summary, report_unreadable
 from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
@@ -284,6 +284,8 @@ def begin(job: Job) -> None:
 def check_images(job: Job) -> None:
     """Check that enough images can be read. This needs a run folder, in which those are listed that cannot."""
     job.place.first_does(lambda: job.dataset.check(job.console, resumed=job.state.seen > 0))
+    if job.place.first:
+        report_unreadable(job.dataset, job.recipe.data.source, job.folder.folder, job.console)
 
 
 def choose_precision(job: Job) -> None:

@@ -33,7 +33,7 @@ from ditlab.data.latents.cache import (
     write_shard,
 )
 from ditlab.data.latents.refresh import EncodedImages, refresh
-from ditlab.data.summary import Summary
+from ditlab.data.summary import Summary, report_unreadable
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def encode(
         begun = any((out / "shards").glob("*.safetensors"))
         if rank == 0 and numbers:
             dataset.check(console, resumed=begun)
+            report_unreadable(dataset, source, out, console)
         work = _encode_shards(numbers, images, autoencoder, out, console, batch_size)
         complete = all(shard_file(out, number).exists() for number in range(description.shards)) and not any(
             images.changes(out, number) for number in state.stale.difference(own)
