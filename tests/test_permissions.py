@@ -99,7 +99,9 @@ def umask(request, monkeypatch):
     os.umask(before)
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "exported graphs")) for kind in WRITERS]
+)
 def test_no_file_is_more_private_than_the_umask(kind, umask, tmp_path):
     out = tmp_path / "out"
     WRITERS[kind](out)

@@ -44,7 +44,7 @@ def untrained(name):
     return pipe
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [RECIPES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES[1:])])
 def test_the_recipe_is_valid_and_its_model_fits(name):
     assert name in shipped_recipes()
     check_recipe(recipe(name))
@@ -55,7 +55,7 @@ def test_the_recipe_is_valid_and_its_model_fits(name):
     assert pipe.net.config["frequency_shift"] == 1
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [RECIPES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES[1:])])
 def test_the_transformer_of_diffusers_gives_the_same_numbers(name, tmp_path):
     diffusers = pytest.importorskip("diffusers")
     pipe = untrained(name)

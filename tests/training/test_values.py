@@ -53,7 +53,11 @@ KINDS = {
     "1 of float32": (1, FLOAT),
     "3 of int16, standardized": (3, STANDARD),
 }
-every_kind = pytest.mark.parametrize(("channels", "values"), KINDS.values(), ids=KINDS)
+QUICK = ("13 of 12 bits", "1 of float32")
+every_kind = pytest.mark.parametrize(
+    ("channels", "values"),
+    [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in KINDS.items()],
+)
 
 
 def data_of(channels, values):
