@@ -104,7 +104,7 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
         check_sheet(sheet)
     preprocess = preprocessing(settings)
     images = parse_source(source, settings).images(settings)
-    result = survey(images, screen, None if preprocess is None else preprocess.size)
+    result = survey(images, screen, preprocess.size)
     if sheet is not None:
         sample_sheet(images, sheet, preprocess)
     if json:
