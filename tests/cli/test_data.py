@@ -3,6 +3,9 @@ import json
 import pytest
 from PIL import Image
 
+from ditlab.cli.data import as_options
+from ditlab.config.sections import Preparation
+
 
 def test_a_built_in_data_set_is_inspected(ditlab, tmp_path):
     out = ditlab("data", "digits-held-out", "--sheet", tmp_path / "s.png").out
@@ -29,9 +32,19 @@ def test_gray_in_both_spellings(ditlab, tmp_path, option):
         Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(folder / f"{i}.png")
     small = ["--stride=2", "--width=8", "--depth=1", "--images=8", "--batch=4", "--held-out=0.5"]
     small += ["--latent-channels=2", "--device=cpu"]
-    ditlab("train-autoencoder", folder, "--out", tmp_path / "ae", "--size=16", option, *small)
+    shown = ditlab("train-autoencoder", folder, "--out", tmp_path / "ae", "--size=16", option, *small).err
+    proposed = f"encode {folder} --size=16 --gray --autoencoder {tmp_path / 'ae'} --out cache"
+    assert shown.endswith(f" {proposed}\n")
     config = json.loads((tmp_path / "ae" / "config.json").read_text())
     assert config["picture_channels"] == 1
+
+
+def test_proposed_commands_read_images_in_the_same_way():
+    assert as_options(Preparation()) == ""
+    settings = Preparation(size="16x24", range="-50,100", show=(3, 1), max_skipped=0.5, label_column="my label")
+    assert (
+        as_options(settings) == " --size=16x24 --range=-50,100 --show 3 1 --label-column='my label' --max-skipped=0.5"
+    )
 
 
 def save_images(folder, count=4):

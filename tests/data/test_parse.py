@@ -112,6 +112,14 @@ def test_a_data_set_from_outside_is_one_line(noise):
     assert find_builtin("noisy") is None
 
 
+def test_a_survey_checks_the_size_as_training_does(noise, place):
+    with pytest.raises(InputError, match="data noise-16 has images of 16x16, not 32x32; omit the size"):
+        parse_source("noise-16").images(Preparation(size="32"))
+    with pytest.raises(InputError, match=r"^samples\.npz has images of 8x8, not 4x4; omit the size$"):
+        parse_source("samples.npz").images(Preparation(size="4"))
+    assert len(parse_source("samples.npz").images(Preparation(size="8"))) == 3
+
+
 def test_a_survey_of_a_built_in_data_set(noise):
     result = survey(parse_source("noise-16").images(), Console(quiet=True))
     assert (result.images, result.classes, result.sizes) == (20, {"a": 10, "b": 10}, {"16x16": 20})

@@ -34,6 +34,39 @@ def names(source):
     return [source.name(i).partition(":")[2] for i in range(len(source))]
 
 
+def test_masks_and_labels_of_dotted_names(tmp_path):
+    kinds = (("png", png(1)), ("seg.png", png(2)), ("json", json.dumps({"label": "cat"}).encode()))
+    shard = write(tmp_path / "a.tar", [(f"im.{i:04d}.{kind}", content) for i in range(3) for kind, content in kinds])
+    source = open_source(str(shard))
+    assert names(source) == ["im.0000.png", "im.0001.png", "im.0002.png"]
+    assert (source.classes, source.labels.tolist()) == (["cat"], [0, 0, 0])
+    assert source.reading.left_out == {"further image of a sample (.seg.png)": LeftOut(3, "im.0000.seg.png")}
+    masks = open_source(str(shard), Preparation(image_column="seg"))
+    assert names(masks) == ["im.0000.seg.png", "im.0001.seg.png", "im.0002.seg.png"]
+    assert masks.labels.tolist() == [0, 0, 0]
+    assert masks.reading.left_out == {"further image of a sample (.png)": LeftOut(3, "im.0000.png")}
+
+
+def test_numbers_in_names_are_no_kinds_of_images(tmp_path):
+    members = [(f"scan.{i:03d}.{suffix}", png(i)) for i in range(6) for suffix in ("jpg", "png")]
+    source = open_source(str(write(tmp_path / "a.tar", members)))
+    assert len(source) == 6
+    assert source.reading.left_out == {"further image of a sample (.png)": LeftOut(6, "scan.000.png")}
+    with pytest.raises(InputError) as error:
+        open_source(str(tmp_path / "a.tar"), Preparation(image_column="seg"))
+    assert str(error.value) == (
+        f"no images in {tmp_path / 'a.tar'} (6 further image of a sample (.jpg): scan.000.jpg) "
+        "(6 further image of a sample (.png): scan.000.png); put some there (such as .jpg, .png, .webp)"
+    )
+
+
+def test_a_message_on_missing_images_is_short(tmp_path):
+    for suffix in ("a", "b", "c", "d", "e", "f"):
+        (tmp_path / f"x.{suffix}").write_text("no image")
+    with pytest.raises(InputError, match=r"\(1 not an image \(\.d\): x\.d\) \(and 2 more kinds\); put some there"):
+        open_source(str(tmp_path))
+
+
 def test_dots_in_names_are_part_of_the_name(tmp_path):
     write(tmp_path / "a.tar", [(f"{kind}.{i:03d}.png", png(i)) for kind in ("scan", "map") for i in range(6)])
     source = open_source(str(tmp_path))

@@ -140,7 +140,7 @@ def test_features_that_are_not_finite_are_named(images):
 def test_images_that_do_not_suit(images):
     features = Projection()
     features.channels = 3
-    with pytest.raises(InputError, match="images of 1 channels; the features projection need 3"):
+    with pytest.raises(InputError, match="images of 1 channel; the features projection need 3"):
         gather(images, 103, features, QUIET)
     features.channels, features.size = 1, (8, 8)
     with pytest.raises(InputError, match=r"images of \(4, 4\); the features projection need \(8, 8\)"):

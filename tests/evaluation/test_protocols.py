@@ -1,3 +1,4 @@
+import io
 import json
 from dataclasses import replace
 
@@ -234,6 +235,16 @@ class TestEvaluate:
         first = evaluate("pictures", SETTINGS, QUIET)
         assert first.folder.parent.absolute() == tmp_path / "evaluations"
         assert evaluate("pictures", SETTINGS, QUIET).metrics == first.metrics
+
+    def test_settings_without_effect_on_existing_images_are_reported(self, tmp_path):
+        np.savez(tmp_path / "a.npz", digits().images[:100].permute(0, 2, 3, 1).numpy())
+        console, name = Console(record=True, quiet=False, width=300, file=io.StringIO()), str(tmp_path / "a.npz")
+        settings = Evaluation(reference="digits-held-out", batch_size=50, device="cpu", metrics=("frechet",))
+        evaluate(name, settings, console, out=tmp_path)
+        assert "without effect" not in console.export_text()
+        evaluate(name, replace(settings, steps=2, seed=7, count=50), console, out=tmp_path)
+        line = f"all 100 images of {name} are read; without effect on them: steps, seed, count"
+        assert line in console.export_text().splitlines()
 
     def test_images_that_exist_already(self, tmp_path):
         images = digits().images[:200].permute(0, 2, 3, 1).numpy()

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -162,8 +163,23 @@ def train_autoencoder(
     say(
         f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on {done.held_out} held-out images: "
         f"PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}; reconstructions: {out / 'reconstructions.png'}; "
-        f"next: {command()} encode {source} --autoencoder {out} --out cache"
+        f"next: {command()} encode {quote(source)}{as_options(images or Preparation())} "
+        f"--autoencoder {quote(str(out))} --out cache"
     )
+
+
+def as_options(settings: Preparation) -> str:
+    """The options of a command that reads images in the same way; empty for the defaults."""
+    words = ""
+    for field in dataclasses.fields(settings):
+        value, option = getattr(settings, field.name), field.name.replace("_", "-")
+        if value == field.default:
+            continue
+        if isinstance(value, tuple):
+            words += f" --{option} {' '.join(map(str, value))}"
+        else:
+            words += f" --{option}" if value is True else f" --{option}={quote(str(value))}"
+    return words
 
 
 @app.command(group="Data")

@@ -1,7 +1,7 @@
 """Settings of evaluation protocols: everything that a score depends on. Nothing here imports torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -87,6 +87,15 @@ class Expectation:
 @dataclass(frozen=True)
 class SampleSource(SampleSet, SamplingOptions, CheckpointOptions):
     """A model and the images that it generates."""
+
+    def for_models(self) -> list[str]:
+        """Names of the settings that are set and affect a model only, not existing images."""
+        used = ("batch_size", "device")
+        return [
+            option.name
+            for option in fields(SampleSource)
+            if option.name not in used and getattr(self, option.name) != option.default
+        ]
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,13 @@ class SourceSpec(ABC):
         """
 
     def images(self, settings: Preparation | None = None) -> Source:
-        """The images by index and name, for a survey."""
+        """The images by index and name, for a survey.
+
+        Raises:
+            InputError: a setting has no effect, or the images have another size than required.
+        """
         check_used(settings or Preparation(), frozenset({"size"}), self.text)
-        return DatasetImages(self.open(), self.text)
+        return DatasetImages(self.open(settings), self.text)
 
     def identity(self) -> str:
         """Hash of the content; see `content_identity`."""

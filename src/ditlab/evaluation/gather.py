@@ -288,8 +288,8 @@ def check_fit(images: Dataset, features: Features) -> None:
     channels = seen_channels(images)
     if features.channels not in (None, channels):
         raise InputError(
-            f"images of {channels} channels; the features {features.name} need {features.channels}, "
-            "choose other features"
+            f"images of {channels} channel{'s' * (channels != 1)}; the features {features.name} need "
+            f"{features.channels}, choose other features"
         )
     if features.size not in (None, tuple(images.size)):
         raise InputError(

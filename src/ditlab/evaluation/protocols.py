@@ -231,6 +231,8 @@ def open_source(
     images = open_images(str(source), None, device)
     if len(images) < 2:
         raise InputError(f"{len(images)} images in {source}; give 2 or more")
+    if unused := settings.for_models():
+        say(console, f"all {len(images):,} images of {source} are read; without effect on them: {', '.join(unused)}")
     return images, {"pictures": content_identity(str(source)), "count": len(images), "size": list(images.size)}, None
 
 

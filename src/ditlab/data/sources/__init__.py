@@ -27,6 +27,8 @@ SOURCES: dict[str, type[Source]] = {
 }
 """Name -> source class, in the order in which they are tried."""
 
+REASONS = 4  # reasons in the message on a source without images
+
 __all__ = [
     "MIN_SIDE",
     "SOURCES",
@@ -113,7 +115,9 @@ def note_part(reading: Reading, part: Reading) -> None:
 
 def _what_else(reading: Reading) -> str:
     """What a source without images has instead."""
-    return "".join(f" ({left.count:,} {reason}: {left.example})" for reason, left in reading.left_out.items())
+    reasons = [f" ({left.count:,} {reason}: {left.example})" for reason, left in reading.left_out.items()]
+    more = f" (and {len(reasons) - REASONS:,} more kinds)" if len(reasons) > REASONS else ""
+    return "".join(reasons[:REASONS]) + more
 
 
 def check_used(settings: Preparation, uses: frozenset[str], what: str) -> None:

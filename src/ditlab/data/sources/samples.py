@@ -2,7 +2,8 @@
 
 WebDataset groups members by their names up to the first dot: `0001.png`, `0001.seg.png` and `0001.cls` are one sample.
 Names such as `scan.000.png` have dots without that meaning. A part between dots is the kind of a further image if it
-begins with a letter and belongs to several samples, or to the only one; otherwise it is part of the name.
+begins with a letter and belongs to several samples, or to the only one; otherwise it is part of the name. In
+`scan.000.png` and `scan.000.seg.png`, the number is part of the name too: both are the sample `scan.000`.
 """
 
 import re
@@ -22,14 +23,19 @@ class Member(NamedTuple):
     """An image member and the parts of its name."""
 
     image: Image
-    sample: str  # name up to the first dot
-    middle: str  # between the first dot and the suffix, such as "seg"
+    sample: str  # name up to the first dot, and the number after it if a kind follows
+    middle: str  # between the sample and the suffix, such as "seg"
     suffix: str  # with its dot, in lower case
 
     @property
     def kind(self) -> str:
         """How messages call it: ".png" or ".seg.png"."""
         return f".{self.middle}{self.suffix}" if self.middle else self.suffix
+
+    @property
+    def left_out(self) -> str:
+        """Why it is left out; a number in its name is no kind, and must not give every image a reason of its own."""
+        return f"further image of a sample ({self.kind if KIND.fullmatch(self.middle) else self.suffix})"
 
 
 def choose_images(images: list[Image], wanted: str, reading: Reading) -> list[Image]:
@@ -41,8 +47,7 @@ def choose_images(images: list[Image], wanted: str, reading: Reading) -> list[Im
         reading: where further images of a sample are counted.
     """
     groups: dict[str, list[Member]] = {}
-    for image in images:
-        member = split_name(image)
+    for member in split_names(images):
         groups.setdefault(member.sample, []).append(member)
     if wanted:
         return choose_wanted(groups.values(), wanted.lower().lstrip("."), reading)
@@ -56,7 +61,7 @@ def choose_images(images: list[Image], wanted: str, reading: Reading) -> list[Im
         chosen += [member.image for member in kept]
         for member in group:
             if member not in kept:
-                reading.leave_out(member.image[0], f"further image of a sample ({member.kind})")
+                reading.leave_out(member.image[0], member.left_out)
     return chosen
 
 
@@ -68,7 +73,7 @@ def choose_wanted(groups: Iterable[list[Member]], wanted: str, reading: Reading)
             if wanted in (member.kind[1:], member.middle):
                 chosen.append(member.image)
             else:
-                reading.leave_out(member.image[0], f"further image of a sample ({member.kind})")
+                reading.leave_out(member.image[0], member.left_out)
     return chosen
 
 
@@ -101,9 +106,25 @@ def rank(member: Member) -> int:
     return SUFFIXES.index(member.suffix) if member.suffix in SUFFIXES else len(SUFFIXES)
 
 
-def split_name(image: Image) -> Member:
-    """The parts of the name of an image member."""
-    folder, slash, file = image[0].rpartition("/")
-    stem, _, suffix = file.rpartition(".")
-    short, _, middle = stem.partition(".")
-    return Member(image, f"{folder}{slash}{short}", middle, f".{suffix.lower()}")
+def split_names(images: list[Image]) -> list[Member]:
+    """The parts of the names of image members."""
+    stems = [image[0].rpartition(".")[0] for image in images]
+    numbered = {sample for stem in stems if (sample := numbered_sample(stem))}
+    members = []
+    for image, stem in zip(images, stems, strict=True):
+        folder, slash, file = stem.rpartition("/")
+        short, _, middle = file.partition(".")
+        sample = f"{folder}{slash}{short}"
+        if stem in numbered:
+            sample, middle = stem, ""
+        elif longer := numbered_sample(stem):
+            sample, middle = longer, stem[len(longer) + 1 :]
+        members.append(Member(image, sample, middle, f".{image[0].rpartition('.')[2].lower()}"))
+    return members
+
+
+def numbered_sample(stem: str) -> str:
+    """The sample of a name such as `scan.000.seg`: `scan.000`; empty for other names."""
+    sample, _, kind = stem.rpartition(".")
+    *first, number = sample.rpartition("/")[2].split(".")
+    return sample if first and KIND.fullmatch(kind) and not KIND.fullmatch(number) else ""

@@ -176,13 +176,14 @@ def caption_text(content: bytes, key: str) -> str:
 
 
 def lookup_key(values: dict[str, Any], name: str) -> Any:
-    """The value that belongs to a member: that of its name without the last suffix, or up to the first dot."""
-    key = posixpath.splitext(name)[0]
-    if key in values:
-        return values[key]
-    folder, _, file = name.rpartition("/")
-    short = file.partition(".")[0]
-    return values.get(f"{folder}/{short}" if folder else short)
+    """The value that belongs to a member: that of its name without the last suffix, or without further parts."""
+    folder, slash, file = name.rpartition("/")
+    parts = file.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        key = folder + slash + ".".join(parts[:count])
+        if key in values:
+            return values[key]
+    return None
 
 
 def origins_of(listings: Iterable[Listing]) -> dict[str, int]:
