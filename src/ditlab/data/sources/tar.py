@@ -141,9 +141,9 @@ class TarShards(Source):
                     f"{', '.join(keys) or 'none'}); correct or remove it"
                 )
             column = self._folder_labels(settings)
-            keys = {key for listing in listings for key in listing.json_keys}
+            names = {key for listing in listings for key in listing.json_keys}
             if not column.classes and not settings.label_column:
-                note_unread(sorted(keys), "the .json members", self.reading)
+                note_unread(sorted(names), "the .json members", self.reading)
             return column
         origin = CLS if CLS in origins else max(origins, key=lambda name: origins[name])
         texts = LabelTexts("the shards", self.reading)
