@@ -1,10 +1,9 @@
 """A folder of images: one sub-folder for each class, or a flat folder; a table can add labels and captions."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Self
 
 from PIL import Image
 
@@ -18,6 +17,7 @@ from ditlab.data.sources.base import (
     PIXEL_SETTINGS,
     Column,
     Source,
+    Texts,
     column_of_texts,
     label_column,
     natural,
@@ -30,7 +30,6 @@ from ditlab.data.sources.files import (
     printable,
     read_folder,
     sorted_naturally,
-    written_by_ditlab,
 )
 from ditlab.data.sources.tables import (
     METADATA,
@@ -120,8 +119,7 @@ class Layout:
             InputError: the folder is the output of a command and holds no images to train on.
         """
         top = read_folder(root, reading, known=METADATA, named=True)
-        names = os.listdir(root)
-        if written_by_ditlab(names) and not holds_samples(names):
+        if top.ours and not holds_samples(os.listdir(root)):
             raise InputError(f"{root} was written by ditlab and is no folder of images; give the folder of the images")
         folders = sorted(top.folders, key=natural)
         visited = _distinct(root, folders)
@@ -200,7 +198,7 @@ class Layout:
         return Column(CaptionFiles(self.root, self.files))
 
 
-class CaptionFiles(Sequence[str]):
+class CaptionFiles(Texts):
     """The texts in files beside images, which are read when they are needed; empty where there is no file."""
 
     def __init__(self, root: Path, images: list[str]) -> None:
@@ -210,13 +208,7 @@ class CaptionFiles(Sequence[str]):
     def __len__(self) -> int:
         return len(self.images)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
+    def text(self, i: int) -> str:
         stem = os.path.splitext(self.root / self.images[i])[0]
         for end in (".txt", ".TXT"):
             try:
