@@ -128,3 +128,17 @@ def test_an_autoencoder_in_a_folder_with_the_name_of_its_data(ditlab, tmp_path, 
     for _ in range(2):
         done = ditlab("train-autoencoder", "digits-held-out", "--out=digits-held-out", *small).err
         assert "on 18 held-out images" in done
+
+
+def test_nothing_is_written_where_a_pattern_matches(ditlab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "a" / "0.png")
+    for pattern in ("*/*.png", "{a,b}/*", "./a/*.png"):
+        assert ditlab("data", pattern, "--sheet", "a/sheet.png", code=2).err == (
+            f"ditlab: a/sheet.png matches {pattern}, so the contact sheet would become part of it; give another path\n"
+        )
+        assert "a matches" in ditlab("data", pattern, "--export", "a", code=2).err
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["0.png"]
+    ditlab("data", "a/*.png", "--sheet", "sheet.png")
+    ditlab("data", "a/*.png", "--export", "out")

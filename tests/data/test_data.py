@@ -8,7 +8,7 @@ from PIL import Image
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition
-from ditlab.data import ahead, open_dataset, training_order
+from ditlab.data import InMemory, ahead, open_dataset, training_order
 from ditlab.data.builtin.digits import digits, held_out_digits
 
 
@@ -161,3 +161,14 @@ def test_reading_ahead_is_two_batches_deep_and_ends_with_its_reader():
     batches.close()
     assert not set(threading.enumerate()) - before
     assert asked == [0, 1, 2]
+
+
+def test_each_data_set_has_its_own_reading():
+    first, second = (InMemory(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), []) for _ in range(2))
+    first.reading.notes.append("a note")
+    assert (first.reading.notes, second.reading.notes) == (["a note"], [])
+
+
+def test_no_images_in_memory_are_one_line():
+    with pytest.raises(InputError, match=r"^there are no images; give at least one$"):
+        InMemory(torch.zeros(0, 1, 8, 8), torch.zeros(0).long(), [])

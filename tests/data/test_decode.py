@@ -218,7 +218,9 @@ def test_pages_are_channels_on_request(tmp_path):
     tifffile.imwrite(file, np.moveaxis(stack, -1, 0), photometric="minisblack", metadata=None)
     with pytest.raises(Unreadable, match="has 5 pages; give channels = 5 if they are channels"):
         Items(file).read(0)
-    with pytest.raises(InputError, match=r"none of the 1 images can be read, beginning with a\.tif \(has 5 pages\)"):
+    with pytest.raises(
+        InputError, match=r"none of the 1 images can be read, beginning with a\.tif \(has 5 pages; give channels = 5"
+    ):
         Images(Items(file))
     data = Images(Items(file), Preprocess(None, channels=5))
     assert (data.channels, data.values.dtype) == (5, "uint16")
@@ -292,3 +294,18 @@ def test_plain_images_are_not_decoded_when_they_are_opened(tmp_path):
     assert isinstance(image, Image.Image)
     assert image._im is None
     assert Raster is not None
+
+
+def test_bytes_with_a_sign_keep_it(tmp_path):
+    stored = np.arange(-128, 128, dtype=np.int8).reshape(16, 16)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack")
+    data = Images(Items(tmp_path / "a.tif"))
+    assert (data.values.dtype, data.values.low, data.values.high) == ("int16", (-128.0,), (127.0,))
+    read = data.values.restored(data.fetch(torch.tensor([0])).x)[0, 0]
+    assert np.array_equal(read, stored)
+
+
+def test_numbers_that_no_type_holds_are_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((16, 16), 2**40))
+    with pytest.raises(InputError, match=r"\(a\.npy: values from 1099511627776 .* beyond the range of int32\); check"):
+        Images(Items(tmp_path / "a.npy"))

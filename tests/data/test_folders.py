@@ -422,3 +422,15 @@ class TestExport:
             (tmp_path / "flat" / f"{i}.txt").write_text("caption")
         write_folder(open_dataset(str(tmp_path / "flat")), tmp_path / "out", 2)
         assert names(opened(tmp_path / "out")) == ["000000.png", "000001.png"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    Image.new("RGB", (12, 8)).save(tmp_path / "0.png")
+    (tmp_path / "link.png").symlink_to("0.png")
+    (tmp_path / "dead.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    left_out = {"not a regular file, such as a pipe or a device": 1}
+    for text in (str(tmp_path), f"{tmp_path}/*.png"):
+        source = open_source(text)
+        assert sorted(source.name(i) for i in range(len(source))) == ["0.png", "dead.png", "link.png"]
+        assert {reason: left.count for reason, left in source.reading.left_out.items()} == left_out

@@ -1,5 +1,7 @@
 """Data sets of the `datasets` library: which columns are read, and which are refused."""
 
+import re
+
 import PIL.Image
 import pytest
 
@@ -96,7 +98,7 @@ def test_several_columns_of_images(saved, tmp_path):
     columns = {"left": IMAGES, "right": other}
     features = Features({"left": Image(), "right": Image()})
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "two")
-    with pytest.raises(InputError, match=r"has several image columns \(left, right\); choose one \(image_column\)"):
+    with pytest.raises(InputError, match=r"has several image columns \(left, right\); choose one \(image_column\)$"):
         open_source(str(tmp_path / "two"))
 
 
@@ -105,7 +107,10 @@ def test_captions(saved, tmp_path):
     source = open_source(saved(text=(Value("string"), texts), url=(Value("string"), texts)))
     captions = source.columns["caption"].values
     assert (len(captions), captions[2], captions[1:3]) == (4, "c", ["b", "c"])
-    assert (source.classes, source.reading.notes) == ([], ["4 captions from column text"])
+    assert (source.classes, source.reading.notes[1:]) == ([], ["4 captions from column text"])
+    assert re.fullmatch(
+        r"no labels; columns of .*set that are not read: url \(label_column chooses one\)", source.reading.notes[0]
+    )
     columns = {"image": IMAGES, "captions": [["a", "b"]] * 4}
     features = Features({"image": Image(), "captions": Sequence(Value("string"))})
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "lists")
@@ -130,3 +135,8 @@ def test_splits(tmp_path):
     assert parse_source(name).held_out().text == f"hf:{name}:validation"
     assert len(parse_source(name).held_out().open()) == 2
     assert parse_source(name, Preparation(split="test")).held_out() is None
+
+
+def test_empty_captions_are_not_counted(saved):
+    source = open_source(saved(text=(Value("string"), ["a", None, "", "d"])))
+    assert source.reading.notes == ["2 captions from column text"]

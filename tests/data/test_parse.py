@@ -10,6 +10,7 @@ from ditlab.data import DATASETS, find_spec, open_dataset, parse_source
 from ditlab.data.base import Dataset, InMemory
 from ditlab.data.builtin import find_builtin
 from ditlab.data.parse import Builtin, Cache, ImageFiles, SampleNpz
+from ditlab.data.sources import open_source
 from ditlab.data.survey import survey
 
 
@@ -148,3 +149,13 @@ def test_a_condition_of_another_type_passes_through_a_data_set():
     data.tokens = torch.randn(4, 5, 6)
     assert isinstance(data, Dataset)
     assert torch.equal(data.fetch(torch.tensor([3, 0])).condition.tokens, data.tokens[[3, 0]])
+
+
+def test_a_single_file_and_nothing_name_no_data(place):
+    (place / "a.png").write_bytes(b"x")
+    single = r'this is a single file; give its folder \(\.\), or a pattern such as "\./\*\.jpg"$'
+    for read in (parse_source, open_source):
+        with pytest.raises(InputError, match=single):
+            read("a.png")
+        with pytest.raises(InputError, match=r'no data (at )?""'):  # which `Path` takes for the present folder
+            read("")

@@ -102,7 +102,7 @@ def test_a_mask_is_no_image(tmp_path):
             "0000.seg.png", "0001.seg.png", "0002.seg.png",
         ]  # fmt: skip
     assert names(open_source(str(shard), Preparation(image_column="png"))) == ["0000.png", "0001.png", "0002.png"]
-    with pytest.raises(InputError, match=r"no images in .*a\.tar \(3 further image of a sample \(\.png\): 0000\.png\)"):
+    with pytest.raises(InputError, match=r'image_column is "depth", but the shards have \.png, \.seg\.png; correct'):
         open_source(str(shard), Preparation(image_column="depth"))
 
 
@@ -213,7 +213,10 @@ def test_captions(tmp_path):
     assert source.reading.notes == ['2 captions from key "text" of .json members']
     source = open_source(with_json(tmp_path, [{"long": "b"}], name="b.tar", txt="grün\n".encode()))
     assert source.columns["caption"].values[0] == "grün"
-    assert source.reading.notes == ["1 caption from .txt members"]
+    assert source.reading.notes == [
+        "no labels; columns of the .json members that are not read: long (label_column chooses one)",
+        "1 caption from .txt members",
+    ]
     source = open_source(str(tmp_path / "b.tar"), Preparation(caption_column="long"))
     assert source.columns["caption"].values[0] == "b"
     assert "caption" not in open_source(str(tmp_path / "b.tar"), Preparation(caption_column="none")).columns
@@ -281,3 +284,40 @@ def test_braces(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     with pytest.raises(InputError, match=r"a\.png is no tar file, but .* matches tar files too"):
         open_source(f"{tmp_path}/*")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cat\ncat\n", r'classes\.txt has the class "cat" twice \(line 2\)'),
+        (b"cat\n\ndog\n", r"classes\.txt has an empty line \(line 2\)"),
+        (b"", r"classes\.txt has an empty line \(line 1\)"),
+        (b"caf\xe9\ndog\n", r"classes\.txt is not UTF-8"),
+    ],
+)
+def test_class_names_that_cannot_be_used(tmp_path, content, message):
+    write(tmp_path / "a.tar", [("0.png", png()), ("0.cls", b"0"), ("1.png", png()), ("1.cls", b"1")])
+    (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        open_source(str(tmp_path))
+    (tmp_path / "classes.txt").write_bytes("\ufeffcat \r\ndog\n\n".encode())
+    assert open_source(str(tmp_path)).classes == ["cat", "dog"]
+
+
+def test_texts_that_are_not_utf8(tmp_path):
+    label = write(tmp_path / "a.tar", [("0.png", png()), ("0.cls", b"caf\xe9")])
+    with pytest.raises(InputError, match=r"^member 0\.cls is not UTF-8; save the text as UTF-8$"):
+        open_source(str(label))
+    caption = open_source(str(write(tmp_path / "b.tar", [("0.png", png()), ("0.txt", b"caf\xe9")])))
+    with pytest.raises(InputError, match=r"^member at byte \d+ of b\.tar is not UTF-8; save the text as UTF-8$"):
+        caption.columns["caption"].values[0]
+
+
+def test_keys_that_may_be_labels_are_named(tmp_path):
+    shard = write(tmp_path / "a.tar", [("0.png", png()), ("0.json", b'{"species": "cat", "caption": "a cat"}')])
+    source = open_source(str(shard))
+    assert source.reading.notes[0] == (
+        "no labels; columns of the .json members that are not read: species (label_column chooses one)"
+    )
+    assert open_source(str(shard), Preparation(label_column="species")).classes == ["cat"]
+    assert "no labels" not in str(open_source(str(shard), Preparation(label_column="none")).reading.notes)

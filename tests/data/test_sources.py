@@ -315,7 +315,7 @@ class TestSkipping:
         assert [row[0] for row in rows[1:]] == ["c/3a.jpg", "c/5a.gif", "c/7a.png"]
         assert "truncated" in rows[1][1]
         assert rows[2][1] == "animated"
-        assert rows[3][1] == "only 12x3 pixels"
+        assert rows[3][1] == "only 12x3 pixels; min_side is 8"
         readable = data.fetch_readable(torch.arange(13))
         assert readable.x[:, 0, 0, 0].tolist() == list(range(10))
 

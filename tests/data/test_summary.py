@@ -81,3 +81,9 @@ def test_images_that_a_check_finds_unreadable_are_reported_and_kept(folder, tmp_
     kept = json.loads((tmp_path / "data.json").read_text())["reading"]["left_out"]
     assert kept == {"images that cannot be read": {"count": 1, "example": "cat/1.png"}}
     assert data.reading.left_out == {}
+
+
+def test_the_example_of_unreadable_images_is_the_first_by_name(folder):
+    data = open_dataset(str(folder))
+    data.skipped = {"dog/10.png": "x", "dog/2.png": "x", "dog/30.png": "x"}  # in the order in which threads found them
+    assert Summary.of(data, "pets").lines()[-1] == "left out: images that cannot be read: 3 (dog/2.png)"

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data.reading import LeftOut
 from ditlab.data.sources import open_source
 
 
@@ -114,3 +115,23 @@ def test_missing_labels(labeled, label):
 def test_lines_that_are_no_json(labeled):
     with pytest.raises(InputError, match=r"lack JSON in line 2 \(.*\); give a CSV file"):
         labeled(lines(["a"]) + "{\n", "l.jsonl")
+
+
+def test_rows_with_more_values_than_columns(labeled):
+    with pytest.raises(InputError, match=r"more values than columns, which begins with 1\.png; put values"):
+        labeled("file,label\n0.png,dog\n1.png,dog, small\n2.png,cat\n")
+    assert labeled("file,label\n0.png,dog,\n1.png,dog,,\n2.png,cat\n").classes == ["cat", "dog"]
+
+
+def test_names_that_are_unlike_those_in_the_folder(labeled):
+    with pytest.raises(InputError, match=r"no row has a file name as in the folder, the first one is flat/0\.png$"):
+        labeled("file,label\nflat/0.png,a\nflat/1.png,a\nflat/2.png,a\n")
+
+
+def test_only_one_table_of_metadata_is_read(tmp_path):
+    Image.new("RGB", (12, 8)).save(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_text("file_name,url\n0.png,x\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "label": "a"}\n')
+    reading = open_source(str(tmp_path)).reading
+    assert reading.left_out == {"further table of metadata": LeftOut(1, "metadata.jsonl")}
+    assert reading.notes == ["no labels; columns of metadata.csv that are not read: url (label_column chooses one)"]

@@ -16,6 +16,7 @@ import ditlab
 from ditlab.core.errors import InputError
 from ditlab.data.identity import Stamps
 from ditlab.training import data_index
+from ditlab.training.files import describe_difference
 
 TINY = {
     "model": {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2},
@@ -265,3 +266,7 @@ class TestBase:
         assert "holds another run (train.init_from is moved there, other here, with other weights)" in refused(
             16, init_from="other", data=data
         )
+
+
+def test_a_setting_that_was_not_set_is_named():
+    assert describe_difference("data.range", "", "0,4095") == "data.range is not set there, 0,4095 here"

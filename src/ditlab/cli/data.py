@@ -1,7 +1,9 @@
 """Commands for images, autoencoders and latent caches."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Literal
@@ -117,12 +119,18 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
 
 
 def check_outside(source: str, out: Path, what: str) -> None:
-    """Check that an output is not written into the folder that is read, where it would be an image of the source.
+    """Check that an output is not written where it would be an image of the source: into its folder, or as a match.
 
     Raises:
         InputError: it is.
     """
-    folder = Path(source).resolve()
+    from ditlab.data.sources.patterns import expand_braces, is_pattern
+
+    folder, probe = Path(source).resolve(), out if out.suffix else out / "000000.png"
+    if is_pattern(source) and any(
+        fnmatch(os.path.abspath(probe), os.path.abspath(pattern)) for pattern in expand_braces(source)
+    ):
+        raise InputError(f"{out} matches {source}, so {what} would become part of it; give another path")
     if Path(source).is_dir() and (folder in out.resolve().parents or folder == out.resolve()):
         raise InputError(f"{out} lies in {source}, so {what} would become part of it; give a path outside")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -46,7 +47,11 @@ class Dataset(ABC):
     """Name of the data set that holds the held-out images of this one; empty if there is none."""
     values: PixelValues = EIGHT_BITS
     """What the numbers in the files are."""
-    reading: Reading = Reading()
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What was chosen and left out when the data set was read; each data set has its own, to which it may add."""
+        return Reading()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -145,6 +150,8 @@ def known(images: Tensor, values: PixelValues | None) -> tuple[Tensor, PixelValu
     Raises:
         InputError: they are no real numbers, or are not finite.
     """
+    if values is None and not len(images):
+        raise InputError("there are no images; give at least one")
     if images.dtype == torch.uint8 and (values is None or values.eight_bits):
         return images, values or EIGHT_BITS
     try:

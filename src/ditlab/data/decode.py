@@ -32,6 +32,7 @@ SUBFILE_TYPE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = (
 )  # tags of TIFF
 # Pillow prints a line for each TIFF file with many channels, which are read all the same.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+SIGNED = 2  # value of SAMPLE_FORMAT
 REDUCED_OR_MASK = 1 | 4  # bits of SUBFILE_TYPE: a page that is a small copy or a mask of another one
 
 
@@ -60,7 +61,11 @@ def open_image(file: Path | bytes | BinaryIO) -> Image.Image | Raster:
         return read_tiff(content)
     if image.format not in ("TIFF", "PNG"):
         return image
-    if drops_channels(image) or (is_reduced(image) and image.mode == "RGB" and _can_be_read_whole(image)):
+    if (
+        drops_channels(image)
+        or has_signed_bytes(image)
+        or (is_reduced(image) and image.mode == "RGB" and _can_be_read_whole(image))
+    ):
         image_format = image.format
         if isinstance(content, Path):
             image.close()
@@ -106,6 +111,11 @@ def drops_channels(image: Image.Image) -> bool:
         return False
     bands = len(image.getbands())
     return _tag(image, SAMPLES, bands) != (bands,)
+
+
+def has_signed_bytes(image: Image.Image) -> bool:
+    """Whether a TIFF file holds 8 bits with a sign, which Pillow reads without it, so that -1 becomes 255."""
+    return image.format == "TIFF" and _tag(image, SAMPLE_FORMAT)[0] == SIGNED and max(_tag(image, BITS)) <= 8
 
 
 def _tag(image: Image.Image, tag: int, default: int = 1) -> tuple[int, ...]:

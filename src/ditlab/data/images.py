@@ -103,14 +103,23 @@ class Images(Dataset):
         indices = sampled(len(self.source)).tolist()
         unsized = replace(self.preprocess, size=None, values=replace(self.values, dtype=dtype))
 
-        def read(position: int) -> Raster | None:
+        def read(position: int) -> Raster | str:
             try:
                 return unsized(self.source.read(indices[position], pages=self.pages))
-            except Unreadable:
-                return None
+            except Unreadable as error:
+                return str(error)
 
         results = spread(self.pool, read, len(indices), chunk=64)
-        yield from (array for array in with_progress(results, len(indices), "finding the range") if array is not None)
+        reason = ""
+        readable = 0
+        for position, result in enumerate(with_progress(results, len(indices), "finding the range")):
+            if isinstance(result, str):
+                reason = reason or f"{self.source.name(indices[position])}: {result}"
+                continue
+            readable += 1
+            yield result
+        if not readable:
+            raise InputError(f"no image can be read to find the range of its numbers ({reason}); check the files")
 
     def fetch(self, indices: Tensor) -> Batch:
         pairs = list(self.pool.map(self._readable_from, indices.tolist()))

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 from ditlab.config.reader import parse_size
 from ditlab.config.sections import Preparation
-from ditlab.core.errors import InputError, nearest, nearest_path
+from ditlab.core.errors import InputError, nearest
 from ditlab.core.spelling import expand, nfc
 from ditlab.data.base import Dataset
 from ditlab.data.builtin import DATASETS, find_builtin
@@ -19,7 +19,15 @@ from ditlab.data.latents.cache import Latents, is_cache
 from ditlab.data.npz import SampleFile, array_names, read_about
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.reading import Reading, classes_from
-from ditlab.data.sources import Source, check_used, find_source, held_out_name, is_output, open_source
+from ditlab.data.sources import (
+    Source,
+    check_used,
+    find_source,
+    held_out_name,
+    is_output,
+    open_source,
+    where_data_may_be,
+)
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.dataset import DatasetImages
 
@@ -182,6 +190,8 @@ SPECS: tuple[type[SourceSpec], ...] = (Cache, SampleNpz, ImageFiles, Builtin)
 def find_spec(text: str, settings: Preparation | None = None) -> SourceSpec | None:
     """The data source that a string names; None if it names no data source."""
     text, settings = expand(text), settings or Preparation()
+    if not text:  # which `Path` takes for the present folder
+        return None
     return next((spec for spec_class in SPECS if (spec := spec_class.parse(text, settings)) is not None), None)
 
 
@@ -198,7 +208,7 @@ def parse_source(text: str, settings: Preparation | None = None) -> SourceSpec:
     spec = find_spec(text, settings)
     if spec is None:
         remedy = f"give an existing folder of images, or {nearest(text, DATASETS)}"
-        raise InputError(f'no data "{text}"; {nearest_path(text, remedy)}')
+        raise InputError(f'no data "{text}"; {where_data_may_be(text, remedy)}')
     return spec
 
 

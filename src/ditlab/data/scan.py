@@ -179,7 +179,7 @@ def image_header(image: Image.Image, pages: int | None = None, *, displayed: boo
     reduced = is_reduced(image)  # first, because reading the EXIF data can decode the image
     if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1 and (count := len(frames(image))) > 1:
         if count != pages:
-            raise ValueError(f"has {count} pages")
+            raise ValueError(f"has {count} pages; give channels = {count} if they are channels")
         channels = count
     size = displayed_size(image) if displayed else (image.height, image.width)
     return Header(size, channels, dtype, profile_state(image), reduced)

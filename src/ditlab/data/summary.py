@@ -20,6 +20,7 @@ from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.latents.cache import Latents
 from ditlab.data.reading import UNCONDITIONAL, LeftOut, Reading
+from ditlab.data.sources.base import natural
 
 FILE = "data.json"
 """Name of the file in which a run keeps the summary of its data."""
@@ -63,7 +64,7 @@ class Summary:
         if classes and reading.conditions == UNCONDITIONAL:
             reading = replace(reading, conditions=f"{len(classes)} classes")
         if dataset.skipped:
-            unreadable = LeftOut(len(dataset.skipped), next(iter(dataset.skipped)))
+            unreadable = LeftOut(len(dataset.skipped), min(dataset.skipped, key=natural))
             reading = replace(reading, left_out=reading.left_out | {UNREADABLE: unreadable})
         shape = dataset.shape if isinstance(dataset, Latents) else ()
         images = len(dataset) // copies

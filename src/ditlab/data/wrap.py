@@ -91,7 +91,7 @@ class TorchImages(Dataset):
         gray = (header.channels, self.channels) == (1, 3) and isinstance(image, Image.Image)
         if shape != expected and not (gray and header.size == self.size):
             raise InputError(
-                f"image {i} has the shape {shape} but image 0 has {expected}; resize the images to one size"
+                f"image {i} has the shape {shape} but image 0 has {expected}; resize or convert them to one shape"
             )
         if header.dtype != self.first.dtype:
             raise InputError(f"image {i} holds {header.dtype} but image 0 holds {self.first.dtype}; give one type")

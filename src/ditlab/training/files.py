@@ -46,4 +46,5 @@ def refuse_other_run(folder: Path, differing: Iterable[str]) -> None:
 
 def describe_difference(key: str, before: object, now: object) -> str:
     """A description of a setting that differs, for messages."""
-    return f"{key} is {before} there, {now} here"
+    was, is_ = (value if value != "" else "not set" for value in (before, now))
+    return f"{key} is {was} there, {is_} here"

@@ -42,6 +42,7 @@ __all__ = [
     "held_out_name",
     "is_output",
     "open_source",
+    "where_data_may_be",
 ]
 
 
@@ -53,6 +54,8 @@ def find_source(text: str, settings: Preparation | None = None) -> type[Source] 
         settings: a label file makes a folder a table.
     """
     settings = settings or Preparation()
+    if not text:  # which `Path` takes for the present folder
+        return None
     return next((source for source in SOURCES.values() if source.matches(text, settings)), None)
 
 
@@ -69,7 +72,7 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
     text, settings, part = expand(text), settings or Preparation(), Reading()
     source_class = find_source(text, settings)
     if source_class is None:
-        raise InputError(f'no data at "{text}"; {nearest_path(text, "give an existing folder of images")}')
+        raise InputError(f'no data at "{text}"; {where_data_may_be(text, "give an existing folder of images")}')
     check_used(settings, source_class.uses, text)
     if source_class is Folder or (source_class is Table and settings.split):  # a table lists what is read
         place = choose_folder(text, settings.split, part)
@@ -85,6 +88,14 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
         raise InputError(f"no images in {text}{_what_else(source.reading)}; put some there (such as .jpg, .png, .webp)")
     source.min_side = settings.min_side
     return source
+
+
+def where_data_may_be(text: str, remedy: str) -> str:
+    """What to do about a source that does not exist, or that is a single file."""
+    if Path(text).is_file():
+        folder = Path(text).parent
+        return f'this is a single file; give its folder ({folder}), or a pattern such as "{folder}/*.jpg"'
+    return nearest_path(text, remedy)
 
 
 def held_out_name(text: str, split: str) -> str:

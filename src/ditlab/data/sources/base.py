@@ -141,7 +141,7 @@ class Source(ABC):
             image = self.raw(i)
             if isinstance(image, np.ndarray):
                 if min(image.shape[:2]) < min_side:
-                    raise Unreadable(f"only {image.shape[1]}x{image.shape[0]} pixels")
+                    raise Unreadable(_too_small(image.shape[1], image.shape[0], min_side))
                 return image
             # An MPO is a camera's JPEG followed by a preview or depth map.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
@@ -150,7 +150,7 @@ class Source(ABC):
                 if len(numbers := frames(image)) > 1:
                     return _pages(image, numbers, pages, min_side)
             if min(image.size) < min_side:
-                raise Unreadable(f"only {image.width}x{image.height} pixels")
+                raise Unreadable(_too_small(*image.size, min_side))
             image.load()
         except Unreadable:
             raise
@@ -164,8 +164,12 @@ def _pages(image: Image.Image, numbers: list[int], pages: int, min_side: int) ->
     if len(numbers) != pages:
         raise Unreadable(f"has {len(numbers)} pages; give channels = {len(numbers)} if they are channels")
     if min(image.size) < min_side:
-        raise Unreadable(f"only {image.width}x{image.height} pixels")
+        raise Unreadable(_too_small(*image.size, min_side))
     return stacked(image, numbers)
+
+
+def _too_small(width: int, height: int, min_side: int) -> str:
+    return f"only {width}x{height} pixels; min_side is {min_side}"
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ NONE = "none"  # as the name of a column: read none
 FILES = ("file", "file_name", "filename", "path", "image", "image_path")
 IMAGES = ("image", "img", "jpg", "png", "photo", "rgb")
 LABELS = ("label", "labels", "class", "class_name", "category", "target")
+SHOWN = 8  # names of columns in a note
 CAPTIONS = ("caption", "captions", "text", "prompt", "description")
 
 
@@ -44,9 +45,8 @@ def choose(
         return None
     obvious = [name for name in columns if name.lower() == next(iter(usual))]
     if len(columns) > 1 and len(obvious) != 1:
-        raise InputError(
-            f"{where} has several {what} columns ({', '.join(columns)}); choose one ({setting}), or {NONE}"
-        )
+        none = "" if what == "image" else f", or {NONE}"  # there are no data without images
+        raise InputError(f"{where} has several {what} columns ({', '.join(columns)}); choose one ({setting}){none}")
     chosen = obvious[0] if obvious else columns[0]
     if others := [name for name in columns if name != chosen]:
         reading.notes.append(f'{what} column "{chosen}" of {where}; also there: {", ".join(others)}')
@@ -56,6 +56,20 @@ def choose(
 def usual_columns(columns: Collection[str], usual: Sequence[str]) -> list[str]:
     """The columns with a usual name, the clearest one first."""
     return sorted((name for name in columns if name.lower() in usual), key=lambda name: usual.index(name.lower()))
+
+
+def note_unread(columns: Collection[str], where: str, reading: Reading) -> None:
+    """Note that data without labels have columns that may be labels, so that a column is not passed over unseen.
+
+    Args:
+        columns: all columns but those of files and images.
+        where: what has these columns.
+        reading: where it is noted.
+    """
+    names = [name for name in columns if name.lower() not in CAPTIONS]
+    if names:
+        shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+        reading.notes.append(f"no labels; columns of {where} that are not read: {shown} (label_column chooses one)")
 
 
 class LabelTexts:

@@ -39,6 +39,7 @@ OUTPUTS = (
 SHEETS = frozenset({"grid.png", "trajectory.gif"})
 """Files in a folder of generated images that show several of them."""
 HIDDEN, CLUTTER, OURS, CLOSED = "hidden", "system file or folder", "written by ditlab", "cannot be opened"
+SPECIAL = "not a regular file, such as a pipe or a device"
 BESIDE = "array beside an image of the same name"
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$", re.IGNORECASE)
 
@@ -147,6 +148,8 @@ def read_folder(
         name = entry.name
         if entry.is_dir():
             result.folders.append(name)
+        elif not entry.is_file() and os.path.exists(entry):  # opening it may wait forever
+            reading.leave_out(printable(prefix + name), SPECIAL)
         elif name[name.rfind(".") :].lower() in suffixes and name[0] != ".":
             result.images.append(name)
         elif name[-4:].lower() == ".txt" and name[0] != ".":

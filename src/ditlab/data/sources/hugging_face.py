@@ -13,7 +13,7 @@ from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, content_hash
 from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, Texts, column_of_texts, label_column
-from ditlab.data.sources.columns import CAPTIONS, IMAGES, LABELS, NONE, LabelTexts, choose, usual_columns
+from ditlab.data.sources.columns import CAPTIONS, IMAGES, LABELS, NONE, LabelTexts, choose, note_unread, usual_columns
 from ditlab.data.sources.splits import describe_split, pick_split
 from ditlab.data.sources.tables import note_captions
 
@@ -49,7 +49,7 @@ class HuggingFace(Source):
         # As files, so that headers can be read without decoding the images.
         self.table = table.select_columns([column]).cast_column(column, ImageColumn(decode=False))
         self.fingerprint = content_hash(str(table._fingerprint).encode())  # of all rows
-        self.columns = {"label": self._labels(table, settings)}
+        self.columns = {"label": self._labels(table, settings, images)}
         if captions := self._captions(table, settings):
             self.columns["caption"] = captions
 
@@ -104,7 +104,7 @@ class HuggingFace(Source):
         content: bytes = stored["bytes"] or Path(stored["path"]).read_bytes()
         return content
 
-    def _labels(self, table: Any, settings: Preparation) -> Column:
+    def _labels(self, table: Any, settings: Preparation, images: list[str]) -> Column:
         """The class labels: a column of classes, numbers or texts."""
         from datasets import ClassLabel
 
@@ -116,6 +116,9 @@ class HuggingFace(Source):
             candidates = [name for name in table.features if name != self.image_column]
         column = choose(candidates, "label_column", settings.label_column, LABELS, self.title, self.reading)
         if column is None:
+            if not settings.label_column:
+                unread = [name for name in table.features if name not in (*images, settings.caption_column)]
+                note_unread(unread, self.title, self.reading)
             return label_column([0] * len(table), [])
         feature, where = table.features[column], f"column {column} of {self.title}"
         rows = list(table[column]) if _is_plain(feature) else [[]]  # the first row of a list shows what is wrong
@@ -144,7 +147,8 @@ class HuggingFace(Source):
         column = choose(texts, "caption_column", settings.caption_column, usual, self.title, self.reading)
         if column is None:
             return None
-        note_captions(len(table), f"column {column}", self.reading)
+        count = sum(bool(text) for text in table[column])
+        note_captions(count, f"column {column}", self.reading)
         return Column(ColumnTexts(table.select_columns([column]), column))
 
 

@@ -10,7 +10,7 @@ from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import PIXEL_SETTINGS, label_column
-from ditlab.data.sources.files import is_image, printable, sorted_naturally, why_left_out
+from ditlab.data.sources.files import SPECIAL, is_image, printable, sorted_naturally, why_left_out
 from ditlab.data.sources.folder import Folder
 
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
@@ -80,7 +80,9 @@ class Pattern(Folder):
         root = Path(os.path.commonpath([os.path.dirname(path) or "." for path in files]) if files else ".")
         images = []
         for path in files:
-            if is_image(os.path.basename(path)):
+            if not os.path.isfile(path) and os.path.exists(path):
+                reading.leave_out(printable(path), SPECIAL)
+            elif is_image(os.path.basename(path)):
                 images.append(os.path.relpath(path, root))
             else:
                 reading.leave_out(printable(path), why_left_out(os.path.basename(path)))

@@ -121,7 +121,7 @@ class CompanionReader:
         suffix = suffix.lower()
         if suffix == ".cls":
             if self.label in ("", CLS):
-                self.listing.labels[key] = content.decode().strip()
+                self.listing.labels[key] = decoded(content, member.name)
                 self.listing.origins[CLS] = self.listing.origins.get(CLS, 0) + 1
         elif suffix == ".txt":
             if self.caption in ("", "txt"):
@@ -170,9 +170,30 @@ def check_end(shard: Path, offset: int) -> None:
             raise ValueError(f"no header and no end of archive at byte {offset}")
 
 
-def caption_text(content: bytes, key: str) -> str:
-    """The caption in a text member, or under a key of a JSON member."""
-    return str(json.loads(content)[key]) if key else content.decode("utf-8-sig").strip()
+def caption_text(content: bytes, key: str, name: str) -> str:
+    """The caption in a text member, or under a key of a JSON member.
+
+    Args:
+        content: the member.
+        key: JSON key; empty for a text member.
+        name: what holds it, for messages.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    return str(json.loads(content)[key]) if key else decoded(content, name)
+
+
+def decoded(content: bytes, name: str) -> str:
+    """The text in a member.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise InputError(f"member {name} is not UTF-8; save the text as UTF-8") from None
 
 
 def lookup_key(values: dict[str, Any], name: str) -> Any:

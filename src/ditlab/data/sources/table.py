@@ -41,8 +41,11 @@ class Table(Folder):
             for missing, names in both.items():
                 if names:
                     name = printable(min(names))
+                    first = printable(next(iter(label_of), ""))
+                    unlike = label_of and label_of.keys().isdisjoint(files)
+                    hint = f"; no row has a file name as in the folder, the first one is {first}" if unlike else ""
                     raise InputError(
-                        f"{name} has no {missing} ({len(names)} without one); correct {table.path} or {root}"
+                        f"{name} has no {missing} ({len(names)} without one); correct {table.path} or {root}{hint}"
                     )
             texts = [label_of[name] for name in composed]
         elif settings.label_column != NONE:

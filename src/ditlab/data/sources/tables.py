@@ -66,7 +66,13 @@ class TableFile:
         if self.delimiter:
             reader = csv.DictReader(io.StringIO(self.text), self.columns, delimiter=self.delimiter)
             next(reader, None)  # the header
-            yield from reader
+            for row in reader:
+                if any(row.pop(None, [])):  # such as a label with a comma and without quotes, which would be cut
+                    raise InputError(
+                        f"{self.path} has a row with more values than columns, which begins with "
+                        f"{next(iter(row.values()))}; put values with separators in quotes"
+                    )
+                yield row
             return
         for number, line in enumerate(self.text.split("\n"), 1):  # `splitlines` would split within texts too
             if line.strip():
@@ -102,13 +108,18 @@ def metadata_of(root: Path, reading: Reading) -> TableFile | None:
     Raises:
         InputError: it cannot be read.
     """
+    chosen = None
     for name in METADATA:
         if (root / name).is_file():
+            if chosen is not None:
+                reading.leave_out(name, "further table of metadata")
+                continue
             table = TableFile.open(root / name)
             if usual_columns(table.columns, FILES):
-                return table
-            reading.leave_out(name, "table without a column of file names")
-    return None
+                chosen = table
+            else:
+                reading.leave_out(name, "table without a column of file names")
+    return chosen
 
 
 def read_column(table: TableFile, column: str) -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, Texts, column_of_texts
-from ditlab.data.sources.columns import NONE, LabelTexts
+from ditlab.data.sources.columns import NONE, LabelTexts, note_unread
 from ditlab.data.sources.files import COMPRESSED, list_images, printable, read_folder
 from ditlab.data.sources.patterns import is_pattern, matching_files
 from ditlab.data.sources.samples import choose_images
@@ -51,13 +51,23 @@ class TarShards(Source):
                 self.reading.leave_out(printable(f"{self.shards[number].name}:{example}"), reason, count)
             for image in choose_images(listing.images, settings.image_column, self.reading):
                 places.append((number, *image))
+        if settings.image_column and not places:
+            raise self._no_such_image(settings.image_column)
         self.places = chosen_places(places, settings, self.reading)
         self.columns = {"label": self._labels(listings, settings)}
         if captions := self._captions(listings, settings):
             self.columns["caption"] = captions
-        if further := [reason for reason in self.reading.left_out if reason.startswith("further image")]:
-            kinds = ", ".join(reason.partition("(")[2].rstrip(")") for reason in further)
+        if kinds := self._further_kinds():
             self.reading.notes.append(f"one image of each sample is read; also there: {kinds} (image_column chooses)")
+
+    def _further_kinds(self) -> str:
+        """The kinds of images that are not read: ".seg.png, .png"."""
+        further = [reason for reason in self.reading.left_out if reason.startswith("further image")]
+        return ", ".join(reason.partition("(")[2].rstrip(")") for reason in further)
+
+    def _no_such_image(self, wanted: str) -> InputError:
+        kinds = self._further_kinds() or "no images"
+        return InputError(f'image_column is "{wanted}", but the shards have {kinds}; correct or remove it')
 
     @classmethod
     def matches(cls, text: str, settings: Preparation) -> bool:
@@ -129,7 +139,11 @@ class TarShards(Source):
                     f'label_column is "{settings.label_column}", but no member has it (keys of the .json members: '
                     f"{', '.join(keys) or 'none'}); correct or remove it"
                 )
-            return self._folder_labels(settings)
+            column = self._folder_labels(settings)
+            names = {key for listing in listings for key in listing.json_keys}
+            if not column.classes and not settings.label_column:
+                note_unread(sorted(names), "the .json members", self.reading)
+            return column
         origin = CLS if CLS in origins else max(origins, key=lambda name: origins[name])
         texts = LabelTexts("the shards", self.reading)
         labels = []
@@ -150,9 +164,24 @@ class TarShards(Source):
         return column
 
     def _class_names(self) -> list[str] | None:
-        """The class names in the file classes.txt beside the shards; None if there is none."""
+        """The class names in the file classes.txt beside the shards; None if there is none.
+
+        Raises:
+            InputError: it is not UTF-8, or has an empty line or a name twice.
+        """
         listed = self.shards[0].parent / "classes.txt"
-        return listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
+        if not listed.is_file():
+            return None
+        try:
+            names = listed.read_text(encoding="utf-8-sig").rstrip().split("\n")
+        except UnicodeDecodeError:
+            raise InputError(f"{listed} is not UTF-8; save it as UTF-8") from None
+        names = [name.strip() for name in names]
+        for i, name in enumerate(names):
+            if not name or name in names[:i]:
+                problem = f'has the class "{name}" twice' if name else "has an empty line"
+                raise InputError(f"{listed} {problem} (line {i + 1}); give one class name per line")
+        return names
 
     def _folder_labels(self, settings: Preparation) -> Column:
         """The class folders in the shards as labels; there are none if an image lies beside them."""
@@ -203,7 +232,10 @@ class ShardTexts(Texts):
 
     def text(self, i: int) -> str:
         shard, start, length, key = self.parts[i].tolist()
-        return caption_text(read_part(self.shards[shard], start, length), self.keys[key]) if length else ""
+        if not length:
+            return ""
+        file = self.shards[shard]
+        return caption_text(read_part(file, start, length), self.keys[key], f"at byte {start} of {file.name}")
 
 
 def read_part(file: Path, start: int, length: int) -> bytes:
