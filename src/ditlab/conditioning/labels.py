@@ -5,7 +5,6 @@ Everything that converts a label to a class index calls `ClassLabels.index`: req
 
 import operator
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -16,7 +15,7 @@ import torch
 
 from ditlab.conditioning.base import Conditioner, Described, file_name
 from ditlab.core.errors import InputError, nearest
-from ditlab.core.spelling import all_nfc
+from ditlab.core.spelling import all_nfc, nfc
 from ditlab.core.types import Condition
 
 
@@ -36,7 +35,7 @@ class ClassLabels(Conditioner):
     def __init__(self, classes: int, names: Sequence[str] = ()) -> None:
         self.classes, self.names = classes, all_nfc(names)
         self.config = {"kind": "class", "classes": classes, "names": self.names}
-        self._index = {same_text(name): i for i, name in reversed([*enumerate(self.names)])}
+        self._index = {nfc(name): i for i, name in reversed([*enumerate(self.names)])}
         self._numbers = {i: number for i, name in enumerate(self.names) if (number := as_number(name)) is not None}
         self.names_are_other_numbers = any(number != i for i, number in self._numbers.items())
 
@@ -71,7 +70,7 @@ class ClassLabels(Conditioner):
         text = value if isinstance(value, str) else plain_number(value)
         if self.classes == 0:
             raise InputError(f"label {text} for an unconditional model; leave the labels out")
-        if (known := self._index.get(same_text(text))) is not None:
+        if (known := self._index.get(nfc(text))) is not None:
             return known
         if explicit := INDEX.fullmatch(text):
             return self._in_range(int(explicit[1]), text)
@@ -129,7 +128,7 @@ class ClassLabels(Conditioner):
         """Return the index, or where a number may be another class, the name or "index:3"."""
         if not self.names_are_other_numbers:
             return index
-        named = index < len(self.names) and self._index[same_text(self.names[index])] == index
+        named = index < len(self.names) and self._index[nfc(self.names[index])] == index
         return self.names[index] if named else f"index:{index}"
 
     def title(self, value: Any) -> str:
@@ -171,8 +170,3 @@ def plain_number(value: Any) -> str:
         return str(int(operator.index(value)))
     except TypeError:
         return str(value)
-
-
-def same_text(text: str) -> str:
-    """Return a text in the form in which names are compared: file systems decompose accents, keyboards do not."""
-    return unicodedata.normalize("NFC", text)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self, final
+from typing import Any, ClassVar, Self, final, overload
 
 import numpy as np
 import torch
@@ -42,6 +42,25 @@ class Column:
 
     values: Tensor | Sequence[str]  # (N,) class indices, (N, ...) numbers, or N texts
     classes: list[str] = field(default_factory=list)  # names of class indices; empty for other columns
+
+
+class Texts(Sequence[Any], ABC):
+    """Texts, or lists of texts, that are read when they are needed."""
+
+    @abstractmethod
+    def text(self, i: int) -> Any:
+        """Text i."""
+
+    @abstractmethod
+    def state(self, i: int) -> str:
+        """What differs if text i may have changed, without reading it."""
+
+    @overload
+    def __getitem__(self, i: int) -> Any: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Any]: ...
+    def __getitem__(self, i: Any) -> Any:
+        return [self.text(j) for j in range(*i.indices(len(self)))] if isinstance(i, slice) else self.text(i)
 
 
 class Source(ABC):

@@ -1,10 +1,9 @@
 """A folder of images: one sub-folder for each class, or a flat folder; a table can add labels and captions."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Self
 
 from PIL import Image
 
@@ -18,6 +17,7 @@ from ditlab.data.sources.base import (
     PIXEL_SETTINGS,
     Column,
     Source,
+    Texts,
     column_of_texts,
     label_column,
     natural,
@@ -197,7 +197,7 @@ class Layout:
         return Column(CaptionFiles(self.root, self.files))
 
 
-class CaptionFiles(Sequence[str]):
+class CaptionFiles(Texts):
     """The texts in files beside images, which are read when they are needed; empty where there is no file."""
 
     def __init__(self, root: Path, images: list[str]) -> None:
@@ -207,13 +207,11 @@ class CaptionFiles(Sequence[str]):
     def __len__(self) -> int:
         return len(self.images)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
+    def state(self, i: int) -> str:
+        stem = os.path.splitext(f"{self.root}/{self.images[i]}")[0]
+        return repr([file_stamp(stem + end, end)[1:] for end in (".txt", ".TXT")])
+
+    def text(self, i: int) -> str:
         stem = os.path.splitext(self.root / self.images[i])[0]
         for end in (".txt", ".TXT"):
             try:

@@ -1,10 +1,9 @@
 """Data sets of the `datasets` library, from the hub ("hf:NAME[:SPLIT]") or from a folder of `save_to_disk`."""
 
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self
 
 from PIL import Image
 
@@ -13,7 +12,7 @@ from ditlab.core.errors import InputError
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, content_hash
 from ditlab.data.reading import Reading, classes_from
-from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, column_of_texts, label_column
+from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, Texts, column_of_texts, label_column
 from ditlab.data.sources.columns import CAPTIONS, IMAGES, LABELS, NONE, LabelTexts, choose, usual_columns
 from ditlab.data.sources.splits import describe_split, pick_split
 from ditlab.data.sources.tables import note_captions
@@ -149,7 +148,7 @@ class HuggingFace(Source):
         return Column(ColumnTexts(table.select_columns([column]), column))
 
 
-class ColumnTexts(Sequence[Any]):
+class ColumnTexts(Texts):
     """The texts, or lists of texts, in a column of a data set, which are read when they are needed."""
 
     def __init__(self, table: Any, column: str) -> None:
@@ -159,11 +158,10 @@ class ColumnTexts(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.table)
 
-    @overload
-    def __getitem__(self, i: int) -> Any: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[Any]: ...
-    def __getitem__(self, i: Any) -> Any:
+    def state(self, i: int) -> str:
+        return str(self.table._fingerprint) if i == 0 else ""  # of all rows
+
+    def text(self, i: int) -> Any:
         return self.table[i][self.column]
 
 
@@ -185,6 +183,11 @@ def saved_splits(path: Path) -> list[str]:
     with suppress(OSError, ValueError, KeyError):
         return [str(name) for name in json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]]
     return []
+
+
+def on_hub(text: str) -> bool:
+    """Whether a source is on the hub and not on this machine."""
+    return text.startswith(PREFIX) and not _is_saved(Path(text.removeprefix(PREFIX).partition(":")[0]))
 
 
 def _is_saved(path: Path) -> bool:

@@ -3,9 +3,8 @@
 import io
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,7 @@ from ditlab.core.spelling import nfc
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
-from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, column_of_texts
+from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, Texts, column_of_texts
 from ditlab.data.sources.columns import NONE, LabelTexts
 from ditlab.data.sources.files import COMPRESSED, list_images, printable, read_folder
 from ditlab.data.sources.patterns import is_pattern, matching_files
@@ -187,7 +186,7 @@ class TarShards(Source):
         return Column(ShardTexts(self.shards, self.places, parts))
 
 
-class ShardTexts(Sequence[str]):
+class ShardTexts(Texts):
     """The captions in the members of shards, which are read when they are needed; empty where there is none."""
 
     def __init__(self, shards: list[Path], places: list[Place], parts: list[tuple[int, int, str]]) -> None:
@@ -202,13 +201,11 @@ class ShardTexts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.parts)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
+    def state(self, i: int) -> str:
+        shard, start, length, key = self.parts[i].tolist()
+        return f"{shard} {start} {length} {self.keys[key]}"  # the images have the times of the shards
+
+    def text(self, i: int) -> str:
         shard, start, length, key = self.parts[i].tolist()
         return caption_text(read_part(self.shards[shard], start, length), self.keys[key]) if length else ""
 
