@@ -91,16 +91,23 @@ def test_a_setting_that_is_used_is_accepted():
         {"sample": {"preset": "dit-published", "guidance_channels": 3}},  # the preset sets a scale
         {"data": {"max_skipped": 1.0}},
     ):
-        check_recipe(parse_recipe(tables))
+        recipe = parse_recipe(tables)
+        check_recipe(recipe)
+        assert unused_keys(recipe) == set()
 
 
 def test_a_time_distribution_of_a_plug_in_may_use_mean_and_scale():
-    check_settings(parse_recipe({"diffusion": {"time": "noisy", "time_mean": 0.5, "time_scale": 2.0}}))
+    recipe = parse_recipe({"diffusion": {"time": "noisy", "time_mean": 0.5, "time_scale": 2.0}})
+    check_settings(recipe)
+    assert (recipe.diffusion.time_mean, recipe.diffusion.time_scale) == (0.5, 2.0)
+    assert unused_keys(recipe) == set()
 
 
 @pytest.mark.parametrize("name", [*shipped_recipes()])
 def test_recipes_of_the_package_have_no_setting_without_effect(name):
-    check_settings(parse_recipe(read_toml(find_recipe(name))))
+    recipe = parse_recipe(read_toml(find_recipe(name)))
+    check_settings(recipe)
+    assert unused_keys(recipe) == set()
 
 
 def test_defaults_in_a_saved_recipe_are_no_settings_without_effect(tmp_path):

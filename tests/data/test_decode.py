@@ -5,40 +5,17 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers import Items
 from PIL import Image, UnidentifiedImageError
 
 from ditlab.core.errors import InputError
 from ditlab.data.decode import displayed_size, open_image, turned
 from ditlab.data.images import Images
 from ditlab.data.preprocess import Preprocess, file_numbers
-from ditlab.data.reading import Reading
 from ditlab.data.scan import array_header, image_header
-from ditlab.data.sources import Raster, Source, Unreadable
-from ditlab.data.sources.base import label_column
+from ditlab.data.sources import Raster, Unreadable
 
 tifffile = pytest.importorskip("tifffile")
-
-
-class Files(Source):
-    """Image files, opened with `open_image`."""
-
-    def __init__(self, *paths):
-        self.paths, self.reading = paths, Reading()
-        self.columns = {"label": label_column([0] * len(paths), [])}
-
-    @classmethod
-    def matches(cls, text, settings):
-        return False
-
-    @classmethod
-    def from_text(cls, text, settings):
-        raise NotImplementedError
-
-    def name(self, i):
-        return self.paths[i].name
-
-    def raw(self, i):
-        return open_image(self.paths[i])
 
 
 def numbers(height=20, width=30, channels=1, dtype="u1", seed=0):
@@ -143,14 +120,14 @@ def test_orientations(tmp_path, kind, orientation):
         stored[:] = stored[:, :1] // 2 + np.arange(16, dtype=np.uint8)[:, None, None] * 7  # smooth enough to compare
     file = tmp_path / f"a.{suffix}"
     write(file, stored, orientation)
-    data = Images(Files(file), Preprocess(None))
+    data = Images(Items(file), Preprocess(None))
     expected = ORIENTED[orientation](stored)
     assert data.size == expected.shape[:2] == ((16, 24) if orientation < 5 else (24, 16))
     read = data.values.restored(data.fetch(torch.tensor([0])).x)[0].permute(1, 2, 0).numpy()
     assert data.skipped == {}
     assert np.abs(read.astype(int) - expected).max() <= (40 if suffix == "jpg" else 0)
     assert np.array_equal(turned(stored, orientation), expected)
-    sized = Images(Files(file), Preprocess(data.size))
+    sized = Images(Items(file), Preprocess(data.size))
     assert torch.equal(sized.fetch(torch.tensor([0])).x, data.fetch(torch.tensor([0])).x)
 
 
@@ -204,10 +181,10 @@ def test_16_bits_per_color(tmp_path, monkeypatch):
         "1 image of 16 bits per color, read at 8 bits (because of their color profile or transparency, or because "
         "tifffile or imagecodecs is not installed)"
     )
-    assert Images(Files(tmp_path / "b.png")).reading.notes == [note]
+    assert Images(Items(tmp_path / "b.png")).reading.notes == [note]
     without(monkeypatch, "tifffile", "imagecodecs")
     for name in ("a.png", "a.tif"):
-        data = Images(Files(tmp_path / name))
+        data = Images(Items(tmp_path / name))
         assert data.reading.notes == [note]
         read = data.fetch(torch.tensor([0])).x[0].permute(1, 2, 0).numpy()
         assert np.abs(read.astype(int) * 257 - colors).max() <= 257
@@ -230,9 +207,9 @@ def test_without_tifffile_the_remedy_is_named(tmp_path, monkeypatch):
     without(monkeypatch, "tifffile")
     remedy = r"a TIFF file of this kind needs tifffile; pip install 'ditlab\[data\]'"
     with pytest.raises(Unreadable, match=remedy):
-        Files(tmp_path / "a.tif").read(0)
+        Items(tmp_path / "a.tif").read(0)
     with pytest.raises(InputError, match=rf"none of the 1 images can be read, beginning with a\.tif \({remedy}\)"):
-        Images(Files(tmp_path / "a.tif"))
+        Images(Items(tmp_path / "a.tif"))
 
 
 def test_pages_are_channels_on_request(tmp_path):
@@ -240,10 +217,10 @@ def test_pages_are_channels_on_request(tmp_path):
     file = tmp_path / "a.tif"
     tifffile.imwrite(file, np.moveaxis(stack, -1, 0), photometric="minisblack", metadata=None)
     with pytest.raises(Unreadable, match="has 5 pages; give channels = 5 if they are channels"):
-        Files(file).read(0)
+        Items(file).read(0)
     with pytest.raises(InputError, match=r"none of the 1 images can be read, beginning with a\.tif \(has 5 pages\)"):
-        Images(Files(file))
-    data = Images(Files(file), Preprocess(None, channels=5))
+        Images(Items(file))
+    data = Images(Items(file), Preprocess(None, channels=5))
     assert (data.channels, data.values.dtype) == (5, "uint16")
     read = data.values.restored(data.fetch(torch.tensor([0])).x)[0].permute(1, 2, 0).numpy()
     assert np.array_equal(read, stack)
@@ -254,7 +231,7 @@ def test_small_copies_are_no_pages(tmp_path):
     with tifffile.TiffWriter(file) as writer:
         writer.write(numbers(channels=3), photometric="rgb")
         writer.write(numbers(10, 15, 3), photometric="rgb", subfiletype=1)
-    read = Files(file).read(0)
+    read = Items(file).read(0)
     assert np.array_equal(np.asarray(read), numbers(channels=3))
 
 
@@ -277,19 +254,19 @@ def test_npy_files_of_which_the_channels_are_unclear(tmp_path, shape):
     np.save(tmp_path / "a.npy", np.zeros(shape))
     message = re.escape(f"an array of shape {shape}; give (H, W), or (H, W, C) or (C, H, W) with fewer channels than")
     with pytest.raises(Unreadable, match=message):
-        Files(tmp_path / "a.npy").read(0)
+        Items(tmp_path / "a.npy").read(0)
 
 
 def test_arrays_that_are_no_numbers(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((20, 30), complex))
     with pytest.raises(InputError, match=r"\(numbers of type complex128; give integers or floats\)"):
-        Images(Files(tmp_path / "a.npy"))
+        Images(Items(tmp_path / "a.npy"))
     np.save(tmp_path / "b.npy", np.full((20, 30), 2**40))
     with pytest.raises(Unreadable, match="beyond the range of int32"):
-        Preprocess(None)(Files(tmp_path / "b.npy").read(0))
+        Preprocess(None)(Items(tmp_path / "b.npy").read(0))
     np.save(tmp_path / "c.npy", np.array([[{}]]), allow_pickle=True)
     with pytest.raises(Unreadable, match="Python objects in dtype"):
-        Files(tmp_path / "c.npy").read(0)
+        Items(tmp_path / "c.npy").read(0)
 
 
 def test_files_that_are_no_image(tmp_path):
@@ -306,7 +283,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
     tifffile.imwrite(tmp_path / "a.tif", numbers(channels=5), photometric="minisblack", planarconfig="contig")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.raises(Unreadable, match="30x20 pixels; at most 400 are read"):
-        Files(tmp_path / "a.tif").read(0)
+        Items(tmp_path / "a.tif").read(0)
 
 
 def test_plain_images_are_not_decoded_when_they_are_opened(tmp_path):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import Items
 from PIL import Image
 
 from ditlab.config.sections import Preparation
@@ -10,33 +11,8 @@ from ditlab.data import InMemory, SampleFile, from_torch, open_dataset, ranges
 from ditlab.data.images import Images, write_folder
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import find_values, plain
-from ditlab.data.reading import Reading
-from ditlab.data.sources import Source
-from ditlab.data.sources.base import label_column
 
 RNG = np.random.default_rng(0)
-
-
-class Arrays(Source):
-    """Images that are arrays."""
-
-    def __init__(self, *arrays):
-        self.arrays, self.reading = arrays, Reading()
-        self.columns = {"label": label_column([0] * len(arrays), [])}
-
-    @classmethod
-    def matches(cls, text, settings):
-        return False
-
-    @classmethod
-    def from_text(cls, text, settings):
-        raise NotImplementedError
-
-    def name(self, i):
-        return f"image {i}"
-
-    def raw(self, i):
-        return self.arrays[i]
 
 
 def everything(data):
@@ -63,7 +39,7 @@ def everything(data):
 )
 def test_the_range_follows_from_the_numbers(dtype, low, high, expected):
     arrays = [np.full((8, 9, 2), value, dtype) for value in (low, high)]
-    data = Images(Arrays(*arrays))
+    data = Images(Items(*arrays))
     assert (data.values.low, data.values.high) == ((expected[0],), (expected[1],))
     assert data.channels == 2
     x = data.fetch(torch.arange(2)).x
@@ -95,33 +71,33 @@ def test_16_bit_modes_of_any_byte_order_are_gray(mode):
 
 def test_a_given_range_is_not_clipped():
     array = np.array([-2000, -1024, 3071, 4000], np.int16).repeat(16).reshape(8, 8, 1)
-    data = Images(Arrays(array), range="-1024,3071")
+    data = Images(Items(array), range="-1024,3071")
     x = data.fetch(torch.tensor([0])).x
     assert x[0, 0, ::2, 0].tolist() == pytest.approx([-1.476679, -1, 1, 1.453724], abs=1e-5)
     assert data.reading.notes == ["int16 numbers, of which -1024 is black and 3071 is white"]
-    eight = Images(Arrays(np.full((8, 8, 1), 50, np.uint8)), range="0,100")
+    eight = Images(Items(np.full((8, 8, 1), 50, np.uint8)), range="0,100")
     assert eight.fetch(torch.tensor([0])).x.unique().tolist() == [0.0]
-    assert Images(Arrays(np.full((8, 8, 1), 50, np.uint8)), range="0,255").values == EIGHT_BITS
+    assert Images(Items(np.full((8, 8, 1), 50, np.uint8)), range="0,255").values == EIGHT_BITS
 
 
 def test_standardized_channels():
     arrays = RNG.normal([5, -200, 0.01], [2, 50, 0.001], (20, 16, 16, 3)).astype("f4")
-    data = Images(Arrays(*arrays), range="standardize", show=(2,))
+    data = Images(Items(*arrays), range="standardize", show=(2,))
     x = data.fetch(torch.arange(20)).x.double()
     assert x.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-4)
     assert x.std((0, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=1e-3)
     assert data.values.shown == (2,)
     assert data.values.high == pytest.approx(arrays.max((0, 1, 2)).tolist())
     assert everything(data) == pytest.approx(arrays, rel=1e-5, abs=1e-4)
-    assert Images(Arrays(*arrays), range="standardize", show=(2,)).values == data.values
+    assert Images(Items(*arrays), range="standardize", show=(2,)).values == data.values
     with pytest.raises(InputError, match="all numbers of channel 2 are 7, which cannot be standardized"):
-        Images(Arrays(np.stack([arrays[0, ..., 0], np.full((16, 16), 7)], -1)), range="standardize")
+        Images(Items(np.stack([arrays[0, ..., 0], np.full((16, 16), 7)], -1)), range="standardize")
 
 
 def test_a_sample_of_a_large_data_set_is_read(monkeypatch):
     monkeypatch.setattr(ranges, "SAMPLE", 4)
     arrays = [np.full((8, 8, 1), 2**i, np.uint16) for i in range(10)]
-    data = Images(Arrays(*arrays))
+    data = Images(Items(*arrays))
     chosen = ranges.sampled(10)
     assert len(chosen) == 4
     assert data.values.high == (float(2 ** (int(chosen.max()) + 1) - 1),)
@@ -148,7 +124,7 @@ def test_mistakes(settings, message):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_are_left_out(value):
     good, bad = np.zeros((8, 8, 1)), np.full((8, 8, 1), value)
-    data = Images(Arrays(good, bad))
+    data = Images(Items(good, bad))
     assert data.fetch(torch.arange(2)).x.unique().tolist() == [-1.0]
     assert data.skipped == {"image 1": "values that are not finite"}
 
@@ -172,9 +148,9 @@ def test_a_mixture_of_8_and_16_bits_is_read_at_8(tmp_path):
 
 
 def test_types_of_more_than_8_bits_are_joined():
-    data = Images(Arrays(np.full((8, 8, 1), 100, np.uint16), np.full((8, 8, 1), -50, np.int16)))
+    data = Images(Items(np.full((8, 8, 1), 100, np.uint16), np.full((8, 8, 1), -50, np.int16)))
     assert data.values == PixelValues("int32", (-50.0,), (100.0,))
-    data = Images(Arrays(np.full((8, 8, 1), 100, np.uint16), np.full((8, 8, 1), -0.5, "f4")))
+    data = Images(Items(np.full((8, 8, 1), 100, np.uint16), np.full((8, 8, 1), -0.5, "f4")))
     assert data.values == PixelValues("float32", (-0.5,), (100.0,))
 
 
@@ -182,15 +158,15 @@ def test_types_of_more_than_8_bits_are_joined():
 def test_arrays_are_resized_channel_by_channel(dtype, channels):
     array = (RNG.random((40, 60, channels)) * 1000).astype(dtype)
     for fit, size in (("crop", (20, 20)), ("stretch", (10, 14)), ("letterbox", (20, 20)), ("crop", (48, 48))):
-        data = Images(Arrays(array), Preprocess(size, fit=fit, background="black"), range="0,2000")
+        data = Images(Items(array), Preprocess(size, fit=fit, background="black"), range="0,2000")
         read = (data.fetch(torch.tensor([0])).x[0].permute(1, 2, 0).numpy() + 1) * 1000
         alone = [
-            Images(Arrays(array[..., i : i + 1]), Preprocess(size, fit=fit, background="black"), range="0,2000")
+            Images(Items(array[..., i : i + 1]), Preprocess(size, fit=fit, background="black"), range="0,2000")
             for i in range(channels)
         ]
         expected = [(each.fetch(torch.tensor([0])).x[0, 0].numpy() + 1) * 1000 for each in alone]
         assert np.abs(read - np.stack(expected, -1)).max() < 1e-2
-    halves = Images(Arrays(array), Preprocess((20, 30)), range="0,2000").fetch(torch.tensor([0])).x[0]
+    halves = Images(Items(array), Preprocess((20, 30)), range="0,2000").fetch(torch.tensor([0])).x[0]
     mean = array.reshape(20, 2, 30, 2, channels).mean((1, 3))
     assert np.abs((halves.permute(1, 2, 0).numpy() + 1) * 1000 - mean).max() < 1e-2
 
@@ -198,32 +174,32 @@ def test_arrays_are_resized_channel_by_channel(dtype, channels):
 def test_interpolation_stays_within_black_and_white():
     array = np.zeros((16, 16, 1), np.uint16)
     array[8:] = 4095
-    x = Images(Arrays(array), Preprocess((24, 24))).fetch(torch.tensor([0])).x
+    x = Images(Items(array), Preprocess((24, 24))).fetch(torch.tensor([0])).x
     assert (x.min(), x.max()) == (-1, 1)
 
 
 def test_bars_have_the_level_of_the_background():
     array = np.full((16, 32, 2), 1000, np.int16)
     for background, level in (("black", -1.0), ("white", 1.0), ("#808080", 128 / 127.5 - 1)):
-        data = Images(Arrays(array), Preprocess((32, 32), "letterbox", background=background), range="-1024,3071")
+        data = Images(Items(array), Preprocess((32, 32), "letterbox", background=background), range="-1024,3071")
         assert data.fetch(torch.tensor([0])).x[0, :, 0, 0].tolist() == pytest.approx([level] * 2, abs=1e-6)
-    colors = Images(Arrays(array[..., :1].repeat(3, -1)), Preprocess((32, 32), "letterbox", background="#ff0000"))
+    colors = Images(Items(array[..., :1].repeat(3, -1)), Preprocess((32, 32), "letterbox", background="#ff0000"))
     assert colors.fetch(torch.tensor([0])).x[0, :, 0, 0].tolist() == [1, -1, -1]
-    bytes_ = Images(Arrays(np.full((16, 32, 13), 9, np.uint8)), Preprocess((32, 32), "letterbox", background="#808080"))
+    bytes_ = Images(Items(np.full((16, 32, 13), 9, np.uint8)), Preprocess((32, 32), "letterbox", background="#808080"))
     assert bytes_.fetch(torch.tensor([0])).x[0, :, 0, 0].tolist() == [128] * 13
 
 
 def test_flipped_arrays():
     array = np.arange(8 * 9 * 5, dtype=np.uint16).reshape(8, 9, 5)
-    data = Images(Arrays(array), Preprocess(None, flip=True))
+    data = Images(Items(array), Preprocess(None, flip=True))
     assert np.array_equal(everything(data)[1], array[:, ::-1])
 
 
 def test_gray_and_rgb_numbers_are_converted():
     colors = np.full((8, 8, 3), (100, 200, 50), np.uint16)
-    gray = Images(Arrays(colors), Preprocess(None, channels=1), range="0,255")
+    gray = Images(Items(colors), Preprocess(None, channels=1), range="0,255")
     assert everything(gray).flatten()[0] == round(0.299 * 100 + 0.587 * 200 + 0.114 * 50)
-    data = Images(Arrays(colors, colors[..., :1]))
+    data = Images(Items(colors, colors[..., :1]))
     assert everything(data)[1, 0, 0].tolist() == [100] * 3
 
 
@@ -293,7 +269,7 @@ def test_torch_data_sets_of_any_type():
 
 def test_what_png_cannot_hold_is_exported_as_npy(tmp_path):
     array = np.arange(8 * 9 * 5, dtype=np.uint16).reshape(8, 9, 5)
-    write_folder(Images(Arrays(array)), tmp_path, 1)
+    write_folder(Images(Items(array)), tmp_path, 1)
     assert np.array_equal(np.load(tmp_path / "000000.npy"), array)
 
 

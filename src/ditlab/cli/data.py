@@ -14,6 +14,7 @@ from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 
 PreparationOptions = Annotated[Preparation | None, Parameter(name="*")]
 TrainingOptions = Annotated[AutoencoderTraining | None, Parameter(name="*")]
@@ -89,8 +90,7 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
         raise InputError(f"{folder} is not empty; give another --export")
     dataset = open_dataset(source, settings)
     write_folder(dataset, folder, count)
-    written = min(count, len(dataset))
-    say(f"wrote {written:,} image{'s' * (written != 1)} to {folder}")
+    say(f"wrote {counted(min(count, len(dataset)), 'image')} to {folder}")
 
 
 def inspect_images(source: str, settings: Preparation, sheet: Path | None, json: bool) -> None:
@@ -104,7 +104,7 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
         check_sheet(sheet)
     preprocess = preprocessing(settings)
     images = parse_source(source, settings).images(settings)
-    result = survey(images, screen, None if preprocess is None else preprocess.size)
+    result = survey(images, screen, preprocess.size)
     if sheet is not None:
         sample_sheet(images, sheet, preprocess)
     if json:

@@ -48,20 +48,16 @@ def free_folder(folder: Path) -> Path:
     return next(path for path in chain([folder], numbered) if is_vacant(path))
 
 
-def claim_folder(folder: Path, overwrite: bool | None = None) -> None:
+def claim_folder(folder: Path, overwrite: bool) -> None:
     """Check that a folder can be written to, and is empty or may be overwritten.
-
-    Args:
-        folder: the folder.
-        overwrite: the value of --overwrite; None for commands without this option.
 
     Raises:
         InputError: it is not.
     """
     if not is_vacant(folder) and not overwrite:
-        remedy = f"give another folder, such as {free_folder(folder)}"
-        remedy += "" if overwrite is None else ", or add --overwrite"
-        raise InputError(f"{folder} is not empty; {remedy}")
+        raise InputError(
+            f"{folder} is not empty; give another folder, such as {free_folder(folder)}, or add --overwrite"
+        )
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK):
         raise InputError(f"{existing} cannot be written to; give another folder")

@@ -1,6 +1,11 @@
-"""Units of memory and time."""
+"""Units of memory and time, and counts in words."""
 
 GIB = 2**30
+
+
+def counted(count: int, noun: str) -> str:
+    """A count in words: "1 image", "2,000 images"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def duration(seconds: float) -> str:

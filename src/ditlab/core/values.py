@@ -69,7 +69,7 @@ class PixelValues:
         Raises:
             InputError: another number of channels, or a channel that the images do not have.
         """
-        if len(shown) not in (1, 3) or not all(1 <= number <= channels for number in shown):
+        if not can_show(shown, channels):
             numbers = ", ".join(map(str, shown)) or "none"
             raise InputError(f"shown channels {numbers}; give one or three numbers from 1 to {channels}")
         return replace(self, shown=tuple(shown))
@@ -129,6 +129,11 @@ class PixelValues:
     def _column(numbers: tuple[float, ...], ndim: int) -> Tensor:
         """One number for each channel as a tensor (1, C, 1, ...)."""
         return torch.tensor(numbers, dtype=torch.float32).reshape(1, -1, *[1] * (ndim - 2))
+
+
+def can_show(shown: Sequence[int], channels: int) -> bool:
+    """Whether these are numbers, from 1, of one or three of the channels of an image."""
+    return len(shown) in (1, 3) and all(1 <= number <= channels for number in shown)
 
 
 EIGHT_BITS = PixelValues()

@@ -34,12 +34,17 @@ class Conversion:
     """The new value of each gray value, instead of a transform."""
 
 
+def has_more_bits(image: Image.Image) -> bool:
+    """Whether an image of Pillow has one channel of more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
+
+
 def profile_state(image: Image.Image) -> State:
     """What `to_srgb` does with the color profile of an image, which need not be decoded."""
     profile = image.info.get("icc_profile")
     if not profile:
         return ""
-    if image.mode.startswith(("I", "F")):
+    if has_more_bits(image):
         return "unused"
     return _conversion(profile, BASES.get(image.mode, "RGB")).state
 

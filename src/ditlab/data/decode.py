@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ditlab.data.color import profile_state
+from ditlab.data.color import has_more_bits, profile_state
 
 Raster = NDArray[Any]
 """Pixels (H, W, C) of any numeric type, for what Pillow cannot hold: more than 4 channels, negative numbers, floats."""
@@ -94,7 +94,7 @@ def is_reduced(image: Image.Image) -> bool:
     """Whether Pillow reduces the colors of an image, which is not decoded yet, from more bits to 8."""
     if image.format == "TIFF":
         return len(image.getbands()) > 1 and max(_tag(image, BITS)) > 8
-    if image.format != "PNG" or image.mode.startswith("I"):
+    if image.format != "PNG" or has_more_bits(image):
         return False
     tile: Any = getattr(image, "tile", None)
     return bool(tile) and ";16" in str(tile[0][3])
@@ -265,12 +265,17 @@ def stacked(image: Image.Image, numbers: list[int]) -> Raster:
     pages = []
     for number in numbers:
         image.seek(number)
-        if image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
+        if not is_gray(image):
             raise ValueError(f"page {number + 1} has the mode {image.mode}, not one channel")
         pages.append(gray_numbers(image))
     if any(page.shape != pages[0].shape for page in pages):
         raise ValueError(f"has {len(pages)} pages of different sizes")
     return np.stack(pages, -1)
+
+
+def is_gray(image: Image.Image) -> bool:
+    """Whether an image of Pillow has one channel, of any type."""
+    return image.mode in ("1", "L") or has_more_bits(image)
 
 
 def gray_type(image: Image.Image) -> str:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
 from ditlab.core.errors import InputError, lookup
+from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS, PixelValues
-from ditlab.data.color import to_srgb
+from ditlab.data.color import has_more_bits, to_srgb
 from ditlab.data.decode import ORIENTATION, gray_numbers, turned
 from ditlab.data.ranges import plain
 from ditlab.data.sources.base import Raster, Unreadable
@@ -128,7 +129,7 @@ def as_eight_bits(
     if count in (1, 3) and channels in (*MODES, None):
         return Image.fromarray(np.ascontiguousarray(array[..., 0] if count == 1 else array))
     if channels not in (count, None):
-        raise Unreadable(f"{_channels(count)}, not {channels}")
+        raise Unreadable(f"{counted(count, 'channel')}, not {channels}")
     return array
 
 
@@ -146,7 +147,7 @@ def as_numbers(
     Raises:
         Unreadable: other channels, or numbers that are not finite.
     """
-    if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):
+    if isinstance(image, Image.Image) and not has_more_bits(image):
         shown = _pixels(to_rgb(image, background)).astype(np.float32) / np.float32(255)
         low, high = (np.array(bound, np.float32) for bound in (values.low, values.high))
         return _with_channels(shown, channels) * (high - low) + low
@@ -173,11 +174,7 @@ def _with_channels(numbers: NDArray[np.float32], channels: int | None) -> NDArra
         return numbers @ LUMINANCE[:, None]
     if count == 1 and channels == 3:
         return np.repeat(numbers, 3, -1)
-    raise Unreadable(f"{_channels(count)}, not {channels}")
-
-
-def _channels(count: int) -> str:
-    return f"{count} channel" + "s" * (count != 1)
+    raise Unreadable(f"{counted(count, 'channel')}, not {channels}")
 
 
 def _plain(array: Raster) -> Raster:
@@ -196,7 +193,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     Raises:
         Unreadable: values are out of range, or the EXIF data are broken.
     """
-    if image.mode.startswith(("I", "F")):
+    if has_more_bits(image):
         return Image.fromarray(_reduced(_gray(image))[..., 0])
     image = to_srgb(upright(image))
     if image.has_transparency_data:
@@ -211,7 +208,7 @@ def to_rgba(image: Image.Image) -> Image.Image:
     Raises:
         Unreadable: values are out of range, or the EXIF data are broken.
     """
-    return (to_rgb(image) if image.mode.startswith(("I", "F")) else to_srgb(upright(image))).convert("RGBA")
+    return (to_rgb(image) if has_more_bits(image) else to_srgb(upright(image))).convert("RGBA")
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from ditlab.core.errors import InputError
-from ditlab.core.values import PixelValues
+from ditlab.core.values import PixelValues, can_show
 
 SAMPLE = 4096
 """Images whose numbers are read to find the range: all of a smaller data set, otherwise a seeded sample."""
@@ -114,7 +114,7 @@ def find_values(
     Raises:
         InputError: the setting is no range, the channels do not exist, or all numbers are equal.
     """
-    if show and (len(show) not in (1, 3) or not all(1 <= number <= channels for number in show)):
+    if show and not can_show(show, channels):
         raise InputError(f"show is {', '.join(map(str, show))}; give one or three channels from 1 to {channels}")
     if setting and setting != STANDARDIZE:
         low, high = parse_range(setting)

@@ -36,3 +36,8 @@ class Reading:
         """Count something that is left out; the same reason has the same words everywhere."""
         entry = self.left_out.setdefault(reason, LeftOut(example=name))
         entry.count += count
+
+    def leave_out_all(self, other: "Reading") -> None:
+        """Count what another reading left out."""
+        for reason, left in other.left_out.items():
+            self.leave_out(left.example, reason, left.count)

@@ -13,15 +13,15 @@ from rich.progress import track
 
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 from ditlab.data.base import spread
 from ditlab.data.color import State, profile_state
-from ditlab.data.decode import displayed_size, frames, gray_type, is_reduced
+from ditlab.data.decode import displayed_size, frames, gray_type, is_gray, is_reduced
 from ditlab.data.ranges import common_type, type_name
 from ditlab.data.sources.base import Source
 
 T = TypeVar("T")
 SHOWN_FROM = 10_000  # images from which reading their headers takes seconds, so that a progress bar is shown
-GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Scan:
             if count not in convertible:
                 others = f"; {self.first[channels]} has {channels}" if channels in self.first else f", not {channels}"
                 raise InputError(
-                    f"{self.first[count]} has {counted(count)}{others}; give channels (data.channels) that all images "
-                    "have, or move the others away"
+                    f"{self.first[count]} has {counted(count, 'channel')}{others}; give channels (data.channels) that "
+                    "all images have, or move the others away"
                 )
         return channels
 
@@ -85,7 +85,7 @@ class Scan:
             lines["of more than 8 bits, reduced to 8 because others have 8"] = (
                 self.types.total() - (self.types["uint8"])
             )
-        return [f"{count:,} image{'s' * (count > 1)} {what}" for what, count in lines.items() if count]
+        return [f"{counted(count, 'image')} {what}" for what, count in lines.items() if count]
 
 
 def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same_size: bool) -> Scan:
@@ -125,11 +125,6 @@ def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same
             f"none of the {count} images can be read, beginning with {source.name(0)} ({reason}); check the files"
         )
     return result
-
-
-def counted(channels: int) -> str:
-    """ "1 channel", "2 channels"."""
-    return f"{channels} channel" + "s" * (channels != 1)
 
 
 def _sides(size: tuple[int, int]) -> str:
@@ -178,8 +173,9 @@ def image_header(image: Image.Image, pages: int | None = None, *, displayed: boo
     Raises:
         ValueError: a TIFF file with several pages, unless `pages` is their number.
     """
-    channels = 1 if image.mode in GRAY_MODES and not image.has_transparency_data else 3
-    dtype = type_name(gray_type(image)) if image.mode in GRAY_MODES else "uint8"
+    gray = is_gray(image)
+    channels = 1 if gray and not image.has_transparency_data else 3
+    dtype = type_name(gray_type(image)) if gray else "uint8"
     reduced = is_reduced(image)  # first, because reading the EXIF data can decode the image
     if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1 and (count := len(frames(image))) > 1:
         if count != pages:

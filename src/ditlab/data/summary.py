@@ -111,6 +111,13 @@ class Summary:
         replace_text(folder / FILE, json.dumps(self.describe(), indent=1, ensure_ascii=False) + "\n")
 
 
+def report_data(dataset: Dataset, source: str, folder: Path, console: Console) -> None:
+    """Print the summary of a data set, and write it into a folder."""
+    summary = Summary.of(dataset, source)
+    summary.show(console)
+    summary.write(folder)
+
+
 def report_unreadable(dataset: Dataset, source: str, folder: Path, console: Console) -> None:
     """Report the images that a check found unreadable, and add them to the summary in a folder."""
     if dataset.skipped:

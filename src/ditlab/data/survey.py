@@ -18,7 +18,7 @@ from rich.text import Text
 from ditlab.core.errors import InputError
 from ditlab.core.values import PixelValues
 from ditlab.data.base import spread
-from ditlab.data.color import profile_state
+from ditlab.data.color import has_more_bits, profile_state
 from ditlab.data.preprocess import Preprocess, file_numbers, to_rgb
 from ditlab.data.ranges import find_values
 from ditlab.data.reading import Reading
@@ -173,7 +173,7 @@ def _inspect(source: Source, i: int) -> Properties | str:
     """The properties of image i, or the reason why it cannot be read."""
     try:
         image = source.read(i)
-        if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):
+        if isinstance(image, Image.Image) and not has_more_bits(image):
             displayed = to_rgb(image)
             size, channels = (displayed.height, displayed.width), len(displayed.getbands())
             content = _hash(displayed.convert("RGB").tobytes(), displayed.size)
@@ -199,7 +199,7 @@ def _hash(pixels: bytes | memoryview, shape: tuple[int, ...]) -> str:
 
 def _thumbnail(image: Image.Image | Raster, thumbnail: Preprocess) -> Image.Image:
     """A small image; numbers of more than 8 bits are shown from the range that they have in this image."""
-    if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):
+    if isinstance(image, Image.Image) and not has_more_bits(image):
         array = thumbnail(image)
         return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     numbers = file_numbers(image)

@@ -22,6 +22,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
 from ditlab.core.spelling import expand
+from ditlab.core.terminal import say
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
@@ -217,7 +218,7 @@ def open_source(
     if isinstance(source, BasePipeline) or is_model(str(source)):
         pipe = source if isinstance(source, BasePipeline) else load_for(str(source), settings, device)
         if note := pipe.config.get("note"):
-            console.print(note, markup=False, soft_wrap=True)
+            say(console, note)
         samples, protocol = samples_of(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
         preprocessing = {key: trained_on[key] for key in PREPROCESSING if key in trained_on}

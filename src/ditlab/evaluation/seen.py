@@ -9,6 +9,7 @@ from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.values import PixelValues
 from ditlab.data import Dataset
+from ditlab.inference.card import words
 
 
 def seen_channels(images: Dataset) -> int:
@@ -20,9 +21,8 @@ def remarks_on_seen(images: Dataset) -> list[str]:
     """A line on what a feature network sees of these images; empty for gray and RGB images with 8 bits."""
     if not images.values.loses(images.channels):
         return []
-    numbers = images.values.shown_of(images.channels)
-    channels = f"channel{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
-    return [f"features see {channels} of {images.channels}, as 8 bits"]
+    shown = images.values.shown_of(images.channels)
+    return [f"features see {words(shown)} of {images.channels}, as 8 bits"]
 
 
 def report_seen(images: Dataset, console: Console) -> None:

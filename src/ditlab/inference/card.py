@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ditlab.core.units import counted
 from ditlab.core.values import PixelValues
 
 OLD_LICENSE = "licen" + "ce"  # keyword and config key in version 0.1, still accepted
@@ -27,7 +28,7 @@ pipe({label}, seeds=range(4)).images
 def about_images(channels: int, values: PixelValues) -> str:
     """Channels, type and range of the images of a model, in words."""
     shown = f"; PNG files show {words(values.shown_of(channels))}" if values.loses(channels) else ""
-    return f"{channels} channel{'s' if channels > 1 else ''} of {values.summary()}{shown}"
+    return f"{counted(channels, 'channel')} of {values.summary()}{shown}"
 
 
 def words(shown: Sequence[int]) -> str:

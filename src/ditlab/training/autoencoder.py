@@ -32,7 +32,7 @@ from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
-from ditlab.data.summary import Summary, report_unreadable
+from ditlab.data.summary import report_data, report_unreadable
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.data_index import DataIndex
@@ -94,9 +94,7 @@ def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, conso
     state = begin(dataset, settings, pick_device(settings.device))
     training, held_out = split(len(dataset), settings)
     claim(out, settings, dataset)
-    summary = Summary.of(dataset, source)
-    summary.show(console)
-    summary.write(out)
+    report_data(dataset, source, out, console)
     resumed = restore(state, out)
     dataset.check(console, resumed=resumed)
     report_unreadable(dataset, source, out, console)
@@ -123,7 +121,7 @@ def loop(
 ) -> None:
     """Train from `state.seen` images to the end, or until Ctrl-C."""
     schedule = Optim(lr=settings.lr, warmup=settings.images // 20, schedule="cosine")
-    started, guard = time.monotonic() - state.seconds, Guard(partial(console.print, markup=False))
+    started, guard = time.monotonic() - state.seconds, Guard(partial(say, console))
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
     with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as signals:
         reader = ahead(order, lambda indices: dataset.fetch(training[indices]))

@@ -23,7 +23,7 @@ from ditlab.core.spelling import absolute
 from ditlab.core.values import EIGHT_BITS
 from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, read_config, state_hash
 from ditlab.data import Dataset, Latents, open_dataset, parse_source
-from ditlab.data.summary import Summary, report_unreadable
+from ditlab.data.summary import report_data, report_unreadable
 from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
@@ -274,9 +274,7 @@ def begin(job: Job) -> None:
     """Write the run folder for the first time. This comes after all checks."""
     if job.place.first:
         job.folder.begin(job.recipe, job.state.seen)
-        summary = Summary.of(job.dataset, job.recipe.data.source)
-        summary.show(job.console)
-        summary.write(job.folder.folder)
+        report_data(job.dataset, job.recipe.data.source, job.folder.folder, job.console)
     if job.state.seen:
         job.say(f"resuming {job.folder.folder} at {job.state.seen:,} images")
 

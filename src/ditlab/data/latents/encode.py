@@ -33,7 +33,7 @@ from ditlab.data.latents.cache import (
     write_shard,
 )
 from ditlab.data.latents.refresh import EncodedImages, refresh
-from ditlab.data.summary import Summary, report_unreadable
+from ditlab.data.summary import report_data, report_unreadable
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,7 @@ def encode(
 
 def prepare(out: Path, dataset: Dataset, source: str, autoencoder: Latent, console: Console) -> None:
     """Report what is encoded, and write what a cache holds beside its shards."""
-    summary = Summary.of(dataset, source)
-    summary.show(console)
-    summary.write(out)
+    report_data(dataset, source, out, console)
     if not (out / "autoencoder").exists():
         with replacing(out / "autoencoder") as draft:
             save_autoencoder(autoencoder, draft)

@@ -109,8 +109,7 @@ def held_out_name(text: str, split: str) -> str:
 def note_part(reading: Reading, part: Reading) -> None:
     """Add which part of a divided folder was chosen, and what was left out beside the parts."""
     reading.split = part.split or reading.split
-    for reason, left in part.left_out.items():
-        reading.leave_out(left.example, reason, left.count)
+    reading.leave_out_all(part)
 
 
 def _what_else(reading: Reading) -> str:

@@ -118,7 +118,7 @@ class Entries:
     captioned: int = 0
     """Images with a text file of the same stem."""
     ours: bool = False
-    """Whether ditlab wrote the folder; nothing else is listed then."""
+    """Whether ditlab wrote the folder; only a folder that the user named is then listed."""
 
 
 def read_folder(
@@ -142,7 +142,7 @@ def read_folder(
     if ours and not named:
         reading.leave_out(prefix.rstrip("/"), OURS)
         return Entries(ours=True)
-    result, suffixes, texts, others = Entries(), readable(), set[str](), list[str]()
+    result, suffixes, texts, others = Entries(ours=ours), readable(), set[str](), list[str]()
     for entry in entries:
         name = entry.name
         if entry.is_dir():

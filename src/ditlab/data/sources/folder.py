@@ -30,7 +30,6 @@ from ditlab.data.sources.files import (
     printable,
     read_folder,
     sorted_naturally,
-    written_by_ditlab,
 )
 from ditlab.data.sources.tables import (
     METADATA,
@@ -117,8 +116,7 @@ class Layout:
             InputError: the folder is the output of a command and holds no images to train on.
         """
         top = read_folder(root, reading, known=METADATA, named=True)
-        names = os.listdir(root)
-        if written_by_ditlab(names) and not holds_samples(names):
+        if top.ours and not holds_samples(os.listdir(root)):
             raise InputError(f"{root} was written by ditlab and is no folder of images; give the folder of the images")
         folders = sorted(top.folders, key=natural)
         visited = _distinct(root, folders)

@@ -72,8 +72,7 @@ def split_folders(root: Path, reading: Reading) -> list[str]:
         raise InputError(
             f"{root / min(here.images)} lies beside the folders {', '.join(parts)}; move it into one of them"
         )
-    for reason, left in beside.left_out.items():
-        reading.leave_out(left.example, reason, left.count)
+    reading.leave_out_all(beside)
     return parts
 
 

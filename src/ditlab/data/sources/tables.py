@@ -12,6 +12,7 @@ from typing import Any, Self
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.spelling import all_nfc, nfc
+from ditlab.core.units import counted
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import Column
 from ditlab.data.sources.columns import CAPTIONS, FILES, LABELS, NONE, LabelTexts, choose, usual_columns
@@ -164,4 +165,4 @@ def read_captions(table: TableFile, files: list[str], settings: Preparation, rea
 
 def note_captions(count: int, where: str, reading: Reading) -> None:
     """Note how many images have a caption."""
-    reading.notes.append(f"{count:,} caption{'s' * (count != 1)} from {where}")
+    reading.notes.append(f"{counted(count, 'caption')} from {where}")
