@@ -2,6 +2,7 @@ import io
 import os
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,12 +10,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from ditlab.autoencoders.patch import Patch
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import InMemory, from_torch, open_dataset
-from ditlab.data.identity import Stamp, Stamps, compare
+from ditlab.data.identity import Stamp, Stamps, compare, read_stamps
 from ditlab.data.latents.cache import Latents
 from ditlab.data.latents.encode import encode
 from ditlab.data.parse import content_identity
+from ditlab.data.sources import open_source
 
 from .latents.test_cache import autoencoder
 
@@ -169,21 +173,21 @@ class TestSources:
         rows["image"][2] = Image.new("L", (8, 8), 200)
         datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "three")
         data = open_dataset(str(tmp_path / "three"))
+        with data.source.raw(2) as image:
+            assert not getattr(image, "_im", None)  # opened and not decoded
+        assert content_identity(str(tmp_path / "three")) != content_identity(str(tmp_path / "two"))
+        (tmp_path / "three").rename(tmp_path / "four")
+        assert data.content_hash(2) == open_dataset(str(tmp_path / "four")).content_hash(2)
         assert compare(states[0], data.stamps(), data.content_hash)[0].changed == ["2"]
 
     def test_a_hundred_thousand_files_take_a_look_each(self, tmp_path):
         (tmp_path / "a").mkdir()
-        write(tmp_path / "a" / "0.png", 7)
-        content = (tmp_path / "a" / "0.png").read_bytes()
         for i in range(2000):
-            (tmp_path / "a" / f"{i}.png").write_bytes(content)
-        from ditlab.data.images import Images
-        from ditlab.data.preprocess import Preprocess
-        from ditlab.data.sources import open_source
-
-        data = Images(open_source(str(tmp_path)), Preprocess((8, 8)))
+            (tmp_path / "a" / f"{i}.png").touch()
+        source = open_source(str(tmp_path))
         started = time.process_time()
-        data.stamps()
+        with ThreadPoolExecutor() as pool:
+            assert len(read_stamps(source.stamp, source.labels.numpy(), pool)) == 2000
         assert time.process_time() - started < 0.5  # 0.02 s on an idle machine
 
 
@@ -270,8 +274,6 @@ class TestEncoding:
         names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(6)]
 
         def open_with(labels):
-            from ditlab.config.sections import Preparation
-
             table.write_text("file,label\n" + "".join(f"{n},{b}\n" for n, b in zip(names, labels, strict=True)))
             return open_dataset(str(folder), Preparation(labels=str(table)))
 
@@ -310,8 +312,6 @@ class TestEncoding:
         self.check(folder)
 
     def test_mirrored_copies(self, folder):
-        from ditlab.config.sections import Preparation
-
         def run():
             data = open_dataset(str(folder), Preparation(size="8", flip=True))
             out = folder.parent / "cache"
@@ -321,6 +321,64 @@ class TestEncoding:
         assert run() == 0
         write(folder / "cat" / "0.png", 77)
         assert run() == 8  # the shard of the image, and that of its copy
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    def test_other_shown_channels_are_no_other_cache(self, tmp_path, dtype):
+        (tmp_path / "bands").mkdir()
+        for i in range(2):
+            np.save(tmp_path / "bands" / f"{i}.npy", np.full((8, 8, 3), i, dtype))
+        out, ae = tmp_path / "cache", Patch(3, 4, 2, 8, 1)
+
+        def run(**settings):
+            data = open_dataset(str(tmp_path / "bands"), Preparation(size="8", **settings))
+            return encode(data, str(tmp_path / "bands"), ae, out, Console(quiet=True)).images
+
+        assert run() == 2
+        assert run(show=(2,)) == 0
+        assert Latents(out).values.shown == (2,)
+        assert run() == 0
+        assert Latents(out).values.shown == ()
+        if dtype == np.uint16:
+            with pytest.raises(InputError, match=r"holds another cache \(preprocessing: .*values"):
+                run(range="0,9")
+
+
+def test_the_identity_of_a_folder_covers_only_what_is_read(folder):
+    for split in ("train", "val"):
+        write(folder.parent / "all" / split / "a" / "0.png", 7)
+    text, split = str(folder.parent / "all"), folder.parent / "all" / "val" / "a" / "0.png"
+    first = content_identity(text)
+    assert content_identity(text, Preparation(split="val")) != first  # another time
+    write(split, 8)
+    (folder.parent / "all" / "notes.pdf").touch()
+    (folder.parent / "all" / "train" / "a" / "Thumbs.db").touch()
+    run = folder.parent / "all" / "train" / "run"
+    write(run / "previews" / "0.png", 9)
+    for name in ("recipe.toml", "metrics.jsonl"):
+        (run / name).touch()
+    assert content_identity(text) == first
+    caption = folder.parent / "all" / "train" / "a" / "0.txt"
+    caption.write_text("a cat")
+    assert (second := content_identity(text)) != first
+    caption.write_text("a tall cat")
+    assert content_identity(text) != second
+
+
+def test_the_identity_of_images_covers_labels_in_a_table(folder):
+    table = folder / "metadata.csv"
+    names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(6)]
+
+    def identity(labels):
+        table.write_text("file,label\n" + "".join(f"{n},{b}\n" for n, b in zip(names, labels, strict=True)))
+        return content_identity(str(folder))
+
+    first = identity("aaaaaabbbbbb")
+    assert identity("aaaaabbbbbbb") != first
+    assert identity("aaaaaabbbbbb") == first
+
+
+def test_the_identity_of_a_hub_data_set_needs_no_download():
+    assert content_identity("hf:nobody/nothing") != content_identity("hf:nobody/nothing", Preparation(split="val"))
 
 
 def test_the_identity_of_a_folder_does_not_depend_on_its_place(folder, monkeypatch):
@@ -332,4 +390,4 @@ def test_the_identity_of_a_folder_does_not_depend_on_its_place(folder, monkeypat
     assert content_identity("moved") == first
     (folder.parent / "moved" / "cat" / "0.png").rename(folder.parent / "moved" / "cat" / "9.png")
     assert content_identity("moved") != first
-    assert content_identity("moved/*") == content_identity(str(folder.parent / "moved" / "*"))
+    assert content_identity("moved/cat/*") == content_identity(str(folder.parent / "moved" / "cat" / "*"))

@@ -356,6 +356,11 @@ class TestSeparateUpdates:
             "[0-9a-f]{16}, not [0-9a-f]{16}; give that model",
             str(caught.value),
         )
+        (tmp_path / "source" / "config.json").unlink()
+        with pytest.raises(
+            InputError, match=rf"^{folder} holds low-rank updates of .*, which cannot be loaded: no model"
+        ):
+            ditlab.load(tmp_path / "run")
         shutil.rmtree(tmp_path / "source")
         with pytest.raises(InputError, match="which does not exist; give its present place: base="):
             ditlab.load(tmp_path / "run")

@@ -50,7 +50,7 @@ def load(
     Raises:
         InputError: the path does not exist, its layout is unknown, or a file is damaged.
     """
-    given = {"weights": weights if weights != "ema" else None, "sit": sit} | overrides
+    given = {"weights": weights if weights != "ema" else None, "sit": sit, "base": base and str(base)} | overrides
     given["autoencoder"] = str(autoencoder) if isinstance(autoencoder, str | Path) else None
     options = {name: value for name, value in given.items() if value is not None}
     source, path = path, fetch(path)

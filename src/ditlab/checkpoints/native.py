@@ -91,7 +91,7 @@ def read_base(
     """The weights of the model that low-rank updates change; its present place is recorded in the config.
 
     Raises:
-        InputError: the model does not exist, or has other weights than in training.
+        InputError: the model does not exist, cannot be loaded, or has other weights than in training.
     """
     recorded = config["lora"]["source"]
     if base is None and not is_there(recorded):
@@ -100,7 +100,10 @@ def read_base(
             "give its present place: base=, or train.init_from to resume training"
         )
     place = str(recorded if base is None else base)
-    net = load_source(place).net
+    try:
+        net = load_source(place).net
+    except InputError as error:
+        raise InputError(f"{folder} holds low-rank updates of {place}, which cannot be loaded: {error}") from error
     expected = config.get(BASE)  # earlier versions did not record it
     if expected is not None and (actual := state_hash(net)) != expected:
         raise InputError(

@@ -78,8 +78,8 @@ def reference(
     real = open_images(source, preprocessing, device, out.with_suffix(".skipped.csv"))
     rank, world = process_place()
     done = write_reference(
-        source, real, network, out, screen, count=settings.count, keep=settings.keep, batch_size=settings.batch_size,
-        with_images=settings.with_images, rank=rank, world=world,
+        source, real, network, out, screen, settings=preprocessing, count=settings.count, keep=settings.keep,
+        batch_size=settings.batch_size, with_images=settings.with_images, rank=rank, world=world,
     )  # fmt: skip
     shown = "" if done is None else f"{done.about['count']:,} images in the features {network.name}: {out}"
     report(None if done is None else done.about, shown, json)
@@ -259,7 +259,8 @@ def run_memorization(
     features = open_features(settings.features or default_features(training), settings.feature_weights, device)
     samples, protocol, _ = open_source(source, settings, device, screen)
     known, unseen = (open_images(images, preprocessing, device) for images in (training, held_out))
-    protocol |= {"training": content_identity(training), "held_out": content_identity(held_out)}
+    protocol |= {"training": content_identity(training, preprocessing)}
+    protocol |= {"held_out": content_identity(held_out, preprocessing)}
     rank, world = process_place()
     return memorization(
         samples, known, unseen, features, out, screen, protocol=protocol, batch_size=settings.batch_size,

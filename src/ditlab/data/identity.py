@@ -138,7 +138,7 @@ def restored(name: str) -> str:
     return "\\".join(part.replace("\\n", "\n") for part in name.split("\\\\")) if "\\" in name else name
 
 
-def scan(stamp: Callable[[int], Stamp], labels: Numbers, pool: ThreadPoolExecutor) -> Stamps:
+def read_stamps(stamp: Callable[[int], Stamp], labels: Numbers, pool: ThreadPoolExecutor) -> Stamps:
     """The stamps of all images, read in threads because a file system in the network answers slowly."""
 
     def part(first: int) -> list[Stamp]:

@@ -20,8 +20,7 @@ from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
 from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.export import folder_names
-from ditlab.data.identity import Stamps, content_hash
-from ditlab.data.identity import scan as stamp_all
+from ditlab.data.identity import Stamps, content_hash, read_stamps
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import find_values, sampled, summary
 from ditlab.data.scan import scan, with_progress
@@ -131,7 +130,7 @@ class Images(Dataset):
         return self._batch([array for array in arrays if array is not None], indices[readable])
 
     def stamps(self) -> Stamps:
-        return stamp_all(self.source.stamp, self.source.labels.numpy(), self.pool)
+        return read_stamps(self.source.stamp, self.source.labels.numpy(), self.pool)
 
     def content_hash(self, i: int) -> int:
         try:

@@ -1,8 +1,5 @@
 """Recognize which kind of data source a string names, such as "digits", "images/", "hf:mnist" or "samples.npz"."""
 
-import hashlib
-import os
-import zipfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +8,13 @@ from typing import ClassVar, Self
 from ditlab.config.reader import parse_size
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest
-from ditlab.core.spelling import expand, nfc
+from ditlab.core.spelling import expand
 from ditlab.data.base import Dataset
 from ditlab.data.builtin import DATASETS, find_builtin
+from ditlab.data.content import digest, files_identity, images_identity
 from ditlab.data.images import Images
 from ditlab.data.latents.cache import Latents, is_cache
-from ditlab.data.npz import SampleFile, array_names, read_about
+from ditlab.data.npz import SampleFile, read_about
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources import (
@@ -30,6 +28,10 @@ from ditlab.data.sources import (
 )
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.dataset import DatasetImages
+from ditlab.data.sources.hugging_face import on_hub
+
+CHOICES = ("split", "image_column", "label_column", "caption_column")
+"""Settings that choose what is read of a data set."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class SourceSpec(ABC):
         check_used(settings or Preparation(), frozenset({"size"}), self.text)
         return DatasetImages(self.open(settings), self.text)
 
-    def identity(self) -> str:
+    def identity(self, settings: Preparation | None = None) -> str:
         """Hash of the content; see `content_identity`."""
-        return content_identity(self.text)
+        return digest([self.text])
 
     def held_out(self) -> "SourceSpec | None":
         """The source of the held-out images; None if there is none."""
@@ -120,6 +122,9 @@ class Cache(SourceSpec):
         _describe(cache, "the cache")
         return cache
 
+    def identity(self, settings: Preparation | None = None) -> str:
+        return files_identity(str(Path(self.text) / "shards"))
+
     def images(self, settings: Preparation | None = None) -> Source:
         raise InputError(f"{self.text} is a latent cache and holds no images; give the source of its images")
 
@@ -138,6 +143,9 @@ class SampleNpz(SourceSpec):
         _check_size(opened, settings, self.text)
         _describe(opened, "arr_1")
         return opened
+
+    def identity(self, settings: Preparation | None = None) -> str:
+        return files_identity(self.text)
 
     def default_features(self) -> str:
         """The features in a reference of ditlab; Inception's for other files."""
@@ -176,6 +184,12 @@ class ImageFiles(SourceSpec):
         if Path(self.text).is_dir() and find_builtin(self.text) is not None:
             source.reading.notes.append(f"the folder {self.text} is read, and not the built-in data set of this name")
         return source
+
+    def identity(self, settings: Preparation | None = None) -> str:
+        if on_hub(self.text):  # no download for a hash
+            settings = settings or Preparation()
+            return digest([self.text, *(f"{key}={value}" for key in CHOICES if (value := getattr(settings, key)))])
+        return images_identity(self.images(settings))
 
     def held_out(self) -> SourceSpec | None:
         """The val part of a divided data set in folders, otherwise its test part."""
@@ -239,34 +253,19 @@ def _describe(dataset: Dataset, origin: str) -> None:
         dataset.reading = Reading(classes_from(len(dataset.classes), origin))
 
 
-def content_identity(text: str) -> str:
+def content_identity(text: str, settings: Preparation | None = None) -> str:
     """Hash that identifies the content of a data source, 16 digits; it does not depend on the place of the files.
 
-    It covers names in the folder, sizes and modification times of files; for an .npz file, names, sizes and checksums
-    of its members; otherwise the string itself. Features are not hashed: their last digits depend on the machine.
+    It covers names, labels, sizes and modification times of the images, and captions; for an .npz file, names, sizes
+    and checksums of its members; for data sets that are built in or on the hub, and for those of a caller, their names.
+    Features are not hashed: their last digits depend on the machine.
+
+    Args:
+        text: the data source.
+        settings: how it is read: its split and columns.
+
+    Raises:
+        InputError: the source cannot be listed.
     """
-    path = Path(expand(text))
-    if path.suffix == ".npz" and path.is_file():
-        array_names(path)
-        with zipfile.ZipFile(path) as archive:
-            lines = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
-    elif files := files_of(path):
-        states = sorted((name, file.stat()) for name, file in files.items())
-        lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states]
-    else:
-        lines = [text]  # built in, or on a hub
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def files_of(path: Path) -> dict[str, Path]:
-    """All files that a path or pattern names: composed name in the folder -> path. A single file has no name."""
-    if path.is_dir():
-        found: dict[str, Path] = {}
-        for folder, folders, names in os.walk(path):
-            # What ditlab wrote below a source, such as a run, is no part of it.
-            folders[:] = [name for name in folders if name[0] != "." and not is_output(Path(folder, name))]
-            found |= {nfc((Path(folder) / name).relative_to(path).as_posix()): Path(folder, name) for name in names}
-        return {name: file for name, file in found.items() if file.is_file()}
-    if path.is_file():
-        return {"": path}
-    return {nfc(file.name): file for file in path.parent.glob(path.name)} if "*" in path.name else {}
+    spec = find_spec(text, settings)
+    return files_identity(text) if spec is None else spec.identity(settings)

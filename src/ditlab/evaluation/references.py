@@ -167,6 +167,7 @@ def write_reference(
     out: Path,
     console: Console,
     *,
+    settings: Preparation | None = None,
     count: int | None = None,
     keep: int = KEEP,
     batch_size: int = 64,
@@ -180,6 +181,7 @@ def write_reference(
 
     Args:
         out: the .npz file.
+        settings: how the images of the source were read.
         with_images: also store images, for ADM's evaluator.
 
     Returns:
@@ -189,7 +191,7 @@ def write_reference(
         InputError: the feature network does not support the images, or another process writes the same file.
     """
     check_target(out)
-    content = [content_identity(source), images.preprocessing, features.name, features.weights, count, keep]
+    content = [content_identity(source, settings), images.preprocessing, features.name, features.weights, count, keep]
     content += [] if images.values == EIGHT_BITS else [images.values.describe()]
     work = work_folder(out, content)
     report_seen(images, console)

@@ -23,6 +23,7 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.units import GIB, duration
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, open_dataset, parse_source
+from ditlab.data.content import files_identity
 from ditlab.data.npz import read_about
 from ditlab.data.parse import SampleNpz, content_identity
 from ditlab.diffusion.objective import Objective, completed, make_objective
@@ -78,7 +79,7 @@ class EvaluationPlan:
         }
         settings["grid"] = self.schedule
         if self.settings.feature_weights:
-            settings["feature_weights"] = source_identity(self.settings.feature_weights)
+            settings["feature_weights"] = model_identity(self.settings.feature_weights)
         reference = source_identity(self.settings.reference)
         return short_hash({"settings": settings, "reference": reference, "version": __version__})
 
@@ -200,21 +201,27 @@ def run_hash(recipe: Recipe, length: int | str) -> str:
         content["diffusion"] = FIRST_DEFAULTS | content["diffusion"]
     content["train"]["images"] = length
     # These keys keep their names: they are part of the hash.
-    content["pictures"] = source_identity(recipe.data.source)
-    content["begins with"] = source_identity(recipe.train.init_from) if recipe.train.init_from else None
+    content["pictures"] = source_identity(recipe.data.source, recipe.data)
+    content["begins with"] = model_identity(recipe.train.init_from) if recipe.train.init_from else None
     files = {
         "autoencoder": recipe.data.autoencoder,
         "labels": recipe.data.labels,
         "class map": recipe.train.class_map,
     }
-    content |= {key: source_identity(file) for key, file in files.items() if file}
+    content |= {key: model_identity(file) for key, file in files.items() if file}
     return short_hash(content | {"version": __version__})
 
 
 @cache
-def source_identity(source: str) -> str:
-    """Identity of the content of a source, computed once: folders may be large."""
-    return content_identity(source)
+def source_identity(source: str, settings: Preparation | None = None) -> str:
+    """Identity of the content of a data source, computed once: folders may be large."""
+    return content_identity(source, settings)
+
+
+@cache
+def model_identity(place: str) -> str:
+    """Identity of the content of a model or another file, computed once."""
+    return files_identity(place)
 
 
 @cache

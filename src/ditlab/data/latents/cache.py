@@ -80,11 +80,23 @@ class Description:
     def differences(self, other: "Description") -> list[str]:
         """`name: value of this description, not value of the other` for each field that differs.
 
-        The images themselves (`IMAGES`) are compared one by one, see `ditlab.data.latents.refresh`.
+        The images themselves (`IMAGES`) are compared one by one, see `ditlab.data.latents.refresh`. Which channels are
+        displayed makes no difference.
         """
-        values, others = asdict(self), asdict(other)
+        values, others = self._encoded(), other._encoded()
         differing = [key for key in values if key not in IMAGES and values[key] != others[key]]
         return [f"{key}: {values[key]}, not {others[key]}" for key in differing]
+
+    def _encoded(self) -> dict[str, Any]:
+        """The fields on which the shards depend."""
+
+        def numbers(values: dict[str, Any] | None) -> dict[str, Any]:
+            return replace(PixelValues.read(values), shown=()).describe()
+
+        preprocessing = dict(self.preprocessing)
+        if "values" in preprocessing:
+            preprocessing["values"] = numbers(preprocessing["values"])
+        return asdict(self) | {"preprocessing": preprocessing, "values": numbers(self.values)}
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -275,6 +287,18 @@ def read_index(folder: Path) -> dict[str, Any]:
     if content.pop("format", None) != FORMAT:
         raise InputError(f"{folder} is not a latent cache; give a folder that `ditlab encode` wrote")
     return content
+
+
+def is_indexed(folder: Path, description: Description) -> bool:
+    """Whether a cache has an index, with this description.
+
+    Raises:
+        InputError: the index cannot be read.
+    """
+    if not (folder / INDEX).exists():
+        return False
+    content = read_index(folder)
+    return describe({key: value for key, value in content.items() if key not in ("shards", "entries")}) == description
 
 
 def describe(content: dict[str, Any]) -> Description:

@@ -25,8 +25,8 @@ from ditlab.data.base import Dataset, ahead
 from ditlab.data.identity import Stamps
 from ditlab.data.latents.cache import (
     DTYPES,
-    INDEX,
     Description,
+    is_indexed,
     read_index,
     shard_file,
     write_index,
@@ -106,13 +106,13 @@ def encode(
         numbers = [n for n in own if n in state.stale or not shard_file(out, n).exists()]
         begun = any((out / "shards").glob("*.safetensors"))
         if rank == 0 and numbers:
-            dataset.check(console, resumed=begun)
+            dataset.check(console, resumed=begun and not state.stale)
             report_unreadable(dataset, source, out, console)
         work = _encode_shards(numbers, images, autoencoder, out, console, batch_size)
         complete = all(shard_file(out, number).exists() for number in range(description.shards)) and not any(
             images.changes(out, number) for number in state.stale.difference(own)
         )
-        if complete and not (out / INDEX).exists():
+        if complete and not is_indexed(out, description):
             write_index(out, description)
     entries = int(read_index(out)["entries"]) if complete else None
     return Encoded(work.images, work.seconds, work.waited, entries, out)

@@ -8,7 +8,7 @@ from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.spelling import expand
 from ditlab.data.decode import Raster
 from ditlab.data.reading import Reading
-from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
+from ditlab.data.sources.base import MIN_SIDE, Column, Source, Texts, Unreadable
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import SUFFIXES, is_output
 from ditlab.data.sources.folder import Folder
@@ -36,6 +36,7 @@ __all__ = [
     "Column",
     "Raster",
     "Source",
+    "Texts",
     "Unreadable",
     "check_used",
     "find_source",

@@ -51,6 +51,10 @@ class Texts(Sequence[Any], ABC):
     def text(self, i: int) -> Any:
         """Text i."""
 
+    @abstractmethod
+    def state(self, i: int) -> str:
+        """What differs if text i may have changed, without reading it."""
+
     @overload
     def __getitem__(self, i: int) -> Any: ...
     @overload

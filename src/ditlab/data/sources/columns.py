@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import nfc
 from ditlab.data.reading import Reading
 
 NONE = "none"  # as the name of a column: read none
@@ -105,7 +106,7 @@ class LabelTexts:
                 f"(label_column), or {NONE}"
             )
         plain = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-        plain = plain.lower() if isinstance(value, bool) else plain
+        plain = nfc(plain.lower() if isinstance(value, bool) else plain)
         self.kinds.setdefault(type(value).__name__, str(value).lower() if isinstance(value, bool) else repr(value))
         self.spellings.setdefault(plain, set()).add(str(value))
         return plain

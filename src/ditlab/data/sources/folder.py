@@ -208,6 +208,10 @@ class CaptionFiles(Texts):
     def __len__(self) -> int:
         return len(self.images)
 
+    def state(self, i: int) -> str:
+        stem = os.path.splitext(f"{self.root}/{self.images[i]}")[0]
+        return repr([file_stamp(stem + end, end)[1:] for end in (".txt", ".TXT")])
+
     def text(self, i: int) -> str:
         stem = os.path.splitext(self.root / self.images[i])[0]
         for end in (".txt", ".TXT"):

@@ -162,6 +162,9 @@ class ColumnTexts(Texts):
     def __len__(self) -> int:
         return len(self.table)
 
+    def state(self, i: int) -> str:
+        return str(self.table._fingerprint) if i == 0 else ""  # of all rows
+
     def text(self, i: int) -> Any:
         return self.table[i][self.column]
 
@@ -184,6 +187,11 @@ def saved_splits(path: Path) -> list[str]:
     with suppress(OSError, ValueError, KeyError):
         return [str(name) for name in json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]]
     return []
+
+
+def on_hub(text: str) -> bool:
+    """Whether a source is on the hub and not on this machine."""
+    return text.startswith(PREFIX) and not _is_saved(Path(text.removeprefix(PREFIX).partition(":")[0]))
 
 
 def _is_saved(path: Path) -> bool:

@@ -230,6 +230,10 @@ class ShardTexts(Texts):
     def __len__(self) -> int:
         return len(self.parts)
 
+    def state(self, i: int) -> str:
+        shard, start, length, key = self.parts[i].tolist()
+        return f"{shard} {start} {length} {self.keys[key]}"  # the images have the times of the shards
+
     def text(self, i: int) -> str:
         shard, start, length, key = self.parts[i].tolist()
         if not length:
