@@ -60,6 +60,7 @@ def read_like(call: Call) -> "tuple[Call, Repeat | None]":
         files=replace(
             call.files,
             npz=call.files.npz or repeat.many is not None,
+            format=call.files.format or (None if call.files.npz else repeat.format),
             show=call.files.show or tuple(repeat.common.get("show", ())),
         ),
         checkpoint=filled(call.checkpoint, loading),

@@ -229,9 +229,9 @@ def sample_images(
 
     written = sample_folder(
         pipe, call.request.labels, seeds, out, screen, batch_size=batch_size, trajectory=call.files.trajectory,
-        options=words, strip=call.request.strip, cells=cells, format=call.files.format,
+        options=words, strip=call.request.strip, cells=cells, format=call.files.format or "png",
     )  # fmt: skip
-    if call.files.format == "png":
+    if call.files.format != "npy":
         report_loss(pipe)
     if call.json:
         print_json(dataclasses.asdict(written))

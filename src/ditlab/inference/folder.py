@@ -224,7 +224,7 @@ def repeated(
     if labels is None and seeds is None:
         cells = [cell_of(pipe, image["label"], image["seed"]) for image in repeat.images]
         return [
-            replace(cell, stem=Path(image.get("file", cell.stem)).name.removesuffix(".png"))
+            replace(cell, stem=Path(image.get("file", cell.stem)).name.removesuffix(".png").removesuffix(".npy"))
             for cell, image in zip(cells, repeat.images, strict=True)
         ]
     names = repeat.distinct("label") if labels is None else distinct(pipe, labels)

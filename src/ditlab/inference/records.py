@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import PngImagePlugin
 
@@ -155,6 +155,11 @@ class Repeat:
         return values
 
     @property
+    def format(self) -> Literal["npy"] | None:
+        """The type of the recorded files, if it is not the default."""
+        return "npy" if any(str(image.get("file")).endswith(".npy") for image in self.images) else None
+
+    @property
     def interpolates(self) -> bool:
         """Whether a label or seed lies between two others."""
         return any(isinstance(image[name], Between) for image in self.images for name in ("label", "seed"))
@@ -210,11 +215,13 @@ def read_record(path: Path) -> Repeat:
     """Read how images were generated.
 
     Args:
-        path: a PNG file that ditlab wrote, a samples.json, or the folder of one.
+        path: a PNG file that ditlab wrote, a .npy file beside its samples.json, a samples.json, or the folder of one.
 
     Raises:
         InputError: there is no such file, or it holds no settings.
     """
+    if path.suffix.lower() == ".npy":
+        return listed(read_record(path.parent), path)
     file = path / RECORD if path.is_dir() else path
     missing = f"{file} holds no settings of ditlab; give a PNG file that no other program has changed, or {RECORD}"
     try:
@@ -231,6 +238,18 @@ def read_record(path: Path) -> Repeat:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(missing) from error
+
+
+def listed(repeat: Repeat, file: Path) -> Repeat:
+    """Return the part of a samples.json that describes one of its files, which has no metadata itself.
+
+    Raises:
+        InputError: the file is not listed.
+    """
+    images = [image for image in repeat.images if image.get("file") == file.name]
+    if not images:
+        raise InputError(f"{repeat.file} does not list {file.name}; give one of its files, or {RECORD}")
+    return replace(repeat, images=images)
 
 
 def understood(file: Path, content: dict[str, Any]) -> Repeat:
