@@ -51,7 +51,9 @@ def load(
         InputError: the path does not exist, its layout is unknown, or a file is damaged.
     """
     given = {"weights": weights if weights != "ema" else None, "sit": sit} | overrides
-    given["autoencoder"] = str(autoencoder) if isinstance(autoencoder, str | Path) else None
+    given |= {
+        name: str(at) for name, at in (("autoencoder", autoencoder), ("base", base)) if isinstance(at, str | Path)
+    }
     options = {name: value for name, value in given.items() if value is not None}
     source, path = path, fetch(path)
     if base is not None and (path.is_file() or diffusers_transformer(path) is not None):
