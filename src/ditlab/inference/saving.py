@@ -58,7 +58,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Report errors of the enclosed block, which writes a model, in one line.
+    """Report errors of the enclosed block, which writes a model or another file, in one line.
 
     Raises:
         InputError: the disk is full, or the target cannot be written to.

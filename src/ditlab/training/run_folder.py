@@ -196,7 +196,8 @@ class RunFolder:
             write_tensors(
                 as_float16(taken.profiles), self.averages / f"{taken.content['seen']:012d}.safetensors", steps
             )
-        torch.save(taken.content, draft / STATE)
+        with (draft / STATE).open("wb") as file:  # with a path, PyTorch's error does not have the reason
+            torch.save(taken.content, file)
 
     def prune(self, newest: int, settings: Train) -> None:
         """Remove checkpoints that need not be kept, up to that of `newest` images."""
