@@ -194,6 +194,7 @@ def test_samples_of_the_command_line_are_those_of_the_library(ditlab, model, tmp
 def test_mistakes_get_one_line_and_exit_code_2(refuses, model, tmp_path):
     out = tmp_path / "out"
     assert 'did you mean "DiT-XL/2"' in refuses("info", "DiT-XXL/2")
+    assert f'unknown model "{model}s"; did you mean {model}?' in refuses("info", f"{model}s")
     assert "size 30x30 is not divisible by patch 8" in refuses("info", "DiT-S/8", "--size", "30")
     assert 'size "big"' in refuses("info", "DiT-S/8", "--size", "big")
     assert 'did you mean "digits"' in refuses("train", "diggits")
@@ -510,6 +511,20 @@ class TestValues:
             assert np.abs(np.asarray(image) - array[..., [3, 2, 1]] * (255 / 4095)).max() <= 0.6
         for name in ("grid.png", "samples.json", "trajectory.gif"):
             assert (tmp_path / "npy" / name).exists()
+        for like in ("npy/class_1-seed3.npy", "npy", "npy/samples.json", "npy/grid.png"):
+            again = tmp_path / f"again-{like.replace('/', '-')}"
+            assert "--format" not in ditlab("sample", "--like", tmp_path / like, "--out", again).err
+            assert sorted(path.name for path in again.iterdir()) == ["class_1-seed3.npy", "grid.png", "samples.json"]
+            assert np.array_equal(np.load(again / "class_1-seed3.npy"), array)
+        ditlab("sample", "--like", tmp_path / "npy", "--format", "png", "--out", tmp_path / "shown")
+        assert (tmp_path / "shown" / "class_1-seed3.png").exists()
+        assert (
+            refuses("sample", "--like", tmp_path / "npy" / "other.npy")
+            .strip()
+            .endswith(
+                f"{tmp_path / 'npy' / 'samples.json'} does not list other.npy; give one of its files, or samples.json"
+            )
+        )
         assert "shown channels 14; give one or three numbers from 1 to 13" in refuses(
             "sample", bands, *options, "--show", "14", "--out", tmp_path / "x"
         )

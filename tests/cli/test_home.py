@@ -79,6 +79,7 @@ def test_training_and_sampling_from_the_command_line(ditlab, home):
     ditlab("data", "~/pics", "--sheet=~/sheet.png")
     assert (home / "sheet.png").exists()
     ditlab("convert", "~/run", "~/model", "--to=ditlab")
+    assert "generates images of 8x8" in ditlab("info", "~/run").err
     assert (home / "model" / "config.json").exists()
     assert [*(home / "work").iterdir()] == []
 

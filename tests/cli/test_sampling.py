@@ -9,6 +9,7 @@ from PIL import Image
 
 import ditlab as library
 from ditlab.core.errors import InputError
+from ditlab.core.values import PixelValues
 from ditlab.core.version import __version__
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
@@ -75,6 +76,17 @@ class TestFolders:
         assert [path.name for path in tmp_path.glob("samples-*/samples.draft")] == ["samples.draft"]
         assert "3 images in samples-2/samples.npz" in ditlab(*npz).err
         assert "3 images in samples-3/samples.npz" in ditlab(*npz).err
+
+
+def test_a_full_disk_is_one_line_with_the_file(ditlab, sample, model, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    reason = "No space left on device; free some space or give another path"
+    assert ditlab("sample", model, *OPTIONS, code=2).err.endswith(
+        f"ditlab: cannot write samples/class_1-seed4.png: {reason}\n"
+    )
 
 
 class TestLabels:
@@ -219,6 +231,98 @@ class TestLike:
         (file,) = sample("theirs.pt", "--heads", 2, "--size", 8, *OPTIONS)
         assert settings_of(file)["load_options"] == {"heads": 2, "size": [8, 8]}
         assert same_pixels(file, sample("--like", file)[0])
+
+    def test_arrays_are_repeated_as_arrays(self, sample, tmp_path):
+        pipe = tiny_pipeline(channels=5)
+        pipe.config |= {"values": PixelValues("uint16", (0.0,), (4095.0,)).describe()}
+        pipe.save(tmp_path / "bands")
+        first = sample("bands", *OPTIONS, "--format", "npy", "--show", 4, 3, 2, "--out", "a.b")
+        assert first == ["a.b/class_1-seed4.npy"]
+        for record in ("a.b", "a.b/grid.png"):
+            (again,) = sample("--like", record)
+            assert again.endswith("/class_1-seed4.npy")
+            assert (tmp_path / again).read_bytes() == (tmp_path / first[0]).read_bytes()
+            assert same_pixels("a.b/grid.png", (tmp_path / again).with_name("grid.png"))
+        assert sample("--like", "a.b", "--format", "png", "--out", "shown") == ["shown/class_1-seed4.png"]
+        assert settings_of("shown/class_1-seed4.png")["show"] == [4, 3, 2]
+
+    def test_arrays_are_repeated_as_an_npz_file(self, ditlab, sample, tmp_path):
+        tiny_pipeline(channels=5).save(tmp_path / "bands")
+        sample("bands", *OPTIONS, "--format", "npy", "--show", 4, 3, 2)
+        assert "3 images in many/samples.npz" in ditlab("sample", "--like", "samples", "--npz", "--count", 3,
+                                                        "--out", "many").err  # fmt: skip
+
+    @pytest.mark.parametrize("name", ["samples.npz", "trajectory.gif"])
+    def test_files_without_settings_name_the_file_that_has_them(self, ditlab, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / name).touch()
+        assert ditlab("sample", "--like", f"a/{name}", code=2).err == (
+            f"ditlab: a/{name} holds no settings; give a/samples.json, which ditlab writes beside it\n"
+        )
+
+    def test_a_model_or_an_image_that_is_gone(self, ditlab, sample, model, tmp_path):
+        for name in ("start", "mask"):
+            Image.new("L", (8, 8), 255).save(f"{name}.png")
+        (file,) = sample("model", *OPTIONS)
+        (inpainted,) = sample("model", *OPTIONS, "--image", "start.png", "--mask", "mask.png")
+        for name, option in (("start", "image"), ("mask", "mask")):
+            (tmp_path / f"{name}.png").rename(tmp_path / f"{name}-moved.png")
+            assert ditlab("sample", "--like", inpainted, code=2).err == (
+                f"ditlab: {inpainted} records the {option} {name}.png, which does not exist; give it with --{option}\n"
+            )
+            (tmp_path / f"{name}-moved.png").rename(tmp_path / f"{name}.png")
+        model.rename(tmp_path / "elsewhere")
+        err = ditlab("sample", "--like", file, code=2).err
+        assert err.startswith(f"ditlab: {file} records a model that cannot be loaded (no model at model; ")
+        assert err.endswith("); give it: sample MODEL --like FILE\n")
+        assert "give it" not in ditlab("sample", "wrong", "--like", file, code=2).err
+        assert same_pixels(file, sample("elsewhere", "--like", file)[0])
+
+    def test_the_place_of_the_model_under_low_rank_updates_is_repeated(self, sample, model, tmp_path):
+        recipe = {"data": {"source": "digits"}, "diffusion": {"process": "linear"}, "train": {
+            "images": 8, "batch": 8, "device": "cpu", "precision": "float32", "compile": "never",
+            "init_from": str(model), "lora": 2, "lora_apart": True,
+        }}  # fmt: skip
+        library.train(recipe, out=tmp_path / "run")
+        model.rename(tmp_path / "moved")
+        (file,) = sample("run", "--base", "moved", *OPTIONS)
+        assert settings_of(file)["load_options"] == {"base": "moved"}
+        assert same_pixels(file, sample("--like", file)[0])
+
+    def test_one_image_to_image_step(self, ditlab, sample, model):
+        Image.new("L", (8, 8), 255).save("start.png")
+        err = ditlab("sample", "model", *OPTIONS, "--image", "start.png", "--strength", 0.34).err
+        assert "settings: heun, 1 step (1 NFE)" in err
+
+    @pytest.mark.parametrize(
+        ("key", "values"),
+        [
+            ("settings.steps", [10**30]),
+            ("settings.schedule", [{}, 3, None]),
+            ("settings.guidance_channels", ["x", [1]]),
+            ("show", [3, "rgb", ["x"], None]),
+            ("load_options", [None, "heads", [1]]),
+            ("source", [None, 3]),
+            ("images", [[], 3, [3], "x"]),
+            ("images.0.seed", [None, "x", 1.5, {}]),
+            ("images.0.label", [1.5, [1], {}]),
+            ("images.0.file", [None, 3]),
+            ("images.0.image", [3, [1]]),
+        ],
+    )
+    def test_a_record_with_other_values_is_one_line(self, ditlab, sample, model, tmp_path, key, values):
+        sample("model", *OPTIONS)
+        text = (tmp_path / "samples" / "samples.json").read_text()
+        for value in values:
+            record = part = json.loads(text)
+            *parents, last = key.split(".")
+            for name in parents:
+                part = part[int(name) if name.isdigit() else name]
+            part[last] = value
+            (tmp_path / "x.json").write_text(json.dumps(record))
+            err = ditlab("sample", "--like", "x.json", code=2).err
+            assert err == f"ditlab: x.json {NOTHING}\n", value
 
     @pytest.mark.parametrize(
         ("content", "line"),

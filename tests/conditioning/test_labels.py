@@ -138,6 +138,34 @@ class TestNamesThatAreNumbers:
         assert (between.label.tolist(), between.other.label.tolist()) == ([0, 1], [2, 1])
 
 
+@pytest.mark.parametrize(
+    ("names", "label", "line"),
+    [
+        (["01", "1", "1.0", "2"], "001",
+         'label 001 is ambiguous: it may be the class "01", "1", "1.0", or index 1, which is the class "1"; '
+         'give "01", "1", "1.0" or index:1'),
+        (["0", "1", "+1", "-1"], "01",
+         'label 01 is ambiguous: it may be the class "1", "+1", or index 1, which is the class "1"; '
+         'give "1", "+1" or index:1'),
+        (["7", "07", "cat"], "007", 'unknown class "007"; give "7", "07"'),
+    ],
+)  # fmt: skip
+def test_names_of_the_same_number(names, label, line):
+    labels = ClassLabels(len(names), names)
+    assert [labels.index(name) for name in names] == [0, 1, 2, 3][: len(names)]
+    with pytest.raises(InputError) as error:
+        labels.index(label)
+    assert str(error.value) == line
+
+
+@pytest.mark.parametrize("names", [[], ["1", "2", "3"]])
+@pytest.mark.parametrize("text", ["index:" + "9" * 5000, "9" * 5000, "1" + "0" * 1_000_000, "9" * 5000 + ".5"])
+def test_numbers_of_many_digits_are_no_classes(names, text):
+    with pytest.raises(InputError, match=r"^unknown class \"(index:)?[19]"):
+        ClassLabels(3, names).index(text)
+    assert ClassLabels(3, names).index("index:" + "0" * 5000 + "2") == 2
+
+
 def test_names_are_compared_in_one_form_of_unicode():
     labels = ClassLabels(2, ["cafe\u0301", "the\u0301"])  # as macOS writes the names of folders
     assert [labels.index(value) for value in ("caf\u00e9", "th\u00e9", "cafe\u0301")] == [0, 1, 0]

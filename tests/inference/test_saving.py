@@ -68,6 +68,7 @@ def test_a_folder_with_other_content_is_left_alone(tmp_path, overwrite):
     refused(photos, r"holds other files \(cat.jpg\), which would be lost; give another folder")
     (tmp_path / "file").write_text("text")
     refused(tmp_path / "file", "is a file; give a folder")
+    refused(tmp_path / ("x" * 300), "^cannot write .*: File name too long; free some space or give another path$")
     model = tiny_pipeline().save(tmp_path / "model")
     (model / "evaluations").mkdir()
     refused(model, r"holds other files \(evaluations\), which would be lost")

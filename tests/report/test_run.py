@@ -101,6 +101,9 @@ def test_the_state_of_a_run(tmp_path, monkeypatch):
     def line(seen):
         (tmp_path / "metrics.jsonl").write_text(json.dumps({"images": seen, "images_per_second": 10.0}) + "\n")
 
+    def checkpoint(seen):
+        (tmp_path / "checkpoints" / f"{seen:012d}").mkdir(parents=True)
+
     (tmp_path / "recipe.toml").touch()
     with held(tmp_path):
         assert str(progress(tmp_path, 4000)) == "running, 0 of 4,000 images"
@@ -108,8 +111,12 @@ def test_the_state_of_a_run(tmp_path, monkeypatch):
         assert str(progress(tmp_path, 4000)) == "running, 1,000 of 4,000 images, about 5.0 minutes left"
         line(4000)
         assert progress(tmp_path, 4000).state == "running"  # it writes its last checkpoint
+    # A process that is killed before it has written its last checkpoint leaves a run that is not finished.
+    assert str(progress(tmp_path, 4000)) == "stopped at 4,000 of 4,000 images"
+    checkpoint(4000)
     assert str(progress(tmp_path, 4000)) == "finished, 4,000 of 4,000 images"
     line(1000)
+    (tmp_path / "checkpoints" / f"{4000:012d}").rename(tmp_path / "checkpoints" / f"{800:012d}")
     assert str(progress(tmp_path, 4000)) == "stopped at 1,000 of 4,000 images"
     (tmp_path / ".lock").write_text("process 1 on somewhere")  # of a process that was killed
     assert progress(tmp_path, 4000) == Progress("stopped", 1000, 4000, None, pytest.approx(0, abs=60))
@@ -120,7 +127,9 @@ def test_the_state_of_a_run(tmp_path, monkeypatch):
         "(locks, which show whether a process trains the run, do not work here)"
     )
     assert progress(tmp_path, 4000).state == "unknown"
-    assert progress(tmp_path, 1000).state == "finished"
+    checkpoint(1040)  # after Ctrl-C, without a line of metrics
+    assert progress(tmp_path, 4000).images == 1040
+    assert progress(tmp_path, 1040).state == "finished"
 
 
 def test_watching_a_path_that_does_not_exist(run, monkeypatch):

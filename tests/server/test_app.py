@@ -622,6 +622,8 @@ def test_progress_of_training_runs(pipe, tmp_path, monkeypatch):
         assert progress["loss_by_time"] == [[0.75, 1.0]]
         with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"images": progress["total"], "loss": 0.1}) + "\n")
+        assert client.get("/v1/runs/mine").json()["state"] == "stopped"  # without its last checkpoint
+        (run / "checkpoints" / f"{progress['total']:012d}").mkdir(parents=True)
         assert client.get("/v1/runs/mine").json()["state"] == "finished"
         os.rename(run, tmp_path / "gone")
         for path in ("", "/preview"):

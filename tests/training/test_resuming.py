@@ -74,8 +74,10 @@ class TestImages:
             "run was trained with other settings (other images: 1 with other content (dog/5.png)); give the same "
             "recipe, or allow changes to resume with the new one"
         )
-        assert "resuming run at 4 images" in train(8, changes=True)
-        train(12)  # the new images are those of the run now
+        said = train(8, changes=True)
+        assert "allowed changes: other images: 1 with other content (dog/5.png)\n" in said
+        assert "resuming run at 4 images" in said
+        assert "allowed" not in train(12)  # the new images are those of the run now
 
     def test_an_image_in_another_class_is_asked_about(self, here):
         train(4)

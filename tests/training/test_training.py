@@ -562,6 +562,23 @@ def test_what_was_stopped_in_its_first_moment_can_be_begun_again(tmp_path, monke
     assert states(tmp_path / "run") == ["000000000128", "000000000256"]
 
 
+def test_a_full_disk_is_the_reason_when_the_state_of_a_checkpoint_is_written(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    opened = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda file, *mode, **words: Full() if file.name == "state.pt" else opened(file, *mode, **words)
+    )
+    with pytest.raises(InputError) as error:
+        train(recipe(), tmp_path / "run", console=QUIET)
+    assert str(error.value) == (
+        f"cannot write checkpoint {tmp_path / 'run' / 'checkpoints' / '000000000128'}: No space left on device; "
+        "there is no earlier checkpoint; free some space and run the same command again"
+    )
+
+
 def test_sigterm_before_the_first_step_ends_with_zero(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(setup, "open_dataset", lambda *values: os.kill(os.getpid(), signal.SIGTERM))

@@ -50,8 +50,8 @@ def load(
     Raises:
         InputError: the path does not exist, its layout is unknown, or a file is damaged.
     """
-    given = {"weights": weights if weights != "ema" else None, "sit": sit, "base": base and str(base)} | overrides
-    given["autoencoder"] = str(autoencoder) if isinstance(autoencoder, str | Path) else None
+    given = {"weights": weights if weights != "ema" else None, "sit": sit} | overrides
+    given |= _places(autoencoder=autoencoder, base=base)
     options = {name: value for name, value in given.items() if value is not None}
     source, path = path, fetch(path)
     if base is not None and (path.is_file() or diffusers_transformer(path) is not None):
@@ -79,6 +79,11 @@ def load(
     pipe.net.to(device)
     pipe.autoencoder.to(device)
     return pipe
+
+
+def _places(**given: Any) -> dict[str, str]:
+    """Return the paths and hub ids among some arguments, as text."""
+    return {name: str(value) for name, value in given.items() if isinstance(value, str | Path)}
 
 
 def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any]) -> Pipeline:

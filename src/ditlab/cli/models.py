@@ -12,7 +12,7 @@ from ditlab.cli.options import Checkpoint
 from ditlab.cli.terminal import Json, app, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
 from ditlab.config.values import File, Location, Whole
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
 
@@ -38,7 +38,7 @@ CheckpointOptions = Annotated[Checkpoint | None, Parameter(name="*")]
 
 @app.command(group="Models")
 def info(
-    *names: str,
+    *names: Location,
     shape: Annotated[Shape | None, Parameter(name="*")] = None,
     options: Annotated[Options | None, Parameter(name="*")] = None,
     json: Json = False,
@@ -85,11 +85,18 @@ def costs(names: Sequence[str], shape: Shape, options: Any) -> tuple[list[dict[s
             rows.append({"name": name, **asdict(measure(make))})
         except InputError as error:
             if names:
-                raise
+                raise with_nearest_path(error, name) from error
             left_out.append(
                 f"{name} is not listed: {error}"
             )  # a size that does not fit, or a library that is not installed
     return rows, left_out
+
+
+def with_nearest_path(error: InputError, name: str) -> InputError:
+    """Return the error of an unknown network, with a path that is similar to its name instead of all networks."""
+    path = nearest_path(name, "")
+    known = "did you mean" in str(error) or not str(error).startswith("unknown model")
+    return error if known or not path else InputError(f'unknown model "{name}"; {path}')
 
 
 def cost_of_model(folder: str, options: Any) -> dict[str, Any]:

@@ -57,9 +57,9 @@ class Files:
     """Folder for the images; must be empty or new (default: samples, or the first free one of samples-2, ...)."""
     npz: Flag = False
     """Write samples.npz for evaluation tools instead. Run the same command again to resume; works under torchrun."""
-    format: Literal["png", "npy"] = "png"
+    format: Literal["png", "npy"] | None = None
     """png shows one or three channels with 8 bits. npy holds all channels, in the numbers and the type of the training
-    data; the contact sheet is a PNG file with either."""
+    data; the contact sheet is a PNG file with either (default: png, with --like that of the images)."""
     show: Annotated[tuple[Whole, ...], Parameter(negative="", consume_multiple=True)] = ()
     """Numbers of the one or three channels, from 1, that PNG files show (default: the model's)."""
     trajectory: Flag = False

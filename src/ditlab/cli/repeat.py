@@ -1,18 +1,22 @@
 """`ditlab sample --like FILE`: take all options that are not given from the record of generated images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.options import Decoding, Files, Machine, Request, StartImage
 from ditlab.config.sampling import SamplingOptions
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, PlugInError
 
 if TYPE_CHECKING:
     from ditlab.inference.folder import Cell
     from ditlab.inference.pipeline import Pipeline
     from ditlab.inference.records import Repeat
+
+
+GIVE_MODEL = "give it: sample MODEL --like FILE"
 
 
 @dataclass(frozen=True)
@@ -45,22 +49,21 @@ def read_like(call: Call) -> "tuple[Call, Repeat | None]":
     source = call.model or repeat.common.get("source")
     if source is None:
         name = repeat.common.get("model")
-        raise InputError(
-            f'{repeat.file} does not have the path of its model "{name}"; give it: sample MODEL --like FILE'
-        )
+        raise InputError(f'{repeat.file} does not have the path of its model "{name}"; {GIVE_MODEL}')
     loading = {} if call.model else dict(repeat.common.get("load_options", {}))
     if isinstance(side := loading.get("size"), list):
         loading["size"] = "x".join(map(str, side))
-    precision = repeat.common.get("precision", "auto")
+    precision, npz = repeat.common.get("precision", "auto"), call.files.npz or repeat.many is not None
     return replace(
         call,
         model=str(source),
         request=repeated_request(call.request, call.files.npz, repeat),
-        start=filled(call.start, paths(repeat.start, call.start.image)),
+        start=filled(call.start, paths(repeat.start, call.start, repeat.file)),
         files=replace(
             call.files,
-            npz=call.files.npz or repeat.many is not None,
-            show=call.files.show or tuple(repeat.common.get("show", ())),
+            npz=npz,
+            show=call.files.show or (() if npz else tuple(repeat.common.get("show", ()))),
+            format=call.files.format or ("npy" if repeat.holds_numbers and not npz else None),
         ),
         checkpoint=filled(call.checkpoint, loading),
         machine=replace(
@@ -69,15 +72,36 @@ def read_like(call: Call) -> "tuple[Call, Repeat | None]":
     ), repeat
 
 
-def paths(start: dict[str, Any], given: Path | None) -> dict[str, Any]:
-    """Return the recorded image to start from, with paths; `given` is the image of this call.
+def paths(start: dict[str, Any], given: StartImage, file: Path) -> dict[str, Any]:
+    """Return the image to start from that `file` records, with paths; `given` are the options of this call.
 
     Raises:
-        InputError: the images start from an image whose path is not recorded.
+        InputError: the images start from an image whose path is not recorded, or which is not there.
     """
-    if start and "image" not in start and given is None:
+    if start and "image" not in start and given.image is None:
         raise InputError("these images start from an image whose path is not recorded; add --image (and --mask)")
-    return {name: Path(value) if name in ("image", "mask") else value for name, value in start.items()}
+    values = {name: Path(value) if name in ("image", "mask") else value for name, value in start.items()}
+    for name in {"image", "mask"} & {*values}:
+        if getattr(given, name) is None and not values[name].exists():
+            raise InputError(f"{file} records the {name} {values[name]}, which does not exist; give it with --{name}")
+    return values
+
+
+@contextmanager
+def recorded_model(call: Call, repeat: "Repeat | None") -> Iterator[None]:
+    """Say where the model comes from if the enclosed block cannot load it and only the record names it.
+
+    Raises:
+        InputError: the block raised one.
+    """
+    try:
+        yield
+    except PlugInError:
+        raise
+    except InputError as error:
+        if repeat is None or call.model != repeat.common.get("source"):
+            raise
+        raise InputError(f"{repeat.file} records a model that cannot be loaded ({error}); {GIVE_MODEL}") from error
 
 
 def filled(options: Any, recorded: dict[str, Any]) -> Any:

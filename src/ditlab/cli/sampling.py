@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
-from ditlab.cli.repeat import Call, read_like, repeated_cells
+from ditlab.cli.repeat import Call, read_like, recorded_model, repeated_cells
 from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
@@ -62,7 +62,8 @@ def generate(call: Call, repeat: "Repeat | None") -> None:
     """Generate the images of a call of `ditlab sample`; `repeat` is the record of --like."""
     check_together(call.request, call.start, call.files)
     out, npz, given = folder_of(call.files), call.files.npz, call.options.given()
-    pipe = open_model(str(call.model), call.checkpoint, call.machine.device)
+    with recorded_model(call, repeat):
+        pipe = open_model(str(call.model), call.checkpoint, call.machine.device)
     if call.files.show:
         pipe.values = pipe.values.showing(call.files.show, pipe.picture_shape[0])
     words = given if repeat is None else repeat.words(given, pipe.objective)
@@ -192,7 +193,10 @@ def prepare(
 def settings_line(plan: "Plan", pipe: "BasePipeline", origin: str) -> str:
     """Format the settings in one line, with the origin of the guidance."""
     options, (low, high) = plan.options, plan.interval
-    parts = [f"{options.sampler}, {plan.steps} steps ({plan.evaluations} NFE)", f"schedule {options.schedule}"]
+    parts = [
+        f"{options.sampler}, {plan.steps} step{'s' * (plan.steps != 1)} ({plan.evaluations} NFE)",
+        f"schedule {options.schedule}",
+    ]
     interval = f" for t in {low:g}..{high:g}" if (low, high) != (0, 1) else ""
     parts.append(f"guidance {plan.guidance:g}{interval}{origin}")
     for name in ("guidance_channels", "eta", "reuse"):
@@ -229,9 +233,9 @@ def sample_images(
 
     written = sample_folder(
         pipe, call.request.labels, seeds, out, screen, batch_size=batch_size, trajectory=call.files.trajectory,
-        options=words, strip=call.request.strip, cells=cells, format=call.files.format,
+        options=words, strip=call.request.strip, cells=cells, format=call.files.format or "png",
     )  # fmt: skip
-    if call.files.format == "png":
+    if call.files.format != "npy":
         report_loss(pipe)
     if call.json:
         print_json(dataclasses.asdict(written))

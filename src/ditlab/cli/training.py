@@ -64,7 +64,7 @@ def train(
     class_map
         TOML or JSON file that maps classes of the data to the classes of the source they start from.
     allow_changes
-        Resume with changed settings (learning rate, batch, time distribution, EMA).
+        Resume with changed images or settings (learning rate, batch, time distribution, EMA).
     """
     from ditlab.training import train
 

@@ -94,23 +94,22 @@ class ClassLabels(Conditioner):
         Raises:
             InputError: they differ, or only one of them exists; the message names all readings.
         """
-        by_value = next((i for i, value in self._numbers.items() if value == number), None)
-        index = int(number) if number == int(number) and 0 <= number < self.classes else None
+        same = [i for i, value in self._numbers.items() if value == number]
+        names = ", ".join(f'"{self.names[i]}"' for i in same)
+        index = int(number) if 0 <= number < self.classes and number == int(number) else None
         if index is None:
-            name = None if by_value is None else self.names[by_value]
-            raise InputError(self._unknown(text) if name is None else f'unknown class "{text}"; give "{name}"')
-        if by_value == index:
+            raise InputError(f'unknown class "{text}"; give {names}' if same else self._unknown(text))
+        if same == [index]:
             return index
         other = self.title(f"index:{index}")
-        if by_value is None:
+        if not same:
             raise InputError(
                 f"label {text} is no class name, and class names of this model are numbers; "
                 f'give index:{index} for the class "{other}"'
             )
-        name = self.names[by_value]
         raise InputError(
-            f'label {text} is ambiguous: it may be the class "{name}", or index {index}, which is the class "{other}"; '
-            f'give "{name}" or index:{index}'
+            f'label {text} is ambiguous: it may be the class {names}, or index {index}, which is the class "{other}"; '
+            f"give {names} or index:{index}"
         )
 
     def _unknown(self, value: str) -> str:
@@ -155,7 +154,7 @@ class ClassLabels(Conditioner):
         return {"classes": self.classes}
 
 
-INDEX = re.compile(r"index:\s*([0-9]+)")
+INDEX = re.compile(r"index:\s*0*([0-9]{1,18})")  # the conversion of more digits takes long, or is refused by Python
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 

@@ -20,6 +20,7 @@ from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.inference.base import BasePipeline, check_autoencoder
 from ditlab.inference.output import native, save_numbers
 from ditlab.inference.records import Repeat, describe, png_metadata
+from ditlab.inference.saving import writing
 from ditlab.report.sheets import contact_sheet, save_animation
 
 
@@ -224,7 +225,7 @@ def repeated(
     if labels is None and seeds is None:
         cells = [cell_of(pipe, image["label"], image["seed"]) for image in repeat.images]
         return [
-            replace(cell, stem=Path(image.get("file", cell.stem)).name.removesuffix(".png"))
+            replace(cell, stem=Path(image.get("file", "")).stem or cell.stem)
             for cell, image in zip(cells, repeat.images, strict=True)
         ]
     names = repeat.distinct("label") if labels is None else distinct(pipe, labels)
@@ -282,7 +283,9 @@ def save_all(pipe: BasePipeline, pixels: Tensor, files: Sequence[Path], records:
     """Write a file for each image: .npy, or PNG with its settings in the metadata."""
     if files[0].suffix == ".npy":
         for array, file in zip(native(pixels, pipe.values), files, strict=True):
-            save_numbers(array, file)
+            with writing(file):
+                save_numbers(array, file)
         return
     for image, file, record in zip(pipe.displayed(pixels), files, records, strict=True):
-        image.save(file, pnginfo=png_metadata(record))
+        with writing(file):
+            image.save(file, pnginfo=png_metadata(record))

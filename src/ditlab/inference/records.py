@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import PngImagePlugin
 
@@ -26,8 +27,15 @@ if TYPE_CHECKING:
 
 METADATA = "ditlab"  # key of the text chunk in PNG files with the settings as JSON
 RECORD = "samples.json"
+WITHOUT = (".npz", ".gif")  # suffixes of files that ditlab writes without settings in them
 PER_IMAGE = ("label", "seed", "image", "mask", "image_hash")
 START = ("strength", "resample")
+COMMON_TYPES: dict[str, tuple[type, ...]] = {"source": (str,), "load_options": (dict,)}
+SETTING_TYPES: dict[str, tuple[type, ...]] = {"schedule": (str, list), "guidance_channels": (int, type(None))}
+IMAGE_TYPES: dict[str, tuple[type, ...]] = {
+    "file": (str,), "seed": (int, dict), "label": (str, int, dict, type(None)), "image": (str, type(None)),
+    "mask": (str, type(None)), "image_hash": (str, type(None)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,11 @@ class Repeat:
         return values
 
     @property
+    def holds_numbers(self) -> bool:
+        """Whether the images were written as .npy files."""
+        return bool(self.images) and all(str(image.get("file", "")).endswith(".npy") for image in self.images)
+
+    @property
     def interpolates(self) -> bool:
         """Whether a label or seed lies between two others."""
         return any(isinstance(image[name], Between) for image in self.images for name in ("label", "seed"))
@@ -210,19 +223,23 @@ def read_record(path: Path) -> Repeat:
     """Read how images were generated.
 
     Args:
-        path: a PNG file that ditlab wrote, a samples.json, or the folder of one.
+        path: a PNG file that ditlab wrote, a .npy file beside its samples.json, a samples.json, or the folder of one.
 
     Raises:
         InputError: there is no such file, or it holds no settings.
     """
+    if path.suffix.lower() == ".npy":
+        return listed(read_record(path.parent), path)
     file = path / RECORD if path.is_dir() else path
+    if file.suffix.lower() in WITHOUT and file.exists():
+        raise InputError(f"{file} holds no settings; give {file.with_name(RECORD)}, which ditlab writes beside it")
     missing = f"{file} holds no settings of ditlab; give a PNG file that no other program has changed, or {RECORD}"
     try:
         if file.suffix.lower() == ".json":
-            content = json.loads(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
         else:
-            content = json.loads(read_image(file).info.get(METADATA, "null"))
-        return understood(file, dict(content))
+            text = read_image(file).info.get(METADATA, "null")
+        return understood(file, dict(json.loads(text, parse_int=bounded)))
     except InputError:
         raise
     except FileNotFoundError:
@@ -233,6 +250,18 @@ def read_record(path: Path) -> Repeat:
         raise InputError(missing) from error
 
 
+def listed(repeat: Repeat, file: Path) -> Repeat:
+    """Return the part of a samples.json that describes one of its files, which has no metadata itself.
+
+    Raises:
+        InputError: the file is not listed.
+    """
+    images = [image for image in repeat.images if image.get("file") == file.name]
+    if not images:
+        raise InputError(f"{repeat.file} does not list {file.name}; give one of its files, or {RECORD}")
+    return replace(repeat, images=images)
+
+
 def understood(file: Path, content: dict[str, Any]) -> Repeat:
     """Convert the settings of a file (of a PNG file, of the HTTP API, of samples.json) to one form."""
     if "settings" not in content:
@@ -240,6 +269,9 @@ def understood(file: Path, content: dict[str, Any]) -> Repeat:
         content["settings"] = {name: content.pop(name) for name in names if name in content}
     content["settings"] = modern(dict(content["settings"]), SETTINGS)
     content["settings"]["steps"], content["settings"]["sampler"]  # every record has them
+    check_types(content, COMMON_TYPES)
+    content |= {"show": [*map(index, content["show"])]} if "show" in content else {}
+    check_types(content["settings"], SETTING_TYPES)
     if "model_hash" in content:
         content["weights_hash"] = content.pop("model_hash")
     if isinstance(identity := content.get("model"), dict):
@@ -253,9 +285,35 @@ def understood(file: Path, content: dict[str, Any]) -> Repeat:
     images = content.pop("images", None)
     if images is None:
         images = [{name: content.pop(name) for name in PER_IMAGE if name in content}]
+    if not images:
+        raise ValueError("no images")
+    for image in images:
+        check_types(image, IMAGE_TYPES)
     return Repeat(
         file, content, [image | {name: parsed(image[name]) for name in ("label", "seed")} for image in images], None
     )
+
+
+def bounded(digits: str) -> int:
+    """Convert an integer of a record.
+
+    Raises:
+        ValueError: it is larger than seeds and all other numbers of a record can be.
+    """
+    if len(digits) > 20:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def check_types(values: dict[str, Any], types: dict[str, tuple[type, ...]]) -> None:
+    """Check the types of values that are used before the settings are resolved, which checks all others.
+
+    Raises:
+        TypeError: a value has another type; a file of another program, or an edited one.
+    """
+    for name, allowed in types.items():
+        if name in values and not isinstance(values[name], allowed):
+            raise TypeError(f"{name} is a {type(values[name]).__name__}")
 
 
 def parsed(value: Any) -> Any:

@@ -38,8 +38,9 @@ def check_free(folder: Path, overwrite: bool) -> None:
     Raises:
         InputError: the folder is in use, holds other files, or holds a model and `overwrite` is false.
     """
-    if (aside := moved_aside(folder)) is not None:
-        aside.rename(folder)
+    with writing(folder):  # fails here if the name is too long
+        if (aside := moved_aside(folder)) is not None:
+            aside.rename(folder)
     if in_use(folder):
         raise InputError(f"{folder} is in use by another process; give another folder")
     if folder.resolve() == Path.cwd():
@@ -57,7 +58,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Report errors of the enclosed block, which writes a model, in one line.
+    """Report errors of the enclosed block, which writes a model or another file, in one line.
 
     Raises:
         InputError: the disk is full, or the target cannot be written to.

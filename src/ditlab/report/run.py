@@ -20,6 +20,7 @@ from rich.text import Text
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import in_use, replace_text
 from ditlab.core.units import duration
+from ditlab.core.weights import checkpoints
 from ditlab.report.html import CURVES, curves, figure, page
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -67,7 +68,7 @@ class Progress:
     state: State
     """unknown: the run is not complete, and its file system has no locks, which show whether a process trains it."""
     images: int
-    """Images seen, according to the last line of metrics."""
+    """Images seen, according to the last line of metrics, or to the newest checkpoint if that is later."""
     total: int
     """Images to see."""
     seconds_left: float | None
@@ -98,8 +99,10 @@ def progress(run: Path, total: int, lines: Sequence[dict[str, Any]] | None = Non
     working = in_use(run)  # before the metrics, so that a run that ends in between does not seem to be stopped
     lines = read_metrics(run) if lines is None else lines
     last: dict[str, Any] = lines[-1] if lines else {}
-    seen, rate = last.get("images", 0), last.get("images_per_second") or math.nan
-    idle: State = "finished" if seen >= total else "stopped" if working is False else "unknown"
+    saved = max((int(folder.name) for folder in checkpoints(run)), default=0)
+    seen, rate = max(last.get("images", 0), saved), last.get("images_per_second") or math.nan
+    # The last line of metrics is written before the last checkpoint, without which the run is not finished.
+    idle: State = "finished" if saved >= total else "stopped" if working is False else "unknown"
     file = run / "metrics.jsonl"
     return Progress(
         state="running" if working else idle,

@@ -22,8 +22,9 @@ def writing(what: str, kept: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    except (OSError, SafetensorError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides a full disk
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else " ".join(str(error).split())
         hint = f"{kept}; " if kept else ""
         raise InputError(
             f"cannot write {what}: {reason}; {hint}free some space and run the same command again"

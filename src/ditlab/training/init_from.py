@@ -163,8 +163,10 @@ def read_pairs(file: Path) -> dict[str, str | int]:
     return {nfc(name): value for name, value in pairs.items()}
 
 
-def report(changes: list[Change]) -> Table:
-    """A table with a row for each tensor that was not copied unchanged; the title has the counts."""
+def report(changes: list[Change]) -> Table | str:
+    """A table of the tensors that were not copied unchanged, with all counts as title; a line if there are none."""
+    if all(change.fate == "kept" for change in changes):
+        return f"all {len(changes)} tensors kept"
     table = Table("tensor", "fate", "detail", title=", ".join(f"{n} {fate}" for fate, n in summary(changes).items()))
     for change in changes:
         if change.fate != "kept":

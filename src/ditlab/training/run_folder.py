@@ -74,7 +74,7 @@ class RunFolder:
             changes: whether the user allows settings to change that may change on resume.
 
         Returns:
-            A note for each place that has moved and holds the same content.
+            A note for each place that has moved and holds the same content, and one for allowed changes.
 
         Raises:
             InputError: the folder holds another run or something else; nothing is changed.
@@ -85,11 +85,13 @@ class RunFolder:
         if file.exists() and checkpoints(self.folder):
             differing, notes = compare_run(self.folder, recipe, pipe, self.index)
             refuse_other_run(self.folder, [words for key, words in differing.items() if not changeable(key)])
+            words = "; ".join(differing.values())
             if differing and not changes:
                 raise InputError(
-                    f"{self.folder} was trained with other settings ({'; '.join(differing.values())}); give the "
+                    f"{self.folder} was trained with other settings ({words}); give the "
                     "same recipe, or allow changes to resume with the new one"
                 )
+            notes += [f"allowed changes: {words}"] if differing else []
         elif not file.exists() and not is_vacant(self.folder, SKIPPED):
             raise InputError(f"{self.folder} exists and is not a training run; give another folder")
         return notes
@@ -194,7 +196,8 @@ class RunFolder:
             write_tensors(
                 as_float16(taken.profiles), self.averages / f"{taken.content['seen']:012d}.safetensors", steps
             )
-        torch.save(taken.content, draft / STATE)
+        with (draft / STATE).open("wb") as file:  # with a path, PyTorch's error does not have the reason
+            torch.save(taken.content, file)
 
     def prune(self, newest: int, settings: Train) -> None:
         """Remove checkpoints that need not be kept, up to that of `newest` images."""
