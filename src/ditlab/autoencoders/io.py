@@ -6,6 +6,7 @@ four-channel latents; others differ (SDXL: 0.13025), so that their files need `s
 
 import inspect
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,9 @@ def load_autoencoder(
     Raises:
         InputError: the path does not exist, holds another kind of model, or is damaged.
     """
+    for name, value in (("scale", scale), ("shift", shift)):
+        if value is not None and (not math.isfinite(value) or (name == "scale" and value == 0)):
+            raise InputError(f"{name} {value} of the latents; give a finite number, and a scale that is not 0")
     path = fetch(path)
     overrides = {name: value for name, value in (("scale", scale), ("shift", shift)) if value is not None}
     autoencoder = _read(path, overrides)
