@@ -226,3 +226,19 @@ class TestHashes:
         self.flip(folder / "model.safetensors")
         with pytest.raises(InputError, match=r"the content of model\.safetensors has changed since it was written"):
             ditlab.load(folder)
+
+    def test_an_autoencoder_alone(self, tmp_path):
+        autoencoder = create_autoencoder(
+            kind="patch", picture_channels=3, latent_channels=1, stride=2, width=8, depth=1
+        )
+        for _ in range(2):  # the second one replaces the first
+            ditlab.checkpoints.save_autoencoder(autoencoder, tmp_path)
+            assert ditlab.checkpoints.load_autoencoder(tmp_path).stride == 2
+        self.flip(tmp_path / "autoencoder.safetensors")
+        with pytest.raises(InputError, match=r"content of autoencoder\.safetensors has changed since it was written"):
+            ditlab.checkpoints.load_autoencoder(tmp_path)
+
+    @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0])
+    def test_the_scale_of_an_autoencoder(self, tmp_path, scale):
+        with pytest.raises(InputError, match=rf"^scale {scale} of the latents; give a finite number, and a scale that"):
+            ditlab.checkpoints.load_autoencoder(tmp_path, scale=scale)

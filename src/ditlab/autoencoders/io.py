@@ -18,7 +18,7 @@ from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.hub import fetch
-from ditlab.core.io import replace_text
+from ditlab.core.io import MANIFEST, remove, replace_text, write_manifest
 from ditlab.core.modules import skip_init
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.weights import (
@@ -202,11 +202,13 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = F
     """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove(folder / MANIFEST)  # of the autoencoder that is replaced
     if not isinstance(autoencoder, KL):
         write_tensors(
             {key: value.contiguous() for key, value in autoencoder.state_dict().items()}, folder / AUTOENCODER
         )
         write_config(folder, {"format": FORMAT, **autoencoder.config})
+        write_manifest(folder, AUTOENCODER)
         return folder
     config = {"_class_name": CLASS, **autoencoder.config["architecture"]}
     shift, scale = autoencoder.config["shift"], autoencoder.config["scale"]

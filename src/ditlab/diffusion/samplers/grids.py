@@ -90,7 +90,7 @@ def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -
 
 def falls(times: Tensor) -> bool:
     """Whether a tensor holds at least two times that fall from at most 1 to 0."""
-    return times.ndim == 1 and len(times) > 1 and bool((times.diff() < 0).all()) and 0 == times[-1] < times[0] <= 1
+    return times.ndim == 1 and len(times) > 1 and bool((times.diff() < 0).all() and 0 == times[-1] < times[0] <= 1)
 
 
 def grid_identity(name: str, steps: int) -> str | list[float]:
