@@ -92,7 +92,7 @@ def test_damaged_folders(tmp_path):
     save_autoencoder(make(), tmp_path / "own")
     file = tmp_path / "own" / "autoencoder.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(InputError, match="truncated"):
+    with pytest.raises(InputError, match=r"is damaged: autoencoder\.safetensors has [0-9,]+ bytes instead of"):
         load_autoencoder(tmp_path / "own")
     config = tmp_path / "own" / "config.json"
     config.write_text(config.read_text().replace("depth", "height"))

@@ -320,7 +320,7 @@ class TestHub:
 
         monkeypatch.setattr(huggingface_hub, "HfApi", Api)
         assert dit().push_to_hub("me/otters", licence="apache-2.0") == "hub/me/otters"
-        assert sorted(uploaded["me/otters"]) == ["README.md", "config.json", "model.safetensors"]
+        assert sorted(uploaded["me/otters"]) == ["README.md", "config.json", "manifest.json", "model.safetensors"]
         card = uploaded["me/otters"]["README.md"].decode()
         for words in (
             "license: apache-2.0",

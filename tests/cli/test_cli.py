@@ -39,6 +39,39 @@ def refuses(ditlab):
     return run
 
 
+@pytest.mark.parametrize("flag", ["--labels", "--seeds", "--show"])
+def test_a_list_without_values_is_refused(refuses, tmp_path, flag):
+    model, out = tiny_pipeline().save(tmp_path / "model"), tmp_path / "out"
+    line = f'ditlab: Command "sample" parameter {flag} requires at least 1 element. Got 0.\n'
+    assert refuses("sample", model, "--out", out, flag) == line
+    assert not out.exists()
+
+
+def test_a_model_with_weights_that_are_not_finite(refuses, tmp_path):
+    pipe = tiny_pipeline()
+    with torch.no_grad():
+        pipe.net.final_layer.linear.bias[0] = torch.nan
+    model, out = pipe.save(tmp_path / "model"), tmp_path / "out"
+    line = refuses("sample", model, "--labels", "1", "--seeds", "5", "--steps", "2", "--out", out)
+    assert line == (
+        "ditlab: DiT-S/2: the image of seed 5 is not finite from step 1 of 2; its weights final_layer.linear.bias are "
+        "not finite: use another checkpoint\n"
+    )
+    assert not list(out.rglob("*.png"))
+
+
+def test_numbers_that_are_not_finite(refuses, tmp_path):
+    model, out = tiny_pipeline().save(tmp_path / "model"), tmp_path / "out"
+    eta = refuses("sample", model, "--sampler", "ddim", "--eta", "nan", "--out", out)
+    assert eta == "ditlab: eta is nan; give a number from 0 to 1\n"
+    skipped = refuses("reference", "digits", "--max-skipped", "nan", "--out", tmp_path / "a.npz")
+    assert skipped == "ditlab: max_skipped is nan; give a number from 0 to 1\n"
+    mean = refuses("train", "digits", "--diffusion.time-mean", "1e9", "--out", out)
+    assert mean == "ditlab: diffusion.time_mean is 1000000000.0; give a number from -10 to 10\n"
+    seed = refuses("evaluate", model, "--reference", "digits", "--seed", 2**32, "--count", 6)
+    assert seed == "ditlab: seed is 4294967296; give 0 to 4294967295\n"
+
+
 def test_as_a_program():
     command = [sys.executable, "-m", "ditlab", "info", "DiT-S/9"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -217,7 +250,7 @@ def test_mistakes_get_one_line_and_exit_code_2(refuses, model, tmp_path):
     assert "--sample.steps" in line
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    assert "truncated" in refuses("sample", model, "--out", out)
+    assert "is damaged: model.safetensors has" in refuses("sample", model, "--out", out)
     assert not out.exists()
 
 

@@ -1,13 +1,18 @@
 """What the fields of a recipe state about themselves."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from typing import get_args, get_type_hints
 
 import pytest
 
+from ditlab.config.evaluation import Copying, Evaluation
 from ditlab.config.fields import check_settings, renamed, resume_rules
 from ditlab.config.reader import parse_recipe
-from ditlab.config.sections import Recipe
+from ditlab.config.sampling import SamplingOptions
+from ditlab.config.sections import AutoencoderTraining, Model, Recipe
 from ditlab.core.errors import InputError
+from ditlab.study.recipe import Basics, Budget
+from ditlab.training.checks import check_recipe
 
 
 def test_every_setting_has_a_rule_for_resuming():
@@ -31,12 +36,46 @@ def test_every_setting_has_a_rule_for_resuming():
         ("optim.betas", (0.9, 1.5), "optim.betas is 1.5; give at least 0 and less than 1"),
         ("parallel.timeout", 0, "parallel.timeout is 0; give 1 or more"),
         ("train.layer_sync_weight", float("nan"), "train.layer_sync_weight is nan"),
+        ("diffusion.time_mean", 1e9, "diffusion.time_mean is 1000000000.0; give a number from -10 to 10"),
+        ("diffusion.time_scale", 11.0, "diffusion.time_scale is 11.0; give a number from 0 to 10"),
+        ("data.max_skipped", float("nan"), "data.max_skipped is nan; give a number from 0 to 1"),
     ],
 )
 def test_numbers_outside_their_range(key, value, words):
     section, _, name = key.partition(".")
     with pytest.raises(InputError, match=words):
         check_settings(Recipe().override({section: {name: list(value) if isinstance(value, tuple) else value}}))
+
+
+SECTIONS = [field.type for field in fields(Recipe) if is_dataclass(field.type)]
+KINDS = [*SECTIONS, AutoencoderTraining, Evaluation, Copying, SamplingOptions, Basics, Budget]
+
+
+def numbers_in(hint):
+    """Whether values of this type are or hold numbers."""
+    return hint in (int, float) or any(numbers_in(part) for part in get_args(hint))
+
+
+def numeric_fields():
+    return [
+        (kind, name, str(hint).startswith("tuple") or "tuple[" in str(hint))
+        for kind in KINDS
+        for name, hint in get_type_hints(kind).items()
+        if numbers_in(hint) and "dict" not in str(hint)
+    ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(("kind", "name", "many"), numeric_fields(), ids=lambda x: getattr(x, "__name__", str(x)))
+def test_every_number_must_be_finite(kind, name, many, value):
+    with pytest.raises(InputError, match=f"^{name} is -?(nan|inf); give "):
+        check_settings(replace(kind(), **{name: (value, value) if many else value}))
+
+
+def test_numbers_of_the_network_must_be_finite():
+    recipe = replace(Recipe(), model=Model("DiT-S/2", mlp_ratio=float("nan")))
+    with pytest.raises(InputError, match=r"^model.mlp_ratio is nan; give a finite number$"):
+        check_recipe(recipe)
 
 
 def test_old_names_are_read_with_a_note():

@@ -74,7 +74,7 @@ def refused(tables):
         ({"sample": {"sampler": "ddim", "eta": 1.5}}, "sample.eta is 1.5; give a number from 0 to 1"),
         ({"sample": {"reuse": 0}}, "sample.reuse is 0; give 1 or more"),
         ({"optim": {"decay": 1.5, "schedule": "wsd"}}, "optim.decay is 1.5; give a number from 0 to 1"),
-        ({"diffusion": {"time_mean": float("inf")}}, "diffusion.time_mean is inf; give a finite number"),
+        ({"diffusion": {"time_mean": float("inf")}}, "diffusion.time_mean is inf; give a number from -10 to 10"),
     ],
 )
 def test_a_setting_without_effect_or_outside_its_range(tables, line):
@@ -144,7 +144,7 @@ def test_settings_of_an_autoencoder():
         ({"eta": 2.0}, "eta is 2.0; give a number from 0 to 1"),
         ({"guidance_interval": (0.2, 5.0)}, "guidance_interval is 5.0; give a number from 0 to 1"),
         ({"steps": 0}, "steps is 0; give 1 or more"),
-        ({"seed": -1}, "seed is -1; give 0 or more"),
+        ({"seed": -1}, "seed is -1; give 0 to 4294967295"),
         ({"within": 0.1}, "within is 0.1, but expect is not set; remove it or set expect"),
         ({"expect": 2.0, "within": -1.0}, "within is -1.0; give a number that is not negative"),
     ],

@@ -130,7 +130,7 @@ def test_images_that_are_not_finite_are_named():
     with torch.no_grad():
         pipe.net.final_layer.linear.bias.fill_(torch.nan)
     samples = Samples(pipe, 6, labels="balanced", seed=2, batch_size=4, options=OPTIONS)
-    with pytest.raises(InputError, match=r" 3 \(seed 15\) is not finite"):
+    with pytest.raises(InputError, match=r"the image of seed 15 is not finite"):
         samples.fetch(torch.arange(3, 6))
 
 

@@ -295,7 +295,10 @@ class TestEvaluate:
         with torch.no_grad():
             pipe.net.final_layer.linear.bias.fill_(torch.nan)
         pipe.save(tmp_path / "model")
-        with pytest.raises(InputError, match=r"image 0 \(seed 0\) is not finite; use float32, or train"):
+        with pytest.raises(
+            InputError,
+            match=r"the image of seed 0 is not finite from step 1 of \d+; its weights final_layer.linear.bias are not",
+        ):
             evaluate(str(tmp_path / "model"), SETTINGS, QUIET)
         assert not list(tmp_path.rglob("result.json"))
 

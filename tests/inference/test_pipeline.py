@@ -210,8 +210,8 @@ def damage_shape(folder):
         (damage_foreign, "not written by ditlab"),
         (damage_incomplete, "not a complete ditlab config"),
         (damage_missing, "no weights at"),
-        (damage_truncated, "truncated or not a safetensors file"),
-        (damage_empty, "truncated or not a safetensors file"),
+        (damage_truncated, "is damaged: model.safetensors has [0-9,]+ bytes instead of"),
+        (damage_empty, "is damaged: model.safetensors has 0 bytes instead of"),
         (damage_shape, r"does not fit its network: missing blocks\.2\."),
     ],
 )

@@ -46,6 +46,16 @@ def client(pipe):
         yield client
 
 
+def test_images_that_are_not_finite_are_errors():
+    pipe = tiny_pipeline()
+    with torch.no_grad():
+        pipe.net.final_layer.linear.bias[0] = torch.nan
+    with TestClient(create_app({"small": pipe}, Limits())) as client:
+        response = client.post("/v1/images/generations", json={"labels": [1], "seeds": 4294967303, "steps": 2})
+    assert response.status_code == 503
+    assert "the image of seed 4294967303 is not finite from step 1 of 2; its weights" in response.text
+
+
 def slow(pipe, seconds):
     """The same model, slower."""
     whole = pipe.net.forward

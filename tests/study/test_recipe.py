@@ -138,6 +138,16 @@ def test_an_empty_grid(rejection):
     assert "cross.model.patch is []" in rejection("[budget]\nimages = 64\n[cross]\nmodel.patch = []")
 
 
+def test_numbers_outside_their_range(rejection):
+    assert "seeds is 4294967296; give 0 to 4294967295" in rejection(SMALL.replace("[0, 1]", "[0, 4294967296]"))
+    assert "seeds is -1; give 0 to 4294967295" in rejection(SMALL.replace("[0, 1]", "[-1]"))
+
+
+@pytest.mark.parametrize("unit", ["gmacs", "seconds"])
+def test_the_budget_must_be_finite(rejection, unit):
+    assert f"budget.{unit} is nan; give a finite number" in rejection(SMALL.replace("images = 64", f"{unit} = nan"))
+
+
 def test_messages_name_the_nearest_known_name(rejection):
     assert 'a key "seed" that no study has; did you mean "seeds"?' in rejection("seed = 3\n" + SMALL)
     assert 'a key "evaluatoin"' in rejection(SMALL + "[evaluatoin]\nsteps = 3\n")

@@ -6,6 +6,7 @@ four-channel latents; others differ (SDXL: 0.13025), so that their files need `s
 
 import inspect
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.hub import fetch
-from ditlab.core.io import replace_text
+from ditlab.core.io import MANIFEST, remove, replace_text, write_manifest
 from ditlab.core.modules import skip_init
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.weights import (
@@ -57,6 +58,9 @@ def load_autoencoder(
     Raises:
         InputError: the path does not exist, holds another kind of model, or is damaged.
     """
+    for name, value in (("scale", scale), ("shift", shift)):
+        if value is not None and (not math.isfinite(value) or (name == "scale" and value == 0)):
+            raise InputError(f"{name} {value} of the latents; give a finite number, and a scale that is not 0")
     path = fetch(path)
     overrides = {name: value for name, value in (("scale", scale), ("shift", shift)) if value is not None}
     autoencoder = _read(path, overrides)
@@ -198,11 +202,13 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = F
     """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove(folder / MANIFEST)  # of the autoencoder that is replaced
     if not isinstance(autoencoder, KL):
         write_tensors(
             {key: value.contiguous() for key, value in autoencoder.state_dict().items()}, folder / AUTOENCODER
         )
         write_config(folder, {"format": FORMAT, **autoencoder.config})
+        write_manifest(folder, AUTOENCODER)
         return folder
     config = {"_class_name": CLASS, **autoencoder.config["architecture"]}
     shift, scale = autoencoder.config["shift"], autoencoder.config["scale"]

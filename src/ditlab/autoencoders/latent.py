@@ -13,7 +13,7 @@ from torch import Tensor
 from ditlab.autoencoders.base import Autoencoder
 from ditlab.core.errors import InputError
 from ditlab.core.types import Noise
-from ditlab.core.values import network_scale
+from ditlab.core.values import check_finite, network_scale
 
 SLICE = 2**22  # pixels in a call of the network: 16 images of 512x512
 
@@ -81,12 +81,24 @@ class Latent(Autoencoder):
         return (z - self._constant("shift", z)) * self._constant("scale", z)
 
     def decode(self, x0: Tensor) -> Tensor:
-        return torch.cat([to_uint8(self.decode_whole(part)) for part in slices(x0, self.stride**2)])
+        return torch.cat([to_uint8(self._decoded(part)) for part in slices(x0, self.stride**2)])
 
     def decode_scaled(self, x0: Tensor) -> Tensor:
         if not self.any_values:
             return super().decode_scaled(x0)
-        return torch.cat([self.decode_whole(part).float() for part in slices(x0, self.stride**2)])
+        return torch.cat([self._decoded(part).float() for part in slices(x0, self.stride**2)])
+
+    def _decoded(self, x0: Tensor) -> Tensor:
+        """Decode x0 and check that the images are finite."""
+        images = self.decode_whole(x0)
+        check_finite(
+            images,
+            lambda i: (
+                f"the {self.config['kind']} autoencoder decoded latents to "
+                "values that are not finite; use another checkpoint of it, or float32"
+            ),
+        )
+        return images
 
     def decode_whole(self, x0: Tensor) -> Tensor:
         """Decode x0 to images, approximately in -1..1, in a single call of the network."""

@@ -65,7 +65,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 LAYOUTS: dict[str, Callable[[Pipeline, Path, str], Any]] = {
-    "ditlab": saving.write,
+    "ditlab": saving.write_whole,
     "official": _write_official,
     "diffusers": _write_diffusers,
 }

@@ -60,7 +60,7 @@ class Files:
     format: Literal["png", "npy"] | None = None
     """png shows one or three channels with 8 bits. npy holds all channels, in the numbers and the type of the training
     data; the contact sheet is a PNG file with either (default: png, with --like that of the images)."""
-    show: Annotated[tuple[Whole, ...], Parameter(negative="", consume_multiple=True)] = ()
+    show: Annotated[tuple[Whole, ...], Parameter(negative="", consume_multiple=1)] = ()
     """Numbers of the one or three channels, from 1, that PNG files show (default: the model's)."""
     trajectory: Flag = False
     """Also write trajectory.gif, an animation of the sampler steps."""

@@ -24,7 +24,9 @@ app = App(
     ),
     version=__version__,
     config=recipe_config,
-    default_parameter=Parameter(consume_multiple=True),  # a list follows its flag: --model.depths 1 2 1
+    default_parameter=Parameter(
+        consume_multiple=1
+    ),  # a list of at least one value follows its flag: --model.depths 1 2 1
 )
 screen = make_console(stderr=True)
 

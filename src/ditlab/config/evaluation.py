@@ -42,7 +42,7 @@ class SampleSet:
 
     label_sampling: Literal["balanced", "random"] = "balanced"
     """Labels of the generated images: balanced (each class equally often) or random (uniformly distributed)."""
-    seed: Whole = setting(0, at_least=0)
+    seed: Whole = setting(0, at_least=0, below=2**32)
     """Seed of the image set; another seed gives other images."""
     count: Whole = 50_000
     """Number of images to generate."""

@@ -44,6 +44,7 @@ def setting(
     up_to: float | None = None,
     share: bool = False,
     not_negative: bool = False,
+    between: tuple[float, float] | None = None,
     unused: Unused | None = None,
     was: str = "",
 ) -> Any:
@@ -56,11 +57,12 @@ def setting(
         up_to: the value is at least 0 and at most this.
         share: the value is at least 0 and less than 1.
         not_negative: the value is finite and at least 0.
+        between: the lowest and the highest value.
         unused: when the setting has no effect.
         was: the name in earlier versions, which recipes may still use.
     """
     rules: dict[str, Any] = {"resume": resume, "at_least": at_least, "below": below, "up_to": up_to, "unused": unused}
-    rules |= {"share": share or None, "not_negative": not_negative or None, "was": was or None}
+    rules |= {"share": share or None, "not_negative": not_negative or None, "between": between, "was": was or None}
     metadata = {key: value for key, value in rules.items() if value is not None}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -125,6 +127,8 @@ def outside(number: float, rules: Mapping[str, Any]) -> str:
         return "at least 0 and less than 1"
     if rules.get("not_negative") and not 0 <= number < math.inf:
         return "a number that is not negative"
+    if (ends := rules.get("between")) is not None and not ends[0] <= number <= ends[1]:
+        return f"a number from {ends[0]:g} to {ends[1]:g}"
     return "" if math.isfinite(number) else "a finite number"
 
 

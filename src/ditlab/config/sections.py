@@ -77,11 +77,12 @@ class Diffusion:
     time: str = setting("logit-normal", resume="ask")
     """Distribution of training times: logit-normal or uniform."""
     time_mean: float = setting(
-        0.0, resume="ask", unused=Unused("time", ("uniform",), "which has no mean", "logit-normal")
-    )
+        0.0, resume="ask", between=(-10, 10),
+        unused=Unused("time", ("uniform",), "which has no mean", "logit-normal"),
+    )  # fmt: skip
     """Mean of the logit-normal distribution; above 0 trains more on noise."""
     time_scale: float = setting(
-        1.0, resume="ask", not_negative=True,
+        1.0, resume="ask", between=(0, 10),
         unused=Unused("time", ("uniform",), "which has no scale", "logit-normal"),
     )  # fmt: skip
     """Scale of the logit-normal distribution."""

@@ -205,10 +205,15 @@ def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
 MANIFEST = "manifest.json"
 
 
-def write_manifest(folder: Path) -> None:
-    """Write the size and SHA-256 of all files of a folder to its manifest, after flushing them to the disk."""
+def write_manifest(folder: Path, pattern: str = "*") -> None:
+    """Write the size and SHA-256 of files of a folder to its manifest, after flushing them to the disk.
+
+    Args:
+        folder: the folder.
+        pattern: which files, by their names.
+    """
     entries = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.glob(pattern)):
         with file.open("rb") as opened:
             entries[file.name] = {
                 "bytes": file.stat().st_size,
@@ -218,18 +223,21 @@ def write_manifest(folder: Path) -> None:
     replace_text(folder / MANIFEST, json.dumps(entries, indent=2) + "\n")
 
 
-def damage(folder: Path, *, hashes: bool = False) -> str | None:
+def damage(folder: Path, *, hashes: bool = False, only: str | None = None) -> str | None:
     """Describe what is wrong with a folder that has a manifest; None if it is intact or has no manifest.
 
     Args:
         folder: the folder with the manifest.
-        hashes: compare the hashes of all files too, not only their sizes.
+        hashes: compare the hashes of the files too, not only their sizes.
+        only: name of the only file that is checked; by default all files of the manifest are checked.
     """
     if not (folder / MANIFEST).exists():
         return None
     try:
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in expected.items():
+            if only not in (None, name):
+                continue
             file = folder / name
             if not file.exists():
                 return f"{name} is missing"

@@ -4,7 +4,7 @@ A tensor of images is either uint8, as files of 8 bits hold them, or float32 in 
 `PixelValues.low` is -1 and `PixelValues.high` is 1. `PixelValues` converts between those and the numbers of the files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -137,6 +137,20 @@ def can_show(shown: Sequence[int], channels: int) -> bool:
 
 
 EIGHT_BITS = PixelValues()
+
+
+def check_finite(x: Tensor, message: Callable[[int], str]) -> None:
+    """Check that a batch (B, ...) is finite.
+
+    Args:
+        x: the batch.
+        message: the message of the error for the number of the first image that is not finite.
+
+    Raises:
+        InputError: a value is not finite.
+    """
+    if not (finite := x.isfinite().flatten(1).all(1).cpu()).all():
+        raise InputError(message(int((~finite).nonzero()[0])))
 
 
 def network_scale(images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.io import damage, moved_aside, replacing
+from ditlab.core.io import MANIFEST, damage, moved_aside, replacing
 
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
 CONFIG = "config.json"
@@ -73,11 +73,16 @@ def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file that ditlab wrote.
+    """Read the tensors of a safetensors file that ditlab wrote, and check its hash if its folder has a manifest.
 
     Raises:
         InputError: the file does not exist or is damaged.
     """
+    if file.exists() and (problem := damage(file.parent, hashes=True, only=file.name)) is not None:
+        raise InputError(
+            f"{file.parent} is damaged: {problem}; restore it from a copy, remove it if it is a checkpoint, or remove "
+            f"its {MANIFEST} if you changed the weights yourself"
+        )
     try:
         return load_file(file)
     except FileNotFoundError:

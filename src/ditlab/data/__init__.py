@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ditlab.config.fields import check_settings
 from ditlab.config.sections import Preparation
 from ditlab.data.base import Dataset, InMemory, ahead, training_order
 from ditlab.data.builtin import DATASETS
@@ -45,6 +46,8 @@ def open_dataset(source: str, settings: Preparation | None = None, report: Path 
         report: CSV file to which the names of skipped images are written.
 
     Raises:
-        InputError: the source does not exist, or the settings do not suit the data.
+        InputError: the source does not exist, a number is outside its range, or the settings do not suit the data.
     """
+    if settings is not None:
+        check_settings(settings)
     return parse_source(source, settings).open(settings, report)

@@ -215,6 +215,7 @@ def open_source(
         The images, the protocol (everything that determines them), and the preprocessing of real images that matches
         the model's training; None for existing images.
     """
+    check_settings(settings)
     if isinstance(source, BasePipeline) or is_model(str(source)):
         pipe = source if isinstance(source, BasePipeline) else load_for(str(source), settings, device)
         if note := pipe.config.get("note"):

@@ -20,13 +20,14 @@ from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
+from ditlab.inference.finite import check_latents, finite_steps
 from ditlab.inference.inpaint import Original, check_startable, originals
 from ditlab.inference.interpolate import arguments
 from ditlab.inference.memory import RowLimit, Splitting, halved
 from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, make_output
-from ditlab.inference.plan import Plan, resolve
+from ditlab.inference.plan import Plan, check_channels, resolve, whole
 from ditlab.inference.records import describe
 from ditlab.report.sheets import to_pil
 
@@ -106,6 +107,7 @@ class BasePipeline:
         conditional, defaults = self.conditional or guide is not None, self.defaults
         if GUIDANCE_ORIGIN in self.model.config and {"guidance", "guidance_scale"} & options.keys():
             defaults = replace(defaults, guidance_channels=None)  # the script's channels belong to the script's scale
+        check_channels(options.get("guidance_channels"), self.net.channels)
         plan = resolve(options, self.objective, defaults=defaults, conditional=conditional, original=original)
         if guide is not None and task(guide) != task(self):
             raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
@@ -152,7 +154,11 @@ class BasePipeline:
 
         They are uint8, or float32 in the scale of the network if `values` are not those of 8 bits; `values.restored`
         converts the latter to the numbers of the training data.
+
+        Raises:
+            InputError: the latents or the images are not finite.
         """
+        check_latents(self, x0)
         with torch.no_grad():
             if x0.ndim == 5:  # the autoencoder decodes frames as separate images
                 frames = self.autoencoder.decode_as(x0.transpose(1, 2).flatten(0, 1), self.values)
@@ -191,7 +197,8 @@ class BasePipeline:
                 class_labels, generator, num_images_per_prompt.
 
         Raises:
-            InputError: a label or setting cannot be used; raised before the first step.
+            InputError: a label or setting cannot be used (raised before the first step), or an image is not finite
+                (raised after the last step).
         """
         names, numbers, options = arguments(labels, seeds, options)
         plan = self.resolve(original=original, guide=guide, **options)
@@ -265,7 +272,7 @@ class BasePipeline:
         Raises:
             InputError: a batch size below 1, or the memory is too small for a single image.
         """
-        if batch_size < 1:
+        if (batch_size := whole(batch_size, "batch size")) < 1:
             raise InputError(f"batch size {batch_size}; give 1 or more")
         names, numbers, options = arguments(labels, seeds, options)
         guide, original, size = (options.pop(key, None) for key in ("guide", "original", "size"))
@@ -332,7 +339,7 @@ class BasePipeline:
             denoise = plan.original.holding(denoise, plan.process)
         noise = image_noise(seeds)
         x = plan.start(noise(torch.empty(len(seeds), *shape, device=self.net.device)))
-        return evaluated(net, plan.run(denoise, x, noise), x, plan.options.sampler)
+        return finite_steps(evaluated(net, plan.run(denoise, x, noise), x, plan.options.sampler), self, seeds)
 
     def _inference_net(self, plan: Plan, condition: Condition) -> Backbone:
         """Return the network with merged layers, and adaLN modulation precomputed for these times and labels."""

@@ -17,7 +17,7 @@ def push(pipe: "Pipeline", repository: str, *, private: bool, license: str | Non
     if license is not None:
         pipe.config["license"] = license
     with tempfile.TemporaryDirectory() as draft:
-        folder = saving.write(pipe, Path(draft), repository.rpartition("/")[2])
+        folder = saving.write_whole(pipe, Path(draft), repository.rpartition("/")[2])
         api = hub.HfApi()
         address = str(api.create_repo(repository, private=private, exist_ok=True))
         # One commit, which also removes files that an earlier model had and this one does not have.

@@ -9,6 +9,7 @@ import torch
 from ditlab.conditioning.base import settle
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Label, Seed
+from ditlab.inference.plan import whole
 
 LAST_SEED = 2**63 - 1
 
@@ -37,7 +38,7 @@ def arguments(
     names = as_list(labels)
     generator, count = options.pop("generator", None), options.pop("num_images_per_prompt", None)
     if count is not None:
-        if count < 1:
+        if (count := whole(count, "num_images_per_prompt")) < 1:
             raise InputError(f"num_images_per_prompt {count}; give 1 or more")
         names = [name for name in names for _ in range(count)]
     if generator is not None:
@@ -45,7 +46,7 @@ def arguments(
             raise InputError("seeds and generator are the same setting; give one of them")
         seeds = seeds_of(generator, len(names))
     elif count is not None and (seeds is None or not isinstance(seeds, Iterable | Between)):
-        first = operator.index(seeds or 0)
+        first = seed_number(0 if seeds is None else seeds)
         seeds = [first + i for i in range(len(names))]
     return *pair_up(names, 0 if seeds is None else seeds), options
 
@@ -60,23 +61,43 @@ def seeds_of(generator: Any, count: int) -> list[Seed]:
 
 def as_list(labels: Label | Sequence[Label]) -> list[Label]:
     """Return labels as a list; a single label becomes a list of one."""
-    single = labels is None or isinstance(labels, str) or not isinstance(labels, Iterable)
-    return [labels] if single else list(labels)  # type: ignore[arg-type, list-item]
+    return [labels] if isinstance(labels, str) or is_single(labels) else list(labels)  # type: ignore[arg-type, list-item]
+
+
+def is_single(value: Any) -> bool:
+    """Whether a value is one label or seed and not a sequence; arrays and tensors without an axis are one value."""
+    return not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
+
+
+def seed_number(seed: Any) -> int:
+    """Return a seed as an integer.
+
+    Raises:
+        InputError: it is not a whole number from 0 to `LAST_SEED`.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise InputError(f"seed {seed!r} is not a whole number; give 0 to {LAST_SEED}") from None
+    if not 0 <= number <= LAST_SEED:
+        raise InputError(f"seed {number} is out of range; give 0 to {LAST_SEED}")
+    return number
 
 
 def pair_up(labels: Label | Sequence[Label], seeds: Seed | Sequence[Seed]) -> tuple[list[Label], list[Seed]]:
     """Return one label and one seed per image; a single label or seed is repeated.
 
     Raises:
-        InputError: the numbers of labels and seeds differ, or a seed is out of range.
+        InputError: the numbers of labels and seeds differ, or a seed is no whole number in range.
     """
     names = as_list(labels)
-    values = [settle(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
-    numbers = [seed if isinstance(seed, Between) else operator.index(seed) for seed in values]
-    for seed in numbers:
-        for end in (seed.first, seed.second) if isinstance(seed, Between) else (seed,):
-            if not 0 <= end <= LAST_SEED:
-                raise InputError(f"seed {end} is out of range; give 0 to {LAST_SEED}")
+    values = [settle(seed) for seed in ([seeds] if is_single(seeds) else seeds)]  # type: ignore[union-attr]
+    numbers = [
+        Between(seed_number(seed.first), seed_number(seed.second), seed.weight)
+        if isinstance(seed, Between)
+        else seed_number(seed)
+        for seed in values
+    ]
     if len(names) == 1:
         names *= len(numbers)
     if len(numbers) == 1:

@@ -3,13 +3,14 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ditlab.config.fields import outside
 from ditlab.config.sampling import Sample, SamplingOptions, canonical, preset_options
 from ditlab.core.errors import InputError
 from ditlab.core.registry import imported_parts_only
@@ -18,7 +19,7 @@ from ditlab.diffusion.guidance import check_guidance
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Process
 from ditlab.diffusion.samplers import SAMPLERS, Sampler, time_grid
-from ditlab.diffusion.samplers.grids import grid_identity
+from ditlab.diffusion.samplers.grids import falls, grid_identity
 from ditlab.inference.inpaint import Original
 from ditlab.inference.optimize.reuse import Reuse
 
@@ -128,7 +129,8 @@ def resolve(
         if explicit.get("guidance", 1.0) != 1.0:
             raise InputError(f"guidance {scale:g} on an unconditional model; leave it out or give a guide model")
         scale = 1.0
-    channels = values.get("guidance_channels")
+    if (channels := values.get("guidance_channels")) is not None:
+        channels = whole(channels, "guidance_channels")
     check_guidance(scale, interval, channels)
     if conditional:
         check_guided(explicit, scale)
@@ -140,13 +142,40 @@ def resolve(
         guidance_interval=interval,
         guidance_channels=channels,
         schedule=values["schedule"] if isinstance(values["schedule"], str) else "custom",
-        eta=values.get("eta"),
+        eta=None if values.get("eta") is None else number(values["eta"], "eta"),
         preset=values.get("preset"),
         reuse=None if cache is None else cache.interval,
     )
+    check_ranges(options)
     if original is not None:
         times = original.times(times)
     return Plan(options, sampler, times, objective.process, scale, interval, cache, original, objective.learn_variance)
+
+
+def check_ranges(options: SamplingOptions) -> None:
+    """Check that all numbers are in the range of their setting.
+
+    The guidance scale may be any finite number here: below 0 it leads away from the condition.
+
+    Raises:
+        InputError: a number is outside its range.
+    """
+    for option in fields(options):
+        value = getattr(options, option.name)
+        rules = {} if option.name == "guidance" else option.metadata
+        for entry in value if isinstance(value, tuple) else (value,):
+            if isinstance(entry, int | float) and (allowed := outside(entry, rules)):
+                raise InputError(f"{option.name} is {entry}; give {allowed}")
+
+
+def check_channels(guided: Any, channels: int) -> None:
+    """Check the number of guided channels that a caller gave; None is all.
+
+    Raises:
+        InputError: the model has fewer channels.
+    """
+    if guided is not None and whole(guided, "guidance_channels") > channels:
+        raise InputError(f"guidance_channels is {guided}; give 1 to {channels}, the channels that this model generates")
 
 
 def check_guided(explicit: Mapping[str, Any], scale: float) -> None:
@@ -196,8 +225,11 @@ def pick_times(values: Mapping[str, Any], explicit: Mapping[str, Any], objective
     schedule = values["schedule"]
     if isinstance(schedule, str):
         return time_grid(schedule, objective.process, whole(values["steps"], "steps"), objective.last_time())
-    times = torch.as_tensor(schedule, dtype=torch.float64).cpu()
-    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not 0 == times[-1] < times[0] <= 1:
+    try:
+        times = torch.as_tensor(schedule, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"schedule {schedule!r}; give its name, or falling times") from None
+    if not falls(times):
         raise InputError("the times of a schedule must fall from at most 1 to 0; give one time more than steps")
     if explicit.get("steps", len(times) - 1) != len(times) - 1:
         raise InputError(f"{explicit['steps']} steps with a schedule of {len(times) - 1}; leave steps out")

@@ -94,12 +94,6 @@ class Samples(Dataset):
             callback_on_step_end=self.on_step,
             **self.options,
         ).images
-        finite = latents.isfinite().flatten(1).all(1)
-        if not finite.all():
-            bad = int(indices[~finite][0])
-            raise InputError(
-                f"image {bad} (seed {self.first_seed + bad}) is not finite; use float32, or train the model further"
-            )
         return Batch(torch.cat([pipe.decode(part) for part in latents.split(batch_size)]), Condition(label=labels))
 
 
@@ -107,10 +101,13 @@ def check_count(count: int, seed: int, labels: str, classes: int) -> None:
     """Check the number of images.
 
     Raises:
-        InputError: no images, a negative seed, or a balanced count that is not divisible by the number of classes.
+        InputError: no images, a seed outside 0 to 2^32 - 1, or a balanced count that is not divisible by the number of
+            classes.
     """
     if count < 1 or seed < 0:
         raise InputError(f"count {count} and seed {seed}; give 1 or more, and 0 or more")
+    if seed >= 2**32:  # PyTorch's generator, which chooses random labels, ignores higher bits
+        raise InputError(f"seed {seed} of an image set; give 0 to {2**32 - 1}")
     if labels == "balanced" and classes and count % classes:
         low = count // classes * classes
         raise InputError(

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
-from ditlab.core.io import in_use, is_vacant, moved_aside, replacing
+from ditlab.core.io import MANIFEST, in_use, is_vacant, moved_aside, replacing, write_manifest
 from ditlab.core.version import __version__
 from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, read_config, state_hash, write_tensors
 from ditlab.diffusion.objective import describe_objective
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 CARD = "README.md"
-FILES = {WEIGHTS, AUTOENCODER, CONDITIONER, CONFIG, CARD}  # the files of a model folder
+FILES = {WEIGHTS, AUTOENCODER, CONDITIONER, CONFIG, CARD, MANIFEST}  # the files of a model folder
 
 
 def save(pipe: "Pipeline", folder: Path, name: str | None, *, overwrite: bool) -> Path:
     """Write a model folder completely or not at all, see `Pipeline.save`."""
     check_free(folder, overwrite)
     with writing(folder), replacing(folder) as draft:
-        write(pipe, draft, name or folder.name)
+        write_whole(pipe, draft, name or folder.name)
     return folder
 
 
@@ -68,6 +68,16 @@ def writing(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot write {target}: {reason}; free some space or give another path") from error
+
+
+def write_whole(pipe: "Pipeline", folder: Path, name: str) -> Path:
+    """Write a model folder with a manifest of its weights, whose hashes are checked when the model is loaded.
+
+    The manifest leaves out `config.json` and the model card, which users edit.
+    """
+    write(pipe, folder, name)
+    write_manifest(folder, "*.safetensors")
+    return folder
 
 
 def write(pipe: "Pipeline", folder: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ditlab.config.evaluation import Evaluation
+from ditlab.config.fields import check_settings, setting
 from ditlab.config.reader import find_recipe, parse_recipe, parse_table, read_toml, without_network
 from ditlab.config.sections import Recipe
 from ditlab.config.values import Whole
@@ -103,7 +104,7 @@ class Basics:
     """The question that the study answers."""
     recipe: str = "digits"
     """Base recipe of all parts: a file, or the name of a recipe that comes with ditlab."""
-    seeds: tuple[Whole, ...] = (0, 1, 2)
+    seeds: tuple[Whole, ...] = setting((0, 1, 2), at_least=0, below=2**32)
     """Training seeds. Differences are paired by seed, and standard errors are taken over the seeds."""
     sample_sets: Whole = 1
     """Sets of samples, each with its own seeds, that are scored per trained model; their scores are averaged."""
@@ -278,6 +279,10 @@ def check(study: Study, source: str) -> None:
     if len(budgets) != 1 or study.budget.chosen[1] <= 0:
         what = " and ".join(budgets) if len(budgets) > 1 else "nothing above 0"
         raise InputError(f"{source}: the budget is {what}; give one of images, gmacs or seconds")
+    try:
+        check_settings(study)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     if not study.seeds or len(set(study.seeds)) < len(study.seeds) or study.sample_sets < 1:
         raise InputError(
             f"{source}: seeds is {list(study.seeds)} and sample_sets is {study.sample_sets}; "

@@ -1,5 +1,7 @@
 """Checks of a recipe, a model and a data set before training writes anything."""
 
+import math
+
 import torch
 
 from ditlab.conditioning import CONDITIONERS
@@ -26,7 +28,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_settings(recipe)
     check_names(recipe)
-    for rule in (check_averages, check_sharding, check_layer_sync):
+    for rule in (check_network, check_averages, check_sharding, check_layer_sync):
         rule(recipe)
 
 
@@ -45,6 +47,14 @@ def check_names(recipe: Recipe) -> None:
         AIDS.find(name)
     for name in recipe.train.report:
         TRACKERS.find(name)
+
+
+def check_network(recipe: Recipe) -> None:
+    """Check that the numbers among the options of the network are finite."""
+    for key, value in recipe.model.options.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"model.{key} is {number}; give a finite number")
 
 
 def check_averages(recipe: Recipe) -> None:

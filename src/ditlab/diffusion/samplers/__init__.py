@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,8 +66,8 @@ __all__ = ["GRIDS", "SAMPLERS", "SCHEDULES", "Sampler", "image_noise", "time_gri
 def image_noise(seeds: Sequence[int | Between]) -> Noise:
     """Return a noise function with one CPU generator per image.
 
-    A seed gives the same image on any device and in any batch. Between two seeds the noise is interpolated on a great
-    circle, so that it stays Gaussian.
+    A seed of up to 63 bits gives the same image on any device and in any batch. Between two seeds the noise is
+    interpolated on a great circle, so that it stays Gaussian.
     """
     sources = [_interpolated(seed) if isinstance(seed, Between) else _seeded(seed) for seed in seeds]
 
@@ -77,8 +78,14 @@ def image_noise(seeds: Sequence[int | Between]) -> Noise:
 
 
 def _seeded(seed: int) -> Callable[[torch.Size], Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return lambda shape: torch.randn(shape, generator=generator)
+    high, low = divmod(seed, 2**32)
+    if not high:
+        generator = torch.Generator().manual_seed(seed)
+        return lambda shape: torch.randn(shape, generator=generator)
+    # PyTorch's generator on the CPU ignores all but the lower 32 bits of a seed. NumPy's reads all, and the values of
+    # this one never change between versions of NumPy.
+    source = np.random.RandomState([low, high])
+    return lambda shape: torch.from_numpy(source.standard_normal(tuple(shape))).float()
 
 
 def _interpolated(seed: Between) -> Callable[[torch.Size], Tensor]:

@@ -75,13 +75,22 @@ def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -
         last_time: the latest time at which the model can be evaluated, see `Objective.last_time`.
 
     Raises:
-        InputError: an unknown name, or a file without a schedule for this process and number of steps.
+        InputError: an unknown name, a file without a schedule for this process and number of steps, or a registered
+            function that returns other times.
     """
     if steps < 1:
         raise InputError(f"{steps} sampling steps; give 1 or more")
     if name.endswith(".json"):
         return read_grid(Path(expand(name)), process, steps, last_time)
-    return SCHEDULES.find(name)(process, steps) * last_time
+    times = SCHEDULES.find(name)(process, steps) * last_time
+    if len(times) != steps + 1 or not falls(times):
+        raise InputError(f'the schedule "{name}" must return {steps + 1} times that fall from at most 1 to 0')
+    return times
+
+
+def falls(times: Tensor) -> bool:
+    """Whether a tensor holds at least two times that fall from at most 1 to 0."""
+    return times.ndim == 1 and len(times) > 1 and bool((times.diff() < 0).all() and 0 == times[-1] < times[0] <= 1)
 
 
 def grid_identity(name: str, steps: int) -> str | list[float]:
@@ -102,7 +111,7 @@ def read_grid(file: Path, process: Process, steps: int, last_time: float) -> Ten
             "make one for this model with ditlab tune"
         )
     grid = torch.tensor(times, dtype=torch.float64)
-    if len(grid) != steps + 1 or not bool((grid.diff() < 0).all()) or not 0 == grid[-1] < grid[0] <= 1:
+    if len(grid) != steps + 1 or not falls(grid):
         raise InputError(
             f"{file}: the schedule of {steps} steps is not {steps + 1} falling times from at most 1 to 0; "
             "make one with ditlab tune"
