@@ -191,6 +191,8 @@ def read_image(
         if image.width * image.height > limit:
             raise InputError(f"{name} has {image.width}x{image.height} pixels; give one of at most {limit:,} in all")
         image.load()
+    except InputError:  # which is a ValueError too
+        raise
     except FileNotFoundError:
         remedy = nearest_path(file, "give another path") if isinstance(file, Path) else "give another path"
         raise InputError(f"there is no image {name}; {remedy}") from None

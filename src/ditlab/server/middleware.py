@@ -12,7 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ditlab.core.errors import InputError
+from ditlab.server.bodies import TEXT
 from ditlab.server.generation import Limits
+from ditlab.server.hosts import Hosts
 from ditlab.server.responses import error_body
 from ditlab.server.service import Busy, Failed
 
@@ -21,6 +23,7 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     ),
@@ -30,24 +33,30 @@ LONGEST = 1000  # characters of a message
 
 
 class Guard:
-    """Rejects requests without a valid token and with too long bodies before they are read, and adds headers."""
+    """Rejects requests for other hosts, from other sites, without a valid token, and with too long bodies.
 
-    def __init__(self, app: ASGIApp, body: int, token: str, public: Collection[str]) -> None:
+    It does so before their bodies are read, and adds headers to all responses.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, token: str, public: Collection[str], hosts: Hosts) -> None:
         """Middleware around an application.
 
         Args:
             app: the application.
-            body: bytes that a body may have.
+            limits: of a body, and of the requests with a large body in progress, which need memory.
             token: that requests must have; empty for none.
-            public: paths that need no token.
+            public: paths that need no token, and to which links of other sites may lead.
+            hosts: names of the service.
         """
-        self.app, self.body, self.token, self.public = app, body, token, public
+        self.app, self.limits, self.token, self.public, self.hosts = app, limits, token, public, hosts
+        self.large = 0  # requests with a large body in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if (rejection := self.reject(scope["path"], Headers(scope=scope))) is not None:
+        headers = Headers(scope=scope)
+        if (rejection := self.reject(scope["path"], scope["method"], headers)) is not None:
             await rejection(scope, receive, send)
             return
 
@@ -56,20 +65,36 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        large = int(headers.get("content-length", "0")) > TEXT
+        self.large += large
+        try:
+            await self.app(scope, receive, with_headers)
+        finally:
+            self.large -= large
 
-    def reject(self, path: str, headers: Headers) -> JSONResponse | None:
+    def reject(self, path: str, method: str, headers: Headers) -> JSONResponse | None:
         """The response to a request that is rejected; None for a request that is not."""
+        public = path in self.public
+        if (message := self.hosts.rejection(headers, public and method in ("GET", "HEAD"))) is not None:
+            return error_response(403, message)
         if "transfer-encoding" in headers:
             return error_response(411, "send the body with Content-Length, not in chunks")
         length = headers.get("content-length", "0")  # int() raises for some thousand digits
-        if not (length.isdecimal() and len(length) < 20 and int(length) <= self.body):
-            return error_response(413, f"the body has {length[:20]} bytes; the limit is {self.body}")
-        token = headers.get("authorization", "").removeprefix("Bearer ")
-        if self.token and path not in self.public and not hmac.compare_digest(token.encode(), self.token.encode()):
+        if not (length.isdecimal() and len(length) < 20 and int(length) <= self.limits.body):
+            return error_response(413, f"the body has {length[:20]} bytes; the limit is {self.limits.body}")
+        if self.token and not public and not self.has_token(headers.get("authorization", "")):
             message = "a token is required: Authorization: Bearer TOKEN"
             return error_response(401, message, {"WWW-Authenticate": "Bearer"})
+        if int(length) > TEXT and self.large >= self.limits.requests:
+            return busy_response(self.limits)
         return None
+
+    def has_token(self, authorization: str) -> bool:
+        """Whether a header has the token, after the word Bearer in any case."""
+        scheme, _, token = authorization.partition(" ")
+        # Headers are decoded as Latin-1, and the token is sent as UTF-8.
+        same = hmac.compare_digest(token.strip(" ").encode("latin-1"), self.token.encode())
+        return same and scheme.lower() == "bearer"
 
 
 def add_error_handlers(app: FastAPI, limits: Limits) -> None:
@@ -106,8 +131,7 @@ def add_error_handlers(app: FastAPI, limits: Limits) -> None:
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> JSONResponse:
-        message = f"{limits.requests} requests are in progress, which is the limit; try again in 1 s"
-        return error_response(429, message, {"Retry-After": "1"})
+        return busy_response(limits)
 
 
 def validation_message(errors: Sequence[Any]) -> str:
@@ -122,6 +146,12 @@ def validation_message(errors: Sequence[Any]) -> str:
 
     messages = dict.fromkeys(error["msg"] for error in errors if path(error) == path(first))
     return f"{path(first)[:200]}: {', or: '.join(messages)}"
+
+
+def busy_response(limits: Limits) -> JSONResponse:
+    """The response if too many requests are in progress."""
+    message = f"{limits.requests} requests are in progress, which is the limit; try again in 1 s"
+    return error_response(429, message, {"Retry-After": "1"})
 
 
 def error_response(code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
