@@ -292,13 +292,17 @@ class TestBodies:
             assert codes == [413]
             assert slowest < 0.5
 
-    def test_large_bodies_in_progress_are_limited_in_number(self, pipe):
-        with served(pipe, requests=2, client_seconds=5.0) as (port, _):
-            waiting = [opened(port, head(2 * TEXT) + b"{") for _ in range(2)]
+    def test_large_bodies_in_progress_are_limited_together(self, pipe):
+        with served(pipe, body=2 * TEXT, client_seconds=5.0) as (port, _):
+            waiting = [opened(port, head(2 * TEXT) + b"{") for _ in range(4)]
             time.sleep(0.1)
             address = f"http://127.0.0.1:{port}{GENERATE}"
             large = httpx.post(address, content=b" " * (TEXT + 1), headers=JSON)
             assert (large.status_code, large.headers["retry-after"]) == (429, "1")
+            assert (
+                message(large)
+                == f"images of {8 * TEXT} bytes are in progress, which is near the limit; try again in 1 s"
+            )
             assert httpx.post(address, json={}).status_code == 200
             for connection in waiting:
                 connection.close()
@@ -350,6 +354,11 @@ class TestImages:
             for sides, code in (((10, 10), 200), ((101, 1), 400), ((10, 11), 400)):
                 body = {"image": base64.b64encode(png(*sides)).decode()}
                 assert client.post(GENERATE, json=body).status_code == code
+
+    def test_narrow_images_are_not_decoded(self, client, monkeypatch):
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: 1 / 0)
+        body = {"image": base64.b64encode(png(10_000_000, 1)).decode()}
+        assert "would have 80000000x8 when it is resized" in message(client.post(GENERATE, json=body))
 
     def test_few_images_are_decoded_at_the_same_time(self, client, monkeypatch):
         active, most, lock = [0], [0], threading.Lock()
@@ -425,7 +434,7 @@ class TestSlowClients:
                 assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
                 assert time.perf_counter() - started < 0.5
             assert len(server.server_state.connections) <= 20
-            assert received(halves[0]).startswith(b"HTTP/1.1 408 ")
+            received(halves[0])  # has ended
             for half in halves:
                 half.close()
 

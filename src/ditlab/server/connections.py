@@ -56,7 +56,8 @@ class Connection(H11Protocol):
     @property
     def urgency(self) -> tuple[bool, float]:
         """Smaller for a connection that has to end sooner: unfinished ones before those kept for the next request."""
-        return not (self.receiving or self.unread), self.read if self.unread else self.since
+        kept = self.cycle is not None and not self.receiving and not self.unread
+        return kept, self.read if self.unread else self.since
 
     def _check(self) -> None:
         now, unread = self.loop.time(), self.transport.get_write_buffer_size()

@@ -155,39 +155,16 @@ def start_image(pipe: BasePipeline, request: GenerationRequest, most: int) -> Or
     Raises:
         InputError: a file that is not an image or too large, or a mask without an image.
     """
+    size = pipe.picture_shape[1]
     image, mask = (
-        None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS)
+        None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS, size)
         for name in ("image", "mask")
     )
-    for one in (image, mask):
-        if one is not None:
-            check_sides(one.size, pipe.picture_shape[1], most)
     if image is not None:
         return pipe.original(image, mask=mask, strength=request.strength, resample=request.resample)
     if mask is not None or request.strength is not None or request.resample is not None:
         raise InputError("mask, strength and resample need an image to start from; give image too")
     return None
-
-
-def check_sides(sides: tuple[int, int], size: tuple[int, int], most: int) -> None:
-    """Check that an image is not so narrow that it becomes too large when it is resized to cover the size of a model.
-
-    Args:
-        sides: width and height of the image.
-        size: height and width of the images of the model.
-        most: pixels that an image may have.
-
-    Raises:
-        InputError: it is.
-    """
-    (width, height), (target_height, target_width) = sides, size
-    scale = max(target_width / width, target_height / height)
-    covering = round(scale * width), round(scale * height)
-    if covering[0] * covering[1] > most:
-        raise InputError(
-            f"the image has {width}x{height} pixels, and would have {covering[0]}x{covering[1]} when it is resized to "
-            f"cover {target_width}x{target_height}; crop it to at most {most:,} pixels in all"
-        )
 
 
 def as_json(value: Label | Seed) -> Any:

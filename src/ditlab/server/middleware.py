@@ -29,6 +29,7 @@ HEADERS = {
     ),
 }
 TAGS = ("constrained-", "function-")  # pydantic's names for the alternatives of a union, which are no part of a path
+BODIES = 4  # largest bodies in progress; each needs about three times its length in memory
 LONGEST = 1000  # characters of a message
 
 
@@ -43,13 +44,13 @@ class Guard:
 
         Args:
             app: the application.
-            limits: of a body, and of the requests with a large body in progress, which need memory.
+            limits: of a body, and of all large bodies of requests in progress, which need memory.
             token: that requests must have; empty for none.
             public: paths that need no token, and to which links of other sites may lead.
             hosts: names of the service.
         """
         self.app, self.limits, self.token, self.public, self.hosts = app, limits, token, public, hosts
-        self.large = 0  # requests with a large body in progress
+        self.large = 0  # bytes of the large bodies of requests in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,7 +66,7 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        large = int(headers.get("content-length", "0")) > TEXT
+        large = large_length(int(headers.get("content-length", "0")))
         self.large += large
         try:
             await self.app(scope, receive, with_headers)
@@ -85,8 +86,10 @@ class Guard:
         if self.token and not public and not self.has_token(headers.get("authorization", "")):
             message = "a token is required: Authorization: Bearer TOKEN"
             return error_response(401, message, {"WWW-Authenticate": "Bearer"})
-        if int(length) > TEXT and self.large >= self.limits.requests:
-            return busy_response(self.limits)
+        large = large_length(int(length))
+        if large and self.large + large > BODIES * self.limits.body:
+            message = f"images of {self.large} bytes are in progress, which is near the limit; try again in 1 s"
+            return error_response(429, message, {"Retry-After": "1"})
         return None
 
     def has_token(self, authorization: str) -> bool:
@@ -131,7 +134,8 @@ def add_error_handlers(app: FastAPI, limits: Limits) -> None:
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> JSONResponse:
-        return busy_response(limits)
+        message = f"{limits.requests} requests are in progress, which is the limit; try again in 1 s"
+        return error_response(429, message, {"Retry-After": "1"})
 
 
 def validation_message(errors: Sequence[Any]) -> str:
@@ -148,10 +152,9 @@ def validation_message(errors: Sequence[Any]) -> str:
     return f"{path(first)[:200]}: {', or: '.join(messages)}"
 
 
-def busy_response(limits: Limits) -> JSONResponse:
-    """The response if too many requests are in progress."""
-    message = f"{limits.requests} requests are in progress, which is the limit; try again in 1 s"
-    return error_response(429, message, {"Retry-After": "1"})
+def large_length(length: int) -> int:
+    """Bytes of a body that count against the limit of all; small bodies do not."""
+    return length if length > TEXT else 0
 
 
 def error_response(code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
