@@ -502,13 +502,13 @@ class TestValues:
             "sample", bands, *options, "--format", "npy", "--trajectory", "--out", tmp_path / "npy"
         ).err  # fmt: skip
         assert "--format" not in said
-        array = np.load(tmp_path / "npy" / "1-class_1-seed3.npy")
+        array = np.load(tmp_path / "npy" / "class_1-seed3.npy")
         expected = load_folder(bands)(1, seeds=3, steps=2, output_type="native").images[0]
         assert array.dtype == np.uint16
         assert np.array_equal(array, expected)
-        with Image.open(tmp_path / "png" / "1-class_1-seed3.png") as image:
+        with Image.open(tmp_path / "png" / "class_1-seed3.png") as image:
             assert np.abs(np.asarray(image) - array[..., [3, 2, 1]] * (255 / 4095)).max() <= 0.6
-        for name in ("grid.png", "settings.json", "trajectory.gif"):
+        for name in ("grid.png", "samples.json", "trajectory.gif"):
             assert (tmp_path / "npy" / name).exists()
         assert "shown channels 14; give one or three numbers from 1 to 13" in refuses(
             "sample", bands, *options, "--show", "14", "--out", tmp_path / "x"

@@ -27,7 +27,7 @@ def here(tmp_path, monkeypatch):
         ("evaluate runs/dmeo --reference digits", "no model at runs/dmeo; did you mean runs/demo?"),
         ("sweep runs/dmeo --reference digits --try-steps 1 2", "no model at runs/dmeo; did you mean runs/demo?"),
         ("memorization runs/dmeo --training digits --held-out digits-held-out", "no model at runs/dmeo; did you mean"),
-        ("tune runs/dmeo", "no model at runs/dmeo; did you mean runs/demo?"),
+        ("tune runs/dmeo --out new.json", "no model at runs/dmeo; did you mean runs/demo?"),
         ("bench runs/dmeo", "no model at runs/dmeo; did you mean runs/demo?"),
         ("export runs/dmeo x --to onnx", "no model at runs/dmeo; did you mean runs/demo?"),
         ("convert runs/dmeo x --to ditlab", "no model at runs/dmeo; did you mean runs/demo?"),

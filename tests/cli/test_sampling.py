@@ -81,7 +81,7 @@ class TestLabels:
     def test_an_ambiguous_label_is_one_line_and_files_have_the_name_of_the_class(self, ditlab, sample, model):
         pipe = library.load(model)
         pipe.classes = ["001", "002", "003"]
-        pipe.save(model)
+        pipe.save(model, overwrite=True)
         err = ditlab("sample", model, "--labels", 1, "--seeds", 0, "--steps", 1, code=2).err
         assert err == (
             'ditlab: label 1 is ambiguous: it may be the class "001", or index 1, which is the class "002"; '

@@ -11,7 +11,7 @@ from ditlab.diffusion.objective import make_objective
 from ditlab.evaluation.protocols import check
 from ditlab.inference.plan import resolve
 from ditlab.training.checks import check_recipe
-from ditlab.training.run_folder import differences
+from ditlab.training.resuming import differences
 
 
 def refused(tables):

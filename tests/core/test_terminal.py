@@ -49,8 +49,9 @@ def test_the_log_of_a_run_has_whole_lines(tmp_path, capsys, monkeypatch):
     train(parse_recipe(recipe), folder)
     train(parse_recipe(recipe), folder)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "training DiT-S/4 on cpu in float32"
-    assert lines[1].startswith("          16/32 images  ")
-    assert lines[1].endswith(" s left")
-    assert lines[3] == f"{folder} is already trained on 32 images; raise train.images to continue"
-    assert len(lines) == 4
+    assert lines[0] == "data: digits: 1,437 images of 8x8 pixels, gray, uint8, 0..255"
+    assert lines[2] == "training DiT-S/4 on cpu in float32"
+    assert lines[3].startswith("          16/32 images  ")
+    assert lines[3].endswith(" s left")
+    assert lines[5] == f"{folder} is already trained on 32 images; raise train.images to continue"
+    assert len(lines) == 6

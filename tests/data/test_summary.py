@@ -1,16 +1,18 @@
 """The summary of a data set: exactly what was read, chosen and left out."""
 
+import io
 import json
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from ditlab.config.sections import Preparation
 from ditlab.core.values import PixelValues
 from ditlab.data import InMemory, open_dataset
 from ditlab.data.reading import Reading
-from ditlab.data.summary import Summary
+from ditlab.data.summary import Summary, report_unreadable
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_what_was_chosen_and_left_out_is_listed():
         "conditions: unconditional",
         "split: train (also there: val)",
         'images from column "image"; also there: "mask"',
-        "left out: 2 files with .heic, which need pillow-heif (a.heic); 1 images below 8 pixels (c.png)",
+        "left out: files with .heic, which need pillow-heif: 2 (a.heic); images below 8 pixels: 1 (c.png)",
     ]
 
 
@@ -66,3 +68,16 @@ def test_the_summary_of_a_run_is_kept_in_its_folder(tmp_path):
     assert (kept["images"], kept["channels"], kept["classes"]["3"]) == (1437, 1, 146)
     assert kept["reading"]["left_out"] == {}
     assert PixelValues.read(kept["values"]) == data.values
+
+
+def test_images_that_a_check_finds_unreadable_are_reported_and_kept(folder, tmp_path):
+    file = folder / "cat" / "1.png"
+    file.write_bytes(file.read_bytes()[:50])
+    data = open_dataset(str(folder), Preparation(size="8", max_skipped=0.5))
+    console = Console(record=True, file=io.StringIO())
+    data.check(console, resumed=False)
+    report_unreadable(data, "pets", tmp_path, console)
+    assert console.export_text() == "left out: images that cannot be read: 1 (cat/1.png)\n"
+    kept = json.loads((tmp_path / "data.json").read_text())["reading"]["left_out"]
+    assert kept == {"images that cannot be read": {"count": 1, "example": "cat/1.png"}}
+    assert data.reading.left_out == {}

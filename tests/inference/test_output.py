@@ -104,8 +104,6 @@ def test_videos_of_other_numbers(video, tmp_path):
     files = out.save(tmp_path / "clip.npy")
     assert [np.array_equal(np.load(file), clip) for file, clip in zip(files, numbers, strict=True)] == [True, True]
     assert [file.suffix for file in out.save(tmp_path / "clips")] == [".gif", ".gif"]
-    with pytest.raises(InputError, match='only output_type="pil" can be saved'):
-        tiny_pipeline()(0, steps=1, output_type="pt").save(tmp_path)
 
 
 class TestSettings:

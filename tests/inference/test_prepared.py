@@ -43,7 +43,7 @@ def fake_hub(monkeypatch, uploads):
         def create_repo(self, repository, **options):
             return f"hub/{repository}"
 
-        def upload_folder(self, repo_id, folder_path):
+        def upload_folder(self, repo_id, folder_path, delete_patterns):
             uploads.append(ditlab.load(folder_path))
 
     hub = types.ModuleType("huggingface_hub")

@@ -110,7 +110,7 @@ def test_training_aid_without_a_loss_for_each_image(losses, words):
         (lambda: InMemory(IMAGES, LABELS - 1, ["a", "b"]), "from -1 to 0"),
         (lambda: InMemory(IMAGES, LABELS.float(), ["a", "b"]), "float32"),
         (lambda: InMemory(IMAGES, LABELS, []), "for 0 classes .* from 0 to 0"),
-        (lambda: InMemory(IMAGES.float(), LABELS, ["a", "b"]), "4 images of torch.float32"),
+        (lambda: InMemory(IMAGES.to(torch.complex64), LABELS, ["a", "b"]), "complex64"),
         (lambda: InMemory(IMAGES, LABELS[:3], ["a", "b"]), "with 3 labels"),
     ],
 )

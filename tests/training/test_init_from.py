@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -322,7 +323,7 @@ class TestSeparateUpdates:
         for name in ("raw.safetensors", "ema.safetensors"):
             shutil.copy(earlier / name, now / name)
         config = json.loads((now / "config.json").read_text())
-        del config["lora"]["hash"]
+        del config["init_from_hash"]
         (now / "config.json").write_text(json.dumps(config))
         (now / "manifest.json").unlink()
         raw = ditlab.load(tmp_path / "run-True", weights="model")
@@ -350,12 +351,13 @@ class TestSeparateUpdates:
         source.save(tmp_path / "source", overwrite=True)
         with pytest.raises(InputError) as caught:
             ditlab.load(tmp_path / "run")
-        assert str(caught.value) == (
-            f"{folder} holds low-rank updates of {tmp_path / 'source'}, whose weights have changed since; "
-            "restore the earlier model"
+        assert re.fullmatch(
+            f"{tmp_path / 'source'} is not the model from which {folder} was trained: its weights have the hash "
+            "[0-9a-f]{16}, not [0-9a-f]{16}; give that model",
+            str(caught.value),
         )
         shutil.rmtree(tmp_path / "source")
-        with pytest.raises(InputError, match="which cannot be loaded: no model at"):
+        with pytest.raises(InputError, match="which does not exist; give its present place: base="):
             ditlab.load(tmp_path / "run")
 
 

@@ -45,7 +45,7 @@ def test_a_run_that_barely_does_not_fit_is_warned_of(tmp_path, monkeypatch):
         "recomputes the blocks instead of keeping them, for a third more work; or more devices with parallel.shard = "
         '"full", or a smaller network'
     )
-    assert lines[1] == "training DiT-S/4 on cpu in float32"
+    assert lines[3] == "training DiT-S/4 on cpu in float32"
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):

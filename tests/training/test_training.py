@@ -50,7 +50,7 @@ def states(run):
 def test_a_run_leaves_what_it_promises(tmp_path):
     pipe = train(recipe(), tmp_path / "run", console=QUIET)
     run = tmp_path / "run"
-    left = ["checkpoints", "metrics.jsonl", "previews", "recipe.toml", "report.html"]
+    left = ["checkpoints", "data.json", "images.npz", "metrics.jsonl", "previews", "recipe.toml", "report.html"]
     assert sorted(path.name for path in run.iterdir()) == left
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["images"] for line in lines] == list(range(32, 257, 32))

@@ -17,11 +17,13 @@ from ditlab.core.errors import InputError
 from ditlab.data import check, open_dataset, training_order
 from ditlab.data.images import Images
 from ditlab.data.latents.encode import encode
+from ditlab.data.preprocess import Preprocess
 from ditlab.data.sources import open_source
 from ditlab.training import train
 from ditlab.training.autoencoder import train_autoencoder
 
 COUNT, QUIET = 32, Console(quiet=True)
+SIXTEEN = Preprocess((16, 16))
 
 
 def make(folder, count=COUNT):
@@ -62,7 +64,7 @@ def repair(whole, broken):
 def recipe(source, max_skipped, images=64):
     model = {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2}
     settings = {"images": images, "batch": 8, "precision": "float32", "compile": "never"}
-    data = {"source": str(source), "max_skipped": max_skipped}
+    data = {"source": str(source), "max_skipped": max_skipped, "size": "16"}  # with a size, only headers are read first
     sampling = {"sampler": "euler", "steps": 1}
     return parse_recipe({"model": model, "data": data, "train": settings, "sample": sampling})
 
@@ -111,7 +113,7 @@ class TestBeforeTraining:
         for i in range(4):
             (broken / f"{28 + i}.png").write_text("<html>not found</html>")
         truncate(broken, 0)  # has a good header
-        data = Images(open_source(str(broken)), max_skipped=0.1)
+        data = Images(open_source(str(broken)), SIXTEEN, max_skipped=0.1)
         with pytest.raises(
             InputError, match=r"4 of 32 images cannot be read, the last one is \d+.png \(cannot identify"
         ):
@@ -124,18 +126,18 @@ class TestBeforeTraining:
         folder = make(tmp_path / "many", 300)
         for i in range(200):
             truncate(folder, i)
-        data = Images(open_source(str(folder)), max_skipped=0.3)
+        data = Images(open_source(str(folder)), SIXTEEN, max_skipped=0.3)
         words = r"2\d of 40 images that were decoded as a check cannot be read.*\(max_skipped\); it is 0\.\d+ so far"
         with pytest.raises(InputError, match=words):
             data.check(QUIET, resumed=False)
         assert 20 < len(data.skipped) <= 40
-        Images(open_source(str(folder)), max_skipped=0.7).check(QUIET, resumed=False)
+        Images(open_source(str(folder)), SIXTEEN, max_skipped=0.7).check(QUIET, resumed=False)
 
     def test_a_check_ends_in_time(self, broken, monkeypatch):
         monkeypatch.setattr(check, "DECODED", 8)
         monkeypatch.setattr(check, "SECONDS", -1.0)
         console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
-        Images(open_source(str(broken))).check(console, resumed=False)
+        Images(open_source(str(broken)), SIXTEEN).check(console, resumed=False)
         assert "decoded 1 of 8 random images in -1 s to check them" in console.export_text()
 
     def test_a_resumed_run_reads_only_what_is_listed(self, whole, broken, tmp_path):
@@ -151,15 +153,15 @@ class TestBeforeTraining:
         repair(whole, broken)
         truncate(broken, 5)
         report = tmp_path / "run" / "skipped.csv"
-        data = Counted(open_source(str(broken)), report=report)
+        data = Counted(open_source(str(broken)), SIXTEEN, report=report)
         data.check(QUIET, resumed=True)
         assert reads == [3]
         assert not report.exists()  # the only entry was repaired
         truncate(broken, 3)
-        again = Counted(open_source(str(broken)), report=report, max_skipped=0.1)
+        again = Counted(open_source(str(broken)), SIXTEEN, report=report, max_skipped=0.1)
         again.check(QUIET, resumed=False)
         assert listed(report) == ["03.png", "05.png"]
-        last = Counted(open_source(str(broken)), report=report, max_skipped=0.05)
+        last = Counted(open_source(str(broken)), SIXTEEN, report=report, max_skipped=0.05)
         with pytest.raises(InputError, match="2 of 32 images cannot be read"):
             last.check(QUIET, resumed=True)
 
@@ -197,7 +199,7 @@ class TestDuringTheWork:
 
         def run(source, out):
             report = tmp_path / f"{out}.csv"
-            data = open_dataset(str(source), Preparation(max_skipped=0.0), report)
+            data = open_dataset(str(source), Preparation(size="16", max_skipped=0.0), report)
             return encode(data, "images", autoencoder, tmp_path / out, QUIET, shard=8, batch_size=4)
 
         truncate(broken, 25)
@@ -213,7 +215,7 @@ class TestDuringTheWork:
 
     def test_an_autoencoder_is_saved_before_it_stops(self, whole, broken, monkeypatch, tmp_path):
         def run(source, out):
-            data = open_dataset(str(source), Preparation(max_skipped=0.0), tmp_path / out / "skipped.csv")
+            data = open_dataset(str(source), Preparation(size="16", max_skipped=0.0), tmp_path / out / "skipped.csv")
             settings = AutoencoderTraining(
                 images=64, batch=8, stride=2, latent_channels=2, width=8, depth=1, device="cpu", log_every=64
             )

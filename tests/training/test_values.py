@@ -251,7 +251,9 @@ def test_resuming_with_other_values_is_asked_about(tmp_path):
 
 def test_resuming_with_another_number_of_channels_is_refused(tmp_path):
     train(tiny(images=8), tmp_path, data=data_of(2, TWELVE_BITS), console=QUIET)
-    with pytest.raises(InputError, match=r"holds another run .images with 2 channels there, 3 here.; give the same"):
+    with pytest.raises(
+        InputError, match=r"holds another run .the input of the network is 2x8x8 there, 3x8x8 here.; give the same"
+    ):
         train(tiny(), tmp_path, data=data_of(3, TWELVE_BITS), changes=True, console=QUIET)
 
 

@@ -13,6 +13,7 @@ from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.published import to_official
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.io import replacing
+from ditlab.core.spelling import expand
 from ditlab.core.weights import CONFIG, write_tensors
 from ditlab.inference import saving
 from ditlab.inference.pipeline import Pipeline
@@ -29,7 +30,7 @@ def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
     Raises:
         InputError: the target exists, or the layout does not support this model.
     """
-    target = Path(target)
+    target = Path(expand(str(target)))
     write = lookup(LAYOUTS, layout, "layout")
     if target.exists():
         raise InputError(f"{target} exists; give another path")

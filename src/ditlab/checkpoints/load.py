@@ -26,6 +26,7 @@ def load(
     weights: str = "ema",
     sit: bool | None = None,
     autoencoder: str | Path | Autoencoder | None = None,
+    base: str | Path | None = None,
     **overrides: Any,
 ) -> Pipeline:
     """Load a model of any supported layout.
@@ -42,6 +43,8 @@ def load(
             no settings and is read as DiT, with a note in `config`. Checkpoints of REPA are recognized by their keys.
         autoencoder: the autoencoder of a latent-space model whose file does not contain one: an `Autoencoder`, or
             anything that `load_autoencoder` reads. None is the autoencoder of the model.
+        base: the model from which low-rank updates that were saved separately were trained; None is the place where it
+            was in training. Another model is refused.
         overrides: arguments of `ditlab.create` that an external file does not contain: heads=, size=, classes=.
 
     Raises:
@@ -51,6 +54,8 @@ def load(
     given["autoencoder"] = str(autoencoder) if isinstance(autoencoder, str | Path) else None
     options = {name: value for name, value in given.items() if value is not None}
     source, path = path, fetch(path)
+    if base is not None and (path.is_file() or diffusers_transformer(path) is not None):
+        raise InputError(f"{path} contains all its weights and needs no base; leave it out")
     if path.is_file():
         pipe = _load_file(path, weights, sit, overrides)
     elif sit is not None:
@@ -66,7 +71,7 @@ def load(
     else:
         if overrides:
             raise InputError(f"{path} contains {', '.join(overrides)}, which cannot be changed; leave it out")
-        pipe = load_folder(path, weights, load)
+        pipe = load_folder(path, weights, load, base)
     if autoencoder is not None:
         loaded = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
         pipe = replace(pipe, autoencoder=loaded)

@@ -4,16 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ditlab.autoencoders.io import read_part
 from ditlab.backbones import create
 from ditlab.backbones.lora import plain
 from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
 from ditlab.core.errors import InputError
+from ditlab.core.hub import is_there
 from ditlab.core.modules import skip_init
 from ditlab.core.registry import check_imported, imported_parts_only
+from ditlab.core.spelling import absolute
 from ditlab.core.weights import (
     ADAPTER,
     AVERAGED,
+    BASE,
     CONDITIONER,
     CONFIG,
     RAW,
@@ -30,16 +35,23 @@ from ditlab.inference.pipeline import Pipeline
 
 
 @imported_parts_only()
-def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], Pipeline] | None" = None) -> Pipeline:
+def load_folder(
+    path: Path,
+    weights: str = "ema",
+    load_source: "Callable[[str], Pipeline] | None" = None,
+    base: str | Path | None = None,
+) -> Pipeline:
     """Load a model that ditlab saved, or the newest checkpoint of a training run.
 
     Args:
         path: a model folder or a run folder.
         weights: "ema", or "model" for the raw weights of a training checkpoint.
         load_source: loads the source model of low-rank updates that were saved separately.
+        base: present place of that model; None is the place where it was in training.
 
     Raises:
-        InputError: the path holds no model, or a file is incomplete or does not fit its config.
+        InputError: the path holds no model, a file is incomplete or does not fit its config, or the source model is
+            missing or another one.
     """
     folder = newest_checkpoint(path) or path
     config = read_config(folder)
@@ -58,9 +70,11 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
             f"{folder / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
         ) from error
     apart, ema = (folder / ADAPTER).exists(), weights == "ema"
+    if base is not None and not apart:
+        raise InputError(f"{folder} contains all its weights and needs no base; leave it out")
     tensors = read_tensors(folder / ((ADAPTER if apart else WEIGHTS) if ema else RAW))
     if apart and (ema or not (folder / AVERAGED).exists()):  # earlier versions saved all raw weights
-        tensors = lora_source(config["lora"], folder, load_source or _load_own).net.state_dict() | tensors
+        tensors = read_base(folder, config, base, load_source or _load_own) | tensors
     net.load_state_dict(fit(plain(tensors), net.state_dict(), str(folder)), assign=True)
     return Pipeline(
         net.eval(),
@@ -71,27 +85,30 @@ def load_folder(path: Path, weights: str = "ema", load_source: "Callable[[str], 
     )
 
 
-def lora_source(description: dict[str, Any], folder: Path, load_source: "Callable[[str], Pipeline]") -> Pipeline:
-    """Load the source of low-rank updates that were saved separately.
-
-    Args:
-        description: the entry "lora" of the config: the path of the source, and the hash of its weights.
-        folder: the folder with the updates, for messages.
-        load_source: loads a model.
+def read_base(
+    folder: Path, config: dict[str, Any], base: str | Path | None, load_source: "Callable[[str], Pipeline]"
+) -> dict[str, Tensor]:
+    """The weights of the model that low-rank updates change; its present place is recorded in the config.
 
     Raises:
-        InputError: the source cannot be loaded, or has other weights than in training.
+        InputError: the model does not exist, or has other weights than in training.
     """
-    path = description["source"]
-    try:
-        source = load_source(path)
-    except InputError as error:
-        raise InputError(f"{folder} holds low-rank updates of {path}, which cannot be loaded: {error}") from error
-    if description.get("hash") not in (None, state_hash(source.net)):  # earlier versions saved no hash
+    recorded = config["lora"]["source"]
+    if base is None and not is_there(recorded):
         raise InputError(
-            f"{folder} holds low-rank updates of {path}, whose weights have changed since; restore the earlier model"
+            f"{folder} holds low-rank updates of the model {recorded}, which does not exist; "
+            "give its present place: base=, or train.init_from to resume training"
         )
-    return source
+    place = str(recorded if base is None else base)
+    net = load_source(place).net
+    expected = config.get(BASE)  # earlier versions did not record it
+    if expected is not None and (actual := state_hash(net)) != expected:
+        raise InputError(
+            f"{place} is not the model from which {folder} was trained: its weights have the hash {actual}, "
+            f"not {expected}; give that model"
+        )
+    config["lora"] = config["lora"] | {"source": absolute(place)}
+    return net.state_dict()
 
 
 def read_conditioner(folder: Path, classes: int, names: list[str], description: dict[str, Any] | None) -> Conditioner:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.terminal import Json, app, command, print_json, say, screen
 from ditlab.config.sections import AutoencoderTraining, Preparation
-from ditlab.config.values import Whole
+from ditlab.config.values import File, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
@@ -42,11 +42,11 @@ EncodingOptions = Annotated[Encoding | None, Parameter(name="*")]
 
 @app.command(group="Data")
 def data(
-    source: str,
+    source: Location,
     /,
     *,
-    sheet: Path | None = None,
-    export: Path | None = None,
+    sheet: File | None = None,
+    export: File | None = None,
     count: Whole = 1000,
     images: PreparationOptions = None,
     json: Json = False,
@@ -128,10 +128,10 @@ def check_outside(source: str, out: Path, what: str) -> None:
 
 @app.command(group="Data")
 def train_autoencoder(
-    source: str,
+    source: Location,
     /,
     *,
-    out: Path,
+    out: File,
     images: PreparationOptions = None,
     settings: TrainingOptions = None,
     json: Json = False,
@@ -168,11 +168,11 @@ def train_autoencoder(
 
 @app.command(group="Data")
 def encode(
-    source: str,
+    source: Location,
     /,
     *,
-    autoencoder: str,
-    out: Path,
+    autoencoder: Location,
+    out: File,
     images: PreparationOptions = None,
     options: EncodingOptions = None,
     json: Json = False,

@@ -11,7 +11,7 @@ from ditlab.cli.terminal import Json, app, fail, print_json, say, screen
 from ditlab.config.evaluation import Copying, Evaluation
 from ditlab.config.reader import find_recipe
 from ditlab.config.sections import Preparation
-from ditlab.config.values import Whole
+from ditlab.config.values import File, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
@@ -29,7 +29,7 @@ class Measuring:
 
     features: str | None = None
     """inception, dinov2, digits or glyphs (default: digits or glyphs for these data sets, otherwise inception)."""
-    feature_weights: str = ""
+    feature_weights: Location = ""
     """File, folder or hub id of the weights of the feature network."""
     count: Whole | None = None
     """Use the first N images only."""
@@ -45,10 +45,10 @@ class Measuring:
 
 @app.command(group="Evaluate")
 def reference(
-    source: str,
+    source: Location,
     /,
     *,
-    out: Path,
+    out: File,
     settings: Annotated[Measuring | None, Parameter(name="*")] = None,
     preprocessing: Annotated[Preparation | None, Parameter(name="*")] = None,
     json: Json = False,
@@ -87,11 +87,11 @@ def reference(
 
 @app.command(group="Evaluate")
 def evaluate(
-    source: str,
+    source: Location,
     /,
     *,
-    recipe: str | None = None,
-    out: Path | None = None,
+    recipe: Location | None = None,
+    out: File | None = None,
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
@@ -168,13 +168,13 @@ class Axes:
 
 @app.command(group="Evaluate")
 def sweep(
-    source: str,
+    source: Location,
     /,
     *,
-    recipe: str | None = None,
+    recipe: Location | None = None,
     axes: Annotated[Axes | None, Parameter(name="*")] = None,
     repeats: Whole = 3,
-    out: Path | None = None,
+    out: File | None = None,
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
@@ -210,13 +210,13 @@ def sweep(
 
 @app.command(group="Evaluate")
 def memorization(
-    source: str,
+    source: Location,
     /,
     *,
-    training: str,
-    held_out: str,
-    recipe: str | None = None,
-    out: Path = Path("memorization.png"),
+    training: Location,
+    held_out: Location,
+    recipe: Location | None = None,
+    out: File = Path("memorization.png"),
     preprocessing: Annotated[Preparation | None, Parameter(name="*")] = None,
     settings: Annotated[Copying | None, Parameter(name="*")] = None,
     json: Json = False,

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from ditlab.cli.options import Checkpoint
 from ditlab.cli.terminal import Json, app, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
-from ditlab.config.values import Whole
+from ditlab.config.values import File, Location, Whole
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
@@ -137,8 +137,8 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
 
 @app.command(group="Models")
 def convert(
-    source: Path,
-    target: Path,
+    source: File,
+    target: File,
     /,
     *,
     to: Literal["official", "diffusers", "ditlab"],
@@ -174,8 +174,8 @@ def convert(
 
 @app.command(group="Models")
 def export(
-    model: str,
-    out: Path,
+    model: Location,
+    out: File,
     /,
     *,
     to: Literal["onnx", "openvino", "torch"],
@@ -208,8 +208,8 @@ def export(
 
 @app.command(group="Models")
 def average(
-    run: Path,
-    out: Path,
+    run: File,
+    out: File,
     /,
     *,
     width: float,

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from ditlab.cli.terminal import say_note
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import Interval
-from ditlab.config.values import Whole
+from ditlab.config.values import File, Location, Whole
 
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
@@ -31,7 +31,7 @@ class Request:
     """With --npz: labels are balanced (each class equally often; the default) or random (uniformly distributed)."""
     strip: Whole | None = None
     """Interpolate with this number of images: between two seeds for each label, or with one seed between two labels."""
-    like: Path | None = None
+    like: File | None = None
     """Generate the images of a PNG file or samples.json of ditlab again; other options replace recorded settings."""
 
 
@@ -39,9 +39,9 @@ class Request:
 class StartImage:
     """Image-to-image and in-painting."""
 
-    image: Path | None = None
+    image: File | None = None
     """Start from this image (image-to-image)."""
-    mask: Path | None = None
+    mask: File | None = None
     """With --image: in-painting mask. White is regenerated, black is kept."""
     strength: float | None = None
     """With --image: share of the sampling trajectory that runs; 1 starts from noise (default: 0.6; 1 with --mask)."""
@@ -53,7 +53,7 @@ class StartImage:
 class Files:
     """What is written."""
 
-    out: Path | None = None
+    out: File | None = None
     """Folder for the images; must be empty or new (default: samples, or the first free one of samples-2, ...)."""
     npz: Flag = False
     """Write samples.npz for evaluation tools instead. Run the same command again to resume; works under torchrun."""
@@ -74,8 +74,10 @@ class Checkpoint:
 
     weights: Literal["ema", "model"] = "ema"
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
-    autoencoder: str | None = None
+    autoencoder: Location | None = None
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
+    base: Location | None = None
+    """Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."""
     heads: Whole | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None
@@ -92,7 +94,7 @@ class Checkpoint:
         size = None if self.size is None else parse_size(self.size)
         properties = {"heads": self.heads, "size": size, "classes": self.classes, "sit": self.sit}
         options |= {key: value for key, value in properties.items() if value is not None}
-        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, **options)
+        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, base=self.base, **options)
         say_note(pipe.config)
         return pipe
 

@@ -11,6 +11,7 @@ from ditlab.cli.repeat import Call, read_like, repeated_cells
 from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
+from ditlab.config.values import File, Location
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
@@ -30,7 +31,7 @@ SEEDS = ("0-7",)
 
 @app.command(group="Generate")
 def sample(
-    model: str | None = None,
+    model: Location | None = None,
     /,
     *,
     request: Annotated[Request | None, Parameter(name="*")] = None,
@@ -242,11 +243,11 @@ def sample_images(
 
 @app.command(group="Generate")
 def tune(
-    model: str,
+    model: Location,
     /,
     *,
     tuning: Annotated[Tuning | None, Parameter(name="*")] = None,
-    out: Path = Path("schedules.json"),
+    out: File = Path("schedules.json"),
     device: str = "auto",
     json: Json = False,
 ) -> None:
@@ -295,7 +296,7 @@ def report_tuning(model: str, wanted: Tuning, out: Path, tuned: "dict[int, Tuned
 
 @app.command(group="Generate")
 def bench(
-    model: str,
+    model: Location,
     /,
     *,
     settings: Annotated[Benchmark | None, Parameter(name="*")] = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ditlab.cli.terminal import app, say, say_note
-from ditlab.config.values import Whole
+from ditlab.config.values import Location, Whole
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 
@@ -101,7 +101,7 @@ class Serving:
 
 @app.command(group="Generate")
 def serve(
-    models: Annotated[list[str], Parameter(negative="")],
+    models: Annotated[list[Location], Parameter(negative="")],
     /,
     *,
     options: Annotated[Serving | None, Parameter(name="*")] = None,

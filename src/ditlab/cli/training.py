@@ -19,7 +19,7 @@ from ditlab.config.reader import (
     recipe_of,
     shipped_recipes,
 )
-from ditlab.config.values import Whole
+from ditlab.config.values import File, Location, Whole
 from ditlab.core.device import process_place
 from ditlab.core.terminal import make_console
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 else:
     RecipeArguments = recipe_arguments()  # with a field for each option of the networks
 
-Name = Annotated[str, Parameter(help=f"A .toml file, or a shipped recipe: {', '.join(shipped_recipes())}.")]
+Name = Annotated[Location, Parameter(help=f"A .toml file, or a shipped recipe: {', '.join(shipped_recipes())}.")]
 StudyName = Annotated[
-    str, Parameter(help=f"A .toml file, or a shipped study: {', '.join(shipped_recipes('studies'))}.")
+    Location, Parameter(help=f"A .toml file, or a shipped study: {', '.join(shipped_recipes('studies'))}.")
 ]
 Settings = Annotated[RecipeArguments | None, Parameter(name="*", help="Any key of the recipe.")]
 Flag = Annotated[bool, Parameter(negative="")]
@@ -44,10 +44,10 @@ def train(
     recipe: Name,
     /,
     *,
-    out: Path | None = None,
-    init_from: str | None = None,
+    out: File | None = None,
+    init_from: Location | None = None,
     classes: Whole | None = None,
-    class_map: str | None = None,
+    class_map: Location | None = None,
     allow_changes: Flag = False,
     settings: Settings = None,
 ) -> None:
@@ -130,7 +130,7 @@ def print_plan(prediction: "Plan") -> None:
 
 
 @app.command(group="Train")
-def watch(run: Path, /, *, once: Flag = False, seconds: float = 2.0) -> None:
+def watch(run: File, /, *, once: Flag = False, seconds: float = 2.0) -> None:
     """Show the curves and the newest preview of a run in the terminal, until Ctrl-C or the end of the run.
 
     Parameters
@@ -170,7 +170,7 @@ def resuming(run: Path, recipe: "Recipe") -> str:
 
 
 @app.command(group="Train")
-def study(recipe: StudyName, /, *, out: Path | None = None, dry_run: Flag = False, json: Json = False) -> None:
+def study(recipe: StudyName, /, *, out: File | None = None, dry_run: Flag = False, json: Json = False) -> None:
     """Train a grid of models with one budget, evaluate them, and report which claims hold.
 
     Run the same command again to resume. If you start it several times in parallel, the runs are distributed.
@@ -220,7 +220,7 @@ def show_grid(study: "Study", json: bool) -> None:
 
 
 @app.command(group="Train")
-def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
+def demo(*, out: File = Path("runs/demo"), json: Json = False) -> None:
     """Train on the bundled handwritten digits, generate 1,000 images and evaluate them (minutes on two cores).
 
     Parameters

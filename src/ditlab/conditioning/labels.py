@@ -16,6 +16,7 @@ import torch
 
 from ditlab.conditioning.base import Conditioner, Described, file_name
 from ditlab.core.errors import InputError, nearest
+from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Condition
 
 
@@ -33,7 +34,7 @@ class ClassLabels(Conditioner):
     what = "class"
 
     def __init__(self, classes: int, names: Sequence[str] = ()) -> None:
-        self.classes, self.names = classes, list(names)
+        self.classes, self.names = classes, all_nfc(names)
         self.config = {"kind": "class", "classes": classes, "names": self.names}
         self._index = {same_text(name): i for i, name in reversed([*enumerate(self.names)])}
         self._numbers = {i: number for i, name in enumerate(self.names) if (number := as_number(name)) is not None}

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from ditlab.config.fields import Unused, setting
 from ditlab.config.sampling import SETTINGS, SamplingOptions, modern
-from ditlab.config.values import Whole
+from ditlab.config.values import Located, Location, Whole
 
 Metrics = Annotated[tuple[str, ...], Parameter(negative="")]
 
@@ -17,13 +17,15 @@ RENAMED = SETTINGS | {"labels": "label_sampling"}
 
 
 @dataclass(frozen=True)
-class CheckpointOptions:
+class CheckpointOptions(Located):
     """Which weights of a model are loaded, and properties that external checkpoints do not contain."""
 
     weights: Literal["ema", "model"] = "ema"
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
-    autoencoder: str = ""
+    autoencoder: Location = ""
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
+    base: Location = ""
+    """Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."""
     heads: Whole | None = setting(None, at_least=1)
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     latent_size: str = ""
@@ -53,12 +55,12 @@ class SampleSet:
 
 
 @dataclass(frozen=True)
-class FeatureOptions:
+class FeatureOptions(Located):
     """The features in which images are compared."""
 
     features: str = ""
     """inception, dinov2, digits or glyphs (default: the features of the reference)."""
-    feature_weights: str = ""
+    feature_weights: Location = ""
     """File, folder or hub id of the weights of the feature network."""
 
 
@@ -66,7 +68,7 @@ class FeatureOptions:
 class Scoring(FeatureOptions):
     """The reference that images are compared with, and the metrics."""
 
-    reference: str = ""
+    reference: Location = ""
     """Reference: an .npz file of ditlab or of ADM's evaluator, or any data source."""
     metrics: Metrics = ()
     """frechet, spatial, inception-score, precision-recall, kernel, accuracy (default: all that apply)."""
@@ -99,6 +101,7 @@ class Evaluation(Expectation, Scoring, SampleSource):
     def keys(self) -> dict[str, Any]:
         """The settings under the names of version 0.1, which are part of the hash of a protocol."""
         values = asdict(self)
+        del values["base"]  # the place of a model does not change its images
         for old, new in RENAMED.items():
             if new in values:
                 values[old] = values.pop(new)

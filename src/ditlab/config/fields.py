@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ditlab.config.values import Location
 from ditlab.core.errors import InputError
 
 Resume = Literal["free", "ask", "never"]
@@ -140,6 +141,16 @@ def resume_rules(kind: Any) -> dict[str, Resume]:
             rule = field.metadata.get("resume") or section.metadata.get("resume")
             rules[f"{section.name}.{field.name}"] = rule or "never"
     return rules
+
+
+def places(kind: Any) -> set[str]:
+    """The settings of a recipe class that name files or folders, such as "data.source"."""
+    return {
+        f"{section.name}.{field.name}"
+        for section in sections(kind)
+        for field in dataclasses.fields(section.type)  # type: ignore[arg-type]
+        if field.type is Location
+    }
 
 
 def renamed(kind: Any, tables: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

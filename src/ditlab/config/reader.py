@@ -26,6 +26,7 @@ from ditlab.config.sections import NETWORK as DEFAULT
 from ditlab.config.sections import Model, Recipe
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest, nearest_path
+from ditlab.core.spelling import expand
 
 NETWORK = "--model.name"
 Settings = TypeVar("Settings")
@@ -67,7 +68,7 @@ def find_recipe(name: str, kind: str = "") -> Path:
     Raises:
         InputError: no such recipe.
     """
-    path = Path(name)
+    path = Path(expand(name))
     if path.is_file():
         return path
     shipped = shipped_recipes(kind)

@@ -14,8 +14,9 @@ from cyclopts import Parameter
 
 from ditlab.config.fields import Unused, renamed, setting
 from ditlab.config.sampling import Sample
-from ditlab.config.values import Whole
+from ditlab.config.values import Located, Location, Whole
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 
 NETWORK = "DiT-S/2"
 NO_SOURCE = Unused("init_from", ("",))
@@ -95,7 +96,7 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Preparation(Located):
     """How images are read and resized."""
 
     size: str = ""
@@ -118,7 +119,7 @@ class Preparation:
     """Shortest side in pixels; smaller images are left out."""
     background: str = "white"
     """Color behind transparent pixels, and of bars."""
-    labels: str = ""
+    labels: Location = ""
     """CSV or JSONL file with the labels of a flat folder."""
     split: str = ""
     """Part of a data set that is divided into train, val and test (default: train)."""
@@ -136,9 +137,9 @@ class Preparation:
 class Data(Preparation):
     """Where the images come from."""
 
-    source: str = "digits"
+    source: Location = setting("digits", resume="ask")
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
-    autoencoder: str = ""
+    autoencoder: Location = ""
     """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""
     classes: Whole | None = None
     """Class count of the model, if it must be larger than that of the data."""
@@ -171,7 +172,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Located):
     """The length of a run, what is trained, and what is written."""
 
     images: Whole = setting(1_000_000, resume="free", at_least=1)
@@ -196,9 +197,9 @@ class Train:
     """Decay of the exponential moving average (EMA) of the weights per step, after warm-up."""
     power_ema: Annotated[tuple[float, ...], Parameter(alias="widths")] = setting((), was="widths")
     """Lengths of additional power-function EMAs, as shares of the run, such as 0.05 0.1."""
-    init_from: str = ""
+    init_from: Location = ""
     """Model whose weights the run starts from; the settings of [model] are then those of this model."""
-    class_map: str = setting("", unused=NO_SOURCE)
+    class_map: Location = setting("", unused=NO_SOURCE)
     """With init_from: TOML or JSON file that maps classes of the data to the classes of the source they start from."""
     lora: Whole = setting(0, at_least=0, unused=NO_SOURCE)
     """With init_from: rank of low-rank updates that are trained instead of the weights; 0 trains the weights."""
@@ -302,10 +303,11 @@ class Recipe:
         from ditlab.config.reader import to_tables, to_toml
         from ditlab.core.io import replace_text
 
-        if Path(path).exists() and not overwrite:
-            raise InputError(f"{path} exists; give another name, or set overwrite=True to replace the file")
-        replace_text(Path(path), to_toml(to_tables(self)))
-        return Path(path)
+        file = Path(expand(str(path)))
+        if file.exists() and not overwrite:
+            raise InputError(f"{file} exists; give another name, or set overwrite=True to replace the file")
+        replace_text(file, to_toml(to_tables(self)))
+        return file
 
 
 @dataclass(frozen=True)

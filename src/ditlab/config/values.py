@@ -1,10 +1,14 @@
 """Types of settings that need a converter of their own, for the command line and for recipes."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
+
+from ditlab.core.spelling import expand
 
 
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:
@@ -22,3 +26,27 @@ def _whole(type_: Any, tokens: Sequence[Token]) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]
+
+
+def _location(type_: Any, tokens: Sequence[Token]) -> str:
+    return expand(tokens[0].value)
+
+
+def _file(type_: Any, tokens: Sequence[Token]) -> Path:
+    return Path(expand(tokens[0].value))
+
+
+Location = Annotated[str, Parameter(converter=_location)]
+"""A path, or another name of data or a model; a leading ~ is the home folder."""
+File = Annotated[Path, Parameter(converter=_file)]
+"""A path on the command line; a leading ~ is the home folder."""
+
+
+class Located:
+    """A base of settings that were given in Python: a leading ~ of every `Location` is the home folder there too."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, field.name)
+            if field.type is Location and isinstance(value, str | Path):
+                object.__setattr__(self, field.name, expand(str(value)))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.spelling import expand
 
 
 def fetch(path: str | Path) -> Path:
@@ -14,25 +15,31 @@ def fetch(path: str | Path) -> Path:
     Raises:
         InputError: the user may not read the path, or the repository cannot be downloaded.
     """
-    if is_hub_id(str(path)):
+    path = expand(str(path))
+    if is_hub_id(path):
         try:
-            return _download(str(path))
+            return _download(path)
         except InputError as error:
             similar = nearest_path(path, "")  # "rusn/demo" has the form of a hub id too
             raise InputError(f"{error}; {similar}" if similar else str(error)) from error
-    path = Path(path)
+    local = Path(path)
     try:
-        readable = not path.exists() or os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+        readable = not local.exists() or os.access(local, os.R_OK | os.X_OK if local.is_dir() else os.R_OK)
     except PermissionError:
         readable = False
     if not readable:
         raise InputError(f"you have no permission to read {path}; change its permissions (chmod u+rX)")
-    return path
+    return local
 
 
 def is_hub_id(text: str) -> bool:
     """Whether a text has the form "owner/name" and is no local path."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", text) is not None and not Path(text).parent.exists()
+
+
+def is_there(path: str) -> bool:
+    """Whether a path exists, or a text has the form of a hub repository."""
+    return Path(expand(path)).exists() or is_hub_id(path)
 
 
 def _download(name: str) -> Path:

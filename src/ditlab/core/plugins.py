@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.registry import described, import_module
+from ditlab.core.spelling import expand
 
 
 def import_plugin(text: str) -> None:
@@ -20,7 +21,7 @@ def import_plugin(text: str) -> None:
         if getattr(import_module(text), "__file__", None) is None and Path(text).is_dir():
             raise InputError(f"{text} is a folder without __init__.py; give the .py file in it")
         return
-    file = Path(text).expanduser()
+    file = Path(expand(text))
     if not file.is_file():
         raise InputError(
             f"there is no plug-in file {file}; {nearest_path(file, 'give a .py file or the name of a module')}"

@@ -24,6 +24,7 @@ from ditlab.core.io import damage, moved_aside, replacing
 
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
 CONFIG = "config.json"
+BASE = "init_from_hash"  # key of config.json: hash of the weights that training started from
 ALIGNMENT = 64  # bytes, of PyTorch's allocator on a CPU
 ADAPTER = "adapter.safetensors"  # low-rank updates that are saved apart from the weights they change
 RAW = "raw.safetensors"  # the weights that are trained, in a checkpoint

@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition
 from ditlab.core.values import EIGHT_BITS, PixelValues
+from ditlab.data.identity import UNKNOWN, Stamp, Stamps, content_hash
 from ditlab.data.ranges import find_values, plain
 from ditlab.data.reading import Reading
 
@@ -35,6 +38,8 @@ class Dataset(ABC):
     """(height, width) of the images, or (frames, height, width) of the videos."""
     preprocessing: dict[str, Any] = {}  # noqa: RUF012 - how images were resized; never changed in place
     skipped: Mapping[str, str] = {}  # images that could not be read until now: name -> reason
+    reported: AbstractSet[str] = frozenset()
+    """Names of images that an earlier part of the same work could not read."""
     features: str = "inception"
     """Name of the feature network that evaluations of this data use by default."""
     held_out_name: str = ""
@@ -69,6 +74,18 @@ class Dataset(ABC):
     def condition(self, indices: Tensor) -> Condition:
         """The conditions of the images with these indices (B,). Data sets without class labels override this."""
         return Condition(label=self.labels[indices])
+
+    def stamps(self) -> Stamps:
+        """The state of each image, by which a resumed run recognizes that images have changed.
+
+        Here it is only the label of each index; data sets that know more about their images override this. Image i of a
+        data set with mirrored copies has the stamp i modulo their number.
+        """
+        return Stamps.of((Stamp(str(i)) for i in range(len(self))), self.labels.numpy())
+
+    def content_hash(self, i: int) -> int:
+        """Hash of the content of image i (see `ditlab.data.identity`); called for stamps without a hash."""
+        return UNKNOWN
 
 
 class InMemory(Dataset):
@@ -111,6 +128,11 @@ class InMemory(Dataset):
 
     def fetch(self, indices: Tensor) -> Batch:
         return Batch(self.images[indices], self.condition(indices))
+
+    def stamps(self) -> Stamps:
+        stamps = super().stamps()
+        hashes = np.fromiter((content_hash(image.tobytes()) for image in self.images.numpy()), np.int64, len(self))
+        return replace(stamps, times=hashes, hashes=hashes)
 
 
 def known(images: Tensor, values: PixelValues | None) -> tuple[Tensor, PixelValues]:

@@ -20,6 +20,8 @@ from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
 from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.export import folder_names
+from ditlab.data.identity import Stamps, content_hash
+from ditlab.data.identity import scan as stamp_all
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import find_values, sampled, summary
 from ditlab.data.scan import scan, with_progress
@@ -63,7 +65,7 @@ class Images(Dataset):
         """
         self.source, self.report, self.max_skipped = source, report, max_skipped
         self.skipped: dict[str, str] = {}
-        self.reported = read_names(report)
+        self.reported: set[str] = read_names(report)
         self.lock = Lock()
         self.pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
         preprocess = preprocess or Preprocess(None)
@@ -118,6 +120,15 @@ class Images(Dataset):
         arrays = list(self.pool.map(self._read, indices.tolist()))
         readable = torch.tensor([array is not None for array in arrays])
         return self._batch([array for array in arrays if array is not None], indices[readable])
+
+    def stamps(self) -> Stamps:
+        return stamp_all(self.source.stamp, self.source.labels.numpy(), self.pool)
+
+    def content_hash(self, i: int) -> int:
+        try:
+            return content_hash(self.source.content(i))
+        except Exception:  # as `Source.read`: an image that cannot be read has no content
+            return content_hash(b"")
 
     def _batch(self, arrays: list[Raster], indices: Tensor) -> Batch:
         empty = np.empty((0, *self.size, self.channels), np.uint8)

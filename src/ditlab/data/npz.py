@@ -5,6 +5,7 @@ process resumes at the first missing block. Files are read row by row, without l
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.data.base import Dataset, to_float
+from ditlab.data.identity import Stamp, Stamps, content_hash
 from ditlab.data.ranges import TYPES, find_values, plain, sampled
 from ditlab.data.rows import RowFile, allocate, row_file
 
@@ -89,6 +91,16 @@ class SampleFile(Dataset):
     def _numbers(self) -> Iterator[NDArray[Any]]:
         """The numbers from which the range is found, some images at a time."""
         return (self._rows(indices) for indices in torch.split(sampled(len(self.pixels)), BLOCK))
+
+    def stamps(self) -> Stamps:
+        with zipfile.ZipFile(self.file) as archive:
+            checksum = archive.getinfo("arr_0.npy").CRC  # of all images
+        count, *shape = self.pixels.shape
+        stamps = (Stamp(str(i), math.prod(shape), checksum) for i in range(count))
+        return Stamps.of(stamps, self.labels.numpy())
+
+    def content_hash(self, i: int) -> int:
+        return content_hash(self.pixels[i : i + 1].tobytes())
 
 
 def _channels_come_first(shape: tuple[int, ...]) -> bool:

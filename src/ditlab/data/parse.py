@@ -1,6 +1,7 @@
 """Recognize which kind of data source a string names, such as "digits", "images/", "hf:mnist" or "samples.npz"."""
 
 import hashlib
+import os
 import zipfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import ClassVar, Self
 from ditlab.config.reader import parse_size
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest, nearest_path
+from ditlab.core.spelling import expand, nfc
 from ditlab.data.base import Dataset
 from ditlab.data.builtin import DATASETS, find_builtin
 from ditlab.data.images import Images
@@ -175,7 +177,7 @@ SPECS: tuple[type[SourceSpec], ...] = (Cache, SampleNpz, ImageFiles, Builtin)
 
 def find_spec(text: str, settings: Preparation | None = None) -> SourceSpec | None:
     """The data source that a string names; None if it names no data source."""
-    settings = settings or Preparation()
+    text, settings = expand(text), settings or Preparation()
     return next((spec for spec_class in SPECS if (spec := spec_class.parse(text, settings)) is not None), None)
 
 
@@ -224,19 +226,33 @@ def _describe(dataset: Dataset, origin: str) -> None:
 
 
 def content_identity(text: str) -> str:
-    """Hash that identifies the content of a data source, 16 digits.
+    """Hash that identifies the content of a data source, 16 digits; it does not depend on the place of the files.
 
-    It covers names, sizes and modification times of files; for an .npz file, names, sizes and checksums of its members;
-    otherwise the string itself. Features are not hashed, because their last digits depend on the machine.
+    It covers names in the folder, sizes and modification times of files; for an .npz file, names, sizes and checksums
+    of its members; otherwise the string itself. Features are not hashed: their last digits depend on the machine.
     """
-    path = Path(text)
+    path = Path(expand(text))
     if path.suffix == ".npz" and path.is_file():
         array_names(path)
         with zipfile.ZipFile(path) as archive:
             lines = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
-    elif path.exists():
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        lines = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    elif files := files_of(path):
+        states = sorted((name, file.stat()) for name, file in files.items())
+        lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states]
     else:
         lines = [text]  # built in, or on a hub
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """All files that a path or pattern names: composed name in the folder -> path. A single file has no name."""
+    if path.is_dir():
+        found: dict[str, Path] = {}
+        for folder, folders, names in os.walk(path):
+            # What ditlab wrote below a source, such as a run, is no part of it.
+            folders[:] = [name for name in folders if name[0] != "." and not is_output(Path(folder, name))]
+            found |= {nfc((Path(folder) / name).relative_to(path).as_posix()): Path(folder, name) for name in names}
+        return {name: file for name, file in found.items() if file.is_file()}
+    if path.is_file():
+        return {"": path}
+    return {nfc(file.name): file for file in path.parent.glob(path.name)} if "*" in path.name else {}

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 
 from ditlab.core.errors import InputError
+from ditlab.core.terminal import make_console
 from ditlab.data.base import spread
 from ditlab.data.color import State, profile_state
 from ditlab.data.decode import displayed_size, frames, gray_type, is_reduced
@@ -138,7 +138,7 @@ def _sides(size: tuple[int, int]) -> str:
 
 def with_progress(results: Iterable[T], count: int, text: str) -> Iterable[T]:
     """Pass results on with a progress bar on standard error, if there are many and it is a terminal."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     hidden = count < SHOWN_FROM or not console.is_terminal
     return results if hidden else track(results, text, count, console=console, transient=True)
 

@@ -3,7 +3,7 @@
 data: photos: 1,200 images of 64x64 pixels, RGB, uint8, 0..255
 conditions: 10 classes from folders, 80 to 140 images each (beach, city, desert, forest, ...)
 split: train (also there: val, test)
-left out: 3 files, .heic needs pillow-heif (photos/beach/a.heic); 1 empty class folder (photos/swamp)
+left out: needs the package pillow-heif (.heic): 3 (beach/a.heic); folder without images: 1 (swamp)
 """
 
 import json
@@ -24,6 +24,7 @@ from ditlab.data.reading import UNCONDITIONAL, LeftOut, Reading
 FILE = "data.json"
 """Name of the file in which a run keeps the summary of its data."""
 NAMES = 4  # class names in the summary
+UNREADABLE = "images that cannot be read"
 CHANNELS = {1: "gray", 3: "RGB"}
 
 
@@ -61,6 +62,9 @@ class Summary:
         reading = dataset.reading
         if classes and reading.conditions == UNCONDITIONAL:
             reading = replace(reading, conditions=f"{len(classes)} classes")
+        if dataset.skipped:
+            unreadable = LeftOut(len(dataset.skipped), next(iter(dataset.skipped)))
+            reading = replace(reading, left_out=reading.left_out | {UNREADABLE: unreadable})
         shape = dataset.shape if isinstance(dataset, Latents) else ()
         images = len(dataset) // copies
         return cls(
@@ -107,5 +111,13 @@ class Summary:
         replace_text(folder / FILE, json.dumps(self.describe(), indent=1, ensure_ascii=False) + "\n")
 
 
+def report_unreadable(dataset: Dataset, source: str, folder: Path, console: Console) -> None:
+    """Report the images that a check found unreadable, and add them to the summary in a folder."""
+    if dataset.skipped:
+        summary = Summary.of(dataset, source)
+        say(console, f"left out: {_left_out(UNREADABLE, summary.reading.left_out[UNREADABLE])}")
+        summary.write(folder)
+
+
 def _left_out(reason: str, entry: LeftOut) -> str:
-    return f"{entry.count:,} {reason} ({entry.example})"
+    return f"{reason}: {entry.count:,} ({entry.example})"

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset, to_float
@@ -164,7 +165,7 @@ def _class_names(dataset: Any, count: int) -> list[str]:
     """Class names from the attribute `classes` of a data set, or of the one in a `Subset`; otherwise numbers."""
     while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
-    names = [str(name) for name in getattr(dataset, "classes", None) or []]
+    names = all_nfc(str(name) for name in getattr(dataset, "classes", None) or [])
     if names and len(names) < count:
         raise InputError(f"label {count - 1} for {len(names)} classes; give labels from 0 to {len(names) - 1}")
     return names or [str(i) for i in range(count)]

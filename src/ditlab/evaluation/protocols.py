@@ -19,8 +19,9 @@ from ditlab.config.sampling import canonical
 from ditlab.config.sections import Preparation
 from ditlab.core.device import describe, pick_device
 from ditlab.core.errors import InputError
-from ditlab.core.io import held, replacing
+from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
+from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
@@ -38,16 +39,14 @@ from ditlab.evaluation.references import (
     read_reference,
     short_hash,
 )
-from ditlab.evaluation.results import Result, read_result, with_expectation, write_result
+from ditlab.evaluation.results import Result, read_result, show_samples, with_expectation, write_result
 from ditlab.evaluation.seen import converted, remarks_on_seen
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.plan import Plan
 from ditlab.inference.samples import Samples
-from ditlab.report.sheets import contact_sheet, to_pil
 
 PROTOCOL_COUNT = 50_000  # number of images in published distances
-SHOWN = 40  # images in the contact sheet
 PREPROCESSING = ("fit", "background", "gray", "range", "show")
 """Preprocessing of training images, applied to real images too."""
 
@@ -83,8 +82,9 @@ def evaluate(
         InputError: the settings contradict each other, or another process works on the same evaluation.
     """
     settings, console = with_keywords(settings or Evaluation(), keywords), console or Console(quiet=True)
+    source = source if isinstance(source, BasePipeline) else expand(str(source))
     job = plan_evaluation(source, settings, console, {} if measured is None else measured)
-    folder = Path(out or home_of(source)) / f"{name}-{protocol_hash(job.protocol)}"
+    folder = Path(expand(str(out or home_of(source)))) / f"{name}-{protocol_hash(job.protocol)}"
     with held(folder, rank):
         if (folder / "result.json").exists():
             return with_expectation(read_result(folder), settings)
@@ -172,7 +172,7 @@ def score(job: Job, settings: Evaluation, console: Console, folder: Path, rank: 
     seconds = round(time.monotonic() - started, 1)
     result = Result(values, job.protocol, notes, seconds, __version__, describe(str(job.device)), folder)
     if isinstance(job.images, Samples):
-        show(job.images, folder / "grid.png")
+        show_samples(job.images, folder / "grid.png")
     write_result(result := with_expectation(result, settings))
     forget(folder)
     return result
@@ -239,7 +239,8 @@ def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> 
     options |= {name: value for name in ("classes", "sit") if (value := getattr(settings, name)) is not None}
     if settings.latent_size:
         options["size"] = parse_size(settings.latent_size)
-    return load(source, weights=settings.weights, device=device, autoencoder=settings.autoencoder or None, **options)
+    options |= {"autoencoder": settings.autoencoder or None, "base": settings.base or None}
+    return load(source, weights=settings.weights, device=device, **options)
 
 
 def sampling_of(settings: SampleSource, conditional: bool) -> dict[str, Any]:
@@ -391,10 +392,3 @@ def home_of(source: "str | Path | BasePipeline") -> Path:
     if folder is not None and folder.is_dir() and is_model(str(folder)):
         return folder / "evaluations"
     return Path("evaluations")
-
-
-def show(samples: Samples, file: Path) -> None:
-    """Write a contact sheet of the first samples."""
-    images = to_pil(samples.values.displayed(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x))
-    with replacing(file) as draft:
-        contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(draft, format="PNG")

@@ -5,11 +5,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from ditlab.config.evaluation import Expectation
 from ditlab.core.errors import InputError
-from ditlab.core.io import replace_text
+from ditlab.core.io import replace_text, replacing
+from ditlab.inference.samples import Samples
+from ditlab.report.sheets import contact_sheet, to_pil
+
+SHOWN = 40  # images in the contact sheet
 
 
 @dataclass(frozen=True)
@@ -70,3 +75,10 @@ def with_expectation(result: Result, settings: Expectation) -> Result:
     met = abs(value - settings.expect) <= within
     expected = {"metric": name, "value": settings.expect, "within": within, "met": met}
     return replace(result, expected=expected)
+
+
+def show_samples(samples: Samples, file: Path) -> None:
+    """Write a contact sheet of the first samples."""
+    images = to_pil(samples.values.displayed(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x))
+    with replacing(file) as draft:
+        contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(draft, format="PNG")

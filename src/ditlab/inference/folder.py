@@ -110,10 +110,9 @@ def sample_folder(
     """
     values: list[Label] = distinct(pipe, labels) if labels else pipe.conditioner.all_values()
     seeds = list(dict.fromkeys(seeds))
+    rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
     if cells is not None:
         rows = grouped(pipe, cells)
-    else:
-        rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
     check_autoencoder(pipe)
     cells = [cell for row in rows for cell in row.cells]
     names, numbers = [cell.label for cell in cells], [cell.seed for cell in cells]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.inference.records import Record, png_metadata
 from ditlab.report.sheets import save_animation, to_pil, to_videos
@@ -62,7 +63,7 @@ class Output:
         Raises:
             InputError: the output holds latents, or the file name has another suffix.
         """
-        target = Path(path)
+        target = Path(expand(str(path)))
         numbers = target.suffix.lower() == ".npy"
         items = self._items(numbers=numbers)
         if not isinstance(items, list):
@@ -86,8 +87,8 @@ class Output:
 
     def _items(self, *, numbers: bool) -> Sequence[Any]:
         """What is saved: arrays of numbers, or PIL images and videos of the shown channels."""
-        if self.pixels is None:
-            return self.videos or self.images
+        if self.pixels is None or (isinstance(self.images, list) and not numbers):
+            return self.videos or self.images  # the caller may have changed them
         if numbers:
             return [*native(self.pixels, self.values)]
         shown = self.values.displayed(self.pixels)

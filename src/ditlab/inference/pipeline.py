@@ -19,6 +19,7 @@ from ditlab.backbones import Backbone
 from ditlab.conditioning import ClassLabels, Conditioner
 from ditlab.config.sampling import outdated, preset_options
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.core.types import Label
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.diffusion.objective import Objective
@@ -160,7 +161,7 @@ class Pipeline(BasePipeline):
         Raises:
             InputError: the folder holds other files or, without `overwrite`, a model; or it cannot be written.
         """
-        return saving.save(self, Path(folder), name, overwrite=overwrite)
+        return saving.save(self, Path(expand(str(folder))), name, overwrite=overwrite)
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, license: str | None = None, **old: str | None

@@ -87,7 +87,11 @@ def check_target(file: Path) -> None:
     Raises:
         InputError: another file would be lost.
     """
-    if file.exists() and "grids" not in read_json(file):
+    try:
+        ours = not file.exists() or "grids" in read_json(file)
+    except InputError:  # not JSON
+        ours = False
+    if not ours:
         raise InputError(f"{file} exists and holds no schedules; give another name")
 
 

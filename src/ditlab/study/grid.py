@@ -15,7 +15,7 @@ from rich.table import Table
 from ditlab.autoencoders import Autoencoder
 from ditlab.checkpoints import load
 from ditlab.config.evaluation import Evaluation
-from ditlab.config.fields import resume_rules
+from ditlab.config.fields import places, resume_rules
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Preparation, Recipe
 from ditlab.core.device import pick_device
@@ -179,9 +179,11 @@ def logging_intervals(study: Study, name: str, recipe: Recipe) -> dict[str, Any]
 def run_hash(recipe: Recipe, length: int | str) -> str:
     """Hash of a run, apart from its seed: the settings that determine its weights, its data, and the version."""
     tables = to_tables(recipe)
-    rules, defaults = resume_rules(Recipe), to_tables(Recipe())
+    rules, paths, defaults = resume_rules(Recipe), places(Recipe), to_tables(Recipe())
 
     def is_hashed(key: str, value: Any) -> bool:
+        if key in paths and value and Path(value).exists():  # its content is hashed below, and not its place
+            return False
         section, name = key.split(".")
         later = key in LATER and value == defaults[section].get(name)
         return rules.get(key) != "free" and key != "train.seed" and not later

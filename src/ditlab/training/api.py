@@ -14,16 +14,18 @@ from ditlab.config.sections import Recipe
 from ditlab.core.device import process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
+from ditlab.core.spelling import expand
 from ditlab.core.terminal import make_console
 from ditlab.data import Dataset, from_torch
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
 from ditlab.training.callbacks import Callback, Listeners
 from ditlab.training.checks import check_recipe
+from ditlab.training.job import Job
 from ditlab.training.loop import train_to_end, write_run_report
 from ditlab.training.parallel import joined
 from ditlab.training.run_folder import RunFolder
-from ditlab.training.setup import Job, prepare_steps, set_up
+from ditlab.training.setup import prepare_steps, set_up
 from ditlab.training.signals import exit_before_first_step
 
 
@@ -68,7 +70,7 @@ def train(
         dataset = data if isinstance(data, Dataset) else from_torch(data, range=settings.range, show=settings.show)
         recipe = replace(recipe, data=replace(recipe.data, source=f"python:{type(data).__qualname__}"))
     check_recipe(recipe)
-    folder, rank = Path(out), process_place()[0]
+    folder, rank = Path(expand(str(out))), process_place()[0]
     with exit_before_first_step(), held(folder, rank), joined(recipe.train.device, recipe.parallel.timeout) as place:
         output = console if place.first else Console(quiet=True)
         return train_here(Job(recipe, RunFolder(folder), place, output, changes, callbacks, dataset))

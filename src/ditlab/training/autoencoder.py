@@ -32,9 +32,10 @@ from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
-from ditlab.data.summary import Summary
+from ditlab.data.summary import Summary, report_unreadable
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
+from ditlab.training.data_index import DataIndex
 from ditlab.training.files import describe_difference, refuse_other_run, writing
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
@@ -92,12 +93,13 @@ def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, conso
     """Run `train_autoencoder` in a folder that this process has locked."""
     state = begin(dataset, settings, pick_device(settings.device))
     training, held_out = split(len(dataset), settings)
-    claim(out, settings)
+    claim(out, settings, dataset)
     summary = Summary.of(dataset, source)
     summary.show(console)
     summary.write(out)
     resumed = restore(state, out)
     dataset.check(console, resumed=resumed)
+    report_unreadable(dataset, source, out, console)
     if not resumed:
         state.autoencoder.start_from(dataset.fetch(training[:START]).x)
     loop(state, dataset, training, held_out, settings, out, console)
@@ -219,22 +221,24 @@ def edge_error(a: Tensor, b: Tensor) -> Tensor:
     return total / 3
 
 
-def claim(out: Path, settings: AutoencoderTraining) -> None:
-    """Create the folder, or check that it holds this run.
+def claim(out: Path, settings: AutoencoderTraining, dataset: Dataset) -> None:
+    """Create the folder, or check that it holds this run on these images.
 
     Raises:
         InputError: the folder holds another run or something else; nothing is changed.
     """
-    file, now = out / SETTINGS, asdict(settings)
+    file, now, index = out / SETTINGS, asdict(settings), DataIndex.of(out, dataset)
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         fixed = [field.name for field in fields(settings) if field.metadata.get("resume") != "free"]
         differing = [key for key in fixed if before.get(key) != now[key]]
-        refuse_other_run(out, [describe_difference(key, before.get(key), now[key]) for key in differing])
+        images = [f"other images: {index.changes}"] if index.changes else []
+        refuse_other_run(out, [describe_difference(key, before.get(key), now[key]) for key in differing] + images)
     elif not is_vacant(out):
         raise InputError(f"{out} exists and holds no autoencoder run; give another folder")
     out.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(now, indent=1) + "\n")
+    index.save(out)
 
 
 def save(state: State, out: Path) -> None:

@@ -22,6 +22,7 @@ from ditlab.backbones import SHAPE, Backbone, find, name_of
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Diffusion, Model
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.spelling import nfc
 from ditlab.diffusion.objective import Objective, follows_source, make_objective
 from ditlab.diffusion.process import Process, process_name, process_options
 from ditlab.inference.pipeline import Pipeline
@@ -159,7 +160,7 @@ def read_pairs(file: Path) -> dict[str, str | int]:
     for name, value in pairs.items():
         if not isinstance(value, str | int):
             raise InputError(f"class map {file} gives {name} the value {value!r}; give a class name or index")
-    return pairs
+    return {nfc(name): value for name, value in pairs.items()}
 
 
 def report(changes: list[Change]) -> Table:

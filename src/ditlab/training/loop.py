@@ -20,12 +20,12 @@ from ditlab.data.check import UnreadableImagesError
 from ditlab.diffusion.process import process_name
 from ditlab.report.run import write_report
 from ditlab.training.callbacks import Listeners
+from ditlab.training.job import Job
 from ditlab.training.log import RunLog, Tally
 from ditlab.training.losses import backward
 from ditlab.training.optim import learning_rate
 from ditlab.training.parallel import local, whole
 from ditlab.training.preview import Guard, preview
-from ditlab.training.setup import Job
 from ditlab.training.signals import check_own_signal, end, interruption
 from ditlab.training.state import TrainState
 from ditlab.training.trackers import trackers

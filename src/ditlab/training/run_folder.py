@@ -1,6 +1,7 @@
 """The folder of a training run: its files, and how checkpoints are written, removed and restored.
 
     run/recipe.toml                 the resolved recipe
+    run/images.npz                  names, labels, sizes and times of the images, see `ditlab.training.data_index`
     run/metrics.jsonl               a line of metrics at each interval
     run/previews/000000128000.png   samples of fixed seeds
     run/left-out.jsonl              the batches whose gradient was not finite, if there were any
@@ -17,11 +18,9 @@ renamed: a checkpoint is complete or absent. Any number of processes can resume 
 import json
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -29,27 +28,24 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.backbones.lora import has_updates, merged, trained_tensors
-from ditlab.config.fields import renamed, resume_rules, unused_keys
-from ditlab.config.reader import parse_recipe, read_toml, to_tables, to_toml
+from ditlab.config.reader import to_tables, to_toml
 from ditlab.config.sections import Recipe, Train
 from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
 from ditlab.core.io import damage, is_vacant, replace_text, replacing, write_manifest
 from ditlab.core.terminal import say
-from ditlab.core.values import PixelValues
-from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, read_config, write_tensors
+from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, write_tensors
 from ditlab.data import Dataset
-from ditlab.diffusion.objective import completed
 from ditlab.inference import saving
 from ditlab.inference.pipeline import Pipeline
-from ditlab.training.files import describe_difference, refuse_other_run, writing
+from ditlab.training.data_index import DataIndex
+from ditlab.training.files import refuse_other_run, writing
 from ditlab.training.log import forget_after
 from ditlab.training.parallel import Place
 from ditlab.training.power_ema import STEPS, as_float16
+from ditlab.training.resuming import changeable, compare_run
 from ditlab.training.state import PROFILES, STATE, Snapshot, TrainState, restore_state, snapshot
 
-COUNT = "pictures"  # key of config.json: images in the data
-VALUES = "values"  # key of config.json: what the numbers of the images are
 SKIPPED = "skipped*.csv"  # names of lists of unreadable images, which may be written before the run begins
 
 
@@ -64,27 +60,30 @@ class RunFolder:
         self.back_at: int | None = None  # images of the checkpoint that this process last returned to
         self.checkpoints = folder / "checkpoints"
         self.averages = folder / "averages"
+        self.index: DataIndex | None = None  # the images, in the first process
         self.writer = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
 
-    def check(self, recipe: Recipe, dataset: Dataset, *, changes: bool = False) -> None:
+    def check(self, recipe: Recipe, pipe: Pipeline, dataset: Dataset, *, changes: bool = False) -> list[str]:
         """Check that the folder is new, or holds the same run; a run without a checkpoint may be replaced.
 
         Args:
             recipe: the settings of this call.
+            pipe: the model that they describe.
             dataset: the present data set.
             changes: whether the user allows settings to change that may change on resume.
+
+        Returns:
+            A note for each place that has moved and holds the same content.
 
         Raises:
             InputError: the folder holds another run or something else; nothing is changed.
         """
         file = self.folder / "recipe.toml"
+        notes: list[str] = []
+        self.index = DataIndex.of(self.folder, dataset)
         if file.exists() and checkpoints(self.folder):
-            differing = differences(saved_recipe(file), recipe)
-            for folder in reversed(checkpoints(self.folder)):
-                with suppress(InputError):  # a damaged checkpoint
-                    differing |= other_images(read_config(folder), dataset)
-                    break
+            differing, notes = compare_run(self.folder, recipe, pipe, self.index)
             refuse_other_run(self.folder, [words for key, words in differing.items() if not changeable(key)])
             if differing and not changes:
                 raise InputError(
@@ -93,6 +92,7 @@ class RunFolder:
                 )
         elif not file.exists() and not is_vacant(self.folder, SKIPPED):
             raise InputError(f"{self.folder} exists and is not a training run; give another folder")
+        return notes
 
     def begin(self, recipe: Recipe, seen: int) -> None:
         """Create the folders, write the recipe, and remove records after `seen` images, which will be repeated.
@@ -103,6 +103,8 @@ class RunFolder:
         try:
             # The recipe comes first, because it marks the folder as a run: a process killed now can be restarted.
             replace_text(self.folder / "recipe.toml", to_toml(to_tables(recipe)))
+            if self.index is not None:
+                self.index.save(self.folder)
             self.previews.mkdir(exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             for folder in (self.previews, self.checkpoints, self.averages):
@@ -249,52 +251,3 @@ def drop(folder: Path) -> None:
     shutil.rmtree(renamed_folder, ignore_errors=True)
     folder.rename(renamed_folder)
     shutil.rmtree(renamed_folder)
-
-
-def saved_recipe(file: Path) -> Recipe:
-    """Read the recipe of a run, which may have setting names of earlier versions."""
-    tables, _ = renamed(Recipe, read_toml(file))
-    recipe = parse_recipe(tables, source=str(file))
-    return replace(recipe, diffusion=completed(recipe.diffusion))
-
-
-def differences(before: Recipe, now: Recipe) -> dict[str, str]:
-    """Settings that differ and that a resumed run may not change freely: key -> description.
-
-    Settings that had no effect, which earlier versions accepted, do not count.
-    """
-    old, new = to_tables(before), to_tables(now)
-    rules, differing = resume_rules(Recipe) | dict.fromkeys(unused_keys(before), "free"), {}
-    for section, table in old.items():
-        for name in dict.fromkeys([*table, *new[section]]):
-            key, before_value, now_value = f"{section}.{name}", table.get(name), new[section].get(name)
-            if rules.get(key) != "free" and before_value != now_value:
-                differing[key] = describe_difference(key, before_value, now_value)
-    return differing
-
-
-def other_images(config: dict[str, Any], dataset: Dataset) -> dict[str, str]:
-    """Differences between the data of a checkpoint and the present data: key -> description.
-
-    The recipe may be the same. Classes determine the labels, and the number of images determines their order.
-    """
-    differing = {}
-    before, now = config.get("classes", dataset.classes), dataset.classes
-    if before != now:
-        i = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
-        was, is_ = (f'"{names[i]}"' if i < len(names) else "none" for names in (before, now))
-        differing["data.source"] = f"class {i} of the images was {was} there and is {is_} here"
-    if (count := config.get(COUNT)) not in (None, len(dataset)):
-        differing[COUNT] = f"{count:,} images there, {len(dataset):,} here"
-    pixels, channels = config["autoencoder"]["kind"] == "pixel", config["backbone"]["channels"]
-    if pixels and channels != dataset.channels:
-        differing["data.channels"] = f"images with {channels} channels there, {dataset.channels} here"
-    saved = PixelValues.read(config.get(VALUES))
-    if replace(saved, shown=()) != replace(dataset.values, shown=()):
-        differing[VALUES] = f"values {saved.summary()} there, {dataset.values.summary()} here"
-    return differing
-
-
-def changeable(key: str) -> bool:
-    """Whether a run may resume with another value of a setting if the user allows changes."""
-    return key in (COUNT, VALUES) or resume_rules(Recipe).get(key) == "ask"

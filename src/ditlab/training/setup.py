@@ -1,40 +1,37 @@
 """Set up a run in stages, from the recipe to the first step. Each docstring explains the order of its stage."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from ditlab.autoencoders import Autoencoder, Latent, Pixel
 from ditlab.autoencoders.io import fingerprint
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import add_lora
 from ditlab.checkpoints import load, load_autoencoder
-from ditlab.checkpoints.native import lora_source
 from ditlab.conditioning import CONDITIONERS
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Recipe
 from ditlab.core.device import has_bfloat16
 from ditlab.core.errors import InputError
-from ditlab.core.terminal import say
+from ditlab.core.hub import is_there
+from ditlab.core.spelling import absolute
 from ditlab.core.values import EIGHT_BITS
-from ditlab.core.weights import newest_checkpoint, read_config, state_hash
+from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, read_config, state_hash
 from ditlab.data import Dataset, Latents, open_dataset, parse_source
-from ditlab.data.summary import Summary
+from ditlab.data.summary import Summary, report_unreadable
 from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.inference.pipeline import Pipeline
-from ditlab.training.callbacks import Callback
 from ditlab.training.checks import check_condition, check_dataset, check_exits
-from ditlab.training.context import TrainingContext
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, copy_frozen, inherited, report, transfer
+from ditlab.training.job import Job
 from ditlab.training.losses import make_context, trial_step
 from ditlab.training.memory import (
     USABLE,
@@ -47,51 +44,12 @@ from ditlab.training.memory import (
 )
 from ditlab.training.objectives import OBJECTIVES
 from ditlab.training.optim import make_optimizer
-from ditlab.training.parallel import Place, keep_inputs_only, shard, spread
+from ditlab.training.parallel import keep_inputs_only, shard, spread
 from ditlab.training.power_ema import PowerAverages
-from ditlab.training.run_folder import COUNT, RunFolder
+from ditlab.training.resuming import COUNT
 from ditlab.training.state import TrainState
 
 FEW = 500  # remaining steps up to which compiling does not pay off
-
-
-@dataclass
-class Job:
-    """A training run, whose parts the stages of the setup fill in one after the other."""
-
-    recipe: Recipe
-    folder: RunFolder
-    place: Place
-    console: Console
-    changes: bool = False  # whether settings may have changed since the run began
-    callbacks: Sequence[Callback] = ()
-    given_data: Dataset | None = None  # replaces the data source of the recipe
-    dataset: Dataset = field(init=False)
-    source: Pipeline | None = field(init=False, default=None)  # the model that training starts from
-    resumed: bool = field(init=False, default=False)  # whether `source` is a checkpoint of this run
-    pipe: Pipeline = field(init=False)
-    run: TrainingContext = field(init=False)
-    state: TrainState = field(init=False)
-    trial: Callable[[torch.dtype], None] = field(init=False)
-
-    @property
-    def net(self) -> Backbone:
-        """The network that is trained."""
-        return self.run.net
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has seen all images of the recipe."""
-        return self.state.seen >= self.recipe.train.images
-
-    @property
-    def skipped_images(self) -> Path:
-        """File in which this process lists images that cannot be read."""
-        return self.folder.folder / ("skipped.csv" if self.place.first else f"skipped-{self.place.rank}.csv")
-
-    def say(self, line: str) -> None:
-        """Print a line on the console."""
-        say(self.console, line)
 
 
 def set_up(job: Job) -> None:
@@ -158,7 +116,11 @@ def open_source(job: Job) -> None:
     recipe, origin = job.recipe, job.recipe.train.init_from
     checkpoint = newest_checkpoint(job.folder.folder) if origin else None
     job.resumed = checkpoint is not None
-    job.source = load(checkpoint or origin) if origin else None
+    if checkpoint is not None:
+        moved = (checkpoint / ADAPTER).exists() and is_there(origin)
+        job.source = load(checkpoint, base=origin if moved else None)
+    elif origin:
+        job.source = load(origin)
     if job.source is not None:
         if not job.resumed:
             if note := job.source.config.get("note"):
@@ -179,7 +141,8 @@ def build_model(job: Job) -> None:
 
 def claim_folder(job: Job) -> None:
     """Check the run folder. This needs the complete recipe, and comes before anything is written."""
-    job.place.first_does(lambda: job.folder.check(job.recipe, job.dataset, changes=job.changes))
+    for note in job.place.first_does(lambda: job.folder.check(job.recipe, job.pipe, job.dataset, changes=job.changes)):
+        job.say(note)
     job.pipe.config[COUNT] = len(job.dataset)
     check_condition(job.dataset, job.pipe, job.recipe.data.conditioner)
 
@@ -201,16 +164,17 @@ def start_from_source(job: Job) -> None:
     if source is None:
         return
     if job.resumed and settings.lora_apart and "lora" in source.config:
-        copy_frozen(net, lora_source(source.config["lora"], job.folder.folder, load), source.config["lora"]["whole"])
+        copy_frozen(net, load(source.config["lora"]["source"]), source.config["lora"]["whole"])
     trained = [*net.label_tables, *net.heads_out]  # these tensors have no low-rank updates and are trained whole
     if not job.resumed:
+        job.pipe.config[BASE] = state_hash(source.net)
         changes = transfer(net, job.pipe.classes, source, settings.class_map)
         job.console.print(report(changes))
         trained += [change.name for change in changes if change.fate != "kept"]
+    elif BASE in source.config:
+        job.pipe.config[BASE] = source.config[BASE]
     if settings.lora:
-        origin = Path(settings.init_from)
-        path = str(origin.absolute() if origin.exists() else origin)
-        fresh = {"source": path, "hash": state_hash(source.net), "whole": trained}
+        fresh = {"source": absolute(settings.init_from), "whole": trained}
         job.pipe.config["lora"] = source.config["lora"] if job.resumed else fresh
         add_lora(net, settings.lora, job.pipe.config["lora"]["whole"], settings.seed)
 
@@ -320,6 +284,8 @@ def begin(job: Job) -> None:
 def check_images(job: Job) -> None:
     """Check that enough images can be read. This needs a run folder, in which those are listed that cannot."""
     job.place.first_does(lambda: job.dataset.check(job.console, resumed=job.state.seen > 0))
+    if job.place.first:
+        report_unreadable(job.dataset, job.recipe.data.source, job.folder.folder, job.console)
 
 
 def choose_precision(job: Job) -> None:

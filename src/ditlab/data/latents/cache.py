@@ -3,7 +3,8 @@
     cache/description.json            shape, classes, preprocessing, hash of the autoencoder
     cache/index.json                  the same, with names, sizes and hashes of the shards; written when all exist
     cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,); other parts of the condition
-                                      as "condition.NAME", further tensors of the batch as "extra.NAME"
+                                      as "condition.NAME", further tensors of the batch as "extra.NAME", and names,
+                                      sizes, times and hashes of the shard's images as "stamp.NAME"
     cache/autoencoder/                the autoencoder, so that a model trained on the cache can decode its samples
 
 A shard is written to a temporary file and renamed, so it is complete or absent; existing shards are not encoded again.
@@ -15,7 +16,7 @@ import json
 import math
 import struct
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -26,10 +27,12 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant, replace_text
+from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
 from ditlab.core.values import PixelValues
 from ditlab.core.weights import write_tensors
 from ditlab.data.base import Dataset
+from ditlab.data.identity import Stamps
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -38,7 +41,8 @@ STORED = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """Types as the header of a safetensors file calls them."""
-CONDITION, EXTRA = "condition.", "extra."  # prefixes of the names of further tensors
+CONDITION, EXTRA, STAMP = "condition.", "extra.", "stamp."  # prefixes of the names of further tensors
+IMAGES = ("source", "images", "classes")  # keys of a description that follow from the images
 RENAMED = {"pictures": "images"}  # keys of caches that earlier versions wrote
 
 
@@ -74,9 +78,13 @@ class Description:
         return {key: value for key, value in asdict(self).items() if key != "values" or value}
 
     def differences(self, other: "Description") -> list[str]:
-        """`name: value of this description, not value of the other` for each field that differs."""
+        """`name: value of this description, not value of the other` for each field that differs.
+
+        The images themselves (`IMAGES`) are compared one by one, see `ditlab.data.latents.refresh`.
+        """
         values, others = asdict(self), asdict(other)
-        return [f"{key}: {values[key]}, not {others[key]}" for key in values if values[key] != others[key]]
+        differing = [key for key in values if key not in IMAGES and values[key] != others[key]]
+        return [f"{key}: {values[key]}, not {others[key]}" for key in differing]
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -84,12 +92,13 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / "shards" / f"{number:06d}.safetensors"
 
 
-def write_shard(file: Path, batch: Batch) -> None:
+def write_shard(file: Path, batch: Batch, stamps: Stamps) -> None:
     """Write one shard completely or not at all.
 
     Args:
         file: path of the shard.
         batch: the moments, with all their conditions.
+        stamps: the images of the shard, including those that could not be read.
 
     Raises:
         InputError: the disk is full.
@@ -104,6 +113,7 @@ def write_shard(file: Path, batch: Batch) -> None:
     if parts.keys() - {"label"}:
         tensors |= {f"{CONDITION}{name}": value.contiguous() for name, value in parts.items()}
     tensors |= {f"{EXTRA}{name}": value.contiguous() for name, value in batch.extra.items()}
+    tensors |= {f"{STAMP}{name}": torch.tensor(value) for name, value in stamps.arrays().items()}
     try:
         write_tensors(tensors, file)
     except (OSError, SafetensorError) as error:
@@ -176,7 +186,7 @@ class Latents(Dataset):
         shards, self.entries = content.pop("shards"), content.pop("entries")
         self.description = describe(content)
         self.channels, self.size = self.description.channels, self.description.size
-        self.classes, self.preprocessing = self.description.classes, self.description.preprocessing
+        self.classes, self.preprocessing = all_nfc(self.description.classes), self.description.preprocessing
         self.values = PixelValues.read(self.description.values)
         self.shape = self.description.shape
         self.shards = [Shard(folder / "shards" / shard["file"], shard["bytes"]) for shard in shards]
@@ -200,6 +210,10 @@ class Latents(Dataset):
         }
         return Condition(**parts)
 
+    def stamps(self) -> Stamps:
+        checksums = np.array(self.checksums, np.int64)
+        return replace(super().stamps(), times=checksums, hashes=checksums + 1)  # 0 is an unknown hash
+
     def _place(self, i: int) -> tuple["Shard", int]:
         """The shard of entry i, and its row there."""
         number = int(np.searchsorted(self.starts, i, side="right")) - 1
@@ -220,10 +234,10 @@ class Latents(Dataset):
 class Shard:
     """One file of a cache."""
 
-    def __init__(self, file: Path, expected: int) -> None:
+    def __init__(self, file: Path, expected: int | None = None) -> None:
         self.file = file
         self.header = read_header(file)
-        if file.stat().st_size != expected:
+        if expected is not None and file.stat().st_size != expected:
             raise InputError(f"shard {file} does not have the length in the index; remove it and encode again")
         self.count = int(self.header["labels"]["shape"][0])
 
@@ -269,19 +283,32 @@ def describe(content: dict[str, Any]) -> Description:
     return Description(**values | {"shape": tuple(values["shape"]), "size": tuple(values["size"])})
 
 
-def keep_description(folder: Path, description: Description) -> None:
-    """Start a cache, or check that an existing one has the same description.
+def shard_stamps(file: Path) -> Stamps | None:
+    """The images of a shard; None if an earlier version wrote it, which kept no stamps.
 
     Raises:
-        InputError: the folder holds other files, or a cache with another description; the message lists the
-            differences.
+        InputError: the shard is missing or damaged.
+    """
+    shard = Shard(file)
+    names = [name for name in shard.header if name.startswith(STAMP)]
+    arrays = {name.removeprefix(STAMP): shard.column(name).numpy() for name in names}
+    return Stamps.from_arrays(arrays) if arrays else None
+
+
+def read_description(folder: Path) -> Description | None:
+    """The description of a cache; None if the folder is empty or new.
+
+    Raises:
+        InputError: the folder holds other files.
     """
     file = folder / DESCRIPTION
     if file.exists():
-        differences = description.differences(describe(json.loads(file.read_text(encoding="utf-8"))))
-        if differences:
-            raise InputError(f"{folder} holds another cache ({'; '.join(differences)}); give another folder")
-        return
+        return describe(json.loads(file.read_text(encoding="utf-8")))
     if not is_vacant(folder):
         raise InputError(f"{folder} is not empty and holds no cache; give another folder")
-    replace_text(file, json.dumps(description.content(), indent=1, ensure_ascii=False) + "\n")
+    return None
+
+
+def write_description(folder: Path, description: Description) -> None:
+    """Write the description of a cache, which marks its folder."""
+    replace_text(folder / DESCRIPTION, json.dumps(description.content(), indent=1, ensure_ascii=False) + "\n")

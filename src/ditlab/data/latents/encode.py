@@ -17,20 +17,23 @@ from ditlab.autoencoders.io import fingerprint, save_autoencoder
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.io import held, replacing
 from ditlab.core.progress import progress_bar
+from ditlab.core.spelling import absolute
+from ditlab.core.terminal import say
 from ditlab.core.types import Batch, Condition
 from ditlab.core.values import EIGHT_BITS
 from ditlab.data.base import Dataset, ahead
+from ditlab.data.identity import Stamps
 from ditlab.data.latents.cache import (
     DTYPES,
     INDEX,
     Description,
-    keep_description,
     read_index,
     shard_file,
     write_index,
     write_shard,
 )
-from ditlab.data.summary import Summary
+from ditlab.data.latents.refresh import EncodedImages, refresh
+from ditlab.data.summary import Summary, report_unreadable
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,11 @@ def encode(
     rank: int = 0,
     world: int = 1,
 ) -> Encoded:
-    """Encode all images of a data set into a cache; existing shards are kept.
+    """Encode all images of a data set into a cache; existing shards are kept unless their images have changed.
 
     Args:
         dataset: images or videos.
-        source: name of the data set, for the index.
+        source: the data source, or another name of the data set, for the index. If it has moved, the cache is kept.
         autoencoder: the autoencoder. The moments of its posterior are stored, so that each epoch samples new latents.
         out: folder of the cache; created if it does not exist.
         console: where progress is shown.
@@ -85,38 +88,51 @@ def encode(
         rank, world: index of this process, and number of processes.
 
     Raises:
-        InputError: the folder holds another cache or is in use, or a setting is invalid.
+        InputError: the folder holds another cache, also one of other images from another source; it is in use; or a
+            setting is invalid.
     """
     lookup(DTYPES, dtype, "dtype")
     if min(batch_size, shard) < 1:
         raise InputError(f"batch size {batch_size} and shard {shard}; give 1 or more")
     description = _describe(dataset, source, autoencoder, dtype, shard)
     with held(out, rank):
-        keep_description(out, description)
+        images = EncodedImages.of(dataset, description)
+        state = refresh(out, images)
         if rank == 0:
-            summary = Summary.of(dataset, source)
-            summary.show(console)
-            summary.write(out)
-        if rank == 0 and not (out / "autoencoder").exists():
-            with replacing(out / "autoencoder") as draft:
-                save_autoencoder(autoencoder, draft)
-        numbers = [n for n in range(rank, description.shards, world) if not shard_file(out, n).exists()]
+            prepare(out, dataset, source, autoencoder, console)
+        for note in state.notes if rank == 0 else ():
+            say(console, note)
+        own = range(rank, description.shards, world)
+        numbers = [n for n in own if n in state.stale or not shard_file(out, n).exists()]
         begun = any((out / "shards").glob("*.safetensors"))
         if rank == 0 and numbers:
             dataset.check(console, resumed=begun)
-        work = _encode_shards(numbers, dataset, autoencoder, description, out, console, batch_size)
-        complete = all(shard_file(out, number).exists() for number in range(description.shards))
+            report_unreadable(dataset, source, out, console)
+        work = _encode_shards(numbers, images, autoencoder, out, console, batch_size)
+        complete = all(shard_file(out, number).exists() for number in range(description.shards)) and not any(
+            images.changes(out, number) for number in state.stale.difference(own)
+        )
         if complete and not (out / INDEX).exists():
             write_index(out, description)
     entries = int(read_index(out)["entries"]) if complete else None
     return Encoded(work.images, work.seconds, work.waited, entries, out)
 
 
+def prepare(out: Path, dataset: Dataset, source: str, autoencoder: Latent, console: Console) -> None:
+    """Report what is encoded, and write what a cache holds beside its shards."""
+    summary = Summary.of(dataset, source)
+    summary.show(console)
+    summary.write(out)
+    if not (out / "autoencoder").exists():
+        with replacing(out / "autoencoder") as draft:
+            save_autoencoder(autoencoder, draft)
+
+
 def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, shard: int) -> Description:
     autoencoder.check_images(dataset.channels, dataset.values)
     channels, sides = autoencoder.latent_shape(dataset.channels, dataset.size)
     return Description(
-        source=source,
+        source=absolute(source),
         images=len(dataset),
         channels=dataset.channels,
         size=dataset.size,
@@ -132,21 +148,28 @@ def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, sh
 
 def _encode_shards(
     numbers: list[int],
-    dataset: Dataset,
+    images: EncodedImages,
     autoencoder: Latent,
-    description: Description,
     out: Path,
     console: Console,
     batch_size: int,
 ) -> Work:
     """Write the shards with these numbers."""
-    work, started = Work(), time.monotonic()
+    work, started, description = Work(), time.monotonic(), images.description
+    stamps: dict[int, Stamps] = {}
+
+    def fetch(indices: torch.Tensor) -> Batch:
+        number = int(indices[0]) // description.shard
+        if number not in stamps:  # before the images are read, so that a change in between is noticed next time
+            stamps[number] = images.of_shard(number)
+        return images.dataset.fetch_readable(indices)
+
     device = next(autoencoder.parameters()).device
     dtype = DTYPES[description.dtype]
     chunks = [
         (number, indices) for number in numbers for indices in torch.split(_indices(number, description), batch_size)
     ]
-    batches = _timed(ahead((indices for _, indices in chunks), dataset.fetch_readable), work)
+    batches = _timed(ahead((indices for _, indices in chunks), fetch), work)
     with progress_bar(console) as bar:
         task = bar.add_task("encoding", total=sum(len(indices) for _, indices in chunks))
         parts: list[Batch] = []
@@ -158,7 +181,7 @@ def _encode_shards(
             work.images += len(batch)
             bar.advance(task, len(indices))
             if indices[-1] == _indices(number, description)[-1]:
-                write_shard(shard_file(out, number), _joined(parts, description))
+                write_shard(shard_file(out, number), _joined(parts, description), stamps.pop(number))
                 parts = []
     work.seconds = time.monotonic() - started
     return work

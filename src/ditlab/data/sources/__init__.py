@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.spelling import expand
 from ditlab.data.decode import Raster
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import MIN_SIDE, Column, Source, Unreadable
@@ -63,7 +64,7 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
     Raises:
         InputError: the source does not exist, is empty, does not match the label file, or makes no use of a setting.
     """
-    settings, part = settings or Preparation(), Reading()
+    text, settings, part = expand(text), settings or Preparation(), Reading()
     source_class = find_source(text, settings)
     if source_class is None:
         raise InputError(f'no data at "{text}"; {nearest_path(text, "give an existing folder of images")}')

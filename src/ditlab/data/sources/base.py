@@ -18,9 +18,11 @@ from torch import Tensor
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import all_nfc, nfc
 from ditlab.data.decode import Raster as Raster
 from ditlab.data.decode import frames, stacked
 from ditlab.data.decode import open_image as open_image
+from ditlab.data.identity import Stamp
 from ditlab.data.reading import Reading
 
 MIN_SIDE = Preparation().min_side  # smaller images are icons or accidents
@@ -99,6 +101,14 @@ class Source(ABC):
     def raw(self, i: int) -> Image.Image | Raster:
         """Image i, opened and not necessarily decoded, or its pixels; it may raise any exception of its reader."""
 
+    def stamp(self, i: int) -> Stamp:
+        """Name, size and time of image i, without reading it; sources whose images may change override this."""
+        return Stamp(nfc(self.name(i)))
+
+    def content(self, i: int) -> bytes:
+        """The bytes of image i as they are stored, for a hash; sources with times in their stamps override this."""
+        return b""
+
     @final
     def read(self, i: int, min_side: int | None = None, pages: int = 1) -> Image.Image | Raster:
         """Image i, decoded.
@@ -153,13 +163,21 @@ def _reason(error: Exception) -> str:
 
 
 def natural(path: str | Path) -> list[tuple[int, str]]:
-    """Sort key that compares numbers by value: 2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+    """Sort key that compares numbers by value, 2 before 10, and that is the same in both encodings of a letter."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", nfc(str(path)))]
 
 
 def label_column(labels: Sequence[int], classes: list[str]) -> Column:
-    """A column of class indices."""
-    return Column(torch.tensor(labels, dtype=torch.long), classes)
+    """A column of class indices; names are composed (NFC).
+
+    Raises:
+        InputError: two classes have the same name, such as two folders whose names differ in their encoding only.
+    """
+    names = all_nfc(classes)
+    if len(set(names)) < len(set(classes)):
+        name = next(name for i, name in enumerate(names) if name in names[:i] and classes.count(classes[i]) == 1)
+        raise InputError(f'two classes have the name "{name}", in different encodings; rename one of them')
+    return Column(torch.tensor(labels, dtype=torch.long), names)
 
 
 def column_of_texts(texts: list[str], names: list[str] | None, where: str) -> Column:
@@ -176,6 +194,8 @@ def column_of_texts(texts: list[str], names: list[str] | None, where: str) -> Co
     """
     if not any(texts):
         return label_column([0] * len(texts), [])
+    texts = all_nfc(texts)
+    names = None if names is None else all_nfc(names)
     classes = names or sorted(set(texts), key=natural)
     labels = ClassLabels(len(classes), classes)
     index: dict[str, int] = {}

@@ -10,7 +10,9 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import all_nfc, nfc
 from ditlab.data.decode import Raster, open_image
+from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources.base import (
     PIXEL_SETTINGS,
@@ -89,6 +91,12 @@ class Folder(Source):
     def raw(self, i: int) -> Image.Image | Raster:
         return open_image(self.root / self.files[i])
 
+    def stamp(self, i: int) -> Stamp:
+        return file_stamp(f"{self.root}/{self.files[i]}", nfc(self.files[i]))
+
+    def content(self, i: int) -> bytes:
+        return (self.root / self.files[i]).read_bytes()
+
 
 @dataclass
 class Layout:
@@ -151,14 +159,15 @@ class Layout:
             InputError: an image has no label.
         """
         label_of = read_labels(table, column, reading)
-        if missing := [name for name in self.files if name not in label_of]:
+        names = all_nfc(self.files)
+        if missing := [name for name in names if name not in label_of]:
             raise InputError(
                 f"{printable(missing[0])} has no label ({len(missing)} without one); correct {table.path}, "
                 f'or set label_column to "{NONE}"'
             )
-        if extra := label_of.keys() - {*self.files}:
+        if extra := label_of.keys() - {*names}:
             reading.leave_out(min(extra), f"row of {table.path.name} without an image", len(extra))
-        labels = column_of_texts([label_of[name] for name in self.files], None, str(table.path))
+        labels = column_of_texts([label_of[name] for name in names], None, str(table.path))
         reading.conditions = classes_from(len(labels.classes), f"column {column} of {table.path.name}")
         if folders := [name for name in self.counts if name]:
             reading.notes.append(

@@ -10,7 +10,8 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.decode import Raster
+from ditlab.data.decode import Raster, open_image
+from ditlab.data.identity import Stamp, content_hash
 from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, column_of_texts, label_column
 from ditlab.data.sources.columns import CAPTIONS, IMAGES, LABELS, NONE, LabelTexts, choose, usual_columns
@@ -46,8 +47,9 @@ class HuggingFace(Source):
         if column is None:
             raise InputError(f"{title} is read without images; give another image_column than {NONE}")
         self.image_column = column
-        # The column may be set to return bytes.
-        self.table = table.select_columns([column]).cast_column(column, ImageColumn())
+        # As files, so that headers can be read without decoding the images.
+        self.table = table.select_columns([column]).cast_column(column, ImageColumn(decode=False))
+        self.fingerprint = content_hash(str(table._fingerprint).encode())  # of all rows
         self.columns = {"label": self._labels(table, settings)}
         if captions := self._captions(table, settings):
             self.columns["caption"] = captions
@@ -93,8 +95,15 @@ class HuggingFace(Source):
         return f"{self.title}[{i}]"
 
     def raw(self, i: int) -> Image.Image | Raster:
-        image: Image.Image = self.table[i][self.image_column]
-        return image
+        return open_image(self.content(i))
+
+    def stamp(self, i: int) -> Stamp:
+        return Stamp(str(i), 0, self.fingerprint)
+
+    def content(self, i: int) -> bytes:
+        stored = self.table[i][self.image_column]
+        content: bytes = stored["bytes"] or Path(stored["path"]).read_bytes()
+        return content
 
     def _labels(self, table: Any, settings: Preparation) -> Column:
         """The class labels: a column of classes, numbers or texts."""

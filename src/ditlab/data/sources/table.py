@@ -5,6 +5,7 @@ from typing import Self
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import all_nfc
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, column_of_texts
 from ditlab.data.sources.columns import NONE
@@ -35,13 +36,15 @@ class Table(Folder):
         texts = [""] * len(files)
         if column is not None:
             label_of = read_labels(table, column, reading)
-            for missing, names in (("label", set(files) - label_of.keys()), ("image", label_of.keys() - set(files))):
+            composed = all_nfc(files)
+            both = {"label": set(composed) - label_of.keys(), "image": label_of.keys() - set(composed)}
+            for missing, names in both.items():
                 if names:
                     name = printable(min(names))
                     raise InputError(
                         f"{name} has no {missing} ({len(names)} without one); correct {table.path} or {root}"
                     )
-            texts = [label_of[name] for name in files]
+            texts = [label_of[name] for name in composed]
         elif settings.label_column != NONE:
             raise table.lacks("a column of labels")
         source = cls(root, files)

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.spelling import all_nfc, nfc
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import Column
 from ditlab.data.sources.columns import CAPTIONS, FILES, LABELS, NONE, LabelTexts, choose, usual_columns
@@ -110,12 +111,12 @@ def metadata_of(root: Path, reading: Reading) -> TableFile | None:
 
 
 def read_column(table: TableFile, column: str) -> Iterator[tuple[str, Any]]:
-    """The pairs (file name, value) of a table; "./a.png" is the file "a.png"."""
+    """The pairs (file name, value) of a table; "./a.png" is the file "a.png". Names are composed (NFC)."""
     files = table.file_column()
     for row in table.rows():
         if row.get(files) in (None, ""):
             raise table.lacks(f"a file name in the row {str(row)[:60]}")
-        yield posixpath.normpath(str(row[files]).strip()), row.get(column)
+        yield nfc(posixpath.normpath(str(row[files]).strip())), row.get(column)
 
 
 def read_labels(table: TableFile, column: str, reading: Reading) -> dict[str, str]:
@@ -156,7 +157,7 @@ def read_captions(table: TableFile, files: list[str], settings: Preparation, rea
     if column is None:
         return None
     caption_of = {name: value for name, value in read_column(table, column) if value is not None}
-    captions = [caption_of.get(name, "") for name in files]
+    captions = [caption_of.get(name, "") for name in all_nfc(files)]
     note_captions(sum(bool(caption) for caption in captions), f"column {column} of {table.path.name}", reading)
     return Column(captions)
 

@@ -12,7 +12,9 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.spelling import nfc
 from ditlab.data.decode import Raster, open_image
+from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, column_of_texts
 from ditlab.data.sources.columns import NONE, LabelTexts
@@ -94,9 +96,8 @@ class TarShards(Source):
         if not shards or missing:
             count = f" ({len(missing)} of {len(shards)} are missing)" if 0 < len(missing) < len(shards) else ""
             name = missing[0] if count else text
-            raise InputError(
-                f'no tar file "{name}"{count}; {nearest_path(name, "give an existing file, folder or pattern")}'
-            )
+            remedy = "give an existing file, folder or pattern"
+            raise InputError(f'no tar file "{name}"{count}; {remedy if count else nearest_path(name, remedy)}')
         if other := [shard for shard in shards if shard.suffix != ".tar"]:
             raise InputError(f"{other[0]} is no tar file, but {text} matches tar files too; give another pattern")
         source = cls(shards, settings)
@@ -108,8 +109,16 @@ class TarShards(Source):
         return printable(f"{self.shards[self.places[i][0]].name}:{self.places[i][1]}")
 
     def raw(self, i: int) -> Image.Image | Raster:
+        return open_image(io.BytesIO(self.content(i)))
+
+    def stamp(self, i: int) -> Stamp:
+        number, name, _, length = self.places[i]
+        shard = self.shards[number]
+        return file_stamp(shard, nfc(f"{shard.name}:{name}"))._replace(size=length)
+
+    def content(self, i: int) -> bytes:
         number, _, offset, length = self.places[i]
-        return open_image(io.BytesIO(read_part(self.shards[number], offset, length)))
+        return read_part(self.shards[number], offset, length)
 
     def _labels(self, listings: list[Listing], settings: Preparation) -> Column:
         """The labels in .cls or .json members; without them, the class folders in the shards."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.registry import Registry
+from ditlab.core.spelling import expand
 from ditlab.diffusion.process import DDPM, Process, process_name
 
 
@@ -79,13 +80,13 @@ def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -
     if steps < 1:
         raise InputError(f"{steps} sampling steps; give 1 or more")
     if name.endswith(".json"):
-        return read_grid(Path(name), process, steps, last_time)
+        return read_grid(Path(expand(name)), process, steps, last_time)
     return SCHEDULES.find(name)(process, steps) * last_time
 
 
 def grid_identity(name: str, steps: int) -> str | list[float]:
     """Return what identifies a schedule in records: its name, or the times in its file, which may be overwritten."""
-    return tabulated_times(Path(name), steps)[0] if name.endswith(".json") else name
+    return tabulated_times(Path(expand(name)), steps)[0] if name.endswith(".json") else name
 
 
 def read_grid(file: Path, process: Process, steps: int, last_time: float) -> Tensor:

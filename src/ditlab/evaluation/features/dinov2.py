@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.core.weights import state_hash
 from ditlab.evaluation.features.base import Extracted, Features
 
@@ -70,7 +71,7 @@ def read(source: str) -> Any:
         InputError: the model cannot be loaded, or is not a DINOv2 model.
     """
     transformers, remedy = transformers_library(), f"give a folder with a download of {DEFAULT} as feature weights"
-    folder = Path(source).expanduser()
+    folder = Path(expand(source))
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise InputError(f"{source} is neither a folder nor a hub id; {remedy}")
     source = str(folder) if folder.is_dir() else source

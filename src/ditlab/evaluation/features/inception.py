@@ -25,6 +25,7 @@ from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
 from ditlab.core.modules import skip_init
+from ditlab.core.spelling import expand
 from ditlab.core.terminal import make_console
 from ditlab.evaluation.features.base import Extracted, Features
 
@@ -257,9 +258,9 @@ def resize(x: Tensor, side: int) -> Tensor:
 def find(weights: str) -> Path:
     """Path of the weights: the argument, the environment variable, or the cache, to which they are downloaded."""
     if weights:
-        return Path(weights).expanduser()
+        return Path(expand(weights))
     if named := os.environ.get(VARIABLE):
-        return Path(named).expanduser()
+        return Path(expand(named))
     cached = cache_folder() / FILE
     if not cached.exists():
         download(cached)

@@ -1,0 +1,52 @@
+"""Spellings of one path or name: `~`, relative and absolute paths, composed and decomposed Unicode."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from ditlab.core.errors import InputError
+
+
+def nfc(text: str) -> str:
+    """The composed form of a name (NFC). macOS stores file names decomposed, and keyboards type composed letters."""
+    return unicodedata.normalize("NFC", text)
+
+
+def all_nfc(names: Iterable[str]) -> list[str]:
+    """The composed form of all names."""
+    return [nfc(name) for name in names]
+
+
+def expand(path: str) -> str:
+    """Replace a leading `~` or `~user` of a path by the home folder; other texts are returned unchanged.
+
+    The shell does this only for words that begin with `~`, and not after `=` or in recipes.
+
+    Raises:
+        InputError: the home folder is not known.
+    """
+    prefix = "hf:" if path.startswith("hf:~") else ""
+    rest = path.removeprefix(prefix)
+    if not rest.startswith("~"):
+        return path
+    try:
+        return f"{prefix}{Path(rest).expanduser()}"
+    except RuntimeError:
+        user = re.split(r"[/\\]", rest)[0]
+        raise InputError(
+            f"{path}: the home folder {user} is not known; give the whole path, or ./{rest} for a file of this name"
+        ) from None
+
+
+def same_place(a: str, b: str) -> bool:
+    """Whether two texts are the same name, or spellings of the same path."""
+    return a == b or bool(a and b and os.path.realpath(expand(a)) == os.path.realpath(expand(b)))
+
+
+def absolute(text: str) -> str:
+    """The absolute spelling of an existing path, or of a pattern in an existing folder; other names are unchanged."""
+    path = Path(expand(text))
+    pattern = any(sign in path.name for sign in "*?[{") and path.parent.is_dir()
+    return os.path.abspath(path) if pattern or path.exists() else text

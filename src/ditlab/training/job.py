@@ -1,0 +1,58 @@
+"""A training run, whose parts the stages of the setup fill in."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ditlab.backbones import Backbone
+from ditlab.config.sections import Recipe
+from ditlab.core.terminal import say
+from ditlab.data import Dataset
+from ditlab.inference.pipeline import Pipeline
+from ditlab.training.callbacks import Callback
+from ditlab.training.context import TrainingContext
+from ditlab.training.parallel import Place
+from ditlab.training.run_folder import RunFolder
+from ditlab.training.state import TrainState
+
+
+@dataclass
+class Job:
+    """A training run, whose parts the stages of the setup fill in one after the other."""
+
+    recipe: Recipe
+    folder: RunFolder
+    place: Place
+    console: Console
+    changes: bool = False  # whether settings may have changed since the run began
+    callbacks: Sequence[Callback] = ()
+    given_data: Dataset | None = None  # replaces the data source of the recipe
+    dataset: Dataset = field(init=False)
+    source: Pipeline | None = field(init=False, default=None)  # the model that training starts from
+    resumed: bool = field(init=False, default=False)  # whether `source` is a checkpoint of this run
+    pipe: Pipeline = field(init=False)
+    run: TrainingContext = field(init=False)
+    state: TrainState = field(init=False)
+    trial: Callable[[torch.dtype], None] = field(init=False)
+
+    @property
+    def net(self) -> Backbone:
+        """The network that is trained."""
+        return self.run.net
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has seen all images of the recipe."""
+        return self.state.seen >= self.recipe.train.images
+
+    @property
+    def skipped_images(self) -> Path:
+        """File in which this process lists images that cannot be read."""
+        return self.folder.folder / ("skipped.csv" if self.place.first else f"skipped-{self.place.rank}.csv")
+
+    def say(self, line: str) -> None:
+        """Print a line on the console."""
+        say(self.console, line)
