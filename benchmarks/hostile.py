@@ -147,9 +147,9 @@ class Attack:
 
     async def run(self, requests: int) -> dict[str, Any]:
         """Send this number of requests, and measure."""
-        ended, health = SPAWN.Event(), SPAWN.Queue()
-        watching = SPAWN.Process(target=watch, args=(self.server.address, ended, health))
-        watching.start()
+        ready, ended, health = SPAWN.Event(), SPAWN.Event(), SPAWN.Queue()
+        SPAWN.Process(target=watch, args=(self.server.address, ready, ended, health)).start()
+        ready.wait()
         started = time.perf_counter()
         async with connected(self.server) as client:
 
@@ -258,9 +258,10 @@ class Attack:
         return writer
 
 
-def watch(address: str, ended: "Event", health: "Queue[Any]") -> None:
+def watch(address: str, ready: Event, ended: Event, health: "Queue[Any]") -> None:
     """Request /health, each time over a new connection; in a process of its own, so that no other client delays it."""
     seconds, failures = [], Counter[str]()
+    ready.set()
     while not ended.wait(0.05):
         started = time.perf_counter()
         try:

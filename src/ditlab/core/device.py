@@ -36,6 +36,18 @@ def keep_freed_memory() -> None:
     mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
+def release_freed_memory() -> None:
+    """Return the freed memory that the C library has kept to the system.
+
+    It takes milliseconds. With other C libraries than glibc this does nothing.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim(0)
+
+
 def pick_device(name: str) -> "torch.device":
     """Return the device of a name; "auto" is the accelerator, or the CPU if the machine has none.
 

@@ -1,5 +1,6 @@
 """Middleware that checks requests before their bodies are read, security headers, and error responses as JSON."""
 
+import asyncio
 import hmac
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ditlab.core.device import release_freed_memory
 from ditlab.core.errors import InputError
 from ditlab.server.bodies import TEXT
 from ditlab.server.generation import Limits
@@ -72,6 +74,8 @@ class Guard:
             await self.app(scope, receive, with_headers)
         finally:
             self.large -= large
+            if large:  # otherwise each thread keeps the memory of its largest body
+                asyncio.get_running_loop().run_in_executor(None, release_freed_memory)
 
     def reject(self, path: str, method: str, headers: Headers) -> JSONResponse | None:
         """The response to a request that is rejected; None for a request that is not."""
