@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.terminal import app, say, say_note
 from ditlab.config.values import Location, Whole
-from ditlab.core.device import pick_device
+from ditlab.core.device import pick_device, share_freed_memory
 from ditlab.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def serve(
     except ImportError as error:
         raise InputError(f"the service needs {error.name}; pip install 'ditlab[server]'") from None
 
+    share_freed_memory()
     options = (options or Serving()).current()
     token = options.token or os.environ.get("DITLAB_TOKEN", "")
     if options.host not in LOOPBACK and not token and not options.open_to_all:
