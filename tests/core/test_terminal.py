@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ditlab.cli.terminal import fail
 from ditlab.config.reader import parse_recipe
-from ditlab.core.terminal import LineConsole, make_console, say
+from ditlab.core.terminal import LineConsole, make_console, printable, say
 from ditlab.training import train
 
 COMMAND = "ditlab sample runs/demo --out samples --labels " + " ".join(map(str, range(60)))  # 215 characters
@@ -55,3 +56,12 @@ def test_the_log_of_a_run_has_whole_lines(tmp_path, capsys, monkeypatch):
     assert lines[3].endswith(" s left")
     assert lines[5] == f"{folder} is already trained on 32 images; raise train.images to continue"
     assert len(lines) == 6
+
+
+def test_control_characters_are_shown_as_escapes(capsys):
+    name = "a\x1b]0;title\x07\x1b[31m\r\x9b2J\u202e\u2028é\t中\nb"
+    expected = "a\\x1b]0;title\\x07\\x1b[31m\\x0d\\x9b2J\\u202e\\u2028é\t中\nb"
+    assert printable(name) == expected.replace("\\x0d", "\\r")
+    with pytest.raises(SystemExit):
+        fail(f'unknown class "{name}"', 2)
+    assert capsys.readouterr().err == f'ditlab: unknown class "{printable(name)}"\n'

@@ -206,3 +206,14 @@ def test_images_that_cannot_be_read(tmp_path):
     Image.new("1", (9000, 9000)).save(content, format="PNG")
     with pytest.raises(InputError, match="9000x9000 pixels; give one of at most 64,000,000"):
         read_image(content)
+
+
+def test_an_image_that_is_too_narrow_to_be_resized_is_refused(pipe):
+    line = (
+        "the image has 1000001x1 pixels, and would have 8000008x8 when it is resized to cover 8x8; crop it to at most "
+        "64,000,000 pixels in all"
+    )
+    with pytest.raises(InputError) as raised:
+        pipe(0, image=Image.new("L", (1_000_001, 1)))
+    assert str(raised.value) == line
+    assert pipe(0, image=Image.new("L", (100_000, 1)), num_inference_steps=2).images[0].size == (8, 8)

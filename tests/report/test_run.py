@@ -16,7 +16,7 @@ from ditlab.cli import main
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
-from ditlab.report.html import figure
+from ditlab.report.html import figure, page
 from ditlab.report.run import Progress, blocks, progress, read_metrics, sparkline, view
 from ditlab.training import train
 from ditlab.training.trackers import flat
@@ -164,6 +164,13 @@ def test_the_page_of_a_run_stands_alone(run):
     checked = Checked()
     checked.feed(page.replace("/>", ">"))
     assert checked.stack == []
+
+
+def test_words_of_the_page_in_its_content_stay_as_they_are():
+    content = page("BODY of <TITLE>", "<p>STYLE, TITLE and BODY, \\1</p>", "p { content: 'BODY' }")
+    assert content.count("<title>BODY of &lt;TITLE&gt;</title>") == 1
+    assert content.count("<body>\n<p>STYLE, TITLE and BODY, \\1</p>\n</body>") == 1
+    assert content.count("p { content: 'BODY' }</style>") == 1
 
 
 def test_a_curve_goes_from_corner_to_corner():

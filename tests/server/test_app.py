@@ -195,8 +195,8 @@ class TestRejection:
     @pytest.mark.parametrize(
         ("body", "code", "words"),
         [
-            (b"[" * 100_000, 400, "error parsing the body"),
-            (b'{"seed": ' + b"9" * 5000 + b"}", 400, "error parsing the body"),
+            (b"[" * 100_000, 422, "the body is nested too deeply"),
+            (b'{"seed": ' + b"9" * 5000 + b"}", 422, "the body has a number with too many digits"),
             (b'{"seed": 9007199254740992}', 422, "seeds.0: Input should be less than 9007199254740992"),
             (b"\xff\xfe", 422, "the body is not JSON: Expecting value at character 0"),
             (b'{"prompt": "\\ud800"}', 422, "unable to parse raw data as a unicode string"),
@@ -682,7 +682,7 @@ def test_the_openapi_description_is_complete_and_has_examples(pipe):
     operations = {path: operation for path, item in document["paths"].items() for operation in item.values()}
     assert {path for path, operation in operations.items() if "security" not in operation} == {"/health", "/ready"}
     assert operations["/v1/images/generations"]["responses"].keys() == {
-        "200", "400", "401", "411", "413", "422", "429", "503",
+        "200", "400", "401", "403", "411", "413", "422", "429", "503",
     }  # fmt: skip
     for operation in operations.values():
         assert operation["description"]
@@ -786,7 +786,13 @@ class TestProcess:
         started = start()
         assert started["address"] == "127.0.0.1"
         with TestClient(started["app"]) as client:
-            assert client.get("/v1/models").status_code == 200
+            assert client.get("/v1/models").status_code == 403  # the name of this client's service is testserver
+            assert client.get("/v1/models", headers={"host": "localhost:7860"}).status_code == 200
+        named = start("--allowed-hosts", "testserver", "*.example.com")["app"]
+        with TestClient(named) as client:
+            hosts = ("testserver", "a.example.com", "localhost", "example.com")
+            codes = [client.get("/v1/models", headers={"host": host}).status_code for host in hosts]
+            assert codes == [200, 200, 200, 403]
         by_option = start("--host=0.0.0.0", "--token=sesame")["app"]
         monkeypatch.setenv("DITLAB_TOKEN", "sesame")
         by_environment = start("--host=0.0.0.0")["app"]
@@ -800,6 +806,8 @@ class TestProcess:
 
     def test_limits_are_options_and_their_earlier_names_are_noted(self, start, capsys):
         names = ("images", "steps", "seconds", "requests", "rows")
+        others = start("--max-pixels=7", "--max-connections=8", "--client-seconds=9")["app"].state.service.limits
+        assert (others.pixels, others.connections, others.client_seconds) == (7, 8, 9.0)
         limits = start(*(f"--max-{name}={i}" for i, name in enumerate(names, start=2)))["app"].state.service.limits
         assert [getattr(limits, name) for name in names] == [2, 3, 4.0, 5, 6]
         assert "now" not in capsys.readouterr().err

@@ -13,13 +13,17 @@ from ditlab.server.generation import Limits
 
 TOKEN = {"Authorization": "Bearer sesame"}
 # Requests that match the description can still be rejected with 400, for example for an unknown class.
-TAKEN = ["2xx", "400", "401", "404", "429"]
+TAKEN = ["2xx", "400", "401", "404", "413", "429"]  # 413: some generated bodies are too long
+REJECTED = ["400", "401", "404", "405", "413", "422", "429"]
 SETTINGS = {
     "headers": TOKEN,
     "max-time": 120,
     "continue-on-failure": True,
     "generation": {"max-examples": 200},
-    "checks": {"positive_data_acceptance": {"expected-statuses": TAKEN}},
+    "checks": {
+        "positive_data_acceptance": {"expected-statuses": TAKEN},
+        "negative_data_rejection": {"expected-statuses": REJECTED},
+    },
 }
 
 

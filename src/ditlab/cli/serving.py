@@ -11,10 +11,13 @@ from cyclopts import Parameter
 
 from ditlab.cli.terminal import app, say, say_note
 from ditlab.config.values import Location, Whole
-from ditlab.core.device import pick_device
+from ditlab.core.device import pick_device, share_freed_memory
 from ditlab.core.errors import InputError
 
 if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
     from ditlab.inference.base import BasePipeline
     from ditlab.server.generation import Limits
 
@@ -51,6 +54,16 @@ class Serving:
     """Largest number of requests at the same time; further requests are rejected with status 429."""
     max_rows: Whole = 64
     """Largest number of batch rows per network call; an image with guidance has two."""
+    max_pixels: Whole = 16_000_000
+    """Largest number of pixels of an image or mask in a request."""
+    max_connections: Whole = 200
+    """Largest number of open connections; for a new one, the connection that has waited longest for its client ends."""
+    client_seconds: float = 30.0
+    """Longest time in seconds for a client to send a request, and to read 64 KiB of a response."""
+    allowed_hosts: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    """Names under which clients reach the service, such as example.com or *.example.com; * allows all. By default, all
+    names with a token, and otherwise localhost, the name of this machine unless the service listens on localhost, and
+    all IP addresses."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the networks; auto uses the faster one."""
     device: str = "auto"
@@ -80,6 +93,9 @@ class Serving:
             seconds=self.max_seconds,
             requests=self.max_requests,
             rows=self.max_rows,
+            pixels=self.max_pixels,
+            connections=self.max_connections,
+            client_seconds=self.client_seconds,
         )
 
 
@@ -103,22 +119,40 @@ def serve(
         import uvicorn
 
         from ditlab.server.app import create_app
+        from ditlab.server.hosts import LOOPBACK, hosts_of
     except ImportError as error:
         raise InputError(f"the service needs {error.name}; pip install 'ditlab[server]'") from None
 
+    share_freed_memory()
     options = (options or Serving()).current()
     token = options.token or os.environ.get("DITLAB_TOKEN", "")
-    if options.host not in ("127.0.0.1", "::1", "localhost") and not token and not options.open_to_all:
+    if options.host not in LOOPBACK and not token and not options.open_to_all:
         raise InputError(
             f"other machines can connect to --host {options.host}; add --token TOKEN, or --open-to-all to allow that"
         )
+    limits = options.limits()
+    hosts = hosts_of(options.host, socket.gethostname(), options.allowed_hosts, token)
     listening = listen(options.host, options.port)
     loaded, runs = open_models(models, options)
     host = "[::1]" if options.host == "::1" else options.host
     say(f"{', '.join([*loaded] or runs)} at http://{host}:{listening.getsockname()[1]}; stop with Ctrl-C")
-    application = create_app(loaded, options.limits(), token, runs)
-    settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=10)
-    uvicorn.Server(settings).run(sockets=[listening])
+    application = create_app(loaded, limits, token, runs, hosts)
+    uvicorn.Server(server_config(application, limits)).run(sockets=[listening])
+
+
+def server_config(application: "FastAPI", limits: "Limits") -> "uvicorn.Config":
+    """The settings of the HTTP server."""
+    import uvicorn
+
+    from ditlab.server.connections import bounded
+
+    return uvicorn.Config(
+        application,
+        http=bounded(limits.client_seconds, limits.connections),
+        ws="none",
+        log_level="warning",
+        timeout_graceful_shutdown=10,
+    )
 
 
 def open_models(models: Sequence[str], options: Serving) -> tuple["dict[str, BasePipeline]", dict[str, Path]]:

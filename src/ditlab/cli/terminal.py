@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from ditlab.cli.recipes import recipe_config
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
-from ditlab.core.terminal import make_console
+from ditlab.core.terminal import make_console, printable
 from ditlab.core.terminal import say as print_line
 from ditlab.core.version import __version__
 
@@ -81,5 +81,5 @@ def command() -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one line on standard error, and exit."""
-    print(f"ditlab: {message}", file=sys.stderr)
+    print(f"ditlab: {printable(message)}", file=sys.stderr)
     sys.exit(code)

@@ -20,6 +20,7 @@ GROUP_FILES = {  # limit, use, and the part of the use that the system releases,
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt(3)
+ARENA_MAX = -8  # an option of mallopt
 
 
 def keep_freed_memory() -> None:
@@ -34,6 +35,31 @@ def keep_freed_memory() -> None:
         return
     mallopt(MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
     mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def share_freed_memory() -> None:
+    """Let all threads use the same two heaps. Call it once, before there are threads.
+
+    With glibc, each thread has a heap of its own by default, which keeps pieces of the largest work that it has done: a
+    service with many threads grows. With other C libraries this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(ARENA_MAX, 2)
+
+
+def release_freed_memory() -> None:
+    """Return the freed memory that the C library has kept to the system.
+
+    It takes milliseconds. With other C libraries than glibc this does nothing.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim(0)
 
 
 def pick_device(name: str) -> "torch.device":

@@ -1,10 +1,12 @@
 """Consoles for lines, tables and progress."""
 
+import re
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # but not tab and line feed
 WIDE = 1000  # columns of a table in a file or pipe, which need not fit a screen
 
 
@@ -31,4 +33,12 @@ def make_console(*, stderr: bool = False) -> Console:
 
 def say(console: Console, line: str) -> None:
     """Print a line of text on any console, without markup, colors and line breaks."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Replace control characters by escapes such as \\x1b.
+
+    A name from a data set or a model can have them. They would change the title, the colors or the text of a terminal.
+    """
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -26,6 +26,7 @@ from ditlab.diffusion.process import Process, per_image
 from ditlab.diffusion.samplers import Sampler
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # formats whose decoders print nothing if a file is damaged
+PIXELS = 64_000_000  # most pixels of an image
 PIECES = 10  # number of resampled parts of the schedule; RePaint's 25 parts are too short if there are few steps
 
 
@@ -173,7 +174,10 @@ def path_of(image: Image.Image) -> str:
 
 
 def read_image(
-    file: Path | BinaryIO, limit: int = 64_000_000, formats: tuple[str, ...] = (*FORMATS, "TIFF")
+    file: Path | BinaryIO,
+    limit: int = PIXELS,
+    formats: tuple[str, ...] = (*FORMATS, "TIFF"),
+    size: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Read and decode an image file.
 
@@ -181,6 +185,7 @@ def read_image(
         file: path, or an open binary file.
         limit: largest number of pixels, because a small file may decode to billions.
         formats: accepted formats, with Pillow's names.
+        size: height and width to which the image will be resized; an image that is too narrow is not decoded.
 
     Raises:
         InputError: the file does not exist, is no image, or has too many pixels.
@@ -190,7 +195,11 @@ def read_image(
         image = Image.open(file, formats=formats)
         if image.width * image.height > limit:
             raise InputError(f"{name} has {image.width}x{image.height} pixels; give one of at most {limit:,} in all")
+        if size is not None:
+            check_sides(image.size, size, limit)
         image.load()
+    except InputError:  # which is a ValueError too
+        raise
     except FileNotFoundError:
         remedy = nearest_path(file, "give another path") if isinstance(file, Path) else "give another path"
         raise InputError(f"there is no image {name}; {remedy}") from None
@@ -204,12 +213,34 @@ def read_image(
 read_picture = read_image  # the name in version 0.1
 
 
+def check_sides(sides: tuple[int, int], size: tuple[int, int], limit: int = PIXELS) -> None:
+    """Check that an image is not so narrow that it becomes too large when it is resized to cover a size.
+
+    Args:
+        sides: width and height of the image.
+        size: height and width to cover.
+        limit: largest number of pixels.
+
+    Raises:
+        InputError: it is.
+    """
+    (width, height), (target_height, target_width) = sides, size
+    scale = max(target_width / width, target_height / height)
+    covering = round(scale * width), round(scale * height)
+    if covering[0] * covering[1] > limit:
+        raise InputError(
+            f"the image has {width}x{height} pixels, and would have {covering[0]}x{covering[1]} when it is resized to "
+            f"cover {target_width}x{target_height}; crop it to at most {limit:,} pixels in all"
+        )
+
+
 def as_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> Tensor:
     """Resize and crop an image to a tensor (1, C, H, W) uint8."""
     # Imported here, because sampling from noise does not need these modules, which take 2 % of the start-up time.
     from ditlab.data.preprocess import Preprocess
     from ditlab.data.sources import Unreadable
 
+    check_sides(image.size, size)
     try:
         array = Preprocess(size, channels=channels)(image)
     except (Unreadable, OSError) as error:

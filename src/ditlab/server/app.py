@@ -1,7 +1,7 @@
 """The HTTP application: routes that image services share, with server-sent events for previews.
 
-It listens on localhost by default. Tokens are compared in constant time, bodies are limited before they are read, and
-every error is one JSON object with a message, never a traceback.
+Hosts, origins and tokens are checked and bodies are limited before they are read. Every error is one JSON object with a
+message, never a traceback.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from fastapi.security import HTTPBearer
 from ditlab.core.version import __version__
 from ditlab.inference.base import BasePipeline
 from ditlab.server.generation import Limits
+from ditlab.server.hosts import Hosts
 from ditlab.server.metrics import PrometheusMetrics
 from ditlab.server.middleware import Guard, add_error_handlers
 from ditlab.server.responses import errors
@@ -27,6 +28,7 @@ def create_app(
     limits: Limits | None = None,
     token: str = "",
     runs: Mapping[str, Path] | None = None,
+    hosts: Hosts | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -35,6 +37,7 @@ def create_app(
         limits: of requests.
         token: that every request must have; empty for none.
         runs: folders of training runs by name, of which the progress is shown.
+        hosts: names of the service, to which requests must be addressed; None for any name.
     """
     limits, metrics = limits or Limits(), PrometheusMetrics()
     service = Service(models, limits, metrics)
@@ -55,11 +58,11 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service, app.state.metrics, app.state.runs = service, metrics, dict(runs or {})
-    app.add_middleware(Guard, body=limits.body, token=token, public=PUBLIC)
+    app.add_middleware(Guard, limits=limits, token=token, public=PUBLIC, hosts=hosts or Hosts())
     add_error_handlers(app, limits)
-    app.include_router(public)
+    app.include_router(public, responses=errors(403))
     # `Guard` checks the token; this only describes it.
     security = [Security(HTTPBearer(auto_error=False))] if token else []
-    app.include_router(api, dependencies=security, responses=errors(401) if token else {})
+    app.include_router(api, dependencies=security, responses=errors(403, *([401] if token else [])))
     add_page(app)
     return app

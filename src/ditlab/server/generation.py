@@ -28,6 +28,8 @@ class Limits:
     body: int = 16 * 2**20  # bytes
     pixels: int = 16_000_000  # of an image in a request
     rows: int = 64  # of a network call
+    connections: int = 200  # open at the same time; some systems allow a process 256 files
+    client_seconds: float = 30.0  # to send a request, and to read a part of a response
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,9 @@ def start_image(pipe: BasePipeline, request: GenerationRequest, most: int) -> Or
     Raises:
         InputError: a file that is not an image or too large, or a mask without an image.
     """
+    size = pipe.picture_shape[1]
     image, mask = (
-        None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS)
+        None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS, size)
         for name in ("image", "mask")
     )
     if image is not None:

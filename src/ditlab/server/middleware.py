@@ -1,5 +1,6 @@
 """Middleware that checks requests before their bodies are read, security headers, and error responses as JSON."""
 
+import asyncio
 import hmac
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -11,8 +12,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ditlab.core.device import release_freed_memory
 from ditlab.core.errors import InputError
+from ditlab.server.bodies import TEXT
 from ditlab.server.generation import Limits
+from ditlab.server.hosts import Hosts
 from ditlab.server.responses import error_body
 from ditlab.server.service import Busy, Failed
 
@@ -21,33 +25,41 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     ),
 }
 TAGS = ("constrained-", "function-")  # pydantic's names for the alternatives of a union, which are no part of a path
+BODIES = 4  # largest bodies in progress; each needs about three times its length in memory
 LONGEST = 1000  # characters of a message
 
 
 class Guard:
-    """Rejects requests without a valid token and with too long bodies before they are read, and adds headers."""
+    """Rejects requests for other hosts, from other sites, without a valid token, and with too long bodies.
 
-    def __init__(self, app: ASGIApp, body: int, token: str, public: Collection[str]) -> None:
+    It does so before their bodies are read, and adds headers to all responses.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, token: str, public: Collection[str], hosts: Hosts) -> None:
         """Middleware around an application.
 
         Args:
             app: the application.
-            body: bytes that a body may have.
+            limits: of a body, and of all large bodies of requests in progress, which need memory.
             token: that requests must have; empty for none.
-            public: paths that need no token.
+            public: paths that need no token, and to which links of other sites may lead.
+            hosts: names of the service.
         """
-        self.app, self.body, self.token, self.public = app, body, token, public
+        self.app, self.limits, self.token, self.public, self.hosts = app, limits, token, public, hosts
+        self.large = 0  # bytes of the large bodies of requests in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if (rejection := self.reject(scope["path"], Headers(scope=scope))) is not None:
+        headers = Headers(scope=scope)
+        if (rejection := self.reject(scope["path"], scope["method"], headers)) is not None:
             await rejection(scope, receive, send)
             return
 
@@ -56,20 +68,40 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        large = large_length(int(headers.get("content-length", "0")))
+        self.large += large
+        try:
+            await self.app(scope, receive, with_headers)
+        finally:
+            self.large -= large
+            if large:  # otherwise each thread keeps the memory of its largest body
+                asyncio.get_running_loop().run_in_executor(None, release_freed_memory)
 
-    def reject(self, path: str, headers: Headers) -> JSONResponse | None:
+    def reject(self, path: str, method: str, headers: Headers) -> JSONResponse | None:
         """The response to a request that is rejected; None for a request that is not."""
+        public = path in self.public
+        if (message := self.hosts.rejection(headers, public and method in ("GET", "HEAD"))) is not None:
+            return error_response(403, message)
         if "transfer-encoding" in headers:
             return error_response(411, "send the body with Content-Length, not in chunks")
         length = headers.get("content-length", "0")  # int() raises for some thousand digits
-        if not (length.isdecimal() and len(length) < 20 and int(length) <= self.body):
-            return error_response(413, f"the body has {length[:20]} bytes; the limit is {self.body}")
-        token = headers.get("authorization", "").removeprefix("Bearer ")
-        if self.token and path not in self.public and not hmac.compare_digest(token.encode(), self.token.encode()):
+        if not (length.isdecimal() and len(length) < 20 and int(length) <= self.limits.body):
+            return error_response(413, f"the body has {length[:20]} bytes; the limit is {self.limits.body}")
+        if self.token and not public and not self.has_token(headers.get("authorization", "")):
             message = "a token is required: Authorization: Bearer TOKEN"
             return error_response(401, message, {"WWW-Authenticate": "Bearer"})
+        large = large_length(int(length))
+        if large and self.large + large > BODIES * self.limits.body:
+            message = f"images of {self.large} bytes are in progress, which is near the limit; try again in 1 s"
+            return error_response(429, message, {"Retry-After": "1"})
         return None
+
+    def has_token(self, authorization: str) -> bool:
+        """Whether a header has the token, after the word Bearer in any case."""
+        scheme, _, token = authorization.partition(" ")
+        # Headers are decoded as Latin-1, and the token is sent as UTF-8.
+        same = hmac.compare_digest(token.strip(" ").encode("latin-1"), self.token.encode())
+        return same and scheme.lower() == "bearer"
 
 
 def add_error_handlers(app: FastAPI, limits: Limits) -> None:
@@ -122,6 +154,11 @@ def validation_message(errors: Sequence[Any]) -> str:
 
     messages = dict.fromkeys(error["msg"] for error in errors if path(error) == path(first))
     return f"{path(first)[:200]}: {', or: '.join(messages)}"
+
+
+def large_length(length: int) -> int:
+    """Bytes of a body that count against the limit of all; small bodies do not."""
+    return length if length > TEXT else 0
 
 
 def error_response(code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -62,6 +62,10 @@ METRICS_EXAMPLE = (
 ERRORS = {
     400: ("The request cannot be fulfilled.", 'unknown class "bea"; did you mean "bee"?'),
     401: ("The token is missing or wrong.", "a token is required: Authorization: Bearer TOKEN"),
+    403: (
+        "The host or the origin is not allowed.",
+        "the service does not have the name example.org; add it to the allowed hosts at the start",
+    ),
     404: ("Not available yet.", "run demo has no preview yet; try again later"),
     411: ("The request has no Content-Length.", "send the body with Content-Length, not in chunks"),
     413: ("The body is too large.", "the body has 52428800 bytes; the limit is 16777216"),

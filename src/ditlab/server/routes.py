@@ -15,6 +15,8 @@ from fastapi.staticfiles import StaticFiles
 
 from ditlab.core.errors import InputError, lookup
 from ditlab.report.run import previews
+from ditlab.server.bodies import BoundedRoute
+from ditlab.server.events import Events
 from ditlab.server.files import as_base64
 from ditlab.server.generation import Event, Generation
 from ditlab.server.metrics import CONTENT_TYPE
@@ -46,16 +48,16 @@ PAGE_PATHS = ("/", *(f"/{file.name}" for file in PAGE.iterdir()))
 PUBLIC = ("/health", "/ready", *PAGE_PATHS)
 CLIENT_CLOSED = 499  # nginx's status for a client that has disconnected
 
-public, api = APIRouter(), APIRouter()
+public, api = APIRouter(), APIRouter(route_class=BoundedRoute)
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
     """The service of the application."""
     service: Service = request.app.state.service
     return service
 
 
-def get_run(request: Request, run: Annotated[str, PathParameter(min_length=1, max_length=200)]) -> Path:
+async def get_run(request: Request, run: Annotated[str, PathParameter(min_length=1, max_length=200)]) -> Path:
     """The folder of a training run.
 
     Raises:
@@ -123,11 +125,12 @@ async def thumbnail(
 @api.post("/v1/images/generations", response_model=None, responses=GENERATED | errors(400, 411, 413, 422, 429, 503))
 async def generate(body: GenerationRequest, request: Request, service: Served) -> Response | dict[str, Any]:
     """Generate images."""
-    generation = await asyncio.to_thread(service.prepare, body)
+    executor = None if body.image is None and body.mask is None else service.decoders
+    generation = await asyncio.get_running_loop().run_in_executor(executor, service.prepare, body)
     events = start(service, generation)
     if body.stream:
         return StreamingResponse(stream(service, generation, events), media_type="text/event-stream")
-    event = await unless_disconnected(request, last(events), generation.stop)
+    event = await unless_disconnected(request, events.last(), generation.stop)
     if event is None:
         return Response(status_code=CLIENT_CLOSED)
     if event.kind == "error":
@@ -144,24 +147,17 @@ async def inspect(body: InspectionRequest, request: Request, service: Served) ->
     return Response(status_code=CLIENT_CLOSED) if inspection is None else inspected(body, inspection)
 
 
-def start(service: Service, generation: Generation) -> "asyncio.Queue[Event]":
+def start(service: Service, generation: Generation) -> Events:
     """Run a generation, with its events in a queue."""
-    events: asyncio.Queue[Event] = asyncio.Queue()
+    events = Events()
     loop = asyncio.get_running_loop()
 
     def notify(event: Event) -> None:
         with suppress(RuntimeError):  # the loop has ended before the generation
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            loop.call_soon_threadsafe(events.put, event)
 
     service.start(generation, notify)
     return events
-
-
-async def last(events: "asyncio.Queue[Event]") -> Event:
-    """The last event of a generation."""
-    while (event := await events.get()).kind not in ("done", "error"):
-        pass
-    return event
 
 
 async def unless_disconnected(request: Request, result: Awaitable[T], stop: threading.Event) -> T | None:
@@ -186,7 +182,7 @@ async def disconnected(request: Request) -> None:
         pass
 
 
-async def stream(service: Service, generation: Generation, events: "asyncio.Queue[Event]") -> AsyncIterator[str]:
+async def stream(service: Service, generation: Generation, events: Events) -> AsyncIterator[str]:
     """A generation as server-sent events; it is canceled when the client disconnects."""
     try:
         previews = 0

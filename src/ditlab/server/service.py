@@ -40,6 +40,7 @@ from ditlab.server.requests import GenerationRequest, InspectionRequest, require
 
 log = logging.getLogger("uvicorn.error")  # which the server prints
 FAILED = "the generation failed; see the log of the service"
+DECODERS = 2  # images of requests that are decoded at the same time; each needs about 20 bytes per pixel
 FRAMES = 40  # most frames of an animation
 
 
@@ -69,6 +70,7 @@ class Service:
             for name, pipe in self.models.items()
         }
         self.threads = ThreadPoolExecutor(limits.requests, thread_name_prefix="generation")
+        self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
         self.slots = threading.BoundedSemaphore(limits.requests)
         self.thumbnails: dict[tuple[str, int], bytes] = {}
 
@@ -274,4 +276,5 @@ class Service:
         """End all generations."""
         for engine in self.engines.values():
             engine.close()
+        self.decoders.shutdown()
         self.threads.shutdown()
