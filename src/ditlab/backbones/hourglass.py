@@ -1,0 +1,263 @@
+"""Hourglass: a diffusion transformer on a coarse grid between convolutions on the pixels, for small budgets.
+
+Attention has to learn that neighboring pixels belong together; convolutions start from it. The outer levels have a few
+convolution blocks, the inner grid, which has most of the computation, has convolution blocks and the blocks of DiT
+(Peebles & Xie 2023) in turn. It is a relative of the hourglass transformer (Crowson et al., "Scalable High-Resolution
+Pixel-Space Image Synthesis with Hourglass Diffusion Transformers", ICML 2024), whose outer levels have local attention.
+In shapes, B is the batch, h x w the grid of a level, D its width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ditlab.backbones.base import Backbone, Embedders, Modulation
+from ditlab.backbones.dit import AdaLNZeroBlock, Style
+from ditlab.backbones.layers import LabelEmbedder, TimestepEmbedder, last_linear
+from ditlab.backbones.positions import rotations, sincos_positions
+from ditlab.backbones.routing import record
+from ditlab.core.errors import InputError
+from ditlab.core.types import Condition, Trace
+
+CORES = {"mixed": ("convolution", "transformer"), "transformer": ("transformer",), "convolution": ("convolution",)}
+
+
+class Hourglass(Backbone):
+    """Convolutions outside, transformer blocks inside; before training, its output is exactly zero.
+
+    Args:
+        width: channels of the inner grid, and of the condition.
+        depth: number of blocks of the inner grid.
+        heads: number of attention heads.
+        outer: channels of the outer levels; each level has twice the grid of the next one.
+        outer_depth: convolution blocks of each outer level, in the encoder and in the decoder.
+        patch: side of the squares of pixels (or latent positions) that become channels before the first level.
+        core: blocks of the inner grid: convolution and transformer blocks in turn ("mixed"), or one kind.
+        condition_grid: also add a linear function of the condition to the inner grid, with a value for each position.
+    """
+
+    label_tables = ("y_embedder.embedding_table.weight",)
+    heads_out = ("head.weight", "head.bias")
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        channels: int,
+        classes: int,
+        learn_variance: bool,
+        width: int,
+        depth: int,
+        heads: int,
+        outer: Sequence[int] = (64,),
+        outer_depth: int = 1,
+        patch: int = 2,
+        core: Literal["mixed", "transformer", "convolution"] = "mixed",
+        condition_grid: bool = False,
+    ) -> None:
+        super().__init__(size, channels, classes, learn_variance)
+        for what, value in (("depth", depth), ("heads", heads), ("patch", patch), ("outer", min(outer, default=1))):
+            if value < 1:
+                raise InputError(f"{what} {value}; give 1 or more")
+        if outer_depth < 0:
+            raise InputError(f"outer_depth {outer_depth}; give 0 or more")
+        if width % (4 * heads):
+            raise InputError(f"width {width} must be divisible by 4 times the {heads} heads (positions)")
+        self.patch, self.outer_patch = patch * 2 ** len(outer), patch
+        if size[0] % self.patch or size[1] % self.patch:
+            raise InputError(
+                f"size {size[0]}x{size[1]} is not divisible by {self.patch} (patch and {len(outer)} levels); "
+                "choose another size, or fewer levels"
+            )
+        h, w = self.grid
+        widths = [*outer, width]
+        self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
+        self.t_embedder, self.y_embedder = TimestepEmbedder(width), LabelEmbedder(classes, width)
+        self.encoders = nn.ModuleList(
+            Encoder(*pair, width, outer_depth) for pair in zip(outer, widths[1:], strict=True)
+        )
+        style = Style(
+            width, heads, qk_norm=True, rms_norm=False, swiglu=False, rotation=rotations(h, w, width // heads)
+        )
+        kinds = (CORES[core] * depth)[:depth]
+        self.blocks = Blocks(ConvBlock(width, width) if kind == "convolution" else TokenBlock(style) for kind in kinds)
+        self.decoders = nn.ModuleList(
+            Decoder(*pair, width, outer_depth) for pair in zip(outer, widths[1:], strict=True)
+        )
+        self.pos_embed: Tensor
+        self.register_buffer("pos_embed", sincos_positions(h, w, width), persistent=False)
+        self.condition_grid = Modulated(width, width * h * w) if condition_grid else None
+        self.final = Modulated(width, 2 * widths[0])
+        self.head = nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1)
+        self.initialize()
+        first = 0
+        for blocks in self.levels():
+            blocks.first, first = first, first + len(blocks)
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        """Sizes that were measured at small budgets, see docs/choosing.md."""
+        return {
+            "XS": {"width": 128, "depth": 4, "heads": 4, "outer": (64,)},
+            "S": {"width": 192, "depth": 6, "heads": 4, "outer": (96,)},
+        }
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def repeated(self) -> list[nn.Module]:
+        return [block for blocks in self.levels() for block in blocks]
+
+    def levels(self) -> "list[Blocks]":
+        """Return the blocks of each level, in execution order."""
+        return [
+            *(encoder.blocks for encoder in self.encoders),
+            self.blocks,
+            *(decoder.blocks for decoder in reversed(self.decoders)),
+        ]
+
+    def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
+        return [self.t_embedder(timestep) + self.y_embedder(label)]
+
+    def modulations(self) -> list[Modulation]:
+        layers = [module for name, module in self.named_modules() if name.endswith("adaLN_modulation")]
+        return [Modulation(layer, 0, last_linear(layer).out_features) for layer in layers]
+
+    def embedders(self) -> Embedders:
+        return Embedders([self.t_embedder], [self.y_embedder])
+
+    def initialize(self) -> None:
+        """Set initial weights: Xavier for linear layers, zero for modulations, residual branches and the head.
+
+        The label table is N(0, 1), which a short training reads sooner than DiT's N(0, 0.02).
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            if isinstance(module, ConvBlock):
+                nn.init.zeros_(module.conv2.weight)
+        for layer in (*(last_linear(modulation.layer) for modulation in self.modulations()), self.head):
+            nn.init.zeros_(layer.weight)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
+    ) -> Tensor:
+        """Images (B, C, H, W), timestep (B,), labels (B,) -> (B, out_channels, H, W)."""
+        y = self.labels(condition)
+        self.check_input(x)
+        # fmt: off
+        c = self.t_embedder(timestep) + self.y_embedder(y)               # (B, D)
+        x = F.pixel_unshuffle(x.to(self.dtype), self.outer_patch)        # (B, p p C, H / p, W / p)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))   # (B, D0, H / p, W / p)
+        x = self.inner(x, c, trace)
+        x = self.head(normalized(x, self.final(c)))                      # (B, p p C, H / p, W / p)
+        return depth_to_space(x, self.outer_patch)                       # (B, C, H, W)
+        # fmt: on
+
+    def inner(self, x: Tensor, *context: Any) -> Tensor:
+        """Compute all levels; feature caching skips them."""
+        c, trace = context
+        skips = []
+        for encoder in self.encoders:
+            x, skip = encoder(x, c, trace)
+            skips.append(skip)
+        x = x + self.pos_embed.to(x.dtype).view(1, *self.grid, -1).permute(0, 3, 1, 2)
+        if self.condition_grid is not None:
+            x = x + self.condition_grid(c).view(len(x), *self.grid, -1).permute(0, 3, 1, 2)
+        x = self.blocks(x, c, trace)  # (B, D, h, w)
+        for decoder in reversed(self.decoders):
+            x = decoder(x, skips.pop(), c, trace)
+        return x
+
+
+class Modulated(nn.Module):
+    """A zero-initialized layer from the condition (B, D) to values (B, out) that shift, scale or gate."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, out))
+
+    def forward(self, c: Tensor) -> Tensor:
+        return self.adaLN_modulation(c)
+
+
+class ConvBlock(Modulated):
+    """Two convolutions on a grid (B, D, h, w), each after a modulated norm; the identity at initialization."""
+
+    def __init__(self, channels: int, condition: int) -> None:
+        super().__init__(condition, 4 * channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        first, second = super().forward(c).chunk(2, dim=1)  # (B, 2 D) each
+        return x + self.conv2(normalized(self.conv1(normalized(x, first)), second))
+
+
+class TokenBlock(AdaLNZeroBlock):
+    """A block of DiT on the positions of a grid (B, D, h, w)."""
+
+    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
+        tokens = super().forward(x.permute(0, 2, 3, 1).flatten(1, 2), c, where)  # (B, h w, D)
+        return tokens.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+class Blocks(nn.ModuleList):
+    """The blocks of one level."""
+
+    first = 0
+    """Index of the first block among all blocks of the network."""
+
+    def forward(self, x: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
+        for i, block in enumerate(self, start=self.first):
+            x = block(x, c)  # (B, D, h, w)
+            record(trace, i, x)
+        return x
+
+
+class Encoder(nn.Module):
+    """An outer level on the way in: convolution blocks, then half the grid."""
+
+    def __init__(self, channels: int, out: int, condition: int, depth: int) -> None:
+        super().__init__()
+        self.blocks = Blocks(ConvBlock(channels, condition) for _ in range(depth))
+        self.down = nn.Conv2d(channels, out, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, c: Tensor, trace: Trace | None) -> tuple[Tensor, Tensor]:
+        x = self.blocks(x, c, trace)
+        return self.down(x), x
+
+
+class Decoder(nn.Module):
+    """An outer level on the way out: twice the grid, the skip connection, then convolution blocks."""
+
+    def __init__(self, channels: int, inner: int, condition: int, depth: int) -> None:
+        super().__init__()
+        self.up = nn.Conv2d(inner, 4 * channels, 1)
+        self.join = nn.Conv2d(2 * channels, channels, 1)
+        self.blocks = Blocks(ConvBlock(channels, condition) for _ in range(depth))
+
+    def forward(self, x: Tensor, skip: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
+        x = self.join(torch.cat([depth_to_space(self.up(x), 2), skip], dim=1))
+        return self.blocks(x, c, trace)
+
+
+def normalized(x: Tensor, modulation: Tensor) -> Tensor:
+    """Normalize the channels of x (B, D, h, w), shift and scale them by `modulation` (B, 2 D), and apply SiLU."""
+    shift, scale = modulation[:, None, None].chunk(2, dim=-1)
+    x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-5)
+    return F.silu(torch.addcmul(shift, x, 1 + scale)).permute(0, 3, 1, 2)
+
+
+def depth_to_space(x: Tensor, side: int) -> Tensor:
+    """Move channels into squares of positions: (B, s s C, h, w) -> (B, C, h s, w s), channels fastest."""
+    x = torch.unflatten(x, 1, (side, side, -1))  # (B, s, s, C, h, w)
+    return x.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3).contiguous(memory_format=torch.channels_last)
