@@ -151,7 +151,9 @@ def test_groups_of_parameters_are_those_of_saved_optimizer_states(make):
         id(p)
         for block in net.repeated
         for name, p in block.named_parameters()
-        if p.ndim == 2 and "adaLN" not in name and names[id(p)] not in net.heads_out
+        if p.ndim in ((2, 4) if net.muon_kernels else (2,))
+        and "adaLN" not in name
+        and names[id(p)] not in net.heads_out
     }
     assert {id(p) for p in muon.parameters} == blocks
     assert sum(len(group.parameters) for group in (decay, others, muon)) == len(names)

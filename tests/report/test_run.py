@@ -14,11 +14,12 @@ from rich.console import Console
 
 from ditlab.cli import main
 from ditlab.config.reader import parse_recipe
+from ditlab.config.sections import Train
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
 from ditlab.report.html import figure, page
 from ditlab.report.run import Progress, blocks, progress, read_metrics, sparkline, view
-from ditlab.training import train
+from ditlab.training import loop, train
 from ditlab.training.trackers import flat
 
 QUIET = Console(quiet=True)
@@ -54,7 +55,7 @@ def test_an_image_as_text_has_its_colors(tmp_path):
 
 def test_watching_shows_curves_and_the_preview(run):
     out = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
-    out.print(view(run, 128))
+    out.print(view(run, Train(images=128)))
     shown = out.export_text()
     assert ": finished, 128 of 128 images" in shown
     assert "gradient norm" in shown
@@ -93,8 +94,52 @@ def test_a_stopped_run_is_shown_with_the_command_that_resumes_it(tmp_path, capsy
     _, *words = shlex.split(shown[-1].removeprefix("to resume: "))
     assert words == ["train", str(folder / "recipe.toml"), "--out", str(folder)]
     watch(*words, monkeypatch=monkeypatch, capsys=capsys)
-    assert progress(folder, 128).state == "finished"
+    assert progress(folder, Train(images=128)).state == "finished"
     assert [line["images"] for line in read_metrics(folder)] == [32, 64, 96, 128]
+
+
+class Clock:
+    """A clock that is a second later at every reading of the training loop."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        self.now += 1.0
+        return self.now
+
+
+def test_a_run_with_a_time_ends_with_it_and_keeps_it_when_it_is_paused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "time", Clock())
+    settings = TINY | {
+        "optim": {"lr": 1e-3, "schedule": "linear"},
+        "train": TINY["train"] | {"images": 10**9, "minutes": 0.2, "save_every": 1024, "preview_every": 1024},
+    }
+    recipe, folder = parse_recipe(settings), tmp_path / "run"
+    pause = types.SimpleNamespace(on_log=lambda seen, values: seen == 160)
+    train(recipe, folder, console=QUIET, callbacks=[pause])
+    assert str(progress(folder, recipe.train)).startswith("stopped at 160 of ")
+    train(recipe, folder, console=QUIET)
+    lines = read_metrics(folder)
+    assert [line["seconds"] for line in lines] == [*range(1, 13)]  # 12 seconds in all
+    assert [line["lr"] * 12_000 for line in lines] == pytest.approx([*range(12, 0, -1)])
+    assert str(progress(folder, recipe.train)) == "finished, 384 of 384 images"
+    train(recipe, folder)
+    assert f"{folder} is already trained on 384 images; raise train.minutes to continue" in capsys.readouterr().err
+    longer = recipe.override({"train": {"minutes": 0.25}})
+    train(longer, folder, console=QUIET)
+    assert read_metrics(folder)[-1]["seconds"] == 15
+
+
+def test_the_time_that_is_left(tmp_path):
+    (tmp_path / "recipe.toml").touch()
+    line = {"images": 1000, "images_per_second": 10.0, "seconds": 60.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    with held(tmp_path):
+        state = progress(tmp_path, Train(images=10**9, minutes=6))
+        assert str(state) == f"running, 1,000 of {state.total:,} images, about 5.0 minutes left"
+        assert state.total == pytest.approx(4000, abs=10)
+        assert progress(tmp_path, Train(images=2000, minutes=6)).total == 2000
 
 
 def test_the_state_of_a_run(tmp_path, monkeypatch):
@@ -106,30 +151,30 @@ def test_the_state_of_a_run(tmp_path, monkeypatch):
 
     (tmp_path / "recipe.toml").touch()
     with held(tmp_path):
-        assert str(progress(tmp_path, 4000)) == "running, 0 of 4,000 images"
+        assert str(progress(tmp_path, Train(images=4000))) == "running, 0 of 4,000 images"
         line(1000)
-        assert str(progress(tmp_path, 4000)) == "running, 1,000 of 4,000 images, about 5.0 minutes left"
+        assert str(progress(tmp_path, Train(images=4000))) == "running, 1,000 of 4,000 images, about 5.0 minutes left"
         line(4000)
-        assert progress(tmp_path, 4000).state == "running"  # it writes its last checkpoint
+        assert progress(tmp_path, Train(images=4000)).state == "running"  # it writes its last checkpoint
     # A process that is killed before it has written its last checkpoint leaves a run that is not finished.
-    assert str(progress(tmp_path, 4000)) == "stopped at 4,000 of 4,000 images"
+    assert str(progress(tmp_path, Train(images=4000))) == "stopped at 4,000 of 4,000 images"
     checkpoint(4000)
-    assert str(progress(tmp_path, 4000)) == "finished, 4,000 of 4,000 images"
+    assert str(progress(tmp_path, Train(images=4000))) == "finished, 4,000 of 4,000 images"
     line(1000)
     (tmp_path / "checkpoints" / f"{4000:012d}").rename(tmp_path / "checkpoints" / f"{800:012d}")
-    assert str(progress(tmp_path, 4000)) == "stopped at 1,000 of 4,000 images"
+    assert str(progress(tmp_path, Train(images=4000))) == "stopped at 1,000 of 4,000 images"
     (tmp_path / ".lock").write_text("process 1 on somewhere")  # of a process that was killed
-    assert progress(tmp_path, 4000) == Progress("stopped", 1000, 4000, None, pytest.approx(0, abs=60))
+    assert progress(tmp_path, Train(images=4000)) == Progress("stopped", 1000, 4000, None, pytest.approx(0, abs=60))
     monkeypatch.setattr("ditlab.report.run.in_use", lambda folder: None)
     os.utime(tmp_path / "metrics.jsonl", (0, time.time() - 7200))
-    assert str(progress(tmp_path, 4000)) == (
+    assert str(progress(tmp_path, Train(images=4000))) == (
         "1,000 of 4,000 images, last line of metrics 2.0 hours ago "
         "(locks, which show whether a process trains the run, do not work here)"
     )
-    assert progress(tmp_path, 4000).state == "unknown"
+    assert progress(tmp_path, Train(images=4000)).state == "unknown"
     checkpoint(1040)  # after Ctrl-C, without a line of metrics
-    assert progress(tmp_path, 4000).images == 1040
-    assert progress(tmp_path, 1040).state == "finished"
+    assert progress(tmp_path, Train(images=4000)).images == 1040
+    assert progress(tmp_path, Train(images=1040)).state == "finished"
 
 
 def test_watching_a_path_that_does_not_exist(run, monkeypatch):

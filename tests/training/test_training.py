@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import resource
 import shutil
@@ -84,7 +85,7 @@ def test_resuming_equals_never_having_stopped(tmp_path):
         assert all(torch.equal(value[name], b["optimizer"]["state"][key][name]) for name in value)
     losses = [
         [
-            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+            {k: v for k, v in json.loads(line).items() if k not in ("images_per_second", "seconds")}
             for line in path.read_text().splitlines()
         ]
         for path in (tmp_path / run / "metrics.jsonl" for run in ("whole", "parts"))
@@ -444,6 +445,14 @@ def test_learning_rate_schedules():
     assert rates("linear", 100, 350, 1100) == pytest.approx([1.0, 0.75, 0.0])
     assert rates("cosine", 100, 600, 1100) == pytest.approx([1.0, 0.5, 0.0])
     assert rates("wsd", 49, 100, 880, 990, 1100) == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+
+    def timed(schedule, *elapsed):
+        settings = parse_recipe({"optim": {"lr": 1.0, "warmup": 100, "schedule": schedule}}).optim
+        return [learning_rate(settings, 600, 1100, share) for share in elapsed]
+
+    assert timed("linear", 0.0, 0.4, 0.75, 1.1) == pytest.approx([0.5, 0.5, 0.25, 0.0])
+    assert timed("cosine", 0.6, 1.1) == pytest.approx([(1 + math.cos(0.6 * math.pi)) / 2, 0.0])
+    assert timed("wsd", 0.8, 0.9, 1.1) == pytest.approx([1.0, 0.5, 0.0])
 
 
 def test_weight_decay_acts_on_matrices_only():

@@ -63,6 +63,8 @@ class Backbone(nn.Module, ABC):
     """Names of the output layer's weights and biases, (positions in a patch x out_channels, ...), channels fastest."""
     lora_targets: tuple[str, ...] = ("attn.qkv", "attn.proj", "adaLN_modulation.1")
     """Suffixes of the names of layers that low-rank adaptation changes: attention and modulation."""
+    muon_kernels: bool = False
+    """Whether Muon may also update the convolution kernels in `repeated` blocks."""
     decayed: tuple[str, ...] = ()
     """Suffixes of the names of parameters that have weight decay although they are not the matrix of a layer."""
     changeable: tuple[str, ...] = ()
@@ -224,16 +226,17 @@ class Backbone(nn.Module, ABC):
         """Group the parameters by whether they have weight decay, and whether Muon may update them.
 
         Weight decay applies to the matrices of linear, convolution and embedding layers. Muon may update the matrices
-        of linear layers in `repeated` blocks, except those of modulations, embedders and the output layer. Neither
-        applies to other parameters, such as the A_log (D, N) of a state-space layer.
+        of linear layers in `repeated` blocks (and kernels, see `muon_kernels`), except those of modulations, embedders
+        and the output layer. Neither applies to other parameters, such as the A_log (D, N) of a state-space layer.
         """
         excluded = {id(parameter) for module in self._conditioning_layers() for parameter in module.parameters()}
         excluded |= {id(parameter) for name, parameter in self.named_parameters() if name in self.heads_out}
+        kinds = (nn.Linear, _ConvNd) if self.muon_kernels else nn.Linear
         hidden = {
             id(module.weight)
             for block in self.repeated
             for module in block.modules()
-            if isinstance(module, nn.Linear) and module.weight.requires_grad
+            if isinstance(module, kinds) and module.weight.requires_grad
         } - excluded
         matrices = {
             id(parameter)

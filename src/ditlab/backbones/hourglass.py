@@ -40,6 +40,7 @@ class Hourglass(Backbone):
     """
 
     label_tables = ("y_embedder.embedding_table.weight",)
+    muon_kernels = True
     heads_out = ("head.weight", "head.bias")
 
     def __init__(
@@ -89,8 +90,8 @@ class Hourglass(Backbone):
         )
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(h, w, width), persistent=False)
-        self.condition_grid = Modulated(width, width * h * w) if condition_grid else None
-        self.final = Modulated(width, 2 * widths[0])
+        self.grid_modulation = modulation(width, width * h * w) if condition_grid else None
+        self.final_modulation = modulation(width, 2 * widths[0])
         self.head = nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1)
         self.initialize()
         first = 0
@@ -125,7 +126,7 @@ class Hourglass(Backbone):
         return [self.t_embedder(timestep) + self.y_embedder(label)]
 
     def modulations(self) -> list[Modulation]:
-        layers = [module for name, module in self.named_modules() if name.endswith("adaLN_modulation")]
+        layers = [module for name, module in self.named_modules() if name.endswith("modulation")]
         return [Modulation(layer, 0, last_linear(layer).out_features) for layer in layers]
 
     def embedders(self) -> Embedders:
@@ -134,7 +135,7 @@ class Hourglass(Backbone):
     def initialize(self) -> None:
         """Set initial weights: Xavier for linear layers, zero for modulations, residual branches and the head.
 
-        The label table is N(0, 1), which a short training reads sooner than DiT's N(0, 0.02).
+        The class-embedding table is N(0, 1), which a short training reads sooner than DiT's N(0, 0.02).
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -142,7 +143,7 @@ class Hourglass(Backbone):
                 nn.init.zeros_(module.bias)
             if isinstance(module, ConvBlock):
                 nn.init.zeros_(module.conv2.weight)
-        for layer in (*(last_linear(modulation.layer) for modulation in self.modulations()), self.head):
+        for layer in (*(last_linear(part.layer) for part in self.modulations()), self.head):
             nn.init.zeros_(layer.weight)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
@@ -158,7 +159,7 @@ class Hourglass(Backbone):
         x = F.pixel_unshuffle(x.to(self.dtype), self.outer_patch)        # (B, p p C, H / p, W / p)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))   # (B, D0, H / p, W / p)
         x = self.inner(x, c, trace)
-        x = self.head(normalized(x, self.final(c)))                      # (B, p p C, H / p, W / p)
+        x = self.head(normalized(x, self.final_modulation(c)))                      # (B, p p C, H / p, W / p)
         return depth_to_space(x, self.outer_patch)                       # (B, C, H, W)
         # fmt: on
 
@@ -170,35 +171,30 @@ class Hourglass(Backbone):
             x, skip = encoder(x, c, trace)
             skips.append(skip)
         x = x + self.pos_embed.to(x.dtype).view(1, *self.grid, -1).permute(0, 3, 1, 2)
-        if self.condition_grid is not None:
-            x = x + self.condition_grid(c).view(len(x), *self.grid, -1).permute(0, 3, 1, 2)
+        if self.grid_modulation is not None:
+            x = x + self.grid_modulation(c).view(len(x), *self.grid, -1).permute(0, 3, 1, 2)
         x = self.blocks(x, c, trace)  # (B, D, h, w)
         for decoder in reversed(self.decoders):
             x = decoder(x, skips.pop(), c, trace)
         return x
 
 
-class Modulated(nn.Module):
-    """A zero-initialized layer from the condition (B, D) to values (B, out) that shift, scale or gate."""
-
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, out))
-
-    def forward(self, c: Tensor) -> Tensor:
-        return self.adaLN_modulation(c)
+def modulation(width: int, out: int) -> nn.Sequential:
+    """Return a layer from the condition (B, D) to values (B, out) that shift and scale."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(width, out))
 
 
-class ConvBlock(Modulated):
+class ConvBlock(nn.Module):
     """Two convolutions on a grid (B, D, h, w), each after a modulated norm; the identity at initialization."""
 
     def __init__(self, channels: int, condition: int) -> None:
-        super().__init__(condition, 4 * channels)
+        super().__init__()
+        self.adaLN_modulation = modulation(condition, 4 * channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        first, second = super().forward(c).chunk(2, dim=1)  # (B, 2 D) each
+        first, second = self.adaLN_modulation(c).chunk(2, dim=1)  # (B, 2 D) each
         return x + self.conv2(normalized(self.conv1(normalized(x, first)), second))
 
 
@@ -250,9 +246,9 @@ class Decoder(nn.Module):
         return self.blocks(x, c, trace)
 
 
-def normalized(x: Tensor, modulation: Tensor) -> Tensor:
-    """Normalize the channels of x (B, D, h, w), shift and scale them by `modulation` (B, 2 D), and apply SiLU."""
-    shift, scale = modulation[:, None, None].chunk(2, dim=-1)
+def normalized(x: Tensor, shift_and_scale: Tensor) -> Tensor:
+    """Normalize the channels of x (B, D, h, w), shift and scale them by `shift_and_scale` (B, 2 D), and apply SiLU."""
+    shift, scale = shift_and_scale[:, None, None].chunk(2, dim=-1)
     x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-5)
     return F.silu(torch.addcmul(shift, x, 1 + scale)).permute(0, 3, 1, 2)
 

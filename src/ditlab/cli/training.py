@@ -148,17 +148,17 @@ def watch(run: File, /, *, once: Flag = False, seconds: float = 2.0) -> None:
 
     require_run(run)
     recipe = parse_recipe(read_toml(run / "recipe.toml"), source=str(run))
-    images, out = recipe.train.images, make_console()
+    length, out = recipe.train, make_console()
     if not out.is_terminal:
-        print("\n".join(plain(run, images)))
+        print("\n".join(plain(run, length)))
     elif once:
-        out.print(view(run, images))
+        out.print(view(run, length))
     else:
-        with suppress(KeyboardInterrupt), Live(view(run, images), console=out, auto_refresh=False) as live:
-            while progress(run, images).state in ("running", "unknown"):
+        with suppress(KeyboardInterrupt), Live(view(run, length), console=out, auto_refresh=False) as live:
+            while progress(run, length).state in ("running", "unknown"):
                 time.sleep(seconds)
-                live.update(view(run, images), refresh=True)
-    if progress(run, images).state == "stopped":
+                live.update(view(run, length), refresh=True)
+    if progress(run, length).state == "stopped":
         print(f"to resume: {resuming(run, recipe)}")
 
 

@@ -178,6 +178,9 @@ class Train(Located):
 
     images: Whole = setting(1_000_000, resume="free", at_least=1)
     """Length of the run: number of images to train on, including repeats."""
+    minutes: float = setting(0.0, resume="free", not_negative=True)
+    """Largest training time in minutes, over all parts of a run that was paused; the learning-rate schedule follows the
+    time if it is further than the images (0: no limit)."""
     batch: Whole = setting(128, resume="ask", at_least=1)
     """Batch size: images per optimizer step."""
     objective: str = "regression"

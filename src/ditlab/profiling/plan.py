@@ -201,6 +201,9 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         seconds = timed_step(subject, batch, half) * recipe.train.batch / batch / machine.at_once
     elif not machine.here:
         seconds, bound = predicted_step(subject, machine, cost.gmacs)
+    length = seconds * recipe.train.images / recipe.train.batch if seconds else None
+    if length and recipe.train.minutes:
+        length = min(length, 60 * recipe.train.minutes)
     return Plan(
         device=device or machine.kind,
         devices=devices,
@@ -212,7 +215,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         capacity=machine.capacity,
         steps_per_second=1 / seconds if seconds else None,
         measured=machine.here,
-        seconds=seconds * recipe.train.images / recipe.train.batch if seconds else None,
+        seconds=length,
         checkpoint=held.saved_apart if recipe.train.lora and recipe.train.lora_apart else held.saved,
         largest_batch=largest,
         advice=troubles,

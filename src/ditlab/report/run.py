@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 from rich.console import Group, RenderableType
@@ -20,7 +20,7 @@ from rich.text import Text
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import in_use, replace_text
 from ditlab.core.units import duration
-from ditlab.core.weights import checkpoints
+from ditlab.core.weights import checkpoints, read_json
 from ditlab.report.html import CURVES, curves, figure, page
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -61,6 +61,18 @@ def require_run(run: Path) -> None:
 State = Literal["running", "stopped", "finished", "unknown"]
 
 
+class Length(Protocol):
+    """The length of a run: the settings of its recipe's [train]."""
+
+    @property
+    def images(self) -> int:
+        """Images to see at most."""
+
+    @property
+    def minutes(self) -> float:
+        """Training time at most; 0 is no limit."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is, and whether a process trains it."""
@@ -88,12 +100,12 @@ class Progress:
         return f"{seen}, {age} (locks, which show whether a process trains the run, do not work here)"
 
 
-def progress(run: Path, total: int, lines: Sequence[dict[str, Any]] | None = None) -> Progress:
+def progress(run: Path, length: Length, lines: Sequence[dict[str, Any]] | None = None) -> Progress:
     """The progress of a run. The process that trains it holds a lock on its folder, which ends with the process.
 
     Args:
         run: the run folder.
-        total: length of the run in images.
+        length: length of the run, in images or time.
         lines: its lines of metrics (default: read them).
     """
     working = in_use(run)  # before the metrics, so that a run that ends in between does not seem to be stopped
@@ -102,15 +114,24 @@ def progress(run: Path, total: int, lines: Sequence[dict[str, Any]] | None = Non
     saved = max((int(folder.name) for folder in checkpoints(run)), default=0)
     seen, rate = max(last.get("images", 0), saved), last.get("images_per_second") or math.nan
     # The last line of metrics is written before the last checkpoint, without which the run is not finished.
-    idle: State = "finished" if saved >= total else "stopped" if working is False else "unknown"
+    finished = saved >= length.images or (length.minutes > 0 and trained_seconds(run) >= 60 * length.minutes)
+    idle: State = "finished" if finished else "stopped" if working is False else "unknown"
     file = run / "metrics.jsonl"
-    return Progress(
-        state="running" if working else idle,
-        images=seen,
-        total=total,
-        seconds_left=max(0, total - seen) / rate if working and math.isfinite(rate) else None,
-        age=max(0.0, time.time() - file.stat().st_mtime) if lines else None,
-    )
+    age = max(0.0, time.time() - file.stat().st_mtime) if lines else None
+    total, left = length.images, max(0, length.images - seen) / rate if math.isfinite(rate) else None
+    if length.minutes:
+        by_time = (
+            max(0.0, 60 * length.minutes - last.get("seconds", 0.0) - (age or 0.0) * bool(working)) if lines else None
+        )
+        if finished or (left is not None and by_time is not None and by_time < left):
+            left, total = by_time, seen if finished else seen + round(rate * (by_time or 0.0))
+    return Progress("running" if working else idle, seen, total, left if working else None, age)
+
+
+def trained_seconds(run: Path) -> float:
+    """Training time of a run up to its newest checkpoint."""
+    newest = checkpoints(run)[-1:]
+    return read_json(newest[0] / "config.json").get("train_seconds", 0.0) if newest else 0.0
 
 
 def previews(run: Path) -> list[Path]:
@@ -118,14 +139,14 @@ def previews(run: Path) -> list[Path]:
     return sorted((run / "previews").glob("[0-9]*.png"))
 
 
-def view(run: Path, images: int) -> RenderableType:
+def view(run: Path, length: Length) -> RenderableType:
     """Curves, remaining time and newest preview of a run, for the terminal.
 
     Args:
         run: the run folder.
-        images: length of the run in images.
+        length: length of the run, in images or time.
     """
-    state = progress(run, images)
+    state = progress(run, length)
     lines = read_metrics(run)
     if not lines:
         return Text(f"{run}: {state}; no metrics yet")
@@ -144,14 +165,14 @@ def view(run: Path, images: int) -> RenderableType:
     return Group(*parts)
 
 
-def plain(run: Path, images: int) -> Iterator[str]:
+def plain(run: Path, length: Length) -> Iterator[str]:
     """The state of a run in lines of text, for files and pipes.
 
     Args:
         run: the run folder.
-        images: length of the run in images.
+        length: length of the run, in images or time.
     """
-    yield f"{run}: {progress(run, images)}"
+    yield f"{run}: {progress(run, length)}"
     if lines := read_metrics(run):
         for key, name in CURVES.items():
             if lines[-1].get(key) is not None:

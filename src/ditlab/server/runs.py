@@ -19,16 +19,16 @@ def run_progress(run: Path) -> dict[str, Any]:
         OSError: a folder that cannot be read.
     """
     entries = read_metrics(run)
-    total = parse_recipe(read_toml(run / "recipe.toml"), source=run.name).train.images
+    length = parse_recipe(read_toml(run / "recipe.toml"), source=run.name).train
     stride = -(-len(entries) // POINTS) or 1
     shown = entries[::-1][::stride][::-1]  # with the last one
     last: dict[str, Any] = entries[-1] if entries else {}
-    now, losses, files = progress(run, total, entries), last.get("loss_by_time") or [], previews(run)
+    now, losses, files = progress(run, length, entries), last.get("loss_by_time") or [], previews(run)
     return {
         "id": run.name,
         "state": now.state,
         "images": now.images,
-        "total": total,
+        "total": now.total,
         "seconds_left": now.seconds_left,
         "seconds_since_entry": now.age,
         "curves": {

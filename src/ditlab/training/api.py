@@ -96,7 +96,8 @@ def train_here(job: Job) -> Pipeline:
     """Run `train` in one process, which has joined the others."""
     set_up(job)
     if job.finished:
-        job.say(f"{job.folder.folder} is already trained on {job.state.seen:,} images; raise train.images to continue")
+        limit = "train.minutes" if job.elapsed >= 1 else "train.images"
+        job.say(f"{job.folder.folder} is already trained on {job.state.seen:,} images; raise {limit} to continue")
         if not (job.folder.folder / REPORT).exists():  # the process was killed before it wrote the report
             write_run_report(job)
     else:

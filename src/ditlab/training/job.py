@@ -1,5 +1,6 @@
 """A training run, whose parts the stages of the setup fill in."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,8 +46,20 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has seen all images of the recipe."""
-        return self.state.seen >= self.recipe.train.images
+        """Whether the run has seen all images of the recipe, or has taken all its time."""
+        return self.state.seen >= self.recipe.train.images or self.elapsed >= 1
+
+    @property
+    def elapsed(self) -> float:
+        """Share of the training time that has passed; 0 if the time is not limited."""
+        minutes = self.recipe.train.minutes
+        return self.state.seconds / (60 * minutes) if minutes else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Training time that is left; infinite if the time is not limited."""
+        minutes = self.recipe.train.minutes
+        return max(0.0, 60 * minutes - self.state.seconds) if minutes else math.inf
 
     @property
     def skipped_images(self) -> Path:

@@ -1,6 +1,7 @@
 """Progress of a run: a progress bar in the terminal, and a JSON line in `metrics.jsonl` at intervals."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -76,10 +77,22 @@ class Tally:
 
 
 class RunLog:
-    """The progress bar and the metrics file of a run; a context manager around the training loop."""
+    """The progress bar and the metrics file of a run; a context manager around the training loop.
 
-    def __init__(self, path: Path, seen: int, images: int, console: Console, *, kept: bool = True) -> None:
+    Args:
+        path: the metrics file.
+        seen: images seen up to now.
+        images: length of the run in images.
+        console: where progress is shown.
+        kept: whether this process writes the metrics.
+        seconds: training time that is left.
+    """
+
+    def __init__(
+        self, path: Path, seen: int, images: int, console: Console, *, kept: bool = True, seconds: float = math.inf
+    ) -> None:
         self.console = console
+        self.seconds = seconds
         self.images = images
         self.path = path
         self.first = self.last_seen = seen
@@ -118,8 +131,8 @@ class RunLog:
         self.file.flush()
         if not self.console.is_terminal:  # a log file: plain lines, with the remaining time
             overall = (seen - self.first) / (now - self.started)
-            remaining = max(0.0, (self.images - seen) / max(overall, 1e-9))
-            line = f"{seen:>12,}/{self.images:,} images  {self._numbers(rate, means)}  {remaining:,.0f} s left"
+            total, remaining = self._outlook(seen, overall, now)
+            line = f"{seen:>12,}/{total:,} images  {self._numbers(rate, means)}  {remaining:,.0f} s left"
             say(self.console, line)
 
     def show(self, seen: int, means: Callable[[], dict[str, Any]]) -> None:
@@ -129,7 +142,14 @@ class RunLog:
             return
         self.last_shown = now
         rate = (seen - self.first) / max(now - self.started, 1e-9)
-        self.progress.update(self.task, completed=seen, numbers=self._numbers(rate, means()))
+        total, _ = self._outlook(seen, rate, now)
+        self.progress.update(self.task, completed=seen, total=total, numbers=self._numbers(rate, means()))
+
+    def _outlook(self, seen: int, rate: float, now: float) -> tuple[int, float]:
+        """Images at the end of the run, an estimate if the time is limited, and the seconds until then."""
+        by_images = max(0.0, (self.images - seen) / max(rate, 1e-9))
+        by_time = max(0.0, self.seconds - (now - self.started))
+        return (self.images, by_images) if by_images <= by_time else (seen + int(rate * by_time), by_time)
 
     @staticmethod
     def _numbers(rate: float, means: dict[str, Any]) -> str:

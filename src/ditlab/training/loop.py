@@ -44,7 +44,9 @@ def train_to_end(job: Job) -> None:
         run_trackers = trackers(settings.report, folder.folder, state.seen, to_tables(recipe))
         listeners = Listeners(run_trackers, job.callbacks)
     with (
-        RunLog(folder.metrics, state.seen, settings.images, job.console, kept=place.first) as log,
+        RunLog(
+            folder.metrics, state.seen, settings.images, job.console, kept=place.first, seconds=job.seconds_left
+        ) as log,
         interruption() as signals,
         ExitStack() as stack,
     ):
@@ -56,6 +58,9 @@ def train_to_end(job: Job) -> None:
         for batch in steps.batches(order):
             before = state.seen
             rate = steps.take(batch)
+            state.seconds = time.monotonic() - started
+            if settings.minutes:  # all processes must end at the same step
+                state.seconds = place.maximum(int(1000 * state.seconds)) / 1000
             signal = place.maximum(max(signals, default=0))
             log.show(state.seen, state.tally.means)
             stop = job.finished
@@ -65,7 +70,6 @@ def train_to_end(job: Job) -> None:
             if steps.due(settings.preview_every, before):
                 show_preview(job, listeners, guard)
             if steps.due(settings.save_every, before) or signal or stop:
-                state.seconds = time.monotonic() - started
                 folder.save(state, job.pipe, settings, place)
             if signal or stop:
                 folder.finish()
@@ -75,7 +79,6 @@ def train_to_end(job: Job) -> None:
                 job.say(f"saved {folder.folder} at {state.seen:,} images; the same command resumes")
                 check_own_signal(signals, place)
                 end(signal)
-        state.seconds = time.monotonic() - started
         stop_unreadable(job, steps.problem)
 
 
@@ -113,7 +116,7 @@ class Steps:
     def take(self, batch: Batch) -> float:
         """Take a step, or skip it if its gradient is not finite; returns the learning rate."""
         recipe, state = self.job.recipe, self.job.state
-        rate = learning_rate(recipe.optim, state.seen, recipe.train.images)
+        rate = learning_rate(recipe.optim, state.seen, recipe.train.images, self.job.elapsed)
         losses = backward(self.job.run, batch, state.seen, self.first, self.parts, self.dtype)
         self.job.place.average_gradients(state.further.parameters())  # those of the network are exchanged already
         norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), recipe.optim.clip or float("inf")))
@@ -191,7 +194,7 @@ def skip_step(job: Job) -> None:
 def write_log(job: Job, log: RunLog, listeners: Listeners, rate: float) -> bool:
     """Write a line of metrics and send it to the listeners; returns whether a callback stops the run."""
     state = job.state
-    values = state.tally.means(job.place.total(state.tally.flat())) | {"lr": rate}
+    values = state.tally.means(job.place.total(state.tally.flat())) | {"lr": rate, "seconds": round(state.seconds, 1)}
     values |= {"left_out": state.left_out} if state.left_out else {}
     log.write(state.seen, values)
     stop = listeners.log(state.seen, values)

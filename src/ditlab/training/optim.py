@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from ditlab.backbones import Backbone
 from ditlab.config.sections import Optim
 from ditlab.core.errors import InputError
+from ditlab.training.muon import Muon
 
 
 def make_optimizer(net: Backbone, settings: Optim) -> "Optimizer":
@@ -35,9 +36,7 @@ def make_optimizer(net: Backbone, settings: Optim) -> "Optimizer":
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
     if not matrices:
         return adamw
-    muon = torch.optim.Muon(
-        matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon(matrices, settings.lr, settings.weight_decay)
     return CombinedOptimizer(adamw, muon)
 
 
@@ -92,18 +91,24 @@ class CombinedOptimizer:
 Optimizer = torch.optim.Optimizer | CombinedOptimizer
 
 
-def learning_rate(settings: Optim, seen: int, images: int) -> float:
+def learning_rate(settings: Optim, seen: int, images: int, elapsed: float = 0.0) -> float:
     """The learning rate after `seen` of `images` images: linear warm-up, then constant or decaying to 0.
 
-    "wsd" (Hu et al., "MiniCPM", 2024) is constant, and decays linearly to 0 over the last share `decay` of the images.
+    "wsd" (Hu et al., "MiniCPM", 2024) is constant, and decays linearly to 0 over the last share `decay` of the run.
+
+    Args:
+        settings: peak and schedule.
+        seen: images seen.
+        images: length of the run in images.
+        elapsed: share of the training time that has passed; the schedule follows the larger share.
     """
     if seen < settings.warmup:
         return settings.lr * (seen + 1) / settings.warmup
-    progress = min(1.0, (seen - settings.warmup) / max(1, images - settings.warmup))
+    progress = min(1.0, max(elapsed, (seen - settings.warmup) / max(1, images - settings.warmup)))
     if settings.schedule == "cosine":
         return settings.lr * (1 + math.cos(math.pi * progress)) / 2
     if settings.schedule == "linear":
         return settings.lr * (1 - progress)
     if settings.schedule == "wsd":
-        return settings.lr * min(1.0, (1 - seen / images) / max(settings.decay, 1e-9))
+        return settings.lr * min(1.0, (1 - min(1.0, max(elapsed, seen / images))) / max(settings.decay, 1e-9))
     return settings.lr

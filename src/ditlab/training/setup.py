@@ -316,7 +316,7 @@ def compile_network(job: Job) -> None:
             compile_blocks = settings.compile == "always"
         else:
             remaining = (settings.images - state.seen) / settings.batch * recipe.parallel.accumulate
-            compile_blocks = wanted(net, dtype, settings.compile, step, remaining, FEW)
+            compile_blocks = wanted(net, dtype, settings.compile, step, remaining, FEW, job.seconds_left)
         state.compiled = job.place.agree(compile_blocks)
     if state.compiled:
         compile_and_tell(net, step, job.console, dynamic=net.dynamic_depth)

@@ -4,6 +4,7 @@ Blocks are compiled separately. This is as fast as compiling the whole network, 
 time, because equal blocks share their code.
 """
 
+import math
 import time
 from collections.abc import Callable
 
@@ -33,7 +34,15 @@ def pays(net: Backbone, dtype: torch.dtype, seconds: float) -> bool:
     return bool(kinds) and seconds * (1 - 1 / gain) > 2 * SECONDS * len(kinds)
 
 
-def wanted(net: Backbone, dtype: torch.dtype, setting: str, work: Callable[[], object], times: float, few: int) -> bool:
+def wanted(
+    net: Backbone,
+    dtype: torch.dtype,
+    setting: str,
+    work: Callable[[], object],
+    times: float,
+    few: int,
+    seconds: float = math.inf,
+) -> bool:
     """Whether to compile a network for repeated work.
 
     Args:
@@ -43,6 +52,7 @@ def wanted(net: Backbone, dtype: torch.dtype, setting: str, work: Callable[[], o
         work: runs the network once.
         times: number of repetitions.
         few: with fewer repetitions, "auto" neither measures nor compiles.
+        seconds: longest time of the repeated work.
     """
     if setting != "auto":
         return setting == "always" and bool(net.repeated)
@@ -51,7 +61,7 @@ def wanted(net: Backbone, dtype: torch.dtype, setting: str, work: Callable[[], o
     work()
     start = time.perf_counter()
     work()
-    return pays(net, dtype, times * (time.perf_counter() - start))
+    return pays(net, dtype, min(seconds, times * (time.perf_counter() - start)))
 
 
 def compile_and_tell(net: Backbone, work: Callable[[], object], console: Console, *, dynamic: bool) -> None:
