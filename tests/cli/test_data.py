@@ -87,7 +87,7 @@ def test_the_settings_are_those_of_training(ditlab, tmp_path):
     ditlab("data", tmp_path / "images", "--size=8", "--export", tmp_path / "out", "--count=2")
     assert [Image.open(file).size for file in (tmp_path / "out").iterdir()] == [(8, 8)] * 2
     error = ditlab("data", tmp_path / "images", "--image-column=x", code=2).err
-    assert "image_column is 'x', which has no effect on" in error
+    assert 'image_column is "x", which has no effect on' in error
 
 
 def test_nothing_is_written_into_the_source(ditlab, tmp_path):

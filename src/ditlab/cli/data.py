@@ -109,7 +109,7 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
     images = parse_source(source, settings).images(settings)
     result = survey(images, screen, preprocess.size)
     if sheet is not None:
-        sample_sheet(images, sheet, preprocess)
+        sample_sheet(images, sheet, preprocess, settings)
     if json:
         print_json(dataclasses.asdict(result) | {"pictures": result.images})  # the key of earlier versions
         return

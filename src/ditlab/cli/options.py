@@ -69,15 +69,24 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Base:
+    """Where the model lies from which low-rank updates were trained."""
+
+    base: Location | None = None
+    """Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."""
+
+
+BaseOption = Annotated[Base | None, Parameter(name="*")]
+
+
+@dataclass(frozen=True)
+class Checkpoint(Base):
     """Which weights to read, and properties that external checkpoints do not contain."""
 
     weights: Literal["ema", "model"] = "ema"
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
     autoencoder: Location | None = None
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
-    base: Location | None = None
-    """Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."""
     heads: Whole | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
+from ditlab.cli.options import Base, BaseOption, Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
 from ditlab.cli.repeat import Call, read_like, recorded_model, repeated_cells
 from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
@@ -251,6 +251,7 @@ def tune(
     /,
     *,
     tuning: Annotated[Tuning | None, Parameter(name="*")] = None,
+    base: BaseOption = None,
     out: File = Path("schedules.json"),
     device: str = "auto",
     json: Json = False,
@@ -275,7 +276,7 @@ def tune(
 
     wanted = tuning or Tuning()
     check_target(out)
-    pipe = load(model, device=pick_device(device))
+    pipe = load(model, device=pick_device(device), base=(base or Base()).base)
     say_note(pipe.config)
     tuned = tune(
         pipe, list(wanted.steps), wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval
@@ -305,6 +306,7 @@ def bench(
     *,
     settings: Annotated[Benchmark | None, Parameter(name="*")] = None,
     network: Annotated[RandomNetwork | None, Parameter(name="*")] = None,
+    base: BaseOption = None,
     device: str = "auto",
     json: Json = False,
 ) -> None:
@@ -324,7 +326,7 @@ def bench(
         raise InputError(f"batch {settings.batch} and rounds {settings.rounds}; give 1 or more")
     from ditlab.profiling import bench as benchmark
 
-    pipe = open_network(model, network, device)
+    pipe = open_network(model, network, device, (base or Base()).base)
     if settings.cache:
         rows = benchmark.drift(pipe, settings.batch, {})
         if json:
@@ -335,16 +337,22 @@ def bench(
     report_bench(pipe, settings, json)
 
 
-def open_network(model: str, network: RandomNetwork, device: str) -> "Pipeline":
-    """Load a model, or build a network with random weights by name."""
+def open_network(model: str, network: RandomNetwork, device: str, base: str | None) -> "Pipeline":
+    """Load a model, or build a network with random weights by name.
+
+    Raises:
+        InputError: the model cannot be loaded, or `base` is given for a name.
+    """
     from ditlab.backbones import names
     from ditlab.checkpoints import load
     from ditlab.profiling.bench import random_model
 
     target = pick_device(device)
     if model in names():
+        if base is not None:
+            raise InputError(f"{model} has random weights and needs no base; leave --base out")
         return random_model(model, parse_size(network.size), network.channels, network.classes, target)
-    return load(model, device=target)
+    return load(model, device=target, base=base)
 
 
 def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:

@@ -247,19 +247,13 @@ def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> 
     return load(source, weights=settings.weights, device=device, **options)
 
 
-def sampling_of(settings: SampleSource, conditional: bool) -> dict[str, Any]:
-    """The sampling settings of an evaluation; an unconditional model has no guidance."""
-    options = settings.sampling().given()
-    return options if conditional else options | {"guidance": 1.0}
-
-
 def samples_of(
     pipe: BasePipeline, settings: SampleSource, console: Console | None = None
 ) -> tuple[Samples, dict[str, Any]]:
     """The samples of a model, which are generated when they are read, and everything that determines them."""
     samples = Samples(
         pipe, settings.count, labels=settings.label_sampling, seed=settings.seed, batch_size=settings.batch_size,
-        options=sampling_of(settings, pipe.conditional), precision=settings.precision, console=console,
+        options=settings.sampling().given(), precision=settings.precision, console=console,
     )  # fmt: skip
     # The keys of version 0.1 are kept, because folder names of results contain a hash of them.
     protocol = protocol_settings(samples.plan) | {

@@ -37,7 +37,7 @@ from ditlab.inference.plan import resolve
 from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
-from ditlab.training.checks import check_recipe
+from ditlab.training.checks import check_guidance, check_recipe
 from ditlab.training.setup import pick_autoencoder
 
 LINES = 40  # lines in a run's metrics.jsonl, at least: the points of its curve
@@ -254,7 +254,8 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     dataset, _, started = opened(recipe.data, recipe.train.init_from)
     recipe = replace(recipe, diffusion=completed(recipe.diffusion, started))
     classes = recipe.data.classes or len(dataset.classes)
-    options = protocol.sampling_of(settings, classes > 0)
+    check_guidance(recipe, classes > 0)
+    options = settings.sampling().given()
     sampling = resolve(options, make_objective(recipe.diffusion), defaults=default, conditional=classes > 0)
     check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)

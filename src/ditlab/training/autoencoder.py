@@ -29,6 +29,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import held, is_vacant, replace_text, replacing
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
+from ditlab.core.units import describe_difference
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
@@ -36,7 +37,7 @@ from ditlab.data.summary import report_data, report_unreadable
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.data_index import DataIndex
-from ditlab.training.files import describe_difference, refuse_other_run, writing
+from ditlab.training.files import refuse_other_run, writing
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
 from ditlab.training.preview import Guard

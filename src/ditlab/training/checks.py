@@ -81,6 +81,19 @@ def check_layer_sync(recipe: Recipe) -> None:
         raise InputError("train.layer_sync needs the numbers of an early and a late block, and excludes train.route")
 
 
+def check_guidance(recipe: Recipe, conditional: bool) -> None:
+    """Check that a recipe has a guidance scale only if its model will have a condition.
+
+    Raises:
+        InputError: the model will be unconditional.
+    """
+    if not conditional and recipe.sample.guidance != 1:
+        raise InputError(
+            f"sample.guidance is {recipe.sample.guidance:g}, but the data have no classes, so the model is "
+            "unconditional; set sample.guidance to 1, or give data with classes"
+        )
+
+
 def check_exits(recipe: Recipe, pipe: Pipeline) -> None:
     """Check that a network with early exits is not sharded, because sharding needs every block in every process."""
     if pipe.net.dynamic_depth and recipe.parallel.shard != "none":

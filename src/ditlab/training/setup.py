@@ -28,7 +28,7 @@ from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.inference.pipeline import Pipeline
-from ditlab.training.checks import check_condition, check_dataset, check_exits
+from ditlab.training.checks import check_condition, check_dataset, check_exits, check_guidance
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, copy_frozen, inherited, report, transfer
 from ditlab.training.job import Job
@@ -137,6 +137,7 @@ def build_model(job: Job) -> None:
     autoencoder.check_images(job.dataset.channels, job.dataset.values)
     job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device)
     job.pipe.resolve()  # rejects invalid sampling settings now and not at the first preview
+    check_guidance(job.recipe, job.pipe.conditional)
 
 
 def claim_folder(job: Job) -> None:

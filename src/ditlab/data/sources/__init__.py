@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
+from ditlab.config.fields import shown
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.spelling import expand
@@ -87,7 +88,7 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
         source = source_class.from_text(text, settings)
     if not len(source):
         raise InputError(f"no images in {text}{_what_else(source.reading)}; put some there (such as .jpg, .png, .webp)")
-    source.min_side = settings.min_side
+    source.min_side, source.channels = settings.min_side, settings.channels
     return source
 
 
@@ -146,4 +147,4 @@ def check_used(settings: Preparation, uses: frozenset[str], what: str) -> None:
     for field in fields(Preparation):
         value = getattr(settings, field.name)
         if field.name not in uses and value != field.default:
-            raise InputError(f"{field.name} is {value!r}, which has no effect on {what}; remove it")
+            raise InputError(f"{field.name} is {shown(value)}, which has no effect on {what}; remove it")

@@ -91,7 +91,7 @@ class Folder(Source):
         return printable(self.files[i])
 
     def raw(self, i: int) -> Image.Image | Raster:
-        return open_image(self.root / self.files[i])
+        return open_image(self.root / self.files[i], self.channels)
 
     def stamp(self, i: int) -> Stamp:
         return file_stamp(f"{self.root}/{self.files[i]}", nfc(self.files[i]))

@@ -94,7 +94,7 @@ class HuggingFace(Source):
         return f"{self.title}[{i}]"
 
     def raw(self, i: int) -> Image.Image | Raster:
-        return open_image(self.content(i))
+        return open_image(self.content(i), self.channels)
 
     def stamp(self, i: int) -> Stamp:
         return Stamp(str(i), 0, self.fingerprint)

@@ -118,7 +118,7 @@ class TarShards(Source):
         return printable(f"{self.shards[self.places[i][0]].name}:{self.places[i][1]}")
 
     def raw(self, i: int) -> Image.Image | Raster:
-        return open_image(io.BytesIO(self.content(i)))
+        return open_image(io.BytesIO(self.content(i)), self.channels)
 
     def stamp(self, i: int) -> Stamp:
         number, name, _, length = self.places[i]
