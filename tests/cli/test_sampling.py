@@ -295,8 +295,7 @@ class TestLike:
         err = ditlab("sample", "--like", f"../{file}").err
         for what, place in (("model", "runs/demo"), ("image", "start.png")):
             assert (
-                f"ditlab: ../{file} records the {what} {place}, which is not in the current folder; "
-                f"using {tmp_path / place}\n"
+                f"../{file} records the {what} {place}, which is not in the current folder; using {tmp_path / place}\n"
             ) in err
         assert same_pixels(tmp_path / file, "samples/class_1-seed4.png")
         (tmp_path / "runs").rename(tmp_path / "moved")

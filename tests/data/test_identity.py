@@ -326,7 +326,10 @@ class TestEncoding:
             return str(error.value).removeprefix(f"{folder.parent / 'cache'} holds another cache ")
 
         self.encode(folder)
-        assert refused(size="16") == "(size is 8x8 there, 16x16 here; shape is 4x4x4 there, 4x8x8 here); give another folder"
+        assert (
+            refused(size="16")
+            == "(size is 8x8 there, 16x16 here; shape is 4x4x4 there, 4x8x8 here); give another folder"
+        )
         assert refused(size="8") == "(size is not set there, 8x8 here); give another folder"
         assert refused(size="8", fit="stretch", flip=True) == (
             "(fit is crop there, stretch here; flip is false there, true here); give another folder"

@@ -94,7 +94,9 @@ def test_a_given_range_is_not_clipped():
 def test_the_used_part_of_a_given_range_is_reported(tmp_path, dtype, values, range, used):
     arrays = [np.full((8, 9, 2), value, dtype) for value in values]
     low, high = range.split(",")
-    start = f"{np.dtype(dtype).name} numbers, of which {low} is black and {high} is white; the numbers of all images are "
+    start = (
+        f"{np.dtype(dtype).name} numbers, of which {low} is black and {high} is white; the numbers of all images are "
+    )
     assert Images(Items(*arrays), range=range).reading.notes == [start + used]
     np.savez(tmp_path / "x.npz", np.stack(arrays))
     assert open_dataset(str(tmp_path / "x.npz"), Preparation(range=range)).reading.notes == [start + used]

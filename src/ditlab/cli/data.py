@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.terminal import Json, app, command, print_json, say, screen
 from ditlab.config.sections import AutoencoderTraining, Preparation
-from ditlab.config.values import File, Location, Whole
+from ditlab.config.values import File, Folder, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
@@ -50,7 +50,7 @@ def data(
     /,
     *,
     sheet: File | None = None,
-    export: File | None = None,
+    export: Folder | None = None,
     count: Whole = 1000,
     images: PreparationOptions = None,
     json: Json = False,
@@ -140,7 +140,7 @@ def train_autoencoder(
     source: Location,
     /,
     *,
-    out: File,
+    out: Folder,
     images: PreparationOptions = None,
     settings: TrainingOptions = None,
     json: Json = False,
@@ -196,7 +196,7 @@ def encode(
     /,
     *,
     autoencoder: Location,
-    out: File,
+    out: Folder,
     images: PreparationOptions = None,
     options: EncodingOptions = None,
     json: Json = False,

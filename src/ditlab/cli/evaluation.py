@@ -11,7 +11,7 @@ from ditlab.cli.terminal import Json, app, fail, print_json, say, screen
 from ditlab.config.evaluation import Copying, Evaluation
 from ditlab.config.reader import find_recipe
 from ditlab.config.sections import Preparation
-from ditlab.config.values import File, Location, Whole
+from ditlab.config.values import File, Folder, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
@@ -91,7 +91,7 @@ def evaluate(
     /,
     *,
     recipe: Location | None = None,
-    out: File | None = None,
+    out: Folder | None = None,
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
@@ -174,7 +174,7 @@ def sweep(
     recipe: Location | None = None,
     axes: Annotated[Axes | None, Parameter(name="*")] = None,
     repeats: Whole = 3,
-    out: File | None = None,
+    out: Folder | None = None,
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:

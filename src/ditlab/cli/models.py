@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from ditlab.cli.options import Base, BaseOption, Checkpoint
 from ditlab.cli.terminal import Json, app, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
-from ditlab.config.values import File, Location, Whole
+from ditlab.config.values import File, Folder, Location, Whole, check_folder_name
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
@@ -169,6 +169,8 @@ def convert(
     """
     from ditlab.checkpoints import convert
 
+    if to != "official":
+        check_folder_name(target)
     pipe = (checkpoint or Checkpoint()).load(source)
     convert(pipe, target, to)
     say(f"wrote {pipe.net.config['name']} from {source} to {target}, layout {to}")
@@ -187,7 +189,7 @@ def convert(
 @app.command(group="Models")
 def export(
     model: Location,
-    out: File,
+    out: Folder,
     /,
     *,
     to: Literal["onnx", "openvino", "torch"],
@@ -221,7 +223,7 @@ def export(
 @app.command(group="Models")
 def average(
     run: File,
-    out: File,
+    out: Folder,
     /,
     *,
     width: float,

@@ -6,12 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ditlab.cli.options import Base, BaseOption, Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
+from ditlab.cli.options import (
+    Base,
+    BaseOption,
+    Benchmark,
+    Decoding,
+    Files,
+    Machine,
+    RandomNetwork,
+    Request,
+    StartImage,
+    Tuning,
+)
 from ditlab.cli.repeat import Call, read_like, recorded_model, repeated_cells
 from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
-from ditlab.config.values import File, Location
+from ditlab.config.values import File, Location, check_folder_name
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
@@ -89,9 +100,11 @@ def folder_of(files: Files) -> Path:
     With --npz, an unfinished file is continued; the processes of one call share the folder samples.
 
     Raises:
-        InputError: the given folder is not empty.
+        InputError: the given folder is not empty, or is named like a file.
     """
     folder = files.out or Path("samples")
+    remedy = {".npz": ", with --npz for one .npz file in it", ".npy": ", with --format npy for .npy files in it"}
+    check_folder_name(folder, remedy.get(folder.suffix, ""))
     if not files.npz:
         folder = folder if files.out or files.overwrite else free_folder(folder)
         claim_folder(folder, files.overwrite)

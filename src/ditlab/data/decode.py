@@ -173,7 +173,11 @@ def channels_last(array: Raster, channels: int | None = None) -> Raster:
         raise ValueError(f"an array of shape {shape}; give (H, W), (H, W, C) or (C, H, W)")
     if (shape[0] == channels) != (shape[2] == channels):
         return array if shape[2] == channels else np.moveaxis(array, 0, -1)
-    remedy = "save it as a TIFF file" if shape[0] == shape[2] else f"set channels (data.channels) to {shape[0]} or {shape[2]}"
+    remedy = (
+        "save it as a TIFF file"
+        if shape[0] == shape[2]
+        else f"set channels (data.channels) to {shape[0]} or {shape[2]}"
+    )
     raise ValueError(
         f"an array of shape {shape}, whose channels may be the first or the last axis, because neither is shorter than "
         f"both others; {remedy}"

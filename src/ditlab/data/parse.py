@@ -191,7 +191,7 @@ class ImageFiles(SourceSpec):
         return images_identity(self.images(settings))
 
     def held_out(self) -> SourceSpec | None:
-        """The val part of a divided data set in folders, otherwise its test part."""
+        """The val part of a divided data set, otherwise its test part."""
         name = held_out_name(self.text, self.split)
         return parse_source(name) if name else None
 

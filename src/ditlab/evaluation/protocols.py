@@ -135,6 +135,8 @@ def plan_evaluation(
     )
     requested = {name: METRICS.find(name) for name in settings.metrics or METRICS}
     images, protocol, preparation = open_source(source, settings, device, console)
+    if settings.show:
+        images.values = images.values.showing(settings.show, images.channels)
     check_fit(images, features)
     compared = any("kept" in metric.of_reference for metric in requested.values())
     key = repr((settings.reference, preparation, features.name, features.weights, compared, images.values))
@@ -145,7 +147,7 @@ def plan_evaluation(
     reference = measured[key]
     fits(reference.about, images)
     metrics, notes = choose(requested, images, features, reference, strict=bool(settings.metrics))
-    if images.values != EIGHT_BITS:
+    if images.values != EIGHT_BITS:  # also if other channels are shown
         protocol["values"] = images.values.describe()
     protocol |= {
         "features": features.name,

@@ -192,7 +192,9 @@ def check_guided(explicit: Mapping[str, Any], scale: float, conditional: bool) -
         restricts = value is not None and (key != "guidance_interval" or tuple(value) != (0.0, 1.0))
         if restricts and scale == 1 and "guidance" not in explicit:
             if not conditional:
-                raise InputError(f"{key} is {value}, but the model is unconditional; leave it out or give a guide model")
+                raise InputError(
+                    f"{key} is {value}, but the model is unconditional; leave it out or give a guide model"
+                )
             raise InputError(f"{key} is {value}, but guidance is 1, which disables it; leave {key} out or set guidance")
 
 

@@ -260,7 +260,7 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)
-    check_fit(dataset, network)
+    check_fit(dataset, network, settings.show)
     check_reference(settings, dataset, network)
     settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or default.schedule})
     return EvaluationPlan(settings, sampling.evaluations, sampling.schedule)

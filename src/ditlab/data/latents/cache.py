@@ -99,7 +99,9 @@ class Description:
         for key in ("size", "shape"):
             fields[key] = "x".join(map(str, fields[key]))
         fields["autoencoder"] = self.autoencoder[:12]
-        prepared = {key: value for key, value in self.preprocessing.items() if key not in ("size", "channels", "values")}
+        prepared = {
+            key: value for key, value in self.preprocessing.items() if key not in ("size", "channels", "values")
+        }
         values = replace(PixelValues.read(self.values), shown=()).describe()
         return fields | UNPREPARED | prepared | {f"values.{key}": value for key, value in values.items()}
 

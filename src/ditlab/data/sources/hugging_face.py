@@ -189,6 +189,23 @@ def saved_splits(path: Path) -> list[str]:
     return []
 
 
+def all_splits(name: str) -> list[str]:
+    """The parts of a data set in a saved folder, or on the hub; empty if it has none.
+
+    Raises:
+        InputError: the parts of a data set on the hub cannot be listed.
+    """
+    if not on_hub(f"{PREFIX}{name}"):
+        return saved_splits(Path(name))
+    try:
+        import datasets
+
+        return [str(part) for part in datasets.get_dataset_split_names(name)]
+    except Exception as error:  # the library raises exceptions of many types
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot list the parts of the data set {name} ({reason}); give held-out images") from error
+
+
 def on_hub(text: str) -> bool:
     """Whether a source is on the hub and not on this machine."""
     return text.startswith(PREFIX) and not _is_saved(Path(text.removeprefix(PREFIX).partition(":")[0]))
