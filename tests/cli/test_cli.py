@@ -318,7 +318,7 @@ def test_samples_from_an_image_and_strips(ditlab, refuses, model, tmp_path):
     names = [file.name for file in drawn("seeds", "--labels", "0", "1", "--seeds", "4", "7", "--strip=3")]
     assert names[2:4] == ["class_0-seed4-to-7-02.png", "class_1-seed4-to-7-00.png"]
     options = ("sample", model, "--out", tmp_path / "refused", "--labels=0", "--seeds=4")
-    assert "a strip between 1 labels and 1 seeds" in refuses(*options, "--strip=3")
+    assert "a strip between 1 label and 1 seed" in refuses(*options, "--strip=3")
     assert "add --image" in refuses(*options, "--strength=0.5")
     assert "there is no image" in refuses(*options, "--image", tmp_path / "nothing.png")
     assert not (tmp_path / "refused").exists()

@@ -173,7 +173,8 @@ def test_guidance_of_a_recipe_needs_classes(tmp_path, conditional):
     with pytest.raises(InputError) as error:
         train(recipe, tmp_path / "run", data=data, console=Console(quiet=True))
     assert str(error.value) == (
-        "sample.guidance is 1.5, but the data have no classes, so the model is unconditional; set sample.guidance to 1, "
+        "sample.guidance is 1.5, but the data have no classes, so the model is unconditional; set sample.guidance to "
+        "1, "
         "or give data with classes"
     )
     assert not (tmp_path / "run" / "recipe.toml").exists()

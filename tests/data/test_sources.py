@@ -284,7 +284,7 @@ def test_hugging_face_rows_without_a_label(tmp_path, label):
     features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["cat"])})
     images = [Image.new("RGB", (12, 8))] * 2
     datasets.Dataset.from_dict({"photo": images, "kind": [0, label]}, features=features).save_to_disk(tmp_path)
-    with pytest.raises(InputError, match=r"\[1\] has no label \(1 rows without one\)"):
+    with pytest.raises(InputError, match=r"\[1\] has no label \(1 row without one\)"):
         open_source(f"hf:{tmp_path}")
 
 

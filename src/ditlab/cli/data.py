@@ -169,7 +169,8 @@ def train_autoencoder(
         print_json(dataclasses.asdict(done))
         return
     say(
-        f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on {done.held_out} held-out images: "
+        f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on "
+        f"{counted(done.held_out, 'held-out image')}: "
         f"PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}; reconstructions: {out / 'reconstructions.png'}; "
         f"next: {command()} encode {quote(source)}{as_options(images or Preparation())} "
         f"--autoencoder {quote(str(out))} --out cache"
@@ -249,7 +250,12 @@ def encode_images(
         print_json(dataclasses.asdict(done) | {"pictures": done.images})  # the key of earlier versions
         return
     rate = done.images / done.seconds if done.seconds else 0.0
-    state = "other processes are still writing" if done.entries is None else f"{done.entries:,} entries in {out}"
+    state = (
+        "other processes are still writing" if done.entries is None else f"{counted(done.entries, 'entry')} in {out}"
+    )
     if dataset.skipped:
-        state += f"; {len(dataset.skipped)} images could not be read: {out / 'skipped.csv'}"
-    say(f"encoded {done.images:,} images at {rate:,.1f}/s, waiting for images {done.waited:.1%} of the time; {state}")
+        state += f"; {counted(len(dataset.skipped), 'image')} could not be read: {out / 'skipped.csv'}"
+    say(
+        f"encoded {counted(done.images, 'image')} at {rate:,.1f}/s, waiting for images {done.waited:.1%} of the "
+        f"time; {state}"
+    )

@@ -15,6 +15,7 @@ from ditlab.config.values import File, Folder, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 
 if TYPE_CHECKING:
     from ditlab.evaluation.memorization import Memorization
@@ -81,7 +82,7 @@ def reference(
         source, real, network, out, screen, settings=preprocessing, count=settings.count, keep=settings.keep,
         batch_size=settings.batch_size, with_images=settings.with_images, rank=rank, world=world,
     )  # fmt: skip
-    shown = "" if done is None else f"{done.about['count']:,} images in the features {network.name}: {out}"
+    shown = "" if done is None else f"{counted(done.about['count'], 'image')} in the features {network.name}: {out}"
     report(None if done is None else done.about, shown, json)
 
 

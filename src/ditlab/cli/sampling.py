@@ -26,6 +26,7 @@ from ditlab.config.values import File, Location, check_folder_name
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
@@ -181,7 +182,9 @@ def seeds_and_total(request: Request, classes: int, npz: bool) -> tuple[list[int
     if request.count is not None:
         if request.count < 1 or request.count % labels:
             low = max(1, request.count // labels) * labels
-            line = f"--count {request.count} for {labels} labels; give {low}, or another multiple of {labels}"
+            line = (
+                f"--count {request.count} for {counted(labels, 'label')}; give {low}, or another multiple of {labels}"
+            )
             raise InputError(line)
         seeds = list(range(seeds[0], seeds[0] + request.count // labels))
     return seeds, len(seeds) * labels
@@ -207,7 +210,7 @@ def settings_line(plan: "Plan", pipe: "BasePipeline", origin: str) -> str:
     """Format the settings in one line, with the origin of the guidance."""
     options, (low, high) = plan.options, plan.interval
     parts = [
-        f"{options.sampler}, {plan.steps} step{'s' * (plan.steps != 1)} ({plan.evaluations} NFE)",
+        f"{options.sampler}, {counted(plan.steps, 'step')} ({plan.evaluations} NFE)",
         f"schedule {options.schedule}",
     ]
     interval = f" for t in {low:g}..{high:g}" if (low, high) != (0, 1) else ""
@@ -234,7 +237,7 @@ def sample_npz(
     elif call.json:
         print_json({"file": written, "count": count})
     else:
-        say(f"{count:,} images in {written}")
+        say(f"{counted(count, 'image')} in {written}")
 
 
 def sample_images(
@@ -254,8 +257,7 @@ def sample_images(
         print_json(dataclasses.asdict(written))
         return
     shown = [f"contact sheet {written.grid}"] + ([f"animation {written.trajectory}"] if written.trajectory else [])
-    images = "1 image" if written.count == 1 else f"{written.count} images"
-    say(f"{images} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
+    say(f"{counted(written.count, 'image')} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
 
 
 @app.command(group="Generate")

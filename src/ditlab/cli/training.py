@@ -22,6 +22,7 @@ from ditlab.config.reader import (
 from ditlab.config.values import File, Folder, Location, Whole
 from ditlab.core.device import process_place
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 
 if TYPE_CHECKING:
     from ditlab.config.sections import Recipe
@@ -204,7 +205,7 @@ def study(recipe: StudyName, /, *, out: Folder | None = None, dry_run: Flag = Fa
         print("\n".join(summary(done)))
         say(f"report: {report}")
     if done.failures:
-        fail(f"{len(done.failures)} runs failed; run the same command again to repeat them", 1)
+        fail(f"{counted(len(done.failures), 'run')} failed; run the same command again", 1)
 
 
 def show_grid(study: "Study", json: bool) -> None:

@@ -11,10 +11,10 @@ from cyclopts import Parameter, Token
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import expand
 
-FILE_SUFFIXES = frozenset(
-    ".bin .bmp .csv .gif .jpeg .jpg .json .jsonl .npy .npz .onnx .pt .pt2 .pth .png .safetensors .tar .tif .tiff .toml .txt "
-    ".webp .zip".split()
-)
+FILE_SUFFIXES = (
+    ".bin", ".bmp", ".csv", ".gif", ".jpeg", ".jpg", ".json", ".jsonl", ".npy", ".npz", ".onnx", ".pt", ".pt2", ".pth",
+    ".png", ".safetensors", ".tar", ".tif", ".tiff", ".toml", ".txt", ".webp", ".zip",
+)  # fmt: skip
 """Ends of the names of files, with which the name of a new folder would be misread."""
 
 

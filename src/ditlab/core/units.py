@@ -7,9 +7,16 @@ GIB = 2**30
 
 
 def counted(count: int, noun: str) -> str:
-    """A count in words: "1 image", "2,000 images", "3 classes"."""
-    ending = "es" if noun.endswith(("s", "x", "ch")) else "s"
-    return f"{count:,} {noun}{ending * (count != 1)}"
+    """A count in words: "1 image", "2,000 images", "3 classes", "4 entries"."""
+    if count == 1:
+        return f"1 {noun}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{count:,} {plural}"
+
+
+def none_can(count: int, noun: str) -> str:
+    """The beginning of a sentence about a failure of all: "none of the 3 images can", "the only image cannot"."""
+    return f"the only {noun} cannot" if count == 1 else f"none of the {counted(count, noun)} can"
 
 
 def in_words(value: Any) -> str:

@@ -109,9 +109,11 @@ class Stamps:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> Self:
         """Read what `arrays` returned."""
-        numbers = [np.asarray(arrays[key], np.int64) for key in ("labels", "sizes", "times", "hashes")]
+        labels, sizes, times, hashes = (
+            np.asarray(arrays[key], np.int64) for key in ("labels", "sizes", "times", "hashes")
+        )
         classes = unpacked(arrays["classes"]) if "classes" in arrays else []
-        return cls(unpacked(arrays["names"]) if len(numbers[0]) else [], *numbers, classes)
+        return cls(unpacked(arrays["names"]) if len(labels) else [], labels, sizes, times, hashes, classes)
 
     def save(self, file: Path) -> None:
         """Write the stamps to a compressed .npz file."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
+from ditlab.core.units import counted, none_can
 from ditlab.data.base import Dataset, spread
 from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.export import folder_names
@@ -153,14 +154,14 @@ class Images(Dataset):
             array = self._read(index := (i + step) % len(self))
             if array is not None:
                 return index, array
-        raise InputError(f"none of the {len(self.source)} images can be read")
+        raise InputError(f"{none_can(len(self.source), 'image')} be read")
 
     def _read(self, index: int) -> Raster | None:
         i = index % len(self.source)
         try:
             array = self.preprocess(self.source.read(i, pages=self.pages))
             if array.shape != (*self.size, self.channels):  # the file was changed, or its header is wrong
-                raise Unreadable("{}x{} pixels with {} channels".format(*array.shape))
+                raise Unreadable("{}x{} pixels with {}".format(*array.shape[:2], counted(array.shape[2], "channel")))
         except Unreadable as error:
             self._skip(self.source.name(i), str(error))
             return None

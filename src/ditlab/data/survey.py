@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.units import counted, none_can
 from ditlab.core.values import PixelValues
 from ditlab.data.base import spread
 from ditlab.data.color import has_more_bits, profile_state
@@ -62,7 +63,7 @@ class Survey:
 
     def tables(self) -> list[Table]:
         """The survey as tables for the terminal."""
-        summary = Table("property", "value", title=f"{self.images:,} images")
+        summary = Table("property", "value", title=counted(self.images, "image"))
         summary.add_row("conditions", Text(self.reading.conditions))
         if self.reading.split:
             summary.add_row("split", Text(self.reading.split))
@@ -256,7 +257,7 @@ def sample_sheet(
     shown = [row for row in rows if row]
     names = [cut(name) for name, row in zip(source.classes, rows, strict=False) if row]
     if not shown:
-        raise InputError(f"none of {len(source)} images can be read for {path}; omit the contact sheet")
+        raise InputError(f"{none_can(len(source), 'image')} be read for {path}; omit the contact sheet")
     save_sheet(contact_sheet(shown, names or None), path)
 
 

@@ -23,6 +23,7 @@ from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import say
+from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
@@ -233,7 +234,7 @@ def open_source(
         return samples, protocol, Preparation(size="{}x{}".format(*samples.size), **preprocessing)
     images = open_images(str(source), None, device)
     if len(images) < 2:
-        raise InputError(f"{len(images)} images in {source}; give 2 or more")
+        raise InputError(f"{counted(len(images), 'image')} in {source}; give 2 or more")
     if unused := settings.for_models():
         say(console, f"all {len(images):,} images of {source} are read; without effect on them: {', '.join(unused)}")
     return images, {"pictures": content_identity(str(source)), "count": len(images), "size": list(images.size)}, None

@@ -20,7 +20,7 @@ from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.units import GIB, duration
+from ditlab.core.units import GIB, counted, duration
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, open_dataset, parse_source
 from ditlab.data.content import files_identity
@@ -315,7 +315,10 @@ def dry_run(study: Study, parts: list[Part]) -> Iterator[Table | str]:
         )  # fmt: skip
     yield table
     runs = len(parts) * len(study.seeds)
-    yield f"{len(parts)} parts x {len(study.seeds)} seeds = {runs} runs, {len(study.evaluations)} evaluations per run"
+    yield (
+        f"{counted(len(parts), 'part')} x {counted(len(study.seeds), 'seed')} = {counted(runs, 'run')}, "
+        f"{counted(len(study.evaluations), 'evaluation')} per run"
+    )
     times = [(part.seconds, part.scoring_seconds(study.sample_sets)) for part in parts]
     total = sum((training or 0.0) + (scoring or 0.0) for training, scoring in times) * len(study.seeds)
     yield f"predicted total time: {duration(total)}, one run after the other, at the present load of this machine"

@@ -9,6 +9,7 @@ from ditlab.config.fields import check_settings
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
+from ditlab.core.units import counted
 from ditlab.data import Dataset
 from ditlab.diffusion.objective import TARGETS, TIMES, WEIGHTS, make_objective
 from ditlab.diffusion.process import make_process
@@ -116,7 +117,7 @@ def check_dataset(dataset: object) -> None:
     if labels.dtype != torch.int64 or labels.min() < 0 or labels.max() > last:
         raise InputError(
             f"the labels of the data are {labels.dtype} from {labels.min():g} to {labels.max():g}; "
-            f"for {len(dataset.classes)} classes give torch.int64 from 0 to {last}"
+            f"for {counted(len(dataset.classes), 'class')} give torch.int64 from 0 to {last}"
         )
 
 

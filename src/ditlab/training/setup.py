@@ -20,6 +20,7 @@ from ditlab.core.device import has_bfloat16
 from ditlab.core.errors import InputError
 from ditlab.core.hub import is_there
 from ditlab.core.spelling import absolute
+from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS
 from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, read_config, state_hash
 from ditlab.data import Dataset, Latents, open_dataset, parse_source
@@ -277,7 +278,7 @@ def begin(job: Job) -> None:
         job.folder.begin(job.recipe, job.state.seen)
         report_data(job.dataset, job.recipe.data.source, job.folder.folder, job.console)
     if job.state.seen:
-        job.say(f"resuming {job.folder.folder} at {job.state.seen:,} images")
+        job.say(f"resuming {job.folder.folder} at {counted(job.state.seen, 'image')}")
 
 
 def check_images(job: Job) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, content_hash
 from ditlab.data.reading import Reading, classes_from
@@ -125,7 +126,7 @@ class HuggingFace(Source):
         missing = [i for i, row in enumerate(rows) if row in (None, "") or (isinstance(row, int) and row < 0)]
         if missing:
             raise InputError(
-                f"{self.title}[{missing[0]}] has no label ({len(missing)} rows without one); "
+                f"{self.title}[{missing[0]}] has no label ({counted(len(missing), 'row')} without one); "
                 "remove these rows and save the data set again"
             )
         if isinstance(feature, ClassLabel):

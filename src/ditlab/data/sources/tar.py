@@ -13,6 +13,7 @@ from PIL import Image
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.spelling import nfc
+from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
@@ -160,7 +161,7 @@ class TarShards(Source):
         if not all(labels):
             unlabeled = self.name(labels.index(""))
             raise InputError(
-                f"{unlabeled} has no label, but others have one ({labels.count('')} images without); "
+                f"{unlabeled} has no label, but others have one ({counted(labels.count(''), 'image')} without); "
                 "add .cls or .json members"
             )
         if others := [name for name in origins if name != origin]:
