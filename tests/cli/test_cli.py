@@ -545,7 +545,7 @@ class TestValues:
         for name in ("grid.png", "samples.json", "trajectory.gif"):
             assert (tmp_path / "npy" / name).exists()
         for like in ("npy/class_1-seed3.npy", "npy", "npy/samples.json", "npy/grid.png"):
-            again = tmp_path / f"again-{like.replace('/', '-')}"
+            again = tmp_path / f"again-{like.replace('/', '-').replace('.', '-')}"
             assert "--format" not in ditlab("sample", "--like", tmp_path / like, "--out", again).err
             assert sorted(path.name for path in again.iterdir()) == ["class_1-seed3.npy", "grid.png", "samples.json"]
             assert np.array_equal(np.load(again / "class_1-seed3.npy"), array)

@@ -24,7 +24,6 @@ from ditlab.backbones.udit_reparam import Branches, Chain, FeedForward
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.modules import with_modules
 from ditlab.core.types import Condition, Trace
-from ditlab.core.units import counted
 
 
 class Size(NamedTuple):
@@ -392,7 +391,7 @@ def check_sizes(size: tuple[int, int], width: int, depths: Sequence[int], style:
         )
     multiple = math.lcm(2, style.heads * (4 if style.rope else 1))
     if width % multiple:
-        raise InputError(f"width {width} with {counted(style.heads, 'head')}; give a multiple of {multiple}")
+        raise InputError(f"width {width} with {style.heads} heads; give a multiple of {multiple}")
     step = 2 ** (len(depths) // 2 + (style.attention != "full"))
     if size[0] % step or size[1] % step:
         raise InputError(

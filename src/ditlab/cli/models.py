@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ditlab.cli.options import Base, BaseOption, Checkpoint
+from ditlab.cli.options import Base, Checkpoint
 from ditlab.cli.terminal import Json, app, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
 from ditlab.config.values import File, Folder, Location, Whole, check_folder_name
@@ -41,7 +41,7 @@ def info(
     *names: Location,
     shape: Annotated[Shape | None, Parameter(name="*")] = None,
     options: Annotated[Options | None, Parameter(name="*")] = None,
-    base: BaseOption = None,
+    base: Base = None,
     json: Json = False,
 ) -> None:
     """Print the cost of networks: parameters, multiply-accumulates, tokens and bytes; of a saved model also its images.
@@ -56,7 +56,7 @@ def info(
         Print one JSON object (for several models with a list "models").
     """
     network_options(options, names[0] if names else "")  # to report mistakes before any work
-    rows, left_out = costs(names, shape or Shape(), options, (base or Base()).base)
+    rows, left_out = costs(names, shape or Shape(), options, base)
     if json:
         print_json(rows[0] if len(rows) == 1 else {"models": rows})
         return

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
 
 Flag = Annotated[bool, Parameter(negative="")]
+Base = Annotated[
+    Location | None,
+    Parameter(
+        help="Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -69,24 +75,14 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Base:
-    """Where the model lies from which low-rank updates were trained."""
-
-    base: Location | None = None
-    """Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."""
-
-
-BaseOption = Annotated[Base | None, Parameter(name="*")]
-
-
-@dataclass(frozen=True)
-class Checkpoint(Base):
+class Checkpoint:
     """Which weights to read, and properties that external checkpoints do not contain."""
 
     weights: Literal["ema", "model"] = "ema"
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
     autoencoder: Location | None = None
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
+    base: Base = None
     heads: Whole | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None

@@ -6,18 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ditlab.cli.options import (
-    Base,
-    BaseOption,
-    Benchmark,
-    Decoding,
-    Files,
-    Machine,
-    RandomNetwork,
-    Request,
-    StartImage,
-    Tuning,
-)
+from ditlab.cli.options import Base, Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
 from ditlab.cli.repeat import Call, read_like, recorded_model, repeated_cells
 from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
@@ -266,7 +255,7 @@ def tune(
     /,
     *,
     tuning: Annotated[Tuning | None, Parameter(name="*")] = None,
-    base: BaseOption = None,
+    base: Base = None,
     out: File = Path("schedules.json"),
     device: str = "auto",
     json: Json = False,
@@ -291,7 +280,7 @@ def tune(
 
     wanted = tuning or Tuning()
     check_target(out)
-    pipe = load(model, device=pick_device(device), base=(base or Base()).base)
+    pipe = load(model, device=pick_device(device), base=base)
     say_note(pipe.config)
     tuned = tune(
         pipe, list(wanted.steps), wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval
@@ -321,7 +310,7 @@ def bench(
     *,
     settings: Annotated[Benchmark | None, Parameter(name="*")] = None,
     network: Annotated[RandomNetwork | None, Parameter(name="*")] = None,
-    base: BaseOption = None,
+    base: Base = None,
     device: str = "auto",
     json: Json = False,
 ) -> None:
@@ -341,7 +330,7 @@ def bench(
         raise InputError(f"batch {settings.batch} and rounds {settings.rounds}; give 1 or more")
     from ditlab.profiling import bench as benchmark
 
-    pipe = open_network(model, network, device, (base or Base()).base)
+    pipe = open_network(model, network, device, base)
     if settings.cache:
         rows = benchmark.drift(pipe, settings.batch, {})
         if json:

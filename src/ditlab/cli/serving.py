@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ditlab.cli.options import Base, BaseOption
+from ditlab.cli.options import Base
 from ditlab.cli.terminal import app, say, say_note
 from ditlab.config.values import Location, Whole
 from ditlab.core.device import pick_device, share_freed_memory
@@ -106,7 +106,7 @@ def serve(
     /,
     *,
     options: Annotated[Serving | None, Parameter(name="*")] = None,
-    base: BaseOption = None,
+    base: Base = None,
 ) -> None:
     """Serve models over HTTP and show training runs, with a web page.
 
@@ -135,7 +135,7 @@ def serve(
     limits = options.limits()
     hosts = hosts_of(options.host, socket.gethostname(), options.allowed_hosts, token)
     listening = listen(options.host, options.port)
-    loaded, runs = open_models(models, options, (base or Base()).base)
+    loaded, runs = open_models(models, options, base)
     host = "[::1]" if options.host == "::1" else options.host
     say(f"{', '.join([*loaded] or runs)} at http://{host}:{listening.getsockname()[1]}; stop with Ctrl-C")
     application = create_app(loaded, limits, token, runs, hosts)

@@ -16,7 +16,6 @@ from ditlab.config.sampling import GUIDANCE_ORIGIN, Sample
 from ditlab.core.device import out_of_memory
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Denoise, Label, Seed, Step
-from ditlab.core.units import counted
 from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
@@ -294,9 +293,7 @@ class BasePipeline:
                 if plan.cache is None or not out_of_memory(error):
                     raise
                 if reported:  # calls with a cache cannot be split, and reported steps cannot be repeated
-                    raise InputError(
-                        f"not enough memory for {counted(batch_size, 'image')} with reuse; give fewer"
-                    ) from error
+                    raise InputError(f"not enough memory for a batch of {batch_size} with reuse; give fewer") from error
                 batch_size = halved(min(batch_size, len(numbers) - start))
                 continue
             yield step.x
@@ -383,10 +380,7 @@ def check_originals(original: Original | None, count: int) -> None:
         InputError: another number.
     """
     if original is not None and len(original.pixels) not in (1, count):
-        raise InputError(
-            f"{counted(len(original.pixels), 'image')} to start from for {counted(count, 'generated image')}; give 1 "
-            f"or {count}"
-        )
+        raise InputError(f"{len(original.pixels)} images to start from for {count} generated images; give 1 or {count}")
 
 
 def task(pipe: BasePipeline) -> tuple[object, ...]:
