@@ -107,8 +107,7 @@ class DiT(Backbone):
         if rope and width // heads % 4:
             raise InputError(
                 f"rope with {counted(width // heads, 'channel')} for each head; choose width and heads so that this "
-                "is a multiple "
-                "of 4 (positions in two dimensions)"
+                "is a multiple of 4 (positions in two dimensions)"
             )
         block = lookup(BLOCKS, condition, "condition")
         self.patch, self.exits = patch, exits

@@ -167,8 +167,7 @@ def guessed_classes(tensors: dict[str, Tensor], kind: type[Backbone], notes: lis
     rows = max(len(tensors[key]) for key in kind.label_tables)
     notes.append(
         f"a class-embedding table of {counted(rows, 'row')} is read as {counted(rows - 1, 'class')} and the null "
-        "class; "
-        f"give classes={rows} if it has no null class"
+        f"class; give classes={rows} if it has no null class"
     )
     return rows - 1
 

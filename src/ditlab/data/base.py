@@ -124,8 +124,7 @@ class InMemory(Dataset):
         if images.ndim not in (4, 5) or len(images) != len(labels):
             raise InputError(
                 f"images of shape {tuple(images.shape)} with {counted(len(labels), 'label')}; give images (N, C, H, "
-                "W) or videos "
-                "(N, C, T, H, W), and a label for each"
+                "W) or videos (N, C, T, H, W), and a label for each"
             )
         self.images, self.values = known(images, values)
         self.labels, self.classes = labels, classes

@@ -119,8 +119,7 @@ def check_startable(channels: int, values: PixelValues) -> None:
     if channels not in (1, 3) or not values.eight_bits:
         raise InputError(
             f"this model generates {counted(channels, 'channel')} of {values.summary()}, and images to start from "
-            "are gray or RGB "
-            "with 8 bits; generate from noise, without image="
+            "are gray or RGB with 8 bits; generate from noise, without image="
         )
 
 

@@ -80,8 +80,7 @@ class Pipeline(BasePipeline):
         if channels not in (None, self.net.channels):
             raise InputError(
                 f"this autoencoder has latents of {counted(channels, 'channel')} and the network takes "
-                f"{self.net.channels}; "
-                "give the autoencoder that the model was trained with"
+                f"{self.net.channels}; give the autoencoder that the model was trained with"
             )
 
     def __repr__(self) -> str:

@@ -142,8 +142,7 @@ def stop_unreadable(job: Job, problem: InputError | None) -> None:
         write_run_report(job)
     raise InputError(
         f"{problem or 'another process cannot read its images'}; {folder.folder} is saved at "
-        f"{counted(state.seen, 'image')}, "
-        "and the same command resumes"
+        f"{counted(state.seen, 'image')}, and the same command resumes"
     ) from problem
 
 

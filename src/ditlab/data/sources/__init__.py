@@ -118,7 +118,7 @@ def held_out_name(text: str, split: str) -> str:
     if split == NONE or (split and SPLITS.get(split.lower()) != "train"):
         return ""
     if source_class is HuggingFace:
-        held_out = held_out_part(all_splits(place))
+        held_out = None if ":" in place else held_out_part(all_splits(place))  # a split of another name
         return f"{PREFIX}{place}:{held_out}" if held_out else ""
     if source_class is TarShards:
         held_out = held_out_part(tar_parts(place))
