@@ -142,6 +142,7 @@ def test_splits(tmp_path):
 def test_the_held_out_part_of_a_data_set_on_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "get_dataset_split_names", {"nobody/mnist": ["train", "test"]}.__getitem__)
     assert parse_source("hf:nobody/mnist").held_out().text == "hf:nobody/mnist:test"
+    assert parse_source("hf:nobody/mnist:train_small").held_out() is None
     with pytest.raises(
         InputError, match=r"cannot list the parts of the data set nobody/x \('nobody/x'\); give held-out"
     ):
