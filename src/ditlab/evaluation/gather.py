@@ -293,13 +293,13 @@ def check_fit(images: Dataset, features: Features, show: tuple[int, ...] = ()) -
     """
     channels, needed = len(show) or seen_channels(images), features.channels
     if needed not in (None, channels):
-        selects = needed is not None and images.channels not in (1, 3) and needed <= images.channels
-        shown = f" of {images.channels}" if selects else ""
-        remedy = f"choose {counted(needed, 'channel')} with show, or " if selects and needed else ""
-        raise InputError(
-            f"images that show {counted(channels, 'channel')}{shown}; the features {features.name} need {needed}; "
-            f"{remedy}choose other features"
-        )
+        seen, need = counted(channels, "channel"), f"the features {features.name} need {needed}"
+        if needed is not None and images.channels not in (1, 3) and needed <= images.channels:
+            raise InputError(
+                f"images that show {seen} of {images.channels}; {need}; choose {counted(needed, 'channel')} with show, or "
+                "choose other features"
+            )
+        raise InputError(f"images of {seen}; {need}; choose other features")
     if features.size not in (None, tuple(images.size)):
         actual, expected = ("x".join(map(str, size or ())) for size in (images.size, features.size))
         raise InputError(
