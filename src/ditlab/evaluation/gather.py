@@ -296,8 +296,8 @@ def check_fit(images: Dataset, features: Features, show: tuple[int, ...] = ()) -
         seen, need = counted(channels, "channel"), f"the features {features.name} need {needed}"
         if needed is not None and images.channels not in (1, 3) and needed <= images.channels:
             raise InputError(
-                f"images that show {seen} of {images.channels}; {need}; choose {counted(needed, 'channel')} with show, or "
-                "choose other features"
+                f"images that show {seen} of {images.channels}; {need}; choose {counted(needed, 'channel')} with show, "
+                "or choose other features"
             )
         raise InputError(f"images of {seen}; {need}; choose other features")
     if features.size not in (None, tuple(images.size)):
