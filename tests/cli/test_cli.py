@@ -318,7 +318,7 @@ def test_samples_from_an_image_and_strips(ditlab, refuses, model, tmp_path):
     names = [file.name for file in drawn("seeds", "--labels", "0", "1", "--seeds", "4", "7", "--strip=3")]
     assert names[2:4] == ["class_0-seed4-to-7-02.png", "class_1-seed4-to-7-00.png"]
     options = ("sample", model, "--out", tmp_path / "refused", "--labels=0", "--seeds=4")
-    assert "a strip between 1 labels and 1 seeds" in refuses(*options, "--strip=3")
+    assert "a strip between 1 label and 1 seed" in refuses(*options, "--strip=3")
     assert "add --image" in refuses(*options, "--strength=0.5")
     assert "there is no image" in refuses(*options, "--image", tmp_path / "nothing.png")
     assert not (tmp_path / "refused").exists()
@@ -545,7 +545,7 @@ class TestValues:
         for name in ("grid.png", "samples.json", "trajectory.gif"):
             assert (tmp_path / "npy" / name).exists()
         for like in ("npy/class_1-seed3.npy", "npy", "npy/samples.json", "npy/grid.png"):
-            again = tmp_path / f"again-{like.replace('/', '-')}"
+            again = tmp_path / f"again-{like.replace('/', '-').replace('.', '-')}"
             assert "--format" not in ditlab("sample", "--like", tmp_path / like, "--out", again).err
             assert sorted(path.name for path in again.iterdir()) == ["class_1-seed3.npy", "grid.png", "samples.json"]
             assert np.array_equal(np.load(again / "class_1-seed3.npy"), array)

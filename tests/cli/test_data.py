@@ -1,10 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ditlab.cli.data import as_options
 from ditlab.config.sections import Preparation
+from ditlab.config.values import check_folder_name
 
 
 def test_a_built_in_data_set_is_inspected(ditlab, tmp_path):
@@ -87,7 +89,7 @@ def test_the_settings_are_those_of_training(ditlab, tmp_path):
     ditlab("data", tmp_path / "images", "--size=8", "--export", tmp_path / "out", "--count=2")
     assert [Image.open(file).size for file in (tmp_path / "out").iterdir()] == [(8, 8)] * 2
     error = ditlab("data", tmp_path / "images", "--image-column=x", code=2).err
-    assert "image_column is 'x', which has no effect on" in error
+    assert 'image_column is "x", which has no effect on' in error
 
 
 def test_nothing_is_written_into_the_source(ditlab, tmp_path):
@@ -111,7 +113,7 @@ def test_the_output_of_a_command_is_not_its_input(ditlab, tmp_path, monkeypatch)
     save_images(tmp_path, 8)
     small = ["--model.width=32", "--model.depth=1", "--model.heads=1", "--train.batch=4", "--train.device=cpu"]
     small += ["--train.precision=float32", "--train.compile=never", "--train.preview-every=4"]
-    mine = ["--data.source=.", "--data.size=8", "--out=runs/x"]
+    mine = ["--data.source=.", "--data.size=8", "--sample.guidance=1", "--out=runs/x"]
     left_out = {"written by ditlab": {"count": 1, "example": "runs/x"}}
     for images in (4, 8):  # the second command resumes in a folder that lies in its source
         ditlab("train", "digits", *mine, f"--train.images={images}", *small)
@@ -142,3 +144,50 @@ def test_nothing_is_written_where_a_pattern_matches(ditlab, tmp_path, monkeypatc
     assert [file.name for file in (tmp_path / "a").iterdir()] == ["0.png"]
     ditlab("data", "a/*.png", "--sheet", "sheet.png")
     ditlab("data", "a/*.png", "--export", "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("sample", "model", "--out", "s13.npz"),
+         "s13.npz is named like a file, but a folder is written; give s13, with --npz for one .npz file in it"),
+        (("sample", "model", "--out", "a/x.npy"),
+         "a/x.npy is named like a file, but a folder is written; give a/x, with --format npy for .npy files in it"),
+        (("sample", "model", "--out", "x.png"), "x.png is named like a file, but a folder is written; give x"),
+        (("encode", "digits", "--autoencoder", "a", "--out", "c.safetensors"),
+         "Invalid value for --out: c.safetensors is named like a file, but a folder is written; give c"),
+        (("data", "digits", "--export", "x.PNG"),
+         "Invalid value for --export: x.PNG is named like a file, but a folder is written; give x"),
+        (("train", "digits", "--out", "run.pt"),
+         "Invalid value for --out: run.pt is named like a file, but a folder is written; give run"),
+        (("convert", "model", "b.pt", "--to", "diffusers"),
+         "b.pt is named like a file, but a folder is written; give b"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_named_like_a_file(ditlab, tmp_path, monkeypatch, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    assert ditlab(*arguments, code=2).err == f"ditlab: {line}\n"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_exists_may_have_any_name(tmp_path):
+    (tmp_path / "run.png").mkdir()
+    for name in ("run.png", "run.v2", "dit-s.2"):
+        assert check_folder_name(tmp_path / name) == tmp_path / name
+
+
+def test_a_range_and_channels_are_settings_of_sample_files_too(ditlab, tmp_path):
+    """The contact sheet shows channel 3, in which images have the numbers 0, 50 and 100, from 0 to 100."""
+    bands = np.full((3, 8, 9, 4), 7, np.int16)
+    bands[..., 2] = np.array([0, 50, 100])[:, None, None]
+    np.savez(tmp_path / "x.npz", bands)
+    (tmp_path / "bands").mkdir()
+    for i, image in enumerate(bands):
+        np.save(tmp_path / "bands" / f"{i}.npy", image)
+    for source in ("x.npz", "bands"):
+        sheet = tmp_path / f"{source}.png"
+        ditlab("data", tmp_path / source, "--range", "0,100", "--show", 3, "--size", "8x9", "--sheet", sheet)
+        colors = {color for _, color in Image.open(sheet).convert("RGB").getcolors(1 << 20)}
+        assert {(0, 0, 0), (128, 128, 128), (255, 255, 255)} <= colors
+        line = "show is 5; give one or three channels from 1 to 4" if source == "x.npz" else "shown channels 5; give"
+        assert line in ditlab("data", tmp_path / source, "--show", 5, "--sheet", sheet, code=2).err

@@ -8,6 +8,9 @@ from helpers import tiny_pipeline
 from PIL import Image
 
 import ditlab as library
+from ditlab.cli.options import RandomNetwork
+from ditlab.cli.sampling import open_network
+from ditlab.cli.serving import Serving, open_models
 from ditlab.core.errors import InputError
 from ditlab.core.values import PixelValues
 from ditlab.core.version import __version__
@@ -274,10 +277,30 @@ class TestLike:
             (tmp_path / f"{name}-moved.png").rename(tmp_path / f"{name}.png")
         model.rename(tmp_path / "elsewhere")
         err = ditlab("sample", "--like", file, code=2).err
-        assert err.startswith(f"ditlab: {file} records a model that cannot be loaded (no model at model; ")
+        assert err.startswith(
+            f"ditlab: {file} records the model model, which is neither in the current folder nor in a folder above the "
+            "file (no model at model; "
+        )
         assert err.endswith("); give it: sample MODEL --like FILE\n")
         assert "give it" not in ditlab("sample", "wrong", "--like", file, code=2).err
         assert same_pixels(file, sample("elsewhere", "--like", file)[0])
+
+    def test_relative_paths_are_found_in_the_folders_above_the_file(self, ditlab, sample, model, tmp_path, monkeypatch):
+        Image.new("L", (8, 8), 255).save("start.png")
+        (tmp_path / "runs").mkdir()
+        model.rename("runs/demo")  # has the form of a hub id too
+        (file,) = sample("runs/demo", *OPTIONS, "--image", "start.png", "--out", "a/b")
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir("other")
+        err = ditlab("sample", "--like", f"../{file}").err
+        for what, place in (("model", "runs/demo"), ("image", "start.png")):
+            assert (
+                f"../{file} records the {what} {place}, which is not in the current folder; using {tmp_path / place}\n"
+            ) in err
+        assert same_pixels(tmp_path / file, "samples/class_1-seed4.png")
+        (tmp_path / "runs").rename(tmp_path / "moved")
+        err = ditlab("sample", "--like", f"../{file}", code=2).err
+        assert "records the model runs/demo, which is neither in the current folder nor in a folder above" in err
 
     def test_the_place_of_the_model_under_low_rank_updates_is_repeated(self, sample, model, tmp_path):
         recipe = {"data": {"source": "digits"}, "diffusion": {"process": "linear"}, "train": {
@@ -289,6 +312,30 @@ class TestLike:
         (file,) = sample("run", "--base", "moved", *OPTIONS)
         assert settings_of(file)["load_options"] == {"base": "moved"}
         assert same_pixels(file, sample("--like", file)[0])
+
+    def test_the_place_of_that_model_is_an_option_of_all_commands(self, ditlab, sample, model, tmp_path, monkeypatch):
+        recipe = {"data": {"source": "digits"}, "diffusion": {"process": "linear"}, "train": {
+            "images": 8, "batch": 8, "device": "cpu", "precision": "float32", "compile": "never",
+            "init_from": str(model), "lora": 2, "lora_apart": True,
+        }}  # fmt: skip
+        library.train(recipe, out=tmp_path / "run")
+        model.rename(tmp_path / "moved")
+        quick = ("--steps", 2, "--images", 1)
+        assert "which does not exist; give its present place: base=" in ditlab("tune", "run", *quick, code=2).err
+        assert "2 steps: error" in ditlab("tune", "run", *quick, "--base", "moved").err
+        assert "unfused" in ditlab("info", "run", "--base", "moved").out
+        opened = open_network("run", RandomNetwork(), "cpu", "moved")
+        loaded, runs = open_models(["run", "moved"], Serving(device="cpu"), "moved")
+        assert ([*loaded], [*runs]) == (["run", "moved"], ["run"])
+        weights = {name: value for name, value in opened.net.state_dict().items() if "lora" not in name}
+        assert all(torch.equal(value, library.load("run", base="moved").net.state_dict()[name])
+                   for name, value in weights.items())  # fmt: skip
+        for command, line in (
+            (("bench", "DiT-S/2"), "DiT-S/2 has random weights and needs no base; leave --base out"),
+            (("info", "DiT-S/2"), "--base is the model under a saved model; give the folder of that model, or leave"),
+            (("serve", "moved", "--port", 0), "none of moved holds low-rank updates; leave --base out"),
+        ):
+            assert line in ditlab(*command, "--base", "moved", code=2).err
 
     def test_one_image_to_image_step(self, ditlab, sample, model):
         Image.new("L", (8, 8), 255).save("start.png")

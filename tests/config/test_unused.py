@@ -1,15 +1,19 @@
 """Settings without effect are refused, and numbers outside their range."""
 
 import pytest
+import torch
+from rich.console import Console
 
 from ditlab.config.evaluation import Evaluation
 from ditlab.config.fields import check_settings, unused_keys
 from ditlab.config.reader import find_recipe, parse_recipe, read_toml, shipped_recipes
 from ditlab.config.sections import AutoencoderTraining, Recipe
 from ditlab.core.errors import InputError
+from ditlab.data import InMemory
 from ditlab.diffusion.objective import make_objective
 from ditlab.evaluation.protocols import check
 from ditlab.inference.plan import resolve
+from ditlab.training import train
 from ditlab.training.checks import check_recipe
 from ditlab.training.resuming import differences
 
@@ -153,6 +157,43 @@ def test_settings_of_an_evaluation(settings, line):
     with pytest.raises(InputError) as error:
         check(Evaluation(reference="digits-held-out", **settings))
     assert str(error.value) == line
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_guidance_of_a_recipe_needs_classes(tmp_path, conditional):
+    labels, names = (torch.arange(8) % 2, ["a", "b"]) if conditional else (torch.zeros(8, dtype=torch.long), [])
+    data = InMemory(torch.arange(512).reshape(8, 1, 8, 8).byte(), labels, names)
+    recipe = {
+        "model": {"name": "DiT-S/4", "width": 16, "depth": 1, "heads": 2}, "sample": {"guidance": 1.5, "steps": 2},
+        "train": {"images": 8, "batch": 8, "precision": "float32", "compile": "never", "device": "cpu"},
+    }  # fmt: skip
+    if conditional:
+        assert train(recipe, tmp_path / "run", data=data, console=Console(quiet=True)).resolve().guidance == 1.5
+        return
+    with pytest.raises(InputError) as error:
+        train(recipe, tmp_path / "run", data=data, console=Console(quiet=True))
+    assert str(error.value) == (
+        "sample.guidance is 1.5, but the data have no classes, so the model is unconditional; set sample.guidance to "
+        "1, "
+        "or give data with classes"
+    )
+    assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
+def test_guidance_settings_of_a_call_need_classes():
+    objective = make_objective(Recipe().diffusion)
+    for words, line in (
+        (
+            {"guidance_interval": (0.2, 0.8)},
+            r"guidance_interval is \(0\.2, 0\.8\), but the model is unconditional; leave it",
+        ),
+        (
+            {"guidance_channels": 3},
+            "guidance_channels is 3, but the model is unconditional; leave it out or give a guide",
+        ),
+    ):
+        with pytest.raises(InputError, match=line):
+            resolve(words, objective, conditional=False)
 
 
 def test_guidance_settings_of_a_call_need_guidance():

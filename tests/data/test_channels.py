@@ -74,7 +74,7 @@ def test_channels_that_the_images_do_not_have(tmp_path):
 
 def test_shown_channels_and_small_images(tmp_path):
     source = save(tmp_path, a=noise(4, 4, 3))
-    with pytest.raises(InputError, match="none of the 1 images can be read"):
+    with pytest.raises(InputError, match="the only image cannot be read"):
         open_dataset(source).fetch(torch.tensor([0]))
     data = open_dataset(source, Preparation(min_side=4, show=(2,)))
     assert data.fetch(torch.tensor([0])).x.shape == (1, 3, 4, 4)

@@ -117,7 +117,7 @@ def test_broken_empty_and_missing_folders(tmp_path):
         open_dataset(str(tmp_path))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "a.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"none of the 1 images can be read, beginning with c/a\.png"):
+    with pytest.raises(InputError, match=r"the only image cannot be read: c/a\.png"):
         open_dataset(str(tmp_path))
     with pytest.raises(InputError, match='did you mean "digits"'):
         open_dataset("digit")

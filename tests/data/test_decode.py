@@ -1,6 +1,5 @@
 import builtins
 import io
-import re
 
 import numpy as np
 import pytest
@@ -8,12 +7,13 @@ import torch
 from helpers import Items
 from PIL import Image, UnidentifiedImageError
 
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data.decode import displayed_size, open_image, turned
 from ditlab.data.images import Images
 from ditlab.data.preprocess import Preprocess, file_numbers
 from ditlab.data.scan import array_header, image_header
-from ditlab.data.sources import Raster, Unreadable
+from ditlab.data.sources import Raster, Unreadable, open_source
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -208,7 +208,7 @@ def test_without_tifffile_the_remedy_is_named(tmp_path, monkeypatch):
     remedy = r"a TIFF file of this kind needs tifffile; pip install 'ditlab\[data\]'"
     with pytest.raises(Unreadable, match=remedy):
         Items(tmp_path / "a.tif").read(0)
-    with pytest.raises(InputError, match=rf"none of the 1 images can be read, beginning with a\.tif \({remedy}\)"):
+    with pytest.raises(InputError, match=rf"the only image cannot be read: a\.tif \({remedy}\)"):
         Images(Items(tmp_path / "a.tif"))
 
 
@@ -218,9 +218,7 @@ def test_pages_are_channels_on_request(tmp_path):
     tifffile.imwrite(file, np.moveaxis(stack, -1, 0), photometric="minisblack", metadata=None)
     with pytest.raises(Unreadable, match="has 5 pages; give channels = 5 if they are channels"):
         Items(file).read(0)
-    with pytest.raises(
-        InputError, match=r"none of the 1 images can be read, beginning with a\.tif \(has 5 pages; give channels = 5"
-    ):
+    with pytest.raises(InputError, match=r"the only image cannot be read: a\.tif \(has 5 pages; give channels = 5"):
         Images(Items(file))
     data = Images(Items(file), Preprocess(None, channels=5))
     assert (data.channels, data.values.dtype) == (5, "uint16")
@@ -251,12 +249,27 @@ def test_npy_files(tmp_path, shape, read):
         assert np.array_equal(opened, expected)
 
 
-@pytest.mark.parametrize("shape", [(20,), (16, 16, 16), (20, 13, 20), (13, 20, 13), (2, 20, 30, 3)])
+@pytest.mark.parametrize("shape", [(20,), (16, 16, 16), (20, 13, 20), (13, 20, 13), (8, 8, 13), (2, 20, 30, 3)])
 def test_npy_files_of_which_the_channels_are_unclear(tmp_path, shape):
     np.save(tmp_path / "a.npy", np.zeros(shape))
-    message = re.escape(f"an array of shape {shape}; give (H, W), or (H, W, C) or (C, H, W) with fewer channels than")
-    with pytest.raises(Unreadable, match=message):
+    message = f"an array of shape {shape}; give (H, W), (H, W, C) or (C, H, W)"
+    if len(shape) == 3:
+        remedy = "set channels (data.channels) to 8 or 13" if shape == (8, 8, 13) else "save it as a TIFF file"
+        message = (
+            f"an array of shape {shape}, whose channels may be the first or the last axis, because neither is shorter "
+            f"than both others; {remedy}"
+        )
+    with pytest.raises(Unreadable) as error:
         Items(tmp_path / "a.npy").read(0)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((8, 8, 13), 13), ((13, 8, 8), 13), ((8, 8, 13), 8), ((3, 8, 8), 8)])
+def test_a_setting_decides_which_axis_of_an_npy_file_is_the_channels(tmp_path, shape, channels):
+    array = np.random.default_rng(0).random(shape, np.float32)
+    np.save(tmp_path / "a.npy", array)
+    opened = open_source(str(tmp_path), Preparation(channels=channels)).read(0)
+    assert np.array_equal(opened, array if shape[2] == channels == 13 else np.moveaxis(array, 0, -1))
 
 
 def test_arrays_that_are_no_numbers(tmp_path):

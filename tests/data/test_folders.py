@@ -147,7 +147,7 @@ class TestClutter:
 
     def test_small_images_are_allowed_on_request(self, tmp_path):
         save(tmp_path / "1.png", size=(6, 5))
-        with pytest.raises(InputError, match="none of the 1 images can be read"):
+        with pytest.raises(InputError, match="the only image cannot be read"):
             open_dataset(str(tmp_path), Preparation(size="8", max_skipped=1)).fetch(torch.tensor([0]))
         dataset = open_dataset(str(tmp_path), Preparation(min_side=5))
         assert dataset.fetch(torch.tensor([0])).x.shape == (1, 3, 5, 6)

@@ -135,6 +135,18 @@ def test_splits(tmp_path):
     assert parse_source(name).held_out().text == f"hf:{name}:validation"
     assert len(parse_source(name).held_out().open()) == 2
     assert parse_source(name, Preparation(split="test")).held_out() is None
+    assert parse_source(f"hf:{name}:train").held_out().text == f"hf:{name}:validation"
+    assert parse_source(f"hf:{name}:test").held_out() is None
+
+
+def test_the_held_out_part_of_a_data_set_on_the_hub(monkeypatch):
+    monkeypatch.setattr(datasets, "get_dataset_split_names", {"nobody/mnist": ["train", "test"]}.__getitem__)
+    assert parse_source("hf:nobody/mnist").held_out().text == "hf:nobody/mnist:test"
+    assert parse_source("hf:nobody/mnist:train_small").held_out() is None
+    with pytest.raises(
+        InputError, match=r"cannot list the parts of the data set nobody/x \('nobody/x'\); give held-out"
+    ):
+        parse_source("hf:nobody/x").held_out()
 
 
 def test_empty_captions_are_not_counted(saved):

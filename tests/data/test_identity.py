@@ -3,6 +3,7 @@ import os
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,18 @@ class TestComparison:
         assert (known.hashes.tolist(), known.times.tolist()) == ([5], [2])
         assert str(compare(before, now, lambda i: 6)[0]) == "1 with other content (a)"
 
+    def test_labels_are_compared_by_the_names_of_their_classes(self):
+        """The folder bee is renamed to yak, so that cow comes before it."""
+        was = [("ant/0", 0, 1, 1, 1), ("bee/0", 1, 1, 1, 1), ("cow/0", 2, 1, 1, 1), ("cow/1", 2, 1, 1, 1)]
+        is_ = [("ant/0", 0, 1, 1, 1), ("cow/0", 1, 1, 1, 1), ("cow/1", 2, 1, 1, 1), ("yak/0", 2, 1, 1, 1)]
+        before = replace(stamps(was), classes=["ant", "bee", "cow"])
+        now = replace(stamps(is_), classes=["ant", "cow", "yak"])
+        assert str(compare(before, now, nothing_is_read)[0]) == (
+            "1 removed (bee/0), 1 new (yak/0), 1 with another label (cow/1), 1 of classes with another number (cow/0)"
+        )
+        unnamed = compare(replace(before, classes=()), now, nothing_is_read)[0]  # a list of an earlier version
+        assert unnamed.relabeled == ["cow/0"]
+
     def test_another_order(self):
         before, now = stamps([("a", 0, 1, 1, 1), ("b", 0, 1, 1, 1)]), stamps([("b", 0, 1, 1, 1), ("a", 0, 1, 1, 1)])
         assert str(compare(before, now, nothing_is_read)[0]) == "the same images in another order"
@@ -88,6 +101,10 @@ class TestComparison:
         after = Stamps.load(tmp_path / "x.npz")
         assert list(after.names) == names
         assert after.equal(before)
+        named = replace(before, classes=["a", "line\nfeed"])
+        named.save(tmp_path / "named.npz")
+        assert list(Stamps.load(tmp_path / "named.npz").classes) == ["a", "line\nfeed"]
+        assert not named.equal(before)
         Stamps.of([], []).save(tmp_path / "none.npz")
         assert len(Stamps.load(tmp_path / "none.npz")) == 0
         (tmp_path / "x.npz").write_bytes(b"PK")
@@ -249,7 +266,10 @@ class TestEncoding:
     def test_a_renamed_class(self, folder):
         self.encode(folder)
         (folder / "cat").rename(folder / "zebra")
-        assert self.encode(folder)[0] == 12
+        images, note = self.encode(folder)
+        assert images == 12
+        assert note.startswith("6 removed (cat/0.png, cat/1.png, cat/2.png, ...), 6 new (zebra/0.png, ")
+        assert "another label" not in note
         assert Latents(folder.parent / "cache").classes == ["dog", "zebra"]
         self.check(folder)
 
@@ -296,6 +316,25 @@ class TestEncoding:
         with pytest.raises(InputError, match=r"holds a cache of other images \(source: .*moved, not .*num; 10 removed"):
             self.encode(folder)
 
+    def test_other_settings_are_named_in_words(self, folder):
+        def refused(**settings):
+            with pytest.raises(InputError) as error:
+                encode(
+                    open_dataset(str(folder), Preparation(**settings)), str(folder), autoencoder(),
+                    folder.parent / "cache", Console(quiet=True), shard=4, dtype="fp32",
+                )  # fmt: skip
+            return str(error.value).removeprefix(f"{folder.parent / 'cache'} holds another cache ")
+
+        self.encode(folder)
+        assert (
+            refused(size="16")
+            == "(size is 8x8 there, 16x16 here; shape is 4x4x4 there, 4x8x8 here); give another folder"
+        )
+        assert refused(size="8") == "(size is not set there, 8x8 here); give another folder"
+        assert refused(size="8", fit="stretch", flip=True) == (
+            "(fit is crop there, stretch here; flip is false there, true here); give another folder"
+        )
+
     def test_two_processes(self, folder):
         def part(rank):
             out = folder.parent / "cache"
@@ -339,7 +378,7 @@ class TestEncoding:
         assert run() == 0
         assert Latents(out).values.shown == ()
         if dtype == np.uint16:
-            with pytest.raises(InputError, match=r"holds another cache \(preprocessing: .*values"):
+            with pytest.raises(InputError, match=r"holds another cache \(values\.high is 1\.0 there, 9\.0 here\); "):
                 run(range="0,9")
 
 

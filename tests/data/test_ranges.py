@@ -7,7 +7,7 @@ from PIL import Image
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.values import EIGHT_BITS, PixelValues
-from ditlab.data import InMemory, SampleFile, from_torch, open_dataset, ranges
+from ditlab.data import InMemory, SampleFile, from_torch, images, open_dataset, ranges
 from ditlab.data.images import Images, write_folder
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import find_values, plain
@@ -74,10 +74,39 @@ def test_a_given_range_is_not_clipped():
     data = Images(Items(array), range="-1024,3071")
     x = data.fetch(torch.tensor([0])).x
     assert x[0, 0, ::2, 0].tolist() == pytest.approx([-1.476679, -1, 1, 1.453724], abs=1e-5)
-    assert data.reading.notes == ["int16 numbers, of which -1024 is black and 3071 is white"]
+    assert data.reading.notes == [
+        "int16 numbers, of which -1024 is black and 3071 is white; the numbers of all images are from -2000 to 4000, "
+        "100 % of this range, and 50 % of them lie outside of it"
+    ]
     eight = Images(Items(np.full((8, 8, 1), 50, np.uint8)), range="0,100")
     assert eight.fetch(torch.tensor([0])).x.unique().tolist() == [0.0]
     assert Images(Items(np.full((8, 8, 1), 50, np.uint8)), range="0,255").values == EIGHT_BITS
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "range", "used"),
+    [
+        ("u2", (0, 4095), "0,65535", "from 0 to 4095, 6.25 % of this range"),
+        ("u1", (0, 64, 128, 255), "0,1", "from 0 to 255, 100 % of this range, and 75 % of them lie outside of it"),
+        ("f4", (5, 6), "0,1", "from 5 to 6, 0 % of this range, and 100 % of them lie outside of it"),
+    ],
+)
+def test_the_used_part_of_a_given_range_is_reported(tmp_path, dtype, values, range, used):
+    arrays = [np.full((8, 9, 2), value, dtype) for value in values]
+    low, high = range.split(",")
+    start = (
+        f"{np.dtype(dtype).name} numbers, of which {low} is black and {high} is white; the numbers of all images are "
+    )
+    assert Images(Items(*arrays), range=range).reading.notes == [start + used]
+    np.savez(tmp_path / "x.npz", np.stack(arrays))
+    assert open_dataset(str(tmp_path / "x.npz"), Preparation(range=range)).reading.notes == [start + used]
+
+
+def test_a_given_range_is_compared_with_a_sample_of_a_large_data_set(monkeypatch):
+    monkeypatch.setattr(ranges, "CHECKED", 3)
+    monkeypatch.setattr(images, "CHECKED", 3)
+    data = Images(Items(*[np.full((8, 8, 1), i, np.uint16) for i in (7, 7, 7, 7)]), range="0,14")
+    assert data.reading.notes[0].endswith("of a sample of 3 images are from 7 to 7, 0 % of this range")
 
 
 def test_standardized_channels():

@@ -9,6 +9,8 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.data import open_dataset
+from ditlab.data.parse import parse_source
 from ditlab.data.reading import LeftOut
 from ditlab.data.sources import open_source
 from ditlab.data.sources import shards as module
@@ -163,6 +165,26 @@ def test_splits_in_the_shards_and_in_their_names(tmp_path):
         open_source(str(tmp_path / "named"), Preparation(split="test"))
     with pytest.raises(InputError, match='split is "val", but the shards have no parts train and val; remove split'):
         open_source(str(write(tmp_path / "b.tar", [("1.png", png())])), Preparation(split="val"))
+
+
+@pytest.mark.parametrize("kind", ["folders", "names"])
+def test_the_held_out_part(tmp_path, kind):
+    if kind == "folders":
+        text = str(write(tmp_path / "a.tar", [(f"{part}/{part}.png", png()) for part in ("train", "test", "valid")]))
+    else:
+        for part in ("train", "test", "valid"):
+            write(tmp_path / f"set-{part}-000.tar", [(f"{part}.png", png())])
+        text = str(tmp_path)
+    for source in (parse_source(text), parse_source(f"{text}:train"), parse_source(text, Preparation(split="train"))):
+        assert source.held_out().text == f"{text}:valid"
+    held_out = parse_source(text).held_out().images()
+    assert [name.rpartition("/")[2] for name in names(held_out)] == ["valid.png"]
+    assert held_out.reading.split.startswith("valid (also there: ")
+    assert len(open_dataset(f"{text}:test")) == 1
+    for other in (parse_source(f"{text}:test"), parse_source(text, Preparation(split="none"))):
+        assert other.held_out() is None
+    with pytest.raises(InputError, match=r'split is "test", but the source is .*:valid; remove one of them'):
+        open_source(f"{text}:valid", Preparation(split="test"))
 
 
 def test_suffixes_in_capitals(tmp_path):

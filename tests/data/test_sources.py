@@ -142,7 +142,7 @@ class TestTables:
 
     def test_labels_where_there_are_some_already(self, tmp_path):
         (tmp_path / "0.tar").write_bytes(b"")
-        with pytest.raises(InputError, match=r"labels is 'l\.csv', which has no effect on .*; remove it"):
+        with pytest.raises(InputError, match=r'labels is "l\.csv", which has no effect on .*; remove it'):
             open_source(str(tmp_path), Preparation(labels="l.csv"))
 
 
@@ -284,7 +284,7 @@ def test_hugging_face_rows_without_a_label(tmp_path, label):
     features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["cat"])})
     images = [Image.new("RGB", (12, 8))] * 2
     datasets.Dataset.from_dict({"photo": images, "kind": [0, label]}, features=features).save_to_disk(tmp_path)
-    with pytest.raises(InputError, match=r"\[1\] has no label \(1 rows without one\)"):
+    with pytest.raises(InputError, match=r"\[1\] has no label \(1 row without one\)"):
         open_source(f"hf:{tmp_path}")
 
 
@@ -423,5 +423,5 @@ def test_camera_images_with_a_preview_are_images(tmp_path):
 def test_built_in_sets_and_caches_have_their_own_size():
     with pytest.raises(InputError, match=r"data digits has images of 8x8, not 16x16; omit the size"):
         open_dataset("digits", Preparation(size="16"))
-    with pytest.raises(InputError, match=r"flip is True, which has no effect on the data set digits; remove it"):
+    with pytest.raises(InputError, match=r"flip is true, which has no effect on the data set digits; remove it"):
         open_dataset("digits", Preparation(flip=True))

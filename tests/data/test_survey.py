@@ -71,7 +71,7 @@ def test_nothing_to_show_is_said(tmp_path):
     found = survey(source, Console(quiet=True))
     assert (found.images, found.short_side) == (1, (0, 0, 0))
     assert found.unreadable == {"a.png": "cannot identify image file"}
-    with pytest.raises(InputError, match="none of 1 images can be read"):
+    with pytest.raises(InputError, match="the only image cannot be read"):
         sample_sheet(source, tmp_path / "sheet.png")
 
 

@@ -164,7 +164,7 @@ def test_mistakes(sets, tmp_path):
     small = InMemory(held_out.images[:, :, :2], held_out.labels, [])
     with pytest.raises(InputError, match="held-out images of 1x2x4, samples of 1x4x4"):
         run((samples, training, small), tmp_path / "a.png")
-    with pytest.raises(InputError, match="1 samples; give 2 or more"):
+    with pytest.raises(InputError, match="1 sample; give 2 or more"):
         run((InMemory(samples.images[:1], samples.labels[:1], []), training, held_out), tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a\.jpg; give a file that ends in \.png"):
         run(sets, tmp_path / "a.jpg")

@@ -293,7 +293,7 @@ def test_memory_with_feature_caching(pipe, monkeypatch):
     assert torch.allclose(found, expected, atol=1e-5)
     assert [len(step.x) for step in steps] == [2] * 6
     fails_at(2)
-    with pytest.raises(InputError, match="not enough memory for 4 images with reuse"):
+    with pytest.raises(InputError, match="not enough memory for a batch of 4 with reuse"):
         latents(pipe, 0, callback_on_step_end=steps.append, **options | {"batch_size": 4})
 
 

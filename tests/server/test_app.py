@@ -283,7 +283,7 @@ class TestRejection:
             assert codes == [200, 200, 429, 429]
             rejected = next(response for response in responses if response.status_code == 429)
             assert rejected.headers["retry-after"] == "1"
-            assert "2 requests are in progress" in error(rejected)
+            assert "the limit of 2 requests in progress is reached" in error(rejected)
             assert post(client, n=1).status_code == 200
             assert "ditlab_requests_rejected_total 2.0" in client.get("/metrics").text
 

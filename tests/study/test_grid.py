@@ -151,7 +151,7 @@ def test_a_dry_run_predicts_times():
     parts = lay_out(study(Budget(images=64)), {}, QUIET, timed=True)
     table, *lines = grid.dry_run(study(Budget(images=64)), parts)
     assert table.row_count == 1
-    assert lines[0] == "1 parts x 3 seeds = 3 runs, 1 evaluations per run"
+    assert lines[0] == "1 part x 3 seeds = 3 runs, 1 evaluation per run"
     assert "predicted total time" in lines[1]
     part = grid.as_json(study(Budget(images=64)), parts)["parts"][0]
     assert part["seconds"] == pytest.approx(2 / parts[0].plan.steps_per_second)

@@ -231,7 +231,7 @@ def test_a_failed_part_is_reported_in_its_place(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 1
-    assert "2 runs failed; run the same command again to repeat them" in capsys.readouterr().err
+    assert "2 runs failed; run the same command again" in capsys.readouterr().err
     assert len(lines_of(out)) == before + 2
 
 

@@ -14,9 +14,9 @@ from rich.console import Console
 
 import ditlab
 from ditlab.core.errors import InputError
+from ditlab.core.units import describe_difference
 from ditlab.data.identity import Stamps
 from ditlab.training import data_index
-from ditlab.training.files import describe_difference
 
 TINY = {
     "model": {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2},

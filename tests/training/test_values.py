@@ -297,6 +297,26 @@ def test_a_reference_with_other_values_is_refused_and_real_images_are_converted(
     assert converted(data, TWELVE_BITS) is data
 
 
+def test_features_of_fewer_channels_name_the_setting_that_shows_them(tmp_path, trained, means):
+    pipe, means.channels, means.size = trained(13, TWELVE_BITS), 1, (8, 8)
+    options = {"features": "means", "count": 8, "out": tmp_path, "device": "cpu"}
+    data = data_of(13, TWELVE_BITS)
+    data.values = data.values.showing((4,), 13)
+    make_reference("numbers", data, means, QUIET).save(tmp_path / "real.npz")
+    with pytest.raises(InputError) as error:
+        evaluate(pipe, reference=str(tmp_path / "real.npz"), **options)
+    assert str(error.value) == (
+        "images that show 3 channels of 13; the features means need 1; choose 1 channel with show, or choose other "
+        "features"
+    )
+    result = evaluate(pipe, reference=str(tmp_path / "real.npz"), show=(4,), **options)
+    assert result.notes[0] == "features see channel 4 of 13, as 8 bits"
+    assert pipe.values.shown == ()
+    means.size = (4, 8)
+    with pytest.raises(InputError, match="images of 8x8; the features means need 4x8; give a size, or choose other"):
+        evaluate(pipe, reference=str(tmp_path / "real.npz"), show=(4,), **options)
+
+
 def test_shown_channels_are_part_of_the_identity_of_scores(trained):
     pipe = replace(trained(13, TWELVE_BITS), config=dict(trained(13, TWELVE_BITS).config))
     before = pipe.identity()

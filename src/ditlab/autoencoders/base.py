@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Noise
+from ditlab.core.units import counted
 from ditlab.core.values import PixelValues
 
 
@@ -69,7 +70,7 @@ class Autoencoder(nn.Module, ABC):
         if not fits or not (values.eight_bits or self.any_values):
             numbers = "any numbers" if self.any_values else "8 bits"
             raise InputError(
-                f"images with {channels} channels of {values.summary()}; this autoencoder encodes "
+                f"images with {counted(channels, 'channel')} of {values.summary()}; this autoencoder encodes "
                 f"{self.picture_channels or 'any'} channels of {numbers}; train one on these images, or use pixels"
             )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ditlab.autoencoders.base import Autoencoder
 from ditlab.core.errors import InputError
 from ditlab.core.types import Noise
+from ditlab.core.units import counted
 from ditlab.core.values import check_finite, network_scale
 
 SLICE = 2**22  # pixels in a call of the network: 16 images of 512x512
@@ -68,7 +69,9 @@ class Latent(Autoencoder):
         if images.dtype != torch.uint8 and not self.any_values:
             raise InputError(f"images of {images.dtype}; this autoencoder takes 8 bits (torch.uint8)")
         if images.shape[1] not in (1, self.picture_channels):
-            raise InputError(f"images with {images.shape[1]} channels; this autoencoder takes {self.picture_channels}")
+            raise InputError(
+                f"images with {counted(images.shape[1], 'channel')}; this autoencoder takes {self.picture_channels}"
+            )
         images = images.expand(-1, self.picture_channels, *images.shape[2:])
         return torch.cat([self.moments(network_scale(part).to(self._dtype)).float() for part in slices(images, 1)])
 

@@ -30,6 +30,7 @@ from ditlab.backbones.positions import rotations, sincos_positions
 from ditlab.backbones.routing import check_exits, depth_at, record, routed, through
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
+from ditlab.core.units import counted
 
 
 class Size(NamedTuple):
@@ -105,8 +106,8 @@ class DiT(Backbone):
             raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
         if rope and width // heads % 4:
             raise InputError(
-                f"rope with {width // heads} channels for each head; choose width and heads so that this is a multiple "
-                "of 4 (positions in two dimensions)"
+                f"rope with {counted(width // heads, 'channel')} for each head; choose width and heads so that this "
+                "is a multiple of 4 (positions in two dimensions)"
             )
         block = lookup(BLOCKS, condition, "condition")
         self.patch, self.exits = patch, exits

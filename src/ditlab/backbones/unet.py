@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ditlab.backbones.base import Backbone
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
+from ditlab.core.units import counted
 
 CONTEXT = 512  # width of the label in LDM
 
@@ -66,7 +67,7 @@ class UNet(Backbone):
         for level, count in zip(widths, heads, strict=True):
             if count < 1 or level % count or (head_width and level % head_width):
                 raise InputError(
-                    f"{level} channels cannot be split into heads of {head_width}; give another head_width"
+                    f"{counted(level, 'channel')} cannot be split into heads of {head_width}; give another head_width"
                 )
         # The middle, at the smallest grid, always has attention.
         self.width = width

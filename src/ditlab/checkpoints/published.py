@@ -16,6 +16,7 @@ from ditlab.backbones import BACKBONES, Backbone, create, name_of
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init
+from ditlab.core.units import counted
 from ditlab.core.weights import fit
 from ditlab.diffusion.objective import read_objective
 from ditlab.diffusion.process import Linear
@@ -165,8 +166,8 @@ def guessed_classes(tensors: dict[str, Tensor], kind: type[Backbone], notes: lis
     """Return the number of classes, assuming that the class-embedding table has a null class; adds a note."""
     rows = max(len(tensors[key]) for key in kind.label_tables)
     notes.append(
-        f"a class-embedding table of {rows} rows is read as {rows - 1} classes and the null class; "
-        f"give classes={rows} if it has no null class"
+        f"a class-embedding table of {counted(rows, 'row')} is read as {counted(rows - 1, 'class')} and the null "
+        f"class; give classes={rows} if it has no null class"
     )
     return rows - 1
 
@@ -182,7 +183,8 @@ def with_null(tensors: dict[str, Tensor], net: Backbone, source: str, notes: lis
         rows = len(tensors[key])
         if rows not in (net.classes, net.classes + 1):
             raise InputError(
-                f"{source} has a class-embedding table of {rows} rows; give classes={rows - 1} or classes={rows}"
+                f"{source} has a class-embedding table of {counted(rows, 'row')}; give classes={rows - 1} or "
+                f"classes={rows}"
             )
         if rows == net.classes:
             added[key] = torch.cat([tensors[key], tensors[key].mean(0, keepdim=True)])

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.terminal import Json, app, command, print_json, say, screen
 from ditlab.config.sections import AutoencoderTraining, Preparation
-from ditlab.config.values import File, Location, Whole
+from ditlab.config.values import File, Folder, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
@@ -50,7 +50,7 @@ def data(
     /,
     *,
     sheet: File | None = None,
-    export: File | None = None,
+    export: Folder | None = None,
     count: Whole = 1000,
     images: PreparationOptions = None,
     json: Json = False,
@@ -109,7 +109,7 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
     images = parse_source(source, settings).images(settings)
     result = survey(images, screen, preprocess.size)
     if sheet is not None:
-        sample_sheet(images, sheet, preprocess)
+        sample_sheet(images, sheet, preprocess, settings)
     if json:
         print_json(dataclasses.asdict(result) | {"pictures": result.images})  # the key of earlier versions
         return
@@ -140,7 +140,7 @@ def train_autoencoder(
     source: Location,
     /,
     *,
-    out: File,
+    out: Folder,
     images: PreparationOptions = None,
     settings: TrainingOptions = None,
     json: Json = False,
@@ -169,7 +169,8 @@ def train_autoencoder(
         print_json(dataclasses.asdict(done))
         return
     say(
-        f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on {done.held_out} held-out images: "
+        f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on "
+        f"{counted(done.held_out, 'held-out image')}: "
         f"PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}; reconstructions: {out / 'reconstructions.png'}; "
         f"next: {command()} encode {quote(source)}{as_options(images or Preparation())} "
         f"--autoencoder {quote(str(out))} --out cache"
@@ -196,7 +197,7 @@ def encode(
     /,
     *,
     autoencoder: Location,
-    out: File,
+    out: Folder,
     images: PreparationOptions = None,
     options: EncodingOptions = None,
     json: Json = False,
@@ -249,7 +250,12 @@ def encode_images(
         print_json(dataclasses.asdict(done) | {"pictures": done.images})  # the key of earlier versions
         return
     rate = done.images / done.seconds if done.seconds else 0.0
-    state = "other processes are still writing" if done.entries is None else f"{done.entries:,} entries in {out}"
+    state = (
+        "other processes are still writing" if done.entries is None else f"{counted(done.entries, 'entry')} in {out}"
+    )
     if dataset.skipped:
-        state += f"; {len(dataset.skipped)} images could not be read: {out / 'skipped.csv'}"
-    say(f"encoded {done.images:,} images at {rate:,.1f}/s, waiting for images {done.waited:.1%} of the time; {state}")
+        state += f"; {counted(len(dataset.skipped), 'image')} could not be read: {out / 'skipped.csv'}"
+    say(
+        f"encoded {counted(done.images, 'image')} at {rate:,.1f}/s, waiting for images {done.waited:.1%} of the "
+        f"time; {state}"
+    )

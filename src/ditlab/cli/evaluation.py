@@ -11,10 +11,11 @@ from ditlab.cli.terminal import Json, app, fail, print_json, say, screen
 from ditlab.config.evaluation import Copying, Evaluation
 from ditlab.config.reader import find_recipe
 from ditlab.config.sections import Preparation
-from ditlab.config.values import File, Location, Whole
+from ditlab.config.values import File, Folder, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 
 if TYPE_CHECKING:
     from ditlab.evaluation.memorization import Memorization
@@ -81,7 +82,7 @@ def reference(
         source, real, network, out, screen, settings=preprocessing, count=settings.count, keep=settings.keep,
         batch_size=settings.batch_size, with_images=settings.with_images, rank=rank, world=world,
     )  # fmt: skip
-    shown = "" if done is None else f"{done.about['count']:,} images in the features {network.name}: {out}"
+    shown = "" if done is None else f"{counted(done.about['count'], 'image')} in the features {network.name}: {out}"
     report(None if done is None else done.about, shown, json)
 
 
@@ -91,7 +92,7 @@ def evaluate(
     /,
     *,
     recipe: Location | None = None,
-    out: File | None = None,
+    out: Folder | None = None,
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
@@ -174,7 +175,7 @@ def sweep(
     recipe: Location | None = None,
     axes: Annotated[Axes | None, Parameter(name="*")] = None,
     repeats: Whole = 3,
-    out: File | None = None,
+    out: Folder | None = None,
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ditlab.cli.options import Checkpoint
+from ditlab.cli.options import Base, Checkpoint
 from ditlab.cli.terminal import Json, app, print_json, say
 from ditlab.config.reader import network_arguments, network_options, parse_sides
-from ditlab.config.values import File, Location, Whole
+from ditlab.config.values import File, Folder, Location, Whole, check_folder_name
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
@@ -41,6 +41,7 @@ def info(
     *names: Location,
     shape: Annotated[Shape | None, Parameter(name="*")] = None,
     options: Annotated[Options | None, Parameter(name="*")] = None,
+    base: Base = None,
     json: Json = False,
 ) -> None:
     """Print the cost of networks: parameters, multiply-accumulates, tokens and bytes; of a saved model also its images.
@@ -55,7 +56,7 @@ def info(
         Print one JSON object (for several models with a list "models").
     """
     network_options(options, names[0] if names else "")  # to report mistakes before any work
-    rows, left_out = costs(names, shape or Shape(), options)
+    rows, left_out = costs(names, shape or Shape(), options, base)
     if json:
         print_json(rows[0] if len(rows) == 1 else {"models": rows})
         return
@@ -64,11 +65,13 @@ def info(
         say(line)
 
 
-def costs(names: Sequence[str], shape: Shape, options: Any) -> tuple[list[dict[str, Any]], list[str]]:
+def costs(
+    names: Sequence[str], shape: Shape, options: Any, base: str | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Measure the costs of networks; returns them, and a line for each published network that these options do not fit.
 
     Raises:
-        InputError: the options do not fit a network that the user named.
+        InputError: the options do not fit a network that the user named, or `base` is given without a saved model.
     """
     from ditlab.backbones import create
     from ditlab.backbones import names as published
@@ -76,9 +79,11 @@ def costs(names: Sequence[str], shape: Shape, options: Any) -> tuple[list[dict[s
 
     settings = asdict(shape) | {"size": parse_sides(shape.size)}
     rows, left_out = [], []
+    if base is not None and not any(Path(name).is_dir() for name in names):
+        raise InputError("--base is the model under a saved model; give the folder of that model, or leave --base out")
     for name in names or published():
         if Path(name).is_dir():
-            rows.append(cost_of_model(name, options))
+            rows.append(cost_of_model(name, options, base))
             continue
         try:
             make = partial(create, name, **settings, **network_options(options, name if names else ""))
@@ -99,7 +104,7 @@ def with_nearest_path(error: InputError, name: str) -> InputError:
     return error if known or not path else InputError(f'unknown model "{name}"; {path}')
 
 
-def cost_of_model(folder: str, options: Any) -> dict[str, Any]:
+def cost_of_model(folder: str, options: Any, base: str | None = None) -> dict[str, Any]:
     """Measure the cost of a saved model, and describe its images.
 
     Raises:
@@ -113,7 +118,7 @@ def cost_of_model(folder: str, options: Any) -> dict[str, Any]:
 
     if given := network_options(options, ""):
         raise InputError(f"{', '.join(given)} cannot change the saved model {folder}; give the name of a network")
-    pipe = load(folder)
+    pipe = load(folder, base=base)
     channels, (height, width) = pipe.picture_shape
     cost = asdict(measure(lambda: create(**pipe.net.config | {"size": pipe.net.size})))
     if isinstance(pipe.autoencoder, Absent):
@@ -164,6 +169,8 @@ def convert(
     """
     from ditlab.checkpoints import convert
 
+    if to != "official":
+        check_folder_name(target)
     pipe = (checkpoint or Checkpoint()).load(source)
     convert(pipe, target, to)
     say(f"wrote {pipe.net.config['name']} from {source} to {target}, layout {to}")
@@ -182,7 +189,7 @@ def convert(
 @app.command(group="Models")
 def export(
     model: Location,
-    out: File,
+    out: Folder,
     /,
     *,
     to: Literal["onnx", "openvino", "torch"],
@@ -216,7 +223,7 @@ def export(
 @app.command(group="Models")
 def average(
     run: File,
-    out: File,
+    out: Folder,
     /,
     *,
     width: float,

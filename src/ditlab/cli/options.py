@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
 
 Flag = Annotated[bool, Parameter(negative="")]
+Base = Annotated[
+    Location | None,
+    Parameter(
+        help="Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,7 @@ class Checkpoint:
     """Averaged weights (ema), or the raw weights of a training checkpoint (model)."""
     autoencoder: Location | None = None
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
-    base: Location | None = None
-    """Present place of the model from which low-rank updates were trained, if it has moved (train.lora_apart)."""
+    base: Base = None
     heads: Whole | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None

@@ -1,12 +1,13 @@
 """`ditlab sample --like FILE`: take all options that are not given from the record of generated images."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.options import Decoding, Files, Machine, Request, StartImage
+from ditlab.cli.terminal import say
 from ditlab.config.sampling import SamplingOptions
 from ditlab.core.errors import InputError, PlugInError
 
@@ -51,6 +52,11 @@ def read_like(call: Call) -> "tuple[Call, Repeat | None]":
         name = repeat.common.get("model")
         raise InputError(f'{repeat.file} does not have the path of its model "{name}"; {GIVE_MODEL}')
     loading = {} if call.model else dict(repeat.common.get("load_options", {}))
+    if call.model is None:
+        source = located(str(source), repeat.file, "model")
+    for name in ("autoencoder", "base"):
+        if isinstance(place := loading.get(name), str):
+            loading[name] = located(place, repeat.file, name)
     if isinstance(side := loading.get("size"), list):
         loading["size"] = "x".join(map(str, side))
     precision, npz = repeat.common.get("precision", "auto"), call.files.npz or repeat.many is not None
@@ -72,6 +78,18 @@ def read_like(call: Call) -> "tuple[Call, Repeat | None]":
     ), repeat
 
 
+def located(recorded: str, file: Path, what: str) -> str:
+    """A path that `file` records; a relative one that is not in the current folder is found in those above the file."""
+    with suppress(OSError):  # such as a name that is too long
+        if Path(recorded).exists():
+            return recorded
+        for folder in file.resolve().parents:
+            if (place := folder / recorded).exists():
+                say(f"{file} records the {what} {recorded}, which is not in the current folder; using {place}")
+                return str(place)
+    return recorded
+
+
 def paths(start: dict[str, Any], given: StartImage, file: Path) -> dict[str, Any]:
     """Return the image to start from that `file` records, with paths; `given` are the options of this call.
 
@@ -80,8 +98,9 @@ def paths(start: dict[str, Any], given: StartImage, file: Path) -> dict[str, Any
     """
     if start and "image" not in start and given.image is None:
         raise InputError("these images start from an image whose path is not recorded; add --image (and --mask)")
-    values = {name: Path(value) if name in ("image", "mask") else value for name, value in start.items()}
-    for name in {"image", "mask"} & {*values}:
+    values = dict(start)
+    for name in [name for name in ("image", "mask") if name in start]:
+        values[name] = Path(start[name] if getattr(given, name) else located(start[name], file, name))
         if getattr(given, name) is None and not values[name].exists():
             raise InputError(f"{file} records the {name} {values[name]}, which does not exist; give it with --{name}")
     return values
@@ -101,6 +120,11 @@ def recorded_model(call: Call, repeat: "Repeat | None") -> Iterator[None]:
     except InputError as error:
         if repeat is None or call.model != repeat.common.get("source"):
             raise
+        if not (path := Path(str(call.model))).is_absolute() and not path.exists():
+            raise InputError(
+                f"{repeat.file} records the model {path}, which is neither in the current folder nor in a folder above "
+                f"the file ({error}); {GIVE_MODEL}"
+            ) from error
         raise InputError(f"{repeat.file} records a model that cannot be loaded ({error}); {GIVE_MODEL}") from error
 
 

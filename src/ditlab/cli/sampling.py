@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ditlab.cli.options import Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
+from ditlab.cli.options import Base, Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
 from ditlab.cli.repeat import Call, read_like, recorded_model, repeated_cells
 from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
-from ditlab.config.values import File, Location
+from ditlab.config.values import File, Location, check_folder_name
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
@@ -89,9 +90,11 @@ def folder_of(files: Files) -> Path:
     With --npz, an unfinished file is continued; the processes of one call share the folder samples.
 
     Raises:
-        InputError: the given folder is not empty.
+        InputError: the given folder is not empty, or is named like a file.
     """
     folder = files.out or Path("samples")
+    remedy = {".npz": ", with --npz for one .npz file in it", ".npy": ", with --format npy for .npy files in it"}
+    check_folder_name(folder, remedy.get(folder.suffix, ""))
     if not files.npz:
         folder = folder if files.out or files.overwrite else free_folder(folder)
         claim_folder(folder, files.overwrite)
@@ -168,7 +171,9 @@ def seeds_and_total(request: Request, classes: int, npz: bool) -> tuple[list[int
     if request.count is not None:
         if request.count < 1 or request.count % labels:
             low = max(1, request.count // labels) * labels
-            line = f"--count {request.count} for {labels} labels; give {low}, or another multiple of {labels}"
+            line = (
+                f"--count {request.count} for {counted(labels, 'label')}; give {low}, or another multiple of {labels}"
+            )
             raise InputError(line)
         seeds = list(range(seeds[0], seeds[0] + request.count // labels))
     return seeds, len(seeds) * labels
@@ -194,7 +199,7 @@ def settings_line(plan: "Plan", pipe: "BasePipeline", origin: str) -> str:
     """Format the settings in one line, with the origin of the guidance."""
     options, (low, high) = plan.options, plan.interval
     parts = [
-        f"{options.sampler}, {plan.steps} step{'s' * (plan.steps != 1)} ({plan.evaluations} NFE)",
+        f"{options.sampler}, {counted(plan.steps, 'step')} ({plan.evaluations} NFE)",
         f"schedule {options.schedule}",
     ]
     interval = f" for t in {low:g}..{high:g}" if (low, high) != (0, 1) else ""
@@ -221,7 +226,7 @@ def sample_npz(
     elif call.json:
         print_json({"file": written, "count": count})
     else:
-        say(f"{count:,} images in {written}")
+        say(f"{counted(count, 'image')} in {written}")
 
 
 def sample_images(
@@ -241,8 +246,7 @@ def sample_images(
         print_json(dataclasses.asdict(written))
         return
     shown = [f"contact sheet {written.grid}"] + ([f"animation {written.trajectory}"] if written.trajectory else [])
-    images = "1 image" if written.count == 1 else f"{written.count} images"
-    say(f"{images} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
+    say(f"{counted(written.count, 'image')} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
 
 
 @app.command(group="Generate")
@@ -251,6 +255,7 @@ def tune(
     /,
     *,
     tuning: Annotated[Tuning | None, Parameter(name="*")] = None,
+    base: Base = None,
     out: File = Path("schedules.json"),
     device: str = "auto",
     json: Json = False,
@@ -275,7 +280,7 @@ def tune(
 
     wanted = tuning or Tuning()
     check_target(out)
-    pipe = load(model, device=pick_device(device))
+    pipe = load(model, device=pick_device(device), base=base)
     say_note(pipe.config)
     tuned = tune(
         pipe, list(wanted.steps), wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval
@@ -305,6 +310,7 @@ def bench(
     *,
     settings: Annotated[Benchmark | None, Parameter(name="*")] = None,
     network: Annotated[RandomNetwork | None, Parameter(name="*")] = None,
+    base: Base = None,
     device: str = "auto",
     json: Json = False,
 ) -> None:
@@ -324,7 +330,7 @@ def bench(
         raise InputError(f"batch {settings.batch} and rounds {settings.rounds}; give 1 or more")
     from ditlab.profiling import bench as benchmark
 
-    pipe = open_network(model, network, device)
+    pipe = open_network(model, network, device, base)
     if settings.cache:
         rows = benchmark.drift(pipe, settings.batch, {})
         if json:
@@ -335,16 +341,22 @@ def bench(
     report_bench(pipe, settings, json)
 
 
-def open_network(model: str, network: RandomNetwork, device: str) -> "Pipeline":
-    """Load a model, or build a network with random weights by name."""
+def open_network(model: str, network: RandomNetwork, device: str, base: str | None) -> "Pipeline":
+    """Load a model, or build a network with random weights by name.
+
+    Raises:
+        InputError: the model cannot be loaded, or `base` is given for a name.
+    """
     from ditlab.backbones import names
     from ditlab.checkpoints import load
     from ditlab.profiling.bench import random_model
 
     target = pick_device(device)
     if model in names():
+        if base is not None:
+            raise InputError(f"{model} has random weights and needs no base; leave --base out")
         return random_model(model, parse_size(network.size), network.channels, network.classes, target)
-    return load(model, device=target)
+    return load(model, device=target, base=base)
 
 
 def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:

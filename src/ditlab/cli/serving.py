@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ditlab.cli.options import Base
 from ditlab.cli.terminal import app, say, say_note
 from ditlab.config.values import Location, Whole
 from ditlab.core.device import pick_device, share_freed_memory
@@ -105,6 +106,7 @@ def serve(
     /,
     *,
     options: Annotated[Serving | None, Parameter(name="*")] = None,
+    base: Base = None,
 ) -> None:
     """Serve models over HTTP and show training runs, with a web page.
 
@@ -133,7 +135,7 @@ def serve(
     limits = options.limits()
     hosts = hosts_of(options.host, socket.gethostname(), options.allowed_hosts, token)
     listening = listen(options.host, options.port)
-    loaded, runs = open_models(models, options)
+    loaded, runs = open_models(models, options, base)
     host = "[::1]" if options.host == "::1" else options.host
     say(f"{', '.join([*loaded] or runs)} at http://{host}:{listening.getsockname()[1]}; stop with Ctrl-C")
     application = create_app(loaded, limits, token, runs, hosts)
@@ -155,8 +157,15 @@ def server_config(application: "FastAPI", limits: "Limits") -> "uvicorn.Config":
     )
 
 
-def open_models(models: Sequence[str], options: Serving) -> tuple["dict[str, BasePipeline]", dict[str, Path]]:
+def open_models(
+    models: Sequence[str], options: Serving, base: str | None = None
+) -> tuple["dict[str, BasePipeline]", dict[str, Path]]:
     """Load models and find training runs.
+
+    Args:
+        models: the models.
+        options: the device and precision.
+        base: present place of the model under those models that are low-rank updates.
 
     Returns:
         Pipelines by name, and folders of training runs by name. A run with a checkpoint is in both.
@@ -165,8 +174,11 @@ def open_models(models: Sequence[str], options: Serving) -> tuple["dict[str, Bas
         InputError: a model that cannot be loaded, or two of the same name.
     """
     from ditlab.checkpoints import load
-    from ditlab.core.weights import checkpoints
+    from ditlab.core.weights import ADAPTER, checkpoints, newest_checkpoint
 
+    updates = [model for model in models if ((newest_checkpoint(Path(model)) or Path(model)) / ADAPTER).exists()]
+    if base is not None and not updates:
+        raise InputError(f"none of {', '.join(models)} holds low-rank updates; leave --base out")
     loaded: dict[str, BasePipeline] = {}
     runs: dict[str, Path] = {}
     for model in models:
@@ -178,7 +190,8 @@ def open_models(models: Sequence[str], options: Serving) -> tuple["dict[str, Bas
             if not checkpoints(Path(model)):
                 say(f"{name} has no checkpoint yet; only its progress is shown")
                 continue
-        loaded[name] = load(model, device=pick_device(options.device)).prepared(options.precision)
+        under, device = base if model in updates else None, pick_device(options.device)
+        loaded[name] = load(model, device=device, base=under).prepared(options.precision)
         say_note(loaded[name].config)
     return loaded, runs
 

@@ -19,9 +19,10 @@ from ditlab.config.reader import (
     recipe_of,
     shipped_recipes,
 )
-from ditlab.config.values import File, Location, Whole
+from ditlab.config.values import File, Folder, Location, Whole
 from ditlab.core.device import process_place
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 
 if TYPE_CHECKING:
     from ditlab.config.sections import Recipe
@@ -44,7 +45,7 @@ def train(
     recipe: Name,
     /,
     *,
-    out: File | None = None,
+    out: Folder | None = None,
     init_from: Location | None = None,
     classes: Whole | None = None,
     class_map: Location | None = None,
@@ -170,7 +171,7 @@ def resuming(run: Path, recipe: "Recipe") -> str:
 
 
 @app.command(group="Train")
-def study(recipe: StudyName, /, *, out: File | None = None, dry_run: Flag = False, json: Json = False) -> None:
+def study(recipe: StudyName, /, *, out: Folder | None = None, dry_run: Flag = False, json: Json = False) -> None:
     """Train a grid of models with one budget, evaluate them, and report which claims hold.
 
     Run the same command again to resume. If you start it several times in parallel, the runs are distributed.
@@ -204,7 +205,7 @@ def study(recipe: StudyName, /, *, out: File | None = None, dry_run: Flag = Fals
         print("\n".join(summary(done)))
         say(f"report: {report}")
     if done.failures:
-        fail(f"{len(done.failures)} runs failed; run the same command again to repeat them", 1)
+        fail(f"{counted(len(done.failures), 'run')} failed; run the same command again", 1)
 
 
 def show_grid(study: "Study", json: bool) -> None:
@@ -220,7 +221,7 @@ def show_grid(study: "Study", json: bool) -> None:
 
 
 @app.command(group="Train")
-def demo(*, out: File = Path("runs/demo"), json: Json = False) -> None:
+def demo(*, out: Folder = Path("runs/demo"), json: Json = False) -> None:
     """Train on the bundled handwritten digits, generate 1,000 images and evaluate them (minutes on two cores).
 
     Parameters

@@ -17,6 +17,7 @@ from ditlab.conditioning.base import Conditioner, Described, file_name
 from ditlab.core.errors import InputError, nearest
 from ditlab.core.spelling import all_nfc, nfc
 from ditlab.core.types import Condition
+from ditlab.core.units import counted
 
 
 class ClassLabels(Conditioner):
@@ -48,7 +49,9 @@ class ClassLabels(Conditioner):
         """
         count = settings.get("classes") or len(dataset.classes)
         if count < len(dataset.classes):
-            raise InputError(f"data.classes is {count}, but the data has {len(dataset.classes)} classes; leave it out")
+            raise InputError(
+                f"data.classes is {count}, but the data has {counted(len(dataset.classes), 'class')}; leave it out"
+            )
         return cls(count, dataset.classes)
 
     def values(self, given: Sequence[Any]) -> Condition:

@@ -72,6 +72,8 @@ class Scoring(FeatureOptions):
     """Reference: an .npz file of ditlab or of ADM's evaluator, or any data source."""
     metrics: Metrics = ()
     """frechet, spatial, inception-score, precision-recall, kernel, accuracy (default: all that apply)."""
+    show: tuple[Whole, ...] = ()
+    """Numbers of the one or three channels, from 1, that the features see (default: those that PNG files show)."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Evaluation(Expectation, Scoring, SampleSource):
         """The settings under the names of version 0.1, which are part of the hash of a protocol."""
         values = asdict(self)
         del values["base"]  # the place of a model does not change its images
+        if not self.show:
+            del values["show"]
         for old, new in RENAMED.items():
             if new in values:
                 values[old] = values.pop(new)

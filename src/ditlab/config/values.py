@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
+from ditlab.core.errors import InputError
 from ditlab.core.spelling import expand
+
+FILE_SUFFIXES = (
+    ".bin", ".bmp", ".csv", ".gif", ".jpeg", ".jpg", ".json", ".jsonl", ".npy", ".npz", ".onnx", ".pt", ".pt2", ".pth",
+    ".png", ".safetensors", ".tar", ".tif", ".tiff", ".toml", ".txt", ".webp", ".zip",
+)  # fmt: skip
+"""Ends of the names of files, with which the name of a new folder would be misread."""
 
 
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:
@@ -36,10 +43,31 @@ def _file(type_: Any, tokens: Sequence[Token]) -> Path:
     return Path(expand(tokens[0].value))
 
 
+def check_folder_name(path: Path, remedy: str = "") -> Path:
+    """Return the path of a folder to write, unless it is named like a file.
+
+    Args:
+        path: the path; a folder that exists may have any name.
+        remedy: what else the user may want.
+
+    Raises:
+        InputError: the name ends like that of a file, such as samples.npz.
+    """
+    if path.suffix.lower() in FILE_SUFFIXES and not path.is_dir():
+        raise InputError(f"{path} is named like a file, but a folder is written; give {path.with_suffix('')}{remedy}")
+    return path
+
+
+def _folder(type_: Any, tokens: Sequence[Token]) -> Path:
+    return check_folder_name(_file(type_, tokens))
+
+
 Location = Annotated[str, Parameter(converter=_location)]
 """A path, or another name of data or a model; a leading ~ is the home folder."""
 File = Annotated[Path, Parameter(converter=_file)]
 """A path on the command line; a leading ~ is the home folder."""
+Folder = Annotated[Path, Parameter(converter=_folder)]
+"""The path of a folder to write; a name that ends like that of a file is refused."""
 
 
 class Located:

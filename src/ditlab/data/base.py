@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition
+from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.data.identity import UNKNOWN, Stamp, Stamps, content_hash
 from ditlab.data.ranges import find_values, plain
@@ -122,8 +123,8 @@ class InMemory(Dataset):
         """
         if images.ndim not in (4, 5) or len(images) != len(labels):
             raise InputError(
-                f"images of shape {tuple(images.shape)} with {len(labels)} labels; give images (N, C, H, W) or videos "
-                "(N, C, T, H, W), and a label for each"
+                f"images of shape {tuple(images.shape)} with {counted(len(labels), 'label')}; give images (N, C, H, "
+                "W) or videos (N, C, T, H, W), and a label for each"
             )
         self.images, self.values = known(images, values)
         self.labels, self.classes = labels, classes

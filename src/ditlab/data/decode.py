@@ -36,11 +36,12 @@ SIGNED = 2  # value of SAMPLE_FORMAT
 REDUCED_OR_MASK = 1 | 4  # bits of SUBFILE_TYPE: a page that is a small copy or a mask of another one
 
 
-def open_image(file: Path | bytes | BinaryIO) -> Image.Image | Raster:
+def open_image(file: Path | bytes | BinaryIO, channels: int | None = None) -> Image.Image | Raster:
     """Open an image file.
 
     Args:
         file: path, content, or open file.
+        channels: number of channels of a `.npy` file whose shape does not show which axis they are.
 
     Returns:
         An image of Pillow that is not decoded yet, or pixels (H, W, C) of any numeric type for files that Pillow would
@@ -52,7 +53,7 @@ def open_image(file: Path | bytes | BinaryIO) -> Image.Image | Raster:
     """
     content = io.BytesIO(file) if isinstance(file, bytes) else file
     if _starts_like_npy(file):
-        return read_npy(content)
+        return read_npy(content, channels)
     try:
         image = Image.open(content)
     except UnidentifiedImageError:
@@ -142,23 +143,24 @@ def _can_be_read_whole(image: Image.Image) -> bool:
     return True
 
 
-def read_npy(file: Path | BinaryIO) -> Raster:
+def read_npy(file: Path | BinaryIO, channels: int | None = None) -> Raster:
     """The pixels (H, W, C) of a `.npy` file; those of a path are read when they are needed.
 
     Its array is (H, W), or has three axes, of which the first or the last is the channels: the one that is shorter than
-    both others.
+    both others, otherwise the one of the length `channels`.
 
     Raises:
         ValueError: another shape.
     """
-    return channels_last(np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False))
+    array = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
+    return channels_last(array, channels)
 
 
-def channels_last(array: Raster) -> Raster:
-    """An array (H, W), (H, W, C) or (C, H, W) as (H, W, C).
+def channels_last(array: Raster, channels: int | None = None) -> Raster:
+    """An array (H, W), (H, W, C) or (C, H, W) as (H, W, C); see `read_npy`.
 
     Raises:
-        ValueError: it has another number of axes, or neither the first nor the last of three is the shortest.
+        ValueError: it has another number of axes, or it is not known which of three is the channels.
     """
     shape = array.shape
     if array.ndim == 2:
@@ -167,8 +169,18 @@ def channels_last(array: Raster) -> Raster:
         return array
     if array.ndim == 3 and shape[0] < min(shape[1:]):
         return np.moveaxis(array, 0, -1)
+    if array.ndim != 3:
+        raise ValueError(f"an array of shape {shape}; give (H, W), (H, W, C) or (C, H, W)")
+    if (shape[0] == channels) != (shape[2] == channels):
+        return array if shape[2] == channels else np.moveaxis(array, 0, -1)
+    remedy = (
+        "save it as a TIFF file"
+        if shape[0] == shape[2]
+        else f"set channels (data.channels) to {shape[0]} or {shape[2]}"
+    )
     raise ValueError(
-        f"an array of shape {shape}; give (H, W), or (H, W, C) or (C, H, W) with fewer channels than pixels"
+        f"an array of shape {shape}, whose channels may be the first or the last axis, because neither is shorter than "
+        f"both others; {remedy}"
     )
 
 

@@ -61,6 +61,8 @@ class Stamps:
     times: Numbers
     hashes: Numbers
     """Hash of the content of each image; `UNKNOWN` where it was not computed."""
+    classes: Sequence[str] = ()
+    """Names of the classes that the labels number; empty if they are not known."""
 
     @classmethod
     def of(cls, stamps: Iterable[Stamp], labels: Sequence[int] | Numbers) -> Self:
@@ -80,7 +82,7 @@ class Stamps:
     def equal(self, other: Self) -> bool:
         """Whether all values are the same."""
         mine, others = self.arrays(), other.arrays()
-        return all(np.array_equal(mine[key], others[key]) for key in mine)
+        return mine.keys() == others.keys() and all(np.array_equal(mine[key], others[key]) for key in mine)
 
     def take(self, indices: Numbers) -> Self:
         """The stamps of some images."""
@@ -99,17 +101,19 @@ class Stamps:
         return replace(self, hashes=hashes)
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The stamps as arrays for a file; names are joined by line feeds, which no name has after `escaped`."""
-        text = "\n".join(escaped(name) for name in self.names).encode("utf-8", "surrogateescape")
+        """The stamps as arrays for a file."""
         numbers = {key: getattr(self, key) for key in ("labels", "sizes", "times", "hashes")}
-        return {"names": np.frombuffer(text, np.uint8), **numbers}
+        classes = {"classes": packed(self.classes)} if self.classes else {}
+        return {"names": packed(self.names), **numbers, **classes}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> Self:
         """Read what `arrays` returned."""
-        numbers = [np.asarray(arrays[key], np.int64) for key in ("labels", "sizes", "times", "hashes")]
-        text = arrays["names"].tobytes().decode("utf-8", "surrogateescape")
-        return cls([*map(restored, text.split("\n"))] if len(numbers[0]) else [], *numbers)
+        labels, sizes, times, hashes = (
+            np.asarray(arrays[key], np.int64) for key in ("labels", "sizes", "times", "hashes")
+        )
+        classes = unpacked(arrays["classes"]) if "classes" in arrays else []
+        return cls(unpacked(arrays["names"]) if len(labels) else [], labels, sizes, times, hashes, classes)
 
     def save(self, file: Path) -> None:
         """Write the stamps to a compressed .npz file."""
@@ -126,6 +130,16 @@ class Stamps:
                 return cls.from_arrays(dict(arrays))
         except Exception:  # a damaged archive raises exceptions of many types
             return None
+
+
+def packed(names: Iterable[str]) -> NDArray[np.uint8]:
+    """Names as bytes, joined by line feeds, which no name has after `escaped`."""
+    return np.frombuffer("\n".join(map(escaped, names)).encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def unpacked(content: NDArray[np.generic]) -> list[str]:
+    """The names that `packed` received."""
+    return [*map(restored, content.tobytes().decode("utf-8", "surrogateescape").split("\n"))]
 
 
 def escaped(name: str) -> str:
@@ -154,7 +168,8 @@ class Changes:
     removed: Sequence[str] = ()
     added: Sequence[str] = ()
     changed: Sequence[str] = ()  # other content
-    relabeled: Sequence[str] = ()
+    relabeled: Sequence[str] = ()  # of another class
+    renumbered: Sequence[str] = ()  # of the same class, which has another number
     uncertain: Sequence[str] = ()  # another modification time, and no hash to compare
     reordered: bool = False
 
@@ -172,6 +187,7 @@ class Changes:
             "new": self.added,
             "with other content": self.changed,
             "with another label": self.relabeled,
+            "of classes with another number": self.renumbered,
             "with another modification time, which may have changed": self.uncertain,
         }
         parts = [f"{len(names):,} {what} ({shown(names)})" for what, names in lists.items() if names]
@@ -207,17 +223,28 @@ def compare(before: Stamps, now: Stamps, hash_of: Callable[[int], int]) -> tuple
     def names(mask: NDArray[np.bool_]) -> list[str]:
         return [now.names[i] for i in b[mask]]
 
+    other_number = before.labels[a] != now.labels[b]
+    other_class = relabeled(before, now, a, b) if before.classes and now.classes else other_number
     absent, new = np.ones(len(before), bool), np.ones(len(now), bool)
     absent[a] = new[b] = False
     changes = Changes(
         removed=[before.names[i] for i in np.flatnonzero(absent).tolist()],
         added=[now.names[i] for i in np.flatnonzero(new).tolist()],
         changed=names(rewritten),
-        relabeled=names(before.labels[a] != now.labels[b]),
+        relabeled=names(other_class),
+        renumbered=names(other_number & ~other_class),
         uncertain=names(uncertain),
         reordered=any(later < earlier for earlier, later in pairwise(b.tolist())),
     )
     return changes, replace(now, hashes=hashes)
+
+
+def relabeled(before: Stamps, now: Stamps, a: Numbers, b: Numbers) -> NDArray[np.bool_]:
+    """Whether the image a[i] of one state and b[i] of the other are of classes with other names."""
+    numbers = {name: i for i, name in enumerate(dict.fromkeys([*before.classes, *now.classes]))}
+    was, is_ = (np.array([numbers[name] for name in state.classes]) for state in (before, now))
+    different: NDArray[np.bool_] = was[before.labels[a]] != is_[now.labels[b]]
+    return different
 
 
 def matched(before: Sequence[str], now: Sequence[str]) -> tuple[Numbers, Numbers]:

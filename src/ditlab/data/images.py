@@ -17,12 +17,13 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
+from ditlab.core.units import counted, none_can
 from ditlab.data.base import Dataset, spread
 from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.export import folder_names
 from ditlab.data.identity import Stamps, content_hash, read_stamps
 from ditlab.data.preprocess import Preprocess
-from ditlab.data.ranges import find_values, sampled, summary
+from ditlab.data.ranges import CHECKED, find_values, given_range, is_given, sampled, summary
 from ditlab.data.scan import scan, with_progress
 from ditlab.data.sources import Raster, Source, Unreadable
 
@@ -87,8 +88,11 @@ class Images(Dataset):
         self.preprocessing = self._recorded() if preprocess != Preprocess(None) or not self.values.eight_bits else {}
         notes = [*source.reading.notes, *found.notes()]
         if not self.values.eight_bits:
-            set_by_user = range and not self.values.mean
-            notes.append(summary(self.values, 0 if set_by_user else len(sampled(len(source))), len(source)))
+            notes.append(
+                given_range(self.values, len(source), lambda: self._numbers(found.dtype, CHECKED))
+                if is_given(range)
+                else summary(self.values, len(sampled(len(source))), len(source))
+            )
         self.reading = replace(source.reading, notes=notes)
 
     def _recorded(self) -> dict[str, Any]:
@@ -97,9 +101,9 @@ class Images(Dataset):
         recorded = {key: settings[key] for key in PREPROCESSING} | {"size": list(self.size)}
         return recorded if self.values.eight_bits else recorded | {"values": self.values.describe()}
 
-    def _numbers(self, dtype: str) -> Iterator[NDArray[Any]]:
-        """The numbers (H, W, C) of the images from which the range is found."""
-        indices = sampled(len(self.source)).tolist()
+    def _numbers(self, dtype: str, most: int | None = None) -> Iterator[NDArray[Any]]:
+        """The numbers (H, W, C) of up to `most` images, from which the range is found."""
+        indices = sampled(len(self.source), most).tolist()
         unsized = replace(self.preprocess, size=None, values=replace(self.values, dtype=dtype))
 
         def read(position: int) -> Raster | str:
@@ -150,14 +154,14 @@ class Images(Dataset):
             array = self._read(index := (i + step) % len(self))
             if array is not None:
                 return index, array
-        raise InputError(f"none of the {len(self.source)} images can be read")
+        raise InputError(f"{none_can(len(self.source), 'image')} be read")
 
     def _read(self, index: int) -> Raster | None:
         i = index % len(self.source)
         try:
             array = self.preprocess(self.source.read(i, pages=self.pages))
             if array.shape != (*self.size, self.channels):  # the file was changed, or its header is wrong
-                raise Unreadable("{}x{} pixels with {} channels".format(*array.shape))
+                raise Unreadable("{}x{} pixels with {}".format(*array.shape[:2], counted(array.shape[2], "channel")))
         except Unreadable as error:
             self._skip(self.source.name(i), str(error))
             return None

@@ -8,7 +8,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -23,7 +23,7 @@ from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.data.base import Dataset, to_float
 from ditlab.data.identity import Stamp, Stamps, content_hash
-from ditlab.data.ranges import TYPES, find_values, plain, sampled
+from ditlab.data.ranges import CHECKED, TYPES, find_values, given_range, is_given, plain, sampled
 from ditlab.data.rows import RowFile, allocate, row_file
 
 BLOCK = 256  # images in a block; sampling resumes at a block
@@ -58,6 +58,9 @@ class SampleFile(Dataset):
             self.values = find_values(TYPES[dtype.name], self.channels, range, show, self._numbers)
         else:
             self.values = stored.showing(show, self.channels) if show else stored
+        if is_given(range) and not self.values.eight_bits:
+            note = given_range(self.values, count, lambda: self._numbers(CHECKED))
+            self.reading = replace(self.reading, notes=[note])
         self.size = (height, width)
         self.labels, self.classes = self._read_labels(count)
 
@@ -88,9 +91,9 @@ class SampleFile(Dataset):
             raise InputError(f"{self.file} holds numbers that are not finite; write it again without them")
         return rows
 
-    def _numbers(self) -> Iterator[NDArray[Any]]:
-        """The numbers from which the range is found, some images at a time."""
-        return (self._rows(indices) for indices in torch.split(sampled(len(self.pixels)), BLOCK))
+    def _numbers(self, most: int | None = None) -> Iterator[NDArray[Any]]:
+        """The numbers of up to `most` images, from which the range is found, some images at a time."""
+        return (self._rows(indices) for indices in torch.split(sampled(len(self.pixels), most), BLOCK))
 
     def stamps(self) -> Stamps:
         with zipfile.ZipFile(self.file) as archive:

@@ -1,7 +1,7 @@
 """Recognize which kind of data source a string names, such as "digits", "images/", "hf:mnist" or "samples.npz"."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -16,7 +16,7 @@ from ditlab.data.images import Images
 from ditlab.data.latents.cache import Latents, is_cache
 from ditlab.data.npz import SampleFile, read_about
 from ditlab.data.preprocess import Preprocess
-from ditlab.data.reading import Reading, classes_from
+from ditlab.data.reading import UNCONDITIONAL, classes_from
 from ditlab.data.sources import (
     Source,
     check_used,
@@ -65,7 +65,6 @@ class SourceSpec(ABC):
         Raises:
             InputError: a setting has no effect, or the images have another size than required.
         """
-        check_used(settings or Preparation(), frozenset({"size"}), self.text)
         return DatasetImages(self.open(settings), self.text)
 
     def identity(self, settings: Preparation | None = None) -> str:
@@ -192,7 +191,7 @@ class ImageFiles(SourceSpec):
         return images_identity(self.images(settings))
 
     def held_out(self) -> SourceSpec | None:
-        """The val part of a divided data set in folders, otherwise its test part."""
+        """The val part of a divided data set, otherwise its test part."""
         name = held_out_name(self.text, self.split)
         return parse_source(name) if name else None
 
@@ -249,8 +248,8 @@ def _check_size(dataset: Dataset, settings: Preparation | None, what: str) -> No
 
 def _describe(dataset: Dataset, origin: str) -> None:
     """Say where the classes come from, unless the data set says so itself."""
-    if dataset.reading == Reading() and dataset.classes:
-        dataset.reading = Reading(classes_from(len(dataset.classes), origin))
+    if dataset.reading.conditions == UNCONDITIONAL and dataset.classes:
+        dataset.reading = replace(dataset.reading, conditions=classes_from(len(dataset.classes), origin))
 
 
 def content_identity(text: str, settings: Preparation | None = None) -> str:

@@ -122,7 +122,7 @@ def as_eight_bits(
     """
     if isinstance(image, Image.Image):
         if channels is not None and channels not in MODES:
-            raise Unreadable(f"mode {image.mode}, not {channels} channels")
+            raise Unreadable(f"mode {image.mode}, not {counted(channels, 'channel')}")
         return to_rgba(image) if channels == 4 else to_rgb(image, background)
     array = _reduced(_plain(image))
     count = array.shape[-1]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from ditlab.core.values import PixelValues, can_show
 
 SAMPLE = 4096
 """Images whose numbers are read to find the range: all of a smaller data set, otherwise a seeded sample."""
+CHECKED = 256
+"""Images whose numbers are compared with a range that the user gave."""
 STANDARDIZE = "standardize"
 TYPES = {
     "bool": "uint8",
@@ -66,11 +69,12 @@ def common_type(names: Iterable[str]) -> str:
     return "uint8" if "uint8" in names else type_name(np.result_type(*names))
 
 
-def sampled(count: int) -> torch.Tensor:
-    """Indices of the images whose numbers are read to find the range, in ascending order."""
-    if count <= SAMPLE:
+def sampled(count: int, most: int | None = None) -> torch.Tensor:
+    """Indices of up to `most` (default: `SAMPLE`) images whose numbers are read, in ascending order."""
+    most = most or SAMPLE
+    if count <= most:
         return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
 
 
 @dataclass
@@ -116,7 +120,7 @@ def find_values(
     """
     if show and not can_show(show, channels):
         raise InputError(f"show is {', '.join(map(str, show))}; give one or three channels from 1 to {channels}")
-    if setting and setting != STANDARDIZE:
+    if is_given(setting):
         low, high = parse_range(setting)
         return PixelValues(dtype, (low,), (high,), shown=show)
     if dtype == "uint8" and not setting:
@@ -178,6 +182,35 @@ def standardized(dtype: str, bounds: Bounds, show: tuple[int, ...]) -> PixelValu
         return tuple(float(f"{number:.7g}") for number in numbers)
 
     return PixelValues(dtype, rounded(bounds.low), rounded(bounds.high), rounded(mean), rounded(deviation), show)
+
+
+def is_given(setting: str) -> bool:
+    """Whether a setting is a range, which does not depend on the numbers of the images."""
+    return setting not in ("", STANDARDIZE)
+
+
+def given_range(values: PixelValues, total: int, numbers: Callable[[], Iterable[NDArray[Any]]]) -> str:
+    """One sentence about a range that the user gave, and about how much of it the numbers of images use.
+
+    Args:
+        values: the values with that range.
+        total: images of the data set.
+        numbers: reads the numbers (..., C) of up to `CHECKED` images.
+    """
+    low, high = values.low[0], values.high[0]
+    bounds, count, outside = Bounds(), 0, 0
+    with suppress(InputError):  # no image can be read, which is reported elsewhere
+        for array in numbers():
+            bounds.add(array)
+            count, outside = count + array.size, outside + int(((array < low) | (array > high)).sum())
+    line = summary(values, 0, total)
+    if not count:
+        return line
+    least, most = float(bounds.low.min()), float(bounds.high.max())
+    used = max(0.0, min(most, high) - max(least, low)) / (high - low)
+    images = f"{'all' if total <= CHECKED else f'a sample of {CHECKED:,}'} images"
+    line += f"; the numbers of {images} are from {least:g} to {most:g}, {100 * used:.3g} % of this range"
+    return line + (f", and {100 * outside / count:.3g} % of them lie outside of it" if outside else "")
 
 
 def summary(values: PixelValues, images: int, total: int) -> str:

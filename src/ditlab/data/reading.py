@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from ditlab.core.units import counted
+
 UNCONDITIONAL = "unconditional"
 
 
 def classes_from(count: int, origin: str) -> str:
     """The conditions of a source with classes: "10 classes from folders"."""
-    return f"{count:,} class{'es' * (count != 1)} from {origin}"
+    return f"{counted(count, 'class')} from {origin}"
 
 
 @dataclass

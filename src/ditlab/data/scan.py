@@ -13,7 +13,7 @@ from rich.progress import track
 
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
-from ditlab.core.units import counted
+from ditlab.core.units import counted, none_can
 from ditlab.data.base import spread
 from ditlab.data.color import State, profile_state
 from ditlab.data.decode import displayed_size, frames, gray_type, is_gray, is_reduced
@@ -121,9 +121,8 @@ def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same
         result.profiles[header.profile] += 1
         result.reduced += header.reduced
     if result.size is None:
-        raise InputError(
-            f"none of the {count} images can be read, beginning with {source.name(0)} ({reason}); check the files"
-        )
+        begin = ", beginning with " if count > 1 else ": "
+        raise InputError(f"{none_can(count, 'image')} be read{begin}{source.name(0)} ({reason}); check the files")
     return result
 
 

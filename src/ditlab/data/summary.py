@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ditlab.core.io import replace_text
 from ditlab.core.terminal import say
+from ditlab.core.units import counted
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.latents.cache import Latents
@@ -62,7 +63,7 @@ class Summary:
         classes = {name: counts[i] // copies for i, name in enumerate(dataset.classes)}
         reading = dataset.reading
         if classes and reading.conditions == UNCONDITIONAL:
-            reading = replace(reading, conditions=f"{len(classes)} classes")
+            reading = replace(reading, conditions=counted(len(classes), "class"))
         if dataset.skipped:
             unreadable = LeftOut(len(dataset.skipped), min(dataset.skipped, key=natural))
             reading = replace(reading, left_out=reading.left_out | {UNREADABLE: unreadable})
@@ -78,10 +79,10 @@ class Summary:
         copies = (
             "" if not self.mirrored else ", with mirrored copies" if self.latents else ", each with a mirrored copy"
         )
-        kind = "videos" if len(self.size) == 3 else "images"
+        images = counted(self.images, "video" if len(self.size) == 3 else "image")
         pixels = f"{CHANNELS.get(self.channels, f'{self.channels} channels')}, {self.values.summary()}"
         latents = f", as latents of {'x'.join(map(str, self.latents))}" if self.latents else ""
-        lines = [f"data: {self.source}: {self.images:,} {kind} of {size} pixels, {pixels}{latents}{copies}"]
+        lines = [f"data: {self.source}: {images} of {size} pixels, {pixels}{latents}{copies}"]
         lines.append(f"conditions: {self._conditions()}")
         if self.reading.split:
             lines.append(f"split: {self.reading.split}")
@@ -94,9 +95,9 @@ class Summary:
         if not self.classes:
             return self.reading.conditions
         least, most = min(self.classes.values()), max(self.classes.values())
-        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        each = ("" if least == most else f"{least:,} to ") + counted(most, "image")
         names = ", ".join(list(self.classes)[:NAMES]) + (", ..." if len(self.classes) > NAMES else "")
-        return f"{self.reading.conditions}, {each} images each ({names})"
+        return f"{self.reading.conditions}, {each} each ({names})"
 
     def describe(self) -> dict[str, Any]:
         """The summary as plain values, for JSON."""

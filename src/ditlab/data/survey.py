@@ -15,12 +15,14 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.units import counted, none_can
 from ditlab.core.values import PixelValues
 from ditlab.data.base import spread
 from ditlab.data.color import has_more_bits, profile_state
 from ditlab.data.preprocess import Preprocess, file_numbers, to_rgb
-from ditlab.data.ranges import find_values
+from ditlab.data.ranges import find_values, is_given
 from ditlab.data.reading import Reading
 from ditlab.data.sources import Raster, Source, Unreadable
 from ditlab.report.sheets import check_sheet, contact_sheet, save_sheet, to_pil
@@ -61,7 +63,7 @@ class Survey:
 
     def tables(self) -> list[Table]:
         """The survey as tables for the terminal."""
-        summary = Table("property", "value", title=f"{self.images:,} images")
+        summary = Table("property", "value", title=counted(self.images, "image"))
         summary.add_row("conditions", Text(self.reading.conditions))
         if self.reading.split:
             summary.add_row("split", Text(self.reading.split))
@@ -197,31 +199,44 @@ def _hash(pixels: bytes | memoryview, shape: tuple[int, ...]) -> str:
     return content.hexdigest()
 
 
-def _thumbnail(image: Image.Image | Raster, thumbnail: Preprocess) -> Image.Image:
-    """A small image; numbers of more than 8 bits are shown from the range that they have in this image."""
+def _thumbnail(image: Image.Image | Raster, thumbnail: Preprocess, settings: Preparation) -> Image.Image:
+    """A small image; numbers of more than 8 bits are shown from the given range, or that which they have in the image.
+
+    Raises:
+        InputError: the settings show channels that the image does not have, or have no valid range.
+    """
     if isinstance(image, Image.Image) and not has_more_bits(image):
         array = thumbnail(image)
-        return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+        if not (settings.show or is_given(settings.range)):
+            return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+        image = array
     numbers = file_numbers(image)
     try:
         values = find_values(numbers.dtype.name, numbers.shape[-1], numbers=lambda: [numbers])
     except InputError:  # all numbers are equal
         values = PixelValues(numbers.dtype.name, (0.0,), (1.0,))
+    if is_given(settings.range):
+        values = find_values(numbers.dtype.name, numbers.shape[-1], settings.range)
+    if settings.show:
+        values = values.showing(settings.show, numbers.shape[-1])
     pixels = torch.from_numpy(replace(thumbnail, values=values, channels=None)(numbers)).permute(2, 0, 1)[None]
     shown = values.displayed(pixels if values.eight_bits else values.normalized(pixels))
     return to_pil(shown)[0].convert("RGB")
 
 
-def sample_sheet(source: Source, path: Path, preprocess: Preprocess | None = None) -> None:
+def sample_sheet(
+    source: Source, path: Path, preprocess: Preprocess | None = None, settings: Preparation | None = None
+) -> None:
     """Write a contact sheet: a row for each of up to 16 classes, with its first 8 readable images.
 
     Args:
         source: the images.
         path: the PNG file.
         preprocess: how the images will be resized; the sheet shows its aspect ratio, bars and colors.
+        settings: the range and the shown channels.
 
     Raises:
-        InputError: no image can be read, or the file exists and is no contact sheet.
+        InputError: no image can be read, the file exists and is no contact sheet, or there are no such channels.
     """
     check_sheet(path)
     height, width = (1, 1) if preprocess is None or preprocess.size is None else preprocess.size
@@ -235,14 +250,14 @@ def sample_sheet(source: Source, path: Path, preprocess: Preprocess | None = Non
             if len(row) == COLUMNS:
                 break
             try:
-                row.append(_thumbnail(source.read(i), thumbnail))
+                row.append(_thumbnail(source.read(i), thumbnail, settings or Preparation()))
             except Unreadable:
                 continue
         rows.append(row)
     shown = [row for row in rows if row]
     names = [cut(name) for name, row in zip(source.classes, rows, strict=False) if row]
     if not shown:
-        raise InputError(f"none of {len(source)} images can be read for {path}; omit the contact sheet")
+        raise InputError(f"{none_can(len(source), 'image')} be read for {path}; omit the contact sheet")
     save_sheet(contact_sheet(shown, names or None), path)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch
+from ditlab.core.units import counted
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset, to_float
 from ditlab.data.preprocess import Preprocess
@@ -167,5 +168,7 @@ def _class_names(dataset: Any, count: int) -> list[str]:
         dataset = dataset.dataset
     names = all_nfc(str(name) for name in getattr(dataset, "classes", None) or [])
     if names and len(names) < count:
-        raise InputError(f"label {count - 1} for {len(names)} classes; give labels from 0 to {len(names) - 1}")
+        raise InputError(
+            f"label {count - 1} for {counted(len(names), 'class')}; give labels from 0 to {len(names) - 1}"
+        )
     return names or [str(i) for i in range(count)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.units import counted
 from ditlab.data.builtin.digits import digits, held_out_digits
 from ditlab.evaluation.features.digits import digit_classifier
 from ditlab.evaluation.metrics import frechet_distance
@@ -39,7 +40,9 @@ def score_digits(samples: Tensor, labels: Tensor) -> Score:
     if samples.shape[1:] != (1, 8, 8):
         raise InputError(f"images of {tuple(samples.shape[1:])}; give digits (1, 8, 8)")
     if not 65 <= len(samples) <= len(train):
-        raise InputError(f"{len(samples)} samples; give 65 (to determine 64 features) to {len(train)} (all real ones)")
+        raise InputError(
+            f"{counted(len(samples), 'sample')}; give 65 (to determine 64 features) to {len(train)} (all real ones)"
+        )
     classifier = digit_classifier()
     real = classifier.embed(held_out.images).numpy()
     training = classifier.embed(train.images).numpy()

@@ -21,6 +21,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
 from ditlab.core.progress import progress_bar
+from ditlab.core.units import counted
 from ditlab.data import Dataset
 from ditlab.data.npz import BLOCK
 from ditlab.data.rows import RowFile, row_file
@@ -279,19 +280,28 @@ def forget(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def check_fit(images: Dataset, features: Features) -> None:
+def check_fit(images: Dataset, features: Features, show: tuple[int, ...] = ()) -> None:
     """Check that a feature network supports the channels and the size of images.
+
+    Args:
+        images: the images.
+        features: the feature network.
+        show: numbers of the channels that it will see, if they are not those that the images show.
 
     Raises:
         InputError: it does not.
     """
-    channels = seen_channels(images)
-    if features.channels not in (None, channels):
-        raise InputError(
-            f"images of {channels} channel{'s' * (channels != 1)}; the features {features.name} need "
-            f"{features.channels}, choose other features"
-        )
+    channels, needed = len(show) or seen_channels(images), features.channels
+    if needed not in (None, channels):
+        seen, need = counted(channels, "channel"), f"the features {features.name} need {needed}"
+        if needed is not None and images.channels not in (1, 3) and needed <= images.channels:
+            raise InputError(
+                f"images that show {seen} of {images.channels}; {need}; choose {counted(needed, 'channel')} with show, "
+                "or choose other features"
+            )
+        raise InputError(f"images of {seen}; {need}; choose other features")
     if features.size not in (None, tuple(images.size)):
+        actual, expected = ("x".join(map(str, size or ())) for size in (images.size, features.size))
         raise InputError(
-            f"images of {images.size}; the features {features.name} need {features.size}, choose other features"
+            f"images of {actual}; the features {features.name} need {expected}; give a size, or choose other features"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.units import counted
 from ditlab.data.builtin.glyphs import Glyphs
 from ditlab.evaluation.digits import REAL_SUBSETS, Score
 from ditlab.evaluation.features.glyphs import SIDE, glyph_classifier
@@ -27,7 +28,7 @@ def score_glyphs(images: Tensor, labels: Tensor) -> Score:
         InputError: N is 64 or less, which does not determine the covariance of 64 features.
     """
     if len(images) <= 64:
-        raise InputError(f"{len(images)} samples; give more than 64 for a Frechet distance in 64 features")
+        raise InputError(f"{counted(len(images), 'sample')}; give more than 64 for a Frechet distance in 64 features")
     net = glyph_classifier()
     held_out = _embed(net, Glyphs(SIDE, HELD_OUT, held_out=True))
     truth = Glyphs(SIDE, HELD_OUT, held_out=True).labels

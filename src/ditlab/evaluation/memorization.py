@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, replace_text
+from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS
 from ditlab.core.version import __version__
 from ditlab.data import Dataset
@@ -213,7 +214,7 @@ def check_sets(sets: dict[str, Dataset], out: Path) -> None:
                 "give images of one size"
             )
         if len(images) < 2:
-            raise InputError(f"{len(images)} {name}; give 2 or more")
+            raise InputError(f"{counted(len(images), name.removesuffix('s'))}; give 2 or more")
 
 
 def compared(samples: Tensor, unseen: Tensor, held_out: Statistics) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ditlab.core.errors import InputError
+from ditlab.core.units import counted
 
 Array = NDArray[np.float64]
 
@@ -54,7 +55,7 @@ class Moments:
             InputError: there are fewer than two vectors, or they differ only by rounding errors.
         """
         if self.count < 2:
-            raise InputError(f"{self.count} images; give 2 or more")
+            raise InputError(f"{counted(self.count, 'image')}; give 2 or more")
         if np.trace(self.scatter) / self.count <= ROUNDING**2 * np.square(self.mean).sum():
             raise InputError(f"all {self.count} images have the same features; check the images")
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)

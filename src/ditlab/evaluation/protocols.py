@@ -23,6 +23,7 @@ from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import say
+from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
@@ -135,6 +136,8 @@ def plan_evaluation(
     )
     requested = {name: METRICS.find(name) for name in settings.metrics or METRICS}
     images, protocol, preparation = open_source(source, settings, device, console)
+    if settings.show:
+        images.values = images.values.showing(settings.show, images.channels)
     check_fit(images, features)
     compared = any("kept" in metric.of_reference for metric in requested.values())
     key = repr((settings.reference, preparation, features.name, features.weights, compared, images.values))
@@ -145,7 +148,7 @@ def plan_evaluation(
     reference = measured[key]
     fits(reference.about, images)
     metrics, notes = choose(requested, images, features, reference, strict=bool(settings.metrics))
-    if images.values != EIGHT_BITS:
+    if images.values != EIGHT_BITS:  # also if other channels are shown
         protocol["values"] = images.values.describe()
     protocol |= {
         "features": features.name,
@@ -231,7 +234,7 @@ def open_source(
         return samples, protocol, Preparation(size="{}x{}".format(*samples.size), **preprocessing)
     images = open_images(str(source), None, device)
     if len(images) < 2:
-        raise InputError(f"{len(images)} images in {source}; give 2 or more")
+        raise InputError(f"{counted(len(images), 'image')} in {source}; give 2 or more")
     if unused := settings.for_models():
         say(console, f"all {len(images):,} images of {source} are read; without effect on them: {', '.join(unused)}")
     return images, {"pictures": content_identity(str(source)), "count": len(images), "size": list(images.size)}, None
@@ -247,19 +250,13 @@ def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> 
     return load(source, weights=settings.weights, device=device, **options)
 
 
-def sampling_of(settings: SampleSource, conditional: bool) -> dict[str, Any]:
-    """The sampling settings of an evaluation; an unconditional model has no guidance."""
-    options = settings.sampling().given()
-    return options if conditional else options | {"guidance": 1.0}
-
-
 def samples_of(
     pipe: BasePipeline, settings: SampleSource, console: Console | None = None
 ) -> tuple[Samples, dict[str, Any]]:
     """The samples of a model, which are generated when they are read, and everything that determines them."""
     samples = Samples(
         pipe, settings.count, labels=settings.label_sampling, seed=settings.seed, batch_size=settings.batch_size,
-        options=sampling_of(settings, pipe.conditional), precision=settings.precision, console=console,
+        options=settings.sampling().given(), precision=settings.precision, console=console,
     )  # fmt: skip
     # The keys of version 0.1 are kept, because folder names of results contain a hash of them.
     protocol = protocol_settings(samples.plan) | {

@@ -22,6 +22,7 @@ from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.io import held, replacing
 from ditlab.core.types import Batch
+from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, Latents, SampleFile, open_dataset
@@ -138,7 +139,7 @@ def make_reference(
     """
     total = len(images) if count is None else min(count, len(images))
     if total < 2:
-        raise InputError(f"{total} images of {source}; give 2 or more")
+        raise InputError(f"{counted(total, 'image')} of {source}; give 2 or more")
     gathered = gather(
         images, total, features, console, keep=keep, batch_size=batch_size, what="measuring", folder=folder,
         rank=rank, world=world,

@@ -293,7 +293,7 @@ class BasePipeline:
                 if plan.cache is None or not out_of_memory(error):
                     raise
                 if reported:  # calls with a cache cannot be split, and reported steps cannot be repeated
-                    raise InputError(f"not enough memory for {batch_size} images with reuse; give fewer") from error
+                    raise InputError(f"not enough memory for a batch of {batch_size} with reuse; give fewer") from error
                 batch_size = halved(min(batch_size, len(numbers) - start))
                 continue
             yield step.x

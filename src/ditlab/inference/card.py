@@ -47,9 +47,11 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
     net, objective, classes = config["backbone"], config["objective"], config["classes"]
     names = f" ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})" if classes else ""
     sides = "x".join(map(str, (net["channels"], *net["size"])))
-    seen = f"{config['images_seen']:,} images, including repeats" if "images_seen" in config else "not recorded"
+    seen = (
+        f"{counted(config['images_seen'], 'image')}, including repeats" if "images_seen" in config else "not recorded"
+    )
     facts = {
-        "network": f"{net['name']}, input {sides}, {net['classes']} classes{names}",
+        "network": f"{net['name']}, input {sides}, {counted(net['classes'], 'class')}{names}",
         "objective": f"{objective['target']} on the {objective['process']['name']} process",
         "autoencoder": config["autoencoder"]["kind"],
         "trained on": seen,

@@ -17,6 +17,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.progress import progress_bar
 from ditlab.core.types import Between, Label, Seed, Step, between
+from ditlab.core.units import counted
 from ditlab.inference.base import BasePipeline, check_autoencoder
 from ditlab.inference.output import native, save_numbers
 from ditlab.inference.records import Repeat, describe, png_metadata
@@ -258,7 +259,7 @@ def strips(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int], co
         InputError: fewer than two images, or other numbers of labels and seeds.
     """
     if count < 2:
-        raise InputError(f"a strip of {count} images; give 2 or more")
+        raise InputError(f"a strip of {counted(count, 'image')}; give 2 or more")
     stems, names = ([named(label) for label in labels] for named in (pipe.conditioner.stem, pipe.conditioner.title))
     if len(seeds) == 2:
         points = enumerate(between(seeds[0], seeds[1], count))
@@ -275,7 +276,8 @@ def strips(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int], co
         ]
         return [Row(f"{names[0]} to {names[1]}", cells)]
     raise InputError(
-        f"a strip between {len(labels)} labels and {len(seeds)} seeds; give two seeds, or one seed and two labels"
+        f"a strip between {counted(len(labels), 'label')} and {counted(len(seeds), 'seed')}; give two seeds, or one "
+        "seed and two labels"
     )
 
 

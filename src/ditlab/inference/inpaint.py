@@ -21,6 +21,7 @@ from torch import Tensor
 from ditlab.autoencoders import Autoencoder
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.types import Denoise, Noise, Prediction, Step
+from ditlab.core.units import counted
 from ditlab.core.values import PixelValues
 from ditlab.diffusion.process import Process, per_image
 from ditlab.diffusion.samplers import Sampler
@@ -117,8 +118,8 @@ def check_startable(channels: int, values: PixelValues) -> None:
     """
     if channels not in (1, 3) or not values.eight_bits:
         raise InputError(
-            f"this model generates {channels} channels of {values.summary()}, and images to start from are gray or RGB "
-            "with 8 bits; generate from noise, without image="
+            f"this model generates {counted(channels, 'channel')} of {values.summary()}, and images to start from "
+            "are gray or RGB with 8 bits; generate from noise, without image="
         )
 
 
@@ -151,7 +152,9 @@ def originals(
     if resample < 1 or (resample > 1 and not masks):
         raise InputError(f"resample {resample}; give 1 or more with a mask, and leave it out without one")
     if len(masks) > 1 and len(masks) != len(images):
-        raise InputError(f"{len(masks)} masks for {len(images)} images; give one, or one for each")
+        raise InputError(
+            f"{counted(len(masks), 'mask')} for {counted(len(images), 'image')}; give one, or one for each"
+        )
     pixels = torch.cat([as_pixels(image, channels, size) for image in images])
     with torch.no_grad():
         # The mean of the posterior, so that the same image always has the same latent.

@@ -9,6 +9,7 @@ import torch
 from ditlab.conditioning.base import settle
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Label, Seed
+from ditlab.core.units import counted
 from ditlab.inference.plan import whole
 
 LAST_SEED = 2**63 - 1
@@ -103,5 +104,8 @@ def pair_up(labels: Label | Sequence[Label], seeds: Seed | Sequence[Seed]) -> tu
     if len(numbers) == 1:
         numbers *= len(names)
     if len(names) != len(numbers) or not names:
-        raise InputError(f"{len(names)} labels and {len(numbers)} seeds; give as many labels as seeds, or a single one")
+        raise InputError(
+            f"{counted(len(names), 'label')} and {counted(len(numbers), 'seed')}; give as many labels as seeds, or a "
+            "single one"
+        )
     return names, numbers

@@ -21,6 +21,7 @@ from ditlab.config.sampling import outdated, preset_options
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import expand
 from ditlab.core.types import Label
+from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, process_name
@@ -78,8 +79,8 @@ class Pipeline(BasePipeline):
         channels = self.autoencoder.latent_channels
         if channels not in (None, self.net.channels):
             raise InputError(
-                f"this autoencoder has latents of {channels} channels and the network takes {self.net.channels}; "
-                "give the autoencoder that the model was trained with"
+                f"this autoencoder has latents of {counted(channels, 'channel')} and the network takes "
+                f"{self.net.channels}; give the autoencoder that the model was trained with"
             )
 
     def __repr__(self) -> str:

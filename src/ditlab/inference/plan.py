@@ -132,8 +132,7 @@ def resolve(
     if (channels := values.get("guidance_channels")) is not None:
         channels = whole(channels, "guidance_channels")
     check_guidance(scale, interval, channels)
-    if conditional:
-        check_guided(explicit, scale)
+    check_guided(explicit, scale, conditional)
     cache = pick_cache(values.get("reuse"), original)
     options = SamplingOptions(
         steps=len(times) - 1,
@@ -178,19 +177,24 @@ def check_channels(guided: Any, channels: int) -> None:
         raise InputError(f"guidance_channels is {guided}; give 1 to {channels}, the channels that this model generates")
 
 
-def check_guided(explicit: Mapping[str, Any], scale: float) -> None:
+def check_guided(explicit: Mapping[str, Any], scale: float, conditional: bool) -> None:
     """Check that settings of guidance have an effect.
 
     With an explicit scale of 1 they are accepted: a caller that compares scales may leave the other settings as they
     are.
 
     Raises:
-        InputError: settings of guidance without a scale, and the model's scale of 1 disables guidance.
+        InputError: settings of guidance without a scale, and the model's scale of 1 disables guidance, or the model is
+            unconditional.
     """
     for key in ("guidance_interval", "guidance_channels"):
         value = explicit.get(key)
         restricts = value is not None and (key != "guidance_interval" or tuple(value) != (0.0, 1.0))
         if restricts and scale == 1 and "guidance" not in explicit:
+            if not conditional:
+                raise InputError(
+                    f"{key} is {value}, but the model is unconditional; leave it out or give a guide model"
+                )
             raise InputError(f"{key} is {value}, but guidance is 1, which disables it; leave {key} out or set guidance")
 
 

@@ -14,6 +14,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.types import Between, Label, Seed
+from ditlab.core.units import counted
 from ditlab.core.version import __version__
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
@@ -195,7 +196,10 @@ class Repeat:
         settings = {name: value for name, value in settings.items() if name not in replaced}
         times = settings.get("schedule")
         if isinstance(times, list) and given.get("steps", len(times) - 1) != len(times) - 1:
-            line = f"{self.file} has the times of {len(times) - 1} steps, not {given['steps']}; give a schedule too"
+            line = (
+                f"{self.file} has the times of {counted(len(times) - 1, 'step')}, not {given['steps']}; give a "
+                "schedule too"
+            )
             raise InputError(line)
         return settings | given
 

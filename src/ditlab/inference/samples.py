@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition, Step
+from ditlab.core.units import counted
 from ditlab.data.base import Dataset
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.prepare import ready
@@ -111,7 +112,7 @@ def check_count(count: int, seed: int, labels: str, classes: int) -> None:
     if labels == "balanced" and classes and count % classes:
         low = count // classes * classes
         raise InputError(
-            f"{count} images cannot be shared equally among {classes} classes; "
+            f"{counted(count, 'image')} cannot be shared equally among {classes} classes; "
             f"give a count of {low or classes} or {low + classes}, or random labels"
         )
 

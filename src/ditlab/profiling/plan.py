@@ -18,7 +18,7 @@ from ditlab.checkpoints import load
 from ditlab.config.sections import Recipe
 from ditlab.core.device import pick_device, total_memory
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.units import GIB, duration
+from ditlab.core.units import GIB, counted, duration
 from ditlab.data import Dataset, open_dataset
 from ditlab.diffusion.objective import completed
 from ditlab.evaluation import measure
@@ -301,14 +301,17 @@ def table(estimate: Plan) -> Table:
 
 def lines(estimate: Plan) -> Iterator[str]:
     """The other figures as lines of text."""
-    yield f"{estimate.parameters / 1e6:,.1f} M parameters; batch per process: {estimate.batch:,} images at a time"
+    yield (
+        f"{estimate.parameters / 1e6:,.1f} M parameters; batch per process: {counted(estimate.batch, 'image')} at a "
+        "time"
+    )
     if estimate.overhead_bound:
         yield "overhead-bound: not predicted (launching the kernels of a step takes longer than running them)"
     elif estimate.steps_per_second and estimate.seconds:
         method = "timed here" if estimate.measured else "a third of the published peak"
         yield f"{rate(estimate.steps_per_second)} steps/s ({method}); {duration(estimate.seconds)} for the whole run"
     yield f"{estimate.checkpoint / GIB:,.2f} GiB for each checkpoint"
-    yield f"largest batch per process that fits: {estimate.largest_batch:,} images at a time"
+    yield f"largest batch per process that fits: {counted(estimate.largest_batch, 'image')} at a time"
     if estimate.advice:
         yield "it does not fit; what helps:"
         yield from estimate.advice

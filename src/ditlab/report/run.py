@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import in_use, replace_text
-from ditlab.core.units import duration
+from ditlab.core.units import counted, duration
 from ditlab.core.weights import checkpoints, read_json
 from ditlab.report.html import CURVES, curves, figure, page
 
@@ -161,7 +161,7 @@ def view(run: Path, length: Length) -> RenderableType:
         table.add_row("loss from data to noise", "", Text(sparkline(losses, len(losses), 0.0)))
     parts: list[RenderableType] = [Text(f"{run}: {state}"), table]
     if files := previews(run):
-        parts += [Text(f"preview at {int(files[-1].stem):,} images"), blocks(files[-1], width + 30)]
+        parts += [Text(f"preview at {counted(int(files[-1].stem), 'image')}"), blocks(files[-1], width + 30)]
     return Group(*parts)
 
 
@@ -236,7 +236,7 @@ def write_report(run: Path, title: str, facts: dict[str, str]) -> Path:
         data = base64.b64encode(files[-1].read_bytes()).decode()
         parts.append(
             f"<figure><img alt='samples' src='data:image/png;base64,{data}'>"
-            f"<figcaption>preview at {int(files[-1].stem):,} images</figcaption></figure>"
+            f"<figcaption>preview at {counted(int(files[-1].stem), 'image')}</figcaption></figure>"
         )
     recipe = html.escape((run / "recipe.toml").read_text(encoding="utf-8"))
     parts.append(f"<details><summary>recipe</summary><pre>{recipe}</pre></details>")

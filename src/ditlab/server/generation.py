@@ -10,6 +10,7 @@ from typing import Any
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Label, Seed, Step, between
+from ditlab.core.units import counted
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.card import about_images
 from ditlab.inference.inpaint import FORMATS, Original, read_picture
@@ -115,7 +116,9 @@ def choose_labels(pipe: BasePipeline, request: GenerationRequest, most: int) -> 
     requested = request.values()
     count = request.n if requested is None or request.n > 1 else len(requested)
     if requested is not None and len(requested) not in (1, count):
-        raise InputError(f"{len(requested)} labels for {count} images; give one label, or one for each image")
+        raise InputError(
+            f"{counted(len(requested), 'label')} for {counted(count, 'image')}; give one label, or one for each image"
+        )
     if count > most:
         raise InputError(f"{count} images; give 1 to {most}")
     if requested is None:
@@ -136,7 +139,9 @@ def choose_seeds(request: GenerationRequest, count: int) -> list[Seed]:
     """
     seeds = request.seeds or [secrets.randbelow(2**32)]
     if len(seeds) not in (1, count):
-        raise InputError(f"{len(seeds)} seeds for {count} images; give one seed, or one for each image")
+        raise InputError(
+            f"{counted(len(seeds), 'seed')} for {counted(count, 'image')}; give one seed, or one for each image"
+        )
     if request.to_seed is not None:
         return list(between(seeds[0], request.to_seed, count))
     if request.to_label is not None:

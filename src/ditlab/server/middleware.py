@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ditlab.core.device import release_freed_memory
 from ditlab.core.errors import InputError
+from ditlab.core.units import counted
 from ditlab.server.bodies import TEXT
 from ditlab.server.generation import Limits
 from ditlab.server.hosts import Hosts
@@ -138,7 +139,7 @@ def add_error_handlers(app: FastAPI, limits: Limits) -> None:
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> JSONResponse:
-        message = f"{limits.requests} requests are in progress, which is the limit; try again in 1 s"
+        message = f"the limit of {counted(limits.requests, 'request')} in progress is reached; try again in 1 s"
         return error_response(429, message, {"Retry-After": "1"})
 
 

@@ -70,7 +70,7 @@ ERRORS = {
     411: ("The request has no Content-Length.", "send the body with Content-Length, not in chunks"),
     413: ("The body is too large.", "the body has 52428800 bytes; the limit is 16777216"),
     422: ("The body or a parameter has the wrong type or range.", "n: Input should be greater than or equal to 1"),
-    429: ("Too many requests are in progress.", "32 requests are in progress, which is the limit; try again in 1 s"),
+    429: ("Too many requests are in progress.", "the limit of 32 requests in progress is reached; try again in 1 s"),
     503: ("The generation failed or took too long.", "not finished after 120 s; request fewer steps or images"),
 }
 

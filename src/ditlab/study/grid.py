@@ -20,7 +20,7 @@ from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.units import GIB, duration
+from ditlab.core.units import GIB, counted, duration
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, open_dataset, parse_source
 from ditlab.data.content import files_identity
@@ -37,7 +37,7 @@ from ditlab.inference.plan import resolve
 from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
-from ditlab.training.checks import check_recipe
+from ditlab.training.checks import check_guidance, check_recipe
 from ditlab.training.setup import pick_autoencoder
 
 LINES = 40  # lines in a run's metrics.jsonl, at least: the points of its curve
@@ -254,12 +254,13 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     dataset, _, started = opened(recipe.data, recipe.train.init_from)
     recipe = replace(recipe, diffusion=completed(recipe.diffusion, started))
     classes = recipe.data.classes or len(dataset.classes)
-    options = protocol.sampling_of(settings, classes > 0)
+    check_guidance(recipe, classes > 0)
+    options = settings.sampling().given()
     sampling = resolve(options, make_objective(recipe.diffusion), defaults=default, conditional=classes > 0)
     check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)
-    check_fit(dataset, network)
+    check_fit(dataset, network, settings.show)
     check_reference(settings, dataset, network)
     settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or default.schedule})
     return EvaluationPlan(settings, sampling.evaluations, sampling.schedule)
@@ -314,7 +315,10 @@ def dry_run(study: Study, parts: list[Part]) -> Iterator[Table | str]:
         )  # fmt: skip
     yield table
     runs = len(parts) * len(study.seeds)
-    yield f"{len(parts)} parts x {len(study.seeds)} seeds = {runs} runs, {len(study.evaluations)} evaluations per run"
+    yield (
+        f"{counted(len(parts), 'part')} x {counted(len(study.seeds), 'seed')} = {counted(runs, 'run')}, "
+        f"{counted(len(study.evaluations), 'evaluation')} per run"
+    )
     times = [(part.seconds, part.scoring_seconds(study.sample_sets)) for part in parts]
     total = sum((training or 0.0) + (scoring or 0.0) for training, scoring in times) * len(study.seeds)
     yield f"predicted total time: {duration(total)}, one run after the other, at the present load of this machine"

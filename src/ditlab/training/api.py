@@ -16,6 +16,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import held
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 from ditlab.data import Dataset, from_torch
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
@@ -97,14 +98,15 @@ def train_here(job: Job) -> Pipeline:
     set_up(job)
     if job.finished:
         limit = "train.minutes" if job.elapsed >= 1 else "train.images"
-        job.say(f"{job.folder.folder} is already trained on {job.state.seen:,} images; raise {limit} to continue")
+        seen = counted(job.state.seen, "image")
+        job.say(f"{job.folder.folder} is already trained on {seen}; raise {limit} to continue")
         if not (job.folder.folder / REPORT).exists():  # the process was killed before it wrote the report
             write_run_report(job)
     else:
         prepare_steps(job)
         train_to_end(job)
         if job.dataset.skipped:
-            job.say(f"{len(job.dataset.skipped)} images could not be read: {job.skipped_images}")
+            job.say(f"{counted(len(job.dataset.skipped), 'image')} could not be read: {job.skipped_images}")
     job.pipe.net = merged(job.state.average())
     if job.place.first:
         Listeners(callbacks=job.callbacks).end(job.pipe)

@@ -29,6 +29,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import held, is_vacant, replace_text, replacing
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
+from ditlab.core.units import counted, describe_difference
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
@@ -36,7 +37,7 @@ from ditlab.data.summary import report_data, report_unreadable
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.data_index import DataIndex
-from ditlab.training.files import describe_difference, refuse_other_run, writing
+from ditlab.training.files import refuse_other_run, writing
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
 from ditlab.training.preview import Guard
@@ -141,10 +142,13 @@ def loop(
                 log.write(state.seen, means() | {"lr": rate})
                 state.seconds = time.monotonic() - started
                 save(state, out)
-                with guard(f"preview at {state.seen:,} images"), replacing(out / "reconstructions.png") as draft:
+                with (
+                    guard(f"preview at {counted(state.seen, 'image')}"),
+                    replacing(out / "reconstructions.png") as draft,
+                ):
                     preview(state.autoencoder, dataset, held_out).save(draft, format="PNG")
             if signals:
-                say(console, f"saved {out} at {state.seen:,} images; the same command resumes")
+                say(console, f"saved {out} at {counted(state.seen, 'image')}; the same command resumes")
                 end(signals[0])
 
 
@@ -158,7 +162,9 @@ def readable(batches: Iterator[Batch], state: State, out: Path) -> Iterator[Batc
         yield from batches
     except UnreadableImagesError as error:
         save(state, out)
-        raise InputError(f"{error}; {out} is saved at {state.seen:,} images, and the same command resumes") from error
+        raise InputError(
+            f"{error}; {out} is saved at {counted(state.seen, 'image')}, and the same command resumes"
+        ) from error
 
 
 def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device) -> State:
@@ -185,7 +191,9 @@ def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
     """
     held_out = round(count * settings.held_out)
     if held_out < 1 or held_out == count:
-        raise InputError(f"{count} images, of which a share of {settings.held_out} is held out; give more images")
+        raise InputError(
+            f"{counted(count, 'image')}, of which a share of {settings.held_out} is held out; give more images"
+        )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
     return order[held_out:], order[:held_out][:EVALUATED]
 
@@ -246,7 +254,7 @@ def save(state: State, out: Path) -> None:
         InputError: weights are not finite, or the disk is full; the previous state is kept.
     """
     if not all(bool(p.isfinite().all()) for p in state.autoencoder.parameters()):
-        raise InputError(f"the weights are no longer finite after {state.seen:,} images; give a lower lr")
+        raise InputError(f"the weights are no longer finite after {counted(state.seen, 'image')}; give a lower lr")
     content = {"net": state.autoencoder.state_dict(), "optimizer": state.optimizer.state_dict()}
     with writing(str(out / STATE)), replacing(out / STATE) as draft:
         torch.save(content | {"seen": state.seen, "seconds": state.seconds}, draft)

@@ -9,6 +9,7 @@ from ditlab.config.fields import check_settings
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
+from ditlab.core.units import counted
 from ditlab.data import Dataset
 from ditlab.diffusion.objective import TARGETS, TIMES, WEIGHTS, make_objective
 from ditlab.diffusion.process import make_process
@@ -81,6 +82,19 @@ def check_layer_sync(recipe: Recipe) -> None:
         raise InputError("train.layer_sync needs the numbers of an early and a late block, and excludes train.route")
 
 
+def check_guidance(recipe: Recipe, conditional: bool) -> None:
+    """Check that a recipe has a guidance scale only if its model will have a condition.
+
+    Raises:
+        InputError: the model will be unconditional.
+    """
+    if not conditional and recipe.sample.guidance != 1:
+        raise InputError(
+            f"sample.guidance is {recipe.sample.guidance:g}, but the data have no classes, so the model is "
+            "unconditional; set sample.guidance to 1, or give data with classes"
+        )
+
+
 def check_exits(recipe: Recipe, pipe: Pipeline) -> None:
     """Check that a network with early exits is not sharded, because sharding needs every block in every process."""
     if pipe.net.dynamic_depth and recipe.parallel.shard != "none":
@@ -103,7 +117,7 @@ def check_dataset(dataset: object) -> None:
     if labels.dtype != torch.int64 or labels.min() < 0 or labels.max() > last:
         raise InputError(
             f"the labels of the data are {labels.dtype} from {labels.min():g} to {labels.max():g}; "
-            f"for {len(dataset.classes)} classes give torch.int64 from 0 to {last}"
+            f"for {counted(len(dataset.classes), 'class')} give torch.int64 from 0 to {last}"
         )
 
 

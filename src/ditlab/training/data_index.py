@@ -5,13 +5,13 @@ that changes the times only, are kept for data of up to `HASHED_IMAGES` images a
 about a second. With larger data, a run asks before it resumes on images with other times.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from ditlab.core.spelling import nfc
+from ditlab.core.spelling import all_nfc, nfc
 from ditlab.data import Dataset
 from ditlab.data.identity import Changes, Stamps, compare
 
@@ -34,7 +34,8 @@ class DataIndex:
     @classmethod
     def of(cls, folder: Path, dataset: Dataset) -> Self:
         """Compare a data set with the list in a run folder."""
-        present, before = dataset.stamps(), Stamps.load(folder / FILE)
+        present = replace(dataset.stamps(), classes=all_nfc(dataset.classes))
+        before = Stamps.load(folder / FILE)
         if before is None:
             return cls(dataset, present, None)
         changes, present = compare(before, present, dataset.content_hash)

@@ -43,9 +43,3 @@ def refuse_other_run(folder: Path, differing: Iterable[str]) -> None:
     """
     if words := "; ".join(differing):
         raise InputError(f"{folder} holds another run ({words}); give the same recipe to resume it, or another folder")
-
-
-def describe_difference(key: str, before: object, now: object) -> str:
-    """A description of a setting that differs, for messages."""
-    was, is_ = (value if value != "" else "not set" for value in (before, now))
-    return f"{key} is {was} there, {is_} here"

@@ -15,6 +15,7 @@ from torch import Tensor
 from ditlab.config.reader import to_tables
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
+from ditlab.core.units import counted
 from ditlab.data import ahead, training_order
 from ditlab.data.check import UnreadableImagesError
 from ditlab.diffusion.process import process_name
@@ -76,7 +77,7 @@ def train_to_end(job: Job) -> None:
                 write_run_report(job)
                 if stop:
                     return
-                job.say(f"saved {folder.folder} at {state.seen:,} images; the same command resumes")
+                job.say(f"saved {folder.folder} at {counted(state.seen, 'image')}; the same command resumes")
                 check_own_signal(signals, place)
                 end(signal)
         stop_unreadable(job, steps.problem)
@@ -143,8 +144,8 @@ def stop_unreadable(job: Job, problem: InputError | None) -> None:
         folder.finish()
         write_run_report(job)
     raise InputError(
-        f"{problem or 'another process cannot read its images'}; {folder.folder} is saved at {state.seen:,} images, "
-        "and the same command resumes"
+        f"{problem or 'another process cannot read its images'}; {folder.folder} is saved at "
+        f"{counted(state.seen, 'image')}, and the same command resumes"
     ) from problem
 
 
@@ -176,8 +177,12 @@ def skip_step(job: Job) -> None:
     if state.in_a_row % settings.max_bad_steps and not ruined:
         return
     folder.finish()
-    what = "weights are no longer finite" if ruined else f"gradient was not finite in {state.in_a_row} steps in a row"
-    problem = f"the {what}, after {state.seen:,} images (their indices: {folder.left_out})"
+    what = (
+        "weights are no longer finite"
+        if ruined
+        else f"gradient was not finite in {counted(state.in_a_row, 'step')} in a row"
+    )
+    problem = f"the {what}, after {counted(state.seen, 'image')} (their indices: {folder.left_out})"
     kept = state.seen, state.seconds, state.left_out, state.in_a_row, state.tally
     failed = state.in_a_row > settings.max_bad_steps or not folder.restore(state, job.console, place=place)
     if failed or (ruined and state.seen == folder.back_at):
@@ -185,7 +190,7 @@ def skip_step(job: Job) -> None:
             f"{problem}; resume with a lower optim.lr and changes allowed, or train in another folder with "
             'train.precision = "float32"'
         )
-    job.say(f"{problem}; continuing with the weights of {state.seen:,} images")
+    job.say(f"{problem}; continuing with the weights of {counted(state.seen, 'image')}")
     folder.back_at = state.seen
     # Restore the weights only: from the checkpoint's position in the run, the same batches would follow again.
     state.seen, state.seconds, state.left_out, state.in_a_row, state.tally = kept
@@ -211,7 +216,7 @@ def show_preview(job: Job, listeners: Listeners, guard: Guard) -> None:
     average = state.average()
     pipes = [replace(job.pipe, net=net) for net in (average, state.raw(average))]
     image = None
-    with guard(f"preview at {state.seen:,} images"):
+    with guard(f"preview at {counted(state.seen, 'image')}"):
         image = preview(pipes, job.place)
         if image is not None:
             job.folder.show(state.seen, image)

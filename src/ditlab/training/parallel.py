@@ -25,6 +25,7 @@ from ditlab.backbones import Backbone
 from ditlab.config.sections import Parallel
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError, RunError
+from ditlab.core.units import counted
 
 T = TypeVar("T")
 
@@ -56,7 +57,8 @@ class Place:
         if remainder or images == 0:
             low = max(1, batch // (self.world * parts)) * self.world * parts
             raise InputError(
-                f"a batch of {batch} cannot be shared equally among {self.world} processes in {parts} parts; "
+                f"a batch of {batch} cannot be shared equally among {counted(self.world, 'process')} in "
+                f"{counted(parts, 'part')}; "
                 f"set train.batch to {low}, or change the number of processes or parallel.accumulate"
             )
         return images

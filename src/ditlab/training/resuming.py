@@ -13,6 +13,7 @@ from ditlab.config.reader import parse_recipe, read_toml, to_tables
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc, same_place
+from ditlab.core.units import counted, describe_difference
 from ditlab.core.values import PixelValues
 from ditlab.core.weights import BASE, checkpoints, read_config, state_hash
 from ditlab.data import Dataset
@@ -20,7 +21,6 @@ from ditlab.data.identity import Changes
 from ditlab.diffusion.objective import completed
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.data_index import DataIndex
-from ditlab.training.files import describe_difference
 
 COUNT = "pictures"  # key of config.json: images in the data
 CLASSES = "classes"
@@ -82,7 +82,7 @@ def other_images(config: dict[str, Any], dataset: Dataset) -> Differences:
         was, is_ = (f'"{names[i]}"' if i < len(names) else "none" for names in (before, now))
         differing[CLASSES] = f"class {i} of the images was {was} there and is {is_} here"
     if (count := config.get(COUNT)) not in (None, len(dataset)):
-        differing[COUNT] = f"{count:,} images there, {len(dataset):,} here"
+        differing[COUNT] = f"{counted(count, 'image')} there, {len(dataset):,} here"
     saved = PixelValues.read(config.get(VALUES))
     if replace(saved, shown=()) != replace(dataset.values, shown=()):
         differing[VALUES] = f"values {saved.summary()} there, {dataset.values.summary()} here"

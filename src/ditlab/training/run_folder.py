@@ -34,6 +34,7 @@ from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
 from ditlab.core.io import damage, is_vacant, replace_text, replacing, write_manifest
 from ditlab.core.terminal import say
+from ditlab.core.units import counted
 from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, write_tensors
 from ditlab.data import Dataset
 from ditlab.inference import saving
@@ -152,7 +153,7 @@ class RunFolder:
         kept = f"the last good checkpoint is {last[0]}" if last else "there is no earlier checkpoint"
         if not taken.is_finite():
             raise InputError(
-                f"the weights are no longer finite after {state.seen:,} images; {kept}: "
+                f"the weights are no longer finite after {counted(state.seen, 'image')}; {kept}: "
                 'train into another folder with a lower optim.lr, or with train.precision = "float32"'
             )
         pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}

@@ -20,6 +20,7 @@ from ditlab.core.device import has_bfloat16
 from ditlab.core.errors import InputError
 from ditlab.core.hub import is_there
 from ditlab.core.spelling import absolute
+from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS
 from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, read_config, state_hash
 from ditlab.data import Dataset, Latents, open_dataset, parse_source
@@ -28,7 +29,7 @@ from ditlab.diffusion.objective import completed, make_objective
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.inference.pipeline import Pipeline
-from ditlab.training.checks import check_condition, check_dataset, check_exits
+from ditlab.training.checks import check_condition, check_dataset, check_exits, check_guidance
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, copy_frozen, inherited, report, transfer
 from ditlab.training.job import Job
@@ -137,6 +138,7 @@ def build_model(job: Job) -> None:
     autoencoder.check_images(job.dataset.channels, job.dataset.values)
     job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device)
     job.pipe.resolve()  # rejects invalid sampling settings now and not at the first preview
+    check_guidance(job.recipe, job.pipe.conditional)
 
 
 def claim_folder(job: Job) -> None:
@@ -276,7 +278,7 @@ def begin(job: Job) -> None:
         job.folder.begin(job.recipe, job.state.seen)
         report_data(job.dataset, job.recipe.data.source, job.folder.folder, job.console)
     if job.state.seen:
-        job.say(f"resuming {job.folder.folder} at {job.state.seen:,} images")
+        job.say(f"resuming {job.folder.folder} at {counted(job.state.seen, 'image')}")
 
 
 def check_images(job: Job) -> None:

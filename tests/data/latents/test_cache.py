@@ -82,9 +82,11 @@ def test_processes_share_the_shards(tmp_path):
 
 def test_another_autoencoder_or_precision_is_rejected_and_named(tmp_path):
     make(tmp_path / "cache")
-    with pytest.raises(InputError, match=r"holds another cache \(autoencoder: .*, not .*\); give another folder"):
+    with pytest.raises(
+        InputError, match=r"holds another cache \(autoencoder is \w{12} there, \w{12} here\); give another"
+    ):
         make(tmp_path / "cache", ae=autoencoder(1))
-    with pytest.raises(InputError, match=r"\(dtype: fp16, not fp32\)"):
+    with pytest.raises(InputError, match=r"\(dtype is fp32 there, fp16 here\)"):
         make(tmp_path / "cache", dtype="fp16")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")

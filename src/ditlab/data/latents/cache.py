@@ -29,10 +29,12 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant, replace_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
+from ditlab.core.units import describe_difference
 from ditlab.core.values import PixelValues
 from ditlab.core.weights import write_tensors
 from ditlab.data.base import Dataset
 from ditlab.data.identity import Stamps
+from ditlab.data.preprocess import Preprocess
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -43,6 +45,7 @@ STORED = {
 """Types as the header of a safetensors file calls them."""
 CONDITION, EXTRA, STAMP = "condition.", "extra.", "stamp."  # prefixes of the names of further tensors
 IMAGES = ("source", "images", "classes")  # keys of a description that follow from the images
+UNPREPARED = {key: getattr(Preprocess(None), key) for key in ("fit", "flip", "background")}
 RENAMED = {"pictures": "images"}  # keys of caches that earlier versions wrote
 
 
@@ -78,25 +81,29 @@ class Description:
         return {key: value for key, value in asdict(self).items() if key != "values" or value}
 
     def differences(self, other: "Description") -> list[str]:
-        """`name: value of this description, not value of the other` for each field that differs.
+        """For each field that differs: `name is value of the other there, value of this description here`.
 
         The images themselves (`IMAGES`) are compared one by one, see `ditlab.data.latents.refresh`. Which channels are
         displayed makes no difference.
         """
-        values, others = self._encoded(), other._encoded()
-        differing = [key for key in values if key not in IMAGES and values[key] != others[key]]
-        return [f"{key}: {values[key]}, not {others[key]}" for key in differing]
+        now, before = self._encoded(), other._encoded()
+        keys = [key for key in {**now, **before} if now.get(key) != before.get(key)]
+        if not keys and bool(self.preprocessing) != bool(other.preprocessing):  # images of this size, not resized
+            sizes = [about.preprocessing and about._encoded()["size"] for about in (other, self)]
+            return [describe_difference("size", *sizes)]
+        return [describe_difference(key, before.get(key), now.get(key)) for key in keys]
 
     def _encoded(self) -> dict[str, Any]:
-        """The fields on which the shards depend."""
-
-        def numbers(values: dict[str, Any] | None) -> dict[str, Any]:
-            return replace(PixelValues.read(values), shown=()).describe()
-
-        preprocessing = dict(self.preprocessing)
-        if "values" in preprocessing:
-            preprocessing["values"] = numbers(preprocessing["values"])
-        return asdict(self) | {"preprocessing": preprocessing, "values": numbers(self.values)}
+        """Everything on which the shards depend: name -> value."""
+        fields = {key: value for key, value in asdict(self).items() if key not in (*IMAGES, "preprocessing", "values")}
+        for key in ("size", "shape"):
+            fields[key] = "x".join(map(str, fields[key]))
+        fields["autoencoder"] = self.autoencoder[:12]
+        prepared = {
+            key: value for key, value in self.preprocessing.items() if key not in ("size", "channels", "values")
+        }
+        values = replace(PixelValues.read(self.values), shown=()).describe()
+        return fields | UNPREPARED | prepared | {f"values.{key}": value for key, value in values.items()}
 
 
 def shard_file(folder: Path, number: int) -> Path:

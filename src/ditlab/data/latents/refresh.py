@@ -1,14 +1,15 @@
 """Find the shards of a latent cache whose images have changed, so that only they are encoded again."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from ditlab.core.errors import InputError
-from ditlab.core.spelling import same_place
+from ditlab.core.spelling import all_nfc, same_place
+from ditlab.core.units import counted
 from ditlab.data.base import Dataset
 from ditlab.data.identity import Changes, Numbers, Stamps, compare
 from ditlab.data.latents.cache import (
@@ -32,7 +33,7 @@ class EncodedImages:
     @classmethod
     def of(cls, dataset: Dataset, description: Description) -> Self:
         """Look at the images of a data set; nothing is read."""
-        return cls(dataset, description, dataset.stamps())
+        return cls(dataset, description, replace(dataset.stamps(), classes=all_nfc(dataset.classes)))
 
     def indices(self, number: int) -> Numbers:
         """Positions in `stamps` of the images of a shard; mirrored copies have those of their images."""
@@ -92,7 +93,7 @@ def refresh(folder: Path, images: EncodedImages) -> Refresh:
     if unknown:
         notes.append(f"{folder} is of an earlier version, which cannot show whether the images have changed since")
     if other:
-        notes.append(f"{what}; encoding {len(stale)} of {now.shards} shards of {folder}")
+        notes.append(f"{what}; encoding {len(stale)} of {counted(now.shards, 'shard')} of {folder}")
         (folder / INDEX).unlink(missing_ok=True)
         for number in range(now.shards, before.shards):
             shard_file(folder, number).unlink(missing_ok=True)
@@ -114,6 +115,7 @@ def merged(parts: Iterable[Changes]) -> Changes:
         added=names("added", removed),
         changed=names("changed", set()),
         relabeled=names("relabeled", set()),
+        renumbered=names("renumbered", set()),
         uncertain=names("uncertain", set()),
         reordered=bool(removed & added) or any(part.reordered for part in known),
     )
@@ -121,5 +123,7 @@ def merged(parts: Iterable[Changes]) -> Changes:
 
 def counts(before: Description, now: Description) -> str:
     """The counts of images and classes of two descriptions."""
-    was, is_ = (f"{about.images:,} images of {len(about.classes)} classes" for about in (before, now))
+    was, is_ = (
+        f"{counted(about.images, 'image')} of {counted(len(about.classes), 'class')}" for about in (before, now)
+    )
     return f"{was} there, {is_} here"

@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
+from ditlab.config.fields import shown
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.spelling import expand
@@ -12,11 +13,11 @@ from ditlab.data.sources.base import MIN_SIDE, Column, Source, Texts, Unreadable
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import SUFFIXES, is_output
 from ditlab.data.sources.folder import Folder
-from ditlab.data.sources.hugging_face import PREFIX, HuggingFace, saved_splits
+from ditlab.data.sources.hugging_face import PREFIX, HuggingFace, all_splits
 from ditlab.data.sources.patterns import Pattern
-from ditlab.data.sources.splits import SPLITS, choose_folder, held_out_part, split_folders
+from ditlab.data.sources.splits import SPLITS, choose_folder, held_out_part, named_part, split_folders
 from ditlab.data.sources.table import Table
-from ditlab.data.sources.tar import TarShards
+from ditlab.data.sources.tar import TarShards, tar_parts
 
 SOURCES: dict[str, type[Source]] = {
     "hf": HuggingFace,
@@ -87,7 +88,7 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
         source = source_class.from_text(text, settings)
     if not len(source):
         raise InputError(f"no images in {text}{_what_else(source.reading)}; put some there (such as .jpg, .png, .webp)")
-    source.min_side = settings.min_side
+    source.min_side, source.channels = settings.min_side, settings.channels
     return source
 
 
@@ -100,7 +101,7 @@ def where_data_may_be(text: str, remedy: str) -> str:
 
 
 def held_out_name(text: str, split: str) -> str:
-    """The source of the held-out images: the val part of a divided data set in folders, otherwise its test part.
+    """The source of the held-out images: the val part of a divided data set, otherwise its test part.
 
     Args:
         text: path, pattern or hub name.
@@ -108,15 +109,22 @@ def held_out_name(text: str, split: str) -> str:
 
     Returns:
         Its name; empty if there is none, or if it is the part that is trained on.
+
+    Raises:
+        InputError: the parts of a data set cannot be listed.
     """
-    source_class, path = find_source(text), Path(text.removeprefix(PREFIX))
+    source_class, (place, part) = find_source(text), named_part(text.removeprefix(PREFIX))
+    split = part or split
     if split == NONE or (split and SPLITS.get(split.lower()) != "train"):
         return ""
     if source_class is HuggingFace:
-        part = held_out_part(saved_splits(path))
-        return f"{PREFIX}{path}:{part}" if part else ""
-    part = held_out_part(split_folders(path, Reading())) if source_class is Folder else None
-    return str(path / part) if part else ""
+        held_out = None if ":" in place else held_out_part(all_splits(place))  # a split of another name
+        return f"{PREFIX}{place}:{held_out}" if held_out else ""
+    if source_class is TarShards:
+        held_out = held_out_part(tar_parts(place))
+        return f"{place}:{held_out}" if held_out else ""
+    held_out = held_out_part(split_folders(Path(place), Reading())) if source_class is Folder else None
+    return str(Path(place) / held_out) if held_out else ""
 
 
 def note_part(reading: Reading, part: Reading) -> None:
@@ -146,4 +154,4 @@ def check_used(settings: Preparation, uses: frozenset[str], what: str) -> None:
     for field in fields(Preparation):
         value = getattr(settings, field.name)
         if field.name not in uses and value != field.default:
-            raise InputError(f"{field.name} is {value!r}, which has no effect on {what}; remove it")
+            raise InputError(f"{field.name} is {shown(value)}, which has no effect on {what}; remove it")

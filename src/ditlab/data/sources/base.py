@@ -77,6 +77,8 @@ class Source(ABC):
     """What was chosen and left out."""
     min_side: int = MIN_SIDE
     """Shortest side in pixels; smaller images cannot be used."""
+    channels: int | None = None
+    """Number of channels of arrays whose shape does not show which axis they are."""
 
     @classmethod
     @abstractmethod

@@ -10,6 +10,7 @@ from PIL import Image
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc, nfc
+from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import Reading, classes_from
@@ -91,7 +92,7 @@ class Folder(Source):
         return printable(self.files[i])
 
     def raw(self, i: int) -> Image.Image | Raster:
-        return open_image(self.root / self.files[i])
+        return open_image(self.root / self.files[i], self.channels)
 
     def stamp(self, i: int) -> Stamp:
         return file_stamp(f"{self.root}/{self.files[i]}", nfc(self.files[i]))
@@ -192,7 +193,10 @@ class Layout:
         if not self.captioned:
             return column
         if column is not None or settings.caption_column == NONE:
-            reading.notes.append(f"{self.captioned:,} text files beside the images are not read")
+            reading.notes.append(
+                f"{counted(self.captioned, 'text file')} beside the images {'is' if self.captioned == 1 else 'are'} "
+                "not read"
+            )
             return column
         note_captions(self.captioned, "text files beside the images", reading)
         return Column(CaptionFiles(self.root, self.files))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, content_hash
 from ditlab.data.reading import Reading, classes_from
@@ -94,7 +95,7 @@ class HuggingFace(Source):
         return f"{self.title}[{i}]"
 
     def raw(self, i: int) -> Image.Image | Raster:
-        return open_image(self.content(i))
+        return open_image(self.content(i), self.channels)
 
     def stamp(self, i: int) -> Stamp:
         return Stamp(str(i), 0, self.fingerprint)
@@ -125,7 +126,7 @@ class HuggingFace(Source):
         missing = [i for i, row in enumerate(rows) if row in (None, "") or (isinstance(row, int) and row < 0)]
         if missing:
             raise InputError(
-                f"{self.title}[{missing[0]}] has no label ({len(missing)} rows without one); "
+                f"{self.title}[{missing[0]}] has no label ({counted(len(missing), 'row')} without one); "
                 "remove these rows and save the data set again"
             )
         if isinstance(feature, ClassLabel):
@@ -187,6 +188,23 @@ def saved_splits(path: Path) -> list[str]:
     with suppress(OSError, ValueError, KeyError):
         return [str(name) for name in json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]]
     return []
+
+
+def all_splits(name: str) -> list[str]:
+    """The parts of a data set in a saved folder, or on the hub; empty if it has none.
+
+    Raises:
+        InputError: the parts of a data set on the hub cannot be listed.
+    """
+    if not on_hub(f"{PREFIX}{name}"):
+        return saved_splits(Path(name))
+    try:
+        import datasets
+
+        return [str(part) for part in datasets.get_dataset_split_names(name)]
+    except Exception as error:  # the library raises exceptions of many types
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot list the parts of the data set {name} ({reason}); give held-out images") from error
 
 
 def on_hub(text: str) -> bool:

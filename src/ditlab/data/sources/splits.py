@@ -1,5 +1,6 @@
 """Data sets that are divided into train, val and test: recognize the parts by their names, and choose one."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -95,6 +96,12 @@ def choose_folder(text: str, wanted: str, reading: Reading) -> str:
     chosen = pick_split(wanted, parts, text)
     reading.split = describe_split(chosen, parts)
     return str(Path(text) / chosen)
+
+
+def named_part(text: str) -> tuple[str, str]:
+    """Divide "SOURCE:SPLIT" into the source and the name of a part, which is empty if there is none."""
+    head, _, tail = text.rpartition(":")
+    return (head, tail) if head and tail.lower() in SPLITS and not os.path.lexists(text) else (text, "")
 
 
 def held_out_part(names: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ from typing import Self
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc
+from ditlab.core.units import counted
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, column_of_texts
 from ditlab.data.sources.columns import NONE
@@ -55,7 +56,9 @@ class Table(Folder):
         if captions := read_captions(table, files, settings, reading):
             source.columns["caption"] = captions
         if captioned:
-            reading.notes.append(f"{captioned:,} text files beside the images are not read")
+            reading.notes.append(
+                f"{counted(captioned, 'text file')} beside the images {'is' if captioned == 1 else 'are'} not read"
+            )
         classes = classes_from(len(source.classes), f"column {column} of {table.path.name}")
         reading.conditions = classes if source.classes else UNCONDITIONAL
         source.reading = reading

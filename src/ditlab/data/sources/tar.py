@@ -3,6 +3,7 @@
 import io
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,7 @@ from PIL import Image
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.spelling import nfc
+from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
@@ -21,7 +23,7 @@ from ditlab.data.sources.files import COMPRESSED, list_images, printable, read_f
 from ditlab.data.sources.patterns import is_pattern, matching_files
 from ditlab.data.sources.samples import choose_images
 from ditlab.data.sources.shards import CLS, Listing, caption_text, lookup_key, origins_of, read_listing
-from ditlab.data.sources.splits import SPLITS, are_splits, describe_split, pick_split
+from ditlab.data.sources.splits import SPLITS, are_splits, describe_split, named_part, pick_split
 from ditlab.data.sources.tables import note_captions
 
 REMOTE = re.compile(r"(pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://)")
@@ -43,7 +45,7 @@ class TarShards(Source):
         """
         settings = settings or Preparation()
         self.reading = Reading()
-        self.shards = chosen_shards(shards, settings, self.reading)
+        self.shards, self.parts = chosen_shards(shards, settings, self.reading)
         listings = [read_listing(shard, settings) for shard in self.shards]
         places: list[Place] = []
         for number, listing in enumerate(listings):
@@ -53,7 +55,8 @@ class TarShards(Source):
                 places.append((number, *image))
         if settings.image_column and not places:
             raise self._no_such_image(settings.image_column)
-        self.places = chosen_places(places, settings, self.reading)
+        self.places, parts = chosen_places(places, settings, self.reading)
+        self.parts = self.parts or parts
         self.columns = {"label": self._labels(listings, settings)}
         if captions := self._captions(listings, settings):
             self.columns["caption"] = captions
@@ -71,6 +74,7 @@ class TarShards(Source):
 
     @classmethod
     def matches(cls, text: str, settings: Preparation) -> bool:
+        text, _ = named_part(text)
         path = Path(text)
         if path.is_dir():
             return bool(_visible_shards(path))
@@ -80,12 +84,15 @@ class TarShards(Source):
 
     @classmethod
     def from_text(cls, text: str, settings: Preparation) -> Self:
-        """Open the tar files of a folder or of a pattern, or a single tar file.
+        """Open the tar files of a folder or of a pattern, or a single tar file; ":val" after them chooses that part.
 
         Raises:
             InputError: there is no such file, it is compressed or not on this machine, or the folder holds image files.
         """
-        path = Path(text)
+        given, (text, part) = text, named_part(text)
+        if part and settings.split not in ("", part):
+            raise InputError(f'split is "{settings.split}", but the source is {given}; remove one of them')
+        settings, path = replace(settings, split=part or settings.split), Path(text)
         if REMOTE.match(text):
             raise InputError(f"{text} is not on this machine; download the shards, and give their folder")
         if path.is_dir():
@@ -118,7 +125,7 @@ class TarShards(Source):
         return printable(f"{self.shards[self.places[i][0]].name}:{self.places[i][1]}")
 
     def raw(self, i: int) -> Image.Image | Raster:
-        return open_image(io.BytesIO(self.content(i)))
+        return open_image(io.BytesIO(self.content(i)), self.channels)
 
     def stamp(self, i: int) -> Stamp:
         number, name, _, length = self.places[i]
@@ -154,7 +161,7 @@ class TarShards(Source):
         if not all(labels):
             unlabeled = self.name(labels.index(""))
             raise InputError(
-                f"{unlabeled} has no label, but others have one ({labels.count('')} images without); "
+                f"{unlabeled} has no label, but others have one ({counted(labels.count(''), 'image')} without); "
                 "add .cls or .json members"
             )
         if others := [name for name in origins if name != origin]:
@@ -249,19 +256,28 @@ def read_part(file: Path, start: int, length: int) -> bytes:
         return opened.read(length)
 
 
-def chosen_shards(shards: list[Path], settings: Preparation, reading: Reading) -> list[Path]:
-    """The shards of the part that is read, if their names divide them into train, val and test."""
+def tar_parts(text: str) -> list[str]:
+    """The parts train, val and test of tar shards; empty if neither their names nor folders in them divide them.
+
+    Raises:
+        InputError: the shards cannot be read.
+    """
+    return TarShards.from_text(text, Preparation(label_column=NONE, caption_column=NONE)).parts
+
+
+def chosen_shards(shards: list[Path], settings: Preparation, reading: Reading) -> tuple[list[Path], list[str]]:
+    """The shards of the part that is read and all parts, if the names divide the shards into train, val and test."""
     parts = [next((word for word in re.split("[^a-z]+", shard.stem.lower()) if word in SPLITS), "") for shard in shards]
     if settings.split == NONE or not are_splits(parts):
-        return shards
+        return shards, []
     names = list(dict.fromkeys(parts))
     chosen = pick_split(settings.split, names, "the names of the shards")
     reading.split = describe_split(chosen, names)
-    return [shard for shard, part in zip(shards, parts, strict=True) if part == chosen]
+    return [shard for shard, part in zip(shards, parts, strict=True) if part == chosen], names
 
 
-def chosen_places(places: list[Place], settings: Preparation, reading: Reading) -> list[Place]:
-    """The images of the part that is read, if folders in the shards divide them into train, val and test.
+def chosen_places(places: list[Place], settings: Preparation, reading: Reading) -> tuple[list[Place], list[str]]:
+    """The images of the part that is read and all parts, if folders in the shards divide them into train, val and test.
 
     Raises:
         InputError: the user wants a part, and there are none.
@@ -270,11 +286,11 @@ def chosen_places(places: list[Place], settings: Preparation, reading: Reading) 
     if settings.split == NONE or not are_splits(folders):
         if settings.split not in ("", NONE) and not reading.split:
             raise InputError(f'split is "{settings.split}", but the shards have no parts train and val; remove split')
-        return places
+        return places, []
     names = list(dict.fromkeys(folders))
     chosen = pick_split(settings.split, names, "the folders in the shards")
     reading.split = describe_split(chosen, names)
-    return [place for place, folder in zip(places, folders, strict=True) if folder == chosen]
+    return [place for place, folder in zip(places, folders, strict=True) if folder == chosen], names
 
 
 def first_folders(places: list[Place]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.registry import Registry
 from ditlab.core.spelling import expand
+from ditlab.core.units import counted
 from ditlab.diffusion.process import DDPM, Process, process_name
 
 
@@ -113,12 +114,13 @@ def read_grid(file: Path, process: Process, steps: int, last_time: float) -> Ten
     grid = torch.tensor(times, dtype=torch.float64)
     if len(grid) != steps + 1 or not falls(grid):
         raise InputError(
-            f"{file}: the schedule of {steps} steps is not {steps + 1} falling times from at most 1 to 0; "
+            f"{file}: the schedule of {counted(steps, 'step')} is not {steps + 1} falling times from at most 1 to 0; "
             "make one with ditlab tune"
         )
     if grid[0] > last_time:
         raise InputError(
-            f"{file}: the schedule of {steps} steps begins at {grid[0]:g}, where the prediction of this model does not "
+            f"{file}: the schedule of {counted(steps, 'step')} begins at {grid[0]:g}, where the prediction of this "
+            "model does not "
             f"determine the data; it may begin at {last_time:g}: make one for this model with ditlab tune"
         )
     return grid
@@ -139,5 +141,5 @@ def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
             f"{file} is not a file of timestep schedules ({error!r}); make one with ditlab tune"
         ) from error
     if times is None:
-        raise InputError(f"{file} has no schedule of {steps} steps; it has {', '.join(grids)}")
+        raise InputError(f"{file} has no schedule of {counted(steps, 'step')}; it has {', '.join(grids)}")
     return times, made_for

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ditlab.core.errors import InputError
+from ditlab.core.units import counted
 from ditlab.evaluation.metrics.frechet import check_features
 from ditlab.evaluation.statistics import Kept, Statistics, as_features, result_name
 
@@ -30,7 +31,9 @@ def kernel_distance(
     a, b = as_features(features_a), as_features(features_b)
     check_features(a, b)
     if subsets < 1 or size < 2:
-        raise InputError(f"{subsets} subsets of {size} rows; give 1 or more subsets of 2 or more rows")
+        raise InputError(
+            f"{counted(subsets, 'subset')} of {counted(size, 'row')}; give 1 or more subsets of 2 or more rows"
+        )
     size = max(2, min(size, len(a) // 2, len(b) // 2))  # larger subsets would hardly differ from each other
     rng = np.random.default_rng(seed)
 

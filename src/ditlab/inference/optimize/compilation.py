@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ditlab.backbones import Backbone
 from ditlab.core.terminal import say
+from ditlab.core.units import counted
 from ditlab.inference.optimize.packing import hide_from_compilers
 
 SECONDS = 20.0  # compilation time of one kind of block on two cores without a cache; measured: 5 to 20 s
@@ -66,7 +67,7 @@ def wanted(
 
 def compile_and_tell(net: Backbone, work: Callable[[], object], console: Console, *, dynamic: bool) -> None:
     """Compile the blocks of a network (`compile_blocks`), with a message before and after it."""
-    say(console, f"compiling {len(net.repeated)} blocks")
+    say(console, f"compiling {counted(len(net.repeated), 'block')}")
     seconds = compile_blocks(net, work, dynamic=dynamic)
     outcome = "failed; continuing without" if seconds is None else f"took {seconds:.0f} s"
     say(console, f"compilation {outcome}")
