@@ -36,6 +36,7 @@ from ditlab.diffusion.objective import read_objective
 from ditlab.inference.pipeline import Pipeline
 
 LARGEST_INPUT = 2**26  # numbers of one input of a network that is read from a file: 4096x4096 with 4 channels
+LONGEST = 100  # entries of an option of a network that has fewer weights
 LOADING: ContextVar[tuple[Path, ...]] = ContextVar("LOADING", default=())
 """The folders with low-rank updates that are being loaded, each the source of the one before it."""
 DEEPEST = 16
@@ -75,7 +76,7 @@ def load_folder(
         net = create_sized(backbone, tensors, folder / CONFIG)
         conditioner = read_conditioner(folder, net.classes, config.pop("classes"), config.pop("conditioner", None))
         del config["autoencoder"]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{folder / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
         ) from error
@@ -123,6 +124,9 @@ def create_sized(backbone: dict[str, Any], tensors: dict[str, Tensor], file: Pat
         KeyError, TypeError: the configuration is incomplete.
     """
     size = tuple(backbone["size"])
+    for key, value in backbone.items():
+        if isinstance(value, list | dict) and len(value) > max(LONGEST, len(tensors)):
+            raise InputError(f"{file} has {len(value):,} entries in {key}, and {len(tensors):,} weights; restore it")
     if (numbers := prod(size) * backbone["channels"]) > LARGEST_INPUT:  # convolutions have the same weights at any size
         raise InputError(
             f"{file} has {sizes(backbone)}: an input of {numbers:,} numbers; at most {LARGEST_INPUT:,} are supported"

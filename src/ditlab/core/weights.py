@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -213,11 +214,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
     try:
-        if zipped:
-            check_archive(path)
         # Official checkpoints keep their command line in a Namespace, which holds plain values only.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipped)
+            content = read_state(path, mmap=zipped)
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)", str(error))
         problem = f"would run code of {match[1]}" if match else "is not a plain checkpoint"
@@ -231,6 +230,23 @@ def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
         raise InputError(f"{path} is truncated or damaged ({reason}); download or copy it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict; give a checkpoint")
+    return content
+
+
+def read_state(path: Path, *, mmap: bool = False) -> Any:
+    """Read a pickle of plain values and tensors, which run no code and are not much larger than the file.
+
+    Args:
+        path: a file of `torch.save`.
+        mmap: map tensors into memory.
+
+    Raises:
+        InputError: it would take much more memory than the file.
+        Exception: it is damaged or needs to run code; of many types.
+    """
+    if zipfile.is_zipfile(path):
+        check_archive(path)
+    content = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
     check_tensors(content, path)
     return content
 
