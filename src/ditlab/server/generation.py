@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from PIL import Image
-
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
-from ditlab.core.sizes import DECODING
 from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.card import about_images
@@ -159,25 +156,15 @@ def start_image(pipe: BasePipeline, request: GenerationRequest, most: int) -> Or
         InputError: a file that is not an image or too large, or a mask without an image.
     """
     size = pipe.picture_shape[1]
-    contents = [request.file(name) for name in ("image", "mask")]
-    with DECODING.taken(sum(map(_pixels, contents))):
-        image, mask = (
-            None if content is None else read_picture(io.BytesIO(content), most, FORMATS, size) for content in contents
-        )
-        if image is not None:
-            return pipe.original(image, mask=mask, strength=request.strength, resample=request.resample)
+    image, mask = (
+        None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS, size)
+        for name in ("image", "mask")
+    )
+    if image is not None:
+        return pipe.original(image, mask=mask, strength=request.strength, resample=request.resample)
     if mask is not None or request.strength is not None or request.resample is not None:
         raise InputError("mask, strength and resample need an image to start from; give image too")
     return None
-
-
-def _pixels(content: bytes | None) -> int:
-    """The number of pixels that an image file states; 0 if it will be rejected."""
-    try:
-        with Image.open(io.BytesIO(content or b""), formats=FORMATS) as image:
-            return image.width * image.height
-    except Exception:  # of many types; `read_picture` gives the reason
-        return 0
 
 
 def as_json(value: Label | Seed) -> Any:
