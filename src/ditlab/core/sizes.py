@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Condition
 
+from ditlab.core.device import release_freed_memory
 from ditlab.core.errors import InputError
 
 GROWTH, SPARE = 16, 2**28  # a file may become 16 times its size in memory, and 256 MiB in any case
@@ -73,6 +74,8 @@ class PixelBudget:
             self.changed.wait_for(lambda: not self.used or self.used + pixels <= self.most)
             self.used += pixels
         try:
+            if pixels > self.most // 4:  # the C library keeps what other threads have freed
+                release_freed_memory()
             yield
         finally:
             with self.changed:
