@@ -142,7 +142,7 @@ def compressed(name: str, start: bytes, gib: float) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         file, _, member = name.partition(":")
         with (
-            zipfile.ZipFile(folder / file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            zipfile.ZipFile(folder / file, "w", zipfile.ZIP_DEFLATED) as archive,
             archive.open(member, "w", force_zip64=True) as opened,
         ):
             opened.write(start)
