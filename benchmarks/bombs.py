@@ -261,6 +261,7 @@ def cache(folder: Path) -> None:
     small = Patch(1, 2, 2, width=8, depth=1).eval().requires_grad_(False)
     data = InMemory(torch.zeros(5, 1, 8, 8).byte(), torch.zeros(5).long(), ["a"])
     encode(data, "images", small, folder / "c", QUIET, batch_size=4, shard=4, dtype="fp32")
+    (folder / "r.toml").write_text('[model]\nname = "DiT"\nwidth = 32\ndepth = 1\nheads = 2\npatch = 2\n')
     file = folder / "c" / "index.json"
     file.write_text(file.read_text().replace('"entries": 4', '"entries": 1000000000000'))
 
@@ -323,8 +324,7 @@ CASES = [
     Case("tar: member of 10^15 bytes", written("a.tar", lambda: member(tarfile.REGTYPE)), "data {}/a.tar"),
     Case("tar: name of 10^15 bytes", written("a.tar", lambda: member(tarfile.GNUTYPE_LONGNAME)), "data {}/a.tar"),
     Case("tar: header of 10^15 bytes", written("a.tar", lambda: member(tarfile.XHDTYPE)), "data {}/a.tar"),
-    Case("cache: 10^12 entries", cache, "train --data.source {}/c --train.images 8 --train.batch 4 --train.device cpu "
-         "--model.name DiT --model.width 32 --model.depth 1 --model.heads 2 --model.patch 2 --out {}/run"),
+    Case("cache: 10^12 entries", cache, "train {}/r.toml --data.source={}/c --out {}/run"),
     Case("table: a pipe", pipe, DATA + " --labels {}/labels.csv"),
     Case("table: /dev/zero", images(32, 32, 1), DATA + " --labels /dev/zero"),
 ]  # fmt: skip

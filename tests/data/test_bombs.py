@@ -69,8 +69,8 @@ class TestImages:
         report = tmp_path / "skipped.csv"
         data = open_dataset(str(tmp_path), Preparation(size="8", max_pixels=200, max_skipped=1), report)
         assert len(data.fetch_readable(torch.arange(4)).x) == 2
-        assert report.read_text().splitlines()[1:] == [
-            '"b.png","20x11 pixels; max_pixels is 200"'.replace('"', ""),
+        assert sorted(report.read_text().splitlines()[1:]) == [
+            "b.png,20x11 pixels; max_pixels is 200",
             "d.npy,11x20 pixels; max_pixels is 200",
         ]
         with pytest.raises(InputError, match="max_pixels"):
