@@ -104,7 +104,7 @@ def list_shard(shard: Path, settings: Preparation) -> Listing:
         raise
     except (OSError, tarfile.TarError, ValueError, MemoryError, OverflowError) as error:  # such as absurd lengths
         raise InputError(
-            f"shard {shard} is truncated, damaged or compressed ({error or type(error).__name__}); copy it again"
+            f"shard {shard} is truncated, damaged or compressed ({str(error) or type(error).__name__}); copy it again"
         ) from error
     reader.finish()
     return listing
