@@ -164,10 +164,11 @@ class Source(ABC):
                 raise Unreadable(f"{width}x{height} pixels; max_pixels is {self.max_pixels:,}")
         with DECODING.taken(width * height * max(len(numbers), 1)):
             with unreadable():
-                if len(numbers) > 1:
-                    image = stacked(image, numbers)
-                elif not isinstance(image, np.ndarray):
-                    image.load()
+                if isinstance(image, Image.Image):
+                    if len(numbers) > 1:
+                        image = stacked(image, numbers)
+                    else:
+                        image.load()
             yield image
 
 
