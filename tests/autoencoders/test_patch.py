@@ -91,9 +91,11 @@ def test_saved_and_read_again_it_is_the_same(pictures, tmp_path):
 def test_damaged_folders(tmp_path):
     save_autoencoder(make(), tmp_path / "own")
     file = tmp_path / "own" / "autoencoder.safetensors"
-    file.write_bytes(file.read_bytes()[:-8])
+    content = file.read_bytes()
+    file.write_bytes(content[:-8])
     with pytest.raises(InputError, match=r"is damaged: autoencoder\.safetensors has [0-9,]+ bytes instead of"):
         load_autoencoder(tmp_path / "own")
+    file.write_bytes(content)
     config = tmp_path / "own" / "config.json"
     config.write_text(config.read_text().replace("depth", "height"))
     with pytest.raises(InputError, match="is not a complete autoencoder"):

@@ -19,7 +19,7 @@ from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.hub import fetch
 from ditlab.core.io import MANIFEST, remove, replace_text, write_manifest
-from ditlab.core.modules import skip_init
+from ditlab.core.modules import sizes, skip_init
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.weights import (
     AUTOENCODER,
@@ -30,6 +30,7 @@ from ditlab.core.weights import (
     read_config,
     read_file,
     read_json,
+    read_tensors,
     read_weights,
     weights_digest,
     write_tensors,
@@ -105,9 +106,9 @@ def _from_file(path: Path, overrides: dict[str, float]) -> KL:
 
 
 def _build(architecture: dict[str, Any], constants: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> KL:
-    with skip_init():
-        autoencoder = KL(architecture, **constants)
     tensors = {f"net.{rename(key)}": as_matrix(rename(key), value.float()) for key, value in tensors.items()}
+    with skip_init(tensors, f"{source} with {sizes(architecture)}"):
+        autoencoder = KL(architecture, **constants)
     autoencoder.load_state_dict(fit(tensors, autoencoder.state_dict(), str(source)), assign=True)
     return autoencoder
 
@@ -165,26 +166,32 @@ def read_part(model: Path) -> Autoencoder:
     Raises:
         InputError: the config is incomplete, or weights are missing or do not fit.
     """
+    file = model / AUTOENCODER
     try:
-        with skip_init():
-            autoencoder = create_autoencoder(**read_config(model)["autoencoder"])
+        config = read_config(model)["autoencoder"]
+        stored = read_tensors(file) if file.exists() else {}
+        with skip_init(stored, f"{model / CONFIG} with an autoencoder of {sizes(config)}"):
+            autoencoder = create_autoencoder(**config)
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{model / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
         ) from error
     if expected := autoencoder.state_dict():
-        autoencoder.load_state_dict(read_weights(model / AUTOENCODER, expected), assign=True)
+        tensors = fit(stored, expected, str(file)) if stored else read_weights(file, expected)
+        autoencoder.load_state_dict(tensors, assign=True)
     return autoencoder.eval().requires_grad_(False)
 
 
 @imported_parts_only()
 def _read_own(folder: Path, config: dict[str, Any]) -> Autoencoder:
+    tensors = read_tensors(folder / AUTOENCODER)
     try:
-        with skip_init():
+        with skip_init(tensors, f"{folder / CONFIG} with {sizes(config)}"):
             autoencoder = create_autoencoder(**{key: value for key, value in config.items() if key != "format"})
     except TypeError as error:
         raise InputError(f"{folder / CONFIG} is not a complete autoencoder ({error}); save it again") from error
-    autoencoder.load_state_dict(read_weights(folder / AUTOENCODER, autoencoder.state_dict()), assign=True)
+    tensors = fit(tensors, autoencoder.state_dict(), str(folder / AUTOENCODER))
+    autoencoder.load_state_dict(tensors, assign=True)
     return autoencoder
 
 

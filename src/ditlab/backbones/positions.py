@@ -14,13 +14,15 @@ def rotations(h: int, w: int, width: int, more: int = 0) -> Tensor:
     The first half of the channel pairs is rotated by the column, the second half by the row. The last `more` tokens are
     not rotated.
     """
+    table = torch.empty(2, h * w + more, width // 4 * 4, dtype=torch.float32)  # first, so that `skip_init` can bound it
     frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows, columns = torch.meshgrid(
         torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
     )
     angles = torch.cat([positions.flatten()[:, None] * frequencies for positions in (columns, rows)], dim=1)
     angles = torch.cat([angles, angles.new_zeros(more, width // 2)]).repeat_interleave(2, dim=1)
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    table[0], table[1] = angles.cos(), angles.sin()
+    return table
 
 
 def rotated(x: Tensor, table: Tensor) -> Tensor:
@@ -31,6 +33,7 @@ def rotated(x: Tensor, table: Tensor) -> Tensor:
 
 def sincos_positions(h: int, w: int, width: int) -> Tensor:
     """Compute fixed 2-D positions (1, h w, D): first half column, second half row, each as [sin | cos]."""
+    table = torch.empty(1, h * w, width // 4 * 4, dtype=torch.float32)  # first, so that `skip_init` can bound it
     frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
 
     def encode(position: Tensor) -> Tensor:
@@ -40,7 +43,8 @@ def sincos_positions(h: int, w: int, width: int) -> Tensor:
     rows, columns = torch.meshgrid(
         torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
     )
-    return torch.cat([encode(columns), encode(rows)], dim=1).float()[None]
+    table[0, :, : width // 4 * 2], table[0, :, width // 4 * 2 :] = encode(columns), encode(rows)
+    return table
 
 
 def pair_rotations(h: int, w: int, d: int, device: torch.device) -> Tensor:

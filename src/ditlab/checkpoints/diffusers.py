@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ditlab.backbones import BACKBONES, Backbone
 from ditlab.backbones.positions import sincos_positions
 from ditlab.core.errors import InputError
+from ditlab.core.modules import skip_init
 from ditlab.core.weights import read_file, read_json
 from ditlab.diffusion.process import DDPM, process_name
 from ditlab.inference.pipeline import Pipeline
@@ -130,7 +131,8 @@ def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     side = int(config["sample_size"])
     overrides = {"size": (side, side), "heads": int(config["num_attention_heads"])}
     overrides["frequency_shift"] = config.get(SHIFT, 1)
-    return from_diffusers(tensors, (side, side)), overrides
+    with skip_init(tensors, f"{folder / CONFIG} with sample_size {side}"):  # for the positions, which are no weights
+        return from_diffusers(tensors, (side, side)), overrides
 
 
 def transformer_config(config: dict[str, Any]) -> dict[str, Any]:

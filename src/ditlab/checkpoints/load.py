@@ -15,6 +15,7 @@ from ditlab.conditioning import ClassLabels
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.hub import fetch
+from ditlab.core.sizes import TEXT
 from ditlab.core.weights import CONFIG, newest_checkpoint, pick_weights, read_file, read_json
 from ditlab.inference.pipeline import Pipeline
 
@@ -98,6 +99,8 @@ def diffusers_transformer(path: Path) -> Path | None:
         return path / "transformer"
     file = path / CONFIG
     if not file.is_file() or newest_checkpoint(path) is not None:
+        return None
+    if file.stat().st_size > TEXT:  # `read_config` refuses it
         return None
     return path if '"_class_name"' in file.read_text("utf-8", "replace") else None
 

@@ -1,18 +1,20 @@
 """Read models from ditlab's model and run folders."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ditlab.autoencoders.io import read_part
-from ditlab.backbones import create
+from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import plain
 from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
 from ditlab.core.errors import InputError
 from ditlab.core.hub import is_there
-from ditlab.core.modules import skip_init
+from ditlab.core.modules import sizes, skip_init
 from ditlab.core.registry import check_imported, imported_parts_only
 from ditlab.core.spelling import absolute
 from ditlab.core.weights import (
@@ -32,6 +34,16 @@ from ditlab.core.weights import (
 )
 from ditlab.diffusion.objective import read_objective
 from ditlab.inference.pipeline import Pipeline
+
+LARGEST_INPUT = 2**26  # numbers of one input of a network that is read from a file: 4096x4096 with 4 channels
+LONGEST = 100  # entries of an option of a network that has fewer weights
+LOADING: ContextVar[tuple[Path, ...]] = ContextVar("LOADING", default=())
+"""The folders with low-rank updates that are being loaded, each the source of the one before it."""
+DEEPEST = 16
+
+
+class ChainError(InputError):
+    """Models with low-rank updates of each other, without an end."""
 
 
 @imported_parts_only()
@@ -57,25 +69,18 @@ def load_folder(
     config = read_config(folder)
     try:
         backbone = dict(config.pop("backbone"))
-        size = tuple(backbone.pop("size"))
         if origin := backbone.pop("class", None):
             check_imported(origin, f'network "{backbone["name"]}" is {origin}, which')
         objective = read_objective(config.pop("objective"))
-        with skip_init():
-            net = create(**backbone, size=size)
+        tensors = plain(read_network(folder, config, weights, load_source or _load_own, base))
+        net = create_sized(backbone, tensors, folder / CONFIG)
         conditioner = read_conditioner(folder, net.classes, config.pop("classes"), config.pop("conditioner", None))
         del config["autoencoder"]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{folder / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
         ) from error
-    apart, ema = (folder / ADAPTER).exists(), weights == "ema"
-    if base is not None and not apart:
-        raise InputError(f"{folder} contains all its weights and needs no base; leave it out")
-    tensors = read_tensors(folder / ((ADAPTER if apart else WEIGHTS) if ema else RAW))
-    if apart and (ema or not (folder / AVERAGED).exists()):  # earlier versions saved all raw weights
-        tensors = read_base(folder, config, base, load_source or _load_own) | tensors
-    net.load_state_dict(fit(plain(tensors), net.state_dict(), str(folder)), assign=True)
+    net.load_state_dict(fit(tensors, net.state_dict(), str(folder)), assign=True)
     return Pipeline(
         net.eval(),
         objective,
@@ -83,6 +88,51 @@ def load_folder(
         config={k: v for k, v in config.items() if k not in ("format", "version")},
         conditioner=conditioner,
     )
+
+
+def read_network(
+    folder: Path,
+    config: dict[str, Any],
+    weights: str,
+    load_source: "Callable[[str], Pipeline]",
+    base: str | Path | None,
+) -> dict[str, Tensor]:
+    """The weights of a network, with those of the source model of low-rank updates that were saved separately.
+
+    Raises:
+        InputError: a file is missing or damaged, or the source model is missing or another one.
+    """
+    apart, ema = (folder / ADAPTER).exists(), weights == "ema"
+    if base is not None and not apart:
+        raise InputError(f"{folder} contains all its weights and needs no base; leave it out")
+    tensors = read_tensors(folder / ((ADAPTER if apart else WEIGHTS) if ema else RAW))
+    if apart and (ema or not (folder / AVERAGED).exists()):  # earlier versions saved all raw weights
+        tensors = read_base(folder, config, base, load_source) | tensors
+    return tensors
+
+
+def create_sized(backbone: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Backbone:
+    """Create the network of a configuration, which is not believed before it is compared with the weights.
+
+    Args:
+        backbone: the arguments of `create`.
+        tensors: the weights.
+        file: the file of the configuration, for messages.
+
+    Raises:
+        InputError: the network would be much larger than its weights.
+        KeyError, TypeError: the configuration is incomplete.
+    """
+    size = tuple(backbone["size"])
+    for key, value in backbone.items():
+        if isinstance(value, list | dict) and len(value) > max(LONGEST, len(tensors)):
+            raise InputError(f"{file} has {len(value):,} entries in {key}, and {len(tensors):,} weights; restore it")
+    if (numbers := prod(size) * backbone["channels"]) > LARGEST_INPUT:  # convolutions have the same weights at any size
+        raise InputError(
+            f"{file} has {sizes(backbone)}: an input of {numbers:,} numbers; at most {LARGEST_INPUT:,} are supported"
+        )
+    with skip_init(tensors, f"{file} with {sizes(backbone)}"):
+        return create(**backbone | {"size": size})
 
 
 def read_base(
@@ -100,10 +150,23 @@ def read_base(
             "give its present place: base=, or train.init_from to resume training"
         )
     place = str(recorded if base is None else base)
+    earlier = LOADING.get()
+    if folder.resolve() in earlier:
+        raise ChainError(
+            f"{folder} holds low-rank updates of a model that is made from {folder} itself; give the model from which "
+            "it was trained (base=)"
+        )
+    if len(earlier) == DEEPEST:
+        raise ChainError(f"{earlier[0]} is made of more than {DEEPEST} models with low-rank updates; save it merged")
+    token = LOADING.set((*earlier, folder.resolve()))
     try:
         net = load_source(place).net
+    except ChainError:
+        raise
     except InputError as error:
         raise InputError(f"{folder} holds low-rank updates of {place}, which cannot be loaded: {error}") from error
+    finally:
+        LOADING.reset(token)
     expected = config.get(BASE)  # earlier versions did not record it
     if expected is not None and (actual := state_hash(net)) != expected:
         raise InputError(

@@ -15,7 +15,7 @@ from ditlab.autoencoders import Absent, Autoencoder, Pixel
 from ditlab.backbones import BACKBONES, Backbone, create, name_of
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
-from ditlab.core.modules import skip_init
+from ditlab.core.modules import sizes, skip_init
 from ditlab.core.units import counted
 from ditlab.core.weights import fit
 from ditlab.diffusion.objective import read_objective
@@ -85,7 +85,7 @@ def from_official(
         tensors = as_our_velocity(tensors, flow, settings, description, notes)
     if "classes" not in settings:
         settings["classes"] = guessed_classes(tensors, kind, notes)
-    with skip_init():
+    with skip_init(tensors, f"{source} with {sizes(settings)}"):
         net = create(name_of(kind, settings), **settings)
     defaults = script_guidance(net, "SiT" if sit else family, tensors)
     tensors = with_null(tensors, net, source, notes)

@@ -118,6 +118,8 @@ class Preparation(Located):
     """Numbers of the one or three channels, from 1, that PNG files and previews show (default: the first ones)."""
     min_side: Whole = setting(8, at_least=1)
     """Shortest side in pixels; smaller images are left out."""
+    max_pixels: Whole = setting(178_956_970, resume="free", at_least=1)
+    """Largest number of pixels of an image; larger ones are left out. The default is the most that Pillow decodes."""
     background: str = "white"
     """Color behind transparent pixels, and of bars."""
     labels: Location = ""

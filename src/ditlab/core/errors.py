@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 V = TypeVar("V")
-MOST_NAMES = 10_000  # in a folder, that are compared with a name
+MOST_NAMES = 10_000  # in a folder or a list, that are compared with a name
+LISTED = 100  # most names in a message
 
 
 class InputError(ValueError):
@@ -35,9 +36,18 @@ class RunError(RuntimeError):
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return `did you mean "x"?` if one of the options is similar to the name, else a list of all options."""
     options = list(options)
+    if len(options) > MOST_NAMES:  # comparing a million takes a minute
+        return f"choose from: {listing(options)}"
     folded = {option.lower(): option for option in options}
     close = get_close_matches(name.lower(), folded, n=1)
-    return f'did you mean "{folded[close[0]]}"?' if close else f"choose from: {', '.join(options)}"
+    return f'did you mean "{folded[close[0]]}"?' if close else f"choose from: {listing(options)}"
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names for a message, separated by commas: all, or the first 100 and their number."""
+    names = list(names)
+    more = f", ... ({len(names):,} in all)" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def nearest_path(path: str | Path, remedy: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from ditlab.core.errors import InputError
+from ditlab.core.sizes import read_text
 
 try:
     import fcntl
@@ -234,7 +235,7 @@ def damage(folder: Path, *, hashes: bool = False, only: str | None = None) -> st
     if not (folder / MANIFEST).exists():
         return None
     try:
-        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = json.loads(read_text(folder / MANIFEST))
         for name, entry in expected.items():
             if only not in (None, name):
                 continue

@@ -7,29 +7,86 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ditlab.core.errors import InputError
+
 FILLING = {f"{name}_" for name in ("normal", "uniform", "trunc_normal", "xavier_uniform", "kaiming_uniform")}
 FILLING |= {"zeros_", "ones_", "constant_"}
+SIZED = {"empty", "zeros", "ones", "full", "rand", "randn"}  # functions that create tensors of a given shape
+SPARE_NUMBERS, SPARE_TENSORS = 2**24, 1000  # what a network may create besides its weights, such as positions
 M = TypeVar("M", bound=nn.Module)
 
 
 class skip_init(TorchFunctionMode):  # noqa: N801 - used like a function: `with skip_init():`
     """A context in which new modules skip initialization, because their weights will be read from a file.
 
+    With weights, the memory that the modules may take is bounded by theirs.
+
     No random numbers are generated, and most pages of memory stay untouched. The meta device has the same effect, but
     PyTorch imports its compiler for it, which takes two seconds.
     """
+
+    def __init__(self, weights: Mapping[str, Tensor] | None = None, source: str = "") -> None:
+        """Skip initialization, and with `weights` bound what the new modules may allocate.
+
+        Args:
+            weights: those that will be read. A configuration that asks for much more raises an error before the memory
+                is allocated: 4 times their numbers and 16 times their tensors are allowed, and some of both for what is
+                not saved.
+            source: what describes the modules, for messages, such as a file and its values.
+        """
+        super().__init__()
+        self.weights, self.source = weights, source
+        self.numbers = SPARE_NUMBERS + 4 * sum(value.numel() for value in (weights or {}).values())
+        self.tensors = SPARE_TENSORS + 16 * len(weights or {})
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name not in FILLING:
-            return func(*args, **(kwargs or {}))
-        tensor = args[0] if args else (kwargs or {})["tensor"]
-        # trunc_normal_ repeats until no value lies outside the limits, which uninitialized memory might never satisfy.
-        if name == "normal_":
-            tensor.detach().zero_()
-        return tensor
+        if name in FILLING:
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            # trunc_normal_ repeats until no value lies outside the limits, as may be with uninitialized memory.
+            if name == "normal_":
+                tensor.detach().zero_()
+            return tensor
+        if self.weights is not None:
+            self._count(name, func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def _count(self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
+        """Count a tensor that is about to be created.
+
+        Raises:
+            InputError: it is one too many.
+        """
+        if name in SIZED:
+            try:
+                self.numbers -= func(*args, **kwargs | {"device": "meta"}).numel()
+            except RuntimeError:  # more numbers than a tensor can have
+                self.numbers = -1
+        elif name == "arange":
+            self.numbers -= _length(*args)
+        else:
+            return
+        self.tensors -= 1
+        if min(self.numbers, self.tensors) < 0:
+            count = sum(value.numel() for value in (self.weights or {}).values())
+            raise InputError(
+                f"{self.source} describes a much larger network than its weights, which are {count:,} numbers in "
+                f"{len(self.weights or {}):,} tensors; restore the file from a copy, or save the model again"
+            )
+
+
+def sizes(config: Mapping[str, Any]) -> str:
+    """The whole numbers of a configuration in words, for messages: "depth 12, size 32x32"."""
+    numbers = {key: value if isinstance(value, list | tuple) else [value] for key, value in config.items()}
+    named = {key: value for key, value in numbers.items() if value and all(type(part) is int for part in value)}
+    return ", ".join(f"{key} {'x'.join(map(str, value))}" for key, value in named.items())
+
+
+def _length(start: float, end: float | None = None, step: float = 1) -> int:
+    """The length of `torch.arange`."""
+    return int(start if end is None else (end - start) / step)
 
 
 def with_modules(module: M, replaced: Mapping[Any, Any], shared: Iterable[Tensor] = ()) -> M:

@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import MANIFEST, damage, moved_aside, replacing
+from ditlab.core.sizes import check_archive, check_regular, most_bytes, read_text
 
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
 CONFIG = "config.json"
@@ -147,7 +149,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_text(file))
     except FileNotFoundError:
         if (aside := moved_aside(folder)) is not None:
             raise InputError(f"saving {folder} was interrupted; rename {aside}, the earlier model, to it") from None
@@ -171,7 +173,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file does not exist, cannot be read, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         raise InputError(f"{path} is missing; give a model's folder, with all its files") from None
     except (OSError, ValueError) as error:
@@ -187,6 +189,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is not a weights file, is truncated, or is a pickle that needs to run code.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -213,19 +216,75 @@ def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
     try:
         # Official checkpoints keep their command line in a Namespace, which holds plain values only.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipped)
+            content = read_state(path, mmap=zipped)
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)", str(error))
         problem = f"would run code of {match[1]}" if match else "is not a plain checkpoint"
         raise InputError(
             f"{path} {problem}; it was rejected and no code was run: give a file that holds tensors only"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle raises exceptions of many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is truncated or damaged ({reason}); download or copy it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict; give a checkpoint")
     return content
+
+
+def read_state(path: Path, *, mmap: bool = False) -> Any:
+    """Read a pickle of plain values and tensors, which run no code and are not much larger than the file.
+
+    Args:
+        path: a file of `torch.save`.
+        mmap: map tensors into memory.
+
+    Raises:
+        InputError: it would take much more memory than the file.
+        Exception: it is damaged or needs to run code; of many types.
+    """
+    if zipfile.is_zipfile(path):
+        check_archive(path)
+    content = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+    check_tensors(content, path)
+    return content
+
+
+def check_tensors(content: Any, path: Path) -> None:
+    """Check that the tensors in a pickle are ordinary ones, and not much larger than the file.
+
+    A tensor may repeat its numbers without storing them (with a stride of 0), so that its first copy takes gigabytes.
+
+    Args:
+        content: what was read: tensors in dicts and lists.
+        path: the file.
+
+    Raises:
+        InputError: they are not.
+    """
+    total, largest, waiting, visited = 0, ("", 0, torch.Size()), [("", content)], set[int]()
+    while waiting:
+        name, value = waiting.pop()
+        if id(value) in visited:
+            continue
+        visited.add(id(value))
+        if isinstance(value, Mapping):
+            waiting += [(str(key), part) for key, part in value.items()]
+        elif isinstance(value, list | tuple):
+            waiting += [(name, part) for part in value]
+        elif isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+                kind = "quantized" if value.is_quantized else f"{value.layout} on {value.device}"
+                raise InputError(f"{path}: {name} is no plain tensor ({kind}); save plain tensors")
+            size = value.numel() * value.element_size()
+            total, largest = total + size, max(largest, (name, size, value.shape), key=lambda entry: entry[1])
+    if total > (most := most_bytes(path.stat().st_size)):
+        name, _, shape = largest
+        raise InputError(
+            f"{path} has {path.stat().st_size:,} bytes, and its tensors would take {total:,} ({name} is "
+            f"{'x'.join(map(str, shape))}); at most {most:,} are read: save contiguous tensors"
+        )
 
 
 def pick_weights(content: dict[str, Any], weights: str, path: Path) -> dict[str, Tensor]:

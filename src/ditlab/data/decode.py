@@ -6,13 +6,17 @@ tifffile and imagecodecs (TIFF) or with imagecodecs (PNG), and `.npy` files with
 
 import io
 import logging
+import math
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from ditlab.core.sizes import most_bytes
 from ditlab.data.color import has_more_bits, profile_state
 
 Raster = NDArray[Any]
@@ -33,6 +37,7 @@ SUBFILE_TYPE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = (
 # Pillow prints a line for each TIFF file with many channels, which are read all the same.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 SIGNED = 2  # value of SAMPLE_FORMAT
+MOST_PAGES = 1000  # of a TIFF file
 REDUCED_OR_MASK = 1 | 4  # bits of SUBFILE_TYPE: a page that is a small copy or a mask of another one
 
 
@@ -152,8 +157,47 @@ def read_npy(file: Path | BinaryIO, channels: int | None = None) -> Raster:
     Raises:
         ValueError: another shape.
     """
+    check_npy(file)
     array = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
     return channels_last(array, channels)
+
+
+def check_npy(file: Path | BinaryIO) -> None:
+    """Compare the header of a `.npy` file with its length, before memory is allocated for what the header says.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            check_npy(opened)
+    else:
+        check_array(file, file.seek(0, io.SEEK_END), "the file")
+        file.seek(0)
+
+
+def check_array(opened: BinaryIO | IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of an array in numpy's format, and compare it with the number of bytes.
+
+    Args:
+        opened: the array, from whose beginning the header is read.
+        size: its bytes, with those of the header.
+        name: what it is called in messages.
+
+    Returns:
+        Its shape, whether its order is that of Fortran, and its type.
+
+    Raises:
+        ValueError: they do not agree, or this is no array.
+    """
+    opened.seek(0)
+    version = np.lib.format.read_magic(opened)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(opened)
+    claimed, stored = math.prod(shape) * dtype.itemsize, size - opened.tell()
+    if min(shape, default=0) < 0 or (claimed > stored and not dtype.hasobject):
+        raise ValueError(f"an array of shape {shape} and type {dtype}, but {name} has {stored:,} bytes for it")
+    return shape, fortran, dtype
 
 
 def channels_last(array: Raster, channels: int | None = None) -> Raster:
@@ -194,13 +238,19 @@ def read_tiff(file: Path | BinaryIO) -> Raster:
         import tifffile
     except ImportError:
         raise ValueError("a TIFF file of this kind needs tifffile; pip install 'ditlab[data]'") from None
+    size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
+    if not isinstance(file, Path):
+        file.seek(0)
     with tifffile.TiffFile(file) as opened:
-        pages = [page.aspage() for page in opened.pages]
+        pages = [page.aspage() for page in islice(opened.pages, MOST_PAGES + 1)]
+        _check_pages(len(pages))
         pages = [page for page in pages if not page.subfiletype & REDUCED_OR_MASK]
         if len(pages) != 1:
             raise ValueError(f"has {len(pages)} pages")
         page = pages[0]
         _check_pixels(page.imagewidth, page.imagelength)
+        if page.nbytes > most_bytes(size):
+            raise ValueError(f"would take {page.nbytes:,} bytes; at most {most_bytes(size):,} of {size:,} are read")
         try:
             array = page.asarray()
         except Exception as error:  # of many types, by compression
@@ -227,6 +277,12 @@ def _read_png(file: Path | BinaryIO) -> Raster:
         _check_pixels(image.width, image.height)
         orientation = image.getexif().get(ORIENTATION, 1) if b"eXIf" in content else 1  # Pillow decodes for that
     return turned(np.asarray(imagecodecs.png_decode(content)), orientation)
+
+
+def _check_pages(count: int) -> None:
+    """Refuse what takes minutes: a page needs six bytes."""
+    if count > MOST_PAGES:
+        raise ValueError(f"has more than {MOST_PAGES:,} pages")
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -270,10 +326,12 @@ def displayed_size(image: Image.Image) -> tuple[int, int]:
 def frames(image: Image.Image) -> list[int]:
     """Numbers of the pages of a TIFF file; small copies and masks of other pages do not count."""
     numbers = []
-    for number in range(getattr(image, "n_frames", 1)):
-        image.seek(number)
-        if not _tag(image, SUBFILE_TYPE, 0)[0] & REDUCED_OR_MASK:
-            numbers.append(number)
+    with suppress(EOFError):
+        for number in range(MOST_PAGES + 1):
+            image.seek(number)
+            _check_pages(number + 1)
+            if not _tag(image, SUBFILE_TYPE, 0)[0] & REDUCED_OR_MASK:
+                numbers.append(number)
     image.seek(0)
     return numbers
 

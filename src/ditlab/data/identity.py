@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditlab.core.io import replacing
+from ditlab.core.sizes import check_archive
 
 SHOWN = 3  # names of each list in a message
 CHUNK = 1024  # images that a thread stats at a time
@@ -126,6 +127,7 @@ class Stamps:
     def load(cls, file: Path) -> Self | None:
         """Read stamps that `save` wrote; None if the file does not exist or is damaged."""
         try:
+            check_archive(file)
             with np.load(file) as arrays:
                 return cls.from_arrays(dict(arrays))
         except Exception:  # a damaged archive raises exceptions of many types

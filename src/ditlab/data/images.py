@@ -108,7 +108,8 @@ class Images(Dataset):
 
         def read(position: int) -> Raster | str:
             try:
-                return unsized(self.source.read(indices[position], pages=self.pages))
+                with self.source.decoded(indices[position], pages=self.pages) as image:
+                    return unsized(image)
             except Unreadable as error:
                 return str(error)
 
@@ -159,7 +160,8 @@ class Images(Dataset):
     def _read(self, index: int) -> Raster | None:
         i = index % len(self.source)
         try:
-            array = self.preprocess(self.source.read(i, pages=self.pages))
+            with self.source.decoded(i, pages=self.pages) as image:
+                array = self.preprocess(image)
             if array.shape != (*self.size, self.channels):  # the file was changed, or its header is wrong
                 raise Unreadable("{}x{} pixels with {}".format(*array.shape[:2], counted(array.shape[2], "channel")))
         except Unreadable as error:

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import replacing
+from ditlab.core.sizes import check_archive, check_regular
 from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.data.base import Dataset, to_float
+from ditlab.data.decode import check_array
 from ditlab.data.identity import Stamp, Stamps, content_hash
 from ditlab.data.ranges import CHECKED, TYPES, find_values, given_range, is_given, plain, sampled
 from ditlab.data.rows import RowFile, allocate, row_file
@@ -118,11 +120,15 @@ def array_names(file: Path) -> list[str]:
         InputError: the file does not exist, or is not an .npz file.
     """
     try:
+        check_regular(file)
+        check_archive(file)
         with zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except FileNotFoundError:
         raise InputError(f"no file {file}; {nearest_path(file, 'give an existing .npz')}") from None
-    except (OSError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive raises exceptions of many types
         raise InputError(f"{file} is truncated or not an .npz file ({error}); write it again") from error
 
 
@@ -154,17 +160,15 @@ def map_array(file: Path, name: str) -> NDArray[np.generic]:
         raise InputError(f"{file} has no {name}; give a sample file")
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
-            version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(member)
             info = archive.getinfo(f"{name}.npy")
+            shape, fortran, dtype = check_array(member, info.file_size, name)
             if info.compress_type == zipfile.ZIP_STORED and not fortran and not dtype.hasobject and 0 not in shape:
                 start = data_start(file, info) + member.tell()
                 return np.memmap(file, dtype, "r", start, shape)
         with np.load(file) as arrays:
             loaded: NDArray[np.generic] = arrays[name]
             return loaded
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive raises exceptions of many types
         raise InputError(f"{file} cannot be read ({error}); write it again") from error
 
 

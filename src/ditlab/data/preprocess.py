@@ -5,7 +5,8 @@ resize bicubically to cover the target, and crop the center. "letterbox" pads, "
 Channels that Pillow has no image for are resized one by one with the same filters.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -20,10 +21,11 @@ from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.data.color import has_more_bits, to_srgb
 from ditlab.data.decode import ORIENTATION, gray_numbers, turned
 from ditlab.data.ranges import plain
-from ditlab.data.sources.base import Raster, Unreadable
+from ditlab.data.sources.base import MAX_PIXELS, Raster, Unreadable
 
 Fit = Literal["crop", "letterbox", "stretch"]
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, as Pillow converts RGB to gray
+STRIP = 2**22  # pixels that are converted at a time
 Fill = int | float | tuple[int, ...]
 
 
@@ -58,8 +60,8 @@ class Preprocess:
         if isinstance(eight_bit, Image.Image):
             mode = MODES[self.channels or len(eight_bit.getbands())]
             if self.fit == "letterbox" and mode == "RGB":
-                eight_bit = eight_bit.convert(mode)  # because bars can have a color
-            return _pixels(self._fitted(eight_bit, self._fill).convert(mode))
+                eight_bit = _converted(eight_bit, mode)  # because bars can have a color
+            return _pixels(_converted(self._fitted(eight_bit, self._fill), mode))
         layers = (Image.fromarray(np.ascontiguousarray(layer)) for layer in np.moveaxis(eight_bit, -1, 0))
         return np.concatenate([_pixels(self._fitted(layer, self._fill)) for layer in layers], -1)
 
@@ -97,6 +99,11 @@ def _pixels(image: Image.Image) -> Raster:
     """The pixels of an image as an array (height, width, channels)."""
     pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """An image in a mode; Pillow would copy an image that has this mode."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _between(low: float, high: float, share: float, mode: str) -> float:
@@ -148,7 +155,8 @@ def as_numbers(
         Unreadable: other channels, or numbers that are not finite.
     """
     if isinstance(image, Image.Image) and not has_more_bits(image):
-        shown = _pixels(to_rgb(image, background)).astype(np.float32) / np.float32(255)
+        shown = _pixels(to_rgb(image, background)).astype(np.float32)
+        shown /= np.float32(255)
         low, high = (np.array(bound, np.float32) for bound in (values.low, values.high))
         return _with_channels(shown, channels) * (high - low) + low
     numbers = file_numbers(image).astype(np.float32)
@@ -197,9 +205,25 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         return Image.fromarray(_reduced(_gray(image))[..., 0])
     image = to_srgb(upright(image))
     if image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, color(background))
-        return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+        return _blended(image, background)
+    return _converted(image, "L" if image.mode in ("1", "L") else "RGB")
+
+
+def _blended(image: Image.Image, background: str) -> Image.Image:
+    """An image with transparency on a background, converted in strips: the steps take 16 bytes for each pixel."""
+    result, top = Image.new("RGB", image.size), 0
+    for strip in strips(image):
+        paper = Image.new("RGBA", strip.size, color(background))
+        result.paste(Image.alpha_composite(paper, strip.convert("RGBA")).convert("RGB"), (0, top))
+        top += strip.height
+    return result
+
+
+def strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Rows of an image, some millions of pixels at a time."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(image.height, top + rows)))
 
 
 def to_rgba(image: Image.Image) -> Image.Image:
@@ -208,7 +232,7 @@ def to_rgba(image: Image.Image) -> Image.Image:
     Raises:
         Unreadable: values are out of range, or the EXIF data are broken.
     """
-    return (to_rgb(image) if has_more_bits(image) else to_srgb(upright(image))).convert("RGBA")
+    return _converted(to_rgb(image) if has_more_bits(image) else to_srgb(upright(image)), "RGBA")
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -218,7 +242,7 @@ def upright(image: Image.Image) -> Image.Image:
         Unreadable: the EXIF data are broken.
     """
     try:
-        return ImageOps.exif_transpose(image)
+        return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow parses EXIF data only now, and raises exceptions of many types
         raise Unreadable(f"broken EXIF data ({error})") from error
 
@@ -244,10 +268,15 @@ def _reduced(array: Raster) -> NDArray[np.uint8]:
     if array.dtype == np.uint8:
         return array
     top = 1 if array.dtype.kind == "f" else 65535
-    numbers = array.astype(np.float64)
-    if not (numbers.min() >= 0 and numbers.max() <= top):  # also true of NaN
-        raise Unreadable(f"values from {numbers.min():g} to {numbers.max():g}, not within 0..{top}")
-    return (numbers * (255 / top)).round().astype(np.uint8)
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= top):  # also true of NaN
+        raise Unreadable(f"values from {low:g} to {high:g}, not within 0..{top}")
+    result = np.empty(array.shape, np.uint8)
+    rows = max(1, STRIP // math.prod(array.shape[1:]))
+    for start in range(0, len(array), rows):  # as float64 at once, an image would take 24 bytes for each number
+        part = slice(start, start + rows)
+        result[part] = (array[part].astype(np.float64) * (255 / top)).round()
+    return result
 
 
 def color(name: str) -> tuple[int, ...]:
@@ -270,6 +299,8 @@ def crop(image: Image.Image, size: tuple[int, int], fill: Callable[[str], Fill])
     height, width = size
     image = halved(image, height, width)
     scale = max(height / image.height, width / image.width)
+    if (pixels := round(image.width * scale) * round(image.height * scale)) > MAX_PIXELS:  # a narrow image
+        raise Unreadable(f"would have {pixels:,} pixels when it is resized to cover {height}x{width}")
     covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     image = image.resize(covering, Image.Resampling.BICUBIC)
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -176,7 +176,7 @@ def image_header(image: Image.Image, pages: int | None = None, *, displayed: boo
     channels = 1 if gray and not image.has_transparency_data else 3
     dtype = type_name(gray_type(image)) if gray else "uint8"
     reduced = is_reduced(image)  # first, because reading the EXIF data can decode the image
-    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1 and (count := len(frames(image))) > 1:
+    if image.format == "TIFF" and getattr(image, "is_animated", False) and (count := len(frames(image))) > 1:
         if count != pages:
             raise ValueError(f"has {count} pages; give channels = {count} if they are channels")
         channels = count

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ditlab.core.units import counted, none_can
 from ditlab.core.values import PixelValues
 from ditlab.data.base import spread
 from ditlab.data.color import has_more_bits, profile_state
-from ditlab.data.preprocess import Preprocess, file_numbers, to_rgb
+from ditlab.data.preprocess import Preprocess, file_numbers, strips, to_rgb
 from ditlab.data.ranges import find_values, is_given
 from ditlab.data.reading import Reading
 from ditlab.data.sources import Raster, Source, Unreadable
@@ -174,27 +175,34 @@ def survey(source: Source, console: Console, size: tuple[int, int] | None = None
 def _inspect(source: Source, i: int) -> Properties | str:
     """The properties of image i, or the reason why it cannot be read."""
     try:
-        image = source.read(i)
-        if isinstance(image, Image.Image) and not has_more_bits(image):
-            displayed = to_rgb(image)
-            size, channels = (displayed.height, displayed.width), len(displayed.getbands())
-            content = _hash(displayed.convert("RGB").tobytes(), displayed.size)
-            return Properties(size, image.mode, channels, None, "uint8", profile_state(image), content)
-        numbers = file_numbers(image)
+        with source.decoded(i) as image:
+            return _properties(image)
     except Unreadable as error:
         return str(error)
+
+
+def _properties(image: Image.Image | Raster) -> Properties | str:
+    """The properties of an image, or the reason why it cannot be used."""
+    if isinstance(image, Image.Image) and not has_more_bits(image):
+        displayed = to_rgb(image)
+        size, channels = (displayed.height, displayed.width), len(displayed.getbands())
+        content = _hash((strip.convert("RGB").tobytes() for strip in strips(displayed)), displayed.size)
+        return Properties(size, image.mode, channels, None, "uint8", profile_state(image), content)
+    numbers = file_numbers(image)
     mode, profile = (image.mode, profile_state(image)) if isinstance(image, Image.Image) else (numbers.dtype.name, "")
     bounds = None if numbers.dtype == np.uint8 else (float(numbers.min()), float(numbers.max()))
     if bounds is not None and not np.isfinite(bounds).all():
         return "values that are not finite"
     # Equal numbers of different types are equal; those of 8 bits are shown differently.
-    content = _hash(np.ascontiguousarray(numbers, numbers.dtype if bounds is None else "f8").data, numbers.shape)
+    content = _hash((np.ascontiguousarray(numbers, numbers.dtype if bounds is None else "f8").data,), numbers.shape)
     height, width, channels = numbers.shape
     return Properties((height, width), mode, channels, bounds, numbers.dtype.name, profile, content)
 
 
-def _hash(pixels: bytes | memoryview, shape: tuple[int, ...]) -> str:
-    content = hashlib.blake2b(pixels, digest_size=16)
+def _hash(pixels: Iterable[bytes | memoryview], shape: tuple[int, ...]) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    for part in pixels:
+        content.update(part)
     content.update(repr(shape).encode())
     return content.hexdigest()
 

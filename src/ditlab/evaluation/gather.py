@@ -21,6 +21,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import replacing
 from ditlab.core.progress import progress_bar
+from ditlab.core.sizes import check_archive
 from ditlab.core.units import counted
 from ditlab.data import Dataset
 from ditlab.data.npz import BLOCK
@@ -248,6 +249,7 @@ class Journal(Generic[S]):
         states = []
         for file in sorted(folder.glob("sums-*.npz")):
             try:
+                check_archive(file)
                 with np.load(file) as opened:
                     arrays = {name: opened[name] for name in opened.files}
                 blocks, sums = arrays.pop("blocks"), self.make()

@@ -13,6 +13,7 @@ from ditlab.config.sampling import NAMES, SETTINGS, modern, preset_options
 from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
 from ditlab.core.registry import imported_parts_only
+from ditlab.core.sizes import read_text
 from ditlab.core.types import Between, Label, Seed
 from ditlab.core.units import counted
 from ditlab.core.version import __version__
@@ -239,10 +240,7 @@ def read_record(path: Path) -> Repeat:
         raise InputError(f"{file} holds no settings; give {file.with_name(RECORD)}, which ditlab writes beside it")
     missing = f"{file} holds no settings of ditlab; give a PNG file that no other program has changed, or {RECORD}"
     try:
-        if file.suffix.lower() == ".json":
-            text = file.read_text(encoding="utf-8")
-        else:
-            text = read_image(file).info.get(METADATA, "null")
+        text = read_text(file) if file.suffix.lower() == ".json" else read_image(file).info.get(METADATA, "null")
         return understood(file, dict(json.loads(text, parse_int=bounded)))
     except InputError:
         raise

@@ -55,7 +55,7 @@ FIRST_EVALUATION_NAMES = {"guidance_interval": "interval", "label_sampling": "la
 # Settings that were added later are hashed only if they differ from their default, which is what every run did before.
 LATER = {
     "train.objective", "train.aids", "data.conditioner", "data.channels", "data.range", "data.show", "data.min_side",
-    "data.split", "data.image_column", "data.label_column", "data.caption_column",
+    "data.max_pixels", "data.split", "data.image_column", "data.label_column", "data.caption_column",
 }  # fmt: skip
 # Settings that are now None by default are hashed with their first defaults, unless the source of a run sets them.
 FIRST_DEFAULTS = {"process": "linear", "target": "velocity", "learn_variance": False}

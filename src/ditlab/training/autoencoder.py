@@ -6,7 +6,6 @@ which the latents have mean 0 and variance 1 in each channel.
 """
 
 import json
-import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -31,6 +30,7 @@ from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, describe_difference
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
+from ditlab.core.weights import read_state
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
 from ditlab.data.summary import report_data, report_unreadable
@@ -270,11 +270,13 @@ def restore(state: State, out: Path) -> bool:
     if not file.exists():
         return False
     try:
-        saved: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        saved: dict[str, Any] = read_state(file)
         state.autoencoder.load_state_dict(saved["net"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.seen, state.seconds = saved["seen"], saved["seconds"]
-    except (RuntimeError, KeyError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle raises exceptions of many types
         raise InputError(f"{file} is damaged ({type(error).__name__}); remove it to train from the start") from error
     return True
 

@@ -22,6 +22,7 @@ from ditlab.backbones import SHAPE, Backbone, find, name_of
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Diffusion, Model
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.sizes import read_text
 from ditlab.core.spelling import nfc
 from ditlab.diffusion.objective import Objective, follows_source, make_objective
 from ditlab.diffusion.process import Process, process_name, process_options
@@ -149,7 +150,7 @@ def read_pairs(file: Path) -> dict[str, str | int]:
         InputError: the file cannot be read, or holds other values.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         pairs = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(f"no class map {file}; {nearest_path(file, 'give an existing file')}") from None

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from ditlab.backbones import Backbone, create
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init, with_modules
-from ditlab.core.weights import ADAPTER, AVERAGED, RAW, WEIGHTS, fit, read_tensors, read_weights
+from ditlab.core.weights import ADAPTER, AVERAGED, RAW, WEIGHTS, fit, read_state, read_tensors, read_weights
 from ditlab.training.ema import EMA
 from ditlab.training.log import Tally
 from ditlab.training.optim import Optimizer
@@ -100,7 +100,7 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
             for key, value in read_weights(folder / PROFILES, averages).items():
                 averages[key].copy_(place_like(value, averages[key]))
     try:
-        saved: dict[str, Any] = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+        saved: dict[str, Any] = read_state(folder / STATE)
         restore_optimizer(saved["optimizer"], state)
         state.further.load_state_dict(saved.get("further", {}))
         state.ema.updates = saved["ema_updates"]
@@ -112,6 +112,8 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
             state.tally = Tally(saved["tally"], named)
         else:
             state.tally = Tally(None, {name: torch.zeros(()) for name in named})
+    except InputError:
+        raise
     except Exception as error:  # a damaged pickle raises exceptions of many types
         raise InputError(
             f"{folder / STATE} is missing or damaged ({type(error).__name__}); "

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant, replace_text
+from ditlab.core.sizes import read_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
 from ditlab.core.units import describe_difference
@@ -173,13 +174,29 @@ def read_header(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
             length = struct.unpack("<Q", opened.read(8))[0]
+            size = file.stat().st_size
+            if 8 + length > size:
+                raise ValueError(f"its header of {length:,} bytes is larger than the file")
             header: dict[str, Any] = json.loads(opened.read(length))
-        end = max(tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__")
-        if file.stat().st_size != 8 + length + end:
+        end = max(check_place(key, tensor) for key, tensor in header.items() if key != "__metadata__")
+        if size != 8 + length + end:
             raise ValueError("its size is wrong")
-    except (OSError, ValueError, struct.error, KeyError) as error:
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"shard {file} is missing or damaged ({error}); remove it and encode again") from error
     return header | {"start": 8 + length}
+
+
+def check_place(name: str, tensor: dict[str, Any]) -> int:
+    """Check that the shape of a tensor and its place in the file agree; returns the position of its end.
+
+    Raises:
+        ValueError: they do not.
+        KeyError, TypeError: an entry is missing, or has another type.
+    """
+    (first, last), shape = tensor["data_offsets"], tensor["shape"]
+    if min(first, *shape) < 0 or last - first != math.prod(shape) * STORED[tensor["dtype"]].itemsize:
+        raise ValueError(f"{name} of shape {shape} has {last - first:,} bytes")
+    return int(last)
 
 
 def is_cache(path: Path) -> bool:
@@ -209,6 +226,17 @@ class Latents(Dataset):
         self.values = PixelValues.read(self.description.values)
         self.shape = self.description.shape
         self.shards = [Shard(folder / "shards" / shard["file"], shard["bytes"]) for shard in shards]
+        for shard, entry in zip(self.shards, shards, strict=True):
+            if shard.count != entry["entries"]:
+                raise InputError(
+                    f"{folder / INDEX} says that {shard.file.name} has {entry['entries']:,} entries, but it has "
+                    f"{shard.count:,}; remove {INDEX} and encode again"
+                )
+        if self.entries != (count := sum(shard.count for shard in self.shards)):
+            raise InputError(
+                f"{folder / INDEX} says that the cache has {self.entries:,} entries, but its shards have {count:,}; "
+                f"remove {INDEX} and encode again"
+            )
         self.starts = np.cumsum([0] + [shard["entries"] for shard in shards])
         self.labels = torch.cat([shard.column("labels") for shard in self.shards])
         self.checksums = torch.cat([shard.column("checksums") for shard in self.shards]).tolist()
@@ -259,6 +287,13 @@ class Shard:
         if expected is not None and file.stat().st_size != expected:
             raise InputError(f"shard {file} does not have the length in the index; remove it and encode again")
         self.count = int(self.header["labels"]["shape"][0])
+        if any(tensor["shape"][:1] != [self.count] for tensor in self._entries()):
+            raise InputError(f"shard {file} has tensors of different lengths; remove it and encode again")
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """The tensors with a row for each entry."""
+        alone = ("__metadata__", "start")
+        return [value for key, value in self.header.items() if key not in alone and not key.startswith(STAMP)]
 
     def column(self, name: str) -> Tensor:
         """A whole tensor."""
@@ -286,7 +321,7 @@ class Shard:
 def read_index(folder: Path) -> dict[str, Any]:
     """The content of a cache's index."""
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        content = json.loads(read_text(folder / INDEX))
     except FileNotFoundError:
         raise InputError(f"the cache {folder} is not finished; encode again with the same settings") from None
     except (OSError, ValueError) as error:
@@ -334,7 +369,7 @@ def read_description(folder: Path) -> Description | None:
     """
     file = folder / DESCRIPTION
     if file.exists():
-        return describe(json.loads(file.read_text(encoding="utf-8")))
+        return describe(json.loads(read_text(file)))
     if not is_vacant(folder):
         raise InputError(f"{folder} is not empty and holds no cache; give another folder")
     return None

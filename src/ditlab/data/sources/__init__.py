@@ -88,7 +88,7 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
         source = source_class.from_text(text, settings)
     if not len(source):
         raise InputError(f"no images in {text}{_what_else(source.reading)}; put some there (such as .jpg, .png, .webp)")
-    source.min_side, source.channels = settings.min_side, settings.channels
+    source.min_side, source.max_pixels, source.channels = settings.min_side, settings.max_pixels, settings.channels
     return source
 
 

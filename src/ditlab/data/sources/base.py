@@ -5,7 +5,8 @@ Images are decoded when they are read. A name takes about a hundred bytes of mem
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, final, overload
@@ -18,6 +19,7 @@ from torch import Tensor
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.sizes import DECODING
 from ditlab.core.spelling import all_nfc, nfc
 from ditlab.data.decode import Raster as Raster
 from ditlab.data.decode import frames, stacked
@@ -26,8 +28,9 @@ from ditlab.data.identity import Stamp
 from ditlab.data.reading import Reading
 
 MIN_SIDE = Preparation().min_side  # smaller images are icons or accidents
+MAX_PIXELS = Preparation().max_pixels  # a file of some kilobytes may decode to gigabytes
 PIXEL_SETTINGS = frozenset(
-    {"size", "fit", "flip", "gray", "channels", "background", "range", "show", "min_side", "max_skipped"}
+    {"size", "fit", "flip", "gray", "channels", "background", "range", "show", "min_side", "max_pixels", "max_skipped"}
 )
 """Names of the settings of `Preparation` that say how images are read and resized."""
 
@@ -79,6 +82,8 @@ class Source(ABC):
     """Shortest side in pixels; smaller images cannot be used."""
     channels: int | None = None
     """Number of channels of arrays whose shape does not show which axis they are."""
+    max_pixels: int = MAX_PIXELS
+    """Largest number of pixels; larger images cannot be used."""
 
     @classmethod
     @abstractmethod
@@ -132,7 +137,14 @@ class Source(ABC):
 
     @final
     def read(self, i: int, min_side: int | None = None, pages: int = 1) -> Image.Image | Raster:
-        """Image i, decoded.
+        """Image i, decoded; arguments and errors as in `decoded`."""
+        with self.decoded(i, min_side, pages) as image:
+            return image
+
+    @final
+    @contextmanager
+    def decoded(self, i: int, min_side: int | None = None, pages: int = 1) -> Iterator[Image.Image | Raster]:
+        """Image i, decoded, for the time of a block; blocks in other threads wait if there is no room for more pixels.
 
         Args:
             i: number of the image.
@@ -140,42 +152,53 @@ class Source(ABC):
             pages: a TIFF file with this number of pages, each of one channel, is an image with these channels.
 
         Raises:
-            Unreadable: missing, broken, animated, with several pages, or with a side of less than `min_side` pixels.
+            Unreadable: missing, broken, animated, with several pages, with a side of less than `min_side` pixels, or
+                with more than `max_pixels`.
         """
         min_side = self.min_side if min_side is None else min_side
-        try:
+        with unreadable():
             image = self.raw(i)
-            if isinstance(image, np.ndarray):
-                if min(image.shape[:2]) < min_side:
-                    raise Unreadable(_too_small(image.shape[1], image.shape[0], min_side))
-                return image
-            # An MPO is a camera's JPEG followed by a preview or depth map.
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                if image.format != "TIFF":
-                    raise Unreadable("animated")
-                if len(numbers := frames(image)) > 1:
-                    return _pages(image, numbers, pages, min_side)
-            if min(image.size) < min_side:
-                raise Unreadable(_too_small(*image.size, min_side))
-            image.load()
-        except Unreadable:
-            raise
-        except Exception as error:  # Pillow's decoders raise exceptions of many types on broken files
-            raise Unreadable(_reason(error)) from error
-        return image
+            width, height = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+            numbers = [] if isinstance(image, np.ndarray) else _numbers(image, pages)
+            if min(width, height) < min_side:
+                raise Unreadable(f"only {width}x{height} pixels; min_side is {min_side}")
+            if width * height > self.max_pixels:
+                raise Unreadable(f"{width}x{height} pixels; max_pixels is {self.max_pixels:,}")
+        with DECODING.taken(width * height * max(len(numbers), 1)):
+            with unreadable():
+                if isinstance(image, Image.Image):
+                    if len(numbers) > 1:
+                        image = stacked(image, numbers)
+                    else:
+                        image.load()
+            yield image
 
 
-def _pages(image: Image.Image, numbers: list[int], pages: int, min_side: int) -> Raster:
-    """The pages of a TIFF file as channels (H, W, pages)."""
-    if len(numbers) != pages:
+@contextmanager
+def unreadable() -> Iterator[None]:
+    """Report what goes wrong in the enclosed block, which reads an image, as a reason.
+
+    Raises:
+        Unreadable: something went wrong.
+    """
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:  # Pillow's decoders raise exceptions of many types on broken files
+        raise Unreadable(_reason(error)) from error
+
+
+def _numbers(image: Image.Image, pages: int) -> list[int]:
+    """Numbers of the pages of an image that is not decoded yet; only TIFF files have several."""
+    # An MPO is a camera's JPEG followed by a preview or depth map.
+    if not getattr(image, "is_animated", False) or image.format == "MPO":
+        return []
+    if image.format != "TIFF":
+        raise Unreadable("animated")
+    if len(numbers := frames(image)) not in (1, pages):
         raise Unreadable(f"has {len(numbers)} pages; give channels = {len(numbers)} if they are channels")
-    if min(image.size) < min_side:
-        raise Unreadable(_too_small(*image.size, min_side))
-    return stacked(image, numbers)
-
-
-def _too_small(width: int, height: int, min_side: int) -> str:
-    return f"only {width}x{height} pixels; min_side is {min_side}"
+    return numbers
 
 
 def _reason(error: Exception) -> str:

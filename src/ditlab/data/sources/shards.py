@@ -90,6 +90,8 @@ def list_shard(shard: Path, settings: Preparation) -> Listing:
                 folder, name = posixpath.split(posixpath.normpath(member.name))
                 if {part.lower() for part in folder.split("/")} & SYSTEM or "/." in f"/{folder}".replace("/..", ""):
                     listing.leave_out(member.name, CLUTTER)
+                elif member.issparse():  # its length is not that of its part of the shard
+                    listing.leave_out(member.name, "sparse member")
                 elif is_image(name):
                     listing.images.append((member.name, member.offset_data, member.size))
                 elif name[0] != "." and suffix_of(name) in (".cls", ".json", ".txt") and member.size <= LARGEST_TEXT:
@@ -100,8 +102,10 @@ def list_shard(shard: Path, settings: Preparation) -> Listing:
             check_end(shard, tar.offset)
     except InputError:
         raise
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise InputError(f"shard {shard} is truncated, damaged or compressed ({error}); copy it again") from error
+    except (OSError, tarfile.TarError, ValueError, MemoryError, OverflowError) as error:  # such as absurd lengths
+        raise InputError(
+            f"shard {shard} is truncated, damaged or compressed ({str(error) or type(error).__name__}); copy it again"
+        ) from error
     reader.finish()
     return listing
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.sizes import check_regular
 from ditlab.core.spelling import all_nfc, nfc
 from ditlab.core.units import counted
 from ditlab.data.reading import Reading
@@ -39,6 +40,7 @@ class TableFile:
         Raises:
             InputError: the file cannot be read.
         """
+        check_regular(path)
         try:
             text = path.read_text(encoding="utf-8-sig")  # spreadsheet programs write a byte order mark
         except FileNotFoundError:

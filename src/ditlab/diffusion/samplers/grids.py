@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.errors import InputError, listing, nearest_path
 from ditlab.core.registry import Registry
+from ditlab.core.sizes import read_text
 from ditlab.core.spelling import expand
 from ditlab.core.units import counted
 from ditlab.diffusion.process import DDPM, Process, process_name
@@ -129,7 +130,7 @@ def read_grid(file: Path, process: Process, steps: int, last_time: float) -> Ten
 def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
     """Read the times of a number of steps from a file, and the name of their process."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
         made_for, grids = content["process"]["name"], content["grids"]
         times = None if str(steps) not in grids else [float(time) for time in grids[str(steps)]]
     except FileNotFoundError:
@@ -141,5 +142,5 @@ def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
             f"{file} is not a file of timestep schedules ({error!r}); make one with ditlab tune"
         ) from error
     if times is None:
-        raise InputError(f"{file} has no schedule of {counted(steps, 'step')}; it has {', '.join(grids)}")
+        raise InputError(f"{file} has no schedule of {counted(steps, 'step')}; it has {listing(grids)}")
     return times, made_for

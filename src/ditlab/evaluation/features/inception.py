@@ -27,6 +27,7 @@ from ditlab.core.io import replacing
 from ditlab.core.modules import skip_init
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import make_console
+from ditlab.core.weights import read_state
 from ditlab.evaluation.features.base import Extracted, Features
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -295,7 +296,9 @@ def read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_state(path)
+    except InputError:
+        raise
     except Exception:  # for incomplete files, torch raises exceptions of many types
         raise InputError(f"{path} is not a weight file, or incomplete; {REMEDY}") from None
 

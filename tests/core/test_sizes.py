@@ -1,0 +1,78 @@
+import os
+import threading
+import zipfile
+
+import pytest
+
+from ditlab.core import sizes
+from ditlab.core.errors import InputError, listing, nearest
+from ditlab.core.sizes import PixelBudget, check_archive, check_regular, read_text
+
+
+def test_texts_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes, "TEXT", 1000)
+    file = tmp_path / "a.json"
+    file.write_text("ä" * 500, encoding="utf-8")
+    assert read_text(file) == "ä" * 500
+    file.write_text("ä" * 500 + "a", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^it has 1,001 bytes, and at most 1,000 are read$"):
+        read_text(file)
+
+
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", "/dev/zero"):
+        if str(path).endswith("link"):
+            path.symlink_to("/dev/zero")
+        path = tmp_path / path
+        with pytest.raises(InputError) as error:
+            read_text(path)
+        assert str(error.value) == f"{path} is not a regular file, such as a pipe or a device; give a file"
+    check_regular(tmp_path)
+    check_regular(tmp_path / "nothing")
+
+
+def test_archives_of_archives_are_as_large_as_they_say(tmp_path):
+    """What is nested is not unpacked, and what is not compressed may be as large as the file."""
+    file = tmp_path / "a.npz"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", bytes(1000))
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.write(file, "inner.zip")
+    check_archive(file)
+    check_archive(tmp_path / "b.npz")
+
+
+def test_images_wait_for_room():
+    budget, inside, most = PixelBudget(100), [], []
+
+    def decode(pixels):
+        with budget.taken(pixels):
+            inside.append(pixels)
+            most.append(sum(inside))
+            inside.remove(pixels)
+
+    threads = [threading.Thread(target=decode, args=(pixels,)) for pixels in [60, 50, 40, 1000, 30] * 20]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(most) == 100
+    assert max(total for total in most if total < 1000) <= 100
+    assert max(most) == 1000  # alone
+    assert budget.used == 0
+
+
+def test_an_error_leaves_room():
+    budget = PixelBudget(100)
+    for _ in range(3):
+        with pytest.raises(KeyError), budget.taken(80):
+            raise KeyError
+    assert budget.used == 0
+
+
+def test_long_lists_of_names_are_cut():
+    names = [str(i) for i in range(1_000_000)]
+    assert listing(names[:100]) == ", ".join(names[:100])
+    assert listing(names) == ", ".join(names[:100]) + ", ... (1,000,000 in all)"
+    assert nearest("x", names) == f"choose from: {listing(names)}"
