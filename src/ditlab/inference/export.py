@@ -93,7 +93,7 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
             "network": export_part(model, "network", network, inputs, largest, draft, kind),
             "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
         }
-        (draft / CONFIG).write_text(json.dumps(model.describe(), indent=2) + "\n", encoding="utf-8")
+        (draft / CONFIG).write_text(json.dumps(model.describe(), indent=2) + "\n", encoding="utf-8", newline="\n")
     return errors
 
 

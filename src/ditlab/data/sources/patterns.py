@@ -83,7 +83,7 @@ class Pattern(Folder):
             if not os.path.isfile(path) and os.path.exists(path):
                 reading.leave_out(printable(path), SPECIAL)
             elif is_image(os.path.basename(path)):
-                images.append(os.path.relpath(path, root))
+                images.append(with_slashes(os.path.relpath(path, root)))
             else:
                 reading.leave_out(printable(path), why_left_out(os.path.basename(path)))
         source = cls(root, sorted_naturally(images))
