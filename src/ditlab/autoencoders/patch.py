@@ -69,9 +69,8 @@ class Patch(Latent):
     def start_from(self, images: Tensor) -> None:
         """Set the linear part to the principal components of images (B, C, H, W)."""
         x = network_scale(images.to(self.analysis.weight.device)).to(self.analysis.weight)
-        patches = (
-            F.pixel_unshuffle(x, self.stride).movedim(1, -1).flatten(0, 2).cpu().double()
-        )  # some devices have no float64
+        patches = F.pixel_unshuffle(x, self.stride).movedim(1, -1).flatten(0, 2)
+        patches = patches.cpu().double()  # some devices have no float64
         mean = patches.mean(0)
         variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
         order = torch.arange(len(variances)).flip(0)[: self.config["latent_channels"]]  # largest first

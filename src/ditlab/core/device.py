@@ -129,7 +129,7 @@ def total_memory(device: "torch.device") -> int:
 
 
 def free_memory(device: "torch.device") -> int:
-    """Free memory of the device in bytes: what can be used without that the system swaps."""
+    """Free memory of the device in bytes: what can be used without swapping."""
     import psutil
     import torch
 

@@ -21,13 +21,7 @@ from ditlab.core.errors import InputError
 LOCK, PART = ".lock", ".part"
 ASIDE = f".old{PART}"  # suffix of a folder that is being replaced
 WINDOWS = os.name == "nt"  # it neither replaces nor removes a file that any process has open
-WAITS = (
-    0.05,
-    0.1,
-    0.2,
-    0.4,
-    0.8,
-)  # seconds to wait for such a process, which in most cases reads the file for a moment
+WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds to wait for such a process, which often just reads the file
 TRIES = 100  # attempts to lock a file that other processes replace at the same time
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR)  # not a failing disk
 

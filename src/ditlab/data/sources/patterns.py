@@ -8,6 +8,7 @@ from typing import Self
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import with_slashes
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import PIXEL_SETTINGS, label_column
 from ditlab.data.sources.files import SPECIAL, is_image, printable, sorted_naturally, why_left_out
