@@ -13,8 +13,8 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  #
 def folder_names(classes: Sequence[str]) -> list[str]:
     """A folder name for each class: its name where that is possible, on every system, and different for each class.
 
-    Other signs become "_"; names that would be hidden, or are reserved, begin with "_"; two names that are equal on some
-    file system, which may ignore case and how accents are composed, get a number.
+    Other signs become "_"; names that would be hidden, or are reserved, begin with "_"; two names that are the
+    same to a file system, which may ignore case or the composition of accents, get a number.
     """
     names: list[str] = []
     used: set[str] = set()
