@@ -1,6 +1,5 @@
 import errno
 import os
-import signal
 import subprocess
 import sys
 
@@ -54,7 +53,7 @@ def test_a_second_process_is_rejected_and_a_killed_process_releases_the_lock(tmp
         raise AssertionError
     with held(tmp_path / "out", rank=1):  # shares the work of another
         pass
-    os.kill(holder.pid, signal.SIGKILL)
+    holder.kill()
     holder.wait()
     assert (tmp_path / "out" / LOCK).exists()
     assert is_vacant(tmp_path / "out")
@@ -66,7 +65,7 @@ def test_a_second_process_is_rejected_and_a_killed_process_releases_the_lock(tmp
 def test_a_folder_is_in_use_as_long_as_its_process_lives(tmp_path, holder, monkeypatch):
     assert in_use(tmp_path / "out") is True
     assert in_use(tmp_path / "other") is False
-    os.kill(holder.pid, signal.SIGKILL)
+    holder.kill()
     holder.wait()
     assert (tmp_path / "out" / LOCK).exists()
     assert in_use(tmp_path / "out") is False
