@@ -1,5 +1,6 @@
 """Everything that computes on a device computes on one without 64-bit floating-point numbers, such as MPS."""
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from helpers import tiny_pipeline
 from rich.console import Console
 
 import ditlab
+from ditlab.backbones import create
 from ditlab.config.reader import parse_recipe
 from ditlab.config.sections import AutoencoderTraining
 from ditlab.data import open_dataset
@@ -16,11 +18,21 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.diffusion.samplers import SAMPLERS
 from ditlab.evaluation.features import open_features
+from ditlab.inference.export import network_inputs
 from ditlab.training import train
 from ditlab.training.autoencoder import train_autoencoder
 
 QUIET = Console(quiet=True)
 pytestmark = pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # it is none
+
+
+MODERN = {"rms_norm": True, "swiglu": True, "rope": True, "qk_norm": True}
+FAMILIES = {
+    "DiT": {"width": 32, "depth": 1, "heads": 2, "patch": 2} | MODERN,
+    "U-DiT": {"width": 16, "heads": 2, "depths": [1, 1, 1]},
+    "U-ViT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
+    "Skip-DiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
+}
 
 
 def recipe(device, **settings):
@@ -66,6 +78,47 @@ def test_a_run_trains_saves_and_resumes_there_as_on_the_cpu(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     a, b = (ditlab.load(tmp_path / run)([3], seeds=[0], output_type="pt").images for run in ("cpu", "device"))
     assert (a - b).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("aid", [{"route": 0.5}, {"layer_sync": [1, 2]}], ids=lambda aid: next(iter(aid)))
+def test_all_options_of_training_work_there(tmp_path, aid):
+    losses = []
+    for device in ("cpu", NAME):
+        tables = {
+            "model": {"name": "DiT-S/2", "width": 32, "depth": 4, "heads": 2} | MODERN,
+            "data": {"source": "digits"},
+            "diffusion": {"target": "velocity", "weight": "min-snr", "direction": 1.0},
+            "optim": {"name": "muon"},
+            "train": {"images": 16, "batch": 8, "precision": "float32", "compile": "never", "device": device}
+            | {"log_every": 8, "preview_every": 1000, "save_every": 1000}
+            | aid,
+        }
+        with accelerator():
+            train(parse_recipe(tables), tmp_path / device, console=QUIET)
+        lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_computes_there_what_it_does_on_the_cpu(family):
+    torch.manual_seed(0)
+    net = create(family, size=8, channels=1, classes=3, **FAMILIES[family]).eval()
+    with torch.no_grad(), accelerator():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        x, t, condition = net.example(2, torch.Generator().manual_seed(0))
+        expected = net(x, t, condition)
+        moved = copy.deepcopy(net).to(NAME)(x.to(NAME), t.to(NAME), condition.to(torch.device(NAME)))
+        assert (moved.cpu() - expected).abs().max() < 1e-5
+
+
+def test_inputs_for_an_export_are_made_there():
+    expected = network_inputs(tiny_pipeline(), 2)
+    with accelerator():
+        made = {name: value.cpu() for name, value in network_inputs(tiny_pipeline().to(NAME), 2).items()}
+    assert all(torch.equal(made[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -25,6 +25,7 @@ from ditlab.core.terminal import make_console, say
 from ditlab.data.export import folder_names
 from ditlab.data.npz import Draft
 from ditlab.data.sources import open_source, patterns
+from ditlab.data.sources.hugging_face import name_and_split
 from ditlab.inference.npz import write_samples
 from ditlab.training import run_folder, train
 
@@ -283,6 +284,11 @@ class TestNames:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "images").mkdir()
         assert spelling.absolute("images") == "C:/here/images"
+
+    def test_the_colon_of_a_drive_does_not_name_a_part(self):
+        assert name_and_split("C:\\data\\cats:train") == ("C:\\data\\cats", "train")
+        assert name_and_split("C:/data/cats") == ("C:/data/cats", "")
+        assert name_and_split("user/cats:train") == ("user/cats", "train")
 
     def test_names_of_images_in_a_pattern_have_slashes(self, tmp_path, monkeypatch):
         for name in ("a/1.png", "b/2.png"):
