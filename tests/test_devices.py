@@ -40,7 +40,7 @@ def recipe(device, **settings):
         "model": {"name": "DiT-S/4", "width": 32, "depth": 2, "heads": 2},
         "data": {"source": "digits"},
         "optim": {"lr": 2e-3, "warmup": 16},
-        "train": {"batch": 16, "precision": "float32", "ema": 0.9, "power_ema": [0.1], "layer_sync": [1, 2]}
+        "train": {"batch": 16, "precision": "float32", "ema": 0.9, "power_ema": [0.1], "layer_sync": [0, 1]}
         | {"log_every": 16, "preview_every": 32, "save_every": 16, "device": device, "images": 32, "compile": "never"}
         | settings,
         "sample": {"sampler": "euler", "steps": 2},

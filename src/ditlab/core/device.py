@@ -120,7 +120,7 @@ def total_memory(device: "torch.device") -> int:
 
     A device without memory of its own, such as MPS, uses that of the machine.
     """
-    import psutil
+    import psutil  # type: ignore[import-untyped]
     import torch
 
     if device.type == "cuda":
