@@ -1,5 +1,6 @@
 """An exact denoiser to hold samplers against, and a tiny model to run whole paths with."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from ditlab.backbones import create
@@ -20,6 +22,9 @@ from ditlab.data.sources.base import label_column
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.pipeline import Pipeline
 
+posix_only = pytest.mark.skipif(
+    os.name != "posix", reason="needs signals, links, pipes, limits or permissions as POSIX systems have them"
+)
 MEANS = torch.tensor([-1.2, 0.3, 1.5], dtype=torch.float64)
 DEVIATIONS = torch.tensor([0.3, 0.4, 0.3], dtype=torch.float64)
 SHARES = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from helpers import tiny_pipeline
+from helpers import posix_only, tiny_pipeline
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import zeros
@@ -30,6 +30,7 @@ from ditlab.inference.folder import sample_folder
 from ditlab.training import train
 from ditlab.training.autoencoder import train_autoencoder
 
+pytestmark = posix_only
 QUIET = Console(quiet=True)
 SOURCES = Path(__file__).parents[1] / "src" / "ditlab"
 

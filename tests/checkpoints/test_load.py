@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import relative, tiny_pipeline
+from helpers import posix_only, relative, tiny_pipeline
 from safetensors.torch import save_file
 
 import ditlab
@@ -452,6 +452,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
+@posix_only
 @pytest.mark.slow
 def test_the_largest_model_converts_both_ways_in_little_memory(tmp_path):
     torch.manual_seed(0)

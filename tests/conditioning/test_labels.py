@@ -70,6 +70,12 @@ def test_titles_and_parts_of_file_names():
     assert [labels.stem(value) for value in ("a/b", 1, 2, None)] == ["a_b", "1", "2", "any"]
 
 
+def test_long_and_hidden_names_give_files_of_every_system():
+    labels = ClassLabels(4, ["ä" * 300, "ä" * 301, ".hidden", "CON"])
+    long = "ä" * 50
+    assert [labels.stem(value) for value in range(4)] == [f"{long}-index0", f"{long}-index1", "_hidden", "CON"]
+
+
 def test_file_names_of_classes_that_differ_in_special_characters_or_case():
     labels = ClassLabels(6, ["a b", "A/B", "crane", "crane", "c"])
     stems = [labels.stem(value) for value in range(6)]

@@ -2,6 +2,7 @@ import os
 import unicodedata
 
 import pytest
+from helpers import posix_only
 
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import absolute, expand, nfc, same_place
@@ -31,6 +32,7 @@ def test_an_unknown_home_folder_is_one_line():
     )
 
 
+@posix_only
 def test_spellings_of_a_path_are_one_place(home, monkeypatch):
     (home / "num").mkdir()
     (home / "link").symlink_to(home / "num")

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import posix_only
 from PIL import Image, features
 from rich.console import Console
 
@@ -424,6 +425,7 @@ class TestExport:
         assert names(opened(tmp_path / "out")) == ["000000.png", "000001.png"]
 
 
+@posix_only
 def test_a_pipe_is_not_waited_for(tmp_path):
     Image.new("RGB", (12, 8)).save(tmp_path / "0.png")
     (tmp_path / "link.png").symlink_to("0.png")

@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from helpers import posix_only
 from PIL import Image
 
 from ditlab.config.sections import Preparation
@@ -31,6 +32,7 @@ def reds(dataset, indices=None):
 
 
 class TestFolders:
+    @posix_only
     def test_deep_folders_belong_to_their_class_and_loops_end(self, tmp_path):
         save_image(tmp_path / "große Katze" / "2020" / "a b.png", 1)
         save_image(tmp_path / "große Katze" / "c.png", 2)
@@ -46,6 +48,7 @@ class TestFolders:
         ]  # fmt: skip
         assert source.labels.tolist() == [0, 0, 1, 1]
 
+    @posix_only
     def test_no_image_counts_twice(self, tmp_path):
         home, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
         for path in (home / "a" / "1.png", home / "b" / "1.png", elsewhere / "2.png"):

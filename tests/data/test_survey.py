@@ -1,4 +1,5 @@
 import io
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -31,7 +32,7 @@ def test_a_survey_counts_what_is_there(tmp_path):
     assert found.modes == {"RGB": 6, "L": 1}
     assert found.duplicates == [["cat/1.png", "cat/copy.bmp"]]
     assert list(found.unreadable) == ["cat/broken.jpg"]
-    screen = Console(record=True, width=100, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    screen = Console(record=True, width=100, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
     screen.print(*found.tables())
     said = screen.export_text()
     for text in ("8 images", "犬 dog", "21x30", "10 / 21 / 22", "cat/broken.jpg", "cat/1.png, cat/copy.bmp"):

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from helpers import posix_only
 from PIL import Image
 from rich.console import Console
 
@@ -197,6 +198,7 @@ class Slow(Pixels):
         return super().__call__(images)
 
 
+@posix_only
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does(sets, tmp_path, small):
     whole = run(sets, tmp_path / "whole.png", Slow(), batch_size=10)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import tiny_pipeline
+from helpers import posix_only, tiny_pipeline
 from PIL import Image
 
 import ditlab
@@ -93,6 +93,7 @@ def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
         tiny_pipeline().save(".")
 
 
+@posix_only
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")

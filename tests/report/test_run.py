@@ -54,7 +54,7 @@ def test_an_image_as_text_has_its_colors(tmp_path):
 
 
 def test_watching_shows_curves_and_the_preview(run):
-    out = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    out = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
     out.print(view(run, Train(images=128)))
     shown = out.export_text()
     assert ": finished, 128 of 128 images" in shown

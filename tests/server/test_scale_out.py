@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from helpers import free_port, serving, smooth, tiny_pipeline
+from helpers import free_port, posix_only, serving, smooth, tiny_pipeline
 from PIL import Image
 
 from ditlab.server.app import create_app
@@ -150,6 +150,7 @@ def test_two_replicas_behind_a_proxy_work_as_one_service(folder, tmp_path):
         assert [ask(address, seed=1).status_code for _ in range(4)] == [200] * 4
 
 
+@posix_only
 @pytest.mark.slow
 def test_two_workers_of_litserve_generate_the_images_of_the_pipeline(folder, tmp_path):
     pytest.importorskip("litserve")

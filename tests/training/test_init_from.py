@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 
@@ -109,7 +110,7 @@ def test_fine_tuning_to_own_classes_starts_from_the_source_and_resumes(tmp_path,
             {"data": {"source": str(pictures)}, "optim": {"lr": 0.0}, "sample": {"sampler": "euler", "steps": 2}}
             | {"train": {"images": images, "batch": 4, "init_from": str(tmp_path / "source"), "precision": "float32"}}
         )
-        console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+        console = Console(record=True, width=120, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
         pipe = train(recipe, tmp_path / "run", console=console)
         return pipe, console.export_text()
 
@@ -137,7 +138,7 @@ def tuned(source, pictures, folder, **sections):
     recipe = parse_recipe(
         {"data": {"source": str(pictures)}, "train": settings, "sample": {"sampler": "euler", "steps": 2}} | sections
     )
-    console = Console(record=True, width=500, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=500, file=open(os.devnull, "w"))  # noqa: SIM115
     pipe = train(recipe, folder / "run", console=console)
     line = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
     return pipe, console.export_text(), line["loss"], recipe

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from helpers import free_port
+from helpers import free_port, posix_only
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -209,6 +209,7 @@ def test_four_processes_and_two_nodes_with_a_shard_in_each(recipe, tmp_path):
     assert_same_run(tmp_path / "one", tmp_path / "hybrid")
 
 
+@posix_only
 @pytest.mark.slow
 def test_a_process_that_dies_takes_the_run_down_and_the_launcher_begins_again(recipe, tmp_path):
     alone(recipe, tmp_path / "one", "--train.images=20_000", "--train.log_every=2000", "--train.save_every=2000")
@@ -225,6 +226,7 @@ def test_a_process_that_dies_takes_the_run_down_and_the_launcher_begins_again(re
     assert_same_run(tmp_path / "one", run, tolerance=5e-2)
 
 
+@posix_only
 @pytest.mark.slow
 def test_sigterm_saves_and_ends_with_zero(recipe, tmp_path):
     started = command(2, recipe, tmp_path / "run", "--train.images=1_000_000", "--train.save_every=1_000_000")
@@ -238,6 +240,7 @@ def test_sigterm_saves_and_ends_with_zero(recipe, tmp_path):
     assert len(list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))) == 1
 
 
+@posix_only
 @pytest.mark.slow
 def test_a_launcher_that_is_stopped_leaves_a_checkpoint(recipe, tmp_path):
     started = command(2, recipe, tmp_path / "run", "--train.images=1_000_000", "--train.save_every=1_000_000")
@@ -252,6 +255,7 @@ def test_a_launcher_that_is_stopped_leaves_a_checkpoint(recipe, tmp_path):
     assert losses(tmp_path / "run")[-1]["images"] == seen + 32
 
 
+@posix_only
 @pytest.mark.slow
 def test_a_process_without_a_signal_waits_for_the_others_to_restart(recipe, tmp_path):
     """As when one machine of several goes down: its processes end with 0, the others' launcher begins again."""
@@ -336,6 +340,7 @@ def test_a_missing_process_is_reported(recipe, tmp_path):
     assert "the 2 processes did not find each other" in reported.splitlines()[-1]
 
 
+@posix_only
 @pytest.mark.slow
 def test_a_process_that_does_not_respond_is_reported(recipe, tmp_path):
     port, run = free_port(), tmp_path / "run"

@@ -8,7 +8,7 @@ import unicodedata
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_pipeline
+from helpers import posix_only, tiny_pipeline
 from PIL import Image
 from rich.console import Console
 
@@ -145,6 +145,7 @@ class TestImages:
 
 
 class TestPlaces:
+    @posix_only
     @pytest.mark.parametrize("text", ["num/", "./num", "num/.", "num/../num", "{}/num", "~/num", "link"])
     def test_a_run_resumes_with_every_spelling_of_its_source(self, here, text):
         (here / "link").symlink_to("num")

@@ -2,7 +2,6 @@ import io
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_pipeline
+from helpers import posix_only, tiny_pipeline
 from PIL import Image
 from rich.console import Console
 
@@ -309,6 +308,7 @@ def start(out, *options):
     return subprocess.Popen([sys.executable, "-c", script, str(out), *options], stderr=subprocess.PIPE, text=True)
 
 
+@posix_only
 @pytest.mark.slow
 def test_ctrl_c_saves_and_reports_how_to_resume(tmp_path):
     process = start(
@@ -334,6 +334,7 @@ def test_ctrl_c_saves_and_reports_how_to_resume(tmp_path):
     assert train(recipe(images=last + 32), tmp_path / "run", console=QUIET).config["images_seen"] == last + 32
 
 
+@posix_only
 @pytest.mark.parametrize(
     ("limit", "preview"), [(10_000, "no preview at 128 images"), pytest.param(150_000, "", marks=pytest.mark.slow)]
 )
@@ -343,6 +344,8 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, limit, preview):
     before = {path.name: path.read_bytes() for path in (run / "checkpoints" / "000000000064").iterdir()}
 
     def small_files_only():
+        import resource
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     code = (
@@ -588,6 +591,7 @@ def test_a_full_disk_is_the_reason_when_the_state_of_a_checkpoint_is_written(tmp
     )
 
 
+@posix_only
 def test_sigterm_before_the_first_step_ends_with_zero(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(setup, "open_dataset", lambda *values: os.kill(os.getpid(), signal.SIGTERM))

@@ -1,6 +1,7 @@
 """Images that cannot be read: a check before training, and the state of the work is saved before it stops."""
 
 import csv
+import os
 import re
 import shutil
 
@@ -136,7 +137,7 @@ class TestBeforeTraining:
     def test_a_check_ends_in_time(self, broken, monkeypatch):
         monkeypatch.setattr(check, "DECODED", 8)
         monkeypatch.setattr(check, "SECONDS", -1.0)
-        console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+        console = Console(record=True, width=100, file=open(os.devnull, "w"))  # noqa: SIM115
         Images(open_source(str(broken)), SIXTEEN).check(console, resumed=False)
         assert "decoded 1 of 8 random images in -1 s to check them" in console.export_text()
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import replace
 from functools import cache
 
@@ -268,7 +269,7 @@ def test_the_model_card_states_channels_type_and_range(tmp_path, trained):
 
 
 def test_a_failing_preview_does_not_end_a_run(tmp_path, monkeypatch, caplog):
-    console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=200)  # noqa: SIM115
+    console = Console(record=True, quiet=False, file=open(os.devnull, "w"), width=200)  # noqa: SIM115
 
     def broken(*_):
         raise ZeroDivisionError("no columns")

@@ -69,15 +69,19 @@ class Patch(Latent):
     def start_from(self, images: Tensor) -> None:
         """Set the linear part to the principal components of images (B, C, H, W)."""
         x = network_scale(images.to(self.analysis.weight.device)).to(self.analysis.weight)
-        patches = F.pixel_unshuffle(x, self.stride).movedim(1, -1).flatten(0, 2).double()
+        patches = F.pixel_unshuffle(x, self.stride).movedim(1, -1).flatten(0, 2)
+        patches = patches.cpu().double()  # some devices have no float64
         mean = patches.mean(0)
         variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
         order = torch.arange(len(variances)).flip(0)[: self.config["latent_channels"]]  # largest first
         spread, directions = variances[order].clamp(min=1e-8).sqrt(), directions[:, order]
-        self.analysis.weight.copy_((directions / spread).T[:, :, None, None])
-        self.analysis.get_parameter("bias").copy_(-mean @ (directions / spread))
-        self.synthesis.weight.copy_((directions * spread)[:, :, None, None])
-        self.synthesis.get_parameter("bias").copy_(mean)
+        for parameter, value in (
+            (self.analysis.weight, (directions / spread).T[:, :, None, None]),
+            (self.analysis.get_parameter("bias"), -mean @ (directions / spread)),
+            (self.synthesis.weight, (directions * spread)[:, :, None, None]),
+            (self.synthesis.get_parameter("bias"), mean),
+        ):
+            parameter.copy_(value.to(parameter.dtype))
 
     def moments(self, x: Tensor) -> Tensor:
         return self._tiled(self._moments, F.pixel_unshuffle(x, self.stride))

@@ -61,7 +61,7 @@ def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write an object as indented JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 LAYOUTS: dict[str, Callable[[Pipeline, Path, str], Any]] = {

@@ -7,6 +7,7 @@ running; 130 after Ctrl-C. With `--json`, standard output has one JSON object an
 import sys
 import warnings
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -68,9 +69,16 @@ def show_warning(
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
 
+def escape_missing_letters() -> None:
+    """Print letters that the encoding of standard output lacks, as it may in a Windows console, as \\u escapes."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command line."""
     keep_freed_memory()
+    escape_missing_letters()
     warnings.showwarning = show_warning
     try:
         tokens = renamed(import_plugins(sys.argv[1:]))

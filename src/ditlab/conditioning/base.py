@@ -11,6 +11,8 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Condition
 
+LONGEST = 100  # bytes of a label in the name of a file
+
 
 class Described(Protocol):
     """The properties of a data set that conditioners use."""
@@ -110,8 +112,13 @@ class Conditioner(ABC):
 
 
 def file_name(text: str) -> str:
-    """Return a text with "_" in place of each character that is special in paths."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    """Return a text for file names, with "_" in place of special characters and of a dot at the beginning.
+
+    It has at most 100 bytes. Two such texts and two seeds fit into a name on every file system.
+    """
+    clean = "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    clean = f"_{clean[1:]}" if clean.startswith(".") else clean  # otherwise the file is hidden
+    return clean.encode()[:LONGEST].decode(errors="ignore")
 
 
 def settle(value: Any) -> Any:

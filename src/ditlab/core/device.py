@@ -116,26 +116,26 @@ def has_bfloat16(device: "torch.device") -> bool:
 
 
 def total_memory(device: "torch.device") -> int:
-    """Memory of the device in bytes, or the memory limit of this container if that is smaller."""
+    """Memory of the device in bytes, or the memory limit of this container if that is smaller.
+
+    A device without memory of its own, such as MPS, uses that of the machine.
+    """
+    import psutil  # type: ignore[import-untyped]
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([installed, *(limit for limit, _ in container_memory())])
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in container_memory())])
 
 
 def free_memory(device: "torch.device") -> int:
-    """Free memory of the device in bytes; `sys.maxsize` where the system does not report it."""
+    """Free memory of the device in bytes: what can be used without swapping."""
+    import psutil
     import torch
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        free = Path("/proc/meminfo").read_text(encoding="utf-8").partition("MemAvailable:")[2]
-    except OSError:
-        return sys.maxsize
-    return min([int(free.split()[0]) * 1024, *(limit - used for limit, used in container_memory())])
+    return min([psutil.virtual_memory().available, *(limit - used for limit, used in container_memory())])
 
 
 def container_memory(own: Path = OWN_GROUP, groups: Path = GROUPS) -> Iterator[tuple[int, int]]:
@@ -168,15 +168,19 @@ def limits_in(tree: Path, name: str, limit_file: str, use_file: str, cached_key:
 
 
 def peak_memory(device: "torch.device") -> int:
-    """Peak memory use of this process in bytes; 0 where the system does not report it."""
+    """Peak memory use of this process in bytes; 0 for devices that do not report it, such as MPS."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return 0
     try:
         import resource
-    except ImportError:  # not on Windows
-        return 0
+    except ImportError:  # on Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux KiB
 
@@ -193,10 +197,11 @@ def reset_peak_memory(device: "torch.device") -> None:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is a failed memory allocation; on a CPU only its message shows that."""
+    """Whether the error is a failed memory allocation; on a CPU and with MPS only its message shows that."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    messages = ("DefaultCPUAllocator", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
 
 
 def describe(device: str) -> dict[str, str | int]:

@@ -1,44 +1,46 @@
 """Atomic writes, manifests that detect damaged files, and locks that stop two processes from writing to one folder."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from glob import escape
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from ditlab.core.errors import InputError
 from ditlab.core.sizes import read_text
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
 LOCK, PART = ".lock", ".part"
 ASIDE = f".old{PART}"  # suffix of a folder that is being replaced
+WINDOWS = os.name == "nt"  # it neither replaces nor removes a file that any process has open
+WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds to wait for such a process, which often just reads the file
 TRIES = 100  # attempts to lock a file that other processes replace at the same time
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR)  # not a failing disk
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces it when the block ends and is removed if the block fails.
 
-    The block writes a file or a folder there. A process that reads `path` during the block, or after a crash, gets the
-    old or the new content, never a mixture. The parent folder is created.
+    The block writes a file or a folder there. A process that reads `path` during the block, or after a crash or a power
+    cut, gets the old or the new content, never a mixture. The parent folder is created.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     path = path.resolve() if path.is_symlink() else path  # the link stays, and its target is replaced
     draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PART}")
     remove(draft)
     try:
         yield draft
+        sync(draft)  # before the new name can be on the disk
         move(draft, path)
     finally:
         with suppress(OSError):
@@ -46,18 +48,93 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def move(draft: Path, path: Path) -> None:
-    """Rename a file or folder to `path`, which it replaces."""
+    """Rename a file or folder to `path`, which it replaces, and wait until the new name is on the disk."""
     if not (draft.is_dir() and path.is_dir()):
-        os.replace(draft, path)
+        patiently(lambda: os.replace(draft, path))
+        sync_folder(path.parent)
         return
     aside = draft.with_name(f"{draft.name.removesuffix(PART)}{ASIDE}")  # only an empty folder can be replaced
-    os.replace(path, aside)
+    patiently(lambda: os.replace(path, aside))
     try:
-        os.replace(draft, path)
+        patiently(lambda: os.replace(draft, path))
     except BaseException:
         os.replace(aside, path)
         raise
+    sync_folder(path.parent)
     shutil.rmtree(aside)
+
+
+def patiently(change: Callable[[], None]) -> None:
+    """Rename or remove something; on Windows, try again for a moment if another process has a file open."""
+    for seconds in WAITS if WINDOWS else ():
+        try:
+            return change()
+        except PermissionError:
+            time.sleep(seconds)
+    return change()
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder that is no longer needed, if it exists; on Windows it stays while a process has it open.
+
+    Raises:
+        OSError: it cannot be removed for another reason.
+    """
+    try:
+        patiently(lambda: remove(path))
+    except PermissionError:
+        if not WINDOWS:
+            raise
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents where they do not exist, and wait until their names are on the disk."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in created:
+        sync_folder(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder with all that it contains, is on the disk, so that a power cut cannot lose it.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    if path.is_dir():
+        for inner in path.iterdir():
+            sync(inner)
+        sync_folder(path)
+        return
+    with path.open("r+b" if WINDOWS else "rb") as opened:  # Windows needs permission to write, others do not
+        flush_to_disk(opened.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can do that: Windows cannot."""
+    if WINDOWS:
+        return
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        flush_to_disk(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Wait until an open file is on the disk, and not only in the disk's own memory (as `os.fsync` does on macOS)."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with suppress(OSError):  # a network disk does not have it
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
 
 
 def moved_aside(path: Path) -> Path | None:
@@ -78,7 +155,7 @@ def remove(path: Path) -> None:
 def replace_text(file: Path, text: str) -> None:
     """Write a text file atomically: readers see the old or the new content."""
     with replacing(file) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
@@ -97,70 +174,88 @@ def held(folder: Path, rank: int = 0) -> Iterator[None]:
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     file = folder / (f"{LOCK}-{rank}" if rank else LOCK)
     opened = locked(file)
     try:
         yield
     finally:
         if opened is not None:
-            with suppress(OSError):
-                file.unlink()  # before it is released, so that no other process has locked it in between
-            opened.close()
+            release(file, opened)
         with suppress(OSError):  # folders that stayed empty are removed again
             for path in created:
                 path.rmdir()
 
 
-def locked(file: Path) -> IO[str] | None:
+def locked(file: Path) -> FileIO | None:
     """Open a file and lock it until it is closed; returns None where locking is not possible.
+
+    The file names this process. Its first byte is what is locked on Windows, where others cannot read it, so that the
+    name comes after it.
 
     Raises:
         InputError: another process holds the lock.
     """
-    if fcntl is None:
-        return None
     for _ in range(TRIES):
         try:
-            opened = file.open("a+", encoding="utf-8")
+            opened = file.open("a+b", buffering=0)
         except OSError:
             return None
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            opened.seek(0)
-            holder = opened.read().strip() or "another process"
-            opened.close()
-            raise InputError(
-                f"{file.parent} is in use by {holder}; wait until it ends, stop it, or choose another folder"
-            ) from None
+            if not lock(opened):
+                opened.seek(1)
+                holder = opened.read().decode(errors="replace").strip() or "another process"
+                raise InputError(
+                    f"{file.parent} is in use by {holder}; wait until it ends, stop it, or choose another folder"
+                )
         except OSError:
             opened.close()
             return None
-        if same_file(file, opened):
+        except InputError:
+            opened.close()
+            raise
+        if WINDOWS or same_file(file, opened):  # Windows does not replace a file that is open
             opened.truncate(0)
-            opened.write(f"process {os.getpid()} on {socket.gethostname()}")
-            opened.flush()
+            opened.write(f" process {os.getpid()} on {socket.gethostname()}".encode())
             return opened
         opened.close()  # another process removed or replaced the file in between
     return None
 
 
+def lock(opened: FileIO, *, wait: bool = False) -> bool:
+    """Lock an open file until it is closed; returns whether it is locked, or another process holds the lock.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    from filelock import lock_descriptor  # here, because every command imports this file
+
+    return lock_descriptor(opened.fileno(), blocking=wait)
+
+
+def release(file: Path, opened: FileIO) -> None:
+    """Release a lock and remove its file."""
+    if not WINDOWS:
+        with suppress(OSError):
+            file.unlink()  # before it is released, so that no other process has locked it in between
+    opened.close()
+    if WINDOWS:
+        with suppress(OSError):
+            file.unlink()  # only now, because an open file cannot be removed; it stays if another process has it
+
+
 def in_use(folder: Path) -> bool | None:
     """Whether a process holds the lock of a folder (see `held`); None on file systems without locks."""
-    if fcntl is None:
-        return None
     try:
-        with (folder / LOCK).open(encoding="utf-8") as opened:
-            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, BlockingIOError) as error:
-        return isinstance(error, BlockingIOError)
+        with (folder / LOCK).open("rb", buffering=0) as opened:
+            return not lock(opened)
+    except FileNotFoundError:
+        return False
     except OSError:
         return None
-    return False
 
 
-def same_file(file: Path, opened: IO[str]) -> bool:
+def same_file(file: Path, opened: FileIO) -> bool:
     """Whether the path still refers to the open file."""
     try:
         return os.path.samestat(file.stat(), os.fstat(opened.fileno()))
@@ -184,30 +279,26 @@ def is_vacant(folder: Path, *patterns: str) -> bool:
 
 @contextmanager
 def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Try to lock `file` during the block; yields whether this process holds the lock.
+    """Try to lock `file` during the block; yields whether this process holds the lock, or could hold none anyway.
 
     Args:
         file: created if it does not exist, and not removed.
         wait: wait until another process releases the lock.
     """
-    if fcntl is None:  # not on Windows, where a process works alone
-        yield True
-        return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as opened:
+    with file.open("ab", buffering=0) as opened:
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+            mine = lock(opened, wait=wait)
+        except OSError:  # the file system has no locks, so that a process works alone
+            mine = True
+        yield mine
 
 
 MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, pattern: str = "*") -> None:
-    """Write the size and SHA-256 of files of a folder to its manifest, after flushing them to the disk.
+    """Write the size and SHA-256 of files of a folder to its manifest.
 
     Args:
         folder: the folder.
@@ -220,7 +311,6 @@ def write_manifest(folder: Path, pattern: str = "*") -> None:
                 "bytes": file.stat().st_size,
                 "sha256": hashlib.file_digest(opened, "sha256").hexdigest(),
             }
-            os.fsync(opened.fileno())
     replace_text(folder / MANIFEST, json.dumps(entries, indent=2) + "\n")
 
 

@@ -40,13 +40,21 @@ def expand(path: str) -> str:
         ) from None
 
 
+def with_slashes(path: str) -> str:
+    """A path with "/" between its names, as it is written to files; on Windows it may have backslashes."""
+    return path.replace(os.sep, "/")
+
+
 def same_place(a: str, b: str) -> bool:
     """Whether two texts are the same name, or spellings of the same path."""
     return a == b or bool(a and b and os.path.realpath(expand(a)) == os.path.realpath(expand(b)))
 
 
 def absolute(text: str) -> str:
-    """The absolute spelling of an existing path, or of a pattern in an existing folder; other names are unchanged."""
+    """The absolute spelling of an existing path, or of a pattern in an existing folder; other names are unchanged.
+
+    It has "/" between the names on every system.
+    """
     path = Path(expand(text))
     pattern = any(sign in path.name for sign in "*?[{") and path.parent.is_dir()
-    return os.path.abspath(path) if pattern or path.exists() else text
+    return with_slashes(os.path.abspath(path)) if pattern or path.exists() else text

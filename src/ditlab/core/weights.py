@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.io import MANIFEST, damage, moved_aside, replacing
+from ditlab.core.io import MANIFEST, WINDOWS, damage, moved_aside, replacing
 from ditlab.core.sizes import check_archive, check_regular, most_bytes, read_text
 
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
@@ -86,7 +86,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"its {MANIFEST} if you changed the weights yourself"
         )
     try:
-        return load_file(file)
+        tensors = load_file(file)
+        # They lie in the mapped file, which could then be neither replaced nor removed.
+        return {key: value.clone() for key, value in tensors.items()} if WINDOWS else tensors
     except FileNotFoundError:
         raise InputError(f"no weights at {file}; give a model folder or a run folder with a checkpoint") from None
     except (SafetensorError, OSError) as error:

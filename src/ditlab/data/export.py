@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from ditlab.core.spelling import nfc
+
 LONGEST = 200  # bytes; file systems allow 255
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
@@ -11,7 +13,8 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  #
 def folder_names(classes: Sequence[str]) -> list[str]:
     """A folder name for each class: its name where that is possible, on every system, and different for each class.
 
-    Other signs become "_"; names that would be hidden, or are reserved, begin with "_"; two equal names get a number.
+    Other signs become "_"; names that would be hidden, or are reserved, begin with "_"; two names that are the
+    same to a file system, which may ignore case or the composition of accents, get a number.
     """
     names: list[str] = []
     used: set[str] = set()
@@ -21,8 +24,8 @@ def folder_names(classes: Sequence[str]) -> list[str]:
             name = f"_{name.lstrip('.')}"
         name = name.encode()[:LONGEST].decode(errors="ignore")
         number, unique = 2, name
-        while unique.casefold() in used:
+        while nfc(unique).casefold() in used:
             unique, number = f"{name}_{number}", number + 1
-        used.add(unique.casefold())
+        used.add(nfc(unique).casefold())
         names.append(unique)
     return names

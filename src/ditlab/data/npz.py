@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.io import replacing
+from ditlab.core.io import discard, replacing
 from ditlab.core.sizes import check_archive, check_regular
 from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues
@@ -26,7 +26,7 @@ from ditlab.data.base import Dataset, to_float
 from ditlab.data.decode import check_array
 from ditlab.data.identity import Stamp, Stamps, content_hash
 from ditlab.data.ranges import CHECKED, TYPES, find_values, given_range, is_given, plain, sampled
-from ditlab.data.rows import RowFile, allocate, row_file
+from ditlab.data.rows import RowFile, row_file
 
 BLOCK = 256  # images in a block; sampling resumes at a block
 VALUES = "values"  # array of a sample file: what the numbers of its images are, as JSON
@@ -200,12 +200,12 @@ class Draft:
         if not self.file.exists():
             self.marks.unlink(missing_ok=True)  # they mark blocks of a deleted file
         self.pixels = row_file(self.file, self.shape, self.dtype)
-        allocate(self.marks, self.blocks)
-        self.done = np.memmap(self.marks, "u1", "r+", shape=(self.blocks,))
+        self.done = row_file(self.marks, (self.blocks,), "u1")
 
     def left(self, rank: int = 0, world: int = 1) -> list[int]:
         """Numbers of the blocks that this process still has to generate; each block belongs to one process."""
-        return [block for block in range(rank, self.blocks, world) if not self.done[block]]
+        done = self.done[:]
+        return [block for block in range(rank, self.blocks, world) if not done[block]]
 
     def places(self, block: int) -> Tensor:
         """Indices of the images in a block."""
@@ -215,11 +215,13 @@ class Draft:
         """Write the images (B, C, H, W) of a block."""
         self.pixels.write(int(self.places(block)[0]), images.permute(0, 2, 3, 1).numpy())
         self.pixels.flush()  # before the mark: a marked block is always complete
-        self.done[block] = 1
+        self.done.write(block, np.ones(1, "u1"))
         self.done.flush()
 
     def finish(self, labels: Tensor | None, out: Path, values: PixelValues = EIGHT_BITS) -> None:
         """Write the sample file and remove the draft; values other than those of 8 bits are stored as JSON.
+
+        On Windows, the draft stays while another process has it open.
 
         Raises:
             InputError: the disk is full; the draft is kept.
@@ -237,8 +239,9 @@ class Draft:
             ) from error
         finally:
             draft.unlink(missing_ok=True)
-        for file in (self.marks, self.file):  # in this order; another process may have removed them already
-            file.unlink(missing_ok=True)
+        for rows in (self.done, self.pixels):  # in this order; another process may have removed the files already
+            rows.close()
+            discard(rows.file)
 
 
 def write_array(archive: zipfile.ZipFile, name: str, array: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ditlab.core.errors import InputError
+from ditlab.core.io import flush_to_disk
 
 
 @final
@@ -23,7 +24,7 @@ class RowFile:
     def __init__(
         self, file: Path, shape: tuple[int, ...], dtype: DTypeLike, *, start: int = 0, writable: bool = False
     ) -> None:
-        """Open an existing file; it stays readable after another process has removed it.
+        """Open an existing file; it stays readable after another process has removed it, which Windows refuses.
 
         Args:
             file: path.
@@ -72,7 +73,11 @@ class RowFile:
 
     def flush(self) -> None:
         """Wait until all written rows are on the disk."""
-        os.fsync(self.opened.fileno())
+        flush_to_disk(self.opened.fileno())
+
+    def close(self) -> None:
+        """Close the file; nothing can be read or written any more."""
+        self.opened.close()
 
     def _read(self, first: int, rows: NDArray[Any]) -> None:
         remaining = rows.reshape(-1).view(np.uint8)

@@ -4,7 +4,6 @@ Images are divided into blocks, and each block belongs to one process. A process
 writes the sums to its own file every 30 s. The process that finishes last adds the sums of all files.
 """
 
-import os
 import time
 import zipfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.io import replacing
+from ditlab.core.io import discard, replacing
 from ditlab.core.progress import progress_bar
 from ditlab.core.sizes import check_archive
 from ditlab.core.units import counted
@@ -237,8 +236,6 @@ class Journal(Generic[S]):
         arrays: dict[str, Any] = {"blocks": self.counts, **self.sums.arrays()}
         with replacing(self.file) as draft, draft.open("wb") as opened:
             np.savez(opened, **arrays)
-            opened.flush()
-            os.fsync(opened.fileno())
         self.saved = time.monotonic()
 
     def read(self, folder: Path) -> tuple[S, NDArray[np.int64]]:
@@ -279,7 +276,7 @@ class Journal(Generic[S]):
 def forget(folder: Path) -> None:
     """Remove the stored state; another process may do so at the same time."""
     for file in (*folder.glob("sums-*.npz"), folder / FEATURES):
-        file.unlink(missing_ok=True)
+        discard(file)
 
 
 def check_fit(images: Dataset, features: Features, show: tuple[int, ...] = ()) -> None:

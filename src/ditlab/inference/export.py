@@ -93,7 +93,7 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
             "network": export_part(model, "network", network, inputs, largest, draft, kind),
             "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
         }
-        (draft / CONFIG).write_text(json.dumps(model.describe(), indent=2) + "\n", encoding="utf-8")
+        (draft / CONFIG).write_text(json.dumps(model.describe(), indent=2) + "\n", encoding="utf-8", newline="\n")
     return errors
 
 
@@ -123,7 +123,8 @@ def export_part(
 def network_inputs(pipe: BasePipeline, batch: int) -> dict[str, Tensor]:
     """Make inputs of the network with different timesteps and labels, starting with the null class."""
     x, t, condition = pipe.net.example(batch, torch.Generator().manual_seed(batch))
-    return {"x": x, "t": pipe.objective.process.clock(t.double()).float(), "y": pipe.net.labels(condition)}
+    times = pipe.objective.process.clock(t.cpu().double()).float()  # times are float64, which some devices do not have
+    return {"x": x, "t": times.to(t.device), "y": pipe.net.labels(condition)}
 
 
 def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> float:

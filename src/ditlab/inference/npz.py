@@ -80,7 +80,8 @@ def write_here(
     written = fill(Draft(draft, shape, samples.values.dtype), samples, out, console, rank, world)
     if written:
         replace_text(record, text)
-        draft_record.unlink(missing_ok=True)
+        if not draft.exists():  # otherwise the next call must notice a draft with other settings
+            draft_record.unlink(missing_ok=True)
     return out if written else None
 
 

@@ -93,8 +93,8 @@ def write_others(pipe: "Pipeline", folder: Path, name: str) -> Path:
         if tensors := dict(part.state_dict()):
             write_tensors(tensors, folder / file)
     description = describe(pipe)
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(model_card(description, name, pipe.picture_shape[0]), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8", newline="\n")
+    (folder / CARD).write_text(model_card(description, name, pipe.picture_shape[0]), encoding="utf-8", newline="\n")
     return folder
 
 

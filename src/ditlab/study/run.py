@@ -102,7 +102,7 @@ class Results:
 
     def add(self, line: Line | None = None) -> None:
         """Append a line; without one, end an incomplete line."""
-        with self.file.open("a", encoding="utf-8") as opened:
+        with self.file.open("a", encoding="utf-8", newline="\n") as opened:
             opened.write((json.dumps(line) if line else "") + "\n")
 
     def scores(self, job: Job) -> Scores:
@@ -232,7 +232,7 @@ def run_job(job: Job, out: Path, results: Results, references: dict[str, Referen
         results.add(
             {"run": job.name, "part": part.name, "seed": job.seed, "evaluation": name, "sample_set": sample_set}
             | {"evaluation_hash": evaluation.hash, "sample_seed": seed, "metrics": metrics, "notes": score.notes}
-            | {"seconds": score.seconds, "grid": str((score.folder / "grid.png").relative_to(out))}
+            | {"seconds": score.seconds, "grid": (score.folder / "grid.png").relative_to(out).as_posix()}
         )
         values = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
         say(console, f"  {name}{': ' if name else ''}{values}")

@@ -292,9 +292,10 @@ def normalize(autoencoder: Latent, dataset: Dataset, training: Tensor) -> Latent
     """A copy of the autoencoder whose shift and scale give latents mean 0 and variance 1 in each channel."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for images in batches(dataset, training[:MEASURED]):
-        mean, log_variance = autoencoder.encode(images.to(next(autoencoder.parameters()).device)).double().chunk(2, 1)
-        total = total + mean.sum((0, 2, 3)).cpu()
-        squares = squares + (mean.square() + log_variance.exp()).sum((0, 2, 3)).cpu()
+        moments = autoencoder.encode(images.to(next(autoencoder.parameters()).device)).cpu()
+        mean, log_variance = moments.double().chunk(2, 1)  # on the CPU, because some devices have no float64
+        total = total + mean.sum((0, 2, 3))
+        squares = squares + (mean.square() + log_variance.exp()).sum((0, 2, 3))
         count += mean.numel() // mean.shape[1]
     shift = total / count
     scale = (squares / count - shift**2).rsqrt()

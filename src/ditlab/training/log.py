@@ -99,7 +99,7 @@ class RunLog:
         self.started = self.last_time = self.last_shown = time.monotonic()
         if kept:
             forget_after(path, seen)
-        self.file = (path if kept else Path(os.devnull)).open("a", encoding="utf-8")
+        self.file = (path if kept else Path(os.devnull)).open("a", encoding="utf-8", newline="\n")
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

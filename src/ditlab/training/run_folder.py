@@ -16,6 +16,7 @@ renamed: a checkpoint is complete or absent. Any number of processes can resume 
 """
 
 import json
+import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -32,7 +33,18 @@ from ditlab.config.reader import to_tables, to_toml
 from ditlab.config.sections import Recipe, Train
 from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
-from ditlab.core.io import damage, is_vacant, replace_text, replacing, write_manifest
+from ditlab.core.io import (
+    WINDOWS,
+    damage,
+    discard,
+    is_vacant,
+    make_folder,
+    patiently,
+    replace_text,
+    replacing,
+    sync,
+    write_manifest,
+)
 from ditlab.core.terminal import say
 from ditlab.core.units import counted
 from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, write_tensors
@@ -108,11 +120,11 @@ class RunFolder:
             replace_text(self.folder / "recipe.toml", to_toml(to_tables(recipe)))
             if self.index is not None:
                 self.index.save(self.folder)
-            self.previews.mkdir(exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
+            make_folder(self.previews)
+            make_folder(self.checkpoints)
             for folder in (self.previews, self.checkpoints, self.averages):
                 for draft in folder.glob(".*.part"):  # left by a process that was killed
-                    shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+                    discard(draft)
             forget_after(self.left_out, seen - 1)
         except OSError as error:
             raise InputError(
@@ -121,7 +133,7 @@ class RunFolder:
 
     def note(self, seen: int, indices: Tensor) -> None:
         """Record a batch whose step was skipped: images seen before it, and the indices of its images."""
-        with self.left_out.open("a", encoding="utf-8") as file:
+        with self.left_out.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"images": seen, "pictures": indices.tolist()}) + "\n")
 
     def show(self, seen: int, image: Image.Image) -> None:
@@ -177,6 +189,9 @@ class RunFolder:
         with writing(f"checkpoint {target}", kept), replacing(target) as draft:
             self._fill(draft, taken, pipe, settings)
             write_manifest(draft)
+            for records in (self.metrics, self.left_out):  # a resumed run does not write the lines before it again
+                if records.exists():
+                    sync(records)
         self.prune(taken.content["seen"], settings)
 
     def _fill(self, draft: Path, taken: Snapshot, pipe: Pipeline, settings: Train) -> None:
@@ -250,8 +265,16 @@ class RunFolder:
 
 
 def drop(folder: Path) -> None:
-    """Remove a checkpoint; it is renamed first, so that an incomplete checkpoint is never visible."""
+    """Remove a checkpoint; it is renamed first, so that an incomplete checkpoint is never visible.
+
+    On Windows, a checkpoint that another process has loaded stays; the next call tries again.
+    """
     renamed_folder = folder.with_name(f".{folder.name}.old.part")
     shutil.rmtree(renamed_folder, ignore_errors=True)
-    folder.rename(renamed_folder)
-    shutil.rmtree(renamed_folder)
+    try:
+        patiently(lambda: os.replace(folder, renamed_folder))
+    except PermissionError:
+        if not WINDOWS:
+            raise
+        return
+    discard(renamed_folder)

@@ -1,4 +1,7 @@
-"""Handle Ctrl-C and SIGTERM: a run finishes the current step, saves its state and ends."""
+"""Handle Ctrl-C and SIGTERM: a run finishes the current step, saves its state and ends.
+
+Windows has no SIGTERM; its Ctrl-Break, which other processes can send, does what Ctrl-C does.
+"""
 
 import signal
 import threading
@@ -10,6 +13,7 @@ from typing import NoReturn
 from ditlab.core.errors import RunError
 from ditlab.training.parallel import Place
 
+STOPS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGBREAK", signal.SIGINT)}
 LATE = 3.0  # largest delay in seconds between the signals to the processes of a run
 
 
@@ -42,7 +46,7 @@ def interruption() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         signals.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in STOPS}
     try:
         yield signals
     finally:

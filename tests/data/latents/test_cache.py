@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 import time
@@ -142,7 +141,6 @@ make(Path({out!r}), Slow(whole.images, whole.labels, whole.classes), shard=8)
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="kill -9")
 @pytest.mark.slow
 def test_a_kill_loses_at_most_the_shard_in_work(tmp_path):
     out = tmp_path / "cache"

@@ -1,6 +1,7 @@
 """Data sets of the `datasets` library, from the hub ("hf:NAME[:SPLIT]") or from a folder of `save_to_disk`."""
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from ditlab.data.sources.splits import describe_split, pick_split
 from ditlab.data.sources.tables import note_captions
 
 PREFIX = "hf:"
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")  # of Windows
 
 
 class HuggingFace(Source):
@@ -70,7 +72,7 @@ class HuggingFace(Source):
         except ImportError:
             raise InputError("data sets of the hub need the datasets library; pip install 'ditlab[data]'") from None
         text = text.removeprefix(PREFIX)
-        name, _, split = text.partition(":")
+        name, split = name_and_split(text)
         if split and settings.split not in ("", split):
             raise InputError(f'split is "{settings.split}", but the source is {text}; remove one of them')
         wanted = split or settings.split
@@ -207,9 +209,16 @@ def all_splits(name: str) -> list[str]:
         raise InputError(f"cannot list the parts of the data set {name} ({reason}); give held-out images") from error
 
 
+def name_and_split(text: str) -> tuple[str, str]:
+    """The parts of NAME:SPLIT; the colon of a Windows drive, as in C:/data, belongs to the name."""
+    drive = 2 if DRIVE.match(text) else 0
+    name, _, split = text[drive:].partition(":")
+    return text[:drive] + name, split
+
+
 def on_hub(text: str) -> bool:
     """Whether a source is on the hub and not on this machine."""
-    return text.startswith(PREFIX) and not _is_saved(Path(text.removeprefix(PREFIX).partition(":")[0]))
+    return text.startswith(PREFIX) and not _is_saved(Path(name_and_split(text.removeprefix(PREFIX))[0]))
 
 
 def _is_saved(path: Path) -> bool:

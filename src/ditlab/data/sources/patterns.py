@@ -8,6 +8,7 @@ from typing import Self
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import with_slashes
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import PIXEL_SETTINGS, label_column
 from ditlab.data.sources.files import SPECIAL, is_image, printable, sorted_naturally, why_left_out
@@ -83,7 +84,7 @@ class Pattern(Folder):
             if not os.path.isfile(path) and os.path.exists(path):
                 reading.leave_out(printable(path), SPECIAL)
             elif is_image(os.path.basename(path)):
-                images.append(os.path.relpath(path, root))
+                images.append(with_slashes(os.path.relpath(path, root)))
             else:
                 reading.leave_out(printable(path), why_left_out(os.path.basename(path)))
         source = cls(root, sorted_naturally(images))

@@ -13,7 +13,7 @@ Work = Callable[[], object]
 
 def waiter(device: torch.device) -> Work:
     """Return a function that waits until the device has finished its work."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    return (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
 
 
 def interleaved(
