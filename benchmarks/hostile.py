@@ -4,10 +4,10 @@
 
 Two fifths of the requests are good. The others have costly bodies, images that decode to many pixels, other hosts and
 origins, and what is not HTTP; or they are never sent to their end, or their responses are never read. Meanwhile one
-more client requests /health 20 times per second. The other clients have a lower priority (nice 10) than this one and the
-service, because in use they run on other machines. The exit code is 1 if one of these takes a second or longer, if a good
-request is lost, if a response is not the expected one, or if the memory at the end is more than 10 % above that after
-500 requests.
+more client requests /health 20 times per second. The other clients have a lower priority (nice 10) than this one and
+the service, because in use they run on other machines. The exit code is 1 if a response of
+/health takes a second or longer, if a good request is lost, if a response is not the expected one, or if the memory at
+the end is more than 10 % above that after 500 requests.
 """
 
 import asyncio

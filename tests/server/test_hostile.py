@@ -202,7 +202,9 @@ class TestHosts:
             for origin, code in (("http://ditlab.example", 200), ("http://localhost:3000", 403)):
                 assert client.post(GENERATE, json={}, headers={"origin": origin}).status_code == code
 
-    @pytest.mark.parametrize("host", ["ditlab.example", "127.0.0.1:7860"])  # a proxy that keeps it, and one that does not
+    @pytest.mark.parametrize(
+        "host", ["ditlab.example", "127.0.0.1:7860"]
+    )  # a proxy that keeps it, and one that does not
     @pytest.mark.parametrize("path", ["/", "/app.js", "/v1/models"])
     def test_the_page_works_behind_a_proxy(self, pipe, host, path):
         app = create_app({"small": pipe}, hosts=hosts_of("127.0.0.1", "box", ("ditlab.example",), ""))
