@@ -13,6 +13,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import random
 import socket
 import subprocess
@@ -104,6 +105,11 @@ class Server:
         """Resident memory in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+    def cpu(self) -> float:
+        """CPU time in seconds."""
+        user, system = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:

@@ -8,7 +8,7 @@ from helpers import relative, smooth, tiny_pipeline
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
-from ditlab.server.batching import Call, Canceled, Engine
+from ditlab.server.batching import Call, Canceled, Engine, filled_rows
 
 
 @pytest.fixture
@@ -75,6 +75,27 @@ def test_a_network_call_has_at_most_the_allowed_rows(engine):
     large = {"labels": [0] * 40, "seeds": list(range(40)), "num_inference_steps": 2, "guidance_scale": 1.0}
     assert last(engine.steps(stop=never, **large)).shape[0] == 40
     assert engine.seen[-1] == 40
+
+
+def test_joint_batches_have_few_numbers_of_rows(engine):
+    numbers = sorted({filled_rows(rows) for rows in range(1, 65)})
+    assert numbers == [*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64]
+    computed, whole = [], engine.pipe.net.forward
+    engine.pipe.net.forward = lambda x, t, y: computed.append(len(x)) or whole(x, t, y)
+    x, t, label = torch.randn(15, 1, 8, 8), torch.rand(15), torch.arange(15) % 3
+
+    def outputs(*counts):
+        parts = zip(*(value[: sum(counts)].split(counts) for value in (x, t, label)), strict=True)
+        calls = [Call(*given, Condition(label=labels)) for *given, labels in parts]
+        engine._compute(calls)
+        return torch.cat([call.output for call in calls])
+
+    alone = outputs(15)
+    assert relative(outputs(4, 5), alone[:9]) < 1e-5
+    assert relative(outputs(7, 8), alone) < 1e-5
+    engine.rows = 15
+    assert relative(outputs(7, 8), alone) < 1e-5
+    assert computed == [15, 10, 16, 15]  # a single call is not filled up, nor are there more rows than the limit
 
 
 def test_a_canceled_generation_ends_before_its_next_network_call(engine):

@@ -14,9 +14,12 @@ import zlib
 import httpx
 import pytest
 import uvicorn
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from helpers import smooth, tiny_pipeline
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from pydantic import ValidationError
 
 from ditlab.cli.serving import listen, server_config
 from ditlab.core.errors import InputError
@@ -25,6 +28,7 @@ from ditlab.server.bodies import TEXT, text_length
 from ditlab.server.events import Events
 from ditlab.server.generation import Event, Limits
 from ditlab.server.hosts import Hosts, hosts_of
+from ditlab.server.requests import GenerationRequest, InspectionRequest
 
 GENERATE = "/v1/images/generations"
 JSON = {"content-type": "application/json"}
@@ -125,6 +129,8 @@ class TestHosts:
             (("::1", "box", (), ""), Hosts(("localhost",))),
             (("0.0.0.0", "Box", (), ""), Hosts(("localhost", "box"))),
             (("gpu.example.com", "box", (), ""), Hosts(("localhost", "gpu.example.com", "box"))),
+            (("0.0.0.0", "Box.lan", (), ""), Hosts(("localhost", "box.lan", "box"))),
+            (("box", "box", (), ""), Hosts(("localhost", "box"))),
             (("0.0.0.0", "box", (), "sesame"), Hosts(("*",), ("*",))),
             (("0.0.0.0", "box", ("Example.com",), "sesame"), Hosts(("localhost", "example.com"), ("example.com",))),
         ],
@@ -165,6 +171,9 @@ class TestHosts:
             ({"origin": "http://localhost:8888"}, 403),
             ({"origin": "https://evil.example"}, 403),
             ({"origin": "null"}, 403),
+            ({"host": "[::1]:7860", "origin": "http://[::1]:7860"}, 200),
+            ({"host": "[::1]:7860", "origin": "http://[::1]:8888"}, 403),
+            ({"origin": "https://proxy.example", "x-forwarded-host": "proxy.example"}, 403),  # anybody can send it
             ({"sec-fetch-site": "same-origin", "origin": "https://proxy.example"}, 200),  # a proxy that replaces Host
         ],
     )
@@ -192,6 +201,20 @@ class TestHosts:
         with TestClient(app, base_url="http://127.0.0.1:7860") as client:
             for origin, code in (("http://ditlab.example", 200), ("http://localhost:3000", 403)):
                 assert client.post(GENERATE, json={}, headers={"origin": origin}).status_code == code
+
+    @pytest.mark.parametrize(
+        "host", ["ditlab.example", "127.0.0.1:7860"]
+    )  # a proxy that keeps it, and one that does not
+    @pytest.mark.parametrize("path", ["/", "/app.js", "/v1/models"])
+    def test_the_page_works_behind_a_proxy(self, pipe, host, path):
+        app = create_app({"small": pipe}, hosts=hosts_of("127.0.0.1", "box", ("ditlab.example",), ""))
+        headers = {"host": host, "x-forwarded-host": "ditlab.example", "x-forwarded-proto": "https"}
+        sent = [{"origin": "https://ditlab.example"}, {"sec-fetch-site": "same-origin"}]
+        other = [{"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}]
+        with TestClient(app) as client:
+            codes = [client.get(path, headers=headers | each).status_code for each in (*sent, *other)]
+            host_code = client.get(path, headers=headers | {"host": "evil.example"}).status_code
+        assert (codes, host_code) == ([200, 200, 403, 403], 403)
 
     def test_a_token_takes_the_place_of_names(self, pipe):
         app = create_app({"small": pipe}, token="sesame", hosts=hosts_of("0.0.0.0", "box", (), "sesame"))
@@ -255,6 +278,36 @@ class TestBodies:
         assert time.perf_counter() - started < 2  # the first took 24 s
         assert response.status_code == inspection.status_code == code
         assert message(response) == line
+
+    def test_bodies_are_parsed_in_another_thread_than_the_event_loop(self, client, monkeypatch):
+        loops = []
+
+        def recorded(body):
+            with contextlib.suppress(RuntimeError):
+                loops.append(asyncio.get_running_loop())
+            raise HTTPException(422, "recorded")
+
+        monkeypatch.setattr("ditlab.server.bodies.parse", recorded)
+        assert [message(client.post(path, json={})) for path in (GENERATE, "/v1/inspect")] == ["recorded"] * 2
+        assert loops == []
+
+    @pytest.mark.parametrize("request_type", [GenerationRequest, InspectionRequest])
+    @pytest.mark.parametrize(
+        ("body", "place"),
+        [
+            ({"n": 1} | {f"k{i}": 1 for i in range(100)}, ("k0",)),
+            ({"labels": [[]] * 100}, ("labels", 0)),
+            ({"seeds": [-1] * 100}, ("seeds", 0)),
+        ],
+    )
+    def test_a_check_ends_at_the_first_error(self, request_type, body, place):
+        if request_type is InspectionRequest:
+            body = {key: value for key, value in body.items() if key != "n"}
+        with pytest.raises(ValidationError) as raised:
+            request_type.model_validate(body)
+        places = [error["loc"][: len(place)] for error in raised.value.errors()]
+        assert set(places) <= {place, place[:1]}
+        assert len(places) <= 2
 
     def test_bytes_besides_files_are_counted(self):
         long = b"A" * TEXT
@@ -360,6 +413,14 @@ class TestImages:
         body = {"image": base64.b64encode(png(10_000_000, 1)).decode()}
         assert "would have 80000000x8 when it is resized" in message(client.post(GENERATE, json=body))
 
+    def test_an_image_is_decoded_in_small_pieces(self, client, monkeypatch):
+        read, sizes = PngImageFile.load_read, []
+        monkeypatch.setattr(PngImageFile, "load_read", lambda image, size: sizes.append(size) or read(image, size))
+        body = {"image": base64.b64encode(png(2000, 2000)).decode()}
+        assert client.post(GENERATE, json=body).status_code == 200
+        assert len(sizes) > 1
+        assert max(sizes) <= 4096  # a piece is decoded while all other threads wait, and can be 1,000 times larger
+
     def test_few_images_are_decoded_at_the_same_time(self, client, monkeypatch):
         active, most, lock = [0], [0], threading.Lock()
 
@@ -412,6 +473,7 @@ class TestSlowClients:
                     connection.sendall(b" ")
                     time.sleep(0.02)
             assert time.perf_counter() - started < 2.5 * SECONDS
+            assert received(connection).partition(b"\r\n")[0] == b"HTTP/1.1 408 Request Timeout"
 
     def test_requests_in_time_share_a_connection_for_long(self, pipe):
         with served(pipe) as (port, server), httpx.Client() as client:

@@ -28,6 +28,7 @@ from ditlab.diffusion.samplers import Sampler
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # formats whose decoders print nothing if a file is damaged
 PIXELS = 64_000_000  # most pixels of an image
+BLOCK = 4096  # bytes of a file that are decoded at once, into up to 4 MB, while other threads of the process wait
 PIECES = 10  # number of resampled parts of the schedule; RePaint's 25 parts are too short if there are few steps
 
 
@@ -200,6 +201,7 @@ def read_image(
             raise InputError(f"{name} has {image.width}x{image.height} pixels; give one of at most {limit:,} in all")
         if size is not None:
             check_sides(image.size, size, limit)
+        image.decodermaxblock = BLOCK
         image.load()
     except InputError:  # which is a ValueError too
         raise

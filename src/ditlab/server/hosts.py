@@ -85,7 +85,7 @@ def hosts_of(address: str, machine: str, allowed: Collection[str], token: str) -
         return Hosts(("*",), ("*",))
     if address in LOOPBACK:
         return Hosts(("localhost",))
-    names = (name.lower() for name in (address, machine))
+    names = dict.fromkeys(name.lower() for name in (address, machine, machine.partition(".")[0]))
     return Hosts(("localhost", *(name for name in names if PATTERN.fullmatch(name) and not is_address(name))))
 
 
