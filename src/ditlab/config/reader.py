@@ -7,7 +7,6 @@ command line. Nothing here imports torch.
 import dataclasses
 import json
 import re
-import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -26,6 +25,7 @@ from ditlab.config.sections import NETWORK as DEFAULT
 from ditlab.config.sections import Model, Recipe
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest, nearest_path
+from ditlab.core.formats import parse_toml
 from ditlab.core.spelling import expand
 
 NETWORK = "--model.name"
@@ -93,10 +93,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read or is not valid TOML; the message gives path and line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"recipe {path} is not valid TOML: {error}") from error
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from ditlab.core.errors import InputError
+from ditlab.core.formats import read_object
 
 try:
     import fcntl
@@ -22,6 +23,7 @@ except ImportError:  # not on Windows
 
 LOCK, PART = ".lock", ".part"
 ASIDE = f".old{PART}"  # suffix of a folder that is being replaced
+LONGEST = 200  # bytes of a name to which the parts of a temporary name are added; file systems allow 255
 TRIES = 100  # attempts to lock a file that other processes replace at the same time
 
 
@@ -34,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path = path.resolve() if path.is_symlink() else path  # the link stays, and its target is replaced
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PART}")
+    draft = path.with_name(f".{short(path.name)}.{os.getpid()}-{threading.get_ident()}{PART}")
     remove(draft)
     try:
         yield draft
@@ -63,7 +65,13 @@ def moved_aside(path: Path) -> Path | None:
     """The earlier folder of a process that was killed while it renamed the new one to `path`; None if there is none."""
     if path.exists():
         return None
-    return next(iter(sorted(path.absolute().parent.glob(f".{escape(path.name)}.*{ASIDE}"))), None)
+    return next(iter(sorted(path.absolute().parent.glob(f".{escape(short(path.name))}.*{ASIDE}"))), None)
+
+
+def short(name: str) -> str:
+    """The name of a file or folder, or a hash of it if there is no place for more signs."""
+    content = os.fsencode(name)
+    return name if len(content) <= LONGEST else hashlib.sha256(content).hexdigest()
 
 
 def remove(path: Path) -> None:
@@ -76,8 +84,13 @@ def remove(path: Path) -> None:
 
 def replace_text(file: Path, text: str) -> None:
     """Write a text file atomically: readers see the old or the new content."""
+    replace_bytes(file, text.encode())
+
+
+def replace_bytes(file: Path, content: bytes) -> None:
+    """Write a file atomically: readers see the old or the new content."""
     with replacing(file) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content)
 
 
 @contextmanager
@@ -234,7 +247,7 @@ def damage(folder: Path, *, hashes: bool = False, only: str | None = None) -> st
     if not (folder / MANIFEST).exists():
         return None
     try:
-        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = read_object(folder / MANIFEST)
         for name, entry in expected.items():
             if only not in (None, name):
                 continue

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
 from ditlab.data.check import UnreadableImagesError, check_images, require
@@ -220,7 +221,9 @@ def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
             class_folder = folder / folders[label if dataset.classes else 0]
             class_folder.mkdir(parents=True, exist_ok=True)
             array = dataset.values.restored(image[None])[0].permute(1, 2, 0).numpy()
-            if dataset.values.eight_bits and array.shape[2] in (1, 3, 4):
-                Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(class_folder / f"{i:06d}.png")
-            else:
-                np.save(class_folder / f"{i:06d}.npy", array)
+            plain = dataset.values.eight_bits and array.shape[2] in (1, 3, 4)
+            with replacing(class_folder / f"{i:06d}.{'png' if plain else 'npy'}") as draft, draft.open("wb") as file:
+                if plain:
+                    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+                else:
+                    np.save(file, array)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import parse_object
 from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues
@@ -129,7 +130,7 @@ def read_about(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file does not exist, or is not an .npz file.
     """
-    return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
+    return parse_object(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
 
 
 def read_values(file: Path) -> PixelValues | None:
@@ -138,7 +139,7 @@ def read_values(file: Path) -> PixelValues | None:
     Raises:
         InputError: the file does not exist, or is not an .npz file.
     """
-    return PixelValues.read(json.loads(str(map_array(file, VALUES)))) if VALUES in array_names(file) else None
+    return PixelValues.read(parse_object(str(map_array(file, VALUES)))) if VALUES in array_names(file) else None
 
 
 def map_array(file: Path, name: str) -> NDArray[np.generic]:

@@ -11,6 +11,7 @@ from PIL import PngImagePlugin
 
 from ditlab.config.sampling import NAMES, SETTINGS, modern, preset_options
 from ditlab.core.errors import InputError
+from ditlab.core.formats import parse_object
 from ditlab.core.io import replace_text
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.types import Between, Label, Seed
@@ -236,17 +237,17 @@ def read_record(path: Path) -> Repeat:
     missing = f"{file} holds no settings of ditlab; give a PNG file that no other program has changed, or {RECORD}"
     try:
         if file.suffix.lower() == ".json":
-            text = file.read_text(encoding="utf-8")
+            text: str | bytes = file.read_bytes()
         else:
             text = read_image(file).info.get(METADATA, "null")
-        return understood(file, dict(json.loads(text, parse_int=bounded)))
+        return understood(file, parse_object(text, parse_int=bounded))
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"there is no file {file}; give a PNG file that ditlab wrote, or {RECORD}") from None
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(missing) from error
 
 

@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
+from ditlab.core.formats import reason
 from ditlab.core.io import MANIFEST, in_use, is_vacant, moved_aside, replacing, write_manifest
 from ditlab.core.version import __version__
 from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, read_config, state_hash, write_tensors
@@ -65,9 +64,8 @@ def writing(target: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot write {target}: {reason}; free some space or give another path") from error
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {reason(error)}; free some space or give another path") from error
 
 
 def write_whole(pipe: "Pipeline", folder: Path, name: str) -> Path:

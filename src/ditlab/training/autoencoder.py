@@ -6,7 +6,6 @@ which the latents have mean 0 and variance 1 in each channel.
 """
 
 import json
-import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -26,10 +25,12 @@ from ditlab.config.fields import check_settings
 from ditlab.config.sections import AutoencoderTraining, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting, read_object
 from ditlab.core.io import held, is_vacant, replace_text, replacing
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
+from ditlab.core.weights import write_pickle
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
 from ditlab.data.summary import report_data, report_unreadable
@@ -227,7 +228,8 @@ def claim(out: Path, settings: AutoencoderTraining, dataset: Dataset) -> None:
     """
     file, now, index = out / SETTINGS, asdict(settings), DataIndex.of(out, dataset)
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        with interpreting(file, "remove the folder to train from the start"):
+            before = read_object(file)
         fixed = [field.name for field in fields(settings) if field.metadata.get("resume") != "free"]
         differing = [key for key in fixed if before.get(key) != now[key]]
         images = [f"other images: {index.changes}"] if index.changes else []
@@ -249,7 +251,7 @@ def save(state: State, out: Path) -> None:
         raise InputError(f"the weights are no longer finite after {state.seen:,} images; give a lower lr")
     content = {"net": state.autoencoder.state_dict(), "optimizer": state.optimizer.state_dict()}
     with writing(str(out / STATE)), replacing(out / STATE) as draft:
-        torch.save(content | {"seen": state.seen, "seconds": state.seconds}, draft)
+        write_pickle(content | {"seen": state.seen, "seconds": state.seconds}, draft)
 
 
 def restore(state: State, out: Path) -> bool:
@@ -261,13 +263,11 @@ def restore(state: State, out: Path) -> bool:
     file = out / STATE
     if not file.exists():
         return False
-    try:
+    with interpreting(file, "remove it to train from the start"):
         saved: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         state.autoencoder.load_state_dict(saved["net"])
         state.optimizer.load_state_dict(saved["optimizer"])
-        state.seen, state.seconds = saved["seen"], saved["seconds"]
-    except (RuntimeError, KeyError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file} is damaged ({type(error).__name__}); remove it to train from the start") from error
+        state.seen, state.seconds = int(saved["seen"]), float(saved["seconds"])
     return True
 
 

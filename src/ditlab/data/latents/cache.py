@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting, parse_object, read_object
 from ditlab.core.io import is_vacant, replace_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
@@ -166,7 +167,7 @@ def read_header(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
             length = struct.unpack("<Q", opened.read(8))[0]
-            header: dict[str, Any] = json.loads(opened.read(length))
+            header = parse_object(opened.read(length))
         end = max(tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__")
         if file.stat().st_size != 8 + length + end:
             raise ValueError("its size is wrong")
@@ -279,7 +280,7 @@ class Shard:
 def read_index(folder: Path) -> dict[str, Any]:
     """The content of a cache's index."""
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        content = read_object(folder / INDEX)
     except FileNotFoundError:
         raise InputError(f"the cache {folder} is not finished; encode again with the same settings") from None
     except (OSError, ValueError) as error:
@@ -327,7 +328,8 @@ def read_description(folder: Path) -> Description | None:
     """
     file = folder / DESCRIPTION
     if file.exists():
-        return describe(json.loads(file.read_text(encoding="utf-8")))
+        with interpreting(file, "restore it from a copy, or encode into another folder"):
+            return describe(read_object(file))
     if not is_vacant(folder):
         raise InputError(f"{folder} is not empty and holds no cache; give another folder")
     return None

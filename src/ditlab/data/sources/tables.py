@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Self
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import parse_json
 from ditlab.core.spelling import all_nfc, nfc
 from ditlab.core.units import counted
 from ditlab.data.reading import Reading
@@ -77,7 +77,7 @@ class TableFile:
         for number, line in enumerate(self.text.split("\n"), 1):  # `splitlines` would split within texts too
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except ValueError as error:
                     raise self.lacks(f"JSON in line {number} ({error})") from error
                 if not isinstance(row, dict):
