@@ -38,7 +38,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-LIMIT = 10.0  # seconds of a command
+LIMIT = 10  # seconds of CPU time of a command
+WAIT = 120.0  # seconds that a command may take on a busy machine
 ROOM = 4 * 1024**3  # bytes that a command may allocate, so that the machine survives
 SAMPLE = "--seeds 0 --steps 1 --sampler euler --guidance 1 --device cpu --precision float32 --compile never"
 TINY = "--model.name DiT --model.width 32 --model.depth 1 --model.heads 2 --model.patch 2"
@@ -58,6 +59,39 @@ class Target:
     command: str
     """The command, in which {out} is a new path; paths are relative to the folder of all inputs."""
 
+
+STUDY = """
+title = "Depth"
+question = "How deep?"
+recipe = "digits"
+seeds = [0, 1]
+
+[budget]
+images = 1_280
+
+[settings]
+model = {name = "DiT", width = 32, heads = 2, patch = 2}
+train = {batch = 16, precision = "float32", compile = "never", device = "cpu"}
+
+[parts]
+"shallow" = {model = {depth = 1}}
+"deep" = {model = {depth = 2}}
+
+[evaluation]
+reference = "digits-held-out"
+count = 100
+guidance = 1.0
+metrics = ["frechet"]
+
+[[plots]]
+x = "gmacs"
+y = "fd"
+
+[[claims]]
+says = "The shallow one is best"
+paper = "none"
+order = ["shallow", "deep"]
+"""
 
 MODEL = ("config.json", "model.safetensors", "README.md")
 TARGETS = (
@@ -81,11 +115,10 @@ TARGETS = (
     Target(
         "run, resumed",
         ("run/*.json*", "run/images.npz", "run/recipe.toml", "run/checkpoints/*/*", "run/left-out.jsonl"),
-        f"train digits {TRAIN} --train.images 64 --allow-changes --out run",
+        f"train digits {TRAIN} --train.images 64 --train.power-ema 0.1 --allow-changes --out run",
     ),
     Target("run, sampled", ("run/checkpoints/*/*",), f"sample run --weights model {SAMPLE} {{out}}"),
     Target("EMA snapshots", ("run/averages/*",), "average run {file} --width 0.1"),
-    Target("cache, read", ("cache/*.json", "cache/shards/*"), "data cache"),
     Target(
         "cache, trained on",
         ("cache/*.json", "cache/shards/*", "cache/autoencoder/*"),
@@ -118,7 +151,7 @@ TARGETS = (
     Target("PNG record", ("sampled/class-0-seed0.png", "sampled/*seed0.png"), "sample model --like sampled/0-seed0.png {out}"),
     Target("start image", ("start.png", "mask.png"), f"sample model {SAMPLE} --image start.png --mask mask.png {{out}}"),
     Target("recipe", ("recipe.toml",), "plan recipe.toml --size 8 --channels 1 --classes 3"),
-    Target("recipe, trained", ("recipe.toml",), "train recipe.toml --train.images 16 {out}"),
+    Target("recipe, trained", ("recipe.toml",), f"train recipe.toml {TRAIN} --train.images 16 {{out}}"),
     Target("class map", ("map.toml",), f"train digits {TRAIN} --train.images 16 --init-from model --class-map map.toml {{out}}"),
     Target("class map, JSON", ("map.json",), f"train digits {TRAIN} --train.images 16 --init-from model --class-map map.json {{out}}"),
     Target("protocol", ("protocol.toml",), "evaluate samples.npz --recipe protocol.toml --features digits {eval}"),
@@ -265,19 +298,19 @@ def preload() -> None:
     ditlab.data.open_dataset("digits")
 
 
-def run_command(work: Path, command: str, *, limit: float = LIMIT, debug: bool = False) -> dict[str, Any]:
+def run_command(work: Path, command: str, *, limit: int = LIMIT, debug: bool = False) -> dict[str, Any]:
     """Run a command in a forked process; returns outcome, seconds, memory and the last line on standard error."""
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     printed = work / "printed"
     process = os.fork()
     if process == 0:
-        enter(work, arguments(command) + ["--debug"] * debug, printed)
+        enter(work, arguments(command) + ["--debug"] * debug, printed, limit)
     status, usage, hung = None, None, False
     while status is None:
         ended, ended_status, usage = os.wait4(process, os.WNOHANG)
         if ended:
             status = ended_status
-        elif time.monotonic() - started > limit and not hung:
+        elif time.monotonic() - started > WAIT and not hung:
             os.kill(process, signal.SIGKILL)
             hung = True
         else:
@@ -288,8 +321,8 @@ def run_command(work: Path, command: str, *, limit: float = LIMIT, debug: bool =
     line = (text.strip().splitlines() or [""])[-1]
     assert usage is not None
     return {
-        "outcome": "hang" if hung else judged(status, text, line), "line": line[:500],
-        "seconds": round(time.monotonic() - started, 2), "memory_mib": round(max(0, usage.ru_maxrss - before) / 1024),
+        "outcome": "hang" if hung or (os.WIFSIGNALED(status) and usage.ru_utime + usage.ru_stime >= limit) else judged(status, text, line), "line": line[:500],
+        "seconds": round(usage.ru_utime + usage.ru_stime, 2), "memory_mib": round(max(0, usage.ru_maxrss - before) / 1024),
         "command": f"ditlab {' '.join(arguments(command))}",
     }  # fmt: skip
 
@@ -306,11 +339,12 @@ def judged(status: int, text: str, line: str) -> str:
     return "one line" if code else "ok"
 
 
-def enter(work: Path, words: list[str], printed: Path) -> None:
+def enter(work: Path, words: list[str], printed: Path, limit: int) -> None:
     """Run the command line in this forked process, and end it."""
     code = 3
     try:
         os.chdir(work)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         resource.setrlimit(resource.RLIMIT_DATA, (ROOM, ROOM))
         with printed.open("w", errors="backslashreplace") as file:
             os.dup2(file.fileno(), 2)
@@ -335,7 +369,9 @@ def check_valid(inputs: Path, target: Target) -> None:
         work = Path(folder) / "work"
         shutil.copytree(inputs, work)
         for pattern in target.files:
-            assert list(work.glob(pattern)) or "class-0" in pattern or "left-out" in pattern, f"{target.name}: no file {pattern}"
+            assert list(work.glob(pattern)) or "class-0" in pattern or "left-out" in pattern, (
+                f"{target.name}: no file {pattern}"
+            )
         outcome = run_command(work, target.command)
         if outcome["outcome"] != "ok":
             print(f"{target.name}: {outcome}", file=sys.stderr)
@@ -431,7 +467,20 @@ NUMBERS = (
     b"0", b"-1", b"1", b"2", b"3", b"1.5", b"7", b"1e400", b"-1e400", b"NaN", b"nan", b"inf", b"Infinity", b"9" * 20,
     b"9" * 400, b"9" * 5000, b"4294967296", b"9223372036854775808", b"1e-300", b"true", b"null", b'"1"',
 )  # fmt: skip
-VALUES = (*NUMBERS, b'"x"', b'""', b"[]", b"{}", b"[[1]]", b'{"a": 1}', b"[1, 2, 3]", b'["x"]', b"[null]", b'"\\ud800"', b'"\\u0000"')
+VALUES = (
+    *NUMBERS,
+    b'"x"',
+    b'""',
+    b"[]",
+    b"{}",
+    b"[[1]]",
+    b'{"a": 1}',
+    b"[1, 2, 3]",
+    b'["x"]',
+    b"[null]",
+    b'"\\ud800"',
+    b'"\\u0000"',
+)
 DEEP = (b"[" * 3000 + b"]" * 3000, b"[" * 100_000, b'{"a":' * 100_000)
 
 
@@ -690,7 +739,10 @@ def ABSENT() -> Any:  # noqa: N802
 def make_runs(folder: Path) -> None:
     """Train a model, one with low-rank updates apart, and an autoencoder; encode a cache."""
     ditlab(folder, f"train digits {TRAIN} --train.images 48 --train.power-ema 0.1 --out run")
-    ditlab(folder, f"train digits {TRAIN} --train.images 32 --init-from run --train.lora 2 --train.lora-apart --out adapted")
+    ditlab(
+        folder,
+        f"train digits {TRAIN} --train.images 32 --init-from run --train.lora 2 --train.lora-apart --out adapted",
+    )
     ditlab(folder, "train-autoencoder images {ae} --images 32 --out autoencoder")
     ditlab(folder, "encode images --size 8 --autoencoder autoencoder --shard 8 --out cache")
 
@@ -708,8 +760,7 @@ def make_records(folder: Path) -> None:
     (folder / "protocol.toml").write_text(
         'reference = "reference.npz"\ncount = 20\nmetrics = ["frechet"]\nseed = 0\ndevice = "cpu"\n'
     )
-    recipes = Path(__file__).parents[1] / "recipes"
-    shutil.copy(recipes / "studies" / "conditioning.toml", folder / "study.toml")
+    (folder / "study.toml").write_text(STUDY)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor
 from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import interpreting
 from ditlab.core.hub import fetch
 from ditlab.core.io import MANIFEST, remove, replace_text, write_manifest
 from ditlab.core.modules import skip_init
@@ -105,7 +106,7 @@ def _from_file(path: Path, overrides: dict[str, float]) -> KL:
 
 
 def _build(architecture: dict[str, Any], constants: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> KL:
-    with skip_init():
+    with interpreting(source, "download it again", "is not a complete autoencoder"), skip_init():
         autoencoder = KL(architecture, **constants)
     tensors = {f"net.{rename(key)}": as_matrix(rename(key), value.float()) for key, value in tensors.items()}
     autoencoder.load_state_dict(fit(tensors, autoencoder.state_dict(), str(source)), assign=True)
@@ -165,13 +166,9 @@ def read_part(model: Path) -> Autoencoder:
     Raises:
         InputError: the config is incomplete, or weights are missing or do not fit.
     """
-    try:
-        with skip_init():
-            autoencoder = create_autoencoder(**read_config(model)["autoencoder"])
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{model / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
-        ) from error
+    config = read_config(model)
+    with interpreting(model / CONFIG, "save the model again", "is not a complete ditlab config"), skip_init():
+        autoencoder = create_autoencoder(**config["autoencoder"])
     if expected := autoencoder.state_dict():
         autoencoder.load_state_dict(read_weights(model / AUTOENCODER, expected), assign=True)
     return autoencoder.eval().requires_grad_(False)
@@ -179,11 +176,8 @@ def read_part(model: Path) -> Autoencoder:
 
 @imported_parts_only()
 def _read_own(folder: Path, config: dict[str, Any]) -> Autoencoder:
-    try:
-        with skip_init():
-            autoencoder = create_autoencoder(**{key: value for key, value in config.items() if key != "format"})
-    except TypeError as error:
-        raise InputError(f"{folder / CONFIG} is not a complete autoencoder ({error}); save it again") from error
+    with interpreting(folder / CONFIG, "save it again", "is not a complete autoencoder"), skip_init():
+        autoencoder = create_autoencoder(**{key: value for key, value in config.items() if key != "format"})
     autoencoder.load_state_dict(read_weights(folder / AUTOENCODER, autoencoder.state_dict()), assign=True)
     return autoencoder
 

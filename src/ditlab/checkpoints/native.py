@@ -10,11 +10,14 @@ from ditlab.autoencoders.io import read_part
 from ditlab.backbones import create
 from ditlab.backbones.lora import plain
 from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
+from ditlab.config.sampling import Sample
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
 from ditlab.core.hub import is_there
 from ditlab.core.modules import skip_init
 from ditlab.core.registry import check_imported, imported_parts_only
 from ditlab.core.spelling import absolute
+from ditlab.core.values import PixelValues
 from ditlab.core.weights import (
     ADAPTER,
     AVERAGED,
@@ -55,7 +58,7 @@ def load_folder(
     """
     folder = newest_checkpoint(path) or path
     config = read_config(folder)
-    try:
+    with interpreting(folder / CONFIG, "save the model again", "is not a complete ditlab config"):
         backbone = dict(config.pop("backbone"))
         size = tuple(backbone.pop("size"))
         if origin := backbone.pop("class", None):
@@ -65,10 +68,8 @@ def load_folder(
             net = create(**backbone, size=size)
         conditioner = read_conditioner(folder, net.classes, config.pop("classes"), config.pop("conditioner", None))
         del config["autoencoder"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{folder / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
-        ) from error
+        PixelValues.read(config.get("values"))
+        Sample.read(config.get("sample", {}))
     apart, ema = (folder / ADAPTER).exists(), weights == "ema"
     if base is not None and not apart:
         raise InputError(f"{folder} contains all its weights and needs no base; leave it out")

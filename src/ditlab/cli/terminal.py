@@ -82,5 +82,6 @@ def command() -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one line on standard error, and exit."""
-    print(f"ditlab: {printable(message)}", file=sys.stderr)
+    line = printable(message).replace("\n", "\\n")
+    print(f"ditlab: {line}", file=sys.stderr)
     sys.exit(code)

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,19 @@ def parse_toml(text: str | bytes) -> dict[str, Any]:
         raise ValueError(TOO_DEEP) from None
 
 
+def check_types(values: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
+    """Check the types of those values that are there.
+
+    Raises:
+        TypeError: a value has another type; the file is of another program, or was edited.
+    """
+    for name, allowed in types.items():
+        if name in values and not isinstance(values[name], allowed):
+            raise TypeError(f"{name} is a {type(values[name]).__name__}")
+
+
 @contextmanager
-def interpreting(what: object, remedy: str) -> Iterator[None]:
+def interpreting(what: object, remedy: str, problem: str = "is damaged") -> Iterator[None]:
     """Report errors of the enclosed block, which does nothing but interpret a file, as damage of this file.
 
     What a damaged file raises depends on where it is damaged, so errors of all types count.
@@ -85,16 +96,17 @@ def interpreting(what: object, remedy: str) -> Iterator[None]:
     Args:
         what: the file, for the message.
         remedy: what to do, for the message.
+        problem: what is wrong with the file, for the message.
 
     Raises:
         InputError: the block has failed.
     """
     try:
         yield
-    except InputError:
+    except (InputError, NameError, ImportError):  # the last two are never the file's fault
         raise
     except Exception as error:
-        raise InputError(f"{what} is damaged ({reason(error)}); {remedy}") from error
+        raise InputError(f"{what} {problem} ({reason(error)}); {remedy}") from error
 
 
 def reason(error: Exception) -> str:

@@ -239,7 +239,7 @@ def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
         raise InputError(
             f"{path} {problem}; it was rejected and no code was run: give a file that holds tensors only"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle raises exceptions of many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is truncated or damaged ({reason}); download or copy it again") from error
     if not isinstance(content, dict):

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
 from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
@@ -198,7 +199,7 @@ def read_names(file: Path | None) -> set[str]:
     """Names in a report that an earlier part of the same run wrote."""
     if file is None or not file.exists():
         return set()
-    with file.open(newline="", encoding="utf-8") as opened:
+    with interpreting(file, "remove it"), file.open(newline="", encoding="utf-8") as opened:
         return {row["name"] for row in csv.DictReader(opened)}
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.formats import parse_object
+from ditlab.core.formats import interpreting, parse_object
 from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues
@@ -120,7 +120,7 @@ def array_names(file: Path) -> list[str]:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except FileNotFoundError:
         raise InputError(f"no file {file}; {nearest_path(file, 'give an existing .npz')}") from None
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"{file} is truncated or not an .npz file ({error}); write it again") from error
 
 
@@ -130,7 +130,10 @@ def read_about(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file does not exist, or is not an .npz file.
     """
-    return parse_object(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
+    if "ditlab" not in array_names(file):
+        return {}
+    with interpreting(file, "make it again", "has a damaged description"):
+        return parse_object(str(map_array(file, "ditlab")))
 
 
 def read_values(file: Path) -> PixelValues | None:
@@ -139,7 +142,10 @@ def read_values(file: Path) -> PixelValues | None:
     Raises:
         InputError: the file does not exist, or is not an .npz file.
     """
-    return PixelValues.read(parse_object(str(map_array(file, VALUES)))) if VALUES in array_names(file) else None
+    if VALUES not in array_names(file):
+        return None
+    with interpreting(file, "write it again", "has a damaged description of its numbers"):
+        return PixelValues.read(parse_object(str(map_array(file, VALUES))))
 
 
 def map_array(file: Path, name: str) -> NDArray[np.generic]:
@@ -150,11 +156,13 @@ def map_array(file: Path, name: str) -> NDArray[np.generic]:
     """
     if name not in array_names(file):
         raise InputError(f"{file} has no {name}; give a sample file")
-    try:
+    with interpreting(file, "write it again", "cannot be read"):
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
             version = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(member)
+            if min(shape, default=0) < 0:
+                raise ValueError(f"its shape is {shape}")
             info = archive.getinfo(f"{name}.npy")
             if info.compress_type == zipfile.ZIP_STORED and not fortran and not dtype.hasobject and 0 not in shape:
                 start = data_start(file, info) + member.tell()
@@ -162,8 +170,6 @@ def map_array(file: Path, name: str) -> NDArray[np.generic]:
         with np.load(file) as arrays:
             loaded: NDArray[np.generic] = arrays[name]
             return loaded
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} cannot be read ({error}); write it again") from error
 
 
 def stored_rows(file: Path, name: str) -> RowFile | NDArray[Any]:

@@ -130,8 +130,7 @@ def sample_folder(
     files = [out / f"{stem}.{format}" for stem in different([cell.stem for cell in cells])]
     pixels = write_batches(pipe, batches, files, record.every())
     grid, settings = out / "grid.png", record.write(files)
-    with writing(grid):
-        save_item(sheet(pipe, pixels, rows), grid, record.listed(files))
+    save_item(sheet(pipe, pixels, rows), grid, record.listed(files))
     animation = out / "trajectory.gif" if trajectory else None
     if animation is not None:
         save_animation([sheet(pipe, torch.cat(batch), rows) for batch in frames.values()], animation)

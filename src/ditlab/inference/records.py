@@ -11,7 +11,7 @@ from PIL import PngImagePlugin
 
 from ditlab.config.sampling import NAMES, SETTINGS, modern, preset_options
 from ditlab.core.errors import InputError
-from ditlab.core.formats import parse_object
+from ditlab.core.formats import check_types, parse_object
 from ditlab.core.io import replace_text
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.types import Between, Label, Seed
@@ -304,17 +304,6 @@ def bounded(digits: str) -> int:
     if len(digits) > 20:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
-
-
-def check_types(values: dict[str, Any], types: dict[str, tuple[type, ...]]) -> None:
-    """Check the types of values that are used before the settings are resolved, which checks all others.
-
-    Raises:
-        TypeError: a value has another type; a file of another program, or an edited one.
-    """
-    for name, allowed in types.items():
-        if name in values and not isinstance(values[name], allowed):
-            raise TypeError(f"{name} is a {type(values[name]).__name__}")
 
 
 def parsed(value: Any) -> Any:

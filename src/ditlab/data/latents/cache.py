@@ -14,6 +14,7 @@ Entries are read at their offset and not memory-mapped, because mapped files cou
 import hashlib
 import json
 import math
+import operator
 import struct
 import zlib
 from dataclasses import asdict, dataclass, field, replace
@@ -22,11 +23,10 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.formats import interpreting, parse_object, read_object
+from ditlab.core.formats import check_types, interpreting, parse_object, read_object, reason
 from ditlab.core.io import is_vacant, replace_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
@@ -44,6 +44,11 @@ STORED = {
 """Types as the header of a safetensors file calls them."""
 CONDITION, EXTRA, STAMP = "condition.", "extra.", "stamp."  # prefixes of the names of further tensors
 IMAGES = ("source", "images", "classes")  # keys of a description that follow from the images
+TYPES = {
+    "source": str, "images": int, "channels": int, "preprocessing": dict, "autoencoder": str, "dtype": str,
+    "classes": list, "shard": int, "values": dict,
+}  # fmt: skip
+"""Types of the values of a description."""
 RENAMED = {"pictures": "images"}  # keys of caches that earlier versions wrote
 
 
@@ -129,8 +134,10 @@ def write_shard(file: Path, batch: Batch, stamps: Stamps) -> None:
     tensors |= {f"{STAMP}{name}": torch.tensor(value) for name, value in stamps.arrays().items()}
     try:
         write_tensors(tensors, file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {file}: {error}; free some space and run the same command again") from error
+    except OSError as error:
+        raise InputError(
+            f"cannot write {file}: {reason(error)}; free some space and run the same command again"
+        ) from error
 
 
 def write_index(folder: Path, description: Description) -> int:
@@ -164,16 +171,32 @@ def read_header(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or incomplete.
     """
-    try:
+    with interpreting(f"shard {file}", "remove it and encode again", "is missing or damaged"):
+        size = file.stat().st_size
         with file.open("rb") as opened:
             length = struct.unpack("<Q", opened.read(8))[0]
-            header = parse_object(opened.read(length))
-        end = max(tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__")
-        if file.stat().st_size != 8 + length + end:
+            header = parse_object(opened.read(min(length, size)))
+        ends = [check_entry(tensor) for key, tensor in header.items() if key != "__metadata__"]
+        if size != 8 + length + max(ends):
             raise ValueError("its size is wrong")
-    except (OSError, ValueError, struct.error, KeyError) as error:
-        raise InputError(f"shard {file} is missing or damaged ({error}); remove it and encode again") from error
+        for name in ("labels", "checksums"):
+            if header[name]["dtype"] != "I64" or header[name]["shape"] != header["moments"]["shape"][:1]:
+                raise ValueError(f"its {name} have another shape or type")
     return header | {"start": 8 + length}
+
+
+def check_entry(tensor: dict[str, Any]) -> int:
+    """Check type, shape and position of a tensor in the header of a safetensors file; returns its end.
+
+    Raises:
+        ValueError, TypeError, KeyError: they do not fit.
+    """
+    shape, (first, last) = [operator.index(side) for side in tensor["shape"]], tensor["data_offsets"]
+    if min(shape, default=0) < 0 or not 0 <= first <= last:
+        raise ValueError("a shape or position is negative")
+    if math.prod(shape) * STORED[tensor["dtype"]].itemsize != last - first:
+        raise ValueError("a tensor does not have the length of its shape")
+    return int(last)
 
 
 def is_cache(path: Path) -> bool:
@@ -196,15 +219,24 @@ class Latents(Dataset):
         """
         self.folder = folder
         content = read_index(folder)
-        shards, self.entries = content.pop("shards"), content.pop("entries")
-        self.description = describe(content)
+        with interpreting(folder / INDEX, "remove it and encode again"):
+            listed = [(str(part["file"]), int(part["bytes"]), int(part["entries"])) for part in content.pop("shards")]
+            self.entries = int(content.pop("entries"))
+            self.description = describe(content)
         self.channels, self.size = self.description.channels, self.description.size
         self.classes, self.preprocessing = all_nfc(self.description.classes), self.description.preprocessing
         self.values = PixelValues.read(self.description.values)
         self.shape = self.description.shape
-        self.shards = [Shard(folder / "shards" / shard["file"], shard["bytes"]) for shard in shards]
-        self.starts = np.cumsum([0] + [shard["entries"] for shard in shards])
+        self.shards = [Shard(folder / "shards" / Path(file).name, size) for file, size, _ in listed]
+        for shard, (_, _, entries) in zip(self.shards, listed, strict=True):
+            if shard.count != entries or shard.header["moments"]["shape"][1:] != list(self.shape):
+                raise InputError(f"shard {shard.file} does not fit the index; remove it and encode again")
+        if self.entries != sum(shard.count for shard in self.shards) or not self.entries:
+            raise InputError(f"{folder / INDEX} does not have the count of its shards; remove it and encode again")
+        self.starts = np.cumsum([0] + [shard.count for shard in self.shards])
         self.labels = torch.cat([shard.column("labels") for shard in self.shards])
+        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < max(1, len(self.classes)):
+            raise InputError(f"{folder} has a label that is no class; remove its shards and encode again")
         self.checksums = torch.cat([shard.column("checksums") for shard in self.shards]).tolist()
         names = next((shard.header.keys() for shard in self.shards if shard.count), ())
         self.condition_names = [name for name in names if name.startswith(CONDITION)]
@@ -305,7 +337,16 @@ def is_indexed(folder: Path, description: Description) -> bool:
 def describe(content: dict[str, Any]) -> Description:
     """The description that an index or description.json holds, with present key names."""
     values = {RENAMED.get(key, key): value for key, value in content.items()}
-    return Description(**values | {"shape": tuple(values["shape"]), "size": tuple(values["size"])})
+    check_types(values, TYPES)
+    values |= {name: tuple(map(operator.index, values[name])) for name in ("shape", "size")}
+    description = Description(**values)
+    if (
+        description.images < 0
+        or description.shard < 1
+        or not all(isinstance(name, str) for name in description.classes)
+    ):
+        raise ValueError("a count is negative, or a class is not a name")
+    return description
 
 
 def shard_stamps(file: Path) -> Stamps | None:
