@@ -10,7 +10,7 @@ from ditlab.autoencoders.io import save_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.published import to_official
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.io import replacing
+from ditlab.core.io import replace_text, replacing
 from ditlab.core.spelling import expand
 from ditlab.core.weights import CONFIG, write_pickle, write_tensors
 from ditlab.inference import saving
@@ -59,7 +59,7 @@ def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write an object as indented JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 LAYOUTS: dict[str, Callable[[Pipeline, Path, str], Any]] = {

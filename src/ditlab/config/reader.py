@@ -26,7 +26,8 @@ from ditlab.config.sections import Model, Recipe
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest, nearest_path
 from ditlab.core.formats import parse_toml
-from ditlab.core.spelling import expand
+from ditlab.core.spelling import expand, is_utf8
+from ditlab.core.terminal import printable
 
 NETWORK = "--model.name"
 Settings = TypeVar("Settings")
@@ -339,7 +340,11 @@ def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def to_toml(tables: dict[str, dict[str, Any]]) -> str:
-    """Return nested tables of scalars and lists as TOML (the standard library reads TOML but does not write it)."""
+    """Return nested tables of scalars and lists as TOML (the standard library reads TOML but does not write it).
+
+    Raises:
+        InputError: a path is not UTF-8, which TOML cannot hold.
+    """
 
     def value(v: Any) -> str:
         if isinstance(v, list):
@@ -348,6 +353,8 @@ def to_toml(tables: dict[str, dict[str, Any]]) -> str:
             return f"{{{', '.join(f'{json.dumps(k)} = {value(x)}' for k, x in v.items())}}}"
         if isinstance(v, float):
             return repr(v)  # inf and nan are valid TOML too
+        if isinstance(v, str) and not is_utf8(v):
+            raise InputError(f"{printable(v)} is not UTF-8, so a recipe cannot hold it; rename the file or folder")
         return json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f")  # strings, whole numbers, booleans
 
     sections = (

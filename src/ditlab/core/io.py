@@ -83,8 +83,11 @@ def remove(path: Path) -> None:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a text file atomically: readers see the old or the new content."""
-    replace_bytes(file, text.encode())
+    """Write a text file in UTF-8 atomically: readers see the old or the new content.
+
+    Bytes of a path that are not UTF-8 become escapes such as \\udcff, which JSON reads back as the same path.
+    """
+    replace_bytes(file, text.encode(errors="backslashreplace"))
 
 
 def replace_bytes(file: Path, content: bytes) -> None:

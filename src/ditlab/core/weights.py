@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.formats import read_object
 from ditlab.core.io import MANIFEST, damage, moved_aside, replacing
+from ditlab.core.spelling import is_utf8
 
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
 CONFIG = "config.json"
@@ -85,7 +86,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"its {MANIFEST} if you changed the weights yourself"
         )
     try:
-        return load_file(file)
+        return load_file(file) if is_utf8(file) else load(file.read_bytes())  # the library opens no other paths
     except FileNotFoundError:
         raise InputError(f"no weights at {file}; give a model folder or a run folder with a checkpoint") from None
     except (SafetensorError, OSError) as error:

@@ -199,14 +199,14 @@ def read_names(file: Path | None) -> set[str]:
     """Names in a report that an earlier part of the same run wrote."""
     if file is None or not file.exists():
         return set()
-    with interpreting(file, "remove it"), file.open(newline="", encoding="utf-8") as opened:
+    with interpreting(file, "remove it"), file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
         return {row["name"] for row in csv.DictReader(opened)}
 
 
 def append_report(file: Path, name: str, reason: str) -> None:
     """Append the name of a skipped image and the reason to a CSV file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", newline="", encoding="utf-8") as opened:
+    with file.open("a", newline="", encoding="utf-8", errors="surrogateescape") as opened:
         writer = csv.writer(opened)
         if opened.tell() == 0:
             writer.writerow(["name", "reason"])

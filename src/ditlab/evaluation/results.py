@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from ditlab.config.evaluation import Expectation
-from ditlab.core.formats import interpreting, read_object
+from ditlab.core.formats import check_types, interpreting, read_object
 from ditlab.core.io import replace_text, replacing
 from ditlab.inference.samples import Samples
 from ditlab.report.sheets import contact_sheet, to_pil
@@ -61,7 +61,11 @@ def read_result(folder: Path) -> Result:
     with interpreting(file, "remove it and evaluate again"):
         metrics = read_object(file)
         others = {part.name: metrics.pop(part.name) for part in fields(Result) if part.name != "metrics"}
-        return Result(metrics, **others | {"folder": folder, "expected": None})
+        result = Result(metrics, **others | {"folder": folder, "expected": None})
+        check_types(vars(result), {"metrics": dict, "notes": list, "seconds": (int, float)})
+        if not all(isinstance(note, str) for note in result.notes):
+            raise TypeError("a note is not a text")
+        return result
 
 
 def with_expectation(result: Result, settings: Expectation) -> Result:
