@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ TRAIN = (
     f"{TINY} --train.batch 16 --train.precision float32 --train.compile never --train.device cpu --train.log-every 16 "
     "--train.save-every 32 --train.preview-every 32 --sample.sampler euler --sample.steps 1"
 )
+
+
+START = "--train.images 16 --init-from model"
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ order = ["shallow", "deep"]
 
 MODEL = ("config.json", "model.safetensors", "README.md")
 TARGETS = (
-    Target("model folder", tuple(f"model/{name}" for name in (*MODEL, "manifest.json")), f"sample model {SAMPLE} {{out}}"),
+    Target("model folder", ("model/*",), f"sample model {SAMPLE} {{out}}"),
     Target("model without manifest", tuple(f"bare/{name}" for name in MODEL), f"sample bare {SAMPLE} {{out}}"),
     Target("model, described", ("bare/config.json",), "info bare"),
     Target("latent model", ("latent/config.json", "latent/autoencoder.safetensors"), f"sample latent {SAMPLE} {{out}}"),
@@ -114,7 +118,7 @@ TARGETS = (
     Target("run, watched", ("run/metrics.jsonl", "run/recipe.toml", "run/previews/*.png"), "watch run --once"),
     Target(
         "run, resumed",
-        ("run/*.json*", "run/images.npz", "run/recipe.toml", "run/checkpoints/*/*", "run/left-out.jsonl"),
+        ("run/*.json*", "run/images.npz", "run/recipe.toml", "run/checkpoints/*/*"),
         f"train digits {TRAIN} --train.images 64 --train.power-ema 0.1 --allow-changes --out run",
     ),
     Target("run, sampled", ("run/checkpoints/*/*",), f"sample run --weights model {SAMPLE} {{out}}"),
@@ -148,12 +152,13 @@ TARGETS = (
     Target("result", ("evaluated/*/*", "evaluated/*"), "evaluate samples.npz --reference reference.npz {again}"),
     Target("schedules", ("schedules.json",), f"sample model {SAMPLE} --schedule schedules.json {{out}}"),
     Target("samples.json", ("sampled/samples.json",), "sample model --like sampled/samples.json {out}"),
-    Target("PNG record", ("sampled/class-0-seed0.png", "sampled/*seed0.png"), "sample model --like sampled/0-seed0.png {out}"),
-    Target("start image", ("start.png", "mask.png"), f"sample model {SAMPLE} --image start.png --mask mask.png {{out}}"),
+    Target("PNG record", ("sampled/0-seed0.png",), "sample model --like sampled/0-seed0.png {out}"),
+    Target("start image", ("start.png",), f"sample model {SAMPLE} --image start.png {{out}}"),
+    Target("mask", ("mask.png",), f"sample model {SAMPLE} --image start.png --mask mask.png {{out}}"),
     Target("recipe", ("recipe.toml",), "plan recipe.toml --size 8 --channels 1 --classes 3"),
     Target("recipe, trained", ("recipe.toml",), f"train recipe.toml {TRAIN} --train.images 16 {{out}}"),
-    Target("class map", ("map.toml",), f"train digits {TRAIN} --train.images 16 --init-from model --class-map map.toml {{out}}"),
-    Target("class map, JSON", ("map.json",), f"train digits {TRAIN} --train.images 16 --init-from model --class-map map.json {{out}}"),
+    Target("class map", ("map.toml",), f"train digits {TRAIN} {START} --class-map map.toml {{out}}"),
+    Target("class map, JSON", ("map.json",), f"train digits {TRAIN} {START} --class-map map.json {{out}}"),
     Target("protocol", ("protocol.toml",), "evaluate samples.npz --recipe protocol.toml --features digits {eval}"),
     Target("study", ("study.toml",), "study study.toml --dry-run"),
 )  # fmt: skip
@@ -210,13 +215,13 @@ def run_all(inputs: Path, targets: list[Target], seed: int, count: int, workers:
 
     def results() -> dict[str, Any]:
         return {
-            "cases": done, "seed": seed, "totals": dict(totals), "minutes": round((time.monotonic() - started) / 60, 1),
-            "most_memory_mib": largest, "slowest_s": slowest, "failures": failures, "targets": {k: dict(v) for k, v in table.items()},
+            "cases": done, "seed": seed, "totals": totals, "minutes": round((time.monotonic() - started) / 60, 1),
+            "most_memory_mib": largest, "slowest_s": slowest, "failures": failures, "targets": table,
         }  # fmt: skip
 
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
         numbers = iter(range(count))
-        tasks = {pool.submit(run_case, inputs, targets, seed, n, out) for n, _ in zip(numbers, range(2 * workers))}
+        tasks = {pool.submit(run_case, inputs, targets, seed, n, out) for n in islice(numbers, 2 * workers)}
         while tasks:
             finished = next(as_completed(tasks))
             tasks.remove(finished)
@@ -320,10 +325,11 @@ def run_command(work: Path, command: str, *, limit: int = LIMIT, debug: bool = F
         print(text, file=sys.stderr)
     line = (text.strip().splitlines() or [""])[-1]
     assert usage is not None
+    seconds, memory = usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss - before) / 1024
+    hung = hung or (os.WIFSIGNALED(status) and seconds >= limit)
     return {
-        "outcome": "hang" if hung or (os.WIFSIGNALED(status) and usage.ru_utime + usage.ru_stime >= limit) else judged(status, text, line), "line": line[:500],
-        "seconds": round(usage.ru_utime + usage.ru_stime, 2), "memory_mib": round(max(0, usage.ru_maxrss - before) / 1024),
-        "command": f"ditlab {' '.join(arguments(command))}",
+        "outcome": "hang" if hung else judged(status, text, line), "line": line[:500], "seconds": round(seconds, 2),
+        "memory_mib": round(memory), "command": f"ditlab {' '.join(arguments(command))}",
     }  # fmt: skip
 
 
@@ -405,6 +411,7 @@ def place(content: bytes, rng: random.Random) -> int:
 
 
 def flip_bits(content: bytes, rng: random.Random) -> bytes:
+    """Flip some bits."""
     changed = bytearray(content)
     for _ in range(rng.choice((1, 1, 3, 20)) if content else 0):
         changed[min(place(content, rng), len(content) - 1)] ^= 1 << rng.randrange(8)
@@ -412,48 +419,58 @@ def flip_bits(content: bytes, rng: random.Random) -> bytes:
 
 
 def random_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Replace some bytes by random ones."""
     start, length = place(content, rng), rng.choice((1, 4, 16, 200))
     return content[:start] + rng.randbytes(length) + content[start + length :]
 
 
 def cut(content: bytes, rng: random.Random) -> bytes:
+    """Remove the end."""
     return content[: place(content, rng)]
 
 
 def cut_start(content: bytes, rng: random.Random) -> bytes:
+    """Remove the start."""
     return content[place(content, rng) :]
 
 
 def drop(content: bytes, rng: random.Random) -> bytes:
+    """Remove some bytes."""
     start = place(content, rng)
     return content[:start] + content[start + rng.choice((1, 2, 8, 64, 1000)) :]
 
 
 def repeat(content: bytes, rng: random.Random) -> bytes:
+    """Repeat a range."""
     start, length = place(content, rng), rng.choice((1, 4, 40, 1000))
     return content[: start + length] + content[start:]
 
 
 def swap(content: bytes, rng: random.Random) -> bytes:
+    """Exchange two ranges."""
     first, second, third = sorted(place(content, rng) for _ in range(3))
     return content[:first] + content[second:third] + content[first:second] + content[third:]
 
 
 def empty(content: bytes, rng: random.Random) -> bytes:
+    """Remove everything."""
     return b""
 
 
 def other_type(content: bytes, rng: random.Random) -> bytes:
+    """Replace the content by that of another type of file."""
     return rng.choice(
-        (b"[]", b"{}", b"null", b"0", b'"text"', b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"\x80\x02}.", b"\xff\xd8\xff", bytes(512))
+        (b"[]", b"{}", b"null", b"0", b'"text"', b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"\x80\x02}.", bytes(512))
     )  # fmt: skip
 
 
 def nested(content: bytes, rng: random.Random) -> bytes:
+    """Replace the content by deep nesting."""
     return rng.choice((b"[" * 100_000, b'{"a":' * 100_000, b"a = " + b"[" * 100_000, b"a = " + b"{a=" * 50_000))
 
 
 def zeros(content: bytes, rng: random.Random) -> bytes:
+    """Overwrite a range by zeros."""
     start, length = place(content, rng), rng.choice((8, 100, 1000))
     return content[:start] + bytes(length) + content[start + length :]
 
@@ -493,22 +510,27 @@ def replaced(pattern: re.Pattern[bytes], values: tuple[bytes, ...], content: byt
 
 
 def change_number(content: bytes, rng: random.Random) -> bytes:
+    """Replace a number."""
     return replaced(NUMBER, NUMBERS, content, rng)
 
 
 def change_value(content: bytes, rng: random.Random) -> bytes:
+    """Replace a value after a colon or an equals sign."""
     return replaced(VALUE, VALUES, content, rng)
 
 
 def change_key(content: bytes, rng: random.Random) -> bytes:
+    """Replace a text."""
     return replaced(STRING, (b'"x"', b'""', b'"__class__"', b'"\xff"', b'"a\\nb"'), content, rng)
 
 
 def nest_value(content: bytes, rng: random.Random) -> bytes:
+    """Replace a value by deep nesting."""
     return replaced(VALUE, DEEP, content, rng)
 
 
 def swap_numbers(content: bytes, rng: random.Random) -> bytes:
+    """Exchange two numbers."""
     matches = list(NUMBER.finditer(content[:200_000]))
     if len(matches) < 2:
         return content
@@ -518,12 +540,14 @@ def swap_numbers(content: bytes, rng: random.Random) -> bytes:
 
 
 def drop_line(content: bytes, rng: random.Random) -> bytes:
+    """Remove a line."""
     lines = content.split(b"\n")
     lines.pop(rng.randrange(len(lines)))
     return b"\n".join(lines)
 
 
 def repeat_line(content: bytes, rng: random.Random) -> bytes:
+    """Repeat a line somewhere else."""
     lines = content.split(b"\n")
     lines.insert(rng.randrange(len(lines)), rng.choice(lines))
     return b"\n".join(lines)

@@ -165,11 +165,62 @@ def test_a_diffusers_config_without_a_key(tmp_path, key):
 
 
 @pytest.mark.parametrize("settings", ["[]", "{", "[" * 100_000])
-def test_damaged_settings_of_an_autoencoder(ditlab, tmp_path, settings):
-    (tmp_path / "settings.json").write_text(settings)
-    printed = ditlab("train-autoencoder", "digits", "--out", tmp_path, code=2).err.splitlines()
-    assert printed[-1].startswith(f"ditlab: {tmp_path / 'settings.json'} is damaged (")
-    assert printed[-1].endswith("); remove the folder to train from the start")
+def test_damaged_settings_of_an_autoencoder(tmp_path, settings):
+    from ditlab.config.sections import AutoencoderTraining
+    from ditlab.data import InMemory
+    from ditlab.training.autoencoder import claim
+
+    file = tmp_path / "settings.json"
+    file.write_text(settings)
+    images = InMemory(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long), [])
+    with pytest.raises(InputError) as caught:
+        claim(tmp_path, AutoencoderTraining(), images)
+    assert str(caught.value).startswith(f"{file} is damaged (")
+    assert str(caught.value).endswith("); remove the folder to train from the start")
+
+
+def test_a_bad_byte_in_the_metrics_does_not_stop_a_run_from_resuming(tmp_path):
+    from ditlab.report.run import read_metrics
+    from ditlab.training.log import forget_after
+
+    file = tmp_path / "metrics.jsonl"
+    lines = [
+        b'{"images": 16, "loss": 1.0}',
+        b'{"images": 32, "l\xffss": 1.0}',
+        b"[]",
+        b'{"images": 48}',
+        b'{"images": 64}',
+    ]
+    file.write_bytes(b"\n".join(lines))
+    assert [line["images"] for line in read_metrics(tmp_path)] == [16, 48, 64]
+    forget_after(file, 48)
+    assert file.read_bytes() == lines[0] + b"\n" + lines[3] + b"\n"
+
+
+@pytest.mark.parametrize("name", ["description.json", "index.json"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1}', "[" * 100_000])
+def test_a_damaged_description_of_a_cache(tmp_path, name, content):
+    from ditlab.data.latents.cache import Latents, read_description
+
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_description(tmp_path) if name == "description.json" else Latents(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_header_of_a_shard(tmp_path):
+    from ditlab.data.latents.cache import read_header
+
+    file = tmp_path / "000000.safetensors"
+    tensors = {"moments": torch.zeros(2, 4, 1, 1), "labels": torch.zeros(2).long(), "checksums": torch.zeros(2).long()}
+    write_tensors(tensors, file)
+    content = file.read_bytes()
+    assert read_header(file)["moments"]["shape"] == [2, 4, 1, 1]
+    for wrong in (b"[2,4,1,9]", b"[2,-4,1]", b'"2,4,1,1"', b"[2,4,1,{]"):
+        file.write_bytes(content.replace(b"[2,4,1,1]", wrong.ljust(9)))
+        with pytest.raises(InputError, match=r"is missing or damaged \(.*\); remove it and encode again$"):
+            read_header(file)
 
 
 @pytest.mark.parametrize(

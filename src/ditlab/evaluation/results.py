@@ -63,6 +63,7 @@ def read_result(folder: Path) -> Result:
         others = {part.name: metrics.pop(part.name) for part in fields(Result) if part.name != "metrics"}
         result = Result(metrics, **others | {"folder": folder, "expected": None})
         check_types(vars(result), {"metrics": dict, "notes": list, "seconds": (int, float)})
+        check_types(result.metrics, dict.fromkeys(result.metrics, (int, float)))
         if not all(isinstance(note, str) for note in result.notes):
             raise TypeError("a note is not a text")
         return result
