@@ -36,8 +36,8 @@ class PixelValues:
     def read(cls, content: Mapping[str, Any] | None) -> Self:
         """The values that a configuration holds; None is ordinary images."""
         with interpreting(f"the description {str(content)[:100]} of pixels", "write the file that holds it again"):
-            fields: dict[str, Any] = dict(content or {})
-            values = cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+            fields: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in (content or {}).items()}
+            values = cls(**fields)
             if any(not math.isfinite(number) for part in (values.low, values.high, values.mean) for number in part):
                 raise ValueError("a number is not finite")
             if not all(low < high for low, high in zip(values.low, values.high, strict=True)):
