@@ -17,6 +17,7 @@ from torch import Tensor
 from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import interpreting
 from ditlab.core.hub import fetch
 from ditlab.core.io import MANIFEST, remove, replace_text, write_manifest
 from ditlab.core.modules import sizes, skip_init
@@ -107,7 +108,10 @@ def _from_file(path: Path, overrides: dict[str, float]) -> KL:
 
 def _build(architecture: dict[str, Any], constants: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> KL:
     tensors = {f"net.{rename(key)}": as_matrix(rename(key), value.float()) for key, value in tensors.items()}
-    with skip_init(tensors, f"{source} with {sizes(architecture)}"):
+    with (
+        interpreting(source, "download it again", "is not a complete autoencoder"),
+        skip_init(tensors, f"{source} with {sizes(architecture)}"),
+    ):
         autoencoder = KL(architecture, **constants)
     autoencoder.load_state_dict(fit(tensors, autoencoder.state_dict(), str(source)), assign=True)
     return autoencoder
@@ -166,16 +170,12 @@ def read_part(model: Path) -> Autoencoder:
     Raises:
         InputError: the config is incomplete, or weights are missing or do not fit.
     """
-    file = model / AUTOENCODER
-    try:
-        config = read_config(model)["autoencoder"]
-        stored = read_tensors(file) if file.exists() else {}
-        with skip_init(stored, f"{model / CONFIG} with an autoencoder of {sizes(config)}"):
-            autoencoder = create_autoencoder(**config)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{model / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
-        ) from error
+    config, file = read_config(model), model / AUTOENCODER
+    stored = read_tensors(file) if file.exists() else {}
+    with interpreting(model / CONFIG, "save the model again", "is not a complete ditlab config"):
+        part = config["autoencoder"]
+        with skip_init(stored, f"{model / CONFIG} with an autoencoder of {sizes(part)}"):
+            autoencoder = create_autoencoder(**part)
     if expected := autoencoder.state_dict():
         tensors = fit(stored, expected, str(file)) if stored else read_weights(file, expected)
         autoencoder.load_state_dict(tensors, assign=True)
@@ -185,11 +185,11 @@ def read_part(model: Path) -> Autoencoder:
 @imported_parts_only()
 def _read_own(folder: Path, config: dict[str, Any]) -> Autoencoder:
     tensors = read_tensors(folder / AUTOENCODER)
-    try:
-        with skip_init(tensors, f"{folder / CONFIG} with {sizes(config)}"):
-            autoencoder = create_autoencoder(**{key: value for key, value in config.items() if key != "format"})
-    except TypeError as error:
-        raise InputError(f"{folder / CONFIG} is not a complete autoencoder ({error}); save it again") from error
+    with (
+        interpreting(folder / CONFIG, "save it again", "is not a complete autoencoder"),
+        skip_init(tensors, f"{folder / CONFIG} with {sizes(config)}"),
+    ):
+        autoencoder = create_autoencoder(**{key: value for key, value in config.items() if key != "format"})
     tensors = fit(tensors, autoencoder.state_dict(), str(folder / AUTOENCODER))
     autoencoder.load_state_dict(tensors, assign=True)
     return autoencoder

@@ -5,16 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ditlab.autoencoders import KL
 from ditlab.autoencoders.io import save_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.published import to_official
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.io import replacing
+from ditlab.core.io import replace_text, replacing
 from ditlab.core.spelling import expand
-from ditlab.core.weights import CONFIG, write_tensors
+from ditlab.core.weights import CONFIG, write_pickle, write_tensors
 from ditlab.inference import saving
 from ditlab.inference.pipeline import Pipeline
 
@@ -40,7 +38,7 @@ def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
 
 
 def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
-    torch.save(to_official(pipe), target)
+    write_pickle(to_official(pipe), target)
 
 
 def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
@@ -61,7 +59,7 @@ def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write an object as indented JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 LAYOUTS: dict[str, Callable[[Pipeline, Path, str], Any]] = {

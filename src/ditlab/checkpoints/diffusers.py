@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ditlab.backbones import BACKBONES, Backbone
 from ditlab.backbones.positions import sincos_positions
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
 from ditlab.core.modules import skip_init
 from ditlab.core.weights import read_file, read_json
 from ditlab.diffusion.process import DDPM, process_name
@@ -122,16 +123,23 @@ def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if config.get("norm_type") != "ada_norm_zero":
         raise InputError(f"{folder} has norm_type {config.get('norm_type')}; only ada_norm_zero is supported")
     index = folder / f"{WEIGHTS}.index.json"
-    shards = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [WEIGHTS]
+    shards = [WEIGHTS]
+    if index.exists():
+        content = read_json(index)
+        with interpreting(index, "download the whole folder again"):
+            shards = sorted({str(shard) for shard in content["weight_map"].values()})
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         if not (folder / shard).exists():
             raise InputError(f"{folder / shard} is missing; download the whole folder")
         tensors |= read_file(folder / shard)
-    side = int(config["sample_size"])
-    overrides = {"size": (side, side), "heads": int(config["num_attention_heads"])}
-    overrides["frequency_shift"] = config.get(SHIFT, 1)
-    with skip_init(tensors, f"{folder / CONFIG} with sample_size {side}"):  # for the positions, which are no weights
+    with interpreting(folder / CONFIG, "download the whole folder again"):
+        side, heads = int(config["sample_size"]), int(config["num_attention_heads"])
+        overrides = {"size": (side, side), "heads": heads, "frequency_shift": config.get(SHIFT, 1)}
+    with (
+        interpreting(folder, "download the whole folder again"),
+        skip_init(tensors, f"{folder / CONFIG} with sample_size {side}"),  # for the positions, which are no weights
+    ):
         return from_diffusers(tensors, (side, side)), overrides
 
 

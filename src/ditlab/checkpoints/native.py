@@ -12,11 +12,14 @@ from ditlab.autoencoders.io import read_part
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import plain
 from ditlab.conditioning import ClassLabels, Conditioner, create_conditioner
+from ditlab.config.sampling import Sample
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
 from ditlab.core.hub import is_there
 from ditlab.core.modules import sizes, skip_init
 from ditlab.core.registry import check_imported, imported_parts_only
 from ditlab.core.spelling import absolute
+from ditlab.core.values import PixelValues
 from ditlab.core.weights import (
     ADAPTER,
     AVERAGED,
@@ -67,7 +70,7 @@ def load_folder(
     """
     folder = newest_checkpoint(path) or path
     config = read_config(folder)
-    try:
+    with interpreting(folder / CONFIG, "save the model again", "is not a complete ditlab config"):
         backbone = dict(config.pop("backbone"))
         if origin := backbone.pop("class", None):
             check_imported(origin, f'network "{backbone["name"]}" is {origin}, which')
@@ -76,10 +79,8 @@ def load_folder(
         net = create_sized(backbone, tensors, folder / CONFIG)
         conditioner = read_conditioner(folder, net.classes, config.pop("classes"), config.pop("conditioner", None))
         del config["autoencoder"]
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(
-            f"{folder / CONFIG} is not a complete ditlab config ({error!r}); save the model again"
-        ) from error
+        PixelValues.read(config.get("values"))
+        Sample.read(config.get("sample", {}))
     net.load_state_dict(fit(tensors, net.state_dict(), str(folder)), assign=True)
     return Pipeline(
         net.eval(),

@@ -1,10 +1,12 @@
 """The command line. Commands import what they need when they run, so that `--help` is quick.
 
 Exit codes: 0 for success; 2 for input that cannot be used, with one line on standard error; 1 for a failure while
-running; 130 after Ctrl-C. With `--json`, standard output has one JSON object and nothing else.
+running; 130 after Ctrl-C. With `--json`, standard output has one JSON object and nothing else. With `--debug`, the
+traceback of an error is printed too.
 """
 
 import sys
+import traceback
 import warnings
 from importlib import import_module
 from io import TextIOWrapper
@@ -18,8 +20,10 @@ from ditlab.cli.renames import renamed
 from ditlab.cli.terminal import app, fail
 from ditlab.core.device import keep_freed_memory
 from ditlab.core.errors import InputError, PlugInError, RunError
+from ditlab.core.formats import reason
 from ditlab.core.plugins import import_plugin
 
+DEBUG = "--debug"  # an option of every command
 PACKAGE = Path(__file__).parents[1]
 GROUPS = {  # module of this package -> its commands; only the module of the command is imported
     "data": ("data", "encode", "train-autoencoder"),
@@ -80,22 +84,42 @@ def main() -> None:
     keep_freed_memory()
     escape_missing_letters()
     warnings.showwarning = show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # the name of a file may have bytes that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:
-        tokens = renamed(import_plugins(sys.argv[1:]))
+        tokens = renamed(import_plugins(arguments))
         import_commands(tokens[0] if tokens else "")
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        fail(usage_error(error), 2)
-    except PlugInError as error:
-        fail(f"{error} (add --import {error.module})", 2)
-    except InputError as error:
-        fail(str(error), 2)
-    except RunError as error:
-        fail(str(error), 1)
-    except BrokenPipeError:
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else "cannot write: "
-        fail(f"{where}{error.strerror or error}; free some space or give another path", 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if DEBUG in sys.argv:
+            traceback.print_exc()
+        fail(*outcome(error))
+
+
+def outcome(error: Exception) -> tuple[str, int]:
+    """The line that a command prints for an error, and its exit code."""
+    match error:
+        case CycloptsError():
+            return usage_error(error), 2
+        case PlugInError():
+            return f"{error} (add --import {error.module})", 2
+        case InputError():
+            return str(error), 2
+        case RunError():
+            return str(error), 1
+        case MemoryError():
+            return f"not enough memory ({reason(error)}); give a smaller batch or smaller images", 1
+        case OSError():
+            where = f"{error.filename}: " if error.filename else "cannot write: "
+            return f"{where}{error.strerror or error}; free some space or give another path", 2
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"internal error: {type(error).__name__}: {reason(error)} ({Path(last.filename).name}, line {last.lineno}); "
+        f"please open an issue with the command and with what it prints with {DEBUG}"
+    ), 1

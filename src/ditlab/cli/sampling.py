@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NPZ_COUNT = 50_000
 SEEDS = ("0-7",)
+MOST_SEEDS = 100_000
 
 
 @app.command(group="Generate")
@@ -175,6 +176,7 @@ def seeds_and_total(request: Request, classes: int, npz: bool) -> tuple[list[int
                 f"--count {request.count} for {counted(labels, 'label')}; give {low}, or another multiple of {labels}"
             )
             raise InputError(line)
+        check_seeds(request.count // labels)
         seeds = list(range(seeds[0], seeds[0] + request.count // labels))
     return seeds, len(seeds) * labels
 
@@ -385,7 +387,23 @@ def parse_seeds(texts: list[str]) -> list[int]:
     seeds: list[int] = []
     for text in texts:
         first, dash, last = text.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise InputError(f'seeds "{text}"; give numbers or rising ranges such as 0-15')
+        if (
+            len(text) > 40
+            or not first.isdecimal()
+            or (dash and not last.isdecimal())
+            or (dash and int(last) < int(first))
+        ):
+            raise InputError(f'seeds "{text[:40]}"; give numbers or rising ranges such as 0-15')
+        check_seeds(len(seeds) + int(last or first) - int(first) + 1)
         seeds += range(int(first), int(last or first) + 1)
     return seeds
+
+
+def check_seeds(count: int) -> None:
+    """Check that the images of so many seeds can be held in memory.
+
+    Raises:
+        InputError: there are too many.
+    """
+    if count > MOST_SEEDS:
+        raise InputError(f"{count:,} seeds; give at most {MOST_SEEDS:,} at a time, or use --npz --count")

@@ -20,7 +20,8 @@ app = App(
     name="ditlab",
     help=(
         "Diffusion transformers: train on your images, sample, evaluate. "
-        "Every command accepts --import FILE_OR_MODULE, which imports a plug-in first."
+        "Every command accepts --import FILE_OR_MODULE, which imports a plug-in first, and --debug, which prints the "
+        "traceback of an error."
     ),
     version=__version__,
     config=recipe_config,
@@ -81,5 +82,6 @@ def command() -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one line on standard error, and exit."""
-    print(f"ditlab: {printable(message)}", file=sys.stderr)
+    line = printable(message).replace("\n", "\\n")
+    print(f"ditlab: {line}", file=sys.stderr)
     sys.exit(code)

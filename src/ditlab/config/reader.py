@@ -7,7 +7,6 @@ command line. Nothing here imports torch.
 import dataclasses
 import json
 import re
-import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -26,8 +25,10 @@ from ditlab.config.sections import NETWORK as DEFAULT
 from ditlab.config.sections import Model, Recipe
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest, nearest_path
+from ditlab.core.formats import parse_toml
 from ditlab.core.sizes import read_text
-from ditlab.core.spelling import expand
+from ditlab.core.spelling import expand, is_utf8
+from ditlab.core.terminal import printable
 
 NETWORK = "--model.name"
 Settings = TypeVar("Settings")
@@ -94,7 +95,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read or is not valid TOML; the message gives path and line.
     """
     try:
-        return tomllib.loads(read_text(path))
+        return parse_toml(read_text(path))
     except OSError as error:
         raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
     except ValueError as error:
@@ -340,7 +341,11 @@ def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def to_toml(tables: dict[str, dict[str, Any]]) -> str:
-    """Return nested tables of scalars and lists as TOML (the standard library reads TOML but does not write it)."""
+    """Return nested tables of scalars and lists as TOML (the standard library reads TOML but does not write it).
+
+    Raises:
+        InputError: a path is not UTF-8, which TOML cannot hold.
+    """
 
     def value(v: Any) -> str:
         if isinstance(v, list):
@@ -349,6 +354,8 @@ def to_toml(tables: dict[str, dict[str, Any]]) -> str:
             return f"{{{', '.join(f'{json.dumps(k)} = {value(x)}' for k, x in v.items())}}}"
         if isinstance(v, float):
             return repr(v)  # inf and nan are valid TOML too
+        if isinstance(v, str) and not is_utf8(v):
+            raise InputError(f"{printable(v)} is not UTF-8, so a recipe cannot hold it; rename the file or folder")
         return json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f")  # strings, whole numbers, booleans
 
     sections = (

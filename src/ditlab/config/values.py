@@ -1,6 +1,7 @@
-"""Types of settings that need a converter of their own, for the command line and for recipes."""
+"""Types of settings that need a converter of their own, for the command line, for recipes and for Python."""
 
 import dataclasses
+import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,3 +79,23 @@ class Located:
             value = getattr(self, field.name)
             if field.type is Location and isinstance(value, str | Path):
                 object.__setattr__(self, field.name, expand(str(value)))
+
+
+def whole(value: Any, name: str) -> int:
+    """Convert a setting to an integer, or raise an `InputError`."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # of arrays and tensors too
+        pass
+    raise InputError(f"{name} {value!r}; give a whole number")
+
+
+def number(value: Any, name: str) -> float:
+    """Convert a setting to a float, or raise an `InputError`."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{name} {value!r}; give a number") from None

@@ -87,6 +87,6 @@ def lookup(table: Mapping[str, V], name: str, what: str) -> V:
     Raises:
         InputError: an unknown name; the message proposes the most similar one.
     """
-    if name not in table:
-        raise InputError(f'unknown {what} "{name}"; {nearest(name, table)}')
+    if not isinstance(name, str) or name not in table:
+        raise InputError(f'unknown {what} "{name}"; {nearest(str(name), table)}')
     return table[name]

@@ -17,12 +17,13 @@ from io import FileIO
 from pathlib import Path
 
 from ditlab.core.errors import InputError
-from ditlab.core.sizes import read_text
+from ditlab.core.formats import read_object
 
 LOCK, PART = ".lock", ".part"
 ASIDE = f".old{PART}"  # suffix of a folder that is being replaced
 WINDOWS = os.name == "nt"  # it neither replaces nor removes a file that any process has open
 WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds to wait for such a process, which often just reads the file
+LONGEST = 200  # bytes of a name to which the parts of a temporary name are added; file systems allow 255
 TRIES = 100  # attempts to lock a file that other processes replace at the same time
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR)  # not a failing disk
 
@@ -36,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     path = path.resolve() if path.is_symlink() else path  # the link stays, and its target is replaced
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PART}")
+    draft = path.with_name(f".{short(path.name)}.{os.getpid()}-{threading.get_ident()}{PART}")
     remove(draft)
     try:
         yield draft
@@ -141,7 +142,13 @@ def moved_aside(path: Path) -> Path | None:
     """The earlier folder of a process that was killed while it renamed the new one to `path`; None if there is none."""
     if path.exists():
         return None
-    return next(iter(sorted(path.absolute().parent.glob(f".{escape(path.name)}.*{ASIDE}"))), None)
+    return next(iter(sorted(path.absolute().parent.glob(f".{escape(short(path.name))}.*{ASIDE}"))), None)
+
+
+def short(name: str) -> str:
+    """The name of a file or folder, or a hash of it if there is no place for more signs."""
+    content = os.fsencode(name)
+    return name if len(content) <= LONGEST else hashlib.sha256(content).hexdigest()
 
 
 def remove(path: Path) -> None:
@@ -153,9 +160,17 @@ def remove(path: Path) -> None:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a text file atomically: readers see the old or the new content."""
+    """Write a text file in UTF-8 atomically: readers see the old or the new content.
+
+    Bytes of a path that are not UTF-8 become escapes such as \\udcff, which JSON reads back as the same path.
+    """
+    replace_bytes(file, text.encode(errors="backslashreplace"))
+
+
+def replace_bytes(file: Path, content: bytes) -> None:
+    """Write a file atomically: readers see the old or the new content."""
     with replacing(file) as draft:
-        draft.write_text(text, encoding="utf-8", newline="\n")
+        draft.write_bytes(content)
 
 
 @contextmanager
@@ -325,7 +340,7 @@ def damage(folder: Path, *, hashes: bool = False, only: str | None = None) -> st
     if not (folder / MANIFEST).exists():
         return None
     try:
-        expected = json.loads(read_text(folder / MANIFEST))
+        expected = read_object(folder / MANIFEST)
         for name, entry in expected.items():
             if only not in (None, name):
                 continue

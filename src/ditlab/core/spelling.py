@@ -58,3 +58,8 @@ def absolute(text: str) -> str:
     path = Path(expand(text))
     pattern = any(sign in path.name for sign in "*?[{") and path.parent.is_dir()
     return with_slashes(os.path.abspath(path)) if pattern or path.exists() else text
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Whether a path is UTF-8; on Linux it may have any bytes, which Python holds as surrogates."""
+    return str(path) == str(path).encode(errors="ignore").decode()

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # but not tab and line feed
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # not tab and line feed
 WIDE = 1000  # columns of a table in a file or pipe, which need not fit a screen
 
 
@@ -37,7 +37,7 @@ def say(console: Console, line: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Replace control characters by escapes such as \\x1b.
+    """Replace control characters, and bytes of a path that are not UTF-8, by escapes such as \\x1b.
 
     A name from a data set or a model can have them. They would change the title, the colors or the text of a terminal.
     """

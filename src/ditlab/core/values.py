@@ -4,6 +4,7 @@ A tensor of images is either uint8, as files of 8 bits hold them, or float32 in 
 `PixelValues.low` is -1 and `PixelValues.high` is 1. `PixelValues` converts between those and the numbers of the files.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,17 @@ class PixelValues:
     @classmethod
     def read(cls, content: Mapping[str, Any] | None) -> Self:
         """The values that a configuration holds; None is ordinary images."""
-        fields: Any = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in (content or {}).items()
-        }
-        return cls(**fields)
+        with interpreting(f"the description {str(content)[:100]} of pixels", "write the file that holds it again"):
+            fields: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in (content or {}).items()}
+            values = cls(**fields)
+            if any(not math.isfinite(number) for part in (values.low, values.high, values.mean) for number in part):
+                raise ValueError("a number is not finite")
+            if not all(low < high for low, high in zip(values.low, values.high, strict=True)):
+                raise ValueError("low is not below high")
+            if len(values.mean) != len(values.std) or not all(0 < deviation < math.inf for deviation in values.std):
+                raise ValueError("std does not fit")
+            torch.empty(0, dtype=getattr(torch, values.dtype))
+        return values
 
     def describe(self) -> dict[str, Any]:
         """The content of a configuration, from which `read` makes the values again."""

@@ -6,7 +6,7 @@ or as a torch pickle with `weights_only=True`, memory-mapped where the format al
 
 import argparse
 import hashlib
-import json
+import os
 import pickle
 import re
 import warnings
@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import read_object
 from ditlab.core.io import MANIFEST, WINDOWS, damage, moved_aside, replacing
-from ditlab.core.sizes import check_archive, check_regular, most_bytes, read_text
+from ditlab.core.sizes import check_archive, check_regular, most_bytes
+from ditlab.core.spelling import is_utf8
 
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
 CONFIG = "config.json"
@@ -86,7 +88,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"its {MANIFEST} if you changed the weights yourself"
         )
     try:
-        tensors = load_file(file)
+        tensors = load_file(file) if is_utf8(file) else load(file.read_bytes())  # the library opens no other paths
         # They lie in the mapped file, which could then be neither replaced nor removed.
         return {key: value.clone() for key, value in tensors.items()} if WINDOWS else tensors
     except FileNotFoundError:
@@ -107,13 +109,34 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str,
         metadata: texts in the header of the file.
 
     Raises:
-        SafetensorError, OSError: the file cannot be written.
+        OSError: the file cannot be written.
     """
     with replacing(file) as draft:
         draft.touch()
         permissions = draft.stat().st_mode
-        save_file(dict(tensors), draft, metadata)  # replaces the draft by a file that only its owner may read
+        try:
+            save_file(dict(tensors), draft, metadata)  # replaces the draft by a file that only its owner may read
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
         draft.chmod(permissions)
+
+
+def write_pickle(content: Any, file: Path) -> None:
+    """Write a file with `torch.save`; write it to a draft (`replacing`), because it is incomplete if writing fails.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        with file.open("wb") as opened:
+            torch.save(content, opened)
+    except RuntimeError as error:  # PyTorch hides the reason
+        if isinstance(reason := error.__context__, OSError):
+            raise OSError(reason.errno, reason.strerror, str(file)) from error
+        raise
 
 
 def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -151,7 +174,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / CONFIG
     try:
-        config = json.loads(read_text(file))
+        config = read_object(file)
     except FileNotFoundError:
         if (aside := moved_aside(folder)) is not None:
             raise InputError(f"saving {folder} was interrupted; rename {aside}, the earlier model, to it") from None
@@ -160,7 +183,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {file}: {error}; restore it from a copy") from error
-    if not isinstance(config, dict) or config.get("format") != "ditlab":
+    if config.get("format") != "ditlab":
         raise InputError(f"{file} was not written by ditlab; give a ditlab model or run folder")
     return config
 
@@ -175,14 +198,11 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file does not exist, cannot be read, or holds no JSON object.
     """
     try:
-        content = json.loads(read_text(path))
+        return read_object(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; give a model's folder, with all its files") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}; download the whole folder again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object; download the whole folder again")
-    return content
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ditlab.core.io import replacing
+from ditlab.core.io import replace_bytes
 from ditlab.core.sizes import check_archive
 
 SHOWN = 3  # names of each list in a message
@@ -120,8 +120,7 @@ class Stamps:
         """Write the stamps to a compressed .npz file."""
         content = io.BytesIO()
         np.savez_compressed(content, **self.arrays())  # type: ignore[arg-type]
-        with replacing(file) as draft:
-            draft.write_bytes(content.getvalue())
+        replace_bytes(file, content.getvalue())
 
     @classmethod
     def load(cls, file: Path) -> Self | None:

@@ -16,6 +16,8 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
+from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, none_can
 from ditlab.data.base import Dataset, spread
@@ -203,14 +205,14 @@ def read_names(file: Path | None) -> set[str]:
     """Names in a report that an earlier part of the same run wrote."""
     if file is None or not file.exists():
         return set()
-    with file.open(newline="", encoding="utf-8") as opened:
+    with interpreting(file, "remove it"), file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
         return {row["name"] for row in csv.DictReader(opened)}
 
 
 def append_report(file: Path, name: str, reason: str) -> None:
     """Append the name of a skipped image and the reason to a CSV file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", newline="", encoding="utf-8") as opened:
+    with file.open("a", newline="", encoding="utf-8", errors="surrogateescape") as opened:
         writer = csv.writer(opened)
         if opened.tell() == 0:
             writer.writerow(["name", "reason"])
@@ -226,7 +228,9 @@ def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
             class_folder = folder / folders[label if dataset.classes else 0]
             class_folder.mkdir(parents=True, exist_ok=True)
             array = dataset.values.restored(image[None])[0].permute(1, 2, 0).numpy()
-            if dataset.values.eight_bits and array.shape[2] in (1, 3, 4):
-                Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(class_folder / f"{i:06d}.png")
-            else:
-                np.save(class_folder / f"{i:06d}.npy", array)
+            plain = dataset.values.eight_bits and array.shape[2] in (1, 3, 4)
+            with replacing(class_folder / f"{i:06d}.{'png' if plain else 'npy'}") as draft, draft.open("wb") as file:
+                if plain:
+                    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+                else:
+                    np.save(file, array)

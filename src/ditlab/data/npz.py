@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import interpreting, parse_object
 from ditlab.core.io import discard, replacing
 from ditlab.core.sizes import check_archive, check_regular
 from ditlab.core.types import Batch
@@ -138,7 +139,10 @@ def read_about(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file does not exist, or is not an .npz file.
     """
-    return json.loads(str(map_array(file, "ditlab"))) if "ditlab" in array_names(file) else {}
+    if "ditlab" not in array_names(file):
+        return {}
+    with interpreting(file, "make it again", "has a damaged description"):
+        return parse_object(str(map_array(file, "ditlab")))
 
 
 def read_values(file: Path) -> PixelValues | None:
@@ -147,7 +151,10 @@ def read_values(file: Path) -> PixelValues | None:
     Raises:
         InputError: the file does not exist, or is not an .npz file.
     """
-    return PixelValues.read(json.loads(str(map_array(file, VALUES)))) if VALUES in array_names(file) else None
+    if VALUES not in array_names(file):
+        return None
+    with interpreting(file, "write it again", "has a damaged description of its numbers"):
+        return PixelValues.read(parse_object(str(map_array(file, VALUES))))
 
 
 def map_array(file: Path, name: str) -> NDArray[np.generic]:
@@ -158,7 +165,7 @@ def map_array(file: Path, name: str) -> NDArray[np.generic]:
     """
     if name not in array_names(file):
         raise InputError(f"{file} has no {name}; give a sample file")
-    try:
+    with interpreting(file, "write it again", "cannot be read"):
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
             info = archive.getinfo(f"{name}.npy")
             shape, fortran, dtype = check_array(member, info.file_size, name)
@@ -168,8 +175,6 @@ def map_array(file: Path, name: str) -> NDArray[np.generic]:
         with np.load(file) as arrays:
             loaded: NDArray[np.generic] = arrays[name]
             return loaded
-    except Exception as error:  # a damaged archive raises exceptions of many types
-        raise InputError(f"{file} cannot be read ({error}); write it again") from error
 
 
 def stored_rows(file: Path, name: str) -> RowFile | NDArray[Any]:

@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.formats import read_object
 from ditlab.core.io import held, replace_text
 from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS
@@ -261,7 +262,7 @@ def check_target(out: Path) -> None:
     """
     file = out.with_suffix(".json")
     try:
-        known = "protocol" in json.loads(file.read_text(encoding="utf-8"))
+        known = "protocol" in read_object(file)
     except (OSError, ValueError):  # missing or damaged
         check_sheet(out)
         known = out.exists() or not file.exists()
@@ -272,7 +273,7 @@ def check_target(out: Path) -> None:
 def read_result(out: Path, protocol: dict[str, Any], work: Path) -> Memorization | None:
     """The result of an earlier call with the same protocol; None if there is none."""
     try:
-        saved = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+        saved = read_object(out.with_suffix(".json"))
         if saved.pop("protocol") != json.loads(json.dumps(protocol)) or not out.exists():
             return None
         saved.pop("version")

@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from ditlab.config.evaluation import Expectation
-from ditlab.core.errors import InputError
+from ditlab.core.formats import check_types, interpreting, read_object
 from ditlab.core.io import replace_text, replacing
 from ditlab.inference.samples import Samples
 from ditlab.report.sheets import contact_sheet, to_pil
@@ -58,12 +58,15 @@ def read_result(folder: Path) -> Result:
         InputError: the file is damaged.
     """
     file = folder / "result.json"
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
+    with interpreting(file, "remove it and evaluate again"):
+        metrics = read_object(file)
         others = {part.name: metrics.pop(part.name) for part in fields(Result) if part.name != "metrics"}
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{file} is damaged ({error!r}); remove it and evaluate again") from None
-    return Result(metrics, **others | {"folder": folder, "expected": None})
+        result = Result(metrics, **others | {"folder": folder, "expected": None})
+        check_types(vars(result), {"metrics": dict, "notes": list, "seconds": (int, float)})
+        check_types(result.metrics, dict.fromkeys(result.metrics, (int, float)))
+        if not all(isinstance(note, str) for note in result.notes):
+            raise TypeError("a note is not a text")
+        return result
 
 
 def with_expectation(result: Result, settings: Expectation) -> Result:

@@ -13,6 +13,7 @@ from ditlab.autoencoders import Absent, Autoencoder
 from ditlab.backbones import Backbone
 from ditlab.conditioning import ClassLabels, Conditioner
 from ditlab.config.sampling import GUIDANCE_ORIGIN, Sample
+from ditlab.config.values import whole
 from ditlab.core.device import out_of_memory
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Denoise, Label, Seed, Step
@@ -27,7 +28,7 @@ from ditlab.inference.memory import RowLimit, Splitting, halved
 from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, make_output
-from ditlab.inference.plan import Plan, check_channels, resolve, whole
+from ditlab.inference.plan import Plan, check_channels, check_size, resolve
 from ditlab.inference.records import describe
 from ditlab.report.sheets import to_pil
 
@@ -140,10 +141,9 @@ class BasePipeline:
         Raises:
             InputError: an image, mask or number cannot be used.
         """
-        images, masks = ([value] if isinstance(value, Image.Image) else list(value or ()) for value in (image, mask))
         channels, size = self.picture_shape
         check_startable(channels, self.values)
-        return originals(images, masks, self.autoencoder, channels, size, self.net.device, strength, resample)
+        return originals(image, mask, self.autoencoder, channels, size, self.net.device, strength, resample)
 
     def null(self, count: int) -> Condition:
         """Return `count` rows of the null condition on the network's device."""
@@ -304,10 +304,7 @@ class BasePipeline:
         if size is None:
             return self.shape
         stride = self.autoencoder.stride
-        sides = tuple(size)
-        if sides != self.picture_shape[1]:
-            height, width = self.picture_shape[1]
-            raise InputError(f"size {sides[0]}x{sides[1]}; this model generates images of {height}x{width}")
+        sides = check_size(size, self.picture_shape[1])
         return (*self.shape[:-2], sides[0] // stride, sides[1] // stride)
 
     def _steps(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ditlab.autoencoders import Autoencoder, Latent
 from ditlab.autoencoders.latent import to_uint8
 from ditlab.core.errors import InputError, RunError, lookup
-from ditlab.core.io import replacing
+from ditlab.core.io import replace_text, replacing
 from ditlab.core.values import PixelValues
 from ditlab.core.weights import CONFIG
 from ditlab.inference import saving
@@ -93,7 +93,7 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
             "network": export_part(model, "network", network, inputs, largest, draft, kind),
             "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
         }
-        (draft / CONFIG).write_text(json.dumps(model.describe(), indent=2) + "\n", encoding="utf-8", newline="\n")
+        replace_text(draft / CONFIG, json.dumps(model.describe(), indent=2) + "\n")
     return errors
 
 

@@ -19,8 +19,8 @@ from ditlab.core.progress import progress_bar
 from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.core.units import counted
 from ditlab.inference.base import BasePipeline, check_autoencoder
-from ditlab.inference.output import native, save_numbers
-from ditlab.inference.records import Repeat, describe, png_metadata
+from ditlab.inference.output import native, save_item
+from ditlab.inference.records import Repeat, describe
 from ditlab.inference.saving import writing
 from ditlab.report.sheets import contact_sheet, save_animation
 
@@ -131,7 +131,7 @@ def sample_folder(
     files = [out / f"{stem}.{format}" for stem in different([cell.stem for cell in cells])]
     pixels = write_batches(pipe, batches, files, record.every())
     grid, settings = out / "grid.png", record.write(files)
-    sheet(pipe, pixels, rows).save(grid, pnginfo=png_metadata(record.listed(files)))
+    save_item(sheet(pipe, pixels, rows), grid, record.listed(files))
     animation = out / "trajectory.gif" if trajectory else None
     if animation is not None:
         save_animation([sheet(pipe, torch.cat(batch), rows) for batch in frames.values()], animation)
@@ -283,11 +283,8 @@ def strips(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int], co
 
 def save_all(pipe: BasePipeline, pixels: Tensor, files: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
     """Write a file for each image: .npy, or PNG with its settings in the metadata."""
-    if files[0].suffix == ".npy":
-        for array, file in zip(native(pixels, pipe.values), files, strict=True):
-            with writing(file):
-                save_numbers(array, file)
-        return
-    for image, file, record in zip(pipe.displayed(pixels), files, records, strict=True):
+    numbers = files[0].suffix == ".npy"
+    items = native(pixels, pipe.values) if numbers else pipe.displayed(pixels)
+    for item, file, record in zip(items, files, records, strict=True):
         with writing(file):
-            image.save(file, pnginfo=png_metadata(record))
+            save_item(item, file, record)

@@ -8,10 +8,10 @@ kept part.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditlab.autoencoders import Autoencoder
+from ditlab.config.values import number, whole
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.types import Denoise, Noise, Prediction, Step
 from ditlab.core.units import counted
@@ -124,9 +125,23 @@ def check_startable(channels: int, values: PixelValues) -> None:
         )
 
 
+def as_images(value: Any, name: str) -> list[Image.Image]:
+    """Return one image or several as a list; None is no image.
+
+    Raises:
+        InputError: something else is given.
+    """
+    images = [value] if isinstance(value, Image.Image) else [] if value is None else value
+    if not isinstance(images, Sequence) or not all(isinstance(image, Image.Image) for image in images):
+        raise InputError(f"{name} is a {type(value).__name__}; give a PIL image, or a list of them")
+    if name == "image" and not images:
+        raise InputError("image is an empty list; give an image to start from")
+    return list(images)
+
+
 def originals(
-    images: list[Image.Image],
-    masks: list[Image.Image],
+    image: Any,
+    mask: Any,
     autoencoder: Autoencoder,
     channels: int,
     size: tuple[int, int],
@@ -137,8 +152,8 @@ def originals(
     """Prepare images to start from: resize and crop them to the model's size, and encode them.
 
     Args:
-        images: one image, or one per generated image.
-        masks: one mask per image, one for all, or none; white is regenerated, black is kept.
+        image: one image, or one per generated image.
+        mask: one mask per image, one for all, or None; white is regenerated, black is kept.
         autoencoder, channels, size, device: autoencoder, image channels, image size and device of the model.
         strength: 0 to 1; None is 1 with a mask and 0.6 without.
         resample: 1 or more; None is 2 with a mask.
@@ -146,8 +161,9 @@ def originals(
     Raises:
         InputError: a number is out of range, the numbers of images and masks do not fit, or an image cannot be used.
     """
-    strength = (1.0 if masks else 0.6) if strength is None else strength
-    resample = (2 if masks else 1) if resample is None else resample
+    images, masks = as_images(image, "image"), as_images(mask, "mask")
+    strength = (1.0 if masks else 0.6) if strength is None else number(strength, "strength")
+    resample = (2 if masks else 1) if resample is None else whole(resample, "resample")
     if not 0 < strength <= 1:
         raise InputError(f"strength {strength}; give more than 0, which would change nothing, up to 1")
     if resample < 1 or (resample > 1 and not masks):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from ditlab.conditioning.base import settle
+from ditlab.config.values import whole
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Label, Seed
 from ditlab.core.units import counted
-from ditlab.inference.plan import whole
 
 LAST_SEED = 2**63 - 1
 
@@ -57,6 +57,8 @@ def seeds_of(generator: Any, count: int) -> list[Seed]:
     if isinstance(generator, torch.Generator):
         first = generator.initial_seed() % (LAST_SEED + 1)
         return [(first + i) % (LAST_SEED + 1) for i in range(count)]
+    if not isinstance(generator, Iterable) or not all(isinstance(source, torch.Generator) for source in generator):
+        raise InputError(f"generator {generator!r}; give a torch.Generator, or a list with one for each image")
     return [source.initial_seed() % (LAST_SEED + 1) for source in generator]
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ditlab.config.sampling import ALIASES, NAMES, Sample
 from ditlab.core.errors import InputError
+from ditlab.core.formats import read_object
 from ditlab.core.io import held, replace_text
 from ditlab.core.progress import progress_bar
 from ditlab.core.version import __version__
@@ -88,7 +89,7 @@ def write_here(
 def same(file: Path, protocol: dict[str, Any], samples: Samples) -> bool:
     """Whether a file contains this protocol, in the present form or in that of version 0.1."""
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = read_object(file)
         saved = upgraded(saved, samples.pipe) if "defaults" in saved else saved
         for name in ("version", "source", "load_options"):
             saved.pop(name, None)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.io import replacing
 from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.inference.records import Record, png_metadata
@@ -100,14 +101,15 @@ def save_item(item: Image.Image | NDArray[Any], file: Path, settings: dict[str, 
     if file.suffix.lower() == ".npy":
         save_numbers(item, file)
     elif isinstance(item, Image.Image):
-        item.save(file, pnginfo=png_metadata(settings))
+        with replacing(file) as draft:
+            item.save(draft, format="PNG", pnginfo=png_metadata(settings))
     else:
         save_animation([Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in item], file)
 
 
 def save_numbers(array: Any, file: Path) -> None:
     """Write an array as .npy; numpy would add the suffix to a name in capitals."""
-    with file.open("wb") as opened:
+    with replacing(file) as draft, draft.open("wb") as opened:
         np.save(opened, array)
 
 

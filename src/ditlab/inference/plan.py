@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ditlab.config.fields import outside
 from ditlab.config.sampling import Sample, SamplingOptions, canonical, preset_options
+from ditlab.config.values import number, whole
 from ditlab.core.errors import InputError
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.types import Denoise, Noise, Prediction, Step
@@ -235,7 +236,7 @@ def pick_times(values: Mapping[str, Any], explicit: Mapping[str, Any], objective
         raise InputError(f"schedule {schedule!r}; give its name, or falling times") from None
     if not falls(times):
         raise InputError("the times of a schedule must fall from at most 1 to 0; give one time more than steps")
-    if explicit.get("steps", len(times) - 1) != len(times) - 1:
+    if "steps" in explicit and whole(explicit["steps"], "steps") != len(times) - 1:
         raise InputError(f"{explicit['steps']} steps with a schedule of {len(times) - 1}; leave steps out")
     return times
 
@@ -248,21 +249,19 @@ def pick_cache(reuse: int | Reuse | None, original: Original | None) -> Reuse | 
     return cache
 
 
-def whole(value: Any, name: str) -> int:
-    """Convert a setting to an integer, or raise an `InputError`."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(f"{name} {value!r}; give a whole number")
-    return int(value)
+def check_size(size: Any, generated: tuple[int, int]) -> tuple[int, int]:
+    """Check that a size (height, width) is the one that a model generates, and return it.
 
-
-def number(value: Any, name: str) -> float:
-    """Convert a setting to a float, or raise an `InputError`."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} {value!r}; give a number") from None
+    Raises:
+        InputError: it is not.
+    """
+    height, width = generated
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
+        raise InputError(f"size {size!r}; give height and width, such as ({height}, {width})")
+    sides = whole(size[0], "size"), whole(size[1], "size")
+    if sides != generated:
+        raise InputError(f"size {sides[0]}x{sides[1]}; this model generates images of {height}x{width}")
+    return sides
 
 
 def pair(value: Any) -> tuple[float, float]:

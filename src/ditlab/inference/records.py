@@ -11,6 +11,7 @@ from PIL import PngImagePlugin
 
 from ditlab.config.sampling import NAMES, SETTINGS, modern, preset_options
 from ditlab.core.errors import InputError
+from ditlab.core.formats import check_types, parse_object
 from ditlab.core.io import replace_text
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.sizes import read_text
@@ -241,14 +242,14 @@ def read_record(path: Path) -> Repeat:
     missing = f"{file} holds no settings of ditlab; give a PNG file that no other program has changed, or {RECORD}"
     try:
         text = read_text(file) if file.suffix.lower() == ".json" else read_image(file).info.get(METADATA, "null")
-        return understood(file, dict(json.loads(text, parse_int=bounded)))
+        return understood(file, parse_object(text, parse_int=bounded))
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"there is no file {file}; give a PNG file that ditlab wrote, or {RECORD}") from None
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(missing) from error
 
 
@@ -305,17 +306,6 @@ def bounded(digits: str) -> int:
     if len(digits) > 20:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
-
-
-def check_types(values: dict[str, Any], types: dict[str, tuple[type, ...]]) -> None:
-    """Check the types of values that are used before the settings are resolved, which checks all others.
-
-    Raises:
-        TypeError: a value has another type; a file of another program, or an edited one.
-    """
-    for name, allowed in types.items():
-        if name in values and not isinstance(values[name], allowed):
-            raise TypeError(f"{name} is a {type(values[name]).__name__}")
 
 
 def parsed(value: Any) -> Any:

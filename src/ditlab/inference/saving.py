@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
-from ditlab.core.io import MANIFEST, in_use, is_vacant, moved_aside, replacing, write_manifest
+from ditlab.core.formats import reason
+from ditlab.core.io import MANIFEST, in_use, is_vacant, moved_aside, replace_text, replacing, write_manifest
 from ditlab.core.version import __version__
 from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, read_config, state_hash, write_tensors
 from ditlab.diffusion.objective import describe_objective
@@ -65,9 +64,8 @@ def writing(target: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot write {target}: {reason}; free some space or give another path") from error
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {reason(error)}; free some space or give another path") from error
 
 
 def write_whole(pipe: "Pipeline", folder: Path, name: str) -> Path:
@@ -93,8 +91,8 @@ def write_others(pipe: "Pipeline", folder: Path, name: str) -> Path:
         if tensors := dict(part.state_dict()):
             write_tensors(tensors, folder / file)
     description = describe(pipe)
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8", newline="\n")
-    (folder / CARD).write_text(model_card(description, name, pipe.picture_shape[0]), encoding="utf-8", newline="\n")
+    replace_text(folder / CONFIG, json.dumps(description, indent=2) + "\n")
+    replace_text(folder / CARD, model_card(description, name, pipe.picture_shape[0]))
     return folder
 
 

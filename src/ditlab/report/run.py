@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import math
 import shutil
 import time
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import read_json_lines
 from ditlab.core.io import in_use, replace_text
 from ditlab.core.units import counted, duration
 from ditlab.core.weights import checkpoints, read_json
@@ -37,13 +37,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not file.exists():
         require_run(run)
         return []  # it has just started
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+    return read_json_lines(file)
 
 
 def require_run(run: Path) -> None:

@@ -1,6 +1,7 @@
 """Contact sheets and GIF animations of images and videos."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -108,7 +109,8 @@ def save_animation(
         last: duration of the last frame in milliseconds.
     """
     durations = [milliseconds] * (len(frames) - 1) + [last]
-    frames[0].save(path, format="GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+    with replacing(path) if isinstance(path, Path) else nullcontext(path) as target:
+        frames[0].save(target, format="GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
 
 
 def save_gif(video: Sequence[Image.Image], path: Path | BinaryIO, fps: float = 8.0) -> None:

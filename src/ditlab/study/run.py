@@ -21,10 +21,11 @@ from rich.console import Console
 
 from ditlab.core.device import describe, pick_device, process_place
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting, read_json_lines, read_object
 from ditlab.core.io import claimed, replace_text
 from ditlab.core.terminal import say
 from ditlab.core.units import GIB
-from ditlab.core.weights import checkpoints
+from ditlab.core.weights import CONFIG, checkpoints
 from ditlab.evaluation.metrics import canonical_name
 from ditlab.evaluation.protocols import evaluate
 from ditlab.evaluation.references import Reference
@@ -94,11 +95,8 @@ class Results:
 
     def lines(self) -> list[Line]:
         """All complete lines."""
-        lines = []
-        for text in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []:
-            with suppress(ValueError):
-                lines.append({RENAMED.get(key, key): value for key, value in json.loads(text).items()})
-        return lines
+        lines = read_json_lines(self.file) if self.file.exists() else []
+        return [{RENAMED.get(key, key): value for key, value in line.items()} for line in lines]
 
     def add(self, line: Line | None = None) -> None:
         """Append a line; without one, end an incomplete line."""
@@ -173,8 +171,8 @@ def open_folder(study: Study, out: Path) -> None:
     names = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else [out.name]
     if out.is_dir() and NAME in names:
         try:
-            name = json.loads(file.read_text(encoding="utf-8"))["name"]
-        except (ValueError, KeyError, TypeError):
+            name = read_object(file)["name"]
+        except (ValueError, KeyError):
             content = json.dumps({"name": study.name})
             raise InputError(
                 f"{file} is damaged; write {content} into it to resume, or choose another folder"
@@ -195,7 +193,8 @@ def plan_parts(study: Study, out: Path, console: Console) -> list[Part]:
     """
     file = out / "images.json"
     with claimed(out / "locks" / "images.lock", wait=True):
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        with interpreting(file, "remove it to plan the parts again"):
+            known = {part: int(images) for part, images in read_object(file).items()} if file.exists() else {}
         parts = lay_out(study, known, console)
         for part in parts:
             if not part.plan.fits:
@@ -293,8 +292,9 @@ def entry_values(
 
 def train_seconds(run: Path) -> float:
     """Seconds that training took."""
-    config = json.loads((checkpoints(run)[-1] / "config.json").read_text(encoding="utf-8"))
-    return float(config["train_seconds"])
+    checkpoint = checkpoints(run)[-1]
+    with interpreting(checkpoint / CONFIG, f"remove {checkpoint} to train it again from the checkpoint before it"):
+        return float(read_object(checkpoint / CONFIG)["train_seconds"])
 
 
 def mean_curve(part: Part, study: Study, out: Path) -> list[tuple[float, float]]:

@@ -25,12 +25,13 @@ from ditlab.config.fields import check_settings
 from ditlab.config.sections import AutoencoderTraining, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting, read_object
 from ditlab.core.io import held, is_vacant, replace_text, replacing
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, describe_difference
 from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
-from ditlab.core.weights import read_state
+from ditlab.core.weights import read_state, write_pickle
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
 from ditlab.data.summary import report_data, report_unreadable
@@ -235,7 +236,8 @@ def claim(out: Path, settings: AutoencoderTraining, dataset: Dataset) -> None:
     """
     file, now, index = out / SETTINGS, asdict(settings), DataIndex.of(out, dataset)
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        with interpreting(file, "remove the folder to train from the start"):
+            before = read_object(file)
         fixed = [field.name for field in fields(settings) if field.metadata.get("resume") != "free"]
         differing = [key for key in fixed if before.get(key) != now[key]]
         images = [f"other images: {index.changes}"] if index.changes else []
@@ -257,7 +259,7 @@ def save(state: State, out: Path) -> None:
         raise InputError(f"the weights are no longer finite after {counted(state.seen, 'image')}; give a lower lr")
     content = {"net": state.autoencoder.state_dict(), "optimizer": state.optimizer.state_dict()}
     with writing(str(out / STATE)), replacing(out / STATE) as draft:
-        torch.save(content | {"seen": state.seen, "seconds": state.seconds}, draft)
+        write_pickle(content | {"seen": state.seen, "seconds": state.seconds}, draft)
 
 
 def restore(state: State, out: Path) -> bool:
@@ -269,15 +271,11 @@ def restore(state: State, out: Path) -> bool:
     file = out / STATE
     if not file.exists():
         return False
-    try:
+    with interpreting(file, "remove it to train from the start"):
         saved: dict[str, Any] = read_state(file)
         state.autoencoder.load_state_dict(saved["net"])
         state.optimizer.load_state_dict(saved["optimizer"])
-        state.seen, state.seconds = saved["seen"], saved["seconds"]
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle raises exceptions of many types
-        raise InputError(f"{file} is damaged ({type(error).__name__}); remove it to train from the start") from error
+        state.seen, state.seconds = int(saved["seen"]), float(saved["seconds"])
     return True
 
 

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from ditlab.core.errors import InputError
+from ditlab.core.formats import reason
 
 
 @contextmanager
@@ -22,12 +21,10 @@ def writing(what: str, kept: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides a full disk
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else " ".join(str(error).split())
+    except OSError as error:
         hint = f"{kept}; " if kept else ""
         raise InputError(
-            f"cannot write {what}: {reason}; {hint}free some space and run the same command again"
+            f"cannot write {what}: {reason(error)}; {hint}free some space and run the same command again"
         ) from error
 
 

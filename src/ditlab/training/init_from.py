@@ -5,8 +5,6 @@ sin-cos positions are recomputed and learned positions are interpolated. The var
 zeros) or dropped. Process, target and timestep input are those of the source model unless the recipe sets others.
 """
 
-import json
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from math import prod
@@ -22,6 +20,7 @@ from ditlab.backbones import SHAPE, Backbone, find, name_of
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Diffusion, Model
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import parse_json, parse_toml
 from ditlab.core.sizes import read_text
 from ditlab.core.spelling import nfc
 from ditlab.diffusion.objective import Objective, follows_source, make_objective
@@ -151,7 +150,7 @@ def read_pairs(file: Path) -> dict[str, str | int]:
     """
     try:
         text = read_text(file)
-        pairs = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        pairs = parse_json(text) if text.lstrip().startswith("{") else parse_toml(text)
     except FileNotFoundError:
         raise InputError(f"no class map {file}; {nearest_path(file, 'give an existing file')}") from None
     except OSError as error:

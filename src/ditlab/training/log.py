@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ditlab.core.io import replace_text
+from ditlab.core.formats import complete_lines
+from ditlab.core.io import replace_bytes
 from ditlab.core.terminal import say
 from ditlab.training.losses import Losses
 
@@ -162,15 +163,8 @@ def forget_after(path: Path, seen: int) -> None:
     """Remove the lines after `seen` images, where the run resumes, so that no line appears twice."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if (values := _parse(line)) is not None and values["images"] <= seen]
-    if len(kept) != len(lines):
-        replace_text(path, "".join(f"{line}\n" for line in kept))
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        values: dict[str, Any] = json.loads(line)
-    except ValueError:  # incomplete after a crash
-        return None
-    return values
+    lines = list(complete_lines(path))
+    kept = [line for line, values in lines if isinstance(images := values.get("images"), int) and images <= seen]
+    content = b"".join(line + b"\n" for line in kept)
+    if content != path.read_bytes():
+        replace_bytes(path, content)

@@ -8,6 +8,7 @@ average of any length can be rebuilt at any time, as the linear combination of s
     run/averages/000000128000.safetensors    LENGTH/NAME -> float16, with the number of steps
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ditlab.backbones import Backbone
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import interpreting
+from ditlab.core.weights import read_tensors
 from ditlab.training.parallel import local
 
 STEPS = "steps"  # key of the metadata
@@ -75,12 +77,12 @@ def rebuild(run: Path, width: float, images: int | None = None) -> dict[str, Ten
         raise InputError(
             f"{run} has no averages to rebuild one from; set train.power_ema, such as 0.05 0.1, and train again"
         )
-    profiles = [(steps, exponent(float(length)), file, length) for file in files for steps, length in snapshots(file)]
+    profiles = [(steps, gamma, file, length) for file in files for steps, gamma, length in snapshots(file)]
     end = max(steps for steps, *_ in profiles)
     shares = combination([(steps, gamma) for steps, gamma, *_ in profiles], (end, exponent(width)))
     total: dict[str, Tensor] = {}
     for share, (_, _, file, length) in zip(shares, profiles, strict=True):
-        for key, value in load_file(file).items():
+        for key, value in read_tensors(file).items():
             key_length, _, name = key.partition("/")
             if key_length == length:
                 part = value.double() * float(share)
@@ -88,11 +90,18 @@ def rebuild(run: Path, width: float, images: int | None = None) -> dict[str, Ten
     return {name: value.float() for name, value in total.items()}
 
 
-def snapshots(file: Path) -> list[tuple[float, str]]:
-    """Number of steps and EMA length of each average in a file."""
-    with safe_open(file, "pt") as opened:
+def snapshots(file: Path) -> list[tuple[float, float, str]]:
+    """Number of steps, exponent and EMA length of each average in a file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    with interpreting(file, "remove it to average the others"), safe_open(file, "pt") as opened:
         widths = sorted({key.split("/")[0] for key in opened.keys()})  # noqa: SIM118 - it is no dict
-        return [(float(opened.metadata()[STEPS]), width) for width in widths]
+        steps = float(opened.metadata()[STEPS])
+        if not 0 < steps < math.inf:
+            raise ValueError(f"an average of {steps:g} steps")
+        return [(steps, exponent(float(width)), width) for width in widths]
 
 
 def combination(profiles: Sequence[tuple[float, float]], target: tuple[float, float]) -> NDArray[np.float64]:

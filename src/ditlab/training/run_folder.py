@@ -23,7 +23,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -47,7 +46,7 @@ from ditlab.core.io import (
 )
 from ditlab.core.terminal import say
 from ditlab.core.units import counted
-from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, write_tensors
+from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, write_pickle, write_tensors
 from ditlab.data import Dataset
 from ditlab.inference import saving
 from ditlab.inference.pipeline import Pipeline
@@ -212,8 +211,7 @@ class RunFolder:
             write_tensors(
                 as_float16(taken.profiles), self.averages / f"{taken.content['seen']:012d}.safetensors", steps
             )
-        with (draft / STATE).open("wb") as file:  # with a path, PyTorch's error does not have the reason
-            torch.save(taken.content, file)
+        write_pickle(taken.content, draft / STATE)
 
     def prune(self, newest: int, settings: Train) -> None:
         """Remove checkpoints that need not be kept, up to that of `newest` images."""

@@ -14,6 +14,7 @@ Entries are read at their offset and not memory-mapped, because mapped files cou
 import hashlib
 import json
 import math
+import operator
 import struct
 import zlib
 from dataclasses import asdict, dataclass, field, replace
@@ -22,12 +23,11 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.formats import check_types, interpreting, parse_object, read_object, reason
 from ditlab.core.io import is_vacant, replace_text
-from ditlab.core.sizes import read_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
 from ditlab.core.units import describe_difference
@@ -47,6 +47,11 @@ STORED = {
 CONDITION, EXTRA, STAMP = "condition.", "extra.", "stamp."  # prefixes of the names of further tensors
 IMAGES = ("source", "images", "classes")  # keys of a description that follow from the images
 UNPREPARED = {key: getattr(Preprocess(None), key) for key in ("fit", "flip", "background")}
+TYPES = {
+    "source": str, "images": int, "channels": int, "preprocessing": dict, "autoencoder": str, "dtype": str,
+    "classes": list, "shard": int, "values": dict,
+}  # fmt: skip
+"""Types of the values of a description."""
 RENAMED = {"pictures": "images"}  # keys of caches that earlier versions wrote
 
 
@@ -136,8 +141,10 @@ def write_shard(file: Path, batch: Batch, stamps: Stamps) -> None:
     tensors |= {f"{STAMP}{name}": torch.tensor(value) for name, value in stamps.arrays().items()}
     try:
         write_tensors(tensors, file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {file}: {error}; free some space and run the same command again") from error
+    except OSError as error:
+        raise InputError(
+            f"cannot write {file}: {reason(error)}; free some space and run the same command again"
+        ) from error
 
 
 def write_index(folder: Path, description: Description) -> int:
@@ -171,31 +178,32 @@ def read_header(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or incomplete.
     """
-    try:
+    with interpreting(f"shard {file}", "remove it and encode again", "is missing or damaged"):
+        size = file.stat().st_size
         with file.open("rb") as opened:
             length = struct.unpack("<Q", opened.read(8))[0]
-            size = file.stat().st_size
             if 8 + length > size:
                 raise ValueError(f"its header of {length:,} bytes is larger than the file")
-            header: dict[str, Any] = json.loads(opened.read(length))
-        end = max(check_place(key, tensor) for key, tensor in header.items() if key != "__metadata__")
-        if size != 8 + length + end:
+            header = parse_object(opened.read(length))
+        ends = [check_entry(key, tensor) for key, tensor in header.items() if key != "__metadata__"]
+        if size != 8 + length + max(ends):
             raise ValueError("its size is wrong")
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"shard {file} is missing or damaged ({error}); remove it and encode again") from error
+        for name in ("labels", "checksums"):
+            if header[name]["dtype"] != "I64" or header[name]["shape"] != header["moments"]["shape"][:1]:
+                raise ValueError(f"its {name} have another shape or type")
     return header | {"start": 8 + length}
 
 
-def check_place(name: str, tensor: dict[str, Any]) -> int:
-    """Check that the shape of a tensor and its place in the file agree; returns the position of its end.
+def check_entry(name: str, tensor: dict[str, Any]) -> int:
+    """Check type, shape and position of a tensor in the header of a safetensors file; returns its end.
 
     Raises:
-        ValueError: they do not.
-        KeyError, TypeError: an entry is missing, or has another type.
+        ValueError, TypeError, KeyError: they do not fit.
     """
-    (first, last), shape = tensor["data_offsets"], tensor["shape"]
-    if min(first, *shape) < 0 or last - first != math.prod(shape) * STORED[tensor["dtype"]].itemsize:
-        raise ValueError(f"{name} of shape {shape} has {last - first:,} bytes")
+    shape, (first, last) = [operator.index(side) for side in tensor["shape"]], tensor["data_offsets"]
+    size = math.prod(shape) * STORED[tensor["dtype"]].itemsize
+    if min(shape, default=0) < 0 or not 0 <= first <= last or last - first != size:
+        raise ValueError(f"{name} of shape {tensor['shape']} has {last - first:,} bytes")
     return int(last)
 
 
@@ -219,26 +227,32 @@ class Latents(Dataset):
         """
         self.folder = folder
         content = read_index(folder)
-        shards, self.entries = content.pop("shards"), content.pop("entries")
-        self.description = describe(content)
+        with interpreting(folder / INDEX, "remove it and encode again"):
+            listed = [(str(part["file"]), int(part["bytes"]), int(part["entries"])) for part in content.pop("shards")]
+            self.entries = int(content.pop("entries"))
+            self.description = describe(content)
         self.channels, self.size = self.description.channels, self.description.size
         self.classes, self.preprocessing = all_nfc(self.description.classes), self.description.preprocessing
         self.values = PixelValues.read(self.description.values)
         self.shape = self.description.shape
-        self.shards = [Shard(folder / "shards" / shard["file"], shard["bytes"]) for shard in shards]
-        for shard, entry in zip(self.shards, shards, strict=True):
-            if shard.count != entry["entries"]:
+        self.shards = [Shard(folder / "shards" / Path(file).name, size) for file, size, _ in listed]
+        for shard, (_, _, entries) in zip(self.shards, listed, strict=True):
+            if shard.count != entries:
                 raise InputError(
-                    f"{folder / INDEX} says that {shard.file.name} has {entry['entries']:,} entries, but it has "
+                    f"{folder / INDEX} says that {shard.file.name} has {entries:,} entries, but it has "
                     f"{shard.count:,}; remove {INDEX} and encode again"
                 )
-        if self.entries != (count := sum(shard.count for shard in self.shards)):
+            if shard.header["moments"]["shape"][1:] != list(self.shape):
+                raise InputError(f"shard {shard.file} does not fit the index; remove it and encode again")
+        if self.entries != (count := sum(shard.count for shard in self.shards)) or not count:
             raise InputError(
                 f"{folder / INDEX} says that the cache has {self.entries:,} entries, but its shards have {count:,}; "
                 f"remove {INDEX} and encode again"
             )
-        self.starts = np.cumsum([0] + [shard["entries"] for shard in shards])
+        self.starts = np.cumsum([0] + [shard.count for shard in self.shards])
         self.labels = torch.cat([shard.column("labels") for shard in self.shards])
+        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < max(1, len(self.classes)):
+            raise InputError(f"{folder} has a label that is no class; remove its shards and encode again")
         self.checksums = torch.cat([shard.column("checksums") for shard in self.shards]).tolist()
         names = next((shard.header.keys() for shard in self.shards if shard.count), ())
         self.condition_names = [name for name in names if name.startswith(CONDITION)]
@@ -321,7 +335,7 @@ class Shard:
 def read_index(folder: Path) -> dict[str, Any]:
     """The content of a cache's index."""
     try:
-        content = json.loads(read_text(folder / INDEX))
+        content = read_object(folder / INDEX)
     except FileNotFoundError:
         raise InputError(f"the cache {folder} is not finished; encode again with the same settings") from None
     except (OSError, ValueError) as error:
@@ -346,7 +360,16 @@ def is_indexed(folder: Path, description: Description) -> bool:
 def describe(content: dict[str, Any]) -> Description:
     """The description that an index or description.json holds, with present key names."""
     values = {RENAMED.get(key, key): value for key, value in content.items()}
-    return Description(**values | {"shape": tuple(values["shape"]), "size": tuple(values["size"])})
+    check_types(values, TYPES)
+    values |= {name: tuple(map(operator.index, values[name])) for name in ("shape", "size")}
+    description = Description(**values)
+    if (
+        description.images < 0
+        or description.shard < 1
+        or not all(isinstance(name, str) for name in description.classes)
+    ):
+        raise ValueError("a count is negative, or a class is not a name")
+    return description
 
 
 def shard_stamps(file: Path) -> Stamps | None:
@@ -369,7 +392,8 @@ def read_description(folder: Path) -> Description | None:
     """
     file = folder / DESCRIPTION
     if file.exists():
-        return describe(json.loads(read_text(file)))
+        with interpreting(file, "restore it from a copy, or encode into another folder"):
+            return describe(read_object(file))
     if not is_vacant(folder):
         raise InputError(f"{folder} is not empty and holds no cache; give another folder")
     return None

@@ -1,6 +1,5 @@
 """Data sets of the `datasets` library, from the hub ("hf:NAME[:SPLIT]") or from a folder of `save_to_disk`."""
 
-import json
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.formats import read_object
 from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, content_hash
@@ -187,8 +187,8 @@ def _is_text(feature: Any) -> bool:
 
 def saved_splits(path: Path) -> list[str]:
     """The parts of a data set in a folder of `save_to_disk`; empty if it has none."""
-    with suppress(OSError, ValueError, KeyError):
-        return [str(name) for name in json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return [str(name) for name in read_object(path / "dataset_dict.json")["splits"]]
     return []
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ditlab.config.sections import Preparation
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
+from ditlab.core.formats import parse_json, parse_object, read_object
 from ditlab.core.io import replace_text
 from ditlab.data.sources.columns import CAPTIONS, LABELS, NONE, usual_columns
 from ditlab.data.sources.files import CLUTTER, SYSTEM, is_image, suffix_of, why_left_out
@@ -60,7 +61,7 @@ def read_listing(shard: Path, settings: Preparation) -> Listing:
     identity = f"{shard.resolve()} {state.st_size} {state.st_mtime_ns} {json.dumps(choice)}"
     cached = cache_folder() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
-        return Listing(**json.loads(cached.read_bytes()))
+        return Listing(**read_object(cached))
     listing = list_shard(shard, settings)
     if len(listing.images) >= KEEP_LISTING_FROM:
         with suppress(OSError):  # without a cache file, the shard is listed again next time
@@ -131,12 +132,12 @@ class CompanionReader:
             if self.caption in ("", "txt"):
                 self.listing.captions[key] = (member.offset_data, member.size, "")
         else:
-            self.read_json(member, key, content)
+            self.read_object(member, key, content)
 
-    def read_json(self, member: tarfile.TarInfo, key: str, content: bytes) -> None:
+    def read_object(self, member: tarfile.TarInfo, key: str, content: bytes) -> None:
         """Read one JSON member; one that holds no object is counted."""
         try:
-            row = json.loads(content)
+            row = parse_json(content)
         except ValueError as error:
             raise InputError(f"member {member.name} is no JSON ({error}); correct it") from error
         if not isinstance(row, dict):
@@ -185,7 +186,7 @@ def caption_text(content: bytes, key: str, name: str) -> str:
     Raises:
         InputError: it is not UTF-8.
     """
-    return str(json.loads(content)[key]) if key else decoded(content, name)
+    return str(parse_object(content)[key]) if key else decoded(content, name)
 
 
 def decoded(content: bytes, name: str) -> str:

@@ -2,15 +2,15 @@
 
 import csv
 import io
-import json
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import parse_json
 from ditlab.core.sizes import check_regular
 from ditlab.core.spelling import all_nfc, nfc
 from ditlab.core.units import counted
@@ -18,6 +18,7 @@ from ditlab.data.reading import Reading
 from ditlab.data.sources.base import Column
 from ditlab.data.sources.columns import CAPTIONS, FILES, LABELS, NONE, LabelTexts, choose, usual_columns
 
+T = TypeVar("T")
 DELIMITERS = ",;\t"
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv")
 """Tables that are read with the folder that holds them."""
@@ -53,11 +54,22 @@ class TableFile:
             table = cls(path, text, [], "")
             table.columns = list(next(table.rows(), {}))
             return table
-        header = text.partition("\n")[0]
-        delimiter = max(DELIMITERS, key=lambda sign: len(next(csv.reader([header], delimiter=sign), [])))
-        return cls(
-            path, text, [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])], delimiter
-        )
+        table, header = cls(path, text, [], ""), text.partition("\n")[0]
+        columns = {sign: next(table.parsed(csv.reader([header], delimiter=sign)), []) for sign in DELIMITERS}
+        table.delimiter = max(columns, key=lambda sign: len(columns[sign]))
+        table.columns = [name.strip() for name in columns[table.delimiter]]
+        return table
+
+    def parsed(self, reader: Iterator[T]) -> Iterator[T]:
+        """Yield the rows of a reader of CSV.
+
+        Raises:
+            InputError: a row cannot be parsed.
+        """
+        try:
+            yield from reader
+        except csv.Error as error:
+            raise InputError(f"labels {self.path} are not CSV ({error}); correct the table") from error
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows, each as column -> value.
@@ -68,7 +80,7 @@ class TableFile:
         if self.delimiter:
             reader = csv.DictReader(io.StringIO(self.text), self.columns, delimiter=self.delimiter)
             next(reader, None)  # the header
-            for row in reader:
+            for row in self.parsed(reader):
                 if any(row.pop(None, [])):  # such as a label with a comma and without quotes, which would be cut
                     raise InputError(
                         f"{self.path} has a row with more values than columns, which begins with "
@@ -79,7 +91,7 @@ class TableFile:
         for number, line in enumerate(self.text.split("\n"), 1):  # `splitlines` would split within texts too
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except ValueError as error:
                     raise self.lacks(f"JSON in line {number} ({error})") from error
                 if not isinstance(row, dict):

@@ -5,7 +5,6 @@ file of schedules that were tuned for one process (written by `ditlab tune`):
 {"process": {"name": "linear"}, "sampler": "ab4", "grids": {"6": [1.0, ..., 0.0], "8": [...]}}
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError, listing, nearest_path
+from ditlab.core.formats import read_object
 from ditlab.core.registry import Registry
-from ditlab.core.sizes import read_text
 from ditlab.core.spelling import expand
 from ditlab.core.units import counted
 from ditlab.diffusion.process import DDPM, Process, process_name
@@ -130,14 +129,14 @@ def read_grid(file: Path, process: Process, steps: int, last_time: float) -> Ten
 def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
     """Read the times of a number of steps from a file, and the name of their process."""
     try:
-        content = json.loads(read_text(file))
+        content = read_object(file)
         made_for, grids = content["process"]["name"], content["grids"]
         times = None if str(steps) not in grids else [float(time) for time in grids[str(steps)]]
     except FileNotFoundError:
         raise InputError(
             f"there is no schedule file {file}; {nearest_path(file, 'give another, or the name of a schedule')}"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{file} is not a file of timestep schedules ({error!r}); make one with ditlab tune"
         ) from error

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from ditlab.core.device import cache_folder, describe, has_bfloat16
+from ditlab.core.formats import read_object
 from ditlab.core.io import replace_text
 from ditlab.inference.optimize.timing import interleaved, waiter
 
@@ -49,7 +50,7 @@ def quick_precision(width: int, device: torch.device) -> str:
     key = " ".join(map(str, (machine["device"], machine["processor"], machine["cores"], torch.__version__, width)))
     cache = cache_folder() / "precision.json"
     try:
-        known: dict[str, str] = json.loads(cache.read_text(encoding="utf-8"))
+        known: dict[str, str] = read_object(cache)
     except (OSError, ValueError):
         known = {}
     if known.get(key) not in PRECISIONS:
