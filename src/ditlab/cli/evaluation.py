@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ditlab.cli.terminal import Json, app, fail, print_json, say, screen
+from ditlab.cli.terminal import Json, app, fail, print_json, say, screen, show
 from ditlab.config.evaluation import Copying, Evaluation
 from ditlab.config.reader import find_recipe
 from ditlab.config.sections import Preparation
@@ -204,7 +204,7 @@ def sweep(
         print_json(done.as_json())
         return
     make_console().print(done.table())
-    print(done.verdict())
+    show(done.verdict())
     say(f"curve: {done.plot}")
 
 

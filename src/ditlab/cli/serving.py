@@ -145,11 +145,13 @@ def server_config(application: "FastAPI", limits: "Limits") -> "uvicorn.Config":
     import uvicorn
 
     from ditlab.server.connections import bounded
+    from ditlab.server.log import log_config
 
     return uvicorn.Config(
         application,
         http=bounded(limits.client_seconds, limits.connections),
         ws="none",
+        log_config=log_config(),
         log_level="warning",
         timeout_graceful_shutdown=10,
     )

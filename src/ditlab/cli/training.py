@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen
+from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen, show
 from ditlab.config.reader import (
     find_recipe,
     parse_recipe,
@@ -126,7 +126,7 @@ def print_plan(prediction: "Plan") -> None:
     out = make_console()
     out.print(planning.table(prediction))
     for line in planning.lines(prediction):
-        out.print(line, highlight=False, markup=False)
+        out.print(line, highlight=False)
 
 
 @app.command(group="Train")
@@ -150,7 +150,7 @@ def watch(run: File, /, *, once: Flag = False, seconds: float = 2.0) -> None:
     recipe = parse_recipe(read_toml(run / "recipe.toml"), source=str(run))
     images, out = recipe.train.images, make_console()
     if not out.is_terminal:
-        print("\n".join(plain(run, images)))
+        show("\n".join(plain(run, images)))
     elif once:
         out.print(view(run, images))
     else:
@@ -159,7 +159,7 @@ def watch(run: File, /, *, once: Flag = False, seconds: float = 2.0) -> None:
                 time.sleep(seconds)
                 live.update(view(run, images), refresh=True)
     if progress(run, images).state == "stopped":
-        print(f"to resume: {resuming(run, recipe)}")
+        show(f"to resume: {resuming(run, recipe)}")
 
 
 def resuming(run: Path, recipe: "Recipe") -> str:
@@ -201,7 +201,7 @@ def study(recipe: StudyName, /, *, out: File | None = None, dry_run: Flag = Fals
     if json:
         print_json(as_json(done) | {"report": report})
     else:
-        print("\n".join(summary(done)))
+        show("\n".join(summary(done)))
         say(f"report: {report}")
     if done.failures:
         fail(f"{len(done.failures)} runs failed; run the same command again to repeat them", 1)
@@ -216,7 +216,7 @@ def show_grid(study: "Study", json: bool) -> None:
         print_json(grid.as_json(study, parts))
         return
     for piece in grid.dry_run(study, parts):
-        make_console().print(piece, highlight=False, markup=False)
+        make_console().print(piece, highlight=False)
 
 
 @app.command(group="Train")
@@ -237,4 +237,4 @@ def demo(*, out: File = Path("runs/demo"), json: Json = False) -> None:
         print_json(asdict(result))
         return
     for line in result.report(command()):
-        print(line)
+        show(line)

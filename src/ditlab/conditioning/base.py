@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import path_name
 from ditlab.core.types import Between, Condition
 
 
@@ -109,9 +110,13 @@ class Conditioner(ABC):
         """Load the weights of a saved model."""
 
 
+LONGEST = 80  # bytes of a class in the name of a file, which also has a seed and may have a second class
+
+
 def file_name(text: str) -> str:
-    """Return a text with "_" in place of each character that is special in paths."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    """Return a text with "_" in place of each character that is special in paths, as the beginning of a file name."""
+    clean = "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    return path_name(f"{clean[:LONGEST]}-", LONGEST).removesuffix("-")  # the seed follows
 
 
 def settle(value: Any) -> Any:
