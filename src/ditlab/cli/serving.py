@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ditlab.cli.terminal import app, say, say_note
+from ditlab.config.fields import Amount, Positive, Within
 from ditlab.config.values import Location, Whole
 from ditlab.core.device import pick_device, share_freed_memory
 from ditlab.core.errors import InputError
@@ -37,28 +38,28 @@ class Serving:
 
     host: str = "127.0.0.1"
     """Address to listen on. Addresses other than localhost need --token or --open-to-all."""
-    port: Whole = 7860
+    port: Annotated[Whole, Parameter(validator=Within(at_least=0, below=2**16))] = 7860
     """Port to listen on."""
     token: str = ""
     """Require this token in every request, as Authorization: Bearer TOKEN. You can also set the environment variable
     DITLAB_TOKEN, which other users cannot see."""
     open_to_all: Annotated[bool, Parameter(negative="")] = False
     """Allow requests from other machines without a token."""
-    max_images: Whole = 16
+    max_images: Positive = 16
     """Largest number of images per request."""
-    max_steps: Whole = 250
+    max_steps: Positive = 250
     """Largest number of sampler steps per request."""
-    max_seconds: float = 120.0
+    max_seconds: Amount = 120.0
     """Longest duration of a request, in seconds."""
-    max_requests: Whole = 32
+    max_requests: Positive = 32
     """Largest number of requests at the same time; further requests are rejected with status 429."""
-    max_rows: Whole = 64
+    max_rows: Positive = 64
     """Largest number of batch rows per network call; an image with guidance has two."""
-    max_pixels: Whole = 16_000_000
+    max_pixels: Positive = 16_000_000
     """Largest number of pixels of an image or mask in a request."""
-    max_connections: Whole = 200
+    max_connections: Positive = 200
     """Largest number of open connections; for a new one, the connection that has waited longest for its client ends."""
-    client_seconds: float = 30.0
+    client_seconds: Amount = 30.0
     """Longest time in seconds for a client to send a request, and to read 64 KiB of a response."""
     allowed_hosts: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """Names under which clients reach the service, such as example.com or *.example.com; * allows all. By default, all
@@ -68,11 +69,11 @@ class Serving:
     """Precision of the networks; auto uses the faster one."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    pictures: Annotated[Whole | None, HIDDEN] = None
-    steps: Annotated[Whole | None, HIDDEN] = None
-    seconds: Annotated[float | None, HIDDEN] = None
-    drawings: Annotated[Whole | None, HIDDEN] = None
-    rows: Annotated[Whole | None, HIDDEN] = None
+    pictures: Annotated[Positive | None, HIDDEN] = None
+    steps: Annotated[Positive | None, HIDDEN] = None
+    seconds: Annotated[Amount | None, HIDDEN] = None
+    drawings: Annotated[Positive | None, HIDDEN] = None
+    rows: Annotated[Positive | None, HIDDEN] = None
 
     def current(self) -> "Serving":
         """Move values of previous names to the present names, and print a note for each."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen, show
+from ditlab.config.fields import Amount, Natural, Positive
 from ditlab.config.reader import (
     find_recipe,
     parse_recipe,
@@ -19,7 +20,7 @@ from ditlab.config.reader import (
     recipe_of,
     shipped_recipes,
 )
-from ditlab.config.values import File, Location, Whole
+from ditlab.config.values import File, Location
 from ditlab.core.device import process_place
 from ditlab.core.terminal import make_console
 
@@ -46,7 +47,7 @@ def train(
     *,
     out: File | None = None,
     init_from: Location | None = None,
-    classes: Whole | None = None,
+    classes: Positive | None = None,
     class_map: Location | None = None,
     allow_changes: Flag = False,
     settings: Settings = None,
@@ -84,10 +85,10 @@ def plan(
     /,
     *,
     device: str = "",
-    devices: Whole = 1,
+    devices: Positive = 1,
     size: str | None = None,
-    channels: Whole = 4,
-    classes: Whole = 1000,
+    channels: Positive = 4,
+    classes: Natural = 1000,
     settings: Settings = None,
     json: Json = False,
 ) -> None:
@@ -130,7 +131,7 @@ def print_plan(prediction: "Plan") -> None:
 
 
 @app.command(group="Train")
-def watch(run: File, /, *, once: Flag = False, seconds: float = 2.0) -> None:
+def watch(run: File, /, *, once: Flag = False, seconds: Amount = 2.0) -> None:
     """Show the curves and the newest preview of a run in the terminal, until Ctrl-C or the end of the run.
 
     Parameters

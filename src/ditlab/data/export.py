@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ditlab.core.spelling import path_name
+from ditlab.core.spelling import nfc, path_name
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:
@@ -15,8 +15,8 @@ def folder_names(classes: Sequence[str]) -> list[str]:
     for original in classes:
         unique = name = path_name(original)
         number = 2
-        while unique.casefold() in used:
+        while nfc(unique).casefold() in used:
             unique, number = f"{name}_{number}", number + 1
-        used.add(unique.casefold())
+        used.add(nfc(unique).casefold())
         names.append(unique)
     return names

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset, spread
 from ditlab.data.check import UnreadableImagesError, check_images, require
@@ -212,8 +213,18 @@ def append_report(file: Path, name: str, reason: str) -> None:
 
 
 def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
-    """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; a folder for each class."""
+    """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; a folder for each class.
+
+    The folder is written completely or not at all.
+    """
+    with replacing(folder.resolve()) as draft:
+        write_images(dataset, draft, count)
+
+
+def write_images(dataset: Dataset, folder: Path, count: int) -> None:
+    """Write the images of `write_folder` one after another."""
     folders = folder_names(dataset.classes) or [""]
+    folder.mkdir()
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
         for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):
