@@ -41,11 +41,11 @@ Tables = dict[str, dict[str, Any]]
 class Budget:
     """What each training run may cost; exactly one of these."""
 
-    images: Whole | None = setting(None, at_least=1)
+    images: Whole | None = None
     """Training images, repeats counted."""
-    gmacs: float | None = setting(None, not_negative=True)
+    gmacs: float | None = None
     """GMACs of training: three times those of a forward pass, for each image."""
-    seconds: float | None = setting(None, not_negative=True)
+    seconds: float | None = None
     """Seconds of training on this machine, predicted from a few timed steps."""
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ class Basics:
     """Base recipe of all parts: a file, or the name of a recipe that comes with ditlab."""
     seeds: tuple[Whole, ...] = setting((0, 1, 2), at_least=0, below=2**32)
     """Training seeds. Differences are paired by seed, and standard errors are taken over the seeds."""
-    sample_sets: Whole = setting(1, at_least=1)
+    sample_sets: Whole = 1
     """Sets of samples, each with its own seeds, that are scored per trained model; their scores are averaged."""
 
 
