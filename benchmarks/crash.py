@@ -420,4 +420,6 @@ def timeless(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    app = cyclopts.App(default_parameter=cyclopts.Parameter(consume_multiple=True))
+    app.default(main)
+    app()
