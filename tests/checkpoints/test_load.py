@@ -454,6 +454,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @posix_only
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_largest_model_converts_both_ways_in_little_memory(tmp_path):
     torch.manual_seed(0)
     net = create("DiT-XL/2")

@@ -235,7 +235,7 @@ def test_mistakes_get_one_line_and_exit_code_2(refuses, model, tmp_path):
     assert "float" in refuses("train", "digits", "--optim.lr=fast", "--out", out)
     assert "0 to 2" in refuses("sample", model, "--labels", "3", "--out", out)
     assert "0 sampling steps" in refuses("sample", model, "--steps", "0", "--out", out)
-    assert "batch size 0" in refuses("sample", model, "--batch-size", "0", "--out", out)
+    assert "--batch-size is 0; give 1 or more" in refuses("sample", model, "--batch-size", "0", "--out", out)
     assert "out of range" in refuses("sample", model, "--seeds", "9" * 20, "--out", out)
     assert 'seeds "5-2"' in refuses("sample", model, "--seeds", "5-2", "--out", out)
     assert "no model at" in refuses("sample", tmp_path / "nothing", "--out", out)

@@ -191,3 +191,24 @@ def test_it_is_built_again_from_its_config(labels):
     assert again.config == labels.config == {"kind": "class", "classes": 4, "names": ["cat", "dog", "2"]}
     with pytest.raises(InputError, match='unknown conditioner "text"; choose from: class'):
         create_conditioner("text")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("../../x", "__.._x"),
+        ("/abs", "_abs"),
+        ("C:\\x", "C__x"),
+        ("a\x00b\n\x1b[0m", "a_b___0m"),
+        ("CON", "CON"),  # "CON-seed0.png" is no reserved name, "CON.x-seed0.png" is one
+        ("con.x", "_con.x"),
+        (".", "_"),
+        ("..", "_"),
+        (".hidden", "_hidden"),
+        ("St.", "St."),
+        ("x" * 400, "x" * 80),
+        ("é" * 400, "é" * 40),
+    ],
+)
+def test_any_class_name_becomes_a_file_name(name, stem):
+    assert ClassLabels(1, [name]).stem(0) == stem

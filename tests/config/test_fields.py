@@ -103,3 +103,24 @@ def test_options_of_the_process():
     assert parse_recipe(table).diffusion.process_options == {"clock_rate": -1}
     given = parse_recipe({}, ["--diffusion.process_options.clock_rate=-1", "--diffusion.process-options.clock_start=1"])
     assert given.diffusion.process_options == {"clock_rate": -1.0, "clock_start": 1.0}
+
+
+RANGES = {"at_least", "below", "up_to", "share", "not_negative", "between"}
+
+
+def test_every_number_has_a_range():
+    without = {
+        f"{kind.__name__}.{field.name}"
+        for kind in KINDS
+        for field in fields(kind)
+        if numbers_in(get_type_hints(kind)[field.name]) and not RANGES & set(field.metadata)
+    }
+    # These may have any finite value, or are checked by the process and by the recipe of a study.
+    study = {"Budget.images", "Budget.gmacs", "Budget.seconds", "Basics.sample_sets"}
+    assert without == {"Evaluation.expect", "Diffusion.process_options", *study}
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63), 10**30])
+def test_whole_numbers_must_fit_into_a_tensor(value):
+    with pytest.raises(InputError, match=f"^train.images is {value}; give a number of at most {2**63 - 1}$"):
+        check_settings(replace(Recipe(), train=replace(Recipe().train, images=value)))

@@ -1,15 +1,22 @@
 """Lines are never broken, in files, pipes and terminals."""
 
 import io
+import logging
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ditlab.cli.terminal import fail
+from ditlab import cli as command_line
+from ditlab.cli import show_warning
+from ditlab.cli.terminal import fail, show
 from ditlab.config.reader import parse_recipe
-from ditlab.core.terminal import LineConsole, make_console, printable, say
+from ditlab.core.errors import InputError, RunError
+from ditlab.core.printable import printable
+from ditlab.core.progress import progress_bar
+from ditlab.core.terminal import LineConsole, make_console, say
+from ditlab.server.log import LogLines
 from ditlab.training import train
 
 COMMAND = "ditlab sample runs/demo --out samples --labels " + " ".join(map(str, range(60)))  # 215 characters
@@ -65,3 +72,56 @@ def test_control_characters_are_shown_as_escapes(capsys):
     with pytest.raises(SystemExit):
         fail(f'unknown class "{name}"', 2)
     assert capsys.readouterr().err == f'ditlab: unknown class "{printable(name)}"\n'
+
+
+NAME = "\x1b]0;title\x07[/b] :smile: \x9b2J\r\n"
+SHOWN = "\\x1b]0;title\\x07[/b] :smile: \\x9b2J\\r"
+
+
+@pytest.mark.parametrize("error", [InputError, RunError])
+def test_errors_are_one_line(error):
+    assert str(error(f"unknown class {NAME}")) == f"unknown class {SHOWN}\\n"
+    assert str(error(error(NAME))) == f"{SHOWN}\\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("cell", [str, Text])
+def test_tables(terminal, cell):
+    file = io.StringIO()
+    console = LineConsole(file=file, width=100, force_terminal=terminal, color_system=None)
+    table = Table("name", title=NAME, box=None)
+    table.add_row(cell(NAME))
+    console.print(table)
+    console.print(cell(NAME))
+    text = file.getvalue()
+    assert not set("\x1b\x07\x9b\r") & set(text)
+    assert text.count("\\x1b]0;title") == 3
+
+
+def test_progress_lines():
+    file = io.StringIO()
+    with progress_bar(LineConsole(file=file, width=100, force_terminal=True, color_system=None)) as bar:
+        bar.add_task("reading \x9b2J", total=1)
+    assert "reading \\x" in file.getvalue()
+    assert "\x9b" not in file.getvalue()
+
+
+@pytest.mark.parametrize("category", [UserWarning, FutureWarning])
+def test_warnings(capsys, category):
+    show_warning(NAME, category, command_line.__file__, 1)
+    assert SHOWN in capsys.readouterr().err
+
+
+def test_standard_output(capsys):
+    show(NAME.strip())
+    assert capsys.readouterr().out == SHOWN.removesuffix("\\r") + "\n"
+
+
+def test_the_log_of_the_service():
+    try:
+        raise KeyError(NAME.strip())
+    except KeyError as error:
+        record = logging.LogRecord("x", logging.ERROR, "", 1, "a %s", (NAME,), (KeyError, error, error.__traceback__))
+    lines = LogLines("%(levelname)s: %(message)s").format(record).splitlines()
+    assert lines[0] == f"ERROR: a {SHOWN}"
+    assert not any(sign in line for line in lines for sign in "\x1b\x07\x9b\r")

@@ -10,6 +10,7 @@ from PIL import Image
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import open_dataset
+from ditlab.data.images import write_folder
 from ditlab.data.parse import parse_source
 from ditlab.data.reading import LeftOut
 from ditlab.data.sources import open_source
@@ -340,3 +341,14 @@ def test_keys_that_may_be_labels_are_named(tmp_path):
     )
     assert open_source(str(shard), Preparation(label_column="species")).classes == ["cat"]
     assert "no labels" not in str(open_source(str(shard), Preparation(label_column="none")).reading.notes)
+
+
+def test_class_names_that_are_paths_are_exported_into_the_folder(tmp_path):
+    classes = [b"../../x", b"/tmp/abs", b"CON", b"end. ", b"a:b", b"\x1b[0m"]
+    shard = write(
+        tmp_path / "t.tar", [(f"{i}.png", png(i)) for i in range(6)] + [(f"{i}.cls", c) for i, c in enumerate(classes)]
+    )
+    folder = tmp_path / "in" / "out"
+    write_folder(open_dataset(str(shard)), folder, 6)
+    assert sorted(path.name for path in folder.iterdir()) == ["_CON", "_[0m", "__.._x", "_tmp_abs", "a_b", "end"]
+    assert len(list(tmp_path.rglob("*.png"))) == len(list(folder.glob("*/*.png"))) == 6

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_pipeline
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import ditlab
@@ -13,7 +14,9 @@ from ditlab.autoencoders import create_autoencoder
 from ditlab.core.errors import InputError
 from ditlab.core.io import MANIFEST
 from ditlab.diffusion.samplers import SAMPLERS, SCHEDULES, image_noise, time_grid
+from ditlab.inference.export import export
 from ditlab.inference.samples import Samples
+from ditlab.profiling.bench import bench
 
 OPTIONS = {"steps": 2, "sampler": "euler"}
 WEIGHTS = (
@@ -34,6 +37,28 @@ class TestFinite:
     def test_calls(self, output_type):
         with pytest.raises(InputError, match=WEIGHTS):
             broken()(0, seeds=7, output_type=output_type, **OPTIONS)
+
+    @pytest.mark.parametrize("part", ["net", "autoencoder"])
+    def test_such_weights_are_not_converted_exported_pushed_or_measured(self, tmp_path, part):
+        pipe = tiny_pipeline()
+        if part == "autoencoder":
+            pipe.autoencoder = create_autoencoder(
+                kind="patch", picture_channels=1, latent_channels=1, stride=2, width=8, depth=1
+            )
+        name, weights = list(getattr(pipe, part).named_parameters())[-1]
+        with torch.no_grad():
+            weights.view(-1)[0] = torch.inf
+        name = name if part == "net" else f"autoencoder.{name}"
+        for work in (
+            lambda: ditlab.checkpoints.convert(pipe, tmp_path / "model", "ditlab"),
+            lambda: export(pipe, tmp_path / "graphs", "torch"),
+            lambda: bench(pipe, Console(quiet=True), batch=1),
+            lambda: pipe.push_to_hub("me/model"),
+        ):
+            with pytest.raises(InputError) as caught:
+                work()
+            assert str(caught.value) == f"DiT-S/2: its weights {name} are not finite: use another checkpoint"
+        assert not list(tmp_path.iterdir())
 
     def test_steps_raise_after_the_last_one(self):
         steps = broken().steps(0, seeds=7, **OPTIONS)

@@ -215,3 +215,18 @@ def test_own_files_are_replaced(tmp_path):
     (tmp_path / "c.png").unlink()
     with pytest.raises(InputError, match=r"c\.json exists and holds no result"):
         check_memorization(tmp_path / "c.png")
+
+
+def test_names_in_the_model_card_show_as_they_are(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.classes = ["a\n---\n# b", "`|<script>alert(1)</script>", "\x1b[2J**\u2028"]
+    pipe.config["note"] = "\n\n<img src=x onerror=y> [a](javascript:b)"
+    pipe.config["license"] = "mit\n---\n<b>"
+    folder = pipe.save(tmp_path / "m_{x}`")
+    card = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    assert card[3:6] == ['license: "mit\\n---\\n<b>"', "---", "# m\\_{x}\\`"]
+    classes = "a\\\\n---\\\\n\\# b, \\`\\|&lt;script&gt;alert(1)&lt;/script&gt;, \\\\x1b\\[2J\\*\\*\\\\u2028"
+    assert f"- network: DiT-S/2, input 1x8x8, 3 classes ({classes})" in card
+    assert "- note: \\\\n\\\\n&lt;img src=x onerror=y&gt; \\[a\\](javascript:b)" in card
+    assert "pipe('a\\n---\\n# b', seeds=range(4)).images" in card
+    assert card.count("---") == 2

@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from ditlab.config.sections import Train
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
 from ditlab.report.html import figure, page
-from ditlab.report.run import Progress, blocks, progress, read_metrics, sparkline, view
+from ditlab.report.run import Progress, blocks, progress, read_metrics, sparkline, view, write_report
 from ditlab.training import loop, train
 from ditlab.training.trackers import flat
 
@@ -216,6 +217,21 @@ def test_words_of_the_page_in_its_content_stay_as_they_are():
     assert content.count("<title>BODY of &lt;TITLE&gt;</title>") == 1
     assert content.count("<body>\n<p>STYLE, TITLE and BODY, \\1</p>\n</body>") == 1
     assert content.count("p { content: 'BODY' }</style>") == 1
+
+
+@pytest.mark.parametrize("name", ["BODY", "TITLE", "STYLE {x} %s", "<b>|`\\1"])
+def test_names_in_a_report_show_as_they_are(tmp_path, name):
+    run = tmp_path / name.replace("/", "_")
+    run.mkdir()
+    (run / "recipe.toml").write_text("# </pre><script>BODY TITLE", encoding="utf-8")
+    (run / "metrics.jsonl").write_text('{"images": 1, "loss": 2.0}\n{"images": 3, "loss": 1.0}\n', encoding="utf-8")
+    content = write_report(run, name, {name: f"TITLE\n{name}"}).read_text(encoding="utf-8")
+    shown = html.escape(name)
+    assert content.count(f"<title>{shown}</title>") == 1
+    assert content.count(f"<body>\n<h1>{shown}</h1>\n<table>\n<tr><th>{shown}</th><td>TITLE\n{shown}</td></tr>") == 1
+    assert content.count("<pre># &lt;/pre&gt;&lt;script&gt;BODY TITLE</pre>") == 1
+    assert "<script" not in content
+    assert content.count("<figure>") == 1
 
 
 def test_a_curve_goes_from_corner_to_corner():

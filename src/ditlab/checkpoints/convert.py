@@ -14,6 +14,7 @@ from ditlab.core.io import replace_text, replacing
 from ditlab.core.spelling import expand
 from ditlab.core.weights import CONFIG, write_pickle, write_tensors
 from ditlab.inference import saving
+from ditlab.inference.finite import check_weights
 from ditlab.inference.pipeline import Pipeline
 
 
@@ -26,12 +27,13 @@ def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
         layout: a name in `LAYOUTS`: "ditlab", "official" or "diffusers".
 
     Raises:
-        InputError: the target exists, or the layout does not support this model.
+        InputError: the target exists, the weights are not finite, or the layout does not support this model.
     """
     target = Path(expand(str(target)))
     write = lookup(LAYOUTS, layout, "layout")
     if target.exists():
         raise InputError(f"{target} exists; give another path")
+    check_weights(pipe)
     with saving.writing(target), replacing(target) as draft:
         write(pipe, draft, target.name)
     return target

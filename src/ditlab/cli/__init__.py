@@ -22,6 +22,7 @@ from ditlab.core.device import keep_freed_memory
 from ditlab.core.errors import InputError, PlugInError, RunError
 from ditlab.core.formats import reason
 from ditlab.core.plugins import import_plugin
+from ditlab.core.printable import printable
 
 DEBUG = "--debug"  # an option of every command
 PACKAGE = Path(__file__).parents[1]
@@ -68,9 +69,9 @@ def show_warning(
 ) -> None:
     """A warning as one line; those of other libraries keep their place."""
     if category is FutureWarning and Path(filename).is_relative_to(PACKAGE):
-        print(f"ditlab: {message}", file=sys.stderr)
+        print(f"ditlab: {printable(str(message))}", file=sys.stderr)
     else:
-        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
+        print(printable(warnings.formatwarning(message, category, filename, lineno, line)), end="", file=sys.stderr)
 
 
 def escape_missing_letters() -> None:

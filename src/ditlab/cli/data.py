@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ditlab.cli.terminal import Json, app, command, print_json, say, screen
+from ditlab.config.fields import Finite, Positive, check_settings
 from ditlab.config.sections import AutoencoderTraining, Preparation
-from ditlab.config.values import File, Folder, Location, Whole
+from ditlab.config.values import File, Folder, Location
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
@@ -27,15 +28,15 @@ TrainingOptions = Annotated[AutoencoderTraining | None, Parameter(name="*")]
 class Encoding:
     """How images are encoded into a latent cache."""
 
-    batch_size: Whole = 64
+    batch_size: Positive = 64
     """Images encoded at a time."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Precision of the stored latents."""
-    shard: Whole = 4096
+    shard: Positive = 4096
     """Images per file of the cache."""
-    scale: float | None = None
+    scale: Finite | None = None
     """Scale of the latents, for an autoencoder in a single file that does not contain it."""
-    tile: Whole | None = None
+    tile: Positive | None = None
     """Encode in tiles with this side in pixels, for images that do not fit into memory."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
@@ -51,7 +52,7 @@ def data(
     *,
     sheet: File | None = None,
     export: Folder | None = None,
-    count: Whole = 1000,
+    count: Positive = 1000,
     images: PreparationOptions = None,
     json: Json = False,
 ) -> None:
@@ -91,6 +92,8 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
     check_outside(source, folder, "the exported images")
     if not is_vacant(folder):
         raise InputError(f"{folder} is not empty; give another --export")
+    if folder.resolve() == Path.cwd():
+        raise InputError(f"{folder} is the current folder; give a folder in it")
     dataset = open_dataset(source, settings)
     write_folder(dataset, folder, count)
     say(f"wrote {counted(min(count, len(dataset)), 'image')} to {folder}")
@@ -105,6 +108,7 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
     if sheet is not None:
         check_outside(source, sheet, "the contact sheet")
         check_sheet(sheet)
+    check_settings(settings)
     preprocess = preprocessing(settings)
     images = parse_source(source, settings).images(settings)
     result = survey(images, screen, preprocess.size)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ditlab.cli.terminal import Json, app, fail, print_json, say, screen
+from ditlab.cli.terminal import Json, app, fail, print_json, say, screen, show
 from ditlab.config.evaluation import Copying, Evaluation
+from ditlab.config.fields import Amount, Natural, Positive
 from ditlab.config.reader import find_recipe
 from ditlab.config.sections import Preparation
-from ditlab.config.values import File, Folder, Location, Whole
+from ditlab.config.values import File, Folder, Location
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
@@ -32,13 +33,13 @@ class Measuring:
     """inception, dinov2, digits or glyphs (default: digits or glyphs for these data sets, otherwise inception)."""
     feature_weights: Location = ""
     """File, folder or hub id of the weights of the feature network."""
-    count: Whole | None = None
+    count: Positive | None = None
     """Use the first N images only."""
-    keep: Whole = 10_000
+    keep: Natural = 10_000
     """Number of feature vectors to store for precision, recall and the kernel distance."""
     with_images: Annotated[bool, Parameter(negative="")] = False
     """Store the images of these features too, so that ADM's evaluator can read the file."""
-    batch_size: Whole = 64
+    batch_size: Positive = 64
     """Images processed at a time."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -148,9 +149,9 @@ def report(values: dict[str, Any] | None, line: str, json: bool) -> None:
 class Axes:
     """The values of settings that a sweep combines."""
 
-    try_guidance: Annotated[list[float] | None, Parameter(negative="")] = None
+    try_guidance: Annotated[list[Amount] | None, Parameter(negative="")] = None
     """Guidance scales to try."""
-    try_steps: Annotated[list[Whole] | None, Parameter(negative="")] = None
+    try_steps: Annotated[list[Positive] | None, Parameter(negative="")] = None
     """Numbers of steps to try."""
     try_sampler: Annotated[list[str] | None, Parameter(negative="")] = None
     """Samplers to try."""
@@ -174,7 +175,7 @@ def sweep(
     *,
     recipe: Location | None = None,
     axes: Annotated[Axes | None, Parameter(name="*")] = None,
-    repeats: Whole = 3,
+    repeats: Positive = 3,
     out: Folder | None = None,
     settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
     json: Json = False,
@@ -205,7 +206,7 @@ def sweep(
         print_json(done.as_json())
         return
     make_console().print(done.table())
-    print(done.verdict())
+    show(done.verdict())
     say(f"curve: {done.plot}")
 
 

@@ -10,8 +10,9 @@ from cyclopts import Parameter
 
 from ditlab.cli.options import Base, Checkpoint
 from ditlab.cli.terminal import Json, app, print_json, say
+from ditlab.config.fields import Natural, Positive, Share
 from ditlab.config.reader import network_arguments, network_options, parse_sides
-from ditlab.config.values import File, Folder, Location, Whole, check_folder_name
+from ditlab.config.values import File, Folder, Location, check_folder_name
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
@@ -25,9 +26,9 @@ class Shape:
 
     size: str = "32"
     """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latent or image."""
-    channels: Whole = 4
+    channels: Positive = 4
     """Channels of the latent or image."""
-    classes: Whole = 1000
+    classes: Natural = 1000
     """Number of classes; 0 is unconditional."""
     learn_variance: bool = True
     """Include the output channels of a learned variance."""
@@ -226,8 +227,8 @@ def average(
     out: Folder,
     /,
     *,
-    width: float,
-    images: Whole | None = None,
+    width: Share,
+    images: Positive | None = None,
     json: Json = False,
 ) -> None:
     """Compute a power-function EMA of another length from the snapshots of a run, and write it as a model.

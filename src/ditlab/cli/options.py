@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ditlab.cli.terminal import say_note
+from ditlab.config.fields import Amount, Natural, Positive, Share
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import Interval
-from ditlab.config.values import File, Location, Whole
+from ditlab.config.values import File, Location
 
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
@@ -31,11 +32,11 @@ class Request:
     """Class names or indices (default: all classes). Where class names are numbers, an index is given as index:3."""
     seeds: Annotated[tuple[str, ...] | None, Parameter(negative="")] = None
     """Numbers, or ranges such as 0-15 (default: 0-7)."""
-    count: Whole | None = None
+    count: Positive | None = None
     """Number of images, with consecutive seeds from the first of --seeds. With --npz the default is 50,000."""
     label_sampling: Literal["balanced", "random"] | None = None
     """With --npz: labels are balanced (each class equally often; the default) or random (uniformly distributed)."""
-    strip: Whole | None = None
+    strip: Positive | None = None
     """Interpolate with this number of images: between two seeds for each label, or with one seed between two labels."""
     like: File | None = None
     """Generate the images of a PNG file or samples.json of ditlab again; other options replace recorded settings."""
@@ -49,9 +50,9 @@ class StartImage:
     """Start from this image (image-to-image)."""
     mask: File | None = None
     """With --image: in-painting mask. White is regenerated, black is kept."""
-    strength: float | None = None
+    strength: Share | None = None
     """With --image: share of the sampling trajectory that runs; 1 starts from noise (default: 0.6; 1 with --mask)."""
-    resample: Whole | None = None
+    resample: Positive | None = None
     """With --mask: number of times that each part of the schedule runs, so that new and kept parts fit (default: 2)."""
 
 
@@ -66,7 +67,7 @@ class Files:
     format: Literal["png", "npy"] | None = None
     """png shows one or three channels with 8 bits. npy holds all channels, in the numbers and the type of the training
     data; the contact sheet is a PNG file with either (default: png, with --like that of the images)."""
-    show: Annotated[tuple[Whole, ...], Parameter(negative="", consume_multiple=1)] = ()
+    show: Annotated[tuple[Positive, ...], Parameter(negative="", consume_multiple=1)] = ()
     """Numbers of the one or three channels, from 1, that PNG files show (default: the model's)."""
     trajectory: Flag = False
     """Also write trajectory.gif, an animation of the sampler steps."""
@@ -83,11 +84,11 @@ class Checkpoint:
     autoencoder: Location | None = None
     """Autoencoder of a model that has none in its folder: folder, file or hub id."""
     base: Base = None
-    heads: Whole | None = None
+    heads: Positive | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None
     """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
-    classes: Whole | None = None
+    classes: Natural | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
     sit: bool | None = None
     """Whether a state dict without training settings is a SiT's; DiT has the same tensors (default: DiT)."""
@@ -108,7 +109,7 @@ class Checkpoint:
 class Decoding(Checkpoint):
     """Which weights to read, and how latents are decoded."""
 
-    tile: Whole | None = None
+    tile: Positive | None = None
     """Decode in tiles with this side in pixels, for images that do not fit into memory."""
 
 
@@ -120,7 +121,7 @@ class Machine:
     """Precision of the network. auto uses the faster one, and float32 with --npz or --preset reference."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Compile the blocks of the network; auto compiles if that saves time."""
-    batch_size: Whole | None = None
+    batch_size: Positive | None = None
     """Images generated at a time; does not change the images (default: the fastest, which is measured)."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -130,15 +131,15 @@ class Machine:
 class Tuning:
     """Settings for which schedules are tuned."""
 
-    steps: Annotated[tuple[Whole, ...], Parameter(negative="")] = (4, 6, 8)
+    steps: Annotated[tuple[Positive, ...], Parameter(negative="")] = (4, 6, 8)
     """Numbers of steps; a schedule is tuned for each."""
     sampler: str = "ab4"
     """A deterministic sampler: ddim, euler, heun, dpmpp, ab2 or ab4."""
-    guidance: float | None = None
+    guidance: Amount | None = None
     """Guidance scale that the schedules will be used with (default: the model's)."""
     guidance_interval: Interval = None
     """Guidance interval that the schedules will be used with (default: the model's)."""
-    images: Whole = 32
+    images: Positive = 32
     """Images generated in each trial."""
 
 
@@ -146,9 +147,9 @@ class Tuning:
 class Benchmark:
     """What `bench` measures."""
 
-    batch: Whole = 8
+    batch: Positive = 8
     """Images per network call."""
-    rounds: Whole = 5
+    rounds: Positive = 5
     """Number of measured rounds; all variants run in turn, and medians are shown."""
     compile: bool = True
     """Measure compiled blocks too."""
@@ -166,7 +167,7 @@ class RandomNetwork:
 
     size: str = "32"
     """For a network name: side, or HEIGHTxWIDTH, of the input."""
-    channels: Whole = 4
+    channels: Positive = 4
     """For a network name: channels of the input."""
-    classes: Whole = 1000
+    classes: Natural = 1000
     """For a network name: number of classes."""

@@ -22,6 +22,7 @@ from ditlab.config.reader import (
 )
 from ditlab.config.sampling import SETTINGS
 from ditlab.config.sections import Recipe
+from ditlab.core.printable import printable
 
 MEANT = {  # options of other training programs -> the corresponding option of ditlab
     "--lr": "--optim.lr",
@@ -88,7 +89,7 @@ def sampling_notes(where: str, table: Mapping[str, Any], old_names: Mapping[str,
 def print_notes(notes: list[str]) -> None:
     """Print notes on standard error, without repeats."""
     for note in dict.fromkeys(notes):
-        print(f"ditlab: {note}", file=sys.stderr)
+        print(f"ditlab: {printable(note)}", file=sys.stderr)
 
 
 def usage_error(error: CycloptsError) -> str:

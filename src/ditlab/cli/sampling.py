@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.options import Base, Benchmark, Decoding, Files, Machine, RandomNetwork, Request, StartImage, Tuning
 from ditlab.cli.repeat import Call, read_like, recorded_model, repeated_cells
-from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
+from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen, show
 from ditlab.config.reader import parse_size
 from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
 from ditlab.config.values import File, Location, check_folder_name
@@ -374,12 +374,12 @@ def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:
         return
     out = make_console()
     about = result.machine
-    print(f"{about['processor']}, {about['cores']} cores, {about['device']}, torch {about['torch']}")
+    show(f"{about['processor']}, {about['cores']} cores, {about['device']}, torch {about['torch']}")
     peaks = ", ".join(f"{name} {peak:,.0f} GFLOP/s" for name, peak in result.peaks.items())
-    print(f"matrix products: {peaks}; copies: {result.bandwidth:.0f} GB/s")
+    show(f"matrix products: {peaks}; copies: {result.bandwidth:.0f} GB/s")
     for table in benchmark.tables(result):
         out.print(table)
-    print(f"limited by {result.limit}")
+    show(f"limited by {result.limit}")
 
 
 def parse_seeds(texts: list[str]) -> list[int]:

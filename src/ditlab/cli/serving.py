@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.options import Base
 from ditlab.cli.terminal import app, say, say_note
-from ditlab.config.fields import outside, setting
+from ditlab.config.fields import Positive, Within
 from ditlab.config.values import Location, Whole
 from ditlab.core.device import pick_device, share_freed_memory
 from ditlab.core.errors import InputError
@@ -31,7 +31,7 @@ RENAMED = {
     "rows": "max_rows",
 }
 HIDDEN = Parameter(show=False)
-SECONDS = (0.01, 1_000_000)
+Seconds = Annotated[float, Parameter(validator=Within(between=(0.01, 1_000_000)))]
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,28 @@ class Serving:
 
     host: str = "127.0.0.1"
     """Address to listen on. Addresses other than localhost need --token or --open-to-all."""
-    port: Whole = setting(7860, at_least=0, below=65_536)
+    port: Annotated[Whole, Parameter(validator=Within(at_least=0, below=2**16))] = 7860
     """Port to listen on."""
     token: str = ""
     """Require this token in every request, as Authorization: Bearer TOKEN. You can also set the environment variable
     DITLAB_TOKEN, which other users cannot see."""
     open_to_all: Annotated[bool, Parameter(negative="")] = False
     """Allow requests from other machines without a token."""
-    max_images: Whole = setting(16, at_least=1)
+    max_images: Positive = 16
     """Largest number of images per request."""
-    max_steps: Whole = setting(250, at_least=1)
+    max_steps: Positive = 250
     """Largest number of sampler steps per request."""
-    max_seconds: float = setting(120.0, between=SECONDS)
+    max_seconds: Seconds = 120.0
     """Longest duration of a request, in seconds."""
-    max_requests: Whole = setting(32, at_least=1)
+    max_requests: Positive = 32
     """Largest number of requests at the same time; further requests are rejected with status 429."""
-    max_rows: Whole = setting(64, at_least=1)
+    max_rows: Positive = 64
     """Largest number of batch rows per network call; an image with guidance has two."""
-    max_pixels: Whole = setting(16_000_000, at_least=1)
+    max_pixels: Positive = 16_000_000
     """Largest number of pixels of an image or mask in a request."""
-    max_connections: Whole = setting(200, at_least=1)
+    max_connections: Positive = 200
     """Largest number of open connections; for a new one, the connection that has waited longest for its client ends."""
-    client_seconds: float = setting(30.0, between=SECONDS)
+    client_seconds: Seconds = 30.0
     """Longest time in seconds for a client to send a request, and to read 64 KiB of a response."""
     allowed_hosts: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """Names under which clients reach the service, such as example.com or *.example.com; * allows all. By default, all
@@ -71,11 +71,11 @@ class Serving:
     """Precision of the networks; auto uses the faster one."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    pictures: Annotated[Whole | None, HIDDEN] = None
-    steps: Annotated[Whole | None, HIDDEN] = None
-    seconds: Annotated[float | None, HIDDEN] = None
-    drawings: Annotated[Whole | None, HIDDEN] = None
-    rows: Annotated[Whole | None, HIDDEN] = None
+    pictures: Annotated[Positive | None, HIDDEN] = None
+    steps: Annotated[Positive | None, HIDDEN] = None
+    seconds: Annotated[Seconds | None, HIDDEN] = None
+    drawings: Annotated[Positive | None, HIDDEN] = None
+    rows: Annotated[Positive | None, HIDDEN] = None
 
     def current(self) -> "Serving":
         """Move values of previous names to the present names, and print a note for each."""
@@ -85,17 +85,6 @@ class Serving:
                 say(f"--{old} is now --{new.replace('_', '-')}; the old name will be removed")
                 changes |= {new: value, old: None}
         return replace(self, **changes)
-
-    def check(self) -> None:
-        """Check that all numbers are in range.
-
-        Raises:
-            InputError: one is not.
-        """
-        for field in fields(self):
-            number = getattr(self, field.name)
-            if isinstance(number, int | float) and (allowed := outside(number, field.metadata)):
-                raise InputError(f"--{field.name.replace('_', '-')} is {number}; give {allowed}")
 
     def limits(self) -> "Limits":
         """The limits of the service."""
@@ -140,7 +129,6 @@ def serve(
 
     share_freed_memory()
     options = (options or Serving()).current()
-    options.check()
     token = options.token or os.environ.get("DITLAB_TOKEN", "")
     if options.host not in LOOPBACK and not token and not options.open_to_all:
         raise InputError(
@@ -161,11 +149,13 @@ def server_config(application: "FastAPI", limits: "Limits") -> "uvicorn.Config":
     import uvicorn
 
     from ditlab.server.connections import bounded
+    from ditlab.server.log import log_config
 
     return uvicorn.Config(
         application,
         http=bounded(limits.client_seconds, limits.connections),
         ws="none",
+        log_config=log_config(),
         log_level="warning",
         timeout_graceful_shutdown=10,
     )

@@ -12,7 +12,8 @@ from cyclopts import App, Parameter
 from ditlab.cli.recipes import recipe_config
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
-from ditlab.core.terminal import make_console, printable
+from ditlab.core.printable import printable
+from ditlab.core.terminal import make_console
 from ditlab.core.terminal import say as print_line
 from ditlab.core.version import __version__
 
@@ -37,6 +38,11 @@ Json = Annotated[bool, Parameter(negative="")]
 def say(line: str) -> None:
     """Print a line on standard error, without markup and without wrapping."""
     print_line(screen, line)
+
+
+def show(text: str) -> None:
+    """Print text on standard output, with escapes in place of control characters."""
+    print(printable(text))
 
 
 def say_note(config: dict[str, Any]) -> None:

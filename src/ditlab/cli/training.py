@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen
+from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen, show
+from ditlab.config.fields import Amount, Natural, Positive
 from ditlab.config.reader import (
     find_recipe,
     parse_recipe,
@@ -19,7 +20,7 @@ from ditlab.config.reader import (
     recipe_of,
     shipped_recipes,
 )
-from ditlab.config.values import File, Folder, Location, Whole
+from ditlab.config.values import File, Folder, Location
 from ditlab.core.device import process_place
 from ditlab.core.terminal import make_console
 from ditlab.core.units import counted
@@ -47,7 +48,7 @@ def train(
     *,
     out: Folder | None = None,
     init_from: Location | None = None,
-    classes: Whole | None = None,
+    classes: Positive | None = None,
     class_map: Location | None = None,
     allow_changes: Flag = False,
     settings: Settings = None,
@@ -85,10 +86,10 @@ def plan(
     /,
     *,
     device: str = "",
-    devices: Whole = 1,
+    devices: Positive = 1,
     size: str | None = None,
-    channels: Whole = 4,
-    classes: Whole = 1000,
+    channels: Positive = 4,
+    classes: Natural = 1000,
     settings: Settings = None,
     json: Json = False,
 ) -> None:
@@ -127,11 +128,11 @@ def print_plan(prediction: "Plan") -> None:
     out = make_console()
     out.print(planning.table(prediction))
     for line in planning.lines(prediction):
-        out.print(line, highlight=False, markup=False)
+        out.print(line, highlight=False)
 
 
 @app.command(group="Train")
-def watch(run: File, /, *, once: Flag = False, seconds: float = 2.0) -> None:
+def watch(run: File, /, *, once: Flag = False, seconds: Amount = 2.0) -> None:
     """Show the curves and the newest preview of a run in the terminal, until Ctrl-C or the end of the run.
 
     Parameters
@@ -151,7 +152,7 @@ def watch(run: File, /, *, once: Flag = False, seconds: float = 2.0) -> None:
     recipe = parse_recipe(read_toml(run / "recipe.toml"), source=str(run))
     length, out = recipe.train, make_console()
     if not out.is_terminal:
-        print("\n".join(plain(run, length)))
+        show("\n".join(plain(run, length)))
     elif once:
         out.print(view(run, length))
     else:
@@ -160,7 +161,7 @@ def watch(run: File, /, *, once: Flag = False, seconds: float = 2.0) -> None:
                 time.sleep(seconds)
                 live.update(view(run, length), refresh=True)
     if progress(run, length).state == "stopped":
-        print(f"to resume: {resuming(run, recipe)}")
+        show(f"to resume: {resuming(run, recipe)}")
 
 
 def resuming(run: Path, recipe: "Recipe") -> str:
@@ -202,7 +203,7 @@ def study(recipe: StudyName, /, *, out: Folder | None = None, dry_run: Flag = Fa
     if json:
         print_json(as_json(done) | {"report": report})
     else:
-        print("\n".join(summary(done)))
+        show("\n".join(summary(done)))
         say(f"report: {report}")
     if done.failures:
         fail(f"{counted(len(done.failures), 'run')} failed; run the same command again", 1)
@@ -217,7 +218,7 @@ def show_grid(study: "Study", json: bool) -> None:
         print_json(grid.as_json(study, parts))
         return
     for piece in grid.dry_run(study, parts):
-        make_console().print(piece, highlight=False, markup=False)
+        make_console().print(piece, highlight=False)
 
 
 @app.command(group="Train")
@@ -238,4 +239,4 @@ def demo(*, out: Folder = Path("runs/demo"), json: Json = False) -> None:
         print_json(asdict(result))
         return
     for line in result.report(command()):
-        print(line)
+        show(line)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import path_name
 from ditlab.core.types import Between, Condition
-
-LONGEST = 100  # bytes of a label in the name of a file
 
 
 class Described(Protocol):
@@ -111,14 +110,13 @@ class Conditioner(ABC):
         """Load the weights of a saved model."""
 
 
-def file_name(text: str) -> str:
-    """Return a text for file names, with "_" in place of special characters and of a dot at the beginning.
+LONGEST = 80  # bytes of a class in the name of a file, which also has a seed and may have a second class
 
-    It has at most 100 bytes. Two such texts and two seeds fit into a name on every file system.
-    """
+
+def file_name(text: str) -> str:
+    """Return a text with "_" in place of each character that is special in paths, as the beginning of a file name."""
     clean = "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
-    clean = f"_{clean[1:]}" if clean.startswith(".") else clean  # otherwise the file is hidden
-    return clean.encode()[:LONGEST].decode(errors="ignore")
+    return path_name(f"{clean[:LONGEST]}-", LONGEST).removesuffix("-")  # the seed follows
 
 
 def settle(value: Any) -> Any:

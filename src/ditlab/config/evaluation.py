@@ -30,7 +30,7 @@ class CheckpointOptions(Located):
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     latent_size: str = ""
     """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
-    classes: Whole | None = None
+    classes: Whole | None = setting(None, at_least=0)
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
     sit: bool | None = None
     """Whether a state dict without training settings is a SiT's; DiT has the same tensors (default: DiT)."""
@@ -44,11 +44,11 @@ class SampleSet:
     """Labels of the generated images: balanced (each class equally often) or random (uniformly distributed)."""
     seed: Whole = setting(0, at_least=0, below=2**32)
     """Seed of the image set; another seed gives other images."""
-    count: Whole = 50_000
+    count: Whole = setting(50_000, at_least=1)
     """Number of images to generate."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network. bfloat16 is faster, and its scores differ from those of float32."""
-    batch_size: Whole = 64
+    batch_size: Whole = setting(64, at_least=1)
     """Images generated at a time; does not change the images."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""

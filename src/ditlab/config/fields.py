@@ -7,11 +7,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ditlab.config.values import Location
+from cyclopts import Parameter
+
+from ditlab.config.values import Location, Whole
 from ditlab.core.errors import InputError
 
+LARGEST = 2**63 - 1  # that a tensor can hold
 Resume = Literal["free", "ask", "never"]
 """Whether a run may resume with another value: always, only if the user allows changes, or never."""
 
@@ -118,6 +121,8 @@ def shown(value: Any) -> str:
 
 def outside(number: float, rules: Mapping[str, Any]) -> str:
     """Describe the allowed range if a number is outside of it; an empty text if the number is allowed."""
+    if isinstance(number, int) and abs(number) > LARGEST:
+        return f"a number of at most {LARGEST}"
     least, limit = rules.get("at_least"), rules.get("below")
     if (least is not None and not number >= least) or (limit is not None and not number < limit):
         return f"{least} or more" if limit is None else f"{least or 0} to {limit - 1}"
@@ -194,3 +199,32 @@ def old_names(kind: Any) -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
         for field in dataclasses.fields(section.type):  # type: ignore[arg-type]
             if "was" in field.metadata:
                 yield section.name, field
+
+
+@dataclass(frozen=True)
+class Within:
+    """Checks numbers on the command line when they are read; a number must be finite too."""
+
+    at_least: int | None = None
+    below: int | None = None
+    up_to: float | None = None
+    between: tuple[float, float] | None = None
+    not_negative: bool = False
+
+    def __call__(self, type_: Any, value: float | None) -> None:
+        """Check one number; cyclopts adds the name of the option to the message."""
+        rules = {key: rule for key, rule in vars(self).items() if rule is not None and rule is not False}
+        if value is not None and (allowed := outside(value, rules)):
+            raise ValueError(f"is {value}; give {allowed}")
+
+
+Positive = Annotated[Whole, Parameter(validator=Within(at_least=1))]
+"""A whole number of 1 or more on the command line."""
+Natural = Annotated[Whole, Parameter(validator=Within(at_least=0))]
+"""A whole number of 0 or more on the command line."""
+Share = Annotated[float, Parameter(validator=Within(up_to=1))]
+"""A number from 0 to 1 on the command line."""
+Amount = Annotated[float, Parameter(validator=Within(not_negative=True))]
+"""A finite number of 0 or more on the command line."""
+Finite = Annotated[float, Parameter(validator=Within())]
+"""A finite number on the command line."""

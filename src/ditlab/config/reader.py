@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, ValidationError
 from cyclopts.config import Dict
 
 from ditlab.config.evaluation import Evaluation, modern_evaluation
@@ -26,9 +26,9 @@ from ditlab.config.sections import Model, Recipe
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest, nearest_path
 from ditlab.core.formats import parse_toml
+from ditlab.core.printable import printable
 from ditlab.core.sizes import read_text
 from ditlab.core.spelling import expand, is_utf8
-from ditlab.core.terminal import printable
 
 NETWORK = "--model.name"
 Settings = TypeVar("Settings")
@@ -305,6 +305,8 @@ def _read(kind: type[Settings], tables: dict[str, Any], overrides: Sequence[str]
 
 def one_line(error: CycloptsError) -> str:
     """Return the message of cyclopts in one line, with keys written as "section.key"."""
+    if isinstance(error, ValidationError) and error.argument is not None:
+        return f"{error.argument.name} {error.exception_message}"
     text = re.sub(r'"?\[(\w+)\]\[(\w+)\]"?', r"\1.\2", " ".join(str(error).split()))
     text = re.sub(r'"?\[(\w+)\]"?', r"\1", text)  # a key of a flat table
     name = error.argument.name if error.argument else ""

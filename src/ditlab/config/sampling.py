@@ -16,6 +16,7 @@ from ditlab.core.errors import InputError, lookup, nearest
 
 Interval = Annotated[tuple[float, float] | None, Parameter(negative="")]
 
+MOST_STEPS = 1_000_000  # the times of a schedule are held in memory
 WITHOUT_GUIDANCE = Unused("guidance", (1.0,), "which disables guidance", unless="preset")
 
 
@@ -23,7 +24,7 @@ WITHOUT_GUIDANCE = Unused("guidance", (1.0,), "which disables guidance", unless=
 class SamplingOptions:
     """Sampling settings; None is the model's default."""
 
-    steps: Whole | None = setting(None, at_least=1)
+    steps: Whole | None = setting(None, at_least=1, below=MOST_STEPS + 1)
     """Number of sampler steps."""
     sampler: str | None = None
     """Sampler, such as heun, ab4, dpmpp or ddpm; docs/sampling.md lists all."""
@@ -65,7 +66,7 @@ class SamplingOptions:
 class Sample(SamplingOptions):
     """The sampling settings of a recipe, which are saved with the model as its defaults."""
 
-    steps: Whole = setting(20, at_least=1)
+    steps: Whole = setting(20, at_least=1, below=MOST_STEPS + 1)
     """Number of sampler steps."""
     sampler: str = "heun"
     """Sampler, such as heun, ab4, dpmpp or ddpm; docs/sampling.md lists all."""

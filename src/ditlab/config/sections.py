@@ -114,7 +114,7 @@ class Preparation(Located):
     range: str = ""
     """The numbers that become black and white: "LOW,HIGH", or "standardize" for the mean and deviation of each channel
     (default: 0,255 for 8 bits, otherwise from the data)."""
-    show: tuple[Whole, ...] = ()
+    show: tuple[Whole, ...] = setting((), at_least=1)
     """Numbers of the one or three channels, from 1, that PNG files and previews show (default: the first ones)."""
     min_side: Whole = setting(8, at_least=1)
     """Shortest side in pixels; smaller images are left out."""
@@ -144,7 +144,7 @@ class Data(Preparation):
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
     autoencoder: Location = ""
     """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""
-    classes: Whole | None = None
+    classes: Whole | None = setting(None, at_least=1)
     """Class count of the model, if it must be larger than that of the data."""
     conditioner: str = "class"
     """What the network is conditioned on: class, or package.module:Class."""
@@ -193,7 +193,9 @@ class Train(Located):
     """Share of conditions that are replaced by the null condition, which classifier-free guidance needs."""
     route: float = setting(0.0, resume="ask", share=True)
     """Share of the tokens that bypass the middle blocks in training (DiT; TREAD)."""
-    layer_sync: Annotated[tuple[Whole, ...], Parameter(alias="align")] = setting((), resume="ask", was="align")
+    layer_sync: Annotated[tuple[Whole, ...], Parameter(alias="align")] = setting(
+        (), resume="ask", at_least=0, was="align"
+    )
     """Numbers of two blocks: the output of the first is aligned with the output of the second (LayerSync)."""
     layer_sync_weight: Annotated[float, Parameter(alias="align_weight")] = setting(
         0.5, resume="ask", not_negative=True, unused=Unused("layer_sync", ((),)), was="align_weight"
@@ -201,7 +203,7 @@ class Train(Located):
     """Weight of the LayerSync loss."""
     ema: float = setting(0.9999, resume="ask", share=True)
     """Decay of the exponential moving average (EMA) of the weights per step, after warm-up."""
-    power_ema: Annotated[tuple[float, ...], Parameter(alias="widths")] = setting((), was="widths")
+    power_ema: Annotated[tuple[float, ...], Parameter(alias="widths")] = setting((), up_to=1, was="widths")
     """Lengths of additional power-function EMAs, as shares of the run, such as 0.05 0.1."""
     init_from: Location = ""
     """Model whose weights the run starts from; the settings of [model] are then those of this model."""
@@ -320,13 +322,13 @@ class Recipe:
 class AutoencoderTraining:
     """The sizes of a small autoencoder, and how it is trained."""
 
-    stride: Whole = 4
+    stride: Whole = setting(4, at_least=1, below=257)
     """Down-sampling factor: image side / latent side."""
-    latent_channels: Whole = 8
+    latent_channels: Whole = setting(8, at_least=1)
     """Channels of the latents."""
-    width: Whole = 64
+    width: Whole = setting(64, at_least=1, below=65_537)
     """Channels of the network."""
-    depth: Whole = 3
+    depth: Whole = setting(3, at_least=0, below=1025)
     """Residual blocks of the encoder, and of the decoder."""
     images: Whole = setting(40_000, at_least=1)
     """Length of the run: number of images to train on, including repeats."""
@@ -338,7 +340,7 @@ class AutoencoderTraining:
     """Weight of the KL term, in nats per image value."""
     edges: float = setting(1.0, not_negative=True)
     """Weight of the error of the differences between neighboring pixels."""
-    held_out: float = 0.05
+    held_out: float = setting(0.05, share=True)
     """Share of the images that are held out for evaluation."""
     seed: Whole = setting(0, at_least=0, below=2**32)
     """Seed of initial weights, image order, noise and the held-out images."""

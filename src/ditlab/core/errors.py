@@ -11,12 +11,21 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from ditlab.core.printable import one_line
+
 V = TypeVar("V")
 MOST_NAMES = 10_000  # in a folder or a list, that are compared with a name
 LISTED = 100  # most names in a message
 
 
-class InputError(ValueError):
+class OneLineError(Exception):
+    """An error whose message is one line, whatever the names in it contain."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
+
+
+class InputError(OneLineError, ValueError):
     """A value that the user gave cannot be used; the message is one line with the value and the remedy."""
 
 
@@ -29,7 +38,7 @@ class PlugInError(InputError):
         self.module = module
 
 
-class RunError(RuntimeError):
+class RunError(OneLineError, RuntimeError):
     """A failure that no input of the user caused; the command line prints the message and exits with code 1."""
 
 

@@ -8,6 +8,24 @@ from pathlib import Path
 
 from ditlab.core.errors import InputError
 
+LONGEST = 200  # bytes of a name; file systems allow 255
+UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|]')
+RESERVED = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE)  # on Windows
+
+
+def path_name(text: str, longest: int = LONGEST) -> str:
+    """The name of a file or folder for a text from data: on every system a name in its folder, and no hidden one.
+
+    Signs that are special in paths become "_". Names that would be hidden, or are reserved, begin with "_".
+
+    Args:
+        text: any text.
+        longest: bytes of the name; longer ones are cut.
+    """
+    name = UNSAFE.sub("_", text.encode("utf-8", "replace").decode()).rstrip(" .").lstrip(" ")
+    name = name.encode()[:longest].decode(errors="ignore").rstrip(" .")
+    return f"_{name.lstrip('.')}" if not name or name[0] == "." or RESERVED.fullmatch(name) else name
+
 
 def nfc(text: str) -> str:
     """The composed form of a name (NFC). macOS stores file names decomposed, and keyboards type composed letters."""

@@ -1,17 +1,34 @@
 """Consoles for lines, tables and progress."""
 
-import re
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # not tab and line feed
+from ditlab.core.printable import printable
+
 WIDE = 1000  # columns of a table in a file or pipe, which need not fit a screen
 
 
 class LineConsole(Console):
-    """A console that never breaks a line of text; a terminal wraps it itself, so that a command can be copied whole."""
+    """A console that never breaks a line of text; a terminal wraps it itself, so that a command can be copied whole.
+
+    Text is printed as it is: brackets are no markup, and control characters become escapes.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False} | options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render anything, with escapes in place of control characters in its text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Render a text; the escapes count in the width of a table."""
+        return super().render_str(printable(text), **options)
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
         """Print text without line breaks, and tables in the width of the terminal."""
@@ -34,11 +51,3 @@ def make_console(*, stderr: bool = False) -> Console:
 def say(console: Console, line: str) -> None:
     """Print a line of text on any console, without markup, colors and line breaks."""
     console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Replace control characters, and bytes of a path that are not UTF-8, by escapes such as \\x1b.
-
-    A name from a data set or a model can have them. They would change the title, the colors or the text of a terminal.
-    """
-    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

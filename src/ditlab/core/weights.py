@@ -29,6 +29,7 @@ from ditlab.core.spelling import is_utf8
 WEIGHTS, AUTOENCODER, CONDITIONER = "model.safetensors", "autoencoder.safetensors", "conditioner.safetensors"
 CONFIG = "config.json"
 BASE = "init_from_hash"  # key of config.json: hash of the weights that training started from
+LARGE = 64 * 2**20  # bytes of a file
 ALIGNMENT = 64  # bytes, of PyTorch's allocator on a CPU
 ADAPTER = "adapter.safetensors"  # low-rank updates that are saved apart from the weights they change
 RAW = "raw.safetensors"  # the weights that are trained, in a checkpoint
@@ -88,7 +89,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"its {MANIFEST} if you changed the weights yourself"
         )
     try:
-        tensors = load_file(file) if is_utf8(file) else load(file.read_bytes())  # the library opens no other paths
+        tensors = mapped(file) if is_utf8(file) else load(file.read_bytes())  # the library opens no other paths
         # They lie in the mapped file, which could then be neither replaced nor removed.
         return {key: value.clone() for key, value in tensors.items()} if WINDOWS else tensors
     except FileNotFoundError:
@@ -98,6 +99,25 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} is truncated or not a safetensors file ({error}); restore it, "
             "or remove its checkpoint folder to use the previous checkpoint"
         ) from error
+
+
+def mapped(file: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file, aligned in memory.
+
+    A large file is mapped once for each tensor, so that the pages of one that is copied (see `aligned`) are free before
+    the next one is read.
+    """
+    if file.stat().st_size < LARGE:
+        return {name: aligned(value) for name, value in load_file(file).items()}
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
+    return {name: aligned(_mapped(file, name)) for name in names}
+
+
+def _mapped(file: Path, name: str) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        value: Tensor = opened.get_tensor(name)
+        return value
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -228,8 +248,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return mapped(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is truncated or damaged ({error}); download or copy it again") from error
 

@@ -220,8 +220,18 @@ def append_report(file: Path, name: str, reason: str) -> None:
 
 
 def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
-    """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; a folder for each class."""
+    """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; a folder for each class.
+
+    The folder is written completely or not at all.
+    """
+    with replacing(folder.resolve()) as draft:
+        write_images(dataset, draft, count)
+
+
+def write_images(dataset: Dataset, folder: Path, count: int) -> None:
+    """Write the images of `write_folder` one after another."""
     folders = folder_names(dataset.classes) or [""]
+    folder.mkdir()
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
         batch = dataset.fetch(part)
         for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ditlab.config.evaluation import Evaluation
+from ditlab.config.fields import check_settings
 from ditlab.config.sampling import ALIASES
 from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text, replacing
@@ -118,6 +119,7 @@ def sweep(
         raise InputError(
             "nothing to sweep; give several values of a setting, such as guidance 1 and 1.5, and 1 or more repeats"
         )
+    check_settings(settings)
     pyplot = plotting()  # before hours of work
     home = out or home_of(source)
     points: list[Point] = []

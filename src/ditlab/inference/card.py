@@ -1,8 +1,12 @@
 """Write the model card (README.md) of a saved model from its configuration."""
 
+import html
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ditlab.core.printable import one_line
 from ditlab.core.units import counted
 from ditlab.core.values import PixelValues
 
@@ -12,7 +16,7 @@ library_name: ditlab
 pipeline_tag: unconditional-image-generation
 license: {license}
 ---
-# {name}
+# {title}
 
 {facts}
 
@@ -40,7 +44,7 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
     """Return the model card as Markdown with metadata for the hub.
 
     Args:
-        config: the content of `config.json`, see `Pipeline.describe`.
+        config: the content of `config.json`, see `Pipeline.describe`. Names in it may contain anything.
         name: name of the model.
         channels: channels of its images.
     """
@@ -63,8 +67,19 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
     if "note" in config:
         facts["note"] = config["note"]
     return CARD.format(
-        license=config.get("license", config.get(OLD_LICENSE, "other")),
+        license=yaml_text(str(config.get("license", config.get(OLD_LICENSE, "other")))),
+        title=literal(name),
         name=name,
-        facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        facts="\n".join(f"- {key}: {literal(value)}" for key, value in facts.items()),
         label=repr(classes[0]) if classes else "None" if net["classes"] == 0 else "0",
     )
+
+
+def literal(text: object) -> str:
+    """A text in Markdown that shows as it is, on one line: signs of Markdown, tables and HTML are escaped."""
+    return re.sub(r"[\\`*_\[\]|~#$]", r"\\\g<0>", html.escape(one_line(str(text)), quote=False))
+
+
+def yaml_text(text: str) -> str:
+    """A text as a value of YAML: a word as it is, any other text in quotes."""
+    return text if re.fullmatch(r"[A-Za-z][\w.-]*", text, re.ASCII) else json.dumps(text)

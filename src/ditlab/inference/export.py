@@ -27,6 +27,7 @@ from ditlab.core.values import PixelValues
 from ditlab.core.weights import CONFIG
 from ditlab.inference import saving
 from ditlab.inference.base import BasePipeline, check_autoencoder
+from ditlab.inference.finite import check_weights
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], NDArray[Any]]
@@ -73,7 +74,8 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
         1/255.
 
     Raises:
-        InputError: the folder exists, a runtime is not installed, or the model has no autoencoder.
+        InputError: the folder exists, the weights are not finite, a runtime is not installed, or the model has no
+            autoencoder.
         RunError: a graph cannot be written, or its outputs differ from PyTorch's; the folder is then not written.
     """
     model = pipe.model
@@ -81,6 +83,7 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
     if folder.exists():
         raise InputError(f"{folder} exists; give another path")
     check_autoencoder(model)
+    check_weights(model)
     if model.net.dynamic_depth:
         raise InputError(
             "the depth of an exported graph cannot depend on the timestep; export a model without early exit"

@@ -40,6 +40,24 @@ def finite_steps(steps: Iterator[Step], pipe: "BasePipeline", seeds: Sequence[Se
     )
 
 
+def check_weights(pipe: "BasePipeline") -> None:
+    """Check the weights of a model before it is written for others, or measured.
+
+    Raises:
+        InputError: they are not finite.
+    """
+    if (name := bad_weights(pipe)) is not None:
+        raise InputError(f"{name_of(pipe)}: its weights {name} are not finite: use another checkpoint")
+
+
+def bad_weights(pipe: "BasePipeline") -> str | None:
+    """The name of the first weights that are not finite; None if all are."""
+    weights = pipe.model.net.state_dict() | {
+        f"autoencoder.{name}": value for name, value in pipe.model.autoencoder.state_dict().items()
+    }
+    return next((name for name, value in weights.items() if not value.isfinite().all()), None)
+
+
 def check_latents(pipe: "BasePipeline", x0: Tensor) -> None:
     """Check latents before they are decoded.
 
@@ -56,9 +74,8 @@ def name_of(pipe: "BasePipeline") -> str:
 
 def remedy(pipe: "BasePipeline") -> str:
     """What to do about images that are not finite."""
-    for name, value in pipe.model.net.state_dict().items():
-        if not value.isfinite().all():
-            return f"its weights {name} are not finite: use another checkpoint"
+    if (name := bad_weights(pipe)) is not None:
+        return f"its weights {name} are not finite: use another checkpoint"
     if pipe.dtype != torch.float32:
         return "use float32"
     return "use other sampling settings, such as less guidance, or train the model further"

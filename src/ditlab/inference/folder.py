@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.progress import progress_bar
+from ditlab.core.spelling import path_name
 from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.core.units import counted
 from ditlab.inference.base import BasePipeline, check_autoencoder
@@ -226,7 +227,7 @@ def repeated(
     if labels is None and seeds is None:
         cells = [cell_of(pipe, image["label"], image["seed"]) for image in repeat.images]
         return [
-            replace(cell, stem=Path(image.get("file", "")).stem or cell.stem)
+            replace(cell, stem=path_name(Path(image["file"]).stem) if image.get("file") else cell.stem)
             for cell, image in zip(cells, repeat.images, strict=True)
         ]
     names = repeat.distinct("label") if labels is None else distinct(pipe, labels)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ditlab.core.hub import hub_library
 from ditlab.inference import saving
+from ditlab.inference.finite import check_weights
 
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 def push(pipe: "Pipeline", repository: str, *, private: bool, license: str | None) -> str:
     """Upload a model folder, see `Pipeline.push_to_hub`; returns the URL of the repository."""
     hub = hub_library()
+    check_weights(pipe)
     if license is not None:
         pipe.config["license"] = license
     with tempfile.TemporaryDirectory() as draft:

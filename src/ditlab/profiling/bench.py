@@ -26,6 +26,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import PROCESSES
 from ditlab.evaluation import measure
 from ditlab.inference.export import export, runner
+from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_blocks
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.optimize.reuse import Reuse
@@ -91,8 +92,9 @@ def bench(
         against: other runtimes in `AGAINST` to measure: diffusers' DiTTransformer2DModel, exported graphs.
 
     Raises:
-        InputError: a runtime does not support this network, or its library is not installed.
+        InputError: weights are not finite, a runtime does not support this network, or its library is not installed.
     """
+    check_weights(pipe)
     net = pipe.net.eval()
     device = net.device
     wait = waiter(device)
