@@ -142,3 +142,31 @@ def test_nothing_is_written_where_a_pattern_matches(ditlab, tmp_path, monkeypatc
     assert [file.name for file in (tmp_path / "a").iterdir()] == ["0.png"]
     ditlab("data", "a/*.png", "--sheet", "sheet.png")
     ditlab("data", "a/*.png", "--export", "out")
+
+
+def test_images_that_cannot_be_read_are_left_out_of_an_export(ditlab, tmp_path):
+    for name, shades in {"a": (10, 20, 30), "b": (110, 120, 130)}.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for shade in shades:
+            Image.new("L", (8, 8), shade).save(tmp_path / "images" / name / f"{shade}.png")
+    broken = tmp_path / "images" / "a" / "30.png"  # the next image has another class
+    broken.write_bytes(broken.read_bytes()[:50])
+    out = tmp_path / "out"
+    shown = ditlab("data", tmp_path / "images", "--export", out).err
+    assert shown.startswith(f"data: {tmp_path / 'images'}: 6 images of 8x8 pixels, gray, uint8, 0..255\n")
+    assert shown.endswith(f"wrote 5 images to {out}; 1 image could not be read\n")
+    pixels = {str(path.relative_to(out)): Image.open(path).getpixel((0, 0)) for path in sorted(out.rglob("*.png"))}
+    assert pixels == {
+        "a/000000.png": 10, "a/000001.png": 20, "b/000002.png": 110, "b/000003.png": 120, "b/000004.png": 130
+    }  # fmt: skip
+
+
+def test_an_export_that_fails_leaves_nothing(ditlab, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        file = tmp_path / "images" / f"{i}.png"
+        Image.new("L", (8, 8), i).save(file)
+        if i:
+            file.write_bytes(file.read_bytes()[:50])
+    assert "images cannot be read" in ditlab("data", tmp_path / "images", "--export", tmp_path / "out", code=2).err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

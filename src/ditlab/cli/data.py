@@ -15,7 +15,7 @@ from ditlab.config.sections import AutoencoderTraining, Preparation
 from ditlab.config.values import File, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
-from ditlab.core.io import is_vacant
+from ditlab.core.io import is_vacant, replacing
 from ditlab.core.terminal import make_console
 from ditlab.core.units import counted
 
@@ -83,6 +83,7 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
     """Write the first images of a data source as PNG files."""
     from ditlab.data import is_cache, open_dataset
     from ditlab.data.images import write_folder
+    from ditlab.data.summary import Summary
 
     if is_cache(Path(source)):
         raise InputError(f"{source} is a latent cache and holds no images; give the source of its images")
@@ -92,8 +93,12 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
     if not is_vacant(folder):
         raise InputError(f"{folder} is not empty; give another --export")
     dataset = open_dataset(source, settings)
-    write_folder(dataset, folder, count)
-    say(f"wrote {counted(min(count, len(dataset)), 'image')} to {folder}")
+    Summary.of(dataset, source).show(screen)
+    with replacing(folder.resolve()) as draft:
+        draft.mkdir()
+        written = write_folder(dataset, draft, count)
+    left_out = f"; {counted(len(dataset.skipped), 'image')} could not be read" if dataset.skipped else ""
+    say(f"wrote {counted(written, 'image')} to {folder}{left_out}")
 
 
 def inspect_images(source: str, settings: Preparation, sheet: Path | None, json: bool) -> None:
