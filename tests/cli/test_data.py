@@ -170,3 +170,16 @@ def test_an_export_that_fails_leaves_nothing(ditlab, tmp_path):
             file.write_bytes(file.read_bytes()[:50])
     assert "images cannot be read" in ditlab("data", tmp_path / "images", "--export", tmp_path / "out", code=2).err
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_reference_reports_images_that_cannot_be_read(ditlab, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        Image.new("L", (8, 8), 40 * i).save(tmp_path / "images" / f"{i}.png")
+    broken = tmp_path / "images" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    out = tmp_path / "reference.npz"
+    shown = ditlab("reference", tmp_path / "images", "--features", "digits", "--keep", 2, "--out", out).err
+    assert shown.endswith(
+        f"5 images in the features digits: {out}; 1 image could not be read: {tmp_path / 'reference.skipped.csv'}\n"
+    )

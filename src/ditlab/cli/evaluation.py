@@ -15,6 +15,7 @@ from ditlab.config.values import File, Location, Whole
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import make_console
+from ditlab.core.units import counted
 
 if TYPE_CHECKING:
     from ditlab.evaluation.memorization import Memorization
@@ -75,13 +76,16 @@ def reference(
 
     device = pick_device(settings.device)
     network = open_features(settings.features or default_features(source), settings.feature_weights, device)
-    real = open_images(source, preprocessing, device, out.with_suffix(".skipped.csv"))
+    skipped = out.with_suffix(".skipped.csv")
+    real = open_images(source, preprocessing, device, skipped)
     rank, world = process_place()
     done = write_reference(
         source, real, network, out, screen, settings=preprocessing, count=settings.count, keep=settings.keep,
         batch_size=settings.batch_size, with_images=settings.with_images, rank=rank, world=world,
     )  # fmt: skip
     shown = "" if done is None else f"{done.about['count']:,} images in the features {network.name}: {out}"
+    if real.skipped:
+        shown += f"; {counted(len(real.skipped), 'image')} could not be read: {skipped}"
     report(None if done is None else done.about, shown, json)
 
 
