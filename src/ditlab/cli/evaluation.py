@@ -1,6 +1,7 @@
 """Commands for evaluation."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -44,6 +45,11 @@ class Measuring:
     """auto, cpu, cuda or mps."""
 
 
+def unread(skipped: Mapping[str, str], out: Path) -> str:
+    """The images that could not be read for a reference; empty if there are none."""
+    return f"; {counted(len(skipped), 'image')} could not be read: {out.with_suffix('.skipped.csv')}" if skipped else ""
+
+
 @app.command(group="Evaluate")
 def reference(
     source: Location,
@@ -76,17 +82,14 @@ def reference(
 
     device = pick_device(settings.device)
     network = open_features(settings.features or default_features(source), settings.feature_weights, device)
-    skipped = out.with_suffix(".skipped.csv")
-    real = open_images(source, preprocessing, device, skipped)
+    real = open_images(source, preprocessing, device, out.with_suffix(".skipped.csv"))
     rank, world = process_place()
     done = write_reference(
         source, real, network, out, screen, settings=preprocessing, count=settings.count, keep=settings.keep,
         batch_size=settings.batch_size, with_images=settings.with_images, rank=rank, world=world,
     )  # fmt: skip
     shown = "" if done is None else f"{done.about['count']:,} images in the features {network.name}: {out}"
-    if real.skipped:
-        shown += f"; {counted(len(real.skipped), 'image')} could not be read: {skipped}"
-    report(None if done is None else done.about, shown, json)
+    report(None if done is None else done.about, shown + unread(real.skipped, out), json)
 
 
 @app.command(group="Evaluate")

@@ -112,7 +112,8 @@ def check_count(count: int, seed: int, labels: str, classes: int) -> None:
         low = count // classes * classes
         counts = f"{low} or {low + classes}" if low else str(classes)
         raise InputError(
-            f"{count} images cannot be shared equally among {classes} classes; give a count of {counts}, or random labels"
+            f"{count} images cannot be shared equally among {classes} classes; "
+            f"give a count of {counts}, or random labels"
         )
 
 
