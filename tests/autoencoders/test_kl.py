@@ -79,6 +79,17 @@ def test_tiles_are_near_the_whole(autoencoder):
         autoencoder.tile(30)
 
 
+@pytest.mark.parametrize("side", [16, 32])
+def test_tiles_keep_the_size_of_the_image(autoencoder, side):
+    autoencoder.tile(side)
+    images = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8)
+    moments = autoencoder.encode(images)
+    assert moments.shape[-2:] == (12, 16)
+    assert autoencoder.pictures(moments[:, :4]).shape[-2:] == (48, 64)
+    with pytest.raises(InputError, match="tiles of 24 pixels; give a multiple of 16 for this autoencoder"):
+        autoencoder.tile(24)
+
+
 def test_config_builds_it_again(autoencoder, pictures):
     again = create_autoencoder(**autoencoder.config).eval()
     again.load_state_dict(autoencoder.state_dict())

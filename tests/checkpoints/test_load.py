@@ -116,6 +116,8 @@ class TestSiT:
         theirs = dit()
         self.checkpoint(theirs, tmp_path / "sit.pt", path_type="Linear", prediction="velocity")
         pipe = ditlab.load(tmp_path / "sit.pt", heads=2)
+        assert pipe.config["guidance_origin"] == "facebookresearch/SiT's sample.py"
+        assert pipe.config["sample"] == {"guidance": 4.0, "guidance_channels": 3}
         assert not pipe.net.learn_variance
         x, t = torch.randn(1, 4, 8, 8), torch.tensor(0.3, dtype=torch.float64)
         prediction = pipe.objective.denoiser(pipe.net)(x, t, t, Condition(label=torch.tensor([1])))
@@ -181,6 +183,17 @@ class TestSiT:
 
 class TestREPA:
     """SiT with projectors, which only training needs; t = 1 is noise, and the velocity is noise - data."""
+
+    def test_guidance_of_its_own_script(self, golden, tmp_path):
+        vectors = golden("repa_sit")
+        save_file({k.removeprefix("state."): v for k, v in vectors.items() if "state." in k}, tmp_path / "a")
+        config = ditlab.load(tmp_path / "a", heads=3).config
+        assert config["sample"] == {"guidance": 1.5}
+        assert config["guidance_origin"] == "sihyun-yu/REPA's generate.py"
+        assert config["note"] == (
+            "read as REPA on the path Linear; a state dict does not show its path; "
+            "left out projectors.* (6 tensors), with which REPA aligns features in training"
+        )
 
     @pytest.mark.parametrize("kind", ["bare", "training"])
     def test_published_numbers(self, golden, tmp_path, kind):

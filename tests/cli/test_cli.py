@@ -102,6 +102,18 @@ def test_info_as_json_and_table(ditlab):
     assert "DiT-S/2" in text
 
 
+def test_info_of_an_external_checkpoint(ditlab, refuses, golden, tmp_path):
+    vectors = golden("repa_sit")
+    file = tmp_path / "repa.pt"
+    torch.save({key.removeprefix("state."): value for key, value in vectors.items() if "state." in key}, file)
+    shown = ditlab("info", file, "--heads", 3, "--json")
+    values = json.loads(shown.out)
+    assert (values["name"], values["parameters"], values["tokens"]) == (str(file), 148_096, 16)
+    assert "left out projectors.* (6 tensors), with which REPA aligns features in training" in shown.err
+    assert "no published size; give heads=" in refuses("info", file)
+    assert "depth cannot change the saved model" in refuses("info", file, "--heads", 3, "--depth", 3)
+
+
 def test_info_of_several_names(ditlab):
     models = json.loads(ditlab("info", "--json", "--condition", "adaln", "DiT-S/8", "DiT-B/8").out)["models"]
     assert [row["name"] for row in models] == ["DiT-S/8", "DiT-B/8"]

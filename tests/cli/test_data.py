@@ -191,3 +191,44 @@ def test_a_range_and_channels_are_settings_of_sample_files_too(ditlab, tmp_path)
         assert {(0, 0, 0), (128, 128, 128), (255, 255, 255)} <= colors
         line = "show is 5; give one or three channels from 1 to 4" if source == "x.npz" else "shown channels 5; give"
         assert line in ditlab("data", tmp_path / source, "--show", 5, "--sheet", sheet, code=2).err
+
+
+def test_images_that_cannot_be_read_are_left_out_of_an_export(ditlab, tmp_path):
+    for name, shades in {"a": (10, 20, 30), "b": (110, 120, 130)}.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for shade in shades:
+            Image.new("L", (8, 8), shade).save(tmp_path / "images" / name / f"{shade}.png")
+    broken = tmp_path / "images" / "a" / "30.png"  # the next image has another class
+    broken.write_bytes(broken.read_bytes()[:50])
+    out = tmp_path / "out"
+    shown = ditlab("data", tmp_path / "images", "--export", out).err
+    assert shown.startswith(f"data: {tmp_path / 'images'}: 6 images of 8x8 pixels, gray, uint8, 0..255\n")
+    assert shown.endswith(f"wrote 5 images to {out}; 1 image could not be read\n")
+    pixels = {str(path.relative_to(out)): Image.open(path).getpixel((0, 0)) for path in sorted(out.rglob("*.png"))}
+    assert pixels == {
+        "a/000000.png": 10, "a/000001.png": 20, "b/000002.png": 110, "b/000003.png": 120, "b/000004.png": 130
+    }  # fmt: skip
+
+
+def test_an_export_that_fails_leaves_nothing(ditlab, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        file = tmp_path / "images" / f"{i}.png"
+        Image.new("L", (8, 8), i).save(file)
+        if i:
+            file.write_bytes(file.read_bytes()[:50])
+    assert "images cannot be read" in ditlab("data", tmp_path / "images", "--export", tmp_path / "out", code=2).err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_reference_reports_images_that_cannot_be_read(ditlab, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        Image.new("L", (8, 8), 40 * i).save(tmp_path / "images" / f"{i}.png")
+    broken = tmp_path / "images" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    out = tmp_path / "reference.npz"
+    shown = ditlab("reference", tmp_path / "images", "--features", "digits", "--keep", 2, "--out", out).err
+    assert shown.endswith(
+        f"5 images in the features digits: {out}; 1 image could not be read: {tmp_path / 'reference.skipped.csv'}\n"
+    )

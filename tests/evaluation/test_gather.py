@@ -47,6 +47,14 @@ def expected(images):
     return Projection()(images.images)
 
 
+def test_features_that_do_not_fit_leave_no_files(tmp_path, images):
+    features = Projection()
+    features.channels = 3
+    with pytest.raises(InputError, match="images of 1 channel"):
+        gather(images, 100, features, QUIET, keep=10, folder=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
 def test_statistics_are_those_of_all_images_at_once(images):
     found = gather(images, 103, Projection(), QUIET, keep=103, batch_size=4)
     whole = expected(images)

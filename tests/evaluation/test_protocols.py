@@ -275,7 +275,8 @@ class TestEvaluate:
         ("changes", "words"),
         [
             ({"reference": ""}, "give a reference"),
-            ({"count": 101}, "101 images cannot be shared equally among 10 classes"),
+            ({"count": 101}, "101 images cannot be shared equally among 10 classes; give a count of 100 or 110, or"),
+            ({"count": 8}, "8 images cannot be shared equally among 10 classes; give a count of 10, or random labels"),
             ({"count": 1}, "count 1 and batch size"),
             ({"within": 0.1}, "expect is not set; remove it or set expect"),
             ({"metrics": ("frechett",)}, 'did you mean "frechet"'),

@@ -42,8 +42,15 @@ class KL(Latent):
         return images
 
     def tile(self, side: int) -> None:
-        """Process images in overlapping tiles of `side` pixels from now on, for images that do not fit into memory."""
+        """Process images in overlapping tiles of `side` pixels from now on, for images that do not fit into memory.
+
+        Raises:
+            InputError: tiles overlap by a quarter, which must be a whole number of latents, or the image has another
+                size.
+        """
         self.check_tile(side)
+        if side % (4 * self.stride):
+            raise InputError(f"tiles of {side} pixels; give a multiple of {4 * self.stride} for this autoencoder")
         self.net.enable_tiling()  # type: ignore[operator]
         self.net.tile_sample_min_size = side  # type: ignore[assignment]
         self.net.tile_latent_min_size = side // self.stride  # type: ignore[assignment]

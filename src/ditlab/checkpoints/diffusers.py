@@ -50,6 +50,7 @@ SCHEDULER = {  # DiT's process, sampled with DDIM and the strides of DiT's code
     "steps_offset": 0,
     "timestep_spacing": "leading",
 }
+GUIDANCE = 4.0  # default of DiTPipeline, on all channels
 SHIFT = "_frequency_shift"  # ditlab's key in diffusers' config; diffusers ignores keys that begin with an underscore
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
 

@@ -10,7 +10,7 @@ from ditlab.autoencoders import Autoencoder
 from ditlab.autoencoders.io import load_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.native import load_folder
-from ditlab.checkpoints.published import GUIDANCE, from_official
+from ditlab.checkpoints.published import from_official
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
@@ -66,7 +66,7 @@ def load(
         pipe = from_official(tensors, str(folder), **settings | overrides)
         pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
         if "sample" in pipe.config:  # unlike DiT's script, DiTPipeline guides all channels
-            pipe.config |= {"sample": {"guidance": GUIDANCE}, GUIDANCE_ORIGIN: "diffusers' DiTPipeline"}
+            pipe.config |= {"sample": {"guidance": diffusers.GUIDANCE}, GUIDANCE_ORIGIN: "diffusers' DiTPipeline"}
         if autoencoder is None and (path / "vae" / CONFIG).is_file():
             autoencoder = path / "vae"
     else:

@@ -28,8 +28,12 @@ PATHS = {"linear": "linear", "gvp": "cosine", "cosine": "cosine"}  # SiT's and R
 VELOCITY = ("velocity", "v")  # their names of our target
 TRAINING_PARTS = {"projectors.": "with which REPA aligns features in training"}  # prefix of keys -> purpose
 SIDE = 32  # side of the latents of 256x256 images
-SCRIPTS = {"DiT": "facebookresearch/DiT's sample.py", "SiT": "facebookresearch/SiT's sample.py"}
-GUIDANCE, GUIDED = 4.0, 3  # of these scripts: scale, and number of channels
+GUIDED = 3  # channels that the scripts of DiT and SiT guide
+SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {  # published script of a family, and its guidance
+    "DiT": ("facebookresearch/DiT's sample.py", {"guidance": 4.0, "guidance_channels": GUIDED}),
+    "SiT": ("facebookresearch/SiT's sample.py", {"guidance": 4.0, "guidance_channels": GUIDED}),
+    "REPA": ("sihyun-yu/REPA's generate.py", {"guidance": 1.5}),
+}
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
@@ -65,6 +69,8 @@ def from_official(
     kind, notes = BACKBONES[family], []
     if flow is None and sit is None and trained is None and family == "DiT":
         notes.append("read as DiT; a state dict does not show whether it is a DiT's or a SiT's: give sit=True for SiT")
+    if flow is not None and not hasattr(trained, "path_type"):
+        notes.append(f"read as {flow.name} on the path Linear; a state dict does not show its path")
     tensors = without_training_parts(tensors, notes)
     tensors = {key: value.float() for key, value in tensors.items()}  # for files in half precision; no copy otherwise
     settings = kind.read_sizes(tensors) | {key: value for key, value in overrides.items() if value is not None}
@@ -87,7 +93,7 @@ def from_official(
         settings["classes"] = guessed_classes(tensors, kind, notes)
     with skip_init(tensors, f"{source} with {sizes(settings)}"):
         net = create(name_of(kind, settings), **settings)
-    defaults = script_guidance(net, "SiT" if sit else family, tensors)
+    defaults = script_guidance(net, family if flow is None else flow.name, tensors)
     tensors = with_null(tensors, net, source, notes)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
     config = defaults | ({"note": "; ".join(notes)} if notes else {})
@@ -99,8 +105,13 @@ class Flow:
     """The process of a SiT or REPA checkpoint, whose target is the velocity."""
 
     process: dict[str, Any]
-    turned: bool
-    """Whether time and velocity have the opposite direction."""
+    name: str
+    """"SiT" or "REPA"."""
+
+    @property
+    def turned(self) -> bool:
+        """Whether time and velocity have the opposite direction."""
+        return self.name == "SiT"
 
 
 def script_guidance(net: Backbone, family: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -111,8 +122,10 @@ def script_guidance(net: Backbone, family: str, tensors: dict[str, Tensor]) -> d
     rows = {len(tensors[key]) for key in tensors.keys() & {*net.label_tables}}
     if family not in SCRIPTS or net.classes == 0 or rows != {net.classes + 1}:
         return {}
-    channels = {"guidance_channels": GUIDED} if net.channels > GUIDED else {}
-    return {"sample": {"guidance": GUIDANCE, **channels}, GUIDANCE_ORIGIN: SCRIPTS[family]}
+    script, guidance = SCRIPTS[family]
+    if net.channels <= GUIDED:  # all channels, which is the default
+        guidance = {"guidance": guidance["guidance"]}
+    return {"sample": {**guidance}, GUIDANCE_ORIGIN: script}
 
 
 def recognized(tensors: dict[str, Tensor], source: str, sit: bool | None, trained: Any) -> tuple[str, Flow | None]:
@@ -138,7 +151,7 @@ def recognized(tensors: dict[str, Tensor], source: str, sit: bool | None, traine
             "Linear and GVP and the prediction velocity"
         )
     process = {"name": PATHS[str(path or "linear").lower()], **(REPA_CLOCK if repa else SIT_CLOCK)}
-    return family, Flow(process, turned=not repa)
+    return family, Flow(process, "REPA" if repa else "SiT")
 
 
 def without_training_parts(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:

@@ -84,6 +84,7 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
     """Write the first images of a data source as PNG files."""
     from ditlab.data import is_cache, open_dataset
     from ditlab.data.images import write_folder
+    from ditlab.data.summary import Summary
 
     if is_cache(Path(source)):
         raise InputError(f"{source} is a latent cache and holds no images; give the source of its images")
@@ -95,8 +96,10 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
     if folder.resolve() == Path.cwd():
         raise InputError(f"{folder} is the current folder; give a folder in it")
     dataset = open_dataset(source, settings)
-    write_folder(dataset, folder, count)
-    say(f"wrote {counted(min(count, len(dataset)), 'image')} to {folder}")
+    Summary.of(dataset, source).show(screen)
+    written = write_folder(dataset, folder, count)
+    left_out = f"; {counted(len(dataset.skipped), 'image')} could not be read" if dataset.skipped else ""
+    say(f"wrote {counted(written, 'image')} to {folder}{left_out}")
 
 
 def inspect_images(source: str, settings: Preparation, sheet: Path | None, json: bool) -> None:

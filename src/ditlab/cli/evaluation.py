@@ -1,6 +1,7 @@
 """Commands for evaluation."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -45,6 +46,11 @@ class Measuring:
     """auto, cpu, cuda or mps."""
 
 
+def unread(skipped: Mapping[str, str], out: Path) -> str:
+    """The images that could not be read for a reference; empty if there are none."""
+    return f"; {counted(len(skipped), 'image')} could not be read: {out.with_suffix('.skipped.csv')}" if skipped else ""
+
+
 @app.command(group="Evaluate")
 def reference(
     source: Location,
@@ -84,7 +90,7 @@ def reference(
         batch_size=settings.batch_size, with_images=settings.with_images, rank=rank, world=world,
     )  # fmt: skip
     shown = "" if done is None else f"{counted(done.about['count'], 'image')} in the features {network.name}: {out}"
-    report(None if done is None else done.about, shown, json)
+    report(None if done is None else done.about, shown + unread(real.skipped, out), json)
 
 
 @app.command(group="Evaluate")

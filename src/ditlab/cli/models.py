@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ditlab.cli.options import Base, Checkpoint
-from ditlab.cli.terminal import Json, app, print_json, say
+from ditlab.cli.terminal import Json, app, print_json, say, say_note
 from ditlab.config.fields import Natural, Positive, Share
 from ditlab.config.reader import network_arguments, network_options, parse_sides
 from ditlab.config.values import File, Folder, Location, check_folder_name
@@ -50,7 +50,8 @@ def info(
     Parameters
     ----------
     names
-        Names such as DiT-XL/2, package.module:Class, or model and run folders (default: all published networks).
+        Names such as DiT-XL/2, package.module:Class, model and run folders, or external checkpoints (default: all
+        published networks).
     options
         Options of the architecture, which replace the published ones.
     json
@@ -83,7 +84,7 @@ def costs(
     if base is not None and not any(Path(name).is_dir() for name in names):
         raise InputError("--base is the model under a saved model; give the folder of that model, or leave --base out")
     for name in names or published():
-        if Path(name).is_dir():
+        if Path(name).exists():
             rows.append(cost_of_model(name, options, base))
             continue
         try:
@@ -105,11 +106,11 @@ def with_nearest_path(error: InputError, name: str) -> InputError:
     return error if known or not path else InputError(f'unknown model "{name}"; {path}')
 
 
-def cost_of_model(folder: str, options: Any, base: str | None = None) -> dict[str, Any]:
+def cost_of_model(path: str, options: Any, base: str | None = None) -> dict[str, Any]:
     """Measure the cost of a saved model, and describe its images.
 
     Raises:
-        InputError: options of the architecture are given, or the folder holds no model.
+        InputError: options of the architecture are given that the file contains, or there is no model.
     """
     from ditlab.autoencoders import Absent
     from ditlab.backbones import create
@@ -117,15 +118,18 @@ def cost_of_model(folder: str, options: Any, base: str | None = None) -> dict[st
     from ditlab.evaluation import measure
     from ditlab.inference.card import about_images
 
-    if given := network_options(options, ""):
-        raise InputError(f"{', '.join(given)} cannot change the saved model {folder}; give the name of a network")
-    pipe = load(folder, base=base)
+    given = network_options(options, "")
+    missing = {} if Path(path).is_dir() else {name: given.pop(name) for name in ("heads",) if name in given}
+    if given:
+        raise InputError(f"{', '.join(given)} cannot change the saved model {path}; give the name of a network")
+    pipe = load(path, base=base, **missing)
+    say_note(pipe.config)
     channels, (height, width) = pipe.picture_shape
     cost = asdict(measure(lambda: create(**pipe.net.config | {"size": pipe.net.size})))
     if isinstance(pipe.autoencoder, Absent):
-        return {"name": folder, **cost}
+        return {"name": path, **cost}
     about = {"size": f"{height}x{width}", "channels": channels, "values": pipe.values.describe()}
-    return {"name": folder, **cost, "images": about | {"about": about_images(channels, pipe.values)}}
+    return {"name": path, **cost, "images": about | {"about": about_images(channels, pipe.values)}}
 
 
 def print_costs(rows: Sequence[dict[str, Any]]) -> None:

@@ -219,28 +219,35 @@ def append_report(file: Path, name: str, reason: str) -> None:
         writer.writerow([name, reason])
 
 
-def write_folder(dataset: Dataset, folder: Path, count: int) -> None:
+def write_folder(dataset: Dataset, folder: Path, count: int) -> int:
     """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; a folder for each class.
 
-    The folder is written completely or not at all.
+    The folder is written completely or not at all. Images that cannot be read are left out, and the others are numbered
+    in order.
+
+    Returns:
+        The number of images that were written.
     """
     with replacing(folder.resolve()) as draft:
-        write_images(dataset, draft, count)
+        return write_images(dataset, draft, count)
 
 
-def write_images(dataset: Dataset, folder: Path, count: int) -> None:
-    """Write the images of `write_folder` one after another."""
-    folders = folder_names(dataset.classes) or [""]
+def write_images(dataset: Dataset, folder: Path, count: int) -> int:
+    """Write the images of `write_folder` one after another; returns their number."""
+    folders, written = folder_names(dataset.classes) or [""], 0
     folder.mkdir()
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
-        batch = dataset.fetch(part)
-        for i, image, label in zip(part.tolist(), batch.x, dataset.labels[part].tolist(), strict=True):
-            class_folder = folder / folders[label if dataset.classes else 0]
+        batch = dataset.fetch_readable(part)
+        labels = batch.labels.tolist() if dataset.classes else [0] * len(batch)
+        for i, image, label in zip(range(written, written + len(batch)), batch.x, labels, strict=True):
+            class_folder = folder / folders[label]
             class_folder.mkdir(parents=True, exist_ok=True)
             array = dataset.values.restored(image[None])[0].permute(1, 2, 0).numpy()
             plain = dataset.values.eight_bits and array.shape[2] in (1, 3, 4)
-            with replacing(class_folder / f"{i:06d}.{'png' if plain else 'npy'}") as draft, draft.open("wb") as file:
+            with (class_folder / f"{i:06d}.{'png' if plain else 'npy'}").open("wb") as file:
                 if plain:
                     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
                 else:
                     np.save(file, array)
+        written += len(batch)
+    return written

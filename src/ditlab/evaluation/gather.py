@@ -79,6 +79,7 @@ def gather(
     Raises:
         InputError: the feature network does not support the images, or features are not finite.
     """
+    check_fit(images, features)  # before a file of features is created
     kept = Rows(folder, spread_evenly(count, keep), features.dimension) if keep else None
     passed = pass_through(
         images, count, features, Totals, console, kept=kept, whole=whole, batch_size=batch_size, what=what,

@@ -111,9 +111,10 @@ def check_count(count: int, seed: int, labels: str, classes: int) -> None:
         raise InputError(f"seed {seed} of an image set; give 0 to {2**32 - 1}")
     if labels == "balanced" and classes and count % classes:
         low = count // classes * classes
+        counts = f"{low} or {low + classes}" if low else str(classes)
         raise InputError(
             f"{counted(count, 'image')} cannot be shared equally among {classes} classes; "
-            f"give a count of {low or classes} or {low + classes}, or random labels"
+            f"give a count of {counts}, or random labels"
         )
 
 
