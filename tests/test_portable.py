@@ -350,7 +350,7 @@ def check_encoding(node, where):
     name = getattr(node.func, "attr", getattr(node.func, "id", ""))
     options = {keyword.arg: keyword.value for keyword in node.keywords}
     positions = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-    if name == "read_text":
+    if name == "read_text" and isinstance(node.func, ast.Attribute):  # that of `Path`
         assert "encoding" in options or positions, f"{where}: no encoding"
     if name == "write_text":
         assert "encoding" in options, f"{where}: no encoding"

@@ -15,7 +15,7 @@ from ditlab.cli.terminal import app
 from ditlab.config.evaluation import Evaluation
 from ditlab.config.reader import parse_recipe
 from ditlab.config.sections import Data, Train
-from ditlab.config.values import File, Location
+from ditlab.config.values import File, Folder, Location
 from ditlab.core.errors import InputError
 
 TINY = """
@@ -66,7 +66,7 @@ def test_no_option_takes_a_path_as_it_is():
         for argument in app[name].assemble_argument_collection():
             parts = [*hints(argument.field_info.annotation)]
             if Path in parts:
-                assert File in parts, f"{name} {argument.name}"
+                assert {File, Folder} & {*parts}, f"{name} {argument.name}"
             seen |= {argument.field_info.name} if Location in parts else set()
     assert {"source", "model", "models", "autoencoder", "reference", "init_from", "class_map", "base"} <= seen
 

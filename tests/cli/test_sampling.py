@@ -9,8 +9,8 @@ from PIL import Image
 
 import ditlab as library
 from ditlab.cli.options import RandomNetwork
-from ditlab.cli.sampling import open_network
 from ditlab.cli.serving import Serving, open_models
+from ditlab.cli.speed import open_network
 from ditlab.core.errors import InputError
 from ditlab.core.values import PixelValues
 from ditlab.core.version import __version__

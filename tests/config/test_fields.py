@@ -117,7 +117,7 @@ def test_every_number_has_a_range():
     }
     # These may have any finite value, or are checked by the process and by the recipe of a study.
     study = {"Budget.images", "Budget.gmacs", "Budget.seconds", "Basics.sample_sets"}
-    assert without == {"Evaluation.expect", "Diffusion.process_options", *study}
+    assert without == {"Evaluation.expect", "Evaluation.show", "Diffusion.process_options", *study}
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63), 10**30])

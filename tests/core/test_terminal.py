@@ -13,7 +13,7 @@ from ditlab.cli import show_warning
 from ditlab.cli.terminal import fail, show
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError, RunError
-from ditlab.core.printable import printable
+from ditlab.core.printable import one_line, printable
 from ditlab.core.progress import progress_bar
 from ditlab.core.terminal import LineConsole, make_console, say
 from ditlab.server.log import LogLines
@@ -71,7 +71,7 @@ def test_control_characters_are_shown_as_escapes(capsys):
     assert printable(name) == expected.replace("\\x0d", "\\r")
     with pytest.raises(SystemExit):
         fail(f'unknown class "{name}"', 2)
-    assert capsys.readouterr().err == f'ditlab: unknown class "{printable(name)}"\n'
+    assert capsys.readouterr().err == f'ditlab: unknown class "{one_line(name)}"\n'
 
 
 NAME = "\x1b]0;title\x07[/b] :smile: \x9b2J\r\n"

@@ -317,7 +317,7 @@ def test_many_schedules(tmp_path):
     with pytest.raises(InputError) as error:
         read_grid(file, Linear(), 1, 1.0)
     listed = ", ".join(str(i) for i in range(2, 102))
-    assert str(error.value) == f"{file} has no schedule of 1 steps; it has {listed}, ... (19,998 in all)"
+    assert str(error.value) == f"{file} has no schedule of 1 step; it has {listed}, ... (19,998 in all)"
 
 
 def test_unreadable_images_are_not_counted_as_pixels():

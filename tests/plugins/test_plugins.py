@@ -96,7 +96,7 @@ class TestBackbone:
         planned = json.loads(ditlab_command("plan", tmp_path / "ring.toml", "--json").out)
         assert planned["parameters"] == sum(p.numel() for p in ditlab.create("Ring-S", size=8, channels=1, classes=10,
                                             learn_variance=False, kernel=5).parameters())  # fmt: skip
-        graph = tmp_path / "ring.pt2"
+        graph = tmp_path / "ring"
         ditlab_command("export", run, graph, "--to", "torch")
         assert graph.stat().st_size > 10_000 or list(graph.glob("*"))
 

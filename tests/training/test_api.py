@@ -76,6 +76,7 @@ def test_values_of_a_recipe_get_their_type(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     Image.new("L", (8, 8), 9).save(folder / "a.png")
+    tables = tables.override({"sample": {"guidance": 1}})  # there are no classes
     data, settings = ditlab.config.Data(source=folder, size=16), replace(tables.train, images="32")
     pipe = ditlab.train(replace(tables, data=data, train=settings), tmp_path / "run", console=QUIET)
     assert (pipe.net.size, pipe.config["images_seen"]) == ((16, 16), 32)

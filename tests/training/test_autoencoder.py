@@ -108,7 +108,7 @@ def test_edge_error_of_a_step():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stride": 0}, "an autoencoder of stride 0, 3 latent channels, width 16 and depth 1; give 1 or more"),
+        ({"stride": 0}, "stride is 0; give 1 to 256"),
         ({"latent_channels": 13}, "13 latent channels.*at most 12 latent channels"),
         ({"stride": 3}, "8x8 with an autoencoder of stride 3"),
         ({"stride": 16}, "8x8 with an autoencoder of stride 16"),

@@ -147,7 +147,7 @@ def test_parts_of_a_batch_add_up_to_it(recipe, tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_rejected(recipe, tmp_path):
     with pytest.raises(
-        InputError, match=r"cannot be shared equally among 1 processes in 3 parts; set train\.batch to 30"
+        InputError, match=r"cannot be shared equally among 1 process in 3 parts; set train\.batch to 30"
     ):
         alone(recipe, tmp_path / "run", "--parallel.accumulate=3")
     with pytest.raises(InputError, match=r"among 6 processes in 2 parts; set train.batch to 24"):

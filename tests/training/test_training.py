@@ -185,7 +185,7 @@ def test_changed_settings_are_reported_and_can_be_allowed(tmp_path):
         ("--optim.clip=-1", "optim.clip is -1.0"),
         ("--train.device=tpu", 'device "tpu" cannot be used'),
         ("--sample.sampler=hune", 'did you mean "heun"'),
-        ("--sample.steps=0", "sample.steps is 0; give 1 or more"),
+        ("--sample.steps=0", "sample.steps is 0; give 1 to 1000000"),
         ("--data.source=diggits", 'did you mean "digits"'),
     ],
 )

@@ -86,7 +86,7 @@ class Hourglass(Backbone):
         kinds = (CORES[core] * depth)[:depth]
         self.blocks = Blocks(ConvBlock(width, width) if kind == "convolution" else TokenBlock(style) for kind in kinds)
         self.decoders = nn.ModuleList(
-            Decoder(*pair, width, outer_depth) for pair in zip(outer, widths[1:], strict=True)
+            Decoder(*pair, width, outer_depth) for pair in zip(outer[::-1], widths[:0:-1], strict=True)
         )
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(h, w, width), persistent=False)
@@ -116,11 +116,7 @@ class Hourglass(Backbone):
 
     def levels(self) -> "list[Blocks]":
         """Return the blocks of each level, in execution order."""
-        return [
-            *(encoder.blocks for encoder in self.encoders),
-            self.blocks,
-            *(decoder.blocks for decoder in reversed(self.decoders)),
-        ]
+        return [module for module in self.modules() if isinstance(module, Blocks)]
 
     def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
         return [self.t_embedder(timestep) + self.y_embedder(label)]
@@ -143,10 +139,9 @@ class Hourglass(Backbone):
                 nn.init.zeros_(module.bias)
             if isinstance(module, ConvBlock):
                 nn.init.zeros_(module.conv2.weight)
-        for layer in (*(last_linear(part.layer) for part in self.modulations()), self.head):
-            nn.init.zeros_(layer.weight)
-        assert self.head.bias is not None
-        nn.init.zeros_(self.head.bias)
+        zero: list[nn.Module] = [*(last_linear(part.layer) for part in self.modulations()), self.head]
+        for parameter in (parameter for module in zero for parameter in module.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
@@ -174,7 +169,7 @@ class Hourglass(Backbone):
         if self.grid_modulation is not None:
             x = x + self.grid_modulation(c).view(len(x), *self.grid, -1).permute(0, 3, 1, 2)
         x = self.blocks(x, c, trace)  # (B, D, h, w)
-        for decoder in reversed(self.decoders):
+        for decoder in self.decoders:
             x = decoder(x, skips.pop(), c, trace)
         return x
 

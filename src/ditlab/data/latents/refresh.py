@@ -16,10 +16,9 @@ from ditlab.data.latents.cache import (
     INDEX,
     Description,
     read_description,
-    shard_file,
-    shard_stamps,
     write_description,
 )
+from ditlab.data.latents.shards import shard_file, shard_stamps
 
 
 @dataclass(frozen=True)

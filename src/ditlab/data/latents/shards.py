@@ -1,0 +1,153 @@
+"""The shards of a latent cache: safetensors files, whose entries are read at their offset."""
+
+import hashlib
+import math
+import operator
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting, parse_object, reason
+from ditlab.core.types import Batch
+from ditlab.core.weights import write_tensors
+from ditlab.data.identity import Stamps
+
+STORED = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Types as the header of a safetensors file calls them."""
+CONDITION, EXTRA, STAMP = "condition.", "extra.", "stamp."  # prefixes of the names of further tensors
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    """The path of a shard."""
+    return folder / "shards" / f"{number:06d}.safetensors"
+
+
+def write_shard(file: Path, batch: Batch, stamps: Stamps) -> None:
+    """Write one shard completely or not at all.
+
+    Args:
+        file: path of the shard.
+        batch: the moments, with all their conditions.
+        stamps: the images of the shard, including those that could not be read.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    moments = batch.x.contiguous()
+    data = moments.view(torch.uint8).flatten(1).numpy()
+    checksums = torch.tensor([zlib.crc32(entry) for entry in data], dtype=torch.int64)
+    tensors = {"moments": moments, "labels": torch.zeros(len(batch), dtype=torch.int64), "checksums": checksums}
+    parts = {name: value for name, value in batch.condition.parts().items() if isinstance(value, Tensor)}
+    if batch.condition.label is not None:
+        tensors["labels"] = batch.condition.label
+    if parts.keys() - {"label"}:
+        tensors |= {f"{CONDITION}{name}": value.contiguous() for name, value in parts.items()}
+    tensors |= {f"{EXTRA}{name}": value.contiguous() for name, value in batch.extra.items()}
+    tensors |= {f"{STAMP}{name}": torch.tensor(value) for name, value in stamps.arrays().items()}
+    try:
+        write_tensors(tensors, file)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {file}: {reason(error)}; free some space and run the same command again"
+        ) from error
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file, with `start`, the position of its first byte of data.
+
+    Raises:
+        InputError: the file is missing or incomplete.
+    """
+    with interpreting(f"shard {file}", "remove it and encode again", "is missing or damaged"):
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = struct.unpack("<Q", opened.read(8))[0]
+            if 8 + length > size:
+                raise ValueError(f"its header of {length:,} bytes is larger than the file")
+            header = parse_object(opened.read(length))
+        ends = [check_entry(key, tensor) for key, tensor in header.items() if key != "__metadata__"]
+        if size != 8 + length + max(ends):
+            raise ValueError("its size is wrong")
+        for name in ("labels", "checksums"):
+            if header[name]["dtype"] != "I64" or header[name]["shape"] != header["moments"]["shape"][:1]:
+                raise ValueError(f"its {name} have another shape or type")
+    return header | {"start": 8 + length}
+
+
+def check_entry(name: str, tensor: dict[str, Any]) -> int:
+    """Check type, shape and position of a tensor in the header of a safetensors file; returns its end.
+
+    Raises:
+        ValueError, TypeError, KeyError: they do not fit.
+    """
+    shape, (first, last) = [operator.index(side) for side in tensor["shape"]], tensor["data_offsets"]
+    size = math.prod(shape) * STORED[tensor["dtype"]].itemsize
+    if min(shape, default=0) < 0 or not 0 <= first <= last or last - first != size:
+        raise ValueError(f"{name} of shape {tensor['shape']} has {last - first:,} bytes")
+    return int(last)
+
+
+class Shard:
+    """One file of a cache."""
+
+    def __init__(self, file: Path, expected: int | None = None) -> None:
+        self.file = file
+        self.header = read_header(file)
+        if expected is not None and file.stat().st_size != expected:
+            raise InputError(f"shard {file} does not have the length in the index; remove it and encode again")
+        self.count = int(self.header["labels"]["shape"][0])
+        if any(tensor["shape"][:1] != [self.count] for tensor in self._entries()):
+            raise InputError(f"shard {file} has tensors of different lengths; remove it and encode again")
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """The tensors with a row for each entry."""
+        alone = ("__metadata__", "start")
+        return [value for key, value in self.header.items() if key not in alone and not key.startswith(STAMP)]
+
+    def column(self, name: str) -> Tensor:
+        """A whole tensor."""
+        first, last = self.header[name]["data_offsets"]
+        return self._read(name, first, last - first).reshape(self.header[name]["shape"])
+
+    def row(self, name: str, row: int) -> Tensor:
+        """One row of a tensor."""
+        shape = self.header[name]["shape"][1:]
+        length = math.prod(shape) * STORED[self.header[name]["dtype"]].itemsize
+        return self._read(name, self.header[name]["data_offsets"][0] + row * length, length).reshape(shape)
+
+    def _read(self, name: str, position: int, length: int) -> Tensor:
+        dtype = STORED[self.header[name]["dtype"]]
+        if not length:
+            return torch.empty(0, dtype=dtype)
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.header["start"] + position)
+            data = bytearray(file.read(length) or b"")
+        if len(data) < length:
+            raise InputError(f"shard {self.file} is truncated; remove it and encode again")
+        return torch.frombuffer(data, dtype=dtype)
+
+
+def shard_stamps(file: Path) -> Stamps | None:
+    """The images of a shard; None if an earlier version wrote it, which kept no stamps.
+
+    Raises:
+        InputError: the shard is missing or damaged.
+    """
+    shard = Shard(file)
+    names = [name for name in shard.header if name.startswith(STAMP)]
+    arrays = {name.removeprefix(STAMP): shard.column(name).numpy() for name in names}
+    return Stamps.from_arrays(arrays) if arrays else None
