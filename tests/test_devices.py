@@ -80,6 +80,7 @@ def test_a_run_trains_saves_and_resumes_there_as_on_the_cpu(tmp_path):
     assert (a - b).abs().max() < 1e-2
 
 
+@pytest.mark.slow
 def test_further_options_of_training_work_there(tmp_path):
     losses = []
     for device in ("cpu", NAME):

@@ -208,7 +208,7 @@ def test_convert_writes_what_load_reads(ditlab, refuses, tmp_path):
     assert "give heads=" in refuses("convert", tmp_path / "theirs.pt", tmp_path / "x", "--to", "ditlab")
 
 
-@pytest.mark.parametrize("command", ["sample", "convert", "export"])
+@pytest.mark.parametrize("command", ["sample", "convert", pytest.param("export", marks=pytest.mark.slow)])
 def test_a_state_dict_of_sit_or_dit(ditlab, tmp_path, command):
     """Both have the same tensors: the command says how it read them, and --sit changes that."""
     objective = Objective(DDPM(), "eps", learn_variance=True)
@@ -374,6 +374,7 @@ class TestEvaluation:
         assert "ends in .npz" in refuses("reference", "digits", "--out", tmp_path / "ref")
         assert 'no data "nowhere"' in refuses("reference", "nowhere", "--out", file, "--features", "digits")
 
+    @pytest.mark.slow
     def test_reference_of_a_folder_and_of_a_cache(self, ditlab, quick_glyph_reader, monkeypatch, tmp_path):
         monkeypatch.setattr("ditlab.evaluation.features.glyphs.TRAINED_ON", 260)  # its reading does not matter here
         ditlab("data", "glyphs-16", "--export", tmp_path / "letters", "--count", 80)

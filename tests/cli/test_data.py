@@ -108,6 +108,7 @@ def test_nothing_is_written_into_the_source(ditlab, tmp_path):
     assert error == "ditlab: x is the source and the output; give another --out\n"
 
 
+@pytest.mark.slow
 def test_the_output_of_a_command_is_not_its_input(ditlab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_images(tmp_path, 8)

@@ -100,6 +100,7 @@ class TestBackbone:
         ditlab_command("export", run, graph, "--to", "torch")
         assert graph.stat().st_size > 10_000 or list(graph.glob("*"))
 
+    @pytest.mark.slow
     def test_another_process_loads_the_same_model(self, run, tmp_path):
         pipe = ditlab.load(run)
         expected = pipe([3], seeds=[0], output_type="latent").images

@@ -721,6 +721,7 @@ class TestProcess:
         with serving(tmp_path / "small") as address:
             yield address, tmp_path
 
+    @pytest.mark.slow
     def test_requests_of_disconnected_clients_end(self, served):
         address, folder = served
         long = {"n": 4, "steps": 250, "sampler": "heun", "stream": True}

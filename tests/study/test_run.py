@@ -210,6 +210,7 @@ def test_a_stopped_study_resumes(done, tmp_path, monkeypatch):
     assert again.verdicts == findings.verdicts
 
 
+@pytest.mark.slow
 def test_a_failed_part_is_reported_in_its_place(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ditlab.training.loop.preview", lambda pipes, place: Image.new("L", (8, 8)))
     failing = TINY.replace('"c" = {model.width = 48}', '"c" = {optim.lr = 1e18}')
@@ -252,6 +253,7 @@ def test_results_of_changed_parts_and_evaluations_are_not_reused(done, tmp_path,
     assert found.entries[2].values["fd"] != findings.entries[2].values["fd"]
 
 
+@pytest.mark.slow
 def test_processes_share_the_runs(tmp_path):
     text = TINY.replace("sample_sets = 2", "sample_sets = 1")
     study = write(tmp_path, text)

@@ -66,6 +66,7 @@ def test_a_profile_that_is_there_is_taken_as_it_is():
     assert shares.sum() == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_any_width_can_be_rebuilt_after_training_and_resuming_changes_nothing(tmp_path, monkeypatch):
     recipe = parse_recipe(TINY | {"train": TINY["train"] | {"power_ema": [0.05, 0.1, 0.075]}})
     run = tmp_path / "run"

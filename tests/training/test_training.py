@@ -335,9 +335,8 @@ def test_ctrl_c_saves_and_reports_how_to_resume(tmp_path):
 
 
 @posix_only
-@pytest.mark.parametrize(
-    ("limit", "preview"), [(10_000, "no preview at 128 images"), pytest.param(150_000, "", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "preview"), [(10_000, "no preview at 128 images"), (150_000, "")])
 def test_full_disk_keeps_the_last_checkpoint(tmp_path, limit, preview):
     run = tmp_path / "run"
     train(recipe(images=64, save_every=64), run, console=QUIET)
@@ -373,6 +372,7 @@ def test_trains_in_a_thread_without_signal_handlers(tmp_path):
     assert states(tmp_path) == ["000000000064"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -21,6 +21,7 @@ print(hashlib.sha256(Glyphs(32).fetch(torch.arange(90, 110)).x.numpy().tobytes()
 """
 
 
+@pytest.mark.slow
 def test_an_image_is_its_seed_and_number_alone():
     data = Glyphs(32)
     together, apart = data.fetch(torch.tensor([7, 99, 3])).x, data.fetch(torch.tensor([99])).x
