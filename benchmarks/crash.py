@@ -44,7 +44,7 @@ from ditlab.study import demo
 
 IN_A_ROW = 4  # most kills before a command may end
 LONGEST = 600  # seconds after which a command that was not killed has failed
-TEMPORARY = (".part", ".lock")
+TEMPORARY = (".part", ".lock", ".tmp")  # the last one of safetensors
 TIMES = ("second", "waited")  # keys with these words hold measured times
 PAGES = (".html", ".svg", ".md")  # files that show measured times
 

@@ -18,6 +18,7 @@ from ditlab.data.images import Images
 from ditlab.data.reading import LeftOut
 from ditlab.data.sources import Unreadable, open_source
 from ditlab.data.sources import shards as module
+from ditlab.data.sources.base import label_column
 
 
 def save_image(path, value, size=(12, 8)):
@@ -428,3 +429,9 @@ def test_built_in_sets_and_caches_have_their_own_size():
         open_dataset("digits", Preparation(size="16"))
     with pytest.raises(InputError, match=r"flip is true, which has no effect on the data set digits; remove it"):
         open_dataset("digits", Preparation(flip=True))
+
+
+def test_a_label_without_a_class():
+    with pytest.raises(InputError, match="^image 1 has the label 2, but there are 2 classes$"):
+        label_column([0, 2], ["a", "b"])
+    assert label_column([0, 1], ["a", "b"]).values.tolist() == [0, 1]

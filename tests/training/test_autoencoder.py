@@ -1,4 +1,6 @@
 import json
+import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -74,23 +76,27 @@ def test_latents_have_zero_mean_and_unit_variance_in_each_channel(trained):
     assert x0.var((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=0.05)
 
 
-def test_resuming_equals_the_uninterrupted_run(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("saved", [False, True], ids=["killed", "signal"])
+def test_resuming_equals_the_uninterrupted_run(trained, tmp_path, monkeypatch, saved):
     from ditlab.training import autoencoder as module
 
     class StopError(Exception):
         pass
 
-    real = module.step
+    real, signals = module.step, []
 
     def interrupted(state, *arguments):
         if state.seen == 480:
-            raise StopError
+            if not saved:
+                raise StopError
+            signals.append(signal.SIGTERM)
         return real(state, *arguments)
 
-    monkeypatch.setattr(module, "step", interrupted)
-    with pytest.raises(StopError):
-        run(tmp_path / "run")
-    monkeypatch.setattr(module, "step", real)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "step", interrupted)
+        patched.setattr(module, "interruption", lambda: nullcontext(signals))
+        with pytest.raises(SystemExit if saved else StopError):
+            run(tmp_path / "run")
     run(tmp_path / "run")
     a, b = (load_autoencoder(path).state_dict() for path in (trained[1], tmp_path / "run"))
     assert all(torch.equal(value, b[key]) for key, value in a.items())

@@ -138,9 +138,10 @@ def loop(
                 return {"loss": loss.item(), "grad_norm": norm.item()}
 
             log.show(state.seen, means)
-            due = before // settings.log_every != state.seen // settings.log_every
-            if due or signals or state.seen >= settings.images:
+            due = before // settings.log_every != state.seen // settings.log_every or state.seen >= settings.images
+            if due:
                 log.write(state.seen, means() | {"lr": rate})
+            if due or signals:
                 state.seconds = time.monotonic() - started
                 save(state, out)
                 with (

@@ -219,9 +219,12 @@ def label_column(labels: Sequence[int], classes: list[str]) -> Column:
     """A column of class indices; names are composed (NFC).
 
     Raises:
-        InputError: two classes have the same name, such as two folders whose names differ in their encoding only.
+        InputError: two classes have the same name, such as two folders whose names differ in their encoding only, or a
+            label is the index of no class.
     """
-    names = all_nfc(classes)
+    names, most = all_nfc(classes), max(labels, default=0)
+    if most >= max(1, len(names)):
+        raise InputError(f"image {labels.index(most)} has the label {most}, but there are {len(names)} classes")
     if len(set(names)) < len(set(classes)):
         name = next(name for i, name in enumerate(names) if name in names[:i] and classes.count(classes[i]) == 1)
         raise InputError(f'two classes have the name "{name}", in different encodings; rename one of them')
