@@ -432,6 +432,6 @@ def test_built_in_sets_and_caches_have_their_own_size():
 
 
 def test_a_label_without_a_class():
-    with pytest.raises(InputError, match="^image 1 has the label 2, but there are 2 classes$"):
+    with pytest.raises(InputError, match=r"^image 1 has the label 2, but there are 2 classes$"):
         label_column([0, 2], ["a", "b"])
     assert label_column([0, 1], ["a", "b"]).values.tolist() == [0, 1]
