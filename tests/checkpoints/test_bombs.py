@@ -19,7 +19,7 @@ from ditlab.checkpoints.published import to_official
 from ditlab.core import sizes
 from ditlab.core.errors import InputError
 from ditlab.core.modules import skip_init
-from ditlab.core.weights import read_file
+from ditlab.core.weights import pick_weights, read_file, write_tensors
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
 from ditlab.inference.pipeline import Pipeline
@@ -169,6 +169,16 @@ class TestPickles:
         torch.save({str(i): shared[: 2**20 - i] for i in range(2000)}, tmp_path / "bomb.pt")
         with pytest.raises(InputError, match=r"its tensors would take 8,380,612,000 \(0 is 1048576\); at most "):
             read_file(tmp_path / "bomb.pt")
+
+    def test_views_of_one_storage_become_weights_of_their_own(self, tmp_path):
+        shared = torch.arange(6.0)
+        torch.save({"a": shared[:4], "b": shared[2:], "c": shared.view(2, 3).T, "d": torch.ones(1)}, tmp_path / "a.pt")
+        tensors = pick_weights(read_file(tmp_path / "a.pt"), "ema", tmp_path / "a.pt")
+        write_tensors(tensors, tmp_path / "a.safetensors")
+        read = load_file(tmp_path / "a.safetensors")
+        assert {name: value.tolist() for name, value in read.items()} == {
+            "a": [0, 1, 2, 3], "b": [2, 3, 4, 5], "c": [[0, 3], [1, 4], [2, 5]], "d": [1]
+        }  # fmt: skip
 
     def test_small_repetitions_are_read(self, tmp_path):
         torch.save({"a": torch.ones(1).expand(1000), "args": Namespace(depth=1)}, tmp_path / "a.pt")

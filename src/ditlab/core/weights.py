@@ -347,7 +347,18 @@ def pick_weights(content: dict[str, Any], weights: str, path: Path) -> dict[str,
     tensors = {strip(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"{path} holds no tensors; give a checkpoint")
-    return tensors
+    return separate(tensors)
+
+
+def separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of which no two share memory, as those of a network must not; all are contiguous."""
+    taken, separated = set[int](), {}
+    for name, value in tensors.items():
+        address = value.untyped_storage().data_ptr()
+        shared = value.numel() > 0 and address in taken
+        separated[name] = value.clone(memory_format=torch.contiguous_format) if shared else value.contiguous()
+        taken.add(address)
+    return separated
 
 
 def strip(key: str) -> str:
