@@ -227,9 +227,16 @@ def write_folder(dataset: Dataset, folder: Path, count: int) -> int:
 
     Returns:
         The number of images that were written.
+
+    Raises:
+        InputError: there is none.
     """
     with replacing(folder.resolve()) as draft:
-        return write_images(dataset, draft, count)
+        written = write_images(dataset, draft, count)
+        if count and not written:
+            name, reason = next(iter(dataset.skipped.items()))
+            raise InputError(f"{none_can(len(dataset), 'image')} be read ({name}: {reason}); check the files")
+    return written
 
 
 def write_images(dataset: Dataset, folder: Path, count: int) -> int:
