@@ -211,16 +211,6 @@ def test_images_that_cannot_be_read_are_left_out_of_an_export(ditlab, tmp_path):
     }  # fmt: skip
 
 
-def test_an_export_of_no_image_is_an_error(ditlab, tmp_path):
-    (tmp_path / "images").mkdir()
-    file = tmp_path / "images" / "0.png"
-    Image.new("L", (64, 64)).save(file)
-    file.write_bytes(file.read_bytes()[:60])
-    err = ditlab("data", tmp_path / "images", "--export", tmp_path / "out", code=2).err
-    assert "the only image cannot be read (0.png: " in err
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
-
-
 def test_an_export_that_fails_leaves_nothing(ditlab, tmp_path):
     (tmp_path / "images").mkdir()
     for i in range(4):

@@ -302,6 +302,14 @@ def test_what_png_cannot_hold_is_exported_as_npy(tmp_path):
     assert np.array_equal(np.load(tmp_path / "000000.npy"), array)
 
 
+def test_an_export_of_no_image_is_an_error(tmp_path):
+    images = Images(Items(np.zeros((8, 8, 1), np.uint8)))
+    images.source.items = (tmp_path / "gone.png",)
+    with pytest.raises(InputError, match=r"^the only image cannot be read: .*gone\.png \(.*\); check the files$"):
+        write_folder(images, tmp_path / "out", 1)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_an_image_of_8_bits_is_scaled_to_the_range_of_a_model():
     values = PixelValues("int16", (-1000.0,), (1000.0,))
     image = Image.fromarray(np.array([0, 51, 255, 255], np.uint8).repeat(16).reshape(8, 8))

@@ -235,7 +235,7 @@ def write_folder(dataset: Dataset, folder: Path, count: int) -> int:
         written = write_images(dataset, draft, count)
         if count and not written:
             name, reason = next(iter(dataset.skipped.items()))
-            raise InputError(f"{none_can(len(dataset), 'image')} be read ({name}: {reason}); check the files")
+            raise InputError(f"{none_can(len(dataset), 'image')} be read: {name} ({reason}); check the files")
     return written
 
 
