@@ -276,3 +276,44 @@ def test_a_recipe_cannot_hold_a_path_that_is_not_utf_8():
     with pytest.raises(InputError) as caught:
         to_toml({"data": {"source": os.fsdecode(b"a\xff")}})
     assert str(caught.value) == "a\\udcff is not UTF-8, so a recipe cannot hold it; rename the file or folder"
+
+
+def test_an_index_with_a_damaged_key(tmp_path):
+    from ditlab.data.latents.cache import Description, indexed_entries
+
+    description = Description("", 4, 1, (8, 8), {}, "a", (2, 4, 4), "fp32", [], 8)
+    content = {"format": "ditlab latents", "entries": 4, "shards": [], **description.content()}
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    assert indexed_entries(tmp_path, description) == 4
+    (tmp_path / "index.json").write_text(json.dumps(content).replace('"dtype"', '"dttype"'))
+    with pytest.raises(InputError, match=r"index\.json is damaged \(.*dttype.*\); remove it and encode again$"):
+        indexed_entries(tmp_path, description)
+
+
+def test_keys_of_a_published_checkpoint_that_are_damaged(model):
+    from ditlab.checkpoints.published import from_official
+
+    tensors = load(model).net.state_dict()
+    damaged = {key.replace("blocks.1.", "blocks.-."): value for key, value in tensors.items()}
+    with pytest.raises(InputError, match=r"^x\.pt does not have the tensors of a DiT \(.*\); download it again$"):
+        from_official(damaged, "x.pt", heads=2)
+
+
+def test_numbers_in_names_of_any_length():
+    from ditlab.data.sources.base import natural
+
+    names = ["a" + "9" * 5000, "a10", "a2", "b"]
+    assert sorted(names, key=natural) == [names[0], "a2", "a10", "b"]
+
+
+def test_damaged_averages(ditlab, tmp_path):
+    run = tmp_path / "run"
+    pipe = tiny_pipeline(classes=3)
+    pipe.save(run)
+    (run / "averages").mkdir()
+    for steps, changes in ((8, {}), (16, {"blocks.0.attn.proj.bias": "bl-cks.0.attn.proj.bias"})):
+        tensors = {f"0.1/{changes.get(name, name)}": value.detach() for name, value in pipe.net.named_parameters()}
+        write_tensors(tensors, run / "averages" / f"{steps:012d}.safetensors", {"steps": str(steps)})
+    err = ditlab("average", run, tmp_path / "out", "--width", 0.1, code=2).err
+    assert err.startswith(f"ditlab: {run / 'averages'} does not fit its network: ")
+    assert not (tmp_path / "out").exists()

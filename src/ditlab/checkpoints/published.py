@@ -15,6 +15,7 @@ from ditlab.autoencoders import Absent, Autoencoder, Pixel
 from ditlab.backbones import BACKBONES, Backbone, create, name_of
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
 from ditlab.core.modules import sizes, skip_init
 from ditlab.core.units import counted
 from ditlab.core.weights import fit
@@ -73,7 +74,9 @@ def from_official(
         notes.append(f"read as {flow.name} on the path Linear; a state dict does not show its path")
     tensors = without_training_parts(tensors, notes)
     tensors = {key: value.float() for key, value in tensors.items()}  # for files in half precision; no copy otherwise
-    settings = kind.read_sizes(tensors) | {key: value for key, value in overrides.items() if value is not None}
+    with interpreting(source, "download it again", f"does not have the tensors of a {family}"):
+        settings = kind.read_sizes(tensors)
+    settings |= {key: value for key, value in overrides.items() if value is not None}
     if size is not None:
         settings["size"] = size
     elif "size" not in settings:
@@ -86,7 +89,8 @@ def from_official(
         )
     description = kind.read_objective(settings) | {"time": "uniform", "stratified": False}  # as in all published code
     description["learn_variance"] = settings["learn_variance"]
-    tensors = kind.from_published(tensors)
+    with interpreting(source, "download it again", f"does not have the tensors of a {family}"):
+        tensors = kind.from_published(tensors)
     if flow is not None:
         tensors = as_our_velocity(tensors, flow, settings, description, notes)
     if "classes" not in settings:

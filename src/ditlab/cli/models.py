@@ -251,12 +251,14 @@ def average(
         Print one JSON object.
     """
     from ditlab.checkpoints import load
+    from ditlab.core.weights import fit
     from ditlab.training.power_ema import rebuild
 
     if not is_vacant(out):
         raise InputError(f"{out} is not empty; give another folder")
     values = rebuild(run, width, images)
     pipe = load(run)
+    values = fit(values, dict(pipe.net.named_parameters()), str(run / "averages"))
     pipe.net.load_state_dict(pipe.net.state_dict() | values)
     pipe.config["average_width"] = width
     pipe.save(out)

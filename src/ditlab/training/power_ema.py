@@ -82,11 +82,12 @@ def rebuild(run: Path, width: float, images: int | None = None) -> dict[str, Ten
     shares = combination([(steps, gamma) for steps, gamma, *_ in profiles], (end, exponent(width)))
     total: dict[str, Tensor] = {}
     for share, (_, _, file, length) in zip(shares, profiles, strict=True):
-        for key, value in read_tensors(file).items():
-            key_length, _, name = key.partition("/")
-            if key_length == length:
-                part = value.double() * float(share)
-                total[name] = total[name] + part if name in total else part
+        with interpreting(file, "remove it to average the others"):
+            for key, value in read_tensors(file).items():
+                key_length, _, name = key.partition("/")
+                if key_length == length:
+                    part = value.double() * float(share)
+                    total[name] = total[name] + part if name in total else part
     return {name: value.float() for name, value in total.items()}
 
 

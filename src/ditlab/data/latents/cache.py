@@ -220,16 +220,18 @@ def read_index(folder: Path) -> dict[str, Any]:
     return content
 
 
-def is_indexed(folder: Path, description: Description) -> bool:
-    """Whether a cache has an index, with this description.
+def indexed_entries(folder: Path, description: Description) -> int | None:
+    """The number of entries of a cache whose index has this description; None if there is no such index.
 
     Raises:
         InputError: the index cannot be read.
     """
     if not (folder / INDEX).exists():
-        return False
+        return None
     content = read_index(folder)
-    return describe({key: value for key, value in content.items() if key not in ("shards", "entries")}) == description
+    with interpreting(folder / INDEX, "remove it and encode again"):
+        entries, _ = int(content.pop("entries")), content.pop("shards")
+        return entries if describe(content) == description else None
 
 
 def describe(content: dict[str, Any]) -> Description:

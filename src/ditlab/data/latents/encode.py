@@ -26,8 +26,7 @@ from ditlab.data.identity import Stamps
 from ditlab.data.latents.cache import (
     DTYPES,
     Description,
-    is_indexed,
-    read_index,
+    indexed_entries,
     write_index,
 )
 from ditlab.data.latents.refresh import EncodedImages, refresh
@@ -111,9 +110,9 @@ def encode(
         complete = all(shard_file(out, number).exists() for number in range(description.shards)) and not any(
             images.changes(out, number) for number in state.stale.difference(own)
         )
-        if complete and not is_indexed(out, description):
-            write_index(out, description)
-    entries = int(read_index(out)["entries"]) if complete else None
+        entries = indexed_entries(out, description) if complete else None
+        if complete and entries is None:
+            entries = write_index(out, description)
     return Encoded(work.images, work.seconds, work.waited, entries, out)
 
 

@@ -27,6 +27,7 @@ from ditlab.data.decode import open_image as open_image
 from ditlab.data.identity import Stamp
 from ditlab.data.reading import Reading
 
+DIGITS = 1000  # of a number in a name; Python converts at most 4,300
 MIN_SIDE = Preparation().min_side  # smaller images are icons or accidents
 MAX_PIXELS = Preparation().max_pixels  # a file of some kilobytes may decode to gigabytes
 PIXEL_SETTINGS = frozenset(
@@ -212,7 +213,8 @@ def _reason(error: Exception) -> str:
 
 def natural(path: str | Path) -> list[tuple[int, str]]:
     """Sort key that compares numbers by value, 2 before 10, and that is the same in both encodings of a letter."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", nfc(str(path)))]
+    parts = re.split(r"(\d+)", nfc(str(path)))
+    return [(int(part), "") if part.isdecimal() and len(part) <= DIGITS else (-1, part) for part in parts]
 
 
 def label_column(labels: Sequence[int], classes: list[str]) -> Column:
