@@ -151,7 +151,7 @@ class TestImages:
             compression="zlib",
         )
         size = (tmp_path / "a.tif").stat().st_size
-        expected = f"would take 1,000,000 bytes; at most {16 * size + 2**16:,} of {size:,} are read"
+        expected = f"has {size:,} bytes, which become 1,000,000; at most {16 * size + 2**16:,} are read"
         for file in (tmp_path / "a.tif", (tmp_path / "a.tif").read_bytes()):
             with pytest.raises(ValueError, match=f"^{expected}$"):
                 open_image(file)

@@ -144,7 +144,7 @@ def test_the_held_out_part_of_a_data_set_on_the_hub(monkeypatch):
     assert parse_source("hf:nobody/mnist").held_out().text == "hf:nobody/mnist:test"
     assert parse_source("hf:nobody/mnist:train_small").held_out() is None
     with pytest.raises(
-        InputError, match=r"cannot list the parts of the data set nobody/x \('nobody/x'\); give held-out"
+        InputError, match=r"cannot list the parts of the data set nobody/x \(it lacks 'nobody/x'\); give held-out"
     ):
         parse_source("hf:nobody/x").held_out()
 

@@ -10,7 +10,6 @@ from PIL import Image
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc, nfc
-from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import Reading, classes_from
@@ -38,6 +37,7 @@ from ditlab.data.sources.tables import (
     label_choice,
     metadata_of,
     note_captions,
+    note_unread_texts,
     read_captions,
     read_labels,
 )
@@ -193,10 +193,7 @@ class Layout:
         if not self.captioned:
             return column
         if column is not None or settings.caption_column == NONE:
-            reading.notes.append(
-                f"{counted(self.captioned, 'text file')} beside the images {'is' if self.captioned == 1 else 'are'} "
-                "not read"
-            )
+            note_unread_texts(self.captioned, reading)
             return column
         note_captions(self.captioned, "text files beside the images", reading)
         return Column(CaptionFiles(self.root, self.files))
