@@ -259,12 +259,12 @@ class TestCaches:
         with pytest.raises(InputError) as error:
             Latents(cache)
         assert str(error.value) == (
-            f"{cache}/index.json says that 000000.safetensors has 1,000,000,000,000 entries, but it has 4; remove "
+            f"{cache}/index.json records 1,000,000,000,000 entries of 000000.safetensors, but it has 4; remove "
             "index.json and encode again"
         )
         self.change(cache, lambda index: index["shards"][0].update(entries=4))
         self.change(cache, lambda index: index.update(entries=10**12))
-        with pytest.raises(InputError, match=r"the cache has 1,000,000,000,000 entries, but its shards have 5; "):
+        with pytest.raises(InputError, match=r"records 1,000,000,000,000 entries of the cache, but its shards have 5; "):
             Latents(cache)
 
     @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from ditlab.core.errors import InputError
 from ditlab.core.formats import read_object, reason
+from ditlab.core.spelling import LONGEST
 
 LOCK, PART = ".lock", ".part"
 ASIDE = f".old{PART}"  # suffix of a folder that is being replaced
 AGAIN = "free some space and run the same command again"  # remedy of work that resumes
 WINDOWS = os.name == "nt"  # it neither replaces nor removes a file that any process has open
 WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds to wait for such a process, which often just reads the file
-LONGEST = 200  # bytes of a name to which the parts of a temporary name are added; file systems allow 255
 TRIES = 100  # attempts to lock a file that other processes replace at the same time
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR)  # not a failing disk
 

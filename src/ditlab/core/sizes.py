@@ -1,4 +1,4 @@
-"""Bounds on what files may ask for: a small file can claim gigabytes, which is refused before they are allocated."""
+"""Bounds on the memory that files take: what a small file claims is checked before memory is allocated for it."""
 
 import zipfile
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def check_regular(file: Path) -> None:
         raise InputError(f"{file} is {SPECIAL}; give a file")
 
 
-def read_text(file: Path, encoding: str = "utf-8") -> str:
+def read_text(file: Path) -> str:
     """The text of a JSON or TOML file.
 
     Raises:
@@ -41,7 +41,7 @@ def read_text(file: Path, encoding: str = "utf-8") -> str:
     check_regular(file)
     if (size := file.stat().st_size) > TEXT:
         raise ValueError(f"it has {size:,} bytes, and at most {TEXT:,} are read")
-    return file.read_text(encoding=encoding)
+    return file.read_text(encoding="utf-8")
 
 
 def check_archive(file: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.formats import read_object
+from ditlab.core.formats import interpreting, read_object
 from ditlab.core.io import MANIFEST, WINDOWS, damage, moved_aside, replacing
 from ditlab.core.sizes import check_archive, check_regular, most_bytes
 from ditlab.core.spelling import is_utf8
@@ -254,21 +254,17 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
-    try:
-        # Official checkpoints keep their command line in a Namespace, which holds plain values only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = read_state(path, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        match = re.search(r"GLOBAL (\S+)", str(error))
-        problem = f"would run code of {match[1]}" if match else "is not a plain checkpoint"
-        raise InputError(
-            f"{path} {problem}; it was rejected and no code was run: give a file that holds tensors only"
-        ) from error
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle raises exceptions of many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is truncated or damaged ({reason}); download or copy it again") from error
+    with interpreting(path, "download or copy it again", "is truncated or damaged"):
+        try:
+            # Official checkpoints keep their command line in a Namespace, which holds plain values only.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = read_state(path, mmap=zipped)
+        except pickle.UnpicklingError as error:
+            match = re.search(r"GLOBAL (\S+)", str(error))
+            problem = f"would run code of {match[1]}" if match else "is not a plain checkpoint"
+            raise InputError(
+                f"{path} {problem}; it was rejected and no code was run: give a file that holds tensors only"
+            ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict; give a checkpoint")
     return content

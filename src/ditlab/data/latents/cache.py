@@ -154,14 +154,14 @@ class Latents(Dataset):
         for shard, (_, _, entries) in zip(self.shards, listed, strict=True):
             if shard.count != entries:
                 raise InputError(
-                    f"{folder / INDEX} says that {shard.file.name} has {entries:,} entries, but it has "
+                    f"{folder / INDEX} records {entries:,} entries of {shard.file.name}, but it has "
                     f"{shard.count:,}; remove {INDEX} and encode again"
                 )
             if shard.header["moments"]["shape"][1:] != list(self.shape):
                 raise InputError(f"shard {shard.file} does not fit the index; remove it and encode again")
         if self.entries != (count := sum(shard.count for shard in self.shards)) or not count:
             raise InputError(
-                f"{folder / INDEX} says that the cache has {self.entries:,} entries, but its shards have {count:,}; "
+                f"{folder / INDEX} records {self.entries:,} entries of the cache, but its shards have {count:,}; "
                 f"remove {INDEX} and encode again"
             )
         self.starts = np.cumsum([0] + [shard.count for shard in self.shards])

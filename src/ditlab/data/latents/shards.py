@@ -82,7 +82,7 @@ def read_header(file: Path) -> dict[str, Any]:
         count = tensors["moments"]["shape"][:1]
         for name, tensor in tensors.items():
             if not name.startswith(STAMP) and tensor["shape"][:1] != count:
-                raise ValueError(f"its {name} are not as many as its moments")
+                raise ValueError(f"its {name} and its moments have different lengths")
         for name in ("labels", "checksums"):
             if tensors[name]["dtype"] != "I64" or tensors[name]["shape"] != count:
                 raise ValueError(f"its {name} have another shape or type")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
 from ditlab.core.io import replacing
 from ditlab.core.modules import skip_init
 from ditlab.core.spelling import expand
@@ -293,14 +294,8 @@ def download(target: Path) -> None:
 
 def read(path: Path) -> Any:
     """Read the content of a weight file."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return read_state(path)
-    except InputError:
-        raise
-    except Exception:  # for incomplete files, torch raises exceptions of many types
-        raise InputError(f"{path} is not a weight file, or incomplete; {REMEDY}") from None
+    with interpreting(path, REMEDY, "is not a weight file, or incomplete"):
+        return load_file(path) if path.suffix == ".safetensors" else read_state(path)
 
 
 def build(content: Any, path: Path) -> InceptionNet:
