@@ -1,12 +1,11 @@
 import os
-import threading
 import zipfile
 
 import pytest
 
 from ditlab.core import sizes
 from ditlab.core.errors import InputError, listing, nearest
-from ditlab.core.sizes import PixelBudget, check_archive, check_regular, read_text
+from ditlab.core.sizes import check_archive, check_regular, read_text
 
 
 def test_texts_are_bounded(tmp_path, monkeypatch):
@@ -41,34 +40,6 @@ def test_archives_of_archives_are_as_large_as_they_say(tmp_path):
         archive.write(file, "inner.zip")
     check_archive(file)
     check_archive(tmp_path / "b.npz")
-
-
-def test_images_wait_for_room():
-    budget, inside, most = PixelBudget(100), [], []
-
-    def decode(pixels):
-        with budget.taken(pixels):
-            inside.append(pixels)
-            most.append(sum(inside))
-            inside.remove(pixels)
-
-    threads = [threading.Thread(target=decode, args=(pixels,)) for pixels in [60, 50, 40, 1000, 30] * 20]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert len(most) == 100
-    assert max(total for total in most if total < 1000) <= 100
-    assert max(most) == 1000  # alone
-    assert budget.used == 0
-
-
-def test_an_error_leaves_room():
-    budget = PixelBudget(100)
-    for _ in range(3):
-        with pytest.raises(KeyError), budget.taken(80):
-            raise KeyError
-    assert budget.used == 0
 
 
 def test_long_lists_of_names_are_cut():

@@ -133,16 +133,15 @@ def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk, where the system can do that: Windows cannot."""
     if WINDOWS:
         return
-    descriptor = None
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-        flush_to_disk(descriptor)
+        try:
+            flush_to_disk(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno not in NO_SYNC:
             raise
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def flush_to_disk(descriptor: int) -> None:
