@@ -234,18 +234,17 @@ def locked(file: Path) -> FileIO | None:
         except OSError:
             return None
         try:
-            if not lock(opened):
-                opened.seek(1)
-                holder = opened.read().decode(errors="replace").strip() or "another process"
-                raise InputError(
-                    f"{file.parent} is in use by {holder}; wait until it ends, stop it, or choose another folder"
-                )
+            mine = lock(opened)
         except OSError:
             opened.close()
             return None
-        except InputError:
-            opened.close()
-            raise
+        if not mine:
+            with opened:
+                opened.seek(1)
+                holder = opened.read().decode(errors="replace").strip() or "another process"
+            raise InputError(
+                f"{file.parent} is in use by {holder}; wait until it ends, stop it, or choose another folder"
+            )
         if WINDOWS or same_file(file, opened):  # Windows does not replace a file that is open
             opened.truncate(0)
             opened.write(f" process {os.getpid()} on {socket.gethostname()}".encode())
@@ -326,6 +325,12 @@ def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
         yield mine
 
 
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 MANIFEST = "manifest.json"
 
 
@@ -338,11 +343,7 @@ def write_manifest(folder: Path, pattern: str = "*") -> None:
     """
     entries = {}
     for file in sorted(folder.glob(pattern)):
-        with file.open("rb") as opened:
-            entries[file.name] = {
-                "bytes": file.stat().st_size,
-                "sha256": hashlib.file_digest(opened, "sha256").hexdigest(),
-            }
+        entries[file.name] = {"bytes": file.stat().st_size, "sha256": hash_file(file)}
     replace_text(folder / MANIFEST, json.dumps(entries, indent=2) + "\n")
 
 

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.formats import check_types, interpreting, read_object
-from ditlab.core.io import is_vacant, replace_text
+from ditlab.core.io import hash_file, is_vacant, replace_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
 from ditlab.core.units import describe_difference
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.identity import Stamps
-from ditlab.data.latents.shards import CONDITION, EXTRA, Shard, hash_file, read_header, shard_file
+from ditlab.data.latents.shards import CONDITION, EXTRA, Shard, read_header, shard_file
 from ditlab.data.preprocess import Preprocess
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"

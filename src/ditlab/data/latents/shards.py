@@ -1,6 +1,5 @@
 """The shards of a latent cache: safetensors files, whose entries are read at their offset."""
 
-import hashlib
 import math
 import operator
 import struct
@@ -55,12 +54,6 @@ def write_shard(file: Path, batch: Batch, stamps: Stamps) -> None:
     tensors |= {f"{STAMP}{name}": torch.tensor(value) for name, value in stamps.arrays().items()}
     with writing(file, AGAIN):
         write_tensors(tensors, file)
-
-
-def hash_file(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_header(file: Path) -> dict[str, Any]:

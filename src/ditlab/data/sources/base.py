@@ -183,7 +183,7 @@ def unreadable() -> Iterator[None]:
     """
     try:
         yield
-    except Unreadable:
+    except (Unreadable, NameError):  # the latter is never the file's fault
         raise
     except Exception as error:  # Pillow's decoders raise exceptions of many types on broken files
         raise Unreadable(_reason(error)) from error

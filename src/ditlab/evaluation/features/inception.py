@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
-from ditlab.core.io import replacing
+from ditlab.core.io import hash_file, replacing
 from ditlab.core.modules import skip_init
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import make_console
@@ -218,8 +218,7 @@ class Inception(Features):
         """
         path = find(weights)
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hash_file(path)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}; {REMEDY}") from None
         named = re.search(r"-([0-9a-f]{8})\.pth?$", path.name)
