@@ -24,8 +24,10 @@ def test_pipes_and_devices_are_refused(tmp_path):
         if str(path).endswith("link"):
             path.symlink_to("/dev/zero")
         path = tmp_path / path
-        with pytest.raises(InputError) as error:
+        with pytest.raises(OSError, match="not a regular file, such as a pipe or a device"):
             read_text(path)
+        with pytest.raises(InputError) as error:
+            check_regular(path)
         assert str(error.value) == f"{path} is not a regular file, such as a pipe or a device; give a file"
     check_regular(tmp_path)
     check_regular(tmp_path / "nothing")

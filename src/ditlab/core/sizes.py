@@ -1,5 +1,6 @@
 """Bounds on the memory that files take: what a small file claims is checked before memory is allocated for it."""
 
+import errno
 import zipfile
 from pathlib import Path
 
@@ -15,13 +16,18 @@ def most_bytes(stored: int) -> int:
     return GROWTH * stored + SPARE
 
 
+def is_special(file: Path) -> bool:
+    """Whether a path is a pipe or a device, which may never end."""
+    return not file.is_file() and not file.is_dir() and file.exists()
+
+
 def check_regular(file: Path) -> None:
-    """Check that a path is no pipe or device, which may never end; it may not exist, or be a folder.
+    """Check that a path is no pipe or device; it may not exist, or be a folder.
 
     Raises:
         InputError: it is.
     """
-    if not file.is_file() and not file.is_dir() and file.exists():
+    if is_special(file):
         raise InputError(f"{file} is {SPECIAL}; give a file")
 
 
@@ -29,11 +35,11 @@ def read_text(file: Path) -> str:
     """The text of a JSON or TOML file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is a pipe or a device.
         ValueError: it is no text, or is too large.
-        InputError: it is a pipe or a device.
     """
-    check_regular(file)
+    if is_special(file):
+        raise OSError(errno.EINVAL, SPECIAL, str(file))
     if (size := file.stat().st_size) > TEXT:
         raise ValueError(f"it has {size:,} bytes, and at most {TEXT:,} are read")
     return file.read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.formats import interpreting, read_object
+from ditlab.core.formats import interpreting, read_object, reason
 from ditlab.core.io import MANIFEST, WINDOWS, damage, moved_aside, replacing
 from ditlab.core.sizes import check_archive, check_regular, most_bytes
 from ditlab.core.spelling import is_utf8
@@ -154,8 +154,8 @@ def write_pickle(content: Any, file: Path) -> None:
         with file.open("wb") as opened:
             torch.save(content, opened)
     except RuntimeError as error:  # PyTorch hides the reason
-        if isinstance(reason := error.__context__, OSError):
-            raise OSError(reason.errno, reason.strerror, str(file)) from error
+        if isinstance(cause := error.__context__, OSError):
+            raise OSError(cause.errno, cause.strerror, str(file)) from error
         raise
 
 
@@ -202,7 +202,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"no model at {folder}; {nearest_path(folder, f'give a model folder (with {CONFIG}) or a run folder')}"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file}: {error}; restore it from a copy") from error
+        raise InputError(f"cannot read {file}: {reason(error)}; restore it from a copy") from error
     if config.get("format") != "ditlab":
         raise InputError(f"{file} was not written by ditlab; give a ditlab model or run folder")
     return config
@@ -222,7 +222,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing; give a model's folder, with all its files") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; download the whole folder again") from error
+        raise InputError(f"cannot read {path}: {reason(error)}; download the whole folder again") from error
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.formats import check_types, interpreting, read_object
+from ditlab.core.formats import check_types, interpreting, read_object, reason
 from ditlab.core.io import hash_file, is_vacant, replace_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
@@ -214,7 +214,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"the cache {folder} is not finished; encode again with the same settings") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder / INDEX}: {error}; remove it and encode again") from error
+        raise InputError(f"cannot read {folder / INDEX}: {reason(error)}; remove it and encode again") from error
     if content.pop("format", None) != FORMAT:
         raise InputError(f"{folder} is not a latent cache; give a folder that `ditlab encode` wrote")
     return content

@@ -9,7 +9,7 @@ from ditlab.core.spelling import all_nfc
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, column_of_texts
 from ditlab.data.sources.columns import NONE
-from ditlab.data.sources.files import list_images, printable
+from ditlab.data.sources.files import list_images, utf8_name
 from ditlab.data.sources.folder import Folder
 from ditlab.data.sources.tables import TableFile, label_choice, note_unread_texts, read_captions, read_labels
 
@@ -40,8 +40,8 @@ class Table(Folder):
             both = {"label": set(composed) - label_of.keys(), "image": label_of.keys() - set(composed)}
             for missing, names in both.items():
                 if names:
-                    name = printable(min(names))
-                    first = printable(next(iter(label_of), ""))
+                    name = utf8_name(min(names))
+                    first = utf8_name(next(iter(label_of), ""))
                     unlike = label_of and label_of.keys().isdisjoint(files)
                     hint = f"; no row has a file name as in the folder, the first one is {first}" if unlike else ""
                     raise InputError(
