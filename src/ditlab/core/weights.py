@@ -145,18 +145,19 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str,
 
 
 def write_pickle(content: Any, file: Path) -> None:
-    """Write a file with `torch.save`; write it to a draft (`replacing`), because it is incomplete if writing fails.
+    """Write a file with `torch.save` completely or not at all.
 
     Raises:
         OSError: the file cannot be written.
     """
-    try:
-        with file.open("wb") as opened:
-            torch.save(content, opened)
-    except RuntimeError as error:  # PyTorch hides the reason
-        if isinstance(cause := error.__context__, OSError):
-            raise OSError(cause.errno, cause.strerror, str(file)) from error
-        raise
+    with replacing(file) as draft:
+        try:
+            with draft.open("wb") as opened:
+                torch.save(content, opened)
+        except RuntimeError as error:  # PyTorch hides the reason
+            if isinstance(cause := error.__context__, OSError):
+                raise OSError(cause.errno, cause.strerror, str(file)) from error
+            raise
 
 
 def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -258,8 +258,8 @@ def save(state: State, out: Path) -> None:
     if not all(bool(p.isfinite().all()) for p in state.autoencoder.parameters()):
         raise InputError(f"the weights are no longer finite after {counted(state.seen, 'image')}; give a lower lr")
     content = {"net": state.autoencoder.state_dict(), "optimizer": state.optimizer.state_dict()}
-    with writing(out / STATE, AGAIN), replacing(out / STATE) as draft:
-        write_pickle(content | {"seen": state.seen, "seconds": state.seconds}, draft)
+    with writing(out / STATE, AGAIN):
+        write_pickle(content | {"seen": state.seen, "seconds": state.seconds}, out / STATE)
 
 
 def restore(state: State, out: Path) -> bool:
