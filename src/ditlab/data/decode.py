@@ -189,7 +189,7 @@ def check_array(opened: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...
     """Read the header of an array in numpy's format, and compare it with the number of bytes.
 
     Args:
-        opened: the array, at its beginning; its position is then behind the header.
+        opened: the array, at its beginning; its position is then after the header.
         size: its bytes, with those of the header.
         name: what it is called in messages.
 
