@@ -14,8 +14,10 @@ import ditlab
 from ditlab.backbones import create
 from ditlab.backbones.dit import SIZES
 from ditlab.checkpoints import convert
+from ditlab.checkpoints.native import read_network
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
+from ditlab.core.weights import WEIGHTS
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Cosine, Linear
 
@@ -485,3 +487,12 @@ def test_the_largest_model_converts_both_ways_in_little_memory(tmp_path):
     assert again.keys() == state.keys()
     assert all(torch.equal(value, again[key]) for key, value in state.items())
     shutil.rmtree(tmp_path)
+
+
+def test_incomplete_low_rank_updates(tmp_path):
+    save_file({"qkv.weight": torch.zeros(4, 4), "qkv.lora_A.weight": torch.zeros(1, 4)}, tmp_path / WEIGHTS)
+    with pytest.raises(InputError) as error:
+        read_network(tmp_path, {}, "ema", ditlab.load, None)
+    assert str(error.value) == (
+        f"{tmp_path} holds incomplete low-rank updates (it lacks 'qkv.lora_B.weight'); save the model again"
+    )

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import math
+import os
 import pickle
 import tomllib
 from pathlib import Path
@@ -157,6 +158,10 @@ def test_unreadable_recipes(tmp_path):
         read_toml(broken)
     with pytest.raises(InputError, match="cannot read recipe"):
         read_toml(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError) as error:
+        read_toml(tmp_path / "pipe")
+    assert str(error.value) == f"cannot read recipe {tmp_path}/pipe: not a regular file, such as a pipe or a device"
 
 
 def test_every_shipped_recipe_is_valid():

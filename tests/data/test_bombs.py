@@ -24,6 +24,7 @@ from ditlab.core import sizes
 from ditlab.core.errors import InputError
 from ditlab.data import SampleFile, open_dataset
 from ditlab.data.base import InMemory
+from ditlab.data.budget import DECODING, PixelBudget
 from ditlab.data.decode import open_image
 from ditlab.data.images import Images
 from ditlab.data.latents.cache import Latents
@@ -87,7 +88,7 @@ class TestImages:
         assert Preprocess((32, 32), fit="stretch")(image).max() == 0
 
     def test_the_images_that_are_decoded_at_once_are_bounded(self, tmp_path, monkeypatch):
-        budget, inside, most, lock = sizes.PixelBudget(250), [], [], threading.Lock()
+        budget, inside, most, lock = PixelBudget(250), [], [], threading.Lock()
         monkeypatch.setattr("ditlab.data.sources.base.DECODING", budget)
         for i in range(12):
             Image.new("L", (10, 10), i).save(tmp_path / f"{i}.png")
@@ -151,7 +152,7 @@ class TestImages:
             compression="zlib",
         )
         size = (tmp_path / "a.tif").stat().st_size
-        expected = f"would take 1,000,000 bytes; at most {16 * size + 2**16:,} of {size:,} are read"
+        expected = f"has {size:,} bytes, which become 1,000,000; at most {16 * size + 2**16:,} are read"
         for file in (tmp_path / "a.tif", (tmp_path / "a.tif").read_bytes()):
             with pytest.raises(ValueError, match=f"^{expected}$"):
                 open_image(file)
@@ -259,12 +260,14 @@ class TestCaches:
         with pytest.raises(InputError) as error:
             Latents(cache)
         assert str(error.value) == (
-            f"{cache}/index.json says that 000000.safetensors has 1,000,000,000,000 entries, but it has 4; remove "
+            f"{cache}/index.json records 1,000,000,000,000 entries of 000000.safetensors, but it has 4; remove "
             "index.json and encode again"
         )
         self.change(cache, lambda index: index["shards"][0].update(entries=4))
         self.change(cache, lambda index: index.update(entries=10**12))
-        with pytest.raises(InputError, match=r"the cache has 1,000,000,000,000 entries, but its shards have 5; "):
+        with pytest.raises(
+            InputError, match=r"records 1,000,000,000,000 entries of the cache, but its shards have 5; "
+        ):
             Latents(cache)
 
     @pytest.mark.parametrize(
@@ -323,4 +326,4 @@ def test_many_schedules(tmp_path):
 def test_unreadable_images_are_not_counted_as_pixels():
     data = Images(Items(np.zeros((8, 8, 1), np.uint8)))
     assert data.fetch(torch.zeros(1, dtype=torch.long)).x.shape == (1, 1, 8, 8)
-    assert sizes.DECODING.used == 0
+    assert DECODING.used == 0

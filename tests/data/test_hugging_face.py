@@ -8,7 +8,7 @@ import pytest
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import parse_source
-from ditlab.data.sources import open_source
+from ditlab.data.sources import held_out_name, open_source
 
 datasets = pytest.importorskip("datasets")
 from datasets import ClassLabel, Features, Image, Sequence, Value  # noqa: E402
@@ -143,8 +143,12 @@ def test_the_held_out_part_of_a_data_set_on_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "get_dataset_split_names", {"nobody/mnist": ["train", "test"]}.__getitem__)
     assert parse_source("hf:nobody/mnist").held_out().text == "hf:nobody/mnist:test"
     assert parse_source("hf:nobody/mnist:train_small").held_out() is None
+    monkeypatch.setattr("ditlab.data.sources.all_splits", {"C:/mnist": ["train", "test"]}.__getitem__)
+    assert held_out_name("hf:C:/mnist:train", "") == "hf:C:/mnist:test"  # a folder on Windows
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets, "get_dataset_split_names", {}.__getitem__)
     with pytest.raises(
-        InputError, match=r"cannot list the parts of the data set nobody/x \('nobody/x'\); give held-out"
+        InputError, match=r"cannot list the parts of the data set nobody/x \(it lacks 'nobody/x'\); give held-out"
     ):
         parse_source("hf:nobody/x").held_out()
 

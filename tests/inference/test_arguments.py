@@ -42,7 +42,7 @@ def test_arrays_without_axis_are_numbers(pipe, words):
         ({"preset": []}, 'unknown preset "[]"; choose from: draft, normal, best, reference, dit-published'),
         ({"generator": 5}, "generator 5; give a torch.Generator, or a list with one for each image"),
         ({"image": 5}, "image is a int; give a PIL image, or a list of them"),
-        ({"image": []}, "image is an empty list; give an image to start from"),
+        ({"image": []}, "there is no image to start from; give one, or a list of them"),
         *(
             (
                 {"schedule": times, "steps": None},

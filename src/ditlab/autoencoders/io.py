@@ -32,7 +32,6 @@ from ditlab.core.weights import (
     read_file,
     read_json,
     read_tensors,
-    read_weights,
     weights_digest,
     write_tensors,
 )
@@ -177,7 +176,7 @@ def read_part(model: Path) -> Autoencoder:
         with skip_init(stored, f"{model / CONFIG} with an autoencoder of {sizes(part)}"):
             autoencoder = create_autoencoder(**part)
     if expected := autoencoder.state_dict():
-        tensors = fit(stored, expected, str(file)) if stored else read_weights(file, expected)
+        tensors = fit(stored or read_tensors(file), expected, str(file))
         autoencoder.load_state_dict(tensors, assign=True)
     return autoencoder.eval().requires_grad_(False)
 

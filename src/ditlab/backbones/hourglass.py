@@ -215,7 +215,7 @@ class Blocks(nn.ModuleList):
 
 
 class Encoder(nn.Module):
-    """An outer level on the way in: convolution blocks, then half the grid."""
+    """An outer level before the core: convolution blocks, then half the grid."""
 
     def __init__(self, channels: int, out: int, condition: int, depth: int) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """An outer level on the way out: twice the grid, the skip connection, then convolution blocks."""
+    """An outer level after the core: twice the grid, the skip connection, then convolution blocks."""
 
     def __init__(self, channels: int, inner: int, condition: int, depth: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from ditlab.autoencoders.io import save_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.published import to_official
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.io import replace_text, replacing
+from ditlab.core.io import replace_text, replacing, writing
 from ditlab.core.spelling import expand
 from ditlab.core.weights import CONFIG, write_pickle, write_tensors
 from ditlab.inference import saving
@@ -34,7 +34,7 @@ def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
     if target.exists():
         raise InputError(f"{target} exists; give another path")
     check_weights(pipe)
-    with saving.writing(target), replacing(target) as draft:
+    with writing(target), replacing(target) as draft:
         write(pipe, draft, target.name)
     return target
 

@@ -1,5 +1,6 @@
 """Load a model of any layout, which is recognized by its content."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ditlab.conditioning import ClassLabels
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.hub import fetch
-from ditlab.core.sizes import TEXT
+from ditlab.core.sizes import read_text
 from ditlab.core.weights import CONFIG, newest_checkpoint, pick_weights, read_file, read_json
 from ditlab.inference.pipeline import Pipeline
 
@@ -100,9 +101,9 @@ def diffusers_transformer(path: Path) -> Path | None:
     file = path / CONFIG
     if not file.is_file() or newest_checkpoint(path) is not None:
         return None
-    if file.stat().st_size > TEXT:  # `read_config` refuses it
-        return None
-    return path if '"_class_name"' in file.read_text("utf-8", "replace") else None
+    with suppress(ValueError):  # `read_config` reports what is wrong
+        return path if '"_class_name"' in read_text(file) else None
+    return None
 
 
 def _class_names(path: Path, count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,14 @@ def load_folder(
     """
     folder = newest_checkpoint(path) or path
     config = read_config(folder)
-    with interpreting(folder / CONFIG, "save the model again", "is not a complete ditlab config"):
+    complete = partial(interpreting, folder / CONFIG, "save the model again", "is not a complete ditlab config")
+    with complete():
         backbone = dict(config.pop("backbone"))
         if origin := backbone.pop("class", None):
             check_imported(origin, f'network "{backbone["name"]}" is {origin}, which')
         objective = read_objective(config.pop("objective"))
-        tensors = plain(read_network(folder, config, weights, load_source or _load_own, base))
+    tensors = read_network(folder, config, weights, load_source or _load_own, base)
+    with complete():
         net = create_sized(backbone, tensors, folder / CONFIG)
         conditioner = read_conditioner(folder, net.classes, config.pop("classes"), config.pop("conditioner", None))
         del config["autoencoder"]
@@ -98,7 +101,7 @@ def read_network(
     load_source: "Callable[[str], Pipeline]",
     base: str | Path | None,
 ) -> dict[str, Tensor]:
-    """The weights of a network, with those of the source model of low-rank updates that were saved separately.
+    """The weights of a network, into which low-rank updates are merged; also those that were saved separately.
 
     Raises:
         InputError: a file is missing or damaged, or the source model is missing or another one.
@@ -109,7 +112,8 @@ def read_network(
     tensors = read_tensors(folder / ((ADAPTER if apart else WEIGHTS) if ema else RAW))
     if apart and (ema or not (folder / AVERAGED).exists()):  # earlier versions saved all raw weights
         tensors = read_base(folder, config, base, load_source) | tensors
-    return tensors
+    with interpreting(folder, "save the model again", "holds incomplete low-rank updates"):
+        return plain(tensors)
 
 
 def create_sized(backbone: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Backbone:

@@ -76,9 +76,10 @@ def show_warning(
 
 
 def escape_missing_letters() -> None:
-    """Print letters that the encoding of standard output lacks, as it may in a Windows console, as \\u escapes."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Print what the encoding of a stream lacks, such as letters in a Windows console, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
@@ -86,9 +87,6 @@ def main() -> None:
     keep_freed_memory()
     escape_missing_letters()
     warnings.showwarning = show_warning
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # the name of a file may have bytes that the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:
         tokens = renamed(import_plugins(arguments))

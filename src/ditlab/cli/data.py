@@ -88,8 +88,6 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
 
     if is_cache(Path(source)):
         raise InputError(f"{source} is a latent cache and holds no images; give the source of its images")
-    if count < 1:
-        raise InputError(f"count is {count}; give 1 or more")
     check_outside(source, folder, "the exported images")
     if not is_vacant(folder):
         raise InputError(f"{folder} is not empty; give another --export")

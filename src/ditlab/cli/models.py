@@ -119,10 +119,10 @@ def cost_of_model(path: str, options: Any, base: str | None = None) -> dict[str,
     from ditlab.inference.card import about_images
 
     given = network_options(options, "")
-    missing = {} if Path(path).is_dir() else {name: given.pop(name) for name in ("heads",) if name in given}
+    overrides = {} if Path(path).is_dir() or "heads" not in given else {"heads": given.pop("heads")}
     if given:
         raise InputError(f"{', '.join(given)} cannot change the saved model {path}; give the name of a network")
-    pipe = load(path, base=base, **missing)
+    pipe = load(path, base=base, **overrides)
     say_note(pipe.config)
     channels, (height, width) = pipe.picture_shape
     cost = asdict(measure(lambda: create(**pipe.net.config | {"size": pipe.net.size})))

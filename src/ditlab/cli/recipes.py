@@ -16,8 +16,8 @@ from ditlab.config.reader import (
     check_model,
     check_sections,
     find_recipe,
-    one_line,
     read_toml,
+    usage_message,
     without_network,
 )
 from ditlab.config.sampling import SETTINGS
@@ -98,4 +98,4 @@ def usage_error(error: CycloptsError) -> str:
         option = (error.token.keyword or "").replace("_", "-")
         if option in MEANT:
             return f"unknown option {option}; give {MEANT[option]}"
-    return one_line(error)
+    return usage_message(error)

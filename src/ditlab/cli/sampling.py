@@ -321,7 +321,7 @@ def parse_seeds(texts: list[str]) -> list[int]:
 
 
 def check_seeds(count: int) -> None:
-    """Check that the images of so many seeds can be held in memory.
+    """Check that the images of a number of seeds can be held in memory.
 
     Raises:
         InputError: there are too many.

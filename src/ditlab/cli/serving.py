@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.options import Base
 from ditlab.cli.terminal import app, say, say_note
-from ditlab.config.fields import Positive, Within
+from ditlab.config.fields import Positive, within
 from ditlab.config.values import Location, Whole
 from ditlab.core.device import pick_device, share_freed_memory
 from ditlab.core.errors import InputError
@@ -31,7 +31,7 @@ RENAMED = {
     "rows": "max_rows",
 }
 HIDDEN = Parameter(show=False)
-Seconds = Annotated[float, Parameter(validator=Within(between=(0.01, 1_000_000)))]
+Seconds = Annotated[float, Parameter(validator=within(between=(0.01, 1_000_000)))]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Serving:
 
     host: str = "127.0.0.1"
     """Address to listen on. Addresses other than localhost need --token or --open-to-all."""
-    port: Annotated[Whole, Parameter(validator=Within(at_least=0, below=2**16))] = 7860
+    port: Annotated[Whole, Parameter(validator=within(at_least=0, below=2**16))] = 7860
     """Port to listen on."""
     token: str = ""
     """Require this token in every request, as Authorization: Bearer TOKEN. You can also set the environment variable

@@ -40,8 +40,6 @@ def bench(
         Print one JSON object.
     """
     settings, network = settings or Benchmark(), network or RandomNetwork()
-    if settings.batch < 1 or settings.rounds < 1:
-        raise InputError(f"batch {settings.batch} and rounds {settings.rounds}; give 1 or more")
     from ditlab.profiling import bench as benchmark
 
     pipe = open_network(model, network, device, base)

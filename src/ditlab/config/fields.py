@@ -5,7 +5,7 @@ and the previous name.
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -201,30 +201,27 @@ def old_names(kind: Any) -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
                 yield section.name, field
 
 
-@dataclass(frozen=True)
-class Within:
-    """Checks numbers on the command line when they are read; a number must be finite too."""
+def within(**rules: Any) -> Callable[[Any, float | None], None]:
+    """Return a check of numbers on the command line; a number must be finite too.
 
-    at_least: int | None = None
-    below: int | None = None
-    up_to: float | None = None
-    between: tuple[float, float] | None = None
-    not_negative: bool = False
+    Args:
+        rules: the range, as for `setting`.
+    """
 
-    def __call__(self, type_: Any, value: float | None) -> None:
-        """Check one number; cyclopts adds the name of the option to the message."""
-        rules = {key: rule for key, rule in vars(self).items() if rule is not None and rule is not False}
+    def check(type_: Any, value: float | None) -> None:
         if value is not None and (allowed := outside(value, rules)):
-            raise ValueError(f"is {value}; give {allowed}")
+            raise ValueError(f"is {value}; give {allowed}")  # cyclopts adds the name of the option
+
+    return check
 
 
-Positive = Annotated[Whole, Parameter(validator=Within(at_least=1))]
+Positive = Annotated[Whole, Parameter(validator=within(at_least=1))]
 """A whole number of 1 or more on the command line."""
-Natural = Annotated[Whole, Parameter(validator=Within(at_least=0))]
+Natural = Annotated[Whole, Parameter(validator=within(at_least=0))]
 """A whole number of 0 or more on the command line."""
-Share = Annotated[float, Parameter(validator=Within(up_to=1))]
+Share = Annotated[float, Parameter(validator=within(up_to=1))]
 """A number from 0 to 1 on the command line."""
-Amount = Annotated[float, Parameter(validator=Within(not_negative=True))]
+Amount = Annotated[float, Parameter(validator=within(not_negative=True))]
 """A finite number of 0 or more on the command line."""
-Finite = Annotated[float, Parameter(validator=Within())]
+Finite = Annotated[float, Parameter(validator=within())]
 """A finite number on the command line."""

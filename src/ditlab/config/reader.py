@@ -298,12 +298,12 @@ def _read(kind: type[Settings], tables: dict[str, Any], overrides: Sequence[str]
     try:
         result: Settings = app(list(overrides), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        line = one_line(error)
+        line = usage_message(error)
         raise InputError(line if overrides or source in line else f"{source}: {line}") from error
     return result
 
 
-def one_line(error: CycloptsError) -> str:
+def usage_message(error: CycloptsError) -> str:
     """Return the message of cyclopts in one line, with keys written as "section.key"."""
     if isinstance(error, ValidationError) and error.argument is not None:
         return f"{error.argument.name} {error.exception_message}"

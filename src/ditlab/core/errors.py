@@ -45,10 +45,9 @@ class RunError(OneLineError, RuntimeError):
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return `did you mean "x"?` if one of the options is similar to the name, else a list of all options."""
     options = list(options)
-    if len(options) > MOST_NAMES:  # comparing a million takes a minute
-        return f"choose from: {listing(options)}"
     folded = {option.lower(): option for option in options}
-    close = get_close_matches(name.lower(), folded, n=1)
+    few = len(options) <= MOST_NAMES  # comparing a million takes a minute
+    close = get_close_matches(name.lower(), folded, n=1) if few else []
     return f'did you mean "{folded[close[0]]}"?' if close else f"choose from: {listing(options)}"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.formats import reason
 from ditlab.core.spelling import expand
 
 
@@ -47,10 +48,9 @@ def _download(name: str) -> Path:
     try:
         return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the library raises many types of error: no network, no such repository, no access
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{name} is not a local path and cannot be downloaded from the hub ({reason}); download its *.json and "
-            f"*.safetensors files on another machine and give their folder"
+            f"{name} is not a local path and cannot be downloaded from the hub ({reason(error)}); download its "
+            f"*.json and *.safetensors files on another machine and give their folder"
         ) from error
 
 

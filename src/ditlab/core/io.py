@@ -17,15 +17,33 @@ from io import FileIO
 from pathlib import Path
 
 from ditlab.core.errors import InputError
-from ditlab.core.formats import read_object
+from ditlab.core.formats import read_object, reason
+from ditlab.core.spelling import LONGEST
 
 LOCK, PART = ".lock", ".part"
 ASIDE = f".old{PART}"  # suffix of a folder that is being replaced
+AGAIN = "free some space and run the same command again"  # remedy of work that resumes
 WINDOWS = os.name == "nt"  # it neither replaces nor removes a file that any process has open
 WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds to wait for such a process, which often just reads the file
-LONGEST = 200  # bytes of a name to which the parts of a temporary name are added; file systems allow 255
 TRIES = 100  # attempts to lock a file that other processes replace at the same time
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR)  # not a failing disk
+
+
+@contextmanager
+def writing(what: object, remedy: str = "free some space or give another path") -> Iterator[None]:
+    """Report that the enclosed block cannot write something, for example because the disk is full.
+
+    Args:
+        what: the file or folder, for the message.
+        remedy: what to do, for the message.
+
+    Raises:
+        InputError: the block has failed with an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {what}: {reason(error)}; {remedy}") from error
 
 
 @contextmanager
@@ -115,16 +133,15 @@ def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk, where the system can do that: Windows cannot."""
     if WINDOWS:
         return
-    descriptor = None
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-        flush_to_disk(descriptor)
+        try:
+            flush_to_disk(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno not in NO_SYNC:
             raise
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def flush_to_disk(descriptor: int) -> None:
@@ -217,18 +234,17 @@ def locked(file: Path) -> FileIO | None:
         except OSError:
             return None
         try:
-            if not lock(opened):
-                opened.seek(1)
-                holder = opened.read().decode(errors="replace").strip() or "another process"
-                raise InputError(
-                    f"{file.parent} is in use by {holder}; wait until it ends, stop it, or choose another folder"
-                )
+            mine = lock(opened)
         except OSError:
             opened.close()
             return None
-        except InputError:
-            opened.close()
-            raise
+        if not mine:
+            with opened:
+                opened.seek(1)
+                holder = opened.read().decode(errors="replace").strip() or "another process"
+            raise InputError(
+                f"{file.parent} is in use by {holder}; wait until it ends, stop it, or choose another folder"
+            )
         if WINDOWS or same_file(file, opened):  # Windows does not replace a file that is open
             opened.truncate(0)
             opened.write(f" process {os.getpid()} on {socket.gethostname()}".encode())
@@ -309,6 +325,12 @@ def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
         yield mine
 
 
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 MANIFEST = "manifest.json"
 
 
@@ -321,11 +343,7 @@ def write_manifest(folder: Path, pattern: str = "*") -> None:
     """
     entries = {}
     for file in sorted(folder.glob(pattern)):
-        with file.open("rb") as opened:
-            entries[file.name] = {
-                "bytes": file.stat().st_size,
-                "sha256": hashlib.file_digest(opened, "sha256").hexdigest(),
-            }
+        entries[file.name] = {"bytes": file.stat().st_size, "sha256": hash_file(file)}
     replace_text(folder / MANIFEST, json.dumps(entries, indent=2) + "\n")
 
 

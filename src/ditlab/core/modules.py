@@ -35,9 +35,10 @@ class skip_init(TorchFunctionMode):  # noqa: N801 - used like a function: `with 
             source: what describes the modules, for messages, such as a file and its values.
         """
         super().__init__()
-        self.weights, self.source = weights, source
-        self.numbers = SPARE_NUMBERS + 4 * sum(value.numel() for value in (weights or {}).values())
-        self.tensors = SPARE_TENSORS + 16 * len(weights or {})
+        self.bounded, self.source = weights is not None, source
+        self.weights = weights or {}
+        self.stored = sum(value.numel() for value in self.weights.values())
+        self.numbers, self.tensors = SPARE_NUMBERS + 4 * self.stored, SPARE_TENSORS + 16 * len(self.weights)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
@@ -49,7 +50,7 @@ class skip_init(TorchFunctionMode):  # noqa: N801 - used like a function: `with 
             if name == "normal_":
                 tensor.detach().zero_()
             return tensor
-        if self.weights is not None:
+        if self.bounded:
             self._count(name, func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
@@ -65,15 +66,14 @@ class skip_init(TorchFunctionMode):  # noqa: N801 - used like a function: `with 
             except RuntimeError:  # more numbers than a tensor can have
                 self.numbers = -1
         elif name == "arange":
-            self.numbers -= _length(*args)
+            self.numbers -= _length(*args, **kwargs)
         else:
             return
         self.tensors -= 1
         if min(self.numbers, self.tensors) < 0:
-            count = sum(value.numel() for value in (self.weights or {}).values())
             raise InputError(
-                f"{self.source} describes a much larger network than its weights, which are {count:,} numbers in "
-                f"{len(self.weights or {}):,} tensors; restore the file from a copy, or save the model again"
+                f"{self.source} describes a much larger network than its weights, which are {self.stored:,} numbers in "
+                f"{len(self.weights):,} tensors; restore the file from a copy, or save the model again"
             )
 
 
@@ -84,8 +84,8 @@ def sizes(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {'x'.join(map(str, value))}" for key, value in named.items())
 
 
-def _length(start: float, end: float | None = None, step: float = 1) -> int:
-    """The length of `torch.arange`."""
+def _length(start: float = 0, end: float | None = None, step: float = 1, **others: Any) -> int:
+    """The length of `torch.arange`; PyTorch needs a third of a second to find it with the meta device."""
     return int(start if end is None else (end - start) / step)
 
 

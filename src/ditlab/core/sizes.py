@@ -1,17 +1,13 @@
-"""Bounds on what files may ask for: a small file can claim gigabytes, which is refused before they are allocated."""
+"""Bounds on the memory that files take: what a small file claims is checked before memory is allocated for it."""
 
+import errno
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Condition
 
-from ditlab.core.device import release_freed_memory
 from ditlab.core.errors import InputError
 
 GROWTH, SPARE = 16, 2**28  # a file may become 16 times its size in memory, and 256 MiB in any case
 TEXT = 2**26  # bytes of a JSON or TOML file; as Python objects they take up to 24 times as much
-DECODED_AT_ONCE = 2**26  # pixels of the images that threads decode at the same time
 SPECIAL = "not a regular file, such as a pipe or a device"
 
 
@@ -20,28 +16,33 @@ def most_bytes(stored: int) -> int:
     return GROWTH * stored + SPARE
 
 
+def is_special(file: Path) -> bool:
+    """Whether a path is a pipe or a device, which may never end."""
+    return not file.is_file() and not file.is_dir() and file.exists()
+
+
 def check_regular(file: Path) -> None:
-    """Check that a path is no pipe or device, which may never end; it may not exist, or be a folder.
+    """Check that a path is no pipe or device; it may not exist, or be a folder.
 
     Raises:
         InputError: it is.
     """
-    if not file.is_file() and not file.is_dir() and file.exists():
+    if is_special(file):
         raise InputError(f"{file} is {SPECIAL}; give a file")
 
 
-def read_text(file: Path, encoding: str = "utf-8") -> str:
+def read_text(file: Path) -> str:
     """The text of a JSON or TOML file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is a pipe or a device.
         ValueError: it is no text, or is too large.
-        InputError: it is a pipe or a device.
     """
-    check_regular(file)
+    if is_special(file):
+        raise OSError(errno.EINVAL, SPECIAL, str(file))
     if (size := file.stat().st_size) > TEXT:
         raise ValueError(f"it has {size:,} bytes, and at most {TEXT:,} are read")
-    return file.read_text(encoding=encoding)
+    return file.read_text(encoding="utf-8")
 
 
 def check_archive(file: Path) -> None:
@@ -59,29 +60,3 @@ def check_archive(file: Path) -> None:
             f"{file} has {size:,} bytes, which become {claimed:,} when they are decompressed; at most "
             f"{most_bytes(size):,} are read: write it again without compression"
         )
-
-
-class PixelBudget:
-    """Bounds the number of pixels that threads decode at the same time; a larger image is decoded alone."""
-
-    def __init__(self, most: int = DECODED_AT_ONCE) -> None:
-        self.most, self.used, self.changed = most, 0, Condition()
-
-    @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for an image, which is decoded in the block; blocks must not be nested."""
-        with self.changed:
-            self.changed.wait_for(lambda: not self.used or self.used + pixels <= self.most)
-            self.used += pixels
-        try:
-            if pixels > self.most // 4:  # the C library keeps what other threads have freed
-                release_freed_memory()
-            yield
-        finally:
-            with self.changed:
-                self.used -= pixels
-                self.changed.notify_all()
-
-
-DECODING = PixelBudget()
-"""Shared by all threads of the process."""

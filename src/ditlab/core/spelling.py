@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ditlab.core.errors import InputError
 
-LONGEST = 200  # bytes of a name; file systems allow 255
+LONGEST = 200  # bytes of a name to which a number or the parts of a temporary name are added; file systems allow 255
 UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE)  # on Windows
 

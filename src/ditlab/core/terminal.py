@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from ditlab.core.printable import printable
+from ditlab.core.printable import one_line, printable
 
 WIDE = 1000  # columns of a table in a file or pipe, which need not fit a screen
 
@@ -46,6 +46,11 @@ def make_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = WIDE
     return console
+
+
+def cell(text: str, **options: Any) -> Text:
+    """A text in one line of a table; brackets in it are no markup. The options are those of `Text`."""
+    return Text(one_line(text), **options)
 
 
 def say(console: Console, line: str) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.formats import read_object
+from ditlab.core.formats import interpreting, read_object, reason
 from ditlab.core.io import MANIFEST, WINDOWS, damage, moved_aside, replacing
 from ditlab.core.sizes import check_archive, check_regular, most_bytes
 from ditlab.core.spelling import is_utf8
@@ -145,18 +145,19 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str,
 
 
 def write_pickle(content: Any, file: Path) -> None:
-    """Write a file with `torch.save`; write it to a draft (`replacing`), because it is incomplete if writing fails.
+    """Write a file with `torch.save` completely or not at all.
 
     Raises:
         OSError: the file cannot be written.
     """
-    try:
-        with file.open("wb") as opened:
-            torch.save(content, opened)
-    except RuntimeError as error:  # PyTorch hides the reason
-        if isinstance(reason := error.__context__, OSError):
-            raise OSError(reason.errno, reason.strerror, str(file)) from error
-        raise
+    with replacing(file) as draft:
+        try:
+            with draft.open("wb") as opened:
+                torch.save(content, opened)
+        except RuntimeError as error:  # PyTorch hides the reason
+            if isinstance(cause := error.__context__, OSError):
+                raise OSError(cause.errno, cause.strerror, str(file)) from error
+            raise
 
 
 def fit(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -202,7 +203,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"no model at {folder}; {nearest_path(folder, f'give a model folder (with {CONFIG}) or a run folder')}"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file}: {error}; restore it from a copy") from error
+        raise InputError(f"cannot read {file}: {reason(error)}; restore it from a copy") from error
     if config.get("format") != "ditlab":
         raise InputError(f"{file} was not written by ditlab; give a ditlab model or run folder")
     return config
@@ -222,7 +223,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing; give a model's folder, with all its files") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; download the whole folder again") from error
+        raise InputError(f"cannot read {path}: {reason(error)}; download the whole folder again") from error
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -254,21 +255,17 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
-    try:
-        # Official checkpoints keep their command line in a Namespace, which holds plain values only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = read_state(path, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        match = re.search(r"GLOBAL (\S+)", str(error))
-        problem = f"would run code of {match[1]}" if match else "is not a plain checkpoint"
-        raise InputError(
-            f"{path} {problem}; it was rejected and no code was run: give a file that holds tensors only"
-        ) from error
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle raises exceptions of many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is truncated or damaged ({reason}); download or copy it again") from error
+    with interpreting(path, "download or copy it again", "is truncated or damaged"):
+        try:
+            # Official checkpoints keep their command line in a Namespace, which holds plain values only.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = read_state(path, mmap=zipped)
+        except pickle.UnpicklingError as error:
+            match = re.search(r"GLOBAL (\S+)", str(error))
+            problem = f"would run code of {match[1]}" if match else "is not a plain checkpoint"
+            raise InputError(
+                f"{path} {problem}; it was rejected and no code was run: give a file that holds tensors only"
+            ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict; give a checkpoint")
     return content

@@ -172,15 +172,24 @@ def check_npy(file: Path | BinaryIO) -> None:
         with file.open("rb") as opened:
             check_npy(opened)
     else:
-        check_array(file, file.seek(0, io.SEEK_END), "the file")
+        check_array(file, _length(file), "the file")
         file.seek(0)
 
 
-def check_array(opened: BinaryIO | IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _length(file: Path | BinaryIO) -> int:
+    """Number of bytes of a file; the position of an open file is then its beginning."""
+    if isinstance(file, Path):
+        return file.stat().st_size
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return length
+
+
+def check_array(opened: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the header of an array in numpy's format, and compare it with the number of bytes.
 
     Args:
-        opened: the array, from whose beginning the header is read.
+        opened: the array, at its beginning; its position is then after the header.
         size: its bytes, with those of the header.
         name: what it is called in messages.
 
@@ -190,7 +199,6 @@ def check_array(opened: BinaryIO | IO[bytes], size: int, name: str) -> tuple[tup
     Raises:
         ValueError: they do not agree, or this is no array.
     """
-    opened.seek(0)
     version = np.lib.format.read_magic(opened)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(opened)
@@ -238,9 +246,7 @@ def read_tiff(file: Path | BinaryIO) -> Raster:
         import tifffile
     except ImportError:
         raise ValueError("a TIFF file of this kind needs tifffile; pip install 'ditlab[data]'") from None
-    size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
-    if not isinstance(file, Path):
-        file.seek(0)
+    most = most_bytes(size := _length(file))
     with tifffile.TiffFile(file) as opened:
         pages = [page.aspage() for page in islice(opened.pages, MOST_PAGES + 1)]
         _check_pages(len(pages))
@@ -249,8 +255,8 @@ def read_tiff(file: Path | BinaryIO) -> Raster:
             raise ValueError(f"has {len(pages)} pages")
         page = pages[0]
         _check_pixels(page.imagewidth, page.imagelength)
-        if page.nbytes > most_bytes(size):
-            raise ValueError(f"would take {page.nbytes:,} bytes; at most {most_bytes(size):,} of {size:,} are read")
+        if page.nbytes > most:
+            raise ValueError(f"has {size:,} bytes, which become {page.nbytes:,}; at most {most:,} are read")
         try:
             array = page.asarray()
         except Exception as error:  # of many types, by compression

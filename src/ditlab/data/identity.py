@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
 from ditlab.core.io import replace_bytes
 from ditlab.core.sizes import check_archive
 
@@ -125,12 +128,11 @@ class Stamps:
     @classmethod
     def load(cls, file: Path) -> Self | None:
         """Read stamps that `save` wrote; None if the file does not exist or is damaged."""
-        try:
+        with suppress(InputError), interpreting(file, "it is not used"):
             check_archive(file)
             with np.load(file) as arrays:
                 return cls.from_arrays(dict(arrays))
-        except Exception:  # a damaged archive raises exceptions of many types
-            return None
+        return None
 
 
 def packed(names: Iterable[str]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
@@ -28,6 +29,7 @@ from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import CHECKED, find_values, given_range, is_given, sampled, summary
 from ditlab.data.scan import scan, with_progress
 from ditlab.data.sources import Raster, Source, Unreadable
+from ditlab.data.sources.base import unreadable
 
 PREPROCESSING = ("size", "fit", "flip", "background", "channels")
 """Settings of `Preprocess` that `Dataset.preprocessing` records."""
@@ -140,10 +142,9 @@ class Images(Dataset):
         return read_stamps(self.source.stamp, self.source.labels.numpy(), self.pool)
 
     def content_hash(self, i: int) -> int:
-        try:
+        with suppress(Unreadable), unreadable():
             return content_hash(self.source.content(i))
-        except Exception:  # as `Source.read`: an image that cannot be read has no content
-            return content_hash(b"")
+        return content_hash(b"")  # an image that cannot be read has no content
 
     def _batch(self, arrays: list[Raster], indices: Tensor) -> Batch:
         empty = np.empty((0, *self.size, self.channels), np.uint8)

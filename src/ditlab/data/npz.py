@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.formats import interpreting, parse_object
-from ditlab.core.io import discard, replacing
+from ditlab.core.io import AGAIN, discard, replacing, writing
 from ditlab.core.sizes import check_archive, check_regular
 from ditlab.core.types import Batch
 from ditlab.core.values import EIGHT_BITS, PixelValues
@@ -120,17 +120,13 @@ def array_names(file: Path) -> list[str]:
     Raises:
         InputError: the file does not exist, or is not an .npz file.
     """
-    try:
+    with interpreting(file, "write it again", "is truncated or not an .npz file"):
+        if not file.exists():
+            raise InputError(f"no file {file}; {nearest_path(file, 'give an existing .npz')}")
         check_regular(file)
         check_archive(file)
         with zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except FileNotFoundError:
-        raise InputError(f"no file {file}; {nearest_path(file, 'give an existing .npz')}") from None
-    except InputError:
-        raise
-    except Exception as error:  # a damaged archive raises exceptions of many types
-        raise InputError(f"{file} is truncated or not an .npz file ({error}); write it again") from error
 
 
 def read_about(file: Path) -> dict[str, Any]:
@@ -231,19 +227,16 @@ class Draft:
         Raises:
             InputError: the disk is full; the draft is kept.
         """
-        try:
-            with replacing(out) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                write_array(archive, "arr_0", self.pixels)
-                if labels is not None:
-                    write_array(archive, "arr_1", labels.numpy())
-                if values != EIGHT_BITS:
-                    write_array(archive, VALUES, np.array(json.dumps(values.describe())))
-        except OSError as error:
-            raise InputError(
-                f"cannot write {out}: {error.strerror}; free some space and run the command again"
-            ) from error
-        finally:
-            draft.unlink(missing_ok=True)
+        with (
+            writing(out, AGAIN),
+            replacing(out) as draft,
+            zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        ):
+            write_array(archive, "arr_0", self.pixels)
+            if labels is not None:
+                write_array(archive, "arr_1", labels.numpy())
+            if values != EIGHT_BITS:
+                write_array(archive, VALUES, np.array(json.dumps(values.describe())))
         for rows in (self.done, self.pixels):  # in this order; another process may have removed the files already
             rows.close()
             discard(rows.file)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ditlab.core.errors import InputError
-from ditlab.core.io import flush_to_disk
+from ditlab.core.io import flush_to_disk, writing
 
 
 @final
@@ -111,7 +111,7 @@ def allocate(file: Path, size: int) -> None:
     Raises:
         InputError: the file has another length, or the disk is full.
     """
-    try:
+    with writing(file):
         with file.open("ab") as opened:
             if opened.tell() == 0 and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(opened.fileno(), 0, size)  # reports a full disk now and not after hours of work
@@ -119,5 +119,3 @@ def allocate(file: Path, size: int) -> None:
                 opened.truncate(size)
         if file.stat().st_size != size:
             raise InputError(f"{file} belongs to another run ({file.stat().st_size} bytes, not {size}); remove it")
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}; free some space or give another path") from error

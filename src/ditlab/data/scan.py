@@ -18,7 +18,7 @@ from ditlab.data.base import spread
 from ditlab.data.color import State, profile_state
 from ditlab.data.decode import displayed_size, frames, gray_type, is_gray, is_reduced
 from ditlab.data.ranges import common_type, type_name
-from ditlab.data.sources.base import Source
+from ditlab.data.sources.base import Source, Unreadable, unreadable
 
 T = TypeVar("T")
 SHOWN_FROM = 10_000  # images from which reading their headers takes seconds, so that a progress bar is shown
@@ -147,13 +147,14 @@ def read_header(source: Source, i: int, pages: int | None = None, *, displayed: 
         displayed: as for `image_header`.
     """
     try:
-        image = source.raw(i)
-        if isinstance(image, np.ndarray):
-            return array_header(image)
-        with image:
-            return image_header(image, pages, displayed=displayed)
-    except Exception as error:  # of many types; reading the image gives the reason in full
-        return " ".join(str(error).split()) or type(error).__name__
+        with unreadable():
+            image = source.raw(i)
+            if isinstance(image, np.ndarray):
+                return array_header(image)
+            with image:
+                return image_header(image, pages, displayed=displayed)
+    except Unreadable as error:
+        return str(error)
 
 
 def array_header(array: NDArray[Any]) -> Header:

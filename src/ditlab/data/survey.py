@@ -18,7 +18,7 @@ from rich.text import Text
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.core.printable import one_line
+from ditlab.core.terminal import cell
 from ditlab.core.units import counted, none_can
 from ditlab.core.values import PixelValues
 from ditlab.data.base import spread
@@ -66,11 +66,11 @@ class Survey:
     def tables(self) -> list[Table]:
         """The survey as tables for the terminal."""
         summary = Table("property", "value", title=counted(self.images, "image"))
-        summary.add_row("conditions", Text(one_line(self.reading.conditions)))
+        summary.add_row("conditions", cell(self.reading.conditions))
         if self.reading.split:
-            summary.add_row("split", Text(one_line(self.reading.split)))
+            summary.add_row("split", cell(self.reading.split))
         for note in self.reading.notes:
-            summary.add_row("note", Text(one_line(note)))
+            summary.add_row("note", cell(note))
         if self.enlarged:
             summary.add_row("smaller than the size", f"{self.enlarged:,}")
         summary.add_row("unreadable", f"{len(self.unreadable):,}")
@@ -87,17 +87,17 @@ class Survey:
         if self.reading.left_out:
             listed = Table("left out", "files", "example")
             for reason, left in self.reading.left_out.items():
-                listed.add_row(Text(one_line(reason)), f"{left.count:,}", literal(left.example))
+                listed.add_row(cell(reason), f"{left.count:,}", literal(left.example))
             tables.append(listed)
         if self.unreadable:
             listed = Table("unreadable", "reason")
             for name, reason in list(self.unreadable.items())[:ROWS]:
-                listed.add_row(literal(name), Text(one_line(reason)))
+                listed.add_row(literal(name), cell(reason))
             tables.append(listed)
         if self.duplicates:
             listed = Table("duplicates")
             for group in self.duplicates[:ROWS]:
-                listed.add_row(Text(one_line(", ".join(group[:4]) + (", ..." if len(group) > 4 else ""))))
+                listed.add_row(cell(", ".join(group[:4]) + (", ..." if len(group) > 4 else "")))
             tables.append(listed)
         return tables
 
@@ -114,7 +114,7 @@ def count_table(what: str, counts: dict[str, int]) -> Table:
 
 def literal(name: str) -> Text:
     """A name on one line, cut at the edge of the screen; brackets in it are not markup."""
-    return Text(one_line(name), no_wrap=True, overflow="ellipsis")
+    return cell(name, no_wrap=True, overflow="ellipsis")
 
 
 def survey(source: Source, console: Console, size: tuple[int, int] | None = None) -> Survey:

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from ditlab.autoencoders import Autoencoder, Latent
 from ditlab.autoencoders.latent import to_uint8
 from ditlab.core.errors import InputError, RunError, lookup
-from ditlab.core.io import replace_text, replacing
+from ditlab.core.io import replace_text, replacing, writing
 from ditlab.core.values import PixelValues
 from ditlab.core.weights import CONFIG
-from ditlab.inference import saving
 from ditlab.inference.base import BasePipeline, check_autoencoder
 from ditlab.inference.finite import check_weights
 
@@ -88,7 +87,7 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
         raise InputError(
             "the depth of an exported graph cannot depend on the timestep; export a model without early exit"
         )
-    with saving.writing(folder), replacing(folder) as draft:
+    with writing(folder), replacing(folder) as draft:
         draft.mkdir()
         inputs, largest = network_inputs(model, 2), model.net.graph_batch
         network, decoder = Network(model.fused().net.eval()), Decoder(model.autoencoder, model.values).eval()

@@ -46,16 +46,17 @@ def check_weights(pipe: "BasePipeline") -> None:
     Raises:
         InputError: they are not finite.
     """
-    if (name := bad_weights(pipe)) is not None:
-        raise InputError(f"{name_of(pipe)}: its weights {name} are not finite: use another checkpoint")
+    if problem := bad_weights(pipe):
+        raise InputError(f"{name_of(pipe)}: {problem}")
 
 
-def bad_weights(pipe: "BasePipeline") -> str | None:
-    """The name of the first weights that are not finite; None if all are."""
+def bad_weights(pipe: "BasePipeline") -> str:
+    """Which weights are not finite, and what to do; empty if all are finite."""
     weights = pipe.model.net.state_dict() | {
         f"autoencoder.{name}": value for name, value in pipe.model.autoencoder.state_dict().items()
     }
-    return next((name for name, value in weights.items() if not value.isfinite().all()), None)
+    name = next((name for name, value in weights.items() if not value.isfinite().all()), None)
+    return f"its weights {name} are not finite: use another checkpoint" if name else ""
 
 
 def check_latents(pipe: "BasePipeline", x0: Tensor) -> None:
@@ -74,8 +75,8 @@ def name_of(pipe: "BasePipeline") -> str:
 
 def remedy(pipe: "BasePipeline") -> str:
     """What to do about images that are not finite."""
-    if (name := bad_weights(pipe)) is not None:
-        return f"its weights {name} are not finite: use another checkpoint"
+    if problem := bad_weights(pipe):
+        return problem
     if pipe.dtype != torch.float32:
         return "use float32"
     return "use other sampling settings, such as less guidance, or train the model further"

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.io import writing
 from ditlab.core.progress import progress_bar
 from ditlab.core.spelling import path_name
 from ditlab.core.types import Between, Label, Seed, Step, between
@@ -22,7 +23,6 @@ from ditlab.core.units import counted
 from ditlab.inference.base import BasePipeline, check_autoencoder
 from ditlab.inference.output import native, save_item
 from ditlab.inference.records import Repeat, describe
-from ditlab.inference.saving import writing
 from ditlab.report.sheets import contact_sheet, save_animation
 
 

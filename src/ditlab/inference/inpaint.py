@@ -134,8 +134,6 @@ def as_images(value: Any, name: str) -> list[Image.Image]:
     images = [value] if isinstance(value, Image.Image) else [] if value is None else value
     if not isinstance(images, Sequence) or not all(isinstance(image, Image.Image) for image in images):
         raise InputError(f"{name} is a {type(value).__name__}; give a PIL image, or a list of them")
-    if name == "image" and not images:
-        raise InputError("image is an empty list; give an image to start from")
     return list(images)
 
 
@@ -162,6 +160,8 @@ def originals(
         InputError: a number is out of range, the numbers of images and masks do not fit, or an image cannot be used.
     """
     images, masks = as_images(image, "image"), as_images(mask, "mask")
+    if not images:
+        raise InputError("there is no image to start from; give one, or a list of them")
     strength = (1.0 if masks else 0.6) if strength is None else number(strength, "strength")
     resample = (2 if masks else 1) if resample is None else whole(resample, "resample")
     if not 0 < strength <= 1:

@@ -1,15 +1,12 @@
 """Write a model as a folder with weights, configuration and model card."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
-from ditlab.core.formats import reason
-from ditlab.core.io import MANIFEST, in_use, is_vacant, moved_aside, replace_text, replacing, write_manifest
+from ditlab.core.io import MANIFEST, in_use, is_vacant, moved_aside, replace_text, replacing, write_manifest, writing
 from ditlab.core.version import __version__
 from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, read_config, state_hash, write_tensors
 from ditlab.diffusion.objective import describe_objective
@@ -53,19 +50,6 @@ def check_free(folder: Path, overwrite: bool) -> None:
     read_config(folder)  # rejects folders that ditlab did not write
     if not overwrite:
         raise InputError(f"{folder} holds a model; give another folder, or set overwrite=True to replace the model")
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Report errors of the enclosed block, which writes a model or another file, in one line.
-
-    Raises:
-        InputError: the disk is full, or the target cannot be written to.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {reason(error)}; free some space or give another path") from error
 
 
 def write_whole(pipe: "Pipeline", folder: Path, name: str) -> Path:

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.formats import read_json_lines
+from ditlab.core.formats import interpreting, read_json_lines, read_object
 from ditlab.core.io import in_use, replace_text
 from ditlab.core.units import counted, duration
-from ditlab.core.weights import checkpoints, read_json
+from ditlab.core.weights import CONFIG, checkpoints
 from ditlab.report.html import CURVES, curves, figure, page
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -108,7 +108,9 @@ def progress(run: Path, length: Length, lines: Sequence[dict[str, Any]] | None =
     saved = max((int(folder.name) for folder in checkpoints(run)), default=0)
     seen, rate = max(last.get("images", 0), saved), last.get("images_per_second") or math.nan
     # The last line of metrics is written before the last checkpoint, without which the run is not finished.
-    finished = saved >= length.images or (length.minutes > 0 and trained_seconds(run) >= 60 * length.minutes)
+    finished = saved >= length.images or (
+        length.minutes > 0 and saved > 0 and trained_seconds(run) >= 60 * length.minutes
+    )
     idle: State = "finished" if finished else "stopped" if working is False else "unknown"
     file = run / "metrics.jsonl"
     age = max(0.0, time.time() - file.stat().st_mtime) if lines else None
@@ -123,9 +125,14 @@ def progress(run: Path, length: Length, lines: Sequence[dict[str, Any]] | None =
 
 
 def trained_seconds(run: Path) -> float:
-    """Training time of a run up to its newest checkpoint."""
-    newest = checkpoints(run)[-1:]
-    return read_json(newest[0] / "config.json").get("train_seconds", 0.0) if newest else 0.0
+    """Training time of a run up to its newest checkpoint; there must be one.
+
+    Raises:
+        InputError: the checkpoint is damaged.
+    """
+    newest = checkpoints(run)[-1]
+    with interpreting(newest / CONFIG, f"remove {newest} to train it again from the checkpoint before it"):
+        return float(read_object(newest / CONFIG)["train_seconds"])
 
 
 def previews(run: Path) -> list[Path]:

@@ -25,12 +25,11 @@ from ditlab.core.formats import interpreting, read_json_lines, read_object
 from ditlab.core.io import claimed, replace_text
 from ditlab.core.terminal import say
 from ditlab.core.units import GIB
-from ditlab.core.weights import CONFIG, checkpoints
 from ditlab.evaluation.metrics import canonical_name
 from ditlab.evaluation.protocols import evaluate
 from ditlab.evaluation.references import Reference
 from ditlab.report.plotting import plotting
-from ditlab.report.run import read_metrics
+from ditlab.report.run import read_metrics, trained_seconds
 from ditlab.study.claims import Entry, Verdict, decide
 from ditlab.study.grid import EvaluationPlan, Part, lay_out
 from ditlab.study.recipe import Study, recipe_value, used_axes
@@ -286,15 +285,8 @@ def entry_values(
             continue
         for key in metrics[0]:
             values.setdefault(key, {})[seed] = sum(scores[key] for scores in metrics) / len(metrics)
-        values.setdefault("seconds", {})[seed] = train_seconds(out / "runs" / name)
+        values.setdefault("seconds", {})[seed] = trained_seconds(out / "runs" / name)
     return values
-
-
-def train_seconds(run: Path) -> float:
-    """Seconds that training took."""
-    checkpoint = checkpoints(run)[-1]
-    with interpreting(checkpoint / CONFIG, f"remove {checkpoint} to train it again from the checkpoint before it"):
-        return float(read_object(checkpoint / CONFIG)["train_seconds"])
 
 
 def mean_curve(part: Part, study: Study, out: Path) -> list[tuple[float, float]]:

@@ -26,7 +26,7 @@ from ditlab.config.sections import AutoencoderTraining, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting, read_object
-from ditlab.core.io import held, is_vacant, replace_text, replacing
+from ditlab.core.io import AGAIN, held, is_vacant, replace_text, replacing, writing
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, describe_difference
@@ -38,7 +38,7 @@ from ditlab.data.summary import report_data, report_unreadable
 from ditlab.evaluation.reconstruction import psnr, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.data_index import DataIndex
-from ditlab.training.files import refuse_other_run, writing
+from ditlab.training.files import refuse_other_run
 from ditlab.training.log import RunLog
 from ditlab.training.optim import learning_rate
 from ditlab.training.preview import Guard
@@ -259,8 +259,8 @@ def save(state: State, out: Path) -> None:
     if not all(bool(p.isfinite().all()) for p in state.autoencoder.parameters()):
         raise InputError(f"the weights are no longer finite after {counted(state.seen, 'image')}; give a lower lr")
     content = {"net": state.autoencoder.state_dict(), "optimizer": state.optimizer.state_dict()}
-    with writing(str(out / STATE)), replacing(out / STATE) as draft:
-        write_pickle(content | {"seen": state.seen, "seconds": state.seconds}, draft)
+    with writing(out / STATE, AGAIN):
+        write_pickle(content | {"seen": state.seen, "seconds": state.seconds}, out / STATE)
 
 
 def restore(state: State, out: Path) -> bool:

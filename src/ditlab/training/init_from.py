@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from ditlab.backbones import SHAPE, Backbone, find, name_of
@@ -22,9 +21,9 @@ from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Diffusion, Model
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.formats import parse_json, parse_toml
-from ditlab.core.printable import one_line
 from ditlab.core.sizes import read_text
 from ditlab.core.spelling import nfc
+from ditlab.core.terminal import cell
 from ditlab.diffusion.objective import Objective, follows_source, make_objective
 from ditlab.diffusion.process import Process, process_name, process_options
 from ditlab.inference.pipeline import Pipeline
@@ -172,7 +171,7 @@ def report(changes: list[Change]) -> Table | str:
     table = Table("tensor", "fate", "detail", title=", ".join(f"{n} {fate}" for fate, n in summary(changes).items()))
     for change in changes:
         if change.fate != "kept":
-            table.add_row(*(Text(one_line(value)) for value in change))
+            table.add_row(*(cell(value) for value in change))
     return table
 
 

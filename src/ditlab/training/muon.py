@@ -5,8 +5,7 @@ An update is the momentum of the gradient, with all its singular values moved cl
 float32 on devices without bfloat16, and reads a kernel (D, C, k, k) as a matrix (D, C k k).
 """
 
-from collections.abc import Callable, Iterable
-from typing import overload
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -31,14 +30,9 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take a step; parameters without a gradient stay as they are."""
-        assert closure is None
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step; parameters without a gradient stay as they are. There is no closure."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -49,7 +43,6 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
                 update = orthogonalized(torch.lerp(parameter.grad, momentum, MOMENTUM))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
-        return None
 
 
 def orthogonalized(update: Tensor) -> Tensor:

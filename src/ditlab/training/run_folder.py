@@ -33,6 +33,7 @@ from ditlab.config.sections import Recipe, Train
 from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
 from ditlab.core.io import (
+    AGAIN,
     WINDOWS,
     damage,
     discard,
@@ -43,6 +44,7 @@ from ditlab.core.io import (
     replacing,
     sync,
     write_manifest,
+    writing,
 )
 from ditlab.core.terminal import say
 from ditlab.core.units import counted
@@ -51,7 +53,7 @@ from ditlab.data import Dataset
 from ditlab.inference import saving
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.data_index import DataIndex
-from ditlab.training.files import refuse_other_run, writing
+from ditlab.training.files import refuse_other_run
 from ditlab.training.log import forget_after
 from ditlab.training.parallel import Place
 from ditlab.training.power_ema import STEPS, as_float16
@@ -114,7 +116,7 @@ class RunFolder:
         Raises:
             InputError: the folder cannot be written.
         """
-        try:
+        with writing(f"to {self.folder}", "free some space or give another folder"):
             # The recipe comes first, because it marks the folder as a run: a process killed now can be restarted.
             replace_text(self.folder / "recipe.toml", to_toml(to_tables(recipe)))
             if self.index is not None:
@@ -125,10 +127,6 @@ class RunFolder:
                 for draft in folder.glob(".*.part"):  # left by a process that was killed
                     discard(draft)
             forget_after(self.left_out, seen - 1)
-        except OSError as error:
-            raise InputError(
-                f"cannot write to {self.folder}: {error.strerror}; free some space or give another folder"
-            ) from error
 
     def note(self, seen: int, indices: Tensor) -> None:
         """Record a batch whose step was skipped: images seen before it, and the indices of its images."""
@@ -142,7 +140,7 @@ class RunFolder:
             InputError: the file cannot be written.
         """
         file = self.previews / f"{seen:012d}.png"
-        with writing(f"preview {file}"), replacing(file) as draft:
+        with writing(f"preview {file}", AGAIN), replacing(file) as draft:
             image.save(draft, format="PNG")
 
     def save(self, state: TrainState, pipe: Pipeline, settings: Train, place: Place) -> None:
@@ -185,7 +183,7 @@ class RunFolder:
 
     def _write(self, taken: Snapshot, pipe: Pipeline, settings: Train, kept: str) -> None:
         target = self.checkpoints / f"{taken.content['seen']:012d}"
-        with writing(f"checkpoint {target}", kept), replacing(target) as draft:
+        with writing(f"checkpoint {target}", f"{kept}; {AGAIN}"), replacing(target) as draft:
             self._fill(draft, taken, pipe, settings)
             write_manifest(draft)
             for records in (self.metrics, self.left_out):  # a resumed run does not write the lines before it again

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ditlab.backbones import Backbone, create
-from ditlab.core.errors import InputError
+from ditlab.core.formats import interpreting
 from ditlab.core.modules import skip_init, with_modules
 from ditlab.core.weights import ADAPTER, AVERAGED, RAW, WEIGHTS, fit, read_state, read_tensors, read_weights
 from ditlab.training.ema import EMA
@@ -99,8 +99,9 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
         if averages := state.profiles.values:
             for key, value in read_weights(folder / PROFILES, averages).items():
                 averages[key].copy_(place_like(value, averages[key]))
-    try:
-        saved: dict[str, Any] = read_state(folder / STATE)
+    file = folder / STATE
+    with interpreting(file, f"remove {folder} to resume from the checkpoint before it", "is missing or damaged"):
+        saved: dict[str, Any] = read_state(file)
         restore_optimizer(saved["optimizer"], state)
         state.further.load_state_dict(saved.get("further", {}))
         state.ema.updates = saved["ema_updates"]
@@ -112,13 +113,6 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
             state.tally = Tally(saved["tally"], named)
         else:
             state.tally = Tally(None, {name: torch.zeros(()) for name in named})
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle raises exceptions of many types
-        raise InputError(
-            f"{folder / STATE} is missing or damaged ({type(error).__name__}); "
-            f"remove {folder} to resume from the checkpoint before it"
-        ) from error
 
 
 def restore_optimizer(saved: dict[str, Any], state: TrainState) -> None:

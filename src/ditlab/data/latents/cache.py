@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.formats import check_types, interpreting, read_object
-from ditlab.core.io import is_vacant, replace_text
+from ditlab.core.formats import check_types, interpreting, read_object, reason
+from ditlab.core.io import hash_file, is_vacant, replace_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
 from ditlab.core.units import describe_difference
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.identity import Stamps
-from ditlab.data.latents.shards import CONDITION, EXTRA, Shard, hash_file, read_header, shard_file
+from ditlab.data.latents.shards import CONDITION, EXTRA, Shard, read_header, shard_file
 from ditlab.data.preprocess import Preprocess
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
@@ -154,14 +154,14 @@ class Latents(Dataset):
         for shard, (_, _, entries) in zip(self.shards, listed, strict=True):
             if shard.count != entries:
                 raise InputError(
-                    f"{folder / INDEX} says that {shard.file.name} has {entries:,} entries, but it has "
+                    f"{folder / INDEX} records {entries:,} entries of {shard.file.name}, but it has "
                     f"{shard.count:,}; remove {INDEX} and encode again"
                 )
             if shard.header["moments"]["shape"][1:] != list(self.shape):
                 raise InputError(f"shard {shard.file} does not fit the index; remove it and encode again")
         if self.entries != (count := sum(shard.count for shard in self.shards)) or not count:
             raise InputError(
-                f"{folder / INDEX} says that the cache has {self.entries:,} entries, but its shards have {count:,}; "
+                f"{folder / INDEX} records {self.entries:,} entries of the cache, but its shards have {count:,}; "
                 f"remove {INDEX} and encode again"
             )
         self.starts = np.cumsum([0] + [shard.count for shard in self.shards])
@@ -214,7 +214,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"the cache {folder} is not finished; encode again with the same settings") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder / INDEX}: {error}; remove it and encode again") from error
+        raise InputError(f"cannot read {folder / INDEX}: {reason(error)}; remove it and encode again") from error
     if content.pop("format", None) != FORMAT:
         raise InputError(f"{folder} is not a latent cache; give a folder that `ditlab encode` wrote")
     return content

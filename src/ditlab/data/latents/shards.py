@@ -1,6 +1,5 @@
 """The shards of a latent cache: safetensors files, whose entries are read at their offset."""
 
-import hashlib
 import math
 import operator
 import struct
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.formats import interpreting, parse_object, reason
+from ditlab.core.formats import interpreting, parse_object
+from ditlab.core.io import AGAIN, writing
 from ditlab.core.types import Batch
 from ditlab.core.weights import write_tensors
 from ditlab.data.identity import Stamps
@@ -52,18 +52,8 @@ def write_shard(file: Path, batch: Batch, stamps: Stamps) -> None:
         tensors |= {f"{CONDITION}{name}": value.contiguous() for name, value in parts.items()}
     tensors |= {f"{EXTRA}{name}": value.contiguous() for name, value in batch.extra.items()}
     tensors |= {f"{STAMP}{name}": torch.tensor(value) for name, value in stamps.arrays().items()}
-    try:
+    with writing(file, AGAIN):
         write_tensors(tensors, file)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {file}: {reason(error)}; free some space and run the same command again"
-        ) from error
-
-
-def hash_file(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -79,11 +69,15 @@ def read_header(file: Path) -> dict[str, Any]:
             if 8 + length > size:
                 raise ValueError(f"its header of {length:,} bytes is larger than the file")
             header = parse_object(opened.read(length))
-        ends = [check_entry(key, tensor) for key, tensor in header.items() if key != "__metadata__"]
-        if size != 8 + length + max(ends):
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        if size != 8 + length + max(check_entry(name, tensor) for name, tensor in tensors.items()):
             raise ValueError("its size is wrong")
+        count = tensors["moments"]["shape"][:1]
+        for name, tensor in tensors.items():
+            if not name.startswith(STAMP) and tensor["shape"][:1] != count:
+                raise ValueError(f"its {name} and its moments have different lengths")
         for name in ("labels", "checksums"):
-            if header[name]["dtype"] != "I64" or header[name]["shape"] != header["moments"]["shape"][:1]:
+            if tensors[name]["dtype"] != "I64" or tensors[name]["shape"] != count:
                 raise ValueError(f"its {name} have another shape or type")
     return header | {"start": 8 + length}
 
@@ -110,13 +104,6 @@ class Shard:
         if expected is not None and file.stat().st_size != expected:
             raise InputError(f"shard {file} does not have the length in the index; remove it and encode again")
         self.count = int(self.header["labels"]["shape"][0])
-        if any(tensor["shape"][:1] != [self.count] for tensor in self._entries()):
-            raise InputError(f"shard {file} has tensors of different lengths; remove it and encode again")
-
-    def _entries(self) -> list[dict[str, Any]]:
-        """The tensors with a row for each entry."""
-        alone = ("__metadata__", "start")
-        return [value for key, value in self.header.items() if key not in alone and not key.startswith(STAMP)]
 
     def column(self, name: str) -> Tensor:
         """A whole tensor."""

@@ -13,7 +13,7 @@ from ditlab.data.sources.base import MIN_SIDE, Column, Source, Texts, Unreadable
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import SUFFIXES, is_output
 from ditlab.data.sources.folder import Folder
-from ditlab.data.sources.hugging_face import PREFIX, HuggingFace, all_splits
+from ditlab.data.sources.hugging_face import PREFIX, HuggingFace, all_splits, name_and_split
 from ditlab.data.sources.patterns import Pattern
 from ditlab.data.sources.splits import SPLITS, choose_folder, held_out_part, named_part, split_folders
 from ditlab.data.sources.table import Table
@@ -113,12 +113,13 @@ def held_out_name(text: str, split: str) -> str:
     Raises:
         InputError: the parts of a data set cannot be listed.
     """
-    source_class, (place, part) = find_source(text), named_part(text.removeprefix(PREFIX))
+    source_class = find_source(text)
+    place, part = name_and_split(text.removeprefix(PREFIX)) if source_class is HuggingFace else named_part(text)
     split = part or split
     if split == NONE or (split and SPLITS.get(split.lower()) != "train"):
         return ""
     if source_class is HuggingFace:
-        held_out = None if ":" in place else held_out_part(all_splits(place))  # a split of another name
+        held_out = held_out_part(all_splits(place))
         return f"{PREFIX}{place}:{held_out}" if held_out else ""
     if source_class is TarShards:
         held_out = held_out_part(tar_parts(place))

@@ -19,8 +19,8 @@ from torch import Tensor
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.core.sizes import DECODING
 from ditlab.core.spelling import all_nfc, nfc
+from ditlab.data.budget import DECODING
 from ditlab.data.decode import Raster as Raster
 from ditlab.data.decode import frames, stacked
 from ditlab.data.decode import open_image as open_image
@@ -184,7 +184,7 @@ def unreadable() -> Iterator[None]:
     """
     try:
         yield
-    except Unreadable:
+    except (Unreadable, NameError):  # the latter is never the file's fault
         raise
     except Exception as error:  # Pillow's decoders raise exceptions of many types on broken files
         raise Unreadable(_reason(error)) from error

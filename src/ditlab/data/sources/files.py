@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from ditlab.core.io import LOCK, is_vacant
+from ditlab.core.sizes import SPECIAL
 from ditlab.data.reading import LeftOut, Reading
 from ditlab.data.sources.base import natural
 
@@ -39,7 +40,6 @@ OUTPUTS = (
 SHEETS = frozenset({"grid.png", "trajectory.gif"})
 """Files in a folder of generated images that show several of them."""
 HIDDEN, CLUTTER, OURS, CLOSED = "hidden", "system file or folder", "written by ditlab", "cannot be opened"
-SPECIAL = "not a regular file, such as a pipe or a device"
 BESIDE = "array beside an image of the same name"
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$", re.IGNORECASE)
 
@@ -105,7 +105,7 @@ def passed_over(reading: Reading) -> int:
     return sum(reading.left_out.get(reason, LeftOut()).count for reason in (HIDDEN, CLUTTER, OURS, CLOSED))
 
 
-def printable(name: str) -> str:
+def utf8_name(name: str) -> str:
     """A file name for messages and reports, in which bytes that are not UTF-8 are written as \\xff."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -149,7 +149,7 @@ def read_folder(
         if entry.is_dir():
             result.folders.append(name)
         elif not entry.is_file() and os.path.exists(entry):  # opening it may wait forever
-            reading.leave_out(printable(prefix + name), SPECIAL)
+            reading.leave_out(utf8_name(prefix + name), SPECIAL)
         elif name[name.rfind(".") :].lower() in suffixes and name[0] != ".":
             result.images.append(name)
         elif name[-4:].lower() == ".txt" and name[0] != ".":
@@ -168,7 +168,7 @@ def read_folder(
     result.captioned = len(texts.intersection(used))
     for name in sorted({*others, *texts.difference(used)} - {*known}):
         if not name.startswith(LOCK):
-            reading.leave_out(printable(prefix + name), why_left_out(name))
+            reading.leave_out(utf8_name(prefix + name), why_left_out(name))
     result.folders = _visible(result.folders, reading, prefix)
     return result
 
@@ -181,7 +181,7 @@ def _leave_out_arrays(entries: Entries, reading: Reading, prefix: str) -> None:
     images = {os.path.splitext(name)[0] for name in {*entries.images}.difference(arrays)}
     beside = {name for name in arrays if os.path.splitext(name)[0] in images}
     for name in sorted(beside):
-        reading.leave_out(printable(prefix + name), BESIDE)
+        reading.leave_out(utf8_name(prefix + name), BESIDE)
     entries.images = [name for name in entries.images if name not in beside]
 
 
@@ -191,7 +191,7 @@ def _visible(folders: list[str], reading: Reading, prefix: str) -> list[str]:
     for name in sorted(folders):  # file systems list folders in any order
         reason = HIDDEN if name[0] == "." else CLUTTER if name.lower() in SYSTEM else ""
         if reason:
-            reading.leave_out(printable(prefix + name), reason)
+            reading.leave_out(utf8_name(prefix + name), reason)
         else:
             visible.append(name)
     return visible

@@ -10,7 +10,6 @@ from PIL import Image
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc, nfc
-from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import Reading, classes_from
@@ -28,9 +27,9 @@ from ditlab.data.sources.files import (
     holds_samples,
     list_images,
     passed_over,
-    printable,
     read_folder,
     sorted_naturally,
+    utf8_name,
 )
 from ditlab.data.sources.tables import (
     METADATA,
@@ -38,6 +37,7 @@ from ditlab.data.sources.tables import (
     label_choice,
     metadata_of,
     note_captions,
+    note_unread_texts,
     read_captions,
     read_labels,
 )
@@ -89,7 +89,7 @@ class Folder(Source):
         return source
 
     def name(self, i: int) -> str:
-        return printable(self.files[i])
+        return utf8_name(self.files[i])
 
     def raw(self, i: int) -> Image.Image | Raster:
         return open_image(self.root / self.files[i], self.channels)
@@ -134,7 +134,7 @@ class Layout:
                 counts[name] = len(images)
                 captioned += texts
             elif passed_over(reading) == before:  # otherwise it is counted already
-                reading.leave_out(printable(name), EMPTY)
+                reading.leave_out(utf8_name(name), EMPTY)
         return cls(root, files, counts, captioned)
 
     def folder_labels(self, settings: Preparation, reading: Reading) -> Column:
@@ -152,7 +152,7 @@ class Layout:
             raise InputError(f"{self.root / self.files[0]} lies beside the class folders; move it into one of them")
         reading.conditions = classes_from(len(classes), "folders")
         indices = [index for index, name in enumerate(classes) for _ in range(self.counts[name])]
-        return label_column(indices, [printable(name) for name in classes])
+        return label_column(indices, [utf8_name(name) for name in classes])
 
     def table_labels(self, table: TableFile, column: str, reading: Reading) -> Column:
         """The labels in a table of metadata.
@@ -164,7 +164,7 @@ class Layout:
         names = all_nfc(self.files)
         if missing := [name for name in names if name not in label_of]:
             raise InputError(
-                f"{printable(missing[0])} has no label ({len(missing)} without one); correct {table.path}, "
+                f"{utf8_name(missing[0])} has no label ({len(missing)} without one); correct {table.path}, "
                 f'or set label_column to "{NONE}"'
             )
         if extra := label_of.keys() - {*names}:
@@ -193,10 +193,7 @@ class Layout:
         if not self.captioned:
             return column
         if column is not None or settings.caption_column == NONE:
-            reading.notes.append(
-                f"{counted(self.captioned, 'text file')} beside the images {'is' if self.captioned == 1 else 'are'} "
-                "not read"
-            )
+            note_unread_texts(self.captioned, reading)
             return column
         note_captions(self.captioned, "text files beside the images", reading)
         return Column(CaptionFiles(self.root, self.files))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.core.formats import read_object
+from ditlab.core.formats import read_object, reason
 from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, content_hash
@@ -80,7 +80,7 @@ class HuggingFace(Source):
             saved = _is_saved(Path(name))
             table = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=wanted or "train")
         except Exception as error:  # the library raises exceptions of many types
-            raise InputError(f"cannot open the data set {text}: {' '.join(str(error).split())[:200]}") from error
+            raise InputError(f"cannot open the data set {text}: {reason(error)}") from error
         names = [str(name) for name in getattr(table.info, "splits", None) or {}] if not saved else []
         chosen = wanted or "train"
         if isinstance(table, datasets.DatasetDict):
@@ -205,8 +205,9 @@ def all_splits(name: str) -> list[str]:
 
         return [str(part) for part in datasets.get_dataset_split_names(name)]
     except Exception as error:  # the library raises exceptions of many types
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot list the parts of the data set {name} ({reason}); give held-out images") from error
+        raise InputError(
+            f"cannot list the parts of the data set {name} ({reason(error)}); give held-out images"
+        ) from error
 
 
 def name_and_split(text: str) -> tuple[str, str]:

@@ -8,10 +8,11 @@ from typing import Self
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.sizes import SPECIAL
 from ditlab.core.spelling import with_slashes
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import PIXEL_SETTINGS, label_column
-from ditlab.data.sources.files import SPECIAL, is_image, printable, sorted_naturally, why_left_out
+from ditlab.data.sources.files import is_image, sorted_naturally, utf8_name, why_left_out
 from ditlab.data.sources.folder import Folder
 
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
@@ -76,17 +77,17 @@ class Pattern(Folder):
             problem = "only folders match" if paths else "no file matches"
             raise InputError(f"{problem} {text}; give a pattern of image files, or the folder that holds them")
         for folder in folders:
-            reading.leave_out(printable(folder), "folder that matches the pattern")
+            reading.leave_out(utf8_name(folder), "folder that matches the pattern")
         files = [path for path in paths if path not in {*folders}]
         root = Path(os.path.commonpath([os.path.dirname(path) or "." for path in files]) if files else ".")
         images = []
         for path in files:
             if not os.path.isfile(path) and os.path.exists(path):
-                reading.leave_out(printable(path), SPECIAL)
+                reading.leave_out(utf8_name(path), SPECIAL)
             elif is_image(os.path.basename(path)):
                 images.append(with_slashes(os.path.relpath(path, root)))
             else:
-                reading.leave_out(printable(path), why_left_out(os.path.basename(path)))
+                reading.leave_out(utf8_name(path), why_left_out(os.path.basename(path)))
         source = cls(root, sorted_naturally(images))
         source.columns = {"label": label_column([0] * len(images), [])}
         if len({os.path.dirname(image) for image in images}) > 1:

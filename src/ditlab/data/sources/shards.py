@@ -132,9 +132,9 @@ class CompanionReader:
             if self.caption in ("", "txt"):
                 self.listing.captions[key] = (member.offset_data, member.size, "")
         else:
-            self.read_object(member, key, content)
+            self.read_json(member, key, content)
 
-    def read_object(self, member: tarfile.TarInfo, key: str, content: bytes) -> None:
+    def read_json(self, member: tarfile.TarInfo, key: str, content: bytes) -> None:
         """Read one JSON member; one that holds no object is counted."""
         try:
             row = parse_json(content)

@@ -6,13 +6,12 @@ from typing import Self
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc
-from ditlab.core.units import counted
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, column_of_texts
 from ditlab.data.sources.columns import NONE
-from ditlab.data.sources.files import list_images, printable
+from ditlab.data.sources.files import list_images, utf8_name
 from ditlab.data.sources.folder import Folder
-from ditlab.data.sources.tables import TableFile, label_choice, read_captions, read_labels
+from ditlab.data.sources.tables import TableFile, label_choice, note_unread_texts, read_captions, read_labels
 
 
 class Table(Folder):
@@ -41,8 +40,8 @@ class Table(Folder):
             both = {"label": set(composed) - label_of.keys(), "image": label_of.keys() - set(composed)}
             for missing, names in both.items():
                 if names:
-                    name = printable(min(names))
-                    first = printable(next(iter(label_of), ""))
+                    name = utf8_name(min(names))
+                    first = utf8_name(next(iter(label_of), ""))
                     unlike = label_of and label_of.keys().isdisjoint(files)
                     hint = f"; no row has a file name as in the folder, the first one is {first}" if unlike else ""
                     raise InputError(
@@ -56,9 +55,7 @@ class Table(Folder):
         if captions := read_captions(table, files, settings, reading):
             source.columns["caption"] = captions
         if captioned:
-            reading.notes.append(
-                f"{counted(captioned, 'text file')} beside the images {'is' if captioned == 1 else 'are'} not read"
-            )
+            note_unread_texts(captioned, reading)
         classes = classes_from(len(source.classes), f"column {column} of {table.path.name}")
         reading.conditions = classes if source.classes else UNCONDITIONAL
         source.reading = reading

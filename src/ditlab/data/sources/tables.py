@@ -191,3 +191,8 @@ def read_captions(table: TableFile, files: list[str], settings: Preparation, rea
 def note_captions(count: int, where: str, reading: Reading) -> None:
     """Note how many images have a caption."""
     reading.notes.append(f"{counted(count, 'caption')} from {where}")
+
+
+def note_unread_texts(count: int, reading: Reading) -> None:
+    """Note that text files, which could be captions, are not read."""
+    reading.notes.append(f"{counted(count, 'text file')} beside the images {'is' if count == 1 else 'are'} not read")

@@ -19,7 +19,7 @@ from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, Texts, column_of_texts
 from ditlab.data.sources.columns import NONE, LabelTexts, note_unread
-from ditlab.data.sources.files import COMPRESSED, list_images, printable, read_folder
+from ditlab.data.sources.files import COMPRESSED, list_images, read_folder, utf8_name
 from ditlab.data.sources.patterns import is_pattern, matching_files
 from ditlab.data.sources.samples import choose_images
 from ditlab.data.sources.shards import CLS, Listing, caption_text, lookup_key, origins_of, read_listing
@@ -50,7 +50,7 @@ class TarShards(Source):
         places: list[Place] = []
         for number, listing in enumerate(listings):
             for reason, (count, example) in listing.left_out.items():
-                self.reading.leave_out(printable(f"{self.shards[number].name}:{example}"), reason, count)
+                self.reading.leave_out(utf8_name(f"{self.shards[number].name}:{example}"), reason, count)
             for image in choose_images(listing.images, settings.image_column, self.reading):
                 places.append((number, *image))
         if settings.image_column and not places:
@@ -122,7 +122,7 @@ class TarShards(Source):
         return source
 
     def name(self, i: int) -> str:
-        return printable(f"{self.shards[self.places[i][0]].name}:{self.places[i][1]}")
+        return utf8_name(f"{self.shards[self.places[i][0]].name}:{self.places[i][1]}")
 
     def raw(self, i: int) -> Image.Image | Raster:
         return open_image(io.BytesIO(self.content(i)), self.channels)
@@ -156,7 +156,7 @@ class TarShards(Source):
         labels = []
         for number, name, *_ in self.places:
             label = lookup_key(listings[number].labels, name)
-            labels.append(texts.text(label, printable(f"{self.shards[number].name}:{name}")))
+            labels.append(texts.text(label, utf8_name(f"{self.shards[number].name}:{name}")))
         texts.finish()
         if not all(labels):
             unlabeled = self.name(labels.index(""))

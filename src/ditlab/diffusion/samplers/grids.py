@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError, listing, nearest_path
-from ditlab.core.formats import read_object
+from ditlab.core.formats import read_object, reason
 from ditlab.core.registry import Registry
 from ditlab.core.spelling import expand
 from ditlab.core.units import counted
@@ -138,7 +138,7 @@ def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
-            f"{file} is not a file of timestep schedules ({error!r}); make one with ditlab tune"
+            f"{file} is not a file of timestep schedules ({reason(error)}); make one with ditlab tune"
         ) from error
     if times is None:
         raise InputError(f"{file} has no schedule of {counted(steps, 'step')}; it has {listing(grids)}")

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
-from ditlab.core.io import replacing
+from ditlab.core.formats import interpreting
+from ditlab.core.io import hash_file, replacing
 from ditlab.core.modules import skip_init
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import make_console
@@ -217,8 +218,7 @@ class Inception(Features):
         """
         path = find(weights)
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hash_file(path)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}; {REMEDY}") from None
         named = re.search(r"-([0-9a-f]{8})\.pth?$", path.name)
@@ -293,14 +293,8 @@ def download(target: Path) -> None:
 
 def read(path: Path) -> Any:
     """Read the content of a weight file."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return read_state(path)
-    except InputError:
-        raise
-    except Exception:  # for incomplete files, torch raises exceptions of many types
-        raise InputError(f"{path} is not a weight file, or incomplete; {REMEDY}") from None
+    with interpreting(path, REMEDY, "is not a weight file, or incomplete"):
+        return load_file(path) if path.suffix == ".safetensors" else read_state(path)
 
 
 def build(content: Any, path: Path) -> InceptionNet:
