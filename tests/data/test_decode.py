@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.decode import displayed_size, open_image, turned
+from ditlab.data.decode import ORIENTATION, displayed_size, open_image, turned
 from ditlab.data.images import Images
 from ditlab.data.preprocess import Preprocess, file_numbers
 from ditlab.data.scan import array_header, image_header
@@ -322,3 +322,29 @@ def test_numbers_that_no_type_holds_are_named(tmp_path):
     np.save(tmp_path / "a.npy", np.full((16, 16), 2**40))
     with pytest.raises(InputError, match=r"\(a\.npy: values from 1099511627776 .* beyond the range of int32\); check"):
         Images(Items(tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_the_size_of_a_png_file_is_known_without_decoding_it(tmp_path, monkeypatch, exif):
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    file = tmp_path / "a.png"
+    Image.new("L", (12, 8)).save(file, **({"exif": turned} if exif else {}))
+    assert (b"eXIf" in file.read_bytes()) == exif
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with Image.open(file) as image:
+        assert displayed_size(image) == ((12, 8) if exif else (8, 12))
+
+
+def test_exif_data_after_the_pixels_of_a_png_file_count(tmp_path):
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    file = tmp_path / "a.png"
+    Image.new("L", (12, 8)).save(file, exif=turned)
+    content = file.read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    last = content.index(b"IEND") - 4
+    file.write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
+    with Image.open(file) as image:
+        assert displayed_size(image) == (12, 8)

@@ -25,6 +25,7 @@ NPY_START = b"\x93NUMPY"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 0x0112  # tag of EXIF and TIFF
 SIDES_SWAPPED_FROM = 5  # orientations from here on exchange height and width
+EXIF_IN_PNG = (b"eXIf", b"Raw profile type exif")  # a chunk, and the key of a text; they may follow the pixels
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = (
     254,
     256,
@@ -281,7 +282,7 @@ def _read_png(file: Path | BinaryIO) -> Raster:
     content = file.read_bytes() if isinstance(file, Path) else file.read()
     with Image.open(io.BytesIO(content)) as image:
         _check_pixels(image.width, image.height)
-        orientation = image.getexif().get(ORIENTATION, 1) if b"eXIf" in content else 1  # Pillow decodes for that
+        orientation = image.getexif().get(ORIENTATION, 1) if has_exif(image) else 1
     return turned(np.asarray(imagecodecs.png_decode(content)), orientation)
 
 
@@ -325,8 +326,20 @@ def displayed_size(image: Image.Image) -> tuple[int, int]:
     if image.format == "TIFF":  # Pillow swaps the sides when it opens the file, in recent versions only
         (width,), (height,), (orientation,) = (_tag(image, tag) for tag in (WIDTH, HEIGHT, ORIENTATION))
     else:
-        (width, height), orientation = image.size, image.getexif().get(ORIENTATION, 1)
+        (width, height), orientation = image.size, image.getexif().get(ORIENTATION, 1) if has_exif(image) else 1
     return (width, height) if orientation >= SIDES_SWAPPED_FROM else (height, width)
+
+
+def has_exif(image: Image.Image) -> bool:
+    """Whether an image that is not decoded may have EXIF data; Pillow would decode a PNG file to find that out."""
+    file = getattr(image, "fp", None)
+    if image.format != "PNG" or "exif" in image.info or file is None:
+        return True
+    position = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(position)
+    return any(mark in content for mark in EXIF_IN_PNG)
 
 
 def frames(image: Image.Image) -> list[int]:

@@ -168,7 +168,7 @@ def image_header(image: Image.Image, pages: int | None = None, *, displayed: boo
     Args:
         image: the image.
         pages: as for `read_header`.
-        displayed: whether the size must be that of the image as it is displayed, for which Pillow decodes PNG files.
+        displayed: whether the size must be that of the image as it is displayed, for which PNG files are read whole.
 
     Raises:
         ValueError: a TIFF file with several pages, unless `pages` is their number.
