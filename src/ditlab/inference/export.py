@@ -9,6 +9,7 @@ The batch size B is free. config.json, beside the graphs, contains the target an
 """
 
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,7 @@ def write_onnx(graph: torch.export.ExportedProgram, names: list[str], path: Path
         import onnxscript  # noqa: F401
     except ImportError:
         raise InputError("ONNX needs its libraries; pip install 'ditlab[onnx]'") from None
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # "no torchvision"
     program = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=names, output_names=["output"])
     assert program is not None
     program.save(str(path.with_suffix(".onnx")))
