@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import sys
 
 import numpy as np
@@ -72,6 +74,16 @@ def test_a_graph_that_computes_something_else_is_rejected(tmp_path, monkeypatch)
 
     monkeypatch.setitem(exporting.KINDS, "torch", (refuse, None))
     with pytest.raises(RunError, match=r"the network cannot be written for torch: this operator is not there$"):
+        export(tiny_pipeline(), tmp_path / "graph", "torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(exporting.KINDS, "torch", (full, None))
+    with pytest.raises(InputError, match="cannot write .*graph: No space left on device; free some space"):
         export(tiny_pipeline(), tmp_path / "graph", "torch")
     assert list(tmp_path.iterdir()) == []
 
