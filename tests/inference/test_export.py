@@ -83,7 +83,7 @@ def test_a_full_disk_is_reported(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setitem(exporting.KINDS, "torch", (full, None))
-    with pytest.raises(InputError, match="cannot write .*graph: No space left on device; free some space"):
+    with pytest.raises(InputError, match=r"cannot write .*graph: No space left on device; free some space"):
         export(tiny_pipeline(), tmp_path / "graph", "torch")
     assert list(tmp_path.iterdir()) == []
 
