@@ -66,7 +66,7 @@ def test_published_numbers_through_every_layout(checkpoint, tmp_path, name, sett
     for each in (pipe, ditlab.load(tmp_path / "official", **settings), ditlab.load(tmp_path / "own")):
         with torch.no_grad():
             assert relative(each.net(x, t, y), vectors["out"]) < 1e-5
-    with pytest.raises(InputError, match="has no diffusers layout"):
+    with pytest.raises(InputError, match=r"has no diffusers layout; convert to ditlab instead$"):
         convert(pipe, tmp_path / "theirs", "diffusers")
 
 

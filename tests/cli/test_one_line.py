@@ -275,7 +275,7 @@ def test_a_recipe_cannot_hold_a_path_that_is_not_utf_8():
 
     with pytest.raises(InputError) as caught:
         to_toml({"data": {"source": os.fsdecode(b"a\xff")}})
-    assert str(caught.value) == "a\\udcff is not UTF-8, so a recipe cannot hold it; rename the file or folder"
+    assert str(caught.value) == "a\\xff is not UTF-8, so a recipe cannot hold it; rename the file or folder"
 
 
 def test_an_index_with_a_damaged_key(tmp_path):

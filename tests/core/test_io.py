@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ditlab.core.errors import InputError
-from ditlab.core.io import LOCK, claimed, held, in_use, is_vacant, replace_text
+from ditlab.core.io import LOCK, claimed, held, in_use, is_vacant, replace_text, replacing
 
 HOLDS = """
 import sys, time
@@ -119,3 +119,13 @@ def test_what_a_killed_process_leaves_does_not_fill_a_folder(tmp_path):
     (tmp_path / "a.part").touch()
     assert not is_vacant(tmp_path)
     assert not is_vacant(tmp_path / "a.part")
+
+
+def test_the_error_of_a_full_disk_names_what_is_written(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*picture\.png") as caught,
+        replacing(tmp_path / "picture.png"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "picture.png")
+    assert list(tmp_path.iterdir()) == []

@@ -87,3 +87,13 @@ def test_the_example_of_unreadable_images_is_the_first_by_name(folder):
     data = open_dataset(str(folder))
     data.skipped = {"dog/10.png": "x", "dog/2.png": "x", "dog/30.png": "x"}  # in the order in which threads found them
     assert Summary.of(data, "pets").lines()[-1] == "left out: images that cannot be read: 3 (dog/2.png)"
+
+
+def test_names_with_line_ends_stay_on_their_line():
+    data = InMemory(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), ["a\nb", "c\x1b[1m"])
+    data.reading = Reading("2 classes from folders")
+    data.reading.leave_out("x\ny.png", "hidden")
+    assert Summary.of(data, "odd").lines()[1:] == [
+        "conditions: 2 classes from folders, 1 image each (a\\nb, c\\x1b[1m)",
+        "left out: hidden: 1 (x\\ny.png)",
+    ]

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import sys
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 from helpers import inputs, perturbed, tiny_pipeline
 
 from ditlab.autoencoders import create_autoencoder
-from ditlab.backbones import create
+from ditlab.backbones import BACKBONES, create
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.values import PixelValues
 from ditlab.diffusion.objective import Objective
@@ -20,6 +22,7 @@ TINY = {
     "U-DiT": {"width": 16, "heads": 2, "depths": [1, 1, 1]},
     "U-ViT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "Skip-DiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "condition": "in-context"},
+    "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
     "ADM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},
     "LDM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},
 }
@@ -34,7 +37,7 @@ def latent_pipeline(family="DiT"):
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name == "DiT" else pytest.mark.slow) for name in TINY]
+    "family", [pytest.param(name, marks=() if name in ("DiT", "Hourglass") else pytest.mark.slow) for name in BACKBONES]
 )
 def test_every_family_becomes_a_graph_of_any_batch_size(family, tmp_path):
     pipe = latent_pipeline(family)
@@ -51,7 +54,7 @@ def test_every_family_becomes_a_graph_of_any_batch_size(family, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", BACKBONES)
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_other_runtimes_compute_the_same(kind, family, tmp_path):
     pytest.importorskip("openvino" if kind == "openvino" else "onnxruntime")
@@ -71,6 +74,16 @@ def test_a_graph_that_computes_something_else_is_rejected(tmp_path, monkeypatch)
 
     monkeypatch.setitem(exporting.KINDS, "torch", (refuse, None))
     with pytest.raises(RunError, match=r"the network cannot be written for torch: this operator is not there$"):
+        export(tiny_pipeline(), tmp_path / "graph", "torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(exporting.KINDS, "torch", (full, None))
+    with pytest.raises(InputError, match=r"cannot write .*graph: No space left on device; free some space"):
         export(tiny_pipeline(), tmp_path / "graph", "torch")
     assert list(tmp_path.iterdir()) == []
 

@@ -15,6 +15,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import MANIFEST
 from ditlab.diffusion.samplers import SAMPLERS, SCHEDULES, image_noise, time_grid
 from ditlab.inference.export import export
+from ditlab.inference.folder import sample_folder
 from ditlab.inference.samples import Samples
 from ditlab.profiling.bench import bench
 
@@ -65,6 +66,19 @@ class TestFinite:
         assert [next(steps).i, next(steps).i] == [0, 1]
         with pytest.raises(InputError, match=WEIGHTS):
             next(steps)
+
+    def test_a_folder_with_the_trajectory(self, tmp_path):
+        with pytest.raises(InputError, match=WEIGHTS):
+            sample_folder(
+                broken(),
+                [0],
+                [7],
+                tmp_path / "out",
+                Console(quiet=True),
+                batch_size=1,
+                trajectory=True,
+                options=OPTIONS,
+            )
 
     def test_decoding_latents(self):
         latents = torch.zeros(3, 1, 8, 8)

@@ -196,6 +196,10 @@ def damage_empty(folder):
     (folder / "model.safetensors").write_bytes(b"")
 
 
+def damage_manifest(folder):
+    (folder / "manifest.json").write_text("{")
+
+
 def damage_shape(folder):
     config = json.loads((folder / "config.json").read_text())
     config["backbone"]["depth"] = 3
@@ -212,6 +216,7 @@ def damage_shape(folder):
         (damage_missing, "no weights at"),
         (damage_truncated, "is damaged: model.safetensors has [0-9,]+ bytes instead of"),
         (damage_empty, "is damaged: model.safetensors has 0 bytes instead of"),
+        (damage_manifest, r"is damaged: manifest\.json cannot be read \(JSONDecodeError\)"),
         (damage_shape, r"does not fit its network: missing blocks\.2\."),
     ],
 )

@@ -126,7 +126,10 @@ def test_a_run_with_a_time_ends_with_it_and_keeps_it_when_it_is_paused(tmp_path,
     assert [line["lr"] * 12_000 for line in lines] == pytest.approx([*range(12, 0, -1)])
     assert str(progress(folder, recipe.train)) == "finished, 384 of 384 images"
     train(recipe, folder)
-    assert f"{folder} is already trained on 384 images; raise train.minutes to continue" in capsys.readouterr().err
+    assert (
+        f"{folder} is already trained on 384 images in 0.20 minutes; raise train.minutes to continue"
+        in capsys.readouterr().err
+    )
     longer = recipe.override({"train": {"minutes": 0.25}})
     train(longer, folder, console=QUIET)
     assert read_metrics(folder)[-1]["seconds"] == 15
@@ -187,6 +190,23 @@ def test_watching_a_path_that_does_not_exist(run, monkeypatch):
 def test_a_line_that_is_being_written_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"images": 1, "loss": 2}\n{"ima')
     assert read_metrics(tmp_path) == [{"images": 1, "loss": 2}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "null",
+        "[1]",
+        "{}",
+        '{"images": "a"}',
+        '{"images": 1e400}',
+        '{"images": 2, "loss": "x"}',
+        '{"images": 2, "lr": {}}',
+    ],
+)
+def test_damaged_lines_are_left_out(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"images": 1, "loss": null, "loss_by_time": [0.5, null]}}\n{line}\n')
+    assert read_metrics(tmp_path) == [{"images": 1, "loss": None, "loss_by_time": [0.5, None]}]
 
 
 def test_the_page_of_a_run_stands_alone(run):

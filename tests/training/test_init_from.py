@@ -195,6 +195,18 @@ class TestTheProcessOfTheSource:
         assert pipe.objective.process == DDPM()
 
 
+def test_a_source_with_weights_that_are_not_finite(tmp_path, pictures):
+    source = tiny_pipeline()
+    with torch.no_grad():
+        source.net.final_layer.linear.bias[0] = torch.nan
+    source.save(tmp_path / "source")
+    recipe = parse_recipe({"data": {"source": str(pictures)}, "train": {"init_from": str(tmp_path / "source")}})
+    message = "DiT-S/2: its weights final_layer.linear.bias are not finite: use another checkpoint"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_source_that_is_not_there(tmp_path, pictures):
     recipe = parse_recipe({"data": {"source": str(pictures)}, "train": {"init_from": str(tmp_path / "nothing")}})
     with pytest.raises(InputError, match="no model at"):

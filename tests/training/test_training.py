@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -572,6 +573,27 @@ def test_what_was_stopped_in_its_first_moment_can_be_begun_again(tmp_path, monke
             train(recipe(), tmp_path / "run", console=QUIET)
     train(recipe(), tmp_path / "run", console=QUIET)
     assert states(tmp_path / "run") == ["000000000128", "000000000256"]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_before_the_next_one_is_due(tmp_path, monkeypatch):
+    def fail(*args):
+        raise InputError("cannot write")
+
+    monkeypatch.setattr("ditlab.training.run_folder.RunFolder._write", fail)
+    logged = []
+
+    def on_log(seen, values):
+        logged.append(seen)
+        time.sleep(0.1 if seen >= 128 else 0.0)  # time for the thread that writes
+
+    with pytest.raises(InputError, match=r"^cannot write$"):
+        train(
+            recipe(images=1024, save_every=128, preview_every=1024, log_every=32),
+            tmp_path / "run",
+            console=QUIET,
+            callbacks=[SimpleNamespace(on_log=on_log)],
+        )
+    assert 128 <= logged[-1] < 256
 
 
 def test_a_full_disk_is_the_reason_when_the_state_of_a_checkpoint_is_written(tmp_path, monkeypatch):

@@ -167,7 +167,7 @@ class Hourglass(Backbone):
             skips.append(skip)
         x = x + self.pos_embed.to(x.dtype).view(1, *self.grid, -1).permute(0, 3, 1, 2)
         if self.grid_modulation is not None:
-            x = x + self.grid_modulation(c).view(len(x), *self.grid, -1).permute(0, 3, 1, 2)
+            x = x + self.grid_modulation(c).view(x.shape[0], *self.grid, -1).permute(0, 3, 1, 2)
         x = self.blocks(x, c, trace)  # (B, D, h, w)
         for decoder in self.decoders:
             x = decoder(x, skips.pop(), c, trace)
@@ -198,7 +198,7 @@ class TokenBlock(AdaLNZeroBlock):
 
     def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
         tokens = super().forward(x.permute(0, 2, 3, 1).flatten(1, 2), c, where)  # (B, h w, D)
-        return tokens.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class Blocks(nn.ModuleList):

@@ -151,7 +151,7 @@ def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
         InputError: diffusers' DiTTransformer2DModel does not support this network.
     """
     if not config["name"].startswith("DiT"):
-        raise InputError(f"{config['name']} has no diffusers layout; convert to ditlab or official instead")
+        raise InputError(f"{config['name']} has no diffusers layout; convert to ditlab instead")
     height, width = config["size"]
     if height != width:
         raise InputError(

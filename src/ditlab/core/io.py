@@ -26,6 +26,7 @@ AGAIN = "free some space and run the same command again"  # remedy of work that 
 WINDOWS = os.name == "nt"  # it neither replaces nor removes a file that any process has open
 WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds to wait for such a process, which often just reads the file
 TRIES = 100  # attempts to lock a file that other processes replace at the same time
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no more can be written
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR)  # not a failing disk
 
 
@@ -58,12 +59,24 @@ def replacing(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{short(path.name)}.{os.getpid()}-{threading.get_ident()}{PART}")
     remove(draft)
     try:
-        yield draft
-        sync(draft)  # before the new name can be on the disk
-        move(draft, path)
+        with named(path):
+            yield draft
+            sync(draft)  # before the new name can be on the disk
+            move(draft, path)
     finally:
         with suppress(OSError):
             remove(draft)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Add the path that is written to the error of a full disk, which does not name it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            error.filename = str(path)
+        raise
 
 
 def move(draft: Path, path: Path) -> None:
@@ -247,7 +260,8 @@ def locked(file: Path) -> FileIO | None:
             )
         if WINDOWS or same_file(file, opened):  # Windows does not replace a file that is open
             opened.truncate(0)
-            opened.write(f" process {os.getpid()} on {socket.gethostname()}".encode())
+            with suppress(OSError):  # a full disk; what is written next reports it
+                opened.write(f" process {os.getpid()} on {socket.gethostname()}".encode())
             return opened
         opened.close()  # another process removed or replaced the file in between
     return None
@@ -371,5 +385,6 @@ def damage(folder: Path, *, hashes: bool = False, only: str | None = None) -> st
                 if hashes and hashlib.file_digest(opened, "sha256").hexdigest() != entry["sha256"]:
                     return f"the content of {name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"it cannot be read ({type(error).__name__})"
+        name = Path(error.filename).name if isinstance(error, OSError) and error.filename else MANIFEST
+        return f"{name} cannot be read ({type(error).__name__})"
     return None

@@ -15,6 +15,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from ditlab.core.io import replace_text
+from ditlab.core.printable import one_line
 from ditlab.core.terminal import say
 from ditlab.core.units import counted
 from ditlab.core.values import PixelValues
@@ -89,7 +90,7 @@ class Summary:
         lines += self.reading.notes
         if self.reading.left_out:
             lines.append("left out: " + "; ".join(_left_out(*item) for item in self.reading.left_out.items()))
-        return lines
+        return [one_line(line) for line in lines]  # names of classes and files may hold line ends
 
     def _conditions(self) -> str:
         if not self.classes:
@@ -129,4 +130,4 @@ def report_unreadable(dataset: Dataset, source: str, folder: Path, console: Cons
 
 
 def _left_out(reason: str, entry: LeftOut) -> str:
-    return f"{reason}: {entry.count:,} ({entry.example})"
+    return one_line(f"{reason}: {entry.count:,} ({entry.example})")

@@ -8,7 +8,9 @@
 The batch size B is free. config.json, beside the graphs, contains the target and the process of the network.
 """
 
+import io
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +116,7 @@ def export_part(
         warnings.simplefilter("ignore", FutureWarning)  # raised by the exporters about each other's functions
         try:
             write(as_program(module, inputs, largest), list(inputs), draft / name)
-        except InputError:
+        except (InputError, OSError):
             raise
         except Exception as error:  # every exporter has other types of errors
             reason = str(error).strip().partition("\n")[0]
@@ -164,7 +166,9 @@ def as_program(module: nn.Module, inputs: dict[str, Tensor], largest: int | None
 
 def write_torch(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
     """Write a .pt2 file of `torch.export`."""
-    torch.export.save(graph, path.with_suffix(".pt2"))
+    content = io.BytesIO()  # PyTorch's own writer aborts the process if the disk is full
+    torch.export.save(graph, content)
+    path.with_suffix(".pt2").write_bytes(content.getbuffer())
 
 
 def write_onnx(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
@@ -174,6 +178,7 @@ def write_onnx(graph: torch.export.ExportedProgram, names: list[str], path: Path
         import onnxscript  # noqa: F401
     except ImportError:
         raise InputError("ONNX needs its libraries; pip install 'ditlab[onnx]'") from None
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # "no torchvision"
     program = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=names, output_names=["output"])
     assert program is not None
     program.save(str(path.with_suffix(".onnx")))

@@ -28,7 +28,7 @@ REPORT = "report.html"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics of a run; incomplete lines are ignored.
+    """Read the lines of metrics of a run; incomplete and damaged lines are ignored.
 
     Raises:
         InputError: the folder is not a training run.
@@ -37,7 +37,16 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not file.exists():
         require_run(run)
         return []  # it has just started
-    return read_json_lines(file)
+    return [line for line in read_json_lines(file) if _is_metrics(line)]
+
+
+def _is_metrics(line: dict[str, Any]) -> bool:
+    """Whether a line holds the images seen, and nothing but numbers."""
+    by_time = line.get("loss_by_time") or []
+    if not isinstance(by_time, list):
+        return False
+    values = [*by_time, *(value for key, value in line.items() if key != "loss_by_time")]
+    return isinstance(line.get("images"), int) and all(isinstance(value, int | float | None) for value in values)
 
 
 def require_run(run: Path) -> None:

@@ -97,9 +97,11 @@ def train_here(job: Job) -> Pipeline:
     """Run `train` in one process, which has joined the others."""
     set_up(job)
     if job.finished:
-        limit = "train.minutes" if job.elapsed >= 1 else "train.images"
+        limit, took = "train.images", ""
+        if job.elapsed >= 1:
+            limit, took = "train.minutes", f" in {job.state.seconds / 60:,.2f} minutes"
         seen = counted(job.state.seen, "image")
-        job.say(f"{job.folder.folder} is already trained on {seen}; raise {limit} to continue")
+        job.say(f"{job.folder.folder} is already trained on {seen}{took}; raise {limit} to continue")
         if not (job.folder.folder / REPORT).exists():  # the process was killed before it wrote the report
             write_run_report(job)
     else:

@@ -57,6 +57,7 @@ def train_to_end(job: Job) -> None:
         steps = Steps(job)
         order = training_order(len(job.dataset), settings.batch, settings.seed, state.seen)
         for batch in steps.batches(order):
+            folder.check_written()
             before = state.seen
             rate = steps.take(batch)
             state.seconds = time.monotonic() - started

@@ -171,6 +171,15 @@ class RunFolder:
         if not copied:  # a copy does not fit into memory, so training must wait
             self.finish()
 
+    def check_written(self) -> None:
+        """Report at once that the current checkpoint could not be written, not only when the next one is due.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        if self.writing is not None and self.writing.done():
+            self.finish()
+
     def finish(self) -> None:
         """Wait until the current checkpoint is written.
 

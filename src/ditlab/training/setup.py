@@ -26,6 +26,7 @@ from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, read_config, s
 from ditlab.data import Dataset, Latents, open_dataset, parse_source
 from ditlab.data.summary import report_data, report_unreadable
 from ditlab.diffusion.objective import completed, make_objective
+from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.inference.pipeline import Pipeline
@@ -124,6 +125,7 @@ def open_source(job: Job) -> None:
         job.source = load(origin)
     if job.source is not None:
         if not job.resumed:
+            check_weights(job.source)
             if note := job.source.config.get("note"):
                 job.say(note)
             job.say(inherited(recipe.diffusion, job.source.objective, origin))

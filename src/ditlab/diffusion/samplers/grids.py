@@ -130,7 +130,7 @@ def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
     """Read the times of a number of steps from a file, and the name of their process."""
     try:
         content = read_object(file)
-        made_for, grids = content["process"]["name"], content["grids"]
+        made_for, grids = content["process"]["name"], dict(content["grids"])
         times = None if str(steps) not in grids else [float(time) for time in grids[str(steps)]]
     except FileNotFoundError:
         raise InputError(
