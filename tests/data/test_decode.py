@@ -9,10 +9,10 @@ from PIL import Image, UnidentifiedImageError
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data.decode import ORIENTATION, displayed_size, open_image, turned
+from ditlab.data.decode import ORIENTATION, open_image, turned
 from ditlab.data.images import Images
 from ditlab.data.preprocess import Preprocess, file_numbers
-from ditlab.data.scan import array_header, image_header
+from ditlab.data.scan import array_header, displayed_size, image_header
 from ditlab.data.sources import Raster, Unreadable, open_source
 
 tifffile = pytest.importorskip("tifffile")

@@ -79,7 +79,7 @@ def open_image(file: Path | bytes | BinaryIO, channels: int | None = None) -> Im
         else:
             content.seek(0)
         return read_tiff(content) if image_format == "TIFF" else _read_png(content)
-    if image.format == "TIFF" and isinstance(content, Path) and _tag(image, ORIENTATION)[0] >= SIDES_SWAPPED_FROM:
+    if image.format == "TIFF" and isinstance(content, Path) and tag(image, ORIENTATION)[0] >= SIDES_SWAPPED_FROM:
         image.close()  # Pillow maps the rows of an uncompressed file with the sides swapped, and so mixes them up
         return Image.open(io.BytesIO(content.read_bytes()))
     return image
@@ -105,7 +105,7 @@ def _start(file: Path | BinaryIO) -> bytes:
 def is_reduced(image: Image.Image) -> bool:
     """Whether Pillow reduces the colors of an image, which is not decoded yet, from more bits to 8."""
     if image.format == "TIFF":
-        return len(image.getbands()) > 1 and max(_tag(image, BITS)) > 8
+        return len(image.getbands()) > 1 and max(tag(image, BITS)) > 8
     if image.format != "PNG" or has_more_bits(image):
         return False
     tile: Any = getattr(image, "tile", None)
@@ -117,17 +117,17 @@ def drops_channels(image: Image.Image) -> bool:
     if image.format != "TIFF" or image.mode == "P":
         return False
     bands = len(image.getbands())
-    return _tag(image, SAMPLES, bands) != (bands,)
+    return tag(image, SAMPLES, bands) != (bands,)
 
 
 def has_signed_bytes(image: Image.Image) -> bool:
     """Whether a TIFF file holds 8 bits with a sign, which Pillow reads without it, so that -1 becomes 255."""
-    return image.format == "TIFF" and _tag(image, SAMPLE_FORMAT)[0] == SIGNED and max(_tag(image, BITS)) <= 8
+    return image.format == "TIFF" and tag(image, SAMPLE_FORMAT)[0] == SIGNED and max(tag(image, BITS)) <= 8
 
 
-def _tag(image: Image.Image, tag: int, default: int = 1) -> tuple[int, ...]:
+def tag(image: Image.Image, number: int, default: int = 1) -> tuple[int, ...]:
     """The values of a tag of a TIFF file; images of other formats have none."""
-    value = getattr(image, "tag_v2", {}).get(tag, default)
+    value = getattr(image, "tag_v2", {}).get(number, default)
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -321,15 +321,6 @@ def turned(array: Raster, orientation: int) -> Raster:
     return np.ascontiguousarray(array)
 
 
-def displayed_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an image as it is displayed; it need not be decoded."""
-    if image.format == "TIFF":  # Pillow swaps the sides when it opens the file, in recent versions only
-        (width,), (height,), (orientation,) = (_tag(image, tag) for tag in (WIDTH, HEIGHT, ORIENTATION))
-    else:
-        (width, height), orientation = image.size, image.getexif().get(ORIENTATION, 1) if has_exif(image) else 1
-    return (width, height) if orientation >= SIDES_SWAPPED_FROM else (height, width)
-
-
 def has_exif(image: Image.Image) -> bool:
     """Whether an image that is not decoded may have EXIF data; Pillow would decode a PNG file to find that out."""
     file = getattr(image, "fp", None)
@@ -349,7 +340,7 @@ def frames(image: Image.Image) -> list[int]:
         for number in range(MOST_PAGES + 1):
             image.seek(number)
             _check_pages(number + 1)
-            if not _tag(image, SUBFILE_TYPE, 0)[0] & REDUCED_OR_MASK:
+            if not tag(image, SUBFILE_TYPE, 0)[0] & REDUCED_OR_MASK:
                 numbers.append(number)
     image.seek(0)
     return numbers
@@ -387,7 +378,7 @@ def gray_type(image: Image.Image) -> str:
         return "uint16"
     if image.format != "TIFF":
         return "int32"
-    return ("uint" if _tag(image, SAMPLE_FORMAT)[0] == 1 else "int") + str(_tag(image, BITS)[0])
+    return ("uint" if tag(image, SAMPLE_FORMAT)[0] == 1 else "int") + str(tag(image, BITS)[0])
 
 
 def gray_numbers(image: Image.Image) -> Raster:
@@ -399,6 +390,6 @@ def gray_numbers(image: Image.Image) -> Raster:
     dtype = np.dtype(gray_type(image))
     array = np.asarray(image.convert("L") if image.mode == "1" else image)
     array = array.view(np.uint32) if dtype == np.uint32 else array.astype(dtype)
-    if dtype != np.uint8 and _tag(image, PHOTOMETRIC) == (0,):  # Pillow inverts those of 8 bits itself
-        array = black_is_zero(array, _tag(image, BITS)[0])
+    if dtype != np.uint8 and tag(image, PHOTOMETRIC) == (0,):  # Pillow inverts those of 8 bits itself
+        array = black_is_zero(array, tag(image, BITS)[0])
     return array

@@ -16,7 +16,18 @@ from ditlab.core.terminal import make_console
 from ditlab.core.units import counted, none_can
 from ditlab.data.base import spread
 from ditlab.data.color import State, profile_state
-from ditlab.data.decode import displayed_size, frames, gray_type, is_gray, is_reduced
+from ditlab.data.decode import (
+    HEIGHT,
+    ORIENTATION,
+    SIDES_SWAPPED_FROM,
+    WIDTH,
+    frames,
+    gray_type,
+    has_exif,
+    is_gray,
+    is_reduced,
+    tag,
+)
 from ditlab.data.ranges import common_type, type_name
 from ditlab.data.sources.base import Source, Unreadable, unreadable
 
@@ -183,3 +194,12 @@ def image_header(image: Image.Image, pages: int | None = None, *, displayed: boo
         channels = count
     size = displayed_size(image) if displayed else (image.height, image.width)
     return Header(size, channels, dtype, profile_state(image), reduced)
+
+
+def displayed_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image as it is displayed; it need not be decoded."""
+    if image.format == "TIFF":  # Pillow swaps the sides when it opens the file, in recent versions only
+        (width,), (height,), (orientation,) = (tag(image, number) for number in (WIDTH, HEIGHT, ORIENTATION))
+    else:
+        (width, height), orientation = image.size, image.getexif().get(ORIENTATION, 1) if has_exif(image) else 1
+    return (width, height) if orientation >= SIDES_SWAPPED_FROM else (height, width)

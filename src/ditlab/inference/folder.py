@@ -114,8 +114,7 @@ def sample_folder(
     values: list[Label] = distinct(pipe, labels) if labels else pipe.conditioner.all_values()
     seeds = list(dict.fromkeys(seeds))
     rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
-    if cells is not None:
-        rows = grouped(pipe, cells)
+    rows = rows if cells is None else grouped(pipe, cells)
     check_autoencoder(pipe)
     cells = [cell for row in rows for cell in row.cells]
     names, numbers = [cell.label for cell in cells], [cell.seed for cell in cells]
@@ -124,8 +123,8 @@ def sample_folder(
     frames: dict[int, list[Tensor]] = {}  # step -> images of each batch
 
     def keep(step: Step) -> None:
-        x = step.x.nan_to_num(0, 0, 0)  # the check after the last step names the image that is not finite
-        frames.setdefault(step.i, []).append(pipe.decode(x))
+        # The check after the last step names the image that is not finite.
+        frames.setdefault(step.i, []).append(pipe.decode(step.x.nan_to_num(0, 0, 0)))
 
     batches = image_batches(
         pipe, names, numbers, console, batch_size=batch_size, options=options, on_step=keep if trajectory else None
