@@ -100,7 +100,7 @@ class Hourglass(Backbone):
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
-        """Sizes that were measured at small budgets, see docs/choosing.md."""
+        """Two sizes for small budgets."""
         return {
             "XS": {"width": 128, "depth": 4, "heads": 4, "outer": (64,)},
             "S": {"width": 192, "depth": 6, "heads": 4, "outer": (96,)},

@@ -254,13 +254,12 @@ def encode_images(
     if json:
         print_json(dataclasses.asdict(done) | {"pictures": done.images})  # the key of earlier versions
         return
-    rate = done.images / done.seconds if done.seconds else 0.0
     state = (
         "other processes are still writing" if done.entries is None else f"{counted(done.entries, 'entry')} in {out}"
     )
     if dataset.skipped:
         state += f"; {counted(len(dataset.skipped), 'image')} could not be read: {out / 'skipped.csv'}"
-    say(
-        f"encoded {counted(done.images, 'image')} at {rate:,.1f}/s, waiting for images {done.waited:.1%} of the "
-        f"time; {state}"
-    )
+    speed = ""
+    if done.images:
+        speed = f" at {done.images / done.seconds:,.1f}/s, waiting for images {done.waited:.1%} of the time"
+    say(f"encoded {counted(done.images, 'image')}{speed}; {state}")

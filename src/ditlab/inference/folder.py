@@ -123,8 +123,7 @@ def sample_folder(
     frames: dict[int, list[Tensor]] = {}  # step -> images of each batch
 
     def keep(step: Step) -> None:
-        # The check after the last step names the image that is not finite.
-        frames.setdefault(step.i, []).append(pipe.decode(step.x.nan_to_num(0, 0, 0)))
+        frames.setdefault(step.i, []).append(pipe.decode(step.x.nan_to_num(0, 0, 0)))  # checked after the last step
 
     batches = image_batches(
         pipe, names, numbers, console, batch_size=batch_size, options=options, on_step=keep if trajectory else None

@@ -60,9 +60,7 @@ def train_to_end(job: Job) -> None:
             folder.check_written()
             before = state.seen
             rate = steps.take(batch)
-            state.seconds = time.monotonic() - started
-            if settings.minutes:  # all processes must end at the same step
-                state.seconds = place.maximum(int(1000 * state.seconds)) / 1000
+            state.seconds = agreed(job, time.monotonic() - started)
             signal = place.maximum(max(signals, default=0))
             log.show(state.seen, state.tally.means)
             stop = job.finished
@@ -72,6 +70,7 @@ def train_to_end(job: Job) -> None:
             if steps.due(settings.preview_every, before):
                 show_preview(job, listeners, guard)
             if steps.due(settings.save_every, before) or signal or stop:
+                state.seconds = agreed(job, time.monotonic() - started)  # with the time of the preview
                 folder.save(state, job.pipe, settings, place)
             if signal or stop:
                 folder.finish()
@@ -82,6 +81,11 @@ def train_to_end(job: Job) -> None:
                 check_own_signal(signals, place)
                 end(signal)
         stop_unreadable(job, steps.problem)
+
+
+def agreed(job: Job, seconds: float) -> float:
+    """The training time that all processes take as the same, because the learning rate may follow it."""
+    return job.place.maximum(int(1000 * seconds)) / 1000 if job.recipe.train.minutes else seconds
 
 
 class Steps:
