@@ -549,6 +549,7 @@ class TestSlowClients:
             assert time.perf_counter() - started < 5 * SECONDS
             assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
 
+    @pytest.mark.slow
     def test_a_client_that_reads_slowly_but_steadily_gets_everything(self, pipe, monkeypatch):
         monkeypatch.setattr("ditlab.server.routes.generated", lambda *given: {"data": "x" * 8_000_000})
         body = b'{"seeds": 0}'

@@ -188,6 +188,7 @@ def test_finished_work_is_not_repeated(done, monkeypatch):
     assert again.verdicts == findings.verdicts
 
 
+@pytest.mark.slow
 def test_a_stopped_study_resumes(done, tmp_path, monkeypatch):
     study, _, findings, _ = done
     out, calls, evaluate = tmp_path / "out", [], running.evaluate
@@ -236,6 +237,7 @@ def test_a_failed_part_is_reported_in_its_place(tmp_path, monkeypatch, capsys):
     assert len(lines_of(out)) == before + 2
 
 
+@pytest.mark.slow
 def test_results_of_changed_parts_and_evaluations_are_not_reused(done, tmp_path, monkeypatch):
     _, out, findings, _ = done
     trained, scored = [], []
