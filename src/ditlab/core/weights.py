@@ -68,22 +68,27 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
 
 
-def read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file and check their names and shapes.
+def read_weights(file: Path, expected: Mapping[str, Tensor], *, checked: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file and check their names and shapes; arguments as for `read_tensors`.
 
     Raises:
         InputError: the file cannot be read, or its names or shapes differ from those expected.
     """
-    return fit(read_tensors(file), expected, str(file))
+    return fit(read_tensors(file, checked=checked), expected, str(file))
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path, *, checked: bool = False) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file that ditlab wrote, and check its hash if its folder has a manifest.
+
+    Args:
+        file: the file.
+        checked: whether the caller has just compared the hashes of its folder, which takes seconds for large files.
 
     Raises:
         InputError: the file does not exist or is damaged.
     """
-    if file.exists() and (problem := damage(file.parent, hashes=True, only=file.name)) is not None:
+    unchecked = not checked and file.exists()
+    if unchecked and (problem := damage(file.parent, hashes=True, only=file.name)) is not None:
         raise InputError(
             f"{file.parent} is damaged: {problem}; restore it from a copy, remove it if it is a checkpoint, or remove "
             f"its {MANIFEST} if you changed the weights yourself"

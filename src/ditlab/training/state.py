@@ -92,12 +92,12 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
     trained = {name for name, parameter in state.net.named_parameters() if parameter.requires_grad}
     with torch.no_grad():
         for net, name in ((state.net, RAW), (state.ema.net, average)):
-            target, tensors = net.state_dict(), read_tensors(folder / name)
+            target, tensors = net.state_dict(), read_tensors(folder / name, checked=True)
             expected = {key: value for key, value in target.items() if not partial or key in tensors or key in trained}
             for key, value in fit(tensors, expected, str(folder / name)).items():
                 target[key].copy_(place_like(value, target[key]))
         if averages := state.profiles.values:
-            for key, value in read_weights(folder / PROFILES, averages).items():
+            for key, value in read_weights(folder / PROFILES, averages, checked=True).items():
                 averages[key].copy_(place_like(value, averages[key]))
     file = folder / STATE
     with interpreting(file, f"remove {folder} to resume from the checkpoint before it", "is missing or damaged"):
