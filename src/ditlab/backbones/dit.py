@@ -21,9 +21,12 @@ from ditlab.backbones.layers import (
     PatchEmbed,
     SwiGLU,
     TimestepEmbedder,
+    check_positive,
+    initialize_linears,
     last_linear,
     modulate,
     norm,
+    set_to_zero,
     unpatchify,
 )
 from ditlab.backbones.positions import rotations, sincos_positions
@@ -96,9 +99,7 @@ class DiT(Backbone):
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
         check_exits(exits)
-        for what, value in (("depth", depth), ("width", width), ("heads", heads), ("patch", patch)):
-            if value < 1:
-                raise InputError(f"{what} {value}; give 1 or more")
+        check_positive(depth=depth, width=width, heads=heads, patch=patch)
         height, breadth = size
         if height % patch or breadth % patch:
             raise InputError(f"size {height}x{breadth} is not divisible by patch {patch}; choose another size or patch")
@@ -187,10 +188,7 @@ class DiT(Backbone):
         Args:
             zero_gates: set the modulations of the blocks to zero too (adaln-zero).
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self)
         projection = self.x_embedder.proj
         nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
         assert projection.bias is not None
@@ -203,8 +201,7 @@ class DiT(Backbone):
             zero.append(self.final_layer.adaLN_modulation)
         if zero_gates:
             zero += [block.get_submodule("adaLN_modulation") for block in self.blocks]
-        for parameter in (parameter for module in zero for parameter in module.parameters()):
-            nn.init.zeros_(parameter)
+        set_to_zero(zero)
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None

@@ -16,9 +16,16 @@ from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.dit import AdaLNZeroBlock, Style
-from ditlab.backbones.layers import LabelEmbedder, TimestepEmbedder, last_linear
+from ditlab.backbones.layers import (
+    LabelEmbedder,
+    TimestepEmbedder,
+    check_positive,
+    initialize_linears,
+    last_linear,
+    set_to_zero,
+)
 from ditlab.backbones.positions import rotations, sincos_positions
-from ditlab.backbones.routing import record
+from ditlab.backbones.routing import Level, number
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -60,9 +67,7 @@ class Hourglass(Backbone):
         condition_grid: bool = False,
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
-        for what, value in (("depth", depth), ("heads", heads), ("patch", patch), ("outer", min(outer, default=1))):
-            if value < 1:
-                raise InputError(f"{what} {value}; give 1 or more")
+        check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
         if outer_depth < 0:
             raise InputError(f"outer_depth {outer_depth}; give 0 or more")
         if width % (4 * heads):
@@ -84,7 +89,7 @@ class Hourglass(Backbone):
             width, heads, qk_norm=True, rms_norm=False, swiglu=False, rotation=rotations(h, w, width // heads)
         )
         kinds = (CORES[core] * depth)[:depth]
-        self.blocks = Blocks(ConvBlock(width, width) if kind == "convolution" else TokenBlock(style) for kind in kinds)
+        self.blocks = Level(ConvBlock(width, width) if kind == "convolution" else TokenBlock(style) for kind in kinds)
         self.decoders = nn.ModuleList(
             Decoder(*pair, width, outer_depth) for pair in zip(outer[::-1], widths[:0:-1], strict=True)
         )
@@ -94,9 +99,7 @@ class Hourglass(Backbone):
         self.final_modulation = modulation(width, 2 * widths[0])
         self.head = nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1)
         self.initialize()
-        first = 0
-        for blocks in self.levels():
-            blocks.first, first = first, first + len(blocks)
+        number(self.levels())
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
@@ -114,9 +117,9 @@ class Hourglass(Backbone):
     def repeated(self) -> list[nn.Module]:
         return [block for blocks in self.levels() for block in blocks]
 
-    def levels(self) -> "list[Blocks]":
+    def levels(self) -> list[Level]:
         """Return the blocks of each level, in execution order."""
-        return [module for module in self.modules() if isinstance(module, Blocks)]
+        return [module for module in self.modules() if isinstance(module, Level)]
 
     def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
         return [self.t_embedder(timestep) + self.y_embedder(label)]
@@ -133,15 +136,11 @@ class Hourglass(Backbone):
 
         The class-embedding table is N(0, 1), which a short training reads sooner than DiT's N(0, 0.02).
         """
+        initialize_linears(self)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
             if isinstance(module, ConvBlock):
                 nn.init.zeros_(module.conv2.weight)
-        zero: list[nn.Module] = [*(last_linear(part.layer) for part in self.modulations()), self.head]
-        for parameter in (parameter for module in zero for parameter in module.parameters()):
-            nn.init.zeros_(parameter)
+        set_to_zero([*(last_linear(part.layer) for part in self.modulations()), self.head])
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
@@ -150,11 +149,11 @@ class Hourglass(Backbone):
         y = self.labels(condition)
         self.check_input(x)
         # fmt: off
-        c = self.t_embedder(timestep) + self.y_embedder(y)               # (B, D)
+        (c,) = self.conditioning(timestep, y)                            # (B, D)
         x = F.pixel_unshuffle(x.to(self.dtype), self.outer_patch)        # (B, p p C, H / p, W / p)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))   # (B, D0, H / p, W / p)
         x = self.inner(x, c, trace)
-        x = self.head(normalized(x, self.final_modulation(c)))                      # (B, p p C, H / p, W / p)
+        x = self.head(normalized(x, self.final_modulation(c)))           # (B, p p C, H / p, W / p)
         return depth_to_space(x, self.outer_patch)                       # (B, C, H, W)
         # fmt: on
 
@@ -168,7 +167,7 @@ class Hourglass(Backbone):
         x = x + self.pos_embed.to(x.dtype).view(1, *self.grid, -1).permute(0, 3, 1, 2)
         if self.grid_modulation is not None:
             x = x + self.grid_modulation(c).view(x.shape[0], *self.grid, -1).permute(0, 3, 1, 2)
-        x = self.blocks(x, c, trace)  # (B, D, h, w)
+        x = self.blocks.run(x, c, trace=trace)  # (B, D, h, w)
         for decoder in self.decoders:
             x = decoder(x, skips.pop(), c, trace)
         return x
@@ -201,29 +200,16 @@ class TokenBlock(AdaLNZeroBlock):
         return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-class Blocks(nn.ModuleList):
-    """The blocks of one level."""
-
-    first = 0
-    """Index of the first block among all blocks of the network."""
-
-    def forward(self, x: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
-        for i, block in enumerate(self, start=self.first):
-            x = block(x, c)  # (B, D, h, w)
-            record(trace, i, x)
-        return x
-
-
 class Encoder(nn.Module):
     """An outer level before the core: convolution blocks, then half the grid."""
 
     def __init__(self, channels: int, out: int, condition: int, depth: int) -> None:
         super().__init__()
-        self.blocks = Blocks(ConvBlock(channels, condition) for _ in range(depth))
+        self.blocks = Level(ConvBlock(channels, condition) for _ in range(depth))
         self.down = nn.Conv2d(channels, out, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, c: Tensor, trace: Trace | None) -> tuple[Tensor, Tensor]:
-        x = self.blocks(x, c, trace)
+        x = self.blocks.run(x, c, trace=trace)
         return self.down(x), x
 
 
@@ -234,11 +220,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.up = nn.Conv2d(inner, 4 * channels, 1)
         self.join = nn.Conv2d(2 * channels, channels, 1)
-        self.blocks = Blocks(ConvBlock(channels, condition) for _ in range(depth))
+        self.blocks = Level(ConvBlock(channels, condition) for _ in range(depth))
 
     def forward(self, x: Tensor, skip: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
         x = self.join(torch.cat([depth_to_space(self.up(x), 2), skip], dim=1))
-        return self.blocks(x, c, trace)
+        return self.blocks.run(x, c, trace=trace)
 
 
 def normalized(x: Tensor, shift_and_scale: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Attributes are named as in the official DiT checkpoints (`qkv`, `proj`, `fc1`, .
 """
 
 import math
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -11,9 +12,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.positions import rotated
+from ditlab.core.errors import InputError
 
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding, half cosines and half sines
 LONGEST = 1024  # largest number of keys for which attention weights are stored for the backward pass
+
+
+def check_positive(**sizes: int) -> None:
+    """Check that sizes of a network are positive.
+
+    Raises:
+        InputError: one is not.
+    """
+    for what, value in sizes.items():
+        if value < 1:
+            raise InputError(f"{what} {value}; give 1 or more")
+
+
+def initialize_linears(net: nn.Module) -> None:
+    """Set the weights of all linear layers as published for DiT: Xavier uniform, with biases of zero."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def set_to_zero(modules: Iterable[nn.Module]) -> None:
+    """Set all parameters of some modules to zero."""
+    for module in modules:
+        for parameter in module.parameters():
+            nn.init.zeros_(parameter)
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:

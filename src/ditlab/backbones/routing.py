@@ -5,7 +5,8 @@ time-dependent schedule): noisy steps use fewer blocks, and the number of blocks
 fine-tune the network with the same exits that it is sampled with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,27 @@ def record(trace: Trace | None, i: int, x: Tensor) -> None:
     """Record the output of block i in the trace, if there is one."""
     if trace is not None:
         trace.tap(f"blocks.{i}", x)
+
+
+class Level(nn.ModuleList):
+    """The blocks of one level of a network that has several."""
+
+    first = 0
+    """Index of the first block among all blocks of the network, see `number`."""
+
+    def run(self, x: Tensor, *context: Any, trace: Trace | None) -> Tensor:
+        """Pass x through all blocks, which also receive the context."""
+        for i, block in enumerate(self, start=self.first):
+            x = block(x, *context)
+            record(trace, i, x)
+        return x
+
+
+def number(levels: Iterable[Level]) -> None:
+    """Number the blocks of all levels, in execution order."""
+    first = 0
+    for level in levels:
+        level.first, first = first, first + len(level)
 
 
 def routed(blocks: nn.ModuleList, x: Tensor, c: Tensor, kept: Tensor, trace: Trace) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ditlab.backbones import udit_published
 from ditlab.backbones.base import Backbone, Embedders, Modulation
-from ditlab.backbones.layers import LabelEmbedder, Mlp, TimestepEmbedder, attend, last_linear, norm
+from ditlab.backbones.layers import LabelEmbedder, Mlp, TimestepEmbedder, attend, check_positive, last_linear, norm
 from ditlab.backbones.positions import pair_rotations, rotated_pairs
-from ditlab.backbones.routing import record
+from ditlab.backbones.routing import Level, number
 from ditlab.backbones.udit_grid import Conv, interleave, shuffle, split, unit, unshuffle
 from ditlab.backbones.udit_reparam import Branches, Chain, FeedForward
 from ditlab.core.errors import InputError, lookup
@@ -133,9 +133,7 @@ class UDiT(Backbone):
         self.label_tables = tuple(
             f"conditions.{i}.y_embedder.embedding_table.weight" for i in range(len(self.conditions))
         )
-        first = 0
-        for blocks in self.levels():
-            blocks.first, first = first, first + len(blocks)
+        number(self.levels())
         self.initialize()
 
     @classmethod
@@ -284,20 +282,16 @@ class LevelCondition(nn.Module):
         return (self.t_embedder(t) + self.y_embedder(y))[:, None, None]  # (B, 1, 1, D)
 
 
-class Blocks(nn.ModuleList):
+class Blocks(Level):
     """The blocks of one level; a block of the paper is two of these."""
 
     def __init__(self, width: int, depth: int, style: Style) -> None:
         super().__init__([Block(width, style) for _ in range(2 * depth)])
         self.rotated = width // style.heads if style.rope else 0
-        self.first = 0  # index of the first block among all blocks of the network
 
     def forward(self, x: Tensor, c: Tensor, trace: Trace | None = None) -> Tensor:
         table = pair_rotations(x.shape[1], x.shape[2], self.rotated, x.device) if self.rotated else None
-        for i, block in enumerate(self, start=self.first):
-            x = block(x, c, table)  # (B, h, w, D)
-            record(trace, i, x)
-        return x
+        return self.run(x, c, table, trace=trace)  # (B, h, w, D)
 
 
 class Block(nn.Module):
@@ -382,9 +376,7 @@ def check_sizes(size: tuple[int, int], width: int, depths: Sequence[int], style:
     lookup(ATTENTIONS, style.attention, "attention")
     lookup(DOWNSAMPLERS, style.downsampler, "downsampler")
     lookup(FEED_FORWARDS, style.feed_forward, "feed_forward")
-    for what, value in (("width", width), ("heads", style.heads), ("depths", min(depths, default=0))):
-        if value < 1:
-            raise InputError(f"{what} {value}; give 1 or more")
+    check_positive(width=width, heads=style.heads, depths=min(depths, default=0))
     if len(depths) < 3 or len(depths) % 2 == 0:
         raise InputError(
             f"{len(depths)} depths; give an odd number of 3 or more: encoder levels, middle, decoder levels"

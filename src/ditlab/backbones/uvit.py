@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.base import IMAGENET, Backbone
-from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, sinusoids, unpatchify
+from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, check_positive, sinusoids, unpatchify
 from ditlab.backbones.routing import record
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
@@ -216,9 +216,7 @@ def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch
     Raises:
         InputError: they do not.
     """
-    for what, value in (("depth", depth), ("width", width), ("heads", heads), ("patch", patch)):
-        if value < 1:
-            raise InputError(f"{what} {value}; give 1 or more")
+    check_positive(depth=depth, width=width, heads=heads, patch=patch)
     if depth % 2 == 0 or depth < 3:
         raise InputError(
             f"depth {depth}; give an odd number of 3 or more: a middle block, and equal numbers before and after it"
