@@ -19,6 +19,7 @@ from rich.text import Text
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.formats import interpreting, read_json_lines, read_object
 from ditlab.core.io import in_use, replace_text
+from ditlab.core.progress import outlook
 from ditlab.core.units import counted, duration
 from ditlab.core.weights import CONFIG, checkpoints
 from ditlab.report.html import CURVES, curves, figure, page
@@ -123,13 +124,14 @@ def progress(run: Path, length: Length, lines: Sequence[dict[str, Any]] | None =
     idle: State = "finished" if finished else "stopped" if working is False else "unknown"
     file = run / "metrics.jsonl"
     age = max(0.0, time.time() - file.stat().st_mtime) if lines else None
-    total, left = length.images, max(0, length.images - seen) / rate if math.isfinite(rate) else None
+    total, left, seconds = length.images, None, math.inf
     if length.minutes:
-        by_time = (
-            max(0.0, 60 * length.minutes - last.get("seconds", 0.0) - (age or 0.0) * bool(working)) if lines else None
-        )
-        if finished or (left is not None and by_time is not None and by_time < left):
-            left, total = by_time, seen if finished else seen + round(rate * (by_time or 0.0))
+        since = age if working and age else 0.0
+        seconds = max(0.0, 60 * length.minutes - last.get("seconds", 0.0) - since)
+    if math.isfinite(rate):
+        total, left = outlook(seen, length.images, rate, seconds)
+    if finished and length.minutes:
+        total = seen
     return Progress("running" if working else idle, seen, total, left if working else None, age)
 
 

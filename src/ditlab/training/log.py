@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ditlab.core.formats import complete_lines
 from ditlab.core.io import replace_bytes
+from ditlab.core.progress import outlook
 from ditlab.core.terminal import say
 from ditlab.training.losses import Losses
 
@@ -148,9 +149,7 @@ class RunLog:
 
     def _outlook(self, seen: int, rate: float, now: float) -> tuple[int, float]:
         """Images at the end of the run, an estimate if the time is limited, and the seconds until then."""
-        by_images = max(0.0, (self.images - seen) / max(rate, 1e-9))
-        by_time = max(0.0, self.seconds - (now - self.started))
-        return (self.images, by_images) if by_images <= by_time else (seen + int(rate * by_time), by_time)
+        return outlook(seen, self.images, max(rate, 1e-9), max(0.0, self.seconds - (now - self.started)))
 
     @staticmethod
     def _numbers(rate: float, means: dict[str, Any]) -> str:
