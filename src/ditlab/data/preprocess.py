@@ -299,9 +299,9 @@ def crop(image: Image.Image, size: tuple[int, int], fill: Callable[[str], Fill])
     height, width = size
     image = halved(image, height, width)
     scale = max(height / image.height, width / image.width)
-    if (pixels := round(image.width * scale) * round(image.height * scale)) > MAX_PIXELS:  # a narrow image
-        raise Unreadable(f"would have {pixels:,} pixels when it is resized to cover {height}x{width}")
     covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    if (pixels := covering[0] * covering[1]) > MAX_PIXELS:  # a narrow image
+        raise Unreadable(f"would have {pixels:,} pixels when it is resized to cover {height}x{width}")
     image = image.resize(covering, Image.Resampling.BICUBIC)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
