@@ -33,7 +33,7 @@ def test_pipes_and_devices_are_refused(tmp_path):
     check_regular(tmp_path / "nothing")
 
 
-def test_archives_of_archives_are_as_large_as_they_say(tmp_path):
+def test_archives_of_archives_are_as_large_as_they_say(tmp_path, monkeypatch):
     """What is nested is not unpacked, and what is not compressed may be as large as the file."""
     file = tmp_path / "a.npz"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -41,6 +41,14 @@ def test_archives_of_archives_are_as_large_as_they_say(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.write(file, "inner.zip")
     check_archive(file)
+    check_archive(tmp_path / "b.npz")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", bytes(10**6))
+    monkeypatch.setattr(sizes, "SPARE", 0)
+    with pytest.raises(InputError, match="which become 1,000,000 when they are decompressed"):
+        check_archive(file)
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.write(file, "inner.zip")
     check_archive(tmp_path / "b.npz")
 
 

@@ -272,10 +272,10 @@ class TestBodies:
         ids=range(9),
     )
     def test_costly_bodies_are_rejected_at_once(self, client, body, code, line):
-        started = time.perf_counter()
+        started = time.process_time()  # of all threads, the service among them, whatever else the machine does
         response = client.post(GENERATE, content=body, headers=JSON)
         inspection = client.post("/v1/inspect", content=body, headers=JSON)
-        assert time.perf_counter() - started < 2  # the first took 24 s
+        assert time.process_time() - started < 2  # the first took 24 s
         assert response.status_code == inspection.status_code == code
         assert message(response) == line
 
