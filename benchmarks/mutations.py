@@ -327,6 +327,7 @@ def run_command(work: Path, command: str, *, limit: int = LIMIT, debug: bool = F
     assert usage is not None
     seconds, memory = usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss - before) / 1024
     hung = hung or (os.WIFSIGNALED(status) and seconds >= limit)
+    text = line if debug else text  # with --debug, a traceback comes before any line
     return {
         "outcome": "hang" if hung else judged(status, text, line), "line": line[:500], "seconds": round(seconds, 2),
         "memory_mib": round(memory), "command": f"ditlab {' '.join(arguments(command))}",
