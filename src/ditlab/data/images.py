@@ -25,6 +25,7 @@ from ditlab.data.base import Dataset, spread
 from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.export import folder_names
 from ditlab.data.identity import Stamps, content_hash, read_stamps
+from ditlab.data.kept import Kept
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import CHECKED, find_values, given_range, is_given, sampled, summary
 from ditlab.data.scan import scan, with_progress
@@ -71,6 +72,7 @@ class Images(Dataset):
         self.skipped: dict[str, str] = {}
         self.reported: set[str] = read_names(report)
         self.lock = Lock()
+        self.kept = Kept(len(source))
         self.pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
         preprocess = preprocess or Preprocess(None)
         self.flip = preprocess.flip
@@ -162,6 +164,12 @@ class Images(Dataset):
 
     def _read(self, index: int) -> Raster | None:
         i = index % len(self.source)
+        array = self.kept.get(i)
+        if array is None and (array := self._decode(i)) is not None:
+            self.kept.put(i, array)
+        return array if array is None or index < len(self.source) else np.ascontiguousarray(array[:, ::-1])
+
+    def _decode(self, i: int) -> Raster | None:
         try:
             with self.source.decoded(i, pages=self.pages) as image:
                 array = self.preprocess(image)
@@ -170,7 +178,7 @@ class Images(Dataset):
         except Unreadable as error:
             self._skip(self.source.name(i), str(error))
             return None
-        return np.ascontiguousarray(array[:, ::-1]) if index >= len(self.source) else array
+        return array
 
     def readable(self, index: int) -> bool:
         """Whether an image can be read; `skipped` then lists it, even beyond the allowed share."""

@@ -1,7 +1,7 @@
 """Rendered letters in the DejaVu fonts, at any size from 16x16 to 256x256 pixels.
 
 Position, scale, rotation, stroke and colors of image i depend on (seed, i) only, and not on the size: the same image
-has finer detail at a larger size. Images are rendered when they are read; nothing is stored.
+has finer detail at a larger size. Images are rendered when they are first read; nothing is stored on disk.
 """
 
 import importlib.util
@@ -20,6 +20,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset
+from ditlab.data.kept import Kept
 
 CLASSES = list(string.ascii_uppercase)
 FACES = [
@@ -75,6 +76,7 @@ class Glyphs(Dataset):
         self.labels = torch.arange(count) % len(CLASSES)
         self.held_out_name = "" if held_out else f"glyphs-{size}{SUFFIX}"
         self.stream = [seed, int(held_out)]
+        self.kept = Kept(count)
         self.pool = ThreadPoolExecutor() if size >= 64 else None  # smaller images are too quick for threads to pay off
 
     def appearance(self, i: int) -> Appearance:
@@ -89,7 +91,11 @@ class Glyphs(Dataset):
         return Batch(torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous(), self.condition(indices))
 
     def _render(self, i: int) -> NDArray[np.uint8]:
-        return np.asarray(render(self.appearance(i), self.size[0]))
+        array = self.kept.get(i)
+        if array is None:
+            array = np.asarray(render(self.appearance(i), self.size[0]))
+            self.kept.put(i, array)
+        return array
 
 
 def open_glyphs(name: str) -> Glyphs:
