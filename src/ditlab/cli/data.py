@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from ditlab.cli.terminal import Json, app, command, print_json, say, screen
-from ditlab.config.fields import Finite, Positive, check_settings
-from ditlab.config.sections import AutoencoderTraining, Preparation
+from ditlab.config.fields import Finite, Positive, Share, check_settings
+from ditlab.config.sections import AutoencoderTraining, ImageSettings, Preparation
 from ditlab.config.values import File, Folder, Location
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
 from ditlab.core.units import counted
+
+if TYPE_CHECKING:
+    from ditlab.training.autoencoder import Trained
 
 PreparationOptions = Annotated[Preparation | None, Parameter(name="*")]
 TrainingOptions = Annotated[AutoencoderTraining | None, Parameter(name="*")]
@@ -129,8 +132,10 @@ def check_outside(source: str, out: Path, what: str) -> None:
     Raises:
         InputError: it is.
     """
+    from ditlab.data.sources import source_and_part
     from ditlab.data.sources.patterns import expand_braces, is_pattern
 
+    source, _ = source_and_part(source)
     folder, probe = Path(source).resolve(), out if out.suffix else out / "000000.png"
     if is_pattern(source) and any(
         fnmatch(os.path.abspath(probe), os.path.abspath(pattern)) for pattern in expand_braces(source)
@@ -146,7 +151,8 @@ def train_autoencoder(
     /,
     *,
     out: Folder,
-    images: PreparationOptions = None,
+    held_out_share: Share = 0.0,
+    images: Annotated[ImageSettings | None, Parameter(name="*")] = None,
     settings: TrainingOptions = None,
     json: Json = False,
 ) -> None:
@@ -158,6 +164,8 @@ def train_autoencoder(
         A folder of images, tar shards, hf:NAME[:SPLIT], or a built-in data set.
     out
         Folder of the autoencoder.
+    held_out_share
+        Share of the images that the autoencoder does not see because the diffusion model will not (held_out there).
     images
         How images are brought to one size.
     settings
@@ -168,16 +176,22 @@ def train_autoencoder(
     from ditlab.data import open_dataset
     from ditlab.training.autoencoder import train_autoencoder
 
-    dataset = open_dataset(source, images, out / "skipped.csv")
+    preparation = (images or ImageSettings()).divided(held_out_share)
+    dataset = open_dataset(source, preparation, out / "skipped.csv")
     done = train_autoencoder(dataset, settings or AutoencoderTraining(), out, screen, source)
     if json:
         print_json(dataclasses.asdict(done))
-        return
+    else:
+        report_autoencoder(done, source, out, preparation)
+
+
+def report_autoencoder(done: "Trained", source: str, out: Path, preparation: Preparation) -> None:
+    """Print the scores of an autoencoder, and the command that encodes images with it."""
     say(
         f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on "
         f"{counted(done.held_out, 'held-out image')}: "
         f"PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}; reconstructions: {out / 'reconstructions.png'}; "
-        f"next: {command()} encode {quote(source)}{as_options(images or Preparation())} "
+        f"next: {command()} encode {quote(source)}{as_options(preparation)} "
         f"--autoencoder {quote(str(out))} --out cache"
     )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,9 +10,9 @@ from cyclopts import Parameter
 
 from ditlab.cli.terminal import Json, app, fail, print_json, say, screen, show
 from ditlab.config.evaluation import Copying, Evaluation
-from ditlab.config.fields import Amount, Natural, Positive
+from ditlab.config.fields import Amount, Natural, Positive, Share
 from ditlab.config.reader import find_recipe
-from ditlab.config.sections import Preparation
+from ditlab.config.sections import ImageSettings, Preparation
 from ditlab.config.values import File, Folder, Location
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
@@ -225,7 +225,8 @@ def memorization(
     held_out: Location,
     recipe: Location | None = None,
     out: File = Path("memorization.png"),
-    preprocessing: Annotated[Preparation | None, Parameter(name="*")] = None,
+    held_out_share: Share | None = None,
+    preprocessing: Annotated[ImageSettings | None, Parameter(name="*")] = None,
     settings: Annotated[Copying | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
@@ -245,19 +246,22 @@ def memorization(
         Evaluation protocol: a .toml file, or a protocol of ditlab. Options take precedence.
     out
         The image to write, with the closest samples, their nearest training images, and the distances.
+    held_out_share
+        Share with which the training images were divided, for parts such as photos:val (default: that of the model).
     json
         Print one JSON object.
     """
-    done = run_memorization(source, training, held_out, out, preprocessing, settings or Copying())
+    done = run_memorization(source, training, held_out, out, preprocessing, settings or Copying(), held_out_share)
     values = None if done is None else dataclasses.asdict(done)
     report(values, "" if done is None else f"{done.verdict()}\nclosest samples: {out}", json)
 
 
 def run_memorization(
-    source: str, training: str, held_out: str, out: Path, preprocessing: Preparation | None, settings: Copying
-) -> "Memorization | None":
+    source: str, training: str, held_out: str, out: Path, images: ImageSettings | None, settings: Copying,
+    share: float | None,
+) -> "Memorization | None":  # fmt: skip
     """Open the three sets of images and compare them."""
-    from ditlab.data.parse import content_identity
+    from ditlab.data.parse import as_divided, content_identity, training_part
     from ditlab.evaluation.features import open_features
     from ditlab.evaluation.memorization import memorization
     from ditlab.evaluation.protocols import default_features, open_source
@@ -265,10 +269,16 @@ def run_memorization(
 
     device = pick_device(settings.device)
     features = open_features(settings.features or default_features(training), settings.feature_weights, device)
-    samples, protocol, _ = open_source(source, settings, device, screen)
-    known, unseen = (open_images(images, preprocessing, device) for images in (training, held_out))
-    protocol |= {"training": content_identity(training, preprocessing)}
-    protocol |= {"held_out": content_identity(held_out, preprocessing)}
+    samples, protocol, trained = open_source(source, settings, device, screen)
+    trained = trained or Preparation()
+    trained = replace(trained, held_out=trained.held_out if share is None else share)
+    read = (images or ImageSettings()).divided(0.0)
+    sets = {
+        "training": (training, as_divided(training_part(training), read, trained)),
+        "held_out": (held_out, as_divided(held_out, read, trained)),
+    }
+    known, unseen = (open_images(text, preparation, device) for text, preparation in sets.values())
+    protocol |= {name: content_identity(text, preparation) for name, (text, preparation) in sets.items()}
     rank, world = process_place()
     return memorization(
         samples, known, unseen, features, out, screen, protocol=protocol, batch_size=settings.batch_size,

@@ -97,7 +97,7 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class Preparation(Located):
+class ImageSettings(Located):
     """How images are read and resized."""
 
     size: str = ""
@@ -134,6 +134,18 @@ class Preparation(Located):
     """Column with the captions."""
     max_skipped: float = setting(0.05, resume="free", up_to=1)
     """Largest share of images that may be unreadable."""
+
+    def divided(self, held_out: float) -> "Preparation":
+        """The same settings, with a share of the images that are held out."""
+        return Preparation(**vars(self) | {"held_out": held_out})
+
+
+@dataclass(frozen=True)
+class Preparation(ImageSettings):
+    """How images are read, resized and divided."""
+
+    held_out: float = setting(0.0, share=True)
+    """Share of the images of each class that training does not see, for evaluation: the part val of the source."""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class Images(Dataset):
         self.values = find_values(found.dtype, self.channels, range, show, lambda: self._numbers(found.dtype))
         self.preprocess = replace(self.preprocess, values=self.values)
         self.preprocessing = self._recorded() if preprocess != Preprocess(None) or not self.values.eight_bits else {}
+        self.preprocessing |= source.division
         notes = [*source.reading.notes, *found.notes()]
         if not self.values.eight_bits:
             notes.append(

@@ -24,14 +24,19 @@ from ditlab.data.sources import (
     held_out_name,
     is_output,
     open_source,
+    source_and_part,
     where_data_may_be,
 )
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.dataset import DatasetImages
 from ditlab.data.sources.hugging_face import on_hub
+from ditlab.data.sources.part import HELD_OUT, TRAIN
+from ditlab.data.sources.splits import SPLITS
 
-CHOICES = ("split", "image_column", "label_column", "caption_column")
+CHOICES = ("split", "image_column", "label_column", "caption_column", "held_out")
 """Settings that choose what is read of a data set."""
+DIVISION = ("held_out", "labels", "label_column", "image_column")
+"""Settings on which the division into training and held-out images depends."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,19 @@ class Builtin(SourceSpec):
 
     @classmethod
     def parse(cls, text: str, settings: Preparation) -> Self | None:
+        place, part = source_and_part(text)
+        if part and place.isidentifier():  # a folder that does not exist, and not a class in the module of this name
+            return None
         return cls(text) if find_builtin(text) is not None else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
-        check_used(settings or Preparation(), frozenset({"size"}), f"the data set {self.text}")
-        opened = self._dataset()
+        settings, opened = settings or Preparation(), self._dataset()
+        if settings.held_out and opened.held_out_name:
+            raise InputError(
+                f"held_out is {settings.held_out:g}, but the data set {self.text} has held-out images of its own "
+                f"({opened.held_out_name}); remove held_out"
+            )
+        check_used(settings, frozenset({"size"}), f"the data set {self.text}")
         _check_size(opened, settings, f"data {self.text}")
         _describe(opened, "the data set")
         return opened
@@ -119,6 +132,9 @@ class Cache(SourceSpec):
         cache = Latents(Path(self.text))
         _check_size(cache, settings, f"the cache {self.text}")
         _describe(cache, "the cache")
+        if share := cache.preprocessing.get("held_out"):
+            part = cache.preprocessing["split"]
+            cache.reading.split = f"{part} (a share of {share:g} of each class is held out, as {HELD_OUT})"
         return cache
 
     def identity(self, settings: Preparation | None = None) -> str:
@@ -158,13 +174,15 @@ class ImageFiles(SourceSpec):
     resizable = True
     split: str = ""
     """The part of a divided data set that is read."""
+    share: float = 0.0
+    """Share of the images that are held out; 0 for a data set that is not divided, or has parts of its own."""
 
     @classmethod
     def parse(cls, text: str, settings: Preparation) -> Self | None:
         if Path(text).is_dir() and find_builtin(text) is not None and is_output(Path(text)):
             return None  # such as the run folder "digits", whose lock is made before the data are opened
         split = settings.split or (NONE if settings.labels else "")  # a table lists the images of all parts
-        return cls(text, split) if find_source(text, settings) else None
+        return cls(text, split, settings.held_out) if find_source(text, settings) else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         settings = settings or Preparation()
@@ -191,7 +209,11 @@ class ImageFiles(SourceSpec):
         return images_identity(self.images(settings))
 
     def held_out(self) -> SourceSpec | None:
-        """The val part of a divided data set, otherwise its test part."""
+        """The val part of a divided data set, otherwise its test part; it is opened with the same settings."""
+        if self.share:
+            place, part = source_and_part(self.text)
+            is_training = SPLITS.get(part or self.split, TRAIN) == TRAIN
+            return replace(self, text=f"{place}:{HELD_OUT}", split="") if is_training else None
         name = held_out_name(self.text, self.split)
         return parse_source(name) if name else None
 
@@ -237,6 +259,28 @@ def preprocessing(settings: Preparation) -> Preprocess:
         raise InputError(f"fit is {settings.fit}, but no size is given; set data.size too")
     size = parse_size(settings.size) if settings.size else None
     return Preprocess(size, settings.fit, settings.flip, settings.background, 1 if settings.gray else settings.channels)
+
+
+def as_divided(text: str, settings: Preparation, trained: Preparation) -> Preparation:
+    """The settings with which a source is read: if it names a part, such as "photos:val", as a training divided it.
+
+    Args:
+        text: the data source.
+        settings: how the images are read otherwise.
+        trained: how the images were read in the training of a model.
+
+    Raises:
+        InputError: the parts of a data set cannot be listed.
+    """
+    place, part = source_and_part(expand(text))
+    divided = trained.held_out and part and isinstance(find_spec(place), ImageFiles) and not held_out_name(place, TRAIN)
+    values = {key: getattr(settings, key) or getattr(trained, key) for key in DIVISION} if divided else {}
+    return replace(settings, **values)
+
+
+def training_part(text: str) -> str:
+    """The name of the training part of a source that names no part."""
+    return text if source_and_part(text)[1] else f"{text}:{TRAIN}"
 
 
 def _check_size(dataset: Dataset, settings: Preparation | None, what: str) -> None:

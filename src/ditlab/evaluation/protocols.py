@@ -28,7 +28,7 @@ from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
 from ditlab.data import Dataset, find_spec, parse_source
-from ditlab.data.parse import SampleNpz, content_identity
+from ditlab.data.parse import DIVISION, SampleNpz, content_identity
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.features.inception import PUBLISHED
 from ditlab.evaluation.gather import check_fit, forget, gather
@@ -39,6 +39,7 @@ from ditlab.evaluation.references import (
     make_reference,
     open_images,
     read_reference,
+    reading_of,
     short_hash,
 )
 from ditlab.evaluation.results import Result, read_result, show_samples, with_expectation, write_result
@@ -140,6 +141,7 @@ def plan_evaluation(
         images.values = images.values.showing(settings.show, images.channels)
     check_fit(images, features)
     compared = any("kept" in metric.of_reference for metric in requested.values())
+    preparation = None if preparation is None else reading_of(settings.reference, preparation)
     key = repr((settings.reference, preparation, features.name, features.weights, compared, images.values))
     if key not in measured:
         measured[key] = open_reference(
@@ -155,7 +157,7 @@ def plan_evaluation(
         "feature_weights": features.weights,
         "metrics": list(metrics),
         "reference": reference.about,
-        "reference_identity": content_identity(settings.reference),
+        "reference_identity": content_identity(settings.reference, preparation),
         "source": str(source),
         "device": str(device),
     }
@@ -215,8 +217,8 @@ def open_source(
     """Open the images to evaluate.
 
     Returns:
-        The images, the protocol (everything that determines them), and the preprocessing of real images that matches
-        the model's training; None for existing images.
+        The images, the protocol (everything that determines them), and the preprocessing and division of real images
+        that match the model's training; None for existing images.
     """
     check_settings(settings)
     if isinstance(source, BasePipeline) or is_model(str(source)):
@@ -225,7 +227,8 @@ def open_source(
             say(console, note)
         samples, protocol = samples_of(pipe, settings, console)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
-        preprocessing = {key: trained_on[key] for key in PREPROCESSING if key in trained_on}
+        trained_on = trained_on | {"held_out": pipe.config.get("held_out", 0.0)}
+        preprocessing = {key: trained_on[key] for key in (*PREPROCESSING, *DIVISION) if key in trained_on}
         preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
         if "grey" in trained_on:  # the key of version 0.1
             preprocessing["gray"] = trained_on["grey"]

@@ -27,7 +27,7 @@ from ditlab.core.values import EIGHT_BITS
 from ditlab.core.version import __version__
 from ditlab.data import Dataset, Latents, SampleFile, open_dataset
 from ditlab.data.npz import array_names, map_array, read_about, stored_rows, write_array
-from ditlab.data.parse import content_identity
+from ditlab.data.parse import DIVISION, as_divided, content_identity
 from ditlab.data.summary import Summary
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.gather import gather, spread_evenly
@@ -97,6 +97,12 @@ class Decoded(Dataset):
         batch = self.cache.fetch(indices)
         means = self.autoencoder.latents(batch.x.to(self.device), torch.zeros_like)
         return replace(batch, x=self.autoencoder.decode_as(means, self.values).cpu(), encoded=False)
+
+
+def reading_of(reference: str, trained: Preparation) -> Preparation:
+    """How a reference is read for a model: divided as in the model's training if it names a part (`photos:val`)."""
+    undivided = replace(trained, **{key: getattr(Preparation, key) for key in DIVISION})
+    return as_divided(reference, undivided, trained)
 
 
 def open_images(source: str, settings: Preparation | None, device: torch.device, report: Path | None = None) -> Dataset:

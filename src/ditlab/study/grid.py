@@ -25,14 +25,14 @@ from ditlab.core.version import __version__
 from ditlab.data import Dataset, open_dataset, parse_source
 from ditlab.data.content import files_identity
 from ditlab.data.npz import read_about
-from ditlab.data.parse import SampleNpz, content_identity
+from ditlab.data.parse import DIVISION, SampleNpz, content_identity
 from ditlab.diffusion.objective import Objective, completed, make_objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metric_choice import available_statistics
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.references import open_images, short_hash
+from ditlab.evaluation.references import open_images, reading_of, short_hash
 from ditlab.inference.plan import resolve
 from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
@@ -56,6 +56,7 @@ FIRST_EVALUATION_NAMES = {"guidance_interval": "interval", "label_sampling": "la
 LATER = {
     "train.objective", "train.aids", "data.conditioner", "data.channels", "data.range", "data.show", "data.min_side",
     "data.max_pixels", "data.split", "data.image_column", "data.label_column", "data.caption_column",
+    "data.held_out",
 }  # fmt: skip
 # Settings that are now None by default are hashed with their first defaults, unless the source of a run sets them.
 FIRST_DEFAULTS = {"process": "linear", "target": "velocity", "learn_variance": False}
@@ -68,6 +69,7 @@ class EvaluationPlan:
     settings: Evaluation  # settings that the evaluation left open are those of the part's recipe
     nfe: int  # network evaluations per image
     schedule: str | list[float]  # name of the timestep schedule, or its timesteps
+    reading: Preparation | None = None  # how a reference is read that is divided as the images of the part's recipe
 
     @property
     def hash(self) -> str:
@@ -80,7 +82,7 @@ class EvaluationPlan:
         settings["grid"] = self.schedule
         if self.settings.feature_weights:
             settings["feature_weights"] = model_identity(self.settings.feature_weights)
-        reference = source_identity(self.settings.reference)
+        reference = source_identity(self.settings.reference, self.reading)
         return short_hash({"settings": settings, "reference": reference, "version": __version__})
 
 
@@ -261,19 +263,22 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)
     check_fit(dataset, network, settings.show)
-    check_reference(settings, dataset, network)
+    trained = {key: getattr(recipe.data, key) for key in DIVISION}
+    trained |= {"held_out": dataset.preprocessing.get("held_out", 0.0)}  # also that of a latent cache
+    reading = reading_of(settings.reference, Preparation(**trained))
+    check_reference(settings, dataset, network, reading)
     settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or default.schedule})
-    return EvaluationPlan(settings, sampling.evaluations, sampling.schedule)
+    return EvaluationPlan(settings, sampling.evaluations, sampling.schedule, reading if reading.held_out else None)
 
 
-def check_reference(settings: Evaluation, images: Dataset, features: Features) -> None:
+def check_reference(settings: Evaluation, images: Dataset, features: Features, reading: Preparation) -> None:
     """Reject a missing reference, one of another image size, and metrics that need more than these features provide."""
     source = settings.reference
     spec = parse_source(source)
     if isinstance(spec, SampleNpz):
         about = read_about(Path(source))
     else:
-        size = reference_size(source, "{}x{}".format(*images.size) if spec.resizable else "")
+        size = reference_size(source, replace(reading, size="{}x{}".format(*images.size) if spec.resizable else ""))
         about = {"size": size, "source": source}
     protocol.fits(about, images)
     available = available_statistics(features, images)
@@ -285,9 +290,9 @@ def check_reference(settings: Evaluation, images: Dataset, features: Features) -
 
 
 @cache
-def reference_size(source: str, wanted: str) -> tuple[int, ...]:
-    """(height, width) of the images of a source, resized if `wanted` is set; read once."""
-    return open_images(source, Preparation(size=wanted), torch.device("cpu")).size
+def reference_size(source: str, reading: Preparation) -> tuple[int, ...]:
+    """(height, width) of the images of a source, which is read once."""
+    return open_images(source, reading, torch.device("cpu")).size
 
 
 def magnitude(gmacs: float) -> str:

@@ -14,6 +14,7 @@ from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import SUFFIXES, is_output
 from ditlab.data.sources.folder import Folder
 from ditlab.data.sources.hugging_face import PREFIX, HuggingFace, all_splits, name_and_split
+from ditlab.data.sources.part import HELD_OUT, TRAIN, divide
 from ditlab.data.sources.patterns import Pattern
 from ditlab.data.sources.splits import SPLITS, choose_folder, held_out_part, named_part, split_folders
 from ditlab.data.sources.table import Table
@@ -44,6 +45,7 @@ __all__ = [
     "held_out_name",
     "is_output",
     "open_source",
+    "source_and_part",
     "where_data_may_be",
 ]
 
@@ -56,9 +58,18 @@ def find_source(text: str, settings: Preparation | None = None) -> type[Source] 
         settings: a label file makes a folder a table.
     """
     settings = settings or Preparation()
+    text, _ = source_and_part(text)
     if not text:  # which `Path` takes for the present folder
         return None
     return next((source for source in SOURCES.values() if source.matches(text, settings)), None)
+
+
+def source_and_part(text: str) -> tuple[str, str]:
+    """Divide "SOURCE:PART" into the source and the name of a part, which is empty if there is none."""
+    if not text.startswith(PREFIX):
+        return named_part(text)
+    name, part = name_and_split(text.removeprefix(PREFIX))
+    return f"{PREFIX}{name}", part
 
 
 def open_source(text: str, settings: Preparation | None = None) -> Source:
@@ -71,18 +82,23 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
     Raises:
         InputError: the source does not exist, is empty, does not match the label file, or makes no use of a setting.
     """
-    text, settings, part = expand(text), settings or Preparation(), Reading()
-    source_class = find_source(text, settings)
+    text, settings = expand(text), settings or Preparation()
+    if settings.held_out:
+        return open_divided(text, settings)
+    part, source_class = Reading(), find_source(text, settings)
     if source_class is None:
         raise InputError(f'no data at "{text}"; {where_data_may_be(text, "give an existing folder of images")}')
+    if source_class not in (HuggingFace, TarShards):  # which report what they have by that name
+        text, settings = with_part(text, settings)
     check_used(settings, source_class.uses, text)
     if source_class is Folder or (source_class is Table and settings.split):  # a table lists what is read
-        place = choose_folder(text, settings.split, part)
+        place, parts = choose_folder(text, settings.split, part)
         settings = replace(settings, split="")
         source_class = find_source(place, settings) if place != text else source_class
         assert source_class is not None
         check_used(settings, source_class.uses, place)
         source = source_class.from_text(place, settings)
+        source.parts = parts
         note_part(source.reading, part)
     else:
         source = source_class.from_text(text, settings)
@@ -90,6 +106,38 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
         raise InputError(f"no images in {text}{_what_else(source.reading)}; put some there (such as .jpg, .png, .webp)")
     source.min_side, source.max_pixels, source.channels = settings.min_side, settings.max_pixels, settings.channels
     return source
+
+
+def with_part(text: str, settings: Preparation) -> tuple[str, Preparation]:
+    """The source in "SOURCE:PART", and the settings with this part.
+
+    Raises:
+        InputError: the settings have another part.
+    """
+    place, part = source_and_part(text)
+    if part and settings.split not in ("", NONE, part):
+        raise InputError(f'split is "{settings.split}", but the source is {text}; remove one of them')
+    return place, replace(settings, split=part or settings.split)
+
+
+def open_divided(text: str, settings: Preparation) -> Source:
+    """Open the training part or the held-out part of images that `held_out` divides.
+
+    Raises:
+        InputError: the data set is divided already, no image is held out, or there is no such part.
+    """
+    (place, divided), share = with_part(text, settings), settings.held_out
+    part = SPLITS.get(divided.split.lower(), divided.split) if divided.split != NONE else ""
+    if part not in ("", TRAIN, HELD_OUT):
+        raise InputError(
+            f'split is "{divided.split}", but held_out divides {place} into {TRAIN} and {HELD_OUT}; choose one of them'
+        )
+    source = open_source(place, replace(settings, held_out=0.0, split=NONE if settings.split == NONE else ""))
+    if len(source.parts) > 1:
+        raise InputError(
+            f"held_out is {share:g}, but {place} is divided already ({', '.join(source.parts)}); remove held_out"
+        )
+    return divide(source, share, part or TRAIN, place)
 
 
 def where_data_may_be(text: str, remedy: str) -> str:
@@ -113,9 +161,8 @@ def held_out_name(text: str, split: str) -> str:
     Raises:
         InputError: the parts of a data set cannot be listed.
     """
-    source_class = find_source(text)
-    place, part = name_and_split(text.removeprefix(PREFIX)) if source_class is HuggingFace else named_part(text)
-    split = part or split
+    source_class, (place, part) = find_source(text), source_and_part(text)
+    place, split = place.removeprefix(PREFIX) if source_class is HuggingFace else place, part or split
     if split == NONE or (split and SPLITS.get(split.lower()) != "train"):
         return ""
     if source_class is HuggingFace:

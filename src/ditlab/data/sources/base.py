@@ -5,7 +5,7 @@ Images are decoded when they are read. A name takes about a hundred bytes of mem
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +85,10 @@ class Source(ABC):
     """Number of channels of arrays whose shape does not show which axis they are."""
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels; larger images cannot be used."""
+    parts: Sequence[str] = ()
+    """Names of all parts of the data set, if it is divided and this source is one of them."""
+    division: Mapping[str, Any] = {}
+    """The settings `held_out` and `split`, if `held_out` divides the data set."""
 
     @classmethod
     @abstractmethod
@@ -131,6 +135,10 @@ class Source(ABC):
     def stamp(self, i: int) -> Stamp:
         """Name, size and time of image i, without reading it; sources whose images may change override this."""
         return Stamp(nfc(self.name(i)))
+
+    def key(self, i: int) -> str:
+        """Name of image i in the source, which does not depend on the place of the source: that of its stamp."""
+        return self.stamp(i).name
 
     def content(self, i: int) -> bytes:
         """The bytes of image i as they are stored, for a hash; sources with times in their stamps override this."""

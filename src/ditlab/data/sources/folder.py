@@ -95,7 +95,10 @@ class Folder(Source):
         return open_image(self.root / self.files[i], self.channels)
 
     def stamp(self, i: int) -> Stamp:
-        return file_stamp(f"{self.root}/{self.files[i]}", nfc(self.files[i]))
+        return file_stamp(f"{self.root}/{self.files[i]}", self.key(i))
+
+    def key(self, i: int) -> str:
+        return nfc(self.files[i])
 
     def content(self, i: int) -> bytes:
         return (self.root / self.files[i]).read_bytes()

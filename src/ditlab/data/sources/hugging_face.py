@@ -91,6 +91,7 @@ class HuggingFace(Source):
             raise InputError(f"{name} has no splits; omit :{wanted}")
         source = cls(table, name, settings)
         source.reading.split = describe_split(chosen, names) if names else ""
+        source.parts = names
         return source
 
     def name(self, i: int) -> str:

@@ -77,8 +77,8 @@ def split_folders(root: Path, reading: Reading) -> list[str]:
     return parts
 
 
-def choose_folder(text: str, wanted: str, reading: Reading) -> str:
-    """The folder of the part of a divided data set that is read, or the folder itself.
+def choose_folder(text: str, wanted: str, reading: Reading) -> tuple[str, list[str]]:
+    """The folder of the part of a divided data set that is read, or the folder itself; and the names of all parts.
 
     Args:
         text: the folder.
@@ -91,11 +91,13 @@ def choose_folder(text: str, wanted: str, reading: Reading) -> str:
     parts = [] if wanted == NONE else split_folders(Path(text), reading)
     if not parts:
         if wanted not in ("", NONE):
-            raise InputError(f'split is "{wanted}", but {text} has no folders train and {wanted}; remove split')
-        return text
+            raise InputError(
+                f'split is "{wanted}", but {text} has no folders train and {wanted}; remove split, or set held_out'
+            )
+        return text, []
     chosen = pick_split(wanted, parts, text)
     reading.split = describe_split(chosen, parts)
-    return str(Path(text) / chosen)
+    return str(Path(text) / chosen), parts
 
 
 def named_part(text: str) -> tuple[str, str]:

@@ -262,7 +262,7 @@ def tar_parts(text: str) -> list[str]:
     Raises:
         InputError: the shards cannot be read.
     """
-    return TarShards.from_text(text, Preparation(label_column=NONE, caption_column=NONE)).parts
+    return list(TarShards.from_text(text, Preparation(label_column=NONE, caption_column=NONE)).parts)
 
 
 def chosen_shards(shards: list[Path], settings: Preparation, reading: Reading) -> tuple[list[Path], list[str]]:
