@@ -105,8 +105,8 @@ class Hourglass(Backbone):
     def variants(cls) -> dict[str, dict[str, Any]]:
         """Two sizes for small budgets."""
         return {
-            "XS": {"width": 128, "depth": 4, "heads": 4, "outer": (64,)},
-            "S": {"width": 192, "depth": 6, "heads": 4, "outer": (96,)},
+            "XS": {"width": 128, "depth": 4, "heads": 4, "outer": (64,), "condition_grid": True},
+            "S": {"width": 192, "depth": 6, "heads": 4, "outer": (96,), "condition_grid": True},
         }
 
     @property

@@ -16,6 +16,7 @@ from ditlab.config.reader import (
     check_model,
     check_sections,
     find_recipe,
+    is_recipe,
     read_toml,
     usage_message,
     without_network,
@@ -31,7 +32,6 @@ MEANT = {  # options of other training programs -> the corresponding option of d
     "--epochs": "--train.images, the number of images to train on (epochs times the size of the data set)",
     "--train.epochs": "--train.images, the number of images to train on (epochs times the size of the data set)",
     "--steps": "--train.images, the number of images to train on (steps times --train.batch)",
-    "--images": "--train.images",
     "--batch": "--train.batch",
     "--batch-size": "--train.batch",
     "--train.batch-size": "--train.batch",
@@ -48,7 +48,11 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
     for argument in arguments:
         if argument.field_info.name == "recipe" and argument.tokens and commands[0] != "study":
             is_protocol = commands[0] not in ("train", "plan")
-            path = find_recipe(argument.tokens[0].value, "evaluation" if is_protocol else "")
+            name = argument.tokens[0].value
+            if commands[0] == "train" and is_data(name):
+                Dict({commands[0]: {"given": given_settings(arguments)}}, source=name)(app, commands, arguments)
+                return
+            path = find_recipe(name, "evaluation" if is_protocol else "")
             tables = read_toml(path)
             if is_protocol:
                 print_notes(sampling_notes(str(path), tables, RENAMED))
@@ -65,6 +69,22 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
                 check_model(tables, str(path))
             # With the command as key, because cyclopts ignores sections of a flat table that are named like a command.
             Dict({commands[0]: tables}, source=str(path))(app, commands, arguments)
+
+
+def is_data(name: str) -> bool:
+    """Whether a string names a data source, and no recipe."""
+    if is_recipe(name):
+        return False
+    from ditlab.data import find_spec
+
+    return find_spec(name) is not None
+
+
+def given_settings(arguments: ArgumentCollection) -> list[str]:
+    """The settings of a recipe on the command line, as "section.key"."""
+    sections = tuple(f"--{section.name}." for section in fields(Recipe))
+    names = [argument.name for argument in arguments if argument.tokens]
+    return [name.removeprefix("--").replace("-", "_") for name in names if name.startswith(sections)]
 
 
 def rename_notes(arguments: ArgumentCollection) -> list[str]:

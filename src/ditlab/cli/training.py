@@ -2,13 +2,15 @@
 
 import time
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ditlab.cli.choosing import given_tables, length_of, train_without_recipe, vars_of, with_settings
+from ditlab.cli.recipes import is_data
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen, show
 from ditlab.config.fields import Amount, Natural, Positive
 from ditlab.config.reader import (
@@ -47,10 +49,15 @@ def train(
     /,
     *,
     out: Folder | None = None,
+    minutes: Amount | None = None,
+    hours: Amount | None = None,
+    images: Positive | None = None,
     init_from: Location | None = None,
     classes: Positive | None = None,
     class_map: Location | None = None,
     allow_changes: Flag = False,
+    yes: Flag = False,
+    given: Annotated[tuple[str, ...], Parameter(show=False)] = (),
     settings: Settings = None,
 ) -> None:
     """Train a model. Run the same command again to resume.
@@ -58,7 +65,14 @@ def train(
     Parameters
     ----------
     out
-        The run folder (default: runs/NAME-OF-THE-RECIPE).
+        The run folder (default: runs/NAME-OF-THE-RECIPE, or runs/NAME-OF-THE-DATA).
+    minutes
+        Longest time in minutes. A larger number later trains on. (Without a recipe: of everything, also of the score;
+        default 30.)
+    hours
+        The same in hours.
+    images
+        Number of images to train on, including repeats.
     init_from
         Model whose weights the run starts from, in any layout. A table shows which weights do not fit.
     classes
@@ -67,15 +81,20 @@ def train(
         TOML or JSON file that maps classes of the data to the classes of the source they start from.
     allow_changes
         Resume with changed images or settings (learning rate, batch, time distribution, EMA).
+    yes
+        Without a recipe: also start a run that is too short to succeed.
     """
+    length = length_of(minutes, hours, images)
+    start = vars_of(init_from=init_from, class_map=class_map)
+    tables = {"train": start, "data": vars_of(classes=classes)}
+    if is_data(recipe):
+        train_without_recipe(recipe, out, length, given_tables(settings, given, tables), yes=yes)
+        return
     from ditlab.training import train
 
     out = out or Path("runs") / find_recipe(recipe).stem
-    overrides: dict[str, Any] = {"init_from": init_from, "class_map": class_map}
-    settings = recipe_of(settings, recipe)
-    start = replace(settings.train, **{key: value for key, value in overrides.items() if value is not None})
-    data = settings.data if classes is None else replace(settings.data, classes=classes)
-    train(replace(settings, train=start, data=data), out, changes=allow_changes, console=screen)
+    settings = with_settings(recipe_of(settings, recipe), tables | {"train": start | length})
+    train(settings, out, changes=allow_changes, console=screen)
     if process_place()[0] == 0:
         say(f"model and previews are in {out}; try: {command()} sample {out}")
 

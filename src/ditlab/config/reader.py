@@ -80,6 +80,12 @@ def find_recipe(name: str, kind: str = "") -> Path:
     raise InputError(f'no recipe "{name}"; {nearest_path(name, remedy) if path.suffix else remedy}')
 
 
+def is_recipe(name: str) -> bool:
+    """Whether a string is the path of an existing file, or the name of a training recipe of the package."""
+    path = Path(expand(name))
+    return path.is_file() or (path.suffix == "" and name in shipped_recipes())
+
+
 def shipped_recipes(kind: str = "") -> dict[str, Path]:
     """Recipes of the package by name; see `find_recipe` for the kinds."""
     package = Path(__file__).parents[1]

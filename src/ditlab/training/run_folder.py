@@ -60,7 +60,9 @@ from ditlab.training.power_ema import STEPS, as_float16
 from ditlab.training.resuming import changeable, compare_run
 from ditlab.training.state import PROFILES, STATE, Snapshot, TrainState, restore_state, snapshot
 
-SKIPPED = "skipped*.csv"  # names of lists of unreadable images, which may be written before the run begins
+CHOICES = "choices.json"
+"""What `ditlab train FOLDER` has chosen."""
+BEFORE = ("skipped*.csv", CHOICES)  # files that may be written before the run begins
 
 
 class RunFolder:
@@ -106,7 +108,7 @@ class RunFolder:
                     "same recipe, or allow changes to resume with the new one"
                 )
             notes += [f"allowed changes: {words}"] if differing else []
-        elif not file.exists() and not is_vacant(self.folder, SKIPPED):
+        elif not file.exists() and not is_vacant(self.folder, *BEFORE):
             raise InputError(f"{self.folder} exists and is not a training run; give another folder")
         return notes
 

@@ -1,0 +1,91 @@
+"""What a data source holds, as far as the choice of a recipe depends on it."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import median
+
+from ditlab.config.sections import Preparation
+from ditlab.core.errors import InputError
+from ditlab.core.units import none_can
+from ditlab.data.base import spread
+from ditlab.data.parse import parse_source
+from ditlab.data.ranges import sampled
+from ditlab.data.scan import Header, read_header
+
+LOOKED_AT = 2000  # images whose headers are read; the sizes of more images hardly change a median
+ALIKE = 1.1  # images have one aspect ratio if those of nine in ten differ from the median by less than this factor
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A data source before training."""
+
+    source: str
+    images: int
+    size: tuple[int, int]
+    """Median height and width in pixels."""
+    one_size: bool
+    """Whether all images that were looked at have this size."""
+    one_aspect: bool
+    """Whether nine in ten images have nearly the same aspect ratio."""
+    channels: int
+    classes: dict[str, int]
+    """Class -> images; empty if there are no classes."""
+    resizable: bool
+    """Whether images can be resized when they are read; built-in data sets cannot."""
+    held_out: str
+    """Source of the held-out images, for a data set that is divided; otherwise empty."""
+
+    @property
+    def smallest_class(self) -> int:
+        """Images of the smallest class, or all images if there are no classes."""
+        return min(self.classes.values(), default=self.images)
+
+
+def look(text: str, settings: Preparation) -> Facts:
+    """Look at a data source: list its images, and read the headers of up to 2,000.
+
+    Args:
+        text: the data source.
+        settings: how it is read.
+
+    Raises:
+        InputError: it does not exist, or no image can be read.
+    """
+    spec = parse_source(text, settings)
+    held_out = spec.held_out()
+    if not spec.resizable:
+        dataset = spec.open(settings)
+        height, width = dataset.size[-2:]
+        counts = count_classes(dataset.classes, dataset.labels.tolist())
+        held_out_text = "" if held_out is None else held_out.text
+        return Facts(text, len(dataset), (height, width), True, True, dataset.channels, counts, False, held_out_text)
+    source = spec.images(settings)
+    indices = sampled(len(source), LOOKED_AT).tolist()
+    with ThreadPoolExecutor() as pool:
+        headers = [*spread(pool, lambda i: read_header(source, indices[i], settings.channels), len(indices))]
+    readable = [header for header in headers if isinstance(header, Header)]
+    sizes = [header.size for header in readable]
+    if not sizes:
+        raise InputError(f"{none_can(len(source), 'image')} be read: {source.name(0)} ({headers[0]}); check the files")
+    aspects = sorted(height / width for height, width in sizes)
+    middle = median(aspects)
+    alike = sum(middle / ALIKE < aspect < middle * ALIKE for aspect in aspects)
+    return Facts(
+        source=text,
+        images=len(source),
+        size=(round(median(height for height, _ in sizes)), round(median(width for _, width in sizes))),
+        one_size=len(set(sizes)) == 1,
+        one_aspect=alike >= 0.9 * len(aspects),
+        channels=settings.channels or (1 if settings.gray else max(header.channels for header in readable)),
+        classes=count_classes(source.classes, source.labels.tolist()),
+        resizable=True,
+        held_out="" if held_out is None else held_out.text,
+    )
+
+
+def count_classes(names: list[str], labels: list[int]) -> dict[str, int]:
+    """Class -> images."""
+    counts = Counter(labels)
+    return {name: counts[i] for i, name in enumerate(names)}

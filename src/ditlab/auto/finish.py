@@ -1,0 +1,157 @@
+"""After the training: features of the user's own images, sampling settings tuned with them, the score, and samples."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ditlab.auto.choose import table
+from ditlab.auto.tuning import Trial, best_sampling, conditions
+from ditlab.config.sampling import Sample
+from ditlab.config.sections import Recipe
+from ditlab.core.io import replace_text
+from ditlab.core.terminal import say
+from ditlab.data import Dataset, InMemory, open_dataset
+from ditlab.data.parse import parse_source
+from ditlab.evaluation.features import Features, open_features
+from ditlab.evaluation.features.own import train_features
+from ditlab.evaluation.memorization import Memorization, memorization
+from ditlab.evaluation.own import OwnScore, score_own
+from ditlab.inference.base import BasePipeline
+from ditlab.inference.folder import generate_images
+from ditlab.inference.pipeline import Pipeline
+from ditlab.report.sheets import contact_sheet, save_sheet
+from ditlab.training.defaults import set_defaults
+
+FEATURES, SCORE, SAMPLES, NEAREST = "features.safetensors", "score.json", "samples.png", "nearest.png"
+MOST, FEWEST = 2600, 130  # samples of a score
+ROWS, COLUMNS = 16, 10  # of the contact sheet
+BATCH = 65
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real images of a run, and the features in which they are compared with samples."""
+
+    training: Dataset
+    held_out: Dataset
+    features: Features
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained model, and its score."""
+
+    pipe: Pipeline
+    folder: Path
+    sample: Sample
+    score: OwnScore | None = None
+    """None if no images are held out."""
+    copies: Memorization | None = None
+
+    def lines(self, command: str) -> list[str]:
+        """The result for the terminal; `command` is how ditlab was called."""
+        score = [] if self.score is None else self.score.lines()
+        copies = [] if self.copies is None else [f"memorization: {self.copies.verdict()}"]
+        return [
+            *score,
+            *copies,
+            f"samples: {self.folder / SAMPLES}; report: {self.folder / 'report.html'}",
+            f"try next: {command} sample {self.folder}",
+        ]
+
+
+def finish(pipe: Pipeline, recipe: Recipe, out: Path, minutes: float, console: Console) -> Outcome:
+    """Tune and score a trained model.
+
+    Args:
+        pipe: the model.
+        recipe: its recipe.
+        out: the run folder.
+        minutes: time for all this; 0 is no limit.
+        console: where progress is shown.
+    """
+    seconds = 60 * minutes if minutes else float("inf")
+    end = time.monotonic() + seconds
+    fast = pipe.prepared()
+    real = open_real(recipe, out, minutes, console)
+    if real is None:
+        sheet(fast, out / SAMPLES)
+        return Outcome(pipe, out, recipe.sample)
+    sample, trials = best_sampling(fast, recipe.sample, real.held_out, real.features, seconds / 3, console)
+    set_defaults(out, sample)
+    pipe.config["sample"] = asdict(sample)
+    sheet(fast, out / SAMPLES)
+    images = generated(fast, real.held_out, end, console)
+    labels = images.labels if pipe.classes else None
+    score = score_own(pipe.values.displayed(images.images), labels, real.training, real.held_out, real.features)
+    protocol = {"run": out.name, "images_seen": pipe.config["images_seen"], "sample": asdict(sample)}
+    copies = memorization(
+        images, real.training, real.held_out, real.features, out / NEAREST, console, protocol=protocol
+    )
+    outcome = Outcome(pipe, out, sample, score, copies)
+    write_score(outcome, trials)
+    return outcome
+
+
+def open_real(recipe: Recipe, out: Path, minutes: float, console: Console) -> Real | None:
+    """Open the training and held-out images of a run, and train the features; None if nothing is held out."""
+    data = recipe.data
+    spec = parse_source(data.source, data).held_out()
+    if spec is None:
+        return None
+    training = open_dataset(data.source, replace(data, flip=False))
+    held_out = spec.open(replace(data, flip=False, split="val" if data.held_out else ""))
+    if training.features != "inception":  # a built-in data set has its own
+        return Real(training, held_out, open_features(training.features))
+    file, rules = out / FEATURES, table()["time"]
+    if not file.exists():
+        limit = rules["longest_features"]
+        share = rules["features"] / rules["score"]
+        train_features(training, file, console, minutes=min(limit, share * minutes) if minutes else limit)
+    return Real(training, held_out, open_features("own", str(file)))
+
+
+def generated(pipe: BasePipeline, held_out: Dataset, end: float, console: Console) -> InMemory:
+    """Samples with the classes of the held-out images and the seeds 0 to N - 1: as many as the time allows."""
+    labels = conditions(pipe, held_out, MOST)
+    parts: list[torch.Tensor] = []
+    for start in range(0, MOST, BATCH):
+        seeds = range(start, start + BATCH)
+        quiet = Console(quiet=True)
+        part = generate_images(pipe, labels[start : start + BATCH], seeds, quiet, batch_size=BATCH, options={})
+        parts.append(part)
+        if start + BATCH >= FEWEST and time.monotonic() > end:
+            break
+    images = torch.cat(parts)
+    say(console, f"scoring {len(images):,} samples with the seeds 0 to {len(images) - 1:,}")
+    where = torch.arange(len(images)) % len(held_out)
+    classes = pipe.model.classes
+    return InMemory(pipe.values.restored(images), held_out.labels[where], classes, values=pipe.values)
+
+
+def sheet(pipe: BasePipeline, file: Path) -> None:
+    """Write a contact sheet of samples with the seeds 0 to 9: a row for each of the first classes."""
+    names = pipe.model.classes[:ROWS]
+    rows = [[pipe.conditioner.value(i)] * COLUMNS for i in range(len(names))] or [[None] * COLUMNS] * COLUMNS
+    labels = [label for row in rows for label in row]
+    seeds = [i % COLUMNS if names else i for i in range(len(labels))]
+    images = generate_images(pipe, labels, seeds, Console(quiet=True), batch_size=BATCH, options={})
+    pictures = pipe.displayed(images)
+    save_sheet(
+        contact_sheet([pictures[i : i + COLUMNS] for i in range(0, len(pictures), COLUMNS)], names or None), file
+    )
+
+
+def write_score(outcome: Outcome, trials: list[Trial]) -> None:
+    """Write the score, the tuned settings and all trials as JSON."""
+    assert outcome.score is not None
+    content: dict[str, Any] = asdict(outcome.score)
+    if outcome.copies is not None:
+        content |= {"memorization": {"ratio": outcome.copies.ratio, "closer": outcome.copies.closer}}
+    content |= {"sample": asdict(outcome.sample), "tuning": [asdict(trial) for trial in trials]}
+    replace_text(outcome.folder / SCORE, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,119 @@
+"""Choose guidance and timestep schedule of a trained model by the Frechet distance to held-out images."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ditlab.auto.choose import table
+from ditlab.config.sampling import Sample
+from ditlab.core.terminal import say
+from ditlab.data import Dataset
+from ditlab.evaluation.features import Features
+from ditlab.evaluation.metrics import frechet_distance
+from ditlab.inference.base import BasePipeline
+from ditlab.inference.folder import generate_images
+
+FIRST_SEED = 10_000_000  # the score uses seeds from 0 on, so that the settings are not fitted to its samples
+FEWEST, MOST = 130, 650  # samples of a trial; a Frechet distance in 64 features needs more than 64
+TRIALS = 6  # that are made on average
+BATCH = 65
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Sampling settings, and the distance of their samples."""
+
+    guidance: float
+    schedule: str
+    fd: float
+
+
+class Trials:
+    """Measures sampling settings of a model, each once.
+
+    Args:
+        pipe: the model.
+        base: its sampling settings.
+        held_out: images to compare with.
+        features: where they are compared.
+        seconds: time for all trials, which determines how many samples each has.
+    """
+
+    def __init__(self, pipe: BasePipeline, base: Sample, held_out: Dataset, features: Features, seconds: float) -> None:
+        self.pipe, self.base, self.held_out, self.features = pipe, base, held_out, features
+        indices = torch.arange(len(held_out)).split(256)
+        self.real = torch.cat([features(held_out.values.displayed(held_out.fetch(i).x)).features for i in indices])
+        self.done: dict[tuple[float, str], Trial] = {}
+        started = time.monotonic()
+        self.draw(BATCH, base)
+        a_trial = seconds / TRIALS * BATCH / (time.monotonic() - started)
+        self.count = int(max(FEWEST, min(MOST, a_trial)))
+
+    def draw(self, count: int, sample: Sample) -> Tensor:
+        """Samples (N, C, H, W) with the classes of the held-out images."""
+        labels = conditions(self.pipe, self.held_out, count)
+        options = {"guidance": sample.guidance if self.pipe.conditional else None, "schedule": sample.schedule}
+        seeds = range(FIRST_SEED, FIRST_SEED + count)
+        return generate_images(
+            self.pipe, labels, seeds, Console(quiet=True), batch_size=BATCH, options=options
+        )  # fmt: skip
+
+    def fd(self, guidance: float, schedule: str) -> float:
+        """Frechet distance of samples with these settings to the held-out images."""
+        key = (guidance, schedule)
+        if key not in self.done:
+            images = self.draw(self.count, replace(self.base, guidance=guidance, schedule=schedule))
+            parts = self.pipe.values.displayed(images).split(256)
+            found = torch.cat([self.features(part).features for part in parts])
+            self.done[key] = Trial(*key, frechet_distance(found.numpy(), self.real.numpy()))
+        return self.done[key].fd
+
+
+def conditions(pipe: BasePipeline, images: Dataset, count: int) -> Sequence[int | str | None]:
+    """Conditions of `count` samples: the classes of real images, in turn; None where there are no classes."""
+    if not pipe.conditional:
+        return [None] * count
+    return [pipe.conditioner.value(int(images.labels[i % len(images)])) for i in range(count)]
+
+
+def best_sampling(
+    pipe: BasePipeline, base: Sample, held_out: Dataset, features: Features, seconds: float, console: Console
+) -> tuple[Sample, list[Trial]]:
+    """Try more and less guidance as long as the distance falls, then other schedules.
+
+    Args:
+        pipe: the model.
+        base: the settings to start from.
+        held_out: images to compare with.
+        features: where they are compared.
+        seconds: time for all trials.
+        console: where the choice is printed.
+
+    Returns:
+        The best settings, and all trials.
+    """
+    rules = table()["tuning"]
+    trials = Trials(pipe, base, held_out, features, seconds)
+    guidance, schedule = base.guidance, base.schedule
+    if pipe.conditional:
+        scales = sorted({*rules["guidance"], guidance})
+        position = scales.index(guidance)
+        for direction in (1, -1):
+            while 0 <= (nearby := position + direction) < len(scales):
+                if trials.fd(scales[nearby], schedule) >= trials.fd(scales[position], schedule):
+                    break
+                position = nearby
+        guidance = scales[position]
+    schedule = min([schedule, *rules["schedules"]], key=lambda name: trials.fd(guidance, name))
+    best = trials.done[guidance, schedule]
+    words = f"guidance {guidance:g}, " if pipe.conditional else ""
+    say(
+        console,
+        f"sampling: {words}schedule {schedule} (lowest Frechet distance of {len(trials.done)} settings: {best.fd:.3g}, "
+        f"{trials.count} samples each)",
+    )
+    return replace(base, guidance=guidance, schedule=schedule), [*trials.done.values()]
