@@ -7,6 +7,7 @@ import copy
 import json
 import time
 from dataclasses import asdict, dataclass
+from math import sqrt
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.formats import check_types, interpreting, parse_object
 from ditlab.core.progress import progress_bar
 from ditlab.core.spelling import expand
-from ditlab.core.units import none_can
+from ditlab.core.units import counted, none_can
 from ditlab.core.weights import fit, read_tensors, write_tensors
 from ditlab.data import Dataset, Latents, training_order
 from ditlab.data.content import digest
@@ -29,7 +30,7 @@ from ditlab.evaluation.seen import seen_channels
 
 SIDE = 32  # largest side of the images that the network reads
 WIDTHS = (32, 64, 128)
-STEPS, BATCH, RATE = 2000, 64, 2e-3
+STEPS, BATCH, RATE = 2000, 64, 3e-3
 IMAGES = 20_000  # images that are kept in memory for training
 ROTATIONS = 4
 CONFUSED = 0.3  # share of the images of two classes that are taken for the other one, from which they are listed
@@ -53,12 +54,12 @@ class OwnClassifier(SmallClassifier):
         self.side = side
         layers: list[nn.Module] = []
         for before, after in zip((channels, *WIDTHS), WIDTHS, strict=False):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.ReLU()]
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
             if side >= 8:
                 layers.append(nn.MaxPool2d(2))
                 side //= 2
         linear = nn.Linear(WIDTHS[-1] * side**2, FEATURES)
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), linear, nn.ReLU())
+        self.features = nn.Sequential(*layers, nn.Flatten(), linear, nn.BatchNorm1d(FEATURES), nn.ReLU())
 
     def embed(self, images: Tensor) -> Tensor:
         return super().embed(resized(images, self.side))
@@ -88,11 +89,18 @@ class Training:
     confused: tuple[tuple[str, str, float], ...] = ()
     """Pairs of classes that it cannot separate, with the share of their held-out images taken for the other one."""
 
-    def remarks(self) -> list[str]:
-        """What a user must know of the classifier, a line each."""
-        pairs = "; ".join(f"{a} and {b} ({share:.0%})" for a, b, share in self.confused[:SHOWN])
-        more = f"; and {len(self.confused) - SHOWN} more" if len(self.confused) > SHOWN else ""
-        return [f"the classifier cannot separate {pairs}{more}"] if pairs else []
+    def lines(self) -> list[str]:
+        """The training in words, and the classes that the classifier cannot separate."""
+        lines = [f"{counted(self.steps, 'step')} on {counted(self.images, 'image')}"]
+        if self.accuracy is not None:
+            error = sqrt(self.accuracy * (1 - self.accuracy) / self.held_out)
+            counts = counted(self.held_out, "held-out image")
+            lines[0] += f"; {self.accuracy:.1%} ± {error:.1%} of {counts} are classified correctly"
+        if self.confused:
+            pairs = "; ".join(f"{a} and {b} ({share:.0%})" for a, b, share in self.confused[:SHOWN])
+            more = f"; and {len(self.confused) - SHOWN} more pairs" if len(self.confused) > SHOWN else ""
+            lines.append(f"classes that the classifier cannot separate: {pairs}{more}")
+        return lines
 
 
 class OwnFeatures(ClassifierFeatures):
@@ -231,11 +239,20 @@ def fitted(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
-            with torch.no_grad():  # an average over the later steps, at whichever step the training ends
-                for mean, value in zip(average.parameters(), net.parameters(), strict=True):
-                    mean.lerp_(value, max(0.01, 4 / (done + 3)))
+            follow(average, net, max(0.01, 4 / (done + 3)))
             progress.advance(task)
     return average, done
+
+
+@torch.no_grad()
+def follow(average: nn.Module, net: nn.Module, share: float) -> None:
+    """Move the weights and running statistics of an average towards those of a network by a share.
+
+    The average over the last steps is good at whichever step the training ends, without a schedule.
+    """
+    for mean, value in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, share)
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
