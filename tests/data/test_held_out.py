@@ -104,7 +104,7 @@ def test_other_sources(folder, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("file,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(20)))
     labeled = opened(f"{folder / 'a'}:val", labels=str(table))
-    assert (names(labeled), labeled.classes) == (names(flat), ["0", "1"])
+    assert (names(labeled), labeled.classes) == (["16.png", *names(flat)], ["0", "1"])
     rows = {"image": [Image.new("RGB", (8, 8))] * 30}
     datasets.Dataset.from_dict(rows, datasets.Features({"image": datasets.Image()})).save_to_disk(tmp_path / "saved")
     for text in (f"{tmp_path / 'saved'}", f"hf:{tmp_path / 'saved'}"):
@@ -132,7 +132,8 @@ PARTS = "but held_out divides {} into train and val; choose one of them"
         (
             "digits",
             {"held_out": 0.1},
-            "held_out is 0.1, but the data set digits has held-out images of its own (digits-held-out); remove held_out",
+            "held_out is 0.1, but the data set digits has held-out images of its own (digits-held-out); "
+            "remove held_out",
         ),
         (
             "{}/../divided",

@@ -31,7 +31,7 @@ class Measuring:
     """How features of real images are computed."""
 
     features: str | None = None
-    """inception, dinov2, digits or glyphs (default: digits or glyphs for these data sets, otherwise inception)."""
+    """inception, dinov2, digits, glyphs or own (default: digits or glyphs for these data sets, otherwise inception)."""
     feature_weights: Location = ""
     """File, folder or hub id of the weights of the feature network."""
     count: Positive | None = None
@@ -91,6 +91,45 @@ def reference(
     )  # fmt: skip
     shown = "" if done is None else f"{counted(done.about['count'], 'image')} in the features {network.name}: {out}"
     report(None if done is None else done.about, shown + unread(real.skipped, out), json)
+
+
+@app.command(group="Evaluate")
+def features(
+    source: Location,
+    /,
+    *,
+    out: File,
+    minutes: Amount = 2.0,
+    seed: Natural = 0,
+    preprocessing: Annotated[Preparation | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Train features on your images for `evaluate` and `memorization`: a small classifier of their classes.
+
+    Use them with --features own --feature-weights FILE. Without classes, the network learns to recognize rotations.
+
+    Parameters
+    ----------
+    source
+        A folder of images, tar shards, hf:NAME[:SPLIT], or a built-in data set.
+    out
+        The file to write; it ends in .safetensors.
+    minutes
+        Longest time of training, after the images are read.
+    seed
+        Decides initial weights, order and shifts.
+    json
+        Print one JSON object.
+    """
+    from ditlab.data import open_dataset, parse_source
+    from ditlab.evaluation.features.own import train_features
+
+    images = preprocessing or Preparation()
+    held_out = parse_source(source, images).held_out()
+    unseen = None if held_out is None else open_dataset(held_out.text, replace(images, split=""))
+    known = open_dataset(source, images, out.with_suffix(".skipped.csv"))
+    done = train_features(known, out, screen, minutes=minutes, seed=seed, held_out=unseen).training
+    report(dataclasses.asdict(done), "\n".join([*done.lines(), f"features: {out}"]), json)
 
 
 @app.command(group="Evaluate")

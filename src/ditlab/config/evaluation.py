@@ -59,7 +59,7 @@ class FeatureOptions(Located):
     """The features in which images are compared."""
 
     features: str = ""
-    """inception, dinov2, digits or glyphs (default: the features of the reference)."""
+    """inception, dinov2, digits, glyphs or own (default: the features of the reference)."""
     feature_weights: Location = ""
     """File, folder or hub id of the weights of the feature network."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from ditlab.core.registry import Registry
-from ditlab.evaluation.features import digits, glyphs
+from ditlab.evaluation.features import digits, glyphs, own
 from ditlab.evaluation.features.base import Extracted, Features
 from ditlab.evaluation.features.dinov2 import DinoV2
 from ditlab.evaluation.features.inception import Inception
@@ -17,6 +17,7 @@ FEATURES: Registry[Callable[[str, torch.device], Features]] = Registry(
         "dinov2": DinoV2.load,
         "digits": digits.load,
         "glyphs": glyphs.load,
+        "own": own.load,
     },
 )
 

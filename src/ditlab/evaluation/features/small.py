@@ -36,7 +36,7 @@ class SmallClassifier(nn.Module):
 
 
 class ClassifierFeatures(Features):
-    """The features of a small classifier, and the probabilities of the classes of its data set."""
+    """The features of a small classifier, and the probabilities of the classes of its data set, if any."""
 
     dimension = FEATURES
 
@@ -44,7 +44,7 @@ class ClassifierFeatures(Features):
         self,
         name: str,
         net: SmallClassifier,
-        classes: list[str],
+        classes: list[str] | None,
         channels: int,
         size: tuple[int, int] | None = None,
     ) -> None:
@@ -54,7 +54,7 @@ class ClassifierFeatures(Features):
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Extracted:
         features = self.net.embed(images)
-        return Extracted(features, probabilities=self.net.head(features).softmax(1))
+        return Extracted(features, probabilities=self.net.head(features).softmax(1) if self.classes else None)
 
 
 def load_or_train(name: str, net: SmallClassifier, train: Callable[[SmallClassifier], None]) -> SmallClassifier:
