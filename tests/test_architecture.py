@@ -25,6 +25,7 @@ ORDER = (  # a package imports only packages that stand before it
     "training",
     "profiling",
     "study",
+    "auto",
     "server",
     "cli",
     "__main__",

@@ -85,12 +85,15 @@ class TestData:
 class TestNetwork:
     def test_a_larger_network_from_its_number_of_images_on(self, monkeypatch):
         networks = [{"name": "Hourglass-XS", "images": 0}, {"name": "Hourglass-S", "images": 1000}]
-        monkeypatch.setattr(choose, "table", lambda table=choose.table(): table | {"networks": networks})
+        changed = choose.table() | {"networks": networks}
+        monkeypatch.setattr(choose, "table", lambda: changed)
         few = choose_network(facts(), base_tables(), [5000, 999], 30)
         many = choose_network(facts(), base_tables(), [5000, 1000], 30)
         assert [choice.value for choice in few] == ["Hourglass-XS", 4]
         assert [choice.value for choice in many] == ["Hourglass-S", 4]
-        assert "about 5,000 training images in 30 minutes on this machine; Hourglass-S pays from 1,000 on" in str(few[0])
+        assert "about 5,000 training images in 30 minutes on this machine; Hourglass-S pays from 1,000 on" in str(
+            few[0]
+        )
 
     def test_a_network_of_the_user_stays(self):
         assert choose_network(facts(), merged(base_tables(), {"model": {"name": "DiT-S/4"}}), [1, 1], 30) == []

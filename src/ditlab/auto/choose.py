@@ -57,7 +57,7 @@ def choose_data(facts: Facts, given: Tables) -> list[Choice]:
         share = min(rules["held_out"], rules["most_held_out"] / facts.images)
         count = counted(round(share * facts.images), "image")
         chosen.append(
-            Choice("data", "held_out", round(share, 4), f"{count} for the score, which training does not see")
+            Choice("data", "held_out", round(share, 4), f"about {count} for the score, which training does not see")
         )
     if not facts.resizable or "size" in data:
         return chosen

@@ -24,6 +24,7 @@ from ditlab.evaluation.own import OwnScore, score_own
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.folder import generate_images
 from ditlab.inference.pipeline import Pipeline
+from ditlab.report.run import write_report
 from ditlab.report.sheets import contact_sheet, save_sheet
 from ditlab.training.defaults import set_defaults
 
@@ -53,6 +54,22 @@ class Outcome:
     """None if no images are held out."""
     copies: Memorization | None = None
 
+    def facts(self) -> dict[str, str]:
+        """The rows of the report."""
+        config, net = self.pipe.config, self.pipe.net
+        rows = {
+            "network": f"{net.config['name']}, {sum(p.numel() for p in net.parameters()) / 1e6:,.2f} M parameters",
+            "images": f"{config['images_seen']:,}",
+            "time": f"{config['train_seconds'] / 60:,.1f} minutes of training",
+            "sampling": f"{self.sample.sampler}, {self.sample.steps} steps, guidance {self.sample.guidance:g}, "
+            f"schedule {self.sample.schedule}",
+        }
+        if self.score is not None:
+            rows["score"] = "; ".join(self.score.lines())
+        if self.copies is not None:
+            rows["memorization"] = self.copies.verdict()
+        return rows
+
     def lines(self, command: str) -> list[str]:
         """The result for the terminal; `command` is how ditlab was called."""
         score = [] if self.score is None else self.score.lines()
@@ -81,7 +98,9 @@ def finish(pipe: Pipeline, recipe: Recipe, out: Path, minutes: float, console: C
     real = open_real(recipe, out, minutes, console)
     if real is None:
         sheet(fast, out / SAMPLES)
-        return Outcome(pipe, out, recipe.sample)
+        outcome = Outcome(pipe, out, recipe.sample)
+        write_report(out, out.name, outcome.facts(), out / SAMPLES)
+        return outcome
     sample, trials = best_sampling(fast, recipe.sample, real.held_out, real.features, seconds / 3, console)
     set_defaults(out, sample)
     pipe.config["sample"] = asdict(sample)
@@ -95,6 +114,7 @@ def finish(pipe: Pipeline, recipe: Recipe, out: Path, minutes: float, console: C
     )
     outcome = Outcome(pipe, out, sample, score, copies)
     write_score(outcome, trials)
+    write_report(out, out.name, outcome.facts(), out / SAMPLES)
     return outcome
 
 
@@ -110,9 +130,11 @@ def open_real(recipe: Recipe, out: Path, minutes: float, console: Console) -> Re
         return Real(training, held_out, open_features(training.features))
     file, rules = out / FEATURES, table()["time"]
     if not file.exists():
-        limit = rules["longest_features"]
-        share = rules["features"] / rules["score"]
-        train_features(training, file, console, minutes=min(limit, share * minutes) if minutes else limit)
+        shortest, longest = rules["shortest_features"], rules["longest_features"]
+        limit = min(longest, max(shortest, minutes * rules["features"] / rules["score"])) if minutes else longest
+        own = train_features(training, file, console, minutes=limit, held_out=held_out)
+        for line in own.training.lines():
+            say(console, line)
     return Real(training, held_out, open_features("own", str(file)))
 
 

@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.terminal import command, say, screen, show
+from ditlab.config.fields import Amount, Positive
+from ditlab.config.values import Location
 from ditlab.core.device import process_place
 from ditlab.core.errors import InputError
 
@@ -17,32 +19,59 @@ MINUTES = 30.0  # of training without a recipe, unless the user gives a time
 Tables = dict[str, dict[str, Any]]
 
 
-def length_of(minutes: float | None, hours: float | None, images: int | None) -> dict[str, Any]:
-    """The settings of [train] for the length of a run; empty if it is not given.
+@dataclass(frozen=True)
+class Length:
+    """The length of a run."""
 
-    Raises:
-        InputError: two lengths, or none above 0.
-    """
-    given = vars_of(minutes=minutes, hours=hours, images=images)
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(f'--{name}' for name in given)} are both lengths; give one of them")
-    if "images" in given:
+    minutes: Amount | None = None
+    """Longest time in minutes; a larger number later trains on. Without a recipe it covers everything, also the score
+    (default: 30)."""
+    hours: Amount | None = None
+    """The same in hours."""
+    images: Positive | None = None
+    """Number of images to train on, including repeats."""
+
+    def settings(self) -> dict[str, Any]:
+        """The length as settings of [train]; empty if none is given.
+
+        Raises:
+            InputError: two lengths, or none above 0.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(f'--{name}' for name in given)} are both lengths; give one of them")
+        for name, value in given.items():
+            if not value > 0:
+                raise InputError(f"--{name} {value:g}; give more than 0")
+        if "hours" in given:
+            return {"minutes": 60 * given["hours"]}
         return given
-    for name, value in given.items():
-        if not value > 0:
-            raise InputError(f"--{name} {value:g}; give more than 0")
-        return {"minutes": value * (60 if name == "hours" else 1)}
-    return {}
 
 
-def vars_of(**values: Any) -> dict[str, Any]:
-    """The values that are given."""
-    return {name: value for name, value in values.items() if value is not None}
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from."""
+
+    init_from: Location | None = None
+    """Model whose weights the run starts from, in any layout. A table shows which weights do not fit."""
+    classes: Positive | None = None
+    """Class count of the model, if it must be larger than that of the data."""
+    class_map: Location | None = None
+    """TOML or JSON file that maps classes of the data to the classes of the source they start from."""
+
+    def tables(self) -> Tables:
+        """The settings of [train] and [data]."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        data = {"classes": given.pop("classes")} if "classes" in given else {}
+        return {"train": given, "data": data}
 
 
-def with_settings(recipe: "Recipe", tables: Tables) -> "Recipe":
+def with_settings(recipe: "Recipe", *changes: Tables) -> "Recipe":
     """A recipe with other values of some settings."""
-    return replace(recipe, **{name: replace(getattr(recipe, name), **values) for name, values in tables.items()})
+    for tables in changes:
+        changed = {name: replace(getattr(recipe, name), **values) for name, values in tables.items()}
+        recipe = replace(recipe, **changed)
+    return recipe
 
 
 def given_tables(settings: Any, given: Sequence[str], others: Tables) -> Tables:

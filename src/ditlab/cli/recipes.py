@@ -52,7 +52,8 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             if commands[0] == "train" and is_data(name):
                 Dict({commands[0]: {"given": given_settings(arguments)}}, source=name)(app, commands, arguments)
                 return
-            path = find_recipe(name, "evaluation" if is_protocol else "")
+            others = "a folder of images, " if commands[0] == "train" else ""
+            path = find_recipe(name, "evaluation" if is_protocol else "", others)
             tables = read_toml(path)
             if is_protocol:
                 print_notes(sampling_notes(str(path), tables, RENAMED))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ditlab.cli.choosing import given_tables, length_of, train_without_recipe, vars_of, with_settings
+from ditlab.cli.choosing import Length, Start, given_tables, train_without_recipe, with_settings
 from ditlab.cli.recipes import is_data
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen, show
 from ditlab.config.fields import Amount, Natural, Positive
@@ -36,6 +36,13 @@ else:
     RecipeArguments = recipe_arguments()  # with a field for each option of the networks
 
 Name = Annotated[Location, Parameter(help=f"A .toml file, or a shipped recipe: {', '.join(shipped_recipes())}.")]
+Subject = Annotated[
+    Location,
+    Parameter(
+        help="A folder of images (or any other data source), for which a recipe is chosen; or a recipe: a .toml "
+        f"file, or one of {', '.join(shipped_recipes())}."
+    ),
+]
 StudyName = Annotated[
     Location, Parameter(help=f"A .toml file, or a shipped study: {', '.join(shipped_recipes('studies'))}.")
 ]
@@ -45,56 +52,37 @@ Flag = Annotated[bool, Parameter(negative="")]
 
 @app.command(group="Train")
 def train(
-    recipe: Name,
+    recipe: Subject,
     /,
     *,
     out: Folder | None = None,
-    minutes: Amount | None = None,
-    hours: Amount | None = None,
-    images: Positive | None = None,
-    init_from: Location | None = None,
-    classes: Positive | None = None,
-    class_map: Location | None = None,
+    length: Annotated[Length | None, Parameter(name="*")] = None,
+    start: Annotated[Start | None, Parameter(name="*")] = None,
     allow_changes: Flag = False,
     yes: Flag = False,
     given: Annotated[tuple[str, ...], Parameter(show=False)] = (),
     settings: Settings = None,
 ) -> None:
-    """Train a model. Run the same command again to resume.
+    """Train a model with a recipe, or on images for which a recipe is chosen. Run the same command again to resume.
 
     Parameters
     ----------
     out
         The run folder (default: runs/NAME-OF-THE-RECIPE, or runs/NAME-OF-THE-DATA).
-    minutes
-        Longest time in minutes. A larger number later trains on. (Without a recipe: of everything, also of the score;
-        default 30.)
-    hours
-        The same in hours.
-    images
-        Number of images to train on, including repeats.
-    init_from
-        Model whose weights the run starts from, in any layout. A table shows which weights do not fit.
-    classes
-        Class count of the model, if it must be larger than that of the data.
-    class_map
-        TOML or JSON file that maps classes of the data to the classes of the source they start from.
     allow_changes
         Resume with changed images or settings (learning rate, batch, time distribution, EMA).
     yes
         Without a recipe: also start a run that is too short to succeed.
     """
-    length = length_of(minutes, hours, images)
-    start = vars_of(init_from=init_from, class_map=class_map)
-    tables = {"train": start, "data": vars_of(classes=classes)}
+    end, tables = (length or Length()).settings(), (start or Start()).tables()
     if is_data(recipe):
-        train_without_recipe(recipe, out, length, given_tables(settings, given, tables), yes=yes)
+        train_without_recipe(recipe, out, end, given_tables(settings, given, tables), yes=yes)
         return
     from ditlab.training import train
 
     out = out or Path("runs") / find_recipe(recipe).stem
-    settings = with_settings(recipe_of(settings, recipe), tables | {"train": start | length})
-    train(settings, out, changes=allow_changes, console=screen)
+    chosen = with_settings(recipe_of(settings, recipe), tables, {"train": end})
+    train(chosen, out, changes=allow_changes, console=screen)
     if process_place()[0] == 0:
         say(f"model and previews are in {out}; try: {command()} sample {out}")
 

@@ -60,12 +60,13 @@ def parse_sides(text: str) -> tuple[int, ...]:
     return tuple(int(side) for side in sides)
 
 
-def find_recipe(name: str, kind: str = "") -> Path:
+def find_recipe(name: str, kind: str = "", others: str = "") -> Path:
     """Return the path of a recipe.
 
     Args:
         name: path of a .toml file, or the name of a recipe of the package, such as "digits".
         kind: "" for training, "evaluation" for evaluation protocols, "studies" for studies.
+        others: what else may be given, for the message.
 
     Raises:
         InputError: no such recipe.
@@ -76,7 +77,7 @@ def find_recipe(name: str, kind: str = "") -> Path:
     shipped = shipped_recipes(kind)
     if path.suffix == "" and name in shipped:
         return shipped[name]
-    remedy = f"give the path of a .toml file, or {nearest(name, sorted(shipped))}"
+    remedy = f"give {others}the path of a .toml file, or {nearest(name, sorted(shipped))}"
     raise InputError(f'no recipe "{name}"; {nearest_path(name, remedy) if path.suffix else remedy}')
 
 

@@ -224,13 +224,14 @@ def blocks(file: Path, width: int) -> Text:
     return text
 
 
-def write_report(run: Path, title: str, facts: dict[str, str]) -> Path:
+def write_report(run: Path, title: str, facts: dict[str, str], samples: Path | None = None) -> Path:
     """Write a self-contained page with the curves, the loss over time and the newest preview of a run.
 
     Args:
         run: the run folder, in which the page is written.
         title: title of the page.
         facts: rows of a table: name -> value.
+        samples: contact sheet of the trained model, which is shown first and in place of the preview.
 
     Returns:
         The path of the page.
@@ -239,18 +240,24 @@ def write_report(run: Path, title: str, facts: dict[str, str]) -> Path:
     parts = [f"<h1>{html.escape(title)}</h1>", "<table>"]
     parts += [f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items()]
     parts.append("</table>")
+    parts += [embedded(samples, "samples of the trained model")] if samples is not None else []
     parts += curves(lines)
     losses = loss_by_time(lines)
     if losses:
         times = [(i + 0.5) / len(losses) for i in range(len(losses))]
         parts.append(figure("latest loss, from data (0) to noise (1)", times, losses))
-    if files := previews(run):
-        data = base64.b64encode(files[-1].read_bytes()).decode()
-        parts.append(
-            f"<figure><img alt='samples' src='data:image/png;base64,{data}'>"
-            f"<figcaption>preview at {counted(int(files[-1].stem), 'image')}</figcaption></figure>"
-        )
+    if samples is None and (files := previews(run)):
+        parts.append(embedded(files[-1], f"preview at {counted(int(files[-1].stem), 'image')}"))
     recipe = html.escape((run / "recipe.toml").read_text(encoding="utf-8"))
     parts.append(f"<details><summary>recipe</summary><pre>{recipe}</pre></details>")
     replace_text(run / REPORT, page(title, "\n".join(parts)))
     return run / REPORT
+
+
+def embedded(file: Path, caption: str) -> str:
+    """A PNG file as a figure that contains its data."""
+    data = base64.b64encode(file.read_bytes()).decode()
+    return (
+        f"<figure><img alt='samples' src='data:image/png;base64,{data}'>"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )

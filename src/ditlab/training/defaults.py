@@ -7,7 +7,7 @@ from pathlib import Path
 from ditlab.checkpoints import load
 from ditlab.config.reader import parse_recipe, read_toml, to_tables, to_toml
 from ditlab.config.sampling import Sample
-from ditlab.core.io import held, replace_text, replacing, write_manifest
+from ditlab.core.io import MANIFEST, held, replace_text, replacing, write_manifest
 from ditlab.core.weights import newest_checkpoint
 from ditlab.inference import saving
 
@@ -32,7 +32,7 @@ def set_defaults(run: Path, sample: Sample) -> None:
         pipe = load(checkpoint)
         pipe.config |= {"sample": tables["sample"], "recipe": tables}
         with replacing(checkpoint) as draft:
-            shutil.copytree(checkpoint, draft)
+            shutil.copytree(checkpoint, draft, ignore=shutil.ignore_patterns(MANIFEST))
             saving.write_others(pipe, draft, run.name)
             write_manifest(draft)
         replace_text(run / "recipe.toml", to_toml(tables))

@@ -1,0 +1,98 @@
+"""`ditlab train FOLDER` from the images to the score."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from ditlab import load
+from ditlab.auto import Budget, choose, train_folder
+from ditlab.auto.train import check_promising, remarks
+from ditlab.config.reader import read_toml
+from ditlab.core.errors import InputError
+
+TINY = {"model": {"name": "Hourglass-XS", "width": 16, "heads": 1, "depth": 1, "outer": (8,), "patch": 2}}
+FEW = {"enough": 40, "held_out": 0.25, "most_held_out": 2000, "few_of_class": 20}
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Sixty images of two colors, 8x8 pixels."""
+    random = np.random.default_rng(0)
+    for i in range(60):
+        color = [220, 40, 40] if i % 2 else [40, 40, 220]
+        pixels = np.clip(random.normal(color, 8, (8, 8, 3)), 0, 255).astype(np.uint8)
+        file = tmp_path / "colors" / ("red" if i % 2 else "blue") / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    return tmp_path / "colors"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Hold out some of few images, and try fewer sampling settings."""
+    changed = choose.table() | {"data": FEW, "tuning": {"guidance": [1.0, 1.5], "schedules": ["uniform"]}}
+    changed["time"] = changed["time"] | {"longest_features": 0.05}
+    for module in ("choose", "train", "finish", "tuning"):
+        monkeypatch.setattr(f"ditlab.auto.{module}.table", lambda: changed)
+    monkeypatch.setattr("ditlab.auto.finish.MOST", 130)
+
+
+def test_from_images_to_a_score(images, tmp_path, quick):
+    out, console = tmp_path / "run", Console(quiet=True)
+    first = train_folder(str(images), out, Budget(images=1280), console, given=TINY)
+    assert first.score is not None
+    assert first.score.held_out == 12
+    assert first.score.classifier_accuracy == 1.0
+    content = json.loads((out / "score.json").read_text())
+    assert content["fd"] == first.score.fd
+    assert {trial["guidance"] for trial in content["tuning"]} == {1.0, 1.5}
+    assert load(out).defaults == first.sample
+    assert read_toml(out / "recipe.toml")["sample"]["guidance"] == first.sample.guidance
+    assert {"samples.png", "nearest.png", "report.html", "features.safetensors", "choices.json"} <= {
+        file.name for file in out.iterdir()
+    }
+    again = train_folder(str(images), out, Budget(images=1280), console, given=TINY)
+    assert again.pipe.config["images_seen"] == 1280
+    more = train_folder(str(images), out, Budget(images=1344), console, given=TINY)
+    assert more.pipe.config["images_seen"] == 1344
+
+
+def test_a_folder_with_a_run_on_other_data(images, tmp_path):
+    (tmp_path / "recipe.toml").write_text('[data]\nsource = "digits"\n')
+    with pytest.raises(InputError, match=f"{tmp_path} holds a run on digits, not on {images}; give another folder"):
+        train_folder(str(images), tmp_path, Budget(minutes=1), Console(quiet=True))
+
+
+def test_a_run_that_cannot_succeed_is_not_started_unless_the_user_agrees(capsys):
+    asked = []
+    answer = [False, True]
+
+    def agree(text):
+        asked.append(text)
+        return answer[len(asked) - 1]
+
+    text = "only about 1,000 training images in 2 minutes, of which nothing but colors is learned"
+    with pytest.raises(InputError, match=f"^{text}; give 100 minutes or more$"):
+        check_promising(1000, Budget(minutes=2), agree, Console())
+    check_promising(1000, Budget(minutes=2), agree, Console())
+    assert asked == [text, text]
+    check_promising(10_000, Budget(minutes=2), agree, Console())
+    check_promising(100_000, Budget(minutes=2), agree, Console())
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"{text}; give 100 minutes or more for shapes",
+        "about 10,000 training images in 2 minutes: the best that fits, with rough shapes",
+    ]
+
+
+def test_what_is_said_of_the_data():
+    few = choose.Facts("x", 10, (8, 8), True, True, 3, {"a": 9, "b": 1}, True, "")
+    assert remarks(few) == [
+        "10 images: the model will learn them by heart, and there is no score, because fewer than 200 images leave too "
+        "few to hold out",
+        "2 classes with fewer than 20 images (a, b): their samples will resemble the few images; add images, or merge "
+        "classes",
+    ]
