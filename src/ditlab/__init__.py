@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ditlab.core.version import __version__
 
 if TYPE_CHECKING:
+    from ditlab.auto import train_folder as train_folder
     from ditlab.backbones import create as create
     from ditlab.checkpoints import load as load
     from ditlab.config.sections import Recipe as Recipe
@@ -30,6 +31,7 @@ _HOMES = {
     "evaluate": "ditlab.evaluation.protocols",
     "load": "ditlab.checkpoints",
     "train": "ditlab.training",
+    "train_folder": "ditlab.auto",
 }
 _PARTS = {
     "interop": "ditlab.checkpoints",  # until the next release

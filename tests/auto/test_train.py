@@ -8,8 +8,8 @@ from PIL import Image
 from rich.console import Console
 
 from ditlab import load
-from ditlab.auto import Budget, choose, train_folder
-from ditlab.auto.train import check_promising, remarks
+from ditlab.auto import choose, train_folder
+from ditlab.auto.train import Budget, check_promising, remarks
 from ditlab.config.reader import read_toml
 from ditlab.core.errors import InputError
 
@@ -42,7 +42,7 @@ def quick(monkeypatch):
 
 def test_from_images_to_a_score(images, tmp_path, quick):
     out, console = tmp_path / "run", Console(quiet=True)
-    first = train_folder(str(images), out, Budget(images=1280), console, given=TINY)
+    first = train_folder(images, out, images=1280, settings=TINY, console=console)
     assert first.score is not None
     assert first.score.held_out == 12
     assert first.score.classifier_accuracy == 1.0
@@ -54,16 +54,16 @@ def test_from_images_to_a_score(images, tmp_path, quick):
     assert {"samples.png", "nearest.png", "report.html", "features.safetensors", "choices.json"} <= {
         file.name for file in out.iterdir()
     }
-    again = train_folder(str(images), out, Budget(images=1280), console, given=TINY)
+    again = train_folder(images, out, images=1280, settings=TINY, console=console)
     assert again.pipe.config["images_seen"] == 1280
-    more = train_folder(str(images), out, Budget(images=1344), console, given=TINY)
+    more = train_folder(images, out, images=1344, settings=TINY, console=console)
     assert more.pipe.config["images_seen"] == 1344
 
 
 def test_a_folder_with_a_run_on_other_data(images, tmp_path):
     (tmp_path / "recipe.toml").write_text('[data]\nsource = "digits"\n')
     with pytest.raises(InputError, match=f"{tmp_path} holds a run on digits, not on {images}; give another folder"):
-        train_folder(str(images), tmp_path, Budget(minutes=1), Console(quiet=True))
+        train_folder(images, tmp_path, minutes=1)
 
 
 def test_a_run_that_cannot_succeed_is_not_started_unless_the_user_agrees(capsys):

@@ -3,8 +3,6 @@
 import pytest
 from PIL import Image
 
-from ditlab.auto import Budget
-
 
 @pytest.fixture
 def images(tmp_path):
@@ -21,8 +19,8 @@ def called(monkeypatch):
         def lines(self, command):
             return [f"{command} is done"]
 
-    def train_folder(source, out, budget, console, *, given, agree):
-        calls.append((source, str(out), budget, given, agree("?")))
+    def train_folder(source, out, *, settings, agree, console, **length):
+        calls.append((source, str(out), length, settings, agree("?")))
         return Done()
 
     monkeypatch.setattr("ditlab.auto.train_folder", train_folder)
@@ -34,13 +32,13 @@ def test_settings_on_the_command_line_are_not_chosen(ditlab, images, called):
         "train", str(images), "--hours", "0.5", "--train.batch", "128", "--model.width=64", "--classes", "4"
     )
     given = {"train": {"batch": 128}, "model": {"width": 64}, "data": {"classes": 4}}
-    assert called == [(str(images), "runs/colors", Budget(minutes=30), given, False)]
+    assert called == [(str(images), "runs/colors", {"minutes": 30.0}, given, False)]
     assert printed.out == "ditlab is done\n"
 
 
 def test_a_default_that_the_user_gives_is_kept(ditlab, images, called):
     ditlab("train", str(images), "--images", "5", "--optim.lr", "1e-4", "--out", "here", "--yes")
-    assert called == [(str(images), "here", Budget(images=5), {"optim": {"lr": 1e-4}}, True)]
+    assert called == [(str(images), "here", {"images": 5}, {"optim": {"lr": 1e-4}}, True)]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ from ditlab.config.sections import Recipe, Train
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting, read_object
 from ditlab.core.io import make_folder, replace_text
-from ditlab.core.terminal import say
+from ditlab.core.spelling import expand
+from ditlab.core.terminal import make_console, say
 from ditlab.core.units import counted
 from ditlab.data import open_dataset
 from ditlab.evaluation import measure
@@ -39,6 +40,7 @@ from ditlab.profiling.plan import plan
 from ditlab.training import train
 from ditlab.training.run_folder import CHOICES
 
+MINUTES = 30.0  # of a call without a length
 Agree = Callable[[str], bool]
 """Asks the user whether to go on in spite of what the text says."""
 
@@ -58,28 +60,36 @@ class Budget:
 
 
 def train_folder(
-    source: str,
-    out: Path,
-    budget: Budget,
-    console: Console,
+    source: str | Path,
+    out: str | Path,
     *,
-    given: Tables | None = None,
+    minutes: float = MINUTES,
+    images: int | None = None,
+    settings: Tables | None = None,
     agree: Agree = lambda text: True,
+    console: Console | None = None,
 ) -> Outcome:
     """Train a model on a data source without a recipe; the same call resumes, and a longer time trains on.
 
     Args:
         source: a folder of images, or any other data source.
         out: the run folder.
-        budget: how long the whole call may take, or on how many images is trained.
-        console: where choices and progress are shown.
-        given: settings of the user by section, which are not chosen.
-        agree: called before a run that cannot succeed.
+        minutes: longest time of the whole call, with the choice, the training and the score.
+        images: number of training images, in place of the time.
+        settings: settings that are not chosen, by section, such as {"data": {"size": "32"}}.
+        agree: asked with a text before a run that cannot succeed.
+        console: where choices and progress are shown (default: standard error).
+
+    Returns:
+        The model, its tuned sampling settings and its score; the same is in the run folder, in report.html and
+        score.json.
 
     Raises:
-        InputError: the data cannot be read, the settings contradict each other, or the user does not agree.
+        InputError: the data cannot be read, the settings contradict each other, or `agree` returned false.
     """
-    given, started = given or {}, time.monotonic()
+    source, out, given = expand(str(source)), Path(expand(str(out))), settings or {}
+    budget = Budget(images=images) if images else Budget(minutes=minutes)
+    console, started = console or make_console(stderr=True), time.monotonic()
     if (out / "recipe.toml").exists():
         recipe, looking = resumed(source, out, given), read_looking(out)
     else:

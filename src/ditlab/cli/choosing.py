@@ -15,7 +15,6 @@ from ditlab.core.errors import InputError
 if TYPE_CHECKING:
     from ditlab.config.sections import Recipe
 
-MINUTES = 30.0  # of training without a recipe, unless the user gives a time
 Tables = dict[str, dict[str, Any]]
 
 
@@ -91,13 +90,14 @@ def given_tables(settings: Any, given: Sequence[str], others: Tables) -> Tables:
 
 def train_without_recipe(source: str, out: Path | None, length: dict[str, Any], tables: Tables, *, yes: bool) -> None:
     """Choose a recipe for the data, train, and score the model."""
-    from ditlab.auto import Budget, train_folder
+    from ditlab.auto import train_folder
 
     if process_place()[1] > 1:
         raise InputError("a recipe is chosen for one process; give a recipe, such as the recipe.toml of a first run")
     out = out or Path("runs") / (Path(source).resolve().name if Path(source).exists() else source.replace(":", "-"))
-    budget = Budget(**length) if length else Budget(minutes=MINUTES)
-    outcome = train_folder(source, out, budget, screen, given=tables, agree=lambda text: yes or agreed(text))
+    outcome = train_folder(
+        source, out, **length, settings=tables, agree=lambda text: yes or agreed(text), console=screen
+    )
     for line in outcome.lines(command()):
         show(line)
 
