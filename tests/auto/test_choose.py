@@ -87,8 +87,8 @@ class TestNetwork:
         networks = [{"name": "Hourglass-XS", "images": 0}, {"name": "Hourglass-S", "images": 1000}]
         changed = choose.table() | {"networks": networks}
         monkeypatch.setattr(choose, "table", lambda: changed)
-        few = choose_network(facts(), base_tables(), [5000, 999], 30)
-        many = choose_network(facts(), base_tables(), [5000, 1000], 30)
+        few = choose_network(facts(), base_tables(facts()), [5000, 999], 30)
+        many = choose_network(facts(), base_tables(facts()), [5000, 1000], 30)
         assert [choice.value for choice in few] == ["Hourglass-XS", 4]
         assert [choice.value for choice in many] == ["Hourglass-S", 4]
         assert "about 5,000 training images in 30 minutes on this machine; Hourglass-S pays from 1,000 on" in str(
@@ -96,11 +96,11 @@ class TestNetwork:
         )
 
     def test_a_network_of_the_user_stays(self):
-        assert choose_network(facts(), merged(base_tables(), {"model": {"name": "DiT-S/4"}}), [1, 1], 30) == []
+        assert choose_network(facts(), merged(base_tables(facts()), {"model": {"name": "DiT-S/4"}}), [1, 1], 30) == []
 
     def test_the_recipe_is_valid(self):
         options = choose.network_options((64, 64))[0]
-        recipe = recipe_from(merged(base_tables(), {"model": options, "data": {"held_out": 0.1}}), facts())
+        recipe = recipe_from(merged(base_tables(facts()), {"model": options, "data": {"held_out": 0.1}}), facts())
         assert (recipe.model.name, recipe.model.patch, recipe.data.source) == ("Hourglass-XS", 4, "x")
         assert (recipe.diffusion.target, recipe.optim.name, recipe.sample.sampler) == ("x0", "muon", "ab4")
 

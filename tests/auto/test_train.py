@@ -96,3 +96,27 @@ def test_what_is_said_of_the_data():
         "2 classes with fewer than 20 images (a, b): their samples will resemble the few images; add images, or merge "
         "classes",
     ]
+
+
+def test_equal_images_have_no_score(tmp_path, quick, capsys):
+    for i in range(60):
+        file = tmp_path / "gray" / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 100).save(file)
+    done = train_folder(tmp_path / "gray", tmp_path / "run", images=64, settings=TINY)
+    assert (done.score, done.copies, done.sample.guidance) == (None, None, 1.0)
+    printed = capsys.readouterr().err
+    for what in ("there is no score", "memorization is not tested"):
+        assert f"{what}: all 130 images have the same features; check the images\n" in printed
+
+
+def test_ten_images_give_samples_and_no_score(tmp_path):
+    for i in range(10):
+        file = tmp_path / "ten" / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (12, 8), (20 * i, 0, 0)).save(file)
+    settings = {"model": TINY["model"] | {"patch": 1}}
+    done = train_folder(tmp_path / "ten", tmp_path / "run", images=64, settings=settings)
+    assert (done.score, done.pipe.net.size) == (None, (8, 12))
+    assert "score.json" not in {file.name for file in (tmp_path / "run").iterdir()}
+    assert (tmp_path / "run" / "samples.png").exists()

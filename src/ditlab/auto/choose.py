@@ -39,9 +39,12 @@ def table() -> dict[str, Any]:
     return parse_toml((Path(__file__).parent / "table.toml").read_text(encoding="utf-8"))
 
 
-def base_tables() -> Tables:
-    """The settings that are the same for all data."""
-    return {section: dict(values) for section, values in table()["recipe"].items()}
+def base_tables(facts: Facts) -> Tables:
+    """The settings that are the same for all data; without classes there is no guidance."""
+    tables = {section: dict(values) for section, values in table()["recipe"].items()}
+    if not facts.classes:
+        tables["sample"]["guidance"] = 1.0
+    return tables
 
 
 def choose_data(facts: Facts, given: Tables) -> list[Choice]:

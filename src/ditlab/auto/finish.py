@@ -13,6 +13,7 @@ from ditlab.auto.choose import table
 from ditlab.auto.tuning import Trial, best_sampling, conditions
 from ditlab.config.sampling import Sample
 from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
 from ditlab.core.terminal import say
 from ditlab.data import Dataset, InMemory, open_dataset
@@ -89,11 +90,10 @@ def finish(pipe: Pipeline, recipe: Recipe, out: Path, minutes: float, console: C
         pipe: the model.
         recipe: its recipe.
         out: the run folder.
-        minutes: time for all this; 0 is no limit.
+        minutes: time for all this.
         console: where progress is shown.
     """
-    seconds = 60 * minutes if minutes else float("inf")
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 60 * minutes
     fast = pipe.prepared()
     real = open_real(recipe, out, minutes, console)
     if real is None:
@@ -101,17 +101,15 @@ def finish(pipe: Pipeline, recipe: Recipe, out: Path, minutes: float, console: C
         outcome = Outcome(pipe, out, recipe.sample)
         write_report(out, out.name, outcome.facts(), out / SAMPLES)
         return outcome
-    sample, trials = best_sampling(fast, recipe.sample, real.held_out, real.features, seconds / 3, console)
+    sample, trials = best_sampling(fast, recipe.sample, real.held_out, real.features, 20 * minutes, console)
     set_defaults(out, sample)
     pipe.config["sample"] = asdict(sample)
     sheet(fast, out / SAMPLES)
     images = generated(fast, real.held_out, end, console)
     labels = images.labels if pipe.classes else None
-    score = score_own(pipe.values.displayed(images.images), labels, real.training, real.held_out, real.features)
+    score = scored(pipe.values.displayed(images.images), labels, real, console)
     protocol = {"run": out.name, "images_seen": pipe.config["images_seen"], "sample": asdict(sample)}
-    copies = memorization(
-        images, real.training, real.held_out, real.features, out / NEAREST, console, protocol=protocol
-    )
+    copies = copied(images, real, out / NEAREST, protocol, console)
     outcome = Outcome(pipe, out, sample, score, copies)
     write_score(outcome, trials)
     write_report(out, out.name, outcome.facts(), out / SAMPLES)
@@ -131,7 +129,7 @@ def open_real(recipe: Recipe, out: Path, minutes: float, console: Console) -> Re
     file, rules = out / FEATURES, table()["time"]
     if not file.exists():
         shortest, longest = rules["shortest_features"], rules["longest_features"]
-        limit = min(longest, max(shortest, minutes * rules["features"] / rules["score"])) if minutes else longest
+        limit = min(longest, max(shortest, minutes * rules["features"] / rules["score"]))
         own = train_features(training, file, console, minutes=limit, held_out=held_out)
         for line in own.training.lines():
             say(console, line)
@@ -156,6 +154,24 @@ def generated(pipe: BasePipeline, held_out: Dataset, end: float, console: Consol
     return InMemory(pipe.values.restored(images), held_out.labels[where], classes, values=pipe.values)
 
 
+def scored(samples: torch.Tensor, labels: torch.Tensor | None, real: Real, console: Console) -> OwnScore | None:
+    """Score samples; None if the images do not allow it, such as samples that are all equal."""
+    try:
+        return score_own(samples, labels, real.training, real.held_out, real.features)
+    except InputError as error:
+        say(console, f"there is no score: {error}")
+        return None
+
+
+def copied(images: Dataset, real: Real, file: Path, protocol: dict[str, Any], console: Console) -> Memorization | None:
+    """Test whether samples are copies; None if the images do not allow it: held-out images may be copies themselves."""
+    try:
+        return memorization(images, real.training, real.held_out, real.features, file, console, protocol=protocol)
+    except InputError as error:
+        say(console, f"memorization is not tested: {error}")
+        return None
+
+
 def sheet(pipe: BasePipeline, file: Path) -> None:
     """Write a contact sheet of samples with the seeds 0 to 9: a row for each of the first classes."""
     names = pipe.model.classes[:ROWS]
@@ -171,8 +187,7 @@ def sheet(pipe: BasePipeline, file: Path) -> None:
 
 def write_score(outcome: Outcome, trials: list[Trial]) -> None:
     """Write the score, the tuned settings and all trials as JSON."""
-    assert outcome.score is not None
-    content: dict[str, Any] = asdict(outcome.score)
+    content: dict[str, Any] = {} if outcome.score is None else asdict(outcome.score)
     if outcome.copies is not None:
         content |= {"memorization": {"ratio": outcome.copies.ratio, "closer": outcome.copies.closer}}
     content |= {"sample": asdict(outcome.sample), "tuning": [asdict(trial) for trial in trials]}

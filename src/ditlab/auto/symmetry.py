@@ -32,5 +32,5 @@ def mirrored_accuracy(dataset: Dataset, seconds: float, console: Console) -> flo
         net = OwnClassifier(2, seen_channels(dataset), side)
         net, _ = fitted(net, training.flatten(0, 1), labels, 0, STEPS, seconds, console)
     with torch.inference_mode():
-        found = torch.cat([net(part).argmax(1) for part in test.flatten(0, 1).split(256)])
+        found = torch.cat([net(part).argmax(1) for part in torch.split(test.flatten(0, 1), 256)])
     return (found == torch.arange(2).repeat(len(test))).float().mean().item()

@@ -58,6 +58,13 @@ class Budget:
         rules = table()["time"]
         return self.minutes - min(rules["score"] * self.minutes, rules["longest_score"])
 
+    def finishing(self, trained: float) -> float:
+        """Minutes for tuning and score, after `trained` minutes of training."""
+        if self.minutes:
+            return self.minutes - self.training
+        rules = table()["time"]
+        return min(rules["longest_score"], max(1.0, trained * rules["score"] / (1 - rules["score"])))
+
 
 def train_folder(
     source: str | Path,
@@ -100,7 +107,7 @@ def train_folder(
         replace_text(out / CHOICES, json.dumps(content, indent=1) + "\n")
     recipe = replace(recipe, train=with_length(recipe, budget, looking))
     pipe = train(recipe, out, console=console)
-    return finish(pipe, recipe, out, budget.minutes - budget.training, console)
+    return finish(pipe, recipe, out, budget.finishing(pipe.config["train_seconds"] / 60), console)
 
 
 def with_length(recipe: Recipe, budget: Budget, looking: float) -> Train:
@@ -137,7 +144,7 @@ def choose(source: str, budget: Budget, given: Tables, console: Console, agree: 
     facts = look(source, parse_recipe({"data": merged({}, given).get("data", {})}).data)
     say(console, f"{source}: {describe(facts)}")
     choices = choose_data(facts, given)
-    tables = merged(with_choices(base_tables(), choices), given)
+    tables = merged(with_choices(base_tables(facts), choices), given)
     choices += choose_mirroring(facts, tables, budget, console)
     tables = with_choices(tables, choices)
     rates = rates_of(facts, tables)
@@ -156,7 +163,7 @@ def choose(source: str, budget: Budget, given: Tables, console: Console, agree: 
 def choose_mirroring(facts: Facts, tables: Tables, budget: Budget, console: Console) -> list[Choice]:
     """Mirror the images too if a classifier cannot tell mirrored images from the others."""
     rules = table()["mirroring"]
-    if not facts.resizable or "flip" in tables["data"] or facts.images < rules["enough"]:
+    if not facts.resizable or "flip" in tables.get("data", {}) or facts.images < rules["enough"]:
         return []
     longest = rules["longest"] * 60
     seconds = min(longest, rules["share"] * 60 * budget.minutes) if budget.minutes else longest
@@ -193,8 +200,8 @@ def rates_of(facts: Facts, tables: Tables) -> list[float]:
 
 def cost(recipe: Recipe, facts: Facts, size: tuple[int, int]) -> float:
     """GMACs of the network of a recipe for one image."""
-    shape = {"size": size, "channels": facts.channels, "classes": len(facts.classes), "learn_variance": False}
-    return measure(lambda: create(**vars(recipe.model), **shape)).gmacs
+    classes = len(facts.classes)
+    return measure(lambda: create(**vars(recipe.model), size=size, channels=facts.channels, classes=classes)).gmacs
 
 
 def remarks(facts: Facts) -> list[str]:

@@ -1,5 +1,6 @@
 """Choose guidance and timestep schedule of a trained model by the Frechet distance to held-out images."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ditlab.auto.choose import table
 from ditlab.config.sampling import Sample
+from ditlab.core.errors import InputError
 from ditlab.core.terminal import say
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Features
@@ -45,7 +47,7 @@ class Trials:
 
     def __init__(self, pipe: BasePipeline, base: Sample, held_out: Dataset, features: Features, seconds: float) -> None:
         self.pipe, self.base, self.held_out, self.features = pipe, base, held_out, features
-        indices = torch.arange(len(held_out)).split(256)
+        indices = torch.split(torch.arange(len(held_out)), 256)
         self.real = torch.cat([features(held_out.values.displayed(held_out.fetch(i).x)).features for i in indices])
         self.done: dict[tuple[float, str], Trial] = {}
         started = time.monotonic()
@@ -67,10 +69,17 @@ class Trials:
         key = (guidance, schedule)
         if key not in self.done:
             images = self.draw(self.count, replace(self.base, guidance=guidance, schedule=schedule))
-            parts = self.pipe.values.displayed(images).split(256)
+            parts = torch.split(self.pipe.values.displayed(images), 256)
             found = torch.cat([self.features(part).features for part in parts])
-            self.done[key] = Trial(*key, frechet_distance(found.numpy(), self.real.numpy()))
+            self.done[key] = Trial(*key, self.distance(found))
         return self.done[key].fd
+
+    def distance(self, found: Tensor) -> float:
+        """Frechet distance of features to those of the held-out images; infinite if all are equal."""
+        try:
+            return frechet_distance(found.numpy(), self.real.numpy())
+        except InputError:
+            return math.inf
 
 
 def conditions(pipe: BasePipeline, images: Dataset, count: int) -> Sequence[int | str | None]:
