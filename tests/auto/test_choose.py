@@ -107,4 +107,7 @@ class TestNetwork:
 
 def test_a_choice_names_its_option():
     assert str(Choice("data", "held_out", 0.1, "why")) == "--data.held-out 0.1: why"
+    assert str(Choice("data", "flip", False, "why")) == "--data.no-flip: why"
+    assert str(Choice("data", "flip", True, "why")) == "--data.flip: why"
+    assert str(Choice("model", "name", "Hourglass-XS", "why")) == "--model.name Hourglass-XS: why"
     assert np.isfinite(choose.table()["time"]["score"])

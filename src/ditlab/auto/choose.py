@@ -29,8 +29,13 @@ class Choice:
 
     def __str__(self) -> str:
         """The option that sets it, and the reason."""
-        value = f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
-        return f"--{self.section}.{self.key.replace('_', '-')} {value}: {self.reason}"
+        key, value = (
+            self.key.replace("_", "-"),
+            f" {self.value:g}" if isinstance(self.value, float) else f" {self.value}",
+        )
+        if isinstance(self.value, bool):
+            key, value = ("" if self.value else "no-") + key, ""
+        return f"--{self.section}.{key}{value}: {self.reason}"
 
 
 @cache
@@ -112,7 +117,9 @@ def choose_network(facts: Facts, tables: Tables, images: list[float], minutes: f
         reason += f"; {larger['name']} pays from {larger['images']:,} on"
     height, width = size_of_recipe(facts, tables)
     options = network_options((height, width))[row]
-    reasons = {"name": reason, "patch": f"the network takes squares of so many pixels of {height}x{width} together"}
+    patch = options["patch"]
+    positions = f"{height // (2 * patch)}x{width // (2 * patch)}"
+    reasons = {"name": reason, "patch": f"the inner grid of images of {height}x{width} then has {positions} positions"}
     return [Choice("model", key, value, reasons[key]) for key, value in options.items()]
 
 
