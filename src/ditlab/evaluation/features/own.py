@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,7 @@ def load(weights: str, device: torch.device) -> Features:
     return OwnFeatures(net.eval(), training)
 
 
-def describe(file: Path) -> dict[str, object]:
+def describe(file: Path) -> dict[str, Any]:
     """The description in a file of features."""
     try:
         with safe_open(file, framework="pt") as opened:
@@ -192,7 +193,8 @@ def train_features(
         limit = STEPS if steps is None else steps
         seconds = 60 * minutes if steps is None else float("inf")
         net, done = fitted(net, images, labels if classes else None, seed, limit, seconds, console)
-    accuracy, count, confused = None, 0, ()
+    accuracy, count = None, 0
+    confused: tuple[tuple[str, str, float], ...] = ()
     if held_out is not None and places is not None:
         predicted, truth = recognized(net, held_out)
         accuracy, count = (predicted == places[truth]).double().mean().item(), len(truth)
