@@ -149,7 +149,7 @@ def describe(file: Path) -> dict[str, Any]:
 
 def train_features(
     dataset: Dataset,
-    out: Path,
+    out: str | Path,
     console: Console,
     *,
     minutes: float = 2.0,
@@ -178,11 +178,12 @@ def train_features(
         InputError: the data set holds latents or videos, no image can be read, a held-out image has another class, or
             the file exists and holds something else.
     """
+    out = Path(expand(str(out)))
     check_images(dataset)
     check_target(out)
     if not minutes > 0:
         raise InputError(f"minutes is {minutes:g}; give more than 0")
-    classes = dataset.classes if len(dataset.classes) > 1 else []
+    classes = dataset.classes if len(dataset.labels.unique()) > 1 else []
     places = None if held_out is None or not classes else places_of(classes, held_out)
     side, channels = min(SIDE, max(dataset.size)), seen_channels(dataset)
     indices = torch.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset)), dtype=torch.float64).round().long()
@@ -332,9 +333,12 @@ def places_of(classes: list[str], images: Dataset) -> Tensor:
 @torch.inference_mode()
 def recognized(net: SmallClassifier, images: Dataset) -> tuple[Tensor, Tensor]:
     """The classes (N,) that a network recognizes, and the labels (N,); the next image replaces an unreadable one."""
-    batches = [images.fetch(part) for part in torch.split(torch.arange(len(images)), 256)]
-    classes = [net(images.values.displayed(batch.x)).argmax(1) for batch in batches]
-    return torch.cat(classes), torch.cat([batch.labels for batch in batches])
+    classes, labels = [], []
+    for part in torch.split(torch.arange(len(images)), 256):
+        batch = images.fetch(part)
+        classes.append(net(images.values.displayed(batch.x)).argmax(1))
+        labels.append(batch.labels)
+    return torch.cat(classes), torch.cat(labels)
 
 
 def confused_pairs(predicted: Tensor, labels: Tensor, classes: list[str]) -> tuple[tuple[str, str, float], ...]:
