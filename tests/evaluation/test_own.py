@@ -195,12 +195,11 @@ class TestScore:
         def of(images):
             return features(images).features.numpy()
 
-        order = torch.randperm(70, generator=torch.Generator().manual_seed(0))
-        subsets = [of(training.images[order[start : start + 20]]) for start in (0, 20, 40)]
+        subsets = [of(training.images[indices]) for indices in disjoint_subsets(training.labels, 20)]
         real = of(held_out.images)
         assert score.fd == pytest.approx(frechet_distance(of(samples), real), rel=1e-6)
         assert score.real_fd == pytest.approx(fmean(frechet_distance(subset, real) for subset in subsets), rel=1e-6)
-        assert score.ratio == score.fd / score.real_fd
+        assert (score.subset_fd, score.ratio) == pytest.approx((score.fd, score.fd / score.real_fd), rel=1e-9)
         assert (score.precision, score.recall) == precision_recall(real, of(samples), 3)
         assert (score.real_precision, score.real_recall) == precision_recall(real, subsets[0], 3)
         recognized = of(samples).mean(1) > 128
@@ -223,19 +222,23 @@ class TestScore:
         features, _ = trained
         score = score_own(solid(60).images, torch.arange(60) % 3, solid(30, seed=1), solid(3, seed=2), features)
         assert score.notes == [
-            "only 30 training images for 60 samples; the real-vs-real FD uses all of them, and is too large for this "
-            "number of samples",
+            "only 30 training images for 60 samples; the real-vs-real FD is that of all of them, and the ratio that of "
+            "as many samples",
             "60 samples do not determine a covariance of 64 features; the distances are too large",
             "3 held-out images do not determine a covariance of 64 features; the distances are too large",
         ]
         assert (score.accuracy, score.classifier_accuracy, score.error("accuracy")) == (1.0, 1.0, 0.0)
+        real, fake = (features(images).features.numpy() for images in (solid(3, seed=2).images, solid(60).images))
+        halves = [frechet_distance(fake[part], real) for part in disjoint_subsets(torch.arange(60) % 3, 30)]
+        assert score.subset_fd == pytest.approx(fmean(halves), rel=1e-6)
+        assert score.ratio == score.subset_fd / score.real_fd
         assert (score.precision, score.recall, score.subsets, score.subset) == (None, None, 1, 30)
         assert "classified correctly 1.000 ± 0.000, of held-out images 1.000 ± 0.000" in score.lines()
         other = score_own(solid(70).images, torch.arange(70) % 3, solid(80), solid(70, seed=1), Means())
         assert other.notes == ["the features means do not separate the classes of the images, so no accuracy is given"]
 
     def test_lines(self):
-        score = OwnScore(3.0, 2.0, 0.5, 0.8, 0.9, 1.0, None, None, 100, 400, 3, 100, ["a note"])
+        score = OwnScore(3.0, 2.0, 0.5, 0.8, 0.9, 1.0, None, None, 100, 400, 3, 100, ["a note"], 3.0)
         assert score.lines() == [
             "FD 3, real-vs-real FD 2: 1.50x (100 samples, 400 held-out images)",
             "precision 0.500 ± 0.050, of real images 0.900 ± 0.030",
@@ -243,12 +246,15 @@ class TestScore:
             "a note",
         ]
 
-    def test_subsets_are_disjoint(self):
-        subsets = disjoint_subsets(1000, 64)
-        assert [len(subset) for subset in subsets] == [64] * 10
-        assert len(torch.cat(subsets).unique()) == 640
-        assert [len(subset) for subset in disjoint_subsets(10, 11)] == [10]
-        assert own.REAL_SUBSETS == 10
+    def test_subsets_are_disjoint_and_have_the_classes_of_the_whole(self):
+        labels = torch.tensor([0] * 600 + [1] * 300 + [2] * 100)[torch.randperm(1000)]
+        subsets = disjoint_subsets(labels, 60)
+        assert [len(subset) for subset in subsets] == [60] * own.REAL_SUBSETS
+        assert len(torch.cat(subsets).unique()) == 600
+        for subset in subsets:
+            assert (labels[subset].bincount(minlength=3) - torch.tensor([36, 18, 6])).abs().max() <= 1
+        assert disjoint_subsets(labels[:10], 11)[0].sort().values.tolist() == list(range(10))
+        assert not torch.equal(subsets[0], subsets[0].sort().values)
 
     @pytest.mark.parametrize(
         ("samples", "labels", "held_out", "message"),

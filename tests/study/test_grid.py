@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from ditlab.config.evaluation import Evaluation
@@ -118,6 +119,19 @@ def test_logging_intervals_are_shares_of_the_length():
 )
 def test_nfe_is_counted_without_a_network(options, nfe):
     assert rehearse(parse_recipe(TINY), replace(SCORE, **options)).nfe == nfe
+
+
+def test_the_held_out_part_of_a_folder_is_the_reference(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.new("L", (8, 8), i).save(tmp_path / name / f"{i}.png")
+    recipe = parse_recipe(TINY | {"data": {"source": str(tmp_path), "held_out": 0.2}})
+    planned = rehearse(recipe, Evaluation(count=4, features="digits"))
+    assert planned.settings.reference == f"{tmp_path}:val"
+    other = parse_recipe(TINY | {"data": {"source": str(tmp_path), "held_out": 0.5}})
+    assert rehearse(other, Evaluation(count=4, features="digits")).hash != planned.hash
+    assert run_hash(recipe, 32) != run_hash(other, 32)
 
 
 def test_settings_that_an_evaluation_leaves_open_are_the_recipes():

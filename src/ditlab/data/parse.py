@@ -212,7 +212,7 @@ class ImageFiles(SourceSpec):
         """The val part of a divided data set, otherwise its test part; it is opened with the same settings."""
         if self.share:
             place, part = source_and_part(self.text)
-            is_training = SPLITS.get(part or self.split, TRAIN) == TRAIN
+            is_training = SPLITS.get((part or self.split).lower(), TRAIN) == TRAIN
             return replace(self, text=f"{place}:{HELD_OUT}", split="") if is_training else None
         name = held_out_name(self.text, self.split)
         return parse_source(name) if name else None

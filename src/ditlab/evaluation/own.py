@@ -54,11 +54,13 @@ class OwnScore:
     """Images in each of them."""
     notes: list[str] = field(default_factory=list)
     """What the numbers do not show, a line each."""
+    subset_fd: float = 0.0
+    """FD of as many samples as a subset has: `fd`, unless there are fewer training images than samples."""
 
     @property
     def ratio(self) -> float:
-        """The distance of the samples, divided by that of real images; 1 is ideal."""
-        return self.fd / self.real_fd
+        """The distance of samples, divided by that of equally many real images; 1 is ideal."""
+        return self.subset_fd / self.real_fd
 
     def error(self, name: str) -> float | None:
         """Standard error of a share, such as "accuracy", from the number of its images; None if it was not measured."""
@@ -111,9 +113,9 @@ def score_own(
             support.
     """
     check_sets(samples, labels, training, held_out)
-    generated = InMemory(samples, torch.zeros(len(samples), dtype=torch.long), [])
+    generated = InMemory(samples, torch.zeros(len(samples), dtype=torch.long) if labels is None else labels, [])
     fake, unseen = (see(images, torch.arange(len(images)), features) for images in (generated, held_out))
-    subsets = [see(training, indices, features) for indices in disjoint_subsets(len(training), len(samples))]
+    subsets = [see(training, indices, features) for indices in disjoint_subsets(training.labels, len(samples))]
     notes = remarks(len(fake.features), len(unseen.features), len(subsets[0].features), features)
     accuracy, classifier_accuracy = None, None
     if features.classes and features.classes == training.classes and labels is not None:
@@ -121,6 +123,7 @@ def score_own(
         classifier_accuracy = matching(unseen, places_of(training.classes, held_out)[unseen.labels])
     elif len(training.classes) > 1 and labels is not None:
         notes.append(f"the features {features.name} do not separate the classes of the images, so no accuracy is given")
+    parts = disjoint_subsets(generated.labels, len(subsets[0].features))
     precision, recall = neighbors(unseen, fake)
     real_precision, real_recall = neighbors(unseen, subsets[0])
     return OwnScore(
@@ -130,6 +133,7 @@ def score_own(
         accuracy=accuracy, classifier_accuracy=classifier_accuracy,
         samples=len(samples), held_out=len(unseen.features), subsets=len(subsets), subset=len(subsets[0].features),
         notes=notes,
+        subset_fd=fmean(frechet_distance(fake.features[part.numpy()], unseen.features) for part in parts),
     )  # fmt: skip
 
 
@@ -153,10 +157,24 @@ def check_sets(samples: Tensor, labels: Tensor | None, training: Dataset, held_o
             raise InputError("{} images of {}, samples of {}; give images of one size".format(what, *sizes))
 
 
-def disjoint_subsets(total: int, size: int) -> list[Tensor]:
-    """Up to `REAL_SUBSETS` disjoint random subsets of a size; one of all images if there are not as many."""
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    whole = order[: min(REAL_SUBSETS, total // size) * size]
+def disjoint_subsets(labels: Tensor, size: int) -> list[Tensor]:
+    """Up to `REAL_SUBSETS` disjoint random subsets of a size; one of all images if there are not as many.
+
+    Each class has the same share of every subset, as far as whole images allow. In random subsets the classes would
+    differ by chance from those of the held-out images, which makes distances larger.
+
+    Args:
+        labels: (N,) the classes.
+        size: images of a subset.
+    """
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].argsort(stable=True)]  # class by class, at random within each
+    counts = labels.bincount()
+    ranks = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    starts = torch.rand(len(counts), generator=generator, dtype=torch.float64)
+    order = order[((ranks + starts[labels[order]]) / counts[labels[order]]).argsort(stable=True)]
+    whole = order[: min(REAL_SUBSETS, len(order) // size) * size]
     return list(torch.split(whole, size)) if len(whole) else [order]
 
 
@@ -192,8 +210,8 @@ def remarks(samples: int, held_out: int, subset: int, features: Features) -> lis
     notes = []
     if subset < samples:
         notes.append(
-            f"only {counted(subset, 'training image')} for {counted(samples, 'sample')}; the real-vs-real FD uses "
-            "all of them, and is too large for this number of samples"
+            f"only {counted(subset, 'training image')} for {counted(samples, 'sample')}; the real-vs-real FD is "
+            "that of all of them, and the ratio that of as many samples"
         )
     for noun, count in (("sample", samples), ("held-out image", held_out)):
         if count <= features.dimension:

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,7 @@ def load(weights: str, device: torch.device) -> Features:
     return OwnFeatures(net.eval(), training)
 
 
-def describe(file: Path) -> dict[str, object]:
+def describe(file: Path) -> dict[str, Any]:
     """The description in a file of features."""
     try:
         with safe_open(file, framework="pt") as opened:
@@ -148,7 +149,7 @@ def describe(file: Path) -> dict[str, object]:
 
 def train_features(
     dataset: Dataset,
-    out: Path,
+    out: str | Path,
     console: Console,
     *,
     minutes: float = 2.0,
@@ -177,11 +178,12 @@ def train_features(
         InputError: the data set holds latents or videos, no image can be read, a held-out image has another class, or
             the file exists and holds something else.
     """
+    out = Path(expand(str(out)))
     check_images(dataset)
     check_target(out)
     if not minutes > 0:
         raise InputError(f"minutes is {minutes:g}; give more than 0")
-    classes = dataset.classes if len(dataset.classes) > 1 else []
+    classes = dataset.classes if len(dataset.labels.unique()) > 1 else []
     places = None if held_out is None or not classes else places_of(classes, held_out)
     side, channels = min(SIDE, max(dataset.size)), seen_channels(dataset)
     indices = torch.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset)), dtype=torch.float64).round().long()
@@ -192,7 +194,8 @@ def train_features(
         limit = STEPS if steps is None else steps
         seconds = 60 * minutes if steps is None else float("inf")
         net, done = fitted(net, images, labels if classes else None, seed, limit, seconds, console)
-    accuracy, count, confused = None, 0, ()
+    accuracy, count = None, 0
+    confused: tuple[tuple[str, str, float], ...] = ()
     if held_out is not None and places is not None:
         predicted, truth = recognized(net, held_out)
         accuracy, count = (predicted == places[truth]).double().mean().item(), len(truth)
@@ -330,9 +333,12 @@ def places_of(classes: list[str], images: Dataset) -> Tensor:
 @torch.inference_mode()
 def recognized(net: SmallClassifier, images: Dataset) -> tuple[Tensor, Tensor]:
     """The classes (N,) that a network recognizes, and the labels (N,); the next image replaces an unreadable one."""
-    batches = [images.fetch(part) for part in torch.split(torch.arange(len(images)), 256)]
-    classes = [net(images.values.displayed(batch.x)).argmax(1) for batch in batches]
-    return torch.cat(classes), torch.cat([batch.labels for batch in batches])
+    classes, labels = [], []
+    for part in torch.split(torch.arange(len(images)), 256):
+        batch = images.fetch(part)
+        classes.append(net(images.values.displayed(batch.x)).argmax(1))
+        labels.append(batch.labels)
+    return torch.cat(classes), torch.cat(labels)
 
 
 def confused_pairs(predicted: Tensor, labels: Tensor, classes: list[str]) -> tuple[tuple[str, str, float], ...]:
