@@ -294,6 +294,27 @@ def test_an_index_with_a_damaged_key(tmp_path):
         indexed_entries(tmp_path, description)
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"size": [8]}, "latents of shape [2, 4, 4] of images of size [8]"),
+        ({"shape": [2, 4]}, "latents of shape [2, 4] of images of size [8, 8]"),
+        ({"size": [8, 0]}, "latents of shape [2, 4, 4] of images of size [8, 0]"),
+        ({"shape": [2, 4, 4, 4]}, "latents of shape [2, 4, 4, 4] of images of size [8, 8]"),
+        ({"shape": [], "size": []}, "latents of shape [] of images of size []"),
+    ],
+)
+def test_an_index_with_other_sides(tmp_path, change, what):
+    from ditlab.data.latents.cache import Description, indexed_entries
+
+    description = Description("", 4, 1, (8, 8), {}, "a", (2, 4, 4), "fp32", [], 8)
+    content = {"format": "ditlab latents", "entries": 4, "shards": [], **description.content(), **change}
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        indexed_entries(tmp_path, description)
+    assert str(caught.value) == f"{tmp_path}/index.json is damaged ({what}); remove it and encode again"
+
+
 def test_keys_of_a_published_checkpoint_that_are_damaged(model):
     from ditlab.checkpoints.published import from_official
 

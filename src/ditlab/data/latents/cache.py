@@ -246,6 +246,9 @@ def describe(content: dict[str, Any]) -> Description:
         or not all(isinstance(name, str) for name in description.classes)
     ):
         raise ValueError("a count is negative, or a class is not a name")
+    shape, size = description.shape, description.size
+    if len(shape) != len(size) + 1 or len(size) not in (2, 3) or min(*shape, *size) < 1:
+        raise ValueError(f"latents of shape {list(shape)} of images of size {list(size)}")
     return description
 
 
