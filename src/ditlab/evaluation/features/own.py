@@ -183,7 +183,7 @@ def train_features(
     check_target(out)
     if not minutes > 0:
         raise InputError(f"minutes is {minutes:g}; give more than 0")
-    classes = dataset.classes if len(dataset.labels.unique()) > 1 else []
+    classes = dataset.classes if len(set(dataset.labels.tolist())) > 1 else []
     places = None if held_out is None or not classes else places_of(classes, held_out)
     side, channels = min(SIDE, max(dataset.size)), seen_channels(dataset)
     indices = torch.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset)), dtype=torch.float64).round().long()
