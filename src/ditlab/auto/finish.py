@@ -123,7 +123,7 @@ def open_real(recipe: Recipe, out: Path, minutes: float, console: Console) -> Re
     if spec is None:
         return None
     training = open_dataset(data.source, replace(data, flip=False))
-    held_out = spec.open(replace(data, flip=False, split="val" if data.held_out else ""))
+    held_out = spec.open(replace(data, flip=False, split=""))
     if training.features != "inception":  # a built-in data set has its own
         return Real(training, held_out, open_features(training.features))
     file, rules = out / FEATURES, table()["time"]
