@@ -173,10 +173,12 @@ def train_autoencoder(
     if json:
         print_json(dataclasses.asdict(done))
         return
+    fd = done.fd
+    distance = f", FD {fd.reconstructed:.2f} (real-vs-real FD {fd.real:.2f}, {fd.features})" if fd else ""
     say(
         f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on "
         f"{counted(done.held_out, 'held-out image')}: "
-        f"PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}; reconstructions: {out / 'reconstructions.png'}; "
+        f"PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}{distance}; reconstructions: {out / 'reconstructions.png'}; "
         f"next: {command()} encode {quote(source)}{as_options(images or Preparation())} "
         f"--autoencoder {quote(str(out))} --out cache"
     )

@@ -6,6 +6,7 @@ which the latents have mean 0 and variance 1 in each channel.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -35,7 +36,9 @@ from ditlab.core.weights import read_state, write_pickle
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
 from ditlab.data.summary import report_data, report_unreadable
-from ditlab.evaluation.reconstruction import psnr, ssim
+from ditlab.evaluation.features import Features, open_features
+from ditlab.evaluation.gather import check_fit
+from ditlab.evaluation.reconstruction import ReconstructionFD, psnr, reconstruction_fd, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
 from ditlab.training.data_index import DataIndex
 from ditlab.training.files import refuse_other_run
@@ -45,8 +48,10 @@ from ditlab.training.preview import Guard
 from ditlab.training.signals import end, interruption
 
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
+WARMUP = 2000  # largest number of images over which the learning rate rises
 START = 1024  # images from whose patches the initial weights, principal components, are computed
 MEASURED = 4096  # images from which mean and standard deviation of the latents are computed
+OWN_FEATURES = "digits", "glyphs"  # features of built-in data, which need no weights
 EVALUATED = 512  # held-out images on which the scores are computed
 
 
@@ -60,6 +65,7 @@ class Trained:
     parameters: int
     seconds: float
     folder: Path
+    fd: ReconstructionFD | None = None  # Frechet distances in the features of the data, where there are some
 
 
 @dataclass
@@ -73,7 +79,12 @@ class State:
 
 
 def train_autoencoder(
-    dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console, source: str = "images"
+    dataset: Dataset,
+    settings: AutoencoderTraining,
+    out: Path,
+    console: Console,
+    source: str = "images",
+    features: Features | None = None,
 ) -> Trained:
     """Train an autoencoder, normalize its latents, evaluate and save it; the same call resumes an interrupted run.
 
@@ -83,18 +94,30 @@ def train_autoencoder(
         out: folder for the autoencoder, which `load_autoencoder` reads, with metrics and `reconstructions.png`.
         console: where progress is shown.
         source: name of the data set, for the summary of the data in the folder (`data.json`).
+        features: features in which the Frechet distance of reconstructions is computed (default: those of the built-in
+            digits and letters; other data have none).
 
     Raises:
-        InputError: the folder holds something else or is in use, or the network does not fit the images.
+        InputError: the folder holds something else or is in use, or the network or the features do not fit the images.
     """
     with held(out):
-        return train_here(dataset, settings, out, console, source)
+        return train_here(dataset, settings, out, console, source, features)
 
 
-def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console, source: str) -> Trained:
+def train_here(
+    dataset: Dataset,
+    settings: AutoencoderTraining,
+    out: Path,
+    console: Console,
+    source: str,
+    features: Features | None,
+) -> Trained:
     """Run `train_autoencoder` in a folder that this process has locked."""
     state = begin(dataset, settings, pick_device(settings.device))
     training, held_out = split(len(dataset), settings)
+    features = features or (open_features(dataset.features) if dataset.features in OWN_FEATURES else None)
+    if features:
+        check_features(dataset, held_out, features)
     claim(out, settings, dataset)
     report_data(dataset, source, out, console)
     resumed = restore(state, out)
@@ -105,9 +128,11 @@ def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, conso
     loop(state, dataset, training, held_out, settings, out, console)
     normalized = normalize(state.autoencoder.eval().requires_grad_(False), dataset, training)
     save_autoencoder(normalized, out)
-    mean_psnr, mean_ssim = evaluate(normalized, dataset, held_out)
+    pairs = reconstructions(normalized, dataset, held_out)
+    mean_psnr, mean_ssim = evaluate(pairs, dataset.values)
     parameters = sum(p.numel() for p in normalized.parameters())
-    result = Trained(mean_psnr, mean_ssim, len(held_out), parameters, round(state.seconds, 1), out)
+    fd = distances(pairs, dataset, training, features) if features else None
+    result = Trained(mean_psnr, mean_ssim, len(held_out), parameters, round(state.seconds, 1), out, fd)
     replace_text(out / RESULT, json.dumps(asdict(result), default=str) + "\n")
     return result
 
@@ -121,28 +146,34 @@ def loop(
     out: Path,
     console: Console,
 ) -> None:
-    """Train from `state.seen` images to the end, or until Ctrl-C."""
-    schedule = Optim(lr=settings.lr, warmup=settings.images // 20, schedule="cosine")
+    """Train from `state.seen` images to the end, by images or by time, or until Ctrl-C."""
+    schedule = Optim(lr=settings.lr, warmup=min(settings.images // 20, WARMUP), schedule="cosine")
+    limit = 60 * settings.minutes or math.inf
     started, guard = time.monotonic() - state.seconds, Guard(partial(say, console))
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
-    with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as signals:
+    with (
+        RunLog(
+            out / "metrics.jsonl", state.seen, settings.images, console, seconds=max(0.0, limit - state.seconds)
+        ) as log,
+        interruption() as signals,
+    ):
         reader = ahead(order, lambda indices: dataset.fetch(training[indices]))
         for batch in readable(reader, state, out):
-            if state.seen >= settings.images:
+            if state.seen >= settings.images or state.seconds >= limit:
                 return
-            rate = learning_rate(schedule, state.seen, settings.images)
+            rate = learning_rate(schedule, state.seen, settings.images, state.seconds / limit)
             loss, norm = step(state, batch.x, settings, rate)
-            before, state.seen = state.seen, state.seen + settings.batch
+            before, state.seen, state.seconds = state.seen, state.seen + settings.batch, time.monotonic() - started
+            finished = state.seen >= settings.images or state.seconds >= limit
 
             def means(loss: Tensor = loss, norm: Tensor = norm) -> dict[str, Any]:
                 return {"loss": loss.item(), "grad_norm": norm.item()}
 
             log.show(state.seen, means)
-            due = before // settings.log_every != state.seen // settings.log_every or state.seen >= settings.images
+            due = before // settings.log_every != state.seen // settings.log_every or finished
             if due:
                 log.write(state.seen, means() | {"lr": rate})
             if due or signals:
-                state.seconds = time.monotonic() - started
                 save(state, out)
                 with (
                     guard(f"preview at {counted(state.seen, 'image')}"),
@@ -311,14 +342,38 @@ def reconstruct(autoencoder: Latent, images: Tensor, values: PixelValues = EIGHT
     return autoencoder.decode_as(autoencoder.normalised(mean), values).cpu()
 
 
-def evaluate(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> tuple[float, float]:
-    """Mean PSNR (dB) and mean SSIM over the held-out images, in the range of their values."""
-    values, peak = dataset.values, 255.0 if dataset.values.eight_bits else 1.0
-    pairs = [(images, reconstruct(autoencoder, images, values)) for images in batches(dataset, held_out)]
+def reconstructions(autoencoder: Latent, dataset: Dataset, indices: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Batches of images, and of their reconstructions."""
+    return [(images, reconstruct(autoencoder, images, dataset.values)) for images in batches(dataset, indices)]
+
+
+def evaluate(pairs: list[tuple[Tensor, Tensor]], values: PixelValues) -> tuple[float, float]:
+    """Mean PSNR (dB) and mean SSIM of reconstructions, in the range of the values of the images."""
+    peak = 255.0 if values.eight_bits else 1.0
     if not values.eight_bits:
         pairs = [(values.share(a), values.share(b)) for a, b in pairs]
     scores = [torch.cat([measure(a, b, peak) for a, b in pairs]).mean().item() for measure in (psnr, ssim)]
     return scores[0], scores[1]
+
+
+def check_features(dataset: Dataset, held_out: Tensor, features: Features) -> None:
+    """Check that a Frechet distance of the held-out images can be computed.
+
+    Raises:
+        InputError: the features do not support the images, or there is only one held-out image.
+    """
+    check_fit(dataset, features)
+    if len(held_out) < 2:
+        raise InputError("1 held-out image has no Frechet distance; give more images, or a larger held_out")
+
+
+def distances(
+    pairs: list[tuple[Tensor, Tensor]], dataset: Dataset, training: Tensor, features: Features
+) -> ReconstructionFD:
+    """The Frechet distances to up to `MEASURED` training images."""
+    shown = dataset.values.displayed
+    reference = (shown(images) for images in batches(dataset, training[:MEASURED]))
+    return reconstruction_fd([(shown(a), shown(b)) for a, b in pairs], reference, features)
 
 
 def preview(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> Image.Image:
