@@ -1,6 +1,8 @@
 import json
+import math
 import signal
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +104,54 @@ def test_resuming_equals_the_uninterrupted_run(trained, tmp_path, monkeypatch, s
     assert all(torch.equal(value, b[key]) for key, value in a.items())
     lines = [json.loads(line)["images"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(320, 1921, 320))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a training step moves by a second. It lists the images seen and the learning rate of each step."""
+    from ditlab.training import autoencoder as module
+
+    real, clock = module.step, SimpleNamespace(now=100.0, rates=[], stop=None)
+
+    def step(state, images, settings, rate):
+        if state.seen == clock.stop:
+            raise InterruptedError
+        clock.now += 1
+        clock.rates.append((state.seen, rate))
+        return real(state, images, settings, rate)
+
+    monkeypatch.setattr(module, "step", step)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_a_limit_of_time_ends_the_run_and_takes_the_learning_rate_to_zero(clock, tmp_path):
+    result = run(tmp_path / "run", images=10**9, minutes=0.5, log_every=240)
+    assert result.seconds == 30
+    # The rate rises over a twentieth of the run, here to the second step, and then falls by a cosine over 28.5 seconds.
+    expected = [0.0, 3e-3 * 2 / 3, *(3e-3 * (1 + math.cos(math.pi * (i - 1.5) / 28.5)) / 2 for i in range(2, 30))]
+    assert [rate for _, rate in clock.rates] == pytest.approx(expected, abs=1e-8)
+    assert [seen for seen, _ in clock.rates] == list(range(0, 480, 16))
+
+    clock.rates.clear()
+    clock.stop = 320  # after the checkpoint of 240 images
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "paused", images=10**9, minutes=0.5, log_every=240)
+    clock.stop, clock.now = None, clock.now + 1000
+    assert run(tmp_path / "paused", images=10**9, minutes=0.5, log_every=240).seconds == 30
+    a, b = (load_autoencoder(tmp_path / name).state_dict() for name in ("run", "paused"))
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+def test_the_images_end_a_run_before_a_longer_time(clock, tmp_path):
+    run(tmp_path / "run", images=640, minutes=1.0)  # 40 steps, of which each takes a second of the 60
+    assert len(clock.rates) == 40
+    positions = [max(seen, int(640 * i / 60)) for i, (seen, _) in enumerate(clock.rates)]
+    assert positions == [seen for seen, _ in clock.rates]  # the images are further than the time: as without a limit
+    expected = [3e-3 * (1 + math.cos(math.pi * (seen - 32) / 608)) / 2 for seen in positions[2:]]
+    assert [rate for _, rate in clock.rates][2:] == pytest.approx(expected)
+    more = run(tmp_path / "run", images=640, minutes=2.0)  # finished, because the images end it
+    assert (more.seconds, len(clock.rates)) == (40, 40)
 
 
 def test_edge_error_of_a_step():

@@ -333,8 +333,8 @@ class AutoencoderTraining:
     images: Whole = setting(40_000, at_least=1)
     """Length of the run: number of images to train on, including repeats."""
     minutes: float = setting(0.0, resume="free", not_negative=True)
-    """Largest training time in minutes, over all parts of a run that was paused; the learning rate follows the time if it
-    is further than the images (0: no limit)."""
+    """Largest training time in minutes, over all parts of a run that was paused; the learning rate follows the time if
+    it is further than the images (0: no limit)."""
     batch: Whole = setting(16, at_least=1)
     """Batch size: images per optimizer step."""
     lr: float = setting(2e-3, not_negative=True)

@@ -48,7 +48,6 @@ from ditlab.training.preview import Guard
 from ditlab.training.signals import end, interruption
 
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
-WARMUP = 2000  # largest number of images over which the learning rate rises
 START = 1024  # images from whose patches the initial weights, principal components, are computed
 MEASURED = 4096  # images from which mean and standard deviation of the latents are computed
 OWN_FEATURES = "digits", "glyphs"  # features of built-in data, which need no weights
@@ -147,7 +146,7 @@ def loop(
     console: Console,
 ) -> None:
     """Train from `state.seen` images to the end, by images or by time, or until Ctrl-C."""
-    schedule = Optim(lr=settings.lr, warmup=min(settings.images // 20, WARMUP), schedule="cosine")
+    schedule = Optim(lr=settings.lr, warmup=settings.images // 20, schedule="cosine")
     limit = 60 * settings.minutes or math.inf
     started, guard = time.monotonic() - state.seconds, Guard(partial(say, console))
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
@@ -161,7 +160,10 @@ def loop(
         for batch in readable(reader, state, out):
             if state.seen >= settings.images or state.seconds >= limit:
                 return
-            rate = learning_rate(schedule, state.seen, settings.images, state.seconds / limit)
+            position = max(
+                state.seen, int(settings.images * state.seconds / limit)
+            )  # the images, or the time if further
+            rate = learning_rate(schedule, position, settings.images)
             loss, norm = step(state, batch.x, settings, rate)
             before, state.seen, state.seconds = state.seen, state.seen + settings.batch, time.monotonic() - started
             finished = state.seen >= settings.images or state.seconds >= limit
