@@ -18,7 +18,8 @@ from ditlab.data.base import InMemory
 from ditlab.data.latents.encode import encode
 from ditlab.evaluation.reconstruction import psnr
 from ditlab.training import train
-from ditlab.training.autoencoder import edge_error, reconstruct, train_autoencoder
+from ditlab.training.autoencoder import reconstruct, train_autoencoder
+from ditlab.training.autoencoder_step import edge_error
 
 SETTINGS = {
     "stride": 2,
@@ -28,6 +29,7 @@ SETTINGS = {
     "batch": 16,
     "lr": 3e-3,
     "log_every": 320,
+    "precision": "float32",
     "device": "cpu",
 }
 

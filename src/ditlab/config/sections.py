@@ -347,6 +347,8 @@ class AutoencoderTraining:
     """Share of the images that are held out for evaluation."""
     seed: Whole = setting(0, at_least=0, below=2**32)
     """Seed of initial weights, image order, noise and the held-out images."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of training: auto (which is faster is measured), float32 or bfloat16."""
     device: str = setting("auto", resume="free")
     """auto, cpu, cuda, cuda:1, mps."""
     log_every: Whole = setting(4_000, resume="free", at_least=1)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -31,7 +30,7 @@ from ditlab.core.io import AGAIN, held, is_vacant, replace_text, replacing, writ
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, describe_difference
-from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
+from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.weights import read_state, write_pickle
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
@@ -40,6 +39,7 @@ from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.reconstruction import ReconstructionFD, psnr, reconstruction_fd, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
+from ditlab.training.autoencoder_step import State, choose_precision, make_optimizer, step
 from ditlab.training.data_index import DataIndex
 from ditlab.training.files import refuse_other_run
 from ditlab.training.log import RunLog
@@ -64,17 +64,8 @@ class Trained:
     parameters: int
     seconds: float
     folder: Path
+    images: int  # trained on, including repeats
     fd: ReconstructionFD | None = None  # Frechet distances in the features of the data, where there are some
-
-
-@dataclass
-class State:
-    """The state of training, which is saved."""
-
-    autoencoder: Patch
-    optimizer: torch.optim.AdamW
-    seen: int = 0
-    seconds: float = 0.0
 
 
 def train_autoencoder(
@@ -123,7 +114,9 @@ def train_here(
     dataset.check(console, resumed=resumed)
     report_unreadable(dataset, source, out, console)
     if not resumed:
-        state.autoencoder.start_from(dataset.fetch(training[:START]).x)
+        images = dataset.fetch(training[:START]).x
+        state.autoencoder.start_from(images)
+        choose_precision(state, images[: settings.batch], settings)
     loop(state, dataset, training, held_out, settings, out, console)
     normalized = normalize(state.autoencoder.eval().requires_grad_(False), dataset, training)
     save_autoencoder(normalized, out)
@@ -131,7 +124,7 @@ def train_here(
     mean_psnr, mean_ssim = evaluate(pairs, dataset.values)
     parameters = sum(p.numel() for p in normalized.parameters())
     fd = distances(pairs, dataset, training, features) if features else None
-    result = Trained(mean_psnr, mean_ssim, len(held_out), parameters, round(state.seconds, 1), out, fd)
+    result = Trained(mean_psnr, mean_ssim, len(held_out), parameters, round(state.seconds, 1), out, state.seen, fd)
     replace_text(out / RESULT, json.dumps(asdict(result), default=str) + "\n")
     return result
 
@@ -214,8 +207,7 @@ def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device)
         ).to(device)
     autoencoder.latent_shape(dataset.channels, dataset.size)  # raises an error if the stride does not divide the sides
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    return State(autoencoder, optimizer)
+    return State(autoencoder, make_optimizer(autoencoder, settings.lr))
 
 
 def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
@@ -231,35 +223,6 @@ def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
     return order[held_out:], order[:held_out][:EVALUATED]
-
-
-def step(state: State, images: Tensor, settings: AutoencoderTraining, rate: float) -> tuple[Tensor, Tensor]:
-    """Take a training step on images (B, C, H, W); returns the loss and the norm of the gradient."""
-    autoencoder = state.autoencoder.train()
-    generator = torch.Generator().manual_seed((settings.seed * 1_000_000_007 + state.seen) % 2**63)
-    x = network_scale(images.to(next(autoencoder.parameters()).device))
-    mean, log_variance = autoencoder.moments(x).chunk(2, dim=1)
-    eps = torch.randn(mean.shape, generator=generator).to(x)
-    y = autoencoder.pictures(mean + (log_variance / 2).exp() * eps)
-    nats = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
-    loss = (y - x).abs().mean() + settings.edges * edge_error(y, x) + settings.kl * nats / x.numel()
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    return loss.detach(), norm
-
-
-def edge_error(a: Tensor, b: Tensor) -> Tensor:
-    """L1 error of the differences between neighboring pixels, averaged over full, half and quarter size."""
-    error = a - b
-    total = torch.zeros((), device=a.device)
-    for _ in range(3):
-        total = total + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        error = F.avg_pool2d(error, 2)
-    return total / 3
 
 
 def claim(out: Path, settings: AutoencoderTraining, dataset: Dataset) -> None:
@@ -293,7 +256,9 @@ def save(state: State, out: Path) -> None:
         raise InputError(f"the weights are no longer finite after {counted(state.seen, 'image')}; give a lower lr")
     content = {"net": state.autoencoder.state_dict(), "optimizer": state.optimizer.state_dict()}
     with writing(out / STATE, AGAIN):
-        write_pickle(content | {"seen": state.seen, "seconds": state.seconds}, out / STATE)
+        write_pickle(
+            content | {"seen": state.seen, "seconds": state.seconds, "precision": state.precision}, out / STATE
+        )
 
 
 def restore(state: State, out: Path) -> bool:
@@ -310,6 +275,7 @@ def restore(state: State, out: Path) -> bool:
         state.autoencoder.load_state_dict(saved["net"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.seen, state.seconds = int(saved["seen"]), float(saved["seconds"])
+        state.precision = str(saved["precision"])
     return True
 
 
