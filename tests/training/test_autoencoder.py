@@ -16,9 +16,11 @@ from ditlab.config.sections import AutoencoderTraining
 from ditlab.core.errors import InputError
 from ditlab.data.base import InMemory
 from ditlab.data.latents.encode import encode
+from ditlab.evaluation.features import Extracted, Features
+from ditlab.evaluation.metrics import frechet_distance
 from ditlab.evaluation.reconstruction import psnr
 from ditlab.training import train
-from ditlab.training.autoencoder import reconstruct, train_autoencoder
+from ditlab.training.autoencoder import reconstruct, split, train_autoencoder
 from ditlab.training.autoencoder_step import edge_error
 
 SETTINGS = {
@@ -43,11 +45,9 @@ def pictures(count=200):
     return InMemory((planes * 60 + 128).byte(), torch.arange(count) % 2, ["even", "odd"])
 
 
-def run(out, images=1920, data=None, **settings):
-    console = Console(quiet=True)
-    return train_autoencoder(
-        data or pictures(), AutoencoderTraining(images=images, **SETTINGS | settings), out, console
-    )
+def run(out, images=1920, data=None, features=None, **settings):
+    settings = AutoencoderTraining(images=images, **SETTINGS | settings)
+    return train_autoencoder(data or pictures(), settings, out, Console(quiet=True), features=features)
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +208,39 @@ def test_training_on_a_cache_and_sampling(trained, tmp_path):
     (tmp_path / "cache" / "autoencoder" / "config.json").write_text((tmp_path / "other" / "config.json").read_text())
     with pytest.raises(InputError, match="which is saved beside it; encode the images again"):
         train(latent_recipe(tmp_path / "cache"), tmp_path / "run2")
+
+
+def test_the_measured_precision_is_kept_when_a_run_resumes(tmp_path, monkeypatch):
+    from ditlab.training import autoencoder_step
+
+    def measured(step, device, width):
+        step(torch.bfloat16)
+        return torch.bfloat16
+
+    monkeypatch.setattr(autoencoder_step, "faster_dtype", measured)
+    run(tmp_path / "run", images=32, precision="auto")
+    assert torch.load(tmp_path / "run" / "training.pt")["precision"] == "bfloat16"
+    monkeypatch.setattr(autoencoder_step, "faster_dtype", None)  # it is not measured again
+    run(tmp_path / "run", images=32, precision="auto")
+
+
+def test_frechet_distances_are_those_of_the_features_that_are_given(trained, tmp_path):
+    class Corners(Features):
+        name, weights, dimension = "corners", "", 3
+
+        def __call__(self, images):
+            return Extracted(images[..., 0, 0].float())
+
+    result = run(trained[1], features=Corners())
+    training, held_out = split(200, AutoencoderTraining(**SETTINGS))
+    images, autoencoder = pictures().images, load_autoencoder(trained[1])
+    corners = {"real": images[held_out, :, 0, 0].float(), "other": images[training, :, 0, 0].float()}
+    made = reconstruct(autoencoder, images[held_out])[..., 0, 0].float()
+    assert result.fd.features == "corners"
+    assert result.fd.real == pytest.approx(frechet_distance(corners["real"], corners["other"]))
+    assert result.fd.reconstructed == pytest.approx(frechet_distance(made, corners["other"]), rel=1e-4)
+    assert json.loads((trained[1] / "result.json").read_text())["fd"]["real"] == result.fd.real
+    with pytest.raises(
+        InputError, match="1 held-out image has no Frechet distance; give more images, or a larger held"
+    ):
+        run(tmp_path / "few", data=pictures(20), features=Corners())
