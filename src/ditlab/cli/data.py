@@ -173,8 +173,7 @@ def train_autoencoder(
     if json:
         print_json(dataclasses.asdict(done))
         return
-    fd = done.fd
-    distance = f", FD {fd.reconstructed:.2f} (real-vs-real FD {fd.real:.2f}, {fd.features})" if fd else ""
+    distance = f", FD {fd.reconstructed:.2f} (real-vs-real {fd.real:.2f}, {fd.features})" if (fd := done.fd) else ""
     say(
         f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on "
         f"{counted(done.held_out, 'held-out image')}: "
