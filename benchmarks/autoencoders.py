@@ -27,7 +27,11 @@ from ditlab.report.sheets import contact_sheet, save_sheet, to_pil
 from ditlab.training.autoencoder import reconstruct, split, train_autoencoder
 
 SIDE, LETTERS, SHOWN = 64, 5200, 12
-LATENTS = {4: {"latent_channels": 8, "width": 64}, 8: {"latent_channels": 16, "width": 96}}  # by stride
+SIZES = (  # stride, latent channels, width; the first and the last have equally many latent values
+    (4, 8, 64),
+    (8, 16, 96),
+    (8, 32, 96),
+)
 ENDLESS = 10**9  # images, so that the time ends a run
 
 
@@ -48,21 +52,23 @@ def main() -> None:
         images = dataset.fetch(split(len(dataset), AutoencoderTraining())[1][:SHOWN]).x
         rows.append(to_pil(images))
         names.append(name)
-        for stride, sizes in LATENTS.items():
-            folders = [options.out / f"{name}-{stride}-{seed}" for seed in range(options.seeds)]
-            measure(name, dataset, stride, sizes, folders, options.minutes)
+        for sizes in SIZES:
+            stride, channels, _ = sizes
+            folders = [options.out / f"{name}-{stride}-{channels}-{seed}" for seed in range(options.seeds)]
+            measure(name, dataset, sizes, folders, options.minutes)
             rows.append(to_pil(reconstruct(load_autoencoder(folders[0]), images, dataset.values)))
-            names.append(f"stride {stride}")
+            names.append(f"{channels}x{SIDE // stride}x{SIDE // stride}")
     save_sheet(contact_sheet(rows, names), options.out / "reconstructions.png")
 
 
-def measure(
-    name: str, dataset: Dataset, stride: int, sizes: dict[str, int], folders: list[Path], minutes: float
-) -> None:
+def measure(name: str, dataset: Dataset, sizes: tuple[int, int, int], folders: list[Path], minutes: float) -> None:
     """Train an autoencoder for each seed and print a row of the table: means, and the range of PSNR."""
+    stride, channels, width = sizes
     results, started = [], time.process_time()
     for seed, folder in enumerate(folders):
-        settings = AutoencoderTraining(stride=stride, images=ENDLESS, minutes=minutes, seed=seed, **sizes)
+        settings = AutoencoderTraining(
+            stride=stride, latent_channels=channels, width=width, images=ENDLESS, minutes=minutes, seed=seed
+        )
         results.append(train_autoencoder(dataset, settings, folder, Console(quiet=True), name))
     seconds = (time.process_time() - started) / len(folders)
     values = [result.psnr for result in results]
@@ -71,7 +77,7 @@ def measure(
     fd = f"{mean(d.reconstructed for d in distances):.2f} ({mean(d.real for d in distances):.2f})" if distances else "-"
     side = SIDE // stride
     print(
-        f"| {name} | {stride} | {sizes['latent_channels']}x{side}x{side} | {mean(values):.1f} dB{spread} | "
+        f"| {name} | {stride} | {channels}x{side}x{side} | {mean(values):.1f} dB{spread} | "
         f"{mean(result.ssim for result in results):.3f} | {fd} | "
         f"{mean(result.images for result in results):,.0f} | {seconds:,.0f} |",
         flush=True,
