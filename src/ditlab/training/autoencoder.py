@@ -153,9 +153,7 @@ def loop(
         for batch in readable(reader, state, out):
             if state.seen >= settings.images or state.seconds >= limit:
                 return
-            position = max(
-                state.seen, int(settings.images * state.seconds / limit)
-            )  # the images, or the time if further
+            position = max(state.seen, int(settings.images * state.seconds / limit))
             rate = learning_rate(schedule, position, settings.images)
             loss, norm = step(state, batch.x, settings, rate)
             before, state.seen, state.seconds = state.seen, state.seen + settings.batch, time.monotonic() - started
