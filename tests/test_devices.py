@@ -135,7 +135,15 @@ def test_every_sampler_gives_the_images_of_the_cpu(sampler):
 
 
 def test_an_autoencoder_trains_and_is_normalized_there(tmp_path):
-    settings = {"images": 32, "batch": 16, "stride": 2, "latent_channels": 2, "width": 8, "depth": 1}
+    settings = {
+        "images": 32,
+        "batch": 16,
+        "stride": 2,
+        "latent_channels": 2,
+        "width": 8,
+        "depth": 1,
+        "precision": "float32",
+    }
     results = {}
     for device in ("cpu", NAME):
         with accelerator():

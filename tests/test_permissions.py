@@ -77,7 +77,7 @@ WRITERS = {
     "run": run,
     "autoencoder run": lambda out: train_autoencoder(
         open_dataset("digits"),
-        AutoencoderTraining(images=16, batch=8, stride=2, latent_channels=2, width=8, depth=1, device="cpu"),
+        AutoencoderTraining(images=16, batch=8, stride=2, latent_channels=2, width=8, depth=1, precision="float32"),
         out,
         QUIET,
     ),

@@ -1,6 +1,8 @@
 import json
+import math
 import signal
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +16,12 @@ from ditlab.config.sections import AutoencoderTraining
 from ditlab.core.errors import InputError
 from ditlab.data.base import InMemory
 from ditlab.data.latents.encode import encode
+from ditlab.evaluation.features import Extracted, Features
+from ditlab.evaluation.metrics import frechet_distance
 from ditlab.evaluation.reconstruction import psnr
 from ditlab.training import train
-from ditlab.training.autoencoder import edge_error, reconstruct, train_autoencoder
+from ditlab.training.autoencoder import reconstruct, split, train_autoencoder
+from ditlab.training.autoencoder_step import edge_error
 
 SETTINGS = {
     "stride": 2,
@@ -26,6 +31,7 @@ SETTINGS = {
     "batch": 16,
     "lr": 3e-3,
     "log_every": 320,
+    "precision": "float32",
     "device": "cpu",
 }
 
@@ -39,11 +45,9 @@ def pictures(count=200):
     return InMemory((planes * 60 + 128).byte(), torch.arange(count) % 2, ["even", "odd"])
 
 
-def run(out, images=1920, data=None, **settings):
-    console = Console(quiet=True)
-    return train_autoencoder(
-        data or pictures(), AutoencoderTraining(images=images, **SETTINGS | settings), out, console
-    )
+def run(out, images=1920, data=None, features=None, **settings):
+    settings = AutoencoderTraining(images=images, **SETTINGS | settings)
+    return train_autoencoder(data or pictures(), settings, out, Console(quiet=True), features=features)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +59,8 @@ def trained(tmp_path_factory):
 def test_it_learns_to_reconstruct_what_it_has_not_seen(trained):
     result, out = trained
     assert result.held_out == 10
-    assert result.psnr > 19
-    assert result.ssim > 0.4
+    assert result.psnr == pytest.approx(50.9, abs=3)
+    assert result.ssim > 0.995
     recorded = json.loads((out / "result.json").read_text())
     assert recorded["psnr"] == result.psnr
     flat = torch.full((1, 3, 8, 8), 128).byte()
@@ -102,6 +106,54 @@ def test_resuming_equals_the_uninterrupted_run(trained, tmp_path, monkeypatch, s
     assert all(torch.equal(value, b[key]) for key, value in a.items())
     lines = [json.loads(line)["images"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(320, 1921, 320))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a training step moves by a second. It lists the images seen and the learning rate of each step."""
+    from ditlab.training import autoencoder as module
+
+    real, clock = module.step, SimpleNamespace(now=100.0, rates=[], stop=None)
+
+    def step(state, images, settings, rate):
+        if state.seen == clock.stop:
+            raise InterruptedError
+        clock.now += 1
+        clock.rates.append((state.seen, rate))
+        return real(state, images, settings, rate)
+
+    monkeypatch.setattr(module, "step", step)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_a_limit_of_time_ends_the_run_and_takes_the_learning_rate_to_zero(clock, tmp_path):
+    result = run(tmp_path / "run", images=10**9, minutes=0.5, log_every=240)
+    assert result.seconds == 30
+    # The rate rises over a twentieth of the run, here to the second step, and then falls by a cosine over 28.5 seconds.
+    expected = [0.0, 3e-3 * 2 / 3, *(3e-3 * (1 + math.cos(math.pi * (i - 1.5) / 28.5)) / 2 for i in range(2, 30))]
+    assert [rate for _, rate in clock.rates] == pytest.approx(expected, abs=1e-8)
+    assert [seen for seen, _ in clock.rates] == list(range(0, 480, 16))
+
+    clock.rates.clear()
+    clock.stop = 320  # after the checkpoint of 240 images
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "paused", images=10**9, minutes=0.5, log_every=240)
+    clock.stop, clock.now = None, clock.now + 1000
+    assert run(tmp_path / "paused", images=10**9, minutes=0.5, log_every=240).seconds == 30
+    a, b = (load_autoencoder(tmp_path / name).state_dict() for name in ("run", "paused"))
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+def test_the_images_end_a_run_before_a_longer_time(clock, tmp_path):
+    run(tmp_path / "run", images=640, minutes=1.0)  # 40 steps, of which each takes a second of the 60
+    assert len(clock.rates) == 40
+    positions = [max(seen, int(640 * i / 60)) for i, (seen, _) in enumerate(clock.rates)]
+    assert positions == [seen for seen, _ in clock.rates]  # the images are further than the time: as without a limit
+    expected = [3e-3 * (1 + math.cos(math.pi * (seen - 32) / 608)) / 2 for seen in positions[2:]]
+    assert [rate for _, rate in clock.rates][2:] == pytest.approx(expected)
+    more = run(tmp_path / "run", images=640, minutes=2.0)  # finished, because the images end it
+    assert (more.seconds, len(clock.rates)) == (40, 40)
 
 
 def test_edge_error_of_a_step():
@@ -156,3 +208,39 @@ def test_training_on_a_cache_and_sampling(trained, tmp_path):
     (tmp_path / "cache" / "autoencoder" / "config.json").write_text((tmp_path / "other" / "config.json").read_text())
     with pytest.raises(InputError, match="which is saved beside it; encode the images again"):
         train(latent_recipe(tmp_path / "cache"), tmp_path / "run2")
+
+
+def test_the_measured_precision_is_kept_when_a_run_resumes(tmp_path, monkeypatch):
+    from ditlab.training import autoencoder_step
+
+    def measured(step, device, width):
+        step(torch.bfloat16)
+        return torch.bfloat16
+
+    monkeypatch.setattr(autoencoder_step, "faster_dtype", measured)
+    run(tmp_path / "run", images=32, precision="auto")
+    assert torch.load(tmp_path / "run" / "training.pt")["precision"] == "bfloat16"
+    monkeypatch.setattr(autoencoder_step, "faster_dtype", None)  # it is not measured again
+    run(tmp_path / "run", images=32, precision="auto")
+
+
+def test_frechet_distances_are_those_of_the_features_that_are_given(trained, tmp_path):
+    class Corners(Features):
+        name, weights, dimension = "corners", "", 3
+
+        def __call__(self, images):
+            return Extracted(images[..., 0, 0].float())
+
+    result = run(trained[1], features=Corners())
+    training, held_out = split(200, AutoencoderTraining(**SETTINGS))
+    images, autoencoder = pictures().images, load_autoencoder(trained[1])
+    corners = {"real": images[held_out, :, 0, 0].float(), "other": images[training, :, 0, 0].float()}
+    made = reconstruct(autoencoder, images[held_out])[..., 0, 0].float()
+    assert result.fd.features == "corners"
+    assert result.fd.real == pytest.approx(frechet_distance(corners["real"], corners["other"]))
+    assert result.fd.reconstructed == pytest.approx(frechet_distance(made, corners["other"]), rel=1e-4)
+    assert json.loads((trained[1] / "result.json").read_text())["fd"]["real"] == result.fd.real
+    with pytest.raises(
+        InputError, match="1 held-out image has no Frechet distance; give more images, or a larger held"
+    ):
+        run(tmp_path / "few", data=pictures(20), features=Corners())

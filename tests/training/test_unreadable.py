@@ -218,7 +218,15 @@ class TestDuringTheWork:
         def run(source, out):
             data = open_dataset(str(source), Preparation(size="16", max_skipped=0.0), tmp_path / out / "skipped.csv")
             settings = AutoencoderTraining(
-                images=64, batch=8, stride=2, latent_channels=2, width=8, depth=1, device="cpu", log_every=64
+                images=64,
+                batch=8,
+                stride=2,
+                latent_channels=2,
+                width=8,
+                depth=1,
+                precision="float32",
+                device="cpu",
+                log_every=64,
             )
             train_autoencoder(data, settings, tmp_path / out, QUIET)
             return ditlab.checkpoints.load_autoencoder(tmp_path / out)

@@ -212,7 +212,7 @@ def test_sample_files_hold_all_numbers(channels, values, tmp_path, trained):
 def test_an_autoencoder_and_a_latent_cache(channels, values, tmp_path):
     data = data_of(channels, values)
     settings = AutoencoderTraining(
-        stride=2, latent_channels=4 * channels, width=4, depth=1, images=16, batch=8, held_out=0.25, device="cpu"
+        stride=2, latent_channels=4 * channels, width=4, depth=1, images=16, batch=8, held_out=0.25, precision="float32"
     )
     result = train_autoencoder(data, settings, tmp_path / "autoencoder", QUIET)
     # All components of a patch are kept, so that only the posterior's clamp and a few steps of training lose anything.

@@ -187,10 +187,11 @@ def train_autoencoder(
 
 def report_autoencoder(done: "Trained", source: str, out: Path, preparation: Preparation) -> None:
     """Print the scores of an autoencoder, and the command that encodes images with it."""
+    distance = f", FD {fd.reconstructed:.2f} (real-vs-real {fd.real:.2f}, {fd.features})" if (fd := done.fd) else ""
     say(
         f"{done.parameters / 1e6:.2f} M parameters in {done.seconds:.0f} s; on "
         f"{counted(done.held_out, 'held-out image')}: "
-        f"PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}; reconstructions: {out / 'reconstructions.png'}; "
+        f"PSNR {done.psnr:.2f} dB, SSIM {done.ssim:.3f}{distance}; reconstructions: {out / 'reconstructions.png'}; "
         f"next: {command()} encode {quote(source)}{as_options(preparation)} "
         f"--autoencoder {quote(str(out))} --out cache"
     )

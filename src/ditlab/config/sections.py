@@ -344,6 +344,9 @@ class AutoencoderTraining:
     """Residual blocks of the encoder, and of the decoder."""
     images: Whole = setting(40_000, at_least=1)
     """Length of the run: number of images to train on, including repeats."""
+    minutes: float = setting(0.0, resume="free", not_negative=True)
+    """Largest training time in minutes, over all parts of a run that was paused; the learning rate follows the time if
+    it is further than the images (0: no limit)."""
     batch: Whole = setting(16, at_least=1)
     """Batch size: images per optimizer step."""
     lr: float = setting(2e-3, not_negative=True)
@@ -356,6 +359,8 @@ class AutoencoderTraining:
     """Share of the images that are held out for evaluation."""
     seed: Whole = setting(0, at_least=0, below=2**32)
     """Seed of initial weights, image order, noise and the held-out images."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of training: auto (which is faster is measured), float32 or bfloat16."""
     device: str = setting("auto", resume="free")
     """auto, cpu, cuda, cuda:1, mps."""
     log_every: Whole = setting(4_000, resume="free", at_least=1)

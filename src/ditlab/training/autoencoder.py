@@ -6,6 +6,7 @@ which the latents have mean 0 and variance 1 in each channel.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -30,13 +30,16 @@ from ditlab.core.io import AGAIN, held, is_vacant, replace_text, replacing, writ
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, describe_difference
-from ditlab.core.values import EIGHT_BITS, PixelValues, network_scale
+from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.weights import read_state, write_pickle
 from ditlab.data import Dataset, ahead, training_order
 from ditlab.data.check import UnreadableImagesError
 from ditlab.data.summary import report_data, report_unreadable
-from ditlab.evaluation.reconstruction import psnr, ssim
+from ditlab.evaluation.features import Features, open_features
+from ditlab.evaluation.gather import check_fit
+from ditlab.evaluation.reconstruction import ReconstructionFD, psnr, reconstruction_fd, ssim
 from ditlab.report.sheets import contact_sheet, to_pil
+from ditlab.training.autoencoder_step import State, choose_precision, make_optimizer, step
 from ditlab.training.data_index import DataIndex
 from ditlab.training.files import refuse_other_run
 from ditlab.training.log import RunLog
@@ -47,6 +50,7 @@ from ditlab.training.signals import end, interruption
 SETTINGS, STATE, RESULT = "settings.json", "training.pt", "result.json"
 START = 1024  # images from whose patches the initial weights, principal components, are computed
 MEASURED = 4096  # images from which mean and standard deviation of the latents are computed
+OWN_FEATURES = "digits", "glyphs"  # features of built-in data, which need no weights
 EVALUATED = 512  # held-out images on which the scores are computed
 
 
@@ -60,20 +64,17 @@ class Trained:
     parameters: int
     seconds: float
     folder: Path
-
-
-@dataclass
-class State:
-    """The state of training, which is saved."""
-
-    autoencoder: Patch
-    optimizer: torch.optim.AdamW
-    seen: int = 0
-    seconds: float = 0.0
+    images: int  # trained on, including repeats
+    fd: ReconstructionFD | None = None  # Frechet distances in the features of the data, where there are some
 
 
 def train_autoencoder(
-    dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console, source: str = "images"
+    dataset: Dataset,
+    settings: AutoencoderTraining,
+    out: Path,
+    console: Console,
+    source: str = "images",
+    features: Features | None = None,
 ) -> Trained:
     """Train an autoencoder, normalize its latents, evaluate and save it; the same call resumes an interrupted run.
 
@@ -83,31 +84,47 @@ def train_autoencoder(
         out: folder for the autoencoder, which `load_autoencoder` reads, with metrics and `reconstructions.png`.
         console: where progress is shown.
         source: name of the data set, for the summary of the data in the folder (`data.json`).
+        features: features in which the Frechet distance of reconstructions is computed (default: those of the built-in
+            digits and letters; other data have none).
 
     Raises:
-        InputError: the folder holds something else or is in use, or the network does not fit the images.
+        InputError: the folder holds something else or is in use, or the network or the features do not fit the images.
     """
     with held(out):
-        return train_here(dataset, settings, out, console, source)
+        return train_here(dataset, settings, out, console, source, features)
 
 
-def train_here(dataset: Dataset, settings: AutoencoderTraining, out: Path, console: Console, source: str) -> Trained:
+def train_here(
+    dataset: Dataset,
+    settings: AutoencoderTraining,
+    out: Path,
+    console: Console,
+    source: str,
+    features: Features | None,
+) -> Trained:
     """Run `train_autoencoder` in a folder that this process has locked."""
     state = begin(dataset, settings, pick_device(settings.device))
     training, held_out = split(len(dataset), settings)
+    features = features or (open_features(dataset.features) if dataset.features in OWN_FEATURES else None)
+    if features:
+        check_features(dataset, held_out, features)
     claim(out, settings, dataset)
     report_data(dataset, source, out, console)
     resumed = restore(state, out)
     dataset.check(console, resumed=resumed)
     report_unreadable(dataset, source, out, console)
     if not resumed:
-        state.autoencoder.start_from(dataset.fetch(training[:START]).x)
+        images = dataset.fetch(training[:START]).x
+        state.autoencoder.start_from(images)
+        choose_precision(state, images[: settings.batch], settings)
     loop(state, dataset, training, held_out, settings, out, console)
     normalized = normalize(state.autoencoder.eval().requires_grad_(False), dataset, training)
     save_autoencoder(normalized, out)
-    mean_psnr, mean_ssim = evaluate(normalized, dataset, held_out)
+    pairs = reconstructions(normalized, dataset, held_out)
+    mean_psnr, mean_ssim = evaluate(pairs, dataset.values)
     parameters = sum(p.numel() for p in normalized.parameters())
-    result = Trained(mean_psnr, mean_ssim, len(held_out), parameters, round(state.seconds, 1), out)
+    fd = distances(pairs, dataset, training, features) if features else None
+    result = Trained(mean_psnr, mean_ssim, len(held_out), parameters, round(state.seconds, 1), out, state.seen, fd)
     replace_text(out / RESULT, json.dumps(asdict(result), default=str) + "\n")
     return result
 
@@ -121,28 +138,35 @@ def loop(
     out: Path,
     console: Console,
 ) -> None:
-    """Train from `state.seen` images to the end, or until Ctrl-C."""
+    """Train from `state.seen` images to the end, by images or by time, or until Ctrl-C."""
     schedule = Optim(lr=settings.lr, warmup=settings.images // 20, schedule="cosine")
+    limit = 60 * settings.minutes or math.inf
     started, guard = time.monotonic() - state.seconds, Guard(partial(say, console))
     order = training_order(len(training), settings.batch, settings.seed, state.seen)
-    with RunLog(out / "metrics.jsonl", state.seen, settings.images, console) as log, interruption() as signals:
+    with (
+        RunLog(
+            out / "metrics.jsonl", state.seen, settings.images, console, seconds=max(0.0, limit - state.seconds)
+        ) as log,
+        interruption() as signals,
+    ):
         reader = ahead(order, lambda indices: dataset.fetch(training[indices]))
         for batch in readable(reader, state, out):
-            if state.seen >= settings.images:
+            if state.seen >= settings.images or state.seconds >= limit:
                 return
-            rate = learning_rate(schedule, state.seen, settings.images)
+            position = max(state.seen, int(settings.images * state.seconds / limit))
+            rate = learning_rate(schedule, position, settings.images)
             loss, norm = step(state, batch.x, settings, rate)
-            before, state.seen = state.seen, state.seen + settings.batch
+            before, state.seen, state.seconds = state.seen, state.seen + settings.batch, time.monotonic() - started
+            finished = state.seen >= settings.images or state.seconds >= limit
 
             def means(loss: Tensor = loss, norm: Tensor = norm) -> dict[str, Any]:
                 return {"loss": loss.item(), "grad_norm": norm.item()}
 
             log.show(state.seen, means)
-            due = before // settings.log_every != state.seen // settings.log_every or state.seen >= settings.images
+            due = before // settings.log_every != state.seen // settings.log_every or finished
             if due:
                 log.write(state.seen, means() | {"lr": rate})
             if due or signals:
-                state.seconds = time.monotonic() - started
                 save(state, out)
                 with (
                     guard(f"preview at {counted(state.seen, 'image')}"),
@@ -181,8 +205,7 @@ def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device)
         ).to(device)
     autoencoder.latent_shape(dataset.channels, dataset.size)  # raises an error if the stride does not divide the sides
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    return State(autoencoder, optimizer)
+    return State(autoencoder, make_optimizer(autoencoder, settings.lr))
 
 
 def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
@@ -198,35 +221,6 @@ def split(count: int, settings: AutoencoderTraining) -> tuple[Tensor, Tensor]:
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
     return order[held_out:], order[:held_out][:EVALUATED]
-
-
-def step(state: State, images: Tensor, settings: AutoencoderTraining, rate: float) -> tuple[Tensor, Tensor]:
-    """Take a training step on images (B, C, H, W); returns the loss and the norm of the gradient."""
-    autoencoder = state.autoencoder.train()
-    generator = torch.Generator().manual_seed((settings.seed * 1_000_000_007 + state.seen) % 2**63)
-    x = network_scale(images.to(next(autoencoder.parameters()).device))
-    mean, log_variance = autoencoder.moments(x).chunk(2, dim=1)
-    eps = torch.randn(mean.shape, generator=generator).to(x)
-    y = autoencoder.pictures(mean + (log_variance / 2).exp() * eps)
-    nats = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
-    loss = (y - x).abs().mean() + settings.edges * edge_error(y, x) + settings.kl * nats / x.numel()
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    return loss.detach(), norm
-
-
-def edge_error(a: Tensor, b: Tensor) -> Tensor:
-    """L1 error of the differences between neighboring pixels, averaged over full, half and quarter size."""
-    error = a - b
-    total = torch.zeros((), device=a.device)
-    for _ in range(3):
-        total = total + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        error = F.avg_pool2d(error, 2)
-    return total / 3
 
 
 def claim(out: Path, settings: AutoencoderTraining, dataset: Dataset) -> None:
@@ -260,7 +254,9 @@ def save(state: State, out: Path) -> None:
         raise InputError(f"the weights are no longer finite after {counted(state.seen, 'image')}; give a lower lr")
     content = {"net": state.autoencoder.state_dict(), "optimizer": state.optimizer.state_dict()}
     with writing(out / STATE, AGAIN):
-        write_pickle(content | {"seen": state.seen, "seconds": state.seconds}, out / STATE)
+        write_pickle(
+            content | {"seen": state.seen, "seconds": state.seconds, "precision": state.precision}, out / STATE
+        )
 
 
 def restore(state: State, out: Path) -> bool:
@@ -277,6 +273,7 @@ def restore(state: State, out: Path) -> bool:
         state.autoencoder.load_state_dict(saved["net"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.seen, state.seconds = int(saved["seen"]), float(saved["seconds"])
+        state.precision = str(saved["precision"])
     return True
 
 
@@ -311,14 +308,38 @@ def reconstruct(autoencoder: Latent, images: Tensor, values: PixelValues = EIGHT
     return autoencoder.decode_as(autoencoder.normalised(mean), values).cpu()
 
 
-def evaluate(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> tuple[float, float]:
-    """Mean PSNR (dB) and mean SSIM over the held-out images, in the range of their values."""
-    values, peak = dataset.values, 255.0 if dataset.values.eight_bits else 1.0
-    pairs = [(images, reconstruct(autoencoder, images, values)) for images in batches(dataset, held_out)]
+def reconstructions(autoencoder: Latent, dataset: Dataset, indices: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Batches of images, and of their reconstructions."""
+    return [(images, reconstruct(autoencoder, images, dataset.values)) for images in batches(dataset, indices)]
+
+
+def evaluate(pairs: list[tuple[Tensor, Tensor]], values: PixelValues) -> tuple[float, float]:
+    """Mean PSNR (dB) and mean SSIM of reconstructions, in the range of the values of the images."""
+    peak = 255.0 if values.eight_bits else 1.0
     if not values.eight_bits:
         pairs = [(values.share(a), values.share(b)) for a, b in pairs]
     scores = [torch.cat([measure(a, b, peak) for a, b in pairs]).mean().item() for measure in (psnr, ssim)]
     return scores[0], scores[1]
+
+
+def check_features(dataset: Dataset, held_out: Tensor, features: Features) -> None:
+    """Check that a Frechet distance of the held-out images can be computed.
+
+    Raises:
+        InputError: the features do not support the images, or there is only one held-out image.
+    """
+    check_fit(dataset, features)
+    if len(held_out) < 2:
+        raise InputError("1 held-out image has no Frechet distance; give more images, or a larger held_out")
+
+
+def distances(
+    pairs: list[tuple[Tensor, Tensor]], dataset: Dataset, training: Tensor, features: Features
+) -> ReconstructionFD:
+    """The Frechet distances to up to `MEASURED` training images."""
+    shown = dataset.values.displayed
+    reference = (shown(images) for images in batches(dataset, training[:MEASURED]))
+    return reconstruction_fd([(shown(a), shown(b)) for a, b in pairs], reference, features)
 
 
 def preview(autoencoder: Latent, dataset: Dataset, held_out: Tensor) -> Image.Image:
