@@ -38,11 +38,13 @@ def test_activations_are_what_autograd_keeps():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         out = net(x, t, y)
-    kept, largest = activations(small, 5, False)
+    kept, recomputed, largest = activations(small, 5, False)
     assert kept == pytest.approx(sum(each.nbytes() for each in storages.values()) + out.nbytes, rel=0.01)
     assert largest == 5 * 64 * 4 * 64 * 4  # pictures, tokens, width of the MLP, bytes
     assert activations(small, 10, False)[0] == pytest.approx(2 * kept, rel=0.01)
-    assert activations(small, 5, True)[0] < 0.45 * kept
+    assert recomputed == 0
+    assert activations(small, 5, True)[1] == pytest.approx(kept / 5)  # of four blocks and the final layer
+    assert sum(activations(small, 5, True)[:2]) < 0.45 * kept
 
 
 def test_the_parts_of_a_large_run():
@@ -75,6 +77,7 @@ def test_the_largest_batch_is_the_last_that_fits():
     assert largest_batch(grown, 64.9) == 5
     assert largest_batch(grown, 39.0) == 0
     assert peak(grown(1)) == 40.0
+    assert peak(grown(1) | {"workspace": 3.0}) == 43.0  # also when all gradients are there
 
 
 def test_this_machine_is_timed():
@@ -231,15 +234,21 @@ class TestAModelOfTheHub:
     """A published model is described by its name if the shape is given; it is not downloaded."""
 
     def test_whole_and_with_low_rank_updates(self):
-        whole, lora = (plan(Recipe.load(name), "rtx4090", shape=(4, (32, 32), 1000)) for name in FINE_TUNING)
-        assert whole.parameters == 674_834_720  # and 294,912 positions, which are computed
+        def found(name):
+            recipe = Recipe.load(name)
+            assert outline(recipe.train.init_from).net.config["name"] == "DiT-XL/2"
+            smaller = recipe.override({"train": {"init_from": "me/DiT-S-2-256"}})
+            return plan(smaller, "rtx4090", shape=(4, (32, 32), 1000))
+
+        whole, lora = (found(name) for name in FINE_TUNING)
+        assert whole.parameters == 32_958_752 + 4 * 2 * 2 * (384 + 1)  # the head also has the learned variance
         assert whole.memory["gradients kept"] == 4 * whole.parameters
         assert lora.memory["averages"] == lora.memory["weights"] > whole.memory["weights"]
-        assert lora.memory["gradients kept"] < 0.05 * whole.memory["gradients kept"]
-        assert lora.checkpoint < 0.05 * whole.checkpoint
-        # Frozen weights have no gradients (a third of the work), and without checkpointing nothing is computed twice.
-        assert 1.7 < lora.steps_per_second / whole.steps_per_second < 2
+        assert lora.memory["gradients kept"] < 0.1 * whole.memory["gradients kept"]
+        assert lora.checkpoint < 0.1 * whole.checkpoint
         assert (whole.advice, lora.advice) == ([], [])
+        # Frozen weights have no gradients, and without checkpointing nothing is computed twice: about 4 instead of 8.
+        assert 1.7 < lora.steps_per_second / whole.steps_per_second < 2
 
     def test_a_name_without_a_published_size(self):
         recipe = parse_recipe({"train": {"init_from": "someone/cats"}})

@@ -1,7 +1,7 @@
 """What the kernels of a device keep for the backward pass, computed on PyTorch's meta device.
 
-On the meta device PyTorch has neither autocast nor fused attention: a forward pass there keeps float32 and all attention
-weights. `KernelsOf` adds both, by the lists of operations in PyTorch's ATen/autocast_mode.h.
+On the meta device PyTorch has neither autocast nor fused attention: a forward pass there keeps float32 and all
+attention weights. `KernelsOf` adds both, by the lists of operations in PyTorch's ATen/autocast_mode.h.
 """
 
 from collections.abc import Callable, Sequence

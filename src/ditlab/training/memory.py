@@ -85,7 +85,7 @@ def memory_parts(
         half: whether activations are in bfloat16.
     """
     shards = {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
-    kept, largest = activations(make, batch, recipe.parallel.checkpointing, recipe, kind=kind, half=half)
+    kept, recomputed, largest = activations(make, batch, recipe.parallel.checkpointing, recipe, kind=kind, half=half)
     parts = {
         "process": PROCESS.get(kind, 0.0),
         "weights": held.weights / shards,
@@ -93,7 +93,7 @@ def memory_parts(
         "optimizer": held.moments / shards,
         "averages": held.averages / shards,
         "activations": kept,
-        "workspace": 2 * largest,
+        "workspace": recomputed + 2 * largest,
     }
     if kind == "cpu":  # for other devices, the copy is in the memory of the host
         parts["copy for the checkpoint"] = held.saved
@@ -104,9 +104,7 @@ def memory_parts(
 
 def peak(memory: dict[str, float]) -> float:
     """Peak memory in bytes: in the backward pass, gradients are allocated while activations are freed."""
-    gradients = memory.get("gradients", 0.0)
-    activations = memory["activations"] + memory["workspace"]
-    return sum(memory.values()) - activations - gradients + max(activations, gradients)
+    return sum(memory.values()) - min(memory.get("gradients", 0.0), memory["activations"])
 
 
 def largest_batch(parts: Callable[[int], dict[str, float]], capacity: float) -> int:
@@ -187,8 +185,8 @@ def activations(
     *,
     kind: str = "cpu",
     half: bool = False,
-) -> tuple[float, float]:
-    """Size in bytes of all tensors that the backward pass needs, and of the largest one.
+) -> tuple[float, float, float]:
+    """Size in bytes of what is kept for the backward pass, of what it recomputes at a time, and of the largest tensor.
 
     Args:
         make: function that builds the network.
@@ -205,11 +203,10 @@ def activations(
     values, copies = kept_tensors(net, inputs, trace, KernelsOf(kind, half))
     whole, largest = sum(values) + copies, max(values)
     if not checkpointing or not net.repeated:
-        return whole, largest
+        return whole, 0.0, largest
     keep_inputs_only(net)
     values, copies = kept_tensors(net, inputs, trace, KernelsOf(kind, half))
-    # One block at a time is recomputed, with all its activations.
-    return sum(values) + copies + whole / len(net.repeated), largest
+    return sum(values) + copies, whole / len(net.repeated), largest  # one block at a time is recomputed
 
 
 def example_trace(net: Backbone, batch: int, recipe: Recipe) -> Trace:
