@@ -43,7 +43,8 @@ class KernelsOf(TorchFunctionMode):
     ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return self.attention(*(self.cast(value, torch.bfloat16) for value in args), **kwargs)
+            args, kwargs = self.converted(args, kwargs, torch.bfloat16)
+            return self.attention(*args, **kwargs)
         if name in HALF:
             args, kwargs = self.converted(args, kwargs, torch.bfloat16)
         elif self.kind != "cpu" and name in FLOAT:
@@ -70,8 +71,12 @@ class KernelsOf(TorchFunctionMode):
             return self.copies[value]
         return value.to(dtype)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, scale: float | None = None, **kwargs: Any) -> Any:
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, scale: float | None = None, **kwargs: Any
+    ) -> Any:
         """Attention by the kernel of the device: the fused one keeps no attention weights."""
-        if stores_attention(self.kind, q.dtype, k.shape[2]):
-            return stored_attention(q, k, v, scale)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)[0]
+        if stores_attention(self.kind, query.dtype, key.shape[-2]):
+            return stored_attention(query, key, value, scale)
+        if query.ndim != 4:  # which the fused kernel does not take
+            return F.scaled_dot_product_attention(query, key, value, *args, scale=scale, **kwargs)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)[0]
