@@ -2,15 +2,19 @@
 
 python benchmarks/memory.py          # whole runs, compared with the estimate of `ditlab plan`
 python benchmarks/memory.py steps    # one step of DiT-S/2, batch 16: float32, bfloat16, compiled, checkpointed
+python benchmarks/memory.py tracked  # steps that are too large for this machine, by PyTorch's tracker of tensors
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from ditlab import create
 from ditlab.config.reader import find_recipe, parse_recipe, read_toml
@@ -18,6 +22,7 @@ from ditlab.core.device import keep_freed_memory, peak_memory
 from ditlab.core.units import GIB
 from ditlab.inference.optimize.compilation import compile_blocks
 from ditlab.profiling.plan import plan
+from ditlab.training.memory import Make, held_in_training, memory_parts, peak
 from ditlab.training.parallel import keep_inputs_only
 
 BASE = "glyphs-32 --model.name=DiT-B/4 --model.width=768 --model.depth=12 --model.heads=12 --model.patch=4"
@@ -70,6 +75,50 @@ def step(options: list[str]) -> None:
     print(f"{(peak_memory(x.device) - before) / GIB:.2f}")
 
 
+TRACKED = {  # network, batch, bfloat16, checkpointing
+    "DiT-S/2, batch 16, float32": ("DiT-S/2", 16, False, False),
+    "DiT-S/2, batch 16, bfloat16, checkpointing": ("DiT-S/2", 16, True, True),
+    "DiT-XL/2, batch 32, bfloat16, checkpointing": ("DiT-XL/2", 32, True, True),
+}
+
+
+def tracked() -> None:
+    """Compare the estimate with the tracked peak, for a CPU, of weights, gradients, moments and activations."""
+    print("| step | planned | tracked | planned / tracked |\n|---|---|---|---|")
+    for name, (network, batch, half, checkpointing) in TRACKED.items():
+        tables = {"model": {"name": network}, "diffusion": {"process": "linear", "learn_variance": False}}
+        recipe = parse_recipe(tables | {"parallel": {"checkpointing": checkpointing}})
+        make = partial(create, network, learn_variance=False)
+        parts = memory_parts(make, held_in_training(make, recipe), batch, recipe, 1, "cpu", half)
+        planned = peak({part: 0.0 if part in UNTRACKED else size for part, size in parts.items()})
+        found = tracked_peak(make, batch, half, checkpointing)
+        print(f"| {name} | {planned / GIB:.2f} GiB | {found / GIB:.2f} GiB | {planned / found:.2f} |", flush=True)
+
+
+UNTRACKED = ("process", "averages", "copy for the checkpoint")
+
+
+def tracked_peak(make: Make, batch: int, half: bool, checkpointing: bool) -> float:
+    """Peak of two steps in bytes, with tensors that have no values."""
+    with FakeTensorMode():
+        net = make().train()
+        inputs = net.example(batch)
+        optimizer = torch.optim.AdamW(net.parameters(), foreach=False)
+        if checkpointing:
+            keep_inputs_only(net)
+        tracker = MemTracker()
+        tracker.track_external(net, optimizer)
+        with tracker:
+            for _ in range(2):
+                tracker.reset_mod_stats()  # it knows each module once
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    loss = net(*inputs).float().square().mean()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return float(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+
+
 def main() -> None:
     """Print the planned and the measured peak of each run."""
     print("| run | planned | measured | planned / measured |\n|---|---|---|---|")
@@ -101,5 +150,7 @@ if __name__ == "__main__":
             main()
         case ["step", *options]:
             step(options)
+        case ["tracked"]:
+            tracked()
         case _:
             steps()

@@ -66,7 +66,7 @@ def test_small_patches_on_pixels_need_a_hundred_gigabytes(tmp_path, monkeypatch)
     with pytest.raises(InputError) as error:
         train(recipe, tmp_path / "run", data=images, console=Console(quiet=True))
     assert str(error.value) == (
-        "this run needs about 100.4 GiB of memory, and 32.0 GiB are available; what helps: parallel.checkpointing = "
+        "this run needs about 59.9 GiB of memory, and 32.0 GiB are available; what helps: parallel.checkpointing = "
         "true recomputes the blocks instead of keeping them, for a third more work; or parallel.accumulate = 4 "
         "processes the batch in parts; or parallel.check_memory = false trains nevertheless"
     )

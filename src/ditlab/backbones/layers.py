@@ -106,12 +106,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tenso
 
     The weights are softmax(scale q k^T), with scale = 1 / sqrt(d) by default.
     """
-    slow = q.device.type == "cpu" and q.dtype is torch.bfloat16 and k.shape[2] <= LONGEST
-    if slow and q.requires_grad and torch.is_grad_enabled():
-        # The backward pass of the fused kernel takes two to seven times as long, see docs/benchmarks.md.
-        weights = torch.softmax(q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(2, 3), dim=-1)
-        return weights.to(v.dtype) @ v
+    if q.requires_grad and torch.is_grad_enabled() and stores_attention(q.device.type, q.dtype, k.shape[2]):
+        return stored_attention(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def stores_attention(kind: str, dtype: torch.dtype, keys: int) -> bool:
+    """Whether training on a type of device stores attention weights instead of using the fused kernel.
+
+    On a CPU in bfloat16 the backward pass of that kernel takes two to seven times as long, see docs/benchmarks.md.
+    """
+    return kind == "cpu" and dtype is torch.bfloat16 and keys <= LONGEST
+
+
+def stored_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Compute attention as `attend` does, with attention weights that are stored for the backward pass."""
+    weights = torch.softmax(q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(2, 3), dim=-1)
+    return weights.to(v.dtype) @ v
 
 
 class CrossAttention(nn.Module):

@@ -12,12 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ditlab.backbones import BACKBONES, Backbone
+from ditlab.backbones import BACKBONES, Backbone, create
 from ditlab.backbones.positions import sincos_positions
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
 from ditlab.core.modules import skip_init
 from ditlab.core.weights import read_file, read_json
+from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, process_name
 from ditlab.inference.pipeline import Pipeline
 
@@ -52,6 +53,7 @@ SCHEDULER = {  # DiT's process, sampled with DDIM and the strides of DiT's code
 }
 GUIDANCE = 4.0  # default of DiTPipeline, on all channels
 SHIFT = "_frequency_shift"  # ditlab's key in diffusers' config; diffusers ignores keys that begin with an underscore
+NAMED = re.compile(r"(?:.*/)?DiT-(S|B|L|XL)-([248])(?:-.*)?")
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
 
 
@@ -241,3 +243,17 @@ def as_diffusers(net: Backbone) -> nn.Module:
     assert missing in ([], ["pos_embed.pos_embed"]), missing
     other.pos_embed.pos_embed.copy_(net.get_buffer("pos_embed"))  # not a parameter, so that it has no values yet
     return cast(nn.Module, other.eval())
+
+
+def outline(hub_id: str) -> Pipeline | None:
+    """Describe a published DiT by the name of its hub repository, such as "facebook/DiT-XL-2-256", without its weights.
+
+    Returns:
+        A model on the meta device, which has sizes and objective but no values; None for other names.
+    """
+    match = NAMED.fullmatch(hub_id)
+    if match is None:
+        return None
+    with torch.device("meta"):
+        net = create(f"DiT-{match[1]}/{match[2]}", learn_variance=True, frequency_shift=1)
+    return Pipeline(net, Objective(DDPM(), "eps", learn_variance=True))

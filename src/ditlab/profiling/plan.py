@@ -15,15 +15,18 @@ from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import add_lora
 from ditlab.checkpoints import load
+from ditlab.checkpoints.diffusers import outline
 from ditlab.config.sections import Recipe
 from ditlab.core.device import pick_device, total_memory
 from ditlab.core.errors import InputError, lookup
+from ditlab.core.hub import is_hub_id
 from ditlab.core.units import GIB, counted, duration
 from ditlab.data import Dataset, open_dataset
 from ditlab.diffusion.objective import completed
 from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import interleaved, waiter
+from ditlab.inference.pipeline import Pipeline
 from ditlab.training.checks import check_recipe
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued
@@ -159,7 +162,7 @@ def subject_of(recipe: Recipe, shape: Shape | None) -> Subject:
         recipe: the settings of the run.
         shape: shape of the network if the data is not available; None to open the data.
     """
-    source = load(recipe.train.init_from) if recipe.train.init_from else None
+    source = source_of(recipe.train.init_from, shape)
     recipe = replace(recipe, diffusion=completed(recipe.diffusion, None if source is None else source.objective))
     if source is not None:
         recipe = replace(recipe, model=continued(recipe.model, source))
@@ -169,6 +172,25 @@ def subject_of(recipe: Recipe, shape: Shape | None) -> Subject:
     autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, source)
     classes = recipe.data.classes or len(dataset.classes)
     return Subject(recipe, (*autoencoder.latent_shape(dataset.channels, dataset.size), classes), dataset, autoencoder)
+
+
+def source_of(origin: str, shape: Shape | None) -> Pipeline | None:
+    """Load the model that a run starts from; None for a run that starts from new weights.
+
+    With a given shape, nothing is downloaded: a published model on the hub is described by its name.
+
+    Raises:
+        InputError: there is no such model, or its name does not describe it.
+    """
+    if not origin or shape is None or not is_hub_id(origin):
+        return load(origin) if origin else None
+    source = outline(origin)
+    if source is None:
+        raise InputError(
+            f'the name "{origin}" does not contain a published size such as DiT-XL-2; download this model, and set '
+            "train.init_from to its folder"
+        )
+    return source
 
 
 def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = True, shape: Shape | None = None) -> Plan:
@@ -200,7 +222,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
     if machine.here and timed and not troubles and subject.dataset is not None:
         seconds = timed_step(subject, batch, half) * recipe.train.batch / batch / machine.at_once
     elif not machine.here:
-        seconds, bound = predicted_step(subject, machine, cost.gmacs)
+        seconds, bound = predicted_step(subject, machine, cost.gmacs, held.gradients / held.weights)
     length = seconds * recipe.train.images / recipe.train.batch if seconds else None
     if length and recipe.train.minutes:
         length = min(length, 60 * recipe.train.minutes)
@@ -240,8 +262,14 @@ def all_parts(subject: Subject, held: Held, machine: Machine, half: bool, batch:
     return parts | ({"autoencoder": frozen} if frozen else {})
 
 
-def predicted_step(subject: Subject, machine: Machine, gmacs: float) -> tuple[float | None, bool]:
+def predicted_step(subject: Subject, machine: Machine, gmacs: float, trained: float) -> tuple[float | None, bool]:
     """Predict the seconds of a step from the peak rate of the device.
+
+    Args:
+        subject: the run.
+        machine: the devices.
+        gmacs: of the network for one image.
+        trained: share of the weights that have gradients, which are a third of the work if all have.
 
     Returns:
         The seconds and False; None and True if the overhead of a step is larger than its arithmetic.
@@ -250,7 +278,7 @@ def predicted_step(subject: Subject, machine: Machine, gmacs: float) -> tuple[fl
     with torch.device("meta"):
         blocks = len(subject.make().repeated)
     overhead = OVERHEAD_OF_STEP + OVERHEAD_OF_BLOCK * blocks * recipe.parallel.accumulate
-    flop = (8 if recipe.parallel.checkpointing else 6) * gmacs * 1e9 * recipe.train.batch
+    flop = ((6 if recipe.parallel.checkpointing else 4) + 2 * trained) * gmacs * 1e9 * recipe.train.batch
     seconds = flop / (DEVICES[machine.name].flops * REACHED * machine.devices)
     return (seconds, False) if seconds > overhead else (None, True)
 

@@ -19,13 +19,13 @@ from ditlab.core.types import Condition, Trace
 from ditlab.core.units import GIB
 from ditlab.diffusion.objective import make_objective
 from ditlab.inference.pipeline import Pipeline
+from ditlab.training.kernels import KernelsOf
 from ditlab.training.losses import make_context
 from ditlab.training.optim import muon_matrices
 from ditlab.training.parallel import keep_inputs_only
 from ditlab.training.rng import Randomness, RunRandomness
 
 PROCESS = {"cpu": 0.45 * GIB, "cuda": 0.8 * GIB}  # Python, PyTorch and their libraries
-HALF = 0.6  # activations in bfloat16 autocast relative to float32: norms and softmax stay in float32
 USABLE = 0.94  # share of a device's memory that tensors can use; the rest is lost to fragmentation
 CERTAIN = 1.5  # a run that needs this many times the memory there is cannot work, although predictions are not exact
 MOST = 2**16  # largest batch size that is considered
@@ -85,16 +85,15 @@ def memory_parts(
         half: whether activations are in bfloat16.
     """
     shards = {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
-    kept, largest = activations(make, batch, recipe.parallel.checkpointing, recipe)
-    factor = HALF if half else 1.0
+    kept, recomputed, largest = activations(make, batch, recipe.parallel.checkpointing, recipe, kind=kind, half=half)
     parts = {
         "process": PROCESS.get(kind, 0.0),
         "weights": held.weights / shards,
         "gradients": held.gradients / shards,
         "optimizer": held.moments / shards,
         "averages": held.averages / shards,
-        "activations": kept * factor,
-        "workspace": 2 * largest * factor,
+        "activations": kept,
+        "workspace": recomputed + 2 * largest,
     }
     if kind == "cpu":  # for other devices, the copy is in the memory of the host
         parts["copy for the checkpoint"] = held.saved
@@ -105,9 +104,7 @@ def memory_parts(
 
 def peak(memory: dict[str, float]) -> float:
     """Peak memory in bytes: in the backward pass, gradients are allocated while activations are freed."""
-    gradients = memory.get("gradients", 0.0)
-    activations = memory["activations"] + memory["workspace"]
-    return sum(memory.values()) - activations - gradients + max(activations, gradients)
+    return sum(memory.values()) - min(memory.get("gradients", 0.0), memory["activations"])
 
 
 def largest_batch(parts: Callable[[int], dict[str, float]], capacity: float) -> int:
@@ -180,25 +177,36 @@ def shortage(recipe: Recipe, parts: Callable[[int], dict[str, float]], room: Roo
     return ""
 
 
-def activations(make: Make, batch: int, checkpointing: bool, recipe: Recipe | None = None) -> tuple[float, float]:
-    """Size in bytes of all activations in float32, and of the largest one.
+def activations(
+    make: Make,
+    batch: int,
+    checkpointing: bool,
+    recipe: Recipe | None = None,
+    *,
+    kind: str = "cpu",
+    half: bool = False,
+) -> tuple[float, float, float]:
+    """Size in bytes of what is kept for the backward pass, of what it recomputes at a time, and of the largest tensor.
 
     Args:
         make: function that builds the network.
         batch: images at a time.
         checkpointing: whether blocks are recomputed in the backward pass.
         recipe: the settings of the run, for its training aids; None for no aids.
+        kind: type of the device, "cpu" or "cuda".
+        half: whether the network runs in bfloat16 autocast, which adds a copy of its weights.
     """
     with torch.device("meta"):
         net = make().train()
         inputs = net.example(batch)
     trace = None if recipe is None else example_trace(net, batch, recipe)
-    whole = kept_tensors(net, inputs, trace)
+    values, copies = kept_tensors(net, inputs, trace, KernelsOf(kind, half))
+    whole, largest = sum(values) + copies, max(values)
     if not checkpointing or not net.repeated:
-        return sum(whole), max(whole)
+        return whole, 0.0, largest
     keep_inputs_only(net)
-    # One block at a time is recomputed, with all its activations.
-    return sum(kept_tensors(net, inputs, trace)) + sum(whole) / len(net.repeated), max(whole)
+    values, copies = kept_tensors(net, inputs, trace, KernelsOf(kind, half))
+    return sum(values) + copies, whole / len(net.repeated), largest  # one block at a time is recomputed
 
 
 def example_trace(net: Backbone, batch: int, recipe: Recipe) -> Trace:
@@ -207,8 +215,14 @@ def example_trace(net: Backbone, batch: int, recipe: Recipe) -> Trace:
     return run.trace(Randomness(RunRandomness(0), 0, 0, batch, batch))
 
 
-def kept_tensors(net: Backbone, inputs: tuple[Tensor, Tensor, Condition], trace: Trace | None) -> list[float]:
-    """Size in bytes of each storage that autograd keeps for the backward pass, without the weights."""
+def kept_tensors(
+    net: Backbone, inputs: tuple[Tensor, Tensor, Condition], trace: Trace | None, kernels: KernelsOf
+) -> tuple[list[float], float]:
+    """Count what is kept for the backward pass besides the weights.
+
+    Returns:
+        Size in bytes of each storage, and of all copies of weights in another precision together.
+    """
     weights = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -218,6 +232,11 @@ def kept_tensors(net: Backbone, inputs: tuple[Tensor, Tensor, Condition], trace:
             storages[storage._cdata] = storage
         return value
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    with kernels, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         output = net(*inputs, trace=trace)
-    return [float(storage.nbytes()) for storage in storages.values()] + [float(output.nbytes)]
+    for weight, copy in kernels.copies.items():
+        if weight.requires_grad:  # autocast keeps it until the end of the forward pass
+            keep(copy)
+    copied = {copy.untyped_storage()._cdata for copy in kernels.copies.values()}
+    copies = sum(float(storages.pop(key).nbytes()) for key in copied & storages.keys())
+    return [float(storage.nbytes()) for storage in storages.values()] + [float(output.nbytes)], copies
