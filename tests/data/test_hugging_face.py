@@ -156,3 +156,14 @@ def test_the_held_out_part_of_a_data_set_on_the_hub(monkeypatch):
 def test_empty_captions_are_not_counted(saved):
     source = open_source(saved(text=(Value("string"), ["a", None, "", "d"])))
     assert source.reading.notes == ["2 captions from column text"]
+
+
+@pytest.mark.parametrize("columns", [[], ["image"], ["image", "label"]])
+@pytest.mark.parametrize("kind", ["numpy", "torch", None])
+def test_the_format_of_a_saved_data_set_does_not_matter(tmp_path, kind, columns):
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    table = datasets.Dataset.from_dict({"image": IMAGES, "label": [0, 1, 1, 0]}, features=features)
+    table.with_format(kind, columns=columns).save_to_disk(tmp_path / "set")
+    source = open_source(f"hf:{tmp_path / 'set'}")
+    assert (source.classes, source.labels.tolist()) == (["a", "b"], [0, 1, 1, 0])
+    assert source.read(2).getpixel((0, 0)) == (2, 0, 0)

@@ -39,6 +39,8 @@ class HuggingFace(Source):
 
         settings = settings or Preparation()
         self.title, self.reading = title, Reading()
+        self.fingerprint = content_hash(str(table._fingerprint).encode())  # of all rows
+        table = table.with_format(None)  # a saved data set may hold a format, which changes types and leaves out columns
         images = [name for name, feature in table.features.items() if isinstance(feature, ImageColumn)]
         if not images:
             raise InputError(
@@ -51,7 +53,6 @@ class HuggingFace(Source):
         self.image_column = column
         # As files, so that headers can be read without decoding the images.
         self.table = table.select_columns([column]).cast_column(column, ImageColumn(decode=False))
-        self.fingerprint = content_hash(str(table._fingerprint).encode())  # of all rows
         self.columns = {"label": self._labels(table, settings, images)}
         if captions := self._captions(table, settings):
             self.columns["caption"] = captions
