@@ -34,15 +34,17 @@ def images(tmp_path):
 def quick(monkeypatch):
     """Hold out some of few images, and try fewer sampling settings."""
     changed = choose.table() | {"data": FEW, "tuning": {"guidance": [1.0, 1.5], "schedules": ["uniform"]}}
-    changed["time"] = changed["time"] | {"longest_features": 0.05}
     for module in ("choose", "train", "finish", "tuning"):
         monkeypatch.setattr(f"ditlab.auto.{module}.table", lambda: changed)
-    monkeypatch.setattr("ditlab.auto.finish.MOST", 130)
+    monkeypatch.setattr("ditlab.evaluation.features.own.STEPS", 60)
+    for name in ("tuning", "finish"):
+        for constant in ("FEWEST", "MOST", "BATCH"):
+            monkeypatch.setattr(f"ditlab.auto.{name}.{constant}", 66)
 
 
 def test_from_images_to_a_score(images, tmp_path, quick):
     out, console = tmp_path / "run", Console(quiet=True)
-    first = train_folder(images, out, images=1280, settings=TINY, console=console)
+    first = train_folder(images, out, images=640, settings=TINY, console=console)
     assert first.score is not None
     assert first.score.held_out == 12
     assert first.score.classifier_accuracy == 1.0
@@ -54,10 +56,10 @@ def test_from_images_to_a_score(images, tmp_path, quick):
     assert {"samples.png", "nearest.png", "report.html", "features.safetensors", "choices.json"} <= {
         file.name for file in out.iterdir()
     }
-    again = train_folder(images, out, images=1280, settings=TINY, console=console)
-    assert again.pipe.config["images_seen"] == 1280
-    more = train_folder(images, out, images=1344, settings=TINY, console=console)
-    assert more.pipe.config["images_seen"] == 1344
+    again = train_folder(images, out, images=640, settings=TINY, console=console)
+    assert again.pipe.config["images_seen"] == 640
+    more = train_folder(images, out, images=704, settings=TINY, console=console)
+    assert more.pipe.config["images_seen"] == 704
 
 
 def test_a_folder_with_a_run_on_other_data(images, tmp_path):
@@ -107,7 +109,7 @@ def test_equal_images_have_no_score(tmp_path, quick, capsys):
     assert (done.score, done.copies, done.sample.guidance) == (None, None, 1.0)
     printed = capsys.readouterr().err
     for what in ("there is no score", "memorization is not tested"):
-        assert f"{what}: all 130 images have the same features; check the images\n" in printed
+        assert f"{what}: all 66 images have the same features; check the images\n" in printed
 
 
 def test_ten_images_give_samples_and_no_score(tmp_path):
