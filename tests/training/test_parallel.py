@@ -19,7 +19,7 @@ import ditlab
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
 from ditlab.data import check, training_order
-from ditlab.training import train
+from ditlab.training import parallel, train
 from ditlab.training.parallel import Place
 from ditlab.training.rng import RunRandomness
 
@@ -225,6 +225,26 @@ def test_a_process_that_dies_takes_the_run_down_and_the_launcher_begins_again(re
     assert process.returncode == 0, reported
     assert "resuming" in reported
     assert_same_run(tmp_path / "one", run, tolerance=5e-2)
+
+
+def test_restarted_processes_do_not_read_the_addresses_of_those_that_died(monkeypatch):
+    """PyTorch gives the store of the launcher to all restarts, without names of their own."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    seen = []
+    for restart in ("1", "2"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restart)
+        found = parallel.meeting_point(600)
+        assert (found["rank"], found["world_size"], found["timeout"].total_seconds()) == (1, 2, 600)
+        seen.append(found["store"].check(["address"]))
+        found["store"].set("address", restart)
+    assert seen == [False, False]
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")  # several machines count their restarts separately
+    assert parallel.meeting_point(600).keys() == {"timeout"}
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert parallel.meeting_point(600).keys() == {"timeout"}
 
 
 @posix_only

@@ -147,7 +147,7 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
     # Metrics are exchanged with gloo, so that they need not wait for the device.
     backend = "cpu:gloo,cuda:nccl" if process_device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        dist.init_process_group(backend, **meeting_point(seconds))
     except (dist.DistError, RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         line = str(error).splitlines()[0]
@@ -166,6 +166,22 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def meeting_point(seconds: int) -> dict[str, Any]:
+    """The arguments of `init_process_group` by which the processes of the launcher find each other.
+
+    After a restart, the store of torchrun still holds the addresses of the processes that have died (seen with PyTorch
+    2.13), and a new process may wait for one of them. On one machine, each restart therefore has keys of its own. With
+    several machines the restarts are counted by each, so that the number is no common name.
+    """
+    limit = timedelta(seconds=seconds)
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {"timeout": limit}
+    store, rank, world = next(dist.rendezvous("env://", timeout=limit))
+    own = dist.PrefixStore(f"restart-{restarts}", store)
+    return {"timeout": limit, "store": own, "rank": rank, "world_size": world}
 
 
 LOST = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer")  # parts of communication errors

@@ -40,7 +40,7 @@ class HuggingFace(Source):
         settings = settings or Preparation()
         self.title, self.reading = title, Reading()
         self.fingerprint = content_hash(str(table._fingerprint).encode())  # of all rows
-        table = table.with_format(None)  # a saved data set may hold a format, which changes types and leaves out columns
+        table = table.with_format(None)  # a saved data set may hold a format, which changes types or hides columns
         images = [name for name, feature in table.features.items() if isinstance(feature, ImageColumn)]
         if not images:
             raise InputError(
