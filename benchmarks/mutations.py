@@ -326,7 +326,7 @@ def run_command(work: Path, command: str, *, limit: int = LIMIT, debug: bool = F
     line = (text.strip().splitlines() or [""])[-1]
     assert usage is not None
     seconds, memory = usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss - before) / 1024
-    hung = hung or (os.WIFSIGNALED(status) and seconds >= limit)
+    hung = hung or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL))
     text = line if debug else text  # with --debug, a traceback comes before any line
     return {
         "outcome": "hang" if hung else judged(status, text, line), "line": line[:500], "seconds": round(seconds, 2),
