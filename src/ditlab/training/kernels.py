@@ -78,5 +78,5 @@ class KernelsOf(TorchFunctionMode):
         if stores_attention(self.kind, query.dtype, key.shape[-2]):
             return stored_attention(query, key, value, scale)
         if query.ndim != 4:  # which the fused kernel does not take
-            return F.scaled_dot_product_attention(query, key, value, *args, scale=scale, **kwargs)
+            return F.scaled_dot_product_attention(query, key, value, *args, **kwargs | {"scale": scale})
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)[0]

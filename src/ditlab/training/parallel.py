@@ -179,8 +179,8 @@ def meeting_point(seconds: int) -> dict[str, Any]:
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         return {"timeout": limit}
-    store, rank, world = next(dist.rendezvous("env://", timeout=limit))
-    own = dist.PrefixStore(f"restart-{restarts}", store)
+    store, rank, world = next(dist.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
+    own = dist.PrefixStore(f"restart-{restarts}", store)  # type: ignore[attr-defined]
     return {"timeout": limit, "store": own, "rank": rank, "world_size": world}
 
 
