@@ -1,6 +1,8 @@
 """Data sets of the `datasets` library: which columns are read, and which are refused."""
 
+import json
 import re
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -167,3 +169,14 @@ def test_the_format_of_a_saved_data_set_does_not_matter(tmp_path, kind, columns)
     source = open_source(f"hf:{tmp_path / 'set'}")
     assert (source.classes, source.labels.tolist()) == (["a", "b"], [0, 1, 1, 0])
     assert source.read(2).getpixel((0, 0)) == (2, 0, 0)
+
+
+def test_a_class_whose_name_is_no_text(saved):
+    source = saved(label=(ClassLabel(names=["a", "b"]), [0, 1, 1, 0]))
+    info = Path(source.removeprefix("hf:")) / "dataset_info.json"
+    content = json.loads(info.read_text())
+    content["features"]["label"]["names"][1] = {}
+    info.write_text(json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        open_source(source)
+    assert str(caught.value) == "a class has the name {}, which is no text; repair the list of the classes"

@@ -229,9 +229,11 @@ def label_column(labels: Sequence[int], classes: list[str]) -> Column:
     """A column of class indices; names are composed (NFC).
 
     Raises:
-        InputError: two classes have the same name, such as two folders whose names differ in their encoding only, or a
-            label is the index of no class.
+        InputError: two classes have the same name, such as two folders whose names differ in their encoding only, a
+            name is no text, or a label is the index of no class.
     """
+    if others := [name for name in classes if not isinstance(name, str)]:  # of a damaged file
+        raise InputError(f"a class has the name {others[0]!r}, which is no text; repair the list of the classes")
     names, most = all_nfc(classes), max(labels, default=0)
     if most >= max(1, len(names)):
         raise InputError(f"image {labels.index(most)} has the label {most}, but there are {len(names)} classes")
