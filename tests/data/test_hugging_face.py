@@ -180,3 +180,11 @@ def test_a_class_whose_name_is_no_text(saved):
     with pytest.raises(InputError) as caught:
         open_source(source)
     assert str(caught.value) == "a class has the name {}, which is no text; repair the list of the classes"
+
+
+def test_what_a_damaged_description_raises_is_one_line(saved, monkeypatch):
+    source = saved(label=(ClassLabel(names=["a", "b"]), [0, 1, 1, 0]))
+    monkeypatch.setattr(datasets.Dataset, "select_columns", lambda *_: {}["lost"])
+    with pytest.raises(InputError) as caught:
+        open_source(source)
+    assert str(caught.value) == f"the data set {source.removeprefix('hf:')} is damaged (it lacks 'lost'); save it again"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.core.formats import read_object, reason
+from ditlab.core.formats import interpreting, read_object, reason
 from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, content_hash
@@ -90,7 +90,8 @@ class HuggingFace(Source):
             table = table[chosen]
         elif saved and wanted and wanted != str(table.split):
             raise InputError(f"{name} has no splits; omit :{wanted}")
-        source = cls(table, name, settings)
+        with interpreting(f"the data set {name}", "save it again"):
+            source = cls(table, name, settings)
         source.reading.split = describe_split(chosen, names) if names else ""
         source.parts = names
         return source
