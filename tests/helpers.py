@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ditlab.backbones import create
 from ditlab.core.types import Batch, Prediction
@@ -173,17 +174,18 @@ class Items(Source):
         self.items, self.reading = items, Reading()
         self.columns = {"label": label_column([0] * len(items), [])}
 
-    @classmethod
-    def matches(cls, text, settings):
-        return False
-
-    @classmethod
-    def from_text(cls, text, settings):
-        raise AssertionError("it is made in Python")
-
     def name(self, i):
         return getattr(self.items[i], "name", f"image {i}")
 
     def raw(self, i):
         item = self.items[i]
         return open_image(item) if isinstance(item, Path) else item
+
+
+def two_classes(folder):
+    """Write forty random gray images of 8x8 pixels in the classes a and b."""
+    generator = np.random.default_rng(0)
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(generator.integers(0, 256, (8, 8), np.uint8)).save(folder / name / f"{i}.png")

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from ditlab.auto import choose
-from ditlab.auto.choose import Choice, base_tables, choose_data, choose_network, grid, merged, recipe_from, size_of
+from ditlab.auto.choose import Choice, base_tables, choose_data, choose_network, grid, recipe_from, size_of
 from ditlab.auto.facts import Facts, look
+from ditlab.config.reader import with_values
 from ditlab.config.sections import Preparation
 
 
@@ -28,7 +29,7 @@ class TestLook:
         write(tmp_path, "dogs/0.png", (24, 48), "L")
         found = look(str(tmp_path), Preparation())
         assert (found.images, found.size, found.one_size, found.one_aspect) == (4, (20, 40), False, True)
-        assert (found.channels, found.classes, found.smallest_class) == (3, {"cats": 3, "dogs": 1}, 1)
+        assert (found.channels, found.classes) == (3, {"cats": 3, "dogs": 1})
         assert (found.resizable, found.held_out) == (True, "")
 
     def test_a_divided_folder(self, tmp_path):
@@ -45,7 +46,7 @@ class TestLook:
     def test_a_built_in_data_set(self):
         found = look("digits", Preparation())
         assert (found.images, found.size, found.channels, found.held_out) == (1437, (8, 8), 1, "digits-held-out")
-        assert (len(found.classes), found.smallest_class, found.resizable) == (10, 139, False)
+        assert (len(found.classes), min(found.classes.values()), found.resizable) == (10, 139, False)
 
 
 class TestData:
@@ -96,11 +97,13 @@ class TestNetwork:
         )
 
     def test_a_network_of_the_user_stays(self):
-        assert choose_network(facts(), merged(base_tables(facts()), {"model": {"name": "DiT-S/4"}}), [1, 1], 30) == []
+        assert (
+            choose_network(facts(), with_values(base_tables(facts()), {"model": {"name": "DiT-S/4"}}), [1, 1], 30) == []
+        )
 
     def test_the_recipe_is_valid(self):
         options = choose.network_options((64, 64))[0]
-        recipe = recipe_from(merged(base_tables(facts()), {"model": options, "data": {"held_out": 0.1}}), facts())
+        recipe = recipe_from(with_values(base_tables(facts()), {"model": options, "data": {"held_out": 0.1}}), facts())
         assert (recipe.model.name, recipe.model.patch, recipe.data.source) == ("Hourglass-XS", 4, "x")
         assert (recipe.diffusion.target, recipe.optim.name, recipe.sample.sampler) == ("x0", "muon", "ab4")
 

@@ -2,10 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
-from helpers import tiny_pipeline
-from PIL import Image
+from helpers import tiny_pipeline, two_classes
 
 from ditlab.config.sections import Preparation
 from ditlab.data import open_dataset
@@ -16,11 +14,8 @@ SAMPLING = ("--count", 4, "--steps", 1, "--device", "cpu", "--json")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder of images in two classes, and a model that was trained on a part of them."""
-    place, generator = tmp_path_factory.mktemp("parts"), np.random.default_rng(0)
-    for name in "ab":
-        (place / "photos" / name).mkdir(parents=True)
-        for i in range(20):
-            Image.fromarray(generator.integers(0, 256, (8, 8), np.uint8)).save(place / "photos" / name / f"{i}.png")
+    place = tmp_path_factory.mktemp("parts")
+    two_classes(place / "photos")
     pipe = tiny_pipeline(classes=2)
     pipe.classes = ["a", "b"]
     pipe.config |= {"held_out": 0.2}

@@ -1,10 +1,8 @@
 """Evaluation of a model that was trained with `held_out`: the parts of its data are read as in training."""
 
-import numpy as np
 import pytest
 import torch
-from helpers import tiny_pipeline
-from PIL import Image
+from helpers import tiny_pipeline, two_classes
 from rich.console import Console
 
 from ditlab.autoencoders import Pixel
@@ -24,11 +22,8 @@ SETTINGS = {"count": 4, "steps": 1, "metrics": ("frechet",), "device": "cpu", "f
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder of images in two classes, a model that was trained on a part of them, and features."""
-    place, generator = tmp_path_factory.mktemp("parts"), np.random.default_rng(0)
-    for name in "ab":
-        (place / "photos" / name).mkdir(parents=True)
-        for i in range(20):
-            Image.fromarray(generator.integers(0, 256, (8, 8), np.uint8)).save(place / "photos" / name / f"{i}.png")
+    place = tmp_path_factory.mktemp("parts")
+    two_classes(place / "photos")
     pipe = tiny_pipeline(classes=2)
     pipe.config |= {"recipe": {"data": {"source": str(place / "photos"), "held_out": 0.2}}, "held_out": 0.2}
     pipe.save(place / "model")

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.auto.facts import Facts
-from ditlab.config.reader import parse_recipe, parse_size
+from ditlab.config.reader import Tables, parse_recipe, parse_size, with_values
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.formats import parse_toml
 from ditlab.core.units import counted
-
-Tables = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -29,13 +27,10 @@ class Choice:
 
     def __str__(self) -> str:
         """The option that sets it, and the reason."""
-        key, value = (
-            self.key.replace("_", "-"),
-            f" {self.value:g}" if isinstance(self.value, float) else f" {self.value}",
-        )
-        if isinstance(self.value, bool):
-            key, value = ("" if self.value else "no-") + key, ""
-        return f"--{self.section}.{key}{value}: {self.reason}"
+        key, value = self.key.replace("_", "-"), self.value
+        if isinstance(value, bool):
+            return f"--{self.section}.{'' if value else 'no-'}{key}: {self.reason}"
+        return f"--{self.section}.{key} {f'{value:g}' if isinstance(value, float) else value}: {self.reason}"
 
 
 @cache
@@ -81,21 +76,21 @@ def size_of(facts: Facts) -> tuple[tuple[int, int], str]:
     reason = "the images have this size" if facts.one_size else "the median size"
     if not facts.one_aspect:
         reason = "the images have different aspect ratios, so a square is cut from their middle"
-    side, largest = math.sqrt(height * width), table()["grids"][-1]["up_to"]
-    if side > largest:
+    side = math.sqrt(height * width)
+    if reduced := side > table()["grids"][-1]["up_to"]:
         height, width = (round(length * table()["largest"] / side) for length in (height, width))
         reason += f", reduced from {facts.size[0]}x{facts.size[1]} because larger ones need more time than most have"
     unit = 2 * grid(height, width)
     size = tuple(max(2 * unit, round(length / unit) * unit) for length in (height, width))
-    if size != (height, width) and side <= largest:
+    if size != (height, width) and not reduced:
         reason += f" ({height}x{width}), rounded to multiples of {unit}"
     return (size[0], size[1]), reason
 
 
 def grid(height: int, width: int) -> int:
     """Side of the squares of pixels that the network takes together."""
-    side = math.sqrt(height * width)
-    return int(next((row["patch"] for row in table()["grids"] if side <= row["up_to"]), table()["grids"][-1]["patch"]))
+    side, rows = math.sqrt(height * width), table()["grids"]
+    return int(next((row for row in rows if side <= row["up_to"]), rows[-1])["patch"])
 
 
 def choose_network(facts: Facts, tables: Tables, images: list[float], minutes: float) -> list[Choice]:
@@ -140,18 +135,9 @@ def rounded(count: float) -> str:
     return f"{round(count, -digits):,.0f}"
 
 
-def merged(tables: Tables, *others: Tables) -> Tables:
-    """Tables with the values of others, of which later ones count."""
-    result = {section: dict(values) for section, values in tables.items()}
-    for other in others:
-        for section, values in other.items():
-            result[section] = result.get(section, {}) | values
-    return result
-
-
 def with_choices(tables: Tables, choices: list[Choice]) -> Tables:
     """Tables with the chosen values."""
-    return merged(tables, *({choice.section: {choice.key: choice.value}} for choice in choices))
+    return with_values(tables, *({choice.section: {choice.key: choice.value}} for choice in choices))
 
 
 def recipe_from(tables: Tables, facts: Facts) -> Recipe:
@@ -161,6 +147,6 @@ def recipe_from(tables: Tables, facts: Facts) -> Recipe:
         InputError: they contradict each other.
     """
     try:
-        return parse_recipe(merged(tables, {"data": {"source": facts.source}}), source="chosen settings")
+        return parse_recipe(with_values(tables, {"data": {"source": facts.source}}), source="chosen settings")
     except InputError as error:
         raise InputError(f"{error}; leave out one of the options that you gave") from None

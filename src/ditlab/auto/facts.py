@@ -37,11 +37,6 @@ class Facts:
     held_out: str
     """Source of the held-out images, for a data set that is divided; otherwise empty."""
 
-    @property
-    def smallest_class(self) -> int:
-        """Images of the smallest class, or all images if there are no classes."""
-        return min(self.classes.values(), default=self.images)
-
 
 def look(text: str, settings: Preparation) -> Facts:
     """Look at a data source: list its images, and read the headers of up to 2,000.

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ditlab.auto.choose import table
-from ditlab.auto.tuning import Trial, best_sampling, conditions
+from ditlab.auto.tuning import BATCH, Trial, best_sampling, conditions, draw
 from ditlab.config.sampling import Sample
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
@@ -23,16 +23,15 @@ from ditlab.evaluation.features.own import train_features
 from ditlab.evaluation.memorization import Memorization, memorization
 from ditlab.evaluation.own import OwnScore, score_own
 from ditlab.inference.base import BasePipeline
-from ditlab.inference.folder import generate_images
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import write_report
 from ditlab.report.sheets import contact_sheet, save_sheet
 from ditlab.training.defaults import set_defaults
+from ditlab.training.loop import network_in_words
 
 FEATURES, SCORE, SAMPLES, NEAREST = "features.safetensors", "score.json", "samples.png", "nearest.png"
 MOST, FEWEST = 2600, 130  # samples of a score
 ROWS, COLUMNS = 16, 10  # of the contact sheet
-BATCH = 65
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,9 @@ class Outcome:
 
     def facts(self) -> dict[str, str]:
         """The rows of the report."""
-        config, net = self.pipe.config, self.pipe.net
+        config = self.pipe.config
         rows = {
-            "network": f"{net.config['name']}, {sum(p.numel() for p in net.parameters()) / 1e6:,.2f} M parameters",
+            "network": network_in_words(self.pipe.net),
             "images": f"{config['images_seen']:,}",
             "time": f"{config['train_seconds'] / 60:,.1f} minutes of training",
             "sampling": f"{self.sample.sampler}, {self.sample.steps} steps, guidance {self.sample.guidance:g}, "
@@ -93,25 +92,21 @@ def finish(pipe: Pipeline, recipe: Recipe, out: Path, minutes: float, console: C
         minutes: time for all this.
         console: where progress is shown.
     """
-    end = time.monotonic() + 60 * minutes
-    fast = pipe.prepared()
+    end, fast = time.monotonic() + 60 * minutes, pipe.prepared()
     real = open_real(recipe, out, minutes, console)
-    if real is None:
-        sheet(fast, out / SAMPLES)
-        outcome = Outcome(pipe, out, recipe.sample)
-        write_report(out, out.name, outcome.facts(), out / SAMPLES)
-        return outcome
-    sample, trials = best_sampling(fast, recipe.sample, real.held_out, real.features, 20 * minutes, console)
-    set_defaults(out, sample)
-    pipe.config["sample"] = asdict(sample)
+    sample, trials = recipe.sample, list[Trial]()
+    if real is not None:
+        sample, trials = best_sampling(fast, sample, real.held_out, real.features, 20 * minutes, console)
+        set_defaults(pipe, out, sample)
     sheet(fast, out / SAMPLES)
-    images = generated(fast, real.held_out, end, console)
-    labels = images.labels if pipe.classes else None
-    score = scored(pipe.values.displayed(images.images), labels, real, console)
-    protocol = {"run": out.name, "images_seen": pipe.config["images_seen"], "sample": asdict(sample)}
-    copies = copied(images, real, out / NEAREST, protocol, console)
-    outcome = Outcome(pipe, out, sample, score, copies)
-    write_score(outcome, trials)
+    outcome = Outcome(pipe, out, sample)
+    if real is not None:
+        images = generated(fast, real.held_out, end, console)
+        labels = images.labels if pipe.classes else None
+        score = scored(pipe.values.displayed(images.images), labels, real, console)
+        protocol = {"run": out.name, "images_seen": pipe.config["images_seen"], "sample": asdict(sample)}
+        outcome = replace(outcome, score=score, copies=copied(images, real, out / NEAREST, protocol, console))
+        write_score(outcome, trials)
     write_report(out, out.name, outcome.facts(), out / SAMPLES)
     return outcome
 
@@ -141,10 +136,7 @@ def generated(pipe: BasePipeline, held_out: Dataset, end: float, console: Consol
     labels = conditions(pipe, held_out, MOST)
     parts: list[torch.Tensor] = []
     for start in range(0, MOST, BATCH):
-        seeds = range(start, start + BATCH)
-        quiet = Console(quiet=True)
-        part = generate_images(pipe, labels[start : start + BATCH], seeds, quiet, batch_size=BATCH, options={})
-        parts.append(part)
+        parts.append(draw(pipe, labels[start : start + BATCH], range(start, start + BATCH)))
         if start + BATCH >= FEWEST and time.monotonic() > end:
             break
     images = torch.cat(parts)
@@ -175,11 +167,9 @@ def copied(images: Dataset, real: Real, file: Path, protocol: dict[str, Any], co
 def sheet(pipe: BasePipeline, file: Path) -> None:
     """Write a contact sheet of samples with the seeds 0 to 9: a row for each of the first classes."""
     names = pipe.model.classes[:ROWS]
-    rows = [[pipe.conditioner.value(i)] * COLUMNS for i in range(len(names))] or [[None] * COLUMNS] * COLUMNS
-    labels = [label for row in rows for label in row]
+    labels = [pipe.conditioner.value(i) for i in range(len(names)) for _ in range(COLUMNS)] or [None] * COLUMNS**2
     seeds = [i % COLUMNS if names else i for i in range(len(labels))]
-    images = generate_images(pipe, labels, seeds, Console(quiet=True), batch_size=BATCH, options={})
-    pictures = pipe.displayed(images)
+    pictures = pipe.displayed(draw(pipe, labels, seeds))
     save_sheet(
         contact_sheet([pictures[i : i + COLUMNS] for i in range(0, len(pictures), COLUMNS)], names or None), file
     )

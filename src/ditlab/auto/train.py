@@ -10,11 +10,9 @@ from rich.console import Console
 
 from ditlab.auto.choose import (
     Choice,
-    Tables,
     base_tables,
     choose_data,
     choose_network,
-    merged,
     network_options,
     recipe_from,
     rounded,
@@ -26,7 +24,7 @@ from ditlab.auto.facts import Facts, look
 from ditlab.auto.finish import Outcome, finish
 from ditlab.auto.symmetry import mirrored_accuracy
 from ditlab.backbones import create
-from ditlab.config.reader import parse_recipe, read_toml
+from ditlab.config.reader import Tables, parse_recipe, with_values
 from ditlab.config.sections import Recipe, Train
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting, read_object
@@ -132,19 +130,18 @@ def resumed(source: str, out: Path, given: Tables) -> Recipe:
     Raises:
         InputError: the folder holds a run on other data.
     """
-    tables = read_toml(out / "recipe.toml")
-    before = tables.get("data", {}).get("source")
-    if before != source:
-        raise InputError(f"{out} holds a run on {before}, not on {source}; give another folder")
-    return parse_recipe(merged(tables, given), source=str(out))
+    recipe = Recipe.load(out / "recipe.toml")
+    if recipe.data.source != source:
+        raise InputError(f"{out} holds a run on {recipe.data.source}, not on {source}; give another folder")
+    return recipe.override(given)
 
 
 def choose(source: str, budget: Budget, given: Tables, console: Console, agree: Agree) -> tuple[Recipe, list[Choice]]:
     """Look at the data and at this machine, and choose; every choice is printed with its reason."""
-    facts = look(source, parse_recipe({"data": merged({}, given).get("data", {})}).data)
+    facts = look(source, parse_recipe({"data": given.get("data", {})}).data)
     say(console, f"{source}: {describe(facts)}")
     choices = choose_data(facts, given)
-    tables = merged(with_choices(base_tables(facts), choices), given)
+    tables = with_values(with_choices(base_tables(facts), choices), given)
     choices += choose_mirroring(facts, tables, budget, console)
     tables = with_choices(tables, choices)
     rates = rates_of(facts, tables)
@@ -157,7 +154,7 @@ def choose(source: str, budget: Budget, given: Tables, console: Console, agree: 
     for line in remarks(facts):
         say(console, line)
     check_promising(images[0], budget, agree, console)
-    return recipe_from(merged(with_choices(tables, choices), given), facts), choices
+    return recipe_from(with_values(with_choices(tables, choices), given), facts), choices
 
 
 def choose_mirroring(facts: Facts, tables: Tables, budget: Budget, console: Console) -> list[Choice]:
@@ -190,7 +187,7 @@ def rates_of(facts: Facts, tables: Tables) -> list[float]:
     """
     size = size_of_recipe(facts, tables)
     options = [{}] if "name" in tables.get("model", {}) else network_options(size)
-    recipes = [recipe_from(merged(tables, {"model": own}), facts) for own in options]
+    recipes = [recipe_from(with_values(tables, {"model": own}), facts) for own in options]
     first = plan(recipes[0])
     if first.advice or not first.steps_per_second:
         raise InputError("; ".join(first.advice) or "a training step could not be timed; give a recipe")

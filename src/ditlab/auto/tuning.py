@@ -5,7 +5,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
@@ -13,9 +15,11 @@ from ditlab.auto.choose import table
 from ditlab.config.sampling import Sample
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import say
-from ditlab.data import Dataset
+from ditlab.core.types import Label
+from ditlab.data import Dataset, InMemory
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.metrics import frechet_distance
+from ditlab.evaluation.own import see
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.folder import generate_images
 
@@ -47,8 +51,7 @@ class Trials:
 
     def __init__(self, pipe: BasePipeline, base: Sample, held_out: Dataset, features: Features, seconds: float) -> None:
         self.pipe, self.base, self.held_out, self.features = pipe, base, held_out, features
-        indices = torch.split(torch.arange(len(held_out)), 256)
-        self.real = torch.cat([features(held_out.values.displayed(held_out.fetch(i).x)).features for i in indices])
+        self.real = features_of(held_out, features)
         self.done: dict[tuple[float, str], Trial] = {}
         started = time.monotonic()
         self.draw(BATCH, base)
@@ -58,31 +61,44 @@ class Trials:
     def draw(self, count: int, sample: Sample) -> Tensor:
         """Samples (N, C, H, W) with the classes of the held-out images."""
         labels = conditions(self.pipe, self.held_out, count)
-        options = {"guidance": sample.guidance if self.pipe.conditional else None, "schedule": sample.schedule}
-        seeds = range(FIRST_SEED, FIRST_SEED + count)
-        return generate_images(
-            self.pipe, labels, seeds, Console(quiet=True), batch_size=BATCH, options=options
-        )  # fmt: skip
+        guidance = sample.guidance if self.pipe.conditional else None
+        return draw(self.pipe, labels, range(FIRST_SEED, FIRST_SEED + count), guidance, sample.schedule)
 
     def fd(self, guidance: float, schedule: str) -> float:
         """Frechet distance of samples with these settings to the held-out images."""
         key = (guidance, schedule)
         if key not in self.done:
             images = self.draw(self.count, replace(self.base, guidance=guidance, schedule=schedule))
-            parts = torch.split(self.pipe.values.displayed(images), 256)
-            found = torch.cat([self.features(part).features for part in parts])
-            self.done[key] = Trial(*key, self.distance(found))
+            samples = InMemory(self.pipe.values.displayed(images), torch.zeros(self.count, dtype=torch.long), [])
+            self.done[key] = Trial(*key, self.distance(features_of(samples, self.features)))
         return self.done[key].fd
 
-    def distance(self, found: Tensor) -> float:
+    def distance(self, found: NDArray[np.float32]) -> float:
         """Frechet distance of features to those of the held-out images; infinite if all are equal."""
         try:
-            return frechet_distance(found.numpy(), self.real.numpy())
+            return frechet_distance(found, self.real)
         except InputError:
             return math.inf
 
 
-def conditions(pipe: BasePipeline, images: Dataset, count: int) -> Sequence[int | str | None]:
+def features_of(images: Dataset, features: Features) -> NDArray[np.float32]:
+    """The features (N, D) of all images."""
+    return see(images, torch.arange(len(images)), features).features
+
+
+def draw(
+    pipe: BasePipeline,
+    labels: Sequence[Label],
+    seeds: Sequence[int],
+    guidance: float | None = None,
+    schedule: str | None = None,
+) -> Tensor:
+    """Samples (N, C, H, W) with these conditions and seeds; None is the model's setting."""
+    options = {"guidance": guidance, "schedule": schedule}
+    return generate_images(pipe, labels, seeds, Console(quiet=True), batch_size=BATCH, options=options)
+
+
+def conditions(pipe: BasePipeline, images: Dataset, count: int) -> list[Label]:
     """Conditions of `count` samples: the classes of real images, in turn; None where there are no classes."""
     if not pipe.conditional:
         return [None] * count

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.terminal import command, say, screen, show
 from ditlab.config.fields import Amount, Positive
+from ditlab.config.reader import Tables
 from ditlab.config.values import Location
 from ditlab.core.device import process_place
 from ditlab.core.errors import InputError
 
 if TYPE_CHECKING:
     from ditlab.config.sections import Recipe
-
-Tables = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ from ditlab.core.spelling import expand, is_utf8
 
 NETWORK = "--model.name"
 Settings = TypeVar("Settings")
+Tables = dict[str, dict[str, Any]]
+"""Settings by section, as a recipe file holds them."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -107,6 +109,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"recipe {path} is not valid TOML: {error}") from error
+
+
+def with_values(tables: Mapping[str, Mapping[str, Any]], *changes: Mapping[str, Mapping[str, Any]]) -> Tables:
+    """Return tables with other values, of which later ones count; a value is replaced as a whole."""
+    result = {section: dict(values) for section, values in tables.items()}
+    for change in changes:
+        for section, values in change.items():
+            result[section] = result.get(section, {}) | dict(values)
+    return result
 
 
 def without_network(tables: Mapping[str, Any]) -> dict[str, Any]:

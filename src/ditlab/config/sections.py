@@ -299,7 +299,7 @@ class Recipe:
         Raises:
             InputError: an unknown key, or a value of the wrong type.
         """
-        from ditlab.config.reader import check_sections, parse_recipe, to_tables, without_network
+        from ditlab.config.reader import check_sections, parse_recipe, to_tables, with_values, without_network
 
         current = to_tables(self)
         if "name" in tables.get("model", {}):
@@ -307,8 +307,7 @@ class Recipe:
         changes, notes = renamed(type(self), check_sections(dict(tables), "override"))
         for note in notes:
             warnings.warn(note, FutureWarning, stacklevel=2)
-        merged = {name: current.get(name, {}) | changes.get(name, {}) for name in {*current, *changes}}
-        return type(self)(**vars(parse_recipe(merged, source="override")))
+        return type(self)(**vars(parse_recipe(with_values(current, changes), source="override")))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the recipe as a TOML file; returns its path.

@@ -164,10 +164,7 @@ class Images(Dataset):
         raise InputError(f"{none_can(len(self.source), 'image')} be read")
 
     def _read(self, index: int) -> Raster | None:
-        i = index % len(self.source)
-        array = self.kept.get(i)
-        if array is None and (array := self._decode(i)) is not None:
-            self.kept.put(i, array)
+        array = self.kept.get(index % len(self.source), self._decode)
         return array if array is None or index < len(self.source) else np.ascontiguousarray(array[:, ::-1])
 
     def _decode(self, i: int) -> Raster | None:

@@ -1,5 +1,6 @@
 """Images that are kept in memory after they have been decoded, so that later epochs do not decode them again."""
 
+from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
@@ -24,11 +25,16 @@ class Kept:
         self.known = np.zeros(count, bool)
         self.decided = False
 
-    def get(self, i: int) -> NDArray[Any] | None:
-        """Array i; None if it is not kept."""
-        return self.arrays[i] if self.arrays is not None and self.known[i] else None
+    def get(self, i: int, make: Callable[[int], NDArray[Any] | None]) -> NDArray[Any] | None:
+        """Array i: the kept one, or the one that `make` returns, which is then kept; None if it returns none."""
+        if self.arrays is not None and self.known[i]:
+            return self.arrays[i]
+        array = make(i)
+        if array is not None:
+            self._keep(i, array)
+        return array
 
-    def put(self, i: int, array: NDArray[Any]) -> None:
+    def _keep(self, i: int, array: NDArray[Any]) -> None:
         """Keep an array if all arrays like it fit."""
         with self.lock:
             if not self.decided:

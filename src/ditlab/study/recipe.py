@@ -14,7 +14,7 @@ from typing import Any
 
 from ditlab.config.evaluation import Evaluation
 from ditlab.config.fields import check_settings, setting
-from ditlab.config.reader import find_recipe, parse_recipe, parse_table, read_toml, without_network
+from ditlab.config.reader import Tables, find_recipe, parse_recipe, parse_table, read_toml, without_network
 from ditlab.config.sections import Recipe
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest
@@ -34,7 +34,6 @@ AXES = {
 }
 """Axis -> its label. Other axes are results, and numbers of the recipe such as model.depth."""
 LOG = "log "  # prefix of a logarithmic axis
-Tables = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)

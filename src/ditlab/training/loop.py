@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ditlab.backbones import Backbone
 from ditlab.config.reader import to_tables
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
@@ -230,13 +231,18 @@ def show_preview(job: Job, listeners: Listeners, guard: Guard) -> None:
         listeners.preview(state.seen, image)
 
 
+def network_in_words(net: Backbone) -> str:
+    """The name of a network, and its number of parameters."""
+    return f"{net.config['name']}, {sum(p.numel() for p in net.parameters()) / 1e6:,.2f} M parameters"
+
+
 def write_run_report(job: Job) -> None:
     """Write the report of the run as an HTML file in its folder."""
     if not job.place.first:
         return
     net, state, settings = job.net, job.state, job.recipe.train
     facts = {
-        "network": f"{net.config['name']}, {sum(p.numel() for p in net.parameters()) / 1e6:,.2f} M parameters",
+        "network": network_in_words(net),
         "objective": f"{job.pipe.objective.target}, {process_name(job.pipe.objective.process)}",
         "images": f"{state.seen:,} of {settings.images:,}, {settings.batch} at a time",
         "time": f"{state.seconds / 60:,.1f} minutes, {state.precision}",

@@ -86,16 +86,12 @@ class Glyphs(Dataset):
     def fetch(self, indices: Tensor) -> Batch:
         apply = map if self.pool is None else self.pool.map
         arrays = np.empty((len(indices), *self.size, 3), np.uint8)  # (B, H, W, 3)
-        for row, image in zip(arrays, apply(self._render, indices.tolist()), strict=True):
+        for row, image in zip(arrays, apply(lambda i: self.kept.get(i, self._render), indices.tolist()), strict=True):
             row[:] = image
         return Batch(torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous(), self.condition(indices))
 
     def _render(self, i: int) -> NDArray[np.uint8]:
-        array = self.kept.get(i)
-        if array is None:
-            array = np.asarray(render(self.appearance(i), self.size[0]))
-            self.kept.put(i, array)
-        return array
+        return np.asarray(render(self.appearance(i), self.size[0]))
 
 
 def open_glyphs(name: str) -> Glyphs:

@@ -9,7 +9,7 @@ from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.spelling import expand
 from ditlab.data.decode import Raster
 from ditlab.data.reading import Reading
-from ditlab.data.sources.base import MIN_SIDE, Column, Source, Texts, Unreadable
+from ditlab.data.sources.base import MIN_SIDE, Column, NamedSource, Source, Texts, Unreadable
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import SUFFIXES, is_output
 from ditlab.data.sources.folder import Folder
@@ -20,7 +20,7 @@ from ditlab.data.sources.splits import SPLITS, choose_folder, held_out_part, nam
 from ditlab.data.sources.table import Table
 from ditlab.data.sources.tar import TarShards, tar_parts
 
-SOURCES: dict[str, type[Source]] = {
+SOURCES: dict[str, type[NamedSource]] = {
     "hf": HuggingFace,
     "tar": TarShards,
     "table": Table,
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 
-def find_source(text: str, settings: Preparation | None = None) -> type[Source] | None:
+def find_source(text: str, settings: Preparation | None = None) -> type[NamedSource] | None:
     """The class of the source that a string names; None if there is none.
 
     Args:

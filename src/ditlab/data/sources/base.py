@@ -90,20 +90,6 @@ class Source(ABC):
     division: Mapping[str, Any] = {}
     """The settings `held_out` and `split`, if `held_out` divides the data set."""
 
-    @classmethod
-    @abstractmethod
-    def matches(cls, text: str, settings: Preparation) -> bool:
-        """Whether a string names a source of this class with these settings."""
-
-    @classmethod
-    @abstractmethod
-    def from_text(cls, text: str, settings: Preparation) -> Self:
-        """Open the source that a string names.
-
-        Raises:
-            InputError: the source does not exist, or its parts contradict each other.
-        """
-
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -181,6 +167,24 @@ class Source(ABC):
                     else:
                         image.load()
             yield image
+
+
+class NamedSource(Source):
+    """A source that a string names, such as a folder. Those that are made of other data have no name."""
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, text: str, settings: Preparation) -> bool:
+        """Whether a string names a source of this class with these settings."""
+
+    @classmethod
+    @abstractmethod
+    def from_text(cls, text: str, settings: Preparation) -> Self:
+        """Open the source that a string names.
+
+        Raises:
+            InputError: the source does not exist, or its parts contradict each other.
+        """
 
 
 @contextmanager

@@ -1,11 +1,8 @@
 """Present the images of a data set as a source, so that a survey can read them like files."""
 
-from typing import Self
-
 import torch
 from PIL import Image
 
-from ditlab.config.sections import Preparation
 from ditlab.data.base import Dataset
 from ditlab.data.decode import Raster
 from ditlab.data.sources.base import Column, Source
@@ -20,14 +17,6 @@ class DatasetImages(Source):
     def __init__(self, dataset: Dataset, title: str) -> None:
         self.dataset, self.title, self.reading = dataset, title, dataset.reading
         self.columns = {"label": Column(dataset.labels, dataset.classes)}
-
-    @classmethod
-    def matches(cls, text: str, settings: Preparation) -> bool:
-        return False
-
-    @classmethod
-    def from_text(cls, text: str, settings: Preparation) -> Self:
-        raise NotImplementedError
 
     def name(self, i: int) -> str:
         return f"{self.title}[{i}]"

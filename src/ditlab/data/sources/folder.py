@@ -16,7 +16,7 @@ from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources.base import (
     PIXEL_SETTINGS,
     Column,
-    Source,
+    NamedSource,
     Texts,
     column_of_texts,
     label_column,
@@ -45,7 +45,7 @@ from ditlab.data.sources.tables import (
 EMPTY = "folder without images"
 
 
-class Folder(Source):
+class Folder(NamedSource):
     """Image files in a folder."""
 
     uses = PIXEL_SETTINGS | {"split", "label_column", "caption_column"}

@@ -14,7 +14,7 @@ from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, content_hash
 from ditlab.data.reading import Reading, classes_from
-from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, Texts, column_of_texts, label_column
+from ditlab.data.sources.base import PIXEL_SETTINGS, Column, NamedSource, Texts, column_of_texts, label_column
 from ditlab.data.sources.columns import CAPTIONS, IMAGES, LABELS, NONE, LabelTexts, choose, note_unread, usual_columns
 from ditlab.data.sources.splits import describe_split, pick_split
 from ditlab.data.sources.tables import note_captions
@@ -23,7 +23,7 @@ PREFIX = "hf:"
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")  # of Windows
 
 
-class HuggingFace(Source):
+class HuggingFace(NamedSource):
     """The images of a data set, with the class labels and captions of other columns."""
 
     uses = PIXEL_SETTINGS | {"split", "image_column", "label_column", "caption_column"}

@@ -5,7 +5,7 @@ images, and it stays the same for all images when others are added.
 """
 
 from hashlib import blake2b
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.units import counted
 from ditlab.data.decode import Raster
@@ -32,14 +31,6 @@ class Part(Source):
         self.source, self.indices, self.reading = source, indices, source.reading
         self.columns = {name: _taken(column, indices) for name, column in source.columns.items()}
         self.min_side, self.max_pixels, self.channels = source.min_side, source.max_pixels, source.channels
-
-    @classmethod
-    def matches(cls, text: str, settings: Preparation) -> bool:
-        return False
-
-    @classmethod
-    def from_text(cls, text: str, settings: Preparation) -> Self:
-        raise NotImplementedError
 
     def name(self, i: int) -> str:
         return self.source.name(int(self.indices[i]))

@@ -17,7 +17,7 @@ from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
-from ditlab.data.sources.base import PIXEL_SETTINGS, Column, Source, Texts, column_of_texts
+from ditlab.data.sources.base import PIXEL_SETTINGS, Column, NamedSource, Texts, column_of_texts
 from ditlab.data.sources.columns import NONE, LabelTexts, note_unread
 from ditlab.data.sources.files import COMPRESSED, list_images, read_folder, utf8_name
 from ditlab.data.sources.patterns import is_pattern, matching_files
@@ -31,7 +31,7 @@ Place = tuple[int, str, int, int]
 """Number of the shard, name of the member, position of its first byte, length."""
 
 
-class TarShards(Source):
+class TarShards(NamedSource):
     """Images in tar shards, which can be read in any order because all members are listed first."""
 
     uses = PIXEL_SETTINGS | {"split", "image_column", "label_column", "caption_column"}
