@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ditlab.backbones.layers import LinearGELU
+from ditlab.backbones.text import TextShape
 from ditlab.core.errors import InputError
 from ditlab.core.modules import with_modules
 from ditlab.core.types import Condition, Trace
@@ -83,6 +84,8 @@ class Backbone(nn.Module, ABC):
     """Number of extra tokens before the image tokens."""
     joined: int = 0
     """Number of extra tokens after the image tokens."""
+    text: TextShape = TextShape(0)
+    """The text condition that the network reads; length 0 is none."""
 
     config: dict[str, Any]
     """The arguments of `create` that build this network."""
@@ -331,6 +334,8 @@ class Backbone(nn.Module, ABC):
             x = torch.randn(x.shape, generator=generator).to(self.device)
             timestep = torch.linspace(0.1, 0.9, batch, device=self.device)
             label = (torch.arange(batch, device=self.device) - 1) % (self.classes + 1)
+        if self.text:
+            return x, timestep, self.text.example(batch, self.device, generator)
         return x, timestep, Condition(label=label)
 
     @property

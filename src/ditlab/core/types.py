@@ -21,7 +21,7 @@ class Condition:
     """
 
     label: Tensor | None = None  # (B,) int64, class index
-    tokens: Tensor | None = None  # (B, L, E), states of a text encoder
+    tokens: Tensor | None = None  # (B, L, E) float, states of a text encoder; or (B, L) int64, numbers of words
     mask: Tensor | None = None  # (B, L) bool, true for tokens that the network uses
     pooled: Tensor | None = None  # (B, P), one vector for the whole text
     other: "Condition | None" = None  # B rows
