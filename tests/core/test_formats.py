@@ -18,6 +18,17 @@ def test_bad_toml_is_one_kind_of_error(text):
         parse_toml(text)
 
 
+HUGE = "1" + 400 * "0"
+
+
+@pytest.mark.parametrize(("parse", "text"), [(parse_json, f'{{"a": [{HUGE}]}}'), (parse_toml, f"[a]\nb = [{HUGE}]")])
+def test_numbers_that_no_float_can_hold_are_refused(parse, text):
+    with pytest.raises(ValueError, match=r"^it has a number of hundreds of digits$"):
+        parse(text)
+    assert parse(text.replace(HUGE, "true")) == parse(text.replace(HUGE, "true "))
+    assert HUGE in str(parse(text.replace(HUGE, f'"{HUGE}"')))
+
+
 def test_an_object_is_required():
     assert parse_object('{"a": [1]}') == {"a": [1]}
     with pytest.raises(ValueError, match="it holds a list and not an object"):

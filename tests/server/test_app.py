@@ -197,6 +197,7 @@ class TestRejection:
         [
             (b"[" * 100_000, 422, "the body is nested too deeply"),
             (b'{"seed": ' + b"9" * 5000 + b"}", 422, "the body has a number with too many digits"),
+            (b'{"guidance_scale": ' + b"9" * 400 + b"}", 422, "the body has a number with too many digits"),
             (b'{"seed": 9007199254740992}', 422, "seeds.0: Input should be less than 9007199254740992"),
             (b"\xff\xfe", 422, "the body is not JSON: Expecting value at character 0"),
             (b'{"prompt": "\\ud800"}', 422, "unable to parse raw data as a unicode string"),

@@ -1,6 +1,7 @@
 """Read JSON and TOML, and report damaged files. A file may be cut, edited, or written by another program."""
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.sizes import read_text
 
 TOO_DEEP = "it is nested too deeply"
+LONG = re.compile(r"\d{300}")
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
@@ -21,12 +23,43 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
         options: further arguments of `json.loads`.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, nested too deeply, or has a number of thousands of digits.
+        ValueError: it is not JSON, not UTF-8, nested too deeply, or has a number that is too large for a float.
     """
+    text = text if isinstance(text, str) else text.decode()
+    if LONG.search(text):  # only then, because the function slows the parser
+        options["parse_int"] = within_floats
     try:
-        return json.loads(text if isinstance(text, str) else text.decode(), **options)
+        return json.loads(text, **options)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
+
+
+def within_floats(digits: str) -> int:
+    """Read an integer that a float can hold, so that all later arithmetic with it works.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    check_numbers(number := int(digits))
+    return number
+
+
+def check_numbers(value: Any) -> None:
+    """Check that a float can hold the integers of nested tables and lists.
+
+    Raises:
+        ValueError: one of them is too large.
+    """
+    if isinstance(value, Mapping):
+        check_numbers(list(value.values()))
+    elif isinstance(value, list):
+        for part in value:
+            check_numbers(part)
+    elif isinstance(value, int):
+        try:
+            float(value)
+        except OverflowError:
+            raise ValueError("it has a number of hundreds of digits") from None
 
 
 def parse_object(text: str | bytes, **options: Any) -> dict[str, Any]:
@@ -69,12 +102,14 @@ def parse_toml(text: str | bytes) -> dict[str, Any]:
     """Parse TOML.
 
     Raises:
-        ValueError: it is not TOML, not UTF-8, or nested too deeply.
+        ValueError: it is not TOML, not UTF-8, nested too deeply, or has a number that is too large for a float.
     """
     try:
-        return tomllib.loads(text if isinstance(text, str) else text.decode())
+        content = tomllib.loads(text if isinstance(text, str) else text.decode())
+        check_numbers(content)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
+    return content
 
 
 def check_types(values: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:

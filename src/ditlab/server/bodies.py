@@ -9,6 +9,8 @@ from typing import Any
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
+from ditlab.core.formats import within_floats
+
 FILE = re.compile(rb'"(?:image|mask|mask_image)"\s*:\s*"')
 FILES = 3  # most files of a body: an image, and a mask under both of its names
 TEXT = 256 * 2**10  # bytes of a body besides its files, enough for 16 prompts of 2,000 characters in any script
@@ -40,13 +42,13 @@ def parse(body: bytes) -> Any:
 
     Raises:
         JSONDecodeError: it is not JSON.
-        HTTPException: it is too long or nested too deeply, or has a number of thousands of digits.
+        HTTPException: it is too long or nested too deeply, or has a number of hundreds of digits.
     """
     length = text_length(body)
     if length > TEXT:
         raise HTTPException(413, f"the body has {length} bytes besides image and mask; the limit is {TEXT}")
     try:
-        return json.loads(body)
+        return json.loads(body, parse_int=within_floats)
     except json.JSONDecodeError:
         raise
     except RecursionError:
@@ -55,7 +57,7 @@ def parse(body: bytes) -> Any:
         ) from None
     except UnicodeDecodeError:
         raise HTTPException(422, "the body is not JSON: it is not encoded as UTF-8") from None
-    except ValueError:  # Python's limit of digits
+    except ValueError:  # of `within_floats`, or Python's own limit of digits
         raise HTTPException(422, "the body has a number with too many digits; no value needs more than 16") from None
 
 
