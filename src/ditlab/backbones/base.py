@@ -71,11 +71,17 @@ class Backbone(nn.Module, ABC):
     changeable: tuple[str, ...] = ()
     """Options that a run may change when it starts from a trained model, because no weight depends on them."""
 
+    defaults: Mapping[str, Any] = {"size": 32, "channels": 4, "classes": IMAGENET, "learn_variance": True}
+    """Shape of input and output if `create` is called without it."""
     marks: tuple[str, ...] = ()
     """Keys that identify a published state dict of this family; if several families match, the one with most keys is
     used."""
     published: Mapping[str, Any] = {}
     """Option -> the only value that the published code supports."""
+    computed: tuple[str, ...] = ()
+    """Names of buffers that published files may lack, or have for another size; they are then computed."""
+    diffusers_class: str = ""
+    """Name of diffusers' class for this family, for `from_diffusers` and `to_diffusers`; empty if there is none."""
     graph_batch: int | None = None
     """Largest batch size of an exported graph; None is no limit."""
     patch: int = 1
@@ -279,6 +285,24 @@ class Backbone(nn.Module, ABC):
         """Rename the keys of a ditlab state dict to the published ones, the inverse of `from_published`."""
         return tensors
 
+    @classmethod
+    def from_diffusers(
+        cls, tensors: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Convert a transformer of diffusers, with the content of its config.json.
+
+        Returns:
+            Tensors under published keys, and the arguments of `create` that they do not determine.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def to_diffusers(
+        cls, tensors: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Convert a published state dict, with the `config` of its network, to diffusers' tensors and config.json."""
+        raise NotImplementedError
+
     @staticmethod
     def count_classes(rows: int) -> int:
         """Return the number of classes of a published class-embedding table with this number of rows.
@@ -315,6 +339,16 @@ class Backbone(nn.Module, ABC):
             fields = ", ".join(condition.parts()) or "nothing"
             raise InputError(f"a condition with {fields} for a class-conditional network; give class labels")
         return condition.label
+
+    def texts(self, condition: Condition | Tensor) -> Condition:
+        """Return the condition of a family that reads text.
+
+        Raises:
+            InputError: class labels instead.
+        """
+        if isinstance(condition, Tensor):
+            raise InputError("a condition with labels for a network that reads text; give tokens")
+        return condition
 
     def example(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Condition]:
         """Make inputs for a trial call, on the network's device.

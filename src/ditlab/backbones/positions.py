@@ -31,8 +31,11 @@ def rotated(x: Tensor, table: Tensor) -> Tensor:
     return x * table[0] + orthogonal * table[1]
 
 
-def sincos_positions(h: int, w: int, width: int) -> Tensor:
-    """Compute fixed 2-D positions (1, h w, D): first half column, second half row, each as [sin | cos]."""
+def sincos_positions(h: int, w: int, width: int, spacing: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """Compute fixed 2-D positions (1, h w, D): first half column, second half row, each as [sin | cos].
+
+    Neighboring rows and columns differ by `spacing`.
+    """
     table = torch.empty(1, h * w, width // 4 * 4, dtype=torch.float32)  # first, so that `skip_init` can bound it
     frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
 
@@ -41,7 +44,9 @@ def sincos_positions(h: int, w: int, width: int) -> Tensor:
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     rows, columns = torch.meshgrid(
-        torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
+        torch.arange(h, dtype=torch.float64) * spacing[0],
+        torch.arange(w, dtype=torch.float64) * spacing[1],
+        indexing="ij",
     )
     table[0, :, : width // 4 * 2], table[0, :, width // 4 * 2 :] = encode(columns), encode(rows)
     return table

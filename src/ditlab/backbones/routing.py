@@ -69,7 +69,7 @@ def number(levels: Iterable[Level]) -> None:
         level.first, first = first, first + len(level)
 
 
-def routed(blocks: nn.ModuleList, x: Tensor, c: Tensor, kept: Tensor, trace: Trace) -> Tensor:
+def routed(blocks: nn.ModuleList, x: Tensor, c: Any, kept: Tensor, trace: Trace) -> Tensor:
     """Pass some of the tokens (B, N, D) through all blocks; the others bypass the middle blocks, in training.
 
     This is token routing of Krause et al., "TREAD", ICCV 2025.
@@ -77,7 +77,7 @@ def routed(blocks: nn.ModuleList, x: Tensor, c: Tensor, kept: Tensor, trace: Tra
     Args:
         blocks: all blocks; the first and the last sixth process all tokens.
         x: tokens.
-        c: condition.
+        c: condition, which blocks receive unchanged.
         kept: positions (B, K) of the tokens that pass through all blocks.
         trace: records the outputs of blocks; those of the middle blocks have K tokens.
     """

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ditlab.autoencoders import KL
 from ditlab.autoencoders.io import save_autoencoder
 from ditlab.checkpoints import diffusers
@@ -44,19 +46,31 @@ def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
 
 
 def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
-    """Write a folder for `DiTPipeline.from_pretrained`; it has no vae/ if the model has no KL autoencoder."""
-    config = diffusers.transformer_config(pipe.net.config)
-    diffusers.check_pipeline(pipe)
-    tensors = diffusers.to_diffusers(to_official(pipe))
-    transformer, scheduler = target / "transformer", target / "scheduler"
-    transformer.mkdir(parents=True)
-    scheduler.mkdir()
-    write_tensors(tensors, transformer / diffusers.WEIGHTS)
-    write_json(transformer / CONFIG, config)
-    write_json(scheduler / "scheduler_config.json", diffusers.SCHEDULER)
-    write_json(target / "model_index.json", diffusers.model_index(pipe.classes))
+    """Write a folder for `DiTPipeline.from_pretrained`; it has no vae/ if the model has no KL autoencoder.
+
+    Of other families it has the transformer and the autoencoder, since their pipelines need text encoders.
+    """
+    if pipe.net.diffusers_class:
+        tensors, config = pipe.net.to_diffusers(to_official(pipe), pipe.net.config)
+    else:
+        config = diffusers.transformer_config(pipe.net.config)
+        diffusers.check_pipeline(pipe)
+        tensors = diffusers.to_diffusers(to_official(pipe))
+        scheduler = target / "scheduler"
+        scheduler.mkdir(parents=True)
+        write_json(scheduler / "scheduler_config.json", diffusers.SCHEDULER)
+        write_json(target / "model_index.json", diffusers.model_index(pipe.classes))
+    write_transformer(target, tensors, config)
     if isinstance(pipe.autoencoder, KL):
         save_autoencoder(pipe.autoencoder, target / "vae", folded=True)
+
+
+def write_transformer(target: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Write the folder `transformer` of a diffusers folder."""
+    transformer = target / "transformer"
+    transformer.mkdir(parents=True)
+    write_tensors(tensors, transformer / diffusers.WEIGHTS)
+    write_json(transformer / CONFIG, config)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

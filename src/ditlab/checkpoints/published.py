@@ -98,7 +98,7 @@ def from_official(
     with skip_init(tensors, f"{source} with {sizes(settings)}"):
         net = create(name_of(kind, settings), **settings)
     defaults = script_guidance(net, family if flow is None else flow.name, tensors)
-    tensors = with_null(tensors, net, source, notes)
+    tensors = with_null(tensors, net, source, notes) | missing_positions(tensors, net)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
     config = defaults | ({"note": "; ".join(notes)} if notes else {})
     return Pipeline(net.eval(), read_objective(description), autoencoder_of(settings["channels"]), config=config)
@@ -187,6 +187,12 @@ def guessed_classes(tensors: dict[str, Tensor], kind: type[Backbone], notes: lis
         f"class; give classes={rows} if it has no null class"
     )
     return rows - 1
+
+
+def missing_positions(tensors: dict[str, Tensor], net: Backbone) -> dict[str, Tensor]:
+    """Return the `computed` buffers of a network that a published file lacks, or has for another size."""
+    state = net.state_dict()
+    return {key: state[key] for key in net.computed if key not in tensors or tensors[key].shape != state[key].shape}
 
 
 def with_null(tensors: dict[str, Tensor], net: Backbone, source: str, notes: list[str]) -> dict[str, Tensor]:

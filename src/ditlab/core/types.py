@@ -24,6 +24,9 @@ class Condition:
     tokens: Tensor | None = None  # (B, L, E) float, states of a text encoder; or (B, L) int64, numbers of words
     mask: Tensor | None = None  # (B, L) bool, true for tokens that the network uses
     pooled: Tensor | None = None  # (B, P), one vector for the whole text
+    keys: Tensor | None = None  # (B, layers, L, heads, d), keys of a language model's layers, with their positions
+    values: Tensor | None = None  # (B, layers, L, heads, d), its values
+    resolution: Tensor | None = None  # (B, 2) float, height and width in pixels of the image to be generated
     other: "Condition | None" = None  # B rows
     weight: Tensor | None = None  # (B,) float, 0 is this condition and 1 the other one
 

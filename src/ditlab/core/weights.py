@@ -341,6 +341,9 @@ def pick_weights(content: dict[str, Any], weights: str, path: Path) -> dict[str,
     Raises:
         InputError: the checkpoint has no such entry, or holds no tensors.
     """
+    if isinstance(state := content.get("state_dict"), Mapping):  # as PixArt's code names them
+        average = content.get("state_dict_ema")
+        content = {"ema": average, "model": state} if isinstance(average, Mapping) else dict(state)
     parts = [name for name in ("ema", "model") if isinstance(content.get(name), Mapping)]
     if parts:
         if weights not in parts:

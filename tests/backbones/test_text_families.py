@@ -1,0 +1,184 @@
+"""What every family that reads text can do with each kind of text condition."""
+
+import inspect
+import json
+
+import pytest
+import torch
+from helpers import perturbed, relative
+
+import ditlab
+from ditlab.backbones import BACKBONES, create
+from ditlab.backbones.cost import measure
+from ditlab.backbones.lora import add_lora, merged
+from ditlab.core.errors import InputError
+from ditlab.core.types import Condition, Trace
+from ditlab.diffusion.guidance import cfg
+from ditlab.diffusion.objective import Objective
+from ditlab.inference.optimize.packing import packed
+from ditlab.inference.pipeline import Pipeline
+
+SHAPE = {"size": 8, "channels": 3, "classes": 0, "learn_variance": False}
+KINDS = {  # kinds of text conditions
+    "states": {"text_length": 5, "text_width": 12},
+    "pooled": {"text_length": 5, "text_width": 12, "pooled_width": 7},
+    "words": {"text_length": 5, "vocabulary": 9},
+}
+TINY = {  # settings of each family that make it small
+    "PixArt": {"width": 48, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True, "resolution": 1},
+}
+FAMILIES = [name for name, kind in BACKBONES.items() if "text_length" in inspect.signature(kind).parameters]
+MORE = {}  # name of a test -> family and options, for families with several ways of reading text
+CASES = {f"{family} {kind}": (family, TINY[family] | KINDS[kind]) for family in FAMILIES for kind in KINDS} | MORE
+
+
+@pytest.fixture(params=CASES)
+def make(request):
+    family, sizes = CASES[request.param]
+    torch.manual_seed(0)
+    return lambda **options: create(family, **SHAPE | sizes | options)
+
+
+def inputs(net, rows=3):
+    """Inputs whose rows have different numbers of tokens."""
+    x, _, condition = net.example(rows, torch.Generator().manual_seed(1))
+    condition.mask[1, 2:] = False
+    condition.mask[2, 1:] = False
+    return x, 1000 * torch.rand(rows), condition
+
+
+def test_text_time_and_every_weight_matter(make):
+    net = perturbed(make())
+    x, t, text = inputs(net)
+    out = net(x, t, text)
+    assert (net(x, t + 50, text) - out).abs().amax() > 1e-3
+    assert (net(x, t, text[torch.tensor([1, 2, 0])]) - out).flatten(1).abs().amax(1).min() > 1e-3
+    (out * torch.randn_like(out)).sum().backward()
+    unmoved = [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    assert unmoved == []
+
+
+def test_tokens_beyond_the_mask_do_not_matter(make):
+    net = perturbed(make()).eval()
+    x, t, text = inputs(net)
+    others = torch.where(
+        text.mask.reshape(*text.mask.shape, *[1] * (text.tokens.ndim - 2)), text.tokens, text.tokens.flip(0) * 0 + 3
+    )
+    with torch.no_grad():
+        out = net(x, t, text)
+        assert relative(net(x, t, Condition(tokens=others, mask=text.mask, pooled=text.pooled)), out) < 1e-6
+        shorter = text.apply(lambda value: value[:, :2] if value.ndim > 1 and value.shape[1] == 5 else value)[1:]
+        assert relative(net(x[1:], t[1:], shorter), out[1:]) < 1e-5
+        whole = Condition(tokens=text.tokens, pooled=text.pooled)
+        assert relative(net(x, t, whole)[:1], out[:1]) < 1e-5
+        assert relative(net(x, t, whole)[1:], out[1:]) > 1e-4
+
+
+def test_rows_of_a_batch_do_not_see_each_other(make):
+    net = perturbed(make()).eval()
+    x, t, text = inputs(net)
+    with torch.no_grad():
+        apart = torch.cat([net(x[i : i + 1], t[i : i + 1], text[i : i + 1]) for i in range(3)])
+        assert relative(apart, net(x, t, text)) < 1e-5
+
+
+def test_config_creates_the_same_network_again(make):
+    net = make(size=(8, 16))
+    again = create(**json.loads(json.dumps(net.config)) | {"size": (8, 16)})
+    assert again.config == net.config
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+
+
+def test_inference_and_training_extras(make):
+    net = perturbed(make(), 0.05).eval()
+    x, t, text = inputs(net)
+    with torch.no_grad():
+        out = net(x, t, text)
+        assert relative(net.fused()(x, t, text), out) < 1e-5
+        assert relative(packed(net)(x, t, text), out) < 1e-5
+        half = packed(create(**net.config | {"size": (8, 8)}).eval().bfloat16())
+        assert half(x, t, text.to("cpu", torch.bfloat16)).isfinite().all()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert relative(net(x, t, text).float(), out) < 0.05
+    trace = Trace([f"blocks.{i}" for i in range(len(net.repeated))])
+    assert torch.equal(net(x, t, text, trace=trace), net(x, t, text))
+    assert len(trace.taps) == len(net.repeated)
+
+
+def test_tokens_bypass_blocks_in_training(make):
+    net = perturbed(make(), 0.05)
+    if not net.routable:
+        return
+    x, t, text = inputs(net)
+    count = net.grid[0] * net.grid[1]
+    everything = torch.arange(net.extras + count + net.joined).expand(3, -1)
+    assert relative(net(x, t, text, trace=Trace(kept=everything)), net(x, t, text)) < 1e-5
+    assert net(x, t, text, trace=Trace(kept=everything[:, ::2])).shape == x.shape
+
+
+def test_low_rank_updates_change_it_and_are_merged(make):
+    pytest.importorskip("peft")
+    net = perturbed(make(), 0.05)
+    given = inputs(net)
+    before = net(*given)
+    add_lora(net, 2, [*net.heads_out], seed=0)
+    assert torch.equal(net(*given), before)
+    perturbed(net, 0.05)
+    assert relative(net(*given), before) > 1e-3
+    assert relative(merged(net)(*given), net(*given)) < 1e-4
+
+
+def test_guidance_and_interpolation(make):
+    net = perturbed(make(), 0.05).eval()
+    x, _, text = inputs(net)
+    denoiser = Objective().denoiser(net)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    null = text.where(torch.ones(3, dtype=torch.bool), text[2:].joined(text[2:]).joined(text[2:]))
+    with torch.no_grad():
+        good, bad = denoiser(x, t, t, text).eps, denoiser(x, t, t, null).eps
+        assert relative(cfg(denoiser, text, null, 3.0)(x, t, t).eps, bad + 3 * (good - bad)) < 1e-4
+        half = Condition(**text.parts(), other=null, weight=torch.full((3,), 0.5))
+        assert relative(denoiser(x, t, t, half).eps, (good + bad) / 2) < 1e-5
+
+
+def test_cost_is_measured_without_weights(make):
+    net = make()
+    cost = measure(make)
+    assert cost.parameters_unfused == sum(p.numel() for p in net.parameters())
+    assert cost.gmacs > 0
+
+
+def test_other_conditions_are_reported_in_one_line(make):
+    net = make()
+    x, t, text = inputs(net)
+    with pytest.raises(InputError, match="a condition with labels for a network that reads text; give tokens"):
+        net(x, t, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(InputError, match="a condition with label for a network that reads text"):
+        net(x, t, Condition(label=torch.zeros(3, dtype=torch.long)))
+    with pytest.raises(InputError, match=r"tokens of shape .* at most 5; encode the text with the conditioner"):
+        net(x, t, Condition(tokens=torch.cat([text.tokens, text.tokens], 1), pooled=text.pooled))
+    if text.pooled is not None:
+        with pytest.raises(InputError, match="a pooled vector that is missing; this network needs one of 7 values"):
+            net(x, t, Condition(tokens=text.tokens))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_options_that_do_not_fit_are_reported_in_one_line(family):
+    for options, words in (
+        ({"classes": 3} | KINDS["words"], "3 classes for a network that reads text; give classes = 0"),
+        ({"text_length": 5}, "text_width 0 and vocabulary 0; give one of them"),
+        ({"text_length": 5, "text_width": 4, "vocabulary": 9}, "text_width 4 and vocabulary 9; give one"),
+        ({"text_width": 4}, "a text condition without tokens; set text_length"),
+        ({"text_length": -1}, "text condition with length -1; give 0 or more"),
+    ):
+        with pytest.raises(InputError, match=words):
+            create(family, **SHAPE | TINY[family] | options)
+
+
+def test_it_is_saved_and_read_again(make, tmp_path):
+    net = perturbed(make(), 0.05).eval()
+    Pipeline(net, Objective()).save(tmp_path / "model")
+    again = ditlab.load(tmp_path / "model").net
+    given = inputs(net)
+    with torch.no_grad():
+        assert torch.equal(again(*given), net(*given))
