@@ -47,6 +47,7 @@ class Hourglass(Backbone):
         patch: side of the squares of pixels (or latent positions) that become channels before the first level.
         core: blocks of the inner grid: convolution and transformer blocks in turn ("mixed"), or one kind.
         condition_grid: also add a linear function of the condition to the inner grid, with a value for each position.
+        outer_grids: also add such a function after the join of each outer level.
         text_length: largest number of tokens of a text; 0 is none. The transformer blocks attend to the tokens, and a
             vector of the whole text joins the condition.
         text_width: width of the token states; 0 if tokens are numbers of words.
@@ -73,6 +74,7 @@ class Hourglass(Backbone):
         patch: int = 2,
         core: Literal["mixed", "transformer", "convolution"] = "mixed",
         condition_grid: bool = False,
+        outer_grids: bool = False,
         text_length: int = 0,
         text_width: int = 0,
         vocabulary: int = 0,
@@ -108,8 +110,11 @@ class Hourglass(Backbone):
         kinds = (CORES[core] * depth)[:depth]
         transformer = TextBlock if self.text else TokenBlock
         self.blocks = Level(ConvBlock(width, width) if kind == "convolution" else transformer(style) for kind in kinds)
+        finest = (size[0] // patch, size[1] // patch)
+        grids = [(finest[0] >> level, finest[1] >> level) if outer_grids else None for level in range(len(outer))]
         self.decoders = nn.ModuleList(
-            Decoder(*pair, width, outer_depth) for pair in zip(outer[::-1], widths[:0:-1], strict=True)
+            Decoder(*pair, width, outer_depth, grid)
+            for *pair, grid in zip(outer[::-1], widths[:0:-1], grids[::-1], strict=True)
         )
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(h, w, width), persistent=False)
@@ -281,14 +286,19 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """An outer level after the core: twice the grid, the skip connection, then convolution blocks."""
 
-    def __init__(self, channels: int, inner: int, condition: int, depth: int) -> None:
+    def __init__(
+        self, channels: int, inner: int, condition: int, depth: int, grid: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
+        self.grid_modulation = None if grid is None else modulation(condition, channels * grid[0] * grid[1])
         self.up = nn.Conv2d(inner, 4 * channels, 1)
         self.join = nn.Conv2d(2 * channels, channels, 1)
         self.blocks = Level(ConvBlock(channels, condition) for _ in range(depth))
 
     def forward(self, x: Tensor, skip: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
         x = self.join(torch.cat([depth_to_space(self.up(x), 2), skip], dim=1))
+        if self.grid_modulation is not None:
+            x = x + self.grid_modulation(c).view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
         return self.blocks.run(x, c, trace=trace)
 
 
