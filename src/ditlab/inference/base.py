@@ -30,12 +30,14 @@ from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, make_output
 from ditlab.inference.plan import Plan, check_channels, check_size, resolve
 from ditlab.inference.records import describe
+from ditlab.inference.steps import evaluated
 from ditlab.report.sheets import to_pil
 
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
 
 Listener = Callable[[Step], None]
+PROMPTS = "prompts"  # key of the config: some captions of the training data
 
 
 class BasePipeline:
@@ -61,6 +63,11 @@ class BasePipeline:
     def classes(self) -> list[str]:
         """Class names; empty for other kinds of conditions."""
         return self.conditioner.names if isinstance(self.conditioner, ClassLabels) else []
+
+    @property
+    def examples(self) -> list[Any]:
+        """Values to generate if the user gives none: all classes, some captions of the training data, or [None]."""
+        return self.model.config.get(PROMPTS) or self.conditioner.all_values()
 
     @property
     def device(self) -> torch.device:
@@ -346,28 +353,6 @@ class BasePipeline:
         if is_compiled(net) or not labels:  # compiled blocks compute their modulation themselves
             return net
         return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
-
-
-def evaluated(net: Backbone, steps: Iterator[Step], x: Tensor, sampler: str | None) -> Iterator[Step]:
-    """Compute the steps in evaluation mode and without gradients; the mode of the network is restored at the end.
-
-    Raises:
-        InputError: a sampler that yields no steps, or none of the shape of x.
-    """
-    was_training, count = net.training, 0
-    net.eval()
-    try:
-        while True:
-            with torch.no_grad():  # not around the yield, because it would also affect the caller's code
-                step = next(steps, None) if isinstance(steps, Iterator) else steps
-            if step is None and count:
-                return
-            if not isinstance(step, Step) or step.x.shape != x.shape:
-                raise InputError(f'the sampler "{sampler}" must yield at least one Step, with x of {tuple(x.shape)}')
-            count += 1
-            yield step
-    finally:
-        net.train(was_training)
 
 
 def check_originals(original: Original | None, count: int) -> None:
