@@ -4,11 +4,11 @@ Attention has to learn that neighboring pixels belong together; convolutions sta
 convolution blocks, the inner grid, which has most of the computation, has convolution blocks and the blocks of DiT
 (Peebles & Xie 2023) in turn. It is a relative of the hourglass transformer (Crowson et al., "Scalable High-Resolution
 Pixel-Space Image Synthesis with Hourglass Diffusion Transformers", ICML 2024), whose outer levels have local attention.
-In shapes, B is the batch, h x w the grid of a level, D its width.
+In shapes, B is the batch, h x w the grid of a level, D its width, L the number of tokens of a text.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,18 @@ from torch import Tensor, nn
 from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.dit import AdaLNZeroBlock, Style
 from ditlab.backbones.layers import (
+    CrossAttention,
     LabelEmbedder,
     TimestepEmbedder,
     check_positive,
     initialize_linears,
     last_linear,
+    modulate,
     set_to_zero,
 )
 from ditlab.backbones.positions import rotations, sincos_positions
-from ditlab.backbones.routing import Level, number
+from ditlab.backbones.routing import Level, number, record
+from ditlab.backbones.text import TextEmbedder, TextShape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -44,6 +47,12 @@ class Hourglass(Backbone):
         patch: side of the squares of pixels (or latent positions) that become channels before the first level.
         core: blocks of the inner grid: convolution and transformer blocks in turn ("mixed"), or one kind.
         condition_grid: also add a linear function of the condition to the inner grid, with a value for each position.
+        outer_grids: also add such a function after the join of each outer level.
+        text_length: largest number of tokens of a text; 0 is none. The transformer blocks attend to the tokens, and a
+            vector of the whole text joins the condition.
+        text_width: width of the token states; 0 if tokens are numbers of words.
+        vocabulary: number of words, for tokens that are numbers of words.
+        pooled_width: width of the encoder's pooled vector; 0 is none.
     """
 
     label_tables = ("y_embedder.embedding_table.weight",)
@@ -65,8 +74,14 @@ class Hourglass(Backbone):
         patch: int = 2,
         core: Literal["mixed", "transformer", "convolution"] = "mixed",
         condition_grid: bool = False,
+        outer_grids: bool = False,
+        text_length: int = 0,
+        text_width: int = 0,
+        vocabulary: int = 0,
+        pooled_width: int = 0,
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
+        self.text = TextShape(text_length, text_width, vocabulary, pooled_width)
         check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
         if outer_depth < 0:
             raise InputError(f"outer_depth {outer_depth}; give 0 or more")
@@ -81,7 +96,11 @@ class Hourglass(Backbone):
         h, w = self.grid
         widths = [*outer, width]
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
-        self.t_embedder, self.y_embedder = TimestepEmbedder(width), LabelEmbedder(classes, width)
+        self.t_embedder = TimestepEmbedder(width)
+        if self.text:
+            self.label_tables, self.text_embedder = (), TextEmbedder(width, self.text, heads)
+        else:
+            self.y_embedder = LabelEmbedder(classes, width)
         self.encoders = nn.ModuleList(
             Encoder(*pair, width, outer_depth) for pair in zip(outer, widths[1:], strict=True)
         )
@@ -89,9 +108,13 @@ class Hourglass(Backbone):
             width, heads, qk_norm=True, rms_norm=False, swiglu=False, rotation=rotations(h, w, width // heads)
         )
         kinds = (CORES[core] * depth)[:depth]
-        self.blocks = Level(ConvBlock(width, width) if kind == "convolution" else TokenBlock(style) for kind in kinds)
+        transformer = TextBlock if self.text else TokenBlock
+        self.blocks = Level(ConvBlock(width, width) if kind == "convolution" else transformer(style) for kind in kinds)
+        finest = (size[0] // patch, size[1] // patch)
+        grids = [(finest[0] >> level, finest[1] >> level) if outer_grids else None for level in range(len(outer))]
         self.decoders = nn.ModuleList(
-            Decoder(*pair, width, outer_depth) for pair in zip(outer[::-1], widths[:0:-1], strict=True)
+            Decoder(*pair, width, outer_depth, grid)
+            for *pair, grid in zip(outer[::-1], widths[:0:-1], grids[::-1], strict=True)
         )
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(h, w, width), persistent=False)
@@ -129,7 +152,7 @@ class Hourglass(Backbone):
         return [Modulation(layer, 0, last_linear(layer).out_features) for layer in layers]
 
     def embedders(self) -> Embedders:
-        return Embedders([self.t_embedder], [self.y_embedder])
+        return Embedders([self.t_embedder], [self.text_embedder if self.text else self.y_embedder])
 
     def initialize(self) -> None:
         """Set initial weights: Xavier for linear layers, zero for modulations, residual branches and the head.
@@ -141,25 +164,33 @@ class Hourglass(Backbone):
             if isinstance(module, ConvBlock):
                 nn.init.zeros_(module.conv2.weight)
         set_to_zero([*(last_linear(part.layer) for part in self.modulations()), self.head])
+        if self.text:
+            self.text_embedder.initialize()
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
     ) -> Tensor:
-        """Images (B, C, H, W), timestep (B,), labels (B,) -> (B, out_channels, H, W)."""
-        y = self.labels(condition)
+        """Images (B, C, H, W), timestep (B,), labels (B,) or text -> (B, out_channels, H, W)."""
         self.check_input(x)
         # fmt: off
-        (c,) = self.conditioning(timestep, y)                            # (B, D)
+        c, words = self.encoded(timestep, condition)                     # (B, D)
         x = F.pixel_unshuffle(x.to(self.dtype), self.outer_patch)        # (B, p p C, H / p, W / p)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))   # (B, D0, H / p, W / p)
-        x = self.inner(x, c, trace)
+        x = self.inner(x, c, words, trace)
         x = self.head(normalized(x, self.final_modulation(c)))           # (B, p p C, H / p, W / p)
         return depth_to_space(x, self.outer_patch)                       # (B, C, H, W)
         # fmt: on
 
+    def encoded(self, timestep: Tensor, condition: Condition | Tensor) -> "tuple[Tensor, Words | None]":
+        """The condition as one vector (B, D), and the words of a text."""
+        if not self.text or isinstance(condition, Tensor):
+            return self.conditioning(timestep, self.labels(condition))[0], None
+        tokens, mask, vector = self.text_embedder(condition)
+        return self.t_embedder(timestep) + vector, Words(F.layer_norm(tokens, tokens.shape[-1:]), mask)
+
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Compute all levels; feature caching skips them."""
-        c, trace = context
+        c, words, trace = context
         skips = []
         for encoder in self.encoders:
             x, skip = encoder(x, c, trace)
@@ -167,7 +198,9 @@ class Hourglass(Backbone):
         x = x + self.pos_embed.to(x.dtype).view(1, *self.grid, -1).permute(0, 3, 1, 2)
         if self.grid_modulation is not None:
             x = x + self.grid_modulation(c).view(x.shape[0], *self.grid, -1).permute(0, 3, 1, 2)
-        x = self.blocks.run(x, c, trace=trace)  # (B, D, h, w)
+        for i, block in enumerate(self.blocks, start=self.blocks.first):
+            x = block(x, c, words) if isinstance(block, TextBlock) else block(x, c)  # (B, D, h, w)
+            record(trace, i, x)
         for decoder in self.decoders:
             x = decoder(x, skips.pop(), c, trace)
         return x
@@ -200,6 +233,43 @@ class TokenBlock(AdaLNZeroBlock):
         return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
+class Words(NamedTuple):
+    """The tokens of texts: values (B, L, D), and a mask (B, L) that is true for those that count."""
+
+    values: Tensor
+    mask: Tensor
+
+
+class TextBlock(AdaLNZeroBlock):
+    """A block of DiT on the positions of a grid (B, D, h, w), which also attend to the words of a text."""
+
+    def __init__(self, style: Style) -> None:
+        super().__init__(style)
+        self.norm3, self.words = style.norm(affine=False), WordAttention(style.width, style.heads)
+
+    def forward(self, x: Tensor, c: Tensor, words: Words) -> Tensor:  # type: ignore[override]
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h w, D)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
+        tokens = torch.addcmul(tokens, gate_a[:, None], self.attn(modulate(self.norm1(tokens), shift_a, scale_a)))
+        tokens = tokens + self.words(self.norm3(tokens), words)
+        tokens = torch.addcmul(tokens, gate_m[:, None], self.mlp(modulate(self.norm2(tokens), shift_m, scale_m)))
+        return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+class WordAttention(CrossAttention):
+    """Attention from tokens (B, N, D) to the few words of a text."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, qk_norm=True)
+
+    def forward(self, x: Tensor, context: Words) -> Tensor:  # type: ignore[override]
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
+        k, v = self.kv(context.values).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = self.q_norm(q) * q.shape[-1] ** -0.5 @ self.k_norm(k).transpose(2, 3)  # (B, heads, N, L)
+        weights = scores.masked_fill(~context.mask[:, None, None], -torch.inf).softmax(-1).to(v.dtype)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))  # (B, N, D)
+
+
 class Encoder(nn.Module):
     """An outer level before the core: convolution blocks, then half the grid."""
 
@@ -216,14 +286,19 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """An outer level after the core: twice the grid, the skip connection, then convolution blocks."""
 
-    def __init__(self, channels: int, inner: int, condition: int, depth: int) -> None:
+    def __init__(
+        self, channels: int, inner: int, condition: int, depth: int, grid: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
+        self.grid_modulation = None if grid is None else modulation(condition, channels * grid[0] * grid[1])
         self.up = nn.Conv2d(inner, 4 * channels, 1)
         self.join = nn.Conv2d(2 * channels, channels, 1)
         self.blocks = Level(ConvBlock(channels, condition) for _ in range(depth))
 
     def forward(self, x: Tensor, skip: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
         x = self.join(torch.cat([depth_to_space(self.up(x), 2), skip], dim=1))
+        if self.grid_modulation is not None:
+            x = x + self.grid_modulation(c).view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
         return self.blocks.run(x, c, trace=trace)
 
 

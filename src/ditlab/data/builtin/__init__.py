@@ -5,12 +5,22 @@ from collections.abc import Callable
 
 from ditlab.core.registry import Registry, is_reference, load_entry_points
 from ditlab.data.base import Dataset
+from ditlab.data.builtin.colored_shapes import open_colored_shapes
 from ditlab.data.builtin.digits import open_digits
 from ditlab.data.builtin.emoji import open_emoji
+from ditlab.data.builtin.emoji_captions import open_emoji_captions
 from ditlab.data.builtin.glyphs import open_glyphs
 
 DATASETS: Registry[Callable[[str], Dataset]] = Registry(
-    "data set", {"digits": open_digits, "glyphs-SIZE": open_glyphs, "emoji-SIZE": open_emoji}
+    "data set",
+    {
+        "digits": open_digits,
+        "glyphs-SIZE": open_glyphs,
+        "emoji-SIZE": open_emoji,
+        "emoji-captions-SIZE": open_emoji_captions,
+        "emoji-captions-all-SIZE": open_emoji_captions,
+        "colored-shapes-SIZE": open_colored_shapes,
+    },
 )
 """Name -> function that opens the data set and receives the whole name. Upper-case parts of a name stand for values,
 and further parts may follow it ("digits-held-out")."""
