@@ -107,8 +107,10 @@ def perturbed(net, scale=0.1):
 
 
 def inputs(net, count=2):
-    """Images, clocks and labels of every kind, the null label among them."""
+    """Images, clocks and labels of every kind, the null label among them; or texts, for a network that reads text."""
     x = torch.randn(count, net.channels, *net.size, dtype=net.dtype)
+    if net.text:
+        return x, 1000 * torch.rand(count), net.text.example(count, net.device, torch.Generator().manual_seed(0))
     return x, 1000 * torch.rand(count), torch.arange(count) % (net.classes + 1)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.hourglass import Hourglass
+from ditlab.backbones.mmdit import MMDiT
 from ditlab.backbones.skipdit import SkipDiT
 from ditlab.backbones.udit import UDiT
 from ditlab.backbones.unet import ADM, LDM
@@ -34,7 +35,16 @@ def check_parameters(name: str, kind: type[Backbone]) -> None:
 
 BACKBONES: Registry[type[Backbone]] = Registry(
     "model",
-    {"DiT": DiT, "U-DiT": UDiT, "U-ViT": UViT, "Skip-DiT": SkipDiT, "ADM": ADM, "LDM": LDM, "Hourglass": Hourglass},
+    {
+        "DiT": DiT,
+        "U-DiT": UDiT,
+        "U-ViT": UViT,
+        "Skip-DiT": SkipDiT,
+        "ADM": ADM,
+        "LDM": LDM,
+        "Hourglass": Hourglass,
+        "MMDiT": MMDiT,
+    },
     check_parameters,
     base=Backbone,
 )
@@ -45,13 +55,16 @@ __all__ = ["BACKBONES", "Backbone", "create", "find", "name_of", "names"]
 def create(
     name: str,
     *,
-    size: int | tuple[int, ...] = 32,
-    channels: int = 4,
-    classes: int = 1000,
-    learn_variance: bool = True,
+    size: int | tuple[int, ...] | None = None,
+    channels: int | None = None,
+    classes: int | None = None,
+    learn_variance: bool | None = None,
     **options: Any,
 ) -> Backbone:
     """Build a network by name with freshly initialized weights.
+
+    Shape and classes that are not given are those of `Backbone.defaults`: 32, 4 channels and 1000 classes, or 128, 16
+    channels and text for Stable Diffusion 3.
 
     Args:
         name: family and size, such as "DiT-XL/2" or "U-DiT-B"; `names()` lists them. The family alone ("DiT"), or a
@@ -70,8 +83,10 @@ def create(
         InputError: unknown name or option, or sizes that do not fit together.
     """
     kind, sizes = find(name)
-    if isinstance(size, int):
-        size = (size, size)
+    shape = {"size": size, "channels": channels, "classes": classes, "learn_variance": learn_variance}
+    shape = {**kind.defaults, **{key: value for key, value in shape.items() if value is not None}}
+    if isinstance(shape["size"], int):
+        shape["size"] = (shape["size"], shape["size"])
     options = {key: value for key, value in options.items() if value is not None}
     BACKBONES.check_part(name, kind)
     known = inspect.signature(kind).parameters
@@ -84,16 +99,9 @@ def create(
         raise InputError(
             f'"{name}" is a family without a size; give {", ".join(missing)} too, or choose from: {", ".join(names())}'
         )
-    kind.check_rank(size)
-    net = kind(size=size, channels=channels, classes=classes, learn_variance=learn_variance, **settings)
-    net.config = {
-        "name": name,
-        "size": list(size),
-        "channels": channels,
-        "classes": classes,
-        "learn_variance": learn_variance,
-        **settings,
-    }
+    kind.check_rank(shape["size"])
+    net = kind(**shape, **settings)
+    net.config = {"name": name, **shape, "size": list(shape["size"]), **settings}
     return net
 
 

@@ -71,6 +71,8 @@ class Backbone(nn.Module, ABC):
     changeable: tuple[str, ...] = ()
     """Options that a run may change when it starts from a trained model, because no weight depends on them."""
 
+    defaults: Mapping[str, Any] = {"size": 32, "channels": 4, "classes": IMAGENET, "learn_variance": True}
+    """Shape of input and output if `create` is called without it."""
     marks: tuple[str, ...] = ()
     """Keys that identify a published state dict of this family; if several families match, the one with most keys is
     used."""

@@ -91,24 +91,31 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        """Apply attention to tokens (B, N, D); `where` (B, N) are their positions if some tokens are missing."""
+    def forward(self, x: Tensor, where: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Apply attention to tokens (B, N, D).
+
+        Args:
+            x: the tokens.
+            where: (B, N), their positions if some tokens are missing.
+            mask: (B, 1, 1, N) bool, true for tokens that count; None is all.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotation is not None:
             table = self.rotation if where is None else self.rotation[:, where][:, :, None]  # (2, [B, 1,] N, D / heads)
             q, k = rotated(q, table.to(q.dtype)), rotated(k, table.to(k.dtype))
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)
+        return self.proj(attend(q, k, v, mask=mask).transpose(1, 2).flatten(2))  # (B, N, D)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
     """Compute the attention of queries (B, heads, N, d) to keys and values (B, heads, M, d) -> (B, heads, N, d).
 
-    The weights are softmax(scale q k^T), with scale = 1 / sqrt(d) by default.
+    The weights are softmax(scale q k^T), with scale = 1 / sqrt(d) by default. `mask` (B, 1, 1 or N, M) bool is true for
+    keys that count, at least one for each query; None is all.
     """
     if q.requires_grad and torch.is_grad_enabled() and stores_attention(q.device.type, q.dtype, k.shape[2]):
-        return stored_attention(q, k, v, scale)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+        return stored_attention(q, k, v, scale, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def stores_attention(kind: str, dtype: torch.dtype, keys: int) -> bool:
@@ -119,9 +126,10 @@ def stores_attention(kind: str, dtype: torch.dtype, keys: int) -> bool:
     return kind == "cpu" and dtype is torch.bfloat16 and keys <= LONGEST
 
 
-def stored_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+def stored_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
     """Compute attention as `attend` does, with attention weights that are stored for the backward pass."""
-    weights = torch.softmax(q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(2, 3), dim=-1)
+    scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(2, 3)
+    weights = torch.softmax(scores if mask is None else scores.masked_fill(~mask, -math.inf), dim=-1)
     return weights.to(v.dtype) @ v
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditlab.backbones.layers import Attention, Mlp, norm
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
 
@@ -66,9 +67,8 @@ class TextEmbedder(nn.Module):
         embed = nn.Embedding(shape.vocabulary, width) if shape.vocabulary else nn.Linear(shape.width, width)
         self.embed: nn.Module = embed
         self.positions = nn.Parameter(torch.zeros(shape.length, width))
-        self.block = nn.TransformerEncoderLayer(
-            width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
+        self.norm1, self.norm2 = norm(width, affine=True), norm(width, affine=True)
+        self.attn, self.mlp = Attention(width, heads), Mlp(width, ratio=2, approximate="none")
         self.pooled = nn.Linear(shape.pooled, width) if shape.pooled else None
         self.pool = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
@@ -84,9 +84,13 @@ class TextEmbedder(nn.Module):
         Raises:
             InputError: the condition has no tokens, too many, or another kind of them.
         """
-        tokens, mask = self.checked(condition)
+        tokens, mask = checked(condition, self.shape, self.shape.length), condition.mask
+        if mask is None:
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         x = self.embed(tokens if self.shape.vocabulary else tokens.to(self.positions.dtype))
-        x = self.block(x + self.positions[: x.shape[1]], src_key_padding_mask=~mask)
+        x = x + self.positions[: x.shape[1]]
+        x = x + self.attn(self.norm1(x), mask=mask[:, None, None])
+        x = x + self.mlp(self.norm2(x))
         counts = mask.unsqueeze(-1).to(x.dtype)
         mean = (x * counts).sum(1) / counts.sum(1).clamp(min=1)
         vector = F.layer_norm(mean, mean.shape[-1:])
@@ -94,24 +98,34 @@ class TextEmbedder(nn.Module):
             vector = vector + self.pooled(condition.pooled.to(x.dtype))
         return x, mask, self.pool(vector)
 
-    def checked(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Return tokens and mask of a condition.
 
-        Raises:
-            InputError: see `forward`.
-        """
-        tokens, shape = condition.tokens, self.shape
-        if tokens is None:
-            fields = ", ".join(condition.parts()) or "nothing"
-            raise InputError(f"a condition with {fields} for a network that reads text; give tokens")
-        expected = "(B, L) of word numbers" if shape.vocabulary else f"(B, L, {shape.width}) of states"
-        kind_differs = tokens.ndim != (2 if shape.vocabulary else 3)
-        if kind_differs or (not shape.vocabulary and tokens.shape[2] != shape.width) or tokens.shape[1] > shape.length:
-            raise InputError(
-                f"tokens of shape {tuple(tokens.shape)} for a network that reads {expected}, at most {shape.length}; "
-                "encode the text with the conditioner of the model"
-            )
-        if shape.pooled and condition.pooled is None:
-            raise InputError(f"a condition without a pooled vector; this network needs one of {shape.pooled} values")
-        mask = condition.mask
-        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
+def checked(condition: Condition, shape: TextShape, longest: int | None = None) -> Tensor:
+    """Return the tokens of a condition: states (B, L, E), or numbers of words (B, L).
+
+    Args:
+        condition: the condition.
+        shape: the text condition that the network is made for.
+        longest: largest number of tokens; None is any.
+
+    Raises:
+        InputError: the condition has no tokens, too many, another kind of them, or no pooled vector where the network
+            needs one.
+    """
+    tokens = condition.tokens
+    if tokens is None:
+        fields = ", ".join(condition.parts()) or "nothing"
+        raise InputError(f"a condition with {fields} for a network that reads text; give tokens")
+    words = bool(shape.vocabulary)
+    fits = tokens.ndim == 2 if words else tokens.ndim == 3 and tokens.shape[2] == shape.width
+    if not fits or (longest is not None and tokens.shape[1] > longest):
+        expected = "(B, L) of word numbers" if words else f"(B, L, {shape.width}) of states"
+        most = "" if longest is None else f", at most {longest}"
+        raise InputError(
+            f"tokens of shape {tuple(tokens.shape)} for a network that reads {expected}{most}; encode the text with "
+            "the conditioner of the model"
+        )
+    width = 0 if condition.pooled is None else condition.pooled.shape[-1]
+    if shape.pooled and width != shape.pooled:
+        received = f"of {width} values" if width else "that is missing"
+        raise InputError(f"a pooled vector {received}; this network needs one of {shape.pooled} values")
+    return tokens

@@ -24,14 +24,14 @@ Options: Any = network_arguments()  # with a field for each option of the famili
 class Shape:
     """Input and output of a network."""
 
-    size: str = "32"
-    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latent or image."""
-    channels: Positive = 4
-    """Channels of the latent or image."""
-    classes: Natural = 1000
-    """Number of classes; 0 is unconditional."""
-    learn_variance: bool = True
-    """Include the output channels of a learned variance."""
+    size: str | None = None
+    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latent or image (default: 32, or the family's)."""
+    channels: Positive | None = None
+    """Channels of the latent or image (default: 4, or the family's)."""
+    classes: Natural | None = None
+    """Number of classes; 0 is unconditional (default: 1000, or 0 for a family that reads text)."""
+    learn_variance: bool | None = None
+    """Include the output channels of a learned variance (default: as the family is published)."""
 
 
 CheckpointOptions = Annotated[Checkpoint | None, Parameter(name="*")]
@@ -79,7 +79,7 @@ def costs(
     from ditlab.backbones import names as published
     from ditlab.evaluation import measure
 
-    settings = asdict(shape) | {"size": parse_sides(shape.size)}
+    settings = asdict(shape) | ({} if shape.size is None else {"size": parse_sides(shape.size)})
     rows, left_out = [], []
     if base is not None and not any(Path(name).is_dir() for name in names):
         raise InputError("--base is the model under a saved model; give the folder of that model, or leave --base out")
