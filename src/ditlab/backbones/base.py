@@ -78,6 +78,10 @@ class Backbone(nn.Module, ABC):
     used."""
     published: Mapping[str, Any] = {}
     """Option -> the only value that the published code supports."""
+    diffusers_class: str = ""
+    """Name of diffusers' class for this family, for `from_diffusers` and `to_diffusers`; empty if there is none."""
+    diffusers_marks: tuple[str, ...] = ()
+    """Keys that identify a state dict of diffusers that has no config.json; empty if it needs one."""
     graph_batch: int | None = None
     """Largest batch size of an exported graph; None is no limit."""
     patch: int = 1
@@ -280,6 +284,24 @@ class Backbone(nn.Module, ABC):
     def to_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the keys of a ditlab state dict to the published ones, the inverse of `from_published`."""
         return tensors
+
+    @classmethod
+    def from_diffusers(
+        cls, tensors: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Convert a transformer of diffusers, with the content of its config.json.
+
+        Returns:
+            Tensors under published keys, and the arguments of `create` that they do not determine.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def to_diffusers(
+        cls, tensors: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Convert a published state dict, with the `config` of its network, to diffusers' tensors and config.json."""
+        raise NotImplementedError
 
     @staticmethod
     def count_classes(rows: int) -> int:

@@ -32,8 +32,8 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
 SD3_TEXT = {"text_length": 154, "text_width": 4096, "pooled_width": 2048}  # two CLIPs, and T5 of 77 tokens
-MEDIUM = {"depth": 24, "width": 1536, "heads": 24, "patch": 2, "text_positions": False}
-LARGE = {"depth": 38, "width": 2432, "heads": 38, "patch": 2, "text_positions": False}
+MEDIUM = {"depth": 24, "width": 1536, "heads": 24, "patch": 2, "text_block": False}
+LARGE = {"depth": 38, "width": 2432, "heads": 38, "patch": 2, "text_block": False}
 
 
 class MMDiT(Backbone):
@@ -53,7 +53,7 @@ class MMDiT(Backbone):
         text_width: width of the states of a text encoder; 0 if the network reads numbers of words.
         vocabulary: number of words, including padding; 0 if the network reads states.
         pooled_width: width of the pooled vector of a text encoder; 0 if there is none.
-        text_positions: give the text tokens learned positions and a block of self-attention before the first block;
+        text_block: give the text tokens learned positions and a block of self-attention before the first block;
             Stable Diffusion 3, whose encoders do both, has one linear layer instead.
         condition_grid: also add a linear function of the timestep and the pooled text to the image tokens, with a value
             for each position, which makes short trainings start sooner.
@@ -65,7 +65,9 @@ class MMDiT(Backbone):
     decayed = ("text_embedder.positions",)
     changeable = ("text_length",)
     marks = ("x_embedder.proj.weight", "pos_embed", "joint_blocks.0.context_block.attn.qkv.weight", *heads_out)
-    published = MappingProxyType({"text_positions": False, "condition_grid": False, "learn_variance": False})
+    diffusers_class = "SD3Transformer2DModel"
+    diffusers_marks = ("pos_embed.pos_embed", "transformer_blocks.0.attn.add_k_proj.weight", "norm_out.linear.weight")
+    published = MappingProxyType({"text_block": False, "condition_grid": False, "learn_variance": False})
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class MMDiT(Backbone):
         text_width: int = 0,
         vocabulary: int = 0,
         pooled_width: int = 0,
-        text_positions: bool = True,
+        text_block: bool = True,
         condition_grid: bool = False,
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
@@ -98,15 +100,15 @@ class MMDiT(Backbone):
             raise InputError(f"dual_blocks {dual_blocks}; give 0 to {depth}, the number of blocks")
         if classes:
             raise InputError(f"{classes} classes for an MMDiT, which reads text; give classes 0, and captions")
-        self.check_text(text_positions)
+        self.check_text(text_block)
         self.check_sides(condition_grid)
         h, w = self.grid
         # fmt: off
         self.x_embedder = PatchEmbed(patch, channels, width)
         self.t_embedder = TimestepEmbedder(width)
-        self.y_embedder = VectorEmbedder(pooled_width, width) if pooled_width and not text_positions else None
-        self.context_embedder = None if text_positions else nn.Linear(text_width, width)
-        self.text_embedder = TextEmbedder(width, self.text, heads) if text_positions else None
+        self.y_embedder = VectorEmbedder(pooled_width, width) if pooled_width and not text_block else None
+        self.context_embedder = None if text_block else nn.Linear(text_width, width)
+        self.text_embedder = TextEmbedder(width, self.text, heads) if text_block else None
         self.grid_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, h * w * width)) if condition_grid else None
         # fmt: on
         self.pos_embed: Tensor
@@ -146,7 +148,7 @@ class MMDiT(Backbone):
                 "give text_length, and either text_width (states of an encoder) or vocabulary (words)"
             )
         if text.vocabulary and not positions:
-            raise InputError("vocabulary without text_positions: words in no order; leave text_positions on")
+            raise InputError("vocabulary without text_block: words in no order; leave text_block on")
 
     def check_sides(self, condition_grid: bool) -> None:
         """Check that the size consists of patches, for which there are positions.
@@ -299,13 +301,29 @@ class MMDiT(Backbone):
         return {"process": {"name": "linear"}, "target": "velocity", "time": "logit-normal"}
 
     @classmethod
-    def from_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return tensors
+    def to_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return Stability's keys as in a released file.
+
+        Raises:
+            InputError: the table of positions is not square.
+        """
+        count = tensors["pos_embed"].shape[1]
+        if round(count**0.5) ** 2 != count:
+            raise InputError(f"positions of {count} patches, which are no square; convert to ditlab instead")
+        return {f"{mmdit_layouts.PREFIX}{key}": value for key, value in tensors.items()}
 
     @classmethod
-    def to_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return Stability's keys as in a released file."""
-        return {f"{mmdit_layouts.PREFIX}{key}": value for key, value in tensors.items()}
+    def from_diffusers(
+        cls, tensors: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return mmdit_layouts.from_diffusers(tensors), mmdit_layouts.read_diffusers_config(config)
+
+    @classmethod
+    def to_diffusers(
+        cls, tensors: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        side = round(tensors[f"{mmdit_layouts.PREFIX}pos_embed"].shape[1] ** 0.5)
+        return mmdit_layouts.to_diffusers(tensors), mmdit_layouts.diffusers_config(config | {"position_side": side})
 
 
 class VectorEmbedder(nn.Module):

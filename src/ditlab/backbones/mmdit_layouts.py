@@ -48,6 +48,7 @@ STACKED = {  # the three layers of diffusers that are one at Stability
     "x_block.attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
     "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
 }
+DIFFUSERS_LENGTH = 333  # tokens: 77 of the two CLIPs, and 256 of T5
 TABLE = ("pos_embed", "pos_embed.pos_embed")
 BLOCK = re.compile(r"(joint_blocks|transformer_blocks)\.(\d+)\.(.+)\.(weight|bias)")
 
@@ -80,14 +81,9 @@ def read_sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
         "text_length": 154,
         "text_width": tensors["context_embedder.weight"].shape[1],
         "pooled_width": 0 if pooled is None else pooled.shape[1],
-        "text_positions": False,
+        "text_block": False,
     }
     return sizes | ({"heads": width // head} if gain is not None or width == HEAD * depth else {})
-
-
-def is_diffusers(tensors: dict[str, Tensor]) -> bool:
-    """Whether a state dict has diffusers' keys of this family."""
-    return {"transformer_blocks.0.attn.add_k_proj.weight", TABLE[1]} <= tensors.keys()
 
 
 def from_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,9 +120,10 @@ def from_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename Stability's keys to diffusers', the inverse of `from_diffusers`."""
-    last = last_block(tensors, "joint_blocks")
+    last = last_block({key.removeprefix(PREFIX): value for key, value in tensors.items()}, "joint_blocks")
     out: dict[str, Tensor] = {}
-    for key, value in tensors.items():
+    for name, value in tensors.items():
+        key = name.removeprefix(PREFIX)
         stem, _, kind = key.rpartition(".")
         block = BLOCK.fullmatch(key)
         if key == TABLE[0]:
@@ -134,8 +131,8 @@ def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         elif block is None:
             out[f"{OUTER[stem]}.{kind}"] = swapped(value) if key.startswith("final_layer.adaLN") else value
         elif block[3] in IN_BLOCK:
-            name = f"transformer_blocks.{block[2]}.{IN_BLOCK[block[3]]}.{kind}"
-            out[name] = swapped(value) if is_last_text_modulation(key, last) else value
+            theirs = f"transformer_blocks.{block[2]}.{IN_BLOCK[block[3]]}.{kind}"
+            out[theirs] = swapped(value) if is_last_text_modulation(key, last) else value
         else:
             parts = zip(STACKED[block[3]], value.chunk(3), strict=True)
             out |= {f"transformer_blocks.{block[2]}.{part}.{kind}": rows.contiguous() for part, rows in parts}
@@ -180,12 +177,17 @@ def diffusers_config(config: dict[str, Any]) -> dict[str, Any]:
 def read_diffusers_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `create` that diffusers' config.json has and the tensors do not determine.
 
+    Args:
+        config: content of the file; empty if there is only a state dict.
+
     Raises:
         InputError: a setting that the released models do not have.
     """
+    if not config:
+        return {}
     if config.get("qk_norm") not in (None, "rms_norm"):
         raise InputError(
             f"qk_norm {config['qk_norm']} of an SD3Transformer2DModel; only rms_norm and none are supported"
         )
     side = int(config["sample_size"])
-    return {"size": (side, side), "heads": int(config["num_attention_heads"])}
+    return {"size": (side, side), "heads": int(config["num_attention_heads"]), "text_length": DIFFUSERS_LENGTH}

@@ -1,6 +1,6 @@
-"""Read and write DiT in diffusers' layout.
+"""Read and write diffusers' layout: DiT here, other families by `Backbone.from_diffusers` and `to_diffusers`.
 
-It has other key names, separate q, k and v, a copy of both embedders in every block, and no positions, which diffusers
+DiT has other key names, separate q, k and v, a copy of both embedders in every block, and no positions, which diffusers
 recomputes. Its timestep frequencies are 10000^(-i/127), and DiT's are 10000^(-i/128) (`frequency_shift`), so that a
 model trained with one of them generates slightly different images with the other.
 """
@@ -51,7 +51,23 @@ SCHEDULER = {  # DiT's process, sampled with DDIM and the strides of DiT's code
     "steps_offset": 0,
     "timestep_spacing": "leading",
 }
-GUIDANCE = 4.0  # default of DiTPipeline, on all channels
+SCHEDULERS = {  # class of the transformer -> its scheduler
+    "SD3Transformer2DModel": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "shift": 3.0,
+    }
+}
+PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {  # class of the transformer -> its pipeline, and its defaults
+    "DiTTransformer2DModel": ("diffusers' DiTPipeline", {"guidance": 4.0}),  # on all channels
+    "SD3Transformer2DModel": (
+        "diffusers' StableDiffusion3Pipeline",
+        {"guidance": 7.0, "steps": 28, "sampler": "euler", "schedule": "sd3"},
+    ),
+}
+OLD_NAMES = {
+    "ada_norm_single": "PixArtTransformer2DModel"
+}  # norm_type of a Transformer2DModel -> class that replaced it
 SHIFT = "_frequency_shift"  # ditlab's key in diffusers' config; diffusers ignores keys that begin with an underscore
 NAMED = re.compile(r"(?:.*/)?DiT-(S|B|L|XL)-([248])(?:-.*)?")
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
@@ -121,10 +137,33 @@ def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: another class of model, a missing shard, or a damaged file.
     """
     config = read_json(folder / CONFIG)
+    name = OLD_NAMES.get(str(config.get("norm_type")), config.get("_class_name"))
+    family = next((kind for kind in BACKBONES.values() if kind.diffusers_class and kind.diffusers_class == name), None)
+    if family is not None:
+        tensors = read_shards(folder)
+        with interpreting(folder, "download the whole folder again"):
+            return family.from_diffusers(tensors, config)
     if config.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
         raise InputError(f"{folder} holds a {config.get('_class_name')}; give a DiTTransformer2DModel")
     if config.get("norm_type") != "ada_norm_zero":
         raise InputError(f"{folder} has norm_type {config.get('norm_type')}; only ada_norm_zero is supported")
+    tensors = read_shards(folder)
+    with interpreting(folder / CONFIG, "download the whole folder again"):
+        side, heads = int(config["sample_size"]), int(config["num_attention_heads"])
+        overrides = {"size": (side, side), "heads": heads, "frequency_shift": config.get(SHIFT, 1)}
+    with (
+        interpreting(folder, "download the whole folder again"),
+        skip_init(tensors, f"{folder / CONFIG} with sample_size {side}"),  # for the positions, which are no weights
+    ):
+        return from_diffusers(tensors, (side, side)), overrides
+
+
+def read_shards(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a folder, which may be in several files.
+
+    Raises:
+        InputError: a missing shard, or a damaged file.
+    """
     index = folder / f"{WEIGHTS}.index.json"
     shards = [WEIGHTS]
     if index.exists():
@@ -136,14 +175,7 @@ def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not (folder / shard).exists():
             raise InputError(f"{folder / shard} is missing; download the whole folder")
         tensors |= read_file(folder / shard)
-    with interpreting(folder / CONFIG, "download the whole folder again"):
-        side, heads = int(config["sample_size"]), int(config["num_attention_heads"])
-        overrides = {"size": (side, side), "heads": heads, "frequency_shift": config.get(SHIFT, 1)}
-    with (
-        interpreting(folder, "download the whole folder again"),
-        skip_init(tensors, f"{folder / CONFIG} with sample_size {side}"),  # for the positions, which are no weights
-    ):
-        return from_diffusers(tensors, (side, side)), overrides
+    return tensors
 
 
 def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
