@@ -143,7 +143,7 @@ def test_settings_that_were_not_released(diffusers_state, tmp_path):
 
 
 def test_options_of_ditlab_have_no_published_layout(tmp_path):
-    net = ditlab.create("MMDiT-XS/4", size=8, channels=3, vocabulary=9, text_length=4, depth=2, width=32)
+    net = ditlab.create("MMDiT-XS/4", size=8, channels=3, vocabulary=9, text_length=4, depth=2, condition_grid=False)
     pipe = Pipeline(net, Objective())
     for layout in ("official", "diffusers"):
         with pytest.raises(InputError, match=r"of MMDiT-XS/4 has text_block = False only, and this model True"):

@@ -63,12 +63,7 @@ def load(
     elif sit is not None:
         raise InputError(f"{path} is a folder, which states the objective of its model; leave sit out")
     elif (folder := diffusers_transformer(path)) is not None:
-        tensors, settings = diffusers.read_transformer(folder)
-        pipe = from_official(tensors, str(folder), **settings | overrides)
-        pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
-        if "sample" in pipe.config:  # unlike DiT's script, DiTPipeline guides all channels
-            origin, sampling = diffusers.PIPELINES[pipe.net.diffusers_class or "DiTTransformer2DModel"]
-            pipe.config |= {"sample": {**sampling}, GUIDANCE_ORIGIN: origin}
+        pipe = _load_diffusers(path, folder, overrides)
         if autoencoder is None and (path / "vae" / CONFIG).is_file():
             autoencoder = path / "vae"
     else:
@@ -87,6 +82,17 @@ def load(
 def _places(**given: Any) -> dict[str, str]:
     """Return the paths and hub ids among some arguments, as text."""
     return {name: str(value) for name, value in given.items() if isinstance(value, str | Path)}
+
+
+def _load_diffusers(path: Path, folder: Path, overrides: dict[str, Any]) -> Pipeline:
+    """Load the transformer in `folder` of the diffusers folder `path`."""
+    tensors, settings = diffusers.read_transformer(folder)
+    pipe = from_official(tensors, str(folder), **settings | overrides)
+    pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
+    if "sample" in pipe.config:  # the defaults of diffusers' pipelines differ from those of the published scripts
+        origin, sampling = diffusers.PIPELINES[pipe.net.diffusers_class or "DiTTransformer2DModel"]
+        pipe.config |= {"sample": {**sampling}, GUIDANCE_ORIGIN: origin}
+    return pipe
 
 
 def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any], whole: bool) -> Pipeline:

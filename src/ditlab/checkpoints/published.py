@@ -84,7 +84,7 @@ def from_official(
     if flow is not None and not hasattr(trained, "path_type"):
         notes.append(f"read as {flow.name} on the path Linear; a state dict does not show its path")
     tensors = without_training_parts(tensors, notes)
-    stored = {value.dtype for value in tensors.values()}
+    stored = file_precision(tensors)
     tensors = {key: value.float() for key, value in tensors.items()}  # for files in half precision; no copy otherwise
     with interpreting(source, "download it again", f"does not have the tensors of a {family}"):
         settings = kind.read_sizes(tensors) | stated
@@ -112,10 +112,14 @@ def from_official(
     defaults = script_guidance(net, family if flow is None else flow.name, tensors)
     tensors = with_null(tensors, net, source, notes)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
-    config = defaults | ({"note": "; ".join(notes)} if notes else {})
-    if len(stored) == 1 and (precision := str(*stored).removeprefix("torch.")) in HALVES:
-        config[PRECISION] = precision
+    config = defaults | stored | ({"note": "; ".join(notes)} if notes else {})
     return Pipeline(net.eval(), read_objective(description), autoencoder_of(settings["channels"]), config=config)
+
+
+def file_precision(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the precision of weights, for the config of the model, if all have the same half precision."""
+    names = {str(value.dtype).removeprefix("torch.") for value in tensors.values()}
+    return {PRECISION: name for name in names if len(names) == 1 and name in HALVES}
 
 
 def official_keys(tensors: dict[str, Tensor], notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
