@@ -221,6 +221,8 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, *, folded: bool = F
     tensors = {key.removeprefix("net."): value for key, value in autoencoder.state_dict().items()}
     if shift == 0 and not isinstance(scale, list):
         config |= {"scaling_factor": scale}
+    elif not folded and not isinstance(shift, list) and not isinstance(scale, list):
+        config |= {"scaling_factor": scale, "shift_factor": shift}
     elif folded:
         config |= {"scaling_factor": 1.0}
         tensors = fold(tensors, shift, scale)

@@ -11,6 +11,7 @@ from typing import Any
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.hourglass import Hourglass
+from ditlab.backbones.mmdit import MMDiT
 from ditlab.backbones.pixart import PixArt
 from ditlab.backbones.skipdit import SkipDiT
 from ditlab.backbones.udit import UDiT
@@ -43,6 +44,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "ADM": ADM,
         "LDM": LDM,
         "Hourglass": Hourglass,
+        "MMDiT": MMDiT,
         "PixArt": PixArt,
     },
     check_parameters,

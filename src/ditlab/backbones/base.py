@@ -82,6 +82,8 @@ class Backbone(nn.Module, ABC):
     """Names of buffers that published files may lack, or have for another size; they are then computed."""
     diffusers_class: str = ""
     """Name of diffusers' class for this family, for `from_diffusers` and `to_diffusers`; empty if there is none."""
+    diffusers_marks: tuple[str, ...] = ()
+    """Keys that identify a state dict of diffusers that has no config.json; empty if it needs one."""
     graph_batch: int | None = None
     """Largest batch size of an exported graph; None is no limit."""
     patch: int = 1

@@ -52,6 +52,20 @@ def sincos_positions(h: int, w: int, width: int, spacing: tuple[float, float] = 
     return table
 
 
+def sincos_table(side: int, width: int, spacing: float = 1.0) -> Tensor:
+    """Compute the positions of `sincos_positions` for a square (1, side side, D), `spacing` apart.
+
+    Only one side is computed in float64, because such a table may have 147,456 positions.
+    """
+    table = torch.empty(side, side, width // 4 * 4, dtype=torch.float32)  # first, so that `skip_init` can bound it
+    frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = (torch.arange(side, dtype=torch.float64) * spacing)[:, None] * frequencies
+    values = torch.cat([angles.sin(), angles.cos()], dim=1).float()  # (side, D / 2)
+    half = values.shape[1]
+    table[..., :half], table[..., half:] = values[None], values[:, None]
+    return table.flatten(0, 1)[None]
+
+
 def pair_rotations(h: int, w: int, d: int, device: torch.device) -> Tensor:
     """Compute RoPE2D of U-DiT: cosine and sine (h, w, 1, d / 2, 2) for each pair of neighboring channels.
 

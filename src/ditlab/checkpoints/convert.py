@@ -10,7 +10,7 @@ from torch import Tensor
 from ditlab.autoencoders import KL
 from ditlab.autoencoders.io import save_autoencoder
 from ditlab.checkpoints import diffusers
-from ditlab.checkpoints.published import to_official
+from ditlab.checkpoints.published import in_file_precision, to_official
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.io import replace_text, replacing, writing
 from ditlab.core.spelling import expand
@@ -42,27 +42,37 @@ def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
 
 
 def _write_official(pipe: Pipeline, target: Path, name: str) -> None:
-    write_pickle(to_official(pipe), target)
+    tensors = in_file_precision(pipe, to_official(pipe))
+    if name.endswith(".safetensors"):
+        write_tensors({key: value.contiguous() for key, value in tensors.items()}, target)
+    else:
+        write_pickle(tensors, target)
 
 
 def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
     """Write a folder for `DiTPipeline.from_pretrained`; it has no vae/ if the model has no KL autoencoder.
 
-    Of other families it has the transformer and the autoencoder, since their pipelines need text encoders.
+    Of other families it has no text encoders and no model_index.json: give its parts to the pipeline of the source.
     """
     if pipe.net.diffusers_class:
         tensors, config = pipe.net.to_diffusers(to_official(pipe), pipe.net.config)
+        if scheduler := diffusers.SCHEDULERS.get(pipe.net.diffusers_class):
+            write_scheduler(target, scheduler)
     else:
         config = diffusers.transformer_config(pipe.net.config)
         diffusers.check_pipeline(pipe)
         tensors = diffusers.to_diffusers(to_official(pipe))
-        scheduler = target / "scheduler"
-        scheduler.mkdir(parents=True)
-        write_json(scheduler / "scheduler_config.json", diffusers.SCHEDULER)
+        write_scheduler(target, diffusers.SCHEDULER)
         write_json(target / "model_index.json", diffusers.model_index(pipe.classes))
-    write_transformer(target, tensors, config)
+    write_transformer(target, in_file_precision(pipe, tensors), config)
     if isinstance(pipe.autoencoder, KL):
-        save_autoencoder(pipe.autoencoder, target / "vae", folded=True)
+        save_autoencoder(pipe.autoencoder, target / "vae", folded=not pipe.net.diffusers_class)
+
+
+def write_scheduler(target: Path, content: dict[str, Any]) -> None:
+    """Write the folder `scheduler` of a diffusers folder."""
+    (target / "scheduler").mkdir(parents=True)
+    write_json(target / "scheduler" / "scheduler_config.json", content)
 
 
 def write_transformer(target: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:

@@ -51,10 +51,23 @@ SCHEDULER = {  # DiT's process, sampled with DDIM and the strides of DiT's code
     "steps_offset": 0,
     "timestep_spacing": "leading",
 }
+SCHEDULERS = {  # class of the transformer -> its scheduler
+    "SD3Transformer2DModel": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "shift": 3.0,
+    }
+}
+PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {  # class of the transformer -> its pipeline, and its defaults
+    "DiTTransformer2DModel": ("diffusers' DiTPipeline", {"guidance": 4.0}),  # on all channels
+    "SD3Transformer2DModel": (
+        "diffusers' StableDiffusion3Pipeline",
+        {"guidance": 7.0, "steps": 28, "sampler": "euler", "schedule": "sd3"},
+    ),
+}
 OLD_NAMES = {
     "ada_norm_single": "PixArtTransformer2DModel"
 }  # norm_type of a Transformer2DModel -> class that replaced it
-GUIDANCE = 4.0  # default of DiTPipeline, on all channels
 SHIFT = "_frequency_shift"  # ditlab's key in diffusers' config; diffusers ignores keys that begin with an underscore
 NAMED = re.compile(r"(?:.*/)?DiT-(S|B|L|XL)-([248])(?:-.*)?")
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")

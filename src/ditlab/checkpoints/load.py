@@ -11,7 +11,7 @@ from ditlab.autoencoders import Autoencoder
 from ditlab.autoencoders.io import load_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.native import load_folder
-from ditlab.checkpoints.published import from_official
+from ditlab.checkpoints.published import FIRST_STAGE, LATENTS, from_official
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
@@ -59,15 +59,11 @@ def load(
     if base is not None and (path.is_file() or diffusers_transformer(path) is not None):
         raise InputError(f"{path} contains all its weights and needs no base; leave it out")
     if path.is_file():
-        pipe = _load_file(path, weights, sit, overrides)
+        pipe = _load_file(path, weights, sit, overrides, autoencoder is None)
     elif sit is not None:
         raise InputError(f"{path} is a folder, which states the objective of its model; leave sit out")
     elif (folder := diffusers_transformer(path)) is not None:
-        tensors, settings = diffusers.read_transformer(folder)
-        pipe = from_official(tensors, str(folder), **settings | overrides)
-        pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
-        if "sample" in pipe.config:  # unlike DiT's script, DiTPipeline guides all channels
-            pipe.config |= {"sample": {"guidance": diffusers.GUIDANCE}, GUIDANCE_ORIGIN: "diffusers' DiTPipeline"}
+        pipe = _load_diffusers(path, folder, overrides)
         if autoencoder is None and (path / "vae" / CONFIG).is_file():
             autoencoder = path / "vae"
     else:
@@ -88,10 +84,26 @@ def _places(**given: Any) -> dict[str, str]:
     return {name: str(value) for name, value in given.items() if isinstance(value, str | Path)}
 
 
-def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any]) -> Pipeline:
+def _load_diffusers(path: Path, folder: Path, overrides: dict[str, Any]) -> Pipeline:
+    """Load the transformer in `folder` of the diffusers folder `path`."""
+    tensors, settings = diffusers.read_transformer(folder)
+    pipe = from_official(tensors, str(folder), **settings | overrides)
+    pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
+    if "sample" in pipe.config:  # the defaults of diffusers' pipelines differ from those of the published scripts
+        origin, sampling = diffusers.PIPELINES[pipe.net.diffusers_class or "DiTTransformer2DModel"]
+        pipe.config |= {"sample": {**sampling}, GUIDANCE_ORIGIN: origin}
+    return pipe
+
+
+def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, Any], whole: bool) -> Pipeline:
+    """Load a file of weights; with `whole` also the autoencoder, if the file has one."""
     content = read_file(path)
     tensors = pick_weights(content, weights, path)
-    return from_official(tensors, str(path), sit=sit, trained=content.get("args"), **overrides)
+    pipe = from_official(tensors, str(path), sit=sit, trained=content.get("args"), **overrides)
+    constants = LATENTS.get(pipe.net.config["name"].split("-")[0])
+    if whole and constants is not None and any(key.startswith(FIRST_STAGE) for key in tensors):
+        pipe = replace(pipe, autoencoder=load_autoencoder(path, **constants))
+    return pipe
 
 
 def diffusers_transformer(path: Path) -> Path | None:

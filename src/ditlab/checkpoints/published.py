@@ -5,6 +5,7 @@ converted by the timestep input of the process, and the sign of the velocity in 
 with the time and the velocity of ditlab, and with projectors for its alignment loss, which sampling does not need.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,15 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {  # published script of a fami
     "DiT": ("facebookresearch/DiT's sample.py", {"guidance": 4.0, "guidance_channels": GUIDED}),
     "SiT": ("facebookresearch/SiT's sample.py", {"guidance": 4.0, "guidance_channels": GUIDED}),
     "REPA": ("sihyun-yu/REPA's generate.py", {"guidance": 1.5}),
+    "MMDiT": (
+        "Stability-AI/sd3-ref's sd3_infer.py",
+        {"guidance": 5.0, "steps": 50, "sampler": "euler", "schedule": "sd3"},
+    ),
 }
+SINGLE_FILE = "model.diffusion_model."  # prefix of the network in a file with a whole pipeline
+FIRST_STAGE = "first_stage_model."  # prefix of the autoencoder there
+LATENTS = {"MMDiT": {"scale": 1.5305, "shift": 0.0609}}  # constants of that autoencoder
+PRECISION, HALVES = "file_precision", ("float16", "bfloat16")  # key of a model's config: the precision of its file
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
@@ -66,16 +75,19 @@ def from_official(
     Raises:
         InputError: a size is missing, or the tensors do not fit.
     """
+    notes: list[str] = []
+    tensors, stated = official_keys(tensors, notes)
     family, flow = recognized(tensors, source, sit, trained)
-    kind, notes = BACKBONES[family], []
+    kind = BACKBONES[family]
     if flow is None and sit is None and trained is None and family == "DiT":
         notes.append("read as DiT; a state dict does not show whether it is a DiT's or a SiT's: give sit=True for SiT")
     if flow is not None and not hasattr(trained, "path_type"):
         notes.append(f"read as {flow.name} on the path Linear; a state dict does not show its path")
     tensors = without_training_parts(tensors, notes)
+    stored = file_precision(tensors)
     tensors = {key: value.float() for key, value in tensors.items()}  # for files in half precision; no copy otherwise
     with interpreting(source, "download it again", f"does not have the tensors of a {family}"):
-        settings = kind.read_sizes(tensors)
+        settings = kind.read_sizes(tensors) | stated
     settings |= {key: value for key, value in overrides.items() if value is not None}
     if size is not None:
         settings["size"] = size
@@ -87,7 +99,7 @@ def from_official(
             f"{source}: depth {settings['depth']} and width {settings['width']} are no published size; "
             "give heads=, the number of attention heads"
         )
-    description = kind.read_objective(settings) | {"time": "uniform", "stratified": False}  # as in all published code
+    description = {"time": "uniform", "stratified": False} | kind.read_objective(settings)
     description["learn_variance"] = settings["learn_variance"]
     with interpreting(source, "download it again", f"does not have the tensors of a {family}"):
         tensors = kind.from_published(tensors)
@@ -100,8 +112,33 @@ def from_official(
     defaults = script_guidance(net, family if flow is None else flow.name, tensors)
     tensors = with_null(tensors, net, source, notes) | missing_positions(tensors, net)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
-    config = defaults | ({"note": "; ".join(notes)} if notes else {})
+    config = defaults | stored | ({"note": "; ".join(notes)} if notes else {})
     return Pipeline(net.eval(), read_objective(description), autoencoder_of(settings["channels"]), config=config)
+
+
+def file_precision(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the precision of weights, for the config of the model, if all have the same half precision."""
+    names = {str(value.dtype).removeprefix("torch.") for value in tensors.values()}
+    return {PRECISION: name for name in names if len(names) == 1 and name in HALVES}
+
+
+def official_keys(tensors: dict[str, Tensor], notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the network of a file that has the keys of a whole pipeline or of diffusers; adds a note.
+
+    Returns:
+        Tensors under official keys, and the arguments of `create` that they do not determine.
+    """
+    network = {key.removeprefix(SINGLE_FILE): value for key, value in tensors.items() if key.startswith(SINGLE_FILE)}
+    if network:
+        others = Counter(key.split(".")[0] for key in tensors if not key.startswith((SINGLE_FILE, FIRST_STAGE)))
+        if others:
+            parts = ", ".join(f"{name}.* ({counted(count, 'tensor')})" for name, count in others.items())
+            notes.append(f"left out {parts}, which are not the network")
+        tensors = network
+    for kind in BACKBONES.values():
+        if kind.diffusers_marks and tensors.keys() >= {*kind.diffusers_marks}:
+            return kind.from_diffusers(tensors, {})
+    return tensors, {}
 
 
 @dataclass(frozen=True)
@@ -124,10 +161,11 @@ def script_guidance(net: Backbone, family: str, tensors: dict[str, Tensor]) -> d
     Empty for families whose script is not known, and for weights without classes or without a null class.
     """
     rows = {len(tensors[key]) for key in tensors.keys() & {*net.label_tables}}
-    if family not in SCRIPTS or net.classes == 0 or rows != {net.classes + 1}:
+    without_null = not net.text and (net.classes == 0 or rows != {net.classes + 1})
+    if family not in SCRIPTS or without_null:
         return {}
     script, guidance = SCRIPTS[family]
-    if net.channels <= GUIDED:  # all channels, which is the default
+    if "guidance_channels" in guidance and net.channels <= GUIDED:  # all channels, which is the default
         guidance = {"guidance": guidance["guidance"]}
     return {"sample": {**guidance}, GUIDANCE_ORIGIN: script}
 
@@ -231,6 +269,16 @@ def velocity_head(tensors: dict[str, Tensor], settings: dict[str, Any], turned: 
 def autoencoder_of(channels: int) -> Autoencoder:
     """Return the autoencoder for a number of channels: pixels for gray and RGB, otherwise a placeholder."""
     return Pixel() if channels in (1, 3) else Absent()
+
+
+def in_file_precision(pipe: Pipeline, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights in the precision of the file that the model was read from, if that changes no value."""
+    name = pipe.config.get(PRECISION)
+    if name not in HALVES:
+        return tensors
+    rounded = {key: value.to(getattr(torch, name)) for key, value in tensors.items()}
+    same = all(torch.equal(rounded[key].to(value.dtype), value) for key, value in tensors.items())
+    return rounded if same else tensors
 
 
 def to_official(pipe: Pipeline) -> dict[str, Tensor]:

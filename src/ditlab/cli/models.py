@@ -166,11 +166,12 @@ def convert(
     Parameters
     ----------
     source
-        A model or run folder, a published checkpoint (DiT, SiT, U-DiT, U-ViT, Skip-DiT), or a diffusers folder.
+        A model or run folder, a published checkpoint (DiT, SiT, U-DiT, U-ViT, Skip-DiT, Stable Diffusion 3), or a
+        diffusers folder.
     target
         Path to write; must not exist.
     to
-        official: a .pt state dict; diffusers: a folder with transformer/; ditlab: a model folder.
+        official: a state dict, as .pt or .safetensors; diffusers: a folder with transformer/; ditlab: a model folder.
     """
     from ditlab.checkpoints import convert
 

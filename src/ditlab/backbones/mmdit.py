@@ -1,0 +1,337 @@
+"""MM-DiT (Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", ICML 2024).
+
+Image and text are two streams with weights of their own, which attend to each other in every block. With the options of
+Stable Diffusion 3 and 3.5 the state dict has Stability's keys. A network that is trained from nothing can instead read
+numbers of words, or states that do not carry the order of the words, through `TextEmbedder`. In shapes, B is the batch,
+N the number of image tokens, L that of text tokens, D the width, p the patch and h x w the token grid.
+"""
+
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditlab.backbones import mmdit_layouts
+from ditlab.backbones.base import Backbone, Embedders, Modulation
+from ditlab.backbones.dit import FinalLayer, Style
+from ditlab.backbones.layers import (
+    PatchEmbed,
+    TimestepEmbedder,
+    check_positive,
+    initialize_linears,
+    last_linear,
+    set_to_zero,
+    unpatchify,
+)
+from ditlab.backbones.mmdit_blocks import Context, JointBlock
+from ditlab.backbones.positions import sincos_positions, sincos_table
+from ditlab.backbones.routing import record, routed
+from ditlab.backbones.text import TextEmbedder, TextShape, checked
+from ditlab.core.errors import InputError
+from ditlab.core.types import Condition, Trace
+
+SD3_TEXT = {"text_length": 154, "text_width": 4096, "pooled_width": 2048}  # two CLIPs, and T5 of 77 tokens
+MEDIUM = {"depth": 24, "width": 1536, "heads": 24, "patch": 2, "text_block": False}
+LARGE = {"depth": 38, "width": 2432, "heads": 38, "patch": 2, "text_block": False}
+
+
+class MMDiT(Backbone):
+    """Two streams, image and text, with joint attention; before training, its output is exactly zero.
+
+    Args:
+        depth: number of transformer blocks.
+        width: channels of a token.
+        heads: number of attention heads.
+        patch: side of a token in pixels (or latent positions).
+        qk_norm: RMS-normalize queries and keys, as Stable Diffusion 3.5 does.
+        dual_blocks: number of first blocks with a second attention among the image tokens (Stable Diffusion 3.5
+            medium: 13).
+        position_side: side in patches of the saved table of positions, from whose center each image takes its part, so
+            that the network accepts other sizes; 0 is a table for one size.
+        text_length: largest number of text tokens.
+        text_width: width of the states of a text encoder; 0 if the network reads numbers of words.
+        vocabulary: number of words, including padding; 0 if the network reads states.
+        pooled_width: width of the pooled vector of a text encoder; 0 if there is none.
+        text_block: give the text tokens learned positions and a block of self-attention before the first block;
+            Stable Diffusion 3, whose encoders do both, has one linear layer instead.
+        condition_grid: also add a linear function of the timestep and the pooled text to the image tokens, with a value
+            for each position, which makes short trainings start sooner.
+    """
+
+    defaults = MappingProxyType({"size": 128, "channels": 16, "classes": 0, "learn_variance": False})
+    heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
+    lora_targets = ("attn.qkv", "attn.proj", "attn2.qkv", "attn2.proj", "adaLN_modulation.1")
+    decayed = ("text_embedder.positions",)
+    changeable = ("text_length",)
+    marks = ("x_embedder.proj.weight", "pos_embed", "joint_blocks.0.context_block.attn.qkv.weight", *heads_out)
+    diffusers_class = "SD3Transformer2DModel"
+    diffusers_marks = ("pos_embed.pos_embed", "transformer_blocks.0.attn.add_k_proj.weight", "norm_out.linear.weight")
+    published = MappingProxyType({"text_block": False, "condition_grid": False, "learn_variance": False})
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        channels: int,
+        classes: int,
+        learn_variance: bool,
+        depth: int,
+        width: int,
+        heads: int,
+        patch: int,
+        qk_norm: bool = False,
+        dual_blocks: int = 0,
+        position_side: int = 0,
+        text_length: int = 0,
+        text_width: int = 0,
+        vocabulary: int = 0,
+        pooled_width: int = 0,
+        text_block: bool = True,
+        condition_grid: bool = False,
+    ) -> None:
+        super().__init__(size, channels, classes, learn_variance)
+        check_positive(depth=depth, width=width, heads=heads, patch=patch)
+        self.text = TextShape(text_length, text_width, vocabulary, pooled_width)
+        self.patch, self.joined, self.position_side = patch, text_length, position_side
+        if width % heads or width % 4:
+            raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
+        if not 0 <= dual_blocks <= depth:
+            raise InputError(f"dual_blocks {dual_blocks}; give 0 to {depth}, the number of blocks")
+        if classes:
+            raise InputError(f"{classes} classes for an MMDiT, which reads text; give classes 0, and captions")
+        self.check_text(text_block)
+        self.check_sides(condition_grid)
+        h, w = self.grid
+        # fmt: off
+        self.x_embedder = PatchEmbed(patch, channels, width)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = VectorEmbedder(pooled_width, width) if pooled_width and not text_block else None
+        self.context_embedder = None if text_block else nn.Linear(text_width, width)
+        self.text_embedder = TextEmbedder(width, self.text, heads) if text_block else None
+        self.grid_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, h * w * width)) if condition_grid else None
+        # fmt: on
+        self.pos_embed: Tensor
+        spaced = sincos_table(position_side, width, max(h, w) / position_side) if position_side else None
+        self.register_buffer("pos_embed", sincos_positions(h, w, width) if spaced is None else spaced)
+        self.joint_blocks = nn.ModuleList(
+            JointBlock(width, heads, qk_norm, dual=i < dual_blocks, last=i == depth - 1) for i in range(depth)
+        )
+        style = Style(width, heads, qk_norm, rms_norm=False, swiglu=False, rotation=None)
+        self.final_layer = FinalLayer(style, patch * patch * self.out_channels, adaptive=True)
+        self.initialize()
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        """Stable Diffusion's sizes, and small ones that read the text through `TextEmbedder`."""
+        small = {"qk_norm": True, "condition_grid": True}
+        return {
+            "XS/2": {"depth": 4, "width": 128, "heads": 4, "patch": 2, **small},
+            "XS/4": {"depth": 4, "width": 128, "heads": 4, "patch": 4, **small},
+            "S/2": {"depth": 6, "width": 192, "heads": 6, "patch": 2, **small},
+            "S/4": {"depth": 6, "width": 192, "heads": 6, "patch": 4, **small},
+            "SD3-medium": MEDIUM | {"position_side": 192} | SD3_TEXT,
+            "SD3.5-medium": MEDIUM | {"position_side": 384, "qk_norm": True, "dual_blocks": 13} | SD3_TEXT,
+            "SD3.5-large": LARGE | {"position_side": 192, "qk_norm": True} | SD3_TEXT,
+        }
+
+    def check_text(self, positions: bool) -> None:
+        """Check that the options describe one kind of text.
+
+        Raises:
+            InputError: they describe none or both, or words without positions.
+        """
+        text = self.text
+        if text.length < 1 or bool(text.width) == bool(text.vocabulary):
+            raise InputError(
+                f"text_length {text.length}, text_width {text.width} and vocabulary {text.vocabulary} for an MMDiT; "
+                "give text_length, and either text_width (states of an encoder) or vocabulary (words)"
+            )
+        if text.vocabulary and not positions:
+            raise InputError("vocabulary without text_block: words in no order; leave text_block on")
+
+    def check_sides(self, condition_grid: bool) -> None:
+        """Check that the size consists of patches, for which there are positions.
+
+        Raises:
+            InputError: it does not.
+        """
+        height, width = self.size
+        patch, side = self.patch, self.position_side
+        if height % patch or width % patch:
+            raise InputError(f"size {height}x{width} is not divisible by patch {patch}; choose another size or patch")
+        if side and max(self.grid) > side:
+            raise InputError(
+                f"size {height}x{width} has more than {side} patches of {patch} a side (position_side); give at most "
+                f"{side * patch}"
+            )
+        if side and condition_grid:
+            raise InputError("condition_grid is for one size, and position_side for several; leave one of them out")
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1] + self.joined
+
+    @property
+    def repeated(self) -> list[nn.Module]:
+        return [*self.joint_blocks, self.final_layer]
+
+    @property
+    def routable(self) -> list[nn.Module]:
+        return [*self.joint_blocks]
+
+    def modulations(self) -> list[Modulation]:
+        layers = [module for name, module in self.named_modules() if name.endswith("modulation")]
+        return [Modulation(layer, 0, last_linear(layer).out_features) for layer in layers]
+
+    def embedders(self) -> Embedders:
+        return Embedders([self.t_embedder], [] if self.y_embedder is None else [self.y_embedder])
+
+    def initialize(self) -> None:
+        """Set initial weights: Xavier for linear layers, N(0, 0.02) for embedders, zero for modulations and the head.
+
+        Those of Stable Diffusion 3 are not published; these are DiT's.
+        """
+        initialize_linears(self)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(len(self.x_embedder.proj.weight), -1))
+        assert self.x_embedder.proj.bias is not None
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        for embedder in (self.t_embedder, self.y_embedder):
+            for weight in [] if embedder is None else embedder.parameters():
+                if weight.ndim == 2:
+                    nn.init.normal_(weight, std=0.02)
+        if self.text_embedder is not None:
+            self.text_embedder.initialize()
+        set_to_zero([*(part.layer for part in self.modulations()), self.final_layer.linear])
+
+    def check_input(self, x: Tensor) -> None:
+        """Check that an input has the channels of the network, and a size for which it has positions.
+
+        Raises:
+            InputError: it does not.
+        """
+        if not self.position_side:
+            super().check_input(x)
+            return
+        most = self.position_side * self.patch
+        if len(x.shape) != 4 or x.shape[1] != self.channels or not all(self.fits(side) for side in x.shape[2:]):
+            received = "x".join(map(str, x.shape[1:]))
+            raise InputError(
+                f"input of {received}; this network takes {self.channels} channels, and sides up to {most} that are "
+                f"multiples of {self.patch}"
+            )
+
+    def fits(self, side: int) -> bool:
+        """Whether the network accepts images with a side of this length."""
+        return side % self.patch == 0 and 0 < side <= self.position_side * self.patch
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
+    ) -> Tensor:
+        """Compute the output (B, out_channels, H, W).
+
+        Args:
+            x: images or latents (B, C, H, W).
+            timestep: (B,) float in 0..1000, not rounded.
+            condition: `tokens` (B, L, E), or (B, L) if the network reads words; `pooled` (B, P) if it has a pooled
+                width; `mask` (B, L), where None counts every token, as Stable Diffusion 3 does.
+            trace: records intermediate values; blocks have the tokens of image and text, in this order.
+
+        Raises:
+            InputError: an input of another shape, or a condition without text.
+        """
+        self.check_input(x)
+        h, w = (side // self.patch for side in x.shape[2:])
+        # fmt: off
+        text, mask, vector = self.embedded(condition)                      # (B, L, D), (B, L), (B, D)
+        c = self.t_embedder(timestep) + vector                             # (B, D)
+        x = self.x_embedder(x.to(self.dtype)) + self.positions(h, w)       # (B, N, D)   N = h w
+        if self.grid_modulation is not None:
+            x = x + self.grid_modulation(c).view(x.shape)
+        x = self.inner(x, text, Context(c, text.shape[1], mask), trace)    # (B, N, D)
+        x = self.final_layer(x, c)                                         # (B, N, p p C)
+        record(trace, len(self.joint_blocks), x)
+        return unpatchify(x, h, w, self.patch)                             # (B, C, H, W)
+        # fmt: on
+
+    def inner(self, x: Tensor, *context: Any) -> Tensor:
+        """Pass image tokens (B, N, D) through all blocks; feature caching skips them."""
+        text, c, trace = context
+        count = x.shape[1]
+        x = torch.cat([x, text], dim=1)  # (B, N + L, D)
+        if trace is not None and trace.kept is not None:
+            text_positions = torch.arange(count, x.shape[1], device=x.device).expand(len(x), -1)
+            return routed(self.joint_blocks, x, c, torch.cat([trace.kept, text_positions], dim=1), trace)[:, :count]
+        for i, block in enumerate(self.joint_blocks):
+            x = block(x, c)
+            record(trace, i, x)
+        return x[:, :count]
+
+    def embedded(self, condition: Condition | Tensor) -> tuple[Tensor, Tensor | None, Tensor | float]:
+        """Return the text tokens (B, L, D), the mask (B, L) if there is one, and the pooled text (B, D).
+
+        Raises:
+            InputError: a condition without text, or with text of another shape.
+        """
+        if isinstance(condition, Tensor):
+            raise InputError("class labels for a network that reads text; give a Condition with tokens")
+        if self.text_embedder is not None:
+            return self.text_embedder(condition)  # type: ignore[no-any-return]
+        assert self.context_embedder is not None
+        tokens = checked(condition, self.text)
+        vector = 0.0 if self.y_embedder is None else self.y_embedder(condition.pooled)
+        return self.context_embedder(tokens.to(self.dtype)), condition.mask, vector
+
+    def positions(self, h: int, w: int) -> Tensor:
+        """Return the positions (1, h w, D) of a grid, from the center of the table."""
+        if not self.position_side:
+            return self.pos_embed
+        side = self.position_side
+        top, left = (side - h) // 2, (side - w) // 2
+        table = self.pos_embed.view(1, side, side, -1)
+        return table[:, top : top + h, left : left + w].flatten(1, 2)
+
+    @classmethod
+    def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        return mmdit_layouts.read_sizes(tensors)
+
+    @classmethod
+    def read_objective(cls, sizes: dict[str, Any]) -> dict[str, Any]:
+        """Rectified flow: the velocity eps - x0 on the linear path, at logit-normal times (Esser et al. 2024)."""
+        return {"process": {"name": "linear"}, "target": "velocity", "time": "logit-normal"}
+
+    @classmethod
+    def to_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return Stability's keys as in a released file.
+
+        Raises:
+            InputError: the table of positions is not square.
+        """
+        count = tensors["pos_embed"].shape[1]
+        if round(count**0.5) ** 2 != count:
+            raise InputError(f"positions of {count} patches, which are no square; convert to ditlab instead")
+        return {f"{mmdit_layouts.PREFIX}{key}": value for key, value in tensors.items()}
+
+    @classmethod
+    def from_diffusers(
+        cls, tensors: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return mmdit_layouts.from_diffusers(tensors), mmdit_layouts.read_diffusers_config(config)
+
+    @classmethod
+    def to_diffusers(
+        cls, tensors: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        side = round(tensors[f"{mmdit_layouts.PREFIX}pos_embed"].shape[1] ** 0.5)
+        return mmdit_layouts.to_diffusers(tensors), mmdit_layouts.diffusers_config(config | {"position_side": side})
+
+
+class VectorEmbedder(nn.Module):
+    """Embeds a pooled vector (B, P) as (B, D) with a two-layer MLP."""
+
+    def __init__(self, pooled: int, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(pooled, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.mlp(vector.to(next(self.mlp.parameters()).dtype))
