@@ -9,6 +9,7 @@ import inspect
 from typing import Any
 
 from ditlab.backbones.base import Backbone
+from ditlab.backbones.dic import DiC
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.skipdit import SkipDiT
@@ -34,7 +35,16 @@ def check_parameters(name: str, kind: type[Backbone]) -> None:
 
 BACKBONES: Registry[type[Backbone]] = Registry(
     "model",
-    {"DiT": DiT, "U-DiT": UDiT, "U-ViT": UViT, "Skip-DiT": SkipDiT, "ADM": ADM, "LDM": LDM, "Hourglass": Hourglass},
+    {
+        "DiT": DiT,
+        "U-DiT": UDiT,
+        "U-ViT": UViT,
+        "Skip-DiT": SkipDiT,
+        "DiC": DiC,
+        "ADM": ADM,
+        "LDM": LDM,
+        "Hourglass": Hourglass,
+    },
     check_parameters,
     base=Backbone,
 )

@@ -5,6 +5,7 @@ converted by the timestep input of the process, and the sign of the velocity in 
 with the time and the velocity of ditlab, and with projectors for its alignment loss, which sampling does not need.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,7 @@ def from_official(
     elif "size" not in settings:
         settings["size"] = (SIDE, SIDE)
         notes.append(f"{family} weights do not state the input size; using {SIDE}x{SIDE}, give size= for another")
-    if "heads" not in settings:
+    if "heads" not in settings and "heads" in inspect.signature(kind).parameters:
         raise InputError(
             f"{source}: depth {settings['depth']} and width {settings['width']} are no published size; "
             "give heads=, the number of attention heads"
