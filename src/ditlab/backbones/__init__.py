@@ -12,6 +12,7 @@ from ditlab.backbones.base import Backbone
 from ditlab.backbones.dic import DiC
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.hourglass import Hourglass
+from ditlab.backbones.lightningdit import LightningDiT
 from ditlab.backbones.skipdit import SkipDiT
 from ditlab.backbones.udit import UDiT
 from ditlab.backbones.unet import ADM, LDM
@@ -40,6 +41,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "U-DiT": UDiT,
         "U-ViT": UViT,
         "Skip-DiT": SkipDiT,
+        "LightningDiT": LightningDiT,
         "DiC": DiC,
         "ADM": ADM,
         "LDM": LDM,

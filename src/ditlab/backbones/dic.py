@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone, Embedders, Modulation
-from ditlab.backbones.keys import count_of
+from ditlab.backbones.published import count_of
 from ditlab.backbones.layers import LabelEmbedder, TimestepEmbedder, check_positive, last_linear, norm
 from ditlab.backbones.routing import Level, number, record
 from ditlab.core.errors import InputError

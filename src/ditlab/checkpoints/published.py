@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder, Pixel
 from ditlab.backbones import BACKBONES, Backbone, create, name_of
+from ditlab.backbones.published import SIT_CLOCK, negated
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
@@ -24,7 +25,6 @@ from ditlab.diffusion.objective import read_objective
 from ditlab.diffusion.process import Linear
 from ditlab.inference.pipeline import Pipeline
 
-SIT_CLOCK = {"clock_rate": -1.0, "clock_start": 1.0}  # SiT's timestep input is 1 - t
 REPA_CLOCK = {"clock_rate": 1.0}  # REPA's time runs as ours, and so does its velocity
 PATHS = {"linear": "linear", "gvp": "cosine", "cosine": "cosine"}  # SiT's and REPA's names of processes
 VELOCITY = ("velocity", "v")  # their names of our target
@@ -35,6 +35,10 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {  # published script of a fami
     "DiT": ("facebookresearch/DiT's sample.py", {"guidance": 4.0, "guidance_channels": GUIDED}),
     "SiT": ("facebookresearch/SiT's sample.py", {"guidance": 4.0, "guidance_channels": GUIDED}),
     "REPA": ("sihyun-yu/REPA's generate.py", {"guidance": 1.5}),
+    "LightningDiT": (
+        "hustvl/LightningDiT's configuration",
+        {"guidance": 6.7, "guidance_channels": GUIDED, "guidance_interval": [0.0, 0.875]},
+    ),
 }
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 
@@ -250,7 +254,7 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
     if (objective.process, objective.target) == (published.process, published.target):
         return tensors
     if kind is BACKBONES["DiT"] and (objective.process, objective.target) == (Linear(**SIT_CLOCK), "velocity"):
-        return tensors | {key: -tensors[key] for key in HEAD}
+        return negated(tensors, HEAD)
     raise InputError(
         f"the official layout is for {published.target} on {kind.read_objective(config)['process']['name']}, or for "
         "SiT; this model has another objective, with which only ditlab samples correctly; convert to ditlab instead"
