@@ -27,6 +27,8 @@ TINY = {  # settings of each family that make it small
     "U-DiT": {"width": 16, "heads": 2, "depths": [1, 1, 1]},
     "U-ViT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
+    "LightningDiT": {"width": 48, "depth": 2, "heads": 3, "patch": 2},
+    "DiC": {"width": 16, "depths": [1, 1, 1]},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
     "PixArt": {"width": 48, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True, "resolution": 1},
     "MMDiT": {

@@ -38,7 +38,10 @@ def checkpoint(golden, tmp_path):
     return make
 
 
-@pytest.mark.parametrize(("name", "key"), [("udit_tiny", "latent.0.attn1.logit_scale"), ("uvit_conv", "pos_embed")])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("udit_tiny", "latent.0.attn1.logit_scale"), ("uvit_conv", "pos_embed"), ("dic", "final_layer.out_proj.weight")],
+)
 def test_a_variant_that_is_not_known_is_rejected_in_a_line(checkpoint, tmp_path, name, key):
     _, _, state = checkpoint(name)
     torch.save({other: value for other, value in state.items() if other != key}, tmp_path / "variant.pt")
@@ -50,6 +53,7 @@ def test_a_variant_that_is_not_known_is_rejected_in_a_line(checkpoint, tmp_path,
     ("name", "settings", "family", "process"),
     [
         ("udit_tiny", {"size": (16, 16)}, "U-DiT", DDPM()),
+        ("dic", {"size": (16, 16)}, "DiC", DDPM()),
         ("uvit_conv", {"heads": 4, "classes": 9}, "U-ViT", ScaledLinear(clock_start=1.0)),
     ],
 )

@@ -9,8 +9,10 @@ import inspect
 from typing import Any
 
 from ditlab.backbones.base import Backbone
+from ditlab.backbones.dic import DiC
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.hourglass import Hourglass
+from ditlab.backbones.lightningdit import LightningDiT
 from ditlab.backbones.mmdit import MMDiT
 from ditlab.backbones.pixart import PixArt
 from ditlab.backbones.skipdit import SkipDiT
@@ -41,6 +43,8 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "U-DiT": UDiT,
         "U-ViT": UViT,
         "Skip-DiT": SkipDiT,
+        "LightningDiT": LightningDiT,
+        "DiC": DiC,
         "ADM": ADM,
         "LDM": LDM,
         "Hourglass": Hourglass,

@@ -5,7 +5,7 @@ cross-attention, and adaptive layer norm without gates (adaln) or with zero-init
 dict of adaln-zero has the official keys. In shapes, B is the batch, N tokens, D width and p patch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -66,7 +66,9 @@ class DiT(Backbone):
     """
 
     label_tables = ("y_embedder.embedding_table.weight",)
-    changeable = ("exits",)
+    changeable: tuple[str, ...] = ("exits",)
+    norm_weights = False
+    """Whether norms that the condition scales also have weights of their own."""
     heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
     marks: tuple[str, ...] = (
         "x_embedder.proj.weight",
@@ -74,7 +76,7 @@ class DiT(Backbone):
         "y_embedder.embedding_table.weight",
         *heads_out,
     )
-    published = MappingProxyType(
+    published: Mapping[str, Any] = MappingProxyType(
         {"condition": "adaln-zero"} | dict.fromkeys(("qk_norm", "rms_norm", "swiglu", "rope", "exits"), False)
     )
 
@@ -114,8 +116,8 @@ class DiT(Backbone):
         self.patch, self.exits = patch, exits
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
         self.joined = 2 if condition == "in-context" else 0
-        turn = rotations(height // patch, breadth // patch, width // heads, self.joined) if rope else None
-        style = Style(width, heads, qk_norm, rms_norm, swiglu, turn)
+        turn = self.rotation(height // patch, breadth // patch, width // heads, self.joined) if rope else None
+        style = Style(width, heads, qk_norm, rms_norm, swiglu, turn, self.norm_weights, self.gated_width(width))
 
         self.x_embedder = PatchEmbed(patch, channels, width)
         self.t_embedder = TimestepEmbedder(width, frequency_shift)
@@ -153,6 +155,16 @@ class DiT(Backbone):
             "depth": depth,
             "patch": patch,
         } | heads.get((depth, width), {})
+
+    @staticmethod
+    def rotation(h: int, w: int, width: int, more: int = 0) -> Tensor:
+        """Compute the rotary positions of `rope`, see `rotations`."""
+        return rotations(h, w, width, more)
+
+    @staticmethod
+    def gated_width(width: int) -> int:
+        """Return the inner width of SwiGLU layers; 0 is its default."""
+        return 0
 
     @property
     def tokens(self) -> int:
@@ -251,10 +263,12 @@ class Style(NamedTuple):
     rms_norm: bool
     swiglu: bool
     rotation: Tensor | None
+    norm_weights: bool = False
+    gated_width: int = 0
 
     def norm(self, affine: bool) -> nn.Module:
         """A layer norm or RMS norm."""
-        return norm(self.width, affine, self.rms_norm)
+        return norm(self.width, affine or self.norm_weights, self.rms_norm)
 
     def attention(self) -> Attention:
         """A self-attention layer."""
@@ -262,7 +276,7 @@ class Style(NamedTuple):
 
     def mlp(self) -> nn.Module:
         """A feed-forward layer."""
-        return SwiGLU(self.width) if self.swiglu else Mlp(self.width)
+        return SwiGLU(self.width, self.gated_width) if self.swiglu else Mlp(self.width)
 
 
 class AdaLNZeroBlock(nn.Module):

@@ -180,11 +180,16 @@ class LinearGELU(nn.Linear):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward layer with about as many weights as `Mlp`: D -> 2 x 8/3 D -> D (Shazeer 2020)."""
+    """Gated feed-forward layer with about as many weights as `Mlp`: D -> 2 x 8/3 D -> D (Shazeer 2020).
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: D.
+        inner: the inner width; 0 is 8/3 D, rounded up to a multiple of 32.
+    """
+
+    def __init__(self, width: int, inner: int = 0) -> None:
         super().__init__()
-        inner = -(-8 * width // (3 * 32)) * 32
+        inner = inner or -(-8 * width // (3 * 32)) * 32
         self.w12, self.w3 = nn.Linear(width, 2 * inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ converted by the timestep input of the process, and the sign of the velocity in 
 with the time and the velocity of ditlab, and with projectors for its alignment loss, which sampling does not need.
 """
 
+import inspect
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder, Pixel
 from ditlab.backbones import BACKBONES, Backbone, create, name_of
+from ditlab.backbones.published import SIT_CLOCK, negated
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
@@ -24,7 +26,6 @@ from ditlab.diffusion.objective import read_objective
 from ditlab.diffusion.process import Linear
 from ditlab.inference.pipeline import Pipeline
 
-SIT_CLOCK = {"clock_rate": -1.0, "clock_start": 1.0}  # SiT's timestep input is 1 - t
 REPA_CLOCK = {"clock_rate": 1.0}  # REPA's time runs as ours, and so does its velocity
 PATHS = {"linear": "linear", "gvp": "cosine", "cosine": "cosine"}  # SiT's and REPA's names of processes
 VELOCITY = ("velocity", "v")  # their names of our target
@@ -38,6 +39,10 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {  # published script of a fami
     "MMDiT": (
         "Stability-AI/sd3-ref's sd3_infer.py",
         {"guidance": 5.0, "steps": 50, "sampler": "euler", "schedule": "sd3"},
+    ),
+    "LightningDiT": (
+        "hustvl/LightningDiT's configuration",
+        {"guidance": 6.7, "guidance_channels": GUIDED, "guidance_interval": [0.0, 0.875]},
     ),
 }
 SINGLE_FILE = "model.diffusion_model."  # prefix of the network in a file with a whole pipeline
@@ -94,7 +99,7 @@ def from_official(
     elif "size" not in settings:
         settings["size"] = (SIDE, SIDE)
         notes.append(f"{family} weights do not state the input size; using {SIDE}x{SIDE}, give size= for another")
-    if "heads" not in settings:
+    if "heads" not in settings and "heads" in inspect.signature(kind).parameters:
         raise InputError(
             f"{source}: depth {settings['depth']} and width {settings['width']} are no published size; "
             "give heads=, the number of attention heads"
@@ -303,7 +308,7 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
     if (objective.process, objective.target) == (published.process, published.target):
         return tensors
     if kind is BACKBONES["DiT"] and (objective.process, objective.target) == (Linear(**SIT_CLOCK), "velocity"):
-        return tensors | {key: -tensors[key] for key in HEAD}
+        return negated(tensors, HEAD)
     raise InputError(
         f"the official layout is for {published.target} on {kind.read_objective(config)['process']['name']}, or for "
         "SiT; this model has another objective, with which only ditlab samples correctly; convert to ditlab instead"
