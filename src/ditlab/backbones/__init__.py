@@ -10,6 +10,7 @@ from typing import Any
 
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.dit import DiT
+from ditlab.backbones.dydit import DyDiT
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.skipdit import SkipDiT
 from ditlab.backbones.udit import UDiT
@@ -34,7 +35,16 @@ def check_parameters(name: str, kind: type[Backbone]) -> None:
 
 BACKBONES: Registry[type[Backbone]] = Registry(
     "model",
-    {"DiT": DiT, "U-DiT": UDiT, "U-ViT": UViT, "Skip-DiT": SkipDiT, "ADM": ADM, "LDM": LDM, "Hourglass": Hourglass},
+    {
+        "DiT": DiT,
+        "U-DiT": UDiT,
+        "U-ViT": UViT,
+        "Skip-DiT": SkipDiT,
+        "DyDiT": DyDiT,
+        "ADM": ADM,
+        "LDM": LDM,
+        "Hourglass": Hourglass,
+    },
     check_parameters,
     base=Backbone,
 )
