@@ -11,6 +11,7 @@ from typing import Any
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.dic import DiC
 from ditlab.backbones.dit import DiT
+from ditlab.backbones.dydit import DyDiT
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.lightningdit import LightningDiT
 from ditlab.backbones.mmdit import MMDiT
@@ -43,6 +44,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "U-DiT": UDiT,
         "U-ViT": UViT,
         "Skip-DiT": SkipDiT,
+        "DyDiT": DyDiT,
         "LightningDiT": LightningDiT,
         "DiC": DiC,
         "ADM": ADM,

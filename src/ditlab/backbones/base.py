@@ -68,6 +68,8 @@ class Backbone(nn.Module, ABC):
     """Whether Muon may also update the convolution kernels in `repeated` blocks."""
     decayed: tuple[str, ...] = ()
     """Suffixes of the names of parameters that have weight decay although they are not the matrix of a layer."""
+    fused_kernels: bool = False
+    """Whether layers whose weights are made at inference use packed CPU kernels (`inference.optimize.packing`)."""
     changeable: tuple[str, ...] = ()
     """Options that a run may change when it starts from a trained model, because no weight depends on them."""
 
@@ -92,6 +94,9 @@ class Backbone(nn.Module, ABC):
     """Number of extra tokens before the image tokens."""
     joined: int = 0
     """Number of extra tokens after the image tokens."""
+    gates: int = 0
+    """Number of random decisions for each image in training, which take `Trace.noise`; 0 for networks that are not
+    dynamic."""
     text: TextShape = TextShape(0)
     """The text condition that the network reads; length 0 is none."""
 
@@ -224,6 +229,11 @@ class Backbone(nn.Module, ABC):
 
     def _conditioning_layers(self) -> list[nn.Module]:
         return [*(modulation.layer for modulation in self.modulations()), *chain(*self.embedders())]
+
+    @property
+    def skipped(self) -> float:
+        """Multiply-accumulates of a full forward pass for one image that inference skips on average."""
+        return 0.0
 
     def fused(self) -> "Backbone":
         """Return an independent network with merged layers and the same outputs; this one if nothing can be merged."""

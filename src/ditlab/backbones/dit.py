@@ -112,7 +112,7 @@ class DiT(Backbone):
                 f"rope with {counted(width // heads, 'channel')} for each head; choose width and heads so that this "
                 "is a multiple of 4 (positions in two dimensions)"
             )
-        block = lookup(BLOCKS, condition, "condition")
+        block = self.block_type(condition)
         self.patch, self.exits = patch, exits
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
         self.joined = 2 if condition == "in-context" else 0
@@ -165,6 +165,10 @@ class DiT(Backbone):
     def gated_width(width: int) -> int:
         """Return the inner width of SwiGLU layers; 0 is its default."""
         return 0
+
+    def block_type(self, condition: str) -> type[nn.Module]:
+        """The class of the blocks for a conditioning mechanism."""
+        return lookup(BLOCKS, condition, "condition")
 
     @property
     def tokens(self) -> int:
@@ -223,23 +227,32 @@ class DiT(Backbone):
         self.check_input(x)
         h, w = self.grid
         # fmt: off
-        c = self.condition(self.t_embedder(timestep), self.y_embedder(y))  # (B, D) or (B, 2, D)
+        t = self.t_embedder(timestep)                                      # (B, D)
+        c = self.condition(t, self.y_embedder(y))                          # (B, D) or (B, 2, D)
         x = self.x_embedder(x.to(self.dtype)) + self.pos_embed             # (B, N, D)   N = h w
         if self.joined:
             x = torch.cat([x, c], dim=1)                                   # (B, N + 2, D)
-        x = self.through_blocks(x, c, timestep, trace)                     # (B, N, D)
+        x = self.through_blocks(x, c, t, timestep, trace)                  # (B, N, D)
         x = self.final_layer(x[:, : h * w], c)                             # (B, N, p p C)
         record(trace, len(self.blocks), x)
         return unpatchify(x, h, w, self.patch)                             # (B, C, H, W)
         # fmt: on
 
-    def through_blocks(self, x: Tensor, c: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
-        """Pass tokens (B, N, D) through all blocks; feature caching skips those in `inner`."""
-        return self.inner(x, c, timestep, trace)
+    def through_blocks(self, x: Tensor, c: Tensor, t: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
+        """Pass tokens (B, N, D) through all blocks; feature caching skips those in `inner`.
+
+        Args:
+            x: tokens.
+            c: condition (B, D), or (B, 2, D) as a sequence.
+            t: embedding of the timestep (B, D).
+            timestep: timestep input (B,).
+            trace: as in `forward`.
+        """
+        return self.inner(x, c, t, timestep, trace)
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, N, D) through all blocks, or up to the early exit of each image."""
-        c, timestep, trace = context
+        c, _, timestep, trace = context
         if self.exits and not timestep.is_meta:
             return through(self.blocks, x, c, depth_at(timestep, self.exits, len(self.blocks)), trace)
         if trace is not None and trace.kept is not None:

@@ -85,9 +85,9 @@ class Attention(nn.Module):
         self.rotation: Tensor | None
         self.register_buffer("rotation", rotation, persistent=False)
         self.heads = heads
+        self.head = head = width // heads
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
-        head = width // heads
         self.q_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
@@ -99,12 +99,16 @@ class Attention(nn.Module):
             where: (B, N), their positions if some tokens are missing.
             mask: (B, 1, 1, N) bool, true for tokens that count; None is all.
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads)
+        return self.proj(self.mix(self.qkv(x), where, mask).flatten(2))  # (B, N, D)
+
+    def mix(self, qkv: Tensor, where: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Compute the outputs (B, N, heads, d) of all or some heads, from their q, k and v (B, N, 3 heads d)."""
+        q, k, v = qkv.unflatten(-1, (3, -1, self.head)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotation is not None:
             table = self.rotation if where is None else self.rotation[:, where][:, :, None]  # (2, [B, 1,] N, D / heads)
             q, k = rotated(q, table.to(q.dtype)), rotated(k, table.to(k.dtype))
-        return self.proj(attend(q, k, v, mask=mask).transpose(1, 2).flatten(2))  # (B, N, D)
+        return attend(q, k, v, mask=mask).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
@@ -171,7 +175,10 @@ class LinearGELU(nn.Linear):
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+        return self.activate(super().forward(x))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Apply GELU."""
         if self.approximate == "tanh" and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
             # The same function, since (1 + tanh u) / 2 = sigmoid 2u. Compiled for a CPU, exp takes 40 % of the time of
             # tanh.
@@ -193,8 +200,12 @@ class SwiGLU(nn.Module):
         self.w12, self.w3 = nn.Linear(width, 2 * inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        return self.w3(self.activate(self.w12(x)))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Multiply the second half of the channels by the activated first half."""
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
 
 
 class PatchEmbed(nn.Module):

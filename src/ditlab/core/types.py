@@ -220,11 +220,13 @@ class Trace:
     Args:
         taps: names of the values to record: "blocks.3" is the output of the fourth block.
         kept: positions (B, K) of the tokens that pass through the middle blocks; None is all tokens.
+        noise: standard normal values (B, `Backbone.gates`) for random decisions of the network; None is no randomness.
     """
 
-    def __init__(self, taps: Sequence[str] = (), kept: Tensor | None = None) -> None:
+    def __init__(self, taps: Sequence[str] = (), kept: Tensor | None = None, noise: Tensor | None = None) -> None:
         self.wanted = frozenset(taps)
         self.kept = kept
+        self.noise = noise
         self.taps: dict[str, Tensor] = {}
         self.losses: dict[str, Tensor] = {}
 
@@ -232,6 +234,11 @@ class Trace:
         """Record a value if its name is one of `taps`."""
         if name in self.wanted:
             self.taps[name] = value
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add a value to a recorded sum, such as the compute of all blocks, if its name is one of `taps`."""
+        if name in self.wanted:
+            self.taps[name] = self.taps[name] + value if name in self.taps else value
 
     def loss(self, name: str, value: Tensor) -> None:
         """Add a value (B,) to an auxiliary loss of the network, such as the load balance of a router."""

@@ -49,7 +49,8 @@ def packed(net: Backbone) -> Backbone:
     """Return a network with packed linear layers, which cannot be trained; it shares all other weights.
 
     The network is returned unchanged if packing is not faster. In bfloat16 all `packable` layers are packed, in float32
-    only those with GELU, because other float32 layers are as fast without packing.
+    only those with GELU, because other float32 layers are as fast without packing. Networks that make layers at
+    inference use the same kernels for them (`Backbone.fused_kernels`).
     """
     if net.device.type != "cpu" or not torch.backends.mkldnn.enabled or not has_kernels(net.dtype):
         return net
@@ -57,7 +58,11 @@ def packed(net: Backbone) -> Backbone:
     parts: dict[nn.Module, nn.Module] = {
         layer: PackedLinear(layer) for layer in net.packable() if isinstance(layer, layer_type)
     }
-    return net.with_parts(parts) if parts else net
+    if not parts and not net.gates:
+        return net
+    net = net.with_parts(parts)
+    net.fused_kernels = True
+    return net
 
 
 def has_kernels(dtype: torch.dtype) -> bool:
