@@ -26,6 +26,8 @@ KINDS = {  # kinds of text conditions
 }
 TINY = {  # settings of each family that make it small
     "PixArt": {"width": 48, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True, "resolution": 1},
+    "MMDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "qk_norm": True, "condition_grid": True},
+    "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
 }
 FAMILIES = [name for name, kind in BACKBONES.items() if "text_length" in inspect.signature(kind).parameters]
 MORE = {}  # name of a test -> family and options, for families with several ways of reading text

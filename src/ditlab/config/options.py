@@ -132,9 +132,10 @@ def outline(source: str) -> str:
         if not in_signature:
             in_signature = re.match(r"\s*def ", line) is not None
             indent = depth if in_signature else -1
-        if in_signature and line.endswith((":", "...")):
+        code = line.split("  #")[0]  # the formatter puts two spaces before a comment
+        if in_signature and code.endswith((":", "...")):
             in_signature = False
-            kept += [" " * (indent + 4) + "pass"] if line.endswith(":") else []
+            kept += [" " * (indent + 4) + "pass"] if code.endswith(":") else []
     return "\n".join(kept)
 
 
