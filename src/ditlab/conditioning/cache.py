@@ -161,9 +161,10 @@ class Stored:
         """
         self.file = file
         with interpreting(file, "remove it and encode the captions again"):
-            self.opened: Any = safe_open(file, framework="pt")  # type: ignore[no-untyped-call]
-            self.names = [name for name in self.opened.keys() if name != "keys"]  # noqa: SIM118 - not a dict
-            self.keys = [bytes(key) for key in self.opened.get_tensor("keys").tolist()]
+            opened: Any = safe_open(file, framework="pt")
+            self.names = [name for name in opened.keys() if name != "keys"]  # noqa: SIM118 - not a dict
+            self.keys = [bytes(key) for key in opened.get_tensor("keys").tolist()]
+        self.opened = opened
 
     def row(self, row: int) -> Condition:
         """The condition of one caption."""
