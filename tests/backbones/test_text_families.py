@@ -25,10 +25,21 @@ KINDS = {  # kinds of text conditions
     "words": {"text_length": 5, "vocabulary": 9},
 }
 TINY = {  # settings of each family that make it small
+    "DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
+    "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True},
     "PixArt": {"width": 48, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True, "resolution": 1},
 }
 FAMILIES = [name for name, kind in BACKBONES.items() if "text_length" in inspect.signature(kind).parameters]
-MORE = {}  # name of a test -> family and options, for families with several ways of reading text
+WORDS = TINY["DiT"] | KINDS["words"]
+MORE = {  # name of a test -> family and options, for families with several ways of reading text
+    "DiT cross-attention": ("DiT", WORDS | {"condition": "cross-attention", "condition_grid": True}),
+    "DiT in-context": (
+        "DiT",
+        TINY["DiT"] | KINDS["pooled"] | {"condition": "in-context", "condition_grid": True, "rope": True},
+    ),
+    "DiT early exit": ("DiT", WORDS | {"condition": "in-context", "exits": [0.7, 1.0]}),
+    "DiT adaln": ("DiT", WORDS | {"condition": "adaln", "condition_grid": True, "swiglu": True}),
+}
 CASES = {f"{family} {kind}": (family, TINY[family] | KINDS[kind]) for family in FAMILIES for kind in KINDS} | MORE
 
 
