@@ -28,6 +28,15 @@ TINY = {  # settings of each family that make it small
     "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
     "PixArt": {"width": 48, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True, "resolution": 1},
+    "DeepFusion": {
+        "width": 32,
+        "depth": 4,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_width": 8,
+        "patch": 2,
+        "condition_grid": True,
+    },
     "ADM": UNET | {"head_width": 16},
     "LDM": UNET | {"head_width": 0},
 }

@@ -9,6 +9,7 @@ import inspect
 from typing import Any
 
 from ditlab.backbones.base import Backbone
+from ditlab.backbones.deep_fusion import DeepFusion
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.pixart import PixArt
@@ -44,6 +45,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "LDM": LDM,
         "Hourglass": Hourglass,
         "PixArt": PixArt,
+        "DeepFusion": DeepFusion,
     },
     check_parameters,
     base=Backbone,

@@ -228,7 +228,7 @@ class DiT(Backbone):
         # fmt: off
         x = self.x_embedder(x.to(self.dtype)) + self.pos_embed             # (B, N, D)   N = h w
         if self.grid_modulation is not None:
-            x = x + self.grid_modulation(vector).view(x.shape)
+            x = x + self.grid_modulation(vector).unflatten(1, (h * w, -1))
         if self.joined:
             x, c = joined(x, c)                                            # (B, N + 2, D)
         x = self.through_blocks(x, c, timestep, trace)                     # (B, N, D)
@@ -252,9 +252,9 @@ class DiT(Backbone):
         if not self.sequence:
             return vector, vector
         missing = self.text.length - tokens.shape[1] if self.joined else 0  # the number of joined tokens is fixed
-        tokens, mask = F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (1, missing))
-        mask[:, 0] = True
-        return Context(torch.cat([vector[:, None], tokens], dim=1), mask), vector
+        tokens = F.pad(torch.cat([vector[:, None], tokens], dim=1), (0, 0, 0, missing))
+        counts = mask.new_ones(mask.shape[0], 1), mask, mask.new_zeros(mask.shape[0], missing)
+        return Context(tokens, torch.cat(counts, dim=1)), vector
 
     def through_blocks(self, x: Tensor, c: Any, timestep: Tensor, trace: Trace | None) -> Tensor:
         """Pass tokens (B, N, D) through all blocks; feature caching skips those in `inner`."""

@@ -34,7 +34,8 @@ def initialize_linears(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def set_to_zero(modules: Iterable[nn.Module]) -> None:

@@ -221,12 +221,12 @@ class PixArt(Backbone):
         h, w = self.grid
         # fmt: off
         text, vector = self.embedded(condition)                            # (B, L, D), (B, D)
-        c = self.t_embedder(timestep) + self.sizes(condition, len(x))      # (B, D)
+        c = self.t_embedder(timestep) + self.sizes(condition, x.shape[0])      # (B, D)
         c = c if vector is None else c + vector
         given = Given(self.t_block(c).unflatten(1, (6, -1)), text)         # (B, 6, D)
         x = self.x_embedder(x.to(self.dtype)) + self.pos_embed             # (B, N, D)   N = h w
         if self.grid_modulation is not None:
-            x = x + self.grid_modulation(c).view_as(x)
+            x = x + self.grid_modulation(c).unflatten(1, (h * w, -1))  # (B, N, D)
         x = self.inner(x, given, trace)                                    # (B, N, D)
         x = self.final_layer(x, c)                                         # (B, N, p p C)
         record(trace, len(self.blocks), x)
@@ -324,7 +324,7 @@ class SizeEmbedder(nn.Module):
 
     def forward(self, sides: Tensor) -> Tensor:
         waves = sinusoids(sides.flatten(), FREQUENCIES).to(next(self.mlp.parameters()).dtype)
-        return self.mlp(waves).view(len(sides), -1)
+        return self.mlp(waves).view(sides.shape[0], -1)
 
 
 class TextAttention(nn.Module):

@@ -42,10 +42,13 @@ def text_shape(classes: int, **sizes: int) -> TextShape:
         return shape
     if classes:
         raise InputError(f"{counted(classes, 'class')} for a network that reads text; give classes = 0")
-    if (shape.width > 0) == (shape.vocabulary > 0):
+    if shape.layers and not (shape.width or shape.vocabulary) and min(shape.heads, shape.head_width) > 0:
+        return shape
+    if shape.layers or (shape.width > 0) == (shape.vocabulary > 0):
         raise InputError(
-            f"text_width {shape.width} and vocabulary {shape.vocabulary}; give one of them: the width of the encoder's "
-            "states, or the number of words"
+            f"text_width {shape.width} and vocabulary {shape.vocabulary}"
+            + (f" with text_layers {shape.layers}" if shape.layers else "")
+            + "; give one of them: the width of the encoder's states, or the number of words"
         )
     return shape
 
