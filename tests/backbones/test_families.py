@@ -42,6 +42,15 @@ TINY = {  # settings of each family that make it small
     }
     | {"text_length": 5, "vocabulary": 11, "classes": 0},
     "DyDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "budget": 0.6},
+    "DeepFusion": {
+        "width": 32,
+        "depth": 4,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_width": 8,
+        "patch": 2,
+        "condition_grid": True,
+    },
     "ADM": UNET | {"head_width": 16},
     "LDM": UNET | {"head_width": 0},
 }

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 from ditlab.diffusion.guidance import cfg
 from ditlab.diffusion.objective import Objective
+from ditlab.inference.export import export, runner
 from ditlab.inference.optimize.packing import packed
 from ditlab.inference.pipeline import Pipeline
 
@@ -25,12 +27,28 @@ KINDS = {  # kinds of text conditions
     "words": {"text_length": 5, "vocabulary": 9},
 }
 TINY = {  # settings of each family that make it small
+    "DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
+    "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True},
+    "DeepFusion": {"width": 32, "depth": 5, "heads": 4, "kv_heads": 2, "head_width": 8, "patch": 2},
     "PixArt": {"width": 48, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True, "resolution": 1},
     "MMDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "qk_norm": True, "condition_grid": True},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
 }
 FAMILIES = [name for name, kind in BACKBONES.items() if "text_length" in inspect.signature(kind).parameters]
-MORE = {}  # name of a test -> family and options, for families with several ways of reading text
+WORDS = TINY["DiT"] | KINDS["words"]
+MORE = {  # name of a test -> family and options, for families with several ways of reading text
+    "DiT cross-attention": ("DiT", WORDS | {"condition": "cross-attention", "condition_grid": True}),
+    "DiT in-context": (
+        "DiT",
+        TINY["DiT"] | KINDS["pooled"] | {"condition": "in-context", "condition_grid": True, "rope": True},
+    ),
+    "DiT early exit": ("DiT", WORDS | {"condition": "in-context", "exits": [0.7, 1.0]}),
+    "DeepFusion keys": (
+        "DeepFusion",
+        TINY["DeepFusion"] | {"text_length": 5, "text_layers": 3, "pooled_width": 7, "condition_grid": True},
+    ),
+    "DiT adaln": ("DiT", WORDS | {"condition": "adaln", "condition_grid": True, "swiglu": True}),
+}
 CASES = {f"{family} {kind}": (family, TINY[family] | KINDS[kind]) for family in FAMILIES for kind in KINDS} | MORE
 
 
@@ -44,8 +62,8 @@ def make(request):
 def inputs(net, rows=3):
     """Inputs whose rows have different numbers of tokens."""
     x, _, condition = net.example(rows, torch.Generator().manual_seed(1))
-    condition.mask[1, 2:] = False
-    condition.mask[2, 1:] = False
+    for row in range(1, rows):
+        condition.mask[row, 3 - row % 3 :] = False
     return x, 1000 * torch.rand(rows), condition
 
 
@@ -60,20 +78,30 @@ def test_text_time_and_every_weight_matter(make):
     assert unmoved == []
 
 
+def per_token(text, change):
+    """A condition with a function applied to all parts that have a value for each token, and the dimension of these."""
+    places = {"tokens": 1, "mask": 1, "keys": 2, "values": 2}
+    return Condition(**{k: change(v, places[k]) if k in places else v for k, v in text.parts().items()})
+
+
 def test_tokens_beyond_the_mask_do_not_matter(make):
     net = perturbed(make()).eval()
     x, t, text = inputs(net)
-    others = torch.where(
-        text.mask.reshape(*text.mask.shape, *[1] * (text.tokens.ndim - 2)), text.tokens, text.tokens.flip(0) * 0 + 3
-    )
+
+    def others(value, place):
+        if value.dtype == torch.bool:
+            return value
+        mask = text.mask.reshape(3, *[1] * (place - 1), 5, *[1] * (value.ndim - 1 - place))
+        return torch.where(mask, value, torch.full_like(value, 3))
+
     with torch.no_grad():
         out = net(x, t, text)
-        assert relative(net(x, t, Condition(tokens=others, mask=text.mask, pooled=text.pooled)), out) < 1e-6
-        shorter = text.apply(lambda value: value[:, :2] if value.ndim > 1 and value.shape[1] == 5 else value)[1:]
-        assert relative(net(x[1:], t[1:], shorter), out[1:]) < 1e-5
-        whole = Condition(tokens=text.tokens, pooled=text.pooled)
-        assert relative(net(x, t, whole)[:1], out[:1]) < 1e-5
-        assert relative(net(x, t, whole)[1:], out[1:]) > 1e-4
+        assert relative(net(x, t, per_token(text, others)), out) < 1e-6
+        shorter = per_token(text, lambda value, place: value.narrow(place, 0, 2))
+        assert relative(net(x[1:], t[1:], shorter[1:]), out[1:]) < 1e-5
+        whole = net(x, t, replace(text, mask=None))
+        assert relative(whole[:1], out[:1]) < 1e-5
+        assert relative(whole[1:], out[1:]) > 1e-4
 
 
 def test_rows_of_a_batch_do_not_see_each_other(make):
@@ -153,15 +181,16 @@ def test_cost_is_measured_without_weights(make):
 def test_other_conditions_are_reported_in_one_line(make):
     net = make()
     x, t, text = inputs(net)
-    with pytest.raises(InputError, match="a condition with labels for a network that reads text; give tokens"):
+    reads = "reads a language model; give keys" if net.text.layers else "reads text; give tokens"
+    with pytest.raises(InputError, match=f"a condition with labels for a network that {reads}"):
         net(x, t, torch.zeros(3, dtype=torch.long))
-    with pytest.raises(InputError, match="a condition with label for a network that reads text"):
+    with pytest.raises(InputError, match=f"a condition with label for a network that {reads}"):
         net(x, t, Condition(label=torch.zeros(3, dtype=torch.long)))
-    with pytest.raises(InputError, match=r"tokens of shape .* at most 5; encode the text with the conditioner"):
-        net(x, t, Condition(tokens=torch.cat([text.tokens, text.tokens], 1), pooled=text.pooled))
+    with pytest.raises(InputError, match=r"of shape .* at most 5.*; encode the text with the conditioner"):
+        net(x, t, per_token(text, lambda value, place: torch.cat([value, value], place)))
     if text.pooled is not None:
-        with pytest.raises(InputError, match="a pooled vector that is missing; this network needs one of 7 values"):
-            net(x, t, Condition(tokens=text.tokens))
+        with pytest.raises(InputError, match="pooled vector"):
+            net(x, t, replace(text, pooled=None))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -175,6 +204,25 @@ def test_options_that_do_not_fit_are_reported_in_one_line(family):
     ):
         with pytest.raises(InputError, match=words):
             create(family, **SHAPE | TINY[family] | options)
+
+
+QUICK = ("DiT in-context",)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
+def test_it_becomes_a_graph(case, tmp_path):
+    family, sizes = CASES[case]
+    if sizes.get("exits"):
+        return
+    pipe = Pipeline(perturbed(create(family, **SHAPE | sizes), 0.05).eval(), Objective())
+    export(pipe, tmp_path / "graph", "torch")
+    x, t, text = inputs(pipe.net, 7)
+    given = {"x": x, "t": t} | text.parts()
+    found = runner(tmp_path / "graph" / "network", "torch")({name: value.numpy() for name, value in given.items()})
+    with torch.no_grad():
+        assert relative(torch.from_numpy(found), pipe.net(x, t, text)) < 1e-5
 
 
 def test_it_is_saved_and_read_again(make, tmp_path):

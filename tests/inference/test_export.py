@@ -25,6 +25,8 @@ TINY = {
     "LightningDiT": {"width": 32, "depth": 1, "heads": 2, "patch": 2},
     "DiC": {"width": 16, "depths": [1, 1, 1]},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
+    "PixArt": {"width": 32, "depth": 1, "heads": 2, "patch": 2, "condition_grid": True},
+    "DeepFusion": {"width": 32, "depth": 3, "heads": 4, "kv_heads": 2, "head_width": 8, "patch": 2},
     "ADM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},
     "LDM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},
 }

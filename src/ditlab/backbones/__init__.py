@@ -9,6 +9,7 @@ import inspect
 from typing import Any
 
 from ditlab.backbones.base import Backbone
+from ditlab.backbones.deep_fusion import DeepFusion
 from ditlab.backbones.dic import DiC
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.dydit import DyDiT
@@ -52,6 +53,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "Hourglass": Hourglass,
         "MMDiT": MMDiT,
         "PixArt": PixArt,
+        "DeepFusion": DeepFusion,
     },
     check_parameters,
     base=Backbone,

@@ -239,6 +239,10 @@ class Backbone(nn.Module, ABC):
         """Return an independent network with merged layers and the same outputs; this one if nothing can be merged."""
         return self
 
+    def encoded(self, condition: Condition) -> Condition:
+        """Compute what depends on the condition alone, once for all steps of sampling; by default nothing."""
+        return condition
+
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """The layers that feature caching skips in some steps (`inference.optimize.reuse`): all but the outer ones."""
         raise NotImplementedError

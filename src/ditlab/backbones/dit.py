@@ -1,8 +1,9 @@
 """DiT (Peebles & Xie, "Scalable Diffusion Models with Transformers", ICCV 2023): a ViT on patches of the latent.
 
 The class has the paper's four conditioning mechanisms for timestep and label: two extra tokens (in-context),
-cross-attention, and adaptive layer norm without gates (adaln) or with zero-initialized gates (adaln-zero). The state
-dict of adaln-zero has the official keys. In shapes, B is the batch, N tokens, D width and p patch.
+cross-attention, and adaptive layer norm without gates (adaln) or with zero-initialized gates (adaln-zero). A text takes
+the place of the label: its tokens in the first two mechanisms, its mean in the others. The state dict of adaln-zero has
+the official keys. In shapes, B is the batch, N tokens, L text tokens, D width and p patch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,27 +11,24 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone, Embedders, Modulation
+from ditlab.backbones.dit_blocks import BLOCKS, FinalLayer, Style
 from ditlab.backbones.layers import (
-    Attention,
-    CrossAttention,
     LabelEmbedder,
-    Mlp,
     PatchEmbed,
-    SwiGLU,
     TimestepEmbedder,
     check_positive,
     initialize_linears,
     last_linear,
-    modulate,
-    norm,
     set_to_zero,
     unpatchify,
 )
 from ditlab.backbones.positions import rotations, sincos_positions
 from ditlab.backbones.routing import check_exits, depth_at, record, routed, through
+from ditlab.backbones.text import Context, TextEmbedder, joined, text_shape
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import counted
@@ -63,9 +61,14 @@ class DiT(Backbone):
         rms_norm: use RMS norm instead of layer norm.
         swiglu: use gated feed-forward layers (SwiGLU).
         rope: use rotary positions.
+        condition_grid: also add a linear function of the condition to the image tokens, with a value for each position.
+        text_length: largest number of text tokens; 0 is no text condition.
+        text_width: width of the text encoder's states; 0 for numbers of words.
+        vocabulary: number of words if the text is numbers of words; 0 for states.
+        pooled_width: width of the pooled text vector; 0 is none.
     """
 
-    label_tables = ("y_embedder.embedding_table.weight",)
+    label_tables: tuple[str, ...] = ("y_embedder.embedding_table.weight",)
     changeable: tuple[str, ...] = ("exits",)
     norm_weights = False
     """Whether norms that the condition scales also have weights of their own."""
@@ -77,7 +80,8 @@ class DiT(Backbone):
         *heads_out,
     )
     published: Mapping[str, Any] = MappingProxyType(
-        {"condition": "adaln-zero"} | dict.fromkeys(("qk_norm", "rms_norm", "swiglu", "rope", "exits"), False)
+        {"condition": "adaln-zero"}
+        | dict.fromkeys(("qk_norm", "rms_norm", "swiglu", "rope", "exits", "condition_grid", "text_length"), False)
     )
 
     def __init__(
@@ -98,34 +102,39 @@ class DiT(Backbone):
         rms_norm: bool = False,
         swiglu: bool = False,
         rope: bool = False,
+        condition_grid: bool = False,
+        text_length: int = 0,
+        text_width: int = 0,
+        vocabulary: int = 0,
+        pooled_width: int = 0,
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
+        self.text = text_shape(
+            classes, length=text_length, width=text_width, vocabulary=vocabulary, pooled=pooled_width
+        )
         check_exits(exits)
-        check_positive(depth=depth, width=width, heads=heads, patch=patch)
+        check_sizes(size, depth, width, heads, patch, rope)
         height, breadth = size
-        if height % patch or breadth % patch:
-            raise InputError(f"size {height}x{breadth} is not divisible by patch {patch}; choose another size or patch")
-        if width % heads or width % 4:
-            raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
-        if rope and width // heads % 4:
-            raise InputError(
-                f"rope with {counted(width // heads, 'channel')} for each head; choose width and heads so that this "
-                "is a multiple of 4 (positions in two dimensions)"
-            )
         block = self.block_type(condition)
         self.patch, self.exits = patch, exits
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
-        self.joined = 2 if condition == "in-context" else 0
+        self.joined = (1 + (text_length or 1)) if condition == "in-context" else 0
         turn = self.rotation(height // patch, breadth // patch, width // heads, self.joined) if rope else None
         style = Style(width, heads, qk_norm, rms_norm, swiglu, turn, self.norm_weights, self.gated_width(width))
 
         self.x_embedder = PatchEmbed(patch, channels, width)
         self.t_embedder = TimestepEmbedder(width, frequency_shift)
-        self.y_embedder = LabelEmbedder(classes, width)
+        self.y_embedder: LabelEmbedder | TextEmbedder
+        self.y_embedder = TextEmbedder(width, self.text, heads) if self.text else LabelEmbedder(classes, width)
+        if self.text:
+            self.label_tables = ()
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(height // patch, breadth // patch, width))
         self.blocks = nn.ModuleList([block(style) for _ in range(depth)])
         self.final_layer = FinalLayer(style, patch * patch * self.out_channels, adaptive=not self.sequence)
+        tokens = height // patch * (breadth // patch)
+        grid = nn.Sequential(nn.SiLU(), nn.Linear(width, tokens * width)) if condition_grid else None
+        self.grid_modulation = grid
         self.initialize(zero_gates=condition == "adaln-zero")
 
     @classmethod
@@ -192,11 +201,12 @@ class DiT(Backbone):
     def modulations(self) -> list[Modulation]:
         if self.sequence:
             return []
-        layers = [block.get_submodule("adaLN_modulation") for block in self.repeated]
+        layers: list[nn.Module] = [block.get_submodule("adaLN_modulation") for block in self.repeated]
+        layers += [] if self.grid_modulation is None else [self.grid_modulation]
         return [Modulation(layer, 0, last_linear(layer).out_features) for layer in layers]
 
     def embedders(self) -> Embedders:
-        return Embedders([self.t_embedder], [self.y_embedder])
+        return Embedders([self.t_embedder], [] if self.text else [self.y_embedder])
 
     def initialize(self, zero_gates: bool) -> None:
         """Set initial weights: Xavier for linear layers, N(0, 0.02) for embedders, zero for the head.
@@ -209,41 +219,65 @@ class DiT(Backbone):
         nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
         assert projection.bias is not None
         nn.init.zeros_(projection.bias)
-        for weight in (self.y_embedder.embedding_table.weight, *self.t_embedder.mlp.parameters()):
+        tables = [*self.y_embedder.parameters()] if isinstance(self.y_embedder, LabelEmbedder) else []
+        for weight in (*tables, *self.t_embedder.mlp.parameters()):
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.02)
+        if isinstance(self.y_embedder, TextEmbedder):
+            self.y_embedder.initialize()
         zero: list[nn.Module] = [self.final_layer.linear]
         if self.final_layer.adaLN_modulation is not None:
             zero.append(self.final_layer.adaLN_modulation)
         if zero_gates:
             zero += [block.get_submodule("adaLN_modulation") for block in self.blocks]
+        if self.grid_modulation is not None:
+            zero.append(self.grid_modulation)
         set_to_zero(zero)
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
     ) -> Tensor:
-        """Images (B, C, H, W), timestep (B,) in 0..999 for DiT, labels (B,) -> (B, out_channels, H, W)."""
-        y = self.labels(condition)
+        """Images (B, C, H, W), timestep (B,) in 0..999 for DiT, labels (B,) or text -> (B, out_channels, H, W)."""
+        t = self.t_embedder(timestep)  # (B, D)
+        c, vector = self.embedded(t, condition)  # (B, D) or (B, 2, D)
         self.check_input(x)
         h, w = self.grid
         # fmt: off
-        t = self.t_embedder(timestep)                                      # (B, D)
-        c = self.condition(t, self.y_embedder(y))                          # (B, D) or (B, 2, D)
         x = self.x_embedder(x.to(self.dtype)) + self.pos_embed             # (B, N, D)   N = h w
+        if self.grid_modulation is not None:
+            x = x + self.grid_modulation(vector).unflatten(1, (h * w, -1))
         if self.joined:
-            x = torch.cat([x, c], dim=1)                                   # (B, N + 2, D)
+            x, c = joined(x, c)                                            # (B, N + 2, D)
         x = self.through_blocks(x, c, t, timestep, trace)                  # (B, N, D)
         x = self.final_layer(x[:, : h * w], c)                             # (B, N, p p C)
         record(trace, len(self.blocks), x)
         return unpatchify(x, h, w, self.patch)                             # (B, C, H, W)
         # fmt: on
 
-    def through_blocks(self, x: Tensor, c: Tensor, t: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
+    def embedded(self, t: Tensor, condition: Condition | Tensor) -> tuple[Tensor | Context, Tensor]:
+        """Return the condition as the blocks receive it, and as one vector (B, D); `t` is the embedded timestep (B, D).
+
+        The blocks receive the vector, or the sequence of timestep and label (B, 2, D), or of timestep and text.
+        """
+        if not isinstance(self.y_embedder, TextEmbedder):
+            y = self.y_embedder(self.labels(condition))
+            c = self.condition(t, y)
+            return c, t + y if self.sequence and self.grid_modulation is not None else c
+        tokens, mask, text = self.y_embedder(self.texts(condition))
+        vector = t + text
+        if not self.sequence:
+            return vector, vector
+        missing = self.text.length - tokens.shape[1] if self.joined else 0  # the number of joined tokens is fixed
+        tokens = F.pad(torch.cat([vector[:, None], tokens], dim=1), (0, 0, 0, missing))
+        counts = mask.new_ones(mask.shape[0], 1), mask, mask.new_zeros(mask.shape[0], missing)
+        return Context(tokens, torch.cat(counts, dim=1)), vector
+
+    def through_blocks(self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
         """Pass tokens (B, N, D) through all blocks; feature caching skips those in `inner`.
 
         Args:
             x: tokens.
-            c: condition (B, D), or (B, 2, D) as a sequence.
+            c: the condition, see `embedded`.
             t: embedding of the timestep (B, D).
             timestep: timestep input (B,).
             trace: as in `forward`.
@@ -267,109 +301,20 @@ class DiT(Backbone):
         return torch.stack([t, y], dim=1) if self.sequence else t + y
 
 
-class Style(NamedTuple):
-    """Settings that all blocks of a network share."""
+def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch: int, rope: bool) -> None:
+    """Check that sizes fit together.
 
-    width: int
-    heads: int
-    qk_norm: bool
-    rms_norm: bool
-    swiglu: bool
-    rotation: Tensor | None
-    norm_weights: bool = False
-    gated_width: int = 0
-
-    def norm(self, affine: bool) -> nn.Module:
-        """A layer norm or RMS norm."""
-        return norm(self.width, affine or self.norm_weights, self.rms_norm)
-
-    def attention(self) -> Attention:
-        """A self-attention layer."""
-        return Attention(self.width, self.heads, self.qk_norm, rotation=self.rotation)
-
-    def mlp(self) -> nn.Module:
-        """A feed-forward layer."""
-        return SwiGLU(self.width, self.gated_width) if self.swiglu else Mlp(self.width)
-
-
-class AdaLNZeroBlock(nn.Module):
-    """Attention and MLP, each with shift, scale and gate from the condition; the identity at initialization."""
-
-    def __init__(self, style: Style) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = style.norm(affine=False), style.norm(affine=False)
-        self.attn, self.mlp = style.attention(), style.mlp()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(style.width, 6 * style.width))
-
-    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
-        x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a), where))
-        return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
-
-
-class AdaLNBlock(nn.Module):
-    """Attention and MLP, each with shift and scale from the condition."""
-
-    def __init__(self, style: Style) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = style.norm(affine=False), style.norm(affine=False)
-        self.attn, self.mlp = style.attention(), style.mlp()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(style.width, 4 * style.width))
-
-    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
-        shift_a, scale_a, shift_m, scale_m = self.adaLN_modulation(c).chunk(4, dim=1)  # (B, D) each
-        x = x + self.attn(modulate(self.norm1(x), shift_a, scale_a), where)
-        return x + self.mlp(modulate(self.norm2(x), shift_m, scale_m))
-
-
-class CrossAttentionBlock(nn.Module):
-    """Self-attention, cross-attention to the two condition tokens, and MLP."""
-
-    def __init__(self, style: Style) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.norm3 = (style.norm(affine=True) for _ in range(3))
-        self.attn, self.mlp = style.attention(), style.mlp()
-        self.cross = CrossAttention(style.width, style.heads, style.qk_norm)
-
-    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), where)
-        x = x + self.cross(self.norm2(x), c)
-        return x + self.mlp(self.norm3(x))
-
-
-class InContextBlock(nn.Module):
-    """A plain ViT block; the condition is part of the token sequence."""
-
-    def __init__(self, style: Style) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = style.norm(affine=True), style.norm(affine=True)
-        self.attn, self.mlp = style.attention(), style.mlp()
-
-    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), where)
-        return x + self.mlp(self.norm2(x))
-
-
-class FinalLayer(nn.Module):
-    """Layer norm, adaptive if the blocks are, and the projection to the pixels of a patch."""
-
-    def __init__(self, style: Style, out: int, adaptive: bool) -> None:
-        super().__init__()
-        width = style.width
-        self.norm_final = style.norm(affine=not adaptive)
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width)) if adaptive else None
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        x = self.norm_final(x)
-        if self.adaLN_modulation is not None:
-            x = modulate(x, *self.adaLN_modulation(c).chunk(2, dim=1))
-        return self.linear(x)
-
-
-BLOCKS: dict[str, type[nn.Module]] = {
-    "in-context": InContextBlock,
-    "cross-attention": CrossAttentionBlock,
-    "adaln": AdaLNBlock,
-    "adaln-zero": AdaLNZeroBlock,
-}
+    Raises:
+        InputError: they do not.
+    """
+    check_positive(depth=depth, width=width, heads=heads, patch=patch)
+    height, breadth = size
+    if height % patch or breadth % patch:
+        raise InputError(f"size {height}x{breadth} is not divisible by patch {patch}; choose another size or patch")
+    if width % heads or width % 4:
+        raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
+    if rope and width // heads % 4:
+        raise InputError(
+            f"rope with {counted(width // heads, 'channel')} for each head; choose width and heads so that this "
+            "is a multiple of 4 (positions in two dimensions)"
+        )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditlab.backbones.dit import AdaLNZeroBlock, Style
+from ditlab.backbones.dit_blocks import AdaLNZeroBlock, Style
 from ditlab.backbones.layers import Mlp, SwiGLU, modulate
 from ditlab.core.types import Trace
 

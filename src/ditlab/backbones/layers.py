@@ -34,7 +34,8 @@ def initialize_linears(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def set_to_zero(modules: Iterable[nn.Module]) -> None:
@@ -149,10 +150,13 @@ class CrossAttention(nn.Module):
         self.q_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend from x (B, N, D) to the context; `mask` (B, M) is true for its tokens that count; None is all."""
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
         k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2))  # (B, N, D)
+        keys = None if mask is None else mask[:, None, None]
+        out = attend(self.q_norm(q), self.k_norm(k), v, mask=keys)  # (B, heads, N, D / heads)
+        return self.proj(out.transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 class Mlp(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones import mmdit_layouts
 from ditlab.backbones.base import Backbone, Embedders, Modulation
-from ditlab.backbones.dit import FinalLayer, Style
+from ditlab.backbones.dit_blocks import FinalLayer, Style
 from ditlab.backbones.layers import (
     PatchEmbed,
     TimestepEmbedder,

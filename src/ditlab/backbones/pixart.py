@@ -7,7 +7,6 @@ the published keys. In shapes, B is the batch, N image tokens, L text tokens, E 
 D width and p patch.
 """
 
-from math import asin
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -33,15 +32,14 @@ from ditlab.backbones.layers import (
     sinusoids,
     unpatchify,
 )
+from ditlab.backbones.pixart_published import STRIDE, XL
 from ditlab.backbones.positions import sincos_positions
 from ditlab.backbones.routing import record, routed
 from ditlab.backbones.text import Context, TextEmbedder, TextShape, checked, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
-XL = {"depth": 28, "width": 1152, "heads": 16, "patch": 2, "text_length": 120, "text_width": 4096}  # T5-XXL
 SMALL = {"depth": 6, "width": 192, "heads": 6, "text_block": True, "condition_grid": True}  # for small budgets
-HEADS = {(28, 1152): 16}
 
 
 class Given(NamedTuple):
@@ -152,7 +150,7 @@ class PixArt(Backbone):
     def variants(cls) -> dict[str, dict[str, Any]]:
         """The published network for several sizes and shapes, that for images of 256 pixels, and small ones."""
         small = {f"S/{patch}": SMALL | {"patch": patch} for patch in (2, 4)}
-        return {"XL/2-MS": XL | {"resolution": XL_STRIDE}, "XL/2": XL} | small
+        return {"XL/2-MS": XL | {"resolution": STRIDE}, "XL/2": XL} | small
 
     @classmethod
     def read_sizes(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -161,30 +159,7 @@ class PixArt(Backbone):
         The number of heads is only known for the published size. Without a null caption, the number of text tokens is
         that of the published model.
         """
-        width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
-        depth = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks."))
-        null = tensors.get("y_embedder.y_embedding")
-        sizes: dict[str, Any] = {
-            "channels": channels,
-            "classes": 0,
-            "learn_variance": len(tensors[cls.heads_out[0]]) == 2 * channels * patch**2,
-            "width": width,
-            "depth": depth,
-            "patch": patch,
-            "text_length": XL["text_length"] if null is None else len(null),
-            "text_width": tensors["y_embedder.y_proj.fc1.weight"].shape[1],
-            "resolution": XL_STRIDE if "csize_embedder.mlp.0.weight" in tensors else 0,
-            "null_caption": null is not None,
-        }
-        positions = tensors.get("pos_embed", torch.empty(0, 0))
-        side = round(positions.shape[1] ** 0.5)  # assumes a square; callers can override the size
-        if side and side**2 == positions.shape[1]:
-            sizes |= {"size": (side * patch, side * patch), "position_grid": side}
-            if side > 1:  # the second token is at column 1 / interpolation, and its first value is the sine
-                sizes["interpolation"] = round(1 / asin(float(positions[0, 1, 0])), 3)
-        if (depth, width) in HEADS:
-            sizes["heads"] = HEADS[depth, width]
-        return sizes
+        return pixart_published.read_sizes(tensors)
 
     @classmethod
     def from_diffusers(
@@ -246,12 +221,12 @@ class PixArt(Backbone):
         h, w = self.grid
         # fmt: off
         text, vector = self.embedded(condition)                            # (B, L, D), (B, D)
-        c = self.t_embedder(timestep) + self.sizes(condition, len(x))      # (B, D)
+        c = self.t_embedder(timestep) + self.sizes(condition, x.shape[0])      # (B, D)
         c = c if vector is None else c + vector
         given = Given(self.t_block(c).unflatten(1, (6, -1)), text)         # (B, 6, D)
         x = self.x_embedder(x.to(self.dtype)) + self.pos_embed             # (B, N, D)   N = h w
         if self.grid_modulation is not None:
-            x = x + self.grid_modulation(c).view_as(x)
+            x = x + self.grid_modulation(c).unflatten(1, (h * w, -1))  # (B, N, D)
         x = self.inner(x, given, trace)                                    # (B, N, D)
         x = self.final_layer(x, c)                                         # (B, N, p p C)
         record(trace, len(self.blocks), x)
@@ -289,9 +264,6 @@ class PixArt(Backbone):
             sides = torch.tensor(self.size, device=self.device).mul(self.resolution).expand(rows, 2)
         ratio = sides[:, :1].float() / sides[:, 1:].float()
         return torch.cat([self.csize_embedder(sides), self.ar_embedder(ratio)], dim=1)
-
-
-XL_STRIDE = 8  # of Stable Diffusion's autoencoder, which the published models use
 
 
 def check_sizes(
@@ -352,7 +324,7 @@ class SizeEmbedder(nn.Module):
 
     def forward(self, sides: Tensor) -> Tensor:
         waves = sinusoids(sides.flatten(), FREQUENCIES).to(next(self.mlp.parameters()).dtype)
-        return self.mlp(waves).view(len(sides), -1)
+        return self.mlp(waves).view(sides.shape[0], -1)
 
 
 class TextAttention(nn.Module):

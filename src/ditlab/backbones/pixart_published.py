@@ -1,5 +1,9 @@
-"""PixArt in diffusers' layout: other names, separate q, k and v, no positions and no null caption."""
+"""The published forms of PixArt.
 
+Diffusers' layout has other names, separate q, k and v, no positions and no null caption.
+"""
+
+from math import asin
 from typing import Any
 
 import torch
@@ -33,8 +37,37 @@ FUSED = {  # name of a fused layer -> diffusers' names of its parts
     "blocks.{i}.cross_attn.kv_linear": [f"transformer_blocks.{{i}}.attn2.to_{part}" for part in "kv"],
 }
 LEFT_OUT = ("pos_embed", "y_embedder.y_embedding")  # diffusers computes positions, and encodes the empty caption
-FIRST_WITH_RESOLUTION = 128  # diffusers' default: sample sizes from which resolution is embedded
+XL = {"depth": 28, "width": 1152, "heads": 16, "patch": 2, "text_length": 120, "text_width": 4096}  # with T5-XXL
+STRIDE = 8  # of Stable Diffusion's autoencoder, which the published models use
 UNSTRETCHED = 64  # diffusers' default: the largest sample size whose positions have the distance 1
+
+
+def read_sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of `create` that can be derived from an official state dict."""
+    width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
+    depth = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks."))
+    null = tensors.get("y_embedder.y_embedding")
+    sizes: dict[str, Any] = {
+        "channels": channels,
+        "classes": 0,
+        "learn_variance": len(tensors["final_layer.linear.weight"]) == 2 * channels * patch**2,
+        "width": width,
+        "depth": depth,
+        "patch": patch,
+        "text_length": XL["text_length"] if null is None else len(null),
+        "text_width": tensors["y_embedder.y_proj.fc1.weight"].shape[1],
+        "resolution": STRIDE if "csize_embedder.mlp.0.weight" in tensors else 0,
+        "null_caption": null is not None,
+    }
+    positions = tensors.get("pos_embed", torch.empty(0, 0))
+    side = round(positions.shape[1] ** 0.5)  # assumes a square; callers can override the size
+    if side and side**2 == positions.shape[1]:
+        sizes |= {"size": (side * patch, side * patch), "position_grid": side}
+        if side > 1:  # the second token is at column 1 / interpolation, and its first value is the sine
+            sizes["interpolation"] = round(1 / asin(float(positions[0, 1, 0])), 3)
+    if (depth, width) == (XL["depth"], XL["width"]):
+        sizes["heads"] = XL["heads"]
+    return sizes
 
 
 def pattern_of(stem: str, blocks: str) -> tuple[str, str]:

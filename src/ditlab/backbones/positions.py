@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 
-def rotations(h: int, w: int, width: int, more: int = 0) -> Tensor:
+def rotations(h: int, w: int, width: int, more: int = 0, *, spacing: float = 1.0, first: float = 0.0) -> Tensor:
     """Compute 2-D rotary positions as cosines and sines (2, h w + more, width) (Su et al. 2021).
 
     The first half of the channel pairs is rotated by the column, the second half by the row. The last `more` tokens are
-    not rotated.
+    not rotated. Rows and columns begin at `first`, and are `spacing` apart.
     """
     table = torch.empty(2, h * w + more, width // 4 * 4, dtype=torch.float32)  # first, so that `skip_init` can bound it
     frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows, columns = torch.meshgrid(
-        torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
+        torch.arange(h, dtype=torch.float64) * spacing + first,
+        torch.arange(w, dtype=torch.float64) * spacing + first,
+        indexing="ij",
     )
     angles = torch.cat([positions.flatten()[:, None] * frequencies for positions in (columns, rows)], dim=1)
     angles = torch.cat([angles, angles.new_zeros(more, width // 2)]).repeat_interleave(2, dim=1)

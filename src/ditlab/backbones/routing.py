@@ -98,7 +98,7 @@ def routed(blocks: nn.ModuleList, x: Tensor, c: Any, kept: Tensor, trace: Trace)
     return x
 
 
-def through(blocks: nn.ModuleList, x: Tensor, c: Tensor, depths: Sequence[int], trace: Trace | None = None) -> Tensor:
+def through(blocks: nn.ModuleList, x: Tensor, c: Any, depths: Sequence[int], trace: Trace | None = None) -> Tensor:
     """Pass the tokens (B, N, D) of each image through as many blocks as `depths` (B,) gives for it."""
     for i, block in enumerate(blocks):
         active = [row for row, depth in enumerate(depths) if depth > i]
@@ -108,6 +108,6 @@ def through(blocks: nn.ModuleList, x: Tensor, c: Tensor, depths: Sequence[int], 
             x = block(x, c)
         else:
             where = torch.tensor(active, device=x.device)
-            x = x.index_copy(0, where, block(x[where], c[where]))
+            x = x.index_copy(0, where, block(x[where], c[where] if isinstance(c, Tensor) else c.of(where)))
         record(trace, i, x)
     return x

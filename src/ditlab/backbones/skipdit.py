@@ -42,7 +42,7 @@ class SkipDiT(DiT):
     def routable(self) -> list[nn.Module]:
         return []  # the skip connections need all tokens
 
-    def through_blocks(self, x: Tensor, c: Tensor, t: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
+    def through_blocks(self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
         last = len(self.blocks) - 1
         skip = x = self.blocks[0](x, c)  # (B, N, D)
         record(trace, 0, x)

@@ -42,10 +42,13 @@ def text_shape(classes: int, **sizes: int) -> TextShape:
         return shape
     if classes:
         raise InputError(f"{counted(classes, 'class')} for a network that reads text; give classes = 0")
-    if (shape.width > 0) == (shape.vocabulary > 0):
+    if shape.layers and not (shape.width or shape.vocabulary) and min(shape.heads, shape.head_width) > 0:
+        return shape
+    if shape.layers or (shape.width > 0) == (shape.vocabulary > 0):
         raise InputError(
-            f"text_width {shape.width} and vocabulary {shape.vocabulary}; give one of them: the width of the encoder's "
-            "states, or the number of words"
+            f"text_width {shape.width} and vocabulary {shape.vocabulary}"
+            + (f" with text_layers {shape.layers}" if shape.layers else "")
+            + "; give one of them: the width of the encoder's states, or the number of words"
         )
     return shape
 
@@ -61,9 +64,22 @@ class Context(NamedTuple):
         """The mask in the shape that `attend` takes."""
         return None if self.mask is None else self.mask[:, None, None]
 
+    def keys_at(self, where: Tensor | None) -> Tensor | None:
+        """The same for some of the tokens, at the positions `where` (B, K); None is all tokens."""
+        return self.keys if self.mask is None or where is None else self.mask.gather(1, where)[:, None, None]
+
     def of(self, rows: Tensor) -> "Context":
         """Some of the rows."""
         return Context(self.tokens[rows], None if self.mask is None else self.mask[rows])
+
+
+def joined(x: Tensor, c: Tensor | Context) -> tuple[Tensor, Tensor | Context]:
+    """Append the tokens of a condition to image tokens (B, N, D); a text's mask then covers all tokens."""
+    if isinstance(c, Tensor):
+        return torch.cat([x, c], dim=1), c
+    assert c.mask is not None
+    mask = torch.cat([c.mask.new_ones(x.shape[:2]), c.mask], dim=1)
+    return torch.cat([x, c.tokens], dim=1), Context(c.tokens, mask)
 
 
 class TextEmbedder(nn.Module):

@@ -113,6 +113,12 @@ class TextShape(NamedTuple):
     padding."""
     pooled: int = 0
     """Width of the pooled vector, P; 0 if there is none."""
+    layers: int = 0
+    """Layers of a language model whose keys and values are the condition, instead of tokens; 0 is none."""
+    heads: int = 0
+    """Key and value heads of each of these layers."""
+    head_width: int = 0
+    """Channels of each of these heads."""
 
     def __bool__(self) -> bool:
         return self.length > 0
@@ -127,6 +133,9 @@ class TextShape(NamedTuple):
 
         mask = torch.ones(batch, self.length, dtype=torch.bool, device=device)
         pooled = values(batch, self.pooled) if self.pooled else None
+        if self.layers:
+            shape = (batch, self.layers, self.length, self.heads, self.head_width)
+            return Condition(mask=mask, pooled=pooled, keys=values(*shape), values=values(*shape))
         if not self.vocabulary:
             return Condition(tokens=values(batch, self.length, self.width), mask=mask, pooled=pooled)
         numbers = torch.ones(batch, self.length, dtype=torch.long)

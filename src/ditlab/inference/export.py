@@ -1,7 +1,8 @@
 """Export network and decoder as graphs for other runtimes: ONNX, OpenVINO, or a file of torch.export.
 
     network   x (B, C, H, W) float32, t (B,) float32 (the timestep input of the network), y (B,) int64
-              -> output (B, C or 2C, H, W) float32
+              -> output (B, C or 2C, H, W) float32; for text, the fields of the condition take the place of y: tokens
+              (B, L, E) float32 or (B, L) int64, mask (B, L) bool, ... with L tokens in each row
     decoder   x0 (B, c, h, w) float32 -> images (B, C, H, W) uint8; for a model of other numbers than 8 bits, float32 in
               the scale of the network, which `values` in config.json converts to the numbers of the training data
 
@@ -25,6 +26,7 @@ from ditlab.autoencoders import Autoencoder, Latent
 from ditlab.autoencoders.latent import to_uint8
 from ditlab.core.errors import InputError, RunError, lookup
 from ditlab.core.io import replace_text, replacing, writing
+from ditlab.core.types import Condition
 from ditlab.core.values import PixelValues
 from ditlab.core.weights import CONFIG
 from ditlab.inference.base import BasePipeline, check_autoencoder
@@ -46,6 +48,22 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return self.net(x, t, y).float()
+
+
+class TextNetwork(Network):
+    """The same for a network that reads text; arguments are the fields of its condition."""
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor:
+        return self.net(x, t, Condition(tokens=tokens, mask=mask, pooled=pooled, keys=keys, values=values)).float()
 
 
 class Decoder(nn.Module):
@@ -92,7 +110,8 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
     with writing(folder), replacing(folder) as draft:
         draft.mkdir()
         inputs, largest = network_inputs(model, 2), model.net.graph_batch
-        network, decoder = Network(model.fused().net.eval()), Decoder(model.autoencoder, model.values).eval()
+        wrapper = TextNetwork if model.net.text else Network
+        network, decoder = wrapper(model.fused().net.eval()), Decoder(model.autoencoder, model.values).eval()
         errors = {
             "network": export_part(model, "network", network, inputs, largest, draft, kind),
             "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
@@ -125,10 +144,13 @@ def export_part(
 
 
 def network_inputs(pipe: BasePipeline, batch: int) -> dict[str, Tensor]:
-    """Make inputs of the network with different timesteps and labels, starting with the null class."""
+    """Make inputs of the network with different timesteps and labels, starting with the null class, or texts."""
     x, t, condition = pipe.net.example(batch, torch.Generator().manual_seed(batch))
     times = pipe.objective.process.clock(t.cpu().double()).float()  # times are float64, which some devices do not have
-    return {"x": x, "t": times.to(t.device), "y": pipe.net.labels(condition)}
+    inputs = {"x": x, "t": times.to(t.device)}
+    if not pipe.net.text:
+        return inputs | {"y": pipe.net.labels(condition)}
+    return inputs | {name: value for name, value in condition.parts().items() if isinstance(value, Tensor)}
 
 
 def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> float:
