@@ -240,14 +240,17 @@ class Words(NamedTuple):
     mask: Tensor
 
 
-class TextBlock(AdaLNZeroBlock):
+class TextBlock(nn.Module):
     """A block of DiT on the positions of a grid (B, D, h, w), which also attend to the words of a text."""
 
     def __init__(self, style: Style) -> None:
-        super().__init__(style)
-        self.norm3, self.words = style.norm(affine=False), WordAttention(style.width, style.heads)
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (style.norm(affine=False) for _ in range(3))
+        self.attn, self.mlp = style.attention(), style.mlp()
+        self.words = WordAttention(style.width, style.heads)
+        self.adaLN_modulation = modulation(style.width, 6 * style.width)
 
-    def forward(self, x: Tensor, c: Tensor, words: Words) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, c: Tensor, words: Words) -> Tensor:
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h w, D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
         tokens = torch.addcmul(tokens, gate_a[:, None], self.attn(modulate(self.norm1(tokens), shift_a, scale_a)))
@@ -262,7 +265,8 @@ class WordAttention(CrossAttention):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, qk_norm=True)
 
-    def forward(self, x: Tensor, context: Words) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, context: Any) -> Tensor:
+        """Tokens and `Words` -> (B, N, D)."""
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
         k, v = self.kv(context.values).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         scores = self.q_norm(q) * q.shape[-1] ** -0.5 @ self.k_norm(k).transpose(2, 3)  # (B, heads, N, L)
