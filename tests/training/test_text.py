@@ -4,13 +4,17 @@ import json
 
 import pytest
 import torch
+from helpers import tiny_pipeline
 from PIL import Image
 from rich.console import Console
 from text_net import RECIPE
 
 import ditlab
+from ditlab.cli import app, import_commands
 from ditlab.core.errors import InputError
 from ditlab.data import InMemory, open_dataset
+from ditlab.inference.records import read_record
+from ditlab.report.sheets import contact_sheet, wrapped
 from ditlab.training.captions import CaptionConditions, Captions
 from ditlab.training.rng import Randomness, RunRandomness
 
@@ -173,3 +177,127 @@ def test_one_of_several_captions_is_chosen_by_the_position_in_the_run():
     assert conditions.condition(torch.tensor([0, 2]), Randomness(RunRandomness(0), 0, 0, 2, 2)).tokens.tolist() == [
         [1, 2 + words.index("one")], [1, 0],
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model that was trained on captions, and its folder."""
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    images[::2, 0], images[1::2, 2] = 255, 255
+    captions = [("a red square",), ("a blue square",), ("all red",), ("all blue",)]
+    data = InMemory(images, torch.zeros(4, dtype=torch.long), [], captions=captions)
+    folder = tmp_path_factory.mktemp("model") / "run"
+    tables = recipe("x", data={"flip": False, "size": ""})
+    return ditlab.train(tables, folder, data=data, console=QUIET), folder
+
+
+def test_a_negative_prompt_replaces_the_null_condition(trained):
+    pipe, _ = trained
+    settings = {"seeds": 3, "output_type": "pt", "guidance_scale": 4}
+    plain, negative, other = (
+        pipe("all red", negative_prompt=prompt, **settings).images for prompt in (None, "all blue", "a blue square")
+    )
+    assert not torch.equal(plain, negative)
+    assert not torch.equal(other, negative)
+    assert torch.equal(pipe("all red", negative_prompt="", **settings).images, plain)
+    # Guidance away from the prompt itself is the prompt without guidance.
+    alone = pipe("all red", **settings | {"guidance_scale": 1}).images
+    assert torch.allclose(pipe("all red", negative_prompt="all red", **settings).images, alone, atol=1e-5)
+    assert torch.equal(pipe(prompt=["all red"], **settings).images, plain)
+    assert torch.equal(pipe(prompts="all red", **settings).images, plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"guidance": 1}, "negative_prompt has no effect at guidance 1, which disables guidance; set guidance above 1"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt ['a', 'b']; give one text for all images"),
+        ({"negative_prompt": "green"},
+         'unknown word "green" in "green"; this model was trained on 5 words'),
+        ({"prompt": "all red"}, "labels and prompt are the same setting; give one of them"),
+    ],
+)  # fmt: skip
+def test_negative_prompts_without_effect(trained, options, line):
+    pipe, _ = trained
+    with pytest.raises(InputError) as caught:
+        pipe("all red", **{"negative_prompt": "all blue"} | options)
+    assert str(caught.value) == line
+    with pytest.raises(InputError, match="negative_prompt has no effect with a guide model, which takes its place"):
+        pipe("all red", negative_prompt="all blue", guide=pipe, guidance=2)
+    with pytest.raises(InputError, match='negative_prompt "bad" for a model that reads no text; leave it out'):
+        tiny_pipeline()("0", negative_prompt="bad", guidance=2)
+
+
+def test_records_have_the_prompts(trained, tmp_path):
+    pipe, _ = trained
+    output = pipe(["all red", ditlab.between("all red", "all blue", 3)[1]], negative_prompt="a square", seeds=[1, 2])
+    first, second = output.settings
+    assert (first["prompt"], first["negative_prompt"], first["seed"]) == ("all red", "a square", 1)
+    assert second["prompt"] == {"first": "all red", "second": "all blue", "weight": 0.5}
+    assert "label" not in first
+    output.save(tmp_path)
+    repeat = read_record(tmp_path / "0000.png")
+    assert repeat.distinct("label") == ["all red"]
+    assert repeat.words({}, pipe.objective)["negative_prompt"] == "a square"
+
+
+def run(*arguments):
+    """A command of the command line in this process."""
+    import_commands("")
+    return app([str(argument) for argument in arguments], exit_on_error=False, result_action="return_value")
+
+
+def test_the_command_line_generates_prompts(trained, tmp_path, capsys, monkeypatch):
+    _, folder = trained
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("all blue\n\na blue square\n", encoding="utf-8")
+    quick = ["--device", "cpu", "--compile", "never", "--batch-size", 8, "--precision", "float32"]
+    run("sample", folder, "--prompts", "a red square", "--prompts-file", "prompts.txt", "--seeds", 0, 1,
+        "--negative-prompt", "all blue", *quick)  # fmt: skip
+    names = sorted(path.name for path in (tmp_path / "samples").glob("*-seed*.png"))
+    assert names == [f"{stem}-seed{i}.png" for stem in ("a_blue_square", "a_red_square", "all_blue") for i in (0, 1)]
+    listed = json.loads((tmp_path / "samples/samples.json").read_text())
+    assert (listed["negative_prompt"], listed["images"][0]["prompt"]) == ("all blue", "a red square")
+
+    run("sample", "--like", "samples/a_red_square-seed0.png", "--out", "again", *quick)
+    a, b = ((tmp_path / place / "a_red_square-seed0.png").read_bytes() for place in ("samples", "again"))
+    assert a == b
+    run("sample", folder, "--prompts", "all red", "all blue", "--strip", 3, "--seeds", 0, "--out", "strip", *quick)
+    assert (tmp_path / "strip/all_red-to-all_blue-seed0-01.png").exists()
+    run("sample", folder, "--seeds", 0, "--out", "examples", *quick)  # some captions of the training data
+    assert (tmp_path / "examples/all_red-seed0.png").exists()
+    run("info", folder)
+    assert "reads prompts of 5 words, up to 4 tokens, encoded by words" in capsys.readouterr().err
+
+    capsys.readouterr()
+    (tmp_path / "empty.txt").write_text("\n")
+    for arguments, line in (
+        (["--labels", "all red"], "--labels for a model that reads prompts; give --prompts"),
+        (["--labels", "a", "--prompts", "b"],
+         "--labels names classes, and a model that reads prompts has none; leave --labels out"),
+        (["--prompts-file", "empty.txt"], "empty.txt has no prompts; write one in each line"),
+        (["--prompts-file", "prompt.txt"], "no file of prompts prompt.txt; did you mean prompts.txt?"),
+        (["--npz"], "--npz generates the classes of a model, and this one reads prompts; leave --npz out"),
+        (["--prompts", ""], "a prompt is empty; give a text, or None for no prompt"),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as caught:
+            run("sample", folder, *arguments, "--out", "bad", *quick)
+        assert str(caught.value) == line
+    tiny_pipeline().save(tmp_path / "classes")
+    with pytest.raises(InputError, match="--prompts for a model that reads no text; give --labels"):
+        run("sample", tmp_path / "classes", "--prompts", "a", "--out", "bad", *quick)
+
+
+def test_the_card_of_a_text_model(trained, tmp_path):
+    card = (trained[0].save(tmp_path / "saved") / "README.md").read_text()
+    assert "pipeline_tag: text-to-image\n" in card
+    assert "pipe('a red square', seeds=range(4)).images" in card
+    assert "- network: text_net:TextNet, input 3x8x8, text of up to 4 tokens" in card.replace("\\", "")
+
+
+def test_long_prompts_are_wrapped_on_contact_sheets():
+    image = Image.new("RGB", (48, 48))
+    short, long = (contact_sheet([[image]], [name]).width for name in ("x" * 32, "a red apple " * 40))
+    assert long <= short + 10
+    assert wrapped("a red apple " * 40, 2).splitlines()[1].endswith(" ...")
+    assert wrapped("a red apple", 1) == "a red apple"

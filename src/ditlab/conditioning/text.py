@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ditlab.conditioning.base import Conditioner, Described, file_name
 from ditlab.conditioning.encoders import ENCODERS, create_encoder
-from ditlab.conditioning.encoders.words import shortened
+from ditlab.conditioning.encoders.words import FIRST, shortened
 from ditlab.core.errors import InputError, nearest
 from ditlab.core.spelling import nfc
 from ditlab.core.types import Condition
@@ -84,14 +84,6 @@ class Text(Conditioner):
         row = self._rows([""])
         return row[torch.zeros(count, dtype=torch.long)]
 
-    def negative(self, prompt: str | None, count: int) -> Condition:
-        """Return `count` rows of a prompt that replaces the null condition in guidance; None or "" is the null itself.
-
-        Raises:
-            InputError: as `values`.
-        """
-        return self.values([prompt or None])[torch.zeros(count, dtype=torch.long)]
-
     def title(self, value: Any) -> str:
         return "no prompt" if value is None else str(value)
 
@@ -102,6 +94,11 @@ class Text(Conditioner):
         if PLAIN.fullmatch(title) and clean == title.replace(" ", "_"):
             return clean
         return f"{clean}-{hashlib.sha256(nfc(title).encode()).hexdigest()[:6]}"
+
+    def about(self) -> str:
+        shape = self.encoder.shape
+        words = f" of {shape.vocabulary - FIRST:,} words" if shape.vocabulary else ""
+        return f"prompts{words}, up to {shape.length:,} tokens, encoded by {self.encoder.config['kind']}"
 
     def network_options(self) -> dict[str, Any]:
         shape = self.encoder.shape

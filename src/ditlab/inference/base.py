@@ -29,6 +29,7 @@ from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, make_output
 from ditlab.inference.plan import Plan, check_channels, check_size, resolve
+from ditlab.inference.prompts import negative_text
 from ditlab.inference.records import describe
 from ditlab.inference.steps import evaluated
 from ditlab.report.sheets import to_pil
@@ -101,12 +102,20 @@ class BasePipeline:
         """What the numbers of the images are: their type, their range, and the channels that PNG files show."""
         return PixelValues.read(self.model.config.get("values"))
 
-    def resolve(self, *, original: Original | None = None, guide: "BasePipeline | None" = None, **options: Any) -> Plan:
+    def resolve(
+        self,
+        *,
+        original: Original | None = None,
+        guide: "BasePipeline | None" = None,
+        negative_prompt: str | None = None,
+        **options: Any,
+    ) -> Plan:
         """Compute the sampling plan of this model: times, sampler, guidance, number of function evaluations.
 
         Args:
             original: images to start from.
             guide: a weaker model, for autoguidance.
+            negative_prompt: as in `steps`.
             options: sampling settings, as in `steps`.
 
         Raises:
@@ -121,7 +130,8 @@ class BasePipeline:
             raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
         if plan.cache is not None:
             plan.cache.on(self.net)  # raises an error if the family does not support feature caching
-        return plan
+        negative = negative_text(negative_prompt, self.conditioner, plan.guidance, guided_by_model=guide is not None)
+        return replace(plan, negative=negative)
 
     def step_count(self, options: dict[str, Any]) -> int:
         """Return the number of `Step`s that `steps` yields with these options."""
@@ -152,9 +162,10 @@ class BasePipeline:
         check_startable(channels, self.values)
         return originals(image, mask, self.autoencoder, channels, size, self.net.device, strength, resample)
 
-    def null(self, count: int) -> Condition:
-        """Return `count` rows of the null condition on the network's device."""
-        return self.conditioner.null(count).to(self.net.device)
+    def null(self, count: int, negative: str | None = None) -> Condition:
+        """Return `count` rows of the null condition, or of a negative prompt, on the network's device."""
+        rows = self.conditioner.null(count) if negative is None else self.conditioner.encode([negative] * count)
+        return rows.to(self.net.device)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Decode latents (B, c, ...) to images (B, C, H, W) or videos (B, C, T, H, W) on the CPU.
@@ -191,8 +202,8 @@ class BasePipeline:
         Settings that are left out have the values that the model was saved with.
 
         Args:
-            labels: class index or name, None for the null condition, or a sequence with one of these per image. Between
-                two labels (`Between`) the predictions for both are interpolated.
+            labels: class index or name, prompt, None for the null condition, or a sequence with one of these per image.
+                Between two labels (`Between`) the predictions for both are interpolated.
             seeds: seed, or a sequence with one per image (default: 0). Image i depends on labels[i] and seeds[i] only;
                 a single label or seed is repeated. Between two seeds the noise is interpolated on the sphere.
             guide: a weaker model of the same task, for autoguidance.
@@ -200,8 +211,9 @@ class BasePipeline:
             size: height and width of the images, if the model supports several sizes.
             options: settings of `ditlab.config.sampling.SamplingOptions` (steps, sampler, guidance, guidance_interval,
                 guidance_channels, schedule, eta, preset, reuse). `sampler` may also be a sampler function, and
-                `schedule` a tensor of times. Names of diffusers are accepted too: num_inference_steps, guidance_scale,
-                class_labels, generator, num_images_per_prompt.
+                `schedule` a tensor of times. Models that read text take `negative_prompt`, a text that replaces the
+                null condition in guidance. Names of diffusers are accepted too: num_inference_steps, guidance_scale,
+                class_labels, prompt, generator, num_images_per_prompt.
 
         Raises:
             InputError: a label or setting cannot be used (raised before the first step), or an image is not finite
@@ -333,7 +345,7 @@ class BasePipeline:
         scale, interval, channels = plan.guidance, plan.interval, plan.options.guidance_channels
         denoise: Denoise
         if guide is None:
-            denoise = cfg(denoiser, condition, self.null(len(condition)), scale, interval, channels)
+            denoise = cfg(denoiser, condition, self.null(len(condition), plan.negative), scale, interval, channels)
         else:
             weak = guide.objective.denoiser(Splitting(guide._inference_net(plan, condition), limit))
             denoise = autoguidance(denoiser, weak, condition, scale, interval, channels)
