@@ -5,12 +5,15 @@ were, although each of their words was ("held-out"). A reader compares each imag
 also reads real images, because no score can be better than its reader; and images that are generated without a prompt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import sqrt
+from statistics import fmean
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
@@ -20,11 +23,14 @@ from ditlab.data import Dataset, open_dataset
 from ditlab.data.builtin.colored_shapes import ColoredShapes
 from ditlab.data.builtin.emoji_captions import EmojiCaptions
 from ditlab.evaluation.emoji_reader import EmojiReader
+from ditlab.evaluation.features import Features
+from ditlab.evaluation.metrics import frechet_distance
 from ditlab.evaluation.shape_reader import ShapeReader
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.folder import generate_images
 
 NORMAL = 1.959964  # quantile of the normal distribution of an interval of 95 %
+REFERENCE, REAL_SUBSETS = 4000, 4  # real images of a distance, and most subsets of others
 SEEN, HELD_OUT, REAL, WITHOUT = "seen", "held-out", "real held-out images", "without a prompt"
 
 
@@ -134,6 +140,60 @@ class Outcome:
     score: PromptScore
     prompts: Mapping[str, Prompts]
     images: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Frechet distances to real images, in small features that are trained on the data set itself."""
+
+    fd: float
+    """Between samples and real images."""
+    real_fd: float
+    """Real-vs-real FD: the same distance for subsets of as many other real images, their mean."""
+    samples: int
+
+    @property
+    def ratio(self) -> float:
+        """The distance of samples, divided by that of equally many real images; 1 is ideal."""
+        return self.fd / self.real_fd
+
+    def __str__(self) -> str:
+        counts = counted(self.samples, "sample")
+        return f"FD {self.fd:.3g}, real-vs-real FD {self.real_fd:.3g}: {self.ratio:.2f}x ({counts})"
+
+
+@torch.inference_mode()
+def distance(images: Tensor, data: Dataset, features: Features, seed: int = 0) -> Distance:
+    """Compare samples with real images.
+
+    Args:
+        images: (N, 3, H, W) uint8, generated from prompts of random images of the data set.
+        data: the data set.
+        features: the feature network, such as `train_features` returns.
+        seed: chooses the real images.
+
+    Raises:
+        InputError: there are too few real images, or too few samples for a covariance.
+    """
+    count = len(images)
+    if count <= features.dimension:
+        raise InputError(
+            f"{counted(count, 'sample')}; give more than {features.dimension} for a Frechet distance in "
+            f"{features.dimension} features"
+        )
+    if len(data) < REFERENCE + count:
+        raise InputError(f"{counted(len(data), 'real image')} for {counted(count, 'sample')}; give fewer samples")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    real = features_of(lambda part: data.fetch(part).x, order[:REFERENCE], features)
+    subsets = [part for part in order[REFERENCE:].split(count) if len(part) == count][:REAL_SUBSETS]
+    others = [features_of(lambda part: data.fetch(part).x, part, features) for part in subsets]
+    fake = features_of(lambda part: images[part], torch.arange(count), features)
+    return Distance(frechet_distance(fake, real), fmean(frechet_distance(other, real) for other in others), count)
+
+
+def features_of(fetch: Callable[[Tensor], Tensor], indices: Tensor, features: Features) -> NDArray[np.float32]:
+    """The features (N, D) of the images that a function returns for indices (N,)."""
+    return torch.cat([features(fetch(part)).features for part in indices.split(256)]).numpy()
 
 
 def score_prompts(
