@@ -183,8 +183,9 @@ class Hourglass(Backbone):
 
     def encoded(self, timestep: Tensor, condition: Condition | Tensor) -> "tuple[Tensor, Words | None]":
         """The condition as one vector (B, D), and the words of a text."""
-        if not self.text or isinstance(condition, Tensor):
+        if not self.text:
             return self.conditioning(timestep, self.labels(condition))[0], None
+        condition = Condition(label=condition) if isinstance(condition, Tensor) else condition
         tokens, mask, vector = self.text_embedder(condition)
         return self.t_embedder(timestep) + vector, Words(F.layer_norm(tokens, tokens.shape[-1:]), mask)
 
