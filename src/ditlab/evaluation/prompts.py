@@ -5,9 +5,11 @@ were, although each of their words was ("held-out"). A reader compares each imag
 also reads real images, because no score can be better than its reader; and images that are generated without a prompt.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import sqrt
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -17,17 +19,24 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from ditlab.config.evaluation import Evaluation
+from ditlab.core.device import describe, pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.units import counted
+from ditlab.core.version import __version__
 from ditlab.data import Dataset, open_dataset
 from ditlab.data.builtin.colored_shapes import ColoredShapes
 from ditlab.data.builtin.emoji_captions import EmojiCaptions
 from ditlab.evaluation.emoji_reader import EmojiReader
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.metrics import frechet_distance
+from ditlab.evaluation.protocols import load_for
+from ditlab.evaluation.references import short_hash
+from ditlab.evaluation.results import SHOWN, Result, read_result, write_result
 from ditlab.evaluation.shape_reader import ShapeReader
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.folder import generate_images
+from ditlab.report.sheets import contact_sheet, save_sheet, to_pil
 
 NORMAL = 1.959964  # quantile of the normal distribution of an interval of 95 %
 REFERENCE, REAL_SUBSETS = 4000, 4  # real images of a distance, and most subsets of others
@@ -240,3 +249,37 @@ def score_prompts(
     )
     rates[WITHOUT] = prompts.rates(reader, pipe.values.displayed(empty))
     return Outcome(PromptScore(rates), {name: prompts for name, (_, prompts) in sets.items()}, images)
+
+
+def evaluate_prompts(source: str, settings: Evaluation, console: Console) -> Result:
+    """Score the prompts of a trained model for a study; a second call returns the result of the first one.
+
+    Args:
+        source: the run folder.
+        settings: count, seed, sampling settings and device.
+        console: where progress is shown.
+
+    Raises:
+        InputError: the model reads no text, or the truth of its data is not known.
+    """
+    options = settings.sampling().given()
+    protocol = {"count": settings.count, "seed": settings.seed, "sampling": options, "metrics": ["prompts"]}
+    folder = Path(source) / "evaluations" / f"prompts-{short_hash(protocol)}"
+    if (folder / "result.json").exists():
+        return read_result(folder)
+    started = time.monotonic()
+    pipe = load_for(source, settings, pick_device(settings.device))
+    outcome = score_prompts(
+        pipe, pipe.config["recipe"]["data"]["source"], console, count=settings.count, seed=settings.seed,
+        batch_size=settings.batch_size, options=options,
+    )  # fmt: skip
+    seen, held_out = outcome.score.rates[SEEN], outcome.score.rates[HELD_OUT]
+    metrics = {"prompts_seen": seen["all"].share, "prompts_held_out": held_out["all"].share}
+    errors = {"binding_errors": "swapped", "relation_errors": "relation"}
+    metrics |= {name: held_out[aspect].share for name, aspect in errors.items() if aspect in held_out}
+    seconds = round(time.monotonic() - started, 1)
+    result = Result(metrics, protocol, [], seconds, __version__, describe(settings.device), folder)
+    write_result(result)
+    images = to_pil(outcome.images[HELD_OUT][:SHOWN])
+    save_sheet(contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]), folder / "grid.png")
+    return result

@@ -69,19 +69,19 @@ def demo_recipe(name: str = RECIPE, minutes: float | None = None) -> Recipe:
     return recipe if minutes is None else replace(recipe, train=replace(recipe.train, minutes=minutes))
 
 
-def run_text_demo(out: Path, console: Console, recipe: Recipe | None = None, count: int = PROMPTS) -> TextDemo:
+def run_text_demo(out: Path, console: Console, recipe: Recipe | None = None, count: int = 0) -> TextDemo:
     """Train (or use the finished run in `out`), generate images of prompts, and score them.
 
     Args:
         out: the run folder.
         console: where progress is shown.
         recipe: the recipe (default: that of the demo).
-        count: number of prompts of each set.
+        count: number of prompts of each set; 0 is 300.
     """
     recipe = recipe or demo_recipe()
     pipe = train(recipe, out, console=console)
     started, fast = time.monotonic(), pipe.prepared()
-    outcome = score_prompts(fast, recipe.data.source, console, count=count)
+    outcome = score_prompts(fast, recipe.data.source, console, count=count or PROMPTS)
     file, seen = out / "features.safetensors", outcome.prompts[SEEN].data
     if not file.exists():
         train_features(seen, file, console, minutes=FEATURE_MINUTES)
