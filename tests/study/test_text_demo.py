@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+import ditlab
 from ditlab.cli import main
 from ditlab.config.reader import parse_recipe, read_toml
 from ditlab.core.errors import InputError
@@ -70,6 +71,9 @@ def test_the_demo_scores_prompts_and_says_how_to_type_one(place, monkeypatch, ca
     assert result["fd"] > result["real_fd"] > 0
     assert json.loads((place / "runs/demo-text/score.json").read_text()) == result
     assert Image.open(place / "runs/demo-text/grid.png").height > 12 * 32
+    pipe = ditlab.load("runs/demo-text")
+    pipe.save(place / "model")
+    assert "emoji by OpenMoji (openmoji.org), license CC BY-SA 4.0" in (place / "model" / "README.md").read_text()
     text = called(monkeypatch, capfd, "score-prompts", "runs/demo-text", "--count", "3")
     assert text.splitlines()[0].startswith("seen, 3 images: object ")
     assert len(text.splitlines()) == 4
