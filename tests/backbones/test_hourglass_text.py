@@ -89,6 +89,12 @@ def test_labels_for_a_text_network(net, condition, message):
     assert str(error.value) == message
 
 
+def test_classes_beside_text():
+    with pytest.raises(InputError) as error:
+        create("Hourglass", classes=3, **SMALL, text_length=5, vocabulary=9)
+    assert str(error.value) == "3 classes for a network that reads text; give classes = 0"
+
+
 def test_class_conditional_networks_have_no_words():
     net = create("Hourglass", classes=3, **SMALL)
     assert "y_embedder.embedding_table.weight" in net.state_dict()

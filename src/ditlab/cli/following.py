@@ -1,7 +1,7 @@
 """The command that scores how well a model follows prompts."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -12,6 +12,9 @@ from ditlab.config.sampling import SamplingOptions
 from ditlab.config.values import Location
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
+
+if TYPE_CHECKING:
+    from ditlab.evaluation.prompts import PromptScore
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,21 @@ def score_prompts(
     json
         Print one JSON object.
     """
-    from ditlab.evaluation.prompts import score_prompts
-    from ditlab.evaluation.protocols import load_for
-
-    options = settings or Prompting()
-    pipe = load_for(model, options, pick_device(options.device))
-    source = data or pipe.config.get("recipe", {}).get("data", {}).get("source", "")
-    if not source:
-        raise InputError("the recipe of this model is not known; give --data")
-    score = score_prompts(
-        pipe, source, screen, count=count, seed=seed, batch_size=batch_size, options=options.given()
-    ).score  # fmt: skip
+    score = scored(model, data, settings or Prompting(), count=count, seed=seed, batch_size=batch_size)
     if json:
         print_json(score.as_json())
         return
     for line in score.lines():
         show(line)
+
+
+def scored(model: str, data: str, settings: Prompting, **options: int) -> "PromptScore":
+    """Load a model and score it."""
+    from ditlab.evaluation.prompts import score_prompts
+    from ditlab.evaluation.protocols import load_for
+
+    pipe = load_for(model, settings, pick_device(settings.device))
+    source = data or pipe.config.get("recipe", {}).get("data", {}).get("source", "")
+    if not source:
+        raise InputError("the recipe of this model is not known; give --data")
+    return score_prompts(pipe, source, screen, options=settings.given(), **options).score
