@@ -176,7 +176,8 @@ class TestResults:
     def test_metrics_declare_their_results(self):
         assert dict(RESULTS) == {
             "fd": "frechet", "sfd": "spatial", "inception_score": "inception-score", "precision": "precision-recall",
-            "recall": "precision-recall", "kd": "kernel", "accuracy": "accuracy",
+            "recall": "precision-recall", "kd": "kernel", "accuracy": "accuracy", "prompts_seen": "prompts",
+            "prompts_held_out": "prompts", "binding_errors": "prompts", "relation_errors": "prompts",
         }  # fmt: skip
         assert RESULTS.lower_is_better("fd")
         assert not RESULTS.lower_is_better("accuracy")

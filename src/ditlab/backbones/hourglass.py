@@ -31,6 +31,7 @@ from ditlab.backbones.routing import Level, number, record
 from ditlab.backbones.text import TextEmbedder, TextShape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
+from ditlab.core.units import counted
 
 CORES = {"mixed": ("convolution", "transformer"), "transformer": ("transformer",), "convolution": ("convolution",)}
 
@@ -83,16 +84,8 @@ class Hourglass(Backbone):
         super().__init__(size, channels, classes, learn_variance)
         self.text = TextShape(text_length, text_width, vocabulary, pooled_width)
         check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
-        if outer_depth < 0:
-            raise InputError(f"outer_depth {outer_depth}; give 0 or more")
-        if width % (4 * heads):
-            raise InputError(f"width {width} must be divisible by 4 times the {heads} heads (positions)")
         self.patch, self.outer_patch = patch * 2 ** len(outer), patch
-        if size[0] % self.patch or size[1] % self.patch:
-            raise InputError(
-                f"size {size[0]}x{size[1]} is not divisible by {self.patch} (patch and {len(outer)} levels); "
-                "choose another size, or fewer levels"
-            )
+        self.check_sizes(width, heads, outer, outer_depth)
         h, w = self.grid
         widths = [*outer, width]
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
@@ -110,11 +103,10 @@ class Hourglass(Backbone):
         kinds = (CORES[core] * depth)[:depth]
         transformer = TextBlock if self.text else TokenBlock
         self.blocks = Level(ConvBlock(width, width) if kind == "convolution" else transformer(style) for kind in kinds)
-        finest = (size[0] // patch, size[1] // patch)
-        grids = [(finest[0] >> level, finest[1] >> level) if outer_grids else None for level in range(len(outer))]
+        sides = [(h << level, w << level) if outer_grids else None for level in range(1, 1 + len(outer))]
         self.decoders = nn.ModuleList(
             Decoder(*pair, width, outer_depth, grid)
-            for *pair, grid in zip(outer[::-1], widths[:0:-1], grids[::-1], strict=True)
+            for *pair, grid in zip(outer[::-1], widths[:0:-1], sides, strict=True)
         )
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(h, w, width), persistent=False)
@@ -123,6 +115,24 @@ class Hourglass(Backbone):
         self.head = nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1)
         self.initialize()
         number(self.levels())
+
+    def check_sizes(self, width: int, heads: int, outer: Sequence[int], outer_depth: int) -> None:
+        """Check that sizes fit together.
+
+        Raises:
+            InputError: they do not.
+        """
+        if outer_depth < 0:
+            raise InputError(f"outer_depth {outer_depth}; give 0 or more")
+        if width % (4 * heads):
+            raise InputError(f"width {width} must be divisible by 4 times the {heads} heads (positions)")
+        if self.size[0] % self.patch or self.size[1] % self.patch:
+            raise InputError(
+                f"size {self.size[0]}x{self.size[1]} is not divisible by {self.patch} (patch and {len(outer)} levels); "
+                "choose another size, or fewer levels"
+            )
+        if self.text and self.classes:
+            raise InputError(f"{counted(self.classes, 'class')} for a network that reads text; give classes = 0")
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
@@ -183,8 +193,9 @@ class Hourglass(Backbone):
 
     def encoded(self, timestep: Tensor, condition: Condition | Tensor) -> "tuple[Tensor, Words | None]":
         """The condition as one vector (B, D), and the words of a text."""
-        if not self.text or isinstance(condition, Tensor):
+        if not self.text:
             return self.conditioning(timestep, self.labels(condition))[0], None
+        condition = Condition(label=condition) if isinstance(condition, Tensor) else condition
         tokens, mask, vector = self.text_embedder(condition)
         return self.t_embedder(timestep) + vector, Words(F.layer_norm(tokens, tokens.shape[-1:]), mask)
 
@@ -240,14 +251,17 @@ class Words(NamedTuple):
     mask: Tensor
 
 
-class TextBlock(AdaLNZeroBlock):
+class TextBlock(nn.Module):
     """A block of DiT on the positions of a grid (B, D, h, w), which also attend to the words of a text."""
 
     def __init__(self, style: Style) -> None:
-        super().__init__(style)
-        self.norm3, self.words = style.norm(affine=False), WordAttention(style.width, style.heads)
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (style.norm(affine=False) for _ in range(3))
+        self.attn, self.mlp = style.attention(), style.mlp()
+        self.words = WordAttention(style.width, style.heads)
+        self.adaLN_modulation = modulation(style.width, 6 * style.width)
 
-    def forward(self, x: Tensor, c: Tensor, words: Words) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, c: Tensor, words: Words) -> Tensor:
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h w, D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
         tokens = torch.addcmul(tokens, gate_a[:, None], self.attn(modulate(self.norm1(tokens), shift_a, scale_a)))
@@ -262,7 +276,8 @@ class WordAttention(CrossAttention):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, qk_norm=True)
 
-    def forward(self, x: Tensor, context: Words) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, context: Any) -> Tensor:
+        """Tokens and `Words` -> (B, N, D)."""
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
         k, v = self.kv(context.values).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         scores = self.q_norm(q) * q.shape[-1] ** -0.5 @ self.k_norm(k).transpose(2, 3)  # (B, heads, N, L)

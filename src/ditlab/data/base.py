@@ -46,6 +46,8 @@ class Dataset(ABC):
     """Name of the feature network that evaluations of this data use by default."""
     held_out_name: str = ""
     """Name of the data set that holds the held-out images of this one; empty if there is none."""
+    attribution: str = ""
+    """Creator and license of the images, which models that are trained on them must state; empty if unknown."""
     values: PixelValues = EIGHT_BITS
     """What the numbers in the files are."""
 

@@ -29,6 +29,7 @@ def available_statistics(features: Features, images: Dataset, example: Extracted
         "spatial": example.spatial is not None,
         "scores": example.probabilities is not None,
         "accuracy": features.classes is not None and features.classes == images.classes,
+        "prompts": False,  # images of prompts are read, not compared by features
     }
 
 

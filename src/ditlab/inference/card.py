@@ -66,6 +66,8 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
     }
     if config["autoencoder"]["kind"] != "absent":
         facts["images"] = about_images(channels, PixelValues.read(config.get("values")))
+    if "attribution" in config:
+        facts["images of the training"] = config["attribution"]
     if "note" in config:
         facts["note"] = config["note"]
     return CARD.format(

@@ -1,8 +1,9 @@
 """The demo: train a DiT on handwritten digits, generate 1,000 digits, and score them."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,6 +29,10 @@ class Demo:
     train_seconds: float
     sample_seconds: float
     folder: Path
+
+    def as_json(self) -> dict[str, Any]:
+        """The demo for JSON."""
+        return asdict(self)
 
     def report(self, command: str) -> list[str]:
         """The scores as lines of text; `command` is how ditlab was called."""

@@ -32,6 +32,7 @@ from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metric_choice import available_statistics
 from ditlab.evaluation.metrics import METRICS
+from ditlab.evaluation.prompts import reader_of
 from ditlab.evaluation.references import open_images, reading_of, short_hash
 from ditlab.inference.plan import resolve
 from ditlab.inference.samples import check_count
@@ -248,6 +249,8 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
         InputError: an unknown sampler or metric, or a count that the classes do not divide.
     """
     source, default = recipe.data.source, recipe.sample
+    if settings.metrics == ("prompts",):
+        return rehearse_prompts(recipe, settings)
     if not settings.reference:
         held_out = parse_source(source, recipe.data).held_out()
         settings = replace(settings, reference=source if held_out is None else held_out.text)
@@ -270,6 +273,22 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     check_reference(settings, dataset, network, reading)
     settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or default.schedule})
     return EvaluationPlan(settings, sampling.evaluations, sampling.schedule, reading if reading.held_out else None)
+
+
+def rehearse_prompts(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
+    """An evaluation of prompts with the open settings filled in, checked before training.
+
+    Raises:
+        InputError: the truth of the data is not known, or the model reads no text.
+    """
+    dataset, _, started = opened(recipe.data, recipe.train.init_from)
+    reader_of(dataset)
+    if recipe.data.conditioner != "text":
+        raise InputError('the metric prompts needs a model that reads text; set data.conditioner = "text"')
+    objective = make_objective(completed(recipe.diffusion, started))
+    sampling = resolve(settings.sampling().given(), objective, defaults=recipe.sample, conditional=True)
+    settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or recipe.sample.schedule})
+    return EvaluationPlan(settings, sampling.evaluations, sampling.schedule, None)
 
 
 def check_reference(settings: Evaluation, images: Dataset, features: Features, reading: Preparation) -> None:

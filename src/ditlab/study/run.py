@@ -26,8 +26,10 @@ from ditlab.core.io import claimed, replace_text
 from ditlab.core.terminal import say
 from ditlab.core.units import GIB
 from ditlab.evaluation.metrics import canonical_name
+from ditlab.evaluation.prompts import evaluate_prompts
 from ditlab.evaluation.protocols import evaluate
 from ditlab.evaluation.references import Reference
+from ditlab.evaluation.results import Result
 from ditlab.report.plotting import plotting
 from ditlab.report.run import read_metrics, trained_seconds
 from ditlab.study.claims import Entry, Verdict, decide
@@ -224,7 +226,11 @@ def run_job(job: Job, out: Path, results: Results, references: dict[str, Referen
         if (name, sample_set) in scored:
             continue
         seed = job.sample_seed(evaluation, sample_set)
-        score = evaluate(str(folder), replace(evaluation.settings, seed=seed), inner, measured=references)
+        settings = replace(evaluation.settings, seed=seed)
+        if settings.metrics == ("prompts",):
+            score: Result | None = evaluate_prompts(str(folder), settings, inner)
+        else:
+            score = evaluate(str(folder), settings, inner, measured=references)
         assert score is not None
         metrics = {canonical_name(key): value for key, value in score.metrics.items() if not key.endswith("_error")}
         results.add(

@@ -127,6 +127,8 @@ def build(
     config = {"sample": tables["sample"], "recipe": tables}
     if dataset.values != EIGHT_BITS:
         config["values"] = dataset.values.describe()
+    if dataset.attribution:
+        config["attribution"] = dataset.attribution
     if share := dataset.preprocessing.get("held_out"):  # also that of a latent cache
         config["held_out"] = share
     return Pipeline(net.to(device), objective, autoencoder.to(device), config=config, conditioner=conditioner)

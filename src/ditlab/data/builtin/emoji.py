@@ -23,6 +23,7 @@ from ditlab.core.types import Batch
 from ditlab.data.base import Dataset
 
 SUFFIX = "-held-out"
+ATTRIBUTION = "emoji by OpenMoji (openmoji.org), license CC BY-SA 4.0"
 HELD_OUT = 10  # one emoji of this many is held out
 SUPERSAMPLING = 2  # emoji are rendered at this multiple of the size and reduced, which smooths their edges
 NEWEST = 17  # version of the emoji standard; the font lacks some emoji of later versions
@@ -58,6 +59,8 @@ animal, 1FABE plant, 1FABF animal, 1FAC0 person, 1FAC8 animal, 1FAD0 food, 1FADF
 @final
 class Emoji(Dataset):
     """RGB images (3, size, size) of all emoji of the font, in nine classes by theme."""
+
+    attribution = ATTRIBUTION
 
     def __init__(self, size: int = 64, held_out: bool = False) -> None:
         """Open the training emoji, or those that are held out.

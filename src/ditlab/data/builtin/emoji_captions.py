@@ -18,7 +18,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data.base import Dataset
-from ditlab.data.builtin.emoji import SUFFIX, font_file, shuffled
+from ditlab.data.builtin.emoji import ATTRIBUTION, SUFFIX, font_file, shuffled
 from ditlab.data.builtin.emoji_objects import SIDE, Shown, glyph, objects_of, turning
 
 BACKGROUNDS = {
@@ -85,6 +85,8 @@ class Scene(NamedTuple):
 @final
 class EmojiCaptions(Dataset):
     """RGB images (3, size, size) of emoji on colored backgrounds, with captions; the classes are the objects."""
+
+    attribution = ATTRIBUTION
 
     def __init__(
         self, size: int = 32, emoji: tuple[str, ...] | None = None, *, everything: bool = False, held_out: bool = False,

@@ -8,9 +8,11 @@ from ditlab.evaluation.metrics.frechet import frechet, frechet_distance, spatial
 from ditlab.evaluation.metrics.inception_score import inception_score, mean_inception_score
 from ditlab.evaluation.metrics.kernel import kernel, kernel_distance
 from ditlab.evaluation.metrics.neighbors import neighbor_ratio, precision_and_recall, precision_recall
+from ditlab.evaluation.metrics.prompted import PROMPT_RESULTS, read_apart
 from ditlab.evaluation.statistics import Metric, Statistics, canonical_name
 
-KEPT, SPATIAL, SCORES, ACCURACY = (frozenset({name}) for name in ("kept", "spatial", "scores", "accuracy"))
+NEEDS = ("kept", "spatial", "scores", "accuracy", "prompts")
+KEPT, SPATIAL, SCORES, ACCURACY, PROMPTS = (frozenset({name}) for name in NEEDS)
 
 METRICS: Registry[Metric] = Registry(
     "metric",
@@ -21,6 +23,7 @@ METRICS: Registry[Metric] = Registry(
         "precision-recall": Metric(KEPT, precision_and_recall, KEPT, {"precision": "higher", "recall": "higher"}),
         "kernel": Metric(KEPT, kernel, KEPT, {"kd": "lower"}),
         "accuracy": Metric(ACCURACY, accuracy, results={"accuracy": "higher"}),
+        "prompts": Metric(PROMPTS, read_apart, results=PROMPT_RESULTS),
     },
 )
 

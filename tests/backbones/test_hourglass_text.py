@@ -1,0 +1,101 @@
+"""Hourglass with text: words are attended to, and a vector of the text joins the condition."""
+
+import pytest
+import torch
+
+from ditlab.backbones import create
+from ditlab.core.errors import InputError
+from ditlab.core.types import Condition
+
+SMALL = {
+    "size": 16, "channels": 3, "learn_variance": False, "width": 32, "depth": 2, "heads": 2, "outer": (16,),
+    "condition_grid": True,
+}  # fmt: skip
+
+
+def made(**options):
+    torch.manual_seed(0)
+    net = create("Hourglass", classes=0, **SMALL, **options).eval()
+    for parameter in net.parameters():  # the output of a new network is zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    return net
+
+
+@pytest.fixture(scope="module")
+def net():
+    return made(text_length=5, vocabulary=9, outer_grids=True)
+
+
+def words(*rows):
+    tokens = torch.tensor(rows)
+    return Condition(tokens=tokens, mask=tokens > 0)
+
+
+@torch.no_grad()
+def test_order_matters_and_padding_does_not(net):
+    x, t = torch.randn(1, 3, 16, 16), torch.tensor([0.5])
+    outputs = [net(x, t, words(row)) for row in ([1, 2, 3, 0, 0], [1, 3, 2, 0, 0])]
+    assert not torch.allclose(*outputs, atol=1e-3)
+    padded = Condition(tokens=torch.tensor([[1, 2, 3, 7, 7]]), mask=torch.tensor([[True, True, True, False, False]]))
+    assert torch.allclose(net(x, t, padded), outputs[0], atol=1e-5)
+    assert torch.allclose(net(x, t, words([1, 2, 3])), outputs[0], atol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_are_independent(net):
+    x, t, condition = net.example(3, torch.Generator().manual_seed(0))
+    single = [net(x[i : i + 1], t[i : i + 1], condition[i : i + 1]) for i in range(3)]
+    assert torch.allclose(net(x, t, condition), torch.cat(single), atol=1e-5)
+
+
+@torch.no_grad()
+def test_states_with_a_pooled_vector():
+    net = made(text_length=4, text_width=6, pooled_width=3)
+    condition = Condition(tokens=torch.randn(2, 3, 6), pooled=torch.randn(2, 3))
+    x, t = torch.randn(2, 3, 16, 16), torch.zeros(2)
+    other = Condition(tokens=condition.tokens, pooled=condition.pooled + 1)
+    assert not torch.allclose(net(x, t, condition), net(x, t, other), atol=1e-3)
+
+
+def test_a_new_network_is_zero_and_learns_its_words():
+    torch.manual_seed(0)
+    net = create("Hourglass", classes=0, **SMALL, text_length=5, vocabulary=9, outer_grids=True)
+    x, t, condition = net.example(2, torch.Generator().manual_seed(0))
+    assert not net(x, t, condition).any()
+    assert net.text_embedder.embed.weight.detach().std() == pytest.approx(0.5, abs=0.05)
+    torch.nn.init.normal_(net.head.weight)
+    net(x, t, condition).square().mean().backward()
+    blocks = [block for block in net.repeated if hasattr(block, "words")]
+    assert len(blocks) == 1
+    assert blocks[0].words.kv.weight.grad.any()
+
+
+def test_optimizer_groups_have_all_parameters(net):
+    groups = net.parameter_groups()
+    assert sum(len(group.parameters) for group in groups) == len([*net.parameters()])
+    muon = {id(p) for group in groups if group.muon for p in group.parameters}
+    assert id(net.repeated[2].words.q.weight) in muon
+    assert id(net.text_embedder.embed.weight) not in muon
+
+
+@pytest.mark.parametrize(("condition", "message"), [
+    (torch.zeros(1, dtype=torch.long), "a condition with label for a network that reads text; give tokens"),
+    (Condition(label=torch.zeros(1, dtype=torch.long)),
+     "a condition with label for a network that reads text; give tokens"),
+])  # fmt: skip
+def test_labels_for_a_text_network(net, condition, message):
+    with pytest.raises(InputError) as error:
+        net(torch.zeros(1, 3, 16, 16), torch.zeros(1), condition)
+    assert str(error.value) == message
+
+
+def test_classes_beside_text():
+    with pytest.raises(InputError) as error:
+        create("Hourglass", classes=3, **SMALL, text_length=5, vocabulary=9)
+    assert str(error.value) == "3 classes for a network that reads text; give classes = 0"
+
+
+def test_class_conditional_networks_have_no_words():
+    net = create("Hourglass", classes=3, **SMALL)
+    assert "y_embedder.embedding_table.weight" in net.state_dict()
+    assert not any("words" in name or "text" in name for name in net.state_dict())
