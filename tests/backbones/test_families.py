@@ -37,7 +37,7 @@ TINY = {  # settings of each family that make it small
         "dual_blocks": 1,
         "condition_grid": True,
     }
-    | {"text_length": 5, "vocabulary": 11, "classes": 0},
+    | {"text_length": 5, "vocabulary": 11, "text_block": True, "classes": 0},
     "ADM": UNET | {"head_width": 16},
     "LDM": UNET | {"head_width": 0},
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder
 from ditlab.backbones import Backbone
+from ditlab.backbones.routing import without_blocks
 from ditlab.conditioning import ClassLabels, Conditioner
 from ditlab.config.sampling import GUIDANCE_ORIGIN, Sample
 from ditlab.config.values import whole
@@ -21,6 +23,7 @@ from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
+from ditlab.inference.extras import further_guidance
 from ditlab.inference.finite import check_latents, finite_steps
 from ditlab.inference.inpaint import Original, check_startable, originals
 from ditlab.inference.interpolate import arguments
@@ -30,6 +33,7 @@ from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, make_output
 from ditlab.inference.plan import Plan, check_channels, check_size, resolve
 from ditlab.inference.records import describe
+from ditlab.inference.steps import evaluated
 from ditlab.report.sheets import to_pil
 
 if TYPE_CHECKING:
@@ -109,7 +113,12 @@ class BasePipeline:
         if GUIDANCE_ORIGIN in self.model.config and {"guidance", "guidance_scale"} & options.keys():
             defaults = replace(defaults, guidance_channels=None)  # the script's channels belong to the script's scale
         check_channels(options.get("guidance_channels"), self.net.channels)
-        plan = resolve(options, self.objective, defaults=defaults, conditional=conditional, original=original)
+        plan = resolve(
+            options, self.objective, defaults=defaults, conditional=conditional, original=original,
+            tokens=prod(self.net.grid),
+        )  # fmt: skip
+        if plan.skip is not None:
+            without_blocks(self.net, plan.skip.layers)  # raises an error if the family does not support it
         if guide is not None and task(guide) != task(self):
             raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
         if plan.cache is not None:
@@ -192,7 +201,8 @@ class BasePipeline:
             original: images to start from, see `original`.
             size: height and width of the images, if the model supports several sizes.
             options: settings of `ditlab.config.sampling.SamplingOptions` (steps, sampler, guidance, guidance_interval,
-                guidance_channels, schedule, eta, preset, reuse). `sampler` may also be a sampler function, and
+                guidance_channels, guidance_rescale, skip_layers, skip_guidance, skip_interval, schedule, shift, eta,
+                preset, reuse). `sampler` may also be a sampler function, and
                 `schedule` a tensor of times. Names of diffusers are accepted too: num_inference_steps, guidance_scale,
                 class_labels, generator, num_images_per_prompt.
 
@@ -325,11 +335,12 @@ class BasePipeline:
         denoiser = self.objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
         scale, interval, channels = plan.guidance, plan.interval, plan.options.guidance_channels
         denoise: Denoise
+        further = further_guidance(plan, self.objective, net, condition, limit)
         if guide is None:
-            denoise = cfg(denoiser, condition, self.null(len(condition)), scale, interval, channels)
+            denoise = cfg(denoiser, condition, self.null(len(condition)), scale, interval, channels, further)
         else:
             weak = guide.objective.denoiser(Splitting(guide._inference_net(plan, condition), limit))
-            denoise = autoguidance(denoiser, weak, condition, scale, interval, channels)
+            denoise = autoguidance(denoiser, weak, condition, scale, interval, channels, further)
         if plan.cache is not None:
             denoise = plan.cache.timed(denoise)
         if plan.original is not None:
@@ -346,28 +357,6 @@ class BasePipeline:
         if is_compiled(net) or not labels:  # compiled blocks compute their modulation themselves
             return net
         return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
-
-
-def evaluated(net: Backbone, steps: Iterator[Step], x: Tensor, sampler: str | None) -> Iterator[Step]:
-    """Compute the steps in evaluation mode and without gradients; the mode of the network is restored at the end.
-
-    Raises:
-        InputError: a sampler that yields no steps, or none of the shape of x.
-    """
-    was_training, count = net.training, 0
-    net.eval()
-    try:
-        while True:
-            with torch.no_grad():  # not around the yield, because it would also affect the caller's code
-                step = next(steps, None) if isinstance(steps, Iterator) else steps
-            if step is None and count:
-                return
-            if not isinstance(step, Step) or step.x.shape != x.shape:
-                raise InputError(f'the sampler "{sampler}" must yield at least one Step, with x of {tuple(x.shape)}')
-            count += 1
-            yield step
-    finally:
-        net.train(was_training)
 
 
 def check_originals(original: Original | None, count: int) -> None:
