@@ -56,6 +56,7 @@ _KINDS = (
     "backbone",
     "conditioner",
     "dataset",
+    "encoder",
     "features",
     "metric",
     "objective",

@@ -189,8 +189,8 @@ def test_the_data_determines_the_number_of_classes():
 def test_it_is_built_again_from_its_config(labels):
     again = create_conditioner(**labels.config)
     assert again.config == labels.config == {"kind": "class", "classes": 4, "names": ["cat", "dog", "2"]}
-    with pytest.raises(InputError, match='unknown conditioner "text"; choose from: class'):
-        create_conditioner("text")
+    with pytest.raises(InputError, match='unknown conditioner "image"; choose from: class, text'):
+        create_conditioner("image")
 
 
 @pytest.mark.parametrize(

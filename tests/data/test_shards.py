@@ -273,7 +273,7 @@ def test_a_cached_listing_depends_on_the_settings_and_on_its_format(tmp_path, mo
     assert open_source(shard, Preparation(label_column="kind")).classes == ["x"]
     assert open_source(shard).classes == ["a"]
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 2
-    monkeypatch.setattr(module, "LISTING", 3)
+    monkeypatch.setattr(module, "LISTING", module.LISTING + 1)
     monkeypatch.setattr(module, "list_shard", lambda shard, settings: module.Listing([["new.png", 0, 1]]))
     assert names(open_source(shard)) == ["new.png"]
 

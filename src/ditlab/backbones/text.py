@@ -4,8 +4,6 @@ In shapes, B is the batch, L the number of tokens, E the width of an encoder's s
 D the width of the network.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,40 +11,10 @@ from torch import Tensor, nn
 from ditlab.backbones.layers import Attention, Mlp, norm
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
+from ditlab.core.types import TextShape as TextShape
 
-
-class TextShape(NamedTuple):
-    """The text condition that a network is made for."""
-
-    length: int
-    """Largest number of tokens, L."""
-    width: int = 0
-    """Width of the token states, E; 0 if tokens are numbers of words."""
-    vocabulary: int = 0
-    """Number of words, for tokens (B, L) that are numbers of words; 0 for tokens (B, L, E) that are states. Number 0 is
-    padding."""
-    pooled: int = 0
-    """Width of the pooled vector, P; 0 if there is none."""
-
-    def __bool__(self) -> bool:
-        return self.length > 0
-
-    def example(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Condition:
-        """A condition of this shape for a trial call: random values with a generator, zeros without."""
-
-        def values(*shape: int) -> Tensor:
-            if generator is None:
-                return torch.zeros(shape, device=device)
-            return torch.randn(shape, generator=generator).to(device)
-
-        mask = torch.ones(batch, self.length, dtype=torch.bool, device=device)
-        pooled = values(batch, self.pooled) if self.pooled else None
-        if not self.vocabulary:
-            return Condition(tokens=values(batch, self.length, self.width), mask=mask, pooled=pooled)
-        numbers = torch.ones(batch, self.length, dtype=torch.long)
-        if generator is not None:
-            numbers = torch.randint(1, self.vocabulary, numbers.shape, generator=generator)
-        return Condition(tokens=numbers.to(device), mask=mask, pooled=pooled)
+TEXT_OPTIONS = ("text_length", "text_width", "vocabulary", "pooled_width")
+"""Arguments of networks that read text, which the text encoder determines."""
 
 
 class TextEmbedder(nn.Module):

@@ -69,7 +69,7 @@ def show_warning(
     line: str | None = None,
 ) -> None:
     """A warning as one line; those of other libraries keep their place."""
-    if category is FutureWarning and Path(filename).is_relative_to(PACKAGE):
+    if category in (FutureWarning, UserWarning) and Path(filename).is_relative_to(PACKAGE):
         print(f"ditlab: {printable(str(message))}", file=sys.stderr)
     else:
         print(printable(warnings.formatwarning(message, category, filename, lineno, line)), end="", file=sys.stderr)

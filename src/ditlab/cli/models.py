@@ -115,6 +115,7 @@ def cost_of_model(path: str, options: Any, base: str | None = None) -> dict[str,
     from ditlab.autoencoders import Absent
     from ditlab.backbones import create
     from ditlab.checkpoints import load
+    from ditlab.conditioning import Text
     from ditlab.evaluation import measure
     from ditlab.inference.card import about_images
 
@@ -129,7 +130,8 @@ def cost_of_model(path: str, options: Any, base: str | None = None) -> dict[str,
     if isinstance(pipe.autoencoder, Absent):
         return {"name": path, **cost}
     about = {"size": f"{height}x{width}", "channels": channels, "values": pipe.values.describe()}
-    return {"name": path, **cost, "images": about | {"about": about_images(channels, pipe.values)}}
+    reads = {"reads": pipe.conditioner.about()} if isinstance(pipe.conditioner, Text) else {}
+    return {"name": path, **cost, "images": about | {"about": about_images(channels, pipe.values)}, **reads}
 
 
 def print_costs(rows: Sequence[dict[str, Any]]) -> None:
@@ -150,6 +152,8 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if images := row.get("images"):
             say(f"{row['name']} generates images of {images['size']} with {images['about']}")
+        if reads := row.get("reads"):
+            say(f"{row['name']} reads {reads}")
 
 
 @app.command(group="Models")

@@ -30,6 +30,12 @@ class Request:
 
     labels: Annotated[list[str] | None, Parameter(negative="")] = None
     """Class names or indices (default: all classes). Where class names are numbers, an index is given as index:3."""
+    prompts: Annotated[list[str] | None, Parameter(negative="")] = None
+    """Prompts of a model that reads text (default: some captions of its training data)."""
+    prompts_file: File | None = None
+    """Text file with a prompt in each line."""
+    negative_prompt: str | None = None
+    """Prompt to lead away from; with guidance above 1."""
     seeds: Annotated[tuple[str, ...] | None, Parameter(negative="")] = None
     """Numbers, or ranges such as 0-15 (default: 0-7)."""
     count: Positive | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ditlab.cli.options import Base, Decoding, Files, Machine, Request, StartImage, Tuning
+from ditlab.cli.prompts import check_values, with_prompts
 from ditlab.cli.repeat import Call, read_like, recorded_model, repeated_cells
 from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
 from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
@@ -42,7 +43,7 @@ def sample(
     machine: Annotated[Machine | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Generate images for all labels and seeds: PNG or .npy files with a contact sheet, or an .npz file.
+    """Generate images for all labels or prompts and seeds: PNG or .npy files with a contact sheet, or an .npz file.
 
     Parameters
     ----------
@@ -52,8 +53,8 @@ def sample(
         Print one JSON object.
     """
     call = Call(
-        model, request or Request(), settings or SamplingOptions(), start or StartImage(), files or Files(),
-        checkpoint or Decoding(), machine or Machine(), json,
+        model, with_prompts(request or Request()), settings or SamplingOptions(), start or StartImage(),
+        files or Files(), checkpoint or Decoding(), machine or Machine(), json,
     )  # fmt: skip
     generate(*read_like(call))
 
@@ -64,11 +65,13 @@ def generate(call: Call, repeat: "Repeat | None") -> None:
     out, npz, given = folder_of(call.files), call.files.npz, call.options.given()
     with recorded_model(call, repeat):
         pipe = open_model(str(call.model), call.checkpoint, call.machine.device)
+    check_values(call.request, pipe, npz)
     if call.files.show:
         pipe.values = pipe.values.showing(call.files.show, pipe.picture_shape[0])
     words = given if repeat is None else repeat.words(given, pipe.objective)
     words |= original_of(pipe, call.start)
-    seeds, total = seeds_and_total(call.request, pipe.net.classes, npz)
+    words |= {} if call.request.negative_prompt is None else {"negative_prompt": call.request.negative_prompt}
+    seeds, total = seeds_and_total(call.request, len(pipe.examples), npz)
     cells = None if npz or repeat is None else repeated_cells(pipe, call.request, repeat, seeds)
     plan, total = pipe.resolve(**words), total if cells is None else len(cells)
     exact = npz or plan.options.preset == "reference"
@@ -162,9 +165,9 @@ def original_of(pipe: "BasePipeline", start: StartImage) -> dict[str, Any]:
     return {"original": original}
 
 
-def seeds_and_total(request: Request, classes: int, npz: bool) -> tuple[list[int], int]:
-    """Return the seeds for each label, and the number of all images."""
-    seeds, labels = parse_seeds(list(request.seeds or SEEDS)), len(request.labels or ()) or classes or 1
+def seeds_and_total(request: Request, examples: int, npz: bool) -> tuple[list[int], int]:
+    """Return the seeds for each label, and the number of all images; `examples` is the number of default labels."""
+    seeds, labels = parse_seeds(list(request.seeds or SEEDS)), len(request.labels or ()) or examples
     if npz:
         return seeds, NPZ_COUNT if request.count is None else request.count
     if request.count is not None:

@@ -6,12 +6,16 @@ To add a kind, write a file with a subclass of `Conditioner` and a line in `COND
 from typing import Any
 
 from ditlab.conditioning.base import Conditioner
+from ditlab.conditioning.encoders import ENCODERS, Encoder
 from ditlab.conditioning.labels import ClassLabels
+from ditlab.conditioning.text import Text
 from ditlab.core.registry import Registry
 
-CONDITIONERS: Registry[type[Conditioner]] = Registry("conditioner", {"class": ClassLabels}, base=Conditioner)
+CONDITIONERS: Registry[type[Conditioner]] = Registry(
+    "conditioner", {"class": ClassLabels, "text": Text}, base=Conditioner
+)
 
-__all__ = ["CONDITIONERS", "ClassLabels", "Conditioner", "create_conditioner"]
+__all__ = ["CONDITIONERS", "ENCODERS", "ClassLabels", "Conditioner", "Encoder", "Text", "create_conditioner"]
 
 
 def create_conditioner(kind: str, **options: Any) -> Conditioner:

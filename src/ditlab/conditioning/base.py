@@ -102,6 +102,10 @@ class Conditioner(ABC):
         """Return the arguments of `ditlab.create` that the conditioner determines."""
         return {}
 
+    def about(self) -> str:
+        """Describe the values that this conditioner encodes, for reports."""
+        return f"conditions of the kind {self.config['kind']}"
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights that are saved with the model; most kinds have none."""
         return {}

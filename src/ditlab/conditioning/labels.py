@@ -153,6 +153,9 @@ class ClassLabels(Conditioner):
     def all_values(self) -> list[Any]:
         return [self.value(index) for index in range(self.classes)] or [None]
 
+    def about(self) -> str:
+        return counted(self.classes, "class") if self.classes else "no condition"
+
     def network_options(self) -> dict[str, Any]:
         return {"classes": self.classes}
 

@@ -68,7 +68,7 @@ def setting(
     rules |= {"share": share or None, "not_negative": not_negative or None, "between": between, "was": was or None}
     metadata = {key: value for key, value in rules.items() if value is not None}
     if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
+        return dataclasses.field(default_factory=default, metadata=metadata, hash=False if default is dict else None)
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -20,6 +20,7 @@ from ditlab.core.spelling import expand
 
 NETWORK = "DiT-S/2"
 NO_SOURCE = Unused("init_from", ("",))
+NO_TEXT = Unused("conditioner", ("class",), use="text")
 
 
 class Model:
@@ -131,7 +132,7 @@ class ImageSettings(Located):
     label_column: str = ""
     """Column with the class labels; "none" ignores all labels."""
     caption_column: str = ""
-    """Column with the captions."""
+    """Column with the captions; several are separated by commas."""
     max_skipped: float = setting(0.05, resume="free", up_to=1)
     """Largest share of images that may be unreadable."""
 
@@ -156,10 +157,17 @@ class Data(Preparation):
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
     autoencoder: Location = ""
     """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""
-    classes: Whole | None = setting(None, at_least=1)
+    classes: Whole | None = setting(None, at_least=1, unused=Unused("conditioner", ("text",), "which has no classes"))
     """Class count of the model, if it must be larger than that of the data."""
     conditioner: str = "class"
-    """What the network is conditioned on: class, or package.module:Class."""
+    """What the network is conditioned on: class, text, or package.module:Class."""
+    encoder: str = setting("", unused=NO_TEXT)
+    """With conditioner text: words (a learned embedding of each word of the captions; the default), or another text
+    encoder. A run with train.init_from uses that of its source."""
+    encoder_options: dict[str, float | str] = setting(dict)
+    """Options of the text encoder, such as length = 16. An option on the command line replaces the whole table."""
+    caption_template: str = setting("", unused=NO_TEXT)
+    """With conditioner text: caption of images without one, such as "a photo of {class}"."""
 
 
 @dataclass(frozen=True)

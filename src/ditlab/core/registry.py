@@ -31,6 +31,7 @@ REGISTRIES = {  # kind of part -> "module:registry"
     "objective": "ditlab.training.objectives:OBJECTIVES",
     "aid": "ditlab.training.aids:AIDS",
     "conditioner": "ditlab.conditioning:CONDITIONERS",
+    "encoder": "ditlab.conditioning:ENCODERS",
     "dataset": "ditlab.data:DATASETS",
     "metric": "ditlab.evaluation.metrics:METRICS",
     "features": "ditlab.evaluation.features:FEATURES",

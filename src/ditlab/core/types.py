@@ -6,7 +6,7 @@ a scalar, or one time per image. Images and videos are float32 tensors on the ne
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -98,6 +98,40 @@ class Condition:
         return Condition(**selected)
 
 
+class TextShape(NamedTuple):
+    """The text condition that a network is made for."""
+
+    length: int
+    """Largest number of tokens, L."""
+    width: int = 0
+    """Width of the token states, E; 0 if tokens are numbers of words."""
+    vocabulary: int = 0
+    """Number of words, for tokens (B, L) that are numbers of words; 0 for tokens (B, L, E) that are states. Number 0 is
+    padding."""
+    pooled: int = 0
+    """Width of the pooled vector, P; 0 if there is none."""
+
+    def __bool__(self) -> bool:
+        return self.length > 0
+
+    def example(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Condition:
+        """A condition of this shape for a trial call: random values with a generator, zeros without."""
+
+        def values(*shape: int) -> Tensor:
+            if generator is None:
+                return torch.zeros(shape, device=device)
+            return torch.randn(shape, generator=generator).to(device)
+
+        mask = torch.ones(batch, self.length, dtype=torch.bool, device=device)
+        pooled = values(batch, self.pooled) if self.pooled else None
+        if not self.vocabulary:
+            return Condition(tokens=values(batch, self.length, self.width), mask=mask, pooled=pooled)
+        numbers = torch.ones(batch, self.length, dtype=torch.long)
+        if generator is not None:
+            numbers = torch.randint(1, self.vocabulary, numbers.shape, generator=generator)
+        return Condition(tokens=numbers.to(device), mask=mask, pooled=pooled)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images or videos with their conditions, as a data set returns them; can be sliced and moved as a whole."""
@@ -108,6 +142,7 @@ class Batch:
     condition: Condition
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # (B, ...) each: features, original sizes, frame rates
     encoded: bool = False  # whether x holds the moments of latents instead of images
+    index: Tensor | None = None  # (B,) int64, positions of the images in the data set; None if it does not say
 
     def __len__(self) -> int:
         return len(self.x)
@@ -115,7 +150,8 @@ class Batch:
     def __getitem__(self, rows: slice | Tensor) -> "Batch":
         """Some of the rows."""
         extra = {name: value[rows] for name, value in self.extra.items()}
-        return replace(self, x=self.x[rows], condition=self.condition[rows], extra=extra)
+        index = None if self.index is None else self.index[rows]
+        return replace(self, x=self.x[rows], condition=self.condition[rows], extra=extra, index=index)
 
     @property
     def labels(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -81,6 +81,10 @@ class Dataset(ABC):
         """The conditions of the images with these indices (B,). Data sets without class labels override this."""
         return Condition(label=self.labels[indices])
 
+    def captions(self, i: int) -> tuple[str, ...]:
+        """The captions of image i; empty where there are none. Data sets with captions override this."""
+        return ()
+
     def stamps(self) -> Stamps:
         """The state of each image, by which a resumed run recognizes that images have changed.
 
@@ -106,6 +110,7 @@ class InMemory(Dataset):
         features: str = "inception",
         held_out_name: str = "",
         values: PixelValues | None = None,
+        captions: Sequence[tuple[str, ...]] = (),
     ) -> None:
         """Take images of any numeric type.
 
@@ -117,6 +122,7 @@ class InMemory(Dataset):
             held_out_name: name of the data set with the held-out images.
             values: what the numbers are; by default as `ditlab.data.ranges.find_values` finds it: 0..255 for uint8, and
                 for floats 0..1 or -1..1 if they lie within.
+            captions: the captions of each image; empty for a data set without captions.
 
         Raises:
             InputError: the images do not suit the labels, or are no real numbers.
@@ -127,13 +133,16 @@ class InMemory(Dataset):
                 "W) or videos (N, C, T, H, W), and a label for each"
             )
         self.images, self.values = known(images, values)
-        self.labels, self.classes = labels, classes
+        self.labels, self.classes, self.texts = labels, classes, captions
         self.features, self.held_out_name = features, held_out_name
         self.channels, *sides = images.shape[1:]
         self.size = tuple(sides)
 
     def fetch(self, indices: Tensor) -> Batch:
         return Batch(self.images[indices], self.condition(indices))
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        return self.texts[i] if self.texts else ()
 
     def stamps(self) -> Stamps:
         stamps = super().stamps()
@@ -190,6 +199,11 @@ def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Ten
             remaining = torch.cat([remaining, permutation(epoch)])
         yield remaining[:batch]
         remaining = remaining[batch:]
+
+
+def numbered(batch: Batch, indices: Tensor) -> Batch:
+    """A batch with the positions of its images in the data set, which are the requested ones if it does not say."""
+    return batch if batch.index is not None else replace(batch, index=indices)
 
 
 def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch], depth: int = 2) -> Generator[Batch]:

@@ -141,6 +141,9 @@ class Images(Dataset):
         readable = torch.tensor([array is not None for array in arrays])
         return self._batch([array for array in arrays if array is not None], indices[readable])
 
+    def captions(self, i: int) -> tuple[str, ...]:
+        return self.source.captions(i % len(self.source))
+
     def stamps(self) -> Stamps:
         return read_stamps(self.source.stamp, self.source.labels.numpy(), self.pool)
 
@@ -153,7 +156,7 @@ class Images(Dataset):
         empty = np.empty((0, *self.size, self.channels), np.uint8)
         stacked = torch.from_numpy(np.stack(arrays) if arrays else empty).permute(0, 3, 1, 2).contiguous()
         x = stacked if self.values.eight_bits else self.values.normalized(stacked)
-        return Batch(x, self.condition(indices))
+        return Batch(x, self.condition(indices), index=indices)
 
     def _readable_from(self, i: int) -> tuple[int, Raster]:
         """Index and pixels of the first readable image, starting at index i."""

@@ -25,13 +25,14 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
 from ditlab.inference.extras import further_guidance
 from ditlab.inference.finite import check_latents, finite_steps
-from ditlab.inference.inpaint import Original, check_startable, originals
+from ditlab.inference.inpaint import Original, check_originals, check_startable, originals
 from ditlab.inference.interpolate import arguments
 from ditlab.inference.memory import RowLimit, Splitting, halved
 from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, make_output
 from ditlab.inference.plan import Plan, check_channels, check_size, resolve
+from ditlab.inference.prompts import negative_text
 from ditlab.inference.records import describe
 from ditlab.inference.steps import evaluated
 from ditlab.report.sheets import to_pil
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
 
 Listener = Callable[[Step], None]
+PROMPTS = "prompts"  # key of the config: some captions of the training data
 
 
 class BasePipeline:
@@ -65,6 +67,11 @@ class BasePipeline:
     def classes(self) -> list[str]:
         """Class names; empty for other kinds of conditions."""
         return self.conditioner.names if isinstance(self.conditioner, ClassLabels) else []
+
+    @property
+    def examples(self) -> list[Any]:
+        """Values to generate if the user gives none: all classes, some captions of the training data, or [None]."""
+        return self.model.config.get(PROMPTS) or self.conditioner.all_values()
 
     @property
     def device(self) -> torch.device:
@@ -98,12 +105,20 @@ class BasePipeline:
         """What the numbers of the images are: their type, their range, and the channels that PNG files show."""
         return PixelValues.read(self.model.config.get("values"))
 
-    def resolve(self, *, original: Original | None = None, guide: "BasePipeline | None" = None, **options: Any) -> Plan:
+    def resolve(
+        self,
+        *,
+        original: Original | None = None,
+        guide: "BasePipeline | None" = None,
+        negative_prompt: str | None = None,
+        **options: Any,
+    ) -> Plan:
         """Compute the sampling plan of this model: times, sampler, guidance, number of function evaluations.
 
         Args:
             original: images to start from.
             guide: a weaker model, for autoguidance.
+            negative_prompt: as in `steps`.
             options: sampling settings, as in `steps`.
 
         Raises:
@@ -113,17 +128,18 @@ class BasePipeline:
         if GUIDANCE_ORIGIN in self.model.config and {"guidance", "guidance_scale"} & options.keys():
             defaults = replace(defaults, guidance_channels=None)  # the script's channels belong to the script's scale
         check_channels(options.get("guidance_channels"), self.net.channels)
+        tokens = prod(self.net.grid)
         plan = resolve(
-            options, self.objective, defaults=defaults, conditional=conditional, original=original,
-            tokens=prod(self.net.grid),
-        )  # fmt: skip
+            options, self.objective, tokens=tokens, defaults=defaults, conditional=conditional, original=original
+        )
         if plan.skip is not None:
             without_blocks(self.net, plan.skip.layers)  # raises an error if the family does not support it
         if guide is not None and task(guide) != task(self):
             raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
         if plan.cache is not None:
             plan.cache.on(self.net)  # raises an error if the family does not support feature caching
-        return plan
+        negative = negative_text(negative_prompt, self.conditioner, plan.guidance, guided_by_model=guide is not None)
+        return replace(plan, negative=negative)
 
     def step_count(self, options: dict[str, Any]) -> int:
         """Return the number of `Step`s that `steps` yields with these options."""
@@ -154,9 +170,10 @@ class BasePipeline:
         check_startable(channels, self.values)
         return originals(image, mask, self.autoencoder, channels, size, self.net.device, strength, resample)
 
-    def null(self, count: int) -> Condition:
-        """Return `count` rows of the null condition on the network's device."""
-        return self.conditioner.null(count).to(self.net.device)
+    def null(self, count: int, negative: str | None = None) -> Condition:
+        """Return `count` rows of the null condition, or of a negative prompt, on the network's device."""
+        rows = self.conditioner.null(count) if negative is None else self.conditioner.encode([negative] * count)
+        return rows.to(self.net.device)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Decode latents (B, c, ...) to images (B, C, H, W) or videos (B, C, T, H, W) on the CPU.
@@ -193,8 +210,8 @@ class BasePipeline:
         Settings that are left out have the values that the model was saved with.
 
         Args:
-            labels: class index or name, None for the null condition, or a sequence with one of these per image. Between
-                two labels (`Between`) the predictions for both are interpolated.
+            labels: class index or name, prompt, None for the null condition, or a sequence with one of these per image.
+                Between two labels (`Between`) the predictions for both are interpolated.
             seeds: seed, or a sequence with one per image (default: 0). Image i depends on labels[i] and seeds[i] only;
                 a single label or seed is repeated. Between two seeds the noise is interpolated on the sphere.
             guide: a weaker model of the same task, for autoguidance.
@@ -202,9 +219,10 @@ class BasePipeline:
             size: height and width of the images, if the model supports several sizes.
             options: settings of `ditlab.config.sampling.SamplingOptions` (steps, sampler, guidance, guidance_interval,
                 guidance_channels, guidance_rescale, skip_layers, skip_guidance, skip_interval, schedule, shift, eta,
-                preset, reuse). `sampler` may also be a sampler function, and
-                `schedule` a tensor of times. Names of diffusers are accepted too: num_inference_steps, guidance_scale,
-                class_labels, generator, num_images_per_prompt.
+                preset, reuse). `sampler` may also be a sampler function, and `schedule` a tensor of times. Models that
+                read text take `negative_prompt`, a text that replaces the null condition in guidance. Names of
+                diffusers are accepted too: num_inference_steps, guidance_scale, class_labels, prompt, generator,
+                num_images_per_prompt.
 
         Raises:
             InputError: a label or setting cannot be used (raised before the first step), or an image is not finite
@@ -337,7 +355,8 @@ class BasePipeline:
         denoise: Denoise
         further = further_guidance(plan, self.objective, net, condition, limit)
         if guide is None:
-            denoise = cfg(denoiser, condition, self.null(len(condition)), scale, interval, channels, further)
+            null = self.null(len(condition), plan.negative)
+            denoise = cfg(denoiser, condition, null, scale, interval, channels, further)
         else:
             weak = guide.objective.denoiser(Splitting(guide._inference_net(plan, condition), limit))
             denoise = autoguidance(denoiser, weak, condition, scale, interval, channels, further)
@@ -357,16 +376,6 @@ class BasePipeline:
         if is_compiled(net) or not labels:  # compiled blocks compute their modulation themselves
             return net
         return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
-
-
-def check_originals(original: Original | None, count: int) -> None:
-    """Check that the number of original images is 1 or the number of generated images.
-
-    Raises:
-        InputError: another number.
-    """
-    if original is not None and len(original.pixels) not in (1, count):
-        raise InputError(f"{len(original.pixels)} images to start from for {count} generated images; give 1 or {count}")
 
 
 def task(pipe: BasePipeline) -> tuple[object, ...]:

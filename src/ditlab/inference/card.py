@@ -13,7 +13,7 @@ from ditlab.core.values import PixelValues
 OLD_LICENSE = "licen" + "ce"  # keyword and config key in version 0.1, still accepted
 CARD = """---
 library_name: ditlab
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {task}
 license: {license}
 ---
 # {title}
@@ -50,12 +50,14 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
     """
     net, objective, classes = config["backbone"], config["objective"], config["classes"]
     names = f" ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})" if classes else ""
+    prompts = config.get("prompts", []) if net.get("text_length") else []
+    reads = f"text of up to {net['text_length']} tokens" if prompts else f"{counted(net['classes'], 'class')}{names}"
     sides = "x".join(map(str, (net["channels"], *net["size"])))
     seen = (
         f"{counted(config['images_seen'], 'image')}, including repeats" if "images_seen" in config else "not recorded"
     )
     facts = {
-        "network": f"{net['name']}, input {sides}, {counted(net['classes'], 'class')}{names}",
+        "network": f"{net['name']}, input {sides}, {reads}",
         "objective": f"{objective['target']} on the {objective['process']['name']} process",
         "autoencoder": config["autoencoder"]["kind"],
         "trained on": seen,
@@ -71,7 +73,8 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
         title=literal(name),
         name=name,
         facts="\n".join(f"- {key}: {literal(value)}" for key, value in facts.items()),
-        label=repr(classes[0]) if classes else "None" if net["classes"] == 0 else "0",
+        label=repr((classes or prompts)[0]) if classes or prompts else "None" if net["classes"] == 0 else "0",
+        task="text-to-image" if prompts else "unconditional-image-generation",
     )
 
 

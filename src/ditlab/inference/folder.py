@@ -111,7 +111,7 @@ def sample_folder(
     Raises:
         InputError: a label or setting cannot be used; nothing is written.
     """
-    values: list[Label] = distinct(pipe, labels) if labels else pipe.conditioner.all_values()
+    values: list[Label] = distinct(pipe, labels) if labels else pipe.examples
     seeds = list(dict.fromkeys(seeds))
     rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
     rows = rows if cells is None else grouped(pipe, cells)

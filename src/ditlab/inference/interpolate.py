@@ -23,19 +23,20 @@ def arguments(
     Args:
         labels: one label, or one per image.
         seeds: one seed, or one per image; None is seed 0.
-        words: all other arguments. `class_labels` are labels. With a `generator`, the first image has its initial seed,
-            and the following images have consecutive seeds; a list has one generator per image.
+        words: all other arguments. `class_labels`, `prompt` and `prompts` are labels. With a `generator`, the first
+            image has its initial seed, and the following images have consecutive seeds; a list has one generator per
+            image.
             `num_images_per_prompt` repeats each label, with consecutive seeds.
 
     Raises:
         InputError: a setting is given under two names, or the numbers of labels and seeds differ.
     """
     options = dict(words)
-    class_labels = options.pop("class_labels", None)
-    if class_labels is not None:
-        if labels is not None:
-            raise InputError("labels and class_labels are the same setting; give one of them")
-        labels = class_labels
+    for alias in ("class_labels", "prompt", "prompts"):
+        if (values := options.pop(alias, None)) is not None:
+            if labels is not None:
+                raise InputError(f"labels and {alias} are the same setting; give one of them")
+            labels = values
     names = as_list(labels)
     generator, count = options.pop("generator", None), options.pop("num_images_per_prompt", None)
     if count is not None:

@@ -43,6 +43,7 @@ class Plan:
     cache: Reuse | None = None
     original: Original | None = None
     learn_variance: bool = field(default=False, repr=False)
+    negative: str | None = None  # prompt that replaces the null condition in guidance
 
     @property
     def steps(self) -> int:

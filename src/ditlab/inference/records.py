@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import PngImagePlugin
 
+from ditlab.conditioning import Text
 from ditlab.config.sampling import NAMES, SETTINGS, modern, preset_options
 from ditlab.core.errors import InputError
 from ditlab.core.formats import check_types, parse_object
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 METADATA = "ditlab"  # key of the text chunk in PNG files with the settings as JSON
 RECORD = "samples.json"
 WITHOUT = (".npz", ".gif")  # suffixes of files that ditlab writes without settings in them
-PER_IMAGE = ("label", "seed", "image", "mask", "image_hash")
+PER_IMAGE = ("label", "prompt", "seed", "image", "mask", "image_hash")
 START = ("strength", "resample")
-COMMON_TYPES: dict[str, tuple[type, ...]] = {"source": (str,), "load_options": (dict,)}
+COMMON_TYPES: dict[str, tuple[type, ...]] = {"source": (str,), "load_options": (dict,), "negative_prompt": (str,)}
 SETTING_TYPES: dict[str, tuple[type, ...]] = {"schedule": (str, list), "guidance_channels": (int, type(None))}
 IMAGE_TYPES: dict[str, tuple[type, ...]] = {
     "file": (str,), "seed": (int, dict), "label": (str, int, dict, type(None)), "image": (str, type(None)),
@@ -46,7 +47,7 @@ class Record:
     """Everything that decides some generated images, as plain values."""
 
     common: dict[str, Any]
-    images: list[dict[str, Any]]  # label and seed of each image, and the image that it starts from
+    images: list[dict[str, Any]]  # label (or prompt) and seed of each image, and the image that it starts from
 
     def image(self, i: int) -> dict[str, Any]:
         """Return everything that decides image i."""
@@ -93,10 +94,12 @@ def describe(
         "precision": str(pipe.dtype).removeprefix("torch."),
         "size": f"{width}x{height}",
         **({"show": list(pipe.values.shown)} if pipe.values.shown else {}),
+        **({} if plan.negative is None else {"negative_prompt": plan.negative}),
         "settings": settings,
     }
+    what = "prompt" if isinstance(pipe.conditioner, Text) else "label"
     images = [
-        {"label": plain(label), "seed": plain(seed), **({} if start is None else start.about(i))}
+        {what: plain(label), "seed": plain(seed), **({} if start is None else start.about(i))}
         for i, (label, seed) in enumerate(zip(labels, seeds, strict=True))
     ]
 
@@ -196,6 +199,7 @@ class Repeat:
         if "sampler" in replaced:
             replaced.add("eta")  # of the recorded sampler
         settings = {name: value for name, value in settings.items() if name not in replaced}
+        settings |= {name: self.common[name] for name in ("negative_prompt",) if name in self.common}
         times = settings.get("schedule")
         if isinstance(times, list) and given.get("steps", len(times) - 1) != len(times) - 1:
             line = (
@@ -290,6 +294,7 @@ def understood(file: Path, content: dict[str, Any]) -> Repeat:
         images = [{name: content.pop(name) for name in PER_IMAGE if name in content}]
     if not images:
         raise ValueError("no images")
+    images = [{"label" if name == "prompt" else name: value for name, value in image.items()} for image in images]
     for image in images:
         check_types(image, IMAGE_TYPES)
     return Repeat(

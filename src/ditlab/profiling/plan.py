@@ -16,6 +16,7 @@ from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import add_lora
 from ditlab.checkpoints import load
 from ditlab.checkpoints.diffusers import outline
+from ditlab.conditioning import Conditioner, Text
 from ditlab.config.sections import Recipe
 from ditlab.core.device import pick_device, total_memory
 from ditlab.core.errors import InputError, lookup
@@ -27,6 +28,7 @@ from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import interleaved, waiter
 from ditlab.inference.pipeline import Pipeline
+from ditlab.training.captions import CaptionConditions, Captions, read_captions
 from ditlab.training.checks import check_recipe
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued
@@ -41,9 +43,9 @@ from ditlab.training.memory import (
     memory_parts,
     peak,
 )
+from ditlab.training.model import build, pick_autoencoder, pick_conditioner
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import Place
-from ditlab.training.setup import build, pick_autoencoder
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,16 @@ class Subject:
     shape: Shape
     dataset: Dataset | None = None
     autoencoder: Autoencoder | None = None
+    conditioner: Conditioner | None = None
+    captions: Captions | None = None
 
     def make(self) -> Backbone:
         """Build the network, with low-rank updates if the recipe has them."""
         channels, size, classes = self.shape
         learned = bool(self.recipe.diffusion.learn_variance)
-        net = create(**vars(self.recipe.model), size=size, channels=channels, classes=classes, learn_variance=learned)
+        derived = {"classes": classes} if self.conditioner is None else self.conditioner.network_options()
+        options = vars(self.recipe.model) | derived
+        net = create(**options, size=size, channels=channels, learn_variance=learned)
         if self.recipe.train.lora:
             add_lora(net, self.recipe.train.lora, [*net.label_tables, *net.heads_out], 0)
         return net
@@ -170,8 +176,11 @@ def subject_of(recipe: Recipe, shape: Shape | None) -> Subject:
         return Subject(recipe, shape)
     dataset = open_dataset(recipe.data.source, recipe.data)
     autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, source)
+    captions = read_captions(recipe.data, dataset)
+    conditioner = pick_conditioner(recipe.data, dataset, captions, source)
+    latents = autoencoder.latent_shape(dataset.channels, dataset.size)
     classes = recipe.data.classes or len(dataset.classes)
-    return Subject(recipe, (*autoencoder.latent_shape(dataset.channels, dataset.size), classes), dataset, autoencoder)
+    return Subject(recipe, (*latents, classes), dataset, autoencoder, conditioner, captions)
 
 
 def source_of(origin: str, shape: Shape | None) -> Pipeline | None:
@@ -288,9 +297,12 @@ def timed_step(subject: Subject, batch: int, half: bool) -> float:
     recipe, dataset, autoencoder = subject.recipe, subject.dataset, subject.autoencoder
     assert dataset is not None
     assert autoencoder is not None
-    pipe = build(recipe, dataset, autoencoder, pick_device(recipe.train.device))
+    assert subject.conditioner is not None
+    pipe = build(recipe, dataset, autoencoder, subject.conditioner, pick_device(recipe.train.device))
     pipe.net.train()
     run = make_context(pipe, recipe)
+    if subject.captions is not None and isinstance(pipe.conditioner, Text):
+        run.captions = CaptionConditions.encode(subject.captions, pipe.conditioner)
     dtype = torch.bfloat16 if half else torch.float32
     count = min(batch, FEW)
     while True:

@@ -1,5 +1,6 @@
 """Contact sheets and GIF animations of images and videos."""
 
+import textwrap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,8 @@ from ditlab.core.io import replacing
 
 CELL = 48  # smaller images are enlarged by an integer factor to about this side in pixels
 GAP = 4
+TITLE = 32  # characters in a line of a title, such as a prompt
+SPACING = 2  # pixels between the lines of a title
 SOFTWARE, AUTHOR = "Software", "ditlab"  # text chunk of contact sheets, by which they are recognized
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 120, 2000
 
@@ -25,7 +28,9 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | 
     factor = max(1, round(CELL / min(width, height)))
     width, height = width * factor, height * factor
     font = ImageFont.load_default(size=max(11, min(20, height // 3)))
-    margin = round(max(font.getlength(name) for name in names)) + 3 * GAP if names else GAP
+    titles = [wrapped(name, (height + GAP) // (font.size + SPACING)) for name in names or ()]
+    lines = [line for title in titles for line in title.splitlines()]
+    margin = round(max(font.getlength(line) for line in lines)) + 3 * GAP if lines else GAP
     columns = max(len(row) for row in rows)
     size = (margin + columns * (width + GAP), GAP + len(rows) * (height + GAP))
     sheet = Image.new("RGB", size, "white")
@@ -33,11 +38,19 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | 
     for i, row in enumerate(rows):
         top = GAP + i * (height + GAP)
         if names:
-            pen.text((margin - 2 * GAP, top + height // 2), names[i], fill="black", font=font, anchor="rm")
+            place = margin - 2 * GAP, top + height // 2
+            pen.text(place, titles[i], fill="black", font=font, anchor="rm", spacing=SPACING, align="right")
         for j, image in enumerate(row):
             enlarged = image.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (margin + j * (width + GAP), top))
     return sheet
+
+
+def wrapped(title: str, most: int) -> str:
+    """A title in lines of up to `TITLE` characters; what does not fit into `most` lines is cut, with "..."."""
+    if len(title) <= TITLE:
+        return title
+    return "\n".join(textwrap.wrap(title, TITLE, max_lines=max(1, most), placeholder=" ..."))
 
 
 def check_sheet(path: Path) -> None:

@@ -38,7 +38,7 @@ from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
 from ditlab.training.checks import check_guidance, check_recipe
-from ditlab.training.setup import pick_autoencoder
+from ditlab.training.model import pick_autoencoder
 
 LINES = 40  # lines in a run's metrics.jsonl, at least: the points of its curve
 SAVED = 4  # checkpoints before the last one, at least
@@ -56,7 +56,7 @@ FIRST_EVALUATION_NAMES = {"guidance_interval": "interval", "label_sampling": "la
 LATER = {
     "train.objective", "train.aids", "data.conditioner", "data.channels", "data.range", "data.show", "data.min_side",
     "data.max_pixels", "data.split", "data.image_column", "data.label_column", "data.caption_column",
-    "data.held_out",
+    "data.held_out", "data.encoder", "data.encoder_options", "data.caption_template",
 }  # fmt: skip
 # Settings that are now None by default are hashed with their first defaults, unless the source of a run sets them.
 FIRST_DEFAULTS = {"process": "linear", "target": "velocity", "learn_variance": False}

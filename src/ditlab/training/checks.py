@@ -29,7 +29,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_settings(recipe)
     check_names(recipe)
-    for rule in (check_network, check_averages, check_sharding, check_layer_sync):
+    for rule in (check_network, check_averages, check_sharding, check_layer_sync, check_encoder):
         rule(recipe)
 
 
@@ -80,6 +80,15 @@ def check_layer_sync(recipe: Recipe) -> None:
     """Check that layer synchronization has two blocks and no token routing, with which blocks see different tokens."""
     if recipe.train.layer_sync and (len(recipe.train.layer_sync) != 2 or recipe.train.route):
         raise InputError("train.layer_sync needs the numbers of an early and a late block, and excludes train.route")
+
+
+def check_encoder(recipe: Recipe) -> None:
+    """Check that options of a text encoder have an effect."""
+    if recipe.data.encoder_options and recipe.data.conditioner == "class":
+        raise InputError(
+            'data.encoder_options need a text encoder, but data.conditioner is "class"; remove them or set '
+            'data.conditioner to "text"'
+        )
 
 
 def check_guidance(recipe: Recipe, conditional: bool) -> None:

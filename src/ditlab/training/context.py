@@ -14,6 +14,7 @@ from ditlab.core.types import Batch, Condition, Trace
 from ditlab.diffusion.objective import Regression
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.aids import Aid
+from ditlab.training.captions import CaptionConditions
 from ditlab.training.ema import EMA
 from ditlab.training.objectives import TrainingObjective
 from ditlab.training.rng import POSTERIOR, Randomness
@@ -30,6 +31,7 @@ class TrainingContext:
     objective: TrainingObjective
     aids: tuple[Aid, ...] = ()
     ema: EMA | None = field(default=None)  # the average of the weights; None when a step is only timed
+    captions: CaptionConditions | None = None  # the conditions of captions; None if batches have their conditions
     trained: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     """Further modules, such as a projector, that are trained with the network and saved in checkpoints, but are not
     part of the model. Objectives and aids add them in `setup`, on `device`."""
@@ -70,7 +72,11 @@ class TrainingContext:
             generator: generator of the whole batch, from which one value is sampled for each image of it.
         """
         dropped = torch.rand(randomness.batch, generator=generator) < self.settings.label_dropout
-        return self.pipe.conditioner.drop(batch.condition, randomness.part(dropped)).to(self.device)
+        condition = batch.condition
+        if self.captions is not None:
+            assert batch.index is not None
+            condition = self.captions.condition(batch.index, randomness)
+        return self.pipe.conditioner.drop(condition, randomness.part(dropped)).to(self.device)
 
     def trace(self, randomness: Randomness) -> Trace:
         """A trace with which a forward pass records the values that the aids need.

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ditlab.backbones import SHAPE, Backbone, find, name_of
+from ditlab.backbones.text import TEXT_OPTIONS
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Diffusion, Model
 from ditlab.core.errors import InputError, nearest_path
@@ -190,7 +191,8 @@ def continued(model: Model, source: Pipeline) -> Model:
 
     If the recipe names a class that extends the source's (Skip-DiT extends DiT), the result has that class.
     """
-    options: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in SHAPE}
+    derived = {*SHAPE, *TEXT_OPTIONS}  # from the data, the autoencoder and the conditioner
+    options: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in derived}
     options |= {key: value for key, value in model.options.items() if key in source.net.changeable}
     new_class, source_class = find(model.name)[0], type(source.net)
     if new_class is not source_class and issubclass(new_class, source_class):

@@ -14,6 +14,7 @@ from ditlab.core.terminal import say
 from ditlab.data import Dataset
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.callbacks import Callback
+from ditlab.training.captions import Captions
 from ditlab.training.context import TrainingContext
 from ditlab.training.parallel import Place
 from ditlab.training.run_folder import RunFolder
@@ -34,6 +35,7 @@ class Job:
     dataset: Dataset = field(init=False)
     source: Pipeline | None = field(init=False, default=None)  # the model that training starts from
     resumed: bool = field(init=False, default=False)  # whether `source` is a checkpoint of this run
+    captions: Captions | None = field(init=False, default=None)  # None if the model reads no captions
     pipe: Pipeline = field(init=False)
     run: TrainingContext = field(init=False)
     state: TrainState = field(init=False)

@@ -18,6 +18,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.core.units import counted
 from ditlab.data import ahead, training_order
+from ditlab.data.base import numbered
 from ditlab.data.check import UnreadableImagesError
 from ditlab.diffusion.process import process_name
 from ditlab.report.run import write_report
@@ -102,7 +103,7 @@ class Steps:
 
     def batches(self, order: Iterator[Tensor]) -> Iterator[Batch]:
         """Read the batches of an order ahead; ends if too many images of any process cannot be read."""
-        with closing(ahead(order, lambda indices: self.job.dataset.fetch(self.part(indices)))) as reader:
+        with closing(ahead(order, self.fetch)) as reader:
             while True:
                 try:
                     batch = next(reader)
@@ -111,6 +112,11 @@ class Steps:
                 if self.job.place.maximum(int(self.problem is not None)):
                     return
                 yield batch
+
+    def fetch(self, indices: Tensor) -> Batch:
+        """Read this process's images of a batch."""
+        own = self.part(indices)
+        return numbered(self.job.dataset.fetch(own), own)
 
     def part(self, values: Tensor) -> Tensor:
         """This process's part of the values (B, ...) of a batch."""

@@ -12,6 +12,7 @@ from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data import Dataset
+from ditlab.data.base import numbered
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.aids import active_aids
 from ditlab.training.context import TrainingContext
@@ -100,7 +101,8 @@ def trial_step(run: TrainingContext, dataset: Dataset, count: int) -> Callable[[
 
     @cache
     def images() -> Batch:
-        return dataset.fetch(torch.arange(count) % len(dataset))
+        indices = torch.arange(count) % len(dataset)
+        return numbered(dataset.fetch(indices), indices)
 
     def step(dtype: torch.dtype) -> None:
         batch_losses(run, images(), 0, 0, dtype).total.mean().backward()  # type: ignore[no-untyped-call]

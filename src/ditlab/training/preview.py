@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ditlab.core.errors import InputError, RunError
+from ditlab.inference.base import PROMPTS
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.sheets import contact_sheet, side_by_side
 from ditlab.training.parallel import Place
@@ -57,8 +58,10 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
     Raises:
         RunError: another process could not generate its part.
     """
-    titles = pipes[0].classes[:ROWS]
-    values: list[Any] = list(titles) or [None, None]
+    first = pipes[0]
+    values: list[Any] = (first.config.get(PROMPTS) or first.classes)[:ROWS]
+    titles = [*map(first.conditioner.title, values)]
+    values = values or [None, None]
     conditions = [value for value in values for _ in range(COLUMNS)]
     seeds = list(range(COLUMNS)) * len(values) if titles else list(range(len(conditions)))
     part = range(place.rank, len(conditions), place.world)  # indices of the images that this process generates

@@ -23,6 +23,7 @@ from ditlab.inference.pipeline import Pipeline
 from ditlab.training.data_index import DataIndex
 
 COUNT = "pictures"  # key of config.json: images in the data
+CAPTIONS = "captions"  # key of config.json: hash of the captions of the data
 CLASSES = "classes"
 VALUES = "values"  # key of config.json: what the numbers of the images are
 Differences = dict[str, str]  # key -> description
@@ -46,7 +47,7 @@ def compare_run(folder: Path, recipe: Recipe, pipe: Pipeline, index: DataIndex) 
     for checkpoint in reversed(checkpoints(folder)):
         with suppress(InputError):  # a damaged checkpoint
             config = read_config(checkpoint)
-            differing |= other_images(config, index.dataset) | other_shape(config, pipe)
+            differing |= other_images(config, index.dataset) | other_captions(config, pipe) | other_shape(config, pipe)
             notes += settle_autoencoder(differing, checkpoint, pipe.autoencoder)
             notes += settle_base(differing, config, recipe.train.init_from)
             break
@@ -87,6 +88,12 @@ def other_images(config: dict[str, Any], dataset: Dataset) -> Differences:
     if replace(saved, shown=()) != replace(dataset.values, shown=()):
         differing[VALUES] = f"values {saved.summary()} there, {dataset.values.summary()} here"
     return differing
+
+
+def other_captions(config: dict[str, Any], pipe: Pipeline) -> Differences:
+    """Other captions, which are encoded and chosen differently."""
+    before, now = config.get(CAPTIONS), pipe.config.get(CAPTIONS)
+    return {} if before == now else {CAPTIONS: "the captions of the images have changed"}
 
 
 def other_shape(config: dict[str, Any], pipe: Pipeline) -> Differences:

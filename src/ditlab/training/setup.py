@@ -4,32 +4,27 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
-from ditlab.autoencoders import Autoencoder, Latent, Pixel
-from ditlab.autoencoders.io import fingerprint
 from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import add_lora
-from ditlab.checkpoints import load, load_autoencoder
-from ditlab.conditioning import CONDITIONERS
-from ditlab.config.reader import to_tables
-from ditlab.config.sections import Recipe
+from ditlab.checkpoints import load
+from ditlab.conditioning import Text
 from ditlab.core.device import has_bfloat16
 from ditlab.core.errors import InputError
 from ditlab.core.hub import is_there
 from ditlab.core.spelling import absolute
 from ditlab.core.units import counted
-from ditlab.core.values import EIGHT_BITS
 from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, read_config, state_hash
-from ditlab.data import Dataset, Latents, open_dataset, parse_source
+from ditlab.data import open_dataset, parse_source
 from ditlab.data.summary import report_data, report_unreadable
-from ditlab.diffusion.objective import completed, make_objective
+from ditlab.diffusion.objective import completed
+from ditlab.inference.base import PROMPTS
 from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
-from ditlab.inference.pipeline import Pipeline
+from ditlab.training.captions import CaptionConditions, read_captions
 from ditlab.training.checks import check_condition, check_dataset, check_exits, check_guidance
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, copy_frozen, inherited, report, transfer
@@ -44,11 +39,11 @@ from ditlab.training.memory import (
     peak,
     shortage,
 )
-from ditlab.training.objectives import OBJECTIVES
+from ditlab.training.model import build, pick_autoencoder, pick_conditioner
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import keep_inputs_only, shard, spread
 from ditlab.training.power_ema import PowerAverages
-from ditlab.training.resuming import COUNT
+from ditlab.training.resuming import CAPTIONS, COUNT
 from ditlab.training.state import TrainState
 
 FEW = 500  # remaining steps up to which compiling does not pay off
@@ -138,7 +133,11 @@ def build_model(job: Job) -> None:
     """Build the model with initial weights. This comes before the folder is created, because it may fail."""
     autoencoder = pick_autoencoder(job.recipe.data.autoencoder, job.dataset, job.source)
     autoencoder.check_images(job.dataset.channels, job.dataset.values)
-    job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device)
+    job.captions = read_captions(job.recipe.data, job.dataset)
+    conditioner = pick_conditioner(job.recipe.data, job.dataset, job.captions, job.source)
+    job.pipe = build(job.recipe, job.dataset, autoencoder, conditioner, job.place.device)
+    if job.captions is not None:
+        job.pipe.config |= {CAPTIONS: job.captions.digest, PROMPTS: job.captions.examples()}
     job.pipe.resolve()  # rejects invalid sampling settings now and not at the first preview
     check_guidance(job.recipe, job.pipe.conditional)
 
@@ -148,7 +147,8 @@ def claim_folder(job: Job) -> None:
     for note in job.place.first_does(lambda: job.folder.check(job.recipe, job.pipe, job.dataset, changes=job.changes)):
         job.say(note)
     job.pipe.config[COUNT] = len(job.dataset)
-    check_condition(job.dataset, job.pipe, job.recipe.data.conditioner)
+    if job.captions is None:
+        check_condition(job.dataset, job.pipe, job.recipe.data.conditioner)
 
 
 def make_run(job: Job) -> None:
@@ -156,6 +156,8 @@ def make_run(job: Job) -> None:
     job.pipe.net.train()
     check_exits(job.recipe, job.pipe)
     job.run = make_context(job.pipe, job.recipe)
+    if job.captions is not None and isinstance(job.pipe.conditioner, Text):
+        job.run.captions = CaptionConditions.encode(job.captions, job.pipe.conditioner)
 
 
 def start_from_source(job: Job) -> None:
@@ -279,6 +281,9 @@ def begin(job: Job) -> None:
     if job.place.first:
         job.folder.begin(job.recipe, job.state.seen)
         report_data(job.dataset, job.recipe.data.source, job.folder.folder, job.console)
+    if job.captions is not None and isinstance(job.pipe.conditioner, Text):
+        for line in job.captions.lines(job.pipe.conditioner):
+            job.say(line)
     if job.state.seen:
         job.say(f"resuming {job.folder.folder} at {counted(job.state.seen, 'image')}")
 
@@ -330,56 +335,6 @@ def spread_network(job: Job) -> None:
     """Wrap the network in DDP. This comes last, because DDP registers the final parameters."""
     job.run.network = spread(job.net, job.recipe.parallel, job.place)
     job.place.wait()
-
-
-def pick_autoencoder(name: str, dataset: Dataset, source: Pipeline | None) -> Autoencoder:
-    """Choose the autoencoder: that of a latent cache, the named one, that of the source model, or pixels.
-
-    Args:
-        name: folder or name of an autoencoder, or empty.
-        dataset: the data.
-        source: the model to start from, or None.
-
-    Raises:
-        InputError: a latent cache was encoded with another autoencoder than the named one or the source model's.
-    """
-    chosen = load_autoencoder(name) if name else None
-    if chosen is None and source is not None and isinstance(source.autoencoder, Latent):
-        chosen = source.autoencoder
-    if not isinstance(dataset, Latents):
-        return chosen or Pixel()
-    cached, made_with = load_autoencoder(dataset.folder / "autoencoder"), dataset.description.autoencoder
-    for autoencoder, what in ((cached, "is saved beside it"), (chosen, "this run uses")):
-        if autoencoder is not None and fingerprint(autoencoder) != made_with:
-            raise InputError(
-                f"the cache {dataset.folder} was made with autoencoder {made_with[:12]}, not with "
-                f"{fingerprint(autoencoder)[:12]}, which {what}; encode the images again"
-            )
-    return cached
-
-
-def build(recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, device: torch.device) -> Pipeline:
-    """Build a model with initial weights for this data."""
-    channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
-    options: dict[str, Any] = {} if recipe.data.classes is None else {"classes": recipe.data.classes}
-    conditioner = CONDITIONERS.find(recipe.data.conditioner).for_data(dataset, options)
-    objective = make_objective(recipe.diffusion, OBJECTIVES.find(recipe.train.objective).parametrization)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)  # initial weights only; all later randomness has its own generators
-        net = create(
-            **vars(recipe.model),
-            size=size,
-            channels=channels,
-            learn_variance=objective.learn_variance,
-            **conditioner.network_options(),
-        )
-    tables = to_tables(recipe)
-    config = {"sample": tables["sample"], "recipe": tables}
-    if dataset.values != EIGHT_BITS:
-        config["values"] = dataset.values.describe()
-    if share := dataset.preprocessing.get("held_out"):  # also that of a latent cache
-        config["held_out"] = share
-    return Pipeline(net.to(device), objective, autoencoder.to(device), config=config, conditioner=conditioner)
 
 
 def probe(step: Callable[[torch.dtype], None], net: Backbone, *, alone: bool) -> str:

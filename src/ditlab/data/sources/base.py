@@ -110,6 +110,20 @@ class Source(ABC):
         assert isinstance(values, Tensor)
         return values
 
+    def captions(self, i: int) -> tuple[str, ...]:
+        """The captions of image i, with single spaces between words; empty where there are none.
+
+        Raises:
+            InputError: a caption is no text.
+        """
+        if "caption" not in self.columns:
+            return ()
+        value: Any = self.columns["caption"].values[i]
+        texts = value if isinstance(value, list | tuple) else [value]
+        if others := [text for text in texts if not isinstance(text, str | None)]:
+            raise InputError(f"a caption of {self.name(i)} is {others[0]!r}, which is no text; correct it")
+        return tuple(filter(None, (" ".join(nfc(text).split()) for text in texts if text)))
+
     @abstractmethod
     def name(self, i: int) -> str:
         """Name of image i in reports and messages."""

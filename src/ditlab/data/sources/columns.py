@@ -54,6 +54,29 @@ def choose(
     return chosen
 
 
+def choose_captions(
+    columns: Sequence[str], wanted: str, usual: Collection[str], where: str, reading: Reading
+) -> list[str]:
+    """Choose the columns of captions as `choose` does; the user may name several, separated by commas.
+
+    Raises:
+        InputError: no such column, or several and none of them is the obvious one.
+    """
+    names = [wanted] if wanted in ("", NONE, *columns) else caption_names(wanted)
+    chosen = (choose(columns, "caption_column", name, usual, where, reading) for name in names)
+    return [name for name in chosen if name is not None]
+
+
+def caption_names(setting: str) -> list[str]:
+    """The names in the setting caption_column, which may have several with commas between them."""
+    return [name.strip() for name in setting.split(",")]
+
+
+def named_columns(columns: Sequence[str]) -> str:
+    """How messages call columns: "column text", "columns text, title"."""
+    return f"column{'s' * (len(columns) > 1)} {', '.join(columns)}"
+
+
 def usual_columns(columns: Collection[str], usual: Sequence[str]) -> list[str]:
     """The columns with a usual name, the clearest one first."""
     return sorted((name for name in columns if name.lower() in usual), key=lambda name: usual.index(name.lower()))

@@ -21,6 +21,9 @@ class DatasetImages(Source):
     def name(self, i: int) -> str:
         return f"{self.title}[{i}]"
 
+    def captions(self, i: int) -> tuple[str, ...]:
+        return self.dataset.captions(i)
+
     def raw(self, i: int) -> Image.Image | Raster:
         x = self.dataset.fetch(torch.tensor([i])).x
         x = x if x.ndim == 4 else x[:, :, 0]

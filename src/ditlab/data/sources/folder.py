@@ -22,7 +22,7 @@ from ditlab.data.sources.base import (
     label_column,
     natural,
 )
-from ditlab.data.sources.columns import NONE, note_unread
+from ditlab.data.sources.columns import NONE, caption_names, note_unread
 from ditlab.data.sources.files import (
     holds_samples,
     list_images,
@@ -81,7 +81,11 @@ class Folder(NamedSource):
         else:
             source.columns = {"label": layout.folder_labels(settings, reading)}
             if table is not None and not source.classes and not settings.label_column:
-                unread = [name for name in table.columns if name not in (table.file_column(), settings.caption_column)]
+                unread = [
+                    name
+                    for name in table.columns
+                    if name not in (table.file_column(), *caption_names(settings.caption_column))
+                ]
                 note_unread(unread, table.path.name, reading)
         if captions := layout.captions(table, settings, reading):
             source.columns["caption"] = captions

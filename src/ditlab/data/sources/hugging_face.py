@@ -15,7 +15,19 @@ from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, content_hash
 from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources.base import PIXEL_SETTINGS, Column, NamedSource, Texts, column_of_texts, label_column
-from ditlab.data.sources.columns import CAPTIONS, IMAGES, LABELS, NONE, LabelTexts, choose, note_unread, usual_columns
+from ditlab.data.sources.columns import (
+    CAPTIONS,
+    IMAGES,
+    LABELS,
+    NONE,
+    LabelTexts,
+    caption_names,
+    choose,
+    choose_captions,
+    named_columns,
+    note_unread,
+    usual_columns,
+)
 from ditlab.data.sources.splits import describe_split, pick_split
 from ditlab.data.sources.tables import note_captions
 
@@ -123,7 +135,9 @@ class HuggingFace(NamedSource):
         column = choose(candidates, "label_column", settings.label_column, LABELS, self.title, self.reading)
         if column is None:
             if not settings.label_column:
-                unread = [name for name in table.features if name not in (*images, settings.caption_column)]
+                unread = [
+                    name for name in table.features if name not in (*images, *caption_names(settings.caption_column))
+                ]
                 note_unread(unread, self.title, self.reading)
             return label_column([0] * len(table), [])
         feature, where = table.features[column], f"column {column} of {self.title}"
@@ -150,20 +164,20 @@ class HuggingFace(NamedSource):
         if not settings.caption_column or settings.caption_column == NONE:
             texts = usual_columns(texts, CAPTIONS)
         usual = tuple(texts[:1]) or CAPTIONS  # captions of several columns do not decide what is trained
-        column = choose(texts, "caption_column", settings.caption_column, usual, self.title, self.reading)
-        if column is None:
+        columns = choose_captions(texts, settings.caption_column, usual, self.title, self.reading)
+        if not columns:
             return None
-        count = sum(bool(text) for text in table[column])
-        note_captions(count, f"column {column}", self.reading)
-        return Column(ColumnTexts(table.select_columns([column]), column))
+        count = sum(any(row) for row in zip(*(table[column] for column in columns), strict=True))
+        note_captions(count, named_columns(columns), self.reading)
+        return Column(ColumnTexts(table.select_columns(columns), columns))
 
 
 class ColumnTexts(Texts):
-    """The texts, or lists of texts, in a column of a data set, which are read when they are needed."""
+    """The texts, or lists of texts, in columns of a data set, which are read when they are needed."""
 
-    def __init__(self, table: Any, column: str) -> None:
-        """A column of a `datasets.Dataset`."""
-        self.table, self.column = table, column
+    def __init__(self, table: Any, columns: list[str]) -> None:
+        """Some columns of a `datasets.Dataset`."""
+        self.table, self.columns = table, columns
 
     def __len__(self) -> int:
         return len(self.table)
@@ -172,7 +186,11 @@ class ColumnTexts(Texts):
         return str(self.table._fingerprint) if i == 0 else ""  # of all rows
 
     def text(self, i: int) -> Any:
-        return self.table[i][self.column]
+        row = self.table[i]
+        if len(self.columns) == 1:
+            return row[self.columns[0]]
+        values = [row[column] for column in self.columns]
+        return [text for value in values for text in (value if isinstance(value, list) else [value])]
 
 
 def _is_plain(feature: Any) -> bool:

@@ -19,7 +19,7 @@ from ditlab.data.sources.columns import CAPTIONS, LABELS, NONE, usual_columns
 from ditlab.data.sources.files import CLUTTER, SYSTEM, is_image, suffix_of, why_left_out
 
 KEEP_LISTING_FROM = 1000  # number of images in a shard from which its listing is cached
-LISTING = 2  # version of the format of cached listings
+LISTING = 3  # version of the format of cached listings
 LARGEST_TEXT = 2**24  # bytes of a member with a label or captions
 COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
@@ -148,7 +148,7 @@ class CompanionReader:
         if label is not None and row[label] not in (None, ""):
             self.from_json[key] = (label, row[label])
         caption = self.chosen(row, self.caption, CAPTIONS)
-        if caption is not None and isinstance(row[caption], str):
+        if caption is not None and isinstance(row[caption], str | list):
             self.listing.captions.setdefault(key, (member.offset_data, member.size, caption))
 
     @staticmethod
@@ -175,8 +175,8 @@ def check_end(shard: Path, offset: int) -> None:
             raise ValueError(f"no header and no end of archive at byte {offset}")
 
 
-def caption_text(content: bytes, key: str, name: str) -> str:
-    """The caption in a text member, or under a key of a JSON member.
+def caption_text(content: bytes, key: str, name: str) -> Any:
+    """The caption in a text member, or the caption or captions under a key of a JSON member.
 
     Args:
         content: the member.
@@ -186,7 +186,7 @@ def caption_text(content: bytes, key: str, name: str) -> str:
     Raises:
         InputError: it is not UTF-8.
     """
-    return str(parse_object(content)[key]) if key else decoded(content, name)
+    return parse_object(content)[key] if key else decoded(content, name)
 
 
 def decoded(content: bytes, name: str) -> str:

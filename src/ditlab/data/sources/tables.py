@@ -16,7 +16,17 @@ from ditlab.core.spelling import all_nfc, nfc
 from ditlab.core.units import counted
 from ditlab.data.reading import Reading
 from ditlab.data.sources.base import Column
-from ditlab.data.sources.columns import CAPTIONS, FILES, LABELS, NONE, LabelTexts, choose, usual_columns
+from ditlab.data.sources.columns import (
+    CAPTIONS,
+    FILES,
+    LABELS,
+    NONE,
+    LabelTexts,
+    choose,
+    choose_captions,
+    named_columns,
+    usual_columns,
+)
 
 T = TypeVar("T")
 DELIMITERS = ",;\t"
@@ -174,18 +184,31 @@ def label_choice(table: TableFile, settings: Preparation, reading: Reading) -> s
 
 
 def read_captions(table: TableFile, files: list[str], settings: Preparation, reading: Reading) -> Column | None:
-    """The captions in a table, in the order of the files; None if it has no such column."""
+    """The captions in a table, in the order of the files; None if it has no such column.
+
+    An image may have several rows, a list of captions, and captions in several columns.
+    """
     names = table.file_column()
     candidates = [name for name in table.columns if name != names]
     if not settings.caption_column or settings.caption_column == NONE:
         candidates = usual_columns(candidates, CAPTIONS)
-    column = choose(candidates, "caption_column", settings.caption_column, CAPTIONS, table.path.name, reading)
-    if column is None:
+    columns = choose_captions(candidates, settings.caption_column, CAPTIONS, table.path.name, reading)
+    if not columns:
         return None
-    caption_of = {name: value for name, value in read_column(table, column) if value is not None}
-    captions = [caption_of.get(name, "") for name in all_nfc(files)]
-    note_captions(sum(bool(caption) for caption in captions), f"column {column} of {table.path.name}", reading)
+    captions_of: dict[str, list[Any]] = {}
+    for column in columns:
+        for name, value in read_column(table, column):
+            captions_of.setdefault(name, []).extend(value if isinstance(value, list) else [value])
+    captions = [single(captions_of.get(name, [])) for name in all_nfc(files)]
+    count = sum(bool(caption) for caption in captions)
+    note_captions(count, f"{named_columns(columns)} of {table.path.name}", reading)
     return Column(captions)
+
+
+def single(values: list[Any]) -> Any:
+    """One caption as it is, several as a list, and an empty text for none."""
+    present = [value for value in values if value not in (None, "")]
+    return present if len(present) > 1 else present[0] if present else ""
 
 
 def note_captions(count: int, where: str, reading: Reading) -> None:

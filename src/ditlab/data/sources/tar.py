@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -241,7 +241,7 @@ class ShardTexts(Texts):
         shard, start, length, key = self.parts[i].tolist()
         return f"{shard} {start} {length} {self.keys[key]}"  # the images have the times of the shards
 
-    def text(self, i: int) -> str:
+    def text(self, i: int) -> Any:
         shard, start, length, key = self.parts[i].tolist()
         if not length:
             return ""

@@ -1,0 +1,20 @@
+"""Text encoders. To add one, write a file with a subclass of `Encoder` and a line in `ENCODERS`."""
+
+from typing import Any
+
+from ditlab.conditioning.encoders.base import Encoder
+from ditlab.conditioning.encoders.words import Words
+from ditlab.core.registry import Registry
+
+ENCODERS: Registry[type[Encoder]] = Registry("encoder", {"words": Words}, base=Encoder)
+
+__all__ = ["ENCODERS", "Encoder", "Words", "create_encoder"]
+
+
+def create_encoder(kind: str, **options: Any) -> Encoder:
+    """Build a text encoder from its saved `config`.
+
+    Raises:
+        InputError: an unknown kind, or the encoder is not on this machine.
+    """
+    return ENCODERS.find(kind)(**options)

@@ -1,0 +1,70 @@
+"""The interface of text encoders: texts become token states, or numbers of words, for the network."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from ditlab.core.errors import InputError
+from ditlab.core.types import Condition, TextShape
+
+
+def whole_option(name: str, value: Any) -> int:
+    """An option as a whole number, which a recipe may hold as 16.0.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(value, int | float) or value != value // 1:
+        raise InputError(f"{name} is {value!r}; give a whole number")
+    return int(value)
+
+
+class Encoder(ABC):
+    """Encodes texts as a `Condition` with tokens, a mask, and for some encoders a pooled vector.
+
+    The rule by which texts are encoded (length, layer, padding, mask) is part of the model and saved in its config. The
+    weights of a pretrained encoder are not: the config holds its name and a hash.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+    """Names of the options in `data.encoder_options` of a recipe."""
+    config: dict[str, Any]
+    """`kind` and the constructor arguments, from which a saved encoder is built again."""
+    shape: TextShape
+    """The text condition that a network must be made for."""
+
+    @classmethod
+    def for_captions(cls, captions: Sequence[str], options: Mapping[str, Any]) -> Self:
+        """Build the encoder of a model that is trained on captions.
+
+        Args:
+            captions: the different captions of the data.
+            options: the options of the recipe; their names are those in `options`.
+
+        Raises:
+            InputError: an option is invalid.
+        """
+        return cls(**options)
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """Encode texts on the CPU, one row for each; the empty text is the null condition.
+
+        All rows have the length of `shape`, so that they can be joined. What does not fit is cut, see `cut`.
+
+        Raises:
+            InputError: a text that this encoder cannot encode.
+        """
+
+    @abstractmethod
+    def cut(self, text: str) -> str:
+        """The end of a text that `encode` leaves out because the text is too long; empty if nothing is left out."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights that are saved with the model."""
+        return {}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 - most encoders have none
+        """Load the weights of a saved model."""

@@ -1,0 +1,92 @@
+"""Numbers of words: the network learns an embedding for each word of the captions, without a pretrained encoder."""
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Self
+
+import torch
+
+from ditlab.conditioning.encoders.base import Encoder, whole_option
+from ditlab.core.errors import InputError
+from ditlab.core.spelling import nfc
+from ditlab.core.types import Condition, TextShape
+
+START, FIRST = 1, 2  # number of the start token, and of the first word; 0 is padding
+LISTED = 5  # unknown words in a message
+WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+
+
+class Words(Encoder):
+    """Encodes words as numbers, in lower case; spaces and punctuation separate words.
+
+    Each text begins with a start token, which is all that the null condition has.
+
+    Args:
+        words: the words; the first one has the number 2.
+        length: largest number of tokens, including the start token.
+    """
+
+    options = ("length",)
+
+    def __init__(self, words: Sequence[str], length: int) -> None:
+        self.config = {"kind": "words", "words": list(words), "length": length}
+        self.words = self.config["words"]
+        self.numbers = {word: number for number, word in enumerate(self.words, FIRST)}
+        self.shape = TextShape(length, vocabulary=FIRST + len(self.words))
+
+    @classmethod
+    def for_captions(cls, captions: Sequence[str], options: Mapping[str, Any]) -> Self:
+        """Collect the words of captions, in alphabetical order; the longest caption determines the default length.
+
+        Raises:
+            InputError: `length` is below 2, or the captions have no words.
+        """
+        texts = [split(caption) for caption in captions]
+        words = sorted({word for text in texts for word in text})
+        if not words:
+            raise InputError("the captions of the data have no words; give captions with words")
+        length = whole_option("length", options.get("length", 1 + max(map(len, texts))))
+        if length < 2:
+            raise InputError(f"length is {length}; give 2 or more, because the start token counts")
+        return cls(words, length)
+
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """Encode texts as tokens (B, length) int64.
+
+        Raises:
+            InputError: unknown words; the message lists them with similar known words.
+        """
+        tokens = torch.zeros(len(texts), self.shape.length, dtype=torch.long)
+        tokens[:, 0] = START
+        for row, text in zip(tokens, texts, strict=True):
+            words = split(text)[: self.shape.length - 1]
+            if unknown := [word for word in dict.fromkeys(words) if word not in self.numbers]:
+                raise InputError(self._unknown(unknown, text))
+            row[1 : 1 + len(words)] = torch.tensor([self.numbers[word] for word in words], dtype=torch.long)
+        return Condition(tokens=tokens, mask=tokens > 0)
+
+    def cut(self, text: str) -> str:
+        return " ".join(split(text)[self.shape.length - 1 :])
+
+    def _unknown(self, words: list[str], text: str) -> str:
+        more = f" and {len(words) - LISTED:,} more" if len(words) > LISTED else ""
+        listed = ", ".join(self._with_similar(word) for word in words[:LISTED])
+        return (
+            f'unknown word{"s" * (len(words) > 1)} {listed}{more} in "{shortened(text)}"; '
+            f"this model was trained on {len(self.words):,} words"
+        )
+
+    def _with_similar(self, word: str) -> str:
+        similar = get_close_matches(word, self.words, n=3)
+        return f'"{word}"' + (f" (similar: {', '.join(similar)})" if similar else "")
+
+
+def split(text: str) -> list[str]:
+    """The words of a text in lower case."""
+    return WORD.findall(nfc(text).lower())
+
+
+def shortened(text: str, longest: int = 60) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= longest else f"{text[:longest].rstrip()}..."

@@ -1,0 +1,87 @@
+"""Captions of images in all sources."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from ditlab.config.sections import Preparation
+from ditlab.core.errors import InputError
+from ditlab.data import open_dataset
+
+
+def save_images(folder, count=3):
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(folder / f"{i}.png")
+    return folder
+
+
+def all_captions(source, **settings):
+    dataset = open_dataset(str(source), Preparation(**settings))
+    return [dataset.captions(i) for i in range(len(dataset))]
+
+
+def test_text_files_beside_images(tmp_path):
+    folder = save_images(tmp_path / "data")
+    (folder / "0.txt").write_text("  a red\n apple ", encoding="utf-8")
+    (folder / "2.txt").write_text("")
+    assert all_captions(folder) == [("a red apple",), (), ()]
+    assert all_captions(folder, flip=True, size="8") == 2 * [("a red apple",), (), ()]  # with mirrored copies
+    assert all_captions(folder, held_out=0.4, split="train")[0] in [("a red apple",), ()]
+
+
+def test_metadata_with_several_rows_lists_and_columns(tmp_path):
+    folder = save_images(tmp_path / "data")
+    lines = [
+        {"file_name": "0.png", "text": "one", "title": "first"},
+        {"file_name": "0.png", "text": "two", "title": None},
+        {"file_name": "1.png", "text": ["three", "four", None], "title": "second"},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert all_captions(folder) == [("one", "two"), ("three", "four"), ()]
+    assert all_captions(folder, caption_column="title") == [("first",), ("second",), ()]
+    assert all_captions(folder, caption_column="text, title") == [
+        ("one", "two", "first"), ("three", "four", "second"), (),
+    ]  # fmt: skip
+    assert all_captions(folder, caption_column="none") == [(), (), ()]
+    with pytest.raises(InputError, match=r'metadata.jsonl has no caption column "name" \(it has text, title\)'):
+        open_dataset(str(folder), Preparation(caption_column="text,name"))
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text('file_name,text\n0.png,"a, b"\n0.png,c\n1.png,\n')
+    dataset = open_dataset(str(folder))
+    assert [dataset.captions(i) for i in range(3)] == [("a, b", "c"), (), ()]
+    assert "1 caption from column text of metadata.csv" in dataset.reading.notes
+
+
+def test_a_caption_that_is_no_text(tmp_path):
+    folder = save_images(tmp_path / "data", 1)
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": 5}))
+    with pytest.raises(InputError, match=r"^a caption of 0\.png is 5, which is no text; correct it$"):
+        all_captions(folder)
+
+
+def test_members_of_tar_shards(tmp_path):
+    folder = save_images(tmp_path / "images")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(3):
+            tar.add(folder / f"{i}.png", f"{i}.png")
+        for name, content in {"0.txt": "a red apple", "1.json": json.dumps({"caption": ["one", "two"]})}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content.encode()))
+    assert all_captions(tmp_path / "a.tar") == [("a red apple",), ("one", "two"), ()]
+
+
+def test_columns_of_hugging_face(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    image = Image.new("RGB", (8, 8))
+    columns = {"image": [image] * 2, "text": ["one", ""], "more": [["two", "three"], []], "label": ["x", "y"]}
+    table = datasets.Dataset.from_dict(columns)
+    table.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    assert all_captions(tmp_path / "saved") == [("one",), ()]
+    assert all_captions(tmp_path / "saved", caption_column="text,more") == [("one", "two", "three"), ()]
+    dataset = open_dataset(str(tmp_path / "saved"), Preparation(caption_column="text,more"))
+    assert "1 caption from columns text, more" in dataset.reading.notes
