@@ -27,8 +27,9 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | 
     width, height = rows[0][0].size
     factor = max(1, round(CELL / min(width, height)))
     width, height = width * factor, height * factor
-    font = ImageFont.load_default(size=max(11, min(20, height // 3)))
-    titles = [wrapped(name, (height + GAP) // (font.size + SPACING)) for name in names or ()]
+    letters = max(11, min(20, height // 3))
+    font = ImageFont.load_default(size=letters)
+    titles = [wrapped(name, (height + GAP) // (letters + SPACING)) for name in names or ()]
     lines = [line for title in titles for line in title.splitlines()]
     margin = round(max(font.getlength(line) for line in lines)) + 3 * GAP if lines else GAP
     columns = max(len(row) for row in rows)

@@ -1,5 +1,7 @@
 """The interface of text encoders: texts become token states, or numbers of words, for the network."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -19,6 +21,17 @@ def whole_option(name: str, value: Any) -> int:
     if not isinstance(value, int | float) or value != value // 1:
         raise InputError(f"{name} is {value!r}; give a whole number")
     return int(value)
+
+
+def flag_option(name: str, value: Any) -> bool:
+    """An option that is true or false, which a recipe may hold as a text.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if (text := str(value).lower()) not in ("true", "false"):
+        raise InputError(f"{name} is {value!r}; give true or false")
+    return text == "true"
 
 
 class Encoder(ABC):
@@ -62,9 +75,21 @@ class Encoder(ABC):
     def cut(self, text: str) -> str:
         """The end of a text that `encode` leaves out because the text is too long; empty if nothing is left out."""
 
+    @property
+    def rule(self) -> str:
+        """Hash of everything that decides how texts are encoded, 16 digits; places of files do not count."""
+        return hashlib.sha256(json.dumps(without_places(self.config), sort_keys=True).encode()).hexdigest()[:16]
+
     def state_dict(self) -> dict[str, Tensor]:
         """Weights that are saved with the model."""
         return {}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 - most encoders have none
         """Load the weights of a saved model."""
+
+
+def without_places(config: Any) -> Any:
+    """A config without the places of files."""
+    if not isinstance(config, Mapping):
+        return config
+    return {key: without_places(value) for key, value in config.items() if key not in ("model", "tokenizer")}
