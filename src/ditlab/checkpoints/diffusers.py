@@ -51,11 +51,12 @@ SCHEDULER = {  # DiT's process, sampled with DDIM and the strides of DiT's code
     "steps_offset": 0,
     "timestep_spacing": "leading",
 }
+SHIFT_OF_SD3 = 3.0
 SCHEDULERS = {  # class of the transformer -> its scheduler
     "SD3Transformer2DModel": {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,
-        "shift": 3.0,
+        "shift": SHIFT_OF_SD3,
     }
 }
 PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {  # class of the transformer -> its pipeline, and its defaults
@@ -176,6 +177,17 @@ def read_shards(folder: Path) -> dict[str, Tensor]:
             raise InputError(f"{folder / shard} is missing; download the whole folder")
         tensors |= read_file(folder / shard)
     return tensors
+
+
+def read_shift(folder: Path) -> dict[str, float]:
+    """Return the shift of the schedule in a pipeline folder, as a sampling setting; empty if it is the default."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    content = read_json(file) if file.is_file() else {}
+    if content.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
+        return {}
+    with interpreting(file, "download the whole folder again"):
+        shift = float(content.get("shift", 1.0))
+    return {} if shift == SHIFT_OF_SD3 else {"shift": shift}
 
 
 def transformer_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder, Pixel
 from ditlab.backbones import BACKBONES, Backbone, create, name_of
+from ditlab.conditioning import Text
+from ditlab.conditioning.encoders import NoEncoder
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
@@ -109,7 +111,10 @@ def from_official(
     tensors = with_null(tensors, net, source, notes)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
     config = defaults | stored | ({"note": "; ".join(notes)} if notes else {})
-    return Pipeline(net.eval(), read_objective(description), autoencoder_of(net.channels), config=config)
+    pipe = Pipeline(net.eval(), read_objective(description), autoencoder_of(net.channels), config=config)
+    if net.text:
+        pipe.conditioner = Text(NoEncoder(net.text.length, net.text.width, net.text.pooled).config)
+    return pipe
 
 
 def check_heads(settings: dict[str, Any], source: str) -> None:

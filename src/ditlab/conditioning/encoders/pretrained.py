@@ -48,7 +48,16 @@ class Pretrained(Encoder):
     """
 
     kind = "transformers"
-    options: ClassVar[tuple[str, ...]] = ("model", "length", "layer", "mask", "padding", "padding_side", "pooled", "tokenizer")
+    options: ClassVar[tuple[str, ...]] = (
+        "model",
+        "length",
+        "layer",
+        "mask",
+        "padding",
+        "padding_side",
+        "pooled",
+        "tokenizer",
+    )
 
     def __init__(
         self,
