@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import BACKBONES, Backbone, create
+from ditlab.backbones.mmdit_layouts import DIFFUSERS_LENGTH
 from ditlab.backbones.positions import sincos_positions
+from ditlab.conditioning import Text
+from ditlab.conditioning.encoders import NoEncoder
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
 from ditlab.core.modules import skip_init
 from ditlab.core.weights import read_file, read_json
-from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.objective import Objective, read_objective
 from ditlab.diffusion.process import DDPM, process_name
 from ditlab.inference.pipeline import Pipeline
 
@@ -70,6 +73,7 @@ OLD_NAMES = {
     "ada_norm_single": "PixArtTransformer2DModel"
 }  # norm_type of a Transformer2DModel -> class that replaced it
 SHIFT = "_frequency_shift"  # ditlab's key in diffusers' config; diffusers ignores keys that begin with an underscore
+SD3_NAMED = re.compile(r"(?:.*/)?stable-diffusion-(3|3\.5)-(medium|large)(?:-.*)?")
 NAMED = re.compile(r"(?:.*/)?DiT-(S|B|L|XL)-([248])(?:-.*)?")
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
 
@@ -290,14 +294,27 @@ def as_diffusers(net: Backbone) -> nn.Module:
 
 
 def outline(hub_id: str) -> Pipeline | None:
-    """Describe a published DiT by the name of its hub repository, such as "facebook/DiT-XL-2-256", without its weights.
+    """Describe a published model by the name of its hub repository, without its weights.
+
+    Args:
+        hub_id: such as "facebook/DiT-XL-2-256" or "stabilityai/stable-diffusion-3.5-medium".
 
     Returns:
         A model on the meta device, which has sizes and objective but no values; None for other names.
     """
+    if (sd3 := SD3_NAMED.fullmatch(hub_id)) is not None:
+        return _outline_of_sd3(f"SD{sd3[1]}-{sd3[2]}")
     match = NAMED.fullmatch(hub_id)
     if match is None:
         return None
     with torch.device("meta"):
         net = create(f"DiT-{match[1]}/{match[2]}", learn_variance=True, frequency_shift=1)
     return Pipeline(net, Objective(DDPM(), "eps", learn_variance=True))
+
+
+def _outline_of_sd3(size: str) -> Pipeline:
+    kind = BACKBONES["MMDiT"]
+    with torch.device("meta"):
+        net = create(f"MMDiT-{size}", text_length=DIFFUSERS_LENGTH)
+    text = Text(NoEncoder(net.text.length, net.text.width, net.text.pooled).config)
+    return Pipeline(net, read_objective(kind.read_objective({})), conditioner=text)
