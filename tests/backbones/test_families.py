@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import inputs, perturbed, relative
+from PIL import Image
 from rich.console import Console
 
 import ditlab
 from ditlab.backbones import BACKBONES, create, find, name_of, names
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.checkpoints.native import load_folder
+from ditlab.conditioning import Text
+from ditlab.conditioning.encoders import Words
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
@@ -40,7 +43,7 @@ TINY = {  # settings of each family that make it small
         "dual_blocks": 1,
         "condition_grid": True,
     }
-    | {"text_length": 5, "vocabulary": 11, "classes": 0},
+    | {"text_length": 5, "vocabulary": 11, "text_block": True, "classes": 0},
     "DyDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "budget": 0.6},
     "DeepFusion": {
         "width": 32,
@@ -215,15 +218,16 @@ def test_examples_are_inputs_of_a_trial_call(make):
 
 
 def test_a_loaded_model_generates_the_same_images(make, tmp_path):
-    if make().text:
-        pytest.skip("needs the conditioner of texts")
-    pipe = Pipeline(perturbed(make(), 0.05).eval(), Objective())
+    net = perturbed(make(), 0.05).eval()
+    words = Words([f"word{i}" for i in range(9)], length=5)
+    pipe = Pipeline(net, Objective(), conditioner=Text(words.config) if net.text else None)
+    values = ["word0 word5", "word8"] if net.text else [0, 2]
     pipe.save(tmp_path / "model")
     loaded = load_folder(tmp_path / "model")
     assert loaded.net.config == pipe.net.config
-    a, b = (each([0, 2], seeds=[0, 1], num_inference_steps=2, output_type="latent").images for each in (pipe, loaded))
+    a, b = (each(values, seeds=[0, 1], num_inference_steps=2, output_type="latent").images for each in (pipe, loaded))
     assert torch.equal(a, b)
-    *_, last = pipe.steps([0, 2], seeds=[0, 1], num_inference_steps=2)
+    *_, last = pipe.steps(values, seeds=[0, 1], num_inference_steps=2)
     assert torch.equal(last.x, a)
 
 
@@ -240,11 +244,12 @@ def test_low_rank_updates_change_it_and_are_merged(make):
 
 
 def test_trains_like_any_other(family, tmp_path):
-    if "text_length" in TINY[family]:
-        pytest.skip("needs the conditioner of texts")
+    text = "text_length" in TINY[family]
+    options = {key: value for key, value in TINY[family].items() if key not in ("text_length", "vocabulary", "classes")}
     recipe = parse_recipe(
         {
-            "model": {"name": family, **TINY[family]},
+            "model": {"name": family, **options},
+            "data": captioned(tmp_path / "data") if text else {},
             "optim": {"lr": 2e-3, "warmup": 32},
             "train": {"images": 128, "batch": 16, "precision": "float32", "ema": 0.9, "device": "cpu"}
             | {"log_every": 16, "preview_every": 1024, "save_every": 128},
@@ -254,7 +259,16 @@ def test_trains_like_any_other(family, tmp_path):
     train(recipe, tmp_path / "run", console=Console(quiet=True))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
-    assert len(ditlab.load(tmp_path / "run")(["3", "7"], seeds=[0, 1]).images) == 2
+    assert len(ditlab.load(tmp_path / "run")(["image 3", "image 7"] if text else ["3", "7"], seeds=[0, 1]).images) == 2
+
+
+def captioned(folder):
+    """The data section of a recipe, with sixteen images and their captions."""
+    folder.mkdir()
+    for i in range(16):
+        Image.new("L", (8, 8), 16 * i).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"image {i}")
+    return {"source": str(folder), "conditioner": "text"}
 
 
 @pytest.mark.parametrize("channels", [2, 4, 13])

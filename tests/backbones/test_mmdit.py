@@ -12,11 +12,11 @@ from ditlab.evaluation import measure
 
 VECTORS = ["sd3_dual", "sd3_qknorm_original", "sd3_release_fp16"]
 WORDS = {"size": 8, "channels": 3, "width": 32, "depth": 3, "heads": 2, "patch": 2, "vocabulary": 11, "text_length": 5}
+WORDS |= {"text_block": True}
 STATES = {"size": 8, "channels": 4, "width": 32, "depth": 2, "heads": 2, "patch": 2, "qk_norm": True} | {
     "text_length": 6,
     "text_width": 12,
     "pooled_width": 10,
-    "text_block": False,
     "position_side": 8,
 }
 
@@ -128,7 +128,7 @@ def test_tokens_that_pass_through_the_middle_blocks_keep_the_text():
         ({"vocabulary": 0}, "text_length 5, text_width 0 and vocabulary 0 for an MMDiT; give text_length, and either"),
         ({"text_width": 8}, "text_length 5, text_width 8 and vocabulary 11"),
         ({"text_length": 0}, "text_length 0"),
-        ({"text_block": False}, "vocabulary without text_block"),
+        ({"text_block": False}, "vocabulary without text_block: words have no order then"),
         ({"classes": 3}, "3 classes for an MMDiT, which reads text; give classes 0, and captions"),
         ({"dual_blocks": 4}, "dual_blocks 4; give 0 to 3"),
         ({"position_side": 3}, r"size 8x8 has more than 3 patches of 2 a side \(position_side\); give at most 6"),

@@ -37,7 +37,7 @@ def test_every_setting_has_a_rule_for_resuming():
         ("parallel.timeout", 0, "parallel.timeout is 0; give 1 or more"),
         ("train.layer_sync_weight", float("nan"), "train.layer_sync_weight is nan"),
         ("diffusion.time_mean", 1e9, "diffusion.time_mean is 1000000000.0; give a number from -10 to 10"),
-        ("diffusion.time_scale", 11.0, "diffusion.time_scale is 11.0; give a number from 0 to 10"),
+        ("diffusion.time_scale", 11.0, "diffusion.time_scale is 11.0; give a number from -1 to 10"),
         ("data.max_skipped", float("nan"), "data.max_skipped is nan; give a number from 0 to 1"),
     ],
 )

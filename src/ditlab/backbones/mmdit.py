@@ -32,8 +32,8 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
 SD3_TEXT = {"text_length": 154, "text_width": 4096, "pooled_width": 2048}  # two CLIPs, and T5 of 77 tokens
-MEDIUM = {"depth": 24, "width": 1536, "heads": 24, "patch": 2, "text_block": False}
-LARGE = {"depth": 38, "width": 2432, "heads": 38, "patch": 2, "text_block": False}
+MEDIUM = {"depth": 24, "width": 1536, "heads": 24, "patch": 2}
+LARGE = {"depth": 38, "width": 2432, "heads": 38, "patch": 2}
 
 
 class MMDiT(Backbone):
@@ -87,7 +87,7 @@ class MMDiT(Backbone):
         text_width: int = 0,
         vocabulary: int = 0,
         pooled_width: int = 0,
-        text_block: bool = True,
+        text_block: bool = False,
         condition_grid: bool = False,
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
@@ -124,7 +124,7 @@ class MMDiT(Backbone):
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
         """Stable Diffusion's sizes, and small ones that read the text through `TextEmbedder`."""
-        small = {"qk_norm": True, "condition_grid": True}
+        small = {"qk_norm": True, "text_block": True, "condition_grid": True}
         return {
             "XS/2": {"depth": 4, "width": 128, "heads": 4, "patch": 2, **small},
             "XS/4": {"depth": 4, "width": 128, "heads": 4, "patch": 4, **small},
@@ -148,7 +148,7 @@ class MMDiT(Backbone):
                 "give text_length, and either text_width (states of an encoder) or vocabulary (words)"
             )
         if text.vocabulary and not positions:
-            raise InputError("vocabulary without text_block: words in no order; leave text_block on")
+            raise InputError("vocabulary without text_block: words have no order then; set text_block = true")
 
     def check_sides(self, condition_grid: bool) -> None:
         """Check that the size consists of patches, for which there are positions.

@@ -5,14 +5,18 @@ time-dependent schedule): noisy steps use fewer blocks, and the number of blocks
 fine-tune the network with the same exits that it is sampled with.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
+
+if TYPE_CHECKING:
+    from ditlab.backbones.base import Backbone
 
 LAST = 1000.0  # the largest timestep of all processes
 
@@ -96,6 +100,45 @@ def routed(blocks: nn.ModuleList, x: Tensor, c: Any, kept: Tensor, trace: Trace)
         x = block(x, c)
         record(trace, i, x)
     return x
+
+
+class Bypass(nn.Module):
+    """Replaces a block: returns its tokens unchanged."""
+
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        return x
+
+
+def without_blocks(net: "Backbone", layers: Sequence[int]) -> "Backbone":
+    """Return a network that shares all weights with this one and leaves some blocks out.
+
+    Args:
+        net: the network.
+        layers: indices among its `routable` blocks.
+
+    Raises:
+        InputError: the family has no blocks that can be left out, or not these.
+    """
+    blocks = net.routable
+    if not blocks:
+        raise InputError(f"{net.config['name']} has no blocks that can be left out; leave skip_layers out")
+    if wrong := [layer for layer in layers if not 0 <= layer < len(blocks)]:
+        raise InputError(
+            f"skip_layers {', '.join(map(str, wrong))}: {net.config['name']} has the blocks 0 to {len(blocks) - 1}"
+        )
+    skipped = {id(blocks[layer]) for layer in layers}
+    shared = copy.copy(net)
+    shared._modules = {name: _bypassed(module, skipped) for name, module in net._modules.items()}
+    return shared
+
+
+def _bypassed(module: nn.Module | None, skipped: set[int]) -> nn.Module | None:
+    """Return a list of blocks without those skipped; other modules are returned as they are."""
+    if not isinstance(module, nn.ModuleList) or not any(id(block) in skipped for block in module):
+        return module
+    shortened = copy.copy(module)
+    shortened._modules = {name: Bypass() if id(block) in skipped else block for name, block in module._modules.items()}
+    return shortened
 
 
 def through(blocks: nn.ModuleList, x: Tensor, c: Any, depths: Sequence[int], trace: Trace | None = None) -> Tensor:

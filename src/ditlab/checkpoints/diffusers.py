@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import BACKBONES, Backbone, create
+from ditlab.backbones.mmdit_layouts import DIFFUSERS_LENGTH
 from ditlab.backbones.positions import sincos_positions
+from ditlab.conditioning import Text
+from ditlab.conditioning.encoders import NoEncoder
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
 from ditlab.core.modules import skip_init
 from ditlab.core.weights import read_file, read_json
-from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.objective import Objective, read_objective
 from ditlab.diffusion.process import DDPM, process_name
 from ditlab.inference.pipeline import Pipeline
 
@@ -51,11 +54,12 @@ SCHEDULER = {  # DiT's process, sampled with DDIM and the strides of DiT's code
     "steps_offset": 0,
     "timestep_spacing": "leading",
 }
+SHIFT_OF_SD3 = 3.0
 SCHEDULERS = {  # class of the transformer -> its scheduler
     "SD3Transformer2DModel": {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,
-        "shift": 3.0,
+        "shift": SHIFT_OF_SD3,
     }
 }
 PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {  # class of the transformer -> its pipeline, and its defaults
@@ -69,6 +73,7 @@ OLD_NAMES = {
     "ada_norm_single": "PixArtTransformer2DModel"
 }  # norm_type of a Transformer2DModel -> class that replaced it
 SHIFT = "_frequency_shift"  # ditlab's key in diffusers' config; diffusers ignores keys that begin with an underscore
+SD3_NAMED = re.compile(r"(?:.*/)?stable-diffusion-(3|3\.5)-(medium|large)(?:-.*)?")
 NAMED = re.compile(r"(?:.*/)?DiT-(S|B|L|XL)-([248])(?:-.*)?")
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
 
@@ -178,6 +183,17 @@ def read_shards(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_shift(folder: Path) -> dict[str, float]:
+    """Return the shift of the schedule in a pipeline folder, as a sampling setting; empty if it is the default."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    content = read_json(file) if file.is_file() else {}
+    if content.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
+        return {}
+    with interpreting(file, "download the whole folder again"):
+        shift = float(content.get("shift", 1.0))
+    return {} if shift == SHIFT_OF_SD3 else {"shift": shift}
+
+
 def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
     """Convert the ditlab config of a network to diffusers' config.json.
 
@@ -278,14 +294,27 @@ def as_diffusers(net: Backbone) -> nn.Module:
 
 
 def outline(hub_id: str) -> Pipeline | None:
-    """Describe a published DiT by the name of its hub repository, such as "facebook/DiT-XL-2-256", without its weights.
+    """Describe a published model by the name of its hub repository, without its weights.
+
+    Args:
+        hub_id: such as "facebook/DiT-XL-2-256" or "stabilityai/stable-diffusion-3.5-medium".
 
     Returns:
         A model on the meta device, which has sizes and objective but no values; None for other names.
     """
+    if (sd3 := SD3_NAMED.fullmatch(hub_id)) is not None:
+        return _outline_of_sd3(f"SD{sd3[1]}-{sd3[2]}")
     match = NAMED.fullmatch(hub_id)
     if match is None:
         return None
     with torch.device("meta"):
         net = create(f"DiT-{match[1]}/{match[2]}", learn_variance=True, frequency_shift=1)
     return Pipeline(net, Objective(DDPM(), "eps", learn_variance=True))
+
+
+def _outline_of_sd3(size: str) -> Pipeline:
+    kind = BACKBONES["MMDiT"]
+    with torch.device("meta"):
+        net = create(f"MMDiT-{size}", text_length=DIFFUSERS_LENGTH)
+    text = Text(NoEncoder(net.text.length, net.text.width, net.text.pooled).config)
+    return Pipeline(net, read_objective(kind.read_objective({})), conditioner=text)

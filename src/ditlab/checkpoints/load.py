@@ -10,6 +10,7 @@ import torch
 from ditlab.autoencoders import Autoencoder
 from ditlab.autoencoders.io import load_autoencoder
 from ditlab.checkpoints import diffusers
+from ditlab.checkpoints.diffusers_text import text_conditioner
 from ditlab.checkpoints.native import load_folder
 from ditlab.checkpoints.published import FIRST_STAGE, LATENTS, from_official
 from ditlab.conditioning import ClassLabels
@@ -88,10 +89,13 @@ def _load_diffusers(path: Path, folder: Path, overrides: dict[str, Any]) -> Pipe
     """Load the transformer in `folder` of the diffusers folder `path`."""
     tensors, settings = diffusers.read_transformer(folder)
     pipe = from_official(tensors, str(folder), **settings | overrides)
-    pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
+    if pipe.net.text:
+        pipe.conditioner = text_conditioner(path, pipe.net)
+    else:
+        pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
     if "sample" in pipe.config:  # the defaults of diffusers' pipelines differ from those of the published scripts
         origin, sampling = diffusers.PIPELINES[pipe.net.diffusers_class or "DiTTransformer2DModel"]
-        pipe.config |= {"sample": {**sampling}, GUIDANCE_ORIGIN: origin}
+        pipe.config |= {"sample": sampling | diffusers.read_shift(path), GUIDANCE_ORIGIN: origin}
     return pipe
 
 

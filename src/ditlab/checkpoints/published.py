@@ -16,6 +16,8 @@ from torch import Tensor
 from ditlab.autoencoders import Absent, Autoencoder, Pixel
 from ditlab.backbones import BACKBONES, Backbone, create, name_of
 from ditlab.backbones.published import SIT_CLOCK, negated
+from ditlab.conditioning import Text
+from ditlab.conditioning.encoders import NoEncoder
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
@@ -99,11 +101,7 @@ def from_official(
     elif "size" not in settings:
         settings["size"] = (SIDE, SIDE)
         notes.append(f"{family} weights do not state the input size; using {SIDE}x{SIDE}, give size= for another")
-    if "heads" not in settings and "heads" in inspect.signature(kind).parameters:
-        raise InputError(
-            f"{source}: depth {settings['depth']} and width {settings['width']} are no published size; "
-            "give heads=, the number of attention heads"
-        )
+    check_heads(settings, kind, source)
     description = {"time": "uniform", "stratified": False} | kind.read_objective(settings)
     description["learn_variance"] = settings["learn_variance"]
     with interpreting(source, "download it again", f"does not have the tensors of a {family}"):
@@ -118,13 +116,29 @@ def from_official(
     tensors = with_null(tensors, net, source, notes) | missing_positions(tensors, net)
     net.load_state_dict(fit(tensors, net.state_dict(), source), assign=True)
     config = defaults | stored | ({"note": "; ".join(notes)} if notes else {})
-    return Pipeline(net.eval(), read_objective(description), autoencoder_of(settings["channels"]), config=config)
+    pipe = Pipeline(net.eval(), read_objective(description), autoencoder_of(net.channels), config=config)
+    if net.text:
+        pipe.conditioner = Text(NoEncoder(net.text.length, net.text.width, net.text.pooled).config)
+    return pipe
+
+
+def check_heads(settings: dict[str, Any], kind: type[Backbone], source: str) -> None:
+    """Check that the number of attention heads is known, if the family has them.
+
+    Raises:
+        InputError: it is not.
+    """
+    if "heads" not in settings and "heads" in inspect.signature(kind).parameters:
+        raise InputError(
+            f"{source}: depth {settings['depth']} and width {settings['width']} are no published size; "
+            "give heads=, the number of attention heads"
+        )
 
 
 def file_precision(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Return the precision of weights, for the config of the model, if all have the same half precision."""
     names = {str(value.dtype).removeprefix("torch.") for value in tensors.values()}
-    return {PRECISION: name for name in names if len(names) == 1 and name in HALVES}
+    return {PRECISION: names.pop()} if len(names) == 1 and names <= {*HALVES} else {}
 
 
 def official_keys(tensors: dict[str, Tensor], notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

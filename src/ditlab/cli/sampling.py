@@ -207,9 +207,10 @@ def settings_line(plan: "Plan", pipe: "BasePipeline", origin: str) -> str:
     ]
     interval = f" for t in {low:g}..{high:g}" if (low, high) != (0, 1) else ""
     parts.append(f"guidance {plan.guidance:g}{interval}{origin}")
-    for name in ("guidance_channels", "eta", "reuse"):
+    for name in ("guidance_channels", "guidance_rescale", "skip_layers", "skip_guidance", "shift", "eta", "reuse"):
         if (value := getattr(options, name)) is not None:
-            parts.append(f"{name.replace('_', ' ')} {value:g}")
+            numbers = value if isinstance(value, tuple) else (value,)
+            parts.append(f"{name.replace('_', ' ')} {' '.join(f'{number:g}' for number in numbers)}")
     return ", ".join([*parts, str(pipe.dtype).removeprefix("torch.")])
 
 

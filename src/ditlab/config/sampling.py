@@ -17,6 +17,8 @@ from ditlab.core.errors import InputError, lookup, nearest
 Interval = Annotated[tuple[float, float] | None, Parameter(negative="")]
 
 MOST_STEPS = 1_000_000  # the times of a schedule are held in memory
+Layers = Annotated[tuple[Whole, ...] | None, Parameter(negative="")]
+WITHOUT_SHIFT = Unused("schedule", ("uniform", "cosine", "log-snr", "leading", "flux"), "which has no shift", "sd3")
 WITHOUT_GUIDANCE = Unused("guidance", (1.0,), "which disables guidance", unless="preset")
 
 
@@ -34,8 +36,18 @@ class SamplingOptions:
     """Times between which guidance acts (0 is data, 1 is noise)."""
     guidance_channels: Whole | None = setting(None, at_least=1)
     """Guide only the first N channels; 3 reproduces the published DiT results."""
+    guidance_rescale: float | None = setting(None, up_to=1, unused=WITHOUT_GUIDANCE)
+    """Share by which guidance keeps the contrast of the output without guidance (0 to 1; Lin et al. 2023)."""
+    skip_layers: Layers = setting(None, at_least=0)
+    """Skip-layer guidance: lead away from the output without these blocks (Stable Diffusion 3.5 medium: 7 8 9)."""
+    skip_guidance: float | None = setting(None, not_negative=True)
+    """Scale of skip-layer guidance (default: 2.8)."""
+    skip_interval: Interval = setting(None, up_to=1)
+    """Shares of the steps between which skip-layer guidance acts (default: 0.01 0.2)."""
     schedule: str | None = None
-    """Timestep schedule: uniform, cosine, log-snr, shifted, leading, or a file written by `ditlab tune`."""
+    """Timestep schedule: uniform, cosine, log-snr, shifted, leading, sd3, flux, or a file written by `ditlab tune`."""
+    shift: float | None = setting(None, between=(1e-3, 1e3), unused=WITHOUT_SHIFT)
+    """Shift of the schedules shifted and sd3 (default: 3)."""
     eta: float | None = setting(None, up_to=1)
     """Noise of the ddim sampler, from 0 (none) to 1."""
     preset: str | None = None
@@ -79,7 +91,7 @@ class Sample(SamplingOptions):
     guidance_channels: Whole | None = setting(None, at_least=1, unused=WITHOUT_GUIDANCE)
     """Guide only the first N channels; 3 reproduces the published DiT results."""
     schedule: str = "uniform"
-    """Timestep schedule: uniform, cosine, log-snr, shifted, leading, or a file written by `ditlab tune`."""
+    """Timestep schedule: uniform, cosine, log-snr, shifted, leading, sd3, flux, or a file written by `ditlab tune`."""
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> Self:
@@ -88,6 +100,9 @@ class Sample(SamplingOptions):
         if "guidance_interval" in values:
             low, high = values["guidance_interval"]
             values["guidance_interval"] = (float(low), float(high))
+        for name in ("skip_layers", "skip_interval"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
         return cls(**values)
 
 
@@ -96,7 +111,12 @@ GUIDANCE_ORIGIN = "guidance_origin"
 
 NAMES = tuple(option.name for option in fields(SamplingOptions))
 
-DIFFUSERS = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+DIFFUSERS = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "skip_guidance_layers": "skip_layers",
+    "skip_layer_guidance_scale": "skip_guidance",
+}
 """Names in diffusers' pipelines, accepted as aliases."""
 SETTINGS = {"interval": "guidance_interval", "grid": "schedule", "quality": "preset"}
 """Names in version 0.1, accepted for one more release in Python, recipes and saved models."""

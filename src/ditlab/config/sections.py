@@ -76,17 +76,17 @@ class Diffusion:
     target: str | None = None
     """What the network predicts: velocity (the default), x0, eps or v."""
     time: str = setting("logit-normal", resume="ask")
-    """Distribution of training times: logit-normal or uniform."""
+    """Distribution of training times: logit-normal, uniform, mode or cosmap."""
     time_mean: float = setting(
         0.0, resume="ask", between=(-10, 10),
-        unused=Unused("time", ("uniform",), "which has no mean", "logit-normal"),
+        unused=Unused("time", ("uniform", "mode", "cosmap"), "which has no mean", "logit-normal"),
     )  # fmt: skip
     """Mean of the logit-normal distribution; above 0 trains more on noise."""
     time_scale: float = setting(
-        1.0, resume="ask", between=(0, 10),
-        unused=Unused("time", ("uniform",), "which has no scale", "logit-normal"),
+        1.0, resume="ask", between=(-1, 10),
+        unused=Unused("time", ("uniform", "cosmap"), "which has no scale", "logit-normal"),
     )  # fmt: skip
-    """Scale of the logit-normal distribution."""
+    """Scale of the logit-normal distribution, or of mode (-1 to 1.75; below 0 trains more on both ends)."""
     stratified: bool = setting(True, resume="ask")
     """Spread the times evenly over the quantiles within each batch."""
     weight: str = setting("one", resume="ask")

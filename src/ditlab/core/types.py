@@ -209,8 +209,8 @@ class Prediction:
     variance_mix: Tensor | None = None
     """Same shape, for learned reverse variances only: 0 is log beta_tilde, 1 is log beta (Nichol & Dhariwal 2021,
     eq. 15). It is not a variance yet because beta and beta_tilde depend on the sampler's timestep schedule."""
-    guided: bool = False
-    """Whether guidance was applied. The sampling trajectory is not smooth where guidance begins or ends."""
+    guided: int = 0
+    """Which kinds of guidance were applied, 0 for none. The trajectory is not smooth where one begins or ends."""
 
 
 @dataclass(frozen=True)

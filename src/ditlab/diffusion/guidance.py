@@ -2,10 +2,14 @@
 
 `cfg` is classifier-free guidance (Ho & Salimans 2022) with the guidance interval of Kynkaanniemi et al. (2024).
 `autoguidance` extrapolates from a weaker model (Karras et al. 2024). Scale 1 is the conditional model without guidance.
+Both may be combined with skip-layer guidance, which leads away from the model without some of its blocks (Stable
+Diffusion 3.5), and with the rescaling of Lin et al. ("Common Diffusion Noise Schedules and Sample Steps are Flawed",
+2024), which gives the guided output the standard deviation of the output without guidance.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Denoise, Prediction
+from ditlab.diffusion.objective import Objective
 
 
 class Conditional(Protocol):
@@ -20,6 +25,49 @@ class Conditional(Protocol):
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Prediction:
         """Predict x0 and eps from x_t (B, C, ...), time t, next time s of the sampler, and the condition (B rows)."""
+
+
+@dataclass(frozen=True)
+class SkipLayers:
+    """Skip-layer guidance: adds scale (model - model without some blocks).
+
+    Its interval is a part of the steps, because that is how the published code defines it.
+    """
+
+    layers: tuple[int, ...]
+    scale: float
+    interval: tuple[float, float]  # times
+
+    def acts(self, t: float) -> bool:
+        """Whether it is applied at time t."""
+        return self.interval[0] <= t <= self.interval[1]
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Multiplies the guided output by (1 - share) + share (deviation without guidance / deviation with guidance)."""
+
+    objective: Objective
+    share: float
+
+    def __call__(self, guided: Prediction, good: Prediction, x: Tensor, t: Tensor) -> Prediction:
+        """Rescale a guided prediction at x_t (B, C, ...), compared with the one without guidance."""
+        output, plain = self.objective.output(guided, t), self.objective.output(good, t)
+        each = [1] * (x.ndim - 1)
+        ratio = (plain.flatten(1).std(1) / output.flatten(1).std(1)).reshape(-1, *each)
+        return self.objective.predict(output * torch.lerp(torch.ones_like(ratio), ratio, self.share), x, t)
+
+
+@dataclass(frozen=True)
+class Further:
+    """What is added to guidance."""
+
+    skip: SkipLayers | None = None
+    without: Denoise | None = None  # the conditional model without the blocks of `skip`
+    rescale: Rescale | None = None
+
+
+NOTHING = Further()
 
 
 def plain(denoiser: Conditional, condition: Condition) -> Denoise:
@@ -34,6 +82,7 @@ def cfg(
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
     channels: int | None = None,
+    further: Further = NOTHING,
 ) -> Denoise:
     """Classifier-free guidance: unconditional + scale (conditional - unconditional).
 
@@ -44,6 +93,7 @@ def cfg(
         scale: guidance scale; 1 is the conditional model, 0 the unconditional one.
         interval: times t between which guidance is applied; outside, the unconditional half is not computed.
         channels: number of first channels to guide (3 reproduces the published DiT results); None is all.
+        further: skip-layer guidance and rescaling.
 
     Raises:
         InputError: settings that `check_guidance` rejects.
@@ -55,7 +105,7 @@ def cfg(
         first, second = slice(len(x)), slice(len(x), None)
         return _part(joint, first), _part(joint, second)
 
-    return _guided(pair, plain(denoiser, condition), scale, interval, channels)
+    return _guided(pair, plain(denoiser, condition), scale, interval, channels, further)
 
 
 def autoguidance(
@@ -65,19 +115,20 @@ def autoguidance(
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
     channels: int | None = None,
+    further: Further = NOTHING,
 ) -> Denoise:
     """Autoguidance: guide + scale (model - guide).
 
     Args:
         denoiser: the model.
         guide: a smaller or less trained model of the same task.
-        condition, scale, interval, channels: as in `cfg`.
+        condition, scale, interval, channels, further: as in `cfg`.
 
     Raises:
         InputError: settings that `check_guidance` rejects.
     """
     strong, weak = plain(denoiser, condition), plain(guide, condition)
-    return _guided(lambda x, t, s: (strong(x, t, s), weak(x, t, s)), strong, scale, interval, channels)
+    return _guided(lambda x, t, s: (strong(x, t, s), weak(x, t, s)), strong, scale, interval, channels, further)
 
 
 def _guided(
@@ -86,21 +137,38 @@ def _guided(
     scale: float,
     interval: tuple[float, float],
     channels: int | None,
+    further: Further,
 ) -> Denoise:
     low, high = interval
     check_guidance(scale, interval, channels)
-    if scale == 1:
+    skip = further.skip
+    if scale == 1 and skip is None:
         return alone
 
     def denoise(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
-        if not low <= float(t) <= high:
-            return alone(x, t, s)
-        good, bad = pair(x, t, s)
-        x0 = _blend(good.x0, bad.x0, scale, channels)
-        eps = _blend(good.eps, bad.eps, scale, channels)
-        return Prediction(x0, eps, good.variance_mix, guided=True)
+        guides = scale != 1 and low <= float(t) <= high
+        skips = skip is not None and skip.acts(float(t))
+        if not guides:
+            good = guided = alone(x, t, s)
+        else:
+            good, bad = pair(x, t, s)
+            x0, eps = _blend(good.x0, bad.x0, scale, channels), _blend(good.eps, bad.eps, scale, channels)
+            guided = Prediction(x0, eps, good.variance_mix)
+        if skips:
+            assert skip is not None
+            assert further.without is not None
+            guided = _away(guided, good, further.without(x, t, s), skip.scale)
+        if guides and further.rescale is not None:
+            guided = replace(further.rescale(guided, good, x, t), variance_mix=good.variance_mix)
+        return replace(guided, guided=guides + 2 * skips)
 
     return denoise
+
+
+def _away(guided: Prediction, good: Prediction, bad: Prediction, scale: float) -> Prediction:
+    """Add scale (good - bad) to a prediction."""
+    x0, eps = guided.x0 + scale * (good.x0 - bad.x0), guided.eps + scale * (good.eps - bad.eps)
+    return Prediction(x0, eps, guided.variance_mix)
 
 
 def check_guidance(scale: float, interval: tuple[float, float], channels: int | None) -> None:

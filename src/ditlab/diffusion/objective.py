@@ -29,6 +29,7 @@ from ditlab.diffusion.process import (
     process_name,
     process_options,
 )
+from ditlab.diffusion.times import TIMES
 
 SAFE = 5e-3  # with a smaller determinant, errors of the network are amplified more than 200 times
 Network = Callable[..., Tensor]
@@ -41,15 +42,6 @@ TARGETS: Registry[Callable[[Process, Tensor], tuple[Tensor, Tensor]]] = Registry
         "eps": lambda process, t: (torch.zeros_like(t), torch.ones_like(t)),
         "v": lambda process, t: (-process.sigma(t), process.alpha(t)),  # Salimans & Ho 2022
         "velocity": lambda process, t: (process.alpha_dot(t), process.sigma_dot(t)),  # d x_t / dt
-    },
-)
-
-TIMES: Registry[Callable[[Tensor, float, float], Tensor]] = Registry(
-    "time distribution",  # quantile functions, u in (0, 1) -> t, so that all of them can be stratified
-    {
-        "uniform": lambda u, mean, scale: u,
-        # more samples in the middle of the path, which is the hardest part (Esser et al. 2024)
-        "logit-normal": lambda u, mean, scale: torch.sigmoid(mean + scale * torch.special.ndtri(u)),
     },
 )
 
@@ -232,6 +224,11 @@ class Objective:
         x0 = per_image(b / det, x) * x - per_image(sigma / det, x) * output
         eps = per_image(alpha / det, x) * output - per_image(a / det, x) * x
         return Prediction(x0, eps)
+
+    def output(self, prediction: Prediction, t: Tensor) -> Tensor:
+        """Compute the target (B, C, ...) that a prediction at time t corresponds to, the inverse of `predict`."""
+        a, b = (per_image(c, prediction.x0) for c in TARGETS[self.target](self.process, t))
+        return a * prediction.x0 + b * prediction.eps
 
     def denoiser(self, net: Network) -> "Denoiser":
         """Return a network as a function (x_t, t, s, condition) -> Prediction."""

@@ -286,7 +286,8 @@ def protocol_settings(plan: Plan) -> dict[str, Any]:
         "guidance_channels": options.guidance_channels,
         "eta": options.eta,
     }
-    return settings if options.reuse is None else settings | {"reuse": options.reuse}
+    later = ("reuse", "shift", "guidance_rescale", "skip_layers", "skip_guidance", "skip_interval")
+    return settings | {key: value for key, value in plan.settings().items() if key in later}
 
 
 def open_reference(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Absent, Autoencoder
 from ditlab.backbones import Backbone
+from ditlab.backbones.routing import without_blocks
 from ditlab.conditioning import ClassLabels, Conditioner
 from ditlab.config.sampling import GUIDANCE_ORIGIN, Sample
 from ditlab.config.values import whole
@@ -21,8 +23,9 @@ from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
+from ditlab.inference.extras import further_guidance
 from ditlab.inference.finite import check_latents, finite_steps
-from ditlab.inference.inpaint import Original, check_startable, originals
+from ditlab.inference.inpaint import Original, check_originals, check_startable, originals
 from ditlab.inference.interpolate import arguments
 from ditlab.inference.memory import RowLimit, Splitting, halved
 from ditlab.inference.optimize.compilation import is_compiled
@@ -125,7 +128,12 @@ class BasePipeline:
         if GUIDANCE_ORIGIN in self.model.config and {"guidance", "guidance_scale"} & options.keys():
             defaults = replace(defaults, guidance_channels=None)  # the script's channels belong to the script's scale
         check_channels(options.get("guidance_channels"), self.net.channels)
-        plan = resolve(options, self.objective, defaults=defaults, conditional=conditional, original=original)
+        tokens = prod(self.net.grid)
+        plan = resolve(
+            options, self.objective, tokens=tokens, defaults=defaults, conditional=conditional, original=original
+        )
+        if plan.skip is not None:
+            without_blocks(self.net, plan.skip.layers)  # raises an error if the family does not support it
         if guide is not None and task(guide) != task(self):
             raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
         if plan.cache is not None:
@@ -210,10 +218,11 @@ class BasePipeline:
             original: images to start from, see `original`.
             size: height and width of the images, if the model supports several sizes.
             options: settings of `ditlab.config.sampling.SamplingOptions` (steps, sampler, guidance, guidance_interval,
-                guidance_channels, schedule, eta, preset, reuse). `sampler` may also be a sampler function, and
-                `schedule` a tensor of times. Models that read text take `negative_prompt`, a text that replaces the
-                null condition in guidance. Names of diffusers are accepted too: num_inference_steps, guidance_scale,
-                class_labels, prompt, generator, num_images_per_prompt.
+                guidance_channels, guidance_rescale, skip_layers, skip_guidance, skip_interval, schedule, shift, eta,
+                preset, reuse). `sampler` may also be a sampler function, and `schedule` a tensor of times. Models that
+                read text take `negative_prompt`, a text that replaces the null condition in guidance. Names of
+                diffusers are accepted too: num_inference_steps, guidance_scale, class_labels, prompt, generator,
+                num_images_per_prompt.
 
         Raises:
             InputError: a label or setting cannot be used (raised before the first step), or an image is not finite
@@ -344,11 +353,13 @@ class BasePipeline:
         denoiser = self.objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
         scale, interval, channels = plan.guidance, plan.interval, plan.options.guidance_channels
         denoise: Denoise
+        further = further_guidance(plan, self.objective, net, condition, limit)
         if guide is None:
-            denoise = cfg(denoiser, condition, self.null(len(condition), plan.negative), scale, interval, channels)
+            null = self.null(len(condition), plan.negative)
+            denoise = cfg(denoiser, condition, null, scale, interval, channels, further)
         else:
             weak = guide.objective.denoiser(Splitting(guide._inference_net(plan, condition), limit))
-            denoise = autoguidance(denoiser, weak, condition, scale, interval, channels)
+            denoise = autoguidance(denoiser, weak, condition, scale, interval, channels, further)
         if plan.cache is not None:
             denoise = plan.cache.timed(denoise)
         if plan.original is not None:
@@ -365,16 +376,6 @@ class BasePipeline:
         if is_compiled(net) or not labels:  # compiled blocks compute their modulation themselves
             return net
         return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
-
-
-def check_originals(original: Original | None, count: int) -> None:
-    """Check that the number of original images is 1 or the number of generated images.
-
-    Raises:
-        InputError: another number.
-    """
-    if original is not None and len(original.pixels) not in (1, count):
-        raise InputError(f"{len(original.pixels)} images to start from for {count} generated images; give 1 or {count}")
 
 
 def task(pipe: BasePipeline) -> tuple[object, ...]:

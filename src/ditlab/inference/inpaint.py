@@ -267,3 +267,13 @@ def as_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> Tenso
     except (Unreadable, OSError) as error:
         raise InputError(f"the image cannot be read: {error}; give another") from error
     return torch.from_numpy(array.copy()).permute(2, 0, 1)[None]
+
+
+def check_originals(original: Original | None, count: int) -> None:
+    """Check that the number of original images is 1 or the number of generated images.
+
+    Raises:
+        InputError: another number.
+    """
+    if original is not None and len(original.pixels) not in (1, count):
+        raise InputError(f"{len(original.pixels)} images to start from for {count} generated images; give 1 or {count}")

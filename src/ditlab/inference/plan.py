@@ -16,13 +16,16 @@ from ditlab.config.values import number, whole
 from ditlab.core.errors import InputError
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.types import Denoise, Noise, Prediction, Step
-from ditlab.diffusion.guidance import check_guidance
+from ditlab.core.units import counted
+from ditlab.diffusion.guidance import SkipLayers, check_guidance
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Process
 from ditlab.diffusion.samplers import SAMPLERS, Sampler, time_grid
 from ditlab.diffusion.samplers.grids import falls, grid_identity
 from ditlab.inference.inpaint import Original
 from ditlab.inference.optimize.reuse import Reuse
+
+SKIP_SCALE, SKIP_INTERVAL = 2.8, (0.01, 0.2)  # defaults of skip-layer guidance in diffusers
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Plan:
     process: Process
     guidance: float
     interval: tuple[float, float]
+    skip: SkipLayers | None = None
     cache: Reuse | None = None
     original: Original | None = None
     learn_variance: bool = field(default=False, repr=False)
@@ -56,7 +60,7 @@ class Plan:
 
     @cached_property
     def evaluations(self) -> int:
-        """Number of function evaluations (NFE) per image; steps with guidance count twice.
+        """Number of function evaluations (NFE) per image; steps with guidance count twice, with skip layers once more.
 
         The number is counted by running the sampler with a trivial model. Feature caching makes some evaluations
         cheaper, but does not change their number.
@@ -65,9 +69,10 @@ class Plan:
 
         def denoise(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
             nonlocal count
-            guided = self.guides(float(t))
-            count += 2 if guided else 1
-            return Prediction(x, x, torch.zeros_like(x) if self.learn_variance else None, guided=guided)
+            guides, skips = self.guides(float(t)), self.skip is not None and self.skip.acts(float(t))
+            count += 1 + guides + skips
+            variance = torch.zeros_like(x) if self.learn_variance else None
+            return Prediction(x, x, variance, guided=guides + 2 * skips)
 
         for _ in self.run(denoise, torch.ones(1, 1, 1, 1), torch.zeros_like):
             pass
@@ -95,7 +100,8 @@ class Plan:
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain values for records, without those that do not apply."""
         values = {key: value for key, value in asdict(self.options).items() if value is not None}
-        return values | {"guidance_interval": list(self.interval), "schedule": self.schedule}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return values | {"schedule": self.schedule}
 
 
 def resolve(
@@ -105,6 +111,7 @@ def resolve(
     defaults: Sample | None = None,
     conditional: bool = True,
     original: Original | None = None,
+    tokens: int | None = None,
 ) -> Plan:
     """Compute the sampling plan of a model with this objective.
 
@@ -115,6 +122,7 @@ def resolve(
         defaults: default settings of the model.
         conditional: whether guidance is possible: the model is conditional, or there is a guide model.
         original: images to start from.
+        tokens: number of image tokens, for schedules that depend on it.
 
     Raises:
         InputError: a setting is unknown, out of range, or does not fit the model.
@@ -125,7 +133,7 @@ def resolve(
     with nullcontext() if "sampler" in explicit else imported_parts_only():
         sampler, name = pick_sampler(values["sampler"], values.get("eta"))
     with nullcontext() if "schedule" in explicit else imported_parts_only():
-        times = pick_times(values, explicit, objective)
+        times = pick_times(values, explicit, objective, tokens)
     scale, interval = number(values["guidance"], "guidance"), pair(values["guidance_interval"])
     if not conditional:
         if explicit.get("guidance", 1.0) != 1.0:
@@ -135,22 +143,45 @@ def resolve(
         channels = whole(channels, "guidance_channels")
     check_guidance(scale, interval, channels)
     check_guided(explicit, scale, conditional)
+    skip = pick_skip(values, explicit, times)
     cache = pick_cache(values.get("reuse"), original)
-    options = SamplingOptions(
-        steps=len(times) - 1,
-        sampler=name,
-        guidance=scale,
-        guidance_interval=interval,
-        guidance_channels=channels,
-        schedule=values["schedule"] if isinstance(values["schedule"], str) else "custom",
-        eta=None if values.get("eta") is None else number(values["eta"], "eta"),
-        preset=values.get("preset"),
-        reuse=None if cache is None else cache.interval,
-    )
+    settled = {"sampler": name, "guidance": scale, "guidance_interval": interval, "guidance_channels": channels}
+    options = all_options(values, len(times) - 1, settled, skip, cache)
     check_ranges(options)
     if original is not None:
         times = original.times(times)
-    return Plan(options, sampler, times, objective.process, scale, interval, cache, original, objective.learn_variance)
+    if cache is not None and skip is not None:
+        raise InputError("reuse does not work with skip_layers; leave one of them out")
+    return Plan(
+        options, sampler, times, objective.process, scale, interval, skip, cache, original, objective.learn_variance
+    )
+
+
+def all_options(
+    values: Mapping[str, Any], steps: int, settled: Mapping[str, Any], skip: SkipLayers | None, cache: Reuse | None
+) -> SamplingOptions:
+    """Return all settings of a plan.
+
+    Args:
+        values: the settings, explicit or default.
+        steps: number of steps.
+        settled: settings that were checked already.
+        skip, cache: skip-layer guidance and feature caching.
+    """
+    guided = settled["guidance"] != 1
+    return SamplingOptions(
+        **settled,
+        steps=steps,
+        guidance_rescale=optional(values, "guidance_rescale") if guided else None,
+        skip_layers=None if skip is None else skip.layers,
+        skip_guidance=None if skip is None else skip.scale,
+        skip_interval=None if skip is None else pair(values.get("skip_interval") or SKIP_INTERVAL, "skip_interval"),
+        schedule=values["schedule"] if isinstance(values["schedule"], str) else "custom",
+        shift=optional(values, "shift"),
+        eta=optional(values, "eta"),
+        preset=values.get("preset"),
+        reuse=None if cache is None else cache.interval,
+    )
 
 
 def check_ranges(options: SamplingOptions) -> None:
@@ -189,7 +220,7 @@ def check_guided(explicit: Mapping[str, Any], scale: float, conditional: bool) -
         InputError: settings of guidance without a scale, and the model's scale of 1 disables guidance, or the model is
             unconditional.
     """
-    for key in ("guidance_interval", "guidance_channels"):
+    for key in ("guidance_interval", "guidance_channels", "guidance_rescale"):
         value = explicit.get(key)
         restricts = value is not None and (key != "guidance_interval" or tuple(value) != (0.0, 1.0))
         if restricts and scale == 1 and "guidance" not in explicit:
@@ -226,11 +257,48 @@ def pick_sampler(chosen: Any, eta: float | None) -> tuple[Sampler, str]:
     return partial(sampler, **{"eta": number(eta, "eta")}), name
 
 
-def pick_times(values: Mapping[str, Any], explicit: Mapping[str, Any], objective: Objective) -> Tensor:
+def optional(values: Mapping[str, Any], name: str) -> float | None:
+    """Return a setting as a float; None if it is not given."""
+    return None if values.get(name) is None else number(values[name], name)
+
+
+def pick_skip(values: Mapping[str, Any], explicit: Mapping[str, Any], times: Tensor) -> SkipLayers | None:
+    """Return the skip-layer guidance of the settings; None without layers to skip.
+
+    Raises:
+        InputError: settings without layers, or an interval that contains no step.
+    """
+    layers = values.get("skip_layers")
+    if not layers:
+        for name in ("skip_guidance", "skip_interval"):
+            if explicit.get(name) is not None:
+                raise InputError(
+                    f"{name} is {explicit[name]}, but there are no skip_layers; give them, or leave it out"
+                )
+        return None
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise InputError(f"skip_layers {layers!r}; give numbers of blocks, such as (7, 8, 9)")
+    blocks = tuple(whole(layer, "skip_layers") for layer in layers)
+    steps, (low, high) = len(times) - 1, pair(values.get("skip_interval") or SKIP_INTERVAL, "skip_interval")
+    inside = [float(times[i]) for i in range(steps) if low * steps < i < high * steps]  # as in the published code
+    if not inside:
+        raise InputError(
+            f"skip_interval {low:g} {high:g} contains none of {counted(steps, 'step')}; give a longer one, or leave "
+            "skip_layers out"
+        )
+    scale = optional(values, "skip_guidance")
+    return SkipLayers(blocks, SKIP_SCALE if scale is None else scale, (inside[-1], inside[0]))
+
+
+def pick_times(
+    values: Mapping[str, Any], explicit: Mapping[str, Any], objective: Objective, tokens: int | None
+) -> Tensor:
     """Return the times (n + 1,) of the schedule in the settings."""
-    schedule = values["schedule"]
+    schedule, shift = values["schedule"], optional(values, "shift")
+    check_ranges(SamplingOptions(shift=shift))
     if isinstance(schedule, str):
-        return time_grid(schedule, objective.process, whole(values["steps"], "steps"), objective.last_time())
+        steps = whole(values["steps"], "steps")
+        return time_grid(schedule, objective.process, steps, objective.last_time(), shift=shift, tokens=tokens)
     try:
         times = torch.as_tensor(schedule, dtype=torch.float64).cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -265,8 +333,8 @@ def check_size(size: Any, generated: tuple[int, int]) -> tuple[int, int]:
     return sides
 
 
-def pair(value: Any) -> tuple[float, float]:
-    """Convert the guidance interval to two floats, or raise an `InputError`."""
+def pair(value: Any, name: str = "guidance_interval") -> tuple[float, float]:
+    """Convert an interval to two floats, or raise an `InputError`."""
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise InputError(f"guidance_interval {value!r}; give two times, such as (0.1, 0.8)")
-    return number(value[0], "guidance_interval"), number(value[1], "guidance_interval")
+        raise InputError(f"{name} {value!r}; give two times, such as (0.1, 0.8)")
+    return number(value[0], name), number(value[1], name)

@@ -173,7 +173,8 @@ def subject_of(recipe: Recipe, shape: Shape | None) -> Subject:
     if source is not None:
         recipe = replace(recipe, model=continued(recipe.model, source))
     if shape is not None:
-        return Subject(recipe, shape)
+        text = source is not None and source.net.text
+        return Subject(recipe, shape, conditioner=source.conditioner if source is not None and text else None)
     dataset = open_dataset(recipe.data.source, recipe.data)
     autoencoder = pick_autoencoder(recipe.data.autoencoder, dataset, source)
     captions = read_captions(recipe.data, dataset)

@@ -29,7 +29,12 @@ SETTINGS = (
     "guidance",
     "guidance_interval",
     "guidance_channels",
+    "guidance_rescale",
+    "skip_layers",
+    "skip_guidance",
+    "skip_interval",
     "schedule",
+    "shift",
     "eta",
     "preset",
     "reuse",
@@ -66,6 +71,7 @@ WHOLE = BeforeValidator(whole)
 Seed = Annotated[int, Field(ge=0, lt=2**53), WHOLE]  # readers of JSON disagree on larger integers
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Label = Annotated[int, Field(ge=0, lt=2**31), WHOLE] | Annotated[str, Field(min_length=1, max_length=2000)]
+Block = Annotated[int, Field(ge=0, le=10_000), WHOLE]
 Time = Annotated[float, Field(ge=0, le=1)]
 File = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
 # The first invalid value ends a check: a message names only that one, and a long list of errors takes seconds.
@@ -111,8 +117,23 @@ class SamplingRequest(BaseModel):
     guidance_channels: Annotated[int, Field(ge=1, le=1024), WHOLE] | None = Field(
         None, description="Apply guidance to the first N channels only. Default: all."
     )
+    guidance_rescale: Time | None = Field(
+        None, description="Share by which guidance keeps the contrast of the output without guidance. Default: 0."
+    )
+    skip_layers: Annotated[list[Block], Field(max_length=100)] | None = Field(
+        None, description="Skip-layer guidance: lead away from the output without these blocks. Default: none."
+    )
+    skip_guidance: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None = Field(
+        None, description="Scale of skip-layer guidance. Default: 2.8."
+    )
+    skip_interval: Annotated[tuple[Time, Time], Field(strict=False)] | None = Field(
+        None, description="Shares of the steps between which skip-layer guidance acts. Default: 0.01 to 0.2."
+    )
     schedule: Annotated[Name, known(GRIDS, "schedule")] | None = Field(
         None, description=f"Timestep schedule: {alternatives(GRIDS)}. Default: the model's."
+    )
+    shift: Annotated[float, Field(ge=1e-3, le=1e3)] | None = Field(
+        None, description="Shift of the schedules shifted and sd3. Default: 3."
     )
     eta: Time | None = Field(None, description="Noise of the sampler ddim: 0 is deterministic.")
     preset: Name | None = Field(

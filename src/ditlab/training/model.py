@@ -14,6 +14,7 @@ from ditlab.backbones.text import TEXT_OPTIONS
 from ditlab.checkpoints import load_autoencoder
 from ditlab.conditioning import CONDITIONERS, Conditioner, Text
 from ditlab.conditioning.cache import TextCache
+from ditlab.conditioning.encoders import NoEncoder
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Recipe
 from ditlab.core.errors import InputError
@@ -69,12 +70,13 @@ def pick_conditioner(
     kind = CONDITIONERS.find(settings.conditioner)
     if captions is None:
         return kind.for_data(dataset, {} if settings.classes is None else {"classes": settings.classes})
-    if source is None or not isinstance(source.conditioner, Text):
+    encoder = source.conditioner.encoder if source is not None and isinstance(source.conditioner, Text) else None
+    if source is None or encoder is None or isinstance(encoder, NoEncoder):
         if settings.text_cache and not settings.encoder:
             return Text(TextCache.open(Path(expand(settings.text_cache))).config)
         options = {"encoder": settings.encoder, "options": settings.encoder_options, "captions": captions.texts}
         return kind.for_data(dataset, options)
-    trained = source.conditioner.encoder.config["kind"]
+    trained = encoder.config["kind"]
     if settings.encoder not in ("", trained):
         raise InputError(
             f'data.encoder is "{settings.encoder}", but the model to start from was trained with "{trained}"; '

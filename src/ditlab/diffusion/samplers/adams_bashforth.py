@@ -21,7 +21,7 @@ def adams_bashforth(
     scales, times = process.straight(schedule)
     start = x / per_image(scales[0], x)
     slopes: list[Tensor] = []  # newest first
-    guided: bool | None = None
+    guided: int | None = None
 
     def integrate(slopes: list[Tensor], newest: int, base: int, end: int, u: Tensor) -> Tensor:
         nodes = times[newest + 1 - len(slopes) : newest + 1].flip(0)

@@ -5,6 +5,7 @@ file of schedules that were tuned for one process (written by `ditlab tune`):
 {"process": {"name": "linear"}, "sampler": "ab4", "grids": {"6": [1.0, ..., 0.0], "8": [...]}}
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -37,10 +38,30 @@ def log_snr(process: Process, steps: int) -> Tensor:
     return torch.cat([inner, torch.zeros(1, dtype=torch.float64)])
 
 
-def shifted(process: Process, steps: int) -> Tensor:
-    """3 t / (1 + 2 t): smaller steps near the noise, for large images (Esser et al. 2024, eq. 23)."""
-    t = process.uniform(steps)
-    return 3 * t / (1 + 2 * t)
+def shifted(process: Process, steps: int, shift: float = 3.0) -> Tensor:
+    """s t / (1 + (s - 1) t): smaller steps near the noise, for large images (Esser et al. 2024, eq. 23)."""
+    return _shift(process.uniform(steps), shift)
+
+
+def sd3(process: Process, steps: int, shift: float = 3.0) -> Tensor:
+    """The schedule of Stable Diffusion 3's code and of diffusers, which shifts twice.
+
+    The times are evenly spaced from 1 to the shifted time of 1/1000, shifted again, and followed by 0. With a shift of
+    3, the last of 4 steps goes from 0.0089 to 0.
+    """
+    lowest = _shift(torch.tensor(1e-3, dtype=torch.float64), shift)
+    times = torch.linspace(1.0, float(lowest), steps, dtype=torch.float64)
+    return torch.cat([_shift(times, shift), torch.zeros(1, dtype=torch.float64)])
+
+
+def flux(process: Process, steps: int, tokens: int = 4096) -> Tensor:
+    """Flux's schedule, whose shift exp(mu) grows with the number of image tokens: mu is 0.5 for 256, 1.15 for 4096."""
+    mu = 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
+    return _shift(process.uniform(steps), math.exp(mu))
+
+
+def _shift(t: Tensor, shift: float) -> Tensor:
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def leading(process: Process, steps: int) -> Tensor:
@@ -53,7 +74,7 @@ def leading(process: Process, steps: int) -> Tensor:
     return torch.cat([(indices + 1) / process.timesteps, torch.zeros(1, dtype=torch.float64)])
 
 
-SCHEDULES: Registry[Callable[[Process, int], Tensor]] = Registry(
+SCHEDULES: Registry[Callable[..., Tensor]] = Registry(
     "timestep schedule",
     {
         "uniform": uniform,
@@ -61,12 +82,22 @@ SCHEDULES: Registry[Callable[[Process, int], Tensor]] = Registry(
         "log-snr": log_snr,
         "shifted": shifted,
         "leading": leading,
+        "sd3": sd3,
+        "flux": flux,
     },
 )
 GRIDS = SCHEDULES
 
 
-def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -> Tensor:
+def time_grid(
+    name: str,
+    process: Process,
+    steps: int,
+    last_time: float = 1.0,
+    *,
+    shift: float | None = None,
+    tokens: int | None = None,
+) -> Tensor:
     """Return the decreasing times (steps + 1,) of a schedule, from at most `last_time` to 0.
 
     Args:
@@ -74,16 +105,24 @@ def time_grid(name: str, process: Process, steps: int, last_time: float = 1.0) -
         process: the process of the model.
         steps: number of steps.
         last_time: the latest time at which the model can be evaluated, see `Objective.last_time`.
+        shift: shift of the schedules that have one; None is 3.
+        tokens: number of image tokens, for schedules that depend on it.
 
     Raises:
-        InputError: an unknown name, a file without a schedule for this process and number of steps, or a registered
-            function that returns other times.
+        InputError: an unknown name, a shift for a schedule without one, a file without a schedule for this process and
+            number of steps, or a registered function that returns other times.
     """
     if steps < 1:
         raise InputError(f"{steps} sampling steps; give 1 or more")
-    if name.endswith(".json"):
+    file = name.endswith(".json")
+    schedule = read_grid if file else SCHEDULES.find(name)
+    known = inspect.signature(schedule).parameters
+    if shift is not None and "shift" not in known:
+        raise InputError(f'shift is {shift:g}, but the schedule "{name}" has none; leave it out or use shifted or sd3')
+    if file:
         return read_grid(Path(expand(name)), process, steps, last_time)
-    times = SCHEDULES.find(name)(process, steps) * last_time
+    options = {key: value for key, value in (("shift", shift), ("tokens", tokens)) if value is not None}
+    times = schedule(process, steps, **{key: options[key] for key in options if key in known}) * last_time
     if len(times) != steps + 1 or not falls(times):
         raise InputError(f'the schedule "{name}" must return {steps + 1} times that fall from at most 1 to 0')
     return times
