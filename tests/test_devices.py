@@ -33,6 +33,7 @@ FAMILIES = {
     "U-ViT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "Skip-DiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "DiC": {"width": 16, "depths": [1, 1, 1]},
+    "PDE-Transformer": {"width": 16, "heads": 2, "depths": [1, 2, 1], "patch": 1, "window": 4, "periodic": False},
 }
 
 

@@ -21,6 +21,7 @@ SMALL = {
     "Skip-DiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "LightningDiT": {"width": 32, "depth": 1, "heads": 2, "patch": 1},
     "DiC": {"width": 16, "depths": [1, 1, 1]},
+    "PDE-Transformer": {"width": 16, "heads": 2, "depths": [1, 1, 1], "patch": 1, "window": 4},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
     "ADM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},
     "LDM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},

@@ -13,6 +13,7 @@ from ditlab.backbones.dic import DiC
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.lightningdit import LightningDiT
+from ditlab.backbones.pde_transformer import PDETransformer
 from ditlab.backbones.skipdit import SkipDiT
 from ditlab.backbones.udit import UDiT
 from ditlab.backbones.unet import ADM, LDM
@@ -43,6 +44,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "Skip-DiT": SkipDiT,
         "LightningDiT": LightningDiT,
         "DiC": DiC,
+        "PDE-Transformer": PDETransformer,
         "ADM": ADM,
         "LDM": LDM,
         "Hourglass": Hourglass,

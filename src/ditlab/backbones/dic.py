@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone, Embedders, Modulation
-from ditlab.backbones.published import count_of
 from ditlab.backbones.layers import LabelEmbedder, TimestepEmbedder, check_positive, last_linear, norm
+from ditlab.backbones.published import count_of
 from ditlab.backbones.routing import Level, number, record
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
