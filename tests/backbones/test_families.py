@@ -27,6 +27,7 @@ TINY = {  # settings of each family that make it small
     "U-ViT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "LightningDiT": {"width": 48, "depth": 2, "heads": 3, "patch": 2},
+    "DiMSUM": {"width": 32, "depth": 2, "heads": 4, "patch": 2, "attention_every": 2},
     "DiC": {"width": 16, "depths": [1, 1, 1]},
     "PDE-Transformer": {"width": 16, "heads": 2, "depths": [1, 2, 1], "patch": 1, "window": 2},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
@@ -165,7 +166,7 @@ def test_groups_of_parameters_are_those_of_saved_optimizer_states(make):
         for name, p in block.named_parameters()
         if p.ndim in ((2, 4) if net.muon_kernels else (2,))
         and "adaLN" not in name
-        and not name.endswith(net.not_muon or SPECIAL)
+        and not name.endswith((*net.not_muon, *SPECIAL))
         and names[id(p)] not in net.heads_out
     }
     assert {id(p) for p in muon.parameters} == blocks

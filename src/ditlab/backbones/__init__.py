@@ -10,6 +10,7 @@ from typing import Any
 
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.dic import DiC
+from ditlab.backbones.dimsum import DiMSUM
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.lightningdit import LightningDiT
@@ -43,6 +44,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "U-ViT": UViT,
         "Skip-DiT": SkipDiT,
         "LightningDiT": LightningDiT,
+        "DiMSUM": DiMSUM,
         "DiC": DiC,
         "PDE-Transformer": PDETransformer,
         "ADM": ADM,
