@@ -31,7 +31,9 @@ TINY = {  # settings of each family that make it small
     "U-ViT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "LightningDiT": {"width": 48, "depth": 2, "heads": 3, "patch": 2},
+    "DiMSUM": {"width": 32, "depth": 2, "heads": 4, "patch": 2, "attention_every": 2},
     "DiC": {"width": 16, "depths": [1, 1, 1]},
+    "PDE-Transformer": {"width": 16, "heads": 2, "depths": [1, 2, 1], "patch": 1, "window": 2},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
     "PixArt": {"width": 48, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True, "resolution": 1},
     "MMDiT": {
@@ -57,6 +59,10 @@ TINY = {  # settings of each family that make it small
     "ADM": UNET | {"head_width": 16},
     "LDM": UNET | {"head_width": 0},
 }
+SPECIAL = (
+    "attn.logit_scale",
+    "A_log",
+)  # parameters that are not the matrix of a layer, of the families that decay none
 
 
 @pytest.fixture(params=BACKBONES)
@@ -92,7 +98,13 @@ def test_without_classes_and_on_a_rectangle(make):
     net = perturbed(make(classes=0, size=(8, 16)))
     x, t, y = inputs(net)
     assert net(x, t, y).shape == (2, 3, 8, 16)
-    assert net.tokens == make().tokens * 2 - ({"U-ViT": 2 + 1, "MMDiT": 5}.get(net.config["name"], 0))
+    tokens = make().tokens
+    expected = {
+        "U-ViT": 2 * tokens - 3,
+        "MMDiT": 2 * tokens - 5,
+        "PDE-Transformer": tokens,
+    }  # windows have a fixed size
+    assert net.tokens == expected.get(net.config["name"], 2 * tokens)
     with pytest.raises(InputError, match="input of 3x8x8 for a network made for 3x8x16"):
         net(x[..., :8], t, y)
 
@@ -167,22 +179,25 @@ def test_a_trace_goes_through_checkpointed_blocks(make):
 
 
 def test_groups_of_parameters_are_those_of_saved_optimizer_states(make):
-    """Weight decay on everything that is no vector, and Muon on the blocks' matrices, as runs of earlier versions."""
+    """Weight decay on everything that is no vector, and Muon on the blocks' matrices, as runs of earlier versions.
+
+    Some families have special parameters with neither.
+    """
     net = make()
     modulations = {id(p) for modulation in net.modulations() for p in modulation.layer.parameters()}
     decay, others, muon = net.parameter_groups()
     assert [group[1:] for group in (decay, others, muon)] == [(True, False), (False, False), (True, True)]
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     assert all(p.ndim >= 2 for p in (*decay.parameters, *muon.parameters))
-    assert all(p.ndim < 2 or names[id(p)].endswith("scale_shift_table") for p in others.parameters)
+    assert all(p.ndim < 2 or names[id(p)].endswith(SPECIAL) for p in others.parameters)
     blocks = {
         id(p)
         for block in net.repeated
         for name, p in block.named_parameters()
         if p.ndim in ((2, 4) if net.muon_kernels else (2,))
         and "adaLN" not in name
-        and not name.endswith("scale_shift_table")
         and id(p) not in modulations
+        and not name.endswith((*net.not_muon, *SPECIAL))
         and names[id(p)] not in net.heads_out
     }
     assert {id(p) for p in muon.parameters} == blocks

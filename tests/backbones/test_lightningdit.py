@@ -101,7 +101,7 @@ def test_other_variants_are_rejected_in_a_line(published, tmp_path, changed, mes
 
 
 def test_another_objective_has_no_published_layout(pipe):
-    with pytest.raises(InputError, match="for velocity on linear.*another objective"):
+    with pytest.raises(InputError, match=r"for velocity on linear.*another objective"):
         to_official(Pipeline(pipe.net, Objective()))
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.deep_fusion import DeepFusion
 from ditlab.backbones.dic import DiC
+from ditlab.backbones.dimsum import DiMSUM
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.dydit import DyDiT
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.lightningdit import LightningDiT
 from ditlab.backbones.mmdit import MMDiT
+from ditlab.backbones.pde_transformer import PDETransformer
 from ditlab.backbones.pixart import PixArt
 from ditlab.backbones.skipdit import SkipDiT
 from ditlab.backbones.udit import UDiT
@@ -47,7 +49,9 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "Skip-DiT": SkipDiT,
         "DyDiT": DyDiT,
         "LightningDiT": LightningDiT,
+        "DiMSUM": DiMSUM,
         "DiC": DiC,
+        "PDE-Transformer": PDETransformer,
         "ADM": ADM,
         "LDM": LDM,
         "Hourglass": Hourglass,

@@ -66,6 +66,8 @@ class Backbone(nn.Module, ABC):
     """Suffixes of the names of layers that low-rank adaptation changes: attention and modulation."""
     muon_kernels: bool = False
     """Whether Muon may also update the convolution kernels in `repeated` blocks."""
+    not_muon: tuple[str, ...] = ()
+    """Suffixes of the names of matrices in `repeated` blocks that Muon must not update."""
     decayed: tuple[str, ...] = ()
     """Suffixes of the names of parameters that have weight decay although they are not the matrix of a layer."""
     fused_kernels: bool = False
@@ -252,10 +254,12 @@ class Backbone(nn.Module, ABC):
 
         Weight decay applies to the matrices of linear, convolution and embedding layers. Muon may update the matrices
         of linear layers in `repeated` blocks (and kernels, see `muon_kernels`), except those of modulations, embedders
-        and the output layer. Neither applies to other parameters, such as the A_log (D, N) of a state-space layer.
+        and the output layer, and `not_muon`. Neither applies to other parameters, such as the A_log (D, N) of a
+        state-space layer.
         """
         excluded = {id(parameter) for module in self._conditioning_layers() for parameter in module.parameters()}
         excluded |= {id(parameter) for name, parameter in self.named_parameters() if name in self.heads_out}
+        excluded |= {id(value) for name, value in self.named_parameters() if name.endswith(self.not_muon or ("\0",))}
         kinds = (nn.Linear, _ConvNd) if self.muon_kernels else nn.Linear
         hidden = {
             id(module.weight)

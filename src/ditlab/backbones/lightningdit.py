@@ -5,6 +5,8 @@ It is trained as SiT, on latents of 16x16 positions with 32 channels. The state 
 N is the number of tokens and d the width of a head.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ class LightningDiT(DiT):
     changeable = ()
     norm_weights = True
     marks = (*DiT.marks, "feat_rope.freqs_cos")
-    published = {}
+    published: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
