@@ -88,7 +88,11 @@ class Backbone(nn.Module, ABC):
     """Number of extra tokens after the image tokens."""
     gates: int = 0
     """Number of random decisions for each image in training, which take `Trace.noise`; 0 for networks that are not
-    dynamic."""
+    dynamic. A dynamic network records the share of `dynamic_macs` that it computes as "compute" in a trace."""
+    dynamic_macs: int = 0
+    """Multiply-accumulates for one image of which a dynamic network computes a part."""
+    budget: float = 1.0
+    """The share of `dynamic_macs` that a dynamic network is trained to compute on average."""
     text: TextShape = TextShape(0)
     """The text condition that the network reads; length 0 is none."""
 
@@ -221,11 +225,6 @@ class Backbone(nn.Module, ABC):
 
     def _conditioning_layers(self) -> list[nn.Module]:
         return [*(modulation.layer for modulation in self.modulations()), *chain(*self.embedders())]
-
-    @property
-    def skipped(self) -> float:
-        """Multiply-accumulates of a full forward pass for one image that inference skips on average."""
-        return 0.0
 
     def fused(self) -> "Backbone":
         """Return an independent network with merged layers and the same outputs; this one if nothing can be merged."""

@@ -213,6 +213,10 @@ class Train(Located):
         0.5, resume="ask", not_negative=True, unused=Unused("layer_sync", ((),)), was="align_weight"
     )
     """Weight of the LayerSync loss."""
+    budget_ramp: Whole = setting(0, resume="ask", not_negative=True)
+    """With model.budget: images over which the target of the compute falls from all to the budget (DyDiT)."""
+    budget_complete: Whole = setting(0, resume="ask", not_negative=True)
+    """With model.budget: first images on which the complete network is trained too (DyDiT's first stage)."""
     ema: float = setting(0.9999, resume="ask", share=True)
     """Decay of the exponential moving average (EMA) of the weights per step, after warm-up."""
     power_ema: Annotated[tuple[float, ...], Parameter(alias="widths")] = setting((), up_to=1, was="widths")

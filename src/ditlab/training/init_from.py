@@ -191,10 +191,12 @@ def continued(model: Model, source: Pipeline) -> Model:
     If the recipe names a class that extends the source's (Skip-DiT extends DiT), the result has that class.
     """
     options: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in SHAPE}
-    options |= {key: value for key, value in model.options.items() if key in source.net.changeable}
     new_class, source_class = find(model.name)[0], type(source.net)
+    changeable = source.net.changeable
     if new_class is not source_class and issubclass(new_class, source_class):
         options["name"] = name_of(new_class, options)
+        changeable = new_class.changeable
+    options |= {key: value for key, value in model.options.items() if key in changeable}
     return Model(**options)
 
 
