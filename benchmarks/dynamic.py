@@ -20,9 +20,11 @@ from rich.table import Table
 
 from ditlab.backbones import create
 from ditlab.backbones.dydit import DyDiT
+from ditlab.backbones.routing import depth_at
 from ditlab.core.types import Trace
 from ditlab.diffusion.objective import Objective
 from ditlab.evaluation import measure
+from ditlab.inference.base import BasePipeline
 from ditlab.inference.optimize.compilation import compile_blocks
 from ditlab.inference.optimize.timing import interleaved
 from ditlab.inference.pipeline import Pipeline
@@ -81,19 +83,56 @@ def calibrate(net: DyDiT, share: float) -> None:
 def computed(pipe: Pipeline, times: torch.Tensor) -> float:
     """GMACs of one image, averaged over the steps."""
     net, whole = pipe.net, measure(lambda: create(**pipe.net.config | {"size": pipe.net.size})).gmacs
-    if not isinstance(net, DyDiT):
-        return whole
+    clock = pipe.objective.process.clock(times[:-1]).float()
+    if net.dynamic_depth:
+        depth = net.config["depth"]
+        skipped = 1 - sum(depth_at(clock, net.config["exits"], depth)) / depth / len(clock)
+        block = DyDiT(
+            **SHAPE | {key: net.config[key] for key in ("depth", "width", "heads", "patch")} | {"size": net.size}
+        )
+        return whole - skipped * block.dynamic_macs / 1e9
     shares = []
-    for moment in times[:-1]:
+    for t in clock:
         trace = Trace(["compute"])
         x, _, y = net.example(2, torch.Generator().manual_seed(1))
         with torch.no_grad():
-            net(x, torch.full((2,), float(moment) * 1000), y, trace=trace)
-        shares.append(trace.taps["compute"].mean())
+            net(x, t.expand(2), y, trace=trace)
+        shares.append(trace.taps.get("compute", torch.ones(1)).mean())
     return whole - (1 - float(torch.stack(shares).mean())) * net.dynamic_macs / 1e9
 
 
+def time_steps(name: str, batch: int, rounds: int, steps: int, compile: bool) -> Table:
+    """Generate with all networks of one size in turns."""
+    pipes = {name: noisy(name)}
+    pipes |= {f"DyDiT {budget:g}": dynamic(name, budget) for budget in BUDGETS}
+    pipes |= {label: noisy(name, exits=exits) for label, exits in EXITS.items()}
+    labels = list(range(batch))
+
+    def generate(pipe: BasePipeline) -> None:
+        for _ in pipe.steps(labels, seeds=labels, sampler="euler", steps=steps, guidance=1.5):
+            pass
+
+    sides: dict[str, Callable[[], object]] = {}
+    for label, pipe in pipes.items():
+        ready = pipe.prepared("float32")
+        if compile:
+            with torch.no_grad():
+                compile_blocks(ready.net, partial(ready.net, *ready.net.example(2 * batch)), dynamic=True)
+        sides[label] = partial(generate, ready)
+    seconds = interleaved(sides, rounds, clock=time.process_time)
+    times = pipes[name].resolve(sampler="euler", steps=steps).times
+    gmacs = {label: computed(pipe, times) for label, pipe in pipes.items()}
+    table = Table("network", "GMACs", "share", "CPU seconds a step", "share", title=f"{name}, batch {batch}")
+    for label in sides:
+        table.add_row(
+            label, f"{gmacs[label]:.2f}", f"{gmacs[label] / gmacs[name]:.3f}",
+            f"{seconds[label] / steps:.3f}", f"{seconds[label] / seconds[name]:.3f}",
+        )  # fmt: skip
+    return table
+
+
 def main() -> None:
+    """Measure each network, and print a table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("networks", nargs="*", default=["DiT-S/2", "DiT-B/2"])
     for option, value in (("--batch", 4), ("--rounds", 5), ("--steps", 4)):
@@ -101,33 +140,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()
     for name in given.networks:
-        pipes = {name: noisy(name)}
-        pipes |= {f"DyDiT {budget:g}": dynamic(name, budget) for budget in BUDGETS}
-        pipes |= {label: noisy(name, exits=exits) for label, exits in EXITS.items()}
-        options = {"sampler": "euler", "steps": given.steps, "guidance": 1.5}
-        sides: dict[str, Callable[[], object]] = {}
-        for label, pipe in pipes.items():
-            ready = pipe.prepared("float32")
-            if given.compile:
-                inputs = ready.net.example(2 * given.batch)
-                with torch.no_grad():
-                    compile_blocks(ready.net, partial(ready.net, *inputs), dynamic=True)
-            labels = list(range(given.batch))
-            sides[label] = partial(
-                lambda ready, labels: list(ready.steps(labels, seeds=labels, **options)), ready, labels
-            )
-        seconds = interleaved(sides, given.rounds, clock=time.process_time)
-        times = pipes[name].resolve(**options).times
-        gmacs = {label: computed(pipe, times) for label, pipe in pipes.items()}
-        table = Table(
-            "network", "GMACs", "of them", "CPU seconds a step", "of the time", title=f"{name}, batch {given.batch}"
-        )
-        for label in sides:
-            table.add_row(
-                label, f"{gmacs[label]:.2f}", f"{gmacs[label] / gmacs[name]:.2f}",
-                f"{seconds[label] / given.steps:.3f}", f"{seconds[label] / seconds[name]:.2f}",
-            )  # fmt: skip
-        Console().print(table)
+        Console().print(time_steps(name, given.batch, given.rounds, given.steps, given.compile))
 
 
 if __name__ == "__main__":

@@ -288,6 +288,21 @@ class Backbone(nn.Module, ABC):
         """Rename the keys of a ditlab state dict to the published ones, the inverse of `from_published`."""
         return tensors
 
+    @classmethod
+    def check_published(cls, config: Mapping[str, Any]) -> None:
+        """Check that the published code supports the options of a network, which `published` lists.
+
+        Raises:
+            InputError: it does not.
+        """
+        for key, value in cls.published.items():
+            present = config.get(key)
+            if present is not None and (present or False) != (value or False):
+                raise InputError(
+                    f"the official code of {config['name']} has {key} = {value} only, and this model {present}; "
+                    "convert to ditlab instead"
+                )
+
     @staticmethod
     def count_classes(rows: int) -> int:
         """Return the number of classes of a published class-embedding table with this number of rows.

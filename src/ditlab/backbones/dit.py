@@ -5,7 +5,7 @@ cross-attention, and adaptive layer norm without gates (adaln) or with zero-init
 dict of adaln-zero has the official keys. In shapes, B is the batch, N tokens, D width and p patch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +30,7 @@ from ditlab.backbones.layers import (
     unpatchify,
 )
 from ditlab.backbones.positions import rotations, sincos_positions
-from ditlab.backbones.routing import check_exits, depth_at, record, routed, through
+from ditlab.backbones.routing import PUBLISHED_DEPTHS, check_exits, depth_at, record, routed, through
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import counted
@@ -153,6 +153,15 @@ class DiT(Backbone):
             "depth": depth,
             "patch": patch,
         } | heads.get((depth, width), {})
+
+    @classmethod
+    def check_published(cls, config: Mapping[str, Any]) -> None:
+        """Check as for all families; the published early exit has one schedule, for 28 blocks."""
+        exits = tuple(config.get("exits") or ())
+        depths = [max(1, round(share * config["depth"])) for share in exits]
+        if cls is DiT and config["depth"] == PUBLISHED_DEPTHS[0] and tuple(depths) == PUBLISHED_DEPTHS:
+            config = {key: value for key, value in config.items() if key != "exits"}
+        super().check_published(config)
 
     def block_type(self, condition: str) -> type[nn.Module]:
         """The class of the blocks for a conditioning mechanism."""

@@ -225,6 +225,9 @@ class Train(Located):
     """Model whose weights the run starts from; the settings of [model] are then those of this model."""
     class_map: Location = setting("", unused=NO_SOURCE)
     """With init_from: TOML or JSON file that maps classes of the data to the classes of the source they start from."""
+    freeze: tuple[str, ...] = setting((), unused=NO_SOURCE)
+    """With init_from: parts of the network that are not trained, by the beginning of their names, such as
+    t_embedder."""
     lora: Whole = setting(0, at_least=0, unused=NO_SOURCE)
     """With init_from: rank of low-rank updates that are trained instead of the weights; 0 trains the weights."""
     lora_apart: bool = setting(False, unused=Unused("lora", (0,)))
