@@ -10,6 +10,7 @@ from ditlab.backbones.routing import depth_at
 from ditlab.checkpoints.published import to_official
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
+from ditlab.core.types import Trace
 from ditlab.evaluation import measure
 from ditlab.inference.optimize.compilation import compile_blocks
 from ditlab.training import train
@@ -48,6 +49,45 @@ def test_each_image_passes_the_blocks_before_its_exit_and_no_others(condition):
             one = slice(i, i + 1)
             assert relative(out[one], cut(net, depth)(x[one], t[one], y[one])) < 1e-5
             assert relative(out[one], net(x[one], t[one], y[one])) < 1e-5
+
+
+def without_blocks(net, depth):
+    """The same network, whose blocks after the first `depth` ones do nothing but join the skips."""
+    parts = net.with_parts({})
+    for block in [block for block in parts.repeated if hasattr(block, "mlp")][depth:]:
+        for layer in (block.attn.proj, block.mlp.fc2):
+            layer.weight, layer.bias = (torch.nn.Parameter(torch.zeros_like(p)) for p in layer.parameters())
+    parts.exits = ()
+    return parts
+
+
+@pytest.mark.parametrize(("family", "depth", "depths"), [("Skip-DiT", 5, (5, 4, 3)), ("U-ViT", 5, (5, 4, 3))])
+@torch.no_grad()
+def test_networks_with_long_skips_leave_out_late_blocks_but_not_their_skips(family, depth, depths):
+    torch.manual_seed(0)
+    net = create(family, learn_variance=False, **DEEP | {"depth": depth}, exits=[d / depth for d in depths]).eval()
+    for parameter in net.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    x, t, y = torch.randn(4, 1, 8, 8), torch.tensor([10.0, 500.0, 999.0, 20.0]), torch.tensor([0, 1, 2, 3])
+    out = net(x, t, y)
+    for i, used in enumerate([5, 4, 3, 5]):
+        one = slice(i, i + 1)
+        assert relative(out[one], without_blocks(net, used)(x[one], t[one], y[one])) < 1e-5
+        assert relative(net(x[one], t[one], y[one]), out[one]) < 1e-5
+    assert net.dynamic_depth
+
+
+@torch.no_grad()
+def test_images_that_exited_are_not_computed():
+    net, rows = noisy(exits=(1.0, 0.75, 0.5, 0.25)), []
+    for block in net.blocks:
+        block.register_forward_pre_hook(lambda block, given: rows.append(len(given[0])))
+    trace = Trace(["blocks.0", "blocks.3"])
+    t = torch.tensor([900.0, 10.0, 600.0, 300.0, 20.0])
+    net(torch.randn(5, 1, 8, 8), t, torch.zeros(5).long(), trace=trace)
+    assert rows == [5, 4, 3, 2]
+    assert trace.taps["blocks.3"].shape == trace.taps["blocks.0"].shape == (5, 16, 32)
+    assert torch.equal(trace.taps["blocks.3"][0], trace.taps["blocks.0"][0])
 
 
 def test_late_blocks_learn_from_the_images_that_reach_them():
@@ -95,8 +135,9 @@ def test_fine_tuning_gives_a_trained_model_exits(tmp_path):
 def test_impossible_settings_are_rejected():
     with pytest.raises(InputError, match=r"exits 1.0, 1.5: 1.5 is not a share"):
         noisy(exits=(1.0, 1.5))
-    with pytest.raises(InputError, match="Skip-DiT"):
-        create("Skip-DiT", learn_variance=False, **DEEP, exits=(1.0, 0.5))
+    for family, depth, first in (("Skip-DiT", 4, 2), ("U-ViT", 5, 3)):
+        with pytest.raises(InputError, match=rf"exits 1.0, 0.2: 0.2 of {depth} blocks, but the {first} blocks before"):
+            create(family, learn_variance=False, **DEEP | {"depth": depth}, exits=(1.0, 0.2))
     with pytest.raises(InputError, match="has exits = False only"):
         to_official(tiny_pipeline(exits=(1.0, 0.5)))
 

@@ -21,6 +21,7 @@ from ditlab.inference.pipeline import Pipeline
 from ditlab.training.init_from import continued
 
 SKIP = {"size": 8, "channels": 4, "classes": 3, "width": 32, "depth": 4, "heads": 2, "patch": 2}
+EARLY_EXIT = (1.0, 1.0, 0.857, 0.857, 0.714, 0.714, 0.571, 0.571, 0.429, 0.429)  # the published schedule
 
 
 @pytest.fixture
@@ -55,6 +56,8 @@ def test_a_variant_that_is_not_known_is_rejected_in_a_line(checkpoint, tmp_path,
         ("udit_tiny", {"size": (16, 16)}, "U-DiT", DDPM()),
         ("dic", {"size": (16, 16)}, "DiC", DDPM()),
         ("uvit_conv", {"heads": 4, "classes": 9}, "U-ViT", ScaledLinear(clock_start=1.0)),
+        ("dydit", {"heads": 4}, "DyDiT", DDPM()),
+        ("ase_exit", {"heads": 2, "exits": EARLY_EXIT}, "DiT", DDPM()),
     ],
 )
 def test_published_numbers_through_every_layout(checkpoint, tmp_path, name, settings, family, process):
@@ -70,8 +73,31 @@ def test_published_numbers_through_every_layout(checkpoint, tmp_path, name, sett
     for each in (pipe, ditlab.load(tmp_path / "official", **settings), ditlab.load(tmp_path / "own")):
         with torch.no_grad():
             assert relative(each.net(x, t, y), vectors["out"]) < 1e-5
-    with pytest.raises(InputError, match=r"has no diffusers layout; convert to ditlab instead$"):
+    with pytest.raises(
+        InputError, match=r"has no diffusers layout; convert to ditlab instead$|^diffusers' DiT has exits = False only"
+    ):
         convert(pipe, tmp_path / "theirs", "diffusers")
+
+
+def test_variants_of_dydit_that_are_not_known_are_one_line(checkpoint, tmp_path):
+    _, _, state = checkpoint("dydit")
+    parts = {
+        "missing blocks.0.token_selection": {key: value for key, value in state.items() if "token_sel" not in key},
+        "unused blocks.0.lora.0.weight": state | {"blocks.0.lora.0.weight": torch.zeros(2, 2)},
+    }
+    for words, tensors in parts.items():
+        torch.save(tensors, tmp_path / "variant.pt")
+        with pytest.raises(InputError, match=f"does not fit its network: {words}"):
+            ditlab.load(tmp_path / "variant.pt", heads=4)
+    torch.save(state, tmp_path / "dydit.pt")
+    with pytest.raises(InputError, match="holds a DyDiT and not SiT; leave sit out"):
+        ditlab.load(tmp_path / "dydit.pt", heads=4, sit=True)
+
+
+def test_other_schedules_of_early_exit_have_no_official_layout(checkpoint, tmp_path):
+    pipe = ditlab.load(checkpoint("ase_exit")[0], heads=2, exits=(1.0, 0.5))
+    with pytest.raises(InputError, match=r"has exits = False only, and this model \[1.0, 0.5\]; convert to ditlab"):
+        convert(pipe, tmp_path / "out", "official")
 
 
 def test_a_missing_size_is_reported(checkpoint, tmp_path, monkeypatch, capsys):

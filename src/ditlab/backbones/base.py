@@ -98,7 +98,11 @@ class Backbone(nn.Module, ABC):
     """Number of extra tokens after the image tokens."""
     gates: int = 0
     """Number of random decisions for each image in training, which take `Trace.noise`; 0 for networks that are not
-    dynamic."""
+    dynamic. A dynamic network records the share of `dynamic_macs` that it computes as "compute" in a trace."""
+    dynamic_macs: int = 0
+    """Multiply-accumulates for one image of which a dynamic network computes a part."""
+    budget: float = 1.0
+    """The share of `dynamic_macs` that a dynamic network is trained to compute on average."""
     text: TextShape = TextShape(0)
     """The text condition that the network reads; length 0 is none."""
 
@@ -232,11 +236,6 @@ class Backbone(nn.Module, ABC):
     def _conditioning_layers(self) -> list[nn.Module]:
         return [*(modulation.layer for modulation in self.modulations()), *chain(*self.embedders())]
 
-    @property
-    def skipped(self) -> float:
-        """Multiply-accumulates of a full forward pass for one image that inference skips on average."""
-        return 0.0
-
     def fused(self) -> "Backbone":
         """Return an independent network with merged layers and the same outputs; this one if nothing can be merged."""
         return self
@@ -304,6 +303,21 @@ class Backbone(nn.Module, ABC):
     def to_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the keys of a ditlab state dict to the published ones, the inverse of `from_published`."""
         return tensors
+
+    @classmethod
+    def check_published(cls, config: Mapping[str, Any]) -> None:
+        """Check that the published code supports the options of a network, which `published` lists.
+
+        Raises:
+            InputError: it does not.
+        """
+        for key, value in cls.published.items():
+            present = config.get(key)
+            if present is not None and (present or False) != (value or False):
+                raise InputError(
+                    f"the official code of {config['name']} has {key} = {value} only, and this model {present}; "
+                    "convert to ditlab instead"
+                )
 
     @classmethod
     def from_diffusers(

@@ -16,6 +16,7 @@ class Cost:
     parameters: int  # after merging, as papers count them
     parameters_unfused: int  # before merging, as they are trained and saved
     gmacs: float  # 1e9 multiply-accumulates, which papers report as "Gflops"
+    average_gmacs: float  # the same on average over a schedule; less for dynamic networks, by their budget
     gflops: float  # 1e9 floating-point operations, twice as many
     tokens: int  # length of the longest sequence
     weight_bytes: int  # size of the saved float32 weights
@@ -31,4 +32,5 @@ def measure(make: Callable[[], Backbone]) -> Cost:
         fused(*inputs)
     flops = counter.get_total_flops()
     merged, saved = (sum(parameter.numel() for parameter in network.parameters()) for network in (fused, net))
-    return Cost(merged, saved, flops / 2e9, flops / 1e9, net.tokens, 4 * saved)
+    average = flops / 2e9 - (1 - net.budget) * net.dynamic_macs / 1e9
+    return Cost(merged, saved, flops / 2e9, average, flops / 1e9, net.tokens, 4 * saved)

@@ -27,7 +27,7 @@ from ditlab.backbones.layers import (
     unpatchify,
 )
 from ditlab.backbones.positions import rotations, sincos_positions
-from ditlab.backbones.routing import check_exits, depth_at, record, routed, through
+from ditlab.backbones.routing import PUBLISHED_DEPTHS, check_exits, depth_at, record, routed, through
 from ditlab.backbones.text import Context, TextEmbedder, joined, text_shape
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
@@ -164,6 +164,15 @@ class DiT(Backbone):
             "depth": depth,
             "patch": patch,
         } | heads.get((depth, width), {})
+
+    @classmethod
+    def check_published(cls, config: Mapping[str, Any]) -> None:
+        """Check as for all families; the published early exit has one schedule, for 28 blocks."""
+        exits = tuple(config.get("exits") or ())
+        depths = [max(1, round(share * config["depth"])) for share in exits]
+        if cls is DiT and config["depth"] == PUBLISHED_DEPTHS[0] and tuple(depths) == PUBLISHED_DEPTHS:
+            config = {key: value for key, value in config.items() if key != "exits"}
+        super().check_published(config)
 
     @staticmethod
     def rotation(h: int, w: int, width: int, more: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones.base import Modulation
 from ditlab.backbones.dit import DiT
-from ditlab.backbones.dydit_block import COMPUTE, DynamicBlock, Pattern
+from ditlab.backbones.dydit_block import SHARES, DynamicBlock, Pattern
 from ditlab.backbones.layers import LinearGELU
 from ditlab.backbones.routing import record
 from ditlab.core.errors import InputError
@@ -75,10 +75,10 @@ class DyDiT(DiT):
         )  # fmt: skip
         attention = 2 * self.tokens * width * (2 * width + self.tokens)
         mlp = self.tokens * self.dynamic[0].hidden_weights
-        self.budget, self.macs = budget, depth * (attention + mlp)  # of all blocks, as published
+        self.budget, self.dynamic_macs = budget, depth * (attention + mlp)  # as published
         for block in self.dynamic:
-            block.costs = attention / self.macs, mlp / self.macs
-        if budget < (least := attention * depth / self.macs / heads):
+            block.costs = attention / self.dynamic_macs, mlp / self.dynamic_macs, 1 / depth
+        if budget < (least := attention * depth / self.dynamic_macs / heads):
             raise InputError(
                 f"budget {budget:g} is less than {least:.3f}, the share of the first heads, which are always computed; "
                 "give more"
@@ -106,10 +106,6 @@ class DyDiT(DiT):
         heads = self.dynamic[0].heads - 1
         return [heads, heads, self.tokens]
 
-    @property
-    def skipped(self) -> float:
-        return (1 - self.budget) * self.macs
-
     def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
         t = self.t_embedder(timestep)
         return [self.condition(t, self.y_embedder(label)), t]
@@ -135,8 +131,8 @@ class DyDiT(DiT):
     ) -> Tensor:
         """Images (B, C, H, W), timestep (B,), labels (B,) -> (B, out_channels, H, W).
 
-        The trace can record "compute" (B,), the share of the compute of the blocks that each image uses, and
-        "complete", the output of the complete network, which ignores the routers.
+        The trace can record "compute" (B,), the share of the compute of the blocks that each image uses; "tokens" (B,),
+        the share of the tokens that pass the MLPs; and "complete", the output of the network without its routers.
         """
         if trace is not None and "complete" in trace.wanted:
             trace.tap("complete", super().forward(x, timestep, condition, trace=Complete()))
@@ -172,7 +168,7 @@ class DyDiT(DiT):
         order = None if len(patterns) == 1 else [(groups == i).nonzero()[:, 0] for i in range(len(patterns))]
         parts = [x] if order is None else [x[rows] for rows in order]
         conditions = [c] if order is None else [c[rows] for rows in order]
-        traces = [None if trace is None else Trace(trace.wanted & {COMPUTE}) for _ in patterns]
+        traces = [None if trace is None else Trace(trace.wanted & SHARES) for _ in patterns]
 
         def joined(values: list[Tensor]) -> Tensor:
             return values[0] if order is None else torch.cat(values)[torch.cat(order).argsort()]
@@ -183,8 +179,9 @@ class DyDiT(DiT):
             parts = [block(part, rows, None, None, seen, weights) for part, rows, weights, seen in inputs]
             if trace is not None:
                 record(trace, i, joined(parts))
-        if trace is not None and COMPUTE in trace.wanted:
-            trace.add(COMPUTE, joined([seen.taps[COMPUTE] for seen in traces if seen is not None]))
+        if trace is not None:
+            for name in trace.wanted & SHARES:
+                trace.add(name, joined([seen.taps[name] for seen in traces if seen is not None]))
         return joined(parts)
 
     def patterns(self, t: Tensor, timestep: Tensor) -> tuple[list[list[Pattern]], Tensor]:

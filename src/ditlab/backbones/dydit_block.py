@@ -13,7 +13,7 @@ from ditlab.backbones.dit_blocks import AdaLNZeroBlock, Style
 from ditlab.backbones.layers import Mlp, SwiGLU, modulate
 from ditlab.core.types import Trace
 
-COMPUTE = "compute"  # the value that a trace records
+SHARES = frozenset(("compute", "tokens"))  # the values that a trace records
 TEMPERATURE = 5.0  # of the sigmoid that gives decisions their gradient
 RECENT = 4  # sliced copies of a block's weights that are kept, for the service, whose rows differ in timestep
 
@@ -81,8 +81,8 @@ class Slices(dict[tuple[Any, ...], Kept]):
 class DynamicBlock(AdaLNZeroBlock):
     """DiT's block in which routers choose heads and groups of hidden channels, and the tokens that pass the MLP."""
 
-    costs: tuple[float, float]
-    """The compute of attention and of the MLP, as shares of the compute of all blocks."""
+    costs: tuple[float, float, float]
+    """Attention, MLP and tokens of this block, as shares of those of all blocks."""
 
     def __init__(self, style: Style) -> None:
         super().__init__(style)
@@ -157,8 +157,9 @@ class DynamicBlock(AdaLNZeroBlock):
         hidden = F.linear(modulate(self.norm2(x), shift_m, scale_m), self.first.weight, self.first.bias)
         hidden = self.activate(hidden * channels[:, None].to(hidden.dtype))
         if trace is not None:
-            attention, mlp = self.costs
-            trace.add(COMPUTE, attention * heads.mean(1) + mlp * channels.mean(1) * tokens.mean(1))
+            attention, mlp, share = self.costs
+            trace.add("compute", attention * heads.mean(1) + mlp * channels.mean(1) * tokens.mean(1))
+            trace.add("tokens", share * tokens.mean(1))
         return torch.addcmul(x, gate_m[:, None] * tokens[..., None].to(gate_m.dtype), self.second(hidden))
 
     def activate(self, hidden: Tensor) -> Tensor:
@@ -172,7 +173,9 @@ class DynamicBlock(AdaLNZeroBlock):
         x = torch.addcmul(x, gate_a[:, None], kept.proj(mixed.flatten(2)))
         tokens = self.token_selection(x) > 0  # (B, N)
         if trace is not None:
-            trace.add(COMPUTE, kept.attention + kept.mlp * tokens.float().mean(1))
+            share = tokens.float().mean(1)
+            trace.add("compute", kept.attention + kept.mlp * share)
+            trace.add("tokens", self.costs[2] * share)
         where = tokens.flatten().nonzero()[:, 0]  # (K,), of the whole batch
         if len(where) == 0:
             return x
@@ -210,7 +213,7 @@ class DynamicBlock(AdaLNZeroBlock):
         )
         channels, outputs = heads.repeat_interleave(self.attn.head), groups[self.group]
         hidden = outputs[: self.second.in_features]
-        attention, mlp = self.costs
+        attention, mlp, _ = self.costs
         return Kept(
             part_of(self.attn.qkv, channels.repeat(3), None, fused),
             part_of(self.attn.proj, None, channels, fused),

@@ -2,11 +2,12 @@
 
 Early exit (Moon et al., "A Simple Early Exiting Framework for Accelerated Sampling in Diffusion Models", ICML 2024,
 time-dependent schedule): noisy steps use fewer blocks, and the number of blocks depends on the timestep only. Train or
-fine-tune the network with the same exits that it is sampled with.
+fine-tune the network with the same exits that it is sampled with. In networks with long skip connections, blocks of the
+second half are left out, but not the layers that join the skip connections.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ditlab.backbones.base import Backbone
 
 LAST = 1000.0  # the largest timestep of all processes
+PUBLISHED_DEPTHS = (28, 28, 24, 24, 20, 20, 16, 16, 12, 12)  # of DiT-XL/2's 28 blocks, the schedule "demo"
 
 
 def check_exits(exits: Sequence[float]) -> None:
@@ -31,6 +33,26 @@ def check_exits(exits: Sequence[float]) -> None:
         if not 0 < share <= 1:
             raise InputError(
                 f"exits {', '.join(map(str, exits))}: {share} is not a share; give numbers above 0, up to 1"
+            )
+
+
+def check_late_exits(exits: Sequence[float], depth: int, least: int) -> None:
+    """Check that exits are in the second half of a network with long skip connections.
+
+    Args:
+        exits: shares of the depth, see `check_exits`.
+        depth: number of blocks.
+        least: number of blocks that always run.
+
+    Raises:
+        InputError: an exit is earlier.
+    """
+    check_exits(exits)
+    for share in exits:
+        if round(share * depth) < least:
+            raise InputError(
+                f"exits {', '.join(map(str, exits))}: {share} of {depth} blocks, but the {least} blocks before the "
+                f"joined skips always run; give shares of at least {-(-100 * least // depth) / 100:g}"
             )
 
 
@@ -142,15 +164,42 @@ def _bypassed(module: nn.Module | None, skipped: set[int]) -> nn.Module | None:
 
 
 def through(blocks: nn.ModuleList, x: Tensor, c: Any, depths: Sequence[int], trace: Trace | None = None) -> Tensor:
-    """Pass the tokens (B, N, D) of each image through as many blocks as `depths` (B,) gives for it."""
+    """Pass the tokens (B, N, D) of each image through as many blocks as `depths` (B,) gives for it.
+
+    Images that have passed all their blocks leave the batch.
+    """
+    rows, out = list(range(len(depths))), x  # rows that are still in the batch, and the tokens of those that left it
+
+    def whole() -> Tensor:
+        if len(rows) in (0, len(depths)):
+            return x if rows else out
+        return out.index_copy(0, torch.tensor(rows, device=x.device), x)
+
     for i, block in enumerate(blocks):
-        active = [row for row, depth in enumerate(depths) if depth > i]
-        if not active:
+        kept = [place for place, row in enumerate(rows) if depths[row] > i]
+        if len(kept) < len(rows):
+            out = whole()
+            rows = [rows[place] for place in kept]
+            where = torch.tensor(rows, device=x.device, dtype=torch.long)
+            left = torch.tensor(kept, device=x.device, dtype=torch.long)
+            x, c = out[where], c[left] if isinstance(c, Tensor) else c.of(left)
+        if not rows:
             break
-        if len(active) == len(depths):
-            x = block(x, c)
-        else:
-            where = torch.tensor(active, device=x.device)
-            x = x.index_copy(0, where, block(x[where], c[where] if isinstance(c, Tensor) else c.of(where)))
-        record(trace, i, x)
-    return x
+        x = block(x, c)
+        if trace is not None:
+            record(trace, i, whole())
+    return whole()
+
+
+def partly(x: Tensor, active: Sequence[bool], run: Callable[[Tensor, Tensor | slice], Tensor]) -> Tensor:
+    """Apply a function to some rows of x (B, ...), and leave the others as they are.
+
+    Args:
+        x: input.
+        active: B values, true for the rows that change.
+        run: receives these rows of x and their indices, and returns the new rows.
+    """
+    if all(active):
+        return run(x, slice(None))
+    where = torch.tensor([row for row, is_active in enumerate(active) if is_active], device=x.device, dtype=torch.long)
+    return x.index_copy(0, where, run(x[where], where)) if len(where) else x

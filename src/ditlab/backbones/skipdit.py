@@ -6,6 +6,7 @@ D width, and L the depth.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import norm
-from ditlab.backbones.routing import record
+from ditlab.backbones.routing import check_late_exits, depth_at, partly, record
 from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
 
 
 class SkipDiT(DiT):
-    """DiT with long skip connections; sizes and options are those of DiT."""
+    """DiT with long skip connections; sizes and options are those of DiT.
+
+    With early exit, blocks of the second half are left out, but their skip connections are not.
+    """
 
     marks = (*DiT.marks, "skip_linears.0.linear.weight", "skip_norms.0.weight")
 
@@ -27,10 +31,7 @@ class SkipDiT(DiT):
         """Initialize as DiT, except for the skip connections, which have PyTorch's default as in the published code."""
         if len(self.blocks) < 2:
             raise InputError("depth 1 has no blocks to connect by skips; give 2 or more")
-        if self.exits:
-            raise InputError(
-                "early exit would omit blocks that the skips of Skip-DiT connect; use DiT, or leave exits out"
-            )
+        check_late_exits(self.exits, len(self.blocks), len(self.blocks) - len(self.blocks) // 2)
         super().initialize(zero_gates)
         width, count = self.x_embedder.proj.out_channels, len(self.blocks) // 2
         self.skip_norms = nn.ModuleList([norm(2 * width, affine=True) for _ in range(count)])
@@ -44,27 +45,34 @@ class SkipDiT(DiT):
 
     def through_blocks(self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
         last = len(self.blocks) - 1
+        depths = [last + 1] * len(x)
+        if self.exits and not timestep.is_meta:
+            depths = depth_at(timestep, self.exits, last + 1)
         skip = x = self.blocks[0](x, c)  # (B, N, D)
         record(trace, 0, x)
-        x = self.inner(x, c, trace)  # (B, N, D)
-        x = self.blocks[last](self.join(-1, x, skip), c)  # (B, N, D)
+        x = self.inner(x, c, depths, trace)  # (B, N, D)
+        x = self.late(last, self.join(-1, x, skip), c, depths)  # (B, N, D)
         record(trace, last, x)
         return x
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, N, D) through all blocks but the first and the last."""
-        c, trace = context
+        c, depths, trace = context
         count = len(self.skip_linears)
         skips: list[Tensor] = []
         for i, block in enumerate(self.blocks[1:-1], start=1):
             j = i - (len(self.blocks) - count)  # index in the second half
             if j >= 0:
                 x = self.join(j, x, skips.pop())
-            x = block(x, c)  # (B, N, D)
+            x = self.late(i, x, c, depths) if j >= 0 else block(x, c)  # (B, N, D)
             record(trace, i, x)
             if i < count:
                 skips.append(x)
         return x
+
+    def late(self, i: int, x: Tensor, c: Tensor, depths: Sequence[int]) -> Tensor:
+        """Pass the tokens of images that have not exited before block i through it."""
+        return partly(x, [depth > i for depth in depths], lambda part, rows: self.blocks[i](part, c[rows]))
 
     def join(self, j: int, x: Tensor, skip: Tensor) -> Tensor:
         """Compute the input of block j of the second half from the previous output and the skip connection."""

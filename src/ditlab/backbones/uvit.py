@@ -5,6 +5,8 @@ concatenated to inputs of the second half. The state dict has the published keys
 D width, p patch and h x w the grid of patches.
 """
 
+from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones.base import IMAGENET, Backbone
 from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, check_positive, sinusoids, unpatchify
-from ditlab.backbones.routing import record
+from ditlab.backbones.routing import check_late_exits, depth_at, partly, record
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -44,10 +46,13 @@ class UViT(Backbone):
         heads: number of attention heads.
         patch: side of a token in pixels (or latent positions).
         final_conv: add a 3x3 convolution after the last layer.
+        exits: early exit: shares of the blocks that run, for equal intervals of the timestep from data to noise.
     """
 
     label_tables = ("label_emb.weight",)
     heads_out = ("decoder_pred.weight", "decoder_pred.bias", "final_layer.weight", "final_layer.bias")
+    changeable = ("exits",)
+    published = MappingProxyType({"exits": False})
     lora_targets = ("attn.qkv", "attn.proj", "skip_linear")
     decayed = ("pos_embed",)
     marks = ("patch_embed.proj.weight", "pos_embed", "mid_block.attn.qkv.weight", "decoder_pred.weight")
@@ -64,10 +69,12 @@ class UViT(Backbone):
         heads: int,
         patch: int,
         final_conv: bool = True,
+        exits: Sequence[float] = (),
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
         check_sizes(size, depth, width, heads, patch)
-        self.patch = patch
+        check_late_exits(exits, depth, depth // 2 + 1)
+        self.patch, self.exits = patch, exits
         self.extras = 2 if classes else 1  # tokens before the patches: label (if there are classes), timestep
 
         count = self.extras + (size[0] // patch) * (size[1] // patch)
@@ -146,6 +153,10 @@ class UViT(Backbone):
     def repeated(self) -> list[nn.Module]:
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
+    @property
+    def dynamic_depth(self) -> bool:
+        return bool(self.exits)
+
     def initialize(self) -> None:
         """Set initial weights: truncated N(0, 0.02) for linear layers and positions, PyTorch's default for the rest."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -171,7 +182,10 @@ class UViT(Backbone):
         x = x + self.pos_embed                                            # (B, N, D)   N = h w + 1 or 2
         skip = x = self.in_blocks[0](x)                                   # (B, N, D)
         record(trace, 0, x)
-        x = self.out_blocks[-1](self.inner(x, trace), skip)               # (B, N, D)
+        depths = None
+        if self.exits and not timestep.is_meta:
+            depths = depth_at(timestep, self.exits, len(self.repeated))
+        x = self.late(-1, self.inner(x, depths, trace), skip, depths)     # (B, N, D)
         record(trace, len(self.in_blocks) + len(self.out_blocks), x)
         x = self.decoder_pred(self.norm(x[:, self.extras :]))             # (B, h w, p p C)
         return self.final_layer(unpatchify(x, h, w, self.patch))          # (B, C, H, W)
@@ -179,7 +193,7 @@ class UViT(Backbone):
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, N, D) through all blocks but the first and the last."""
-        (trace,) = context
+        depths, trace = context
         skips: list[Tensor] = []
         for i, block in enumerate(self.in_blocks[1:], start=1):
             x = block(x)  # (B, N, D)
@@ -187,10 +201,25 @@ class UViT(Backbone):
             skips.append(x)
         x = self.mid_block(x)
         record(trace, len(self.in_blocks), x)
-        for i, block in enumerate(self.out_blocks[:-1], start=len(self.in_blocks) + 1):
-            x = block(x, skips.pop())
-            record(trace, i, x)
+        first = len(self.in_blocks) + 1
+        for i in range(len(self.out_blocks) - 1):
+            x = self.late(i, x, skips.pop(), depths)
+            record(trace, first + i, x)
         return x
+
+    def late(self, i: int, x: Tensor, skip: Tensor, depths: Sequence[int] | None) -> Tensor:
+        """Pass tokens (B, N, D) through block i of the second half; of images that exited, only join the skip.
+
+        Args:
+            i: number of the block; -1 is the last one.
+            x: tokens.
+            skip: output of a block of the first half (B, N, D).
+            depths: number of blocks that each image uses; None is all blocks.
+        """
+        block, before = self.out_blocks[i], len(self.in_blocks) + 1 + i % len(self.out_blocks)
+        if depths is None or min(depths) > before:
+            return block(x, skip)
+        return partly(block.join(x, skip), [depth > before for depth in depths], lambda part, rows: block(part))
 
 
 class Block(nn.Module):
@@ -204,10 +233,15 @@ class Block(nn.Module):
         self.mlp = Mlp(width, approximate="none")
 
     def forward(self, x: Tensor, *skip: Tensor) -> Tensor:
-        if self.skip_linear is not None:
-            x = self.skip_linear(torch.cat([x, *skip], dim=-1))
+        if skip:
+            x = self.join(x, *skip)
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Join the previous output and a skip connection (B, N, D) each to the input of the block."""
+        assert self.skip_linear is not None
+        return self.skip_linear(torch.cat([x, skip], dim=-1))
 
 
 def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch: int) -> None:

@@ -309,13 +309,7 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
     config, kind = pipe.net.config, type(pipe.net)
     if not kind.marks:
         raise InputError(f"{config['name']} has no official layout; convert to ditlab instead")
-    for key, value in kind.published.items():
-        present = config.get(key)
-        if present is not None and (present or False) != (value or False):
-            raise InputError(
-                f"the official code of {config['name']} has {key} = {value} only, and this model {present}; "
-                "convert to ditlab instead"
-            )
+    kind.check_published(config)
     tensors = kind.to_published(dict(pipe.net.state_dict()))
     objective = pipe.objective
     published = read_objective(kind.read_objective(config) | {"learn_variance": objective.learn_variance})

@@ -118,6 +118,7 @@ def cost_of_model(path: str, options: Any, base: str | None = None) -> dict[str,
     from ditlab.conditioning import Text
     from ditlab.evaluation import measure
     from ditlab.inference.card import about_images
+    from ditlab.inference.compute import sampled_compute
 
     given = network_options(options, "")
     overrides = {} if Path(path).is_dir() or "heads" not in given else {"heads": given.pop("heads")}
@@ -127,6 +128,10 @@ def cost_of_model(path: str, options: Any, base: str | None = None) -> dict[str,
     say_note(pipe.config)
     channels, (height, width) = pipe.picture_shape
     cost = asdict(measure(lambda: create(**pipe.net.config | {"size": pipe.net.size})))
+    if pipe.net.gates:
+        compute = sampled_compute(pipe)
+        cost["average_gmacs"] = cost["gmacs"] - (1 - compute.share) * pipe.net.dynamic_macs / 1e9
+        cost["averaged_over"] = compute.calls
     if isinstance(pipe.autoencoder, Absent):
         return {"name": path, **cost}
     about = {"size": f"{height}x{width}", "channels": channels, "values": pipe.values.describe()}
@@ -150,6 +155,10 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
         )  # fmt: skip
     make_console().print(table)
     for row in rows:
+        if row["average_gmacs"] < row["gmacs"]:
+            calls = row.get("averaged_over")
+            how = f"measured over {calls} network calls of a sampler" if calls else "if training reaches the budget"
+            say(f"{row['name']}: {row['average_gmacs']:,.2f} GMACs on average ({how})")
         if images := row.get("images"):
             say(f"{row['name']} generates images of {images['size']} with {images['about']}")
         if reads := row.get("reads"):

@@ -223,6 +223,10 @@ class Train(Located):
         0.5, resume="ask", not_negative=True, unused=Unused("layer_sync", ((),)), was="align_weight"
     )
     """Weight of the LayerSync loss."""
+    budget_ramp: Whole = setting(0, resume="ask", not_negative=True)
+    """With model.budget: images over which the target of the compute falls from all to the budget (DyDiT)."""
+    budget_complete: Whole = setting(0, resume="ask", not_negative=True)
+    """With model.budget: first images on which the complete network is trained too (DyDiT's first stage)."""
     ema: float = setting(0.9999, resume="ask", share=True)
     """Decay of the exponential moving average (EMA) of the weights per step, after warm-up."""
     power_ema: Annotated[tuple[float, ...], Parameter(alias="widths")] = setting((), up_to=1, was="widths")
@@ -231,6 +235,9 @@ class Train(Located):
     """Model whose weights the run starts from; the settings of [model] are then those of this model."""
     class_map: Location = setting("", unused=NO_SOURCE)
     """With init_from: TOML or JSON file that maps classes of the data to the classes of the source they start from."""
+    freeze: tuple[str, ...] = setting((), unused=NO_SOURCE)
+    """With init_from: parts of the network that are not trained, by the beginning of their names, such as
+    t_embedder."""
     lora: Whole = setting(0, at_least=0, unused=NO_SOURCE)
     """With init_from: rank of low-rank updates that are trained instead of the weights; 0 trains the weights."""
     lora_apart: bool = setting(False, unused=Unused("lora", (0,)))

@@ -85,6 +85,7 @@ class Plan:
     batch: int  # images of a process at a time
     parameters: int
     gmacs: float  # of the network for one image
+    average_gmacs: float  # at inference, on average over a schedule; less for dynamic networks
     memory: dict[str, float]
     peak: float
     capacity: float
@@ -242,6 +243,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         batch=batch,
         parameters=cost.parameters_unfused,
         gmacs=cost.gmacs,
+        average_gmacs=cost.average_gmacs,
         memory=memory,
         peak=peak(memory),
         capacity=machine.capacity,
@@ -346,6 +348,9 @@ def lines(estimate: Plan) -> Iterator[str]:
         f"{estimate.parameters / 1e6:,.1f} M parameters; batch per process: {counted(estimate.batch, 'image')} at a "
         "time"
     )
+    if estimate.average_gmacs < estimate.gmacs:
+        full, average = f"{estimate.gmacs:,.2f}", f"{estimate.average_gmacs:,.2f}"
+        yield f"{full} GMACs per image in training, and {average} on average at inference"
     if estimate.overhead_bound:
         yield "overhead-bound: not predicted (launching the kernels of a step takes longer than running them)"
     elif estimate.steps_per_second and estimate.seconds:

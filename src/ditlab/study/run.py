@@ -270,7 +270,7 @@ def entry_axes(study: Study, part: Part, evaluation: str) -> dict[str, float]:
         "parameters": part.plan.parameters,
         "images": part.recipe.train.images,
         "training_gmacs": part.training_gmacs,
-        "sampling_gmacs": part.plan.gmacs * planned.nfe,
+        "sampling_gmacs": part.plan.average_gmacs * planned.nfe,
         "steps": float(planned.settings.steps or 0),
         "guidance": float(planned.settings.guidance or 0),
     }

@@ -29,7 +29,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_settings(recipe)
     check_names(recipe)
-    for rule in (check_network, check_averages, check_sharding, check_layer_sync, check_encoder):
+    for rule in (check_network, check_averages, check_freeze, check_sharding, check_layer_sync, check_encoder):
         rule(recipe)
 
 
@@ -64,6 +64,12 @@ def check_averages(recipe: Recipe) -> None:
         raise InputError("train.power_ema cannot be combined with train.lora; omit one of them")
     for length in recipe.train.power_ema:
         exponent(length)
+
+
+def check_freeze(recipe: Recipe) -> None:
+    """Check that the parts that are not trained are not given together with low-rank updates, which freeze all."""
+    if recipe.train.freeze and recipe.train.lora:
+        raise InputError("train.lora freezes the weights, so that train.freeze has no effect; omit one of them")
 
 
 def check_sharding(recipe: Recipe) -> None:

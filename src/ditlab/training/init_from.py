@@ -68,6 +68,30 @@ def copy_frozen(net: Backbone, source: Pipeline, trained: Sequence[str]) -> None
             targets[name].copy_(value)
 
 
+def freeze(net: Backbone, parts: Sequence[str]) -> None:
+    """Exclude parts of a network from training.
+
+    Args:
+        net: the network, changed in place.
+        parts: names of modules or parameters, such as "t_embedder".
+
+    Raises:
+        InputError: the network has no such part, or nothing would be trained.
+    """
+    for part in parts:
+        frozen = [value for name, value in net.named_parameters() if f"{name}.".startswith(f"{part}.")]
+        if not frozen:
+            known = dict.fromkeys(name.partition(".")[0] for name, _ in net.named_parameters())
+            raise InputError(
+                f'train.freeze names "{part}", which {net.config["name"]} does not have; its parts are: '
+                f"{', '.join(known)}"
+            )
+        for value in frozen:
+            value.requires_grad_(False)
+    if not any(value.requires_grad for value in net.parameters()):
+        raise InputError("train.freeze names all parts of the network; leave out those that are to be trained")
+
+
 def _fill(
     name: str, target: Tensor, sources: dict[str, Tensor], net: Backbone, rows: dict[int, int] | None, source: Pipeline
 ) -> Change:
@@ -193,10 +217,12 @@ def continued(model: Model, source: Pipeline) -> Model:
     """
     derived = {*SHAPE, *TEXT_OPTIONS}  # from the data, the autoencoder and the conditioner
     options: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in derived}
-    options |= {key: value for key, value in model.options.items() if key in source.net.changeable}
     new_class, source_class = find(model.name)[0], type(source.net)
+    changeable = source.net.changeable
     if new_class is not source_class and issubclass(new_class, source_class):
         options["name"] = name_of(new_class, options)
+        changeable = new_class.changeable
+    options |= {key: value for key, value in model.options.items() if key in changeable}
     return Model(**options)
 
 

@@ -27,7 +27,7 @@ from ditlab.inference.optimize.precision import faster_dtype, quick_precision, s
 from ditlab.training.captions import CaptionConditions, read_captions
 from ditlab.training.checks import check_condition, check_dataset, check_exits, check_guidance
 from ditlab.training.ema import EMA
-from ditlab.training.init_from import continued, copy_frozen, inherited, report, transfer
+from ditlab.training.init_from import continued, copy_frozen, freeze, inherited, report, transfer
 from ditlab.training.job import Job
 from ditlab.training.losses import make_context, trial_step
 from ditlab.training.memory import (
@@ -163,7 +163,7 @@ def make_run(job: Job) -> None:
 
 
 def start_from_source(job: Job) -> None:
-    """Copy the weights of the model to start from, and add low-rank updates. This comes before they are averaged.
+    """Copy the weights of the model to start from, add low-rank updates, and freeze parts. This precedes averaging.
 
     A resumed run needs only the same low-rank layers, and the weights of the source if its checkpoint does not hold
     them; all other weights are restored from the checkpoint later.
@@ -185,6 +185,7 @@ def start_from_source(job: Job) -> None:
         fresh = {"source": absolute(settings.init_from), "whole": trained}
         job.pipe.config["lora"] = source.config["lora"] if job.resumed else fresh
         add_lora(net, settings.lora, job.pipe.config["lora"]["whole"], settings.seed)
+    freeze(net, settings.freeze)
 
 
 def start_average(job: Job) -> None:
