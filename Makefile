@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test check lint types clean
+.PHONY: demo test check lint types docs package clean
 
 demo: $(VENV)/.core
 	$(BIN)/ditlab demo
@@ -21,6 +21,12 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+package: $(VENV)/.dev
+	$(BIN)/hatchling build
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -32,5 +38,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.core
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[docs]'
+	touch $@ $(VENV)/.core
+
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) dist site

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Condition": "ditlab.core.types",
     "InputError": "ditlab.core.errors",
-    "Pipeline": "ditlab.inference.pipeline",
+    "Pipeline": "ditlab.checkpoints",
     "Recipe": "ditlab.config.sections",
     "between": "ditlab.core.types",
     "create": "ditlab.backbones",

@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 from helpers import perturbed, relative
+from huggingface_hub import ModelCard
 
 import ditlab
 from ditlab.backbones import BACKBONES, create
@@ -52,7 +53,7 @@ def fake_hub(monkeypatch, uploads):
             uploads.append(ditlab.load(folder_path))
 
     hub = types.ModuleType("huggingface_hub")
-    hub.HfApi = Api
+    hub.HfApi, hub.ModelCard = Api, ModelCard
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
 
 

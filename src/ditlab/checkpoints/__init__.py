@@ -3,5 +3,8 @@
 from ditlab.autoencoders.io import load_autoencoder, save_autoencoder
 from ditlab.checkpoints.convert import LAYOUTS, convert
 from ditlab.checkpoints.load import load
+from ditlab.inference.pipeline import Pipeline
 
-__all__ = ["LAYOUTS", "convert", "load", "load_autoencoder", "save_autoencoder"]
+Pipeline.loader = staticmethod(load)
+
+__all__ = ["LAYOUTS", "Pipeline", "convert", "load", "load_autoencoder", "save_autoencoder"]

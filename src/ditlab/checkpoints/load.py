@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,23 @@ from ditlab.checkpoints.published import FIRST_STAGE, LATENTS, from_official
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sampling import GUIDANCE_ORIGIN
 from ditlab.core.errors import InputError
-from ditlab.core.hub import fetch
+from ditlab.core.device import pick_device
+from ditlab.core.hub import fetch, with_revision
 from ditlab.core.sizes import read_text
 from ditlab.core.weights import CONFIG, newest_checkpoint, pick_weights, read_file, read_json
 from ditlab.inference.pipeline import Pipeline
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(
     path: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
     weights: str = "ema",
     sit: bool | None = None,
     autoencoder: str | Path | Autoencoder | None = None,
@@ -40,7 +48,12 @@ def load(
 
     Args:
         path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".
-        device: device of the weights.
+        device: device of the weights; "auto" is the accelerator, or the CPU if the machine has none.
+        dtype: "float32" (the default) or "bfloat16", also as torch.dtype: precision of the network. To sample fast,
+            use `Pipeline.prepared`, which also chooses the precision.
+        revision: branch, tag or commit of a hub repository; "owner/name@revision" as path is the same.
+        token: access token for a private hub repository (default: that of `hf auth login`).
+        cache_dir: folder for downloads from the hub (default: that of huggingface_hub).
         weights: "ema", or "model" for the raw weights of a training checkpoint.
         sit: whether this is a SiT checkpoint. None decides by the settings in a training checkpoint; a state dict has
             no settings and is read as DiT, with a note in `config`. Checkpoints of REPA are recognized by their keys.
@@ -56,7 +69,9 @@ def load(
     given = {"weights": weights if weights != "ema" else None, "sit": sit} | overrides
     given |= _places(autoencoder=autoencoder, base=base)
     options = {name: value for name, value in given.items() if value is not None}
-    source, path = path, fetch(path)
+    place, precision = pick_device(device) if isinstance(device, str) else device, as_dtype(dtype)
+    path = with_revision(path, revision)
+    source, path = path, fetch(path, token, cache_dir)
     if base is not None and (path.is_file() or diffusers_transformer(path) is not None):
         raise InputError(f"{path} contains all its weights and needs no base; leave it out")
     if path.is_file():
@@ -70,14 +85,28 @@ def load(
     else:
         if overrides:
             raise InputError(f"{path} contains {', '.join(overrides)}, which cannot be changed; leave it out")
-        pipe = load_folder(path, weights, load, base)
+        pipe = load_folder(path, weights, partial(load, device="cpu"), base)
     if autoencoder is not None:
         loaded = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
         pipe = replace(pipe, autoencoder=loaded)
     pipe.loaded_from = {"source": str(source)} | ({"load_options": options} if options else {})
-    pipe.net.to(device)
-    pipe.autoencoder.to(device)
-    return pipe
+    if precision is not None:
+        pipe.net.to(precision)
+    return pipe.to(place)
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return a precision as a type of torch.
+
+    Raises:
+        InputError: another precision than float32 and bfloat16.
+    """
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in PRECISIONS:
+        raise InputError(f'unknown precision "{name}"; choose from: {", ".join(PRECISIONS)}')
+    return PRECISIONS[name]
 
 
 def _places(**given: Any) -> dict[str, str]:

@@ -33,8 +33,9 @@ GROUPS = {  # module of this package -> its commands; only the module of the com
     "models": ("average", "convert", "export", "info"),
     "sampling": ("sample", "tune"),
     "serving": ("serve",),
+    "setup": ("completion", "env"),
     "speed": ("bench",),
-    "training": ("demo", "plan", "study", "train", "watch"),
+    "training": ("config", "demo", "plan", "study", "train", "watch"),
 }
 
 

@@ -124,7 +124,7 @@ def cost_of_model(path: str, options: Any, base: str | None = None) -> dict[str,
     overrides = {} if Path(path).is_dir() or "heads" not in given else {"heads": given.pop("heads")}
     if given:
         raise InputError(f"{', '.join(given)} cannot change the saved model {path}; give the name of a network")
-    pipe = load(path, base=base, **overrides)
+    pipe = load(path, device="cpu", base=base, **overrides)
     say_note(pipe.config)
     channels, (height, width) = pipe.picture_shape
     cost = asdict(measure(lambda: create(**pipe.net.config | {"size": pipe.net.size})))
@@ -271,7 +271,7 @@ def average(
     if not is_vacant(out):
         raise InputError(f"{out} is not empty; give another folder")
     values = rebuild(run, width, images)
-    pipe = load(run)
+    pipe = load(run, device="cpu")
     values = fit(values, dict(pipe.net.named_parameters()), str(run / "averages"))
     pipe.net.load_state_dict(pipe.net.state_dict() | values)
     pipe.config["average_width"] = width

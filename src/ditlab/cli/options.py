@@ -13,6 +13,8 @@ from ditlab.config.sampling import Interval
 from ditlab.config.values import File, Location
 
 if TYPE_CHECKING:
+    import torch
+
     from ditlab.inference.pipeline import Pipeline
 
 Flag = Annotated[bool, Parameter(negative="")]
@@ -101,7 +103,7 @@ class Checkpoint:
     sit: bool | None = None
     """Whether a state dict without training settings is a SiT's; DiT has the same tensors (default: DiT)."""
 
-    def load(self, path: str | Path, **options: Any) -> "Pipeline":
+    def load(self, path: str | Path, device: "str | torch.device" = "cpu", **options: Any) -> "Pipeline":
         """Load a model, and print notes about conversions."""
         from ditlab.checkpoints import load
 
@@ -109,7 +111,8 @@ class Checkpoint:
         properties = {"heads": self.heads, "size": size, "classes": self.classes}
         properties |= {"exits": self.exits, "sit": self.sit}
         options |= {key: value for key, value in properties.items() if value is not None}
-        pipe = load(path, weights=self.weights, autoencoder=self.autoencoder, base=self.base, **options)
+        options |= {"weights": self.weights, "autoencoder": self.autoencoder, "base": self.base}
+        pipe = load(path, device=device, **options)
         say_note(pipe.config)
         return pipe
 

@@ -40,6 +40,7 @@ MEANT = {  # options of other training programs -> the corresponding option of d
     "--device": "--train.device",
     "--data": "--data.source",
 }
+OF_TRAINING = ("config", "plan", "train")  # commands that take the recipe of a training run
 COPYING = {option.name for option in fields(Copying)}
 
 
@@ -47,7 +48,7 @@ def recipe_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
     """Set the options that are not on the command line from the recipe that it names (a hook of cyclopts)."""
     for argument in arguments:
         if argument.field_info.name == "recipe" and argument.tokens and commands[0] != "study":
-            is_protocol = commands[0] not in ("train", "plan")
+            is_protocol = commands[0] not in OF_TRAINING
             name = argument.tokens[0].value
             if commands[0] == "train" and is_data(name):
                 Dict({commands[0]: {"given": given_settings(arguments)}}, source=name)(app, commands, arguments)
@@ -115,7 +116,7 @@ def print_notes(notes: list[str]) -> None:
 
 def usage_error(error: CycloptsError) -> str:
     """Describe a mistake on the command line in one line; for options of other training programs, name ditlab's."""
-    if isinstance(error, UnknownOptionError) and error.command_chain and error.command_chain[0] in ("train", "plan"):
+    if isinstance(error, UnknownOptionError) and error.command_chain and error.command_chain[0] in OF_TRAINING:
         option = (error.token.keyword or "").replace("_", "-")
         if option in MEANT:
             return f"unknown option {option}; give {MEANT[option]}"

@@ -90,6 +90,25 @@ def train(
 
 
 @app.command(group="Train")
+def config(recipe: Name, /, *, settings: Settings = None, json: Json = False) -> None:
+    """Print a recipe with the value of every setting, as TOML. Options of the network that are left out are its defaults.
+
+    Parameters
+    ----------
+    json
+        Print one JSON object.
+    """
+    from ditlab.config.reader import to_tables, to_toml
+
+    find_recipe(recipe)
+    tables = to_tables(recipe_of(settings, recipe))
+    if json:
+        print_json(tables)
+    else:
+        show(to_toml(tables).rstrip())
+
+
+@app.command(group="Train")
 def plan(
     recipe: Name,
     /,

@@ -10,8 +10,13 @@ from ditlab.core.formats import reason
 from ditlab.core.spelling import expand
 
 
-def fetch(path: str | Path) -> Path:
-    """Return a readable local path: `path` itself, or a downloaded copy of the hub repository "owner/name".
+def fetch(path: str | Path, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """Return a readable local path: `path` itself, or a downloaded copy of a hub repository.
+
+    Args:
+        path: a local path, or "owner/name", or "owner/name@revision" with a branch, tag or commit.
+        token: access token for a private repository (default: that of `hf auth login`).
+        cache_dir: folder for downloads (default: that of huggingface_hub).
 
     Raises:
         InputError: the user may not read the path, or the repository cannot be downloaded.
@@ -19,7 +24,7 @@ def fetch(path: str | Path) -> Path:
     path = expand(str(path))
     if is_hub_id(path):
         try:
-            return _download(path)
+            return _download(path, token, cache_dir)
         except InputError as error:
             similar = nearest_path(path, "")  # "rusn/demo" has the form of a hub id too
             raise InputError(f"{error}; {similar}" if similar else str(error)) from error
@@ -34,8 +39,8 @@ def fetch(path: str | Path) -> Path:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form "owner/name" and is no local path."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", text) is not None and not Path(text).parent.exists()
+    """Whether a text has the form "owner/name" or "owner/name@revision", and is no local path."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w(@[\w./-]+)?", text) is not None and not Path(text).parent.exists()
 
 
 def is_there(path: str) -> bool:
@@ -43,10 +48,26 @@ def is_there(path: str) -> bool:
     return Path(expand(path)).exists() or is_hub_id(path)
 
 
-def _download(name: str) -> Path:
+def with_revision(path: str | Path, revision: str | None) -> str | Path:
+    """Return "owner/name@revision" for a hub repository, or the path itself without a revision.
+
+    Raises:
+        InputError: the path is a local one, or contains a revision already.
+    """
+    if revision is None:
+        return path
+    if not is_hub_id(str(path)) or "@" in str(path):
+        raise InputError(f"{path} has no revisions; give revision with a hub repository such as owner/name")
+    return f"{path}@{revision}"
+
+
+def _download(path: str, token: str | None, cache_dir: str | Path | None) -> Path:
     hub = hub_library()
+    name, _, revision = path.partition("@")
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir and expand(str(cache_dir))}
+    given = {key: value for key, value in options.items() if value}
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **given))
     except Exception as error:  # the library raises many types of error: no network, no such repository, no access
         raise InputError(
             f"{name} is not a local path and cannot be downloaded from the hub ({reason(error)}); download its "

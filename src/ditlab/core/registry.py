@@ -213,6 +213,11 @@ def registry(kind: str) -> Registry[Any]:
 def register(kind: str, name: str, part: Any) -> Any:
     """Add a part from outside the package to the registry of its kind, and return the part.
 
+    Args:
+        kind: "backbone", "sampler" and so on; `ditlab.register_backbone` has it filled in.
+        name: name of the part in recipes and commands.
+        part: the class, function or object, as the page about plug-ins describes it for this kind.
+
     Raises:
         InputError: a name that is taken, or a part that cannot be used.
     """

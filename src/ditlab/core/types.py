@@ -192,7 +192,13 @@ class Between:
 
 
 def between(first: Any, second: Any, count: int) -> list[Between]:
-    """Return evenly spaced points from one condition (or seed) to another, including both ends."""
+    """Return evenly spaced points from one condition (or seed) to another, including both ends.
+
+    Args:
+        first: label or seed at the start.
+        second: label or seed at the end.
+        count: number of points.
+    """
     return [Between(first, second, i / max(count - 1, 1)) for i in range(count)]
 
 

@@ -2,17 +2,21 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ditlab.core.hub import hub_library
+from ditlab.core.hub import hub_library, is_hub_id
 from ditlab.inference import saving
 from ditlab.inference.finite import check_weights
 
 if TYPE_CHECKING:
     from ditlab.inference.pipeline import Pipeline
 
+TAGS = ["ditlab", "diffusion", "diffusion-transformer"]
 
-def push(pipe: "Pipeline", repository: str, *, private: bool, license: str | None) -> str:
+
+def push(
+    pipe: "Pipeline", repository: str, *, private: bool, license: str | None, revision: str | None, token: str | None
+) -> str:
     """Upload a model folder, see `Pipeline.push_to_hub`; returns the URL of the repository."""
     hub = hub_library()
     check_weights(pipe)
@@ -20,8 +24,25 @@ def push(pipe: "Pipeline", repository: str, *, private: bool, license: str | Non
         pipe.config["license"] = license
     with tempfile.TemporaryDirectory() as draft:
         folder = saving.write_whole(pipe, Path(draft), repository.rpartition("/")[2])
-        api = hub.HfApi()
+        add_metadata(folder / saving.CARD, pipe.config.get("recipe", {}), hub)
+        api = hub.HfApi(token=token) if token else hub.HfApi()
         address = str(api.create_repo(repository, private=private, exist_ok=True))
+        branch = {}
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+            branch = {"revision": revision}
         # One commit, which also removes files that an earlier model had and this one does not have.
-        api.upload_folder(repo_id=repository, folder_path=folder, delete_patterns=sorted(saving.FILES))
+        api.upload_folder(repo_id=repository, folder_path=folder, delete_patterns=sorted(saving.FILES), **branch)
     return address
+
+
+def add_metadata(card: Path, recipe: dict[str, Any], hub: Any) -> None:
+    """Add what the hub searches for to a model card: tags, and the model and data set on the hub it was trained from."""
+    text = hub.ModelCard(card.read_text(encoding="utf-8"))
+    text.data.tags = TAGS
+    origin, source = recipe.get("train", {}).get("init_from", ""), recipe.get("data", {}).get("source", "")
+    if is_hub_id(origin):
+        text.data.base_model = origin.partition("@")[0]
+    if is_hub_id(name := source.removeprefix("hf:").partition(":")[0]) and source.startswith("hf:"):
+        text.data.datasets = [name]
+    card.write_text(str(text), encoding="utf-8", newline="\n")

@@ -6,10 +6,10 @@
 A saved model is a folder with `model.safetensors` (the weights of the network) and `config.json` (everything else).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class Pipeline(BasePipeline):
     conditioner: Conditioner
     config: dict[str, Any]
     """Facts about the training: `recipe`, `images_seen`; and `sample`, the default sampling settings."""
+    loader: ClassVar["Callable[..., Pipeline] | None"] = None
+    """`ditlab.load`, which the package `checkpoints` sets, because this package may not import it."""
 
     def __init__(
         self,
@@ -164,29 +166,68 @@ class Pipeline(BasePipeline):
         """
         return saving.save(self, Path(expand(str(folder))), name, overwrite=overwrite)
 
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """The same as `save`, under the name that other libraries give it.
+
+        Args:
+            folder: created if it does not exist.
+            overwrite: replace an earlier model in the folder.
+        """
+        return self.save(folder, overwrite=overwrite)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> "Pipeline":
+        """The same as `ditlab.load`, under the name that other libraries give it.
+
+        Args:
+            path: a local path, or the id of a hub repository.
+            options: arguments of `ditlab.load`: revision, token, cache_dir, device and others. `torch_dtype` is
+                another name of `dtype`.
+        """
+        if "torch_dtype" in options:
+            if "dtype" in options:
+                raise InputError("torch_dtype and dtype are the same setting; give dtype")
+            options["dtype"] = options.pop("torch_dtype")
+        if cls.loader is None:
+            raise InputError("import ditlab.checkpoints before Pipeline.from_pretrained, or use ditlab.load")
+        return cls.loader(path, **options)
+
     def push_to_hub(
-        self, repository: str, *, private: bool = False, license: str | None = None, **old: str | None
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        license: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **old: str | None,
     ) -> str:
         """Upload the model folder to a hub repository such as "me/otters"; returns its URL.
 
-        Needs `pip install 'ditlab[hub]'` and a token (`hf auth login`).
+        Needs `pip install 'ditlab[hub]'` and a token. The model card gets tags, and the model and data set of the hub
+        that the model was trained from.
 
         Args:
             repository: OWNER/NAME; created if it does not exist.
             private: create a private repository.
             license: license of the model, for the model card.
+            revision: branch to upload to; created if it does not exist (default: main).
+            token: access token (default: that of `hf auth login`).
             old: the license under the spelling of version 0.1.
 
         Raises:
             InputError: an unknown argument, or huggingface_hub is not installed.
         """
         if set(old) - {OLD_LICENSE}:
-            raise InputError(f"push_to_hub has no argument {', '.join(old)}; it takes private and license")
+            raise InputError(
+                f"push_to_hub has no argument {', '.join(old)}; it takes private, license, revision and token"
+            )
         if old:
             if license is not None:
                 raise InputError(f"{OLD_LICENSE} and license are the same setting; give license")
             outdated(OLD_LICENSE, "license", 3)
-        return push(self, repository, private=private, license=license or old.get(OLD_LICENSE))
+        license = license or old.get(OLD_LICENSE)
+        return push(self, repository, private=private, license=license, revision=revision, token=token)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the images depend on: architecture, objective, autoencoder, and hashes of weights."""

@@ -194,7 +194,7 @@ def source_of(origin: str, shape: Shape | None) -> Pipeline | None:
         InputError: there is no such model, or its name does not describe it.
     """
     if not origin or shape is None or not is_hub_id(origin):
-        return load(origin) if origin else None
+        return load(origin, device="cpu") if origin else None
     source = outline(origin)
     if source is None:
         raise InputError(

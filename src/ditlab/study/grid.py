@@ -231,7 +231,8 @@ def model_identity(place: str) -> str:
 @cache
 def opened(data: Data, init_from: str) -> tuple[Dataset, Autoencoder, Objective | None]:
     """The data set of a recipe, its autoencoder, and the objective of the model that training starts from."""
-    dataset, source = open_dataset(data.source, data), load(init_from) if init_from else None
+    dataset = open_dataset(data.source, data)
+    source = load(init_from, device="cpu") if init_from else None
     objective = None if source is None else source.objective
     return dataset, pick_autoencoder(data.autoencoder, dataset, source), objective
 

@@ -137,7 +137,7 @@ def settle_base(differing: Differences, config: dict[str, Any], origin: str) -> 
     if key not in differing or not origin or BASE not in config:
         return []
     moved = differing.pop(key)
-    if state_hash(load(origin).net) != config[BASE]:
+    if state_hash(load(origin, device="cpu").net) != config[BASE]:
         differing[key] = f"{moved}, with other weights"
         return []
     return [f"{moved}, with the same weights"]

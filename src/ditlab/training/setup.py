@@ -115,9 +115,9 @@ def open_source(job: Job) -> None:
     job.resumed = checkpoint is not None
     if checkpoint is not None:
         moved = (checkpoint / ADAPTER).exists() and is_there(origin)
-        job.source = load(checkpoint, base=origin if moved else None)
+        job.source = load(checkpoint, device="cpu", base=origin if moved else None)
     elif origin:
-        job.source = load(origin)
+        job.source = load(origin, device="cpu")
     if job.source is not None:
         if not job.resumed:
             check_weights(job.source)
@@ -172,7 +172,8 @@ def start_from_source(job: Job) -> None:
     if source is None:
         return
     if job.resumed and settings.lora_apart and "lora" in source.config:
-        copy_frozen(net, load(source.config["lora"]["source"]), source.config["lora"]["whole"])
+        frozen = load(source.config["lora"]["source"], device="cpu")
+        copy_frozen(net, frozen, source.config["lora"]["whole"])
     trained = [*net.label_tables, *net.heads_out]  # these tensors have no low-rank updates and are trained whole
     if not job.resumed:
         job.pipe.config[BASE] = state_hash(source.net)

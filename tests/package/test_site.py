@@ -1,0 +1,32 @@
+"""The documentation site builds offline without a warning, and loads nothing from other hosts."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOADED = re.compile(
+    r"<(?:script|img|iframe)[^>]*\ssrc=\"(https?:[^\"]*)|<link[^>]*rel=\"stylesheet\"[^>]*href=\"(https?:[^\"]*)"
+)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings_and_loads_nothing_from_other_hosts(tmp_path):
+    pytest.importorskip("mkdocstrings")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    done = subprocess.run(
+        build, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    pages = sorted(tmp_path.rglob("index.html"))
+    assert len(pages) > 25
+    assert not [(page, LOADED.findall(page.read_text())) for page in pages if LOADED.search(page.read_text())]
+    reference = (tmp_path / "reference/python/index.html").read_text()
+    assert 'id="ditlab.Pipeline.push_to_hub"' in reference
+    assert 'id="ditlab.checkpoints.load.load"' in reference
+    assert "--train.images" in (tmp_path / "reference/command-line/index.html").read_text()
+    assert (tmp_path / "examples/nginx.conf").exists()
