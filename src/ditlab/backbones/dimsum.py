@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones import dimsum_published
 from ditlab.backbones.base import Backbone, Embedders, Modulation
-from ditlab.backbones.dit import AdaLNZeroBlock, FinalLayer, Style
+from ditlab.backbones.dit_blocks import AdaLNZeroBlock, FinalLayer, Style
 from ditlab.backbones.layers import (
     LabelEmbedder,
     PatchEmbed,
