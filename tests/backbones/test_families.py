@@ -62,6 +62,7 @@ TINY = {  # settings of each family that make it small
 SPECIAL = (
     "attn.logit_scale",
     "A_log",
+    "scale_shift_table",
 )  # parameters that are not the matrix of a layer, of the families that decay none
 
 

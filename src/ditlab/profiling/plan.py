@@ -301,7 +301,7 @@ def timed_step(subject: Subject, batch: int, half: bool) -> float:
     assert dataset is not None
     assert autoencoder is not None
     assert subject.conditioner is not None
-    pipe = build(recipe, dataset, autoencoder, subject.conditioner, pick_device(recipe.train.device))
+    pipe = build(recipe, dataset, autoencoder, pick_device(recipe.train.device), subject.conditioner)
     pipe.net.train()
     run = make_context(pipe, recipe)
     if subject.captions is not None and isinstance(pipe.conditioner, Text):

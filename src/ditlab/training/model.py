@@ -110,9 +110,14 @@ def check_network(recipe: Recipe, derived: Mapping[str, Any]) -> None:
 
 
 def build(
-    recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, conditioner: Conditioner, device: torch.device
+    recipe: Recipe,
+    dataset: Dataset,
+    autoencoder: Autoencoder,
+    device: torch.device,
+    conditioner: Conditioner | None = None,
 ) -> Pipeline:
-    """Build a model with initial weights for this data."""
+    """Build a model with initial weights for this data; by default with the conditioner for data without captions."""
+    conditioner = conditioner or pick_conditioner(recipe.data, dataset, None, None)
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
     derived = conditioner.network_options()
     check_network(recipe, derived)

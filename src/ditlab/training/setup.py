@@ -135,7 +135,7 @@ def build_model(job: Job) -> None:
     autoencoder.check_images(job.dataset.channels, job.dataset.values)
     job.captions = read_captions(job.recipe.data, job.dataset)
     conditioner = pick_conditioner(job.recipe.data, job.dataset, job.captions, job.source)
-    job.pipe = build(job.recipe, job.dataset, autoencoder, conditioner, job.place.device)
+    job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device, conditioner)
     if job.captions is not None:
         job.pipe.config |= {CAPTIONS: job.captions.digest, PROMPTS: job.captions.examples()}
     job.pipe.resolve()  # rejects invalid sampling settings now and not at the first preview
