@@ -345,7 +345,8 @@ class BasePipeline:
         scale, interval, channels = plan.guidance, plan.interval, plan.options.guidance_channels
         denoise: Denoise
         if guide is None:
-            denoise = cfg(denoiser, condition, self.null(len(condition), plan.negative), scale, interval, channels)
+            null = encoded(net, self.null(len(condition), plan.negative))
+            denoise = cfg(denoiser, encoded(net, condition), null, scale, interval, channels)
         else:
             weak = guide.objective.denoiser(Splitting(guide._inference_net(plan, condition), limit))
             denoise = autoguidance(denoiser, weak, condition, scale, interval, channels)
@@ -365,6 +366,12 @@ class BasePipeline:
         if is_compiled(net) or not labels:  # compiled blocks compute their modulation themselves
             return net
         return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
+
+
+@torch.no_grad()
+def encoded(net: Backbone, condition: Condition) -> Condition:
+    """Compute what depends on a condition alone, once for all steps of sampling."""
+    return net.encoded(condition)
 
 
 def check_originals(original: Original | None, count: int) -> None:

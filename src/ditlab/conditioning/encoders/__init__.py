@@ -3,6 +3,7 @@
 from typing import Any
 
 from ditlab.conditioning.encoders.base import Encoder
+from ditlab.conditioning.encoders.language_model import LanguageModel, MiniLMLayers
 from ditlab.conditioning.encoders.minilm import MiniLM
 from ditlab.conditioning.encoders.pretrained import Pretrained
 from ditlab.conditioning.encoders.sd3 import SD3
@@ -10,10 +11,29 @@ from ditlab.conditioning.encoders.words import Words
 from ditlab.core.registry import Registry
 
 ENCODERS: Registry[type[Encoder]] = Registry(
-    "encoder", {"words": Words, "minilm": MiniLM, "transformers": Pretrained, "sd3": SD3}, base=Encoder
+    "encoder",
+    {
+        "words": Words,
+        "minilm": MiniLM,
+        "transformers": Pretrained,
+        "sd3": SD3,
+        "language-model": LanguageModel,
+        "minilm-layers": MiniLMLayers,
+    },
+    base=Encoder,
 )
 
-__all__ = ["ENCODERS", "SD3", "Encoder", "MiniLM", "Pretrained", "Words", "create_encoder"]
+__all__ = [
+    "ENCODERS",
+    "SD3",
+    "Encoder",
+    "LanguageModel",
+    "MiniLM",
+    "MiniLMLayers",
+    "Pretrained",
+    "Words",
+    "create_encoder",
+]
 
 
 def create_encoder(kind: str, **options: Any) -> Encoder:
