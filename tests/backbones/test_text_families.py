@@ -80,7 +80,7 @@ def test_text_time_and_every_weight_matter(make):
 
 def per_token(text, change):
     """A condition with a function applied to all parts that have a value for each token, and the dimension of these."""
-    places = {"tokens": 1, "mask": 1, "keys": 2, "values": 2}
+    places = {"tokens": 1, "mask": 1, "layer_keys": 2, "layer_values": 2}
     return Condition(**{k: change(v, places[k]) if k in places else v for k, v in text.parts().items()})
 
 
@@ -206,12 +206,8 @@ def test_options_that_do_not_fit_are_reported_in_one_line(family):
             create(family, **SHAPE | TINY[family] | options)
 
 
-QUICK = ("DiT in-context",)
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_it_becomes_a_graph(case, tmp_path):
     family, sizes = CASES[case]
     if sizes.get("exits"):

@@ -10,6 +10,7 @@ from ditlab.conditioning import ENCODERS, Text, create_conditioner
 from ditlab.conditioning.encoders import SD3, MiniLM, Pretrained
 from ditlab.conditioning.encoders import minilm as minilm_module
 from ditlab.core.errors import InputError
+from ditlab.core.types import TextShape
 
 transformers = pytest.importorskip("transformers")
 WORDS = ["a", "red", "blue", "apple", "on", "square"]
@@ -75,7 +76,7 @@ def test_layers_masks_and_padding_are_part_of_the_rule(places):
     captions = ["a red apple", "a blue apple on a red square"]
     folder = str(places / "llama")
     plain = Pretrained.open(folder, captions=captions)
-    assert plain.shape == (9, 16, 0, 0)  # with the tokens before and after the words
+    assert plain.shape == TextShape(9, 16)  # with the tokens before and after the words
     states = plain.encode(["a red apple", ""])
     assert states.mask.sum(1).tolist() == [5, 2]
     net = transformers.LlamaModel.from_pretrained(folder)
@@ -188,7 +189,7 @@ def test_sd3_joins_as_the_pipeline_of_diffusers(places):
         if not with_t5:
             encoder = SD3(**{key: value for key, value in encoder.config.items() if key != "kind"} | {"t5": None})
         rows = encoder.encode(prompts)
-        assert encoder.shape == (77 + 256, 32, 0, 20)
+        assert encoder.shape == TextShape(77 + 256, 32, pooled=20)
         assert rows.mask.all()
         assert relative(rows.tokens, states) < 1e-5
         assert torch.allclose(rows.pooled, pooled, atol=1e-6)

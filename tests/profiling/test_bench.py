@@ -10,7 +10,9 @@ from ditlab.backbones import create
 from ditlab.checkpoints.diffusers import as_diffusers
 from ditlab.config.sampling import QUALITIES
 from ditlab.core.errors import InputError
+from ditlab.diffusion.objective import Objective
 from ditlab.inference.optimize.timing import interleaved
+from ditlab.inference.pipeline import Pipeline
 from ditlab.profiling import bench as benchmark
 from ditlab.profiling.bench import drift
 
@@ -84,3 +86,15 @@ def test_drift_is_the_error_that_feature_caching_would_make():
     assert means[1] < means[0] / 2
     assert fine[-1]["continued"] < fine[-1]["kept"]
     assert json.dumps(coarse)
+
+
+def test_networks_that_read_text_are_measured():
+    options = {"width": 32, "depth": 1, "heads": 2, "patch": 2, "text_length": 3, "vocabulary": 5}
+    net = create("DiT", size=8, channels=1, classes=0, learn_variance=False, **options).eval()
+    pipe = Pipeline(net, Objective())
+    inputs = benchmark.example(pipe, 2)
+    dtypes = {"float32": torch.float32}
+    variants = dict(benchmark.forward_variants(pipe, inputs, dtypes, False, [], QUIET))
+    assert [*variants] == ["baseline", "float32"]
+    with torch.no_grad():
+        assert torch.allclose(variants["baseline"](), variants["float32"](), atol=1e-5)

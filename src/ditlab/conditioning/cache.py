@@ -1,13 +1,15 @@
 """The cache of encoded captions, so that training runs the text encoder once for each caption.
 
     cache/description.json          the config of the encoder, and the hash of its rule
-    cache/000000.safetensors        keys (n, 16), tokens (n, L, E) bfloat16, mask (n, L) and pooled (n, P) float32
+    cache/000000.safetensors        keys (n, 16), tokens (n, L, E) bfloat16, mask (n, L) and pooled (n, P) float32,
+                                    or layer_keys and layer_values bfloat16 instead of tokens
 
 The key of a caption is a hash of its text. A cache belongs to one encoder and one rule.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
@@ -179,13 +181,15 @@ def key_of(text: str) -> bytes:
 
 def bytes_of(encoder: Encoder) -> int:
     """The bytes of one encoded text in a cache, or in memory."""
-    length, width, vocabulary, pooled = encoder.shape
-    return length * (8 if vocabulary else 2 * width) + length + 4 * pooled
+    shape = encoder.shape
+    states = 2 * shape.width + 4 * shape.layers * shape.heads * shape.head_width
+    return shape.length * (8 if shape.vocabulary else states) + shape.length + 4 * shape.pooled
 
 
 def compact(rows: Condition) -> Condition:
-    """Encoded texts as they are kept: states in bfloat16."""
-    tokens = rows.tokens
-    if tokens is None or not tokens.is_floating_point():
-        return rows
-    return Condition(tokens=tokens.bfloat16(), mask=rows.mask, pooled=rows.pooled)
+    """Encoded texts as they are kept: states, keys and values in bfloat16."""
+    states = {name: getattr(rows, name) for name in ("tokens", "layer_keys", "layer_values")}
+    halved = {
+        name: value.bfloat16() for name, value in states.items() if value is not None and value.is_floating_point()
+    }
+    return replace(rows, **halved)

@@ -108,7 +108,11 @@ class Text(Conditioner):
             "text_width": shape.width,
             "vocabulary": shape.vocabulary,
             "pooled_width": shape.pooled,
-        }
+        } | (
+            {"text_layers": shape.layers, "kv_heads": shape.heads, "head_width": shape.head_width}
+            if shape.layers
+            else {}
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.encoder.state_dict()

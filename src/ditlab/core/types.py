@@ -24,8 +24,10 @@ class Condition:
     tokens: Tensor | None = None  # (B, L, E) float, states of a text encoder; or (B, L) int64, numbers of words
     mask: Tensor | None = None  # (B, L) bool, true for tokens that the network uses
     pooled: Tensor | None = None  # (B, P), one vector for the whole text
-    keys: Tensor | None = None  # (B, layers, L, heads, d), keys of a language model's layers, with their positions
-    values: Tensor | None = None  # (B, layers, L, heads, d), its values
+    layer_keys: Tensor | None = (
+        None  # (B, layers, L, heads, d), keys of a language model's layers, with their positions
+    )
+    layer_values: Tensor | None = None  # (B, layers, L, heads, d), their values
     resolution: Tensor | None = None  # (B, 2) float, height and width in pixels of the image to be generated
     other: "Condition | None" = None  # B rows
     weight: Tensor | None = None  # (B,) float, 0 is this condition and 1 the other one
@@ -135,7 +137,7 @@ class TextShape(NamedTuple):
         pooled = values(batch, self.pooled) if self.pooled else None
         if self.layers:
             shape = (batch, self.layers, self.length, self.heads, self.head_width)
-            return Condition(mask=mask, pooled=pooled, keys=values(*shape), values=values(*shape))
+            return Condition(mask=mask, pooled=pooled, layer_keys=values(*shape), layer_values=values(*shape))
         if not self.vocabulary:
             return Condition(tokens=values(batch, self.length, self.width), mask=mask, pooled=pooled)
         numbers = torch.ones(batch, self.length, dtype=torch.long)

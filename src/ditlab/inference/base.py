@@ -355,8 +355,8 @@ class BasePipeline:
         denoise: Denoise
         further = further_guidance(plan, self.objective, net, condition, limit)
         if guide is None:
-            null = self.null(len(condition), plan.negative)
-            denoise = cfg(denoiser, condition, null, scale, interval, channels, further)
+            null = encoded(net, self.null(len(condition), plan.negative))
+            denoise = cfg(denoiser, encoded(net, condition), null, scale, interval, channels, further)
         else:
             weak = guide.objective.denoiser(Splitting(guide._inference_net(plan, condition), limit))
             denoise = autoguidance(denoiser, weak, condition, scale, interval, channels, further)
@@ -376,6 +376,12 @@ class BasePipeline:
         if is_compiled(net) or not labels:  # compiled blocks compute their modulation themselves
             return net
         return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
+
+
+@torch.no_grad()
+def encoded(net: Backbone, condition: Condition) -> Condition:
+    """Compute what depends on a condition alone, once for all steps of sampling."""
+    return net.encoded(condition)
 
 
 def task(pipe: BasePipeline) -> tuple[object, ...]:

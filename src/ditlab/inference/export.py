@@ -60,10 +60,11 @@ class TextNetwork(Network):
         tokens: Tensor | None = None,
         mask: Tensor | None = None,
         pooled: Tensor | None = None,
-        keys: Tensor | None = None,
-        values: Tensor | None = None,
+        layer_keys: Tensor | None = None,
+        layer_values: Tensor | None = None,
     ) -> Tensor:
-        return self.net(x, t, Condition(tokens=tokens, mask=mask, pooled=pooled, keys=keys, values=values)).float()
+        text = Condition(tokens=tokens, mask=mask, pooled=pooled, layer_keys=layer_keys, layer_values=layer_values)
+        return self.net(x, t, text).float()
 
 
 class Decoder(nn.Module):

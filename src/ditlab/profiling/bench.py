@@ -22,6 +22,7 @@ from ditlab.config.sampling import QUALITIES
 from ditlab.core.device import describe, has_bfloat16
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import say
+from ditlab.core.types import Condition
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import PROCESSES
 from ditlab.evaluation import measure
@@ -142,16 +143,20 @@ def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[s
     return peaks, 2 * large.nbytes / copied / 1e9
 
 
-def example(pipe: Pipeline, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs of the network: a batch at t = 0.5 with different labels."""
+Inputs = tuple[Tensor, Tensor, Tensor | Condition]
+"""x, timestep, and class labels or texts."""
+
+
+def example(pipe: Pipeline, batch: int) -> Inputs:
+    """Inputs of the network: a batch at t = 0.5 with different labels or texts."""
     x, _, condition = pipe.net.example(batch, torch.Generator().manual_seed(0))
     timestep = pipe.objective.process.clock(torch.tensor(0.5, dtype=torch.float64)).float()
-    return x, timestep.expand(batch).to(x.device), pipe.net.labels(condition)
+    return x, timestep.expand(batch).to(x.device), condition if pipe.net.text else pipe.net.labels(condition)
 
 
 def forward_variants(
     pipe: Pipeline,
-    inputs: tuple[Tensor, Tensor, Tensor],
+    inputs: Inputs,
     dtypes: dict[str, torch.dtype],
     compile: bool,
     against: Sequence[str],
@@ -166,7 +171,7 @@ def forward_variants(
     yield "baseline", run(pipe.net)
     for name in dtypes:
         ready = pipe.prepared(name).net
-        yield name, run(tabulated(ready, t[:1], torch.unique(y)))
+        yield name, run(tabulated(ready, t[:1], torch.unique(y)) if isinstance(y, Tensor) else ready)
         if compile and ready.repeated:
             own = copy.deepcopy(ready)
             with console.status(f"compiling in {name}"), torch.no_grad():
@@ -188,7 +193,7 @@ def forward_variants(
 AGAINST = ("diffusers", "torch", "onnx", "openvino")
 
 
-def diffusers_call(net: Backbone, inputs: tuple[Tensor, Tensor, Tensor]) -> Callable[[], Tensor]:
+def diffusers_call(net: Backbone, inputs: Inputs) -> Callable[[], Tensor]:
     """A call of the same network in diffusers."""
     other, (x, t, y) = as_diffusers(net), inputs
 
@@ -199,9 +204,12 @@ def diffusers_call(net: Backbone, inputs: tuple[Tensor, Tensor, Tensor]) -> Call
     return call
 
 
-def exported_call(pipe: Pipeline, inputs: tuple[Tensor, Tensor, Tensor], runtime: str) -> Callable[[], Tensor]:
+def exported_call(pipe: Pipeline, inputs: Inputs, runtime: str) -> Callable[[], Tensor]:
     """A call of the exported network, on the CPU."""
-    arrays = {name: value.cpu().numpy() for name, value in zip("xty", inputs, strict=True)}
+    x, t, y = inputs
+    parts = {"y": y} if isinstance(y, Tensor) else y.parts()
+    tensors = {"x": x, "t": t} | {name: value for name, value in parts.items() if isinstance(value, Tensor)}
+    arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
     with tempfile.TemporaryDirectory() as draft:
         export(pipe, Path(draft) / "graphs", runtime)
         run = runner(Path(draft) / "graphs" / "network", runtime)
@@ -211,7 +219,7 @@ def exported_call(pipe: Pipeline, inputs: tuple[Tensor, Tensor, Tensor], runtime
 
 def training_times(
     net: Backbone,
-    inputs: tuple[Tensor, Tensor, Tensor],
+    inputs: Inputs,
     dtypes: dict[str, torch.dtype],
     compile: bool,
     rounds: int,

@@ -136,7 +136,7 @@ class CaptionConditions:
             opened.check(encoder)
             return cls(captions, opened.rows(captions.texts))
         size = len(captions.texts) * bytes_of(encoder)
-        if encoder.shape.width:
+        if encoder.shape.width or encoder.shape.layers:
             what = f"{counted(len(captions.texts), 'caption')} encoded by {kind}: {size / 2**20:,.1f} MiB"
             if size > IN_MEMORY:
                 raise InputError(

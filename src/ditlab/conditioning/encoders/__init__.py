@@ -4,6 +4,7 @@ from typing import Any
 
 from ditlab.conditioning.encoders.absent import NoEncoder
 from ditlab.conditioning.encoders.base import Encoder
+from ditlab.conditioning.encoders.language_model import LanguageModel, MiniLMLayers
 from ditlab.conditioning.encoders.minilm import MiniLM
 from ditlab.conditioning.encoders.pretrained import Pretrained
 from ditlab.conditioning.encoders.sd3 import SD3
@@ -12,11 +13,30 @@ from ditlab.core.registry import Registry
 
 ENCODERS: Registry[type[Encoder]] = Registry(
     "encoder",
-    {"words": Words, "minilm": MiniLM, "transformers": Pretrained, "sd3": SD3, "absent": NoEncoder},
+    {
+        "words": Words,
+        "minilm": MiniLM,
+        "transformers": Pretrained,
+        "sd3": SD3,
+        "language-model": LanguageModel,
+        "minilm-layers": MiniLMLayers,
+        "absent": NoEncoder,
+    },
     base=Encoder,
 )
 
-__all__ = ["ENCODERS", "SD3", "Encoder", "MiniLM", "NoEncoder", "Pretrained", "Words", "create_encoder"]
+__all__ = [
+    "ENCODERS",
+    "SD3",
+    "Encoder",
+    "LanguageModel",
+    "MiniLM",
+    "MiniLMLayers",
+    "NoEncoder",
+    "Pretrained",
+    "Words",
+    "create_encoder",
+]
 
 
 def create_encoder(kind: str, **options: Any) -> Encoder:

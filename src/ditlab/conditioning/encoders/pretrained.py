@@ -146,10 +146,12 @@ class Pretrained(Encoder):
                 f"the text encoder {self.place} has the hash {self.present_hash}, but this model was trained with "
                 f"{self.hash}; give that encoder (conditioner.encoder.model in config.json of the model)"
             )
-        parts = [self.computed(texts[start : start + AT_ONCE]) for start in range(0, len(texts), AT_ONCE)]
-        states, pooled, mask = zip(*parts, strict=True)
-        vectors = None if pooled[0] is None else torch.cat([vector for vector in pooled if vector is not None])
-        return Condition(tokens=torch.cat(states), mask=torch.cat(mask), pooled=vectors)
+        return Condition.cat([self.encoded(texts[start : start + AT_ONCE]) for start in range(0, len(texts), AT_ONCE)])
+
+    def encoded(self, texts: Sequence[str]) -> Condition:
+        """Encode a few texts."""
+        states, pooled, mask = self.computed(texts)
+        return Condition(tokens=states, mask=mask, pooled=pooled)
 
     @torch.no_grad()
     def computed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor]:
