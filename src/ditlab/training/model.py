@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from ditlab.backbones import BACKBONES, class_of, create
 from ditlab.backbones.text import TEXT_OPTIONS
 from ditlab.checkpoints import load_autoencoder
 from ditlab.conditioning import CONDITIONERS, Conditioner, Text
+from ditlab.conditioning.cache import TextCache
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Recipe
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS
 from ditlab.data import Dataset, Latents
 from ditlab.diffusion.objective import make_objective
@@ -67,6 +70,8 @@ def pick_conditioner(
     if captions is None:
         return kind.for_data(dataset, {} if settings.classes is None else {"classes": settings.classes})
     if source is None or not isinstance(source.conditioner, Text):
+        if settings.text_cache and not settings.encoder:
+            return Text(TextCache.open(Path(expand(settings.text_cache))).config)
         options = {"encoder": settings.encoder, "options": settings.encoder_options, "captions": captions.texts}
         return kind.for_data(dataset, options)
     trained = source.conditioner.encoder.config["kind"]
