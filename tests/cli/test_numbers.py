@@ -40,7 +40,18 @@ def test_every_number_of_a_command_has_a_range(command):
     checked = {f"--{field.name.replace('_', '-')}" for kind in CHECKED for field in fields(kind)}
     without = [argument.name for argument in options(command) if not has_range(argument)]
     without = [name for name in without if "." not in name and name not in checked]
-    network = ["--depth", "--width", "--heads", "--patch", "--frequency-shift", "--exits", "--depths", "--multiples"]
+    text = ["--text-length", "--text-width", "--vocabulary", "--pooled-width"]
+    network = [
+        *text,
+        "--depth",
+        "--width",
+        "--heads",
+        "--patch",
+        "--frequency-shift",
+        "--exits",
+        "--depths",
+        "--multiples",
+    ]
     assert set(without) <= (
         {*network, "--attention-at", "--head-width", "--outer", "--outer-depth"} if command == "info" else set()
     )

@@ -131,6 +131,13 @@ class Hourglass(Backbone):
                 f"size {self.size[0]}x{self.size[1]} is not divisible by {self.patch} (patch and {len(outer)} levels); "
                 "choose another size, or fewer levels"
             )
+        if min(self.text) < 0:
+            raise InputError(f"sizes of the text condition: {self.text._asdict()}; give 0 or more")
+        if self.text and (self.text.width > 0) == (self.text.vocabulary > 0):
+            raise InputError(
+                f"text_width {self.text.width} and vocabulary {self.text.vocabulary}; give one of them: the width of "
+                "the encoder's states, or the number of words"
+            )
         if self.text and self.classes:
             raise InputError(f"{counted(self.classes, 'class')} for a network that reads text; give classes = 0")
 

@@ -34,6 +34,7 @@ def score_prompts(
     count: Positive = 200,
     seed: Natural = 0,
     batch_size: Positive = 50,
+    clip: Location = "",
     settings: Annotated[Prompting | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
@@ -54,10 +55,12 @@ def score_prompts(
         Chooses the prompts.
     batch_size
         Images generated at a time; does not change the images.
+    clip
+        Folder or hub id of a CLIP, for a CLIP score beside the shares (needs the extra text).
     json
         Print one JSON object.
     """
-    score = scored(model, data, settings or Prompting(), count=count, seed=seed, batch_size=batch_size)
+    score = scored(model, data, clip, settings or Prompting(), count=count, seed=seed, batch_size=batch_size)
     if json:
         print_json(score.as_json())
         return
@@ -65,8 +68,9 @@ def score_prompts(
         show(line)
 
 
-def scored(model: str, data: str, settings: Prompting, **options: int) -> "PromptScore":
+def scored(model: str, data: str, clip: str, settings: Prompting, **options: int) -> "PromptScore":
     """Load a model and score it."""
+    from ditlab.evaluation.clip_score import ClipScore
     from ditlab.evaluation.prompts import score_prompts
     from ditlab.evaluation.protocols import load_for
 
@@ -74,4 +78,5 @@ def scored(model: str, data: str, settings: Prompting, **options: int) -> "Promp
     source = data or pipe.config.get("recipe", {}).get("data", {}).get("source", "")
     if not source:
         raise InputError("the recipe of this model is not known; give --data")
-    return score_prompts(pipe, source, screen, options=settings.given(), **options).score
+    network = ClipScore(clip, pick_device(settings.device)) if clip else None
+    return score_prompts(pipe, source, screen, options=settings.given(), clip=network, **options).score

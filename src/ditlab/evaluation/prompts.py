@@ -6,8 +6,8 @@ also reads real images, because no score can be better than its reader; and imag
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +27,7 @@ from ditlab.core.version import __version__
 from ditlab.data import Dataset, open_dataset
 from ditlab.data.builtin.colored_shapes import ColoredShapes
 from ditlab.data.builtin.emoji_captions import EmojiCaptions
+from ditlab.evaluation.clip_score import ClipScore
 from ditlab.evaluation.emoji_reader import EmojiReader
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.metrics import frechet_distance
@@ -96,24 +97,28 @@ class PromptScore:
     """The shares of images that show what was asked for, by set of prompts and aspect."""
 
     rates: Mapping[str, Mapping[str, Rate]]
+    clip: Mapping[str, float] = field(default_factory=dict)
+    """Mean CLIP score, 0..100, by set; empty without a CLIP."""
 
     def lines(self) -> list[str]:
         """The shares in words: a line for each set of prompts, with Wilson's intervals of 95 %."""
+        clip = "; ".join(f"{name} {score:.2f}" for name, score in self.clip.items())
         return [
             f"{name}, {counted(next(iter(aspects.values())).of, 'image')}: "
             + ", ".join(f"{aspect} {rate}" for aspect, rate in aspects.items())
             for name, aspects in self.rates.items()
-        ]
+        ] + ([f"CLIP score: {clip}"] if clip else [])
 
     def as_json(self) -> dict[str, Any]:
         """The shares with their intervals, for JSON."""
-        return {
+        rates: dict[str, Any] = {
             name: {
                 aspect: asdict(rate) | {"share": rate.share, "interval": rate.interval}
                 for aspect, rate in aspects.items()
             }
             for name, aspects in self.rates.items()
         }
+        return rates | ({"clip": dict(self.clip)} if self.clip else {})
 
 
 @dataclass(frozen=True)
@@ -129,12 +134,6 @@ class Prompts:
         """The first captions, which name everything, of random images."""
         indices = torch.randint(len(data), (count,), generator=torch.Generator().manual_seed(seed))
         return cls(data, indices, [data.captions(i)[0] for i in indices.tolist()])
-
-    def generated(self, pipe: BasePipeline, console: Console, *, batch_size: int, options: dict[str, Any]) -> Tensor:
-        """An image of each prompt (N, C, H, W) uint8, with the seeds 0 to N - 1."""
-        seeds = list(range(len(self.texts)))
-        images = generate_images(pipe, self.texts, seeds, console, batch_size=batch_size, options=options)
-        return pipe.values.displayed(images)
 
     def rates(self, reader: Reader, images: Tensor) -> dict[str, Rate]:
         """The shares of images that show what the prompts ask for."""
@@ -207,7 +206,7 @@ def features_of(fetch: Callable[[Tensor], Tensor], indices: Tensor, features: Fe
 
 def score_prompts(
     pipe: BasePipeline, source: str, console: Console | None = None, *, count: int = 200, seed: int = 0,
-    batch_size: int = 50, options: dict[str, Any] | None = None,
+    batch_size: int = 50, options: dict[str, Any] | None = None, clip: ClipScore | None = None,
 ) -> Outcome:  # fmt: skip
     """Generate images of prompts and read them.
 
@@ -219,6 +218,7 @@ def score_prompts(
         seed: chooses the prompts.
         batch_size: images generated at a time.
         options: sampling settings.
+        clip: a CLIP that also scores images and prompts.
 
     Raises:
         InputError: the model reads no text, or the truth of the data is not known.
@@ -228,27 +228,36 @@ def score_prompts(
         raise InputError("this model reads no text; give a model that was trained on captions")
     if count < 1:
         raise InputError(f"count is {count}; give 1 or more")
+    sets = open_sets(source, count, seed)
+    readers = {name: reader_of(prompts.data) for name, prompts in sets.items()}
+
+    def generated(texts: Sequence[str | None]) -> Tensor:
+        seeds = list(range(count))
+        pixels = generate_images(pipe, texts, seeds, console, batch_size=batch_size, options=options or {})
+        return pipe.values.displayed(pixels)
+
+    images = {name: generated(prompts.texts) for name, prompts in sets.items()}
+    rates = {name: prompts.rates(readers[name], images[name]) for name, prompts in sets.items()}
+    held_out, reader = sets[HELD_OUT], readers[HELD_OUT]
+    real = held_out.data.fetch(held_out.indices).x
+    rates |= {REAL: held_out.rates(reader, real), WITHOUT: held_out.rates(reader, generated([None] * count))}
+    scored = {name: (images[name], prompts.texts) for name, prompts in sets.items()} | {REAL: (real, held_out.texts)}
+    means = {name: clip(*pair).mean().item() for name, pair in scored.items()} if clip else {}
+    return Outcome(PromptScore(rates, means), sets, images)
+
+
+def open_sets(source: str, count: int, seed: int) -> dict[str, Prompts]:
+    """Prompts of pairs that were seen in training, and of held-out pairs.
+
+    Raises:
+        InputError: the truth of the data is not known, or they are the held-out ones themselves.
+    """
     seen = open_dataset(source)
-    reader = reader_of(seen)
+    reader_of(seen)
     if not seen.held_out_name:
         raise InputError(f"{source} holds pairs that are never used in training; give the data set of the training")
     held_out = open_dataset(seen.held_out_name)
-    sets = {
-        SEEN: (reader, Prompts.of(seen, count, seed)),
-        HELD_OUT: (reader_of(held_out), Prompts.of(held_out, count, seed)),
-    }
-    images = {
-        name: prompts.generated(pipe, console, batch_size=batch_size, options=options or {})
-        for name, (_, prompts) in sets.items()
-    }
-    rates = {name: prompts.rates(reader, images[name]) for name, (reader, prompts) in sets.items()}
-    reader, prompts = sets[HELD_OUT]
-    rates[REAL] = prompts.rates(reader, prompts.data.fetch(prompts.indices).x)
-    empty = generate_images(
-        pipe, [None] * count, list(range(count)), console, batch_size=batch_size, options=options or {}
-    )
-    rates[WITHOUT] = prompts.rates(reader, pipe.values.displayed(empty))
-    return Outcome(PromptScore(rates), {name: prompts for name, (_, prompts) in sets.items()}, images)
+    return {SEEN: Prompts.of(seen, count, seed), HELD_OUT: Prompts.of(held_out, count, seed)}
 
 
 def evaluate_prompts(source: str, settings: Evaluation, console: Console) -> Result:
