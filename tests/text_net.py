@@ -1,9 +1,13 @@
 """A tiny network that reads text, and captioned images, for whole paths."""
 
+from typing import ClassVar
+
+import torch
 from torch import nn
 
 from ditlab.backbones import Backbone
 from ditlab.backbones.text import TextEmbedder, TextShape
+from ditlab.conditioning import Encoder
 from ditlab.core.types import Condition
 
 RECIPE = {
@@ -53,3 +57,28 @@ class TextNet(Backbone):
         _, _, vector = self.embed(condition)
         h = self.into(x) + (vector + self.time(timestep[:, None] / 1000))[:, :, None, None]
         return self.out(h.relu())
+
+
+class Letters(Encoder):
+    """Encodes each letter as a state of three values, and keeps the texts that it has encoded."""
+
+    options = ("length", "seed")
+    encoded: ClassVar[list[str]] = []
+
+    def __init__(self, length, seed=0):
+        self.config = {"kind": "letters", "length": length, "seed": seed}
+        self.shape = TextShape(length, width=3, pooled=2)
+
+    @classmethod
+    def for_captions(cls, captions, options):
+        return cls(int(options.get("length", max(map(len, captions)))), int(options.get("seed", 0)))
+
+    def encode(self, texts):
+        self.encoded.extend(texts)
+        codes = torch.tensor([[ord(c) for c in text[: self.shape.length].ljust(self.shape.length)] for text in texts])
+        tokens = torch.sin(codes[..., None] * torch.arange(1, 4) + self.config["seed"])
+        mask = torch.tensor([[i < max(1, len(text)) for i in range(self.shape.length)] for text in texts])
+        return Condition(tokens=tokens, mask=mask, pooled=tokens[:, 0, :2].contiguous())
+
+    def cut(self, text):
+        return text[self.shape.length :]

@@ -3,13 +3,17 @@
 import io
 import json
 import tarfile
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import open_dataset
+from ditlab.data.sources import open_source
+from ditlab.data.survey import survey
 
 
 def save_images(folder, count=3):
@@ -85,3 +89,21 @@ def test_columns_of_hugging_face(tmp_path):
     assert all_captions(tmp_path / "saved", caption_column="text,more") == [("one", "two", "three"), ()]
     dataset = open_dataset(str(tmp_path / "saved"), Preparation(caption_column="text,more"))
     assert "1 caption from columns text, more" in dataset.reading.notes
+
+
+def test_statistics_of_captions(tmp_path):
+    folder = save_images(tmp_path / "data", 4)
+    lines = [("0.png", ["A red apple!", "a red apple"]), ("1.png", "a red apple"), ("2.png", "one two three four five")]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": a, "text": b}) for a, b in lines))
+    result = survey(open_source(str(folder)), Console(quiet=True)).captions
+    assert asdict(result) == {
+        "captions": 4, "different": 3, "without": 1, "several": 1, "words": (3, 3, 5), "vocabulary": 8,
+        "most_frequent": "a red apple", "repeats": 2,
+    }  # fmt: skip
+    rows = [*zip(*(column.cells for column in result.table().columns), strict=True)]
+    assert [(name, str(value)) for name, value in rows] == [
+        ("different", "3"), ("duplicates", "1"), ("images without a caption", "1"), ("images with several", "1"),
+        ("words, min / median / max", "3 / 3 / 5"), ("vocabulary", "8 words"),
+        ("most frequent (2 times)", "a red apple"),
+    ]  # fmt: skip
+    assert survey(open_source(str(save_images(tmp_path / "plain"))), Console(quiet=True)).captions is None

@@ -45,6 +45,20 @@ class Encoding:
     """auto, cpu, cuda, mps."""
 
 
+@dataclass(frozen=True)
+class CaptionEncoding:
+    """How captions are encoded into a text cache."""
+
+    captions: Annotated[bool, Parameter(negative="")] = False
+    """Encode the captions instead of the images."""
+    encoder: str = "minilm"
+    """With --captions: the text encoder: minilm, transformers or sd3."""
+    encoder_options: dict[str, float | str] = dataclasses.field(default_factory=dict)
+    """With --captions: options of the encoder, such as --encoder-options.length 32."""
+    caption_template: str = ""
+    """With --captions: caption of images without one, such as "a photo of {class}"."""
+
+
 EncodingOptions = Annotated[Encoding | None, Parameter(name="*")]
 
 
@@ -216,13 +230,14 @@ def encode(
     source: Location,
     /,
     *,
-    autoencoder: Location,
+    autoencoder: Location | None = None,
     out: Folder,
     images: PreparationOptions = None,
     options: EncodingOptions = None,
+    texts: Annotated[CaptionEncoding | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
-    """Encode images into a latent cache for training. Run the same command again to resume.
+    """Encode images into a latent cache, or captions into a text cache, for training. The same command resumes.
 
     Under torchrun the images are distributed over the processes.
 
@@ -238,10 +253,19 @@ def encode(
         How images are brought to one size.
     options
         How images are encoded.
+    texts
+        How captions are encoded.
     json
         Print one JSON object.
     """
-    encode_images(source, autoencoder, out, images, options or Encoding(), json)
+    if (captions := texts or CaptionEncoding()).captions:
+        if autoencoder is not None:
+            raise InputError("--captions encodes captions and no images; leave --autoencoder out")
+        encode_captions(source, out, images, captions, json)
+    elif autoencoder is None:
+        raise InputError("nothing to encode with; give --autoencoder, or --captions for the captions of the images")
+    else:
+        encode_images(source, autoencoder, out, images, options or Encoding(), json)
 
 
 def encode_images(
@@ -278,3 +302,40 @@ def encode_images(
     if done.images:
         speed = f" at {done.images / done.seconds:,.1f}/s, waiting for images {done.waited:.1%} of the time"
     say(f"encoded {counted(done.images, 'image')}{speed}; {state}")
+
+
+def encode_captions(
+    source: str, out: Path, preparation: Preparation | None, texts: CaptionEncoding, json: bool
+) -> None:
+    """Encode the different captions of a data source into a text cache, and print a summary."""
+    from ditlab.conditioning import Text
+    from ditlab.conditioning.cache import TextCache, bytes_of
+    from ditlab.core.io import held
+    from ditlab.core.progress import progress_bar
+    from ditlab.data import open_dataset
+    from ditlab.training.captions import Captions
+
+    dataset = open_dataset(source, preparation)
+    captions = Captions.of(dataset, texts.caption_template)
+    settings = {"encoder": texts.encoder, "options": texts.encoder_options, "captions": captions.texts}
+    encoder = Text.for_data(dataset, settings).encoder
+    if encoder.shape.vocabulary:
+        raise InputError(
+            f"--encoder {texts.encoder} has no states to cache; choose a pretrained encoder, such as minilm"
+        )
+    with held(out, 0):
+        cache = TextCache.prepare(out, encoder)
+        missing = cache.missing([*captions.texts, *([] if "" in captions.texts else [""])])
+        size = len(missing) * bytes_of(encoder) / 2**20
+        say(
+            f"{counted(len(captions.texts), 'different caption')}, {len(missing):,} to encode with {texts.encoder}: "
+            f"{size:,.1f} MiB ({encoder.shape.length} tokens of {encoder.shape.width} values)"
+        )
+        with progress_bar(screen) as bar:
+            task = bar.add_task("encoding", total=len(missing))
+            for count in cache.add(missing, encoder):
+                bar.advance(task, count)
+    if json:
+        print_json({"captions": len(captions.texts), "encoded": len(missing), "folder": out})
+    else:
+        say(f"encoded {counted(len(missing), 'caption')} into {out}; train with data.text_cache = {out}")

@@ -166,6 +166,8 @@ class Data(Preparation):
     encoder. A run with train.init_from uses that of its source."""
     encoder_options: dict[str, float | str] = setting(dict)
     """Options of the text encoder, such as length = 16. An option on the command line replaces the whole table."""
+    text_cache: Location = setting("", unused=NO_TEXT)
+    """With conditioner text: folder of captions that `ditlab encode` has encoded; it contains its encoder."""
     caption_template: str = setting("", unused=NO_TEXT)
     """With conditioner text: caption of images without one, such as "a photo of {class}"."""
 

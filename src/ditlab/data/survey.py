@@ -22,6 +22,7 @@ from ditlab.core.terminal import cell
 from ditlab.core.units import counted, none_can
 from ditlab.core.values import PixelValues
 from ditlab.data.base import spread
+from ditlab.data.captions import CaptionStatistics
 from ditlab.data.color import has_more_bits, profile_state
 from ditlab.data.preprocess import Preprocess, file_numbers, strips, to_rgb
 from ditlab.data.ranges import find_values, is_given
@@ -61,6 +62,7 @@ class Survey:
     duplicates: list[list[str]]  # names of images with equal pixels
     unreadable: dict[str, str]  # name -> reason
     reading: Reading  # what was chosen and left out
+    captions: CaptionStatistics | None = None  # None if there are no captions
     enlarged: int = 0  # images with a side that is shorter than the size to which they are resized
 
     def tables(self) -> list[Table]:
@@ -83,7 +85,8 @@ class Survey:
         for state, count in self.profiles.items():
             summary.add_row("color profiles", f"{PROFILES[state]} {count:,}")
         classes = [count_table("class", self.classes)] if self.classes else []
-        tables = [summary, *classes, count_table("height x width", self.sizes)]
+        captions = [self.captions.table()] if self.captions else []
+        tables = [summary, *classes, *captions, count_table("height x width", self.sizes)]
         if self.reading.left_out:
             listed = Table("left out", "files", "example")
             for reason, left in self.reading.left_out.items():
@@ -169,6 +172,7 @@ def survey(source: Source, console: Console, size: tuple[int, int] | None = None
         duplicates=duplicates,
         unreadable=unreadable,
         reading=source.reading,
+        captions=CaptionStatistics.of(source),
         enlarged=enlarged,
     )
 

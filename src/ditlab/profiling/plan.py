@@ -303,7 +303,7 @@ def timed_step(subject: Subject, batch: int, half: bool) -> float:
     pipe.net.train()
     run = make_context(pipe, recipe)
     if subject.captions is not None and isinstance(pipe.conditioner, Text):
-        run.captions = CaptionConditions.encode(subject.captions, pipe.conditioner)
+        run.captions = CaptionConditions.encode(subject.captions, pipe.conditioner, recipe.data.text_cache)
     dtype = torch.bfloat16 if half else torch.float32
     count = min(batch, FEW)
     while True:

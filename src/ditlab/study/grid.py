@@ -57,6 +57,7 @@ LATER = {
     "train.objective", "train.aids", "data.conditioner", "data.channels", "data.range", "data.show", "data.min_side",
     "data.max_pixels", "data.split", "data.image_column", "data.label_column", "data.caption_column",
     "data.held_out", "data.encoder", "data.encoder_options", "data.caption_template",
+    "data.text_cache",
 }  # fmt: skip
 # Settings that are now None by default are hashed with their first defaults, unless the source of a run sets them.
 FIRST_DEFAULTS = {"process": "linear", "target": "velocity", "learn_variance": False}

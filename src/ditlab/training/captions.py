@@ -1,18 +1,21 @@
 """The captions of a run: which images have which, and their conditions, which are encoded once."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from ditlab.conditioning import CONDITIONERS, Text
+from ditlab.conditioning.cache import CachedRows, TextCache, bytes_of, compact
 from ditlab.config.sections import Data
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.data import Dataset
@@ -20,6 +23,7 @@ from ditlab.data.base import spread
 from ditlab.training.rng import CAPTION, Randomness
 
 CLASS = "{class}"
+IN_MEMORY = 2**30  # bytes of encoded captions that a run keeps in memory
 EXAMPLES = 10  # captions that are saved with a model
 
 
@@ -108,16 +112,39 @@ class CaptionConditions:
     """The conditions of captions."""
 
     captions: Captions
-    rows: Condition  # one row for each of the different captions, on the CPU
+    rows: Condition | CachedRows  # one row for each of the different captions, on the CPU
 
     @classmethod
-    def encode(cls, captions: Captions, conditioner: Text) -> Self:
-        """Encode all different captions.
+    def encode(
+        cls, captions: Captions, conditioner: Text, cache: str = "", say: Callable[[str], None] = lambda line: None
+    ) -> Self:
+        """Encode all different captions, or find them in a cache.
+
+        Args:
+            captions: the captions.
+            conditioner: the conditioner of the model.
+            cache: folder of a cache; empty to encode the captions now, in memory.
+            say: prints a line.
 
         Raises:
-            InputError: a caption that the conditioner cannot encode.
+            InputError: a caption that the conditioner cannot encode; the encoded captions are too large for memory; or
+                the cache is that of another encoder, or lacks captions.
         """
-        return cls(captions, conditioner.encoder.encode(captions.texts))
+        encoder, kind = conditioner.encoder, conditioner.encoder.config["kind"]
+        if cache:
+            opened = TextCache.open(Path(expand(cache)))
+            opened.check(encoder)
+            return cls(captions, opened.rows(captions.texts))
+        size = len(captions.texts) * bytes_of(encoder)
+        if encoder.shape.width:
+            what = f"{counted(len(captions.texts), 'caption')} encoded by {kind}: {size / 2**20:,.1f} MiB"
+            if size > IN_MEMORY:
+                raise InputError(
+                    f"{what}, more than the {IN_MEMORY / 2**20:,.0f} MiB that are kept in memory; encode them with "
+                    "`ditlab encode`, and set data.text_cache to the folder"
+                )
+            say(f"{what}, kept in memory")
+        return cls(captions, compact(encoder.encode(captions.texts)))
 
     def condition(self, index: Tensor, randomness: Randomness) -> Condition:
         """The conditions of some images; one of several captions is chosen each time.
@@ -132,7 +159,8 @@ class CaptionConditions:
         counts = starts[index + 1] - starts[index]
         share = torch.special.ndtr(randomness.normal(CAPTION, 1)[:, 0].double())  # uniform in 0..1
         chosen = torch.minimum((share * counts).long(), counts - 1)
-        return self.rows[self.captions.numbers[starts[index] + chosen]]
+        rows = self.rows[self.captions.numbers[starts[index] + chosen]]
+        return rows.apply(lambda value: value.float() if value.is_floating_point() else value)
 
 
 def read_captions(settings: Data, dataset: Dataset) -> Captions | None:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from ditlab.backbones import BACKBONES, class_of, create
 from ditlab.backbones.text import TEXT_OPTIONS
 from ditlab.checkpoints import load_autoencoder
 from ditlab.conditioning import CONDITIONERS, Conditioner, Text
+from ditlab.conditioning.cache import TextCache
 from ditlab.conditioning.encoders import NoEncoder
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Recipe
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS
 from ditlab.data import Dataset, Latents
 from ditlab.diffusion.objective import make_objective
@@ -69,6 +72,8 @@ def pick_conditioner(
         return kind.for_data(dataset, {} if settings.classes is None else {"classes": settings.classes})
     encoder = source.conditioner.encoder if source is not None and isinstance(source.conditioner, Text) else None
     if source is None or encoder is None or isinstance(encoder, NoEncoder):
+        if settings.text_cache and not settings.encoder:
+            return Text(TextCache.open(Path(expand(settings.text_cache))).config)
         options = {"encoder": settings.encoder, "options": settings.encoder_options, "captions": captions.texts}
         return kind.for_data(dataset, options)
     trained = encoder.config["kind"]

@@ -157,7 +157,9 @@ def make_run(job: Job) -> None:
     check_exits(job.recipe, job.pipe)
     job.run = make_context(job.pipe, job.recipe)
     if job.captions is not None and isinstance(job.pipe.conditioner, Text):
-        job.run.captions = CaptionConditions.encode(job.captions, job.pipe.conditioner)
+        job.run.captions = CaptionConditions.encode(
+            job.captions, job.pipe.conditioner, job.recipe.data.text_cache, job.say
+        )
 
 
 def start_from_source(job: Job) -> None:
