@@ -29,7 +29,7 @@ def home(tmp_path_factory):
         Image.new("RGB", (20, 16), name).save(path / "photos" / f"{i}.png")
         (path / "photos" / f"{i}.txt").write_text(f"a {name} square")
     words = ["encode", str(path / "photos"), "--captions", "--encoder", "sd3", "--out", str(path / "texts")]
-    import_commands()
+    import_commands("encode")
     app([*words, "--encoder-options.model", str(path / "sd3")], result_action="return_value")
     return path
 
