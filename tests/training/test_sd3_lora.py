@@ -8,6 +8,7 @@ from sd3_folder import pipeline
 
 import ditlab
 from ditlab.checkpoints import convert
+from ditlab.cli import app, import_commands
 from ditlab.config.reader import find_recipe
 
 pytest.importorskip("diffusers")
@@ -27,13 +28,16 @@ def home(tmp_path_factory):
         name = ("red", "blue")[i % 2]
         Image.new("RGB", (20, 16), name).save(path / "photos" / f"{i}.png")
         (path / "photos" / f"{i}.txt").write_text(f"a {name} square")
+    words = ["encode", str(path / "photos"), "--captions", "--encoder", "sd3", "--out", str(path / "texts")]
+    import_commands("encode")
+    app([*words, "--encoder-options.model", str(path / "sd3")], result_action="return_value")
     return path
 
 
 def recipe(home, **train):
     chosen = ditlab.Recipe.load("sd3-lora")
     settings = FEW | {"init_from": str(home / "sd3"), "device": "cpu", "compile": "never"} | train
-    data = {"source": str(home / "photos"), "size": "16"}
+    data = {"source": str(home / "photos"), "size": "16", "text_cache": str(home / "texts")}
     return chosen.override({"data": data, "train": settings, "optim": {"warmup": 0}, "sample": {"steps": 2}})
 
 
@@ -65,7 +69,12 @@ def test_all_weights_are_trained_and_written_for_diffusers(home, tmp_path):
 
 def test_a_file_of_weights_takes_its_encoders_from_a_pipeline(home, tmp_path):
     convert(ditlab.load(home / "sd3"), tmp_path / "sd3.safetensors", "official")
-    data = {"encoder": "sd3", "encoder_options": {"model": str(home / "sd3")}, "autoencoder": str(home / "sd3")}
+    data = {
+        "encoder": "sd3",
+        "encoder_options": {"model": str(home / "sd3")},
+        "autoencoder": str(home / "sd3"),
+        "text_cache": "",
+    }
     settings = recipe(home, init_from=str(tmp_path / "sd3.safetensors"), images=8).override({"data": data})
     pipe = ditlab.train(settings, tmp_path / "run", console=QUIET)
     assert pipe.conditioner.encoder.config["kind"] == "sd3"

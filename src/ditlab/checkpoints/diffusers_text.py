@@ -42,9 +42,7 @@ def text_conditioner(folder: Path, net: Backbone) -> Text:
             f"the text encoders in {folder} give {described(encoder.shape)}, and the transformer reads "
             f"{described(text)}; download the whole folder again"
         )
-    conditioner = Text(encoder.config)
-    conditioner.encoder = encoder  # which has its weights in memory already
-    return conditioner
+    return Text(encoder.config)  # reads the weights when it encodes: a run with a text cache never does
 
 
 def described(shape: Any) -> str:
