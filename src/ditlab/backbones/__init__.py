@@ -12,6 +12,7 @@ from ditlab.backbones.base import Backbone
 from ditlab.backbones.dic import DiC
 from ditlab.backbones.dimsum import DiMSUM
 from ditlab.backbones.dit import DiT
+from ditlab.backbones.fit import FiT, FiTv2
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.lightningdit import LightningDiT
 from ditlab.backbones.pde_transformer import PDETransformer
@@ -45,6 +46,8 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "Skip-DiT": SkipDiT,
         "LightningDiT": LightningDiT,
         "DiMSUM": DiMSUM,
+        "FiT": FiT,
+        "FiTv2": FiTv2,
         "DiC": DiC,
         "PDE-Transformer": PDETransformer,
         "ADM": ADM,
