@@ -16,7 +16,7 @@ from ditlab.backbones.dit import SIZES
 from ditlab.checkpoints import convert
 from ditlab.checkpoints.native import read_network
 from ditlab.core.errors import InputError
-from ditlab.core.types import Condition
+from ditlab.core.types import Condition, Trace
 from ditlab.core.weights import WEIGHTS
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Cosine, Linear
@@ -192,10 +192,7 @@ class TestREPA:
         config = ditlab.load(tmp_path / "a", heads=3).config
         assert config["sample"] == {"guidance": 1.5}
         assert config["guidance_origin"] == "sihyun-yu/REPA's generate.py"
-        assert config["note"] == (
-            "read as REPA on the path Linear; a state dict does not show its path; "
-            "left out projectors.* (6 tensors), with which REPA aligns features in training"
-        )
+        assert config["note"] == "read as REPA on the path Linear; a state dict does not show its path"
 
     @pytest.mark.parametrize("kind", ["bare", "training"])
     def test_published_numbers(self, golden, tmp_path, kind):
@@ -205,13 +202,28 @@ class TestREPA:
         torch.save(state if kind == "bare" else {"ema": state, "model": {}, "args": args}, tmp_path / "repa.pt")
         pipe = ditlab.load(tmp_path / "repa.pt", heads=3)
         assert (pipe.objective.process, pipe.objective.target) == (Linear(clock_rate=1.0), "velocity")
-        assert "left out projectors.* (6 tensors), with which REPA aligns features in training" in pipe.config["note"]
-        assert "read as DiT" not in pipe.config["note"]
+        assert "read as DiT" not in pipe.config.get("note", "")
         x, t, y = vectors["x"], vectors["t"], vectors["y"]
         for i in range(len(x)):
             time = t[i].double()
             prediction = pipe.objective.denoiser(pipe.net)(x[i : i + 1], time, time, Condition(label=y[i : i + 1]))
             assert relative(prediction.eps - prediction.x0, vectors["out"][i : i + 1]) < 1e-5
+
+    def test_its_projectors_are_kept_for_the_way_back(self, golden, tmp_path):
+        vectors = golden("repa_sit")
+        state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+        torch.save(state, tmp_path / "repa.pt")
+        pipe = ditlab.load(tmp_path / "repa.pt", heads=3)
+        assert pipe.net.config["projectors"] == [32, 20]
+        trace = Trace(["blocks.1"])  # REPA aligns the output of its second block
+        with torch.no_grad():
+            pipe.net(vectors["x"], vectors["t"], vectors["y"], trace=trace)
+            assert relative(pipe.net.projectors[0](trace.taps["blocks.1"]), vectors["z0"]) < 1e-5
+        convert(pipe, tmp_path / "official", "official")
+        back = torch.load(tmp_path / "official")
+        assert back.keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in back.items())
+        assert not any(parameter.requires_grad for parameter in pipe.net.projectors.parameters())
 
     def test_it_is_neither_dit_nor_sit(self, golden, tmp_path):
         vectors = golden("repa_sit")

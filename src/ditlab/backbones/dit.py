@@ -30,6 +30,7 @@ from ditlab.backbones.layers import (
     unpatchify,
 )
 from ditlab.backbones.positions import rotations, sincos_positions
+from ditlab.backbones.published import count_of
 from ditlab.backbones.routing import check_exits, depth_at, record, routed, through
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
@@ -63,6 +64,8 @@ class DiT(Backbone):
         rms_norm: use RMS norm instead of layer norm.
         swiglu: use gated feed-forward layers (SwiGLU).
         rope: use rotary positions.
+        projectors: inner width and output widths of the projectors with which REPA aligns tokens to features of
+            encoders; only training uses them.
     """
 
     label_tables = ("y_embedder.embedding_table.weight",)
@@ -98,6 +101,7 @@ class DiT(Backbone):
         rms_norm: bool = False,
         swiglu: bool = False,
         rope: bool = False,
+        projectors: Sequence[int] = (),
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
         check_exits(exits)
@@ -126,6 +130,9 @@ class DiT(Backbone):
         self.register_buffer("pos_embed", sincos_positions(height // patch, breadth // patch, width))
         self.blocks = nn.ModuleList([block(style) for _ in range(depth)])
         self.final_layer = FinalLayer(style, patch * patch * self.out_channels, adaptive=not self.sequence)
+        if projectors:
+            inner, *out = projectors
+            self.projectors = nn.ModuleList([projector(width, inner, features) for features in out])
         self.initialize(zero_gates=condition == "adaln-zero")
 
     @classmethod
@@ -145,16 +152,23 @@ class DiT(Backbone):
         side = round(tensors["pos_embed"].shape[1] ** 0.5) * patch  # assumes a square; callers can override the size
         modulation = tensors.get("blocks.0.adaLN_modulation.1.weight")
         heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
-        return {
-            "size": (side, side),
-            "channels": channels,
-            "classes": cls.count_classes(len(tensors["y_embedder.embedding_table.weight"])),
-            "learn_variance": len(tensors[cls.heads_out[0]]) == 2 * channels * patch**2,
-            "condition": "adaln" if modulation is not None and len(modulation) == 4 * width else "adaln-zero",
-            "width": width,
-            "depth": depth,
-            "patch": patch,
-        } | heads.get((depth, width), {})
+        first = tensors.get("projectors.0.0.weight")
+        out = [len(tensors[f"projectors.{i}.4.weight"]) for i in range(count_of(tensors, "projectors."))]
+        projectors = {} if first is None else {"projectors": [len(first), *out]}
+        return (
+            {
+                "size": (side, side),
+                "channels": channels,
+                "classes": cls.count_classes(len(tensors["y_embedder.embedding_table.weight"])),
+                "learn_variance": len(tensors[cls.heads_out[0]]) == 2 * channels * patch**2,
+                "condition": "adaln" if modulation is not None and len(modulation) == 4 * width else "adaln-zero",
+                "width": width,
+                "depth": depth,
+                "patch": patch,
+            }
+            | heads.get((depth, width), {})
+            | projectors
+        )
 
     @staticmethod
     def rotation(h: int, w: int, width: int, more: int = 0) -> Tensor:
@@ -352,6 +366,12 @@ class FinalLayer(nn.Module):
         if self.adaLN_modulation is not None:
             x = modulate(x, *self.adaLN_modulation(c).chunk(2, dim=1))
         return self.linear(x)
+
+
+def projector(width: int, inner: int, out: int) -> nn.Module:
+    """Return REPA's projector of tokens (B, N, D) to features (B, N, out); it is not trained unless an aid uses it."""
+    layers = (nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, inner), nn.SiLU(), nn.Linear(inner, out))
+    return nn.Sequential(*layers).requires_grad_(False)
 
 
 BLOCKS: dict[str, type[nn.Module]] = {

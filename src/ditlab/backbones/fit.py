@@ -120,9 +120,9 @@ class FiT(Backbone):
             if key in tensors:
                 raise InputError(f"FiT with {what} of its own ({key}) is not supported; give a released model")
         embedding, patch = tensors["x_embedder.proj.weight"], 2
-        changed = {"x_embedder.proj.weight": embedding.unflatten(1, (-1, patch, patch))}
+        changed = {"x_embedder.proj.weight": torch.unflatten(embedding, 1, (-1, patch, patch))}
         for name in cls.heads_out:
-            changed[name] = tensors[name].unflatten(0, (-1, patch * patch)).transpose(0, 1).flatten(0, 1)
+            changed[name] = torch.unflatten(tensors[name], 0, (-1, patch * patch)).transpose(0, 1).flatten(0, 1)
         return tensors | changed
 
     @classmethod
@@ -131,7 +131,7 @@ class FiT(Backbone):
         positions = embedding.shape[2] * embedding.shape[3]
         changed = {"x_embedder.proj.weight": embedding.flatten(1)}
         for name in cls.heads_out:
-            changed[name] = tensors[name].unflatten(0, (positions, -1)).transpose(0, 1).flatten(0, 1)
+            changed[name] = torch.unflatten(tensors[name], 0, (positions, -1)).transpose(0, 1).flatten(0, 1)
         return tensors | changed
 
     @property
