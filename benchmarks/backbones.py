@@ -1,6 +1,6 @@
 """Time per GMAC of every architecture, relative to DiT: a forward pass (merged and packed) and a training step.
 
-    python benchmarks/backbones.py [small|base] [ROUNDS]
+    python benchmarks/backbones.py [small|base|relatives] [ROUNDS]
 
 All networks run interleaved in one process; medians. The reference is a DiT of similar cost; 1 is as fast per GMAC.
 """
@@ -33,6 +33,17 @@ SETS: dict[str, tuple[int, dict[str, dict[str, object]]]] = {  # batch size, net
         },
     ),
     "base": (4, {"DiT-B/2": {}, "U-DiT-B": {}}),
+    "relatives": (
+        4,
+        {
+            "DiT-S/2": {},
+            "LightningDiT": {"width": 384, "depth": 12, "heads": 6, "patch": 2},
+            "FiTv2": {"width": 384, "depth": 12, "heads": 6},
+            "DiMSUM": {"width": 384, "depth": 8, "heads": 8},
+            "DiC-S": {},
+            "PDE-Transformer": {"width": 192, "heads": 6, "patch": 2, "window": 4, "depths": (2, 5, 8, 2, 5)},
+        },
+    ),
 }
 
 

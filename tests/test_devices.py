@@ -33,6 +33,8 @@ FAMILIES = {
     "U-ViT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "Skip-DiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "DiMSUM": {"width": 32, "depth": 1, "heads": 4, "patch": 2, "attention_every": 1},
+    "FiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
+    "FiTv2": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "DiC": {"width": 16, "depths": [1, 1, 1]},
     "PDE-Transformer": {"width": 16, "heads": 2, "depths": [1, 2, 1], "patch": 1, "window": 4, "periodic": False},
 }

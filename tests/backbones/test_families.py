@@ -32,6 +32,8 @@ TINY = {  # settings of each family that make it small
     "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "LightningDiT": {"width": 48, "depth": 2, "heads": 3, "patch": 2},
     "DiMSUM": {"width": 32, "depth": 2, "heads": 4, "patch": 2, "attention_every": 2},
+    "FiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
+    "FiTv2": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "DiC": {"width": 16, "depths": [1, 1, 1]},
     "PDE-Transformer": {"width": 16, "heads": 2, "depths": [1, 2, 1], "patch": 1, "window": 2},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},

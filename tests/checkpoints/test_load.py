@@ -15,11 +15,13 @@ from ditlab.backbones import create
 from ditlab.backbones.dit import SIZES
 from ditlab.checkpoints import convert
 from ditlab.checkpoints.native import read_network
+from ditlab.checkpoints.published import to_official
 from ditlab.core.errors import InputError
-from ditlab.core.types import Condition
+from ditlab.core.types import Condition, Trace
 from ditlab.core.weights import WEIGHTS
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Cosine, Linear
+from ditlab.inference.pipeline import Pipeline
 
 T = torch.tensor([3.0, 400.0, 999.0])
 Y = torch.tensor([0, 1, 2])
@@ -160,6 +162,13 @@ class TestSiT:
         expected = torch.pi / 2 * (angle.cos() * prediction.x0 - angle.sin() * prediction.eps)
         assert relative(expected, velocity) < 1e-5
 
+    def test_the_variance_preserving_path_is_written_back(self, dit, tmp_path):
+        theirs = dit()
+        self.checkpoint(theirs, tmp_path / "sit.pt", path_type="GVP", prediction="velocity")
+        convert(ditlab.load(tmp_path / "sit.pt", heads=2), tmp_path / "back.pt", "official")
+        head, back = theirs.net.final_layer.linear.weight, torch.load(tmp_path / "back.pt")
+        assert torch.equal(back["final_layer.linear.weight"], head.view(4, 8, -1)[:, :4].flatten(0, 1))
+
     @pytest.mark.parametrize(
         "args", [{"path_type": "VP", "prediction": "velocity"}, {"path_type": "Linear", "prediction": "score"}]
     )
@@ -192,10 +201,7 @@ class TestREPA:
         config = ditlab.load(tmp_path / "a", heads=3).config
         assert config["sample"] == {"guidance": 1.5}
         assert config["guidance_origin"] == "sihyun-yu/REPA's generate.py"
-        assert config["note"] == (
-            "read as REPA on the path Linear; a state dict does not show its path; "
-            "left out projectors.* (6 tensors), with which REPA aligns features in training"
-        )
+        assert config["note"] == "read as REPA on the path Linear; a state dict does not show its path"
 
     @pytest.mark.parametrize("kind", ["bare", "training"])
     def test_published_numbers(self, golden, tmp_path, kind):
@@ -205,13 +211,34 @@ class TestREPA:
         torch.save(state if kind == "bare" else {"ema": state, "model": {}, "args": args}, tmp_path / "repa.pt")
         pipe = ditlab.load(tmp_path / "repa.pt", heads=3)
         assert (pipe.objective.process, pipe.objective.target) == (Linear(clock_rate=1.0), "velocity")
-        assert "left out projectors.* (6 tensors), with which REPA aligns features in training" in pipe.config["note"]
-        assert "read as DiT" not in pipe.config["note"]
+        assert "read as DiT" not in pipe.config.get("note", "")
         x, t, y = vectors["x"], vectors["t"], vectors["y"]
         for i in range(len(x)):
             time = t[i].double()
             prediction = pipe.objective.denoiser(pipe.net)(x[i : i + 1], time, time, Condition(label=y[i : i + 1]))
             assert relative(prediction.eps - prediction.x0, vectors["out"][i : i + 1]) < 1e-5
+
+    def test_its_projectors_are_kept_for_the_way_back(self, golden, tmp_path):
+        vectors = golden("repa_sit")
+        state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+        torch.save(state, tmp_path / "repa.pt")
+        pipe = ditlab.load(tmp_path / "repa.pt", heads=3)
+        assert pipe.net.config["projectors"] == [32, 20]
+        trace = Trace(["blocks.1"])  # REPA aligns the output of its second block
+        with torch.no_grad():
+            pipe.net(vectors["x"], vectors["t"], vectors["y"], trace=trace)
+            assert relative(pipe.net.projectors[0](trace.taps["blocks.1"]), vectors["z0"]) < 1e-5
+        convert(pipe, tmp_path / "official", "official")
+        back = torch.load(tmp_path / "official")
+        assert back.keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in back.items())
+        assert not any(parameter.requires_grad for parameter in pipe.net.projectors.parameters())
+
+    def test_without_projectors_it_has_no_published_layout(self):
+        net = create("DiT", size=8, channels=4, classes=3, learn_variance=False, width=32, depth=1, heads=2, patch=2)
+        objective = Objective(process=Linear(clock_rate=1.0), target="velocity")
+        with pytest.raises(InputError, match=r"for eps on ddpm, or for SiT; this model has another objective"):
+            to_official(Pipeline(net, objective))
 
     def test_it_is_neither_dit_nor_sit(self, golden, tmp_path):
         vectors = golden("repa_sit")

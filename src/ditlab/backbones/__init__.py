@@ -14,6 +14,7 @@ from ditlab.backbones.dic import DiC
 from ditlab.backbones.dimsum import DiMSUM
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.dydit import DyDiT
+from ditlab.backbones.fit import FiT, FiTv2
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.lightningdit import LightningDiT
 from ditlab.backbones.mmdit import MMDiT
@@ -50,6 +51,8 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "DyDiT": DyDiT,
         "LightningDiT": LightningDiT,
         "DiMSUM": DiMSUM,
+        "FiT": FiT,
+        "FiTv2": FiTv2,
         "DiC": DiC,
         "PDE-Transformer": PDETransformer,
         "ADM": ADM,

@@ -204,8 +204,9 @@ def level_of(width: int, depth: int) -> Level:
     return Level(Block(width, width) for _ in range(depth))
 
 
-def through(blocks: Level, x: Tensor, c: Tensor, trace: Trace | None) -> tuple[Tensor, list[Tensor]]:
+def through(blocks: nn.Module, x: Tensor, c: Tensor, trace: Trace | None) -> tuple[Tensor, list[Tensor]]:
     """Pass x (B, D, h, w) through blocks; returns the output, and the outputs of all blocks."""
+    assert isinstance(blocks, Level)
     outputs = []
     for i, block in enumerate(blocks, start=blocks.first):
         x = block(x, c)

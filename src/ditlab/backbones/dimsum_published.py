@@ -51,7 +51,7 @@ def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Projections of the condition that the network does not have are zeros; they have no influence.
     """
-    dead = {}
+    dead: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if key.endswith(".mixer.in_proj.weight"):
             inner, width = len(value) // 2, tensors["final_layer.linear.weight"].shape[1]

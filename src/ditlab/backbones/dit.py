@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone, Embedders, Modulation
-from ditlab.backbones.dit_blocks import BLOCKS, FinalLayer, Style
+from ditlab.backbones.dit_blocks import BLOCKS, FinalLayer, Style, projector
 from ditlab.backbones.layers import (
     LabelEmbedder,
     PatchEmbed,
@@ -27,6 +27,7 @@ from ditlab.backbones.layers import (
     unpatchify,
 )
 from ditlab.backbones.positions import rotations, sincos_positions
+from ditlab.backbones.published import count_of
 from ditlab.backbones.routing import PUBLISHED_DEPTHS, check_exits, depth_at, record, routed, through
 from ditlab.backbones.text import Context, TextEmbedder, joined, text_shape
 from ditlab.core.errors import InputError, lookup
@@ -66,6 +67,8 @@ class DiT(Backbone):
         text_width: width of the text encoder's states; 0 for numbers of words.
         vocabulary: number of words if the text is numbers of words; 0 for states.
         pooled_width: width of the pooled text vector; 0 is none.
+        projectors: inner width and output widths of the projectors with which REPA aligns tokens to features of
+            encoders; only training uses them.
     """
 
     label_tables: tuple[str, ...] = ("y_embedder.embedding_table.weight",)
@@ -107,6 +110,7 @@ class DiT(Backbone):
         text_width: int = 0,
         vocabulary: int = 0,
         pooled_width: int = 0,
+        projectors: Sequence[int] = (),
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
         self.text = text_shape(
@@ -135,6 +139,9 @@ class DiT(Backbone):
         tokens = height // patch * (breadth // patch)
         grid = nn.Sequential(nn.SiLU(), nn.Linear(width, tokens * width)) if condition_grid else None
         self.grid_modulation = grid
+        if projectors:
+            inner, *out = projectors
+            self.projectors = nn.ModuleList([projector(width, inner, features) for features in out])
         self.initialize(zero_gates=condition == "adaln-zero")
 
     @classmethod
@@ -154,16 +161,23 @@ class DiT(Backbone):
         side = round(tensors["pos_embed"].shape[1] ** 0.5) * patch  # assumes a square; callers can override the size
         modulation = tensors.get("blocks.0.adaLN_modulation.1.weight")
         heads = {(row.depth, row.width): {"heads": row.heads} for row in SIZES.values()}
-        return {
-            "size": (side, side),
-            "channels": channels,
-            "classes": cls.count_classes(len(tensors["y_embedder.embedding_table.weight"])),
-            "learn_variance": len(tensors[cls.heads_out[0]]) == 2 * channels * patch**2,
-            "condition": "adaln" if modulation is not None and len(modulation) == 4 * width else "adaln-zero",
-            "width": width,
-            "depth": depth,
-            "patch": patch,
-        } | heads.get((depth, width), {})
+        first = tensors.get("projectors.0.0.weight")
+        out = [len(tensors[f"projectors.{i}.4.weight"]) for i in range(count_of(tensors, "projectors."))]
+        projectors = {} if first is None else {"projectors": [len(first), *out]}
+        return (
+            {
+                "size": (side, side),
+                "channels": channels,
+                "classes": cls.count_classes(len(tensors["y_embedder.embedding_table.weight"])),
+                "learn_variance": len(tensors[cls.heads_out[0]]) == 2 * channels * patch**2,
+                "condition": "adaln" if modulation is not None and len(modulation) == 4 * width else "adaln-zero",
+                "width": width,
+                "depth": depth,
+                "patch": patch,
+            }
+            | heads.get((depth, width), {})
+            | projectors
+        )
 
     @classmethod
     def check_published(cls, config: Mapping[str, Any]) -> None:

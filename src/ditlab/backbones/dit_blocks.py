@@ -109,6 +109,12 @@ class FinalLayer(nn.Module):
         return self.linear(x)
 
 
+def projector(width: int, inner: int, out: int) -> nn.Module:
+    """Return REPA's projector of tokens (B, N, D) to features (B, N, out); it is not trained unless an aid uses it."""
+    layers = (nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, inner), nn.SiLU(), nn.Linear(inner, out))
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
 BLOCKS: dict[str, type[nn.Module]] = {
     "in-context": InContextBlock,
     "cross-attention": CrossAttentionBlock,

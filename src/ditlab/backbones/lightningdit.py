@@ -63,7 +63,8 @@ class LightningDiT(DiT):
             swiglu=True,
             rope=True,
         )
-        self.feat_rope = Rope(self.rotation(*self.grid, width // heads))
+        h, w = self.grid
+        self.feat_rope = Rope(self.rotation(h, w, width // heads))
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:

@@ -76,7 +76,8 @@ def chunked(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor
     side = math.isqrt(length - 1) + 1
     chunks = -(-length // side)
     u, delta, b, c = (
-        F.pad(value, (0, 0, 0, chunks * side - length)).unflatten(1, (chunks, side)) for value in (u, delta, b, c)
+        torch.unflatten(F.pad(value, (0, 0, 0, chunks * side - length)), 1, (chunks, side))
+        for value in (u, delta, b, c)
     )  # (B, chunks, side, ...)
     decay = torch.exp(delta[..., None] * a)  # (B, chunks, side, D, N)
     entering = (delta * u)[..., None] * b[..., None, :]

@@ -42,7 +42,7 @@ def load(
 ) -> Pipeline:
     """Load a model of any supported layout.
 
-    Supported are ditlab's model and run folders; published checkpoints of DiT, SiT, U-DiT, U-ViT and Skip-DiT (.pt or
+    Supported are ditlab's model and run folders; published checkpoints of the families with `marks` and of SiT (.pt or
     safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT (a
     pipeline with `transformer/`, or the transformer alone).
 

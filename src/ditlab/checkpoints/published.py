@@ -2,7 +2,7 @@
 
 SiT has DiT's keys and shapes, but its time runs from noise to data and its velocity points to the data. Time is
 converted by the timestep input of the process, and the sign of the velocity in the weights of the head. REPA trains SiT
-with the time and the velocity of ditlab, and with projectors for its alignment loss, which sampling does not need.
+with the time and the velocity of ditlab, and with projectors for its alignment loss, by which it is recognized.
 """
 
 import inspect
@@ -25,13 +25,12 @@ from ditlab.core.modules import sizes, skip_init
 from ditlab.core.units import counted
 from ditlab.core.weights import fit
 from ditlab.diffusion.objective import read_objective
-from ditlab.diffusion.process import Linear
+from ditlab.diffusion.process import Cosine, Linear
 from ditlab.inference.pipeline import Pipeline
 
 REPA_CLOCK = {"clock_rate": 1.0}  # REPA's time runs as ours, and so does its velocity
 PATHS = {"linear": "linear", "gvp": "cosine", "cosine": "cosine"}  # SiT's and REPA's names of processes
 VELOCITY = ("velocity", "v")  # their names of our target
-TRAINING_PARTS = {"projectors.": "with which REPA aligns features in training"}  # prefix of keys -> purpose
 SIDE = 32  # side of the latents of 256x256 images
 GUIDED = 3  # channels that the scripts of DiT and SiT guide
 SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {  # published script of a family, and its guidance
@@ -90,7 +89,6 @@ def from_official(
         notes.append("read as DiT; a state dict does not show whether it is a DiT's or a SiT's: give sit=True for SiT")
     if flow is not None and not hasattr(trained, "path_type"):
         notes.append(f"read as {flow.name} on the path Linear; a state dict does not show its path")
-    tensors = without_training_parts(tensors, notes)
     stored = file_precision(tensors)
     tensors = {key: value.float() for key, value in tensors.items()}  # for files in half precision; no copy otherwise
     with interpreting(source, "download it again", f"does not have the tensors of a {family}"):
@@ -215,15 +213,6 @@ def recognized(tensors: dict[str, Tensor], source: str, sit: bool | None, traine
     return family, Flow(process, "REPA" if repa else "SiT")
 
 
-def without_training_parts(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    """Leave out tensors that only training needs; adds a note."""
-    for prefix, purpose in TRAINING_PARTS.items():
-        if parts := [key for key in tensors if key.startswith(prefix)]:
-            notes.append(f"left out {prefix}* ({len(parts)} tensors), {purpose}")
-            tensors = {key: value for key, value in tensors.items() if key not in parts}
-    return tensors
-
-
 def as_our_velocity(
     tensors: dict[str, Tensor], flow: Flow, settings: dict[str, Any], description: dict[str, Any], notes: list[str]
 ) -> dict[str, Tensor]:
@@ -315,8 +304,11 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
     published = read_objective(kind.read_objective(config) | {"learn_variance": objective.learn_variance})
     if (objective.process, objective.target) == (published.process, published.target):
         return tensors
-    if kind is BACKBONES["DiT"] and (objective.process, objective.target) == (Linear(**SIT_CLOCK), "velocity"):
-        return negated(tensors, HEAD)
+    if kind is BACKBONES["DiT"] and objective.target == "velocity":
+        if objective.process in (Linear(**SIT_CLOCK), Cosine(**SIT_CLOCK)):
+            return negated(tensors, HEAD)
+        if objective.process in (Linear(**REPA_CLOCK), Cosine(**REPA_CLOCK)) and config.get("projectors"):
+            return tensors
     raise InputError(
         f"the official layout is for {published.target} on {kind.read_objective(config)['process']['name']}, or for "
         "SiT; this model has another objective, with which only ditlab samples correctly; convert to ditlab instead"

@@ -11,6 +11,8 @@ FAMILIES = {
     "DiT-S/4": {"width": 32, "depth": 2, "heads": 2},
     "Skip-DiT-S/4": {"width": 32, "depth": 3, "heads": 2},
     "DiMSUM-B/2": {"width": 32, "depth": 2, "heads": 4, "patch": 2, "attention_every": 2},
+    "FiT-XL/2": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
+    "FiTv2-XL/2": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "DiC-S": {"width": 16, "depths": [1, 1, 1]},
     "PDE-Transformer-S": {"width": 16, "heads": 2, "depths": [1, 1, 1], "patch": 1, "window": 8},
     "U-DiT-S": {"width": 16, "heads": 2, "depths": [1, 1, 1, 1, 1]},
