@@ -42,7 +42,9 @@ def test_every_number_of_a_command_has_a_range(command):
     without = [name for name in without if "." not in name and name not in checked]
     network = ["--depth", "--width", "--heads", "--patch", "--frequency-shift", "--exits", "--depths", "--multiples"]
     assert set(without) <= (
-        {*network, "--attention-at", "--head-width", "--outer", "--outer-depth"} if command == "info" else set()
+        {*network, "--budget", "--attention-at", "--head-width", "--outer", "--outer-depth"}
+        if command == "info"
+        else set()
     )
 
 
