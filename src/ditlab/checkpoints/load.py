@@ -33,8 +33,8 @@ def load(
 ) -> Pipeline:
     """Load a model of any supported layout.
 
-    Supported are ditlab's model and run folders; published checkpoints of DiT, SiT, U-DiT, U-ViT and Skip-DiT (.pt or
-    safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT (a
+    Supported are ditlab's model and run folders; published checkpoints of DiT, SiT, U-DiT, U-ViT, Skip-DiT and DyDiT (.pt
+    or safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT (a
     pipeline with `transformer/`, or the transformer alone).
 
     Args:
@@ -47,7 +47,7 @@ def load(
             anything that `load_autoencoder` reads. None is the autoencoder of the model.
         base: the model from which low-rank updates that were saved separately were trained; None is the place where it
             was in training. Another model is refused.
-        overrides: arguments of `ditlab.create` that an external file does not contain: heads=, size=, classes=.
+        overrides: arguments of `ditlab.create` that an external file does not contain: heads=, size=, classes=, exits=.
 
     Raises:
         InputError: the path does not exist, its layout is unknown, or a file is damaged.

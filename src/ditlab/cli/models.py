@@ -175,7 +175,7 @@ def convert(
     Parameters
     ----------
     source
-        A model or run folder, a published checkpoint (DiT, SiT, U-DiT, U-ViT, Skip-DiT), or a diffusers folder.
+        A model or run folder, a published checkpoint (DiT, SiT, U-DiT, U-ViT, Skip-DiT, DyDiT), or a diffusers folder.
     target
         Path to write; must not exist.
     to
