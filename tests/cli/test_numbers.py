@@ -53,7 +53,9 @@ def test_every_number_of_a_command_has_a_range(command):
         "--multiples",
     ]
     assert set(without) <= (
-        {*network, "--attention-at", "--head-width", "--outer", "--outer-depth"} if command == "info" else set()
+        {*network, "--budget", "--attention-at", "--head-width", "--outer", "--outer-depth"}
+        if command == "info"
+        else set()
     )
 
 

@@ -54,7 +54,7 @@ class DyDiT(DiT):
         width: int,
         heads: int,
         patch: int,
-        condition: Literal["adaln-zero"] = "adaln-zero",
+        condition: Literal["in-context", "cross-attention", "adaln", "adaln-zero"] = "adaln-zero",
         qk_norm: bool = False,
         frequency_shift: int = 0,
         rms_norm: bool = False,
@@ -168,7 +168,7 @@ class DyDiT(DiT):
         order = None if len(patterns) == 1 else [(groups == i).nonzero()[:, 0] for i in range(len(patterns))]
         parts = [x] if order is None else [x[rows] for rows in order]
         conditions = [c] if order is None else [c[rows] for rows in order]
-        traces = [None if trace is None else Trace(trace.wanted & SHARES) for _ in patterns]
+        traces = [None if trace is None else Trace([*trace.wanted & SHARES]) for _ in patterns]
 
         def joined(values: list[Tensor]) -> Tensor:
             return values[0] if order is None else torch.cat(values)[torch.cat(order).argsort()]
@@ -194,7 +194,8 @@ class DyDiT(DiT):
         if bool((timestep == timestep[0]).all()):  # as in a sampler
             t = t[:1]
         scores = [torch.cat([block.attn_rate(t), block.mlp_rate(t)], dim=1) for block in self.dynamic]
-        kept, index = (torch.stack(scores, dim=1) > 0).unique(dim=0, return_inverse=True)  # (G, depth, 2 H - 2), (B,)
+        kept = torch.stack(scores, dim=1) > 0  # (B, depth, 2 H - 2)
+        kept, index = torch.unique(kept, dim=0, return_inverse=True)  # (G, depth, 2 H - 2), (B,)
         return [[tuple(block) for block in pattern] for pattern in kept.tolist()], index
 
 

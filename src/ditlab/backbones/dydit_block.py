@@ -3,14 +3,14 @@
 In shapes, B is the batch, N tokens, D width, d channels of a head, H heads and groups, and K kept tokens.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.dit_blocks import AdaLNZeroBlock, Style
-from ditlab.backbones.layers import Mlp, SwiGLU, modulate
+from ditlab.backbones.layers import LinearGELU, Mlp, SwiGLU, last_linear, modulate
 from ditlab.core.types import Trace
 
 SHARES = frozenset(("compute", "tokens"))  # the values that a trace records
@@ -55,7 +55,7 @@ class Layer(NamedTuple):
         """Apply the layer; a fused one also applies GELU in this approximation."""
         if not self.fused:
             return F.linear(x, self.weight, self.bias)
-        activation = ("gelu", [], gelu) if gelu else ("none", [], "")
+        activation: tuple[str, list[Any], str] = ("gelu", [], gelu) if gelu else ("none", [], "")
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *activation)
         return out
 
@@ -98,12 +98,12 @@ class DynamicBlock(AdaLNZeroBlock):
     @property
     def first(self) -> nn.Linear:
         """The first layer of the MLP, with one output for each hidden channel, or two (SwiGLU)."""
-        return self.mlp.w12 if isinstance(self.mlp, SwiGLU) else self.mlp.fc1
+        return cast(nn.Linear, self.mlp.w12 if isinstance(self.mlp, SwiGLU) else self.mlp.fc1)
 
     @property
     def second(self) -> nn.Linear:
         """The second layer of the MLP."""
-        return self.mlp.w3 if isinstance(self.mlp, SwiGLU) else self.mlp.fc2
+        return cast(nn.Linear, self.mlp.w3 if isinstance(self.mlp, SwiGLU) else self.mlp.fc2)
 
     @property
     def hidden_weights(self) -> int:
@@ -118,7 +118,7 @@ class DynamicBlock(AdaLNZeroBlock):
     @property
     def routers(self) -> list[nn.Linear]:
         """The layers that compute the scores of heads, of groups and of tokens."""
-        return [self.attn_rate.router, self.mlp_rate.router, self.token_selection.mlp_head[2]]
+        return [self.attn_rate.router, self.mlp_rate.router, last_linear(self.token_selection.mlp_head)]
 
     def forward(
         self,
@@ -147,7 +147,7 @@ class DynamicBlock(AdaLNZeroBlock):
         """Compute everything, and multiply what is not kept by zero."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
         sizes = [self.heads - 1, self.heads - 1, x.shape[1]]
-        noises = [None] * 3 if noise is None else noise.split(sizes, dim=1)
+        noises = [None] * 3 if noise is None else torch.split(noise, sizes, dim=1)
         heads = with_first(decided(self.attn_rate(t), noises[0]))  # (B, H)
         mixed = self.attn.mix(self.attn.qkv(modulate(self.norm1(x), shift_a, scale_a)))  # (B, N, H, d)
         mixed = mixed * heads[:, None, :, None].to(mixed.dtype)
@@ -164,7 +164,8 @@ class DynamicBlock(AdaLNZeroBlock):
 
     def activate(self, hidden: Tensor) -> Tensor:
         """Apply the activation of the MLP."""
-        return (self.mlp if isinstance(self.mlp, SwiGLU) else self.mlp.fc1).activate(hidden)
+        layer = self.mlp if isinstance(self.mlp, SwiGLU) else cast(LinearGELU, self.first)
+        return layer.activate(hidden)
 
     def sliced(self, x: Tensor, c: Tensor, kept: Kept, trace: Trace | None) -> Tensor:
         """Compute only what is kept."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone, Embedders, Modulation
-from ditlab.backbones.dit import FinalLayer, Style
+from ditlab.backbones.dit_blocks import FinalLayer, Style
 from ditlab.backbones.layers import (
     LabelEmbedder,
     PatchEmbed,

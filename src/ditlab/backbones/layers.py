@@ -104,7 +104,7 @@ class Attention(nn.Module):
 
     def mix(self, qkv: Tensor, where: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Compute the outputs (B, N, heads, d) of all or some heads, from their q, k and v (B, N, 3 heads d)."""
-        q, k, v = qkv.unflatten(-1, (3, -1, self.head)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        q, k, v = torch.unflatten(qkv, -1, (3, -1, self.head)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotation is not None:
             table = self.rotation if where is None else self.rotation[:, where][:, :, None]  # (2, [B, 1,] N, D / heads)

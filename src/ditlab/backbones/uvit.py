@@ -219,7 +219,8 @@ class UViT(Backbone):
         block, before = self.out_blocks[i], len(self.in_blocks) + 1 + i % len(self.out_blocks)
         if depths is None or min(depths) > before:
             return block(x, skip)
-        return partly(block.join(x, skip), [depth > before for depth in depths], lambda part, rows: block(part))
+        joined = block.get_submodule("skip_linear")(torch.cat([x, skip], dim=-1))
+        return partly(joined, [depth > before for depth in depths], lambda part, rows: block(part))
 
 
 class Block(nn.Module):
@@ -233,15 +234,10 @@ class Block(nn.Module):
         self.mlp = Mlp(width, approximate="none")
 
     def forward(self, x: Tensor, *skip: Tensor) -> Tensor:
-        if skip:
-            x = self.join(x, *skip)
+        if self.skip_linear is not None and skip:
+            x = self.skip_linear(torch.cat([x, *skip], dim=-1))
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
-
-    def join(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Join the previous output and a skip connection (B, N, D) each to the input of the block."""
-        assert self.skip_linear is not None
-        return self.skip_linear(torch.cat([x, skip], dim=-1))
 
 
 def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch: int) -> None:

@@ -61,7 +61,7 @@ def load(
             anything that `load_autoencoder` reads. None is the autoencoder of the model.
         base: the model from which low-rank updates that were saved separately were trained; None is the place where it
             was in training. Another model is refused.
-        overrides: arguments of `ditlab.create` that an external file does not contain: heads=, size=, classes=.
+        overrides: arguments of `ditlab.create` that an external file does not contain: heads=, size=, classes=, exits=.
 
     Raises:
         InputError: the path does not exist, its layout is unknown, or a file is damaged.

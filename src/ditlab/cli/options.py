@@ -98,7 +98,7 @@ class Checkpoint:
     """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
     classes: Natural | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
-    exits: tuple[float, ...] | None = None
+    exits: Annotated[tuple[Share, ...], Parameter(negative="")] = ()
     """Early exit of an external checkpoint, which does not contain it: shares of the blocks, from data to noise."""
     sit: bool | None = None
     """Whether a state dict without training settings is a SiT's; DiT has the same tensors (default: DiT)."""
@@ -108,8 +108,8 @@ class Checkpoint:
         from ditlab.checkpoints import load
 
         size = None if self.size is None else parse_size(self.size)
-        properties = {"heads": self.heads, "size": size, "classes": self.classes}
-        properties |= {"exits": self.exits, "sit": self.sit}
+        properties = {"heads": self.heads, "size": size, "classes": self.classes, "sit": self.sit}
+        options |= {"exits": self.exits} if self.exits else {}
         options |= {key: value for key, value in properties.items() if value is not None}
         options |= {"weights": self.weights, "autoencoder": self.autoencoder, "base": self.base}
         pipe = load(path, device=device, **options)
