@@ -15,8 +15,8 @@ from ditlab.checkpoints.native import load_folder
 from ditlab.checkpoints.published import from_official
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sampling import GUIDANCE_ORIGIN
-from ditlab.core.errors import InputError
 from ditlab.core.device import pick_device
+from ditlab.core.errors import InputError
 from ditlab.core.hub import fetch, with_revision
 from ditlab.core.sizes import read_text
 from ditlab.core.weights import CONFIG, newest_checkpoint, pick_weights, read_file, read_json
