@@ -17,7 +17,7 @@ from ditlab.cli import main
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {
-    "git clone": "setup", "cd ": "setup", "make ": "setup", "python3 -m venv": "setup", "pip install": "setup",
+    "make ": "setup", "python3 -m venv": "setup", "pip install": "setup",
     "ditlab serve": "runs until it is stopped",
     "ditlab bench": "measures for a minute",
     "ditlab study": "takes hours",

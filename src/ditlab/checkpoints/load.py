@@ -71,6 +71,21 @@ def load(
     place, precision = pick_device(device) if isinstance(device, str) else device, as_dtype(dtype)
     path = with_revision(path, revision)
     source, path = path, fetch(path, token, cache_dir)
+    pipe, own = _read(path, weights, sit, base, overrides)
+    autoencoder = own if autoencoder is None else autoencoder
+    if autoencoder is not None:
+        loaded = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
+        pipe = replace(pipe, autoencoder=loaded)
+    pipe.loaded_from = {"source": str(source)} | ({"load_options": options} if options else {})
+    if precision is not None:
+        pipe.net.to(precision)
+    return pipe.to(place)
+
+
+def _read(
+    path: Path, weights: str, sit: bool | None, base: str | Path | None, overrides: dict[str, Any]
+) -> tuple[Pipeline, Path | None]:
+    """Read a model on the CPU; returns it, and the autoencoder that lies beside a model without one."""
     if base is not None and (path.is_file() or diffusers_transformer(path) is not None):
         raise InputError(f"{path} contains all its weights and needs no base; leave it out")
     if path.is_file():
@@ -83,19 +98,13 @@ def load(
         pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
         if "sample" in pipe.config:  # unlike DiT's script, DiTPipeline guides all channels
             pipe.config |= {"sample": {"guidance": diffusers.GUIDANCE}, GUIDANCE_ORIGIN: "diffusers' DiTPipeline"}
-        if autoencoder is None and (path / "vae" / CONFIG).is_file():
-            autoencoder = path / "vae"
+        if (path / "vae" / CONFIG).is_file():
+            return pipe, path / "vae"
     else:
         if overrides:
             raise InputError(f"{path} contains {', '.join(overrides)}, which cannot be changed; leave it out")
         pipe = load_folder(path, weights, partial(load, device="cpu"), base)
-    if autoencoder is not None:
-        loaded = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
-        pipe = replace(pipe, autoencoder=loaded)
-    pipe.loaded_from = {"source": str(source)} | ({"load_options": options} if options else {})
-    if precision is not None:
-        pipe.net.to(precision)
-    return pipe.to(place)
+    return pipe, None
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
