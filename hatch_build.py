@@ -1,8 +1,8 @@
 """Metadata that depend on where ditlab is published: the project URLs, and the links of the README on an index page.
 
 The address of the repository is the environment variable DITLAB_REPOSITORY (https://HOST/OWNER/NAME), which the release
-workflow sets, and DITLAB_REVISION is the tag. A build without them has no project URLs, and relative links of the README
-become plain text, because an index page cannot follow them.
+workflow sets, and DITLAB_REVISION is the tag. A build without them has no project URLs, and relative links of the
+README become plain text, because an index page cannot follow them.
 """
 
 import os

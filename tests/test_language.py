@@ -99,8 +99,11 @@ def page_texts(file):
 def sources():
     yield from ((file, python_texts) for file in sorted((ROOT / "src").rglob("*.py")))
     yield from ((file, python_texts) for file in sorted((ROOT / "benchmarks").glob("*.py")))
-    yield from ((file, plain_texts) for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+    yield from ((file, plain_texts) for file in sorted((ROOT / "docs").glob("*.md")))
     yield ROOT / "docs" / "studies" / "README.md", plain_texts
+    others = ("*.md", ".github/*.md", "docs/reference/*.md", "docs/tutorials/*.md", "examples/*.ipynb")
+    yield from ((file, plain_texts) for pattern in others for file in sorted(ROOT.glob(pattern)))
+    yield from ((file, python_texts) for file in sorted((ROOT / "examples").glob("*.py")))
     yield from ((file, plain_texts) for file in sorted((ROOT / "recipes").rglob("*.toml")))
     yield from (
         (file, page_texts)

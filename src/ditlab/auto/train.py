@@ -29,7 +29,7 @@ from ditlab.config.sections import Recipe, Train
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting, read_object
 from ditlab.core.io import make_folder, replace_text
-from ditlab.core.spelling import expand
+from ditlab.core.spelling import expand, same_place
 from ditlab.core.terminal import make_console, say
 from ditlab.core.units import counted
 from ditlab.data import open_dataset
@@ -131,7 +131,7 @@ def resumed(source: str, out: Path, given: Tables) -> Recipe:
         InputError: the folder holds a run on other data.
     """
     recipe = Recipe.load(out / "recipe.toml")
-    if recipe.data.source != source:
+    if not same_place(recipe.data.source, source):
         raise InputError(f"{out} holds a run on {recipe.data.source}, not on {source}; give another folder")
     return recipe.override(given)
 

@@ -72,20 +72,8 @@ def load(
     place, precision = pick_device(device) if isinstance(device, str) else device, as_dtype(dtype)
     path = with_revision(path, revision)
     source, path = path, fetch(path, token, cache_dir)
-    if base is not None and (path.is_file() or diffusers_transformer(path) is not None):
-        raise InputError(f"{path} contains all its weights and needs no base; leave it out")
-    if path.is_file():
-        pipe = _load_file(path, weights, sit, overrides, autoencoder is None)
-    elif sit is not None:
-        raise InputError(f"{path} is a folder, which states the objective of its model; leave sit out")
-    elif (folder := diffusers_transformer(path)) is not None:
-        pipe = _load_diffusers(path, folder, overrides)
-        if autoencoder is None and (path / "vae" / CONFIG).is_file():
-            autoencoder = path / "vae"
-    else:
-        if overrides:
-            raise InputError(f"{path} contains {', '.join(overrides)}, which cannot be changed; leave it out")
-        pipe = load_folder(path, weights, partial(load, device="cpu"), base)
+    pipe, own = _read(path, weights, sit, base, overrides, whole=autoencoder is None)
+    autoencoder = own if autoencoder is None else autoencoder
     if autoencoder is not None:
         loaded = autoencoder if isinstance(autoencoder, Autoencoder) else load_autoencoder(autoencoder)
         pipe = replace(pipe, autoencoder=loaded)
@@ -93,6 +81,31 @@ def load(
     if precision is not None:
         pipe.net.to(precision)
     return pipe.to(place)
+
+
+def _read(
+    path: Path, weights: str, sit: bool | None, base: str | Path | None, overrides: dict[str, Any], *, whole: bool
+) -> tuple[Pipeline, Path | None]:
+    """Read a model on the CPU, with `whole` also the autoencoder in a file of weights.
+
+    Returns:
+        The model, and the folder of an autoencoder that lies beside it.
+    """
+    if base is not None and (path.is_file() or diffusers_transformer(path) is not None):
+        raise InputError(f"{path} contains all its weights and needs no base; leave it out")
+    if path.is_file():
+        pipe = _load_file(path, weights, sit, overrides, whole)
+    elif sit is not None:
+        raise InputError(f"{path} is a folder, which states the objective of its model; leave sit out")
+    elif (folder := diffusers_transformer(path)) is not None:
+        pipe = _load_diffusers(path, folder, overrides)
+        if (path / "vae" / CONFIG).is_file():
+            return pipe, path / "vae"
+    else:
+        if overrides:
+            raise InputError(f"{path} contains {', '.join(overrides)}, which cannot be changed; leave it out")
+        pipe = load_folder(path, weights, partial(load, device="cpu"), base)
+    return pipe, None
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

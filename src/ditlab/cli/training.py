@@ -91,7 +91,7 @@ def train(
 
 @app.command(group="Train")
 def config(recipe: Name, /, *, settings: Settings = None, json: Json = False) -> None:
-    """Print a recipe with the value of every setting, as TOML. Options of the network that are left out are its defaults.
+    """Print a recipe with the value of every setting, as TOML; the network has defaults for the others.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ def push(
 
 
 def add_metadata(card: Path, recipe: dict[str, Any], hub: Any) -> None:
-    """Add what the hub searches for to a model card: tags, and the model and data set on the hub it was trained from."""
+    """Add what the hub searches for to a model card: tags, and the model and data set that it was trained from."""
     text = hub.ModelCard(card.read_text(encoding="utf-8"))
     text.data.tags = TAGS
     origin, source = recipe.get("train", {}).get("init_from", ""), recipe.get("data", {}).get("source", "")

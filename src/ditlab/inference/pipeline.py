@@ -226,8 +226,8 @@ class Pipeline(BasePipeline):
             if license is not None:
                 raise InputError(f"{OLD_LICENSE} and license are the same setting; give license")
             outdated(OLD_LICENSE, "license", 3)
-        license = license or old.get(OLD_LICENSE)
-        return push(self, repository, private=private, license=license, revision=revision, token=token)
+        chosen = license or old.get(OLD_LICENSE)
+        return push(self, repository, private=private, license=chosen, revision=revision, token=token)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the images depend on: architecture, objective, autoencoder, and hashes of weights."""

@@ -1,0 +1,158 @@
+"""README, tutorials and notebooks work as they are written: their code runs in order, in an empty folder.
+
+Training takes minutes, so `REDUCED` replaces some words of a page before it runs; each of them must be in the page.
+`NOT_RUN` lists the beginnings of commands that do not run here, with the reason.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ditlab.cli import main
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = {
+    "make ": "setup", "python3 -m venv": "setup", "pip install": "setup",
+    "ditlab serve": "runs until it is stopped",
+    "ditlab bench": "measures for a minute",
+    "ditlab study": "takes hours",
+    "ditlab evaluate runs/mine --reference images/": "downloads the Inception network",
+    "ditlab convert DiT-XL-2-256x256.pt": "needs a published file",
+}  # fmt: skip
+LITTLE = "--images 320 --yes --model.name Hourglass-XS --model.width 16 --model.heads 1 --model.depth 1 --model.outer 8"
+SETTINGS = (
+    'images=320, settings={"model": {"name": "Hourglass-XS", "width": 16, "heads": 1, "depth": 1, "outer": (8,)}}'
+)
+DEMO = "ditlab train digits --train.images=256 --model.depth=1 --out runs/demo"
+REDUCED = {
+    "README.md": {
+        'ditlab.create("DiT-XL/2"': 'ditlab.create("DiT-S/2"',
+        'ditlab.train("digits",': 'ditlab.train({"data": {"source": "digits"}, "train": {"images": 64}},',
+        "minutes=30": SETTINGS,
+        "count=1000": "count=100",
+        "--count 1000": "--count 100",
+        "ditlab train images/ --minutes 30": "ditlab train images/ --images 320",
+    },
+    "docs/tutorials/first-model.md": {
+        "ditlab demo\n": f"{DEMO}\n",
+        "images = 60_000": "images = 256",
+        '"images": 12_800': '"images": 256',
+        "--count 1000": "--count 100",
+    },
+    "docs/tutorials/your-images.md": {
+        "--export photos --count 2600": "--export photos --count 260",
+        "ditlab train photos --minutes 30": f"ditlab train photos {LITTLE}",
+        "minutes=30": SETTINGS,
+    },
+    "examples/first-model.ipynb": {"ditlab demo": DEMO, '"images": 12_800': '"images": 256', "count=1000": "count=100"},
+    "examples/your-images.ipynb": {"--count 2600": "--count 260", "minutes=30": SETTINGS},
+}
+
+
+def blocks(page):
+    """(language, code, title) of each block of code of a Markdown page or of a notebook, with less training."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page.endswith(".ipynb"):
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        found = [("python", "".join(cell["source"]), "") for cell in cells]
+    else:
+        found = [(language.partition(" ")[0], code, language) for language, code in BLOCK.findall(text)]
+    for old, new in REDUCED[page].items():
+        assert any(old in code for _, code, _ in found), f"{page} has no {old!r}"
+        found = [(language, code.replace(old, new), title) for language, code, title in found]
+    return found
+
+
+def run_command(line, monkeypatch):
+    if any(line.startswith(beginning) for beginning in NOT_RUN):
+        return
+    words = shlex.split(line, comments=True)
+    assert words[0] == "ditlab", f"no rule for {line!r}"
+    monkeypatch.setattr("sys.argv", words)
+    main()
+
+
+def run_python(code, names, page, monkeypatch):
+    """Run Python code, in which a line that begins with "!" is a command."""
+    names["_run"] = lambda line: run_command(line, monkeypatch)
+    lines = [f"_run({line[1:]!r})" if line.startswith("!") else line for line in code.splitlines()]
+    exec(compile("\n".join(lines), page, "exec"), names)
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A folder with what a reader has, and quick scores of a training without a recipe."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ditlab.evaluation.features.own.STEPS", 30)
+    for name in ("tuning", "finish"):
+        for constant in ("FEWEST", "MOST", "BATCH"):
+            monkeypatch.setattr(f"ditlab.auto.{name}.{constant}", 66)
+    return tmp_path
+
+
+@pytest.fixture
+def for_readme(prepared, monkeypatch):
+    """What the commands of the README presuppose: the demo's model, images, and a recipe."""
+    for i in range(240):
+        file = Path("images") / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (i, 50, 255 * (i % 2))).save(file)
+    Path("my.toml").write_text('model = {name = "DiT-S/8", width = 32, depth = 1, heads = 2}\ntrain = {images = 64}\n')
+    run_command(DEMO, monkeypatch)
+
+
+def follow(page, monkeypatch):
+    names = {}
+    for language, code, title in blocks(page):
+        if language == "python":
+            run_python(code, names, page, monkeypatch)
+        elif language == "toml":
+            Path(re.search(r'title="(.*)"', title)[1]).write_text(code)
+        elif language in ("", "bash"):
+            for line in code.splitlines():
+                if line.strip():
+                    run_command(line.strip(), monkeypatch)
+        else:
+            raise AssertionError(f"{page}: no rule for blocks of {language}")
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_readme(for_readme, monkeypatch):
+    names = follow("README.md", monkeypatch)
+    assert len(names["images"]) == 2
+    assert names["done"].score is not None
+    assert Path("samples/edited/grid.png").exists()
+    assert Path("runs/mine/recipe.toml").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", ["docs/tutorials/first-model.md", "examples/first-model.ipynb"])
+def test_first_model(prepared, monkeypatch, page):
+    names = follow(page, monkeypatch)
+    assert names["result"].metrics["fd_digits"] > 0
+    assert Image.open("three.png").size == (128, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", ["docs/tutorials/your-images.md", "examples/your-images.ipynb"])
+def test_your_images(prepared, monkeypatch, page):
+    names = follow(page, monkeypatch)
+    assert names["done"].pipe.classes[:3] == ["A", "B", "C"]
+    assert Path("models/photos/model.safetensors").exists()
+    assert len([*Path("samples/first-class").glob("*.png")]) >= 4
+
+
+def test_every_page_has_code_and_a_rule_for_it():
+    pages = {"README.md", *(f"docs/tutorials/{path.name}" for path in (ROOT / "docs/tutorials").glob("*-*.md"))}
+    pages |= {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.ipynb")}
+    assert pages == REDUCED.keys()
+    assert all(len(blocks(page)) >= 5 for page in pages)
