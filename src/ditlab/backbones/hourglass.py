@@ -28,7 +28,7 @@ from ditlab.backbones.layers import (
 )
 from ditlab.backbones.positions import rotations, sincos_positions
 from ditlab.backbones.routing import Level, number, record
-from ditlab.backbones.text import TextEmbedder, TextShape
+from ditlab.backbones.text import TextEmbedder, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import counted
@@ -82,7 +82,9 @@ class Hourglass(Backbone):
         pooled_width: int = 0,
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
-        self.text = TextShape(text_length, text_width, vocabulary, pooled_width)
+        self.text = text_shape(
+            classes, length=text_length, width=text_width, vocabulary=vocabulary, pooled=pooled_width
+        )
         check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
         self.patch, self.outer_patch = patch * 2 ** len(outer), patch
         self.check_sizes(width, heads, outer, outer_depth)
@@ -190,7 +192,7 @@ class Hourglass(Backbone):
         """Images (B, C, H, W), timestep (B,), labels (B,) or text -> (B, out_channels, H, W)."""
         self.check_input(x)
         # fmt: off
-        c, words = self.encoded(timestep, condition)                     # (B, D)
+        c, words = self.embedded(timestep, condition)                    # (B, D)
         x = F.pixel_unshuffle(x.to(self.dtype), self.outer_patch)        # (B, p p C, H / p, W / p)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))   # (B, D0, H / p, W / p)
         x = self.inner(x, c, words, trace)
@@ -198,12 +200,11 @@ class Hourglass(Backbone):
         return depth_to_space(x, self.outer_patch)                       # (B, C, H, W)
         # fmt: on
 
-    def encoded(self, timestep: Tensor, condition: Condition | Tensor) -> "tuple[Tensor, Words | None]":
+    def embedded(self, timestep: Tensor, condition: Condition | Tensor) -> "tuple[Tensor, Words | None]":
         """The condition as one vector (B, D), and the words of a text."""
         if not self.text:
             return self.conditioning(timestep, self.labels(condition))[0], None
-        condition = Condition(label=condition) if isinstance(condition, Tensor) else condition
-        tokens, mask, vector = self.text_embedder(condition)
+        tokens, mask, vector = self.text_embedder(self.texts(condition))
         return self.t_embedder(timestep) + vector, Words(F.layer_norm(tokens, tokens.shape[-1:]), mask)
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:

@@ -27,7 +27,7 @@ from ditlab.backbones.layers import (
 from ditlab.backbones.mmdit_blocks import Context, JointBlock
 from ditlab.backbones.positions import sincos_positions, sincos_table
 from ditlab.backbones.routing import record, routed
-from ditlab.backbones.text import TextEmbedder, TextShape, checked
+from ditlab.backbones.text import TextEmbedder, checked, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -92,14 +92,14 @@ class MMDiT(Backbone):
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
         check_positive(depth=depth, width=width, heads=heads, patch=patch)
-        self.text = TextShape(text_length, text_width, vocabulary, pooled_width)
+        self.text = text_shape(
+            classes, length=text_length, width=text_width, vocabulary=vocabulary, pooled=pooled_width
+        )
         self.patch, self.joined, self.position_side = patch, text_length, position_side
         if width % heads or width % 4:
             raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
         if not 0 <= dual_blocks <= depth:
             raise InputError(f"dual_blocks {dual_blocks}; give 0 to {depth}, the number of blocks")
-        if classes:
-            raise InputError(f"{classes} classes for an MMDiT, which reads text; give classes 0, and captions")
         self.check_text(text_block)
         self.check_sides(condition_grid)
         h, w = self.grid
@@ -136,18 +136,14 @@ class MMDiT(Backbone):
         }
 
     def check_text(self, positions: bool) -> None:
-        """Check that the options describe one kind of text.
+        """Check that there is a text, and that words have positions.
 
         Raises:
-            InputError: they describe none or both, or words without positions.
+            InputError: there is none, or they have none.
         """
-        text = self.text
-        if text.length < 1 or bool(text.width) == bool(text.vocabulary):
-            raise InputError(
-                f"text_length {text.length}, text_width {text.width} and vocabulary {text.vocabulary} for an MMDiT; "
-                "give text_length, and either text_width (states of an encoder) or vocabulary (words)"
-            )
-        if text.vocabulary and not positions:
+        if not self.text:
+            raise InputError("an MMDiT without text; give text_length, and text_width (states) or vocabulary (words)")
+        if self.text.vocabulary and not positions:
             raise InputError("vocabulary without text_block: words have no order then; set text_block = true")
 
     def check_sides(self, condition_grid: bool) -> None:
@@ -273,8 +269,7 @@ class MMDiT(Backbone):
         Raises:
             InputError: a condition without text, or with text of another shape.
         """
-        if isinstance(condition, Tensor):
-            raise InputError("class labels for a network that reads text; give a Condition with tokens")
+        condition = self.texts(condition)
         if self.text_embedder is not None:
             return self.text_embedder(condition)  # type: ignore[no-any-return]
         assert self.context_embedder is not None

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.backbones.base import IMAGENET, Backbone
+from ditlab.backbones.base import Backbone
 from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, check_positive, sinusoids, unpatchify
+from ditlab.backbones.published import IMAGENET
 from ditlab.backbones.routing import check_late_exits, depth_at, partly, record
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
