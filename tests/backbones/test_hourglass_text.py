@@ -79,7 +79,7 @@ def test_optimizer_groups_have_all_parameters(net):
 
 
 @pytest.mark.parametrize(("condition", "message"), [
-    (torch.zeros(1, dtype=torch.long), "a condition with label for a network that reads text; give tokens"),
+    (torch.zeros(1, dtype=torch.long), "a condition with labels for a network that reads text; give tokens"),
     (Condition(label=torch.zeros(1, dtype=torch.long)),
      "a condition with label for a network that reads text; give tokens"),
 ])  # fmt: skip
@@ -93,8 +93,7 @@ def test_labels_for_a_text_network(net, condition, message):
     ({"classes": 3, "text_length": 5, "vocabulary": 9}, "3 classes for a network that reads text; give classes = 0"),
     ({"classes": 0, "text_length": 5}, "text_width 0 and vocabulary 0; give one of them: the width of the encoder's "
      "states, or the number of words"),
-    ({"classes": 0, "text_length": -1}, "sizes of the text condition: {'length': -1, 'width': 0, 'vocabulary': 0, "
-     "'pooled': 0}; give 0 or more"),
+    ({"classes": 0, "text_length": -1}, "text condition with length -1; give 0 or more"),
 ])  # fmt: skip
 def test_sizes_that_do_not_fit(options, message):
     with pytest.raises(InputError) as error:

@@ -125,11 +125,12 @@ def test_tokens_that_pass_through_the_middle_blocks_keep_the_text():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"vocabulary": 0}, "text_length 5, text_width 0 and vocabulary 0 for an MMDiT; give text_length, and either"),
-        ({"text_width": 8}, "text_length 5, text_width 8 and vocabulary 11"),
-        ({"text_length": 0}, "text_length 0"),
+        ({"vocabulary": 0}, "text_width 0 and vocabulary 0; give one of them"),
+        ({"text_width": 8}, "text_width 8 and vocabulary 11; give one of them"),
+        ({"text_length": 0}, "a text condition without tokens; set text_length"),
+        ({"text_length": 0, "vocabulary": 0}, "an MMDiT without text; give text_length, and text_width"),
         ({"text_block": False}, "vocabulary without text_block: words have no order then"),
-        ({"classes": 3}, "3 classes for an MMDiT, which reads text; give classes 0, and captions"),
+        ({"classes": 3}, "3 classes for a network that reads text; give classes = 0"),
         ({"dual_blocks": 4}, "dual_blocks 4; give 0 to 3"),
         ({"position_side": 3}, r"size 8x8 has more than 3 patches of 2 a side \(position_side\); give at most 6"),
         ({"position_side": 9, "condition_grid": True}, "condition_grid is for one size"),
@@ -146,7 +147,7 @@ def test_conditions_that_do_not_fit():
     net = create("MMDiT", **STATES)
     x, t, text = net.example(1)
     for condition, words in (
-        (torch.zeros(1), "class labels for a network that reads text; give a Condition with tokens"),
+        (torch.zeros(1), "a condition with labels for a network that reads text; give tokens"),
         (Condition(label=torch.zeros(1)), "a condition with label for a network that reads text; give tokens"),
         (Condition(tokens=text.tokens), "a pooled vector that is missing; this network needs one of 10 values"),
         (Condition(tokens=text.tokens, pooled=torch.zeros(1, 9)), "a pooled vector of 9 values"),

@@ -9,6 +9,7 @@ from sd3_folder import pipeline
 
 import ditlab
 from ditlab.core.errors import InputError
+from ditlab.core.types import TextShape
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -38,7 +39,7 @@ def test_what_is_read(pipe):
     )
     defaults = pipe.defaults
     assert (defaults.steps, defaults.sampler, defaults.schedule, defaults.guidance) == (28, "euler", "sd3", 7.0)
-    assert pipe.conditioner.encoder.shape == pipe.net.text == (333, 32, 0, 20)
+    assert pipe.conditioner.encoder.shape == pipe.net.text == TextShape(333, 32, pooled=20)
 
 
 @pytest.mark.parametrize("further", [{}, {"negative_prompt": NEGATIVE}, SKIPPED])
