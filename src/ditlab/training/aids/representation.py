@@ -97,5 +97,5 @@ def features_at(encoder: DinoV2, images: Tensor, grid: tuple[int, ...]) -> Tenso
     with torch.autocast(images.device.type, enabled=False):
         patches = encoder.states(images)[:, 1:]  # (B, s s, E)
     side = math.isqrt(patches.shape[1])
-    planes = patches.mT.unflatten(2, (side, side))
+    planes = torch.unflatten(patches.mT, 2, (side, side))
     return F.interpolate(planes, grid, mode="bilinear", antialias=True).flatten(2).mT
