@@ -74,14 +74,19 @@ def test_a_run_trains_the_projector_and_leaves_it_out_of_the_model(encoder, tmp_
 @pytest.mark.parametrize(
     ("model", "more", "message"),
     [
-        ({}, {"repa_block": 9}, r"train\.repa_block 9: DiT has 3 blocks that all images pass; give the number of one"),
+        ({}, {"repa_block": 9}, r"train\.repa_block 9: DiT has the blocks 0 to 1; give another"),
+        ({}, {"repa_block": 0, "repa": "nowhere/at/all"}, "nowhere/at/all is neither a folder nor a hub id"),
         ({"name": "DiC", "width": 16, "depths": [1, 1, 1]}, {"repa_block": 0}, "with one token for each patch, which"),
     ],
 )
 def test_networks_that_cannot_be_aligned_are_rejected(encoder, tmp_path, model, more, message):
     model = model or {"name": "DiT", "width": 32, "depth": 2, "heads": 2, "patch": 2}
     recipe = parse_recipe(
-        {"model": model, "data": {"source": "digits"}, "train": {"images": 8, "batch": 8, "repa": encoder} | more}
+        {
+            "model": model,
+            "data": {"source": "digits"},
+            "train": {"images": 8, "batch": 8, "repa": encoder, "compile": "never"} | more,
+        }
     )
     with pytest.raises(InputError, match=message):
         train(recipe, tmp_path / "run", console=Console(quiet=True))

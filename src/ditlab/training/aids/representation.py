@@ -43,7 +43,7 @@ class RepresentationAlignment(Aid):
     def setup(self, run: "TrainingContext") -> None:
         width = self.width(run)
         self.encoder = DinoV2.load(self.source, run.device)
-        # Seeded by the block alone, so that a run that is resumed builds the same module before it reads its state.
+        # From the seed of the run, so that all processes begin with the same projector.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.settings.seed)
             aligned = projector(width, INNER, self.encoder.dimension)
@@ -57,10 +57,12 @@ class RepresentationAlignment(Aid):
         """
         net, trace = run.net, Trace(self.taps)
         name, count = net.config["name"], math.prod(net.grid)
-        if net.dynamic_depth or not 0 <= self.block < len(net.repeated):
+        blocks = [block for block in net.repeated if type(block) is type(net.repeated[0])]  # without the head
+        if net.dynamic_depth or not blocks:
+            raise InputError(f"train.repa needs blocks that all images pass, which {name} does not have; omit it")
+        if self.block >= len(blocks):
             raise InputError(
-                f"train.repa_block {self.block}: {name} has {len(net.repeated)} blocks that all images pass; give the "
-                "number of one, from 0"
+                f"train.repa_block {self.block}: {name} has the blocks 0 to {len(blocks) - 1}; give another"
             )
         with torch.no_grad():
             net(*net.example(1), trace=trace)
@@ -94,7 +96,7 @@ def features_at(encoder: DinoV2, images: Tensor, grid: tuple[int, ...]) -> Tenso
         images: uint8 images (B, 1 or 3, H, W).
         grid: number of tokens along each side.
     """
-    with torch.autocast(images.device.type, enabled=False):
+    with torch.autocast(encoder.device.type, enabled=False):
         patches = encoder.states(images)[:, 1:]  # (B, s s, E)
     side = math.isqrt(patches.shape[1])
     planes = torch.unflatten(patches.mT, 2, (side, side))
