@@ -165,14 +165,14 @@ class DiMSUM(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for branch in (block.spatial_mamba, block.freq_mamba):
-                branch.mixer.initialize(len(self.blocks))
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, Mamba):
+                module.initialize(len(self.blocks))
+        for weight in (self.y_embedder.embedding_table.weight, *self.t_embedder.mlp.parameters()):
+            if weight.ndim == 2:
+                nn.init.normal_(weight, std=0.02)
         assert self.final_layer.adaLN_modulation is not None
-        zero = [block.adaLN_modulation for block in self.blocks]
+        zero = [block.get_submodule("adaLN_modulation") for block in self.blocks]
         set_to_zero([*zero, self.final_layer.adaLN_modulation, self.final_layer.linear])
 
     def forward(
@@ -181,6 +181,7 @@ class DiMSUM(Backbone):
         """Images (B, C, H, W), timestep (B,) in 0..1 as published, labels (B,) -> (B, out_channels, H, W)."""
         y = self.labels(condition)
         self.check_input(x)
+        h, w = self.grid
         (c,) = self.conditioning(timestep, y)  # (B, D)
         x = self.x_embedder(x.to(self.dtype)) + self.pos_embed  # (B, N, D)
         residual = torch.zeros_like(x)
@@ -192,20 +193,20 @@ class DiMSUM(Backbone):
                 x = self.attn_block(x, c)
         if self.norm_f is not None:  # otherwise the residual is discarded, as in the published models
             x = self.norm_f(residual + x)
-        return unpatchify(self.final_layer(x, c), *self.grid, self.patch)  # (B, C, H, W)
+        return unpatchify(self.final_layer(x, c), h, w, self.patch)  # (B, C, H, W)
 
 
 class Block(nn.Module):
     """The two branches of Mamba, their fusion, and a feed-forward layer; the output includes the normalized input."""
 
     def __init__(
-        self, width: int, heads: int, grid: tuple[int, ...], i: int, depth: int, scan: str, dead_weights: bool
+        self, width: int, heads: int, grid: tuple[int, int], i: int, depth: int, scan: str, dead_weights: bool
     ) -> None:
         super().__init__()
-        half = width // 2
+        (h, w), half = grid, width // 2
         self.norm, self.norm_2 = RMSNorm(width, eps=1e-5), RMSNorm(width, eps=1e-5)
-        self.spatial_mamba = Branch(width, spatial_order(*grid, i), scan, dead_weights)
-        self.freq_mamba = WaveletBranch(width, window_order(*grid, i), scan, dead_weights)
+        self.spatial_mamba = Branch(width, spatial_order(h, w, i), scan, dead_weights)
+        self.freq_mamba = WaveletBranch(width, window_order(h, w, i), scan, dead_weights)
         self.freq_mamba.grid = grid
         self.proj = Fusion(half, heads // 2)
         self.mlp = GatedMlp(width)
@@ -355,17 +356,17 @@ def haar(x: Tensor, grid: tuple[int, ...]) -> Tensor:
     tokens at (i, j) becomes channel k of the token at (4 i + p, 4 j + q).
     """
     h, w = grid
-    x = x.unflatten(1, (h // CELL, CELL, w // CELL, CELL)).transpose(2, 3).flatten(3, 4)  # (B, i, j, 16, C)
-    x = (wavelets(x) @ x).flatten(3).unflatten(3, (-1, CELL, CELL))  # (B, i, j, C, 4, 4)
+    x = torch.unflatten(x, 1, (h // CELL, CELL, w // CELL, CELL)).transpose(2, 3).flatten(3, 4)  # (B, i, j, 16, C)
+    x = torch.unflatten((wavelets(x) @ x).flatten(3), 3, (-1, CELL, CELL))  # (B, i, j, C, 4, 4)
     return x.permute(0, 1, 4, 2, 5, 3).flatten(1, 4)
 
 
 def unhaar(x: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Transform wavelet coefficients to tokens, the inverse of `haar`."""
     h, w = grid
-    x = x.unflatten(1, (h // CELL, CELL, w // CELL, CELL)).permute(0, 1, 3, 5, 2, 4)  # (B, i, j, C, 4, 4)
-    x = 16 * wavelets(x).T @ x.flatten(3).unflatten(3, (16, -1))  # (B, i, j, 16, C)
-    return x.unflatten(3, (CELL, CELL)).transpose(2, 3).flatten(1, 4)
+    x = torch.unflatten(x, 1, (h // CELL, CELL, w // CELL, CELL)).permute(0, 1, 3, 5, 2, 4)  # (B, i, j, C, 4, 4)
+    x = 16 * wavelets(x).T @ torch.unflatten(x.flatten(3), 3, (16, -1))  # (B, i, j, 16, C)
+    return torch.unflatten(x, 3, (CELL, CELL)).transpose(2, 3).flatten(1, 4)
 
 
 def check_sizes(size: tuple[int, int], depth: int, width: int, heads: int, patch: int, attention_every: int) -> None:

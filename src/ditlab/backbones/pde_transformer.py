@@ -244,9 +244,9 @@ class PDETransformer(Backbone):
         h, w = self.grid
         # fmt: off
         c = [vector[:, None, None] for vector in self.conditioning(timestep, y)]  # (B, 1, 1, D) for each level
-        x = skip = self.encoders[0].run(self.x_embedder(x.to(self.dtype)), c[0], trace=trace)  # (B, h, w, D)
+        x = skip = passed(self.encoders[0], self.x_embedder(x.to(self.dtype)), c[0], trace)  # (B, h, w, D)
         x = self.inner(unshuffle(self.downs[0](x)), c[1:], trace)                # (B, h / 2, w / 2, 2 D)
-        x = self.decoders[0].run(self.joined_at(0, x, skip), c[1], trace=trace)  # (B, h, w, 2 D)
+        x = passed(self.decoders[0], self.joined_at(0, x, skip), c[1], trace)  # (B, h, w, 2 D)
         x = self.final_layer(self.output(x), c[1])                               # (B, h, w, p p C)
         return unpatchify(x.flatten(1, 2), h, w, self.patch)                     # (B, C, H, W)
         # fmt: on
@@ -256,18 +256,24 @@ class PDETransformer(Backbone):
         conditions, trace = context
         skips: list[Tensor] = []
         for blocks, down, c in zip(self.encoders[1:], self.downs[1:], conditions[:-1], strict=True):
-            x = blocks.run(x, c, trace=trace)
+            x = passed(blocks, x, c, trace)
             skips.append(x)
             x = unshuffle(down(x))  # (B, h / 2, w / 2, 2 D)
         x = self.middle.run(x, conditions[-1], trace=trace)
         for i in reversed(range(1, len(self.decoders))):
-            x = self.decoders[i].run(self.joined_at(i, x, skips.pop()), conditions[i - 1], trace=trace)
+            x = passed(self.decoders[i], self.joined_at(i, x, skips.pop()), conditions[i - 1], trace)
         return x
 
     def joined_at(self, i: int, x: Tensor, skip: Tensor) -> Tensor:
         """Compute the input of the decoder of level i from the output of the next level and the skip connection."""
         joined: Tensor = self.reduces[i](torch.cat([shuffle(self.ups[i](x)), skip], dim=-1))
         return joined
+
+
+def passed(blocks: nn.Module, x: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
+    """Pass a grid (B, h, w, D) through the blocks of a level."""
+    assert isinstance(blocks, Level)
+    return blocks.run(x, c, trace=trace)
 
 
 class UnitCondition(LevelCondition):

@@ -41,12 +41,12 @@ class WindowAttention(nn.Module):
         h, w = x.shape[1:3]
         x = windows(torch.roll(x, (-self.shift, -self.shift), dims=(1, 2)), self.window)  # (B, W, N, D)
         count = x.shape[1]
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
+        q, k, v = torch.unflatten(self.qkv(x), -1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
         scale = self.logit_scale.clamp(max=LARGEST_SCALE).exp().repeat(count, 1, 1)  # (W heads, 1, 1)
         q, k = (q * (scale * unit(q))).to(v.dtype), (k * unit(k)).to(v.dtype)  # (B, W heads, N, d)
         bias = self.bias(h, w).to(v.dtype).expand(count, -1, -1, -1).flatten(0, 1)  # (W heads, N, N)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-        x = x.unflatten(1, (count, self.heads)).transpose(2, 3).flatten(3)  # (B, W, N, D)
+        x = torch.unflatten(x, 1, (count, self.heads)).transpose(2, 3).flatten(3)  # (B, W, N, D)
         return torch.roll(merged(x, h, w), (self.shift, self.shift), dims=(1, 2))
 
     def bias(self, h: int, w: int) -> Tensor:

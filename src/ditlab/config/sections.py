@@ -227,6 +227,12 @@ class Train(Located):
     """With model.budget: images over which the target of the compute falls from all to the budget (DyDiT)."""
     budget_complete: Whole = setting(0, resume="ask", not_negative=True)
     """With model.budget: first images on which the complete network is trained too (DyDiT's first stage)."""
+    repa: Location = setting("", resume="ask")
+    """Folder or hub id of a DINOv2 with whose features the output of a block is aligned (REPA)."""
+    repa_block: Whole = setting(7, resume="ask", at_least=0, unused=Unused("repa", ("",)))
+    """Number of the block that REPA aligns, from 0."""
+    repa_weight: float = setting(0.5, resume="ask", not_negative=True, unused=Unused("repa", ("",)))
+    """Weight of the REPA loss."""
     ema: float = setting(0.9999, resume="ask", share=True)
     """Decay of the exponential moving average (EMA) of the weights per step, after warm-up."""
     power_ema: Annotated[tuple[float, ...], Parameter(alias="widths")] = setting((), up_to=1, was="widths")

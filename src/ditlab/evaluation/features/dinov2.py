@@ -57,11 +57,17 @@ class DinoV2(Features):
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Extracted:
         """Features of uint8 images (B, 1 or 3, H, W) of any size, in float32."""
+        return Extracted(self.states(images)[:, 0].cpu())
+
+    @torch.no_grad()
+    def states(self, images: Tensor) -> Tensor:
+        """Last states (B, 1 + s^2, E) of the class token and the patches of uint8 images (B, 1 or 3, H, W)."""
         x = images.to(self.device).float().expand(-1, 3, -1, -1) / 255
         x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
         x = x.clamp(0, 1)  # as in PIL, whose integers cannot overshoot
         x = (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(DEVIATION)[:, None, None]
-        return Extracted(self.net(pixel_values=x).last_hidden_state[:, 0].cpu())
+        states: Tensor = self.net(pixel_values=x).last_hidden_state
+        return states
 
 
 def read(source: str) -> Any:

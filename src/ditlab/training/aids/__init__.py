@@ -7,11 +7,18 @@ from ditlab.training.aids.alignment import LayerSync
 from ditlab.training.aids.base import Aid
 from ditlab.training.aids.budget import ComputeBudget
 from ditlab.training.aids.direction import Direction
+from ditlab.training.aids.representation import RepresentationAlignment
 from ditlab.training.aids.routing import TokenRouting
 
 AIDS: Registry[type[Aid]] = Registry(
     "training aid",
-    {"routing": TokenRouting, "direction": Direction, "layer-sync": LayerSync, "budget": ComputeBudget},
+    {
+        "routing": TokenRouting,
+        "direction": Direction,
+        "layer-sync": LayerSync,
+        "budget": ComputeBudget,
+        "repa": RepresentationAlignment,
+    },
     base=Aid,
 )
 BUILT_IN = tuple(AIDS)  # aids that their own settings activate
