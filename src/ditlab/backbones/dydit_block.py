@@ -198,7 +198,7 @@ class DynamicBlock(AdaLNZeroBlock):
             fused: whether layers use packed kernels.
         """
         weights = [layer.weight for layer in self.sliced_layers]
-        key = (pattern, fused, *((weight.data_ptr(), weight._version, weight.dtype) for weight in weights))
+        key = (pattern, fused, *((weight.data_ptr(), version(weight), weight.dtype) for weight in weights))
         if (kept := self.slices.pop(key, None)) is None:
             kept = self.make_slices(pattern, fused)
         self.slices[key] = kept
@@ -243,6 +243,11 @@ def decided(scores: Tensor, noise: Tensor | None) -> Tensor:
 def with_first(decisions: Tensor) -> Tensor:
     """Put the first head or group, which is always kept, before decisions (B, H - 1)."""
     return torch.cat([torch.ones_like(decisions[:, :1]), decisions], dim=1)
+
+
+def version(weight: Tensor) -> int:
+    """Return a number that increases when a weight is changed; tensors of `torch.inference_mode` never change."""
+    return 0 if weight.is_inference() else weight._version
 
 
 def part_of(layer: nn.Linear, outputs: Tensor | None, inputs: Tensor | None, fused: bool) -> Layer:

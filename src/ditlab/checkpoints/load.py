@@ -33,8 +33,8 @@ def load(
 ) -> Pipeline:
     """Load a model of any supported layout.
 
-    Supported are ditlab's model and run folders; published checkpoints of DiT, SiT, U-DiT, U-ViT, Skip-DiT and DyDiT
-    (.pt or safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT (a
+    Supported are ditlab's model and run folders; published checkpoints of DiT, SiT, U-DiT, U-ViT, Skip-DiT and DyDiT (.pt
+    or safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT (a
     pipeline with `transformer/`, or the transformer alone).
 
     Args:
