@@ -182,7 +182,8 @@ class DynamicBlock(AdaLNZeroBlock):
             return x
         values = modulate(self.norm2(x), shift_m, scale_m).flatten(0, 1)[where]  # (K, D)
         values = self.feed_forward(values, kept) * gate_m[where // x.shape[1]]
-        return x.flatten(0, 1).index_add(0, where, values).view_as(x)
+        x.flatten(0, 1).index_add_(0, where, values)  # x is not needed any more
+        return x
 
     def feed_forward(self, x: Tensor, kept: Kept) -> Tensor:
         """Apply the kept part of the MLP to tokens (K, D)."""
