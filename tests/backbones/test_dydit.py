@@ -10,13 +10,14 @@ from ditlab.backbones import create
 from ditlab.backbones.dydit_block import RECENT, decided
 from ditlab.checkpoints.published import from_official
 from ditlab.core.errors import InputError
-from ditlab.core.types import Trace
+from ditlab.core.types import Condition, Trace
 from ditlab.diffusion.objective import Objective
 from ditlab.evaluation import measure
 from ditlab.inference.compute import sampled_compute
 from ditlab.inference.optimize.compilation import compile_blocks
 from ditlab.inference.optimize.packing import packed
 from ditlab.inference.pipeline import Pipeline
+from ditlab.server.batching import Call, Engine
 
 TINY = {
     "size": 8,
@@ -116,6 +117,18 @@ def test_a_sampler_with_guidance_and_precomputed_modulation():
     plain.net.slices_weights = lambda timestep: False
     assert relative(plain([0, 1, 2], seeds=[0, 1, 2], **options).images, sliced) < 1e-6
     assert relative(pipe.prepared("float32")([1], seeds=[1], **options).images, sliced[1:2]) < 1e-5
+
+
+def test_the_service_joins_calls_of_different_timesteps():
+    engine, (x, y) = Engine(Pipeline(routed(), Objective())), given(6)
+    times = torch.tensor([900.0, 900.0, 10.0, 10.0, 300.0, 300.0])  # both halves of guidance have one timestep
+    parts = [slice(i, i + 2) for i in (0, 2, 4)]
+    calls = [Call(x[part], times[part], Condition(label=y[part])) for part in parts]
+    engine._compute(calls)
+    engine.close()
+    with torch.no_grad():
+        alone = [engine.pipe.net(x[part], times[part], y[part]) for part in parts]
+    assert all(relative(call.output, output) < 1e-6 for call, output in zip(calls, alone, strict=True))
 
 
 @torch.no_grad()

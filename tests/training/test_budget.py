@@ -20,6 +20,7 @@ from ditlab.training import train
 from ditlab.training.aids import active_aids
 from ditlab.training.aids.budget import ComputeBudget
 from ditlab.training.checks import check_recipe
+from ditlab.training.parallel import keep_inputs_only
 from ditlab.training.rng import Randomness, RunRandomness
 
 SIZES = {"width": 32, "depth": 2, "heads": 4, "patch": 4}
@@ -82,6 +83,27 @@ def test_noise_depends_on_the_position_of_an_image_alone():
     aid.prepare(run, traces[1], Randomness(RunRandomness(3), 64, 4, 4, 8))
     assert traces[0].noise.shape == (8, 2 * (3 + 3 + 4))
     assert torch.equal(traces[0].noise[4:], traces[1].noise)
+
+
+def test_recomputed_blocks_have_the_same_gradients():
+    torch.manual_seed(0)
+    net = create("DyDiT", size=8, channels=1, classes=3, learn_variance=False, **SIZES, swiglu=True)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for router in (router for block in net.dynamic for router in block.routers):
+            router.bias.zero_()
+    gradients = []
+    for _ in range(2):
+        trace = Trace(["compute", "complete"], noise=torch.linspace(-1, 1, 4 * net.gates).view(4, -1))
+        out = net(torch.ones(4, 1, 8, 8), torch.arange(4) * 300.0, torch.arange(4), trace=trace)
+        assert 0.2 < trace.taps["compute"].mean() < 0.8
+        (out.mean() + trace.taps["compute"].mean() + trace.taps["complete"].square().mean()).backward()
+        gradients.append([parameter.grad.clone() for parameter in net.parameters()])
+        net.zero_grad()
+        keep_inputs_only(net)
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
 
 
 def test_the_loss_is_that_of_the_mean_share_and_the_target_falls():

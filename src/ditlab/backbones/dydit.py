@@ -98,13 +98,7 @@ class DyDiT(DiT):
 
     @property
     def gates(self) -> int:  # type: ignore[override]
-        return sum(self.gates_of_a_block) * len(self.blocks)
-
-    @property
-    def gates_of_a_block(self) -> list[int]:
-        """Number of decisions on heads, on groups and on tokens."""
-        heads = self.dynamic[0].heads - 1
-        return [heads, heads, self.tokens]
+        return len(self.blocks) * (2 * (self.dynamic[0].heads - 1) + self.tokens)
 
     def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
         t = self.t_embedder(timestep)

@@ -182,7 +182,8 @@ class DynamicBlock(AdaLNZeroBlock):
             return x
         values = modulate(self.norm2(x), shift_m, scale_m).flatten(0, 1)[where]  # (K, D)
         values = self.feed_forward(values, kept) * gate_m[where // x.shape[1]]
-        return x.flatten(0, 1).index_add(0, where, values).view_as(x)
+        x.flatten(0, 1).index_add_(0, where, values)  # x is not needed any more
+        return x
 
     def feed_forward(self, x: Tensor, kept: Kept) -> Tensor:
         """Apply the kept part of the MLP to tokens (K, D)."""
@@ -198,7 +199,7 @@ class DynamicBlock(AdaLNZeroBlock):
             fused: whether layers use packed kernels.
         """
         weights = [layer.weight for layer in self.sliced_layers]
-        key = (pattern, fused, *((weight.data_ptr(), weight._version, weight.dtype) for weight in weights))
+        key = (pattern, fused, *((weight.data_ptr(), version(weight), weight.dtype) for weight in weights))
         if (kept := self.slices.pop(key, None)) is None:
             kept = self.make_slices(pattern, fused)
         self.slices[key] = kept
@@ -243,6 +244,11 @@ def decided(scores: Tensor, noise: Tensor | None) -> Tensor:
 def with_first(decisions: Tensor) -> Tensor:
     """Put the first head or group, which is always kept, before decisions (B, H - 1)."""
     return torch.cat([torch.ones_like(decisions[:, :1]), decisions], dim=1)
+
+
+def version(weight: Tensor) -> int:
+    """Return a number that increases when a weight is changed; tensors of `torch.inference_mode` never change."""
+    return 0 if weight.is_inference() else weight._version
 
 
 def part_of(layer: nn.Linear, outputs: Tensor | None, inputs: Tensor | None, fused: bool) -> Layer:

@@ -158,7 +158,7 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
         if row["average_gmacs"] < row["gmacs"]:
             calls = row.get("averaged_over")
             how = f"measured over {calls} network calls of a sampler" if calls else "if training reaches the budget"
-            say(f"{row['name']}: {row['average_gmacs']:,.2f} GMACs on average ({how})")
+            say(f"{row['name']}: {row['average_gmacs']:,.4g} GMACs on average ({how})")
         if images := row.get("images"):
             say(f"{row['name']} generates images of {images['size']} with {images['about']}")
         if reads := row.get("reads"):

@@ -349,7 +349,7 @@ def lines(estimate: Plan) -> Iterator[str]:
         "time"
     )
     if estimate.average_gmacs < estimate.gmacs:
-        full, average = f"{estimate.gmacs:,.2f}", f"{estimate.average_gmacs:,.2f}"
+        full, average = f"{estimate.gmacs:,.4g}", f"{estimate.average_gmacs:,.4g}"
         yield f"{full} GMACs per image in training, and {average} on average at inference"
     if estimate.overhead_bound:
         yield "overhead-bound: not predicted (launching the kernels of a step takes longer than running them)"
