@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditlab.backbones.dit import projector
+from ditlab.backbones.dit_blocks import projector
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
