@@ -106,7 +106,7 @@ def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, 
     pipe = from_official(tensors, str(path), sit=sit, trained=content.get("args"), **overrides)
     constants = LATENTS.get(pipe.net.config["name"].split("-")[0])
     if whole and constants is not None and any(key.startswith(FIRST_STAGE) for key in tensors):
-        pipe = replace(pipe, autoencoder=load_autoencoder(path, **constants))
+        pipe = replace(pipe, autoencoder=load_autoencoder(path, scale=constants["scale"], shift=constants["shift"]))
     return pipe
 
 
