@@ -34,9 +34,9 @@ def load(
 ) -> Pipeline:
     """Load a model of any supported layout.
 
-    Supported are ditlab's model and run folders; published checkpoints of DiT, SiT, U-DiT, U-ViT and Skip-DiT (.pt or
-    safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT (a
-    pipeline with `transformer/`, or the transformer alone).
+    Supported are ditlab's model and run folders; published checkpoints of DiT, SiT, U-DiT, U-ViT, Skip-DiT and Stable
+    Diffusion 3 (.pt or safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers
+    folders of DiT and Stable Diffusion 3 (a pipeline with `transformer/`, or the transformer alone).
 
     Args:
         path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".
