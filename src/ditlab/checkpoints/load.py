@@ -93,8 +93,9 @@ def _load_diffusers(path: Path, folder: Path, overrides: dict[str, Any]) -> Pipe
         pipe.conditioner = text_conditioner(path, pipe.net)
     else:
         pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
-    if "sample" in pipe.config:  # the defaults of diffusers' pipelines differ from those of the published scripts
-        origin, sampling = diffusers.PIPELINES[pipe.net.diffusers_class or "DiTTransformer2DModel"]
+    name = pipe.net.diffusers_class or "DiTTransformer2DModel"
+    if "sample" in pipe.config and name in diffusers.PIPELINES:  # their defaults differ from those of the scripts
+        origin, sampling = diffusers.PIPELINES[name]
         pipe.config |= {"sample": sampling | diffusers.read_shift(path), GUIDANCE_ORIGIN: origin}
     return pipe
 
