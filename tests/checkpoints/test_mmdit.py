@@ -83,6 +83,20 @@ def test_a_released_file(released, tmp_path):
     assert same_output(ditlab.load(tmp_path / "folder"), vectors)
 
 
+def test_the_autoencoder_of_a_released_file(released, tmp_path):
+    sizes = {"block_out_channels": [32, 32], "norm_num_groups": 32}  # a file does not state the groups
+    autoencoder = KL(KL_CONFIG | sizes, scale=1.5305, shift=0.0609).eval()
+    parts = {f"first_stage_model.{key.removeprefix('net.')}": v for key, v in autoencoder.state_dict().items()}
+    save_file(released[2] | parts, tmp_path / "whole.safetensors")
+    pipe = ditlab.load(tmp_path / "whole.safetensors")
+    assert "note" not in pipe.config
+    assert (pipe.autoencoder.config["scale"], pipe.autoencoder.config["shift"]) == (1.5305, 0.0609)
+    x0 = torch.randn(1, 16, 8, 8)
+    assert torch.equal(pipe.autoencoder.decode(x0), autoencoder.decode(x0))
+    with pytest.raises(InputError, match="this model has no text encoder; load the pipeline folder that has one"):
+        pipe(["a red apple"], seeds=0)
+
+
 def test_changed_weights_are_written_in_float32(released, tmp_path):
     pipe = ditlab.load(released[0])
     with torch.no_grad():

@@ -151,6 +151,14 @@ class TestSettings:
         assert torch.equal(pipe(1, **options).images, first)
         assert relative(pipe(1, **options, skip_layers=[0], skip_guidance=0.0).images, first) < 1e-6
 
+    def test_the_shift_of_a_model_belongs_to_its_schedule(self):
+        pipe = tiny_pipeline()
+        pipe.config["sample"] = {"schedule": "sd3", "shift": 2.0}
+        assert pipe.resolve(steps=4).options.shift == 2.0
+        for options in ({"schedule": "shifted"}, {"preset": "draft"}, {"schedule": [1.0, 0.5, 0.0]}):
+            assert pipe.resolve(**options).options.shift is None
+        assert pipe.resolve(schedule="shifted", shift=4.0).options.shift == 4.0
+
     def test_blocks_are_left_out(self):
         pipe = tiny_pipeline()
         calls = []

@@ -9,7 +9,7 @@ import torch
 from helpers import inputs, perturbed, tiny_pipeline
 
 from ditlab.autoencoders import create_autoencoder
-from ditlab.backbones import BACKBONES, create
+from ditlab.backbones import create
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.values import PixelValues
 from ditlab.diffusion.objective import Objective
@@ -45,7 +45,7 @@ def latent_pipeline(family="DiT"):
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in ("DiT", "Hourglass") else pytest.mark.slow) for name in BACKBONES]
+    "family", [pytest.param(name, marks=() if name in ("DiT", "Hourglass") else pytest.mark.slow) for name in TINY]
 )
 def test_every_family_becomes_a_graph_of_any_batch_size(family, tmp_path):
     pipe = latent_pipeline(family)
@@ -62,13 +62,19 @@ def test_every_family_becomes_a_graph_of_any_batch_size(family, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", TINY)
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_other_runtimes_compute_the_same(kind, family, tmp_path):
     pytest.importorskip("openvino" if kind == "openvino" else "onnxruntime")
     errors = export(latent_pipeline(family), tmp_path / "graph", kind)
     assert errors["network"] < 1e-5
     assert errors["decoder"] <= 1
+
+
+def test_networks_that_read_text_are_refused(tmp_path):
+    net = create("MMDiT-XS/4", size=8, channels=3, vocabulary=9, text_length=4)
+    with pytest.raises(InputError, match="MMDiT reads text; this is possible only for networks with class labels"):
+        export(Pipeline(net, Objective()), tmp_path / "graph", "torch")
 
 
 def test_a_graph_that_computes_something_else_is_rejected(tmp_path, monkeypatch):

@@ -461,11 +461,18 @@ class TestSettings:
         again = post(client, **{key: value for key, value in one["settings"].items() if key not in fixed})
         assert again.json()["data"] == [one]
 
+    def test_blocks_that_cannot_be_left_out(self, client):
+        response = post(client, prompt="cow", skip_layers=[0], skip_guidance=3, skip_interval=[0, 0.9])
+        assert response.status_code == 400
+        assert "has no blocks that can be left out; leave skip_layers out" in response.json()["error"]["message"]
+
     @pytest.mark.parametrize(
         ("setting", "words"),
         [
             ({"schedule": "cosine"}, {"grid": "cosine"}),
             ({"guidance_channels": 1}, {"guidance_channels": 1}),
+            ({"guidance": 2.0, "guidance_rescale": 0.5}, {"guidance_scale": 2.0, "guidance_rescale": 0.5}),
+            ({"schedule": "sd3", "shift": 2}, {"schedule": "sd3", "shift": 2}),
             ({"reuse": 2, "steps": 8}, {"reuse": 2, "num_inference_steps": 8}),
             ({"eta": 1.0, "sampler": "ddim"}, {"eta": 1.0, "sampler": "ddim"}),
         ],

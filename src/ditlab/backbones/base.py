@@ -291,6 +291,8 @@ class Backbone(PublishedForm, nn.Module, ABC):
         """
         if isinstance(condition, Tensor):
             return condition
+        if condition.label is None and self.text:
+            raise InputError(f"{type(self).__name__} reads text; this is possible only for networks with class labels")
         if condition.label is None:
             fields = ", ".join(condition.parts()) or "nothing"
             raise InputError(f"a condition with {fields} for a class-conditional network; give class labels")

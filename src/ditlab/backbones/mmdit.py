@@ -271,7 +271,7 @@ class MMDiT(Backbone):
         """
         condition = self.texts(condition)
         if self.text_embedder is not None:
-            return self.text_embedder(condition)  # type: ignore[no-any-return]
+            return self.text_embedder(condition)
         assert self.context_embedder is not None
         tokens = checked(condition, self.text)
         vector = 0.0 if self.y_embedder is None else self.y_embedder(condition.pooled)

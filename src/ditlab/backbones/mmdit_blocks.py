@@ -62,7 +62,7 @@ class StreamAttention(nn.Module):
     def output(self, attended: Tensor) -> Tensor:
         """Project what attention found (B, N, D)."""
         assert self.proj is not None
-        return self.proj(attended)  # type: ignore[no-any-return]
+        return self.proj(attended)
 
 
 class Stream(nn.Module):
@@ -84,7 +84,7 @@ class Stream(nn.Module):
 
     def modulation(self, c: Tensor) -> tuple[Tensor, ...]:
         """Compute shift and scale, and the further parts, (B, D) each."""
-        return self.adaLN_modulation(c).chunk(self.parts, dim=1)  # type: ignore[no-any-return]
+        return self.adaLN_modulation(c).chunk(self.parts, dim=1)
 
     def split(self, x: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the queries, keys and values of tokens (B, N, D)."""

@@ -43,8 +43,8 @@ def load(
     """Load a model of any supported layout.
 
     Supported are ditlab's model and run folders; published checkpoints of the families with `marks` and of SiT (.pt or
-    safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT (a
-    pipeline with `transformer/`, or the transformer alone).
+    safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of
+    DiT and Stable Diffusion 3 (a pipeline with `transformer/`, or the transformer alone), and the transformers of PixArt.
 
     Args:
         path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".
@@ -135,8 +135,9 @@ def _load_diffusers(path: Path, folder: Path, overrides: dict[str, Any]) -> Pipe
         pipe.conditioner = text_conditioner(path, pipe.net)
     else:
         pipe.conditioner = ClassLabels(pipe.net.classes, _class_names(path, pipe.net.classes))
-    if "sample" in pipe.config:  # the defaults of diffusers' pipelines differ from those of the published scripts
-        origin, sampling = diffusers.PIPELINES[pipe.net.diffusers_class or "DiTTransformer2DModel"]
+    name = pipe.net.diffusers_class or "DiTTransformer2DModel"
+    if "sample" in pipe.config and name in diffusers.PIPELINES:  # their defaults differ from those of the scripts
+        origin, sampling = diffusers.PIPELINES[name]
         pipe.config |= {"sample": sampling | diffusers.read_shift(path), GUIDANCE_ORIGIN: origin}
     return pipe
 
@@ -148,7 +149,7 @@ def _load_file(path: Path, weights: str, sit: bool | None, overrides: dict[str, 
     pipe = from_official(tensors, str(path), sit=sit, trained=content.get("args"), **overrides)
     constants = LATENTS.get(pipe.net.config["name"].split("-")[0])
     if whole and constants is not None and any(key.startswith(FIRST_STAGE) for key in tensors):
-        pipe = replace(pipe, autoencoder=load_autoencoder(path, **constants))
+        pipe = replace(pipe, autoencoder=load_autoencoder(path, scale=constants["scale"], shift=constants["shift"]))
     return pipe
 
 

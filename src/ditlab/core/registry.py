@@ -25,7 +25,7 @@ REGISTRIES = {  # kind of part -> "module:registry"
     "schedule": "ditlab.diffusion.samplers:SCHEDULES",
     "process": "ditlab.diffusion.process:PROCESSES",
     "target": "ditlab.diffusion.objective:TARGETS",
-    "time": "ditlab.diffusion.objective:TIMES",
+    "time": "ditlab.diffusion.times:TIMES",
     "weight": "ditlab.diffusion.objective:WEIGHTS",
     "parametrization": "ditlab.diffusion.objective:PARAMETRIZATIONS",
     "objective": "ditlab.training.objectives:OBJECTIVES",

@@ -236,8 +236,11 @@ def filled(explicit: dict[str, Any], defaults: Sample, chain: bool) -> dict[str,
     base = Sample()
     model_settings = {name: value for name, value in defaults.given().items() if value != getattr(base, name)}
     values = base.given()
-    if "preset" in explicit:
-        return values | model_settings | preset_options(explicit["preset"], chain=chain).given() | explicit
+    preset = preset_options(explicit["preset"], chain=chain).given() if "preset" in explicit else {}
+    if (preset | explicit).get("schedule", defaults.schedule) != defaults.schedule:
+        model_settings.pop("shift", None)  # it belongs to the model's schedule
+    if preset:
+        return values | model_settings | preset | explicit
     if "preset" in model_settings:
         values |= preset_options(model_settings["preset"], chain=chain).given()
     return values | model_settings | explicit

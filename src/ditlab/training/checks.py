@@ -11,8 +11,9 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.data import Dataset
-from ditlab.diffusion.objective import TARGETS, TIMES, WEIGHTS, make_objective
+from ditlab.diffusion.objective import TARGETS, WEIGHTS, make_objective
 from ditlab.diffusion.process import make_process
+from ditlab.diffusion.times import TIMES
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.aids import AIDS
 from ditlab.training.objectives import OBJECTIVES

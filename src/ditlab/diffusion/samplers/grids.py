@@ -115,7 +115,7 @@ def time_grid(
     if steps < 1:
         raise InputError(f"{steps} sampling steps; give 1 or more")
     file = name.endswith(".json")
-    schedule = read_grid if file else SCHEDULES.find(name)
+    schedule: Callable[..., Tensor] = read_grid if file else SCHEDULES.find(name)
     known = inspect.signature(schedule).parameters
     if shift is not None and "shift" not in known:
         raise InputError(f'shift is {shift:g}, but the schedule "{name}" has none; leave it out or use shifted or sd3')
