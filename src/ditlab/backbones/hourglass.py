@@ -56,7 +56,7 @@ class Hourglass(Backbone):
         pooled_width: width of the encoder's pooled vector; 0 is none.
     """
 
-    label_tables = ("y_embedder.embedding_table.weight",)
+    label_tables: tuple[str, ...] = ("y_embedder.embedding_table.weight",)
     muon_kernels = True
     heads_out = ("head.weight", "head.bias")
 
@@ -105,8 +105,8 @@ class Hourglass(Backbone):
         self.blocks = Level(ConvBlock(width, width) if kind == "convolution" else transformer(style) for kind in kinds)
         sides = [(h << level, w << level) if outer_grids else None for level in range(1, 1 + len(outer))]
         self.decoders = nn.ModuleList(
-            Decoder(*pair, width, outer_depth, grid)
-            for *pair, grid in zip(outer[::-1], widths[:0:-1], sides, strict=True)
+            Decoder(side, below, width, outer_depth, grid)
+            for side, below, grid in zip(outer[::-1], widths[:0:-1], sides, strict=True)
         )
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(h, w, width), persistent=False)
