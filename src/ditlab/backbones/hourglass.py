@@ -85,7 +85,7 @@ class Hourglass(Backbone):
         self.text = TextShape(text_length, text_width, vocabulary, pooled_width)
         check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
         self.patch, self.outer_patch = patch * 2 ** len(outer), patch
-        self.check_sizes(width, heads, outer, outer_depth)
+        self.check_sizes(width, heads, outer, outer_depth, outer_grids)
         h, w = self.grid
         widths = [*outer, width]
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
@@ -116,7 +116,7 @@ class Hourglass(Backbone):
         self.initialize()
         number(self.levels())
 
-    def check_sizes(self, width: int, heads: int, outer: Sequence[int], outer_depth: int) -> None:
+    def check_sizes(self, width: int, heads: int, outer: Sequence[int], outer_depth: int, outer_grids: bool) -> None:
         """Check that sizes fit together.
 
         Raises:
@@ -131,6 +131,8 @@ class Hourglass(Backbone):
                 f"size {self.size[0]}x{self.size[1]} is not divisible by {self.patch} (patch and {len(outer)} levels); "
                 "choose another size, or fewer levels"
             )
+        if outer_grids and not outer:
+            raise InputError("outer_grids is set, but there are no outer levels; give outer, or remove outer_grids")
         if min(self.text) < 0:
             raise InputError(f"sizes of the text condition: {self.text._asdict()}; give 0 or more")
         if self.text and (self.text.width > 0) == (self.text.vocabulary > 0):
