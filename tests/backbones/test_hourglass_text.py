@@ -93,11 +93,13 @@ def test_labels_for_a_text_network(net, condition, message):
     ({"classes": 3, "text_length": 5, "vocabulary": 9}, "3 classes for a network that reads text; give classes = 0"),
     ({"classes": 0, "text_length": 5}, "text_width 0 and vocabulary 0; give one of them: the width of the encoder's "
      "states, or the number of words"),
+    ({"classes": 0, "outer": (), "outer_grids": True},
+     "outer_grids is set, but there are no outer levels; give outer, or remove outer_grids"),
     ({"classes": 0, "text_length": -1}, "text condition with length -1; give 0 or more"),
 ])  # fmt: skip
 def test_sizes_that_do_not_fit(options, message):
     with pytest.raises(InputError) as error:
-        create("Hourglass", **SMALL, **options)
+        create("Hourglass", **SMALL | options)
     assert str(error.value) == message
 
 

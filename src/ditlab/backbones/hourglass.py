@@ -56,7 +56,7 @@ class Hourglass(Backbone):
         pooled_width: width of the encoder's pooled vector; 0 is none.
     """
 
-    label_tables = ("y_embedder.embedding_table.weight",)
+    label_tables: tuple[str, ...] = ("y_embedder.embedding_table.weight",)
     muon_kernels = True
     heads_out = ("head.weight", "head.bias")
 
@@ -87,7 +87,7 @@ class Hourglass(Backbone):
         )
         check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
         self.patch, self.outer_patch = patch * 2 ** len(outer), patch
-        self.check_sizes(width, heads, outer, outer_depth)
+        self.check_sizes(width, heads, outer, outer_depth, outer_grids)
         h, w = self.grid
         widths = [*outer, width]
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
@@ -107,8 +107,8 @@ class Hourglass(Backbone):
         self.blocks = Level(ConvBlock(width, width) if kind == "convolution" else transformer(style) for kind in kinds)
         sides = [(h << level, w << level) if outer_grids else None for level in range(1, 1 + len(outer))]
         self.decoders = nn.ModuleList(
-            Decoder(*pair, width, outer_depth, grid)
-            for *pair, grid in zip(outer[::-1], widths[:0:-1], sides, strict=True)
+            Decoder(side, below, width, outer_depth, grid)
+            for side, below, grid in zip(outer[::-1], widths[:0:-1], sides, strict=True)
         )
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(h, w, width), persistent=False)
@@ -118,7 +118,7 @@ class Hourglass(Backbone):
         self.initialize()
         number(self.levels())
 
-    def check_sizes(self, width: int, heads: int, outer: Sequence[int], outer_depth: int) -> None:
+    def check_sizes(self, width: int, heads: int, outer: Sequence[int], outer_depth: int, outer_grids: bool) -> None:
         """Check that sizes fit together.
 
         Raises:
@@ -133,6 +133,8 @@ class Hourglass(Backbone):
                 f"size {self.size[0]}x{self.size[1]} is not divisible by {self.patch} (patch and {len(outer)} levels); "
                 "choose another size, or fewer levels"
             )
+        if outer_grids and not outer:
+            raise InputError("outer_grids is set, but there are no outer levels; give outer, or remove outer_grids")
         if min(self.text) < 0:
             raise InputError(f"sizes of the text condition: {self.text._asdict()}; give 0 or more")
         if self.text and (self.text.width > 0) == (self.text.vocabulary > 0):

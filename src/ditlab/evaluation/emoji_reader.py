@@ -69,13 +69,14 @@ class EmojiReader:
         query = torch.cat([differences, across], 1).flatten(1)  # (N, 4 pixels)
         length = differences.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None]
         parts = []
-        for pairs in self.pairs.split(CHUNK):
+        for pairs in torch.split(self.pairs, CHUNK):
             layers = self.layers(pairs)  # (pairs, views, 4, pixels)
             rgb, alpha = layers[:, :, :3], layers[:, :, 3]
             squares = rgb.square().sum((2, 3)), alpha.square().sum(2), torch.einsum("pvcx,pvx->pvc", rgb, alpha)
             norms = squares[0] + color.square().sum(1)[:, None, None] * squares[1]
             norms = (norms - 2 * torch.einsum("nc,pvc->npv", color, squares[2])).clamp(min=1e-6).sqrt()
-            products = (query @ layers.flatten(2).flatten(0, 1).T).unflatten(1, layers.shape[:2])  # (N, pairs, views)
+            products = query @ layers.flatten(2).flatten(0, 1).T
+            products = torch.unflatten(products, 1, layers.shape[:2])  # (N, pairs, views)
             parts.append((products / norms).amax(2) / length)
         return torch.cat(parts, 1)
 
@@ -84,7 +85,8 @@ class EmojiReader:
         scenes = torch.zeros(len(pairs), self.views, 4, dtype=torch.long)
         scenes[:, :, :2], scenes[:, :, 3] = pairs[:, None], torch.arange(self.views)
         layers = self.renderer.layers(scenes.flatten(0, 1))
-        return F.avg_pool2d(layers, RENDERED // SIDE).flatten(2).unflatten(0, (len(pairs), self.views))
+        small = F.avg_pool2d(layers, RENDERED // SIDE).flatten(2)
+        return torch.unflatten(small, 0, (len(pairs), self.views))
 
     def outcomes(self, images: Tensor, indices: Tensor) -> dict[str, Tensor]:
         """Whether images (N, 3, H, W) uint8 show the scenes with these indices (N,), aspect by aspect: (N,) bool each.

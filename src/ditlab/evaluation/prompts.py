@@ -193,7 +193,7 @@ def distance(images: Tensor, data: Dataset, features: Features, seed: int = 0) -
         raise InputError(f"{counted(len(data), 'real image')} for {counted(count, 'sample')}; give fewer samples")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     real = features_of(lambda part: data.fetch(part).x, order[:REFERENCE], features)
-    subsets = [part for part in order[REFERENCE:].split(count) if len(part) == count][:REAL_SUBSETS]
+    subsets = [part for part in torch.split(order[REFERENCE:], count) if len(part) == count][:REAL_SUBSETS]
     others = [features_of(lambda part: data.fetch(part).x, part, features) for part in subsets]
     fake = features_of(lambda part: images[part], torch.arange(count), features)
     return Distance(frechet_distance(fake, real), fmean(frechet_distance(other, real) for other in others), count)
@@ -201,7 +201,7 @@ def distance(images: Tensor, data: Dataset, features: Features, seed: int = 0) -
 
 def features_of(fetch: Callable[[Tensor], Tensor], indices: Tensor, features: Features) -> NDArray[np.float32]:
     """The features (N, D) of the images that a function returns for indices (N,)."""
-    return torch.cat([features(fetch(part)).features for part in indices.split(256)]).numpy()
+    return torch.cat([features(fetch(part)).features for part in torch.split(indices, 256)]).numpy()
 
 
 def score_prompts(

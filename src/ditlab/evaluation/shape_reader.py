@@ -53,7 +53,7 @@ class ShapeReader:
         area, colors = cover.mean((2, 3)).topk(2, dim=1)  # (N, 2)
         chosen = cover[torch.arange(len(x))[:, None], colors]  # (N, 2, S, S)
         similar = windows(chosen.flatten(0, 1)) @ self.templates.T  # (2 N, T)
-        shapes = self.template_shapes[similar.argmax(1)].unflatten(0, (-1, 2))
+        shapes = torch.unflatten(self.template_shapes[similar.argmax(1)], 0, (-1, 2))
         first, second = centers(chosen[:, 0]), centers(chosen[:, 1])
         apart = second - first  # (N, 2): down, right
         upright = apart[:, 0].abs() > apart[:, 1].abs()

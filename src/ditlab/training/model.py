@@ -131,7 +131,7 @@ def build(
             learn_variance=objective.learn_variance,
         )
     tables = to_tables(recipe)
-    config = {"sample": tables["sample"], "recipe": tables}
+    config: dict[str, Any] = {"sample": tables["sample"], "recipe": tables}
     if dataset.values != EIGHT_BITS:
         config["values"] = dataset.values.describe()
     if dataset.attribution:

@@ -222,7 +222,7 @@ class Renderer:
         views = scenes[:, 3]
         sizes = torch.tensor([SIZES.index(view.scale) for view in VIEWS])[views]
         kept = self.rendered(glyphs)[glyphs, sizes].float() / 255
-        for view in views.unique().tolist():
+        for view in torch.unique(views).tolist():
             shift = tuple(round(part * self.size) for part in VIEWS[view][1:3])
             if any(shift):
                 kept[views == view] = kept[views == view].roll(shift, (2, 3))
@@ -235,7 +235,7 @@ class Renderer:
         with self.lock:
             if self.kept is None:
                 self.kept = torch.zeros(len(self.texts), len(SIZES), 4, self.size, self.size, dtype=torch.uint8)
-            if missing := [i for i in glyphs.unique().tolist() if not self.known[i]]:
+            if missing := [i for i in torch.unique(glyphs).tolist() if not self.known[i]]:
                 with ThreadPoolExecutor() as pool:
                     images = pool.map(lambda i: render(self.texts[i], self.size), missing)
                     self.kept[missing] = torch.stack([*images])

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,12 +125,12 @@ def glyph(text: str, side: int) -> NDArray[np.float32]:
     length = max(cut.size)
     square = Image.new("RGBA", (length, length), (0, 0, 0, 0))
     square.paste(cut, ((length - cut.width) // 2, (length - cut.height) // 2))
-    values = np.asarray(square, np.float32) / 255
+    values: NDArray[np.float32] = np.asarray(square, np.float32) / np.float32(255)
     values[..., :3] *= values[..., 3:]
     return values
 
 
-def hue_angles(rgb: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def hue_angles(rgb: NDArray[np.float32]) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
     """Cosine-like and sine-like parts of colors (..., 3) in the plane across the gray axis."""
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     return red - (green + blue) / 2, (green - blue) * np.float32(np.sqrt(0.75))
