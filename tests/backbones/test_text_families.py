@@ -230,7 +230,9 @@ def test_it_is_saved_and_read_again(make, tmp_path):
         assert torch.equal(again(*given), net(*given))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "DiT" else pytest.mark.slow) for name in FAMILIES]
+)
 def test_it_trains_on_captions_and_resumes(family, tmp_path):
     (tmp_path / "data").mkdir()
     for i in range(8):
