@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from ditlab.autoencoders.patch import Patch
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import open_dataset
+from ditlab.data.latents.encode import encode
 from ditlab.data.sources import open_source
 from ditlab.data.survey import survey
 
@@ -107,3 +109,31 @@ def test_statistics_of_captions(tmp_path):
         ("most frequent (2 times)", "a red apple"),
     ]  # fmt: skip
     assert survey(open_source(str(save_images(tmp_path / "plain"))), Console(quiet=True)).captions is None
+
+
+def test_a_latent_cache_has_the_captions_of_its_images(tmp_path):
+    folder = save_images(tmp_path / "data", 5)
+    for i in range(5):
+        (folder / f"{i}.txt").write_text(f"image {i}")
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:-30])  # cannot be read
+    settings = Preparation(size="8", flip=True, max_skipped=0.5)
+
+    autoencoder = Patch(3, 4, 2, width=4, depth=1)
+
+    def cached():
+        dataset = open_dataset(str(folder), settings)
+        encode(
+            dataset,
+            str(folder),
+            autoencoder,
+            tmp_path / "cache",
+            Console(quiet=True),
+            batch_size=2,
+            shard=3,
+        )
+        cache = open_dataset(str(tmp_path / "cache"))
+        return [cache.captions(i) for i in range(len(cache))]
+
+    assert cached() == 2 * [("image 0",), ("image 1",), ("image 3",), ("image 4",)]
+    (folder / "3.txt").write_text("another")
+    assert cached() == 2 * [("image 0",), ("image 1",), ("another",), ("image 4",)]

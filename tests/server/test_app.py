@@ -17,15 +17,17 @@ import torch
 from fastapi.testclient import TestClient
 from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
+from text_net import TextNet
 
 from ditlab import between
 from ditlab.cli.serving import listen
-from ditlab.conditioning import Conditioner
+from ditlab.conditioning import Conditioner, Text
 from ditlab.config.reader import find_recipe
 from ditlab.core.io import held
 from ditlab.core.types import Condition
 from ditlab.core.values import PixelValues
 from ditlab.core.version import __version__
+from ditlab.inference.pipeline import Pipeline
 from ditlab.server.app import create_app
 from ditlab.server.generation import Limits
 from ditlab.server.requests import PIXEL
@@ -846,3 +848,51 @@ class TestValues:
             assert len(client.post("/v1/inspect", json={"labels": 0, "seeds": 0}).json()["steps"]) == 2
             line = "this model generates 13 channels of uint16, 0..4095, and images to start from are gray or RGB"
             assert line in error(post(client, labels=0, image=PIXEL))
+
+
+class TestText:
+    @pytest.fixture
+    def text_client(self, pipe):
+        torch.manual_seed(0)
+        conditioner = Text.for_data(None, {"captions": ["a red apple", "a blue apple"]})
+        net = TextNet((8, 8), 3, **conditioner.network_options()).eval()
+        net.config = {"name": "text_net:TextNet"}
+        config = {"prompts": ["a red apple"], "sample": {"guidance": 2.0, "steps": 2, "sampler": "euler"}}
+        text = Pipeline(net, pipe.objective, conditioner=conditioner, config=config)
+        with TestClient(create_app({"text": text, "classes": pipe})) as client:
+            client.pipe = text
+            yield client
+
+    def test_prompts_and_negative_prompts(self, text_client):
+        model, classes = text_client.get("/v1/models").json()["data"]
+        assert (model["condition"], model["classes"], model["prompts"]) == ("text", 0, ["a red apple"])
+        assert classes["prompts"] == []
+        data = post(text_client, prompts=["a red apple", "blue"], negative_prompt="apple", seeds=[3, 4]).json()["data"]
+        settings = data[1]["settings"]
+        assert (settings["prompt"], settings["negative_prompt"]) == ("blue", "apple")
+        assert "label" not in settings
+        expected = text_client.pipe(["a red apple", "blue"], seeds=[3, 4], negative_prompt="apple").images
+        for one, wanted in zip(data, expected, strict=True):
+            assert abs(np.asarray(decode(one["b64_json"]), int) - np.asarray(wanted, int)).max() <= 1
+        assert post(text_client, n=2).json()["data"][1]["settings"]["prompt"] == "a red apple"  # of the training data
+        between = post(text_client, prompt="red", to_prompt="blue", n=3, seeds=0).json()["data"]
+        assert [one["settings"]["prompt"]["weight"] if i == 1 else 0 for i, one in enumerate(between)] == [0, 0.5, 0]
+
+    def test_what_a_long_prompt_loses_is_in_the_settings(self, text_client):
+        settings = post(text_client, prompt="a red apple a blue apple").json()["data"][0]["settings"]
+        assert settings["left_out"] == "a blue apple"
+        assert "left_out" not in post(text_client, prompt="a red apple").json()["data"][0]["settings"]
+
+    def test_wrong_prompts_are_one_line(self, text_client):
+        for body, line in (
+            ({"prompt": "a green apple"}, 'unknown word "green" in "a green apple"; this model was '
+             "trained on 4 words"),
+            ({"prompt": "red", "negative_prompt": "blue", "guidance": 1},
+             "negative_prompt has no effect at guidance 1, which disables guidance; set guidance above 1"),
+            ({"prompt": 3}, 'prompt 3 is no text; give a text, such as "a red apple"'),
+            ({"prompt": " "}, "a prompt is empty; give a text, or None for no prompt"),
+            ({"model": "classes", "prompt": "ant", "negative_prompt": "x", "guidance": 2},
+             'negative_prompt "x" for a model that reads no text; leave it out'),
+        ):  # fmt: skip
+            response = post(text_client, **body)
+            assert (response.status_code, error(response)) == (400, line)

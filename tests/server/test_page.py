@@ -7,11 +7,18 @@ import re
 import shutil
 
 import pytest
+import text_net
+import torch
 from helpers import serving, smooth, tiny_pipeline
 from PIL import Image
 
+from ditlab.backbones import create
+from ditlab.conditioning import Text
 from ditlab.config.reader import find_recipe
 from ditlab.core.io import held
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.process import make_process
+from ditlab.inference.pipeline import Pipeline
 
 BROWSER = shutil.which("chromium")
 pytestmark = [
@@ -29,11 +36,22 @@ def address(tmp_path_factory):
     pipe.config["sample"] = {"sampler": "ab4", "steps": 20, "guidance": 2.0}
     pipe.save(folder / "small")
     smooth(tiny_pipeline(classes=0)).save(folder / "plain")
+    text_pipeline().save(folder / "text")
     begin_run(folder / "going")
     begin_run(folder / "ended", images=300)
-    names = ("small", "plain", "going", "ended")
-    with held(folder / "going"), serving(*(folder / name for name in names)) as address:
+    names = ("small", "plain", "text", "going", "ended")
+    imported = f"--import={text_net.__file__}"
+    with held(folder / "going"), serving(*(folder / name for name in names), imported) as address:
         yield address
+
+
+def text_pipeline():
+    """A model that reads text, with random weights."""
+    torch.manual_seed(0)
+    conditioner = Text.for_data(None, {"captions": ["a red apple", "a blue apple"]})
+    net = create("text_net:TextNet", size=8, channels=3, learn_variance=False, **conditioner.network_options())
+    config = {"prompts": ["a red apple", "a blue apple"], "sample": {"sampler": "euler", "steps": 4, "guidance": 2.0}}
+    return Pipeline(net, Objective(make_process("linear"), "velocity"), conditioner=conditioner, config=config)
 
 
 def begin_run(run, images=800):
@@ -229,6 +247,68 @@ def test_settings_are_compared_in_a_grid(page):
     assert "guidance 3" in page.get_by_role("rowheader").nth(1).inner_text()
     first, second = (page.locator("#table img").nth(i).get_attribute("src") for i in (0, 4))
     assert first != second
+
+
+def test_prompts_are_typed_read_from_a_file_and_interpolated(page, tmp_path):
+    page.locator("#model").select_option("text")
+    prompts = page.locator("#prompts")
+    prompts.wait_for(state="visible")
+    assert prompts.get_attribute("placeholder") == "a red apple\na blue apple"
+    assert not page.locator("#classes-set").is_visible()
+    prompts.fill("a red apple\nblue")
+    page.locator("#negative").fill("apple")
+    page.get_by_role("spinbutton", name="Images").fill("2")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    drawn(page, 2)
+    assert page.locator("#current img").nth(1).get_attribute("alt") == "blue, seed 1"
+    assert serious(page) == []
+    page.locator("#history button").first.click()
+    reported = page.locator("#detail-settings").inner_text()
+    assert "negative prompt" in reported
+    prompts_before = prompts.input_value()
+    prompts.evaluate("field => (field.value = '')")
+    page.get_by_role("button", name="Use these settings").click()
+    assert prompts.input_value() == prompts_before
+    assert page.locator("#negative").input_value() == "apple"
+
+    file = tmp_path / "prompts.txt"
+    file.write_text("red\n\n a blue apple \n")
+    page.locator("#prompts-file").set_input_files(file)
+    playwright.expect(prompts).to_have_value("red\na blue apple")
+    prompts.fill("red")
+    page.locator("#way-set summary").click()
+    page.locator("#to-prompt").fill("blue")
+    page.get_by_role("spinbutton", name="Images").fill("3")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    drawn(page, 3)
+    assert page.locator("#current img").nth(1).get_attribute("alt") == "red to blue (50 %), seed 0"
+
+    prompts.fill("a purple apple")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("status").filter(has_text='unknown word "purple"').wait_for()
+    page.wrong.clear()
+    page.get_by_role("button", name="Inspect", exact=True).click()
+    page.locator("#look-prompt").fill("blue")
+    page.get_by_role("button", name="Inspect image").click()
+    page.get_by_role("status").filter(has_text="12 steps").wait_for()
+
+
+def test_a_text_model_is_compared_with_a_class_model(page):
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.locator(".variant").nth(1).locator("[data-key=model]").select_option("text")
+    page.locator("#grid-classes").fill("bee")
+    page.locator("#grid-prompts").fill("a red apple\na blue apple")
+    page.locator("#grid-count").fill("2")
+    page.get_by_role("button", name="Generate grid").click()
+    page.get_by_role("status").filter(has_text="2 rows").wait_for()
+    assert page.locator("#table figcaption").all_inner_texts() == [
+        "class bee",
+        "class bee",
+        "a red apple",
+        "a blue apple",
+    ]
+    assert page.get_by_role("columnheader").nth(1).inner_text() == "seed 1"
+    assert serious(page) == []
 
 
 def test_a_run_is_watched(page):

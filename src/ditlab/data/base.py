@@ -202,8 +202,11 @@ def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Ten
 
 
 def numbered(batch: Batch, indices: Tensor) -> Batch:
-    """A batch with the positions of its images in the data set, which are the requested ones if it does not say."""
-    return batch if batch.index is not None else replace(batch, index=indices)
+    """A batch with the positions of its images in the data set.
+
+    If a batch does not say them, they are the requested ones, unless images are missing.
+    """
+    return replace(batch, index=indices) if batch.index is None and len(batch) == len(indices) else batch
 
 
 def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch], depth: int = 2) -> Generator[Batch]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ditlab.conditioning import ClassLabels
+from ditlab.conditioning import ClassLabels, Text
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.core.units import counted
-from ditlab.inference.base import BasePipeline
+from ditlab.inference.base import PROMPTS, BasePipeline
 from ditlab.inference.card import about_images
 from ditlab.inference.inpaint import FORMATS, Original, read_picture
 from ditlab.server.introspection import Attention
@@ -41,6 +41,7 @@ class About:
     images: str  # channels, type and range, in words
     condition: str
     classes: int
+    prompts: list[str]  # some captions of the training data; empty for a model that reads no text
     defaults: dict[str, Any]  # the sampling settings of a request that gives none
     precision: str
     model_hash: str
@@ -55,6 +56,7 @@ class About:
             images=about_images(channels, pipe.values),
             condition=conditioner.config["kind"],
             classes=conditioner.classes if isinstance(conditioner, ClassLabels) else 0,
+            prompts=list(pipe.model.config.get(PROMPTS, [])) if isinstance(conditioner, Text) else [],
             defaults=resolved(pipe, {}),
             precision=str(pipe.net.dtype).removeprefix("torch."),
             model_hash=pipe.model.identity()["weights_hash"],
@@ -69,6 +71,7 @@ class Generation:
     labels: list[Label]
     seeds: list[Seed]
     settings: dict[str, Any]  # every sampling setting, resolved
+    negative: str | None
     original: Original | None
     previews: int
     animation: bool
@@ -122,13 +125,22 @@ def choose_labels(pipe: BasePipeline, request: GenerationRequest, most: int) -> 
     if count > most:
         raise InputError(f"{count} images; give 1 to {most}")
     if requested is None:
-        all_labels = pipe.conditioner.all_values()
+        all_labels = pipe.examples
         labels: list[Label] = [all_labels[i % len(all_labels)] for i in range(count)]
     else:
         labels = [*requested] * (count if len(requested) == 1 else 1)
     if request.to_label is not None:
         labels = list(between(labels[0], request.to_label, count))
     return labels
+
+
+def described_label(pipe: BasePipeline, label: Label) -> dict[str, Any]:
+    """What an image shows, for its settings: the label, or the prompt with what the model does not read of it."""
+    if not isinstance(pipe.conditioner, Text):
+        return {"label": as_json(label)}
+    ends = (label.first, label.second) if isinstance(label, Between) else (label,)
+    cut = [end for text in ends if isinstance(text, str) and (end := pipe.conditioner.encoder.cut(text))]
+    return {"prompt": as_json(label), **({"left_out": " / ".join(cut)} if cut else {})}
 
 
 def choose_seeds(request: GenerationRequest, count: int) -> list[Seed]:

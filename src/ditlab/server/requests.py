@@ -18,6 +18,7 @@ ALIASES = {
     "guidance_scale": "guidance",
     "class_labels": "labels",
     "prompts": "labels",
+    "to_prompt": "to_label",
     "mask_image": "mask",
     "quality": "preset",  # earlier words of this API
     "seed": "seeds",
@@ -85,7 +86,10 @@ class SamplingRequest(BaseModel):
     labels: Annotated[Labels | None, BeforeValidator(as_list, json_schema_input_type=Label | Labels | None)] = Field(
         None,
         description="Instead of prompt: one for all images, or one for each image. "
-        "Default: all classes in turn. Aliases: class_labels, prompts.",
+        "Default: all classes, or some captions of the training data, in turn. Aliases: class_labels, prompts.",
+    )
+    negative_prompt: Annotated[str, Field(max_length=2000)] | None = Field(
+        None, description="Text to lead away from, for a model that reads text; with guidance above 1."
     )
     seeds: Annotated[Seeds | None, BeforeValidator(as_list, json_schema_input_type=Seed | Seeds | None)] = Field(
         None,
@@ -178,7 +182,9 @@ class GenerationRequest(SamplingRequest):
     size: Annotated[str, Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
         None, description="WIDTHxHEIGHT. A model has one size; any other is rejected."
     )
-    to_label: Label | None = Field(None, description="Interpolate from the first label to this one.")
+    to_label: Label | None = Field(
+        None, description="Interpolate from the first label or prompt to this one. Alias: to_prompt."
+    )
     to_seed: Seed | None = Field(None, description="Interpolate from the first seed to this one.")
     image: File | None = Field(None, description="Image-to-image: the image to start from.")
     mask: File | None = Field(

@@ -101,6 +101,9 @@ class Model(BaseModel):
     )
     condition: str = Field(description="Kind of condition.", examples=["class"])
     classes: int = Field(description="Number of classes; 0 for a model without class labels.", examples=[10])
+    prompts: list[str] = Field(
+        description="Some captions of the training data; empty for a model that reads no text.", examples=[[]]
+    )
     steps: int = Field(examples=[20])
     sampler: str = Field(examples=["ab4"])
     schedule: str = Field(examples=["uniform"])
@@ -294,6 +297,7 @@ def model_info(service: Service, name: str) -> dict[str, Any]:
         "images": about.images,
         "condition": about.condition,
         "classes": about.classes,
+        "prompts": about.prompts,
         **settings,
         "precision": about.precision,
         "model_hash": about.model_hash,

@@ -31,6 +31,7 @@ from ditlab.server.generation import (
     as_json,
     choose_labels,
     choose_seeds,
+    described_label,
     evenly,
     start_image,
 )
@@ -103,6 +104,7 @@ class Service:
         seeds = choose_seeds(request, len(labels))
         original, settings = start_image(pipe, request, self.limits.pixels), request.settings()
         keywords = settings | ({} if original is None else {"original": original})
+        keywords |= {} if request.negative_prompt is None else {"negative_prompt": request.negative_prompt}
         total = pipe.step_count(keywords)
         if total > self.limits.steps:
             raise InputError(f"{total} steps; give 1 to {self.limits.steps}")
@@ -113,6 +115,7 @@ class Service:
             labels=labels,
             seeds=seeds,
             settings=resolved(pipe, settings),
+            negative=request.negative_prompt or None,
             original=original,
             previews=request.partial_images if request.stream else 0,
             animation=request.animation,
@@ -262,7 +265,8 @@ class Service:
         about, start = self.about[generation.model], generation.original
         return {
             "model": generation.model,
-            "label": as_json(generation.labels[i]),
+            **described_label(self.models[generation.model], generation.labels[i]),
+            **({} if generation.negative is None else {"negative_prompt": generation.negative}),
             "seed": as_json(generation.seeds[i]),
             **generation.settings,
             **({} if start is None else {"strength": start.strength, "resample": start.resample, **start.about(i)}),

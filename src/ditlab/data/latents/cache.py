@@ -2,9 +2,11 @@
 
     cache/description.json            shape, classes, preprocessing, hash of the autoencoder
     cache/index.json                  the same, with names, sizes and hashes of the shards; written when all exist
-    cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,); other parts of the condition
+    cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,), index (n,) of the images in
+                                      the source; other parts of the condition
                                       as "condition.NAME", further tensors of the batch as "extra.NAME", and names,
                                       sizes, times and hashes of the shard's images as "stamp.NAME"
+    cache/captions.json               the captions of each image of the source, if it has any
     cache/autoencoder/                the autoencoder, so that a model trained on the cache can decode its samples
 
 A shard is written to a temporary file and renamed, so it is complete or absent; existing shards are not encoded again.
@@ -15,6 +17,7 @@ import json
 import operator
 import zlib
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.formats import check_types, interpreting, read_object, reason
+from ditlab.core.formats import check_types, interpreting, parse_json, read_object, reason
 from ditlab.core.io import hash_file, is_vacant, replace_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.types import Batch, Condition
@@ -35,6 +38,7 @@ from ditlab.data.latents.shards import CONDITION, EXTRA, Shard, read_header, sha
 from ditlab.data.preprocess import Preprocess
 
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
+CAPTIONS = "captions.json"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 IMAGES = ("source", "images", "classes")  # keys of a description that follow from the images
 UNPREPARED = {key: getattr(Preprocess(None), key) for key in ("fit", "flip", "background")}
@@ -185,6 +189,36 @@ class Latents(Dataset):
             name.removeprefix(CONDITION): self._rows(name, indices) for name in self.condition_names
         }
         return Condition(**parts)
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        return self._captions[int(self._sources[i])] if self._captions else ()
+
+    @cached_property
+    def _captions(self) -> list[tuple[str, ...]]:
+        """The captions of each image of the source; empty if it has none."""
+        file = self.folder / CAPTIONS
+        if not file.exists():
+            return []
+        with interpreting(file, "remove it and encode again"):
+            return [tuple(map(str, texts)) for texts in parse_json(file.read_bytes())]
+
+    @cached_property
+    def _sources(self) -> Tensor:
+        """The positions (entries,) in the source of all entries.
+
+        Raises:
+            InputError: an earlier version wrote the cache, and left images out.
+        """
+        parts = []
+        for number, shard in enumerate(self.shards):
+            first = number * self.description.shard
+            if "index" in shard.header:
+                parts.append(shard.column("index"))
+            elif shard.count == min(self.description.shard, self.description.images - first):
+                parts.append(torch.arange(first, first + shard.count))
+            else:
+                raise InputError(f"{self.folder} does not say which images have which captions; encode them again")
+        return torch.cat(parts)
 
     def stamps(self) -> Stamps:
         checksums = np.array(self.checksums, np.int64)

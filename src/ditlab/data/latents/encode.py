@@ -4,6 +4,7 @@ Process r of n writes the shards r, r + n, r + 2n, ... without any communication
 missing shard also writes the index. A thread reads the next images while the autoencoder encodes the current ones.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,15 +16,16 @@ from rich.console import Console
 from ditlab.autoencoders import Latent
 from ditlab.autoencoders.io import fingerprint, save_autoencoder
 from ditlab.core.errors import InputError, lookup
-from ditlab.core.io import held, replacing
+from ditlab.core.io import held, replace_text, replacing
 from ditlab.core.progress import progress_bar
 from ditlab.core.spelling import absolute
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch, Condition
 from ditlab.core.values import EIGHT_BITS
-from ditlab.data.base import Dataset, ahead
+from ditlab.data.base import Dataset, ahead, numbered
 from ditlab.data.identity import Stamps
 from ditlab.data.latents.cache import (
+    CAPTIONS,
     DTYPES,
     Description,
     indexed_entries,
@@ -119,6 +121,11 @@ def encode(
 def prepare(out: Path, dataset: Dataset, source: str, autoencoder: Latent, console: Console) -> None:
     """Report what is encoded, and write what a cache holds beside its shards."""
     report_data(dataset, source, out, console)
+    captions = [dataset.captions(i) for i in range(len(dataset))]
+    if any(captions):  # written each time, because they may change without the images
+        replace_text(out / CAPTIONS, json.dumps(captions, ensure_ascii=False))
+    else:
+        (out / CAPTIONS).unlink(missing_ok=True)
     if not (out / "autoencoder").exists():
         with replacing(out / "autoencoder") as draft:
             save_autoencoder(autoencoder, draft)
@@ -158,7 +165,7 @@ def _encode_shards(
         number = int(indices[0]) // description.shard
         if number not in stamps:  # before the images are read, so that a change in between is noticed next time
             stamps[number] = images.of_shard(number)
-        return images.dataset.fetch_readable(indices)
+        return numbered(images.dataset.fetch_readable(indices), indices)
 
     device = next(autoencoder.parameters()).device
     dtype = DTYPES[description.dtype]
@@ -192,10 +199,14 @@ def _joined(parts: list[Batch], description: Description) -> Batch:
     """Concatenate batches of moments; the result is empty if no image could be read."""
     if not parts:
         empty = torch.empty(0, *description.shape, dtype=DTYPES[description.dtype])
-        return Batch(empty, Condition(label=torch.empty(0, dtype=torch.long)), encoded=True)
+        none = torch.empty(0, dtype=torch.long)
+        return Batch(empty, Condition(label=none), encoded=True, index=none)
     extra = {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra}
     moments = torch.cat([part.x for part in parts])
-    return Batch(moments, Condition.cat([part.condition for part in parts]), extra, encoded=True)
+    known = [part.index for part in parts if part.index is not None]
+    index = torch.cat(known) if len(known) == len(parts) else None
+    condition = Condition.cat([part.condition for part in parts])
+    return Batch(moments, condition, extra, encoded=True, index=index)
 
 
 def _timed(batches: Iterator[Batch], work: Work) -> Iterator[Batch]:

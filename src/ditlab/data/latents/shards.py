@@ -45,6 +45,7 @@ def write_shard(file: Path, batch: Batch, stamps: Stamps) -> None:
     data = moments.view(torch.uint8).flatten(1).numpy()
     checksums = torch.tensor([zlib.crc32(entry) for entry in data], dtype=torch.int64)
     tensors = {"moments": moments, "labels": torch.zeros(len(batch), dtype=torch.int64), "checksums": checksums}
+    tensors |= {} if batch.index is None else {"index": batch.index}
     parts = {name: value for name, value in batch.condition.parts().items() if isinstance(value, Tensor)}
     if batch.condition.label is not None:
         tensors["labels"] = batch.condition.label

@@ -1,6 +1,6 @@
 // The same seeds and classes through several models or settings, in one grid.
 
-import { $, SAMPLERS, described, element, post, say, shared, source } from "./service.js";
+import { $, SAMPLERS, described, element, lines, plain, post, say, shared, source, subject } from "./service.js";
 
 export function pick() {
   if (!$("variants").children.length) for (const preset of ["draft", "best"]) add({ model: $("model").value, preset });
@@ -26,10 +26,13 @@ function order(row) {
   const asked = { n: Number($("grid-count").value), seeds: Number($("grid-seed").value) };
   for (const field of row.querySelectorAll("[data-key]"))
     if (field.value !== "") asked[field.dataset.key] = field.type === "number" ? Number(field.value) : field.value;
-  const names = $("grid-classes").value.split(",").map((name) => name.trim()).filter(Boolean);
+  const text = isText(asked.model);
+  const names = text ? lines($("grid-prompts").value) : $("grid-classes").value.split(",").map((name) => name.trim()).filter(Boolean);
   if (names.length) asked.labels = Array.from({ length: asked.n }, (_, i) => names[i % names.length]);
   return asked;
 }
+
+const isText = (id) => shared.models.find((each) => each.id === id).condition === "text";
 
 function told(asked) {
   const { model, preset, sampler, steps, guidance } = asked;
@@ -40,6 +43,7 @@ function told(asked) {
 async function draw() {
   $("table").replaceChildren();
   const rows = [...$("variants").children];
+  const mixed = new Set(rows.map((row) => isText(order(row).model))).size > 1; // prompts and classes: named at each image
   for (const [i, row] of rows.entries()) {
     const asked = order(row);
     say(`Generating row ${i + 1} of ${rows.length}`);
@@ -48,8 +52,11 @@ async function draw() {
     const seconds = (performance.now() - begun) / 1000;
     const [name, settings] = told(asked);
     const head = element("th", { scope: "row" }, name, element("br"), settings, element("br"), `${seconds.toFixed(2)} s`);
-    const cells = data.map((one) => element("td", {}, element("img", { src: source(one.b64_json), alt: `${name}, ${settings}: ${described(one.settings)}` })));
-    if (i === 0) $("table").append(element("tr", {}, element("td"), ...data.map((one) => element("th", { scope: "col", textContent: described(one.settings) }))));
+    const image = (one) => element("img", { src: source(one.b64_json), alt: `${name}, ${settings}: ${described(one.settings)}` });
+    const named = (one) => element("figure", {}, image(one), element("figcaption", { textContent: subject(one.settings) }));
+    const cells = data.map((one) => element("td", {}, mixed ? named(one) : image(one)));
+    const title = (one) => (mixed ? `seed ${plain(one.settings.seed)}` : described(one.settings));
+    if (i === 0) $("table").append(element("tr", {}, element("td"), ...data.map((one) => element("th", { scope: "col", textContent: title(one) }))));
     $("table").append(element("tr", {}, head, ...cells));
   }
   say(`${rows.length} ${rows.length === 1 ? "row" : "rows"} generated`);

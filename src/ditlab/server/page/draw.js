@@ -1,7 +1,7 @@
 // The view in which people draw.
 
 import { connect as connectHistory, remember, restore } from "./history.js";
-import { $, SAMPLERS, ask, described, element, events, labelAt, model, placeOf, post, say, shared, source } from "./service.js";
+import { $, SAMPLERS, ask, described, element, events, labelAt, lines, model, placeOf, post, say, shared, source } from "./service.js";
 import * as start from "./start.js";
 
 const THUMBNAILS = 60; // classes for which small pictures are drawn at once
@@ -11,12 +11,16 @@ let cancel = null; // an AbortController while something is drawn
 // ---------------------------------------------------------------- classes
 
 export async function pick() {
-  const { id, guidance_interval, classes } = model();
+  const { id, guidance_interval, classes, condition, prompts } = model();
   [$("low").value, $("high").value] = guidance_interval;
   interval();
   start.clear();
   chosen = new Set();
   $("classes-set").hidden = classes === 0;
+  $("to-label-row").hidden = condition === "text";
+  $("prompts-set").hidden = $("to-prompt-row").hidden = condition !== "text";
+  $("prompts").value = $("negative").value = $("to-prompt").value = "";
+  $("prompts").placeholder = prompts.slice(0, 3).join("\n");
   $("classes").replaceChildren(...shared.classes.map(classButton));
   $("to-label").replaceChildren(new Option("none", ""), ...shared.classes.map((name, i) => new Option(name, i)));
   for (const i of shared.classes.keys()) if (i < THUMBNAILS) thumbnail(id, i);
@@ -78,8 +82,24 @@ function order() {
     stream: true,
     partial_images: 12,
   };
+  if (model().condition === "text") return { ...asked, ...texts(count) };
   if (labels.length) asked.labels = Array.from({ length: count }, (_, i) => labelAt(labels[i % labels.length]));
   return asked;
+}
+
+function texts(count) {
+  const prompts = lines($("prompts").value);
+  return {
+    n: prompts.length > 1 ? Math.max(count, prompts.length) : count,
+    labels: prompts.length ? Array.from({ length: Math.max(count, prompts.length) }, (_, i) => prompts[i % prompts.length]) : undefined,
+    negative_prompt: $("negative").value || undefined,
+    to_label: $("to-prompt").value || undefined,
+  };
+}
+
+async function readPrompts() {
+  const [file] = $("prompts-file").files;
+  if (file) $("prompts").value = lines(await file.text()).join("\n");
 }
 
 async function draw(asked) {
@@ -138,7 +158,11 @@ async function take(asked) {
   for (const [name, earlier] of Object.entries(EARLIER)) asked[name] ??= asked[earlier];
   const fields = { count: "n", seed: "seeds", quality: "preset", sampler: "sampler", steps: "steps", guidance: "guidance" };
   for (const [id, key] of Object.entries({ ...fields, "to-seed": "to_seed" })) $(id).value = asked[key] ?? "";
-  $("to-label").value = asked.to_label === undefined ? "" : placeOf(asked.to_label);
+  if (model().condition === "text") {
+    $("prompts").value = [...new Set(asked.labels ?? [])].join("\n");
+    $("negative").value = asked.negative_prompt ?? "";
+    $("to-prompt").value = asked.to_label ?? "";
+  } else $("to-label").value = asked.to_label === undefined ? "" : placeOf(asked.to_label);
   [$("low").value, $("high").value] = asked.guidance_interval;
   interval();
   chosen = new Set((asked.labels ?? []).map(placeOf));
@@ -156,6 +180,7 @@ export async function connect() {
   });
   $("cancel").addEventListener("click", () => cancel?.abort());
   $("search").addEventListener("input", search);
+  $("prompts-file").addEventListener("change", () => readPrompts().catch((error) => say(error.message)));
   $("search").addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
   for (const id of ["low", "high"]) $(id).addEventListener("input", interval);
   start.connect();

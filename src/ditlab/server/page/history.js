@@ -54,7 +54,8 @@ function open(entry) {
 
 function name({ settings }) {
   const word = (value) => (value !== null && typeof value === "object" ? `${value.first}-to-${value.second}` : value);
-  return `${settings.model}-${word(settings.label)}-${word(settings.seed)}`;
+  const subject = String(word("prompt" in settings ? settings.prompt : settings.label)).slice(0, 80);
+  return `${settings.model}-${subject}-${word(settings.seed)}`;
 }
 
 function settings(entries) {

@@ -11,12 +11,16 @@ let attention = null; // of the chosen step and layer
 export function pick() {
   $("look-label").replaceChildren(...shared.classes.map((name, i) => new Option(name, i)));
   $("look-label-row").hidden = model().classes === 0;
+  $("look-prompt-row").hidden = model().condition !== "text";
+  $("look-prompt").value = "";
+  $("look-prompt").placeholder = model().prompts[0] ?? "";
   $("seen").hidden = true;
 }
 
 async function look() {
   say("Inspecting");
   asked = { model: $("model").value, seeds: Number($("look-seed").value), steps: Number($("look-steps").value) };
+  if (model().condition === "text" && $("look-prompt").value.trim()) asked.prompt = $("look-prompt").value;
   if (model().classes) asked.prompt = labelAt($("look-label").value);
   const seen = await (await post("v1/inspect", asked)).json();
   steps = seen.steps;

@@ -58,8 +58,16 @@ export function plain(value) {
   return String(value);
 }
 
+export const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+export function subject(settings) {
+  // What an image shows: its class or its prompt.
+  if ("prompt" in settings) return settings.prompt === null ? "image" : plain(settings.prompt);
+  return settings.label === null ? "image" : `class ${named(settings.label)}`;
+}
+
 export function described(settings) {
-  return `${settings.label === null ? "image" : `class ${named(settings.label)}`}, seed ${plain(settings.seed)}`;
+  return `${subject(settings)}, seed ${plain(settings.seed)}`;
 }
 
 export function element(name, properties = {}, ...children) {
