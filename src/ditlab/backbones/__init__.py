@@ -85,8 +85,8 @@ def create(
         InputError: unknown name or option, or sizes that do not fit together.
     """
     kind, sizes = find(name)
-    shape: dict[str, Any] = {"size": size, "channels": channels, "classes": classes, "learn_variance": learn_variance}
-    shape = {**kind.defaults, **{key: value for key, value in shape.items() if value is not None}}
+    given = {"size": size, "channels": channels, "classes": classes, "learn_variance": learn_variance}
+    shape: dict[str, Any] = {**kind.defaults, **{key: value for key, value in given.items() if value is not None}}
     if isinstance(shape["size"], int):
         shape["size"] = (shape["size"], shape["size"])
     options = {key: value for key, value in options.items() if value is not None}
