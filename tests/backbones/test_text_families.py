@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import perturbed, relative
+from PIL import Image
+from rich.console import Console
 
 import ditlab
 from ditlab.backbones import BACKBONES, create
@@ -228,3 +230,29 @@ def test_it_is_saved_and_read_again(make, tmp_path):
     given = inputs(net)
     with torch.no_grad():
         assert torch.equal(again(*given), net(*given))
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "DiT" else pytest.mark.slow) for name in FAMILIES]
+)
+def test_it_trains_on_captions_and_resumes(family, tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(8):
+        name = ("red", "blue")[i % 2]
+        Image.new("RGB", (8, 8), name).save(tmp_path / "data" / f"{i}.png")
+        (tmp_path / "data" / f"{i}.txt").write_text(f"all {name}")
+    recipe = {
+        "model": {"name": family, **TINY[family]},
+        "data": {"source": str(tmp_path / "data"), "size": "8", "conditioner": "text"},
+        "train": {"images": 32, "batch": 8, "precision": "float32", "device": "cpu", "log_every": 8, "save_every": 16}
+        | {"preview_every": 1000, "label_dropout": 0.25, "compile": "never"},
+        "sample": {"sampler": "euler", "steps": 1, "guidance": 2.0},
+    }
+    quiet = Console(quiet=True)
+    whole = ditlab.train(recipe, tmp_path / "whole", console=quiet)
+    ditlab.train(recipe | {"train": recipe["train"] | {"images": 16}}, tmp_path / "parts", console=quiet)
+    state = ditlab.train(recipe, tmp_path / "parts", console=quiet).net.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.net.state_dict().items())
+    pipe = ditlab.load(tmp_path / "whole")
+    a, b = (p(["all red", "all blue"], seeds=[0, 0], output_type="pt").images for p in (whole, pipe))
+    assert torch.equal(a, b)

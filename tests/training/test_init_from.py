@@ -18,7 +18,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Linear, ScaledLinear
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training import train
-from ditlab.training.init_from import Change, match_classes, report, summary, transfer
+from ditlab.training.init_from import Change, continued, match_classes, report, summary, transfer
 from ditlab.training.losses import batch_losses, make_context
 
 TABLE = "y_embedder.embedding_table.weight"
@@ -427,3 +427,40 @@ def test_a_model_that_fits_is_reported_in_a_line():
     kept, new = Change("a", "kept", "1"), Change("b", "new", "2")
     assert report([kept, kept]) == "all 2 tensors kept"
     assert report([kept, new]).row_count == 1
+
+
+SMALL = {"size": 8, "channels": 3, "width": 32, "depth": 2, "heads": 2, "patch": 2}
+
+
+class TestPixArtFromDiT:
+    """The published way to start: the network of a DiT at timestep 500 without a class."""
+
+    def dit(self, **options):
+        torch.manual_seed(0)
+        net = create("DiT", classes=4, learn_variance=True, **SMALL | options)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return Pipeline(net.eval(), Objective(DDPM(), "eps", learn_variance=True))
+
+    def test_it_equals_the_dit_at_this_timestep(self):
+        source = self.dit()
+        net = create("PixArt", learn_variance=True, text_length=3, text_width=5, **SMALL).eval()
+        changes = {change.name: change for change in transfer(net, [], source)}
+        assert changes["blocks.1.scale_shift_table"][1:] == ("adapted", "adaLN modulation at timestep 500")
+        assert changes["blocks.0.attn.qkv.weight"].fate == "kept"
+        assert changes["blocks.0.cross_attn.q_linear.weight"].fate == "new"
+        assert changes["y_embedder.embedding_table.weight"].fate == "dropped"
+        x, _, text = net.example(2, torch.Generator().manual_seed(0))
+        t, null = torch.full((2,), 500.0), torch.full((2,), 4)
+        with torch.no_grad():
+            out, expected = net(x, t, text), source.net(x, t, null)
+            assert torch.allclose(out, expected, atol=1e-5)
+            assert not torch.allclose(net(x, t + 100, text), source.net(x, t + 100, null), atol=1e-3)
+
+    def test_the_recipe_takes_the_sizes_of_the_dit(self):
+        recipe = parse_recipe({"model": {"name": "PixArt-S/2", "condition_grid": True}})
+        model = continued(recipe.model, self.dit(rope=True))
+        assert (model.name, model.width, model.depth, model.condition_grid) == ("PixArt", 32, 2, True)
+        assert model.rope is None
+        assert continued(parse_recipe({"model": {"name": "U-ViT-S/2"}}).model, self.dit()).name == "DiT"

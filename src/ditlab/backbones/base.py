@@ -267,6 +267,17 @@ class Backbone(PublishedForm, nn.Module, ABC):
             groups[id(parameter) in matrices, id(parameter) in hidden].parameters.append(parameter)
         return list(groups.values())
 
+    starts_from: tuple[str, ...] = ()
+    """Other families whose trained weights this family takes over, see `adopt`."""
+
+    def adopt(self, source: "Backbone") -> dict[str, str]:
+        """Set weights that follow from those of a network of another family, after equal weights have been copied.
+
+        Returns:
+            The names of these weights, each with a description.
+        """
+        return {}
+
     # The same for every network.
 
     def with_parts(self, parts: dict[nn.Module, nn.Module]) -> Self:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones import pixart_published
 from ditlab.backbones.base import Backbone, Embedders
+from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import (
     FREQUENCIES,
     Attention,
@@ -39,6 +40,7 @@ from ditlab.backbones.text import Context, TextEmbedder, TextShape, checked, tex
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
+MIDDLE = 500.0  # timestep at which a network that starts from a DiT equals it
 SMALL = {"depth": 6, "width": 192, "heads": 6, "text_block": True, "condition_grid": True}  # for small budgets
 
 
@@ -90,6 +92,7 @@ class PixArt(Backbone):
     published = MappingProxyType(dict.fromkeys(("text_block", "condition_grid", "pooled_width", "vocabulary"), False))
     diffusers_class = "PixArtTransformer2DModel"
     computed = ("pos_embed",)
+    starts_from = ("DiT",)
 
     def __init__(
         self,
@@ -190,6 +193,27 @@ class PixArt(Backbone):
     def embedders(self) -> Embedders:
         embedders = (self.t_embedder, self.csize_embedder, self.ar_embedder)
         return Embedders([embedder for embedder in embedders if embedder is not None])
+
+    @torch.no_grad()
+    def adopt(self, source: Backbone) -> dict[str, str]:
+        """Set the tables of the blocks so that the network equals a DiT at timestep 500 without a class.
+
+        This is the published way to start from a DiT. The text has no influence yet, because the output layers of
+        cross-attention are zero.
+        """
+        zero = isinstance(source, DiT) and source.config.get("condition", "adaln-zero") == "adaln-zero"
+        if not isinstance(source, DiT) or not zero or source.text or len(source.blocks) != len(self.blocks):
+            return {}
+        t = torch.tensor([MIDDLE], device=source.device)
+        (c,) = source.conditioning(t, torch.full((1,), source.classes, device=source.device))
+        common, final = self.t_block(self.t_embedder(t)).view(6, -1), self.t_embedder(t)
+        for block, other in zip(self.blocks, source.blocks, strict=True):
+            table = other.get_submodule("adaLN_modulation")(c).view(6, -1) - common
+            block.get_parameter("scale_shift_table").copy_(table)
+        assert source.final_layer.adaLN_modulation is not None
+        self.final_layer.scale_shift_table.copy_(source.final_layer.adaLN_modulation(c).view(2, -1) - final)
+        names = [f"blocks.{i}.scale_shift_table" for i in range(len(self.blocks))]
+        return dict.fromkeys([*names, "final_layer.scale_shift_table"], f"adaLN modulation at timestep {MIDDLE:.0f}")
 
     def initialize(self) -> None:
         """Set initial weights: Xavier for linear layers, N(0, 0.02) for embedders, zero for cross-attention and head.

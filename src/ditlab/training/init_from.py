@@ -5,6 +5,7 @@ sin-cos positions are recomputed and learned positions are interpolated. The var
 zeros) or dropped. Process, target and timestep input are those of the source model unless the recipe sets others.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Sequence
 from math import prod
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
-from ditlab.backbones import SHAPE, Backbone, find, name_of
+from ditlab.backbones import BACKBONES, SHAPE, Backbone, find, name_of
 from ditlab.backbones.text import TEXT_OPTIONS
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Diffusion, Model
@@ -56,7 +57,8 @@ def transfer(net: Backbone, classes: list[str], source: Pipeline, class_map: str
     rows = None if same else match_classes(classes, source, class_map)
     changes = [_fill(name, targets[name], sources, net, rows, source) for name in targets]
     changes += [Change(name, "dropped", shape(value)) for name, value in sources.items() if name not in targets]
-    return changes
+    adopted = net.adopt(source.net)
+    return [Change(one.name, "adapted", adopted[one.name]) if one.name in adopted else one for one in changes]
 
 
 @torch.no_grad()
@@ -213,7 +215,8 @@ def shape(value: Tensor) -> str:
 def continued(model: Model, source: Pipeline) -> Model:
     """The architecture of the source model, with those options of the recipe that may change.
 
-    If the recipe names a class that extends the source's (Skip-DiT extends DiT), the result has that class.
+    If the recipe names a class that extends the source's (Skip-DiT extends DiT), or starts from its weights (PixArt
+    from DiT), the result has that class; in the second case, with the options of the source that the class has too.
     """
     derived = {*SHAPE, *TEXT_OPTIONS}  # from the data, the autoencoder and the conditioner
     options: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in derived}
@@ -222,6 +225,11 @@ def continued(model: Model, source: Pipeline) -> Model:
     if new_class is not source_class and issubclass(new_class, source_class):
         options["name"] = name_of(new_class, options)
         changeable = new_class.changeable
+    elif any(BACKBONES.get(name) is source_class for name in new_class.starts_from):
+        known = inspect.signature(new_class).parameters
+        options = {key: value for key, value in options.items() if key in known}
+        options |= {key: value for key, value in model.options.items() if key not in options and value is not None}
+        options["name"] = name_of(new_class, options)
     options |= {key: value for key, value in model.options.items() if key in changeable}
     return Model(**options)
 
