@@ -8,6 +8,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\((?:\.\./)+examples/")
+CONTENTS = re.compile(r"^## Table of Contents\n.*?(?=^#)", re.MULTILINE | re.DOTALL)
 COMMANDS = "<!-- commands -->"
 
 
@@ -33,4 +34,4 @@ def commands():
     from ditlab.cli.terminal import app
 
     import_commands("")
-    return app.generate_docs(heading_level=2, include_hidden=False)
+    return CONTENTS.sub("", app.generate_docs(heading_level=2))  # the page has a list of its headings already

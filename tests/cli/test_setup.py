@@ -13,7 +13,13 @@ from ditlab.core.version import __version__
 def test_env_lists_versions_and_no_secrets(ditlab, monkeypatch):
     monkeypatch.setenv("DITLAB_TOKEN", "secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    needed = ["torch>=2.9", 'nowhere>=1; extra == "data"', "peft>=0.15; extra == 'lora'", 'ruff; extra == "dev"']
+    needed = [
+        "torch>=2.9",
+        'nowhere>=1; extra == "data"',
+        "peft>=0.15; extra == 'lora'",
+        'ruff; extra == "dev"',
+        'ditlab[data]; extra == "more"',
+    ]
     monkeypatch.setattr(environments, "requires", lambda name: needed)
     facts = json.loads(ditlab("env", "--json").out)
     assert facts["ditlab"] == __version__

@@ -45,7 +45,7 @@ def packages() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for requirement in requirements:
         match = REQUIREMENT.match(requirement)
-        if match is not None and match[2] not in COLLECTIONS:
+        if match is not None and match[2] not in COLLECTIONS and match[1] != "ditlab":  # an extra may contain another
             found.setdefault(match[2] or "required", {})[match[1]] = installed(match[1])
     return found
 
