@@ -8,7 +8,7 @@ In shapes, B is the batch, h x w the grid of a level, D its width, L the number 
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from ditlab.backbones.layers import (
 )
 from ditlab.backbones.positions import rotations, sincos_positions
 from ditlab.backbones.routing import Level, number, record
-from ditlab.backbones.text import TextEmbedder, text_shape
+from ditlab.backbones.text import Context, TextEmbedder, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import counted
@@ -202,12 +202,12 @@ class Hourglass(Backbone):
         return depth_to_space(x, self.outer_patch)                       # (B, C, H, W)
         # fmt: on
 
-    def embedded(self, timestep: Tensor, condition: Condition | Tensor) -> "tuple[Tensor, Words | None]":
+    def embedded(self, timestep: Tensor, condition: Condition | Tensor) -> tuple[Tensor, Context | None]:
         """The condition as one vector (B, D), and the words of a text."""
         if not self.text:
             return self.conditioning(timestep, self.labels(condition))[0], None
         tokens, mask, vector = self.text_embedder(self.texts(condition))
-        return self.t_embedder(timestep) + vector, Words(F.layer_norm(tokens, tokens.shape[-1:]), mask)
+        return self.t_embedder(timestep) + vector, Context(F.layer_norm(tokens, tokens.shape[-1:]), mask)
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Compute all levels; feature caching skips them."""
@@ -254,13 +254,6 @@ class TokenBlock(AdaLNZeroBlock):
         return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-class Words(NamedTuple):
-    """The tokens of texts: values (B, L, D), and a mask (B, L) that is true for those that count."""
-
-    values: Tensor
-    mask: Tensor
-
-
 class TextBlock(nn.Module):
     """A block of DiT on the positions of a grid (B, D, h, w), which also attend to the words of a text."""
 
@@ -268,31 +261,16 @@ class TextBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (style.norm(affine=False) for _ in range(3))
         self.attn, self.mlp = style.attention(), style.mlp()
-        self.words = WordAttention(style.width, style.heads)
+        self.words = CrossAttention(style.width, style.heads, qk_norm=True)
         self.adaLN_modulation = modulation(style.width, 6 * style.width)
 
-    def forward(self, x: Tensor, c: Tensor, words: Words) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, words: Context) -> Tensor:
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h w, D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
         tokens = torch.addcmul(tokens, gate_a[:, None], self.attn(modulate(self.norm1(tokens), shift_a, scale_a)))
-        tokens = tokens + self.words(self.norm3(tokens), words)
+        tokens = tokens + self.words(self.norm3(tokens), *words)
         tokens = torch.addcmul(tokens, gate_m[:, None], self.mlp(modulate(self.norm2(tokens), shift_m, scale_m)))
         return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
-
-
-class WordAttention(CrossAttention):
-    """Attention from tokens (B, N, D) to the few words of a text."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, heads, qk_norm=True)
-
-    def forward(self, x: Tensor, context: Any) -> Tensor:
-        """Tokens and `Words` -> (B, N, D)."""
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
-        k, v = self.kv(context.values).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = self.q_norm(q) * q.shape[-1] ** -0.5 @ self.k_norm(k).transpose(2, 3)  # (B, heads, N, L)
-        weights = scores.masked_fill(~context.mask[:, None, None], -torch.inf).softmax(-1).to(v.dtype)
-        return self.proj((weights @ v).transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 class Encoder(nn.Module):
