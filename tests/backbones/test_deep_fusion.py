@@ -12,7 +12,7 @@ from ditlab.backbones.positions import rotated
 from ditlab.conditioning import Text as TextConditioner
 from ditlab.conditioning.encoders import Words
 from ditlab.core.errors import InputError
-from ditlab.core.types import Condition
+from ditlab.core.types import Between, Condition
 from ditlab.diffusion.objective import Objective
 from ditlab.inference import base as inference
 from ditlab.inference.pipeline import Pipeline
@@ -155,3 +155,15 @@ def test_other_language_models_are_reported_in_one_line():
     ):
         with pytest.raises(InputError, match=words):
             network(**options)
+
+
+def test_classes_are_interpolated_after_they_are_read():
+    net = network(classes=3)
+    pipe = Pipeline(net, Objective())
+    options = {"seeds": [0, 0, 0], "num_inference_steps": 2, "output_type": "latent"}
+    first, middle, last = pipe([0, Between(0, 2, 0.5), 2], **options).images
+    assert relative(middle, first) > 1e-3
+    assert relative(middle, last) > 1e-3
+    once = net.encoded(pipe.conditioner.encode([Between(0, 2, 0.5)]))
+    assert torch.equal(once.other.layer_keys, net.encoded(torch.tensor([2])).layer_keys)
+    assert once.weight.tolist() == [0.5]

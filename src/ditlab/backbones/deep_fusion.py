@@ -166,13 +166,15 @@ class DeepFusion(Backbone):
             raise InputError(
                 f"a condition with {fields} for a network that reads a language model; give keys and values"
             )
-        if not self.text:
+        if self.text:
+            text = self.texts(condition)
+            tokens = checked(text, self.text, self.text.length)
+            tokens = tokens if self.text.vocabulary else tokens.to(self.dtype)
+        else:
             label = self.labels(condition)
-            keys, values = self.tower(torch.stack([torch.full_like(label, self.classes), label], dim=1))
-            return Condition(layer_keys=keys, layer_values=values)
-        text = self.texts(condition)
-        tokens = checked(text, self.text, self.text.length)
-        keys, values = self.tower(tokens if self.text.vocabulary else tokens.to(self.dtype))
+            text = Condition(label=label) if isinstance(condition, Tensor) else condition
+            tokens = torch.stack([torch.full_like(label, self.classes), label], dim=1)
+        keys, values = self.tower(tokens)
         other = None if text.other is None else self.encoded(text.other)
         return Condition(
             mask=text.mask, pooled=text.pooled, layer_keys=keys, layer_values=values, other=other, weight=text.weight
@@ -251,7 +253,8 @@ def given(value: Tensor | None) -> Tensor:
     """
     if value is None:
         raise InputError(
-            "a condition without the pooled vector that this network needs; encode the text with its model"
+            "a condition without the values or the pooled vector that this network needs; encode the text with the "
+            "conditioner of the model"
         )
     return value
 
