@@ -99,13 +99,16 @@ def test_layers_masks_and_padding_are_part_of_the_rule(places):
     again = ENCODERS["transformers"](**{key: value for key, value in left.config.items() if key != "kind"})
     assert again.rule == left.rule
     assert torch.equal(again.encode(["a red apple"]).tokens, rows.tokens)
+    again.release()
+    assert "net" not in vars(again)
+    assert torch.equal(again.encode(["a red apple"]).tokens, rows.tokens)
 
 
 def test_what_is_cut(places):
     encoder = Pretrained.open(str(places / "llama"), length=5)
     assert encoder.cut("a red apple") == ""
     assert encoder.cut("a red apple on a blue square") == "on a blue square"
-    with pytest.warns(UserWarning, match='7 words, more than the 5 tokens of this model; left out: "on a blue square"'):
+    with pytest.warns(UserWarning, match=r'\(7 words\) is longer than the 5 tokens .*out: "on a blue square"'):
         Text(encoder.config).encode(["a red apple on a blue square"])
 
 

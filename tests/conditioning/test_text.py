@@ -60,7 +60,9 @@ def test_prompts_that_cannot_be_encoded(text, prompt, line):
 
 
 def test_what_a_long_prompt_loses_is_said(text):
-    line = 'the prompt ".*" has 10,000 words, more than the 5 tokens of this model; left out: "red red .*\\.\\.\\."'
+    line = (
+        'the prompt ".*" \\(10,000 words\\) is longer than the 5 tokens of this model; left out: "red red .*\\.\\.\\."'
+    )
     with pytest.warns(UserWarning, match=line):
         rows = text.encode(["red " * 10_000])
     assert rows.tokens.tolist() == [[1, 7, 7, 7, 7]]

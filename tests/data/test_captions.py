@@ -15,6 +15,7 @@ from ditlab.core.errors import InputError
 from ditlab.data import open_dataset
 from ditlab.data.latents.encode import encode
 from ditlab.data.sources import open_source
+from ditlab.data.summary import Summary
 from ditlab.data.survey import survey
 
 
@@ -35,6 +36,7 @@ def test_text_files_beside_images(tmp_path):
     (folder / "0.txt").write_text("  a red\n apple ", encoding="utf-8")
     (folder / "2.txt").write_text("")
     assert all_captions(folder) == [("a red apple",), (), ()]
+    assert Summary.of(open_dataset(str(folder)), "data").lines()[1] == "conditions: captions, and no classes"
     assert all_captions(folder, flip=True, size="8") == 2 * [("a red apple",), (), ()]  # with mirrored copies
     assert all_captions(folder, held_out=0.4, split="train")[0] in [("a red apple",), ()]
 

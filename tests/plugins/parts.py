@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 import ditlab
-from ditlab.conditioning import Conditioner
-from ditlab.core.types import Condition, Step
+from ditlab.conditioning import Conditioner, Encoder
+from ditlab.core.types import Condition, Step, TextShape
 from ditlab.data.base import InMemory
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import Process, per_image
@@ -124,12 +124,30 @@ class Absolute(TrainingObjective):
         return {"absolute": (forward.output - forward.wanted).abs().flatten(1).mean(1)}
 
 
+class Vowels(Encoder):
+    """A text encoder: the numbers of the vowels of a text, 1 to 5, after a 6."""
+
+    def __init__(self) -> None:
+        self.config, self.shape = {"kind": "vowels"}, TextShape(9, vocabulary=7)
+
+    def encode(self, texts):
+        tokens = torch.zeros(len(texts), 9, dtype=torch.long)
+        for row, text in zip(tokens, texts, strict=True):
+            numbers = [6, *(1 + "aeiou".index(letter) for letter in text if letter in "aeiou")][:9]
+            row[: len(numbers)] = torch.tensor(numbers)
+        return Condition(tokens=tokens, mask=tokens > 0)
+
+    def cut(self, text):
+        return ""
+
+
 def brightness(generated, reference):
     """A metric: the difference of the means of the first feature."""
     return {"brightness": float(abs(generated.features.mean[0] - reference.features.mean[0]))}
 
 
 ditlab.register_aid("smooth", Smooth)
+ditlab.register_encoder("vowels", Vowels)
 ditlab.register_parametrization("timid", Timid)
 ditlab.register_objective("absolute", Absolute)
 ditlab.register_metric("brightness", Metric(frozenset(), brightness, results={"brightness": "lower"}))

@@ -204,6 +204,20 @@ class TestParts:
         with pytest.raises(InputError, match="cat is no sign; give -1 or 1"):
             loaded(["cat"])
 
+    def test_a_text_encoder_reads_captions(self, plugin, tmp_path):
+        plugin("parts")
+        recipe = {
+            "model": {"name": "text_net:TextNet"},
+            "data": {
+                "source": "stripes", "conditioner": "text", "encoder": "vowels", "caption_template": "lines {class}",
+            },
+            "train": TRAIN | {"images": 32},
+            "sample": {"steps": 1, "sampler": "euler"},
+        }  # fmt: skip
+        assert ditlab.train(recipe, tmp_path / "run").examples == ["lines across", "lines along"]
+        tokens = ditlab.load(tmp_path / "run").conditioner.encode(["lines across", None]).tokens
+        assert tokens.tolist() == [[6, 3, 2, 1, 4, 0, 0, 0, 0], [6, *8 * [0]]]
+
     def test_an_objective_of_its_own_is_trained_and_logged(self, plugin, tmp_path):
         plugin("parts")
         recipe = {

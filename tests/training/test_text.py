@@ -14,6 +14,7 @@ from ditlab.cli import app, import_commands
 from ditlab.core.errors import InputError
 from ditlab.data import InMemory, open_dataset
 from ditlab.inference.records import read_record
+from ditlab.inference.samples import Samples
 from ditlab.report.sheets import contact_sheet, wrapped
 from ditlab.training.captions import CaptionConditions, Captions
 from ditlab.training.rng import Randomness, RunRandomness
@@ -226,6 +227,15 @@ def test_negative_prompts_without_effect(trained, options, line):
         pipe("all red", negative_prompt="all blue", guide=pipe, guidance=2)
     with pytest.raises(InputError, match='negative_prompt "bad" for a model that reads no text; leave it out'):
         tiny_pipeline()("0", negative_prompt="bad", guidance=2)
+
+
+def test_evaluation_says_that_there_are_no_prompts(trained):
+    pipe, _ = trained
+    with pytest.warns(UserWarning, match="this model reads prompts, but these images are generated without one"):
+        samples = Samples(pipe, 2, labels="balanced", seed=0, batch_size=2, options={"steps": 1, "sampler": "euler"})
+    images = samples.fetch(torch.arange(2)).x
+    expected = pipe([None, None], seeds=[0, 1], steps=1, sampler="euler", output_type="native").images
+    assert torch.equal(images, torch.from_numpy(expected).movedim(-1, 1))
 
 
 def test_records_have_the_prompts(trained, tmp_path):

@@ -15,6 +15,7 @@ from ditlab.conditioning.encoders.words import FIRST, shortened
 from ditlab.core.errors import InputError, nearest
 from ditlab.core.spelling import nfc
 from ditlab.core.types import Condition
+from ditlab.core.units import counted
 
 KEPT = 256  # prompts whose conditions are kept in memory
 PLAIN = re.compile(r"[a-z0-9]+( [a-z0-9]+)*")  # a prompt that its file name shows completely
@@ -63,8 +64,8 @@ class Text(Conditioner):
         for text in dict.fromkeys(texts):
             if text not in self._kept and (end := self.encoder.cut(text)):
                 warnings.warn(
-                    f'the prompt "{shortened(text)}" has {len(text.split()):,} words, more than the '
-                    f'{self.encoder.shape.length} tokens of this model; left out: "{shortened(end)}"',
+                    f'the prompt "{shortened(text)}" ({counted(len(text.split()), "word")}) is longer than the '
+                    f'{self.encoder.shape.length} tokens of this model; left out: "{shortened(end.strip())}"',
                     stacklevel=4,
                 )
         return self._rows(texts)
@@ -78,6 +79,11 @@ class Text(Conditioner):
             rows |= {text: encoded[i : i + 1].apply(torch.clone) for i, text in enumerate(new)}
             self._kept = dict([*(self._kept | rows).items()][-KEPT:])
         return Condition.cat([rows[text] for text in texts])
+
+    def keep(self, texts: Sequence[str]) -> None:
+        """Encode the empty text and texts that will be needed later, and free the memory of the encoder."""
+        self._rows(["", *texts])
+        self.encoder.release()
 
     def null(self, count: int) -> Condition:
         """Return `count` rows of the encoded empty text."""

@@ -1,5 +1,6 @@
 """Generated images as a data set, for evaluation."""
 
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal, final
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from ditlab.conditioning import Text
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition, Step
 from ditlab.core.units import counted
@@ -52,6 +54,11 @@ class Samples(Dataset):
         """
         classes = pipe.net.classes
         check_count(count, seed, labels, classes)
+        if isinstance(pipe.conditioner, Text):
+            line = (
+                "this model reads prompts, but these images are generated without one, as those of a model without text"
+            )
+            warnings.warn(line, stacklevel=2)
         self.pipe = pipe.model.fused() if pipe is pipe.model else pipe
         self.plan = pipe.resolve(**options)
         self.batch_size, self.options = batch_size, options

@@ -122,7 +122,7 @@ def descend(pipe: BasePipeline, count: int, error: Callable[[Tensor], float]) ->
 
 def final(pipe: BasePipeline, times: Tensor, images: int, options: dict[str, Any]) -> Tensor:
     """Generate the images or latents (B, C, ...) of the fixed seeds."""
-    classes = pipe.net.classes
-    labels = [pipe.conditioner.value(i % classes) for i in range(images)] if classes else None
+    examples = pipe.examples
+    labels = [examples[i % len(examples)] for i in range(images)]
     *_, last = pipe.steps(labels, seeds=range(images), schedule=times, **options)
     return last.x

@@ -330,8 +330,8 @@ def drift(pipe: Pipeline, count: int, options: dict[str, Any]) -> list[dict[str,
         InputError: the architecture does not support feature caching.
     """
     recorder = Drift()
-    classes = pipe.net.classes
-    labels = [pipe.conditioner.value(i % classes) for i in range(count)] if classes else None
+    examples = pipe.examples
+    labels = [examples[i % len(examples)] for i in range(count)]
     for _ in pipe.steps(labels, seeds=range(count), reuse=recorder, **options):
         pass
     return recorder.rows

@@ -160,6 +160,7 @@ def make_run(job: Job) -> None:
         job.run.captions = CaptionConditions.encode(
             job.captions, job.pipe.conditioner, job.recipe.data.text_cache, job.say
         )
+        job.pipe.conditioner.keep(job.pipe.config[PROMPTS])  # of previews
 
 
 def start_from_source(job: Job) -> None:

@@ -75,6 +75,9 @@ class Encoder(ABC):
     def cut(self, text: str) -> str:
         """The end of a text that `encode` leaves out because the text is too long; empty if nothing is left out."""
 
+    def release(self) -> None:  # noqa: B027 - most encoders hold little memory
+        """Free the memory of a pretrained model until a text is encoded again."""
+
     @property
     def rule(self) -> str:
         """Hash of everything that decides how texts are encoded, 16 digits; places of files do not count."""

@@ -191,6 +191,9 @@ class Pretrained(Encoder):
         )
         return text[max(end for _, end in kept["offset_mapping"]) :].strip()
 
+    def release(self) -> None:
+        vars(self).pop("net", None)
+
     @property
     def place(self) -> str:
         """The folder or hub id of the model."""

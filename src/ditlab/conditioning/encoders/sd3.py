@@ -99,6 +99,10 @@ class SD3(Encoder):
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
         return Condition(tokens=tokens, mask=mask, pooled=torch.cat(pooled, dim=-1))
 
+    def release(self) -> None:
+        for part in self.parts.values():
+            part.release()
+
     def cut(self, text: str) -> str:
         """The end of a text that no encoder reads."""
         return min((part.cut(text) for part in self.parts.values()), key=len)

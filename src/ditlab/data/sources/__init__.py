@@ -8,7 +8,7 @@ from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.spelling import expand
 from ditlab.data.decode import Raster
-from ditlab.data.reading import Reading
+from ditlab.data.reading import UNCONDITIONAL, Reading
 from ditlab.data.sources.base import MIN_SIDE, Column, NamedSource, Source, Texts, Unreadable
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import SUFFIXES, is_output
@@ -105,6 +105,8 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
     if not len(source):
         raise InputError(f"no images in {text}{_what_else(source.reading)}; put some there (such as .jpg, .png, .webp)")
     source.min_side, source.max_pixels, source.channels = settings.min_side, settings.max_pixels, settings.channels
+    if "caption" in source.columns and source.reading.conditions == UNCONDITIONAL:
+        source.reading.conditions = "captions, and no classes"
     return source
 
 
