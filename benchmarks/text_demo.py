@@ -52,6 +52,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "batch 32": {"train": {"batch": 32}},
     "batch 128": {"train": {"batch": 128}},
     "learning rate 1e-3": {"optim": {"lr": 1e-3}},
+    "learning rate 3e-3": {"optim": {"lr": 3e-3}},
     "learning rate 4e-3": {"optim": {"lr": 4e-3}},
     "times at 0.8": {"diffusion": {"time_mean": 0.8}},
     "guidance 1.5": {"sample": {"guidance": 1.5}},
