@@ -53,7 +53,7 @@ def test_the_container_image_is_built_from_existing_files():
     assert {f"!{name}" for name in copied} <= set(sent)
     package = tomllib.loads((ROOT / "pyproject.toml").read_text())
     included = package["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert {package["project"]["readme"], *package["project"]["license-files"], *included} <= set(copied)
+    assert {"README.md", "hatch_build.py", *package["project"]["license-files"], *included} <= set(copied)
     installed = next(rest for word, rest in lines if word == "RUN" and "'.[" in rest)
     assert re.search(r"'\.\[(\w+)\]'", installed)[1] in package["project"]["optional-dependencies"]
     words = dict(lines)
