@@ -71,12 +71,6 @@ def test_other_runtimes_compute_the_same(kind, family, tmp_path):
     assert errors["decoder"] <= 1
 
 
-def test_networks_that_read_text_are_refused(tmp_path):
-    net = create("MMDiT-XS/4", size=8, channels=3, vocabulary=9, text_length=4)
-    with pytest.raises(InputError, match="MMDiT reads text; this is possible only for networks with class labels"):
-        export(Pipeline(net, Objective()), tmp_path / "graph", "torch")
-
-
 def test_a_graph_that_computes_something_else_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setitem(exporting.KINDS, "torch", (lambda *args: None, lambda path: lambda arrays: 0 * arrays["x"]))
     with pytest.raises(RunError, match="the exported network differs from PyTorch's by 1"):

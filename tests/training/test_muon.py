@@ -25,7 +25,7 @@ def test_steps_equal_those_of_pytorch_but_for_rounding(shape, half, monkeypatch)
         for parameter, optimizer in steps:
             parameter.grad = gradient.clone()
             optimizer.step()
-    assert (ours - theirs).norm() < (0.04 if half else 0.02) * (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
 
 
 def test_singular_values_are_near_one():
@@ -45,10 +45,19 @@ def test_a_kernel_is_a_matrix_of_its_rows():
     assert torch.equal(still, kernel)
 
 
-@pytest.mark.parametrize(("half", "most"), [(False, 1e-4), (True, 0.05)])
-def test_the_iteration_on_the_square_matrix_gives_the_same(half, most):
+def test_the_iteration_on_the_square_matrix_gives_the_same():
     torch.manual_seed(0)
     matrix = torch.randn(32, 96) * torch.logspace(-3, 0, 32)[:, None]
     exact = muon.iterated((matrix / matrix.norm()).double())
-    ours = muon.iterated_on_square((matrix / matrix.norm()).to(torch.bfloat16 if half else torch.float32))
-    assert (ours - exact).norm() < most * exact.norm()
+    assert (muon.iterated_on_square(matrix / matrix.norm()) - exact).norm() < 1e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("rank", [1, 5])
+def test_updates_of_few_directions_do_not_grow(rank, half, monkeypatch):
+    monkeypatch.setattr(muon, "has_bfloat16", lambda _: half)
+    torch.manual_seed(0)
+    matrix = torch.randn(64, rank) @ torch.randn(rank, 576)
+    values = torch.linalg.svdvals(orthogonalized(matrix)) / (0.2 * 576**0.5)
+    assert values[:rank].min() > 0.6
+    assert values.max() < 1.3

@@ -43,8 +43,8 @@ def load(
     """Load a model of any supported layout.
 
     Supported are ditlab's model and run folders; published checkpoints of the families with `marks` and of SiT (.pt or
-    safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT, PixArt and
-    Stable Diffusion 3 (a pipeline with `transformer/`, or the transformer alone).
+    safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT, PixArt
+    and Stable Diffusion 3 (a pipeline with `transformer/`, or the transformer alone).
 
     Args:
         path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".

@@ -58,7 +58,8 @@ LATER = {
     "train.objective", "train.aids", "data.conditioner", "data.channels", "data.range", "data.show", "data.min_side",
     "data.max_pixels", "data.split", "data.image_column", "data.label_column", "data.caption_column",
     "data.held_out", "data.encoder", "data.encoder_options", "data.caption_template",
-    "data.text_cache",
+    "data.text_cache", "train.freeze", "train.budget_ramp", "train.budget_complete", "train.repa", "train.repa_block",
+    "train.repa_weight",
 }  # fmt: skip
 # Settings that are now None by default are hashed with their first defaults, unless the source of a run sets them.
 FIRST_DEFAULTS = {"process": "linear", "target": "velocity", "learn_variance": False}

@@ -15,7 +15,7 @@ from ditlab.core.device import has_bfloat16
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: singular values end in about 0.7 to 1.2
 STEPS = 5
 MOMENTUM = 0.95
-WIDE = 2.0  # from this ratio of the sides on, the iteration on the square matrix is quicker
+WIDE = 2.0  # from this ratio of the sides on, the iteration on the square matrix takes less time
 RMS = 0.2  # root mean square of an update, about that of AdamW (Liu et al., "Muon is Scalable for LLM Training", 2025)
 
 
@@ -52,7 +52,8 @@ def orthogonalized(update: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-7)
-    x = iterated_on_square(x) if x.shape[1] >= WIDE * x.shape[0] else iterated(x)
+    on_square = x.dtype is torch.float32 and x.shape[1] >= WIDE * x.shape[0]
+    x = iterated_on_square(x) if on_square else iterated(x)
     scale = RMS * max(matrix.shape) ** 0.5
     return (x.T if tall else x).to(update.dtype).reshape(update.shape) * scale
 
@@ -70,7 +71,8 @@ def iterated_on_square(x: Tensor) -> Tensor:
     """The same for m much smaller than n, with products of (m, m) matrices only, but for the first and the last.
 
     The factor P = a + b S + c S^2 of a step is symmetric and commutes with S, so that S becomes P S P, and the factors
-    of all steps are multiplied before they meet x.
+    of all steps are multiplied before they meet x. For float32 only: eigenvalues of S near zero become negative by
+    rounding, and a negative one grows twelvefold in each step, which bfloat16 does not have the digits for.
     """
     a, b, c = COEFFICIENTS
     square, factors = x @ x.T, None
