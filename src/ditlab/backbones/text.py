@@ -87,6 +87,7 @@ class TextEmbedder(nn.Module):
 
     Positions are needed where the states do not carry the order of the words (MiniLM's hardly do), and for a table of
     words, which has no order at all. One block of self-attention lets words change each other before they are pooled.
+    For numbers of words, the sum of a second table, N(0, 1) like the class labels of Hourglass, is added to the vector.
 
     Args:
         width: width of the network, D.
@@ -104,11 +105,14 @@ class TextEmbedder(nn.Module):
         self.attn, self.mlp = Attention(width, heads), Mlp(width, ratio=2, approximate="none")
         self.pooled = nn.Linear(shape.pooled, width) if shape.pooled else None
         self.pool = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.bag = nn.Embedding(shape.vocabulary, width) if shape.vocabulary else None
 
     def initialize(self) -> None:
         """Set initial weights: words N(0, 0.5), which a short training reads sooner than N(0, 0.02)."""
         if isinstance(self.embed, nn.Embedding):
             nn.init.normal_(self.embed.weight, std=0.5)
+        if self.bag is not None:
+            nn.init.normal_(self.bag.weight)
         nn.init.normal_(self.positions, std=0.1)
 
     def forward(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +133,10 @@ class TextEmbedder(nn.Module):
         vector = F.layer_norm(mean, mean.shape[-1:])
         if self.pooled is not None and condition.pooled is not None:
             vector = vector + self.pooled(condition.pooled.to(x.dtype))
-        return x, mask, self.pool(vector)
+        vector = self.pool(vector)
+        if self.bag is not None:  # after few steps, a vector of its own tells a word better than the mean of all tokens
+            vector = vector + (self.bag(tokens) * counts).sum(1) / counts.sum(1).sqrt()
+        return x, mask, vector
 
 
 def checked(condition: Condition, shape: TextShape, longest: int | None = None) -> Tensor:
