@@ -20,6 +20,7 @@ NOT_RUN = {
     "make ": "setup", "python3 -m venv": "setup", "pip install": "setup",
     "ditlab serve": "runs until it is stopped",
     "ditlab bench": "measures for a minute",
+    "ditlab demo --text": "takes 12 minutes",
     "ditlab study": "takes hours",
     "ditlab evaluate runs/mine --reference images/": "downloads the Inception network",
     "ditlab convert DiT-XL-2-256x256.pt": "needs a published file",
