@@ -104,6 +104,27 @@ def test_class_names_become_captions(tmp_path):
     ]  # fmt: skip
 
 
+def test_captions_in_python_are_texts_or_lists_of_texts():
+    images, labels = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.long)
+    data = InMemory(images, labels, [], captions=["a  red apple", ["one", "two"], None])
+    assert Captions.of(data).texts == ["a red apple", "one", "two", ""]
+    with pytest.raises(InputError, match="captions has 2 entries for 3 images; give one for each image: a text, or"):
+        InMemory(images, labels, [], captions=["a", "b"])
+    for wrong, shown in ((3, "3"), ("a\ud800", r"'a\\ud800'")):
+        data = InMemory(images, labels, [], captions=["a", "b", wrong])
+        with pytest.raises(InputError, match=rf"^a caption of image 2 is {shown}, which is no text; correct it$"):
+            Captions.of(data)
+
+
+def test_captions_without_words_are_reported():
+    data = InMemory(
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.long), [], captions=["red", "?!"]
+    )
+    captions = Captions.of(data)
+    lines = captions.lines(ditlab.conditioning.Text.for_data(data, {"captions": captions.texts}))
+    assert lines[1:] == ['1 of 2 captions have no words and are trained with the null condition, such as "?!"']
+
+
 def test_images_without_captions_and_long_captions_are_reported(folder, tmp_path):
     lines = (folder / "metadata.jsonl").read_text().splitlines()
     (folder / "metadata.jsonl").write_text("\n".join(lines[2:]))
