@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ditlab import load
 from ditlab.auto import choose, train_folder
-from ditlab.auto.train import Budget, check_promising, remarks
+from ditlab.auto.train import Budget, check_promising, describe, remarks
 from ditlab.config.reader import read_toml
 from ditlab.core.errors import InputError
 
@@ -91,6 +91,8 @@ def test_a_run_that_cannot_succeed_is_not_started_unless_the_user_agrees(capsys)
 
 
 def test_what_is_said_of_the_data():
+    captioned = choose.Facts("x", 10, (8, 8), True, True, 3, {}, True, "", captions=True)
+    assert describe(captioned) == "10 images of 8x8 pixels, no classes, captions"
     few = choose.Facts("x", 10, (8, 8), True, True, 3, {"a": 9, "b": 1}, True, "")
     assert remarks(few) == [
         "10 images: the model will learn them by heart, and there is no score, because fewer than 200 images leave too "

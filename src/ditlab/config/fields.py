@@ -99,16 +99,9 @@ def check_settings(settings: Any, prefix: str = "") -> None:
 def unused(settings: Any, field: "dataclasses.Field[Any]") -> Unused | None:
     """The reason why a setting that differs from its default has no effect; None if it has one, or is the default."""
     rule: Unused | None = field.metadata.get("unused")
-    if rule is None or getattr(settings, rule.key) not in rule.values:
-        return None
-    if getattr(settings, field.name) == default_of(field):
+    if rule is None or getattr(settings, field.name) == field.default or getattr(settings, rule.key) not in rule.values:
         return None
     return None if rule.unless and getattr(settings, rule.unless) is not None else rule
-
-
-def default_of(field: "dataclasses.Field[Any]") -> Any:
-    """The default of a setting."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def unused_keys(settings: Any) -> set[str]:

@@ -164,7 +164,7 @@ class Data(Preparation):
     encoder: str = setting("", unused=NO_TEXT)
     """With conditioner text: words (a learned embedding of each word of the captions; the default), or another text
     encoder. A run with train.init_from uses that of its source."""
-    encoder_options: dict[str, float | str] = setting(dict, unused=NO_TEXT)
+    encoder_options: dict[str, float | str] = setting(dict)
     """Options of the text encoder, such as length = 16. An option on the command line replaces the whole table."""
     text_cache: Location = setting("", unused=NO_TEXT)
     """With conditioner text: folder of captions that `ditlab encode` has encoded; it contains its encoder."""

@@ -33,7 +33,7 @@ def nfc(text: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: damaged bytes of file names and arguments become halves of letters (surrogates)."""
+    """Whether a text can be encoded: damaged bytes of file names and arguments become surrogates, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

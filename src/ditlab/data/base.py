@@ -137,8 +137,8 @@ class InMemory(Dataset):
             )
         if len(captions) not in (0, len(images)):
             raise InputError(
-                f"captions has {counted(len(captions), 'entry')} for {counted(len(images), 'image')}; give one for each "
-                "image: a text, or a list of texts"
+                f"captions has {counted(len(captions), 'entry')} for {counted(len(images), 'image')}; give one for "
+                "each image: a text, or a list of texts"
             )
         self.images, self.values = known(images, values)
         self.labels, self.classes, self.texts = labels, classes, captions

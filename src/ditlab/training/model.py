@@ -75,8 +75,8 @@ def pick_conditioner(
         if settings.text_cache and not settings.encoder:
             if settings.encoder_options:
                 raise InputError(
-                    "data.encoder_options have no effect with data.text_cache, which contains its encoder; remove them, "
-                    "or set data.encoder too"
+                    "data.encoder_options have no effect with data.text_cache, which contains its encoder; remove "
+                    "them, or set data.encoder too"
                 )
             return Text(TextCache.open(Path(expand(settings.text_cache))).config)
         options = {"encoder": settings.encoder, "options": settings.encoder_options, "captions": captions.texts}
