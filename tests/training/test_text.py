@@ -309,6 +309,7 @@ def test_the_command_line_generates_prompts(trained, tmp_path, capsys, monkeypat
         (["--prompts-file", "empty.txt"], "empty.txt has no prompts; write one in each line"),
         (["--prompts-file", "prompt.txt"], "no file of prompts prompt.txt; did you mean prompts.txt?"),
         (["--npz"], "--npz generates the classes of a model, and this one reads prompts; leave --npz out"),
+        (["--npz", "--prompts", "red"], "--npz generates all classes from noise; leave --prompts out"),
         (["--prompts", ""], "a prompt is empty; give a text, or None for no prompt"),
     ):  # fmt: skip
         with pytest.raises(InputError) as caught:
