@@ -96,6 +96,9 @@ def test_class_names_become_captions(tmp_path):
     tables = recipe("digits", data={"caption_template": "a photo of a {class}", "flip": False, "size": ""})
     pipe = ditlab.train(tables, tmp_path / "run", data=data, console=QUIET)
     assert pipe.examples == ["a photo of a cat", "a photo of a dog"]
+    tables["train"] = tables["train"] | {"images": tables["train"]["images"] + 16}
+    longer = ditlab.train(tables, tmp_path / "run", data=data, console=QUIET)  # the run resumes: it has no classes
+    assert longer.config["images_seen"] > pipe.config["images_seen"]
     data.texts = [("a tabby",), (), (), ()]
     captions = Captions.of(data, "the {class}")
     assert captions.texts == ["a tabby", "the dog", "the cat"]

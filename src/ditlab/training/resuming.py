@@ -49,7 +49,9 @@ def compare_run(folder: Path, recipe: Recipe, pipe: Pipeline, index: DataIndex) 
     for checkpoint in reversed(checkpoints(folder)):
         with suppress(InputError):  # a damaged checkpoint
             config = read_config(checkpoint)
-            differing |= other_images(config, index.dataset) | other_captions(config, pipe) | other_shape(config, pipe)
+            differing |= (
+                other_images(config, index.dataset, pipe) | other_captions(config, pipe) | other_shape(config, pipe)
+            )
             notes += settle_autoencoder(differing, checkpoint, pipe.autoencoder)
             notes += settle_encoder(differing, config, pipe)
             notes += settle_base(differing, config, recipe.train.init_from)
@@ -74,14 +76,15 @@ def differences(before: Recipe, now: Recipe) -> Differences:
     return differing
 
 
-def other_images(config: dict[str, Any], dataset: Dataset) -> Differences:
+def other_images(config: dict[str, Any], dataset: Dataset, pipe: Pipeline) -> Differences:
     """Differences between the data of a checkpoint and the present data.
 
-    The recipe may be the same. Classes determine the labels, and the number of images determines their order.
+    The recipe may be the same. Classes determine the labels, and the number of images determines their order. A model
+    that reads captions has no classes, even if its data have some.
     """
     differing = {}
     before, now = all_nfc(config.get("classes", dataset.classes)), all_nfc(dataset.classes)
-    if before != now:
+    if before != now and not isinstance(pipe.conditioner, Text):
         i = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
         was, is_ = (f'"{names[i]}"' if i < len(names) else "none" for names in (before, now))
         differing[CLASSES] = f"class {i} of the images was {was} there and is {is_} here"
