@@ -1,17 +1,22 @@
 """`ditlab train FOLDER` from the images to the score."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from ditlab import load
 from ditlab.auto import choose, train_folder
-from ditlab.auto.train import Budget, check_promising, remarks
+from ditlab.auto.train import Budget, check_promising, describe, remarks
+from ditlab.auto.tuning import conditions
+from ditlab.conditioning import Text
 from ditlab.config.reader import read_toml
 from ditlab.core.errors import InputError
+from ditlab.data import InMemory
 
 TINY = {"model": {"name": "Hourglass-XS", "width": 16, "heads": 1, "depth": 1, "outer": (8,), "patch": 2}}
 FEW = {"enough": 40, "held_out": 0.25, "most_held_out": 2000, "few_of_class": 20}
@@ -90,7 +95,20 @@ def test_a_run_that_cannot_succeed_is_not_started_unless_the_user_agrees(capsys)
     ]
 
 
+def test_samples_of_a_text_model_have_captions_of_held_out_images():
+    captions = ["a red apple", "a purple apple", "", "red", "a red apple on red", "?"]  # purple is an unknown word
+    held_out = InMemory(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.zeros(6).long(), [], captions=captions)
+    text = Text.for_data(held_out, {"captions": ["a red apple"]})
+    pipe = SimpleNamespace(conditional=True, conditioner=text)
+    assert conditions(pipe, held_out, 6) == ["a red apple", "red"] * 3
+    assert conditions(pipe, held_out, 1) == ["a red apple"]
+    nothing = InMemory(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), [], captions=["purple"])
+    assert conditions(pipe, nothing, 2) == [None, None]
+
+
 def test_what_is_said_of_the_data():
+    captioned = choose.Facts("x", 10, (8, 8), True, True, 3, {}, True, "", captions=True)
+    assert describe(captioned) == "10 images of 8x8 pixels, no classes, captions"
     few = choose.Facts("x", 10, (8, 8), True, True, 3, {"a": 9, "b": 1}, True, "")
     assert remarks(few) == [
         "10 images: the model will learn them by heart, and there is no score, because fewer than 200 images leave too "

@@ -10,6 +10,7 @@ from helpers import perturbed, tiny_pipeline
 import ditlab
 from ditlab.autoencoders import KL
 from ditlab.checkpoints import convert
+from ditlab.checkpoints.diffusers import transformer_config
 from ditlab.config.reader import find_recipe, parse_recipe, read_toml, shipped_recipes
 from ditlab.core.errors import InputError
 from ditlab.data.base import InMemory
@@ -118,3 +119,8 @@ def test_other_models_are_told_what_to_train(pipe, words, tmp_path):
         "own-latent-diffusers"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_reads_text_has_no_layout_of_diffusers():
+    with pytest.raises(InputError, match=r"^diffusers' DiT reads no text; convert to ditlab instead$"):
+        transformer_config({"name": "DiT-S/2", "size": (8, 8), "classes": 0, "text_length": 5})

@@ -5,6 +5,7 @@ import torch
 
 from ditlab.conditioning import ENCODERS, Text, create_conditioner
 from ditlab.conditioning.encoders import Words
+from ditlab.conditioning.encoders.words import split
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between
 
@@ -25,6 +26,20 @@ def test_words_are_numbered_from_two_in_alphabetical_order(text):
     assert text.network_options() == {
         "classes": 0, "text_length": 5, "text_width": 0, "vocabulary": 10, "pooled_width": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("\u0915\u093f \u0915\u0940", ["\u0915\u093f", "\u0915\u0940"]),  # Hindi: they differ by a vowel sign only
+        ("\u0645\u06cc\u200c\u062e", ["\u0645\u06cc\u200c\u062e"]),  # Persian: the joiner is part of the word
+        ("red\U0001f34eblue", ["red", "\U0001f34e", "blue"]),
+        ("\U0001f469\U0001f3fd\u200d\U0001f680!", ["\U0001f469\U0001f3fd\u200d\U0001f680"]),  # one emoji of four signs
+        ("\u201cpi\u00f1ata\u201d, king\u2019s", ["pi\u00f1ata", "king\u2019s"]),
+    ],
+)
+def test_words_of_other_scripts_and_emoji(caption, words):
+    assert split(caption) == words
 
 
 def test_dropping_and_interpolating(text):
@@ -51,6 +66,9 @@ def test_a_saved_conditioner_is_the_same(text):
         ("q w e r t y", 'unknown words "q", "w", "e", "r" in "q w e r t y"; this model was trained on 8 words'),
         (" ", "a prompt is empty; give a text, or None for no prompt"),
         (3, 'prompt 3 is no text; give a text, such as "a red apple"'),
+        ("...", 'the prompt "..." has no words; give words'),
+        ("a red \U0001f34e", 'unknown word "\U0001f34e" in "a red \U0001f34e"; this model was trained on 8 words'),
+        ("a\ud800", "the prompt 'a\\ud800' is no Unicode text; encode it as UTF-8"),
     ],
 )
 def test_prompts_that_cannot_be_encoded(text, prompt, line):
@@ -93,6 +111,8 @@ def test_options_of_the_encoder():
     ):
         with pytest.raises(InputError, match=line):
             Text.for_data(None, {"captions": CAPTIONS, "options": options})
+    with pytest.raises(InputError, match=r'unknown encoder "absent"; choose from: words, .*minilm-layers$'):
+        Text.for_data(None, {"captions": CAPTIONS, "encoder": "absent"})
     with pytest.raises(InputError, match='unknown encoder "word"; did you mean "words"'):
         Text.for_data(None, {"captions": CAPTIONS, "encoder": "word"})
     with pytest.raises(InputError, match="the captions of the data have no words; give captions with words"):

@@ -61,7 +61,7 @@ def test_metadata_with_several_rows_lists_and_columns(tmp_path):
     (folder / "metadata.csv").write_text('file_name,text\n0.png,"a, b"\n0.png,c\n1.png,\n')
     dataset = open_dataset(str(folder))
     assert [dataset.captions(i) for i in range(3)] == [("a, b", "c"), (), ()]
-    assert "1 caption from column text of metadata.csv" in dataset.reading.notes
+    assert "captions of 1 image from column text of metadata.csv" in dataset.reading.notes
 
 
 def test_a_caption_that_is_no_text(tmp_path):
@@ -92,7 +92,7 @@ def test_columns_of_hugging_face(tmp_path):
     assert all_captions(tmp_path / "saved") == [("one",), ()]
     assert all_captions(tmp_path / "saved", caption_column="text,more") == [("one", "two", "three"), ()]
     dataset = open_dataset(str(tmp_path / "saved"), Preparation(caption_column="text,more"))
-    assert "1 caption from columns text, more" in dataset.reading.notes
+    assert "captions of 1 image from columns text, more" in dataset.reading.notes
 
 
 def test_statistics_of_captions(tmp_path):

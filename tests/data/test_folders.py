@@ -246,7 +246,7 @@ class TestMetadata:
         assert source.reading.conditions == "2 classes from column label of metadata.jsonl"
         assert source.reading.notes == [
             "metadata.jsonl has labels, so the folders are not classes (1); rename it to use the folders",
-            "3 captions from column text of metadata.jsonl",
+            "captions of 3 images from column text of metadata.jsonl",
         ]
         assert source.reading.left_out == {}
 
@@ -256,7 +256,7 @@ class TestMetadata:
         (tmp_path / "metadata.csv").write_text("file_name,text,kind\ncat/1.png,a cat,x\ndog/1.png,,y\n")
         source = opened(tmp_path)
         assert (source.classes, source.columns["caption"].values) == (["cat", "dog"], ["a cat", ""])
-        assert source.reading.notes == ["1 caption from column text of metadata.csv"]
+        assert source.reading.notes == ["captions of 1 image from column text of metadata.csv"]
         assert opened(tmp_path, label_column="kind").classes == ["x", "y"]
         assert opened(tmp_path, caption_column="kind").columns["caption"].values == ["x", "y"]
         with pytest.raises(InputError, match=r'metadata\.csv has no label column "z" \(it has text, kind\)'):
@@ -292,7 +292,7 @@ class TestMetadata:
         (tmp_path / "cat" / "9.txt").write_text("x")
         source = opened(tmp_path)
         assert list(source.columns["caption"].values) == ["null", "", "grün"]
-        assert source.reading.notes == ["2 captions from text files beside the images"]
+        assert source.reading.notes == ["captions from 2 text files beside the images"]
         assert source.reading.left_out == {"not an image (.txt)": LeftOut(1, "cat/9.txt")}
         without = opened(tmp_path, caption_column="none")
         assert list(without.columns) == ["label"]

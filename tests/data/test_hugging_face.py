@@ -109,7 +109,7 @@ def test_captions(saved, tmp_path):
     source = open_source(saved(text=(Value("string"), texts), url=(Value("string"), texts)))
     captions = source.columns["caption"].values
     assert (len(captions), captions[2], captions[1:3]) == (4, "c", ["b", "c"])
-    assert (source.classes, source.reading.notes[1:]) == ([], ["4 captions from column text"])
+    assert (source.classes, source.reading.notes[1:]) == ([], ["captions of 4 images from column text"])
     assert re.fullmatch(
         r"no labels; columns of .*set that are not read: url \(label_column chooses one\)", source.reading.notes[0]
     )
@@ -157,7 +157,7 @@ def test_the_held_out_part_of_a_data_set_on_the_hub(monkeypatch):
 
 def test_empty_captions_are_not_counted(saved):
     source = open_source(saved(text=(Value("string"), ["a", None, "", "d"])))
-    assert source.reading.notes == ["2 captions from column text"]
+    assert source.reading.notes == ["captions of 2 images from column text"]
 
 
 @pytest.mark.parametrize("columns", [[], ["image"], ["image", "label"]])

@@ -230,12 +230,12 @@ def test_captions(tmp_path):
     captions = source.columns["caption"].values
     assert (len(captions), captions[0], captions[1]) == (2, "a cat\u2028here", "a dog")
     assert captions[0:2] == ["a cat\u2028here", "a dog"]
-    assert source.reading.notes == ['2 captions from key "text" of .json members']
+    assert source.reading.notes == ['captions of 2 images from key "text" of .json members']
     source = open_source(with_json(tmp_path, [{"long": "b"}], name="b.tar", txt="grün\n".encode()))
     assert source.columns["caption"].values[0] == "grün"
     assert source.reading.notes == [
         "no labels; columns of the .json members that are not read: long (label_column chooses one)",
-        "1 caption from .txt members",
+        "captions of 1 image from .txt members",
     ]
     source = open_source(str(tmp_path / "b.tar"), Preparation(caption_column="long"))
     assert source.columns["caption"].values[0] == "b"

@@ -890,6 +890,8 @@ class TestText:
         settings = post(text_client, prompt="a red apple a blue apple").json()["data"][0]["settings"]
         assert settings["left_out"] == "a blue apple"
         assert "left_out" not in post(text_client, prompt="a red apple").json()["data"][0]["settings"]
+        body = {"prompt": "red", "negative_prompt": "a red apple a blue apple", "guidance": 2}
+        assert post(text_client, **body).json()["data"][0]["settings"]["negative_left_out"] == "a blue apple"
 
     def test_wrong_prompts_are_one_line(self, text_client):
         for body, line in (

@@ -96,12 +96,36 @@ def test_class_names_become_captions(tmp_path):
     tables = recipe("digits", data={"caption_template": "a photo of a {class}", "flip": False, "size": ""})
     pipe = ditlab.train(tables, tmp_path / "run", data=data, console=QUIET)
     assert pipe.examples == ["a photo of a cat", "a photo of a dog"]
+    tables["train"] = tables["train"] | {"images": tables["train"]["images"] + 16}
+    longer = ditlab.train(tables, tmp_path / "run", data=data, console=QUIET)  # the run resumes: it has no classes
+    assert longer.config["images_seen"] > pipe.config["images_seen"]
     data.texts = [("a tabby",), (), (), ()]
     captions = Captions.of(data, "the {class}")
     assert captions.texts == ["a tabby", "the dog", "the cat"]
     assert captions.lines(pipe.conditioner) == [
         "captions: 4 for 4 images, 3 different", "3 captions from data.caption_template",
     ]  # fmt: skip
+
+
+def test_captions_in_python_are_texts_or_lists_of_texts():
+    images, labels = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.long)
+    data = InMemory(images, labels, [], captions=["a  red apple", ["one", "two"], None])
+    assert Captions.of(data).texts == ["a red apple", "one", "two", ""]
+    with pytest.raises(InputError, match="captions has 2 entries for 3 images; give one for each image: a text, or"):
+        InMemory(images, labels, [], captions=["a", "b"])
+    for wrong, shown in ((3, "3"), ("a\ud800", r"'a\\ud800'")):
+        data = InMemory(images, labels, [], captions=["a", "b", wrong])
+        with pytest.raises(InputError, match=rf"^a caption of image 2 is {shown}, which is no text; correct it$"):
+            Captions.of(data)
+
+
+def test_captions_without_words_are_reported():
+    data = InMemory(
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.long), [], captions=["red", "?!"]
+    )
+    captions = Captions.of(data)
+    lines = captions.lines(ditlab.conditioning.Text.for_data(data, {"captions": captions.texts}))
+    assert lines[1:] == ['1 of 2 captions have no words and are trained with the null condition, such as "?!"']
 
 
 def test_images_without_captions_and_long_captions_are_reported(folder, tmp_path):
@@ -288,6 +312,7 @@ def test_the_command_line_generates_prompts(trained, tmp_path, capsys, monkeypat
         (["--prompts-file", "empty.txt"], "empty.txt has no prompts; write one in each line"),
         (["--prompts-file", "prompt.txt"], "no file of prompts prompt.txt; did you mean prompts.txt?"),
         (["--npz"], "--npz generates the classes of a model, and this one reads prompts; leave --npz out"),
+        (["--npz", "--prompts", "red"], "--npz generates all classes from noise; leave --prompts out"),
         (["--prompts", ""], "a prompt is empty; give a text, or None for no prompt"),
     ):  # fmt: skip
         with pytest.raises(InputError) as caught:

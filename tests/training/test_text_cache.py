@@ -1,6 +1,7 @@
 """Captions that are encoded once: in memory, or in a cache."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -61,8 +62,11 @@ def test_a_cache_gives_the_same_weights_and_needs_no_encoder(folder, tmp_path, l
     whole = ditlab.train(recipe(folder, encoder="letters"), tmp_path / "whole", console=QUIET)
     encode(folder, "--captions", "--encoder", "letters", "--out", tmp_path / "cache")
     printed = capsys.readouterr().err
-    assert "4 different captions, 5 to encode with letters: 0.0 MiB (5 tokens of 3 values)\n" in printed
-    assert "encoded 5 captions into" in printed
+    assert (
+        "4 different captions, 4 to encode with letters, and the empty text: 0.0 MiB (5 tokens of 3 values)\n"
+        in printed
+    )
+    assert "encoded 4 captions into" in printed
     letters.clear()
     settings = recipe(folder, train={"preview_every": 10_000}, text_cache=str(tmp_path / "cache"))
     cached = ditlab.train(settings, tmp_path / "run", console=QUIET)
@@ -70,6 +74,19 @@ def test_a_cache_gives_the_same_weights_and_needs_no_encoder(folder, tmp_path, l
     assert cached.conditioner.config == whole.conditioner.config
     for name, value in whole.net.state_dict().items():
         assert torch.equal(value, cached.net.state_dict()[name])
+
+    encode(folder, "--captions", "--encoder", "letters", "--out", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "cache")
+    capsys.readouterr()
+    for place in (str(tmp_path / "moved"), ""):  # a run resumes with another cache of its encoder, and without one
+        own = recipe(folder, train={"preview_every": 10_000}, text_cache=place, encoder="letters")
+        ditlab.train(own, tmp_path / "run")
+        lines = capsys.readouterr().err.replace("\n", " ")
+        assert "data.text_cache is " in lines
+        assert "with the same text encoder" in lines
+    with pytest.raises(InputError, match=r"seed 1.* here: it is another text encoder than that of the run\)"):
+        ditlab.train(recipe(folder, encoder="letters", encoder_options={"seed": 1}), tmp_path / "run", console=QUIET)
+    (tmp_path / "moved").rename(tmp_path / "cache")
 
     (folder / "0.txt").write_text("purple")
     with pytest.raises(
@@ -101,7 +118,10 @@ def test_caches_that_do_not_fit(folder, tmp_path, monkeypatch):
     for settings, line in (
         ({"encoder": "words"}, r"the captions in .*cache were encoded with letters, not with words; encode them"),
         ({"encoder": "letters", "encoder_options": {"seed": 1}},
-         r"the captions in .*cache were encoded with another seed; encode them again in another folder"),
+         r"the captions in .*cache were encoded with seed 0, not 1; encode them again in another folder"),
+        ({"encoder_options": {"seed": 1}},
+         "data.encoder_options have no effect with data.text_cache, which contains its encoder; remove them, or set "
+         "data.encoder too"),
         ({"text_cache": str(tmp_path / "cash")}, r"cash is no cache of captions; did you mean .*cache\?"),
         ({"text_cache": str(folder)}, r"data is no cache of captions; give a folder that `ditlab encode` wrote"),
     ):  # fmt: skip
@@ -109,7 +129,7 @@ def test_caches_that_do_not_fit(folder, tmp_path, monkeypatch):
             ditlab.train(
                 recipe(folder, **{"text_cache": str(tmp_path / "cache")} | settings), tmp_path / "run", console=QUIET
             )
-    with pytest.raises(InputError, match=r"cache were encoded with another length; encode them again"):
+    with pytest.raises(InputError, match=r"cache were encoded with length 5, not 9; encode them again"):
         encode(folder, "--captions", "--encoder", "letters", "--out", tmp_path / "cache", "--encoder-options.length", 9)
     monkeypatch.setattr(captions_module, "IN_MEMORY", 100)
     with pytest.raises(

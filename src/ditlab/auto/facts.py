@@ -36,6 +36,8 @@ class Facts:
     """Whether images can be resized when they are read; built-in data sets cannot."""
     held_out: str
     """Source of the held-out images, for a data set that is divided; otherwise empty."""
+    captions: bool = False
+    """Whether images have captions."""
 
 
 def look(text: str, settings: Preparation) -> Facts:
@@ -55,7 +57,10 @@ def look(text: str, settings: Preparation) -> Facts:
         height, width = dataset.size[-2:]
         counts = count_classes(dataset.classes, dataset.labels.tolist())
         held_out_text = "" if held_out is None else held_out.text
-        return Facts(text, len(dataset), (height, width), True, True, dataset.channels, counts, False, held_out_text)
+        captions = bool(dataset.captions(0))
+        return Facts(
+            text, len(dataset), (height, width), True, True, dataset.channels, counts, False, held_out_text, captions
+        )
     source = spec.images(settings)
     indices = sampled(len(source), LOOKED_AT).tolist()
     with ThreadPoolExecutor() as pool:
@@ -77,6 +82,7 @@ def look(text: str, settings: Preparation) -> Facts:
         classes=count_classes(source.classes, source.labels.tolist()),
         resizable=True,
         held_out="" if held_out is None else held_out.text,
+        captions="caption" in source.columns,
     )
 
 

@@ -165,9 +165,10 @@ def copied(images: Dataset, real: Real, file: Path, protocol: dict[str, Any], co
 
 
 def sheet(pipe: BasePipeline, file: Path) -> None:
-    """Write a contact sheet of samples with the seeds 0 to 9: a row for each of the first classes."""
-    names = pipe.model.classes[:ROWS]
-    labels = [pipe.conditioner.value(i) for i in range(len(names)) for _ in range(COLUMNS)] or [None] * COLUMNS**2
+    """Write a contact sheet of samples with the seeds 0 to 9: a row for each of the first classes or prompts."""
+    rows = [label for label in pipe.examples if label is not None][:ROWS]
+    names = [pipe.conditioner.title(label) for label in rows]
+    labels = [label for label in rows for _ in range(COLUMNS)] or [None] * COLUMNS**2
     seeds = [i % COLUMNS if names else i for i in range(len(labels))]
     pictures = pipe.displayed(draw(pipe, labels, seeds))
     save_sheet(

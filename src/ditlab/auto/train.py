@@ -151,6 +151,8 @@ def choose(source: str, budget: Budget, given: Tables, console: Console, agree: 
     choices += choose_network(facts, tables, images, minutes)
     for choice in choices:
         say(console, str(choice))
+    if facts.captions and "conditioner" not in given.get("data", {}):
+        say(console, 'the captions of the images are not used; set data.conditioner to "text" to train on them')
     for line in remarks(facts):
         say(console, line)
     check_promising(images[0], budget, agree, console)
@@ -173,7 +175,7 @@ def describe(facts: Facts) -> str:
     """The data in a line."""
     size = "{}x{}".format(*facts.size) if facts.one_size else "about {}x{}".format(*facts.size)
     classes = f"{counted(len(facts.classes), 'class')}" if facts.classes else "no classes"
-    return f"{counted(facts.images, 'image')} of {size} pixels, {classes}"
+    return f"{counted(facts.images, 'image')} of {size} pixels, {classes}{', captions' * facts.captions}"
 
 
 def rates_of(facts: Facts, tables: Tables) -> list[float]:

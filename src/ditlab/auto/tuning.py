@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.auto.choose import table
+from ditlab.conditioning import Text
 from ditlab.config.sampling import Sample
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import say
@@ -99,10 +100,28 @@ def draw(
 
 
 def conditions(pipe: BasePipeline, images: Dataset, count: int) -> list[Label]:
-    """Conditions of `count` samples: the classes of real images, in turn; None where there are no classes."""
+    """Conditions of `count` samples: the classes or captions of real images, in turn; None where there are none."""
     if not pipe.conditional:
         return [None] * count
+    if isinstance(pipe.conditioner, Text):
+        texts = [texts[0] for i in range(min(count, len(images))) if (texts := images.captions(i))]
+        readable: list[Label] = [text for text in texts if reads_whole(pipe.conditioner, text)]
+        return [readable[i % len(readable)] for i in range(count)] if readable else [None] * count
     return [pipe.conditioner.value(int(images.labels[i % len(images)])) for i in range(count)]
+
+
+def reads_whole(conditioner: Text, text: str) -> bool:
+    """Whether a model reads all of a held-out caption, which may have words that the training captions lack."""
+    encoder = conditioner.encoder
+    if not encoder.reads(text) or encoder.cut(text):
+        return False
+    if not encoder.shape.vocabulary:
+        return True
+    try:
+        encoder.encode([text])
+    except InputError:
+        return False
+    return True
 
 
 def best_sampling(

@@ -207,6 +207,8 @@ def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"size {height}x{width} is not square; diffusers' DiT is always square; convert to ditlab or official"
         )
+    if config.get("text_length"):
+        raise InputError("diffusers' DiT reads no text; convert to ditlab instead")
     if config["classes"] == 0:
         raise InputError("diffusers' DiT cannot be unconditional; convert to ditlab or official instead")
     return {

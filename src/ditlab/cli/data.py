@@ -325,17 +325,19 @@ def encode_captions(
         )
     with held(out, 0):
         cache = TextCache.prepare(out, encoder)
-        missing = cache.missing([*captions.texts, *([] if "" in captions.texts else [""])])
+        different = [text for text in captions.texts if text]
+        new = cache.missing(different)
+        missing = [*new, *cache.missing([""])]
         size = len(missing) * bytes_of(encoder) / 2**20
         say(
-            f"{counted(len(captions.texts), 'different caption')}, {len(missing):,} to encode with {texts.encoder}: "
-            f"{size:,.1f} MiB ({encoder.shape.length} tokens of {encoder.shape.width} values)"
+            f"{counted(len(different), 'different caption')}, {len(new):,} to encode with {texts.encoder}"
+            f"{', and the empty text' * (len(missing) > len(new))}: {size:,.1f} MiB ({encoder.shape.summary()})"
         )
         with progress_bar(screen) as bar:
             task = bar.add_task("encoding", total=len(missing))
             for count in cache.add(missing, encoder):
                 bar.advance(task, count)
     if json:
-        print_json({"captions": len(captions.texts), "encoded": len(missing), "folder": out})
+        print_json({"captions": len(different), "encoded": len(new), "folder": out})
     else:
-        say(f"encoded {counted(len(missing), 'caption')} into {out}; train with data.text_cache = {out}")
+        say(f"encoded {counted(len(new), 'caption')} into {out}; train with data.text_cache = {out}")

@@ -119,7 +119,12 @@ def guidance_origin(pipe: "BasePipeline", words: dict[str, Any]) -> str:
 def check_together(request: Request, start: StartImage, files: Files) -> None:
     """Check that options can be combined, before anything is loaded."""
     if files.npz:
-        unused: dict[str, Any] = {"--labels": request.labels, "--strip": request.strip, "--image": start.image}
+        unused: dict[str, Any] = {
+            "--prompts": request.prompts,
+            "--labels": None if request.prompts else request.labels,
+            "--strip": request.strip,
+            "--image": start.image,
+        }
         unused |= {"--trajectory": files.trajectory or None, "--show": files.show or None}
         unused["--format"] = "npy" if files.format == "npy" else None
         if names := [name for name, value in unused.items() if value is not None]:

@@ -90,9 +90,12 @@ class TextCache:
         if encoder.rule != self.rule:
             kind, other = encoder.config["kind"], self.config["kind"]
             differing = [key for key in encoder.config if encoder.config[key] != self.config.get(key)]
-            details = (
-                f"with another {differing[0]}" if kind == other and differing else f"with {other}, not with {kind}"
-            )
+            details = f"with {other}, not with {kind}"
+            if kind == other and differing:
+                key = differing[0]
+                was, now = self.config.get(key), encoder.config[key]
+                numbers = isinstance(was, int) and isinstance(now, int)
+                details = f"with {key} {was}, not {now}" if numbers else f"with another {key}"
             raise InputError(
                 f"the captions in {self.folder} were encoded {details}; encode them again in another folder"
             )

@@ -13,7 +13,7 @@ from ditlab.conditioning.base import Conditioner, Described, file_name
 from ditlab.conditioning.encoders import ENCODERS, create_encoder
 from ditlab.conditioning.encoders.words import FIRST, shortened
 from ditlab.core.errors import InputError, nearest
-from ditlab.core.spelling import nfc
+from ditlab.core.spelling import is_unicode, nfc
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 
@@ -58,10 +58,13 @@ class Text(Conditioner):
         """Encode prompts, one row for each; None is the null condition.
 
         Raises:
-            InputError: a value that is no text, an empty prompt, or a word that the encoder does not know.
+            InputError: a value that is no text, an empty prompt or one without words, or a word that the encoder does
+                not know.
         """
         texts = ["" if value is None else checked(value) for value in given]
         for text in dict.fromkeys(texts):
+            if text and not self.encoder.reads(text):
+                raise InputError(f'the prompt "{shortened(text)}" has no words; give words')
             if text not in self._kept and (end := self.encoder.cut(text)):
                 warnings.warn(
                     f'the prompt "{shortened(text)}" ({counted(len(text.split()), "word")}) is longer than the '
@@ -135,6 +138,8 @@ def checked(value: Any) -> str:
     """
     if not isinstance(value, str):
         raise InputError(f'prompt {value!r} is no text; give a text, such as "a red apple"')
+    if not is_unicode(value):
+        raise InputError(f"the prompt {value!a} is no Unicode text; encode it as UTF-8")
     text = " ".join(nfc(value).split())
     if not text:
         raise InputError("a prompt is empty; give a text, or None for no prompt")

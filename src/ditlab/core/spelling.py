@@ -32,6 +32,15 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: damaged bytes of file names and arguments become surrogates, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def all_nfc(names: Iterable[str]) -> list[str]:
     """The composed form of all names."""
     return [nfc(name) for name in names]

@@ -125,6 +125,10 @@ class TextShape(NamedTuple):
     def __bool__(self) -> bool:
         return self.length > 0
 
+    def summary(self) -> str:
+        """The size of an encoded text, in words."""
+        return f"{self.length} tokens of {self.width or 2 * self.layers * self.heads * self.head_width:,} values"
+
     def example(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Condition:
         """A condition of this shape for a trial call: random values with a generator, zeros without."""
 

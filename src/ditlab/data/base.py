@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.spelling import is_unicode, nfc
 from ditlab.core.types import Batch, Condition
 from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS, PixelValues
@@ -112,7 +113,7 @@ class InMemory(Dataset):
         features: str = "inception",
         held_out_name: str = "",
         values: PixelValues | None = None,
-        captions: Sequence[tuple[str, ...]] = (),
+        captions: Sequence[str | Sequence[str]] = (),
     ) -> None:
         """Take images of any numeric type.
 
@@ -124,15 +125,20 @@ class InMemory(Dataset):
             held_out_name: name of the data set with the held-out images.
             values: what the numbers are; by default as `ditlab.data.ranges.find_values` finds it: 0..255 for uint8, and
                 for floats 0..1 or -1..1 if they lie within.
-            captions: the captions of each image; empty for a data set without captions.
+            captions: the caption or captions of each image; empty for a data set without captions.
 
         Raises:
-            InputError: the images do not suit the labels, or are no real numbers.
+            InputError: the images do not suit the labels or captions, or are no real numbers.
         """
         if images.ndim not in (4, 5) or len(images) != len(labels):
             raise InputError(
                 f"images of shape {tuple(images.shape)} with {counted(len(labels), 'label')}; give images (N, C, H, "
                 "W) or videos (N, C, T, H, W), and a label for each"
+            )
+        if len(captions) not in (0, len(images)):
+            raise InputError(
+                f"captions has {counted(len(captions), 'entry')} for {counted(len(images), 'image')}; give one for "
+                "each image: a text, or a list of texts"
             )
         self.images, self.values = known(images, values)
         self.labels, self.classes, self.texts = labels, classes, captions
@@ -144,12 +150,29 @@ class InMemory(Dataset):
         return Batch(self.images[indices], self.condition(indices))
 
     def captions(self, i: int) -> tuple[str, ...]:
-        return self.texts[i] if self.texts else ()
+        return caption_texts(self.texts[i], f"image {i}") if self.texts else ()
 
     def stamps(self) -> Stamps:
         stamps = super().stamps()
         hashes = np.fromiter((content_hash(image.tobytes()) for image in self.images.numpy()), np.int64, len(self))
         return replace(stamps, times=hashes, hashes=hashes)
+
+
+def caption_texts(captions: Any, name: str) -> tuple[str, ...]:
+    """The captions of an image, with single spaces between words; empty where there are none.
+
+    Args:
+        captions: a text, or texts; None and empty texts are no captions.
+        name: name of the image, for the message.
+
+    Raises:
+        InputError: a caption is no text.
+    """
+    texts = captions if isinstance(captions, list | tuple) else [captions]
+    for text in texts:
+        if not isinstance(text, str | None) or not is_unicode(text or ""):
+            raise InputError(f"a caption of {name} is {text!a}, which is no text; correct it")
+    return tuple(filter(None, (" ".join(nfc(text).split()) for text in texts if text)))
 
 
 def known(images: Tensor, values: PixelValues | None) -> tuple[Tensor, PixelValues]:

@@ -134,13 +134,17 @@ def choose_labels(pipe: BasePipeline, request: GenerationRequest, most: int) -> 
     return labels
 
 
-def described_label(pipe: BasePipeline, label: Label) -> dict[str, Any]:
-    """What an image shows, for its settings: the label, or the prompt with what the model does not read of it."""
+def described_label(pipe: BasePipeline, label: Label, negative: str | None) -> dict[str, Any]:
+    """What an image shows, for its settings: the label, or the prompts with what the model does not read of them."""
     if not isinstance(pipe.conditioner, Text):
         return {"label": as_json(label)}
     ends = (label.first, label.second) if isinstance(label, Between) else (label,)
     cut = [end for text in ends if isinstance(text, str) and (end := pipe.conditioner.encoder.cut(text))]
-    return {"prompt": as_json(label), **({"left_out": " / ".join(cut)} if cut else {})}
+    described = {"prompt": as_json(label), **({"left_out": " / ".join(cut)} if cut else {})}
+    if negative is None:
+        return described
+    end = pipe.conditioner.encoder.cut(negative)
+    return described | {"negative_prompt": negative, **({"negative_left_out": end} if end else {})}
 
 
 def choose_seeds(request: GenerationRequest, count: int) -> list[Seed]:

@@ -265,8 +265,7 @@ class Service:
         about, start = self.about[generation.model], generation.original
         return {
             "model": generation.model,
-            **described_label(self.models[generation.model], generation.labels[i]),
-            **({} if generation.negative is None else {"negative_prompt": generation.negative}),
+            **described_label(self.models[generation.model], generation.labels[i], generation.negative),
             "seed": as_json(generation.seeds[i]),
             **generation.settings,
             **({} if start is None else {"strength": start.strength, "resample": start.resample, **start.about(i)}),

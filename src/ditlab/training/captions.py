@@ -19,7 +19,7 @@ from ditlab.core.spelling import expand
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.data import Dataset
-from ditlab.data.base import spread
+from ditlab.data.base import caption_texts, spread
 from ditlab.training.rng import CAPTION, Randomness
 
 CLASS = "{class}"
@@ -53,7 +53,8 @@ class Captions:
         positions: dict[str, int] = {}
         numbers, starts, from_classes = [], [0], 0
         with ThreadPoolExecutor() as pool:
-            for i, captions in enumerate(spread(pool, dataset.captions, len(dataset))):
+            for i, entry in enumerate(spread(pool, dataset.captions, len(dataset))):
+                captions = caption_texts(entry, f"image {i}")
                 if not captions and template:
                     captions = (template.replace(CLASS, dataset.classes[int(dataset.labels[i])]),)
                     from_classes += 1
@@ -98,6 +99,12 @@ class Captions:
         if self.missing:
             without = f"{self.missing:,} of {counted(len(self), 'image')}"
             lines.append(f"{without} have no caption and are trained with the null condition")
+        empty = [text for text in different if not conditioner.encoder.reads(text)]
+        if empty:
+            lines.append(
+                f"{len(empty):,} of {counted(len(different), 'caption')} have no words and are trained with the null "
+                f'condition, such as "{empty[0]}"'
+            )
         cut = [text for text in different if conditioner.encoder.cut(text)]
         if cut:
             lines.append(

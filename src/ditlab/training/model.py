@@ -73,6 +73,11 @@ def pick_conditioner(
     encoder = source.conditioner.encoder if source is not None and isinstance(source.conditioner, Text) else None
     if source is None or encoder is None or isinstance(encoder, NoEncoder):
         if settings.text_cache and not settings.encoder:
+            if settings.encoder_options:
+                raise InputError(
+                    "data.encoder_options have no effect with data.text_cache, which contains its encoder; remove "
+                    "them, or set data.encoder too"
+                )
             return Text(TextCache.open(Path(expand(settings.text_cache))).config)
         options = {"encoder": settings.encoder, "options": settings.encoder_options, "captions": captions.texts}
         return kind.for_data(dataset, options)

@@ -8,6 +8,8 @@ from typing import Any
 from ditlab.autoencoders import Autoencoder, Latent
 from ditlab.autoencoders.io import fingerprint, read_part
 from ditlab.checkpoints import load
+from ditlab.conditioning import Text
+from ditlab.conditioning.encoders.base import rule_of
 from ditlab.config.fields import places, renamed, resume_rules, unused_keys
 from ditlab.config.reader import parse_recipe, read_toml, to_tables
 from ditlab.config.sections import Recipe
@@ -47,8 +49,11 @@ def compare_run(folder: Path, recipe: Recipe, pipe: Pipeline, index: DataIndex) 
     for checkpoint in reversed(checkpoints(folder)):
         with suppress(InputError):  # a damaged checkpoint
             config = read_config(checkpoint)
-            differing |= other_images(config, index.dataset) | other_captions(config, pipe) | other_shape(config, pipe)
+            differing |= (
+                other_images(config, index.dataset, pipe) | other_captions(config, pipe) | other_shape(config, pipe)
+            )
             notes += settle_autoencoder(differing, checkpoint, pipe.autoencoder)
+            notes += settle_encoder(differing, config, pipe)
             notes += settle_base(differing, config, recipe.train.init_from)
             break
     return differing, settle_images(differing, index.changes, before, recipe) + notes
@@ -71,14 +76,15 @@ def differences(before: Recipe, now: Recipe) -> Differences:
     return differing
 
 
-def other_images(config: dict[str, Any], dataset: Dataset) -> Differences:
+def other_images(config: dict[str, Any], dataset: Dataset, pipe: Pipeline) -> Differences:
     """Differences between the data of a checkpoint and the present data.
 
-    The recipe may be the same. Classes determine the labels, and the number of images determines their order.
+    The recipe may be the same. Classes determine the labels, and the number of images determines their order. A model
+    that reads captions has no classes, even if its data have some.
     """
     differing = {}
     before, now = all_nfc(config.get("classes", dataset.classes)), all_nfc(dataset.classes)
-    if before != now:
+    if before != now and not isinstance(pipe.conditioner, Text):
         i = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
         was, is_ = (f'"{names[i]}"' if i < len(names) else "none" for names in (before, now))
         differing[CLASSES] = f"class {i} of the images was {was} there and is {is_} here"
@@ -126,6 +132,20 @@ def settle_autoencoder(differing: Differences, checkpoint: Path, present: Autoen
         differing[key] = f"{moved or key}: it is another autoencoder than that of the run"
         return []
     return [f"{moved}, with the same weights"] if moved else []
+
+
+def settle_encoder(differing: Differences, config: dict[str, Any], pipe: Pipeline) -> list[str]:
+    """Compare the text encoder of a checkpoint with the present one, wherever its captions are; returns notes."""
+    saved = config.get("conditioner", {}).get("encoder")
+    if saved is None or not isinstance(pipe.conditioner, Text):
+        return []
+    keys = ("data.encoder", "data.encoder_options", "data.text_cache")
+    moved = [text for key in keys if (text := differing.pop(key, ""))]
+    if rule_of(saved) == pipe.conditioner.encoder.rule:
+        return [f"{text}, with the same text encoder" for text in moved]
+    if moved or CAPTIONS not in differing:  # words follow from the captions
+        differing[keys[0]] = f"{', '.join(moved) or keys[0]}: it is another text encoder than that of the run"
+    return []
 
 
 def settle_base(differing: Differences, config: dict[str, Any], origin: str) -> list[str]:

@@ -20,7 +20,6 @@ ENCODERS: Registry[type[Encoder]] = Registry(
         "sd3": SD3,
         "language-model": LanguageModel,
         "minilm-layers": MiniLMLayers,
-        "absent": NoEncoder,
     },
     base=Encoder,
 )
@@ -45,4 +44,4 @@ def create_encoder(kind: str, **options: Any) -> Encoder:
     Raises:
         InputError: an unknown kind, or the encoder is not on this machine.
     """
-    return ENCODERS.find(kind)(**options)
+    return NoEncoder(**options) if kind == NoEncoder.kind else ENCODERS.find(kind)(**options)

@@ -14,8 +14,10 @@ class NoEncoder(Encoder):
         length, width, pooled_width: the text that the network is made for, as in `TextShape`.
     """
 
+    kind = "absent"  # not in the registry, because no recipe can choose it
+
     def __init__(self, length: int, width: int, pooled_width: int = 0) -> None:
-        self.config = {"kind": "absent", "length": length, "width": width, "pooled_width": pooled_width}
+        self.config = {"kind": self.kind, "length": length, "width": width, "pooled_width": pooled_width}
         self.shape = TextShape(length, width=width, pooled=pooled_width)
 
     def encode(self, texts: Sequence[str]) -> Condition:

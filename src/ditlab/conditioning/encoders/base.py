@@ -75,13 +75,17 @@ class Encoder(ABC):
     def cut(self, text: str) -> str:
         """The end of a text that `encode` leaves out because the text is too long; empty if nothing is left out."""
 
+    def reads(self, text: str) -> bool:
+        """Whether anything of a text is encoded; otherwise `encode` returns the null condition for it."""
+        return bool(text)
+
     def release(self) -> None:  # noqa: B027 - most encoders hold little memory
         """Free the memory of a pretrained model until a text is encoded again."""
 
     @property
     def rule(self) -> str:
         """Hash of everything that decides how texts are encoded, 16 digits; places of files do not count."""
-        return hashlib.sha256(json.dumps(without_places(self.config), sort_keys=True).encode()).hexdigest()[:16]
+        return rule_of(self.config)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights that are saved with the model."""
@@ -89,6 +93,11 @@ class Encoder(ABC):
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 - most encoders have none
         """Load the weights of a saved model."""
+
+
+def rule_of(config: Mapping[str, Any]) -> str:
+    """The `rule` of an encoder with this config."""
+    return hashlib.sha256(json.dumps(without_places(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def without_places(config: Any) -> Any:

@@ -1,6 +1,7 @@
 """Numbers of words: the network learns an embedding for each word of the captions, without a pretrained encoder."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Self
@@ -14,11 +15,14 @@ from ditlab.core.types import Condition, TextShape
 
 START, FIRST = 1, 2  # number of the start token, and of the first word; 0 is padding
 LISTED = 5  # unknown words in a message
-WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+# Combining marks and joiners (which \w lacks) belong to the word before them, and signs such as emoji are words.
+MARK, SIGN = "\ue000", "\ue001"
+STANDS_FOR = dict.fromkeys(("Mn", "Mc", "Me", "Cf", "Sk"), MARK) | {"So": SIGN}
+WORD = re.compile(rf"\w[\w{MARK}]*(?:['\u2019]\w[\w{MARK}]*)*|{SIGN}[{SIGN}{MARK}]*")
 
 
 class Words(Encoder):
-    """Encodes words as numbers, in lower case; spaces and punctuation separate words.
+    """Encodes words as numbers, in lower case; spaces and punctuation separate words, and emoji are words.
 
     Each text begins with a start token, which is all that the null condition has.
 
@@ -66,6 +70,9 @@ class Words(Encoder):
             row[1 : 1 + len(words)] = torch.tensor([self.numbers[word] for word in words], dtype=torch.long)
         return Condition(tokens=tokens, mask=tokens > 0)
 
+    def reads(self, text: str) -> bool:
+        return bool(split(text))
+
     def cut(self, text: str) -> str:
         return " ".join(split(text)[self.shape.length - 1 :])
 
@@ -84,7 +91,11 @@ class Words(Encoder):
 
 def split(text: str) -> list[str]:
     """The words of a text in lower case."""
-    return WORD.findall(nfc(text).lower())
+    text = nfc(text).lower()
+    if text.isascii():
+        return WORD.findall(text)
+    classes = "".join(STANDS_FOR.get(unicodedata.category(sign), sign) for sign in text)
+    return [text[slice(*match.span())] for match in WORD.finditer(classes)]
 
 
 def shortened(text: str, longest: int = 60) -> str:

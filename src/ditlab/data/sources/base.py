@@ -20,6 +20,7 @@ from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc, nfc
+from ditlab.data.base import caption_texts
 from ditlab.data.budget import DECODING
 from ditlab.data.decode import Raster as Raster
 from ditlab.data.decode import frames, stacked
@@ -118,11 +119,7 @@ class Source(ABC):
         """
         if "caption" not in self.columns:
             return ()
-        value: Any = self.columns["caption"].values[i]
-        texts = value if isinstance(value, list | tuple) else [value]
-        if others := [text for text in texts if not isinstance(text, str | None)]:
-            raise InputError(f"a caption of {self.name(i)} is {others[0]!r}, which is no text; correct it")
-        return tuple(filter(None, (" ".join(nfc(text).split()) for text in texts if text)))
+        return caption_texts(self.columns["caption"].values[i], self.name(i))
 
     @abstractmethod
     def name(self, i: int) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc, nfc
+from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import Reading, classes_from
@@ -36,7 +37,6 @@ from ditlab.data.sources.tables import (
     TableFile,
     label_choice,
     metadata_of,
-    note_captions,
     note_unread_texts,
     read_captions,
     read_labels,
@@ -202,7 +202,7 @@ class Layout:
         if column is not None or settings.caption_column == NONE:
             note_unread_texts(self.captioned, reading)
             return column
-        note_captions(self.captioned, "text files beside the images", reading)
+        reading.notes.append(f"captions from {counted(self.captioned, 'text file')} beside the images")
         return Column(CaptionFiles(self.root, self.files))
 
 

@@ -213,7 +213,7 @@ def single(values: list[Any]) -> Any:
 
 def note_captions(count: int, where: str, reading: Reading) -> None:
     """Note how many images have a caption."""
-    reading.notes.append(f"{counted(count, 'caption')} from {where}")
+    reading.notes.append(f"captions of {counted(count, 'image')} from {where}")
 
 
 def note_unread_texts(count: int, reading: Reading) -> None:
