@@ -134,7 +134,7 @@ class TextEmbedder(nn.Module):
         if self.pooled is not None and condition.pooled is not None:
             vector = vector + self.pooled(condition.pooled.to(x.dtype))
         vector = self.pool(vector)
-        if self.bag is not None:  # after few steps, a vector of its own tells a word better than the mean of all tokens
+        if self.bag is not None:  # after few steps, a vector of its own shows a word better than the mean of all tokens
             vector = vector + (self.bag(tokens) * counts).sum(1) / counts.sum(1).sqrt()
         return x, mask, vector
 
