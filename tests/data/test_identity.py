@@ -101,9 +101,10 @@ class TestComparison:
         after = Stamps.load(tmp_path / "x.npz")
         assert list(after.names) == names
         assert after.equal(before)
-        named = replace(before, classes=["a", "line\nfeed"])
+        classes = ["a", "line\nfeed", "c", "d", "e", "f"]
+        named = replace(before, classes=classes)
         named.save(tmp_path / "named.npz")
-        assert list(Stamps.load(tmp_path / "named.npz").classes) == ["a", "line\nfeed"]
+        assert list(Stamps.load(tmp_path / "named.npz").classes) == classes
         assert not named.equal(before)
         Stamps.of([], []).save(tmp_path / "none.npz")
         assert len(Stamps.load(tmp_path / "none.npz")) == 0

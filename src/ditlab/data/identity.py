@@ -112,12 +112,21 @@ class Stamps:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> Self:
-        """Read what `arrays` returned."""
+        """Read what `arrays` returned.
+
+        Raises:
+            ValueError: the arrays contradict each other.
+        """
         labels, sizes, times, hashes = (
             np.asarray(arrays[key], np.int64) for key in ("labels", "sizes", "times", "hashes")
         )
         classes = unpacked(arrays["classes"]) if "classes" in arrays else []
-        return cls(unpacked(arrays["names"]) if len(labels) else [], labels, sizes, times, hashes, classes)
+        names = unpacked(arrays["names"]) if len(labels) else []
+        if {values.shape for values in (labels, sizes, times, hashes)} != {(len(names),)}:
+            raise ValueError(f"{len(names)} names for other numbers of labels, sizes, times or hashes")
+        if classes and len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+            raise ValueError(f"labels {labels.min()} to {labels.max()} for {len(classes)} classes")
+        return cls(names, labels, sizes, times, hashes, classes)
 
     def save(self, file: Path) -> None:
         """Write the stamps to a compressed .npz file."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from ditlab.autoencoders import KL, Latent
 from ditlab.core.errors import InputError
@@ -15,6 +16,7 @@ from ditlab.data import ahead, training_order
 from ditlab.data.base import InMemory
 from ditlab.data.latents.cache import Latents
 from ditlab.data.latents.encode import encode
+from ditlab.data.latents.shards import shard_stamps
 
 ARCHITECTURE = {
     "in_channels": 3,
@@ -91,6 +93,26 @@ def test_another_autoencoder_or_precision_is_rejected_and_named(tmp_path):
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty and holds no cache"):
         make(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda tensors: tensors.pop("stamp.times"), "it lacks 'times'"),
+        (lambda tensors: tensors["stamp.labels"].fill_(7), "labels 7 to 7 for 3 classes"),
+        (lambda tensors: tensors.update({"stamp.sizes": torch.zeros(3)}), "10 names for other numbers of labels"),
+    ],
+)
+def test_damaged_stamps_of_a_shard_are_named(damage, reason, tmp_path):
+    make(tmp_path / "cache")
+    file = tmp_path / "cache" / "shards" / "000001.safetensors"
+    tensors = load_file(file)
+    damage(tensors)
+    save_file(tensors, file)
+    with pytest.raises(
+        InputError, match=rf"^shard .*000001.safetensors is damaged \({reason}.*\); remove it and encode"
+    ):
+        shard_stamps(file)
 
 
 def test_a_flipped_bit_is_named(tmp_path):

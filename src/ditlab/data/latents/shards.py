@@ -138,4 +138,5 @@ def shard_stamps(file: Path) -> Stamps | None:
     shard = Shard(file)
     names = [name for name in shard.header if name.startswith(STAMP)]
     arrays = {name.removeprefix(STAMP): shard.column(name).numpy() for name in names}
-    return Stamps.from_arrays(arrays) if arrays else None
+    with interpreting(f"shard {file}", "remove it and encode again"):
+        return Stamps.from_arrays(arrays) if arrays else None
