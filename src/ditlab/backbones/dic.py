@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditlab.backbones.base import Backbone, Embedders, Modulation
+from ditlab.backbones.base import Embedders
 from ditlab.backbones.layers import LabelEmbedder, TimestepEmbedder, check_positive, last_linear, norm
+from ditlab.backbones.levels import LevelNetwork
 from ditlab.backbones.published import count_of
 from ditlab.backbones.routing import Level, number, record
 from ditlab.core.errors import InputError
@@ -40,7 +41,7 @@ BLOCK = re.compile(r"((?:enc|lat|dec)_blocks\.\d+\.\d+\.)")  # start of the keys
 DEPTHS = 5  # number of depths of the published networks
 
 
-class DiC(Backbone):
+class DiC(LevelNetwork):
     """The convolutional U-Net, initialized as published: before training, its output is exactly zero.
 
     Args:
@@ -49,6 +50,7 @@ class DiC(Backbone):
             and the decoder level of a grid.
     """
 
+    final_layer: "FinalLayer"
     heads_out = ("final_layer.out_proj.weight", "final_layer.out_proj.bias")
     muon_kernels = True
     lora_targets = ("adaLN_modulation.1",)
@@ -124,31 +126,9 @@ class DiC(Backbone):
     def tokens(self) -> int:
         return self.size[0] * self.size[1]
 
-    def levels(self) -> list[Level]:
-        """Return the blocks of each level, in execution order."""
-        return [module for module in self.modules() if isinstance(module, Level)]
-
-    @property
-    def repeated(self) -> list[nn.Module]:
-        return [block for blocks in self.levels() for block in blocks]
-
-    @property
-    def matrix_width(self) -> int:
-        return self.widths[0]
-
     def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
         pairs = zip(self.t_embedder_ls, self.y_embedder_ls, strict=True)
         return [embed_time(timestep) + embed_label(label) for embed_time, embed_label in pairs]
-
-    def modulations(self) -> list[Modulation]:
-        # A block reads the condition vector of its own width.
-        vector_of = {width: i for i, width in enumerate(self.widths)}
-        layers = [block.get_submodule("adaLN_modulation") for block in (*self.repeated, self.final_layer)]
-        linears = [last_linear(layer) for layer in layers]
-        return [
-            Modulation(layer, vector_of[linear.in_features], linear.out_features)
-            for layer, linear in zip(layers, linears, strict=True)
-        ]
 
     def embedders(self) -> Embedders:
         return Embedders([*self.t_embedder_ls], [*self.y_embedder_ls])

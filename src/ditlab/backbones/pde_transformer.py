@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.layers import Mlp, TimestepEmbedder, check_positive, last_linear, unpatchify
+from ditlab.backbones.levels import LevelCondition, LevelNetwork
 from ditlab.backbones.published import count_of
 from ditlab.backbones.routing import Level, number
-from ditlab.backbones.udit import FinalLayer, LevelCondition
+from ditlab.backbones.udit import FinalLayer
 from ditlab.backbones.udit_grid import Conv, shuffle, unshuffle
 from ditlab.backbones.windows import WindowAttention
 from ditlab.core.errors import InputError
@@ -58,7 +58,7 @@ WRITE = (
 )
 
 
-class PDETransformer(Backbone):
+class PDETransformer(LevelNetwork):
     """The U-shaped window transformer; before training, its output is exactly zero.
 
     Args:
@@ -72,6 +72,7 @@ class PDETransformer(Backbone):
         unit_time: the timestep input is 0 to 1, as in published weights, instead of 0 to 1000.
     """
 
+    final_layer: "FinalLayer"
     heads_out = ("final_layer.out_proj.weight", "final_layer.out_proj.bias")
     lora_targets = ("attn.qkv", "adaLN_modulation.1")
     not_muon = ("attn.positions.0.weight", "attn.positions.2.weight")
@@ -192,31 +193,6 @@ class PDETransformer(Backbone):
     def levels(self) -> list[Level]:
         """Return the blocks of each level, in execution order."""
         return [*self.encoders, self.middle, *reversed(self.decoders)]
-
-    @property
-    def repeated(self) -> list[nn.Module]:
-        return [block for blocks in self.levels() for block in blocks]
-
-    @property
-    def matrix_width(self) -> int:
-        return self.widths[0]
-
-    def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
-        return [condition(timestep, label)[:, 0, 0] for condition in self.conditions]
-
-    def modulations(self) -> list[Modulation]:
-        # A block reads the condition vector of its own width.
-        vector_of = {width: i for i, width in enumerate(self.widths)}
-        layers = [block.get_submodule("adaLN_modulation") for block in (*self.repeated, self.final_layer)]
-        linears = [last_linear(layer) for layer in layers]
-        return [
-            Modulation(layer, vector_of[linear.in_features], linear.out_features)
-            for layer, linear in zip(layers, linears, strict=True)
-        ]
-
-    def embedders(self) -> Embedders:
-        names = ("t_embedder", "y_embedder")
-        return Embedders(*([level.get_submodule(name) for level in self.conditions] for name in names))
 
     def initialize(self) -> None:
         """Set initial weights: Xavier by default, zero for modulations and the head.

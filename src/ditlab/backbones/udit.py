@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import udit_published
-from ditlab.backbones.base import Backbone, Embedders, Modulation
-from ditlab.backbones.layers import LabelEmbedder, Mlp, TimestepEmbedder, attend, check_positive, last_linear, norm
+from ditlab.backbones.layers import Mlp, attend, check_positive, norm
+from ditlab.backbones.levels import LevelCondition, LevelNetwork
 from ditlab.backbones.positions import pair_rotations, rotated_pairs
 from ditlab.backbones.routing import Level, number
 from ditlab.backbones.udit_grid import Conv, interleave, shuffle, split, unit, unshuffle
@@ -64,7 +64,7 @@ class Style(NamedTuple):
     feed_forward: str
 
 
-class UDiT(Backbone):
+class UDiT(LevelNetwork):
     """The U-shaped transformer, initialized as published: before training, its output is exactly zero.
 
     Args:
@@ -81,6 +81,7 @@ class UDiT(Backbone):
         feed_forward: "plain" MLP, MLP with a "depthwise" convolution, or the latter "reparametrised".
     """
 
+    final_layer: "FinalLayer"
     heads_out = ("final_layer.out_proj.weight", "final_layer.out_proj.bias")
     decayed = ("logit_scale",)
     marks = (
@@ -159,35 +160,6 @@ class UDiT(Backbone):
     def tokens(self) -> int:
         pixels = self.size[0] * self.size[1]
         return pixels // 4 if self.style.attention == "token" else pixels
-
-    def levels(self) -> list["Blocks"]:
-        """Return the blocks of each level, in execution order."""
-        return [module for module in self.modules() if isinstance(module, Blocks)]
-
-    @property
-    def repeated(self) -> list[nn.Module]:
-        return [block for blocks in self.levels() for block in blocks]
-
-    @property
-    def matrix_width(self) -> int:
-        return self.x_embedder.out_channels
-
-    def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
-        return [condition(timestep, label)[:, 0, 0] for condition in self.conditions]
-
-    def modulations(self) -> list[Modulation]:
-        # A block reads the condition vector of its own width.
-        vector_of = {width: i for i, width in enumerate(self.widths)}
-        layers = [block.get_submodule("adaLN_modulation") for block in (*self.repeated, self.final_layer)]
-        linears = [last_linear(layer) for layer in layers]
-        return [
-            Modulation(layer, vector_of[linear.in_features], linear.out_features)
-            for layer, linear in zip(layers, linears, strict=True)
-        ]
-
-    def embedders(self) -> Embedders:
-        names = ("t_embedder", "y_embedder")
-        return Embedders(*([level.get_submodule(name) for level in self.conditions] for name in names))
 
     def initialize(self) -> None:
         """Set initial weights: Xavier by default, N(0, 0.02) for embedders, zero for modulations and the head."""
@@ -269,17 +241,6 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, skip: Tensor, c: Tensor, trace: Trace | None) -> Tensor:
         x = torch.cat([shuffle(self.up(x)), skip], dim=-1)  # (B, h, w, 2 D)
         return self.blocks(self.reduce(x), c, trace)
-
-
-class LevelCondition(nn.Module):
-    """Embeds timestep and label as one vector (B, 1, 1, D) of the width of a level."""
-
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__()
-        self.t_embedder, self.y_embedder = TimestepEmbedder(width), LabelEmbedder(classes, width)
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return (self.t_embedder(t) + self.y_embedder(y))[:, None, None]  # (B, 1, 1, D)
 
 
 class Blocks(Level):
