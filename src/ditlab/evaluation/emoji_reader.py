@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditlab.data.builtin.emoji_captions import BACKGROUNDS, VIEWS, EmojiCaptions, Renderer
+from ditlab.data.builtin.emoji_captions import BACKGROUNDS, UNPLACED, VIEWS, EmojiCaptions, Renderer
 
 SIDE = 16  # pixels at which images are compared
 RENDERED = 2 * SIDE  # pixels at which true images are rendered, where a shift is a whole pixel
@@ -39,7 +39,7 @@ class EmojiReader:
         self.data, self.renderer = data, Renderer(data.objects, RENDERED)
         self.pairs = torch.tensor([(i, v) for i, shown in enumerate(data.objects) for v in range(len(shown.variants))])
         self.colors = torch.tensor([*BACKGROUNDS.values()]) / 255  # (K, 3)
-        self.views = len(VIEWS) if int(data.scenes[:, 3].max()) >= len(VIEWS) - 4 else len(VIEWS) - 4
+        self.views = len(VIEWS) if int(data.scenes[:, 3].max()) >= UNPLACED else UNPLACED
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> Read:

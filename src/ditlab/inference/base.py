@@ -353,11 +353,12 @@ class BasePipeline:
         denoiser = self.objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
         scale, interval, channels = plan.guidance, plan.interval, plan.options.guidance_channels
         denoise: Denoise
-        further = further_guidance(plan, self.objective, net, condition, limit)
+        text = encoded(net, condition)
+        further = further_guidance(plan, self.objective, net, text, limit)
         if guide is None:
             null = encoded(net, self.null(len(condition), plan.negative))
-            denoise = cfg(denoiser, encoded(net, condition), null, scale, interval, channels, further)
-        else:
+            denoise = cfg(denoiser, text, null, scale, interval, channels, further)
+        else:  # both networks receive the condition as it is, because each encodes it in its own way
             weak = guide.objective.denoiser(Splitting(guide._inference_net(plan, condition), limit))
             denoise = autoguidance(denoiser, weak, condition, scale, interval, channels, further)
         if plan.cache is not None:

@@ -53,8 +53,7 @@ class LanguageModel(Pretrained):
         geometry = {"layers": 0, "heads": 0, "head_width": 0, "hash": ""}
         trial = cls(**values | geometry | {"length": values.get("length", MOST_TOKENS)})
         if "length" not in values:
-            limit = min(MOST_TOKENS, trial.longest)
-            values["length"] = min(limit, max([len(trial.ids(text)) for text in captions], default=limit))
+            values["length"] = trial.length_for(captions)
         trial.shape = TextShape(1)
         keys, _, _ = trial.layers([""])
         sizes = {"layers": keys.shape[1], "heads": keys.shape[3], "head_width": keys.shape[4]}
@@ -68,13 +67,8 @@ class LanguageModel(Pretrained):
     @torch.no_grad()
     def layers(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values (B, layers, L, heads, d) float32, and the mask (B, L), on the CPU."""
-        tokens = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.shape.length, return_tensors="pt"
-        )
-        mask = tokens["attention_mask"].bool()
-        mask[:, 0] = True  # a text without tokens, which some tokenizers leave empty
-        device = next(self.net.parameters()).device
-        inputs = {"input_ids": tokens["input_ids"].to(device), "attention_mask": mask.long().to(device)}
+        ids, mask = self.inputs(texts)
+        inputs = {"input_ids": ids, "attention_mask": mask.long()}
         pairs = bidirectional(self.net, inputs) or cached(self.net, inputs)
         if not pairs or len({(*key.shape, *value.shape) for key, value in pairs}) != 1:
             raise InputError(
@@ -82,7 +76,7 @@ class LanguageModel(Pretrained):
                 "model such as Llama, or a BERT"
             )
         keys, values = (torch.stack(part, 1).float().cpu() for part in zip(*pairs, strict=True))
-        return keys.transpose(2, 3), values.transpose(2, 3), mask
+        return keys.transpose(2, 3), values.transpose(2, 3), mask.cpu()
 
 
 def cached(net: Any, inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

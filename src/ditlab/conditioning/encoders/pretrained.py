@@ -113,8 +113,7 @@ class Pretrained(Encoder):
             values["tokenizer"] = absolute(str(values["tokenizer"]))
         trial = cls(**values | {"length": values.get("length", MOST_TOKENS), "width": 0, "hash": ""})
         if "length" not in values:
-            limit = min(MOST_TOKENS, trial.longest)
-            values["length"] = min(limit, max([len(trial.ids(text)) for text in captions], default=limit))
+            values["length"] = trial.length_for(captions)
             trial = cls(**values | {"width": 0, "hash": ""})
         states, pooled, _ = trial.computed([""])
         width = 0 if pooled is None else pooled.shape[-1]
@@ -156,6 +155,15 @@ class Pretrained(Encoder):
     @torch.no_grad()
     def computed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor]:
         """States (B, L, E) float32, pooled vectors (B, P) or None, and the mask (B, L), on the CPU."""
+        ids, mask = self.inputs(texts)
+        masked = {"attention_mask": mask.long()} if self.mask else {}
+        output = self.net(input_ids=ids, output_hidden_states=True, **masked)
+        states = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
+        mask = mask if self.mask else torch.ones_like(mask)
+        return states.float().cpu(), self._pooled(output, states, mask), mask.cpu()
+
+    def inputs(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The numbers of the tokens of texts (B, L) int64, padded or cut, and the mask (B, L), on the device."""
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.shape.length, return_tensors="pt"
         )
@@ -164,11 +172,12 @@ class Pretrained(Encoder):
             ids = ids.masked_fill(~mask, self.padding)
         mask[:, 0 if self.side == "right" else -1] = True  # a text without tokens, which some tokenizers leave empty
         device = next(self.net.parameters()).device
-        masked = {"attention_mask": mask.long().to(device)} if self.mask else {}
-        output = self.net(input_ids=ids.to(device), output_hidden_states=True, **masked)
-        states = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
-        mask = mask if self.mask else torch.ones_like(mask)
-        return states.float().cpu(), self._pooled(output, states, mask), mask
+        return ids.to(device), mask.to(device)
+
+    def length_for(self, captions: Sequence[str]) -> int:
+        """The tokens of the longest caption, up to what the model reads and `MOST_TOKENS`."""
+        limit = min(MOST_TOKENS, self.longest)
+        return min(limit, max([len(self.ids(text)) for text in captions], default=limit))
 
     def _pooled(self, output: Any, states: Tensor, mask: Tensor) -> Tensor | None:
         if self.pooled == "none":

@@ -9,7 +9,7 @@ from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
 from ditlab.diffusion.objective import Regression
-from ditlab.training.aids.base import Aid
+from ditlab.training.aids.base import Aid, blocks_of
 
 if TYPE_CHECKING:
     from ditlab.training.context import TrainingContext
@@ -31,9 +31,7 @@ class LayerSync(Aid):
 
     def setup(self, run: "TrainingContext") -> None:
         name, net = run.net.config["name"], run.net
-        blocks = [block for block in net.repeated if type(block) is type(net.repeated[0])]  # without the head
-        if net.dynamic_depth or not blocks:
-            raise InputError(f"train.layer_sync needs blocks that all images pass, which {name} does not have; omit it")
+        blocks = blocks_of(net, "train.layer_sync")
         if not 0 <= self.early < self.late < len(blocks):
             raise InputError(
                 f"train.layer_sync {self.early} {self.late}: {name} has the blocks 0 to {len(blocks) - 1}; "

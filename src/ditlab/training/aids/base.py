@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ditlab.backbones import Backbone
 from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
 from ditlab.diffusion.objective import Regression
 from ditlab.training.rng import Randomness
@@ -37,3 +39,21 @@ class Aid:
     def losses(self, run: "TrainingContext", forward: Regression, trace: Trace) -> dict[str, Tensor]:
         """Further losses by name, (B,) float32 each and already weighted, which are added to the objective's losses."""
         return {}
+
+
+def blocks_of(net: Backbone, setting: str) -> list[nn.Module]:
+    """Return the blocks of a network whose outputs an aid uses, without the head.
+
+    Args:
+        net: the network.
+        setting: the setting of the aid, for the message.
+
+    Raises:
+        InputError: it has none that all images pass.
+    """
+    blocks = [block for block in net.repeated if type(block) is type(net.repeated[0])]
+    if net.dynamic_depth or not blocks:
+        raise InputError(
+            f"{setting} needs blocks that all images pass, which {net.config['name']} does not have; omit it"
+        )
+    return blocks

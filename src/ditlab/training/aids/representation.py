@@ -18,7 +18,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
 from ditlab.diffusion.objective import Regression
 from ditlab.evaluation.features.dinov2 import DinoV2
-from ditlab.training.aids.base import Aid
+from ditlab.training.aids.base import Aid, blocks_of
 
 if TYPE_CHECKING:
     from ditlab.training.context import TrainingContext
@@ -57,9 +57,7 @@ class RepresentationAlignment(Aid):
         """
         net, trace = run.net, Trace(self.taps)
         name, count = net.config["name"], math.prod(net.grid)
-        blocks = [block for block in net.repeated if type(block) is type(net.repeated[0])]  # without the head
-        if net.dynamic_depth or not blocks:
-            raise InputError(f"train.repa needs blocks that all images pass, which {name} does not have; omit it")
+        blocks = blocks_of(net, "train.repa")
         if self.block >= len(blocks):
             raise InputError(
                 f"train.repa_block {self.block}: {name} has the blocks 0 to {len(blocks) - 1}; give another"
