@@ -82,6 +82,12 @@ def test_bert_gives_keys_and_values_of_its_layers(tmp_path, folder):
     assert relative(condition.layer_values[0, 1, :3], expected[:3]) < 1e-5
 
 
+def test_a_relative_folder_is_saved_as_it_is_found_from_anywhere(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    config = encoder(folder.name).config
+    assert config["model"] == folder.resolve().as_posix()
+
+
 @pytest.fixture(scope="module")
 def conditioner(folder):
     return Text(encoder(folder).config)

@@ -49,7 +49,7 @@ class LanguageModel(Pretrained):
         Raises:
             InputError: the model cannot be loaded, has no keys and values, or an option is invalid.
         """
-        values = cls.checked(options) | {"model": model}
+        values = cls.checked({"model": model, **options})
         geometry = {"layers": 0, "heads": 0, "head_width": 0, "hash": ""}
         trial = cls(**values | geometry | {"length": values.get("length", MOST_TOKENS)})
         if "length" not in values:

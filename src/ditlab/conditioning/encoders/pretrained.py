@@ -108,9 +108,7 @@ class Pretrained(Encoder):
         Raises:
             InputError: the model cannot be loaded, or an option is invalid.
         """
-        values = cls.checked(options) | {"model": absolute(str(model))}
-        if values.get("tokenizer"):
-            values["tokenizer"] = absolute(str(values["tokenizer"]))
+        values = cls.checked({"model": model, **options})
         trial = cls(**values | {"length": values.get("length", MOST_TOKENS), "width": 0, "hash": ""})
         if "length" not in values:
             values["length"] = trial.length_for(captions)
@@ -121,12 +119,15 @@ class Pretrained(Encoder):
 
     @staticmethod
     def checked(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of a recipe with their types.
+        """Options of a recipe with their types, and with absolute folders.
 
         Raises:
             InputError: a value is invalid.
         """
         values = dict(options)
+        for name in ("model", "tokenizer"):
+            if values.get(name):
+                values[name] = absolute(str(values[name]))
         for name in ("length", "layer", "padding"):
             if values.get(name) is not None:
                 values[name] = whole_option(name, values[name])
