@@ -70,7 +70,7 @@ def refused(tables):
         ({"data": {"max_skipped": 7}}, "data.max_skipped is 7.0; give a number from 0 to 1"),
         ({"data": {"max_skipped": -1}}, "data.max_skipped is -1.0; give a number from 0 to 1"),
         ({"sample": {"guidance": -1}}, "sample.guidance is -1.0; give a number that is not negative"),
-        ({"sample": {"steps": 0}}, "sample.steps is 0; give 1 to 1000000"),
+        ({"sample": {"steps": 0}}, "sample.steps is 0; give 1 to 10000"),
         (
             {"sample": {"guidance": 2, "guidance_interval": [0.2, 7]}},
             "sample.guidance_interval is 7.0; give a number from 0 to 1",
@@ -147,7 +147,7 @@ def test_settings_of_an_autoencoder():
         ({"guidance": -1.0}, "guidance is -1.0; give a number that is not negative"),
         ({"eta": 2.0}, "eta is 2.0; give a number from 0 to 1"),
         ({"guidance_interval": (0.2, 5.0)}, "guidance_interval is 5.0; give a number from 0 to 1"),
-        ({"steps": 0}, "steps is 0; give 1 to 1000000"),
+        ({"steps": 0}, "steps is 0; give 1 to 10000"),
         ({"seed": -1}, "seed is -1; give 0 to 4294967295"),
         ({"within": 0.1}, "within is 0.1, but expect is not set; remove it or set expect"),
         ({"expect": 2.0, "within": -1.0}, "within is -1.0; give a number that is not negative"),

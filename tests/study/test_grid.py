@@ -155,7 +155,7 @@ def test_mistakes_are_reported_before_training():
     assert "105 images cannot be shared equally among 10 classes" in message(count=105)
     assert 'unknown metric "fid"' in message(metrics=("fid",))
     assert 'unknown features "digit"' in message(features="digit")
-    assert "steps is 0; give 1 to 1000000" in message(steps=0)
+    assert "steps is 0; give 1 to 10000" in message(steps=0)
     assert 'part "b": width 33 must be divisible by heads 2' in message({"a": {}, "b": {"model": {"width": 33}}})
     assert 'part "b": optim.lr is -1.0' in message({"a": {}, "b": {"optim": {"lr": -1.0}}})
     assert 'no data "nowhere"' in message({"a": {"data": {"source": "nowhere"}}})

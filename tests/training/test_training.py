@@ -186,7 +186,8 @@ def test_changed_settings_are_reported_and_can_be_allowed(tmp_path):
         ("--optim.clip=-1", "optim.clip is -1.0"),
         ("--train.device=tpu", 'device "tpu" cannot be used'),
         ("--sample.sampler=hune", 'did you mean "heun"'),
-        ("--sample.steps=0", "sample.steps is 0; give 1 to 1000000"),
+        ("--sample.steps=0", "sample.steps is 0; give 1 to 10000"),
+        ("--sample.steps=44298", "sample.steps is 44298; give 1 to 10000"),
         ("--data.source=diggits", 'did you mean "digits"'),
     ],
 )
