@@ -20,6 +20,7 @@ from PIL import Image
 from text_net import TextNet
 
 from ditlab import between
+from ditlab.backbones import create
 from ditlab.cli.serving import listen
 from ditlab.conditioning import Conditioner, Text
 from ditlab.config.reader import find_recipe
@@ -525,10 +526,9 @@ class TestConditions:
             data = post(client, labels=["dark red", "pale blue"], seeds=1).json()["data"]
             assert [one["settings"]["label"] for one in data] == ["dark red", "pale blue"]
             assert post(client, n=2).json()["data"][1]["settings"]["label"] is None
-            for path in ("/v1/classes", "/v1/thumbnails/0"):
-                response = client.get(path)
-                assert response.status_code == 400
-                assert error(response) == "model colors has no class labels; describe the image with prompt"
+            response = client.get("/v1/classes")
+            assert response.status_code == 400
+            assert error(response) == "model colors has no class labels; describe the image with prompt"
 
 
 def test_interpolation_between_classes_and_seeds(client, pipe):
@@ -682,6 +682,58 @@ def test_class_names_that_are_numbers(pipe):
         assert error(client.get("/v1/thumbnails/3")) == (
             "label index:3 is out of range; this model has the indices 0 to 2"
         )
+
+
+def test_examples_of_models_without_classes(pipe):
+    torch.manual_seed(0)
+    conditioner = Text.for_data(None, {"captions": ["red", "blue"]})
+    net = create("text_net:TextNet", size=8, channels=3, learn_variance=False, **conditioner.network_options())
+    config = {"prompts": ["red", "blue"], "sample": {"sampler": "euler", "steps": 2}}
+    text = Pipeline(net, pipe.objective, conditioner=conditioner, config=config)
+    with TestClient(create_app({"plain": tiny_pipeline(classes=0), "text": text})) as client:
+        for model, number, request in (("plain", 3, {"seeds": 3}), ("text", 1, {"prompt": "blue", "seeds": 0})):
+            shown = client.get(f"/v1/thumbnails/{number}", params={"model": model}).content
+            asked = post(client, model=model, preset="draft", **request).json()["data"][0]["b64_json"]
+            assert Image.open(io.BytesIO(shown)).tobytes() == decode(asked).tobytes()
+        response = client.get("/v1/thumbnails/2", params={"model": "text"})
+        assert (response.status_code, error(response)) == (400, "no example 2; this model has the examples 0 to 1")
+
+
+class TestThumbnails:
+    MESSAGE = "thumbnails are generated while nothing else is in progress; try again in 1 s"
+
+    def test_none_is_generated_while_a_request_is_in_progress(self, pipe):
+        with TestClient(create_app({"small": pipe})) as client:
+            service = client.app.state.service
+            service.idle.begin()
+            response = client.get("/v1/thumbnails/0")
+            assert (response.status_code, error(response)) == (429, self.MESSAGE)
+            assert response.headers["retry-after"] == "1"
+            service.idle.end()
+            assert client.get("/v1/thumbnails/0").status_code == 200
+            service.idle.begin()
+            assert client.get("/v1/thumbnails/0").status_code == 200  # kept
+            service.idle.end()
+
+    def test_a_request_ends_the_one_that_is_generated(self, pipe):
+        begun, forward = threading.Event(), pipe.net.forward
+
+        def slow(*given, **named):
+            begun.set()
+            time.sleep(0.02)
+            return forward(*given, **named)
+
+        pipe.net.forward = slow
+        with TestClient(create_app({"small": pipe})) as client:
+            responses = []
+            other = threading.Thread(target=lambda: responses.append(client.get("/v1/thumbnails/0")))
+            other.start()
+            assert begun.wait(10)
+            assert post(client, n=1).status_code == 200
+            other.join(10)
+            assert (responses[0].status_code, error(responses[0])) == (429, self.MESSAGE)
+            assert "ditlab_requests_in_progress 0.0" in client.get("/metrics").text
+            assert client.get("/v1/thumbnails/0").status_code == 200
 
 
 def test_the_openapi_description_is_complete_and_has_examples(pipe):

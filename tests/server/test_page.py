@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import zipfile
 
 import pytest
 import text_net
@@ -82,7 +84,7 @@ def page(browser, address):
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
     page.on("request", lambda request: page.asked.append(request.url))
     page.goto(address)
-    page.get_by_role("button", name="bee").wait_for()
+    page.get_by_role("button", name="bee", exact=True).wait_for()
     yield page
     assert page.wrong == []
     assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)
@@ -98,7 +100,7 @@ def test_classes_are_chosen_generated_and_remembered(page):
     page.locator("#classes img[src^=blob]").nth(2).wait_for()
     page.get_by_label("Search classes").fill("be")
     assert page.locator("#classes button:visible").count() == 1
-    page.get_by_role("button", name="bee").click()
+    page.get_by_role("button", name="bee", exact=True).click()
     page.get_by_role("spinbutton", name="Images").fill("3")
     page.locator("#seed").fill("7")
     page.get_by_role("button", name="Generate", exact=True).click()
@@ -121,7 +123,7 @@ def test_previews_form_and_a_generation_can_be_canceled(page):
     page.locator("#steps").fill("250")
     page.locator("#sampler").select_option("heun")
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.locator("#current img").first.wait_for()
+    page.locator("#current img[src]").first.wait_for()
     first = page.locator("#current img").first.get_attribute("src")
     page.wait_for_function("(first) => document.querySelector('#current img').src !== first", arg=first)
     page.get_by_role("button", name="Cancel").click()
@@ -130,10 +132,176 @@ def test_previews_form_and_a_generation_can_be_canceled(page):
     assert page.locator("#history img").count() == 0
 
 
+def test_examples_are_shown_on_arrival_and_the_latest_images_later(page):
+    page.locator("#current img[alt='example: class cow']").wait_for()
+    assert page.locator("#stage-title").inner_text() == "Examples (preset draft, seed 0)"
+    page.locator("#model").select_option("plain")
+    page.locator("#current img[alt='example: image']").nth(3).wait_for()
+    page.locator("#model").select_option("text")
+    page.locator("#current img[alt='example: a blue apple']").wait_for()
+    page.get_by_role("spinbutton", name="Images").fill("3")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    drawn(page, 3)
+    page.reload()
+    page.locator("#current img[alt='example: class ant']").wait_for()
+    page.locator("#model").select_option("text")
+    page.locator("#current img[alt='a red apple, seed 2']").wait_for()
+    assert page.locator("#stage-title").inner_text() == "Latest images"
+
+
+def test_nothing_moves_while_images_are_generated(page):
+    page.locator("#current img[alt='example: class cow']").wait_for()
+    page.evaluate(
+        """() => {
+        window.moved = [];
+        const note = (entry) => entry.sources.forEach(({ node }) => window.moved.push(node.outerHTML ?? String(node)));
+        const outside = ({ sources }) => sources.some(({ node }) => !node?.parentElement?.closest("#history"));
+        const all = (list) => list.getEntries().filter(outside).forEach(note);
+        new PerformanceObserver(all).observe({ type: "layout-shift" });
+    }"""
+    )
+    page.get_by_role("spinbutton", name="Images").fill("3")
+    page.keyboard.press("Control+Enter")
+    drawn(page, 3)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#history img").nth(5).wait_for()
+    assert page.evaluate("window.moved") == []
+
+
+def test_requests_wait_in_a_queue(page):
+    page.get_by_text("More settings").click()
+    page.locator("#steps").fill("250")
+    for seed in ("10", "20", "30"):
+        page.locator("#seed").fill(seed)
+        page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("button", name="Cancel (2 waiting)").wait_for()
+    page.locator("#history img").nth(11).wait_for(timeout=60_000)
+    assert page.locator("#history img").first.get_attribute("alt") == "class ant, seed 33"
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("button", name="Cancel (1 waiting)").click()
+    page.get_by_role("status").filter(has_text="Canceled").wait_for()
+    page.wait_for_timeout(300)
+    assert page.locator("#history img").count() == 12
+
+
+def test_images_are_browsed_deleted_and_downloaded(page):
+    page.get_by_role("spinbutton", name="Images").fill("3")
+    page.get_by_role("button", name="Random seed").click()
+    assert page.locator("#seed").input_value() != "0"
+    page.locator("#seed").fill("7")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    drawn(page, 3)
+    page.locator("#current button").nth(1).click()
+    title = page.locator("#detail-title")
+    assert title.inner_text() == "class bee, seed 8"
+    page.keyboard.press("ArrowRight")
+    assert title.inner_text() == "class cow, seed 9"
+    assert page.get_by_role("button", name="Next image").is_disabled()
+    page.get_by_role("button", name="Previous image").click()
+    page.get_by_role("button", name="Delete").click()
+    playwright.expect(title).to_have_text("class ant, seed 7")
+    page.get_by_role("button", name="Close").click()
+    assert page.locator("#history img").count() == 2
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download all (ZIP)").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        assert [name.split("-", 1)[1] for name in names] == ["small-2-9.png", "small-0-7.png"]
+        with Image.open(archive.open(names[0])) as image:
+            assert json.loads(image.info["ditlab"])["seed"] == 9
+    page.reload()
+    page.locator("#history img").nth(1).wait_for()
+    assert page.locator("#history img").count() == 2
+
+
+def test_a_png_gives_its_settings_back(page, tmp_path):
+    page.get_by_role("button", name="cow", exact=True).click()
+    page.get_by_text("More settings").click()
+    page.locator("#steps").fill("9")
+    page.locator("#sampler").select_option("heun")
+    page.locator("#seed").fill("41")
+    page.get_by_role("spinbutton", name="Images").fill("1")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    drawn(page, 1)
+    made = page.locator("#current img").get_attribute("src")
+    (tmp_path / "cow.png").write_bytes(base64.b64decode(made.split(",")[1]))
+    page.reload()
+    page.get_by_role("button", name="bee", exact=True).wait_for()
+    page.locator("#model").select_option("plain")
+    page.locator("#settings-file").set_input_files(tmp_path / "cow.png")
+    page.get_by_role("status").filter(has_text="Settings of cow.png").wait_for()
+    assert page.locator("#model").input_value() == "small"
+    assert page.get_by_role("button", name="cow", exact=True).get_attribute("aria-pressed") == "true"
+    assert [page.locator(f"#{field}").input_value() for field in ("seed", "steps", "sampler")] == ["41", "9", "heun"]
+    page.get_by_role("button", name="Generate", exact=True).click()
+    drawn(page, 1)
+    assert page.locator("#current img").get_attribute("src") == made
+
+    Image.new("L", (20, 10), 200).save(tmp_path / "gray.png")
+    data = base64.b64encode((tmp_path / "gray.png").read_bytes()).decode()
+    page.evaluate(
+        """(data) => {
+        const transfer = new DataTransfer();
+        const content = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+        transfer.items.add(new File([content], "gray.png", { type: "image/png" }));
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+    }""",
+        data,
+    )
+    page.get_by_role("status").filter(has_text="gray.png is the init image; it holds no settings of ditlab").wait_for()
+    assert page.locator("#mask").is_visible()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    drawn(page, 1)
+    page.locator("#current button").click()
+    assert page.locator("#slider-text").inner_text() == "Left: the result. Right: the init image."
+    assert page.locator("#detail-other").is_visible()
+
+
+def test_an_image_is_copied_as_python_command_and_curl(page, address, tmp_path):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="bee", exact=True).click()
+    page.get_by_role("spinbutton", name="Images").fill("1")
+    page.locator("#seed").fill("5")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    drawn(page, 1)
+    page.locator("#current button").click()
+    copied = []
+    for name in ("Python", "command", "curl"):
+        page.get_by_role("button", name=f"Copy as {name}").click()
+        page.locator("#copied").filter(has_text="Copied").wait_for()
+        copied.append(page.evaluate("navigator.clipboard.readText()"))
+        page.locator("#copied").evaluate("place => (place.textContent = '')")
+    assert copied[0] == (
+        'import ditlab\n\npipe = ditlab.load("small")  # the folder of the model\n'
+        'pipe([1], seeds=[5], sampler="ab4", steps=20, guidance=2, guidance_interval=(0, 1), schedule="uniform")'
+        '.save("image")\n'
+    )
+    assert copied[1] == (
+        "ditlab sample 'small' --labels index:1 --seeds 5 --sampler ab4 --steps 20 --guidance 2 "
+        "--guidance-interval 0 1 --schedule uniform\n"
+    )
+    shown = subprocess.run(["sh", "-c", copied[2].replace("curl", "curl -s")], capture_output=True, check=True).stdout
+    made = page.locator("#current img").get_attribute("src").split(",")[1]
+    assert json.loads(shown)["data"][0]["b64_json"] == made
+
+
+def test_the_theme_is_chosen_and_kept(page):
+    page.emulate_media(color_scheme="light")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.get_by_label("Theme").select_option("dark")
+    assert page.evaluate(background) != light
+    page.reload()
+    assert page.get_by_label("Theme").input_value() == "dark"
+    assert page.evaluate(background) != light
+
+
 def test_the_keyboard_is_enough(page):
-    page.get_by_role("button", name="cow").focus()
+    page.get_by_role("button", name="cow", exact=True).focus()
     page.keyboard.press("Space")
-    assert page.get_by_role("button", name="cow").get_attribute("aria-pressed") == "true"
+    assert page.get_by_role("button", name="cow", exact=True).get_attribute("aria-pressed") == "true"
     page.locator("#seed").focus()
     page.keyboard.press("Enter")
     drawn(page, 4)
@@ -184,7 +352,7 @@ def test_an_image_is_masked_and_regenerated(page, tmp_path):
     for key in ("ArrowLeft", "ArrowUp", "Space"):
         page.keyboard.press(key)
     box = canvas.bounding_box()
-    page.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + 0.95 * box["height"])
+    canvas.click(position={"x": 0.95 * box["width"], "y": 0.95 * box["height"]})
     page.get_by_label("Resample").fill("1")
     page.get_by_role("spinbutton", name="Images").fill("1")
     with page.expect_request("**/generations") as sent:
@@ -207,7 +375,7 @@ def test_an_image_is_masked_and_regenerated(page, tmp_path):
 
 
 def test_an_interpolation_from_class_to_class(page):
-    page.get_by_role("button", name="ant").click()
+    page.get_by_role("button", name="ant", exact=True).click()
     page.get_by_text("Interpolate").click()
     page.locator("#to-label").select_option(label="cow")
     page.get_by_role("button", name="Generate", exact=True).click()
@@ -238,13 +406,16 @@ def test_settings_are_compared_in_a_grid(page):
     page.get_by_role("button", name="Compare", exact=True).click()
     page.locator("#grid-classes").fill("bee, cow")
     page.get_by_role("button", name="Add row").click()
+    page.locator(".variant").nth(2).locator("summary").click()
     page.locator(".variant").nth(2).locator("[data-key=guidance]").fill("3")
+    assert page.locator(".variant").nth(2).locator("summary").inner_text() == "guidance 3"
+    page.locator(".variant").nth(0).locator("summary").click()
     page.locator(".variant").nth(0).get_by_role("button").click()
     page.get_by_role("button", name="Generate grid").click()
     page.get_by_role("status").filter(has_text="2 rows").wait_for()
     assert page.locator("#table img").count() == 8
     assert page.get_by_role("columnheader").nth(1).inner_text() == "class cow, seed 1"
-    assert "guidance 3" in page.get_by_role("rowheader").nth(1).inner_text()
+    assert "ab4, 20 steps, guidance 3" in page.get_by_role("rowheader").nth(1).inner_text()
     first, second = (page.locator("#table img").nth(i).get_attribute("src") for i in (0, 4))
     assert first != second
 

@@ -18,8 +18,9 @@ from ditlab.core.units import counted
 from ditlab.server.bodies import TEXT
 from ditlab.server.generation import Limits
 from ditlab.server.hosts import Hosts
+from ditlab.server.idle import Busy
 from ditlab.server.responses import error_body
-from ditlab.server.service import Busy, Failed
+from ditlab.server.service import Failed
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -140,7 +141,7 @@ def add_error_handlers(app: FastAPI, limits: Limits) -> None:
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> JSONResponse:
         message = f"the limit of {counted(limits.requests, 'request')} in progress is reached; try again in 1 s"
-        return error_response(429, message, {"Retry-After": "1"})
+        return error_response(429, str(error) or message, {"Retry-After": "1"})
 
 
 def validation_message(errors: Sequence[Any]) -> str:

@@ -295,6 +295,22 @@ def resolved(pipe: BasePipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in SETTINGS if name in values}
 
 
+def example(pipe: BasePipeline, number: int) -> dict[str, Any]:
+    """What a request for an example asks for: a class, a caption of the training data, or a seed if there are neither.
+
+    Raises:
+        InputError: a class or a caption that the model does not have.
+    """
+    if isinstance(pipe.conditioner, ClassLabels) and pipe.conditioner.classes:
+        pipe.conditioner.index(f"index:{number}")
+        return {"labels": f"index:{number}", "seeds": 0}
+    if (examples := pipe.examples) == [None]:
+        return {"seeds": number}
+    if number >= len(examples):
+        raise InputError(f"no example {number}; this model has the examples 0 to {len(examples) - 1}")
+    return {"labels": examples[number], "seeds": 0}
+
+
 def require_classes(name: str, pipe: BasePipeline) -> ClassLabels:
     """The class labels of a model.
 

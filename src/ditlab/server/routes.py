@@ -110,12 +110,12 @@ async def list_classes(service: Served, model: Name | None = None) -> dict[str, 
     return {"model": name, "classes": names, "labels": [labels.value(i) for i in range(len(names))]}
 
 
-@api.get("/v1/thumbnails/{label}", response_class=Response, responses=PNG | errors(400, 422, 429, 503))
+@api.get("/v1/thumbnails/{number}", response_class=Response, responses=PNG | errors(400, 422, 429, 503))
 async def thumbnail(
-    service: Served, label: Annotated[int, PathParameter(ge=0, lt=2**31)], model: Name | None = None
+    service: Served, number: Annotated[int, PathParameter(ge=0, lt=2**31)], model: Name | None = None
 ) -> Response:
-    """A small image of a class."""
-    image = await asyncio.to_thread(service.thumbnail, model, label)
+    """An example: of a class by its index, of an example prompt by its number, or of a seed. 429 while others work."""
+    image = await asyncio.to_thread(service.thumbnail, model, number)
     return Response(image, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import Any
 
 from PIL import Image
@@ -35,18 +34,15 @@ from ditlab.server.generation import (
     evenly,
     start_image,
 )
+from ditlab.server.idle import Busy, Idle
 from ditlab.server.introspection import Inspector
 from ditlab.server.metrics import Metrics
-from ditlab.server.requests import GenerationRequest, InspectionRequest, require_classes, resolved
+from ditlab.server.requests import GenerationRequest, InspectionRequest, example, resolved
 
 log = logging.getLogger("uvicorn.error")  # which the server prints
 FAILED = "the generation failed; see the log of the service"
 DECODERS = 2  # images of requests that are decoded at the same time; each needs about 20 bytes per pixel
 FRAMES = 40  # most frames of an animation
-
-
-class Busy(Exception):  # noqa: N818 - not an error of the caller
-    """Too many requests are in progress."""
 
 
 class Failed(Exception):  # noqa: N818 - not an error of the caller
@@ -73,6 +69,7 @@ class Service:
         self.threads = ThreadPoolExecutor(limits.requests, thread_name_prefix="generation")
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
         self.slots = threading.BoundedSemaphore(limits.requests)
+        self.idle = Idle()
         self.thumbnails: dict[tuple[str, int], bytes] = {}
 
     def find(self, model: str | None) -> tuple[str, BasePipeline]:
@@ -149,11 +146,23 @@ class Service:
         if not self.slots.acquire(blocking=False):
             self.metrics.rejected()
             raise Busy
+        self.idle.begin()
         self.metrics.started()
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
-        """Frees the slot at the end, and turns every exception into `Failed`, with a line for the client."""
+        """Frees the slot at the end, and turns every exception into `Failed`."""
+        try:
+            with self._reported():
+                yield
+        finally:
+            self.idle.end()
+            self.metrics.ended()
+            self.slots.release()
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Turns every exception into `Failed`, with a line for the client."""
         try:
             yield
         except Canceled:
@@ -165,9 +174,6 @@ class Service:
             log.exception("a generation failed")
             self.metrics.failed()
             raise Failed(FAILED) from error
-        finally:
-            self.metrics.ended()
-            self.slots.release()
 
     def _generate(self, generation: Generation, notify: Callable[[Event], None]) -> None:
         try:
@@ -225,27 +231,25 @@ class Service:
             settings = self.settings(generation, 0)
             return Inspection(settings, tuple(estimates), inspector.changes, inspector.attentions, inspector.attention)
 
-    def thumbnail(self, model: str | None, label: int) -> bytes:
-        """A small image of a class as PNG, which is generated when it is first requested.
+    def thumbnail(self, model: str | None, number: int) -> bytes:
+        """An example of what a model generates, as PNG; it is generated once, while nothing else is in progress.
+
+        Args:
+            model: name of the model.
+            number: index of the class; for a model that reads text, number of the example prompt; otherwise the seed.
 
         Raises:
-            InputError: a class that the model does not have.
-            Busy: too many requests are in progress.
+            InputError: a class or an example prompt that the model does not have.
+            Busy: requests are in progress.
             Failed: the generation failed.
         """
         name, pipe = self.find(model)
-        require_classes(name, pipe).index(f"index:{label}")
-        if (name, label) not in self.thumbnails:
-            request = GenerationRequest.model_validate(
-                {"model": name, "labels": f"index:{label}", "seeds": 0, "preset": "draft"}
-            )
-            events: SimpleQueue[Event] = SimpleQueue()
-            self.start(self.prepare(request), events.put)
-            while (event := events.get()).kind != "done":
-                if event.kind == "error":
-                    raise Failed(event.message)
-            self.thumbnails[name, label] = event.images[0]
-        return self.thumbnails[name, label]
+        if (name, number) not in self.thumbnails:
+            request = {"model": name, "preset": "draft", **example(pipe, number)}
+            generation = self.prepare(GenerationRequest.model_validate(request))
+            with self.idle.alone(generation.stop), self._reported():
+                self.thumbnails[name, number] = self._run(generation, lambda event: None).images[0]
+        return self.thumbnails[name, number]
 
     def images(self, generation: Generation, latents: Tensor) -> list[Image.Image]:
         """The shown channels of the images of latents."""

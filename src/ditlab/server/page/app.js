@@ -1,10 +1,10 @@
-// The studio's page: no framework, no build step, nothing from elsewhere.
+// The page: no framework, no build step, nothing from elsewhere.
 
 import * as compare from "./compare.js";
-import * as draw from "./draw.js";
-import * as inside from "./inside.js";
+import * as images from "./images.js";
+import * as inspect from "./inspect.js";
 import * as runs from "./runs.js";
-import { $, ask, model, say, shared } from "./service.js";
+import { $, ask, model, say, sayAgain, shared } from "./service.js";
 
 async function start() {
   try {
@@ -22,30 +22,52 @@ async function pick() {
   $("about").textContent = `${network}, ${size}, ${sampler}, ${steps} steps`;
   const listed = classes ? await (await ask(`v1/classes?model=${encodeURIComponent(id)}`)).json() : { classes: [], labels: [] };
   [shared.classes, shared.labels] = [listed.classes, listed.labels];
-  await draw.pick();
-  inside.pick();
+  await images.pick();
+  inspect.pick();
   compare.pick();
 }
 
 async function show(name) {
+  shared.view = name;
   for (const button of document.querySelectorAll("[data-view]")) {
     const here = button.dataset.view === name;
     here ? button.setAttribute("aria-current", "page") : button.removeAttribute("aria-current");
     $(`view-${button.dataset.view}`).hidden = !here;
   }
+  for (const actions of document.querySelectorAll("[data-for]")) actions.hidden = actions.dataset.for !== name;
   $("model-row").hidden = $("about").hidden = name === "runs" || name === "compare";
-  say("");
+  $("progress").style.visibility = name === "images" ? "" : "hidden";
+  $("bar").hidden = name === "runs";
+  sayAgain();
   runs.close();
   if (name === "runs") await runs.open();
+}
+
+function paint(theme) {
+  document.documentElement.style.colorScheme = theme;
+  $("theme").value = theme;
 }
 
 for (const button of document.querySelectorAll("[data-view]"))
   button.addEventListener("click", () => show(button.dataset.view).catch((error) => say(error.message)));
 $("model").addEventListener("change", () => pick().catch((error) => say(error.message)));
+$("theme").addEventListener("change", () => {
+  localStorage.setItem("theme", $("theme").value);
+  paint($("theme").value);
+});
+$("token-row").addEventListener("submit", (event) => event.preventDefault());
 $("token").addEventListener("change", () => {
   sessionStorage.setItem("token", $("token").value);
   start();
 });
-for (const view of [inside, compare, runs]) view.connect();
-await draw.connect();
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("detail").open)
+    document.querySelector(`[data-for="${shared.view}"] [type="submit"]`)?.click();
+});
+paint(localStorage.getItem("theme") ?? "");
+for (const view of [inspect, compare, runs]) view.connect();
+await images.connect((id) => {
+  $("model").value = id;
+  return pick();
+});
 await start();

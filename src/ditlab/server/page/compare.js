@@ -1,6 +1,8 @@
 // The same seeds and classes through several models or settings, in one grid.
 
-import { $, SAMPLERS, described, element, lines, plain, post, say, shared, source, subject } from "./service.js";
+import { $, SAMPLERS, described, element, lines, picture, plain, post, shared, source, speaker, subject } from "./service.js";
+
+const say = speaker("compare");
 
 export function pick() {
   if (!$("variants").children.length) for (const preset of ["draft", "best"]) add({ model: $("model").value, preset });
@@ -12,17 +14,20 @@ function add(settings = {}) {
   field("model").append(...shared.models.map((each) => new Option(each.id)));
   field("sampler").append(...SAMPLERS.map((name) => new Option(name)));
   for (const [key, value] of Object.entries(settings)) field(key).value = value;
+  const summarize = () => (row.querySelector("summary").textContent = told(request(row))[1]);
+  row.addEventListener("input", summarize);
   row.querySelector("button").addEventListener("click", () => {
     row.remove();
     number();
   });
   $("variants").append(row);
   number();
+  summarize();
 }
 
 const number = () => [...$("variants").children].forEach((row, i) => (row.querySelector("legend").textContent = `Row ${i + 1}`));
 
-function order(row) {
+function request(row) {
   const asked = { n: Number($("grid-count").value), seeds: Number($("grid-seed").value) };
   for (const field of row.querySelectorAll("[data-key]"))
     if (field.value !== "") asked[field.dataset.key] = field.type === "number" ? Number(field.value) : field.value;
@@ -40,19 +45,26 @@ function told(asked) {
   return [model, parts.filter(Boolean).join(", ") || "model default"];
 }
 
-async function draw() {
+// What the server used where the row says nothing.
+function used(data) {
+  const { sampler, steps, guidance } = data[0].settings;
+  return { sampler, steps, guidance };
+}
+
+async function generate() {
   $("table").replaceChildren();
+  $("grid-empty").hidden = true;
   const rows = [...$("variants").children];
-  const mixed = new Set(rows.map((row) => isText(order(row).model))).size > 1; // prompts and classes: named at each image
+  const mixed = new Set(rows.map((row) => isText(request(row).model))).size > 1; // prompts and classes: named at each image
   for (const [i, row] of rows.entries()) {
-    const asked = order(row);
+    const asked = request(row);
     say(`Generating row ${i + 1} of ${rows.length}`);
     const begun = performance.now();
     const { data } = await (await post("v1/images/generations", asked)).json();
     const seconds = (performance.now() - begun) / 1000;
-    const [name, settings] = told(asked);
+    const [name, settings] = told({ ...asked, ...used(data) });
     const head = element("th", { scope: "row" }, name, element("br"), settings, element("br"), `${seconds.toFixed(2)} s`);
-    const image = (one) => element("img", { src: source(one.b64_json), alt: `${name}, ${settings}: ${described(one.settings)}` });
+    const image = (one) => picture({ src: source(one.b64_json), alt: `${name}, ${settings}: ${described(one.settings)}` });
     const named = (one) => element("figure", {}, image(one), element("figcaption", { textContent: subject(one.settings) }));
     const cells = data.map((one) => element("td", {}, mixed ? named(one) : image(one)));
     const title = (one) => (mixed ? `seed ${plain(one.settings.seed)}` : described(one.settings));
@@ -66,6 +78,6 @@ export function connect() {
   $("variant-add").addEventListener("click", () => add({ model: $("model").value }));
   $("grid").addEventListener("submit", (event) => {
     event.preventDefault();
-    draw().catch((error) => say(error.message));
+    generate().catch((error) => say(error.message));
   });
 }

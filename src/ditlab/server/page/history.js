@@ -1,9 +1,13 @@
-// What was drawn, in the browser's own database; a picture by itself, and two beside each other.
+// What was generated, in the browser's own database; an image with its settings, and two beside each other.
 
-import { $, described, element, plain, post, say, source } from "./service.js";
+import { command, curl, python } from "./copy.js";
+import { $, bytes, described, element, picture, plain, post, source, speaker } from "./service.js";
+import { zip } from "./zip.js";
 
-let shown = null; // the picture of the dialog
-let comparing = null; // the picture that waits for another one
+const say = speaker("images");
+let entries = []; // newest first, as in the list
+let shown = null; // the image of the dialog
+let comparing = null; // the image that waits for another one
 
 const database = new Promise((resolve, reject) => {
   const opening = indexedDB.open("ditlab", 1);
@@ -23,33 +27,51 @@ async function store(mode, work) {
 
 export async function remember(entry) {
   entry.id = await store("readwrite", (pictures) => pictures.add(entry));
+  entries.unshift(entry);
   $("history").prepend(item(entry));
-  $("forget").hidden = false;
+  count();
+  return entry;
 }
 
 export async function restore() {
-  const entries = await store("readonly", (pictures) => pictures.getAll());
-  $("history").replaceChildren(...entries.reverse().map(item));
-  $("forget").hidden = entries.length === 0;
+  entries = (await store("readonly", (pictures) => pictures.getAll())).reverse();
+  $("history").replaceChildren(...entries.map(item));
+  count();
 }
 
+// The images of the newest request that was made with a model, newest first.
+export function newest(model) {
+  const own = entries.filter((entry) => entry.settings.model === model);
+  return own.slice(0, own.findIndex((entry) => entry.place === 0) + 1);
+}
+
+const count = () => ($("forget").disabled = $("zip").disabled = entries.length === 0);
+
 function item(entry) {
-  const image = element("img", { src: source(entry.picture), alt: described(entry.settings) });
-  const button = element("button", { type: "button" }, image);
+  const button = element("button", { type: "button" }, picture({ src: source(entry.picture), alt: described(entry.settings) }));
   button.addEventListener("click", () => (comparing ? besides(entry) : open(entry)));
   return element("li", {}, button);
 }
 
-function open(entry) {
+export function open(entry) {
   shown = entry;
   $("detail-title").textContent = described(entry.settings);
-  $("detail-image").src = source(entry.picture);
-  $("detail-image").alt = described(entry.settings);
+  Object.assign($("detail-image"), { src: source(entry.picture), alt: described(entry.settings) });
   $("detail-other").hidden = $("slider-row").hidden = true;
   $("download").href = source(entry.picture);
   $("download").download = `${name(entry)}.png`;
+  $("previous").disabled = entries.at(-1) === entry;
+  $("next").disabled = entries[0] === entry;
+  $("copied").textContent = "";
   settings([entry]);
-  $("detail").showModal();
+  if (entry.asked.image) beside(entry.asked.image, "the init image", "Left: the result. Right: the init image.");
+  if (!$("detail").open) $("detail").showModal();
+}
+
+// The image that was made before (1) or after (-1) the shown one.
+function step(by) {
+  const entry = entries[entries.indexOf(shown) + by];
+  if (entry) open(entry);
 }
 
 function name({ settings }) {
@@ -68,16 +90,20 @@ function settings(entries) {
   );
 }
 
+function beside(other, alt, text) {
+  Object.assign($("detail-other"), { src: source(other), alt, hidden: false });
+  $("slider-row").hidden = false;
+  $("slider-text").textContent = text;
+  slide();
+}
+
 function besides(entry) {
   const first = comparing;
   comparing = null;
   say("");
   open(first);
   $("detail-title").textContent = `${described(first.settings)} / ${described(entry.settings)}`;
-  $("detail-other").src = source(entry.picture);
-  $("detail-other").alt = described(entry.settings);
-  $("detail-other").hidden = $("slider-row").hidden = false;
-  slide();
+  beside(entry.picture, described(entry.settings), "Left: this image. Right: the other image.");
   settings([first, entry]);
   $("slider").focus();
 }
@@ -85,16 +111,42 @@ function besides(entry) {
 const slide = () => $("detail-picture").style.setProperty("--cut", `${$("slider").value}%`);
 
 async function animate(entry) {
-  // The same order again gives the same picture; this time with its way.
+  // The same request again gives the same image; this time with its trajectory.
   say("Generating the trajectory");
   const asked = { ...entry.asked, stream: false, animation: true };
   const { data } = await (await post("v1/images/generations", asked)).json();
-  const link = element("a", { href: `data:image/gif;base64,${data[entry.place].animation_b64}`, download: `${name(entry)}.gif` });
-  link.click();
+  save(`data:image/gif;base64,${data[entry.place].animation_b64}`, `${name(entry)}.gif`);
   say("");
 }
 
-// Gives the view what is done with a picture: `take` its settings, `again` with another seed, `begin` with it.
+const save = (href, download) => element("a", { href, download }).click();
+
+function saveAll() {
+  const files = entries.map((entry) => [`${String(entry.id).padStart(5, "0")}-${name(entry).replace(/[^\w.-]+/g, "-")}.png`, bytes(entry.picture)]);
+  const address = URL.createObjectURL(zip(files));
+  save(address, "ditlab-images.zip");
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}
+
+async function remove(entry) {
+  await store("readwrite", (pictures) => pictures.delete(entry.id));
+  const i = entries.indexOf(entry);
+  entries.splice(i, 1);
+  $("history").children[i].remove();
+  count();
+  entries.length ? open(entries[Math.min(i, entries.length - 1)]) : $("detail").close();
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    $("copied").textContent = "Copied";
+  } catch {
+    $("copied").textContent = text; // the browser allows no access to the clipboard
+  }
+}
+
+// Gives the view what is done with an image: `take` its settings, `again` with another seed, `begin` with it.
 export function connect({ take, again, begin }) {
   const closing = (work) => () => {
     $("detail").close();
@@ -102,17 +154,30 @@ export function connect({ take, again, begin }) {
   };
   $("slider").addEventListener("input", slide);
   $("close").addEventListener("click", () => $("detail").close());
+  $("previous").addEventListener("click", () => step(1));
+  $("next").addEventListener("click", () => step(-1));
+  $("detail").addEventListener("keydown", (event) => {
+    if (event.target.type === "range") return;
+    if (event.key === "ArrowLeft") step(1);
+    if (event.key === "ArrowRight") step(-1);
+  });
   $("reuse").addEventListener("click", closing((entry) => take(entry.asked)));
   $("vary").addEventListener("click", closing((entry) => again(entry.asked)));
   $("begin").addEventListener("click", closing((entry) => begin(entry.picture)));
   $("animate").addEventListener("click", closing((entry) => animate(entry).catch((error) => say(error.message))));
+  $("remove").addEventListener("click", () => remove(shown).catch((error) => say(error.message)));
+  $("copy-python").addEventListener("click", () => copy(python(shown)));
+  $("copy-cli").addEventListener("click", () => copy(command(shown, `${name(shown)}.png`)));
+  $("copy-curl").addEventListener("click", () => copy(curl(shown)));
   $("compare").addEventListener("click", closing((entry) => {
     comparing = entry;
     say("Select the other image in the history");
   }));
+  $("zip").addEventListener("click", saveAll);
   $("forget").addEventListener("click", async () => {
     await store("readwrite", (pictures) => pictures.clear());
+    entries = [];
     $("history").replaceChildren();
-    $("forget").hidden = true;
+    count();
   });
 }

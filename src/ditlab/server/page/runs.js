@@ -1,6 +1,8 @@
 // Training runs as they go: curves, the newest preview, the time that is left.
 
-import { $, ask, drawing, element, say } from "./service.js";
+import { $, ask, drawing, element, speaker } from "./service.js";
+
+const say = speaker("runs");
 
 const SECONDS = 4; // between two looks
 const CURVES = { loss: "Loss", grad_norm: "Gradient norm", lr: "Learning rate", images_per_second: "Images per second" };
@@ -30,10 +32,11 @@ async function look() {
   const name = encodeURIComponent($("run").value);
   const run = await (await ask(`v1/runs/${name}`)).json();
   if (number !== latest) return;
+  $("run-progress").hidden = run.state === "finished";
   $("run-progress").value = run.total ? run.images / run.total : 0;
   $("run-told").textContent = `${run.images.toLocaleString()} of ${run.total.toLocaleString()} images${stateOf(run)}`;
   $("curves").replaceChildren(...Object.entries(CURVES).filter(([key]) => run.curves[key]?.length > 1).map(([key, title]) => curve(title, run.curves[key])));
-  if (run.loss_by_time?.length) $("curves").append(curve("Loss by timestep t (0: image, 1: noise)", run.loss_by_time));
+  if (run.loss_by_time?.length) $("curves").append(curve("Loss by timestep", run.loss_by_time, "t (0: image, 1: noise)"));
   $("preview-figure").hidden = run.preview === null || !preview?.startsWith(`${name} `);
   if (run.preview !== null && `${name} ${run.preview}` !== preview) {
     const image = await (await ask(`v1/runs/${name}/preview`)).blob();
@@ -58,18 +61,49 @@ function lasting(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-function curve(title, points) {
+// A number of the curves as people write it: three digits, and powers of ten where zeros would hide them.
+function short(value) {
+  if (value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6)) return value.toLocaleString("en", { maximumSignificantDigits: 3 });
+  const [digits, power] = value.toExponential(1).split("e");
+  return `${digits} × 10${[...String(Number(power))].map((letter) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[letter] ?? "⁻").join("")}`;
+}
+
+function curve(title, points, across = "images") {
   const [width, height] = [320, 120];
   const [xs, ys] = [points.map((each) => each[0]), points.map((each) => each[1])];
   const [low, high] = [Math.min(...ys), Math.max(...ys)];
-  const across = xs.at(-1) - xs[0] || 1;
-  const place = ([x, y]) => `${(((x - xs[0]) / across) * width).toFixed(1)},${(height - ((y - low) / (high - low || 1)) * height).toFixed(1)}`;
-  const figure = drawing("svg", { viewBox: `-4 -4 ${width + 76} ${height + 26}`, role: "img", class: "curve" });
-  figure.setAttribute("aria-label", `${title}: now ${ys.at(-1).toPrecision(3)}, from ${low.toPrecision(3)} to ${high.toPrecision(3)}`);
-  figure.append(drawing("polyline", { points: points.map(place).join(" ") }));
-  figure.append(drawing("text", { x: width + 6, y: 10 }, high.toPrecision(3)), drawing("text", { x: width + 6, y: height }, low.toPrecision(3)));
-  figure.append(drawing("text", { x: 0, y: height + 18 }, xs[0].toLocaleString()), drawing("text", { x: width, y: height + 18, "text-anchor": "end" }, xs.at(-1).toLocaleString()));
-  return element("figure", {}, element("figcaption", { textContent: title }), figure);
+  const place = ([x, y]) => [((x - xs[0]) / (xs.at(-1) - xs[0] || 1)) * width, height - ((y - low) / (high - low || 1)) * height];
+  const figure = drawing("svg", { viewBox: `-4 -4 ${width + 76} ${height + 40}`, role: "img", class: "curve" });
+  figure.setAttribute("aria-label", `${title}: now ${short(ys.at(-1))}, from ${short(low)} to ${short(high)}`);
+  for (const part of [0, 0.5, 1]) {
+    const y = height * (1 - part);
+    figure.append(drawing("line", { x1: 0, x2: width, y1: y, y2: y }), drawing("text", { x: width + 6, y: y + 4 }, short(low + part * (high - low))));
+  }
+  figure.append(drawing("polyline", { points: points.map((point) => place(point).map((each) => each.toFixed(1)).join(",")).join(" ") }));
+  const ends = [[0, "start", xs[0]], [width, "end", xs.at(-1)]];
+  for (const [x, anchor, value] of ends) figure.append(drawing("text", { x, y: height + 16, "text-anchor": anchor }, short(value)));
+  figure.append(drawing("text", { x: width / 2, y: height + 32, "text-anchor": "middle" }, across));
+  const caption = element("figcaption", { textContent: title });
+  hover(figure, caption, title, points, place, across);
+  return element("figure", {}, caption, figure);
+}
+
+// Under the pointer, the caption shows the value of the nearest point.
+function hover(figure, caption, title, points, place, across) {
+  const mark = drawing("circle", { r: 4, visibility: "hidden" });
+  figure.append(mark);
+  figure.addEventListener("pointermove", (event) => {
+    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(figure.getScreenCTM().inverse()).x;
+    const distance = (point) => Math.abs(place(point)[0] - at);
+    const nearest = points.reduce((best, point) => (distance(point) < distance(best) ? point : best));
+    const [x, y] = place(nearest);
+    for (const [key, value] of Object.entries({ cx: x, cy: y, visibility: "visible" })) mark.setAttribute(key, value);
+    caption.textContent = `${title}: ${short(nearest[1])} at ${short(nearest[0])} ${across === "images" ? "images" : "t"}`;
+  });
+  figure.addEventListener("pointerleave", () => {
+    mark.setAttribute("visibility", "hidden");
+    caption.textContent = title;
+  });
 }
 
 export function connect() {

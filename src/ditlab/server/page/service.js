@@ -2,12 +2,21 @@
 
 export const $ = (id) => document.getElementById(id);
 export const SAMPLERS = ["ab4", "ab2", "dpmpp", "heun", "euler", "ddim", "ddpm", "sde"];
-export const shared = { models: [], classes: [], labels: [] }; // names and labels of the chosen model's classes
+export const shared = { models: [], classes: [], labels: [], view: "images" }; // names and labels of the chosen model's classes
 
 export const model = () => shared.models.find((each) => each.id === $("model").value);
-export const say = (text) => ($("status").textContent = text);
 export const source = (text) => `data:image/png;base64,${text}`;
 export const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+const said = {}; // the line of each view, which is shown with it
+
+export function say(text, view = shared.view) {
+  said[view] = text;
+  if (view === shared.view) $("status").textContent = text;
+}
+
+export const speaker = (view) => (text) => say(text, view);
+export const sayAgain = () => ($("status").textContent = said[shared.view] ?? "");
 
 const headers = () => {
   const token = sessionStorage.getItem("token");
@@ -19,7 +28,7 @@ export async function ask(path, options = {}) {
   if (answer.ok) return answer;
   if (answer.status === 401) $("token-row").hidden = false;
   const told = await answer.json().catch(() => null);
-  throw new Error(told?.error?.message ?? `the server returned status ${answer.status}`);
+  throw Object.assign(new Error(told?.error?.message ?? `the server returned status ${answer.status}`), { status: answer.status });
 }
 
 export const post = (path, body, options = {}) => ask(path, { method: "POST", body: JSON.stringify(body), ...options });
@@ -82,3 +91,12 @@ export function drawing(name, attributes = {}, ...children) {
   made.append(...children);
   return made;
 }
+
+const SMALL = 128; // pixels of a side, below which enlarged pixels stay sharp squares
+
+export function sharp(image) {
+  image.addEventListener("load", () => image.classList.toggle("pixels", Math.min(image.naturalWidth, image.naturalHeight) < SMALL));
+  return image;
+}
+
+export const picture = (properties) => sharp(element("img", properties));

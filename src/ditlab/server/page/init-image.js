@@ -1,6 +1,8 @@
-// The picture that a drawing starts from, and the mask that is painted over it.
+// The image that a generation starts from, and the mask that is painted over it.
 
-import { $, model, say, source } from "./service.js";
+import { $, model, source, speaker } from "./service.js";
+
+const say = speaker("images");
 
 const LARGEST = 8 * 2 ** 20; // bytes of a file
 let picture = null; // base64 of the file
@@ -16,6 +18,18 @@ export async function begin(text) {
   $("start-more").hidden = false;
   $("start-set").open = true;
   clear();
+}
+
+export async function load(file) {
+  if (file.size > LARGEST) throw new Error(`${file.name} is larger than 8 MiB; select a smaller file`);
+  const reader = new FileReader();
+  await new Promise((resolve) => {
+    reader.onload = resolve;
+    reader.readAsDataURL(file);
+  });
+  await begin(reader.result.split(",")[1]).catch(() => {
+    throw new Error(`${file.name} is not an image that this browser can read`);
+  });
 }
 
 export function none() {
@@ -98,10 +112,7 @@ export function connect() {
   $("picture").addEventListener("change", async () => {
     const [chosen] = $("picture").files;
     if (!chosen) return;
-    if (chosen.size > LARGEST) return say(`${chosen.name} is larger than 8 MiB; select a smaller file`);
-    const reader = new FileReader();
-    reader.onload = () => begin(reader.result.split(",")[1]).catch(() => say(`${chosen.name} is not an image that this browser can read`));
-    reader.readAsDataURL(chosen);
+    await load(chosen).catch((error) => say(error.message));
   });
   $("picture-clear").addEventListener("click", none);
   $("mask-clear").addEventListener("click", clear);

@@ -1,8 +1,10 @@
 // The view into the network: its estimate step by step, what a patch attends to, how much each block changes.
 
-import { $, bytes, drawing, element, labelAt, model, post, say, shared, source } from "./service.js";
+import { $, bytes, drawing, element, labelAt, model, picture, post, shared, source, speaker } from "./service.js";
 
-let asked = null; // the order that was looked into
+const say = speaker("inspect");
+
+let asked = null; // the request that was inspected
 let steps = []; // time and picture of each step
 let step = 0;
 let patch = 0;
@@ -15,6 +17,7 @@ export function pick() {
   $("look-prompt").value = "";
   $("look-prompt").placeholder = model().prompts[0] ?? "";
   $("seen").hidden = true;
+  $("look-empty").hidden = false;
 }
 
 async function look() {
@@ -30,13 +33,14 @@ async function look() {
   $("changes").replaceChildren(heat(seen.changes));
   $("changes-legend").replaceChildren(...legend(seen.changes));
   $("seen").hidden = false;
+  $("look-empty").hidden = true;
   say(`${steps.length} steps`);
   patch = null;
   await choose(Math.floor(steps.length / 2));
 }
 
 function stepButton({ b64_json }, i) {
-  const image = element("img", { src: source(b64_json), alt: `predicted image after step ${i + 1}` });
+  const image = picture({ src: source(b64_json), alt: `predicted image after step ${i + 1}` });
   const button = element("button", { type: "button" }, image, String(i + 1));
   button.addEventListener("click", () => choose(i).catch((error) => say(error.message)));
   return button;
@@ -61,12 +65,12 @@ async function show() {
   const cell = Math.max(2, Math.round(320 / Math.max(width, height)));
   [canvas.width, canvas.height] = [width * cell, height * cell];
   const pen = canvas.getContext("2d");
-  const picture = new Image();
-  picture.src = source(steps[step].b64_json);
-  await picture.decode();
+  const image = new Image();
+  image.src = source(steps[step].b64_json);
+  await image.decode();
   pen.imageSmoothingEnabled = false;
   pen.filter = "grayscale(1) brightness(0.6)";
-  pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
   pen.filter = "none";
   for (let i = 0; i < width * height; i++) {
     pen.fillStyle = `rgb(255 176 0 / ${(0.85 * weights[patch * width * height + i]) / 255})`;

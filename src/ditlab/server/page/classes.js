@@ -1,0 +1,68 @@
+// The classes that can be selected, and the small images of them, which the server makes while it has nothing else to do.
+
+import { $, ask, element, model, picture, shared } from "./service.js";
+
+const THUMBNAILS = 60; // classes, or example prompts, for which images are requested
+const WAIT = 1500; // milliseconds until a thumbnail is requested again, if the server was busy
+let chosen = new Set(); // indices of classes
+let wanted = 0; // number of the latest request for thumbnails; earlier ones end
+
+export const selected = () => [...chosen].sort((a, b) => a - b);
+
+export function select(places) {
+  chosen = new Set(places);
+  [...$("classes").children].forEach((button, i) => button.setAttribute("aria-pressed", String(chosen.has(i))));
+  $("classes-none").disabled = chosen.size === 0;
+  $("classes-hint").textContent = chosen.size ? `${chosen.size} of ${shared.classes.length} selected.` : "If no class is selected, all classes are used in turn.";
+}
+
+// Fills the list; `examples` is told of each thumbnail: its number and its address.
+export function list(examples) {
+  $("search").value = "";
+  $("classes").replaceChildren(...shared.classes.map(classButton));
+  select([]);
+  thumbnails(examples);
+}
+
+function classButton(name, i) {
+  const button = element("button", { type: "button" }, picture({ alt: "" }), name);
+  button.addEventListener("click", () => select(chosen.has(i) ? selected().filter((each) => each !== i) : [...chosen, i]));
+  return button;
+}
+
+async function thumbnails(examples) {
+  const { id, classes, prompts } = model();
+  const number = ++wanted;
+  const count = Math.min(THUMBNAILS, classes || prompts.length || 4);
+  for (let i = 0; i < count; i++) {
+    const address = await thumbnail(id, i, number);
+    if (number !== wanted) return;
+    if (!address) continue; // the name is enough
+    if (classes) $("classes").children[i].querySelector("img").src = address;
+    examples(i, address);
+  }
+}
+
+async function thumbnail(id, i, number) {
+  while (number === wanted) {
+    try {
+      const answer = await ask(`v1/thumbnails/${i}?model=${encodeURIComponent(id)}`);
+      return URL.createObjectURL(await answer.blob());
+    } catch (error) {
+      if (error.status !== 429) return null;
+      await new Promise((resolve) => setTimeout(resolve, WAIT));
+    }
+  }
+  return null;
+}
+
+function search() {
+  const text = $("search").value.trim().toLowerCase();
+  for (const button of $("classes").children) button.hidden = !button.textContent.toLowerCase().includes(text);
+}
+
+export function connect() {
+  $("search").addEventListener("input", search);
+  $("search").addEventListener("keydown", (event) => event.key === "Enter" && !event.ctrlKey && event.preventDefault());
+  $("classes-none").addEventListener("click", () => select([]));
+}

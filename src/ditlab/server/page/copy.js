@@ -1,0 +1,44 @@
+// How an image of the history is generated elsewhere: in Python, on the command line, with curl.
+
+const OPTIONS = ["sampler", "steps", "guidance", "guidance_interval", "guidance_rescale", "schedule", "shift", "eta", "reuse"];
+const between = (value) => value !== null && typeof value === "object";
+const quoted = (text) => `'${String(text).replaceAll("'", "'\\''")}'`;
+
+function pythonValue(value) {
+  if (value === null || value === undefined) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `(${value.map(pythonValue).join(", ")}${value.length === 1 ? "," : ""})`;
+  if (between(value)) return `ditlab.between(${pythonValue(value.first)}, ${pythonValue(value.second)}, 101)[${Math.round(100 * value.weight)}]`;
+  return JSON.stringify(value);
+}
+
+const options = (settings) => OPTIONS.filter((name) => settings[name] !== undefined && settings[name] !== null);
+const shows = (settings) => settings.prompt ?? settings.label ?? null;
+
+export function python({ settings, asked }) {
+  const labels = "prompt" in settings ? pythonValue(settings.prompt) : pythonValue(settings.label);
+  const given = options(settings).map((name) => `${name}=${pythonValue(settings[name])}`);
+  if (settings.negative_prompt) given.unshift(`negative_prompt=${pythonValue(settings.negative_prompt)}`);
+  if (asked.image) given.push('image="init.png"', ...(asked.mask ? ['mask="mask.png"', `resample=${settings.resample}`] : []), `strength=${settings.strength}`);
+  const call = [`[${labels}]`, `seeds=[${pythonValue(settings.seed)}]`, ...given].join(", ");
+  return `import ditlab\n\npipe = ditlab.load(${pythonValue(settings.model)})  # the folder of the model\npipe(${call}).save("image")\n`;
+}
+
+export function command({ settings, asked }, file) {
+  // A PNG holds all settings, also those of an interpolation, which have no options of their own.
+  if (between(shows(settings)) || between(settings.seed)) return `ditlab sample ${quoted(settings.model)} --like ${quoted(file)}\n`;
+  const words = ["ditlab sample", quoted(settings.model)];
+  if ("prompt" in settings) words.push("--prompts", quoted(settings.prompt));
+  else if (settings.label !== null) words.push("--labels", typeof settings.label === "number" ? `index:${settings.label}` : quoted(settings.label));
+  if (settings.negative_prompt) words.push("--negative-prompt", quoted(settings.negative_prompt));
+  words.push("--seeds", settings.seed);
+  for (const name of options(settings)) words.push(`--${name.replaceAll("_", "-")}`, [settings[name]].flat().join(" "));
+  if (asked.image) words.push("--image init.png", ...(asked.mask ? [`--mask mask.png --resample ${settings.resample}`] : []), `--strength ${settings.strength}`);
+  return `${words.join(" ")}\n`;
+}
+
+export function curl({ asked }) {
+  // The whole request: an image alone has no request of its own where it is one of an interpolation.
+  const body = Object.fromEntries(Object.entries({ ...asked, stream: undefined, partial_images: undefined }).filter(([, value]) => value !== undefined));
+  return `curl ${location.origin}/v1/images/generations -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(body))}\n`;
+}

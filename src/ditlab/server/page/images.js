@@ -1,0 +1,261 @@
+// The view that generates images: the request, the queue of requests, and the stage on which the images appear.
+
+import * as classes from "./classes.js";
+import { connect as connectHistory, newest, open, remember, restore } from "./history.js";
+import * as init from "./init-image.js";
+import { read } from "./png.js";
+import { $, SAMPLERS, described, element, events, labelAt, lines, model, picture, placeOf, post, shared, source, speaker, subject } from "./service.js";
+
+const say = speaker("images");
+const EXAMPLES = 16; // most images on the stage before the first generation
+const queue = []; // requests that wait
+let cancel = null; // an AbortController while images are generated
+let empty = true; // whether the stage still shows examples
+
+// ---------------------------------------------------------------- model
+
+export async function pick() {
+  const { guidance_interval, classes: count, condition, prompts } = model();
+  [$("low").value, $("high").value] = guidance_interval;
+  interval();
+  init.clear();
+  $("classes-set").hidden = count === 0;
+  $("to-label-row").hidden = condition === "text";
+  $("prompts-set").hidden = $("to-prompt-row").hidden = condition !== "text";
+  $("prompts").value = $("negative").value = $("to-prompt").value = "";
+  $("prompts").placeholder = prompts.slice(0, 3).join("\n");
+  $("to-label").replaceChildren(new Option("none", ""), ...shared.classes.map((name, i) => new Option(name, i)));
+  welcome(count || prompts.length || 4);
+  classes.list(example);
+}
+
+// ---------------------------------------------------------------- stage
+
+// Lays out places for images of the model's size, before there are any: nothing moves when they come.
+function lay(count) {
+  const [width, height] = model().size.split("x").map(Number);
+  const columns = count > 16 ? 8 : Math.ceil(Math.sqrt(count));
+  const values = { "--columns": columns, "--rows": Math.ceil(count / columns), "--aspect": width / height };
+  for (const [name, value] of Object.entries(values)) $("current").style.setProperty(name, value);
+  $("current").replaceChildren(...Array.from({ length: count }, place));
+}
+
+const place = () => element("button", { type: "button", disabled: true }, picture({ alt: "" }));
+
+function put(i, address, alt) {
+  const image = $("current").children[i]?.firstChild;
+  if (image) Object.assign(image, { src: address, alt });
+}
+
+// What is seen on arrival: the newest images of the history that this model made, or examples as the server makes them.
+function welcome(count) {
+  const last = newest(model().id).slice(0, EXAMPLES).reverse();
+  empty = last.length === 0;
+  $("stage-title").textContent = empty ? "Examples (preset draft, seed 0)" : "Latest images";
+  lay(empty ? Math.min(count, EXAMPLES) : last.length);
+  last.forEach((entry, i) => complete(i, entry));
+}
+
+function example(i, address) {
+  if (!empty || i >= $("current").children.length) return;
+  const { classes: count, prompts } = model();
+  put(i, address, `example: ${count ? `class ${shared.classes[i]}` : (prompts[i] ?? "image")}`);
+}
+
+function complete(i, entry) {
+  put(i, source(entry.picture), described(entry.settings));
+  const button = $("current").children[i];
+  button.disabled = false;
+  button.title = subject(entry.settings);
+  button.addEventListener("click", () => open(entry));
+}
+
+// ---------------------------------------------------------------- request
+
+function interval() {
+  const low = Math.min($("low").value, $("high").value);
+  const high = Math.max($("low").value, $("high").value);
+  $("low-out").value = low.toFixed(2);
+  $("high-out").value = high.toFixed(2);
+  $("span").setAttribute("x", low * 100);
+  $("span").setAttribute("width", (high - low) * 100);
+  return [low, high];
+}
+
+function request() {
+  const count = Number($("count").value);
+  const labels = classes.selected();
+  const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
+  const asked = {
+    model: $("model").value,
+    n: count,
+    seeds: Number($("seed").value),
+    preset: $("preset").value || undefined,
+    sampler: $("sampler").value || undefined,
+    steps: number("steps"),
+    guidance: number("guidance"),
+    guidance_interval: interval(),
+    to_label: labelAt($("to-label").value),
+    to_seed: number("to-seed"),
+    ...init.started(),
+    stream: true,
+    partial_images: 12,
+  };
+  if (model().condition === "text") return { ...asked, ...texts(count) };
+  if (labels.length) asked.labels = Array.from({ length: count }, (_, i) => labelAt(labels[i % labels.length]));
+  return asked;
+}
+
+function texts(count) {
+  const prompts = lines($("prompts").value);
+  const total = prompts.length > 1 ? Math.max(count, prompts.length) : count;
+  return {
+    n: total,
+    labels: prompts.length ? Array.from({ length: total }, (_, i) => prompts[i % prompts.length]) : undefined,
+    negative_prompt: $("negative").value || undefined,
+    to_label: $("to-prompt").value || undefined,
+  };
+}
+
+async function readPrompts() {
+  const [file] = $("prompts-file").files;
+  if (file) $("prompts").value = lines(await file.text()).join("\n");
+}
+
+// ---------------------------------------------------------------- generation
+
+async function generate(asked) {
+  if (cancel) {
+    queue.push(asked);
+    return waiting();
+  }
+  for (let next = asked; next; next = queue.shift()) await generateOne(next);
+}
+
+const waiting = () => ($("cancel").textContent = queue.length ? `Cancel (${queue.length} waiting)` : "Cancel");
+
+async function generateOne(asked) {
+  cancel = new AbortController();
+  busy(true);
+  empty = false;
+  lay(asked.n);
+  $("stage-title").textContent = "Images";
+  waiting();
+  const begun = performance.now();
+  say("Generating");
+  try {
+    const answer = await post("v1/images/generations", asked, { signal: cancel.signal });
+    for await (const event of events(answer)) {
+      if (event.error) throw new Error(event.error.message);
+      $("progress").value = event.step / event.steps;
+      const seconds = (performance.now() - begun) / 1000;
+      if (event.type.endsWith("completed")) await finish(event.data, asked, seconds);
+      else {
+        event.data?.forEach((one, i) => put(i, source(one.b64_json), `preview of image ${i + 1}`));
+        const left = (seconds / event.step) * (event.steps - event.step);
+        say(`Step ${event.step} of ${event.steps}, ${left.toFixed(0)} s left`);
+      }
+    }
+  } catch (error) {
+    say(error.name === "AbortError" ? "Canceled" : error.message);
+  } finally {
+    cancel = null;
+    busy(false);
+  }
+}
+
+async function finish(data, asked, seconds) {
+  for (const [i, one] of data.entries()) complete(i, await remember({ picture: one.b64_json, settings: one.settings, asked, place: i }));
+  say(`${data.length} ${data.length === 1 ? "image" : "images"} in ${seconds.toFixed(1)} s`);
+}
+
+function busy(yes) {
+  $("cancel").disabled = !yes;
+  $("progress").value = 0;
+}
+
+// ---------------------------------------------------------------- settings of an earlier image
+
+// Field names in a history that an earlier version of this page has kept.
+const EARLIER = { seeds: "seed", preset: "quality", steps: "num_inference_steps", guidance: "guidance_scale", labels: "class_labels" };
+
+async function take(asked) {
+  asked = { ...asked };
+  for (const [name, earlier] of Object.entries(EARLIER)) asked[name] ??= asked[earlier];
+  const fields = { count: "n", seed: "seeds", preset: "preset", sampler: "sampler", steps: "steps", guidance: "guidance", "to-seed": "to_seed" };
+  for (const [id, key] of Object.entries(fields)) $(id).value = asked[key] ?? "";
+  if (model().condition === "text") {
+    $("prompts").value = [...new Set(asked.labels ?? [])].join("\n");
+    $("negative").value = asked.negative_prompt ?? "";
+    $("to-prompt").value = asked.to_label ?? "";
+  } else $("to-label").value = asked.to_label === undefined ? "" : placeOf(asked.to_label);
+  [$("low").value, $("high").value] = asked.guidance_interval ?? model().guidance_interval;
+  interval();
+  classes.select((asked.labels ?? []).map(placeOf).filter((i) => i >= 0));
+  if ($("sampler").value || $("steps").value || $("guidance").value) $("more").open = true;
+  await init.resume(asked);
+}
+
+// The request that generates an image of which only the settings are known; interpolated ones cannot be requested alone.
+export function requestOf(settings) {
+  const { label, prompt, seed, negative_prompt, sampler, steps, guidance, guidance_interval } = settings;
+  const what = prompt ?? label;
+  if ([what, seed].some((value) => value !== null && typeof value === "object")) throw new Error("the image lies between two others; its settings cannot be given here");
+  return { n: 1, seeds: seed, labels: what === null || what === undefined ? undefined : [what], negative_prompt: negative_prompt ?? undefined, sampler, steps, guidance, guidance_interval };
+}
+
+async function readImage(file, choose) {
+  const settings = await read(file);
+  if (!settings) {
+    await init.load(file);
+    return say(`${file.name} is the init image; it holds no settings of ditlab`);
+  }
+  const served = shared.models.find((each) => each.model_hash === settings.model_hash) ?? shared.models.find((each) => each.id === settings.model);
+  if (served && served.id !== model().id) await choose(served.id);
+  await take(requestOf(settings));
+  const same = model().model_hash === settings.model_hash;
+  say(`Settings of ${file.name}${same ? "" : `, which another model made (${settings.model ?? "unknown"}): the image will differ`}`);
+}
+
+// ---------------------------------------------------------------- what people do
+
+// `choose` selects a model by its name.
+export async function connect(choose) {
+  for (const name of SAMPLERS) $("sampler").append(new Option(name));
+  const attempt = (work) => work.catch((error) => say(error.message));
+  $("request").addEventListener("submit", (event) => {
+    event.preventDefault();
+    generate(request());
+  });
+  $("cancel").addEventListener("click", () => {
+    queue.length = 0;
+    cancel?.abort();
+    waiting();
+  });
+  $("random").addEventListener("click", () => ($("seed").value = Math.floor(Math.random() * 2 ** 32)));
+  $("prompts-file").addEventListener("change", () => attempt(readPrompts()));
+  $("settings-file").addEventListener("change", () => {
+    const [file] = $("settings-file").files;
+    if (file) attempt(readImage(file, choose));
+    $("settings-file").value = "";
+  });
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    const [file] = event.dataTransfer.files;
+    if (file && shared.view === "images") attempt(readImage(file, choose));
+  });
+  for (const id of ["low", "high"]) $(id).addEventListener("input", interval);
+  classes.connect();
+  init.connect();
+  connectHistory({
+    take,
+    again: async (asked) => {
+      await take(asked);
+      $("random").click();
+      generate(request());
+    },
+    begin: init.begin,
+  });
+  await restore();
+}
