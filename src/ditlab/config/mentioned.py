@@ -1,8 +1,8 @@
 """The settings that a recipe mentions.
 
 For each setting that cyclopts reads, it takes time in proportion to all settings that it knows. Most recipes mention a
-tenth of the settings, so they are read with those only. If a key is not exactly the name of a setting, all are used, and
-the message proposes the most similar one.
+tenth of the settings, so they are read with those only. If a key is not exactly the name of a setting, all are used,
+and the message proposes the most similar one.
 """
 
 import dataclasses
