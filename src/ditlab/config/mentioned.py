@@ -44,4 +44,4 @@ def _fields(section: dataclasses.Field[Any]) -> tuple[dataclasses.Field[Any], ..
 
 
 def _default(key: dataclasses.Field[Any]) -> Any:
-    return dataclasses.field(default=key.default, default_factory=key.default_factory, metadata=key.metadata)  # type: ignore[call-overload]
+    return dataclasses.field(default=key.default, default_factory=key.default_factory, metadata=key.metadata)

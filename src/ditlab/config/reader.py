@@ -193,7 +193,7 @@ def recipe_of(arguments: Any, recipe: str = "") -> Recipe:
 
 
 def _with_defaults(arguments: Any) -> Recipe:
-    kinds = {field.name: field.default_factory for field in dataclasses.fields(Recipe)}
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Recipe)}
     return Recipe(**{name: kinds[name](**vars(section)) for name, section in vars(arguments).items()})
 
 
