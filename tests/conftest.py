@@ -27,6 +27,14 @@ def quick_glyph_reader(tmp_path, monkeypatch):
     glyphs.glyph_classifier.cache_clear()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_disk():
+    """Leave files in the memory of the operating system: tests stop processes, and never the machine."""
+    flush, os.fsync = os.fsync, os.fstat
+    yield
+    os.fsync = flush
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -19,6 +19,7 @@ from cyclopts.config import Dict
 
 from ditlab.config.evaluation import Evaluation, modern_evaluation
 from ditlab.config.fields import renamed
+from ditlab.config.mentioned import mentioned
 from ditlab.config.options import Option, model_options, union
 from ditlab.config.sampling import SETTINGS, modern
 from ditlab.config.sections import NETWORK as DEFAULT
@@ -157,6 +158,8 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
         warnings.warn(f"{source}: {note}", FutureWarning, stacklevel=2)
     if any(override.partition("=")[0] == NETWORK for override in overrides):
         tables = without_network(tables)
+    if (narrow := mentioned(recipe_arguments(), tables, overrides)) is not None:
+        return _with_defaults(_read(narrow, {key: table for key, table in tables.items() if table}, overrides, source))
     arguments = _read(recipe_arguments(), tables, overrides, source)
     if arguments.model.others:  # options of a class from outside the package, or misspelled ones
         exact = recipe_arguments(model_options(arguments.model.name), others=False)
@@ -187,6 +190,11 @@ def recipe_of(arguments: Any, recipe: str = "") -> Recipe:
         read = _read(recipe_arguments(model_options(name), others=False), {}, as_words("--model.", others), "")
         options |= {key: value for key, value in vars(read.model).items() if key != "name" and value is not None}
     return dataclasses.replace(_as_recipe(arguments), model=Model(**known | options))
+
+
+def _with_defaults(arguments: Any) -> Recipe:
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    return Recipe(**{name: kinds[name](**vars(section)) for name, section in vars(arguments).items()})
 
 
 def _as_recipe(arguments: Any) -> Recipe:
