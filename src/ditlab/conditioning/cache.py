@@ -20,8 +20,11 @@ from torch import Tensor
 
 from ditlab.conditioning.encoders import Encoder, create_encoder
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.file_cache import file_cache
 from ditlab.core.formats import interpreting, read_object
 from ditlab.core.io import is_vacant, replace_text
+from ditlab.core.spelling import expand
+from ditlab.core.stores import is_url
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.core.weights import write_tensors
@@ -140,6 +143,15 @@ class TextCache:
                 f'"{missing[0]}"; encode the captions again into this folder'
             )
         return CachedRows(self, [self.places[key_of(text)] for text in texts])
+
+
+def local_folder(text: str) -> Path:
+    """The folder of a cache: on this machine, or a copy of one in a store, which is read whole.
+
+    Raises:
+        InputError: the store cannot be used, or the cache is larger than the copies on this machine may be.
+    """
+    return file_cache().mirror(text, DESCRIPTION, "*.safetensors") if is_url(text) else Path(expand(text))
 
 
 class CachedRows:

@@ -155,6 +155,8 @@ class Data(Preparation):
 
     source: Location = setting("digits", resume="ask")
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
+    shuffle_shards: Whole = setting(16, resume="ask", at_least=1)
+    """Shards in a store whose images are read in a common random order; the cache must have room for twice as many."""
     autoencoder: Location = ""
     """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""
     classes: Whole | None = setting(None, at_least=1, unused=Unused("conditioner", ("text",), "which has no classes"))
