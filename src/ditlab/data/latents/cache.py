@@ -114,21 +114,26 @@ class Description:
 
 def write_index(folder: Path, description: Description) -> int:
     """Write the index of a cache of which all shards exist; returns the number of entries."""
-    shards = []
-    for number in range(description.shards):
-        file = shard_file(folder, number)
-        shards.append(
-            {
-                "file": file.name,
-                "entries": read_header(file)["labels"]["shape"][0],
-                "bytes": file.stat().st_size,
-                "sha256": hash_file(file),
-            }
-        )
+    shards = [index_entry(shard_file(folder, number)) for number in range(description.shards)]
+    replace_text(folder / INDEX, index_text(description, shards))
+    return sum(shard["entries"] for shard in shards)
+
+
+def index_entry(file: Path) -> dict[str, Any]:
+    """What the index says about a shard."""
+    return {
+        "file": file.name,
+        "entries": read_header(file)["labels"]["shape"][0],
+        "bytes": file.stat().st_size,
+        "sha256": hash_file(file),
+    }
+
+
+def index_text(description: Description, shards: list[dict[str, Any]]) -> str:
+    """The index of a cache with these entries of its shards."""
     entries = sum(shard["entries"] for shard in shards)
     content = {"format": FORMAT, "entries": entries, **description.content(), "shards": shards}
-    replace_text(folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return entries
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def is_cache(path: Path) -> bool:

@@ -149,7 +149,7 @@ class Shard:
         return torch.frombuffer(data, dtype=dtype)
 
 
-def shard_stamps(file: Path) -> Stamps | None:
+def shard_stamps(file: Path | StoredFile) -> Stamps | None:
     """The images of a shard; None if an earlier version wrote it, which kept no stamps.
 
     Raises:
