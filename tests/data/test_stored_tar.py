@@ -106,7 +106,7 @@ def test_missing_shards(store):
 
 
 def epoch(dataset, batch, mixed, seed=3, seen=0):
-    order = training_order(len(dataset), batch, seed, seen, dataset.files(mixed), mixed)
+    order = training_order(len(dataset), batch, seed, seen, dataset.fetched_files(mixed), mixed)
     return [next(order) for _ in range((len(dataset) - seen) // batch)]
 
 
@@ -140,11 +140,11 @@ def test_shards_that_are_needed_together_must_fit(store, monkeypatch):
     pattern = put_shards(store, shards=6)
     dataset = open_dataset(pattern)
     monkeypatch.setenv("DITLAB_CACHE_GIB", str(100_000 / 2**30))
-    assert dataset.files(2) is not None
+    assert dataset.fetched_files(2) is not None
     with pytest.raises(
         InputError, match=r"the 6 largest shards, which are needed at the same time, have .* GiB, but all"
     ):
-        dataset.files(3)
+        dataset.fetched_files(3)
 
 
 def test_shards_are_fetched_before_they_are_needed(store):

@@ -77,7 +77,7 @@ def test_a_shard_that_vanishes_in_mid_epoch(store, tmp_path, monkeypatch):
     source = put_shards(store, shards=8, each=8)
     settings = recipe(source, shuffle_shards=1)
     whole = train(settings, tmp_path / "whole", console=QUIET)
-    order = ditlab.data.training_order(64, 8, 0, 0, open_dataset(source).files(1), 1)
+    order = ditlab.data.training_order(64, 8, 0, 0, open_dataset(source).fetched_files(1), 1)
     gone = f"{store}/train-{int(list(zip(range(8), order, strict=False))[6][1][0]) // 8:04d}.tar"
     content = Faulty().cat_file(gone)
     with pytest.raises(InputError) as error:
@@ -115,7 +115,7 @@ def test_a_latent_cache_in_a_store(latents):
     assert torch.equal(local.fetch(indices).x, stored.fetch(indices).x)
     assert torch.equal(local.labels, stored.labels)
     assert (local.captions(3), local.checksums) == (stored.captions(3), stored.checksums)
-    assert stored.files(1).tolist() == [0] * 8 + [1] * 8 + [2] * 4
+    assert stored.fetched_files(1).tolist() == [0] * 8 + [1] * 8 + [2] * 4
 
 
 def test_only_the_needed_shards_of_latents_are_fetched(latents):

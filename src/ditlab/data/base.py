@@ -96,8 +96,8 @@ class Dataset(ABC):
         """
         return Stamps.of((Stamp(str(i)) for i in range(len(self))), self.labels.numpy())
 
-    def files(self, mixed: int) -> Tensor | None:
-        """The number (N,) of the file that is fetched whole to read each image; see `Source.files`."""
+    def fetched_files(self, mixed: int) -> Tensor | None:
+        """The number (N,) of the file that is fetched whole to read each image; see `Source.fetched_files`."""
         return None
 
     def expect(self, indices: Tensor) -> None:

@@ -51,7 +51,7 @@ class Job:
     @cached_property
     def files(self) -> Tensor | None:
         """The file that must be fetched for each image; None if no file is fetched."""
-        return self.dataset.files(self.recipe.data.shuffle_shards)
+        return self.dataset.fetched_files(self.recipe.data.shuffle_shards)
 
     def order(self) -> Iterator[Tensor]:
         """The indices of the batches, from the present position of the run."""

@@ -222,7 +222,7 @@ class Latents(Dataset):
             raise InputError(f"{self.url} lacks the shard {missing[0]}; restore it, or encode again")
         return [stored[name] for name in names]
 
-    def files(self, mixed: int) -> Tensor | None:
+    def fetched_files(self, mixed: int) -> Tensor | None:
         stored = [shard.file for shard in self.shards if isinstance(shard.file, StoredFile)]
         if not stored:
             return None

@@ -147,7 +147,7 @@ class Source(ABC):
         """Number of images, from the first, that checks before the work read; all, unless reading is expensive."""
         return len(self)
 
-    def files(self, mixed: int) -> Tensor | None:
+    def fetched_files(self, mixed: int) -> Tensor | None:
         """The number (N,) of the file that is fetched whole to read each image; None where no file is fetched.
 
         Args:

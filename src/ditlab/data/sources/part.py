@@ -52,8 +52,8 @@ class Part(Source):
     def nearby(self) -> int:
         return int(np.searchsorted(self.indices, self.source.nearby))
 
-    def files(self, mixed: int) -> Tensor | None:
-        files = self.source.files(mixed)
+    def fetched_files(self, mixed: int) -> Tensor | None:
+        files = self.source.fetched_files(mixed)
         return None if files is None else files[torch.from_numpy(self.indices)]
 
     def expect(self, indices: Sequence[int]) -> None:

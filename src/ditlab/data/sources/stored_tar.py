@@ -63,7 +63,7 @@ class StoredTar(TarShards):
                 break
         return count
 
-    def files(self, mixed: int) -> Tensor | None:
+    def fetched_files(self, mixed: int) -> Tensor | None:
         sizes = sorted((shard.size for shard in self.shards), reverse=True)[: 2 * mixed]
         file_cache().check_room(sizes, f"the {len(sizes):,} largest shards, which are needed at the same time, have")
         return torch.tensor([place[0] for place in self.places], dtype=torch.int32)
