@@ -270,6 +270,8 @@ class Train(Located):
     """Number of newest checkpoints that are kept."""
     keep_every: Whole = setting(0, resume="free", not_negative=True)
     """Also keep checkpoints at multiples of this number of images (0 disables this)."""
+    upload: Location = setting("", resume="free")
+    """Address in a store, such as s3://bucket/run, to which checkpoints are copied; another machine resumes there."""
     max_bad_steps: Annotated[Whole, Parameter(alias="patience")] = setting(10, resume="ask", at_least=1, was="patience")
     """Consecutive steps with non-finite gradients after which the run returns to its last checkpoint."""
 

@@ -281,6 +281,20 @@ def write(url: str, content: bytes) -> None:
     attempt(url, lambda: system.pipe_file(path, content))
 
 
+def discard(url: str) -> None:
+    """Remove a file, or a folder with all files in it, if it exists.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    system, path = connect(url)
+    try:
+        attempt(url, lambda: system.rm(path, recursive=True))
+    except StoreError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+
+
 def create(url: str, content: bytes) -> bool:
     """Write a file unless it exists; returns whether it was written. The store decides between several writers.
 
