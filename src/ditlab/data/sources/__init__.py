@@ -15,6 +15,8 @@ from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import SUFFIXES, is_output
 from ditlab.data.sources.folder import Folder
 from ditlab.data.sources.hugging_face import PREFIX, HuggingFace, all_splits, name_and_split
+from ditlab.data.sources.mds import MDS
+from ditlab.data.sources.parquet import Parquet
 from ditlab.data.sources.part import HELD_OUT, TRAIN, divide
 from ditlab.data.sources.patterns import Pattern
 from ditlab.data.sources.splits import SPLITS, choose_folder, held_out_part, named_part, split_folders
@@ -23,6 +25,8 @@ from ditlab.data.sources.table import Table
 from ditlab.data.sources.tar import TarShards, tar_parts
 
 SOURCES: dict[str, type[NamedSource]] = {
+    "parquet": Parquet,
+    "mds": MDS,
     "stored-tar": StoredTar,
     "hf": HuggingFace,
     "tar": TarShards,
