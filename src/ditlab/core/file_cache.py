@@ -39,12 +39,16 @@ class FileCache:
         """A folder, which may not exist yet, and the bytes of all copies together."""
         self.folder, self.limit = folder, limit
         self.used: dict[Path, float] = {}
+        self.places: dict[StoredFile, Path] = {}
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
         self.expected: set[Path] = set()
 
     def place(self, file: StoredFile) -> Path:
         """Where the copy of a file is, or will be."""
-        return self.folder / "files" / digest(f"{file.url} {file.size} {file.version}")
+        if (place := self.places.get(file)) is None:
+            place = self.folder / "files" / digest(f"{file.url} {file.size} {file.version}")
+            self.places[file] = place
+        return place
 
     def open(self, file: StoredFile) -> BinaryIO:
         """Open the copy of a file, which is fetched first if it is not there.

@@ -7,7 +7,7 @@ next images while the autoencoder encodes the current ones.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,15 +119,23 @@ def encode(
             report_unreadable(dataset, source, out, console)
         written = (lambda number: None) if copy is None else copy.add
         work = _encode_shards(numbers, images, autoencoder, out, console, batch_size, written)
-        if copy is not None:
-            return Encoded(work.images, work.seconds, work.waited, copy.finish(), out)
-        complete = all(shard_file(out, number).exists() for number in range(description.shards)) and not any(
-            images.changes(shard_file(out, number), number) for number in state.stale.difference(own)
-        )
-        entries = indexed_entries(out, description) if complete else None
-        if complete and entries is None:
-            entries = write_index(out, description)
+        entries = finish(out, images, state.stale.difference(own)) if copy is None else copy.finish()
     return Encoded(work.images, work.seconds, work.waited, entries, out)
+
+
+def finish(out: Path, images: EncodedImages, stale: Iterable[int]) -> int | None:
+    """Write the index if all shards are there; returns the number of entries, or None if some are missing.
+
+    Args:
+        out: folder of the cache.
+        images: the present images.
+        stale: shards that other processes must encode again.
+    """
+    files = [shard_file(out, number) for number in range(images.description.shards)]
+    if not all(file.exists() for file in files) or any(images.changes(files[number], number) for number in stale):
+        return None
+    entries = indexed_entries(out, images.description)
+    return write_index(out, images.description) if entries is None else entries
 
 
 def copy_existing(copy: Published, own: range, numbers: list[int], *, first: bool) -> list[int]:
