@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_store import store as store  # a fixture
 from safetensors.torch import load_file
 
 from ditlab.evaluation.features import glyphs

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -43,6 +44,25 @@ class Encoding:
     """Encode in tiles with this side in pixels, for images that do not fit into memory."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
+    part: str = ""
+    """Encode one part, such as 3/8; other machines encode the others into the same folder, or to the same --upload."""
+    upload: Location = ""
+    """Address in a store, such as s3://bucket/latents, to which the finished files are copied."""
+
+    def place(self) -> tuple[int, int]:
+        """Index of this process among all that share the work, and their number: those of this machine and all parts.
+
+        Raises:
+            InputError: the part is not of the form 3/8.
+        """
+        rank, world = process_place()
+        if not self.part:
+            return rank, world
+        match = re.fullmatch(r"(\d+)/(\d+)", self.part)
+        number, count = map(int, match.groups()) if match else (0, 0)
+        if not 1 <= number <= count:
+            raise InputError(f'--part is "{self.part}"; give NUMBER/COUNT, such as 3/8')
+        return (number - 1) * world + rank, count * world
 
 
 @dataclass(frozen=True)
@@ -261,7 +281,7 @@ def encode(
     if (captions := texts or CaptionEncoding()).captions:
         if autoencoder is not None:
             raise InputError("--captions encodes captions and no images; leave --autoencoder out")
-        encode_captions(source, out, images, captions, json)
+        encode_captions(source, out, images, captions, options or Encoding(), json)
     elif autoencoder is None:
         raise InputError("nothing to encode with; give --autoencoder, or --captions for the captions of the images")
     else:
@@ -284,17 +304,19 @@ def encode_images(
         raise InputError(f"{autoencoder} works on pixels and has no latents to cache; give another autoencoder")
     if options.tile is not None:
         loaded.tile(options.tile)
-    rank, world = process_place()
+    rank, world = options.place()
     dataset = open_dataset(source, preparation, out / (f"skipped-{rank}.csv" if rank else "skipped.csv"))
     done = encode(
         dataset, source, loaded, out, screen, batch_size=options.batch_size, dtype=options.dtype, shard=options.shard,
-        rank=rank, world=world,
+        rank=rank, world=world, upload=options.upload,
     )  # fmt: skip
     if json:
         print_json(dataclasses.asdict(done) | {"pictures": done.images})  # the key of earlier versions
         return
     state = (
-        "other processes are still writing" if done.entries is None else f"{counted(done.entries, 'entry')} in {out}"
+        "other processes or parts are missing"
+        if done.entries is None
+        else f"{counted(done.entries, 'entry')} in {options.upload or out}"
     )
     if dataset.skipped:
         state += f"; {counted(len(dataset.skipped), 'image')} could not be read: {out / 'skipped.csv'}"
@@ -305,7 +327,7 @@ def encode_images(
 
 
 def encode_captions(
-    source: str, out: Path, preparation: Preparation | None, texts: CaptionEncoding, json: bool
+    source: str, out: Path, preparation: Preparation | None, texts: CaptionEncoding, options: Encoding, json: bool
 ) -> None:
     """Encode the different captions of a data source into a text cache, and print a summary."""
     from ditlab.conditioning import Text
@@ -323,11 +345,12 @@ def encode_captions(
         raise InputError(
             f"--encoder {texts.encoder} has no states to cache; choose a pretrained encoder, such as minilm"
         )
-    with held(out, 0):
+    rank, world = options.place()
+    different = [text for text in captions.texts if text]
+    with held(out, rank):
         cache = TextCache.prepare(out, encoder)
-        different = [text for text in captions.texts if text]
-        new = cache.missing(different)
-        missing = [*new, *cache.missing([""])]
+        new = cache.missing(different[rank::world])
+        missing = [*new, *cache.missing([""][rank:])]
         size = len(missing) * bytes_of(encoder) / 2**20
         say(
             f"{counted(len(different), 'different caption')}, {len(new):,} to encode with {texts.encoder}"
@@ -335,8 +358,10 @@ def encode_captions(
         )
         with progress_bar(screen) as bar:
             task = bar.add_task("encoding", total=len(missing))
-            for count in cache.add(missing, encoder):
+            for count in cache.add(missing, encoder, f"part-{rank:04d}-" if world > 1 else ""):
                 bar.advance(task, count)
+        if options.upload:
+            cache.publish(options.upload)
     if json:
         print_json({"captions": len(different), "encoded": len(new), "folder": out})
     else:

@@ -20,8 +20,11 @@ from torch import Tensor
 
 from ditlab.conditioning.encoders import Encoder, create_encoder
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.file_cache import file_cache
 from ditlab.core.formats import interpreting, read_object
 from ditlab.core.io import is_vacant, replace_text
+from ditlab.core.spelling import expand
+from ditlab.core.stores import create, is_url, join, matching, read_json, upload
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.core.weights import write_tensors
@@ -109,12 +112,13 @@ class TextCache:
         """The texts that the cache lacks."""
         return [text for text in texts if key_of(text) not in self.places]
 
-    def add(self, texts: Sequence[str], encoder: Encoder) -> Iterator[int]:
+    def add(self, texts: Sequence[str], encoder: Encoder, prefix: str = "") -> Iterator[int]:
         """Encode texts and write them; yields the number of texts in each file after it is written.
 
         Args:
             texts: texts that the cache lacks.
             encoder: its encoder.
+            prefix: begins the names of the files; that of each of several writers is another one.
         """
         count = max(1, FILE_BYTES // bytes_of(encoder))
         for start in range(0, len(texts), count):
@@ -122,11 +126,26 @@ class TextCache:
             rows = compact(encoder.encode(part))
             values = {name: value for name, value in rows.parts().items() if isinstance(value, Tensor)}
             keys = torch.tensor([list(key_of(text)) for text in part], dtype=torch.uint8)
-            file = self.folder / f"{len(self.files):06d}.safetensors"
+            file = self.folder / f"{prefix}{len(self.files):06d}.safetensors"
             write_tensors({"keys": keys, **values}, file)
             self.files.append(Stored(file))
             self.places |= {key_of(text): (len(self.files) - 1, row) for row, text in enumerate(part)}
             yield len(part)
+
+    def publish(self, url: str) -> None:
+        """Copy the files to a folder of a store, where those of other parts of the captions may be.
+
+        Raises:
+            InputError: the cache of another encoder is there, or the store cannot be used.
+        """
+        if not create(place := join(url, DESCRIPTION), (self.folder / DESCRIPTION).read_bytes()):
+            there = read_json(place)
+            if there.get("rule") != self.rule:
+                raise InputError(f"{url} holds the captions of another encoder; give another address")
+        stored = matching(url, "*.safetensors")
+        for file in sorted(self.folder.glob("*.safetensors")):
+            if file.name not in stored or stored[file.name].size != file.stat().st_size:
+                upload(file, join(url, file.name))
 
     def rows(self, texts: Sequence[str]) -> "CachedRows":
         """The conditions of texts, which are read when they are needed.
@@ -140,6 +159,15 @@ class TextCache:
                 f'"{missing[0]}"; encode the captions again into this folder'
             )
         return CachedRows(self, [self.places[key_of(text)] for text in texts])
+
+
+def local_folder(text: str) -> Path:
+    """The folder of a cache: on this machine, or a copy of one in a store, which is read whole.
+
+    Raises:
+        InputError: the store cannot be used, or the cache is larger than the copies on this machine may be.
+    """
+    return file_cache().mirror(text, DESCRIPTION, "*.safetensors") if is_url(text) else Path(expand(text))
 
 
 class CachedRows:

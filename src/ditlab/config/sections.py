@@ -155,6 +155,8 @@ class Data(Preparation):
 
     source: Location = setting("digits", resume="ask")
     """digits, glyphs-SIZE, a folder of classes, a flat folder, tar shards, hf:NAME[:SPLIT], or a latent cache."""
+    shuffle_shards: Whole = setting(16, resume="ask", at_least=1)
+    """Shards in a store whose images are read in a common random order; the cache must have room for twice as many."""
     autoencoder: Location = ""
     """Train on the latents of this autoencoder: folder, file or hub id. A latent cache contains its autoencoder."""
     classes: Whole | None = setting(None, at_least=1, unused=Unused("conditioner", ("text",), "which has no classes"))
@@ -268,6 +270,8 @@ class Train(Located):
     """Number of newest checkpoints that are kept."""
     keep_every: Whole = setting(0, resume="free", not_negative=True)
     """Also keep checkpoints at multiples of this number of images (0 disables this)."""
+    upload: Location = setting("", resume="free")
+    """Address in a store, such as s3://bucket/run, to which checkpoints are copied; another machine resumes there."""
     max_bad_steps: Annotated[Whole, Parameter(alias="patience")] = setting(10, resume="ask", at_least=1, was="patience")
     """Consecutive steps with non-finite gradients after which the run returns to its last checkpoint."""
 

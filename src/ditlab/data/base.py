@@ -96,6 +96,14 @@ class Dataset(ABC):
         """
         return Stamps.of((Stamp(str(i)) for i in range(len(self))), self.labels.numpy())
 
+    def fetched_files(self, mixed: int) -> Tensor | None:
+        """The number (N,) of the file that is fetched whole to read each image; see `Source.fetched_files`."""
+        return None
+
+    def expect(self, indices: Tensor) -> None:
+        """Prepare for reading the images with these indices (B,) soon, in the background."""
+        return
+
     def content_hash(self, i: int) -> int:
         """Hash of the content of image i (see `ditlab.data.identity`); called for stamps without a hash."""
         return UNKNOWN
@@ -206,16 +214,32 @@ def to_float(numbers: NDArray[Any]) -> Tensor:
     return torch.from_numpy(numbers.astype(np.float32))
 
 
-def training_order(count: int, batch: int, seed: int, seen: int) -> Iterator[Tensor]:
+def training_order(
+    count: int, batch: int, seed: int, seen: int, files: Tensor | None = None, mixed: int = 1
+) -> Iterator[Tensor]:
     """Endless batches of indices (batch,): a new seeded permutation for each epoch, starting at position `seen`.
 
     The order depends on the arguments only, so a run that resumes at `seen` reads the same images as an uninterrupted
     run.
+
+    Args:
+        count: number of images.
+        batch: images of a batch.
+        seed: seed of the permutations.
+        seen: images before the first batch.
+        files: number (count,) of the file of each image. The files are permuted, and the images of `mixed` consecutive
+            files are permuted among each other, so that only these files are needed at a time.
+        mixed: number of these files.
     """
     epoch, position = divmod(seen, count)
 
     def permutation(epoch: int) -> Tensor:
-        return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        if files is None:
+            return torch.randperm(count, generator=generator)
+        places = torch.randperm(int(files.max()) + 1, generator=generator)  # of the files
+        images = torch.randperm(count, generator=generator)
+        return images[torch.argsort(places[files[images]] // mixed, stable=True)]
 
     remaining = permutation(epoch)[position:]
     while True:
@@ -232,6 +256,17 @@ def numbered(batch: Batch, indices: Tensor) -> Batch:
     If a batch does not say them, they are the requested ones, unless images are missing.
     """
     return replace(batch, index=indices) if batch.index is None and len(batch) == len(indices) else batch
+
+
+def announced(order: Iterator[Tensor], expect: Callable[[Tensor], None], depth: int) -> Iterator[Tensor]:
+    """Pass on the batches of an order, after `expect` was called with the next `depth` batches too."""
+    coming: deque[Tensor] = deque()
+    for indices in order:
+        expect(indices)
+        coming.append(indices)
+        if len(coming) > depth:
+            yield coming.popleft()
+    yield from coming
 
 
 def ahead(order: Iterator[Tensor], fetch: Callable[[Tensor], Batch], depth: int = 2) -> Generator[Batch]:

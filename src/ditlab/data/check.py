@@ -55,7 +55,7 @@ def check_images(images: "Images", console: Console, *, resumed: bool) -> None:
 
 def decode_some(images: "Images", console: Console) -> int:
     """Decode random images in threads, and list those that cannot be read; returns how many were decoded."""
-    order = torch.randperm(len(images.source), generator=torch.Generator().manual_seed(0)).tolist()[:DECODED]
+    order = torch.randperm(images.source.nearby, generator=torch.Generator().manual_seed(0)).tolist()[:DECODED]
     results = spread(images.pool, lambda i: images.readable(order[i]), len(order), chunk=256)
     checked, end = 0, time.monotonic() + SECONDS
     with progress_bar(console) as bar:

@@ -141,6 +141,13 @@ class Images(Dataset):
         readable = torch.tensor([array is not None for array in arrays])
         return self._batch([array for array in arrays if array is not None], indices[readable])
 
+    def fetched_files(self, mixed: int) -> Tensor | None:
+        files = self.source.fetched_files(mixed)
+        return None if files is None else torch.cat([files] * (2 if self.flip else 1))
+
+    def expect(self, indices: Tensor) -> None:
+        self.source.expect((indices % len(self.source)).tolist())
+
     def captions(self, i: int) -> tuple[str, ...]:
         return self.source.captions(i % len(self.source))
 

@@ -9,11 +9,12 @@ from ditlab.config.reader import parse_size
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest
 from ditlab.core.spelling import expand
+from ditlab.core.stores import is_url
 from ditlab.data.base import Dataset
 from ditlab.data.builtin import DATASETS, find_builtin
 from ditlab.data.content import digest, files_identity, images_identity
 from ditlab.data.images import Images
-from ditlab.data.latents.cache import Latents, is_cache
+from ditlab.data.latents.cache import Latents, is_cache, is_stored_cache, stored_shards
 from ditlab.data.npz import SampleFile, read_about
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.reading import UNCONDITIONAL, classes_from
@@ -125,11 +126,11 @@ class Cache(SourceSpec):
 
     @classmethod
     def parse(cls, text: str, settings: Preparation) -> Self | None:
-        return cls(text) if is_cache(Path(text)) else None
+        return cls(text) if is_cache(Path(text)) or is_stored_cache(text) else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         check_used(settings or Preparation(), frozenset({"size"}), f"the latent cache {self.text}")
-        cache = Latents(Path(self.text))
+        cache = Latents.open(self.text)
         _check_size(cache, settings, f"the cache {self.text}")
         _describe(cache, "the cache")
         if share := cache.preprocessing.get("held_out"):
@@ -138,6 +139,8 @@ class Cache(SourceSpec):
         return cache
 
     def identity(self, settings: Preparation | None = None) -> str:
+        if is_url(self.text):
+            return digest([f"{name} {file.size} {file.version}" for name, file in stored_shards(self.text).items()])
         return files_identity(str(Path(self.text) / "shards"))
 
     def images(self, settings: Preparation | None = None) -> Source:

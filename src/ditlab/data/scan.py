@@ -59,6 +59,8 @@ class Scan:
     """Indices of the images whose header cannot be read."""
     size: tuple[int, int] | None = None
     """(height, width) of the first image."""
+    unread: int = 0
+    """Images whose header was not read."""
 
     @property
     def dtype(self) -> str:
@@ -96,7 +98,9 @@ class Scan:
             lines["of more than 8 bits, reduced to 8 because others have 8"] = (
                 self.types.total() - (self.types["uint8"])
             )
-        return [f"{counted(count, 'image')} {what}" for what, count in lines.items() if count]
+        notes = [f"{counted(count, 'image')} {what}" for what, count in lines.items() if count]
+        read = self.types.total() + len(self.broken)
+        return [f"the headers of the first {read:,} images are read"] * (self.unread > 0) + notes
 
 
 def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same_size: bool) -> Scan:
@@ -112,7 +116,8 @@ def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same
         InputError: no image can be read, or they differ in size.
     """
     result = Scan()
-    count, reason = len(source), ""
+    count, reason = source.nearby, ""
+    result.unread = len(source) - count
     headers = spread(pool, lambda i: read_header(source, i, channels, displayed=same_size), count)
     for i, header in enumerate(with_progress(headers, count, "reading headers")):
         if not isinstance(header, Header):  # it will be skipped when it is read
@@ -141,10 +146,10 @@ def _sides(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def with_progress(results: Iterable[T], count: int, text: str) -> Iterable[T]:
+def with_progress(results: Iterable[T], count: int, text: str, shown_from: int = SHOWN_FROM) -> Iterable[T]:
     """Pass results on with a progress bar on standard error, if there are many and it is a terminal."""
     console = make_console(stderr=True)
-    hidden = count < SHOWN_FROM or not console.is_terminal
+    hidden = count < shown_from or not console.is_terminal
     return results if hidden else track(results, text, count, console=console, transient=True)
 
 

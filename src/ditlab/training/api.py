@@ -25,6 +25,7 @@ from ditlab.training.checks import check_recipe
 from ditlab.training.job import Job
 from ditlab.training.loop import train_to_end, write_run_report
 from ditlab.training.parallel import joined
+from ditlab.training.run_copy import copied
 from ditlab.training.run_folder import RunFolder
 from ditlab.training.setup import prepare_steps, set_up
 from ditlab.training.signals import exit_before_first_step
@@ -72,9 +73,18 @@ def train(
         recipe = replace(recipe, data=replace(recipe.data, source=f"python:{type(data).__qualname__}"))
     check_recipe(recipe)
     folder, rank = Path(expand(str(out))), process_place()[0]
-    with exit_before_first_step(), held(folder, rank), joined(recipe.train.device, recipe.parallel.timeout) as place:
+    with (
+        exit_before_first_step(),
+        held(folder, rank),
+        joined(recipe.train.device, recipe.parallel.timeout) as place,
+        copied(folder, recipe.train.upload, place.first) as copy,
+    ):
         output = console if place.first else Console(quiet=True)
-        return train_here(Job(recipe, RunFolder(folder), place, output, changes, callbacks, dataset))
+        job = Job(recipe, RunFolder(folder), place, output, changes, callbacks, dataset)
+        job.folder.copy = copy
+        for line in place.first_does(lambda: copy.begin() if copy is not None else []):
+            job.say(line)
+        return train_here(job)
 
 
 def as_recipe(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:

@@ -5,17 +5,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from ditlab.conditioning import CONDITIONERS, Text
-from ditlab.conditioning.cache import CachedRows, TextCache, bytes_of, compact
+from ditlab.conditioning.cache import CachedRows, TextCache, bytes_of, compact, local_folder
 from ditlab.config.sections import Data
 from ditlab.core.errors import InputError
-from ditlab.core.spelling import expand
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.data import Dataset
@@ -139,7 +137,7 @@ class CaptionConditions:
         """
         encoder, kind = conditioner.encoder, conditioner.encoder.config["kind"]
         if cache:
-            opened = TextCache.open(Path(expand(cache)))
+            opened = TextCache.open(local_folder(cache))
             opened.check(encoder)
             return cls(captions, opened.rows(captions.texts))
         size = len(captions.texts) * bytes_of(encoder)

@@ -1,17 +1,19 @@
 """A training run, whose parts the stages of the setup fill in."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from ditlab.backbones import Backbone
 from ditlab.config.sections import Recipe
 from ditlab.core.terminal import say
-from ditlab.data import Dataset
+from ditlab.data import Dataset, training_order
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.callbacks import Callback
 from ditlab.training.captions import Captions
@@ -45,6 +47,16 @@ class Job:
     def net(self) -> Backbone:
         """The network that is trained."""
         return self.run.net
+
+    @cached_property
+    def files(self) -> Tensor | None:
+        """The file that must be fetched for each image; None if no file is fetched."""
+        return self.dataset.fetched_files(self.recipe.data.shuffle_shards)
+
+    def order(self) -> Iterator[Tensor]:
+        """The indices of the batches, from the present position of the run."""
+        settings, mixed = self.recipe.train, self.recipe.data.shuffle_shards
+        return training_order(len(self.dataset), settings.batch, settings.seed, self.state.seen, self.files, mixed)
 
     @property
     def finished(self) -> bool:

@@ -15,10 +15,11 @@ from torch import Tensor
 from ditlab.backbones import Backbone
 from ditlab.config.reader import to_tables
 from ditlab.core.errors import InputError
+from ditlab.core.stores import StoreError
 from ditlab.core.types import Batch
 from ditlab.core.units import counted
-from ditlab.data import ahead, training_order
-from ditlab.data.base import numbered
+from ditlab.data import ahead
+from ditlab.data.base import announced, numbered
 from ditlab.data.check import UnreadableImagesError
 from ditlab.diffusion.process import process_name
 from ditlab.report.run import write_report
@@ -32,6 +33,8 @@ from ditlab.training.preview import Guard, preview
 from ditlab.training.signals import check_own_signal, end, interruption
 from ditlab.training.state import TrainState
 from ditlab.training.trackers import trackers
+
+EXPECTED = 16_384  # images before which the files that they need are fetched
 
 
 def train_to_end(job: Job) -> None:
@@ -57,8 +60,7 @@ def train_to_end(job: Job) -> None:
             stack.callback(tracker.close)
         started = time.monotonic() - state.seconds
         steps = Steps(job)
-        order = training_order(len(job.dataset), settings.batch, settings.seed, state.seen)
-        for batch in steps.batches(order):
+        for batch in steps.batches(job.order()):
             folder.check_written()
             before = state.seen
             rate = steps.take(batch)
@@ -103,11 +105,14 @@ class Steps:
 
     def batches(self, order: Iterator[Tensor]) -> Iterator[Batch]:
         """Read the batches of an order ahead; ends if too many images of any process cannot be read."""
+        if self.job.files is not None:  # the reading of a batch must not wait for a file that could be there
+            depth = -(-EXPECTED // self.job.recipe.train.batch)
+            order = announced(order, lambda indices: self.job.dataset.expect(self.part(indices)), depth)
         with closing(ahead(order, self.fetch)) as reader:
             while True:
                 try:
                     batch = next(reader)
-                except UnreadableImagesError as error:
+                except (UnreadableImagesError, StoreError) as error:
                     self.problem = error
                 if self.job.place.maximum(int(self.problem is not None)):
                     return
@@ -184,7 +189,7 @@ def skip_step(job: Job) -> None:
     state.optimizer.zero_grad()
     state.left_out, state.in_a_row = state.left_out + 1, state.in_a_row + 1
     if place.first:
-        folder.note(state.seen, next(training_order(len(job.dataset), settings.batch, settings.seed, state.seen)))
+        folder.note(state.seen, next(job.order()))
     ruined = place.maximum(int(not all(value.isfinite().all() for value in local(state.parameters()))))
     if state.in_a_row % settings.max_bad_steps and not ruined:
         return

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,11 @@ from ditlab.backbones import BACKBONES, class_of, create
 from ditlab.backbones.text import TEXT_OPTIONS
 from ditlab.checkpoints import load_autoencoder
 from ditlab.conditioning import CONDITIONERS, Conditioner, Text
-from ditlab.conditioning.cache import TextCache
+from ditlab.conditioning.cache import TextCache, local_folder
 from ditlab.conditioning.encoders import NoEncoder
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Recipe
 from ditlab.core.errors import InputError
-from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS
 from ditlab.data import Dataset, Latents
 from ditlab.diffusion.objective import make_objective
@@ -78,7 +76,7 @@ def pick_conditioner(
                     "data.encoder_options have no effect with data.text_cache, which contains its encoder; remove "
                     "them, or set data.encoder too"
                 )
-            return Text(TextCache.open(Path(expand(settings.text_cache))).config)
+            return Text(TextCache.open(local_folder(settings.text_cache)).config)
         options = {"encoder": settings.encoder, "options": settings.encoder_options, "captions": captions.texts}
         return kind.for_data(dataset, options)
     trained = encoder.config["kind"]

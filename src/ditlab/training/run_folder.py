@@ -18,6 +18,7 @@ renamed: a checkpoint is complete or absent. Any number of processes can resume 
 import json
 import os
 import shutil
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,7 @@ from ditlab.core.io import (
     write_manifest,
     writing,
 )
+from ditlab.core.stores import StoreError
 from ditlab.core.terminal import say
 from ditlab.core.units import counted
 from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, write_pickle, write_tensors
@@ -58,11 +60,12 @@ from ditlab.training.log import forget_after
 from ditlab.training.parallel import Place
 from ditlab.training.power_ema import STEPS, as_float16
 from ditlab.training.resuming import changeable, compare_run
+from ditlab.training.run_copy import IDENTITY, RunCopy
 from ditlab.training.state import PROFILES, STATE, Snapshot, TrainState, restore_state, snapshot
 
 CHOICES = "choices.json"
 """What `ditlab train FOLDER` has chosen."""
-BEFORE = ("skipped*.csv", CHOICES)  # files that may be written before the run begins
+BEFORE = ("skipped*.csv", CHOICES, IDENTITY)  # files that may be written before the run begins
 
 
 class RunFolder:
@@ -77,6 +80,7 @@ class RunFolder:
         self.checkpoints = folder / "checkpoints"
         self.averages = folder / "averages"
         self.index: DataIndex | None = None  # the images, in the first process
+        self.copy: RunCopy | None = None  # in a store
         self.writer = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
 
@@ -200,7 +204,19 @@ class RunFolder:
             for records in (self.metrics, self.left_out):  # a resumed run does not write the lines before it again
                 if records.exists():
                     sync(records)
-        self.prune(taken.content["seen"], settings)
+        removed = self.prune(taken.content["seen"], settings)
+        if self.copy is not None:
+            self.send(target, removed, last=taken.content["seen"] >= settings.images)
+
+    def send(self, checkpoint: Path, removed: list[str], *, last: bool) -> None:
+        """Copy a checkpoint to the store; a store that fails does not end the run before its last checkpoint."""
+        assert self.copy is not None
+        try:
+            self.copy.send(checkpoint, removed)
+        except StoreError as error:
+            if last:
+                raise InputError(f"{error}; {checkpoint} is on this machine only") from error
+            warnings.warn(f"{error}; the run continues, and {checkpoint} is on this machine only", stacklevel=2)
 
     def _fill(self, draft: Path, taken: Snapshot, pipe: Pipeline, settings: Train) -> None:
         """Write the files of a checkpoint."""
@@ -222,8 +238,9 @@ class RunFolder:
             )
         write_pickle(taken.content, draft / STATE)
 
-    def prune(self, newest: int, settings: Train) -> None:
-        """Remove checkpoints that need not be kept, up to that of `newest` images."""
+    def prune(self, newest: int, settings: Train) -> list[str]:
+        """Remove checkpoints that need not be kept, up to that of `newest` images; returns their names."""
+        removed = []
         # Later checkpoints were damaged when the run resumed from an earlier one, and will be written again.
         written = [folder for folder in checkpoints(self.folder) if int(folder.name) <= newest]
         kept = 0
@@ -233,6 +250,8 @@ class RunFolder:
                 kept = number
             else:
                 drop(old)
+                removed.append(old.name)
+        return removed
 
     def restore(self, state: TrainState, console: Console, *, place: Place) -> bool:
         """Load the newest complete checkpoint into the state; returns whether there is one.

@@ -11,6 +11,7 @@ from ditlab.backbones import Backbone, create
 from ditlab.backbones.lora import add_lora
 from ditlab.checkpoints import load
 from ditlab.conditioning import Text
+from ditlab.config.sections import Data
 from ditlab.core.device import has_bfloat16
 from ditlab.core.errors import InputError
 from ditlab.core.hub import is_there
@@ -86,6 +87,11 @@ def open_data(job: Job) -> None:
     else:
         job.dataset = job.given_data
     check_dataset(job.dataset)
+    if job.files is None and recipe.data.shuffle_shards != Data().shuffle_shards:
+        raise InputError(
+            f"data.shuffle_shards is {recipe.data.shuffle_shards}, which has no effect on {recipe.data.source}; "
+            "remove it"
+        )
     if job.place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for products that are not in bfloat16
 

@@ -16,19 +16,23 @@ Entries are read at their offset and not memory-mapped, because mapped files cou
 import json
 import operator
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.file_cache import file_cache
 from ditlab.core.formats import check_types, interpreting, parse_json, read_object, reason
 from ditlab.core.io import hash_file, is_vacant, replace_text
 from ditlab.core.spelling import all_nfc
+from ditlab.core.stores import StoredFile, exists, is_url, join, matching
 from ditlab.core.types import Batch, Condition
 from ditlab.core.units import describe_difference
 from ditlab.core.values import PixelValues
@@ -37,6 +41,7 @@ from ditlab.data.identity import Stamps
 from ditlab.data.latents.shards import CONDITION, EXTRA, Shard, read_header, shard_file
 from ditlab.data.preprocess import Preprocess
 
+STATS = 16  # shards whose headers are read at the same time
 INDEX, DESCRIPTION, FORMAT = "index.json", "description.json", "ditlab latents"
 CAPTIONS = "captions.json"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -109,26 +114,41 @@ class Description:
 
 def write_index(folder: Path, description: Description) -> int:
     """Write the index of a cache of which all shards exist; returns the number of entries."""
-    shards = []
-    for number in range(description.shards):
-        file = shard_file(folder, number)
-        shards.append(
-            {
-                "file": file.name,
-                "entries": read_header(file)["labels"]["shape"][0],
-                "bytes": file.stat().st_size,
-                "sha256": hash_file(file),
-            }
-        )
+    shards = [index_entry(shard_file(folder, number)) for number in range(description.shards)]
+    replace_text(folder / INDEX, index_text(description, shards))
+    return sum(shard["entries"] for shard in shards)
+
+
+def index_entry(file: Path) -> dict[str, Any]:
+    """What the index says about a shard."""
+    return {
+        "file": file.name,
+        "entries": read_header(file)["labels"]["shape"][0],
+        "bytes": file.stat().st_size,
+        "sha256": hash_file(file),
+    }
+
+
+def index_text(description: Description, shards: list[dict[str, Any]]) -> str:
+    """The index of a cache with these entries of its shards."""
     entries = sum(shard["entries"] for shard in shards)
     content = {"format": FORMAT, "entries": entries, **description.content(), "shards": shards}
-    replace_text(folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return entries
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def is_cache(path: Path) -> bool:
     """Whether a folder is a latent cache, finished or not."""
     return (path / DESCRIPTION).is_file()
+
+
+def is_stored_cache(text: str) -> bool:
+    """Whether a text is the address of a latent cache in a store, finished or not."""
+    return is_url(text) and not Path(text).suffix and exists(join(text, DESCRIPTION))
+
+
+def stored_shards(url: str) -> dict[str, StoredFile]:
+    """The shards of a cache in a store, by name."""
+    return matching(join(url, "shards"), "*.safetensors")
 
 
 @final
@@ -138,13 +158,17 @@ class Latents(Dataset):
     `channels` and `size` are those of the images, as in every data set.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str = "") -> None:
         """Open a finished cache.
+
+        Args:
+            folder: the cache; of a cache in a store, a copy of its files without the shards.
+            url: the address of the cache in a store; empty for one on this machine.
 
         Raises:
             InputError: the cache is unfinished, or a shard is missing or has another length.
         """
-        self.folder = folder
+        self.folder, self.url = folder, url
         content = read_index(folder)
         with interpreting(folder / INDEX, "remove it and encode again"):
             listed = [(str(part["file"]), int(part["bytes"]), int(part["entries"])) for part in content.pop("shards")]
@@ -154,7 +178,10 @@ class Latents(Dataset):
         self.classes, self.preprocessing = all_nfc(self.description.classes), self.description.preprocessing
         self.values = PixelValues.read(self.description.values)
         self.shape = self.description.shape
-        self.shards = [Shard(folder / "shards" / Path(file).name, size) for file, size, _ in listed]
+        with ThreadPoolExecutor(STATS) as pool:
+            self.shards = list(
+                pool.map(Shard, self._files([file for file, *_ in listed]), [size for _, size, _ in listed])
+            )
         for shard, (_, _, entries) in zip(self.shards, listed, strict=True):
             if shard.count != entries:
                 raise InputError(
@@ -176,6 +203,38 @@ class Latents(Dataset):
         names = next((shard.header.keys() for shard in self.shards if shard.count), ())
         self.condition_names = [name for name in names if name.startswith(CONDITION)]
         self.extra_names = [name for name in names if name.startswith(EXTRA)]
+
+    @classmethod
+    def open(cls, text: str) -> Self:
+        """Open a finished cache on this machine, or at an address in a store.
+
+        Raises:
+            InputError: it is unfinished or damaged, or the store cannot be used.
+        """
+        return cls(file_cache().mirror(text, "*.json", "autoencoder/*"), text) if is_url(text) else cls(Path(text))
+
+    def _files(self, names: list[str]) -> Sequence[Path | StoredFile]:
+        """The shards with these names."""
+        if not self.url:
+            return [self.folder / "shards" / Path(name).name for name in names]
+        stored = stored_shards(self.url)
+        if missing := [name for name in names if name not in stored]:
+            raise InputError(f"{self.url} lacks the shard {missing[0]}; restore it, or encode again")
+        return [stored[name] for name in names]
+
+    def fetched_files(self, mixed: int) -> Tensor | None:
+        stored = [shard.file for shard in self.shards if isinstance(shard.file, StoredFile)]
+        if not stored:
+            return None
+        sizes = sorted((file.size for file in stored), reverse=True)[: 2 * mixed]
+        file_cache().check_room(sizes, f"the {len(sizes):,} largest shards, which are needed at the same time, have")
+        counts = torch.tensor([shard.count for shard in self.shards])
+        return torch.arange(len(stored), dtype=torch.int32).repeat_interleave(counts)
+
+    def expect(self, indices: Tensor) -> None:
+        numbers = np.unique(np.searchsorted(self.starts, indices.numpy(), side="right") - 1).tolist()
+        files = (self.shards[number].file for number in numbers)
+        file_cache().expect(file for file in files if isinstance(file, StoredFile))
 
     def fetch(self, indices: Tensor) -> Batch:
         moments = torch.stack([self._moments(i) for i in indices.tolist()]).float()

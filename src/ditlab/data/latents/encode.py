@@ -1,12 +1,13 @@
 """Encode a data set into a latent cache: in batches, by any number of processes, resumable after each shard.
 
 Process r of n writes the shards r, r + n, r + 2n, ... without any communication; the process that writes the last
-missing shard also writes the index. A thread reads the next images while the autoencoder encodes the current ones.
+missing shard also writes the index. With `upload`, the processes need not even share the folder. A thread reads the
+next images while the autoencoder encodes the current ones.
 """
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ditlab.core.spelling import absolute
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch, Condition
 from ditlab.core.values import EIGHT_BITS
-from ditlab.data.base import Dataset, ahead, numbered
+from ditlab.data.base import Dataset, ahead, announced, numbered
 from ditlab.data.identity import Stamps
 from ditlab.data.latents.cache import (
     CAPTIONS,
@@ -31,9 +32,12 @@ from ditlab.data.latents.cache import (
     indexed_entries,
     write_index,
 )
+from ditlab.data.latents.publish import Published
 from ditlab.data.latents.refresh import EncodedImages, refresh
 from ditlab.data.latents.shards import shard_file, write_shard
 from ditlab.data.summary import report_data, report_unreadable
+
+EXPECTED = 32  # batches before which the files in a store that they need are fetched
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def encode(
     shard: int = 4096,
     rank: int = 0,
     world: int = 1,
+    upload: str = "",
 ) -> Encoded:
     """Encode all images of a data set into a cache; existing shards are kept unless their images have changed.
 
@@ -86,6 +91,7 @@ def encode(
         dtype: precision of the stored moments: fp16, bf16 or fp32.
         shard: images in each file.
         rank, world: index of this process, and number of processes.
+        upload: address of a copy of the cache in a store, to which each process adds its shards.
 
     Raises:
         InputError: the folder holds another cache, also one of other images from another source; it is in use; or a
@@ -104,18 +110,51 @@ def encode(
             say(console, note)
         own = range(rank, description.shards, world)
         numbers = [n for n in own if n in state.stale or not shard_file(out, n).exists()]
+        copy = Published(upload, out, images) if upload else None
+        if copy is not None:
+            numbers = copy_existing(copy, own, numbers, first=rank == 0)
         begun = any((out / "shards").glob("*.safetensors"))
         if rank == 0 and numbers:
             dataset.check(console, resumed=begun and not state.stale)
             report_unreadable(dataset, source, out, console)
-        work = _encode_shards(numbers, images, autoencoder, out, console, batch_size)
-        complete = all(shard_file(out, number).exists() for number in range(description.shards)) and not any(
-            images.changes(out, number) for number in state.stale.difference(own)
-        )
-        entries = indexed_entries(out, description) if complete else None
-        if complete and entries is None:
-            entries = write_index(out, description)
+        written = (lambda number: None) if copy is None else copy.add
+        work = _encode_shards(numbers, images, autoencoder, out, console, batch_size, written)
+        entries = finish(out, images, state.stale.difference(own)) if copy is None else copy.finish()
     return Encoded(work.images, work.seconds, work.waited, entries, out)
+
+
+def finish(out: Path, images: EncodedImages, stale: Iterable[int]) -> int | None:
+    """Write the index if all shards are there; returns the number of entries, or None if some are missing.
+
+    Args:
+        out: folder of the cache.
+        images: the present images.
+        stale: shards that other processes must encode again.
+    """
+    files = [shard_file(out, number) for number in range(images.description.shards)]
+    if not all(file.exists() for file in files) or any(images.changes(files[number], number) for number in stale):
+        return None
+    entries = indexed_entries(out, images.description)
+    return write_index(out, images.description) if entries is None else entries
+
+
+def copy_existing(copy: Published, own: range, numbers: list[int], *, first: bool) -> list[int]:
+    """Copy the shards of this process that are on this machine but not in the store; returns those to encode.
+
+    Args:
+        copy: the copy of the cache in the store.
+        own: the shards of this process.
+        numbers: those that are missing on this machine, or stale.
+        first: whether this is the first process, which copies the files beside the shards.
+    """
+    if first:
+        copy.share()
+    for number in own:
+        if number not in copy.done and number not in numbers:
+            copy.add(number)
+    absent = [number for number in numbers if not shard_file(copy.folder, number).exists()]
+    kept = copy.done.intersection(absent) - copy.stale(absent)
+    return [number for number in numbers if number not in kept]
 
 
 def prepare(out: Path, dataset: Dataset, source: str, autoencoder: Latent, console: Console) -> None:
@@ -156,8 +195,9 @@ def _encode_shards(
     out: Path,
     console: Console,
     batch_size: int,
+    written: Callable[[int], None],
 ) -> Work:
-    """Write the shards with these numbers."""
+    """Write the shards with these numbers; `written` is called after each of them."""
     work, started, description = Work(), time.monotonic(), images.description
     stamps: dict[int, Stamps] = {}
 
@@ -172,7 +212,8 @@ def _encode_shards(
     chunks = [
         (number, indices) for number in numbers for indices in torch.split(_indices(number, description), batch_size)
     ]
-    batches = _timed(ahead((indices for _, indices in chunks), fetch), work)
+    order = announced((indices for _, indices in chunks), images.dataset.expect, EXPECTED)
+    batches = _timed(ahead(order, fetch), work)
     with progress_bar(console) as bar:
         task = bar.add_task("encoding", total=sum(len(indices) for _, indices in chunks))
         parts: list[Batch] = []
@@ -185,6 +226,7 @@ def _encode_shards(
             bar.advance(task, len(indices))
             if indices[-1] == _indices(number, description)[-1]:
                 write_shard(shard_file(out, number), _joined(parts, description), stamps.pop(number))
+                written(number)
                 parts = []
     work.seconds = time.monotonic() - started
     return work

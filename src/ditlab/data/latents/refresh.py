@@ -9,6 +9,7 @@ import numpy as np
 
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc, same_place
+from ditlab.core.stores import StoredFile
 from ditlab.core.units import counted
 from ditlab.data.base import Dataset
 from ditlab.data.identity import Changes, Numbers, Stamps, compare
@@ -44,9 +45,9 @@ class EncodedImages:
         indices = self.indices(number)
         return self.stamps.hashed(np.unique(indices), self.dataset.content_hash).take(indices)
 
-    def changes(self, folder: Path, number: int) -> Changes | None:
+    def changes(self, file: Path | StoredFile, number: int) -> Changes | None:
         """What has changed since a shard was written; None if an earlier version wrote it."""
-        before, indices = shard_stamps(shard_file(folder, number)), self.indices(number)
+        before, indices = shard_stamps(file), self.indices(number)
         if before is None:
             return None
         now = self.stamps.take(indices)
@@ -77,7 +78,7 @@ def refresh(folder: Path, images: EncodedImages) -> Refresh:
         raise InputError(f"{folder} holds another cache ({'; '.join(differences)}); give another folder")
     every = range(max(before.shards, now.shards))
     written = [number for number in every if shard_file(folder, number).exists()]
-    compared = {number: images.changes(folder, number) for number in written}
+    compared = {number: images.changes(shard_file(folder, number), number) for number in written}
     for number in range(before.shards, now.shards):
         compared[number] = Changes(added=images.stamps.take(images.indices(number)).names)
     stale = frozenset(number for number, changes in compared.items() if changes and number < now.shards)

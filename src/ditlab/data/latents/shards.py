@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.core.file_cache import file_cache
 from ditlab.core.formats import interpreting, parse_object
 from ditlab.core.io import AGAIN, writing
+from ditlab.core.stores import StoredFile
 from ditlab.core.types import Batch
 from ditlab.core.weights import write_tensors
 from ditlab.data.identity import Stamps
@@ -57,19 +59,38 @@ def write_shard(file: Path, batch: Batch, stamps: Stamps) -> None:
         write_tensors(tensors, file)
 
 
-def read_header(file: Path) -> dict[str, Any]:
+def size_of(file: Path | StoredFile) -> int:
+    """The bytes of a shard."""
+    return file.size if isinstance(file, StoredFile) else file.stat().st_size
+
+
+def read_part(file: Path | StoredFile, start: int, length: int, *, whole: bool = False) -> bytearray:
+    """A part of a shard.
+
+    Args:
+        file: the shard.
+        start, length: position of the first byte, and number of bytes.
+        whole: whether a shard in a store is fetched whole, because further parts will be read.
+    """
+    if isinstance(file, StoredFile) and not whole:
+        return bytearray(file_cache().read(file, start, length))
+    with file_cache().open(file) if isinstance(file, StoredFile) else file.open("rb", buffering=0) as opened:
+        opened.seek(start)
+        return bytearray(opened.read(length) or b"")
+
+
+def read_header(file: Path | StoredFile) -> dict[str, Any]:
     """The header of a safetensors file, with `start`, the position of its first byte of data.
 
     Raises:
         InputError: the file is missing or incomplete.
     """
     with interpreting(f"shard {file}", "remove it and encode again", "is missing or damaged"):
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            length = struct.unpack("<Q", opened.read(8))[0]
-            if 8 + length > size:
-                raise ValueError(f"its header of {length:,} bytes is larger than the file")
-            header = parse_object(opened.read(length))
+        size = size_of(file)
+        length = struct.unpack("<Q", read_part(file, 0, 8))[0]
+        if 8 + length > size:
+            raise ValueError(f"its header of {length:,} bytes is larger than the file")
+        header = parse_object(bytes(read_part(file, 8, length)))
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         if size != 8 + length + max(check_entry(name, tensor) for name, tensor in tensors.items()):
             raise ValueError("its size is wrong")
@@ -99,10 +120,10 @@ def check_entry(name: str, tensor: dict[str, Any]) -> int:
 class Shard:
     """One file of a cache."""
 
-    def __init__(self, file: Path, expected: int | None = None) -> None:
+    def __init__(self, file: Path | StoredFile, expected: int | None = None) -> None:
         self.file = file
         self.header = read_header(file)
-        if expected is not None and file.stat().st_size != expected:
+        if expected is not None and size_of(file) != expected:
             raise InputError(f"shard {file} does not have the length in the index; remove it and encode again")
         self.count = int(self.header["labels"]["shape"][0])
 
@@ -115,21 +136,20 @@ class Shard:
         """One row of a tensor."""
         shape = self.header[name]["shape"][1:]
         length = math.prod(shape) * STORED[self.header[name]["dtype"]].itemsize
-        return self._read(name, self.header[name]["data_offsets"][0] + row * length, length).reshape(shape)
+        start = self.header[name]["data_offsets"][0] + row * length
+        return self._read(name, start, length, whole=True).reshape(shape)
 
-    def _read(self, name: str, position: int, length: int) -> Tensor:
+    def _read(self, name: str, position: int, length: int, *, whole: bool = False) -> Tensor:
         dtype = STORED[self.header[name]["dtype"]]
         if not length:
             return torch.empty(0, dtype=dtype)
-        with self.file.open("rb", buffering=0) as file:
-            file.seek(self.header["start"] + position)
-            data = bytearray(file.read(length) or b"")
+        data = read_part(self.file, self.header["start"] + position, length, whole=whole)
         if len(data) < length:
             raise InputError(f"shard {self.file} is truncated; remove it and encode again")
         return torch.frombuffer(data, dtype=dtype)
 
 
-def shard_stamps(file: Path) -> Stamps | None:
+def shard_stamps(file: Path | StoredFile) -> Stamps | None:
     """The images of a shard; None if an earlier version wrote it, which kept no stamps.
 
     Raises:

@@ -7,6 +7,7 @@ from ditlab.config.fields import shown
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.spelling import expand
+from ditlab.core.stores import is_url
 from ditlab.data.decode import Raster
 from ditlab.data.reading import UNCONDITIONAL, Reading
 from ditlab.data.sources.base import MIN_SIDE, Column, NamedSource, Source, Texts, Unreadable
@@ -14,13 +15,19 @@ from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import SUFFIXES, is_output
 from ditlab.data.sources.folder import Folder
 from ditlab.data.sources.hugging_face import PREFIX, HuggingFace, all_splits, name_and_split
+from ditlab.data.sources.mds import MDS
+from ditlab.data.sources.parquet import Parquet
 from ditlab.data.sources.part import HELD_OUT, TRAIN, divide
 from ditlab.data.sources.patterns import Pattern
 from ditlab.data.sources.splits import SPLITS, choose_folder, held_out_part, named_part, split_folders
+from ditlab.data.sources.stored_tar import StoredTar
 from ditlab.data.sources.table import Table
 from ditlab.data.sources.tar import TarShards, tar_parts
 
 SOURCES: dict[str, type[NamedSource]] = {
+    "parquet": Parquet,
+    "mds": MDS,
+    "stored-tar": StoredTar,
     "hf": HuggingFace,
     "tar": TarShards,
     "table": Table,
@@ -66,7 +73,7 @@ def find_source(text: str, settings: Preparation | None = None) -> type[NamedSou
 
 def source_and_part(text: str) -> tuple[str, str]:
     """Divide "SOURCE:PART" into the source and the name of a part, which is empty if there is none."""
-    if not text.startswith(PREFIX):
+    if not text.startswith(PREFIX) or is_url(text):
         return named_part(text)
     name, part = name_and_split(text.removeprefix(PREFIX))
     return f"{PREFIX}{name}", part
@@ -88,7 +95,7 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
     part, source_class = Reading(), find_source(text, settings)
     if source_class is None:
         raise InputError(f'no data at "{text}"; {where_data_may_be(text, "give an existing folder of images")}')
-    if source_class not in (HuggingFace, TarShards):  # which report what they have by that name
+    if not issubclass(source_class, HuggingFace | TarShards):  # which report what they have by that name
         text, settings = with_part(text, settings)
     check_used(settings, source_class.uses, text)
     if source_class is Folder or (source_class is Table and settings.split):  # a table lists what is read
@@ -170,8 +177,8 @@ def held_out_name(text: str, split: str) -> str:
     if source_class is HuggingFace:
         held_out = held_out_part(all_splits(place))
         return f"{PREFIX}{place}:{held_out}" if held_out else ""
-    if source_class is TarShards:
-        held_out = held_out_part(tar_parts(place))
+    if issubclass(source_class or Source, TarShards):
+        held_out = held_out_part(tar_parts(source_class, place))
         return f"{place}:{held_out}" if held_out else ""
     held_out = held_out_part(split_folders(Path(place), Reading())) if source_class is Folder else None
     return str(Path(place) / held_out) if held_out else ""

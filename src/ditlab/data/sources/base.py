@@ -20,6 +20,7 @@ from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc, nfc
+from ditlab.core.stores import StoreError
 from ditlab.data.base import caption_texts
 from ditlab.data.budget import DECODING
 from ditlab.data.decode import Raster as Raster
@@ -141,6 +142,26 @@ class Source(ABC):
         """The bytes of image i as they are stored, for a hash; sources with times in their stamps override this."""
         return b""
 
+    @property
+    def nearby(self) -> int:
+        """Number of images, from the first, that checks before the work read; all, unless reading is expensive."""
+        return len(self)
+
+    def fetched_files(self, mixed: int) -> Tensor | None:
+        """The number (N,) of the file that is fetched whole to read each image; None where no file is fetched.
+
+        Args:
+            mixed: files whose images are read in a common random order.
+
+        Raises:
+            InputError: the files cannot be kept on this machine as long as they are needed.
+        """
+        return None
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Prepare for reading these images soon, in the background."""
+        return
+
     @final
     def read(self, i: int, min_side: int | None = None, pages: int = 1) -> Image.Image | Raster:
         """Image i, decoded; arguments and errors as in `decoded`."""
@@ -207,7 +228,7 @@ def unreadable() -> Iterator[None]:
     """
     try:
         yield
-    except (Unreadable, NameError):  # the latter is never the file's fault
+    except (Unreadable, NameError, StoreError):  # the latter two are never the image's fault
         raise
     except Exception as error:  # Pillow's decoders raise exceptions of many types on broken files
         raise Unreadable(_reason(error)) from error

@@ -4,6 +4,7 @@ A hash of the name of an image decides its part. The division depends neither on
 images, and it stays the same for all images when others are added.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -46,6 +47,17 @@ class Part(Source):
 
     def content(self, i: int) -> bytes:
         return self.source.content(int(self.indices[i]))
+
+    @property
+    def nearby(self) -> int:
+        return int(np.searchsorted(self.indices, self.source.nearby))
+
+    def fetched_files(self, mixed: int) -> Tensor | None:
+        files = self.source.fetched_files(mixed)
+        return None if files is None else files[torch.from_numpy(self.indices)]
+
+    def expect(self, indices: Sequence[int]) -> None:
+        self.source.expect(self.indices[list(indices)].tolist())
 
 
 class PartTexts(Texts):

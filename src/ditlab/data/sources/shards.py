@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ditlab.config.sections import Preparation
 from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
+from ditlab.core.file_cache import file_cache
 from ditlab.core.formats import parse_json, parse_object, read_object
 from ditlab.core.io import replace_text
+from ditlab.core.stores import StoredFile
 from ditlab.data.sources.columns import CAPTIONS, LABELS, NONE, usual_columns
 from ditlab.data.sources.files import CLUTTER, SYSTEM, is_image, suffix_of, why_left_out
 
@@ -23,6 +25,8 @@ LISTING = 3  # version of the format of cached listings
 LARGEST_TEXT = 2**24  # bytes of a member with a label or captions
 COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
+ShardFile = Path | StoredFile
+"""A shard on this machine or in a store."""
 Image = tuple[str, int, int]
 """Name of a member, position of its first byte, length."""
 CLS = "cls"  # as the origin of labels: members with this suffix
@@ -39,6 +43,8 @@ class Listing:
     """Origin of labels ("cls", or a key of JSON members) -> number of members."""
     captions: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     """Key -> position and length of a member with a caption, and its JSON key; "" is a text member."""
+    texts: dict[str, Any] = field(default_factory=dict)
+    """Key -> captions, of a shard in a store only: training reads all of them before its first step."""
     json_keys: list[str] = field(default_factory=list)
     """Keys of the JSON members."""
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -50,57 +56,58 @@ class Listing:
         self.left_out[reason] = (count + 1, example)
 
 
-def read_listing(shard: Path, settings: Preparation) -> Listing:
-    """List a shard; the listing of a large shard is cached until the file changes.
+def open_shard(shard: ShardFile) -> BinaryIO:
+    """Open a shard; one in a store is fetched first.
+
+    Raises:
+        InputError: it cannot be fetched.
+    """
+    return shard.open("rb") if isinstance(shard, Path) else file_cache().open(shard)
+
+
+def place_of(shard: ShardFile) -> str:
+    """Where a shard is, with its size and time."""
+    if isinstance(shard, StoredFile):
+        return f"{shard.url} {shard.size} {shard.version}"
+    state = shard.stat()
+    return f"{shard.resolve()} {state.st_size} {state.st_mtime_ns}"
+
+
+def read_listing(shard: ShardFile, settings: Preparation) -> Listing:
+    """List a shard; the listing of a large shard, or of one in a store, is kept until the file changes.
 
     Raises:
         InputError: the shard is damaged or compressed, or a member is no JSON.
     """
-    state = shard.stat()
     choice = [LISTING, settings.label_column, settings.caption_column]
-    identity = f"{shard.resolve()} {state.st_size} {state.st_mtime_ns} {json.dumps(choice)}"
+    identity = f"{place_of(shard)} {json.dumps(choice)}"
     cached = cache_folder() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
-    with suppress(OSError, ValueError, TypeError):
-        return Listing(**read_object(cached))
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        content = read_object(cached)
+        return Listing(**content | {"images": [tuple(image) for image in content["images"]]})
     listing = list_shard(shard, settings)
-    if len(listing.images) >= KEEP_LISTING_FROM:
+    if len(listing.images) >= KEEP_LISTING_FROM or isinstance(shard, StoredFile):
         with suppress(OSError):  # without a cache file, the shard is listed again next time
             replace_text(cached, json.dumps(asdict(listing)))
     return listing
 
 
-def list_shard(shard: Path, settings: Preparation) -> Listing:
+def list_shard(shard: ShardFile, settings: Preparation) -> Listing:
     """List a shard from its headers.
 
     Raises:
         InputError: the shard is damaged or compressed, or a member is no JSON.
     """
     listing = Listing()
-    reader = CompanionReader(listing, settings)
+    reader = CompanionReader(listing, settings, texts=isinstance(shard, StoredFile))
     try:
-        with shard.open("rb") as file:
+        with open_shard(shard) as file:
             if file.read(8).startswith(COMPRESSED_STARTS):
                 raise InputError(
                     f"shard {shard} is compressed, so its images cannot be read in any order; decompress it first"
                 )
-        with tarfile.open(shard, "r:") as tar:
-            while member := tar.next():
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header, a kilobyte each
-                if not member.isfile():
-                    continue
-                folder, name = posixpath.split(posixpath.normpath(member.name))
-                if {part.lower() for part in folder.split("/")} & SYSTEM or "/." in f"/{folder}".replace("/..", ""):
-                    listing.leave_out(member.name, CLUTTER)
-                elif member.issparse():  # its length is not that of its part of the shard
-                    listing.leave_out(member.name, "sparse member")
-                elif is_image(name):
-                    listing.images.append((member.name, member.offset_data, member.size))
-                elif name[0] != "." and suffix_of(name) in (".cls", ".json", ".txt") and member.size <= LARGEST_TEXT:
-                    opened = tar.extractfile(member)
-                    reader.read(member, opened.read() if opened else b"")
-                else:
-                    listing.leave_out(member.name, why_left_out(name))
-            check_end(shard, tar.offset)
+            file.seek(0)
+            list_members(file, listing, reader)
     except InputError:
         raise
     except (OSError, tarfile.TarError, ValueError, MemoryError, OverflowError) as error:  # such as absurd lengths
@@ -111,11 +118,34 @@ def list_shard(shard: Path, settings: Preparation) -> Listing:
     return listing
 
 
+def list_members(file: BinaryIO, listing: Listing, reader: "CompanionReader") -> None:
+    """Add all members of an open shard to a listing."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while member := tar.next():
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header, a kilobyte each
+            if not member.isfile():
+                continue
+            folder, name = posixpath.split(posixpath.normpath(member.name))
+            if {part.lower() for part in folder.split("/")} & SYSTEM or "/." in f"/{folder}".replace("/..", ""):
+                listing.leave_out(member.name, CLUTTER)
+            elif member.issparse():  # its length is not that of its part of the shard
+                listing.leave_out(member.name, "sparse member")
+            elif is_image(name):
+                listing.images.append((member.name, member.offset_data, member.size))
+            elif name[0] != "." and suffix_of(name) in (".cls", ".json", ".txt") and member.size <= LARGEST_TEXT:
+                opened = tar.extractfile(member)
+                reader.read(member, opened.read() if opened else b"")
+            else:
+                listing.leave_out(member.name, why_left_out(name))
+        check_end(file, tar.offset)
+
+
 class CompanionReader:
     """Takes labels and captions from the members beside the images."""
 
-    def __init__(self, listing: Listing, settings: Preparation) -> None:
-        """Fill a listing according to the settings for the columns of labels and captions."""
+    def __init__(self, listing: Listing, settings: Preparation, *, texts: bool = False) -> None:
+        """Fill a listing according to the settings for the columns of labels and captions, which `texts` keeps."""
+        self.texts = texts
         self.listing, self.label, self.caption = listing, settings.label_column, settings.caption_column
         self.keys: dict[str, None] = {}
         self.from_json: dict[str, tuple[str, Any]] = {}  # key -> JSON key of the label, label
@@ -131,6 +161,8 @@ class CompanionReader:
         elif suffix == ".txt":
             if self.caption in ("", "txt"):
                 self.listing.captions[key] = (member.offset_data, member.size, "")
+                if self.texts:
+                    self.listing.texts[key] = decoded(content, member.name)
         else:
             self.read_json(member, key, content)
 
@@ -150,6 +182,8 @@ class CompanionReader:
         caption = self.chosen(row, self.caption, CAPTIONS)
         if caption is not None and isinstance(row[caption], str | list):
             self.listing.captions.setdefault(key, (member.offset_data, member.size, caption))
+            if self.texts:
+                self.listing.texts.setdefault(key, row[caption])
 
     @staticmethod
     def chosen(row: dict[str, Any], wanted: str, usual: tuple[str, ...]) -> str | None:
@@ -167,12 +201,11 @@ class CompanionReader:
                 self.listing.labels[key] = label
 
 
-def check_end(shard: Path, offset: int) -> None:
+def check_end(file: BinaryIO, offset: int) -> None:
     """Check that a tar file ends with zeros: `tarfile` mistakes a damaged header for the end."""
-    with shard.open("rb") as file:
-        file.seek(offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ValueError(f"no header and no end of archive at byte {offset}")
+    file.seek(offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise ValueError(f"no header and no end of archive at byte {offset}")
 
 
 def caption_text(content: bytes, key: str, name: str) -> Any:

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +23,20 @@ from ditlab.data.sources.columns import NONE, LabelTexts, note_unread
 from ditlab.data.sources.files import COMPRESSED, list_images, read_folder, utf8_name
 from ditlab.data.sources.patterns import is_pattern, matching_files
 from ditlab.data.sources.samples import choose_images
-from ditlab.data.sources.shards import CLS, Listing, caption_text, lookup_key, origins_of, read_listing
+from ditlab.data.sources.shards import (
+    CLS,
+    Listing,
+    ShardFile,
+    caption_text,
+    lookup_key,
+    open_shard,
+    origins_of,
+    read_listing,
+)
 from ditlab.data.sources.splits import SPLITS, are_splits, describe_split, named_part, pick_split
 from ditlab.data.sources.tables import note_captions
 
-REMOTE = re.compile(r"(pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://)")
+PIPE = "pipe:"  # of WebDataset, which starts a program
 Place = tuple[int, str, int, int]
 """Number of the shard, name of the member, position of its first byte, length."""
 
@@ -36,7 +46,7 @@ class TarShards(NamedSource):
 
     uses = PIXEL_SETTINGS | {"split", "image_column", "label_column", "caption_column"}
 
-    def __init__(self, shards: list[Path], settings: Preparation | None = None) -> None:
+    def __init__(self, shards: Sequence[ShardFile], settings: Preparation | None = None) -> None:
         """List the members of the shards.
 
         Raises:
@@ -46,7 +56,7 @@ class TarShards(NamedSource):
         settings = settings or Preparation()
         self.reading = Reading()
         self.shards, self.parts = chosen_shards(shards, settings, self.reading)
-        listings = [read_listing(shard, settings) for shard in self.shards]
+        listings = self._listings(settings)
         places: list[Place] = []
         for number, listing in enumerate(listings):
             for reason, (count, example) in listing.left_out.items():
@@ -63,6 +73,10 @@ class TarShards(NamedSource):
         if kinds := self._further_kinds():
             self.reading.notes.append(f"one image of each sample is read; also there: {kinds} (image_column chooses)")
 
+    def _listings(self, settings: Preparation) -> list[Listing]:
+        """What the shards hold."""
+        return [read_listing(shard, settings) for shard in self.shards]
+
     def _further_kinds(self) -> str:
         """The kinds of images that are not read: ".seg.png, .png"."""
         further = [reason for reason in self.reading.left_out if reason.startswith("further image")]
@@ -78,7 +92,7 @@ class TarShards(NamedSource):
         path = Path(text)
         if path.is_dir():
             return bool(_visible_shards(path))
-        if path.suffix == ".tar" or COMPRESSED.search(text) or REMOTE.match(text):
+        if path.suffix == ".tar" or COMPRESSED.search(text) or text.startswith(PIPE):
             return True
         return is_pattern(text) and any(name.endswith(".tar") for name in matching_files(text))
 
@@ -87,14 +101,14 @@ class TarShards(NamedSource):
         """Open the tar files of a folder or of a pattern, or a single tar file; ":val" after them chooses that part.
 
         Raises:
-            InputError: there is no such file, it is compressed or not on this machine, or the folder holds image files.
+            InputError: there is no such file, it is compressed, or the folder holds image files.
         """
         given, (text, part) = text, named_part(text)
         if part and settings.split not in ("", part):
             raise InputError(f'split is "{settings.split}", but the source is {given}; remove one of them')
         settings, path = replace(settings, split=part or settings.split), Path(text)
-        if REMOTE.match(text):
-            raise InputError(f"{text} is not on this machine; download the shards, and give their folder")
+        if text.startswith(PIPE):
+            raise InputError(f"{text} is a program and no file; give the address of the shards, such as s3://...")
         if path.is_dir():
             shards = _visible_shards(path)
             if list_images(path, Reading())[0]:
@@ -130,7 +144,10 @@ class TarShards(NamedSource):
     def stamp(self, i: int) -> Stamp:
         number, name, _, length = self.places[i]
         shard = self.shards[number]
-        return file_stamp(shard, nfc(f"{shard.name}:{name}"))._replace(size=length)
+        name = nfc(f"{shard.name}:{name}")
+        if isinstance(shard, Path):
+            return file_stamp(shard, name)._replace(size=length)
+        return Stamp(name, length, shard.time)
 
     def content(self, i: int) -> bytes:
         number, _, offset, length = self.places[i]
@@ -176,19 +193,24 @@ class TarShards(NamedSource):
         Raises:
             InputError: it is not UTF-8, or has an empty line or a name twice.
         """
-        listed = self.shards[0].parent / "classes.txt"
-        if not listed.is_file():
-            return None
+        listed = f"{self.shards[0].parent}/classes.txt"
         try:
-            names = listed.read_text(encoding="utf-8-sig").rstrip().split("\n")
+            text = self._text_beside("classes.txt")
         except UnicodeDecodeError:
             raise InputError(f"{listed} is not UTF-8; save it as UTF-8") from None
-        names = [name.strip() for name in names]
+        if text is None:
+            return None
+        names = [name.strip() for name in text.rstrip().split("\n")]
         for i, name in enumerate(names):
             if not name or name in names[:i]:
                 problem = f'has the class "{name}" twice' if name else "has an empty line"
                 raise InputError(f"{listed} {problem} (line {i + 1}); give one class name per line")
         return names
+
+    def _text_beside(self, name: str) -> str | None:
+        """A text file in UTF-8 beside the shards; None if there is none."""
+        file = Path(self.shards[0].parent) / name
+        return file.read_text(encoding="utf-8-sig") if file.is_file() else None
 
     def _folder_labels(self, settings: Preparation) -> Column:
         """The class folders in the shards as labels; there are none if an image lies beside them."""
@@ -219,13 +241,17 @@ class TarShards(NamedSource):
             return None
         keys = sorted({key for _, length, key in parts if length})
         note_captions(count, " and ".join(_member_of(key or "txt") for key in keys), self.reading)
-        return Column(ShardTexts(self.shards, self.places, parts))
+        return Column(self._texts(listings, parts))
+
+    def _texts(self, listings: list[Listing], parts: list[tuple[int, int, str]]) -> Sequence[Any]:
+        """The captions at these positions: (first byte, length, JSON key)."""
+        return ShardTexts(self.shards, self.places, parts)
 
 
 class ShardTexts(Texts):
     """The captions in the members of shards, which are read when they are needed; empty where there is none."""
 
-    def __init__(self, shards: list[Path], places: list[Place], parts: list[tuple[int, int, str]]) -> None:
+    def __init__(self, shards: Sequence[ShardFile], places: list[Place], parts: list[tuple[int, int, str]]) -> None:
         """The captions at these positions: (first byte, length, JSON key)."""
         self.shards, self.keys = shards, sorted({key for *_, key in parts})
         number = {key: i for i, key in enumerate(self.keys)}
@@ -249,23 +275,25 @@ class ShardTexts(Texts):
         return caption_text(read_part(file, start, length), self.keys[key], f"at byte {start} of {file.name}")
 
 
-def read_part(file: Path, start: int, length: int) -> bytes:
-    """A part of a file."""
-    with file.open("rb") as opened:
+def read_part(shard: ShardFile, start: int, length: int) -> bytes:
+    """A part of a shard."""
+    with open_shard(shard) as opened:
         opened.seek(start)
         return opened.read(length)
 
 
-def tar_parts(text: str) -> list[str]:
+def tar_parts(source_class: type[TarShards], text: str) -> list[str]:
     """The parts train, val and test of tar shards; empty if neither their names nor folders in them divide them.
 
     Raises:
         InputError: the shards cannot be read.
     """
-    return list(TarShards.from_text(text, Preparation(label_column=NONE, caption_column=NONE)).parts)
+    return list(source_class.from_text(text, Preparation(label_column=NONE, caption_column=NONE)).parts)
 
 
-def chosen_shards(shards: list[Path], settings: Preparation, reading: Reading) -> tuple[list[Path], list[str]]:
+def chosen_shards(
+    shards: Sequence[ShardFile], settings: Preparation, reading: Reading
+) -> tuple[Sequence[ShardFile], list[str]]:
     """The shards of the part that is read and all parts, if the names divide the shards into train, val and test."""
     parts = [next((word for word in re.split("[^a-z]+", shard.stem.lower()) if word in SPLITS), "") for shard in shards]
     if settings.split == NONE or not are_splits(parts):

@@ -1,0 +1,309 @@
+"""Files in stores: object stores and web servers (s3://, gs://, hf://, https://), and every other protocol of fsspec.
+
+A failure of a store that may pass, such as throttling, is tried again with growing pauses, about half a minute in all.
+No time of a store is compared with the clock of this machine: a file is the same while its size and its version (the
+ETag, otherwise its time in the store) are the same.
+"""
+
+import json
+import re
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from ditlab.core.errors import InputError
+from ditlab.core.formats import reason
+from ditlab.core.io import FULL
+
+T = TypeVar("T")
+URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp"}
+VERSIONS = ("ETag", "etag", "blob_id", "md5", "LastModified", "Last-Modified", "updated", "mtime", "created")
+"""What a store says about the content of a file, best first."""
+NO_ACCESS = (401, 403)  # statuses of HTTP
+ABSENT = (404, 410)
+
+
+class StoreError(InputError):
+    """A store does not hold or deliver what was asked for; a run saves its state before it ends with this error."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in a store, as it was when it was listed."""
+
+    url: str
+    size: int
+    version: str = ""
+    """A text that differs if the content may have changed; empty if the store has none."""
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return PurePosixPath(self.url).name
+
+    @property
+    def stem(self) -> str:
+        """The name without its last suffix."""
+        return PurePosixPath(self.url).stem
+
+    @property
+    def parent(self) -> str:
+        """The address of the folder."""
+        return self.url.rpartition("/")[0]
+
+    @property
+    def time(self) -> int:
+        """The version as a number, in place of the modification time of a file on this machine."""
+        return int.from_bytes(blake2b(self.version.encode(), digest_size=7).digest(), "big")
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is the address of a file or folder in a store."""
+    return URL.match(text) is not None
+
+
+def join(folder: str, name: str) -> str:
+    """The address of a file in a folder."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def connect(url: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it.
+
+    Raises:
+        InputError: the protocol is not known, or its package is not installed.
+    """
+    protocol = url.partition("://")[0]
+    import fsspec  # type: ignore[import-untyped]  # here, because every command imports this file
+
+    try:
+        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        package = PACKAGES.get(protocol)
+        needs = f"the package {package}; pip install {package}" if package else f"another package: {reason(error)}"
+        raise InputError(f"{url} needs {needs}") from None
+    except ValueError as error:
+        if "rotocol not known" not in str(error):
+            raise StoreError(f"{url} cannot be used ({reason(error)}); correct the address") from error
+        known = ", ".join(f"{name}://" for name in PACKAGES)
+        raise InputError(
+            f'unknown protocol "{protocol}" of {url}; give one that fsspec knows, such as {known}'
+        ) from None
+    except Exception as error:
+        raise problem(url, error) or unavailable(url, error) from error
+    return system, path
+
+
+def attempt(url: str, action: Callable[[], T]) -> T:
+    """Call a function that uses a store, again with pauses while the store fails in a way that may pass.
+
+    Raises:
+        StoreError: the file does not exist, access is denied, or the store fails for too long.
+        OSError: the disk of this machine is full.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return action()
+        except (InputError, FileExistsError):
+            raise
+        except Exception as error:  # the libraries of the stores raise errors of many types
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+            if (known := problem(url, error)) is not None:
+                raise known from error
+            if pause is None:
+                raise unavailable(url, error) from error
+            warnings.warn(f"{url}: {reason(error)}; trying again in {pause:g} s", stacklevel=2)
+            time.sleep(pause)
+    raise AssertionError
+
+
+def problem(url: str, error: Exception) -> StoreError | None:
+    """The error to report for a failure that does not pass by itself; None for one that may."""
+    status, text = getattr(error, "status", getattr(error, "code", None)), f"{type(error).__name__} {error}"
+    if "skew" in text.lower():
+        return StoreError(f"{url}: the clocks of the store and of this machine differ; set the clock of this machine")
+    if isinstance(error, FileNotFoundError) or status in ABSENT:
+        return StoreError(f"{url} does not exist; correct the address, or restore the file")
+    if isinstance(error, PermissionError) or status in NO_ACCESS or "credential" in text.lower():
+        return StoreError(
+            f"no access to {url} ({reason(error)}); give credentials as its service reads them (such as AWS_PROFILE, "
+            "gcloud auth or hf auth login), and check that they allow it"
+        )
+    if isinstance(error, NotImplementedError):
+        return StoreError(f"{url} cannot be written or listed; give another store")
+    return None
+
+
+def unavailable(url: str, error: Exception) -> StoreError:
+    """The error to report for a store that has failed too often."""
+    seconds = sum(PAUSES)
+    return StoreError(f"{url}: the store has failed for {seconds:g} s ({reason(error)}); run the same command later")
+
+
+def stat(url: str) -> StoredFile:
+    """The present state of a file.
+
+    Raises:
+        StoreError: it does not exist, or the store cannot be used.
+    """
+    system, path = connect(url)
+    return described(url, attempt(url, lambda: system.info(path)))
+
+
+def described(url: str, info: dict[str, Any]) -> StoredFile:
+    """A file from what its store says about it."""
+    value = next((info[key] for key in VERSIONS if info.get(key)), "")
+    version = str(value.timestamp() if isinstance(value, datetime) else value)  # lists and single requests differ
+    if info.get("size") is None:
+        raise StoreError(f"{url}: the store does not say its size; give another store")
+    return StoredFile(url, int(info["size"]), version)
+
+
+def exists(url: str) -> bool:
+    """Whether a file exists.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    system, path = connect(url)
+    try:
+        return bool(attempt(url, lambda: system.info(path)))
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
+
+
+def matching(folder: str, pattern: str) -> dict[str, StoredFile]:
+    """The files in a folder that match a pattern with "*", "?" or "[...]", in order: name in the folder -> file.
+
+    Raises:
+        StoreError: the store cannot be used, or does not list files.
+    """
+    system, root = connect(folder)
+    root = root.rstrip("/")
+    infos = attempt(folder, lambda: system.glob(f"{root}/{pattern}", detail=True))
+    files = {path.removeprefix(root).lstrip("/"): info for path, info in infos.items() if info["type"] != "directory"}
+    return {name: listed(join(folder, name), info) for name, info in sorted(files.items())}
+
+
+def listed(url: str, info: dict[str, Any]) -> StoredFile:
+    """A file from its entry in a list; some web servers list names only."""
+    return described(url, info) if info.get("size") is not None else stat(url)
+
+
+def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The bytes of a file, or a part of them.
+
+    Raises:
+        StoreError: the file does not exist, or the store cannot be used or returns less.
+    """
+    system, path = connect(url)
+
+    def part() -> bytes:
+        content: bytes = system.cat_file(path, start=start, end=end)
+        if start is not None and end is not None and len(content) != end - start:
+            raise OSError(f"the store returned {len(content):,} of {end - start:,} bytes")
+        return content
+
+    return attempt(url, part)
+
+
+def read_json(url: str) -> dict[str, Any]:
+    """A file with a JSON object.
+
+    Raises:
+        StoreError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(read(url))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise StoreError(f"{url} is damaged ({reason(error)}); restore it") from error
+    if not isinstance(content, dict):
+        raise StoreError(f"{url} holds no JSON object; restore it")
+    return content
+
+
+def download(file: StoredFile, target: Path) -> None:
+    """Write a whole file to `target`, and check that it is the listed one.
+
+    Raises:
+        StoreError: the file is no longer there or is another one, or the store cannot be used.
+        OSError: the disk is full.
+    """
+    system, path = connect(file.url)
+
+    def copy() -> None:
+        system.get_file(path, str(target))
+        if (count := target.stat().st_size) == file.size:
+            return
+        if stat(file.url) == file:
+            raise OSError(f"the store returned {count:,} of {file.size:,} bytes")
+
+    attempt(file.url, copy)
+    if (now := stat(file.url)) != file:
+        raise StoreError(
+            f"{file.url} has changed since it was listed ({now.size:,} bytes, not {file.size:,}); restore it, or start "
+            "the command again to list it again"
+        )
+
+
+def upload(source: Path, url: str) -> None:
+    """Write a file to a store; readers see all of it or nothing where the store puts whole objects, as S3 does.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    system, path = connect(url)
+    attempt(url, lambda: system.put_file(str(source), path))
+
+
+def write(url: str, content: bytes) -> None:
+    """Write the content of a file to a store.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    system, path = connect(url)
+    attempt(url, lambda: system.pipe_file(path, content))
+
+
+def discard(url: str) -> None:
+    """Remove a file, or a folder with all files in it, if it exists.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    system, path = connect(url)
+    try:
+        attempt(url, lambda: system.rm(path, recursive=True))
+    except StoreError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+
+
+def create(url: str, content: bytes) -> bool:
+    """Write a file unless it exists; returns whether it was written. The store decides between several writers.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    system, path = connect(url)
+    try:
+        attempt(url, lambda: system.pipe_file(path, content, mode="create"))
+    except FileExistsError:
+        return False
+    return True
