@@ -16,6 +16,7 @@ from ditlab.backbones.dit import DiT
 from ditlab.backbones.dydit import DyDiT
 from ditlab.backbones.fit import FiT, FiTv2
 from ditlab.backbones.hourglass import Hourglass
+from ditlab.backbones.latte import Latte
 from ditlab.backbones.lightningdit import LightningDiT
 from ditlab.backbones.mmdit import MMDiT
 from ditlab.backbones.pde_transformer import PDETransformer
@@ -61,6 +62,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "MMDiT": MMDiT,
         "PixArt": PixArt,
         "DeepFusion": DeepFusion,
+        "Latte": Latte,
     },
     check_parameters,
     base=Backbone,

@@ -57,6 +57,8 @@ class Backbone(PublishedForm, nn.Module, ABC):
 
     spatial: int | tuple[int, ...] = 2
     """Supported numbers of input dimensions: 2 is (height, width), 3 is (frames, height, width)."""
+    any_size: bool = False
+    """Whether the network also accepts inputs of other sizes than the one that it is built for."""
     label_tables: tuple[str, ...] = ()
     """Names of the class-embedding tables (classes + 1, D); the last row is the null class."""
     heads_out: tuple[str, ...] = ()

@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from ditlab.backbones import pixart_published
 from ditlab.backbones.base import Backbone, Embedders
+from ditlab.backbones.captions import TextAttention, embedded, text_embedder
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import (
     FREQUENCIES,
     Attention,
     LabelEmbedder,
-    LinearGELU,
     Mlp,
     PatchEmbed,
     TimestepEmbedder,
-    attend,
     check_positive,
     initialize_linears,
     modulate,
@@ -36,7 +35,7 @@ from ditlab.backbones.layers import (
 from ditlab.backbones.pixart_published import STRIDE, XL
 from ditlab.backbones.positions import sincos_positions
 from ditlab.backbones.routing import record, routed
-from ditlab.backbones.text import Context, TextEmbedder, TextShape, checked, text_shape
+from ditlab.backbones.text import Context, TextEmbedder, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -132,12 +131,10 @@ class PixArt(Backbone):
         self.t_embedder = TimestepEmbedder(width)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.y_embedder: nn.Module
-        if not self.text:
-            self.y_embedder = LabelEmbedder(classes, width)
-        elif text_block or vocabulary or pooled_width:
-            self.y_embedder = TextEmbedder(width, self.text, heads)
+        if self.text:
+            self.y_embedder = text_embedder(self.text, width, heads, text_block, null_caption)
         else:
-            self.y_embedder = CaptionProjection(self.text, width, null_caption)
+            self.y_embedder = LabelEmbedder(classes, width)
         self.csize_embedder = SizeEmbedder(width // 3) if resolution else None
         self.ar_embedder = SizeEmbedder(width // 3) if resolution else None
         h, w = self.grid
@@ -244,7 +241,7 @@ class PixArt(Backbone):
         self.check_input(x)
         h, w = self.grid
         # fmt: off
-        text, vector = self.embedded(condition)                            # (B, L, D), (B, D)
+        text, vector = embedded(self, self.y_embedder, condition)          # (B, L, D), (B, D)
         c = self.t_embedder(timestep) + self.sizes(condition, x.shape[0])      # (B, D)
         c = c if vector is None else c + vector
         given = Given(self.t_block(c).unflatten(1, (6, -1)), text)         # (B, 6, D)
@@ -266,18 +263,6 @@ class PixArt(Backbone):
             x = block(x, given)  # (B, N, D)
             record(trace, i, x)
         return x
-
-    def embedded(self, condition: Condition | Tensor) -> tuple[Context, Tensor | None]:
-        """Return the text as tokens of the network's width, and as one vector (B, D) if the embedder computes one."""
-        if not self.text:
-            label = self.y_embedder(self.labels(condition))
-            return Context(label[:, None]), label
-        if isinstance(self.y_embedder, TextEmbedder):
-            tokens, mask, vector = self.y_embedder(self.texts(condition))
-            return Context(tokens, mask), vector
-        text = self.texts(condition)
-        states = checked(text, self.text, self.text.length).to(self.dtype)
-        return Context(self.y_embedder(states), text.mask), None
 
     def sizes(self, condition: Condition | Tensor, rows: int) -> Tensor | float:
         """Return the embedding (B, D) of height, width and aspect ratio; by default those of the network's images."""
@@ -314,31 +299,6 @@ def check_sizes(
         )
 
 
-class CaptionProjection(nn.Module):
-    """Two layers from the states of a text encoder (B, L, E) to the width of the network."""
-
-    def __init__(self, shape: TextShape, width: int, null_caption: bool) -> None:
-        super().__init__()
-        self.y_proj = Projection(shape.width, width)
-        null = torch.zeros(shape.length, shape.width) if null_caption else None
-        self.register_buffer("y_embedding", null)
-
-    def forward(self, states: Tensor) -> Tensor:
-        out: Tensor = self.y_proj(states)  # (B, L, D)
-        return out
-
-
-class Projection(nn.Module):
-    """E -> D -> D with tanh-GELU."""
-
-    def __init__(self, inner: int, width: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = LinearGELU(inner, width, "tanh"), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x))
-
-
 class SizeEmbedder(nn.Module):
     """Embeds numbers (B, K) as (B, K D): sinusoids, then a two-layer MLP."""
 
@@ -349,21 +309,6 @@ class SizeEmbedder(nn.Module):
     def forward(self, sides: Tensor) -> Tensor:
         waves = sinusoids(sides.flatten(), FREQUENCIES).to(next(self.mlp.parameters()).dtype)
         return self.mlp(waves).view(sides.shape[0], -1)
-
-
-class TextAttention(nn.Module):
-    """Multi-head attention from image tokens (B, N, D) to text tokens (B, L, D), some of which may not count."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_linear, self.kv_linear = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, text: Context) -> Tensor:
-        q = self.q_linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
-        k, v = self.kv_linear(text.tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v, mask=text.keys).transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 class PixArtBlock(nn.Module):

@@ -54,6 +54,13 @@ def sincos_positions(h: int, w: int, width: int, spacing: tuple[float, float] = 
     return table
 
 
+def sincos_frames(frames: int, width: int) -> Tensor:
+    """Compute fixed positions of frames (1, T, D), each as [sin | cos]."""
+    frequencies = 10000 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angles = torch.arange(frames, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()[None]
+
+
 def sincos_table(side: int, width: int, spacing: float = 1.0) -> Tensor:
     """Compute the positions of `sincos_positions` for a square (1, side side, D), `spacing` apart.
 

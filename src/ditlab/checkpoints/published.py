@@ -45,6 +45,7 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {  # published script of a fami
         "hustvl/LightningDiT's configuration",
         {"guidance": 6.7, "guidance_channels": GUIDED, "guidance_interval": [0.0, 0.875]},
     ),
+    "Latte": ("Vchitect/Latte's configuration for UCF-101", {"guidance": 7.0}),
 }
 SINGLE_FILE = "model.diffusion_model."  # prefix of the network in a file with a whole pipeline
 FIRST_STAGE = "first_stage_model."  # prefix of the autoencoder there
