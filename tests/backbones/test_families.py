@@ -61,6 +61,7 @@ TINY = {  # settings of each family that make it small
         "condition_grid": True,
     },
     "Latte": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
+    "STDiT3": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "ADM": UNET | {"head_width": 16},
     "LDM": UNET | {"head_width": 0},
 }

@@ -22,6 +22,7 @@ from ditlab.backbones.mmdit import MMDiT
 from ditlab.backbones.pde_transformer import PDETransformer
 from ditlab.backbones.pixart import PixArt
 from ditlab.backbones.skipdit import SkipDiT
+from ditlab.backbones.stdit3 import STDiT3
 from ditlab.backbones.udit import UDiT
 from ditlab.backbones.unet import ADM, LDM
 from ditlab.backbones.uvit import UViT
@@ -63,6 +64,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "PixArt": PixArt,
         "DeepFusion": DeepFusion,
         "Latte": Latte,
+        "STDiT3": STDiT3,
     },
     check_parameters,
     base=Backbone,

@@ -56,9 +56,11 @@ def sincos_positions(h: int, w: int, width: int, spacing: tuple[float, float] = 
 
 def sincos_frames(frames: int, width: int) -> Tensor:
     """Compute fixed positions of frames (1, T, D), each as [sin | cos]."""
+    table = torch.empty(1, frames, width // 2 * 2, dtype=torch.float32)  # first, so that `skip_init` can bound it
     frequencies = 10000 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     angles = torch.arange(frames, dtype=torch.float64)[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1).float()[None]
+    table[0, :, : width // 2], table[0, :, width // 2 :] = angles.sin(), angles.cos()
+    return table
 
 
 def sincos_table(side: int, width: int, spacing: float = 1.0) -> Tensor:

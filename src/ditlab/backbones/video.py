@@ -44,8 +44,18 @@ def check_sizes(size: tuple[int, ...], width: int, heads: int, patch: int, **cou
     Raises:
         InputError: they do not.
     """
-    check_positive(width=width, heads=heads, patch=patch, **counts)
+    check_positive(**counts)
+    check_width(width, heads, patch)
     check_sides(size, patch)
+
+
+def check_width(width: int, heads: int, patch: int) -> None:
+    """Check that width and heads fit together.
+
+    Raises:
+        InputError: they do not.
+    """
+    check_positive(width=width, heads=heads, patch=patch)
     if width % heads or width % 4:
         raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
 

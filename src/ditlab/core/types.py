@@ -29,6 +29,7 @@ class Condition:
     )
     layer_values: Tensor | None = None  # (B, layers, L, heads, d), their values
     resolution: Tensor | None = None  # (B, 2) float, height and width in pixels of the image to be generated
+    fps: Tensor | None = None  # (B,) float, frames per second of the clip to be generated
     other: "Condition | None" = None  # B rows
     weight: Tensor | None = None  # (B,) float, 0 is this condition and 1 the other one
 
