@@ -26,6 +26,7 @@ from ditlab.backbones.stdit3 import STDiT3
 from ditlab.backbones.udit import UDiT
 from ditlab.backbones.unet import ADM, LDM
 from ditlab.backbones.uvit import UViT
+from ditlab.backbones.videodit import VideoDiT
 from ditlab.core.errors import InputError, lookup, nearest
 from ditlab.core.registry import Registry, is_reference, load_entry_points
 
@@ -65,6 +66,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "DeepFusion": DeepFusion,
         "Latte": Latte,
         "STDiT3": STDiT3,
+        "VideoDiT": VideoDiT,
     },
     check_parameters,
     base=Backbone,

@@ -57,8 +57,6 @@ class Backbone(PublishedForm, nn.Module, ABC):
 
     spatial: int | tuple[int, ...] = 2
     """Supported numbers of input dimensions: 2 is (height, width), 3 is (frames, height, width)."""
-    any_size: bool = False
-    """Whether the network also accepts inputs of other sizes than the one that it is built for."""
     label_tables: tuple[str, ...] = ()
     """Names of the class-embedding tables (classes + 1, D); the last row is the null class."""
     heads_out: tuple[str, ...] = ()
@@ -270,7 +268,24 @@ class Backbone(PublishedForm, nn.Module, ABC):
         return list(groups.values())
 
     starts_from: tuple[str, ...] = ()
-    """Other families whose trained weights this family takes over, see `adopt`."""
+    """Other families whose trained weights this family takes over, see `options_from`, `weights_of` and `adopt`."""
+
+    @classmethod
+    def options_from(cls, source: "Backbone", options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that a network needs to start from the weights of one of another family.
+
+        Args:
+            source: the network to start from.
+            options: the options that the recipe sets, by the name of a size or each by itself.
+
+        Raises:
+            InputError: it cannot start from this network.
+        """
+        return {}
+
+    def weights_of(self, source: "Backbone") -> dict[str, Tensor]:
+        """Return the weights of a network of another family with the names and shapes of this one."""
+        return source.state_dict()
 
     def adopt(self, source: "Backbone") -> dict[str, str]:
         """Set weights that follow from those of a network of another family, after equal weights have been copied.

@@ -14,33 +14,33 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import latte_published
-from ditlab.backbones.base import Backbone, Embedders, Modulation
-from ditlab.backbones.captions import embedded, text_embedder
+from ditlab.backbones.base import Embedders, Modulation
+from ditlab.backbones.captions import embedded, embedder_of
 from ditlab.backbones.dit import SIZES
 from ditlab.backbones.dit_blocks import Style
 from ditlab.backbones.latte_published import T2V
-from ditlab.backbones.layers import LabelEmbedder, PatchEmbed, TimestepEmbedder, last_linear
-from ditlab.backbones.positions import sincos_frames, sincos_positions
+from ditlab.backbones.layers import LabelEmbedder, PatchEmbed, TimestepEmbedder, check_positive, last_linear
+from ditlab.backbones.positions import sincos_frames, sincos_positions, table_of
 from ditlab.backbones.routing import record
 from ditlab.backbones.text import text_shape
 from ditlab.backbones.video import (
     ClipBlock,
     ClipHead,
+    ClipNetwork,
     Grid,
     Reading,
     TextBlock,
     TextHead,
     assembled,
     by_frame,
-    check_clip,
-    check_sides,
-    check_sizes,
+    check_divisible,
+    check_width,
     initialize,
 )
 from ditlab.core.types import Condition, Trace
 
 
-class Latte(Backbone):
+class Latte(ClipNetwork):
     """The transformer, initialized as DiT, or as PixArt with a text: before training, its output is zero.
 
     Args:
@@ -54,8 +54,6 @@ class Latte(Backbone):
         pooled_width: width of the pooled text vector; 0 is none.
     """
 
-    spatial = 3
-    any_size = True
     label_tables: tuple[str, ...] = ("y_embedder.embedding_table.weight",)
     heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
     defaults = MappingProxyType({"size": (16, 32, 32), "channels": 4, "classes": 0, "learn_variance": True})
@@ -70,7 +68,6 @@ class Latte(Backbone):
     diffusers_class = "LatteTransformer3DModel"
     diffusers_marks = latte_published.MARKS
     computed = ("pos_embed", "temp_embed")
-    patch_frames = 1
 
     def __init__(
         self,
@@ -89,7 +86,9 @@ class Latte(Backbone):
         pooled_width: int = 0,
     ) -> None:
         super().__init__(size, channels, classes, learn_variance)
-        check_sizes(size, width, heads, patch, depth=depth)
+        check_positive(depth=depth)
+        check_width(width, heads, patch)
+        check_divisible(size, (1, patch, patch))
         self.text = text_shape(
             classes, length=text_length, width=text_width, vocabulary=vocabulary, pooled=pooled_width
         )
@@ -101,7 +100,7 @@ class Latte(Backbone):
         style = Style(width, heads, qk_norm=False, rms_norm=False, swiglu=False, rotation=None)
         self.y_embedder: nn.Module | None
         if self.text:
-            self.y_embedder = text_embedder(self.text, width, heads)
+            self.y_embedder = embedder_of(self, width, heads)
             self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
             self.blocks = nn.ModuleList(TextBlock(width, heads, axis, reads_text=axis == "space") for axis in axes)
             self.final_layer: nn.Module = TextHead(width, out)
@@ -153,16 +152,6 @@ class Latte(Backbone):
         return tensors, latte_published.diffusers_config(config)
 
     @property
-    def grid(self) -> tuple[int, ...]:
-        frames, height, width = self.size
-        return frames, height // self.patch, width // self.patch
-
-    @property
-    def tokens(self) -> int:
-        frames, h, w = self.grid
-        return max(frames, h * w)
-
-    @property
     def repeated(self) -> list[nn.Module]:
         return [*self.blocks, self.final_layer]
 
@@ -197,9 +186,8 @@ class Latte(Backbone):
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
     ) -> Tensor:
         """Clips (B, C, T, H, W), timestep (B,) or (B, T), labels (B,) or text -> (B, out_channels, T, H, W)."""
-        check_clip(x, self.channels)
-        check_sides(tuple(x.shape[2:]), self.patch)
-        grid = Grid(x.shape[2], x.shape[3] // self.patch, x.shape[4] // self.patch)
+        self.check_clip(x)
+        grid = self.grid_at(x.shape[2:])
         # fmt: off
         c = by_frame(self.t_embedder, timestep, grid.frames)                       # (B, T', D)
         given, c = self.given(c, condition)
@@ -224,11 +212,13 @@ class Latte(Backbone):
 
     def positions(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Return the positions (1, N, D) within a frame and those of frames (1, T, D)."""
-        width = self.pos_embed.shape[2]
+        width, device = self.pos_embed.shape[2], self.pos_embed.device
         places, times = self.pos_embed, self.temp_embed
-        if (grid.rows, grid.columns) != self.grid[1:]:
-            places = sincos_positions(grid.rows, grid.columns, width).to(places)
-        return places, times if grid.frames == self.size[0] else sincos_frames(grid.frames, width).to(times)
+        if grid[1:] != self.grid[1:]:
+            places = table_of(sincos_positions, device, grid.rows, grid.columns, width).to(places.dtype)
+        if grid.frames != self.size[0]:
+            times = table_of(sincos_frames, device, grid.frames, width).to(times.dtype)
+        return places, times
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, T N, D) through all blocks; feature caching skips them."""

@@ -8,46 +8,33 @@ D width and p patch.
 """
 
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import pixart_published
 from ditlab.backbones.base import Backbone, Embedders
-from ditlab.backbones.captions import TextAttention, embedded, text_embedder
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import (
-    FREQUENCIES,
-    Attention,
     LabelEmbedder,
-    Mlp,
     PatchEmbed,
     TimestepEmbedder,
     check_positive,
     initialize_linears,
-    modulate,
-    norm,
     set_to_zero,
-    sinusoids,
     unpatchify,
 )
+from ditlab.backbones.pixart_blocks import CaptionProjection, FinalLayer, Given, PixArtBlock, SizeEmbedder
 from ditlab.backbones.pixart_published import STRIDE, XL
 from ditlab.backbones.positions import sincos_positions
 from ditlab.backbones.routing import record, routed
-from ditlab.backbones.text import Context, TextEmbedder, text_shape
+from ditlab.backbones.text import Context, TextEmbedder, checked, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
 MIDDLE = 500.0  # timestep at which a network that starts from a DiT equals it
 SMALL = {"depth": 6, "width": 192, "heads": 6, "text_block": True, "condition_grid": True}  # for small budgets
-
-
-class Given(NamedTuple):
-    """What every block receives besides the image tokens."""
-
-    modulation: Tensor  # (B, 6, D), shift, scale and gate of attention, then of the MLP
-    text: Context
 
 
 class PixArt(Backbone):
@@ -131,10 +118,12 @@ class PixArt(Backbone):
         self.t_embedder = TimestepEmbedder(width)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.y_embedder: nn.Module
-        if self.text:
-            self.y_embedder = text_embedder(self.text, width, heads, text_block, null_caption)
-        else:
+        if not self.text:
             self.y_embedder = LabelEmbedder(classes, width)
+        elif text_block or vocabulary or pooled_width:
+            self.y_embedder = TextEmbedder(width, self.text, heads)
+        else:
+            self.y_embedder = CaptionProjection(self.text, width, null_caption)
         self.csize_embedder = SizeEmbedder(width // 3) if resolution else None
         self.ar_embedder = SizeEmbedder(width // 3) if resolution else None
         h, w = self.grid
@@ -241,7 +230,7 @@ class PixArt(Backbone):
         self.check_input(x)
         h, w = self.grid
         # fmt: off
-        text, vector = embedded(self, self.y_embedder, condition)          # (B, L, D), (B, D)
+        text, vector = self.embedded(condition)                            # (B, L, D), (B, D)
         c = self.t_embedder(timestep) + self.sizes(condition, x.shape[0])      # (B, D)
         c = c if vector is None else c + vector
         given = Given(self.t_block(c).unflatten(1, (6, -1)), text)         # (B, 6, D)
@@ -263,6 +252,18 @@ class PixArt(Backbone):
             x = block(x, given)  # (B, N, D)
             record(trace, i, x)
         return x
+
+    def embedded(self, condition: Condition | Tensor) -> tuple[Context, Tensor | None]:
+        """Return the text as tokens of the network's width, and as one vector (B, D) if the embedder computes one."""
+        if not self.text:
+            label = self.y_embedder(self.labels(condition))
+            return Context(label[:, None]), label
+        if isinstance(self.y_embedder, TextEmbedder):
+            tokens, mask, vector = self.y_embedder(self.texts(condition))
+            return Context(tokens, mask), vector
+        text = self.texts(condition)
+        states = checked(text, self.text, self.text.length).to(self.dtype)
+        return Context(self.y_embedder(states), text.mask), None
 
     def sizes(self, condition: Condition | Tensor, rows: int) -> Tensor | float:
         """Return the embedding (B, D) of height, width and aspect ratio; by default those of the network's images."""
@@ -297,46 +298,3 @@ def check_sizes(
             f"resolution {resolution} with width {width}; give 0 or more, and a width that is divisible by 3 (height, "
             "width and aspect ratio)"
         )
-
-
-class SizeEmbedder(nn.Module):
-    """Embeds numbers (B, K) as (B, K D): sinusoids, then a two-layer MLP."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, sides: Tensor) -> Tensor:
-        waves = sinusoids(sides.flatten(), FREQUENCIES).to(next(self.mlp.parameters()).dtype)
-        return self.mlp(waves).view(sides.shape[0], -1)
-
-
-class PixArtBlock(nn.Module):
-    """Self-attention and MLP with shift, scale and gate, and between them cross-attention to the text without them."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
-        self.attn, self.mlp = Attention(width, heads), Mlp(width)
-        self.cross_attn = TextAttention(width, heads)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
-
-    def forward(self, x: Tensor, given: Given, where: Tensor | None = None) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + given.modulation).unbind(1)
-        x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a), where))
-        x = x + self.cross_attn(x, given.text)
-        return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
-
-
-class FinalLayer(nn.Module):
-    """Layer norm with shift and scale, and the projection to the pixels of a patch."""
-
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.norm_final = norm(width, affine=False)
-        self.linear = nn.Linear(width, out)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = (self.scale_shift_table + c[:, None]).unbind(1)  # (B, D) each
-        return self.linear(modulate(self.norm_final(x), shift, scale))

@@ -15,23 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones import stdit3_published
-from ditlab.backbones.base import Backbone, Embedders
-from ditlab.backbones.captions import embedded, text_embedder
-from ditlab.backbones.layers import LabelEmbedder, TimestepEmbedder, check_positive, set_to_zero
-from ditlab.backbones.pixart import SizeEmbedder
-from ditlab.backbones.positions import sincos_positions
+from ditlab.backbones.base import Embedders
+from ditlab.backbones.captions import embedded, embedder_of
+from ditlab.backbones.layers import TimestepEmbedder, check_positive, set_to_zero
+from ditlab.backbones.pixart_blocks import SizeEmbedder
+from ditlab.backbones.positions import sincos_positions, table_of
 from ditlab.backbones.routing import record
 from ditlab.backbones.stdit3_published import TEXT
 from ditlab.backbones.text import text_shape
 from ditlab.backbones.video import (
     ClipEmbed,
+    ClipNetwork,
     Grid,
     Reading,
     TextBlock,
     TextHead,
     assembled,
     by_frame,
-    check_clip,
     check_width,
     initialize,
 )
@@ -43,7 +43,7 @@ IMAGE_RATE, CLIP_RATE = (
 )  # frame rates of images and clips that do not state theirs, as in the published code
 
 
-class STDiT3(Backbone):
+class STDiT3(ClipNetwork):
     """The transformer, initialized as published: before training, its output is zero and nothing passes between frames.
 
     Without text, the class embedding is the only token of the cross-attention.
@@ -63,8 +63,6 @@ class STDiT3(Backbone):
         unused_half: keep the second half of the published output layer, which nothing uses, as buffers.
     """
 
-    spatial = 3
-    any_size = True
     label_tables: tuple[str, ...] = ("y_embedder.embedding_table.weight",)
     heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
     lora_targets = ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj")
@@ -113,11 +111,7 @@ class STDiT3(Backbone):
         self.x_embedder = ClipEmbed(1, patch, channels, width)
         self.t_embedder, self.fps_embedder = TimestepEmbedder(width), SizeEmbedder(width)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.y_embedder: nn.Module
-        if self.text:
-            self.y_embedder = text_embedder(self.text, width, heads, null_caption=null_caption)
-        else:
-            self.y_embedder = LabelEmbedder(classes, width)
+        self.y_embedder = embedder_of(self, width, heads, null_caption)
         self.spatial_blocks = nn.ModuleList(TextBlock(width, heads, "space", qk_norm=True) for _ in range(depth))
         self.temporal_blocks = nn.ModuleList(TextBlock(width, heads, "time", qk_norm=True) for _ in range(depth))
         self.final_layer = TextHead(width, patch * patch * self.out_channels)
@@ -152,14 +146,8 @@ class STDiT3(Backbone):
         return stdit3_published.to_published(tensors)
 
     @property
-    def grid(self) -> tuple[int, ...]:
-        frames, height, width = self.size
-        return frames, -(-height // self.patch), -(-width // self.patch)
-
-    @property
-    def tokens(self) -> int:
-        frames, h, w = self.grid
-        return max(frames, h * w)
+    def side_multiples(self) -> tuple[int, ...]:
+        return 1, 1, 1  # other sides are padded
 
     @property
     def repeated(self) -> list[nn.Module]:
@@ -189,10 +177,10 @@ class STDiT3(Backbone):
 
         The condition can have `fps` (by default 24, and 120 for one frame) and `resolution` (by default that of x).
         """
-        check_clip(x, self.channels)
+        self.check_clip(x)
         frames, height, width = x.shape[2:]
+        grid = self.grid_at(x.shape[2:])
         x = F.pad(x.to(self.dtype), (0, -width % self.patch, 0, -height % self.patch))
-        grid = Grid(frames, x.shape[3] // self.patch, x.shape[4] // self.patch)
         # fmt: off
         c = by_frame(self.t_embedder, timestep, frames)                            # (B, T', D)
         c = c + self.fps_embedder(self.rates(condition, x))[:, None]
@@ -220,14 +208,15 @@ class STDiT3(Backbone):
             tables = self.table(grid, math.sqrt(size[0] * size[1]) * self.stride)
         else:
             scales, rows = torch.unique(sides.float().prod(1).sqrt(), return_inverse=True)
-            tables = torch.cat([self.table(grid, scale) for scale in scales.tolist()])[rows.cpu()]
-        return tables.to(self.device, self.dtype).repeat(1, grid.frames, 1)
+            tables = torch.cat([self.table(grid, scale) for scale in scales.tolist()])[rows]
+        return tables.to(self.dtype).repeat(1, grid.frames, 1)
 
     def table(self, grid: Grid, side: float) -> Tensor:
         """Compute the positions (1, N, D) of a frame that has as many pixels as a square with this side."""
         distance = round(math.sqrt(grid.rows * grid.columns)) * self.position_side / side
         spacing = distance / grid.rows, distance / grid.columns
-        return sincos_positions(grid.rows, grid.columns, self.x_embedder.proj.out_channels, spacing)
+        width = self.x_embedder.proj.out_channels
+        return table_of(sincos_positions, self.device, grid.rows, grid.columns, width, spacing)
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, T N, D) through all blocks; feature caching skips them."""

@@ -5,17 +5,19 @@ the batch, T the number of frames of tokens, h x w the grid of a frame, N = h w,
 its frames, and T' is T, or 1 if all frames have the same condition.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditlab.backbones.captions import TextAttention
+from ditlab.backbones.base import Backbone
 from ditlab.backbones.dit_blocks import AdaLNZeroBlock, FinalLayer, Style
-from ditlab.backbones.layers import Attention, Mlp, check_positive, initialize_linears, norm, set_to_zero
-from ditlab.backbones.pixart import FinalLayer as TableFinalLayer
+from ditlab.backbones.layers import Attention, Mlp, Where, check_positive, initialize_linears, norm, set_to_zero
+from ditlab.backbones.pixart_blocks import FinalLayer as TableFinalLayer
+from ditlab.backbones.pixart_blocks import TextAttention
 from ditlab.backbones.text import Context, TextEmbedder
 from ditlab.core.errors import InputError
 
@@ -31,22 +33,77 @@ class Grid(NamedTuple):
     columns: int
 
 
+class ClipNetwork(Backbone):
+    """A network for clips whose weights do not depend on the number of frames and the size."""
+
+    spatial = 3
+    patch_frames = 1
+    """Number of frames of a token."""
+
+    @property
+    def one_size(self) -> str:
+        """Empty: the network accepts clips of other sizes than the one that it is built for."""
+        return ""
+
+    @property
+    def side_multiples(self) -> tuple[int, ...]:
+        """What frames, height and width of a clip must be divisible by."""
+        return self.patch_frames, self.patch, self.patch
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return self.grid_at(self.size)
+
+    @property
+    def tokens(self) -> int:
+        frames, h, w = self.grid
+        return max(frames, h * w)
+
+    def tokens_at(self, size: Sequence[int]) -> int:
+        """The number of tokens of a clip of this size."""
+        return prod(self.grid_at(size))
+
+    def grid_at(self, size: Sequence[int]) -> Grid:
+        """Return the grid of the tokens of a clip (frames, height, width), which may be padded."""
+        frames, height, width = size
+        return Grid(-(-frames // self.patch_frames), -(-height // self.patch), -(-width // self.patch))
+
+    def check_clip(self, x: Tensor) -> None:
+        """Check that an input is a batch of clips with the channels of the network, and a size that it accepts.
+
+        Raises:
+            InputError: it is not.
+        """
+        if x.ndim != 5 or x.shape[1] != self.channels:
+            received = "x".join(map(str, x.shape[1:]))
+            raise InputError(
+                f"input of {received} for a network of clips with {self.channels} channels; give (B, {self.channels}, "
+                "frames, height, width)"
+            )
+        check_divisible(tuple(x.shape[2:]), self.side_multiples)
+
+
+def check_divisible(size: tuple[int, ...], multiples: tuple[int, ...]) -> None:
+    """Check that a clip (frames, height, width) can be divided into tokens; one frame always can.
+
+    Raises:
+        InputError: it cannot; the message has the nearest size that can.
+    """
+    steps = (1 if size[0] == 1 else multiples[0], *multiples[1:])
+    if all(side % step == 0 for side, step in zip(size, steps, strict=True)):
+        return
+    nearest = [max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True)]
+    given, patch, near = ("x".join(map(str, values)) for values in (size, multiples, nearest))
+    raise InputError(
+        f"size {given} is not divisible by patches of {patch}; the nearest size that is divisible is {near}"
+    )
+
+
 class Reading(NamedTuple):
     """What the blocks of networks that read text receive besides the tokens."""
 
     modulation: Tensor  # (B, T', 6, D), shift, scale and gate of attention, then of the MLP
     text: Context
-
-
-def check_sizes(size: tuple[int, ...], width: int, heads: int, patch: int, **counts: int) -> None:
-    """Check that the sizes of a network for clips fit together; `counts` are sizes that must be positive.
-
-    Raises:
-        InputError: they do not.
-    """
-    check_positive(**counts)
-    check_width(width, heads, patch)
-    check_sides(size, patch)
 
 
 def check_width(width: int, heads: int, patch: int) -> None:
@@ -58,35 +115,6 @@ def check_width(width: int, heads: int, patch: int) -> None:
     check_positive(width=width, heads=heads, patch=patch)
     if width % heads or width % 4:
         raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
-
-
-def check_sides(size: tuple[int, ...], patch: int) -> None:
-    """Check that patches divide height and width of a clip (frames, height, width).
-
-    Raises:
-        InputError: they do not.
-    """
-    frames, *sides = size
-    if any(side % patch for side in sides):
-        nearest = [max(1, round(side / patch)) * patch for side in sides]
-        raise InputError(
-            f"size {'x'.join(map(str, size))} is not divisible by patch {patch}; the nearest size that is divisible "
-            f"is {frames}x{'x'.join(map(str, nearest))}"
-        )
-
-
-def check_clip(x: Tensor, channels: int) -> None:
-    """Check that an input is a batch of clips with these channels.
-
-    Raises:
-        InputError: it is not.
-    """
-    if x.ndim != 5 or x.shape[1] != channels:
-        received = "x".join(map(str, x.shape[1:]))
-        raise InputError(
-            f"input of {received} for a network of clips with {channels} channels; give (B, {channels}, frames, "
-            "height, width)"
-        )
 
 
 def by_frame(embedder: nn.Module, timestep: Tensor, frames: int) -> Tensor:
@@ -105,12 +133,13 @@ def by_frame(embedder: nn.Module, timestep: Tensor, frames: int) -> Tensor:
 
 def mixed(attn: Attention, x: Tensor, axis: Axis, table: Tensor | None) -> Tensor:
     """Apply attention to tokens (B, T, N, D) along an axis, with rotary positions (2, T, N or T N, d) of this axis."""
+    where = None if table is None else Where(table)
     if axis == "space":
-        return torch.unflatten(attn(x.flatten(0, 1), table=table), 0, x.shape[:2])
+        return torch.unflatten(attn(x.flatten(0, 1), where), 0, x.shape[:2])
     if axis == "time":
         x = x.transpose(1, 2)  # (B, N, T, D)
-        return torch.unflatten(attn(x.flatten(0, 1), table=table), 0, x.shape[:2]).transpose(1, 2)
-    return torch.unflatten(attn(x.flatten(1, 2), table=table), 1, x.shape[1:3])
+        return torch.unflatten(attn(x.flatten(0, 1), where), 0, x.shape[:2]).transpose(1, 2)
+    return torch.unflatten(attn(x.flatten(1, 2), where), 1, x.shape[1:3])
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ditlab.core.errors import InputError, lookup, nearest
 
 Interval = Annotated[tuple[float, float] | None, Parameter(negative="")]
 
-MOST_STEPS = 1_000_000  # the times of a schedule are held in memory
+MOST_STEPS = 10_000  # ten times the steps of the longest published schedule; larger numbers are mistakes
 Layers = Annotated[tuple[Whole, ...] | None, Parameter(negative="")]
 WITHOUT_SHIFT = Unused("schedule", ("uniform", "cosine", "log-snr", "leading", "flux"), "which has no shift", "sd3")
 WITHOUT_GUIDANCE = Unused("guidance", (1.0,), "which disables guidance", unless="preset")
