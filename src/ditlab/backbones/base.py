@@ -76,6 +76,8 @@ class Backbone(PublishedForm, nn.Module, ABC):
 
     defaults: Mapping[str, Any] = {"size": 32, "channels": 4, "classes": IMAGENET, "learn_variance": True}
     """Shape of input and output if `create` is called without it."""
+    frame_times: bool = False
+    """Whether the timestep may be (B, T), with one for each frame of a clip, which given frames need."""
     graph_batch: int | None = None
     """Largest batch size of an exported graph; None is no limit."""
     patch: int = 1
@@ -139,7 +141,7 @@ class Backbone(PublishedForm, nn.Module, ABC):
 
         Args:
             x: noisy input (B, *shape).
-            timestep: timestep input (B,) float.
+            timestep: timestep input (B,) float; also (B, T) with `frame_times`.
             condition: B rows; class-conditional families also accept labels (B,) long.
             trace: records intermediate values, for training aids.
         """

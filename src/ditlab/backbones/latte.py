@@ -189,7 +189,7 @@ class Latte(ClipNetwork):
         self.check_clip(x)
         grid = self.grid_at(x.shape[2:])
         # fmt: off
-        c = by_frame(self.t_embedder, timestep, grid.frames)                       # (B, T', D)
+        c = by_frame(self.t_embedder, timestep, condition, grid.frames)            # (B, T', D)
         given, c = self.given(c, condition)
         places, times = self.positions(grid)
         x = self.x_embedder(x.to(self.dtype).transpose(1, 2).flatten(0, 1)) + places  # (B T, N, D)

@@ -49,13 +49,13 @@ def frame_rotations(frames: int, width: int) -> Tensor:
     return table
 
 
-def clip_rotations(frames: int, h: int, w: int, width: int) -> Tensor:
+def clip_rotations(frames: int, h: int, w: int, width: int, by_frame: int = 0) -> Tensor:
     """Compute 3-D rotary positions as cosines and sines (2, T h w, width).
 
-    About a quarter of the channels is rotated by the frame, and half of the others each by the column and the row, as
-    in CogVideoX (Yang et al. 2024) and its successors: 16, 24 and 24 of 64.
+    `by_frame` channels are rotated by the frame, and half of the others each by the column and the row. By default it
+    is about a quarter, as in CogVideoX (Yang et al. 2024) and its successors: 16, 24 and 24 of 64.
     """
-    side = 3 * width // 8 // 2 * 2
+    side = (width - by_frame) // 2 if by_frame else 3 * width // 8 // 2 * 2
     axes = [frame_rotations(count, part) for count, part in ((frames, width - 2 * side), (w, side), (h, side))]
     views = [axes[0][:, :, None, None], axes[1][:, None, None], axes[2][:, None, :, None]]
     return torch.cat([view.expand(2, frames, h, w, -1) for view in views], dim=-1).flatten(1, 3)

@@ -7,6 +7,7 @@ The state dict has the published keys. In shapes, see `ditlab.backbones.video`.
 """
 
 import math
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -118,6 +119,9 @@ class STDiT3(ClipNetwork):
         if unused_half:
             for name, value in self.final_layer.linear.named_parameters():
                 self.final_layer.register_buffer(f"unused_{name}", torch.zeros_like(value))
+        self.places: Tensor
+        spacing = self.spacing(self.grid, self.own_side(size))
+        self.register_buffer("places", sincos_positions(*self.grid[1:], width, spacing), persistent=False)
         self.initialize()
 
     @classmethod
@@ -182,7 +186,7 @@ class STDiT3(ClipNetwork):
         grid = self.grid_at(x.shape[2:])
         x = F.pad(x.to(self.dtype), (0, -width % self.patch, 0, -height % self.patch))
         # fmt: off
-        c = by_frame(self.t_embedder, timestep, frames)                            # (B, T', D)
+        c = by_frame(self.t_embedder, timestep, condition, frames)                 # (B, T', D)
         c = c + self.fps_embedder(self.rates(condition, x))[:, None]
         text, vector = embedded(self, self.y_embedder, condition)                  # (B, L, D), (B, D)
         c = c if vector is None else c + vector[:, None]
@@ -205,7 +209,7 @@ class STDiT3(ClipNetwork):
         """Return the positions (1 or B, T N, D) within frames of (height, width)."""
         sides = condition.resolution if isinstance(condition, Condition) else None
         if sides is None:
-            tables = self.table(grid, math.sqrt(size[0] * size[1]) * self.stride)
+            tables = self.places if size == tuple(self.size[1:]) else self.table(grid, self.own_side(size))
         else:
             scales, rows = torch.unique(sides.float().prod(1).sqrt(), return_inverse=True)
             tables = torch.cat([self.table(grid, scale) for scale in scales.tolist()])[rows]
@@ -213,10 +217,17 @@ class STDiT3(ClipNetwork):
 
     def table(self, grid: Grid, side: float) -> Tensor:
         """Compute the positions (1, N, D) of a frame that has as many pixels as a square with this side."""
-        distance = round(math.sqrt(grid.rows * grid.columns)) * self.position_side / side
-        spacing = distance / grid.rows, distance / grid.columns
         width = self.x_embedder.proj.out_channels
-        return table_of(sincos_positions, self.device, grid.rows, grid.columns, width, spacing)
+        return table_of(sincos_positions, self.device, *grid[1:], width, self.spacing(grid, side))
+
+    def spacing(self, grid: Grid, side: float) -> tuple[float, float]:
+        """Return the distances of rows and columns for frames with as many pixels as a square with this side."""
+        distance = round(math.sqrt(grid.rows * grid.columns)) * self.position_side / side
+        return distance / grid.rows, distance / grid.columns
+
+    def own_side(self, size: Sequence[int]) -> float:
+        """Return the side in pixels of a square with as many pixels as an input of this size."""
+        return math.sqrt(size[-2] * size[-1]) * self.stride
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, T N, D) through all blocks; feature caching skips them."""

@@ -20,6 +20,7 @@ from ditlab.backbones.pixart_blocks import FinalLayer as TableFinalLayer
 from ditlab.backbones.pixart_blocks import TextAttention
 from ditlab.backbones.text import Context, TextEmbedder
 from ditlab.core.errors import InputError
+from ditlab.core.types import Condition
 
 Axis = Literal["space", "time", "full"]
 """Which tokens attend to each other: those of a frame, those of one position in all frames, or all."""
@@ -37,6 +38,7 @@ class ClipNetwork(Backbone):
     """A network for clips whose weights do not depend on the number of frames and the size."""
 
     spatial = 3
+    frame_times = True
     patch_frames = 1
     """Number of frames of a token."""
 
@@ -51,7 +53,7 @@ class ClipNetwork(Backbone):
         return self.patch_frames, self.patch, self.patch
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def grid(self) -> Grid:
         return self.grid_at(self.size)
 
     @property
@@ -117,12 +119,17 @@ def check_width(width: int, heads: int, patch: int) -> None:
         raise InputError(f"width {width} must be divisible by heads {heads} and by 4 (positions in two dimensions)")
 
 
-def by_frame(embedder: nn.Module, timestep: Tensor, frames: int) -> Tensor:
+def by_frame(embedder: nn.Module, timestep: Tensor, condition: Condition | Tensor, frames: int) -> Tensor:
     """Embed timesteps (B,), or (B, T) with one for each frame, as (B, T', D).
 
     Raises:
-        InputError: another number of timesteps.
+        InputError: another number of timesteps, or one for a clip of which some frames are given.
     """
+    if timestep.ndim == 1 and isinstance(condition, Condition) and condition.given is not None:
+        raise InputError(
+            "one timestep for each clip, and a condition with given frames; give one for each frame (B, T), as "
+            "Objective.clock returns them"
+        )
     if timestep.ndim == 2 and timestep.shape[1] != frames:
         raise InputError(
             f"{timestep.shape[1]} timesteps for each clip of {frames} frames; give one for each clip, or one for each "

@@ -7,7 +7,7 @@ does nothing before training (Bertasius et al., "Is Space-Time Attention All You
 `ditlab.backbones.video`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -110,6 +110,8 @@ class VideoDiT(ClipNetwork):
         self.y_embedder = TextEmbedder(width, self.text, heads) if self.text else LabelEmbedder(classes, width)
         self.pos_embed: Tensor | None
         self.register_buffer("pos_embed", None if self.rotary else sincos_positions(*self.grid[1:], width))
+        for i, (make, arguments) in enumerate(self.rotations(self.grid)):
+            self.register_buffer(f"rotation{i}", make(*arguments), persistent=False)
         self.blocks = nn.ModuleList(block(style) for _ in range(depth))
         self.final_layer = ClipHead(style, patch_frames * patch * patch * self.out_channels)
         small = [self.t_embedder, *([] if self.text else [self.y_embedder])]
@@ -166,7 +168,7 @@ class VideoDiT(ClipNetwork):
 
     def condition(self, timestep: Tensor, condition: Condition | Tensor, frames: int) -> Tensor:
         """Return timestep and label or text as one vector for each frame of tokens (B, T', D)."""
-        t = by_frame(self.t_embedder, timestep, frames)
+        t = by_frame(self.t_embedder, timestep, condition, frames)
         if t.shape[1] > 1 and self.patch_frames > 1:  # the mean of the frames of a token
             t = torch.unflatten(t, 1, (-1, self.patch_frames)).mean(2)
         if isinstance(self.y_embedder, TextEmbedder):
@@ -181,19 +183,22 @@ class VideoDiT(ClipNetwork):
             table = table_of(sincos_positions, table.device, *grid[1:], table.shape[2]).to(table.dtype)
         return table.repeat(1, grid.frames, 1)
 
-    def rotations(self, grid: Grid, device: torch.device) -> tuple[Tensor, ...]:
-        """Return the rotary positions of the attentions of a block; no table is none."""
-        times = table_of(frame_rotations, device, grid.frames, self.head)
-        if self.full and self.rotary:
-            return (table_of(clip_rotations, device, *grid, self.head),)
+    def rotations(self, grid: Grid) -> list[tuple[Callable[..., Tensor], tuple[int, ...]]]:
+        """Return functions, and their arguments, that compute the rotary positions of the attentions of a block."""
         if self.full:
-            return (times.repeat_interleave(grid.rows * grid.columns, dim=1),)
-        return (times, table_of(rotations, device, *grid[1:], self.head)) if self.rotary else (times,)
+            return [(clip_rotations, (*grid, self.head, self.head if not self.rotary else 0))]
+        return [(frame_rotations, (grid.frames, self.head)), (rotations, (*grid[1:], self.head))][: 1 + self.rotary]
+
+    def tables(self, grid: Grid) -> list[Tensor]:
+        """Return the rotary positions of the attentions of a block."""
+        if grid == self.grid:
+            return [self.get_buffer(f"rotation{i}") for i in range(len(self.rotations(grid)))]
+        return [table_of(make, self.device, *arguments) for make, arguments in self.rotations(grid)]
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, T N, D) through all blocks; feature caching skips them."""
         c, grid, trace = context
-        tables = self.rotations(grid, x.device)
+        tables = self.tables(grid)
         for i, block in enumerate(self.blocks):
             x = block(x, c, grid.frames, *tables)  # (B, T N, D)
             record(trace, i, x)
