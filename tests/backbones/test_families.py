@@ -18,12 +18,14 @@ from ditlab.conditioning.encoders import Words
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
+from ditlab.data import open_dataset
+from ditlab.data.base import InMemory
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training import train
 from ditlab.training.parallel import keep_inputs_only
 
-SHAPE = {"size": 8, "channels": 3, "classes": 3, "learn_variance": False}
+SHAPE = {"channels": 3, "classes": 3, "learn_variance": False}
 UNET = {"width": 16, "multiples": [1, 2], "depth": 1, "attention_at": [2]}
 TINY = {  # settings of each family that make it small
     "DiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
@@ -58,6 +60,9 @@ TINY = {  # settings of each family that make it small
         "patch": 2,
         "condition_grid": True,
     },
+    "Latte": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
+    "STDiT3": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
+    "VideoDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "ADM": UNET | {"head_width": 16},
     "LDM": UNET | {"head_width": 0},
 }
@@ -73,10 +78,15 @@ def family(request):
     return request.param
 
 
+def sized(family, height=8, width=8):
+    """The size of images of a family, or of clips of two frames."""
+    return (2, height, width) if find(family)[0].spatial == 3 else (height, width)
+
+
 @pytest.fixture
 def make(family):
     torch.manual_seed(0)
-    return lambda **options: create(family, **SHAPE | TINY[family] | options)
+    return lambda **options: create(family, **SHAPE | {"size": sized(family)} | TINY[family] | options)
 
 
 def test_time_label_and_every_weight_matter(make):
@@ -97,10 +107,10 @@ def test_rows_of_labels_and_channels_of_the_head_are_named(make):
     assert all(len(state[name]) % net.out_channels == 0 for name in net.heads_out)
 
 
-def test_without_classes_and_on_a_rectangle(make):
-    net = perturbed(make(classes=0, size=(8, 16)))
+def test_without_classes_and_on_a_rectangle(family, make):
+    net = perturbed(make(classes=0, size=sized(family, 8, 16)))
     x, t, y = inputs(net)
-    assert net(x, t, y).shape == (2, 3, 8, 16)
+    assert net(x, t, y).shape == (2, 3, *sized(family, 8, 16))
     tokens = make().tokens
     expected = {
         "U-ViT": 2 * tokens - 3,
@@ -108,6 +118,9 @@ def test_without_classes_and_on_a_rectangle(make):
         "PDE-Transformer": tokens,
     }  # windows have a fixed size
     assert net.tokens == expected.get(net.config["name"], 2 * tokens)
+    if net.spatial == 3:
+        assert net(x[..., :8], t, y).shape == (2, 3, *sized(family))
+        return
     with pytest.raises(InputError, match="input of 3x8x8 for a network made for 3x8x16"):
         net(x[..., :8], t, y)
 
@@ -121,8 +134,8 @@ def test_images_of_a_batch_do_not_see_each_other(make):
     assert relative(apart, together) < 1e-5
 
 
-def test_config_creates_the_same_network_again(make):
-    net = make(size=(8, 16))
+def test_config_creates_the_same_network_again(family, make):
+    net = make(size=sized(family, 8, 16))
     assert json.loads(json.dumps(net.config)) == net.config
     again = create(**net.config | {"size": tuple(net.config["size"])})
     assert again.config == net.config
@@ -211,16 +224,19 @@ def test_matrix_width_is_the_size_named_width(make):
     assert make().matrix_width == make().config["width"]
 
 
-def test_grids_of_attention_have_the_shape_of_the_input(make):
-    net = make(size=(8, 16))
-    assert net.shape == (3, 8, 16)
+def test_grids_of_attention_have_the_shape_of_the_input(family, make):
+    net = make(size=sized(family, 8, 16))
+    assert net.shape == (3, *sized(family, 8, 16))
+    if net.spatial == 3:
+        assert net.grid[-2:] == (4, 8)
+        return
     h, w = net.grid
     assert net.grid_of(net.extras + h * w + net.joined) == (h, w)
     assert net.grid_of(net.extras + h * w + net.joined + 1) is None
 
 
-def test_examples_are_inputs_of_a_trial_call(make):
-    net = perturbed(make(size=(8, 16)))
+def test_examples_are_inputs_of_a_trial_call(family, make):
+    net = perturbed(make(size=sized(family, 8, 16)))
     x, timestep, condition = net.example(2)
     assert (x.abs().sum(), timestep.tolist()) == (0, [0.5, 0.5])
     x, timestep, other = net.example(5, torch.Generator().manual_seed(1))
@@ -274,10 +290,17 @@ def test_trains_like_any_other(family, tmp_path):
             "sample": {"sampler": "euler", "steps": 2},
         }
     )
-    train(recipe, tmp_path / "run", console=Console(quiet=True))
+    data = clips() if find(family)[0].spatial == 3 else None
+    train(recipe, tmp_path / "run", data=data, console=Console(quiet=True))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     assert len(ditlab.load(tmp_path / "run")(["image 3", "image 7"] if text else ["3", "7"], seeds=[0, 1]).images) == 2
+
+
+def clips():
+    """The digits as clips of two frames."""
+    digits = open_dataset("digits")
+    return InMemory(digits.images[:, :, None].repeat(1, 1, 2, 1, 1), digits.labels, digits.classes)
 
 
 def captioned(folder):
@@ -290,9 +313,9 @@ def captioned(folder):
 
 
 @pytest.mark.parametrize("channels", [2, 4, 13])
-def test_any_number_of_channels(make, channels):
+def test_any_number_of_channels(family, make, channels):
     net = make(channels=channels)
     x, t, y = inputs(net)
-    assert net(x, t, y).shape == x.shape == (2, channels, 8, 8)
+    assert net(x, t, y).shape == x.shape == (2, channels, *sized(family))
     learned = make(channels=channels, learn_variance=True)
-    assert learned(x, t, y).shape == (2, 2 * channels, 8, 8)
+    assert learned(x, t, y).shape == (2, 2 * channels, *sized(family))

@@ -16,14 +16,17 @@ from ditlab.backbones.dit import DiT
 from ditlab.backbones.dydit import DyDiT
 from ditlab.backbones.fit import FiT, FiTv2
 from ditlab.backbones.hourglass import Hourglass
+from ditlab.backbones.latte import Latte
 from ditlab.backbones.lightningdit import LightningDiT
 from ditlab.backbones.mmdit import MMDiT
 from ditlab.backbones.pde_transformer import PDETransformer
 from ditlab.backbones.pixart import PixArt
 from ditlab.backbones.skipdit import SkipDiT
+from ditlab.backbones.stdit3 import STDiT3
 from ditlab.backbones.udit import UDiT
 from ditlab.backbones.unet import ADM, LDM
 from ditlab.backbones.uvit import UViT
+from ditlab.backbones.videodit import VideoDiT
 from ditlab.core.errors import InputError, lookup, nearest
 from ditlab.core.registry import Registry, is_reference, load_entry_points
 
@@ -61,6 +64,9 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "MMDiT": MMDiT,
         "PixArt": PixArt,
         "DeepFusion": DeepFusion,
+        "Latte": Latte,
+        "STDiT3": STDiT3,
+        "VideoDiT": VideoDiT,
     },
     check_parameters,
     base=Backbone,

@@ -76,6 +76,8 @@ class Backbone(PublishedForm, nn.Module, ABC):
 
     defaults: Mapping[str, Any] = {"size": 32, "channels": 4, "classes": IMAGENET, "learn_variance": True}
     """Shape of input and output if `create` is called without it."""
+    frame_times: bool = False
+    """Whether the timestep may be (B, T), with one for each frame of a clip, which given frames need."""
     graph_batch: int | None = None
     """Largest batch size of an exported graph; None is no limit."""
     patch: int = 1
@@ -139,7 +141,7 @@ class Backbone(PublishedForm, nn.Module, ABC):
 
         Args:
             x: noisy input (B, *shape).
-            timestep: timestep input (B,) float.
+            timestep: timestep input (B,) float; also (B, T) with `frame_times`.
             condition: B rows; class-conditional families also accept labels (B,) long.
             trace: records intermediate values, for training aids.
         """
@@ -268,7 +270,24 @@ class Backbone(PublishedForm, nn.Module, ABC):
         return list(groups.values())
 
     starts_from: tuple[str, ...] = ()
-    """Other families whose trained weights this family takes over, see `adopt`."""
+    """Other families whose trained weights this family takes over, see `options_from`, `weights_of` and `adopt`."""
+
+    @classmethod
+    def options_from(cls, source: "Backbone", options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that a network needs to start from the weights of one of another family.
+
+        Args:
+            source: the network to start from.
+            options: the options that the recipe sets, by the name of a size or each by itself.
+
+        Raises:
+            InputError: it cannot start from this network.
+        """
+        return {}
+
+    def weights_of(self, source: "Backbone") -> dict[str, Tensor]:
+        """Return the weights of a network of another family with the names and shapes of this one."""
+        return source.state_dict()
 
     def adopt(self, source: "Backbone") -> dict[str, str]:
         """Set weights that follow from those of a network of another family, after equal weights have been copied.

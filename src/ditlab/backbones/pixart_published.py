@@ -95,8 +95,8 @@ def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def officially_named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename diffusers' keys to official keys, and join the parts of fused layers.
+def officially_named(tensors: dict[str, Tensor], model: str = "a PixArtTransformer2DModel") -> dict[str, Tensor]:
+    """Rename the keys of a `model` of diffusers to official keys, and join the parts of fused layers.
 
     Raises:
         InputError: an unknown key.
@@ -115,7 +115,7 @@ def officially_named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         elif pattern in official:
             out[f"{official[pattern].replace('{i}', number)}.{kind}"] = value
         elif pattern not in parts:
-            raise InputError(f"{key} is no key of a PixArt; give a PixArtTransformer2DModel")
+            raise InputError(f"{key} is no key of {model}; give one")
     return out
 
 

@@ -4,8 +4,21 @@ The two rotary forms differ in channel order and frequencies, so that a trained 
 with. In shapes, h x w is the grid and D the width.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
+
+KEPT = 64  # tables of other sizes that are kept
+
+
+@lru_cache(KEPT)
+def table_of(make: Callable[..., Tensor], device: torch.device, *arguments: Any) -> Tensor:
+    """Return `make(*arguments)` on a device, for a grid that a network was not made for; it is kept for later calls."""
+    with torch.inference_mode(False):  # a table that is made for inference could not be used in training
+        return make(*arguments).to(device)
 
 
 def rotations(h: int, w: int, width: int, more: int = 0, *, spacing: float = 1.0, first: float = 0.0) -> Tensor:
@@ -25,6 +38,27 @@ def rotations(h: int, w: int, width: int, more: int = 0, *, spacing: float = 1.0
     angles = torch.cat([angles, angles.new_zeros(more, width // 2)]).repeat_interleave(2, dim=1)
     table[0], table[1] = angles.cos(), angles.sin()
     return table
+
+
+def frame_rotations(frames: int, width: int) -> Tensor:
+    """Compute rotary positions of frames as cosines and sines (2, T, width)."""
+    table = torch.empty(2, frames, width // 2 * 2, dtype=torch.float32)  # first, so that `skip_init` can bound it
+    frequencies = 10000 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angles = (torch.arange(frames, dtype=torch.float64)[:, None] * frequencies).repeat_interleave(2, dim=1)
+    table[0], table[1] = angles.cos(), angles.sin()
+    return table
+
+
+def clip_rotations(frames: int, h: int, w: int, width: int, by_frame: int = 0) -> Tensor:
+    """Compute 3-D rotary positions as cosines and sines (2, T h w, width).
+
+    `by_frame` channels are rotated by the frame, and half of the others each by the column and the row. By default it
+    is about a quarter, as in CogVideoX (Yang et al. 2024) and its successors: 16, 24 and 24 of 64.
+    """
+    side = (width - by_frame) // 2 if by_frame else 3 * width // 8 // 2 * 2
+    axes = [frame_rotations(count, part) for count, part in ((frames, width - 2 * side), (w, side), (h, side))]
+    views = [axes[0][:, :, None, None], axes[1][:, None, None], axes[2][:, None, :, None]]
+    return torch.cat([view.expand(2, frames, h, w, -1) for view in views], dim=-1).flatten(1, 3)
 
 
 def rotated(x: Tensor, table: Tensor) -> Tensor:
@@ -51,6 +85,15 @@ def sincos_positions(h: int, w: int, width: int, spacing: tuple[float, float] = 
         indexing="ij",
     )
     table[0, :, : width // 4 * 2], table[0, :, width // 4 * 2 :] = encode(columns), encode(rows)
+    return table
+
+
+def sincos_frames(frames: int, width: int) -> Tensor:
+    """Compute fixed positions of frames (1, T, D), each as [sin | cos]."""
+    table = torch.empty(1, frames, width // 2 * 2, dtype=torch.float32)  # first, so that `skip_init` can bound it
+    frequencies = 10000 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angles = torch.arange(frames, dtype=torch.float64)[:, None] * frequencies
+    table[0, :, : width // 2], table[0, :, width // 2 :] = angles.sin(), angles.cos()
     return table
 
 

@@ -142,7 +142,8 @@ def read_transformer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: another class of model, a missing shard, or a damaged file.
     """
     config = read_json(folder / CONFIG)
-    name = OLD_NAMES.get(str(config.get("norm_type")), config.get("_class_name"))
+    name = config.get("_class_name")
+    name = OLD_NAMES.get(str(config.get("norm_type")), name) if name == "Transformer2DModel" else name
     family = next((kind for kind in BACKBONES.values() if kind.diffusers_class and kind.diffusers_class == name), None)
     if family is not None:
         tensors = read_shards(folder)

@@ -45,6 +45,8 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {  # published script of a fami
         "hustvl/LightningDiT's configuration",
         {"guidance": 6.7, "guidance_channels": GUIDED, "guidance_interval": [0.0, 0.875]},
     ),
+    "Latte": ("Vchitect/Latte's configuration for UCF-101", {"guidance": 7.0}),
+    "STDiT3": ("Open-Sora 1.2's configuration", {"guidance": 7.0, "steps": 30, "sampler": "euler"}),
 }
 SINGLE_FILE = "model.diffusion_model."  # prefix of the network in a file with a whole pipeline
 FIRST_STAGE = "first_stage_model."  # prefix of the autoencoder there
@@ -97,8 +99,9 @@ def from_official(
     if size is not None:
         settings["size"] = size
     elif "size" not in settings:
-        settings["size"] = (SIDE, SIDE)
-        notes.append(f"{family} weights do not state the input size; using {SIDE}x{SIDE}, give size= for another")
+        settings["size"] = kind.defaults["size"] if kind.spatial == 3 else (SIDE, SIDE)
+        used = "x".join(map(str, settings["size"]))
+        notes.append(f"{family} weights do not state the input size; using {used}, give size= for another")
     check_heads(settings, kind, source)
     description = {"time": "uniform", "stratified": False} | kind.read_objective(settings)
     description["learn_variance"] = settings["learn_variance"]

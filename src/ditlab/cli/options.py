@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class StartImage:
-    """Image-to-image and in-painting."""
+    """Image-to-image, in-painting, and given frames of clips."""
 
     image: File | None = None
     """Start from this image (image-to-image)."""
@@ -62,6 +62,12 @@ class StartImage:
     """With --image: share of the sampling trajectory that runs; 1 starts from noise (default: 0.6; 1 with --mask)."""
     resample: Positive | None = None
     """With --mask: number of times that each part of the schedule runs, so that new and kept parts fit (default: 2)."""
+    given: tuple[str, ...] = ()
+    """Given frames of clips, as INDEX=FILE: 0=a.png is image to video, and 0=a.png last=b.png interpolates."""
+    frames: Positive | None = None
+    """Length of clips that are continued beyond the length of the model."""
+    overlap: Positive | None = None
+    """With --frames: number of last frames that each further part continues (default: half of the model's)."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,13 @@ def paths(start: dict[str, Any], given: StartImage, file: Path) -> dict[str, Any
     Raises:
         InputError: the images start from an image whose path is not recorded, or which is not there.
     """
+    if "given" in start and not given.given:
+        if not start["given"]:
+            raise InputError("these clips have given frames whose paths are not recorded; add --given")
+        pairs = [str(pair).partition("=") for pair in start["given"]]
+        start = start | {"given": tuple(f"{place}={located(path, file, 'frame')}" for place, _, path in pairs)}
+    if "given" in start or "frames" in start:
+        return start
     if start and "image" not in start and given.image is None:
         raise InputError("these images start from an image whose path is not recorded; add --image (and --mask)")
     values = dict(start)

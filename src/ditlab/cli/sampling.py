@@ -1,6 +1,7 @@
 """Commands for generating images, tuning schedules and measuring speed."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,6 +125,8 @@ def check_together(request: Request, start: StartImage, files: Files) -> None:
             "--labels": None if request.prompts else request.labels,
             "--strip": request.strip,
             "--image": start.image,
+            "--given": start.given or None,
+            "--frames": start.frames,
         }
         unused |= {"--trajectory": files.trajectory or None, "--show": files.show or None}
         unused["--format"] = "npy" if files.format == "npy" else None
@@ -137,7 +140,16 @@ def check_together(request: Request, start: StartImage, files: Files) -> None:
         raise InputError("--strip interpolates from noise; leave --image out")
     if start.image is None and (start.mask or start.strength is not None or start.resample is not None):
         raise InputError("--mask, --strength and --resample need an image to start from; add --image")
+    check_clips(start)
     parse_seeds(list(request.seeds or SEEDS))
+
+
+def check_clips(start: StartImage) -> None:
+    """Check that options of clips can be combined."""
+    if start.image is not None and (start.given or start.frames):
+        raise InputError("--image starts from an image, and --given and --frames are for clips; leave one of them out")
+    if start.overlap is not None and start.frames is None:
+        raise InputError("--overlap needs the length of the clips; add --frames")
 
 
 def open_model(model: str, checkpoint: Decoding, device: str) -> "Pipeline":
@@ -161,13 +173,36 @@ def report_loss(pipe: "BasePipeline") -> None:
 
 def original_of(pipe: "BasePipeline", start: StartImage) -> dict[str, Any]:
     """Read the image to start from, as an argument of `BasePipeline.steps`."""
+    from ditlab.inference.given import given_frames
     from ditlab.inference.inpaint import read_image
 
+    if start.given or start.frames is not None:
+        return {"original": given_frames(pipe, read_given(start.given), start.frames, start.overlap)}
     if start.image is None:
         return {}
     mask = None if start.mask is None else read_image(start.mask)
     original = pipe.original(read_image(start.image), mask=mask, strength=start.strength, resample=start.resample)
     return {"original": original}
+
+
+def read_given(pairs: Sequence[str]) -> dict[int, Any]:
+    """Read the frames INDEX=FILE that are given; "last" is the index -1.
+
+    Raises:
+        InputError: another form, an index twice, or a file that cannot be read.
+    """
+    from ditlab.inference.inpaint import read_image
+
+    images: dict[int, Any] = {}
+    for pair in pairs:
+        place, separator, file = pair.partition("=")
+        if not separator or not (place == "last" or place.removeprefix("-").isdecimal()):
+            raise InputError(f"--given {pair}; give INDEX=FILE, such as 0=first.png or last=end.png")
+        index = -1 if place == "last" else int(place)
+        if index in images:
+            raise InputError(f"--given has frame {place} twice; leave one of them out")
+        images[index] = read_image(Path(file))
+    return images
 
 
 def seeds_and_total(request: Request, examples: int, npz: bool) -> tuple[list[int], int]:

@@ -235,6 +235,12 @@ class Train(Located):
     """Number of the block that REPA aligns, from 0."""
     repa_weight: float = setting(0.5, resume="ask", not_negative=True, unused=Unused("repa", ("",)))
     """Weight of the REPA loss."""
+    given_first: float = setting(0.0, resume="ask", share=True)
+    """Share of clips whose first frame is given, for image to video; the loss counts the other frames."""
+    given_start: float = setting(0.0, resume="ask", share=True)
+    """Share of clips of which up to half of the frames, from the first one, are given, for longer clips."""
+    given_ends: float = setting(0.0, resume="ask", share=True)
+    """Share of clips whose first and last frame are given, for interpolation."""
     ema: float = setting(0.9999, resume="ask", share=True)
     """Decay of the exponential moving average (EMA) of the weights per step, after warm-up."""
     power_ema: Annotated[tuple[float, ...], Parameter(alias="widths")] = setting((), up_to=1, was="widths")

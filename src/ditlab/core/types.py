@@ -29,6 +29,8 @@ class Condition:
     )
     layer_values: Tensor | None = None  # (B, layers, L, heads, d), their values
     resolution: Tensor | None = None  # (B, 2) float, height and width in pixels of the image to be generated
+    fps: Tensor | None = None  # (B,) float, frames per second of the clip to be generated
+    given: Tensor | None = None  # (B, T) bool, true for frames that the network receives without noise
     other: "Condition | None" = None  # B rows
     weight: Tensor | None = None  # (B,) float, 0 is this condition and 1 the other one
 
@@ -51,6 +53,10 @@ class Condition:
             for name, value in self.parts().items()
         }
         return replace(self, **changed)
+
+    def with_given(self, given: Tensor) -> Self:
+        """Return the condition for clips of which the frames `given` (B, T) are given."""
+        return replace(self, given=given, other=None if self.other is None else self.other.with_given(given))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Return the condition on a device; floating-point tensors are converted to `dtype` if it is given."""

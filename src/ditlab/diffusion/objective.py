@@ -19,17 +19,18 @@ from ditlab.config.sections import Diffusion
 from ditlab.core.errors import InputError
 from ditlab.core.registry import Registry, described
 from ditlab.core.types import Condition, Prediction, Trace
+from ditlab.diffusion.frames import in_given, mean_error
 from ditlab.diffusion.process import (
     DDPM,
     Linear,
     Process,
     make_process,
     per_image,
-    posterior,
     process_name,
     process_options,
 )
 from ditlab.diffusion.times import TIMES
+from ditlab.diffusion.variational import variational_bound
 
 SAFE = 5e-3  # with a smaller determinant, errors of the network are amplified more than 200 times
 Network = Callable[..., Tensor]
@@ -67,6 +68,7 @@ class Regression:
     output: Tensor  # (B, C, ...), the network's estimate of `wanted`
     wanted: Tensor  # (B, C, ...), the target
     variance: Tensor | None  # (B, C, ...), the second half of the output if the variance is learned
+    given: Tensor | None = None  # (B, T) bool, given frames; `output` is `wanted` there
 
 
 @dataclass(frozen=True)
@@ -156,20 +158,22 @@ class Objective:
         Args:
             net: (x_t, timestep, condition) -> (B, C or 2 C, ...).
             x0, eps: data and noise (B, C, ...), float32.
-            condition: B rows; dropped labels are already replaced by the null condition.
+            condition: B rows; dropped labels are already replaced by the null condition. Given frames have no noise.
             t: times (B,) from `draw_times`.
             trace: passed to the network, for training aids that need its intermediate values.
         """
-        x = self.process.add_noise(x0, eps, t)
+        given = condition.given if isinstance(condition, Condition) else None
+        x = in_given(given, x0, self.process.add_noise(x0, eps, t))
         tracing = {} if trace is None else {"trace": trace}
-        output, variance = self.split(net(x, self.clock(t, x), condition, **tracing), x)
+        output, variance = self.split(net(x, self.clock(t, x, given), condition, **tracing), x)
         a, b = (per_image(c, x) for c in TARGETS[self.target](self.process, t))
-        return Regression(x0, x, t, output, a * x0 + b * eps, variance)
+        wanted = a * x0 + b * eps
+        return Regression(x0, x, t, in_given(given, wanted, output), wanted, variance, given)
 
     def terms(self, forward: Regression) -> dict[str, Tensor]:
         """Compute the losses (B,) float32 of a forward pass, by name."""
         t, output = forward.t, forward.output
-        loss = (output - forward.wanted).square().flatten(1).mean(1)
+        loss = mean_error((output - forward.wanted).square(), forward.given)
         weigh = WEIGHTS[self.weight]
         if weigh is not None:
             # An error of 1 in the target is an error of sigma / determinant in x0.
@@ -180,7 +184,8 @@ class Objective:
         if forward.variance is not None:
             estimate = self.predict(output.detach(), forward.x, t).x0
             mix = (forward.variance + 1) / 2
-            losses["variational"] = variational_bound(self.process, forward.x0, estimate, forward.x, t, mix)
+            bound = variational_bound(self.process, forward.x0, estimate, forward.x, t, mix)
+            losses["variational"] = mean_error(bound, forward.given) / math.log(2)  # in bits
         return losses
 
     def loss(
@@ -195,9 +200,15 @@ class Objective:
         """Compute the sum of `losses`, (B,) float32."""
         return reduce(operator.add, self.losses(net, x0, condition, t, eps, trace).values())
 
-    def clock(self, t: Tensor, x: Tensor) -> Tensor:
-        """Return the timestep input (B,) of the network for images x, float32 on their device."""
-        return self.process.clock(t).float().to(x.device).expand(len(x))
+    def clock(self, t: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return the timestep input (B,) of the network for images x, float32 on their device.
+
+        For clips with given frames (B, T) it is (B, T): theirs is that of the data.
+        """
+        clock = self.process.clock(t).float().to(x.device).expand(len(x))
+        if given is None:
+            return clock
+        return torch.where(given, float(self.process.clock(torch.zeros((), dtype=torch.float64))), clock[:, None])
 
     def split(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split the output of a network for x (B, C, ...) into the target, and the variance if it is learned; float32.
@@ -350,48 +361,9 @@ class Denoiser:
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Prediction:
         """Predict x0 and eps at x_t, for a condition without interpolated rows."""
-        output = self.net(x, self.objective.clock(t, x), condition)
+        output = self.net(x, self.objective.clock(t, x, condition.given), condition)
         target, variance = self.objective.split(output, x)
         prediction = self.objective.predict(target, x, t)
         if variance is None:
             return prediction
         return Prediction(prediction.x0, prediction.eps, (variance + 1) / 2)
-
-
-def variational_bound(process: Process, x0: Tensor, estimate: Tensor, x: Tensor, t: Tensor, mix: Tensor) -> Tensor:
-    """Compute one term of the variational bound in bits per dimension, (B,) (Nichol & Dhariwal 2021, eq. 4 and 15).
-
-    The term is the KL divergence between the true and the predicted step from t to the previous index; at the first
-    index it is the negative log-likelihood of x0 under a Gaussian discretized to 256 bins.
-
-    Args:
-        process: a discrete process.
-        x0, estimate, x: the data, the predicted x0, and x_t (B, C, ...).
-        t: times (B,).
-        mix: the learned variance (B, C, ...): 0 is log beta_tilde, 1 is log beta.
-    """
-    assert isinstance(process, DDPM)
-    step = 1 / process.timesteps
-    back = posterior(process, t, t - step)
-    # At the first index the posterior has no variance; the variance at the second index is used instead.
-    second = t.clamp(min=2 * step)
-    low = per_image(posterior(process, second, second - step).variance.log(), x)
-    log_var = low + mix * (per_image(back.beta.log(), x) - low)
-    true_mean = per_image(back.from_x, x) * x + per_image(back.from_x0, x) * x0
-    mean = per_image(back.from_x, x) * x + per_image(back.from_x0, x) * estimate
-    kl = 0.5 * (log_var - low - 1 + torch.exp(low - log_var) + (true_mean - mean).square() * torch.exp(-log_var))
-    first = per_image(t < 1.5 * step, x).bool()
-    return torch.where(first, _binned_nll(x0, mean, log_var), kl).flatten(1).mean(1) / math.log(2)
-
-
-def _binned_nll(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """-log of the mass of N(mean, exp(log_var)) in the bin of half width 1/255 around x; bins at -1 and 1 are open."""
-    scale = torch.exp(-0.5 * log_var)
-    above, below = (_normal_cdf((x - mean + edge) * scale) for edge in (1 / 255, -1 / 255))
-    mass = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
-    return -mass.clamp(min=1e-12).log()
-
-
-def _normal_cdf(x: Tensor) -> Tensor:
-    # The published losses use this approximation; the exact function changes their second digit.
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ditlab.autoencoders import Absent, Autoencoder
+from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import Backbone
 from ditlab.backbones.routing import without_blocks
 from ditlab.conditioning import ClassLabels, Conditioner
@@ -23,8 +23,9 @@ from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
-from ditlab.inference.extras import further_guidance
+from ditlab.inference.extras import encoded, further_guidance
 from ditlab.inference.finite import check_latents, finite_steps
+from ditlab.inference.given import GivenFrames, check_images, given_frames, longer
 from ditlab.inference.inpaint import Original, check_originals, check_startable, originals
 from ditlab.inference.interpolate import arguments
 from ditlab.inference.memory import RowLimit, Splitting, halved
@@ -166,6 +167,7 @@ class BasePipeline:
         Raises:
             InputError: an image, mask or number cannot be used.
         """
+        check_images(self)
         channels, size = self.picture_shape
         check_startable(channels, self.values)
         return originals(image, mask, self.autoencoder, channels, size, self.net.device, strength, resample)
@@ -241,6 +243,9 @@ class BasePipeline:
         mask: Image.Image | Sequence[Image.Image] | None = None,
         strength: float | None = None,
         resample: int | None = None,
+        given: Mapping[int, Any] | None = None,
+        frames: int | None = None,
+        overlap: int | None = None,
         size: tuple[int, int] | None = None,
         batch_size: int = 64,
         output_type: str = "pil",
@@ -252,6 +257,8 @@ class BasePipeline:
         Args:
             labels, seeds, size: as in `steps`; image i has labels[i] and seeds[i].
             image, mask, strength, resample: image to start from, as in `original`.
+            given, frames, overlap: given frames of clips, and clips that are longer than those of the model, as in
+                `given_frames`: {0: image} is image to video, and {0: a, -1: b} interpolates.
             batch_size: images generated at a time; does not change the images.
             output_type: "pil" (8 bits, the shown channels); "np" (B, H, W, C) or "pt" (B, C, H, W), both float from 0
                 (lowest number of the data's range) to 1 (highest); "native" (B, H, W, C), in the numbers and the type
@@ -275,6 +282,8 @@ class BasePipeline:
             options["original"] = self.original(image, mask=mask, strength=strength, resample=resample)
         elif mask is not None or strength is not None or resample is not None:
             raise InputError("mask, strength and resample need an image to start from; give image=")
+        if (given, frames, overlap) != (None, None, None):
+            options["original"] = given_frames(self, given or {}, frames, overlap)
         names, numbers, options = arguments(labels, seeds, options)
         record = describe(self, self.resolve(**options), names, numbers, options.get("guide"))
         latents = list(self.batches(names, numbers, batch_size, callback_on_step_end, size=size, **options))
@@ -303,6 +312,9 @@ class BasePipeline:
         if (batch_size := whole(batch_size, "batch size")) < 1:
             raise InputError(f"batch size {batch_size}; give 1 or more")
         names, numbers, options = arguments(labels, seeds, options)
+        if isinstance(options.get("original"), GivenFrames) and options["original"].frames:
+            yield from longer(self, names, numbers, batch_size, callback_on_step_end, **options)
+            return
         guide, original, size = (options.pop(key, None) for key in ("guide", "original", "size"))
         ready = self.model.fused() if self is self.model else self  # merged once for all batches
         guide = guide if guide is None or guide is not guide.model else guide.fused()
@@ -347,6 +359,7 @@ class BasePipeline:
         """Run the sampling plan for one batch."""
         check_originals(plan.original, len(seeds))
         condition = self.conditioner.encode(names).to(self.net.device)
+        condition = condition if plan.original is None else plan.original.conditioned(condition)
         net = self._inference_net(plan, condition)
         if plan.cache is not None:
             net = plan.cache.on(net)
@@ -356,7 +369,8 @@ class BasePipeline:
         text = encoded(net, condition)
         further = further_guidance(plan, self.objective, net, text, limit)
         if guide is None:
-            null = encoded(net, self.null(len(condition), plan.negative))
+            null = self.null(len(condition), plan.negative)
+            null = encoded(net, null if condition.given is None else null.with_given(condition.given))
             denoise = cfg(denoiser, text, null, scale, interval, channels, further)
         else:  # both networks receive the condition as it is, because each encodes it in its own way
             weak = guide.objective.denoiser(Splitting(guide._inference_net(plan, condition), limit))
@@ -374,27 +388,12 @@ class BasePipeline:
         net = self.net.fused()
         conditions = (condition, condition.other, self.null(1))
         labels = [rows.label for rows in conditions if rows and rows.label is not None]
-        if is_compiled(net) or not labels:  # compiled blocks compute their modulation themselves
+        # Compiled blocks compute their modulation themselves, and given frames have another one in the same call.
+        if is_compiled(net) or not labels or condition.given is not None:
             return net
         return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
-
-
-@torch.no_grad()
-def encoded(net: Backbone, condition: Condition) -> Condition:
-    """Compute what depends on a condition alone, once for all steps of sampling."""
-    return net.encoded(condition)
 
 
 def task(pipe: BasePipeline) -> tuple[object, ...]:
     """Return the properties that two models must share for autoguidance."""
     return pipe.shape, pipe.conditioner.config, pipe.objective.process
-
-
-def check_autoencoder(pipe: BasePipeline) -> None:
-    """Check that a model can decode its latents.
-
-    Raises:
-        InputError: the model has no autoencoder.
-    """
-    if isinstance(pipe.autoencoder, Absent):
-        raise InputError('this model has no autoencoder; load it with autoencoder=, or use output_type="latent"')

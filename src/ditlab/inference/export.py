@@ -29,8 +29,8 @@ from ditlab.core.io import replace_text, replacing, writing
 from ditlab.core.types import Condition
 from ditlab.core.values import PixelValues
 from ditlab.core.weights import CONFIG
-from ditlab.inference.base import BasePipeline, check_autoencoder
-from ditlab.inference.finite import check_weights
+from ditlab.inference.base import BasePipeline
+from ditlab.inference.finite import check_autoencoder, check_weights
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], NDArray[Any]]

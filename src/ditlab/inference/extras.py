@@ -1,4 +1,6 @@
-"""Skip-layer guidance and rescaling of a sampling plan, for one network."""
+"""Skip-layer guidance and rescaling of a sampling plan, and its condition, for one network."""
+
+import torch
 
 from ditlab.backbones import Backbone
 from ditlab.backbones.routing import without_blocks
@@ -24,3 +26,9 @@ def further_guidance(plan: Plan, objective: Objective, net: Backbone, condition:
         weaker = objective.denoiser(Splitting(without_blocks(net, plan.skip.layers), limit))
         without = plain(weaker, condition)
     return Further(plan.skip, without, Rescale(objective, share) if share else None)
+
+
+@torch.no_grad()
+def encoded(net: Backbone, condition: Condition) -> Condition:
+    """Compute what depends on a condition alone, once for all steps of sampling."""
+    return net.encoded(condition)

@@ -1,4 +1,4 @@
-"""Checks that what a model generates is finite; other values would become black pixels."""
+"""Checks that what a model generates can be decoded, and is finite; other values would become black pixels."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ditlab.autoencoders import Absent
 from ditlab.core.errors import InputError
 from ditlab.core.types import Seed, Step
 from ditlab.core.values import check_finite
@@ -80,3 +81,13 @@ def remedy(pipe: "BasePipeline") -> str:
     if pipe.dtype != torch.float32:
         return "use float32"
     return "use other sampling settings, such as less guidance, or train the model further"
+
+
+def check_autoencoder(pipe: "BasePipeline") -> None:
+    """Check that a model can decode its latents.
+
+    Raises:
+        InputError: the model has no autoencoder.
+    """
+    if isinstance(pipe.autoencoder, Absent):
+        raise InputError('this model has no autoencoder; load it with autoencoder=, or use output_type="latent"')

@@ -20,7 +20,8 @@ from ditlab.core.progress import progress_bar
 from ditlab.core.spelling import path_name
 from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.core.units import counted
-from ditlab.inference.base import BasePipeline, check_autoencoder
+from ditlab.inference.base import BasePipeline
+from ditlab.inference.finite import check_autoencoder
 from ditlab.inference.output import native, save_item
 from ditlab.inference.records import Repeat, describe
 from ditlab.report.sheets import contact_sheet, save_animation

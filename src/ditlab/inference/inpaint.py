@@ -21,7 +21,7 @@ from torch import Tensor
 from ditlab.autoencoders import Autoencoder
 from ditlab.config.values import number, whole
 from ditlab.core.errors import InputError, nearest_path
-from ditlab.core.types import Denoise, Noise, Prediction, Step
+from ditlab.core.types import Condition, Denoise, Noise, Prediction, Step
 from ditlab.core.units import counted
 from ditlab.core.values import PixelValues
 from ditlab.diffusion.process import Process, per_image
@@ -44,6 +44,11 @@ class Original:
     resample: int  # number of times that each part of the schedule runs
     files: tuple[tuple[str, str], ...] = ()  # paths of each image and its mask; empty for images that are in memory
 
+    @property
+    def rounds(self) -> int:
+        """Number of times that the whole schedule runs."""
+        return self.resample
+
     def part(self, rows: slice) -> "Original":
         """Return the originals of some of the generated images."""
         if len(self.pixels) == 1:
@@ -58,6 +63,10 @@ class Original:
         parts = [self.pixels[i]] + ([] if self.mask is None else [self.mask[i].to(torch.uint8)])
         digest = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
         return {name: path for name, path in paths.items() if path} | {"image_hash": digest[:16]}
+
+    def conditioned(self, condition: Condition) -> Condition:
+        """Return the condition for these originals: what the network receives in addition to x."""
+        return condition
 
     def times(self, schedule: Tensor) -> Tensor:
         """Return the last part of a schedule that runs with this strength, at least one step."""

@@ -48,7 +48,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Number of `Step`s of each batch, including steps that in-painting repeats."""
-        return (len(self.times) - 1) * (1 if self.original is None else self.original.resample)
+        return (len(self.times) - 1) * (1 if self.original is None else self.original.rounds)
 
     @property
     def schedule(self) -> str | list[float]:

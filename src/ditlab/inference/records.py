@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 METADATA = "ditlab"  # key of the text chunk in PNG files with the settings as JSON
 RECORD = "samples.json"
 WITHOUT = (".npz", ".gif")  # suffixes of files that ditlab writes without settings in them
-PER_IMAGE = ("label", "prompt", "seed", "image", "mask", "image_hash")
+CLIP = ("given", "frames", "overlap")
+PER_IMAGE = ("label", "prompt", "seed", "image", "mask", "image_hash", *CLIP)
 START = ("strength", "resample")
 COMMON_TYPES: dict[str, tuple[type, ...]] = {"source": (str,), "load_options": (dict,), "negative_prompt": (str,)}
 SETTING_TYPES: dict[str, tuple[type, ...]] = {"schedule": (str, list), "guidance_channels": (int, type(None))}
 IMAGE_TYPES: dict[str, tuple[type, ...]] = {
     "file": (str,), "seed": (int, dict), "label": (str, int, dict, type(None)), "image": (str, type(None)),
-    "mask": (str, type(None)), "image_hash": (str, type(None)),
+    "mask": (str, type(None)), "image_hash": (str, type(None)), "given": (list,), "frames": (int,), "overlap": (int,),
 }  # fmt: skip
 
 
@@ -151,9 +152,16 @@ class Repeat:
     def start(self) -> dict[str, Any]:
         """The image and mask to start from, strength and resample; empty if the images start from noise.
 
+        For clips, the given frames and the length instead.
+
         Raises:
             InputError: the images start from several images, or from one whose path is not recorded.
         """
+        clips = [{name: image[name] for name in CLIP if name in image} for image in self.images]
+        if any(clip != clips[0] for clip in clips):
+            raise InputError(f"the clips of {self.file} start from several frames; give them again")
+        if clips and clips[0]:
+            return clips[0] | ({"given": ()} if "image_hash" in self.images[0] and "given" not in clips[0] else {})
         starts = {(image.get("image"), image.get("mask"), image.get("image_hash")) for image in self.images}
         if len(starts) > 1:
             raise InputError(f"the images of {self.file} start from several images; repeat one of its PNG files")

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ditlab.backbones import BACKBONES, Backbone
 from ditlab.conditioning import CONDITIONERS
 from ditlab.config.fields import check_settings
 from ditlab.config.sections import Recipe
@@ -14,6 +15,7 @@ from ditlab.data import Dataset
 from ditlab.diffusion.objective import TARGETS, WEIGHTS, make_objective
 from ditlab.diffusion.process import make_process
 from ditlab.diffusion.times import TIMES
+from ditlab.inference.given import SHARES
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.aids import AIDS
 from ditlab.training.objectives import OBJECTIVES
@@ -117,6 +119,27 @@ def check_exits(recipe: Recipe, pipe: Pipeline) -> None:
         raise InputError(
             "parallel.shard needs every block in every process, and early exits skip blocks; omit one of them"
         )
+
+
+def check_given(recipe: Recipe, net: Backbone) -> None:
+    """Check that clips have frames that can be given, and that their network can receive them.
+
+    Raises:
+        InputError: they have not, it cannot, or the shares are more than all clips.
+    """
+    train = recipe.train
+    shares = {name: share for name in SHARES if (share := getattr(train, name))}
+    if not shares:
+        return
+    what = ", ".join(f"train.{name} is {share:g}" for name, share in shares.items())
+    if sum(shares.values()) > 1 + 1e-9:
+        raise InputError(f"{what}, more than 1 together; give shares of all clips")
+    if not net.frame_times:
+        able = ", ".join(name for name, kind in BACKBONES.items() if kind.frame_times)
+        raise InputError(f"{what}, and {net.config['name']} has no given frames; choose a network for clips ({able})")
+    least = 3 if train.given_ends else 2
+    if net.size[0] < least:
+        raise InputError(f"{what}, for clips of {counted(net.size[0], 'frame')}; give clips of {least} or more")
 
 
 def check_dataset(dataset: object) -> None:

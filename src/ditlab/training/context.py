@@ -16,6 +16,7 @@ from ditlab.inference.pipeline import Pipeline
 from ditlab.training.aids import Aid
 from ditlab.training.captions import CaptionConditions
 from ditlab.training.ema import EMA
+from ditlab.training.given import given_frames
 from ditlab.training.objectives import TrainingObjective
 from ditlab.training.rng import POSTERIOR, Randomness
 
@@ -66,6 +67,8 @@ class TrainingContext:
     def condition(self, batch: Batch, randomness: Randomness, generator: torch.Generator) -> Condition:
         """The conditions of a batch on the device, randomly dropped with the probability `train.label_dropout`.
 
+        Some frames of clips are given, with the probabilities `train.given_first` and so on.
+
         Args:
             batch: B images.
             randomness: the randomness of these images.
@@ -76,7 +79,11 @@ class TrainingContext:
         if self.captions is not None:
             assert batch.index is not None
             condition = self.captions.condition(batch.index, randomness)
-        return self.pipe.conditioner.drop(condition, randomness.part(dropped)).to(self.device)
+        condition = self.pipe.conditioner.drop(condition, randomness.part(dropped)).to(self.device)
+        if batch.x.ndim != 5:
+            return condition
+        given = given_frames(self.settings, randomness.batch, batch.x.shape[2], generator)
+        return condition if given is None else condition.with_given(randomness.part(given).to(self.device))
 
     def trace(self, randomness: Randomness) -> Trace:
         """A trace with which a forward pass records the values that the aids need.

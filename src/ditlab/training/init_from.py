@@ -52,7 +52,7 @@ def transfer(net: Backbone, classes: list[str], source: Pipeline, class_map: str
     Returns:
         How each tensor of both networks was transferred.
     """
-    targets, sources = net.state_dict(), source.net.state_dict()
+    targets, sources = net.state_dict(), net.weights_of(source.net)
     same = classes == source.classes and net.classes == source.net.classes and not class_map
     rows = None if same else match_classes(classes, source, class_map)
     changes = [_fill(name, targets[name], sources, net, rows, source) for name in targets]
@@ -220,7 +220,7 @@ def continued(model: Model, source: Pipeline) -> Model:
     """
     derived = {*SHAPE, *TEXT_OPTIONS}  # from the data, the autoencoder and the conditioner
     options: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in derived}
-    new_class, source_class = find(model.name)[0], type(source.net)
+    (new_class, sizes), source_class = find(model.name), type(source.net)
     changeable = source.net.changeable
     if new_class is not source_class and issubclass(new_class, source_class):
         options["name"] = name_of(new_class, options)
@@ -229,6 +229,7 @@ def continued(model: Model, source: Pipeline) -> Model:
         known = inspect.signature(new_class).parameters
         options = {key: value for key, value in options.items() if key in known}
         options |= {key: value for key, value in model.options.items() if key not in options and value is not None}
+        options |= new_class.options_from(source.net, sizes | model.options)
         options["name"] = name_of(new_class, options)
     options |= {key: value for key, value in model.options.items() if key in changeable}
     return Model(**options)

@@ -26,7 +26,7 @@ from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.training.captions import CaptionConditions, read_captions
-from ditlab.training.checks import check_condition, check_dataset, check_exits, check_guidance
+from ditlab.training.checks import check_condition, check_dataset, check_exits, check_given, check_guidance
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, copy_frozen, freeze, inherited, report, transfer
 from ditlab.training.job import Job
@@ -161,6 +161,7 @@ def make_run(job: Job) -> None:
     """Set up the objective and the aids. They check the network, whose blocks sharding and compiling would hide."""
     job.pipe.net.train()
     check_exits(job.recipe, job.pipe)
+    check_given(job.recipe, job.pipe.net)
     job.run = make_context(job.pipe, job.recipe)
     if job.captions is not None and isinstance(job.pipe.conditioner, Text):
         job.run.captions = CaptionConditions.encode(

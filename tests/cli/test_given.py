@@ -1,0 +1,57 @@
+"""`ditlab sample --given`: frames of clips."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import perturbed
+from PIL import Image
+
+from ditlab.backbones import create
+from ditlab.diffusion.objective import Objective
+from ditlab.inference.pipeline import Pipeline
+
+OPTIONS = ("--labels", 1, "--seeds", 0, "--steps", 2, "--format", "npy")
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A model of clips and two frames, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"depth": 1, "width": 16, "heads": 2, "patch": 4, "classes": 2, "channels": 1, "learn_variance": False}
+    Pipeline(perturbed(create("VideoDiT", size=(4, 8, 8), **sizes), 0.05).eval(), Objective()).save("model")
+    for i, name in enumerate("ab"):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)).save(f"{name}.png")
+    return "model"
+
+
+def clip_in(folder):
+    (file,) = folder.glob("*.npy")
+    return np.load(file)
+
+
+def test_frames_are_given_and_recorded(ditlab, model, tmp_path):
+    ditlab("sample", model, *OPTIONS, "--given", "0=a.png", "last=b.png", "--out", "one")
+    ditlab("sample", "--like", "one", "--out", "two")
+    clip = clip_in(tmp_path / "one")
+    assert np.array_equal(clip[[0, 3], ..., 0], np.stack([np.asarray(Image.open(f"{name}.png")) for name in "ab"]))
+    assert np.array_equal(clip_in(tmp_path / "two"), clip)
+    ditlab("sample", model, *OPTIONS, "--given", "0=a.png", "--frames", 7, "--overlap", 1, "--out", "long")
+    assert clip_in(tmp_path / "long").shape == (7, 8, 8, 1)
+    ditlab("sample", "--like", "long", "--out", "again")
+    assert np.array_equal(clip_in(tmp_path / "again"), clip_in(tmp_path / "long"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--given", "a.png"), "--given a.png; give INDEX=FILE, such as 0=first.png or last=end.png"),
+        (("--given", "0=a.png", "0=b.png"), "--given has frame 0 twice; leave one of them out"),
+        (("--overlap", 2), "--overlap needs the length of the clips; add --frames"),
+        (("--given", "0=a.png", "--image", "b.png"), "--image starts from an image, and --given and --frames are for"),
+        (("--npz", "--frames", 9), "--npz generates all classes from noise; leave --frames out"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(ditlab, model, options, message):
+    words = OPTIONS[2:6] if "--npz" in options else OPTIONS
+    assert message in ditlab("sample", model, *words, *options, code=2).err

@@ -1,0 +1,116 @@
+"""Clips with given frames: image to video, interpolation and continuation."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import perturbed, relative, tiny_pipeline
+from PIL import Image
+
+from ditlab.backbones import create
+from ditlab.core.errors import InputError
+from ditlab.core.types import Between
+from ditlab.diffusion.objective import Objective
+from ditlab.inference.pipeline import Pipeline
+
+LATENT = {"seeds": [3, 4], "steps": 3, "guidance": 2.0, "output_type": "latent"}
+
+
+@pytest.fixture(params=["VideoDiT", "Latte"])
+def pipe(request):
+    torch.manual_seed(0)
+    sizes = {"depth": 2, "width": 32, "heads": 2, "patch": 2, "classes": 2, "channels": 1, "learn_variance": False}
+    more = {"patch_frames": 2} if request.param == "VideoDiT" else {}
+    return Pipeline(perturbed(create(request.param, size=(4, 8, 8), **sizes, **more), 0.05).eval(), Objective())
+
+
+def picture(seed, side=8):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8))
+
+
+def test_given_frames_come_back_and_change_the_others(pipe):
+    first, last = picture(0), picture(1)
+    out = pipe([0, 1], seeds=[3, 4], steps=3, guidance=2.0, given={0: first, -1: last})
+    for video in out.videos:
+        assert np.array_equal(video[0, ..., 0], np.asarray(first))
+        assert np.array_equal(video[3, ..., 0], np.asarray(last))
+    about = out.settings[0]
+    assert about["image_hash"] == out.settings[1]["image_hash"]
+    latents = pipe([0, 1], given={0: first, -1: last}, **LATENT).images
+    plain, other = pipe([0, 1], **LATENT).images, pipe([0, 1], given={0: first, -1: first}, **LATENT).images
+    assert latents.shape == plain.shape == (2, 1, 4, 8, 8)
+    assert (latents[:, :, 1:3] - plain[:, :, 1:3]).abs().amax((1, 2, 3, 4)).min() > 1e-3
+    assert (latents[:, :, 1:3] - other[:, :, 1:3]).abs().amax((1, 2, 3, 4)).min() > 1e-3
+
+
+def test_each_clip_has_its_own_frames_and_does_not_depend_on_the_batch(pipe):
+    images = [picture(0), picture(1)]
+    together = pipe([0, 1], given={0: images}, **LATENT).images
+    single = torch.cat([pipe([i], given={0: images[i]}, **LATENT | {"seeds": [3 + i]}).images for i in range(2)])
+    assert relative(together, single) < 1e-5
+    parts = pipe([0, 1], given={0: images}, batch_size=1, **LATENT).images
+    assert relative(together, parts) < 1e-5
+
+
+def test_interpolated_labels_and_a_prepared_pipeline_take_given_frames(pipe):
+    options = LATENT | {"seeds": [3], "given": {1: picture(0)}}
+    half = pipe([Between(0, 1, 0.5)], **options).images
+    assert relative(half, pipe([0], **options).images) > 1e-4
+    assert relative(pipe.prepared("float32")([Between(0, 1, 0.5)], **options).images, half) < 1e-5
+
+
+def test_longer_clips_continue_their_last_frames(pipe):
+    out = pipe([0, 1], frames=9, overlap=1, given={0: picture(0)}, **LATENT)
+    first = pipe([0, 1], given={0: picture(0)}, **LATENT).images
+    assert out.images.shape == (2, 1, 9, 8, 8)
+    assert relative(out.images[:, :, :4], first) < 1e-6
+    assert (out.images[:, :, 4:7] - out.images[:, :, 1:4]).abs().amax() > 1e-2
+    assert [about["frames"] for about in out.settings] == [9, 9]
+    assert (
+        relative(pipe([0, 1], frames=9, overlap=1, given={0: picture(0)}, batch_size=1, **LATENT).images, out.images)
+        < 1e-5
+    )
+    assert pipe([0], frames=6, seeds=[0], steps=2).videos[0].shape == (6, 8, 8, 1)
+    assert pipe.resolve(steps=3, original=None).steps == 3
+
+
+def test_requests_that_do_not_fit_are_refused_in_one_line(pipe):
+    image = picture(0)
+    for options, message in (
+        ({"given": {4: image}}, "given frame 4 of clips of 4 frames; give 0 to 3, or -4 to -1"),
+        ({"given": {0: image, -4: image}}, "1 given frame of clips of 4; give 1 to 3 different ones"),
+        ({"given": dict.fromkeys(range(4), image)}, "4 given frames of clips of 4; give 1 to 3 different ones"),
+        ({"given": {}}, "0 given frames of clips of 4; give 1 to 3 different ones"),
+        ({"given": {0: picture(0, 6)}}, "frame 0 has 6x6 pixels, and the frames of this model 8x8; resize it first"),
+        ({"given": {0: "a.png"}}, r"given\[0\] is a str; give a PIL image, or a list of them"),
+        ({"given": {0: [image] * 3, 1: [image] * 2}}, "2 images for frame 1 of 3 clips; give 1 or 3"),
+        ({"given": {0: [image] * 3}}, "3 images to start from for 2 generated images; give 1 or 2"),
+        ({"frames": 4}, "frames 4 for a model of 4 frames; give more, or leave frames and overlap out"),
+        ({"overlap": 2}, "frames None for a model of 4 frames"),
+        ({"frames": 9, "overlap": 4}, "overlap 4 of clips of 4 frames; give 1 to 3"),
+        ({"frames": 9, "given": {-1: image}}, "one of the last frames is given, so that a clip cannot be continued"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe([0, 1], seeds=[0, 1], **options)
+
+
+def test_models_that_have_no_given_frames_say_why(pipe):
+    with pytest.raises(
+        InputError, match=r"given frames for DiT-S/2, which generates images; leave given out, or give im"
+    ):
+        tiny_pipeline()([0], given={0: picture(0)})
+    pipe.config = {"recipe": {"train": {"given_first": 0.0}}}
+    with pytest.raises(InputError, match=r"trained without given frames; set train.given_first, train.given_start or"):
+        pipe([0], given={0: picture(0)})
+    pipe.config = {"recipe": {"train": {"given_ends": 0.5}}}
+    pipe([0], given={0: picture(0)}, steps=1)
+
+
+def test_clips_do_not_start_from_an_image(pipe):
+    with pytest.raises(InputError, match="which generates clips; give frames with given="):
+        pipe([0], image=picture(0))
+
+
+def test_networks_ask_for_a_timestep_for_each_frame(pipe):
+    x, t, condition = pipe.net.example(1)
+    with pytest.raises(InputError, match="a condition with given frames; give one for each frame"):
+        pipe.net(x, t, condition.with_given(torch.tensor([[True, False, False, False]])))
