@@ -70,6 +70,23 @@ def test_a_new_network_is_zero_and_learns_its_words():
     assert blocks[0].words.kv.weight.grad.any()
 
 
+@torch.no_grad()
+def test_the_images_of_words_are_added_to_the_input():
+    net = made(text_length=5, vocabulary=9, word_images=3)
+    table = net.word_images.table.weight.view(9, 3, 8, 8)
+    condition = words([1, 4, 4, 2, 0], [1, 2, 0, 0, 0])
+    expected = torch.stack([table[1] + 2 * table[4] + table[2], table[1] + table[2]])
+    assert torch.allclose(net.word_images(condition), expected, atol=1e-6)
+    unmasked = Condition(tokens=condition.tokens[:, :2])
+    assert torch.equal(net.word_images(unmasked), torch.stack([table[1] + table[4], table[1] + table[2]]))
+    x, t = torch.randn(2, 3, 16, 16), torch.zeros(2)
+    before = net(x, t, condition)
+    net.word_images.table.weight[4] += 1
+    after = net(x, t, condition)
+    assert torch.equal(after[1], before[1])
+    assert not torch.allclose(after[0], before[0], atol=1e-2)
+
+
 def test_optimizer_groups_have_all_parameters(net):
     groups = net.parameter_groups()
     assert sum(len(group.parameters) for group in groups) == len([*net.parameters()])
@@ -96,6 +113,9 @@ def test_labels_for_a_text_network(net, condition, message):
     ({"classes": 0, "outer": (), "outer_grids": True},
      "outer_grids is set, but there are no outer levels; give outer, or remove outer_grids"),
     ({"classes": 0, "text_length": -1}, "text condition with length -1; give 0 or more"),
+    ({"classes": 0, "text_length": 5, "vocabulary": 9, "word_images": -1}, "word_images -1; give 0 or more channels"),
+    ({"classes": 0, "text_length": 5, "text_width": 6, "word_images": 3}, "word_images 3 for a network that does not "
+     "read numbers of words; give 0, or set the encoder words"),
 ])  # fmt: skip
 def test_sizes_that_do_not_fit(options, message):
     with pytest.raises(InputError) as error:

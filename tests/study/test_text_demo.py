@@ -59,6 +59,7 @@ def called(monkeypatch, capfd, *arguments):
 
 def test_the_demo_scores_prompts_and_says_how_to_type_one(place, monkeypatch, capfd):
     monkeypatch.setattr(text_demo, "PROMPTS", 80)
+    monkeypatch.setattr(text_demo, "PROCESSES", 1)
     monkeypatch.setattr(text_demo, "FEATURE_MINUTES", 0.005)
     monkeypatch.setattr(prompts, "REFERENCE", 100)
     recipe = parse_recipe(read_toml(place / "emoji.toml"))

@@ -139,6 +139,37 @@ class TextEmbedder(nn.Module):
         return x, mask, vector
 
 
+class WordImages(nn.Module):
+    """A small learned image (C, h, w) for each word; a text has the sum of those of its words.
+
+    A linear layer from one vector of the text (B, D) to an image has rank D. With more words than that, it learns their
+    appearances slowly, because each gradient step changes those of other words too. A row of a table belongs to one
+    word.
+
+    Args:
+        vocabulary: number of words.
+        channels: C.
+        grid: height and width.
+    """
+
+    def __init__(self, vocabulary: int, channels: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape = (channels, *grid)
+        self.table = nn.Embedding(vocabulary, channels * grid[0] * grid[1])
+
+    def initialize(self) -> None:
+        """Set initial weights N(0, 0.1), which the appearance of a word outweighs after few images of it."""
+        nn.init.normal_(self.table.weight, std=0.1)
+
+    def forward(self, condition: Condition) -> Tensor:
+        """Numbers of words (B, L) -> (B, C, h, w)."""
+        assert condition.tokens is not None
+        mask, weight = condition.mask, self.table.weight
+        weights = None if mask is None else mask.to(weight.dtype)
+        total = F.embedding_bag(condition.tokens, weight, mode="sum", per_sample_weights=weights)
+        return total.unflatten(1, self.shape)
+
+
 def checked(condition: Condition, shape: TextShape, longest: int | None = None) -> Tensor:
     """Return the tokens of a condition: states (B, L, E), or numbers of words (B, L).
 

@@ -31,7 +31,8 @@ SMALL, FAR = 0.5, 0.21875  # scale and shift of an object whose place is named
 PLACES = {"": (0.0, 0.0), "on the left": (0.0, -FAR), "on the right": (0.0, FAR), "at the top": (-FAR, 0.0),
           "at the bottom": (FAR, 0.0)}  # fmt: skip
 NATURAL = 4  # images of an object as it is, for one of each other color
-REPEATS = 4  # images of each combination, at different scales and places
+ALONE = 8  # the same for an object that has no other color, so that all objects are about equally frequent
+REPEATS = 2  # images of each combination, at different scales and places
 PLACED = 0.125  # share of the images with a named place, in the set of all emoji
 # 500 emoji that differ at 16x16 pixels, also if all of them had one color: no two of them have a cosine of 0.82.
 CHOSEN = """
@@ -157,7 +158,7 @@ def scenes(objects: tuple[Shown, ...], held_out: bool, placed: float, seed: int)
         for variant in range(len(shown.variants))
         for background in range(len(BACKGROUNDS))
         if is_held_out(shown, i, variant, background) == held_out
-        for _ in range(REPEATS * (1 if variant or len(shown.variants) == 1 else NATURAL))
+        for _ in range(REPEATS * (1 if variant else ALONE if len(shown.variants) == 1 else NATURAL))
     ]
     rng = np.random.default_rng([seed, int(held_out)])
     views = rng.integers(UNPLACED, size=len(rows))
