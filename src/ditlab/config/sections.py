@@ -283,10 +283,16 @@ class Parallel:
     """Activation checkpointing: recompute the blocks in the backward pass instead of storing their activations."""
     accumulate: Whole = setting(1, at_least=1)
     """Gradient accumulation: number of parts of a batch that are processed one after another."""
+    checkpoint: Literal["auto", "whole", "sharded"] = "auto"
+    """How checkpoints are written: whole by the first process, or sharded: each process writes its part. auto is
+    sharded for a run with shard whose checkpoints have 8 GiB or more."""
     check_memory: bool = True
     """Refuse a run that is predicted to need more than 1.5 times the memory of the machine."""
     timeout: Whole = setting(600, at_least=1)
     """Seconds to wait for a process that does not respond."""
+    check_every: Whole = setting(128_000, not_negative=True)
+    """With several processes: images between comparisons of their weights, averages and moments, which are compared
+    before each checkpoint too (0 disables both)."""
 
 
 @dataclass(frozen=True)

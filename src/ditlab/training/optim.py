@@ -1,6 +1,7 @@
 """The optimizer, and the learning rate as a function of the images seen."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -89,6 +90,19 @@ class CombinedOptimizer:
 
 
 Optimizer = torch.optim.Optimizer | CombinedOptimizer
+Number = int | tuple[int, int]
+"""Number of a parameter in the state of an optimizer, for a combined one after the number of the optimizer."""
+
+
+def numbered_parameters(optimizer: Optimizer) -> dict[Number, Parameter]:
+    """The parameters of an optimizer by their numbers in its state."""
+
+    def of(part: torch.optim.Optimizer) -> Iterator[tuple[int, Parameter]]:
+        return enumerate(parameter for group in part.param_groups for parameter in group["params"])
+
+    if isinstance(optimizer, CombinedOptimizer):
+        return {(i, n): parameter for i, part in enumerate(optimizer.parts) for n, parameter in of(part)}
+    return dict(of(optimizer))
 
 
 def learning_rate(settings: Optim, seen: int, images: int, elapsed: float = 0.0) -> float:

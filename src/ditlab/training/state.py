@@ -103,21 +103,32 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
     with interpreting(file, f"remove {folder} to resume from the checkpoint before it", "is missing or damaged"):
         saved: dict[str, Any] = read_state(file)
         restore_optimizer(saved["optimizer"], state)
-        state.further.load_state_dict(saved.get("further", {}))
-        state.ema.updates = saved["ema_updates"]
-        state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
-        state.compiled, state.profiles.steps = saved["compiled"], saved["profile_steps"]
-        state.left_out, state.in_a_row = saved["left_out"], saved["in_a_row"]
-        named = saved.get("named_losses", {})
-        if place.first:  # a checkpoint holds the sums over all processes
-            state.tally = Tally(saved["tally"], named)
-        else:
-            state.tally = Tally(None, {name: torch.zeros(()) for name in named})
+        restore_content(saved, state, place)
 
 
-def restore_optimizer(saved: dict[str, Any], state: TrainState) -> None:
-    """Load the moments of the optimizer; its settings stay those of the recipe, which may have changed."""
-    if state.sharded:
+def restore_content(saved: dict[str, Any], state: TrainState, place: Place) -> None:
+    """Load everything of state.pt but the state of the optimizer."""
+    state.further.load_state_dict(saved.get("further", {}))
+    state.ema.updates = saved["ema_updates"]
+    state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
+    state.compiled, state.profiles.steps = saved["compiled"], saved["profile_steps"]
+    state.left_out, state.in_a_row = saved["left_out"], saved["in_a_row"]
+    named = saved.get("named_losses", {})
+    if place.first:  # a checkpoint holds the sums over all processes
+        state.tally = Tally(saved["tally"], named)
+    else:
+        state.tally = Tally(None, {name: torch.zeros(()) for name in named})
+
+
+def restore_optimizer(saved: dict[str, Any], state: TrainState, *, complete: bool = True) -> None:
+    """Load the moments of the optimizer; its settings stay those of the recipe, which may have changed.
+
+    Args:
+        saved: the state of the optimizer.
+        state: the state of the run.
+        complete: whether the moments are complete tensors, of which a sharded run takes its part.
+    """
+    if state.sharded and complete:
         parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
         for number, values in saved["state"].items():
             for key, value in values.items():
@@ -157,21 +168,32 @@ def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot | Non
         holding(state.ema.net, average).cpu() if copied or state.sharded else state.ema.net,
         raw,
         profiles,
-        {
-            "optimizer": optimizer | {"state": moments},
-            "ema_updates": state.ema.updates,
-            "profile_steps": state.profiles.steps,
-            "seen": state.seen,
-            "seconds": state.seconds,
-            "precision": state.precision,
-            "compiled": state.compiled,
-            "left_out": state.left_out,
-            "in_a_row": state.in_a_row,
-            "further": {key: value.cpu().clone() for key, value in state.further.state_dict().items()},
-            "tally": tally[: len(state.tally.sums)],
-            "named_losses": dict(zip(state.tally.named, tally[len(state.tally.sums) :], strict=True)),
-        },
+        content_of(state, optimizer | {"state": moments}, tally),
     )
+
+
+def content_of(state: TrainState, optimizer: dict[str, Any], tally: Tensor) -> dict[str, Any]:
+    """The content of state.pt.
+
+    Args:
+        state: the state.
+        optimizer: state of the optimizer, with those of its tensors that are saved in this file.
+        tally: the sums of metrics of all processes.
+    """
+    return {
+        "optimizer": optimizer,
+        "ema_updates": state.ema.updates,
+        "profile_steps": state.profiles.steps,
+        "seen": state.seen,
+        "seconds": state.seconds,
+        "precision": state.precision,
+        "compiled": state.compiled,
+        "left_out": state.left_out,
+        "in_a_row": state.in_a_row,
+        "further": {key: value.cpu().clone() for key, value in state.further.state_dict().items()},
+        "tally": tally[: len(state.tally.sums)],
+        "named_losses": dict(zip(state.tally.named, tally[len(state.tally.sums) :], strict=True)),
+    }
 
 
 def holding(net: Backbone, tensors: dict[str, Tensor]) -> Backbone:
