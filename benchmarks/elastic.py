@@ -21,6 +21,7 @@ from pathlib import Path
 
 import cyclopts
 import psutil
+import torch
 from safetensors.torch import load_file
 
 from ditlab.core.weights import checkpoints
@@ -59,7 +60,7 @@ class Result:
     seconds_to_continue: float = 0.0  # from the loss of a host to the next line of metrics
     seconds_to_return: float = 0.0  # from the start of the lost host to a line of metrics with both hosts
     lost_steps: int = 0  # between the last line of metrics before the loss and the checkpoint that the run went back to
-    largest_difference: float = 0.0  # of weights, relative to the undisturbed run
+    difference: float = 0.0  # of all weights together, relative to the undisturbed run
     largest_loss_difference: float = 0.0  # of a line of metrics, relative
     lines: int = 0
 
@@ -171,9 +172,8 @@ def disturbed(run: Path, words: list[str], network: Network, log: Path, result: 
 def compare(run: Path, whole: Path, result: Result) -> None:
     """Compare weights and all lines of metrics with those of the undisturbed run."""
     ours, theirs = (load_file(checkpoints(folder)[-1] / "raw.safetensors") for folder in (run, whole))
-    result.largest_difference = max(
-        float((ours[name] - value).norm() / value.norm().clamp(min=1e-2)) for name, value in theirs.items()
-    )
+    a, b = (torch.cat([tensors[name].flatten() for name in theirs]) for tensors in (ours, theirs))
+    result.difference = float((a - b).norm() / b.norm())
     lines = [{line["images"]: line["loss"] for line in metrics(folder)} for folder in (run, whole)]
     assert lines[0].keys() == lines[1].keys(), "steps are missing or repeated"
     result.lines = len(lines[0])

@@ -28,6 +28,8 @@ from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import interleaved, waiter
 from ditlab.inference.pipeline import Pipeline
+from ditlab.profiling.settings import Fit, Question, cheapest, sizes_of
+from ditlab.profiling.settings import line as settings_line
 from ditlab.training.captions import CaptionConditions, Captions, read_captions
 from ditlab.training.checks import check_recipe
 from ditlab.training.ema import EMA
@@ -95,6 +97,7 @@ class Plan:
     checkpoint: float  # size of a checkpoint
     largest_batch: int  # most images of a process at a time that fit in memory
     advice: list[str]
+    cheapest: Fit | None = None  # settings that fit and cost least time; only for GPUs
     overhead_bound: bool = False  # the arithmetic of a step takes less time than launching its kernels
 
     @property
@@ -253,8 +256,35 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         checkpoint=held.saved_apart if recipe.train.lora and recipe.train.lora_apart else held.saved,
         largest_batch=largest,
         advice=troubles,
+        cheapest=cheapest_settings(subject, machine, cost.gmacs, held, half) if machine.kind == "cuda" else None,
         overhead_bound=bound,
     )
+
+
+def cheapest_settings(subject: Subject, machine: Machine, gmacs: float, held: Held, half: bool) -> Fit | None:
+    """The cheapest settings of memory with which a run fits a machine; None if there are none."""
+    return cheapest(question_of(subject, machine, gmacs, held), sizes_of(subject.make, subject.recipe, half))
+
+
+def question_of(subject: Subject, machine: Machine, gmacs: float, held: Held) -> Question:
+    """The question which settings of memory fit a machine."""
+    trained = held.gradients / held.weights
+    rate = DEVICES[machine.name].flops * REACHED if machine.name else DEVICES["a100"].flops * REACHED
+    return Question(
+        subject.make,
+        subject.recipe,
+        machine.devices,
+        machine.capacity * USABLE,
+        frozen_bytes(subject),
+        flops=rate,
+        flop=(4 + 2 * trained) * gmacs * 1e9 * subject.recipe.train.batch,
+        again=2 / (4 + 2 * trained),
+    )
+
+
+def frozen_bytes(subject: Subject) -> float:
+    """Size of the autoencoder in bytes."""
+    return float32_bytes(subject.autoencoder.state_dict().values()) if subject.autoencoder else 0.0
 
 
 def in_half(subject: Subject, machine: Machine) -> bool:
@@ -270,7 +300,7 @@ def in_half(subject: Subject, machine: Machine) -> bool:
 def all_parts(subject: Subject, held: Held, machine: Machine, half: bool, batch: int) -> dict[str, float]:
     """Memory in bytes of each part for a batch size, including the autoencoder."""
     parts = memory_parts(subject.make, held, batch, subject.recipe, machine.devices, machine.kind, half)
-    frozen = float32_bytes(subject.autoencoder.state_dict().values()) if subject.autoencoder else 0.0
+    frozen = frozen_bytes(subject)
     return parts | ({"autoencoder": frozen} if frozen else {})
 
 
@@ -361,6 +391,8 @@ def lines(estimate: Plan) -> Iterator[str]:
     if estimate.advice:
         yield "it does not fit; what helps:"
         yield from estimate.advice
+    if estimate.device in DEVICES or estimate.cheapest:
+        yield settings_line(estimate.cheapest)
 
 
 def rate(value: float) -> str:

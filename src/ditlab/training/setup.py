@@ -25,7 +25,7 @@ from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.training.captions import CaptionConditions, read_captions
-from ditlab.training.checks import check_condition, check_dataset, check_exits, check_guidance
+from ditlab.training.checks import check_condition, check_dataset, check_exits, check_guidance, check_offload
 from ditlab.training.elastic import PROCESSES, divide_batch, left_alone
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, copy_frozen, freeze, inherited, report, transfer
@@ -41,6 +41,7 @@ from ditlab.training.memory import (
     shortage,
 )
 from ditlab.training.model import build, pick_autoencoder, pick_conditioner
+from ditlab.training.offload import offload_activations
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import keep_inputs_only, shard, spread
 from ditlab.training.power_ema import PowerAverages
@@ -89,6 +90,7 @@ def open_data(job: Job) -> None:
     else:
         job.dataset = job.given_data
     check_dataset(job.dataset)
+    check_offload(recipe, job.place.device)
     if job.place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for products that are not in bfloat16
 
@@ -200,7 +202,7 @@ def start_average(job: Job) -> None:
 
     The step for timing is created here too, before sharding, so that each process can take it alone.
     """
-    job.run.ema = EMA(job.net, job.recipe.train.ema)
+    job.run.ema = EMA(job.net, job.recipe.train.ema, offloaded="average" in job.recipe.parallel.offload)
     job.pipe.net = job.run.ema.net  # previews and checkpoints use the average
     share = job.place.share(job.recipe.train.batch, job.parts)
     job.trial = trial_step(job.run, job.dataset, share)
@@ -214,6 +216,8 @@ def spread_memory(job: Job) -> None:
     settings = job.recipe.parallel
     if settings.checkpointing:
         keep_inputs_only(job.net)
+    if "activations" in settings.offload:
+        offload_activations(job.net)
     if settings.shard != "none" and not left_alone(job.place):
         for net in (job.net, job.pipe.net):
             shard(net, settings, job.place)
@@ -226,7 +230,7 @@ def restore(job: Job) -> None:
     """
     averages = PowerAverages(job.net, job.recipe.train.power_ema)
     assert job.run.ema is not None
-    optimizer = make_optimizer(job.net, job.recipe.optim)
+    optimizer = make_optimizer(job.net, job.recipe.optim, offloaded="moments" in job.recipe.parallel.offload)
     if further := list(job.run.trained.parameters()):
         optimizer.add_param_group({"params": further, "weight_decay": job.recipe.optim.weight_decay})
     job.state = TrainState(job.net, job.run.ema, optimizer, averages, job.run.trained)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ditlab.backbones import Backbone, create
 from ditlab.core.formats import interpreting
@@ -47,6 +48,8 @@ class TrainState:
 
     def average(self) -> Backbone:
         """The averaged weights as a complete network in this process; with sharding, all processes must call."""
+        if self.ema.net.device != self.net.device:
+            return copy.deepcopy(self.ema.net).to(self.net.device)
         if not self.sharded:
             return self.ema.net
         return holding(self.ema.net, gathered(self.ema.net.state_dict(), kept=True)).to(self.ema.net.device)
@@ -223,5 +226,19 @@ def gathered(values: Mapping[str, Tensor], *, kept: bool, copied: bool = True) -
     for key, value in values.items():
         full = whole(value.detach())
         if kept:
-            complete[key] = full.to("cpu", copy=copied)
+            complete[key] = on_cpu(full, copied=copied)
     return complete
+
+
+def on_cpu(value: Tensor, *, copied: bool) -> Tensor:
+    """A tensor on the CPU, also one of several inner tensors such as moments of 8 bits.
+
+    Args:
+        value: the tensor.
+        copied: whether it is copied if it is already on the CPU.
+    """
+    if not is_traceable_wrapper_subclass(value):
+        return value.to("cpu", copy=copied)
+    names, context = value.__tensor_flatten__()
+    inner = {name: getattr(value, name).to("cpu", copy=copied) for name in names}
+    return type(value).__tensor_unflatten__(inner, context, value.shape, value.stride())
