@@ -12,8 +12,8 @@ from ditlab.training.memory import held_in_training
 
 NETWORKS = {  # name -> network; channels, size and classes; batch
     "DiT-XL/2, 512 px": ("DiT-XL/2", (4, (64, 64), 1000), 256),
-    "SD3-medium, 1024 px": ("SD3-medium", (16, (128, 128), 0), 256),
-    "SD3.5-large, 1024 px": ("SD3.5-large", (16, (128, 128), 0), 256),
+    "SD3-medium, 1024 px": ("MMDiT-SD3-medium", (16, (128, 128), 0), 256),
+    "SD3.5-large, 1024 px": ("MMDiT-SD3.5-large", (16, (128, 128), 0), 256),
     "DiT-XL/2, video of 16 x 32 x 32 latents": ("DiT-XL/2", (16, (16, 32, 32), 0), 64),
 }
 MACHINES = {"1 x 24 GB": ("rtx4090", 1), "1 x 80 GB": ("h100", 1), "8 x 80 GB": ("h100", 8), "64 x 80 GB": ("h100", 64)}

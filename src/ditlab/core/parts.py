@@ -2,8 +2,8 @@
 
     ema/shard-00002-model-00001-of-00003.safetensors    what process 2 holds of the first third of the tensors
 
-Each file is an ordinary safetensors file whose header tells where its parts begin in the complete tensors. No file is a
-pickle, and any number of processes can read what another number has written.
+Each file is an ordinary safetensors file whose header states where its parts begin in the complete tensors. No file is
+a pickle, and any number of processes can read what another number has written.
 """
 
 import warnings

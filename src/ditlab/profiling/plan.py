@@ -28,7 +28,7 @@ from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import interleaved, waiter
 from ditlab.inference.pipeline import Pipeline
-from ditlab.profiling.settings import Fit, Question, cheapest, sizes_of
+from ditlab.profiling.settings import OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP, Fit, Question, cheapest, sizes_of
 from ditlab.profiling.settings import line as settings_line
 from ditlab.training.captions import CaptionConditions, Captions, read_captions
 from ditlab.training.checks import check_recipe
@@ -71,9 +71,6 @@ DEVICES = {
     "rtx3090": Device(24 * GIB, 71e12),
 }
 REACHED = 1 / 3  # share of the peak rate that training reaches
-# Overhead of a step in seconds, apart from its arithmetic: launching about a hundred kernels for the forward and
-# backward pass of each block, reading the batch, and updating weights and averages.
-OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP = 0.5e-3, 3e-3
 FEW, MORE = 8, 4  # images of the first trial, and the factor from one trial to the next
 LONG = 2.0  # seconds: a next trial that is expected to take longer is not made
 
@@ -240,6 +237,9 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
     length = seconds * recipe.train.images / recipe.train.batch if seconds else None
     if length and recipe.train.minutes:
         length = min(length, 60 * recipe.train.minutes)
+    fit = None
+    if machine.kind == "cuda":
+        fit = cheapest(question_of(subject, machine, cost.gmacs, held), sizes_of(subject.make, recipe, half))
     return Plan(
         device=device or machine.kind,
         devices=devices,
@@ -256,30 +256,16 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         checkpoint=held.saved_apart if recipe.train.lora and recipe.train.lora_apart else held.saved,
         largest_batch=largest,
         advice=troubles,
-        cheapest=cheapest_settings(subject, machine, cost.gmacs, held, half) if machine.kind == "cuda" else None,
+        cheapest=fit,
         overhead_bound=bound,
     )
 
 
-def cheapest_settings(subject: Subject, machine: Machine, gmacs: float, held: Held, half: bool) -> Fit | None:
-    """The cheapest settings of memory with which a run fits a machine; None if there are none."""
-    return cheapest(question_of(subject, machine, gmacs, held), sizes_of(subject.make, subject.recipe, half))
-
-
 def question_of(subject: Subject, machine: Machine, gmacs: float, held: Held) -> Question:
-    """The question which settings of memory fit a machine."""
-    trained = held.gradients / held.weights
-    rate = DEVICES[machine.name].flops * REACHED if machine.name else DEVICES["a100"].flops * REACHED
-    return Question(
-        subject.make,
-        subject.recipe,
-        machine.devices,
-        machine.capacity * USABLE,
-        frozen_bytes(subject),
-        flops=rate,
-        flop=(4 + 2 * trained) * gmacs * 1e9 * subject.recipe.train.batch,
-        again=2 / (4 + 2 * trained),
-    )
+    """The question which settings of memory fit a machine; arguments as for `predicted_step`."""
+    rate = DEVICES[machine.name or "a100"].flops * REACHED
+    usable = machine.capacity * USABLE - frozen_bytes(subject)
+    return Question.of(subject.make, subject.recipe, held, gmacs, devices=machine.devices, usable=usable, flops=rate)
 
 
 def frozen_bytes(subject: Subject) -> float:

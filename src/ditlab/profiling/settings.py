@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, Self
+
+import torch
 
 from ditlab.config.sections import Recipe
 from ditlab.core.units import GIB
@@ -20,6 +22,9 @@ from ditlab.training.memory import (
     shares_of,
 )
 
+# Overhead of a step in seconds, apart from its arithmetic: launching about a hundred kernels for the forward and
+# backward pass of each block, reading the batch, and updating weights and averages.
+OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP = 0.5e-3, 3e-3
 # Bytes per second, of which published peaks are two to three times as high.
 TO_HOST = 20e9  # between a GPU and its host (PCIe 4 with 16 lanes)
 BETWEEN = 100e9  # between GPUs, per GPU (NVLink; 8 GPUs of a host)
@@ -64,10 +69,31 @@ class Question:
     recipe: Recipe
     devices: int
     usable: float  # bytes of a GPU
-    fixed: float  # bytes that no setting changes, such as the autoencoder
     flops: float  # per second, of a GPU
     flop: float  # of a step of all processes, without recomputing
     again: float  # share of it that activation checkpointing adds
+    launch: float  # seconds in which the kernels of a part of a batch are launched
+
+    @classmethod
+    def of(
+        cls, make: Make, recipe: Recipe, held: Held, gmacs: float, *, devices: int, usable: float, flops: float
+    ) -> Self:
+        """The question for a network.
+
+        Args:
+            make: function that builds the network.
+            recipe: the settings of the run.
+            held: memory that does not depend on the batch size.
+            gmacs: of the network for one image.
+            devices: number of GPUs.
+            usable: bytes of a GPU.
+            flops: operations per second of a GPU.
+        """
+        trained = held.gradients / held.weights  # gradients are a third of the work if all weights have some
+        with torch.device("meta"):
+            launch = OVERHEAD_OF_BLOCK * len(make().repeated)
+        flop = (4 + 2 * trained) * gmacs * 1e9 * recipe.train.batch
+        return cls(make, recipe, devices, usable, flops, flop, 2 / (4 + 2 * trained), launch)
 
 
 def candidates(recipe: Recipe, devices: int) -> Iterator[Recipe]:
@@ -132,7 +158,7 @@ def fit_of(question: Question, recipe: Recipe, held: Held, sizes: Sizes) -> Fit 
     def of(count: int) -> tuple[float, ActivationSizes]:
         line = ActivationSizes(*(a + (count - 2) * (b - a) / 2 for a, b in zip(two, four, strict=True)))
         parts = replace(recipe, parallel=replace(parallel, accumulate=-(-share // count)))
-        return peak(parts_with(parts, held, question.devices, "cuda", line)) + question.fixed, line
+        return peak(parts_with(parts, held, question.devices, "cuda", line)), line
 
     accumulate = next((n for n in range(1, share + 1) if of(-(-share // n))[0] <= question.usable), None)
     if accumulate is None or recipe.train.batch // question.devices < accumulate:
@@ -158,7 +184,8 @@ def fit_of(question: Question, recipe: Recipe, held: Held, sizes: Sizes) -> Fit 
 def seconds_of(question: Question, recipe: Recipe, held: Held, accumulate: int, offloaded: float) -> float:
     """Seconds of a step: the arithmetic, and what the settings move between GPUs and to the host."""
     parallel = recipe.parallel
-    work = question.flop * (1 + question.again * parallel.checkpointing) / (question.flops * question.devices)
+    arithmetic = question.flop * (1 + question.again * parallel.checkpointing) / (question.flops * question.devices)
+    work = max(arithmetic, question.launch * accumulate)
     moved = 2 * offloaded * accumulate
     if "average" in parallel.offload:
         moved += held.weights
