@@ -147,11 +147,13 @@ def test_parts_of_a_batch_add_up_to_it(recipe, tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_rejected(recipe, tmp_path):
     with pytest.raises(
-        InputError, match=r"cannot be shared equally among 1 process in 3 parts; set train\.batch to 30"
+        InputError, match=r"cannot be shared among 1 process in 33 parts; set train\.batch to 33 or more"
     ):
-        alone(recipe, tmp_path / "run", "--parallel.accumulate=3")
-    with pytest.raises(InputError, match=r"among 6 processes in 2 parts; set train.batch to 24"):
-        Place(torch.device("cpu"), 0, 6).share(32, 2)
+        alone(recipe, tmp_path / "run", "--parallel.accumulate=33")
+    with pytest.raises(
+        InputError, match=r"a batch of 32 cannot be shared among 12 processes in 3 parts; .* to 36 or more"
+    ):
+        Place(torch.device("cpu"), 0, 12).share(32, 3)
     with pytest.raises(InputError, match="needs several processes; start them with torchrun"):
         alone(recipe, tmp_path / "run", "--parallel.shard=full")
     assert not (tmp_path / "run").exists()
@@ -373,4 +375,4 @@ def test_a_process_that_does_not_respond_is_reported(recipe, tmp_path):
     finally:
         second.kill()
     assert first.returncode == 1
-    assert "rank 0: another process ended, or did not respond for 20 s" in reported.splitlines()[-1]
+    assert "rank 0: rank 1 did not respond for 20 s" in reported.splitlines()[-1]

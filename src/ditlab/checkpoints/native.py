@@ -17,6 +17,7 @@ from ditlab.config.sampling import Sample
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
 from ditlab.core.hub import is_there
+from ditlab.core.model_files import read_checkpoint_parts, read_model
 from ditlab.core.modules import sizes, skip_init
 from ditlab.core.registry import check_imported, imported_parts_only
 from ditlab.core.spelling import absolute
@@ -28,7 +29,7 @@ from ditlab.core.weights import (
     CONDITIONER,
     CONFIG,
     RAW,
-    WEIGHTS,
+    RAW_PARTS,
     fit,
     newest_checkpoint,
     read_config,
@@ -109,7 +110,13 @@ def read_network(
     apart, ema = (folder / ADAPTER).exists(), weights == "ema"
     if base is not None and not apart:
         raise InputError(f"{folder} contains all its weights and needs no base; leave it out")
-    tensors = read_tensors(folder / ((ADAPTER if apart else WEIGHTS) if ema else RAW))
+    if apart:
+        tensors = read_tensors(folder / (ADAPTER if ema else RAW))
+    elif ema:
+        tensors = read_model(folder)
+    else:
+        parts = folder / RAW_PARTS
+        tensors = read_checkpoint_parts(parts) if parts.is_dir() else read_tensors(folder / RAW)
     if apart and (ema or not (folder / AVERAGED).exists()):  # earlier versions saved all raw weights
         tensors = read_base(folder, config, base, load_source) | tensors
     with interpreting(folder, "save the model again", "holds incomplete low-rank updates"):

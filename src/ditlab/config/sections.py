@@ -180,6 +180,8 @@ class Optim:
 
     name: Literal["adamw", "muon"] = setting("adamw", resume="never")
     """adamw, or muon: Muon for the matrices of the blocks and AdamW for all other parameters."""
+    moments: Literal["float32", "8bit"] = setting("float32", resume="never", unused=Unused("name", ("muon",)))
+    """Precision of Adam's moments: 8bit takes a quarter of the memory (needs the extra lowbit)."""
     lr: float = setting(1e-4, not_negative=True)
     """Peak learning rate."""
     betas: tuple[float, float] = setting((0.9, 0.999), share=True)
@@ -293,10 +295,18 @@ class Parallel:
     """Activation checkpointing: recompute the blocks in the backward pass instead of storing their activations."""
     accumulate: Whole = setting(1, at_least=1)
     """Gradient accumulation: number of parts of a batch that are processed one after another."""
+    offload: tuple[Literal["average", "moments", "activations"], ...] = ()
+    """What is kept in the memory of the host instead of the GPU: average, moments, activations."""
+    checkpoint: Literal["auto", "whole", "sharded"] = "auto"
+    """How checkpoints are written: whole by the first process, or sharded: each process writes its part. auto is
+    sharded for a run with shard whose checkpoints have 8 GiB or more."""
     check_memory: bool = True
     """Refuse a run that is predicted to need more than 1.5 times the memory of the machine."""
     timeout: Whole = setting(600, at_least=1)
     """Seconds to wait for a process that does not respond."""
+    check_every: Whole = setting(128_000, not_negative=True)
+    """With several processes: images between comparisons of their weights, averages and moments, which are compared
+    before each checkpoint too (0 disables both)."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ BASE = "init_from_hash"  # key of config.json: hash of the weights that training
 LARGE = 64 * 2**20  # bytes of a file
 ALIGNMENT = 64  # bytes, of PyTorch's allocator on a CPU
 ADAPTER = "adapter.safetensors"  # low-rank updates that are saved apart from the weights they change
+RAW_PARTS = "raw"  # folder with these weights, of a checkpoint that all processes wrote together
 RAW = "raw.safetensors"  # the weights that are trained, in a checkpoint
 AVERAGED = "ema.safetensors"  # the average with its low-rank updates, from which training resumes
 
@@ -56,11 +57,18 @@ def newest_checkpoint(run: Path) -> Path | None:
     Damaged folders are skipped with a warning. Only the sizes of files are checked.
     """
     for folder in reversed(checkpoints(run)):
-        problem = damage(folder)
+        problem = checkpoint_damage(folder)
         if problem is None:
             return folder
         warnings.warn(f"{folder} is damaged and is skipped: {problem}", stacklevel=2)
     return None
+
+
+def checkpoint_damage(folder: Path, *, hashes: bool = False, share: tuple[int, int] = (0, 1)) -> str | None:
+    """Describe what is wrong with a checkpoint; None if it is whole. Arguments as for `ditlab.core.io.damage`."""
+    if (folder / RAW_PARTS).is_dir() and not (folder / MANIFEST).exists():
+        return f"{MANIFEST} is missing, which is written when all parts are complete"
+    return damage(folder, hashes=hashes, share=share)
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -1,12 +1,14 @@
 """Write a model as a folder with weights, configuration and model card."""
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError
 from ditlab.core.io import MANIFEST, in_use, is_vacant, moved_aside, replace_text, replacing, write_manifest, writing
+from ditlab.core.model_files import INDEX, write_model
 from ditlab.core.version import __version__
 from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, read_config, state_hash, write_tensors
 from ditlab.diffusion.objective import describe_objective
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 
 CARD = "README.md"
-FILES = {WEIGHTS, AUTOENCODER, CONDITIONER, CONFIG, CARD, MANIFEST}  # the files of a model folder
+SEVERAL = "model-?????-of-?????.safetensors"  # the weights of a large model
+FILES = {WEIGHTS, SEVERAL, INDEX, AUTOENCODER, CONDITIONER, CONFIG, CARD, MANIFEST}  # the files of a model folder
 
 
 def save(pipe: "Pipeline", folder: Path, name: str | None, *, overwrite: bool) -> Path:
@@ -45,7 +48,8 @@ def check_free(folder: Path, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder")
-    if others := sorted({path.name for path in folder.iterdir()} - FILES):
+    names = sorted(path.name for path in folder.iterdir())
+    if others := [name for name in names if not any(fnmatchcase(name, pattern) for pattern in FILES)]:
         raise InputError(f"{folder} holds other files ({others[0]}), which would be lost; give another folder")
     read_config(folder)  # rejects folders that ditlab did not write
     if not overwrite:
@@ -64,7 +68,7 @@ def write_whole(pipe: "Pipeline", folder: Path, name: str) -> Path:
 
 def write(pipe: "Pipeline", folder: Path, name: str) -> Path:
     """Write the files of a model into a folder, which is created."""
-    write_tensors(pipe.net.state_dict(), folder / WEIGHTS)
+    write_model(pipe.net.state_dict(), folder)
     return write_others(pipe, folder, name)
 
 

@@ -28,6 +28,8 @@ from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import interleaved, waiter
 from ditlab.inference.pipeline import Pipeline
+from ditlab.profiling.settings import OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP, Fit, Question, cheapest, sizes_of
+from ditlab.profiling.settings import line as settings_line
 from ditlab.training.captions import CaptionConditions, Captions, read_captions
 from ditlab.training.checks import check_recipe
 from ditlab.training.ema import EMA
@@ -69,9 +71,6 @@ DEVICES = {
     "rtx3090": Device(24 * GIB, 71e12),
 }
 REACHED = 1 / 3  # share of the peak rate that training reaches
-# Overhead of a step in seconds, apart from its arithmetic: launching about a hundred kernels for the forward and
-# backward pass of each block, reading the batch, and updating weights and averages.
-OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP = 0.5e-3, 3e-3
 FEW, MORE = 8, 4  # images of the first trial, and the factor from one trial to the next
 LONG = 2.0  # seconds: a next trial that is expected to take longer is not made
 
@@ -95,6 +94,7 @@ class Plan:
     checkpoint: float  # size of a checkpoint
     largest_batch: int  # most images of a process at a time that fit in memory
     advice: list[str]
+    cheapest: Fit | None = None  # settings that fit and cost least time; only for GPUs
     overhead_bound: bool = False  # the arithmetic of a step takes less time than launching its kernels
 
     @property
@@ -237,6 +237,9 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
     length = seconds * recipe.train.images / recipe.train.batch if seconds else None
     if length and recipe.train.minutes:
         length = min(length, 60 * recipe.train.minutes)
+    fit = None
+    if machine.kind == "cuda":
+        fit = cheapest(question_of(subject, machine, cost.gmacs, held), sizes_of(subject.make, recipe, half))
     return Plan(
         device=device or machine.kind,
         devices=devices,
@@ -253,8 +256,21 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         checkpoint=held.saved_apart if recipe.train.lora and recipe.train.lora_apart else held.saved,
         largest_batch=largest,
         advice=troubles,
+        cheapest=fit,
         overhead_bound=bound,
     )
+
+
+def question_of(subject: Subject, machine: Machine, gmacs: float, held: Held) -> Question:
+    """The question which settings of memory fit a machine; arguments as for `predicted_step`."""
+    rate = DEVICES[machine.name or "a100"].flops * REACHED
+    usable = machine.capacity * USABLE - frozen_bytes(subject)
+    return Question.of(subject.make, subject.recipe, held, gmacs, devices=machine.devices, usable=usable, flops=rate)
+
+
+def frozen_bytes(subject: Subject) -> float:
+    """Size of the autoencoder in bytes."""
+    return float32_bytes(subject.autoencoder.state_dict().values()) if subject.autoencoder else 0.0
 
 
 def in_half(subject: Subject, machine: Machine) -> bool:
@@ -270,7 +286,7 @@ def in_half(subject: Subject, machine: Machine) -> bool:
 def all_parts(subject: Subject, held: Held, machine: Machine, half: bool, batch: int) -> dict[str, float]:
     """Memory in bytes of each part for a batch size, including the autoencoder."""
     parts = memory_parts(subject.make, held, batch, subject.recipe, machine.devices, machine.kind, half)
-    frozen = float32_bytes(subject.autoencoder.state_dict().values()) if subject.autoencoder else 0.0
+    frozen = frozen_bytes(subject)
     return parts | ({"autoencoder": frozen} if frozen else {})
 
 
@@ -361,6 +377,8 @@ def lines(estimate: Plan) -> Iterator[str]:
     if estimate.advice:
         yield "it does not fit; what helps:"
         yield from estimate.advice
+    if estimate.device in DEVICES or estimate.cheapest:
+        yield settings_line(estimate.cheapest)
 
 
 def rate(value: float) -> str:

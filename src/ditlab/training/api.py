@@ -1,6 +1,7 @@
 """`ditlab.train`: train a model from a recipe; the same call resumes an interrupted run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from ditlab.config.sections import Recipe
 from ditlab.core.device import process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
+from ditlab.core.model_files import read_model
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import make_console
 from ditlab.core.units import counted
+from ditlab.core.weights import checkpoints
 from ditlab.data import Dataset, from_torch
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
@@ -26,9 +29,10 @@ from ditlab.training.job import Job
 from ditlab.training.loop import train_to_end, write_run_report
 from ditlab.training.parallel import joined
 from ditlab.training.run_copy import copied
-from ditlab.training.run_folder import RunFolder
+from ditlab.training.run_folder import STACKS, RunFolder
 from ditlab.training.setup import prepare_steps, set_up
 from ditlab.training.signals import exit_before_first_step
+from ditlab.training.state import holding
 
 
 def train(
@@ -62,6 +66,30 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when the state has been saved.
         SystemExit: with status 0 after SIGTERM, when the state has been saved.
     """
+    with joined_run(recipe, out, data=data, callbacks=callbacks, changes=changes, console=console) as job:
+        train_here(job)
+        return trained_model(job)
+
+
+def train_folder(
+    recipe: Recipe | str | Path | Mapping[str, Any], out: str | Path, *, changes: bool = False, console: Console
+) -> None:
+    """Train as `train` does, but return nothing: the model, of which each process needs a copy, may be large."""
+    with joined_run(recipe, out, changes=changes, console=console) as job:
+        train_here(job)
+
+
+@contextmanager
+def joined_run(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    data: str | Dataset | TorchDataset[Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    changes: bool = False,
+    console: Console | None = None,
+) -> Iterator[Job]:
+    """A run in which this process has joined the others, with arguments as for `train`; its folder is locked."""
     console = console or make_console(stderr=True)
     recipe = as_recipe(recipe)
     dataset: Dataset | None = None
@@ -76,7 +104,7 @@ def train(
     with (
         exit_before_first_step(),
         held(folder, rank),
-        joined(recipe.train.device, recipe.parallel.timeout) as place,
+        joined(recipe.train.device, recipe.parallel.timeout, folder / STACKS) as place,
         copied(folder, recipe.train.upload, place.first) as copy,
     ):
         output = console if place.first else Console(quiet=True)
@@ -84,7 +112,7 @@ def train(
         job.folder.copy = copy
         for line in place.first_does(lambda: copy.begin() if copy is not None else []):
             job.say(line)
-        return train_here(job)
+        yield job
 
 
 def as_recipe(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
@@ -103,8 +131,8 @@ def as_recipe(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
     return Recipe.load(recipe) if isinstance(recipe, str | Path) else parse_recipe(dict(recipe))
 
 
-def train_here(job: Job) -> Pipeline:
-    """Run `train` in one process, which has joined the others."""
+def train_here(job: Job) -> None:
+    """Run all stages of a run in one process, which has joined the others."""
     set_up(job)
     if job.finished:
         limit, took = "train.images", ""
@@ -119,7 +147,19 @@ def train_here(job: Job) -> Pipeline:
         train_to_end(job)
         if job.dataset.skipped:
             job.say(f"{counted(len(job.dataset.skipped), 'image')} could not be read: {job.skipped_images}")
-    job.pipe.net = merged(job.state.average())
+
+
+def trained_model(job: Job) -> Pipeline:
+    """The trained model with EMA weights, in all processes.
+
+    If all processes have written their parts of the last checkpoint, each reads the model from it.
+    """
+    if job.folder.together is None or not job.state.sharded:
+        job.pipe.net = merged(job.state.average())
+    else:
+        job.place.wait()  # until the first process has completed the checkpoint
+        folder = checkpoints(job.folder.folder)[-1]
+        job.pipe.net = holding(job.state.ema.net, read_model(folder)).to(job.place.device)
     if job.place.first:
         Listeners(callbacks=job.callbacks).end(job.pipe)
     return job.pipe

@@ -32,7 +32,15 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_settings(recipe)
     check_names(recipe)
-    for rule in (check_network, check_averages, check_freeze, check_sharding, check_layer_sync, check_encoder):
+    for rule in (
+        check_network,
+        check_averages,
+        check_freeze,
+        check_sharding,
+        check_memory_settings,
+        check_layer_sync,
+        check_encoder,
+    ):
         rule(recipe)
 
 
@@ -83,6 +91,34 @@ def check_sharding(recipe: Recipe) -> None:
         raise InputError("muon needs whole matrices, which parallel.shard splits; use adamw, or omit parallel.shard")
     if recipe.train.lora:
         raise InputError("train.lora trains few weights, which need no parallel.shard; omit one of them")
+
+
+def check_memory_settings(recipe: Recipe) -> None:
+    """Check for settings that cannot be combined with offloading or with moments of 8 bits."""
+    offload, moments = recipe.parallel.offload, recipe.optim.moments
+    if offload and recipe.parallel.shard != "none":
+        raise InputError(
+            "parallel.offload keeps complete tensors on the host, which parallel.shard splits; omit one of them"
+        )
+    if "moments" in offload and recipe.optim.name == "muon":
+        raise InputError('muon works on the GPU; use adamw, or omit "moments" from parallel.offload')
+    if moments == "8bit" and "moments" in offload:
+        raise InputError('optim.moments "8bit" are small and stay on the GPU; omit "moments" from parallel.offload')
+    if moments == "8bit" and (recipe.parallel.shard != "none" or recipe.parallel.checkpoint == "sharded"):
+        raise InputError(
+            'optim.moments "8bit" cannot be divided among processes; set it to "float32", or omit parallel.shard and '
+            "parallel.checkpoint"
+        )
+
+
+def check_offload(recipe: Recipe, device: torch.device) -> None:
+    """Check that offloading has an effect.
+
+    Raises:
+        InputError: the run computes where the tensors would be kept.
+    """
+    if recipe.parallel.offload and device.type == "cpu":
+        raise InputError("parallel.offload keeps tensors in the memory of the CPU, on which this run computes; omit it")
 
 
 def check_layer_sync(recipe: Recipe) -> None:

@@ -34,6 +34,8 @@ class Job:
     changes: bool = False  # whether settings may have changed since the run began
     callbacks: Sequence[Callback] = ()
     given_data: Dataset | None = None  # replaces the data source of the recipe
+    parts: int = field(init=False)  # in which each process computes its images of a batch, one after the other
+    processes: dict[str, int] = field(init=False)  # for which the recipe divides a batch, see `ditlab.training.elastic`
     dataset: Dataset = field(init=False)
     source: Pipeline | None = field(init=False, default=None)  # the model that training starts from
     resumed: bool = field(init=False, default=False)  # whether `source` is a checkpoint of this run

@@ -24,12 +24,15 @@ from ditlab.data.check import UnreadableImagesError
 from ditlab.diffusion.process import process_name
 from ditlab.report.run import write_report
 from ditlab.training.callbacks import Listeners
+from ditlab.training.hanging import watched
 from ditlab.training.job import Job
 from ditlab.training.log import RunLog, Tally
-from ditlab.training.losses import backward
+from ditlab.training.losses import Losses, backward
 from ditlab.training.optim import learning_rate
 from ditlab.training.parallel import local, whole
 from ditlab.training.preview import Guard, preview
+from ditlab.training.replicas import check_replicas, in_words
+from ditlab.training.run_folder import STACKS
 from ditlab.training.signals import check_own_signal, end, interruption
 from ditlab.training.state import TrainState
 from ditlab.training.trackers import trackers
@@ -58,9 +61,11 @@ def train_to_end(job: Job) -> None:
     ):
         for tracker in listeners.trackers:
             stack.callback(tracker.close)
+        watch = stack.enter_context(watched(folder.folder / STACKS, place.rank, place.world, recipe.parallel.timeout))
         started = time.monotonic() - state.seconds
         steps = Steps(job)
         for batch in steps.batches(job.order()):
+            watch.step()
             folder.check_written()
             before = state.seen
             rate = steps.take(batch)
@@ -70,12 +75,15 @@ def train_to_end(job: Job) -> None:
             stop = job.finished
             if steps.due(settings.log_every, before):
                 stop = write_log(job, log, listeners, rate) or stop
+            saves = steps.due(settings.save_every, before) or bool(signal) or stop
+            if (every := recipe.parallel.check_every) and (saves or steps.due(every, before)):
+                check_replicas(state, place)
             # The preview comes before the checkpoint, because a run that resumes there would not repeat the preview.
             if steps.due(settings.preview_every, before):
                 show_preview(job, listeners, guard)
-            if steps.due(settings.save_every, before) or signal or stop:
+            if saves:
                 state.seconds = agreed(job, time.monotonic() - started)  # with the time of the preview
-                folder.save(state, job.pipe, settings, place)
+                folder.save(state, job.pipe, settings, place, complete=stop)
             if signal or stop:
                 folder.finish()
                 write_run_report(job)
@@ -98,9 +106,7 @@ class Steps:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.dtype = getattr(torch, job.state.precision)
-        self.parts = job.recipe.parallel.accumulate
-        self.share = job.place.share(job.recipe.train.batch, self.parts) * self.parts
-        self.first = job.place.rank * self.share  # position in the batch of the first image of this process
+        self.rows = job.place.rows(job.recipe.train.batch)  # of the batch, that this process computes
         self.problem: InputError | None = None  # why this process has no further batch
 
     def batches(self, order: Iterator[Tensor]) -> Iterator[Batch]:
@@ -125,7 +131,7 @@ class Steps:
 
     def part(self, values: Tensor) -> Tensor:
         """This process's part of the values (B, ...) of a batch."""
-        return values[self.first : self.first + self.share]
+        return values[self.rows]
 
     def due(self, interval: int, before: int) -> bool:
         """Whether a multiple of an interval was reached since `before` images, or the run is finished."""
@@ -135,14 +141,15 @@ class Steps:
         """Take a step, or skip it if its gradient is not finite; returns the learning rate."""
         recipe, state = self.job.recipe, self.job.state
         rate = learning_rate(recipe.optim, state.seen, recipe.train.images, self.job.elapsed)
-        losses = backward(self.job.run, batch, state.seen, self.first, self.parts, self.dtype)
+        place, parts = self.job.place, self.job.parts
+        losses = backward(self.job.run, batch, state.seen, self.rows.start, parts, self.dtype, place.world)
         self.job.place.average_gradients(state.further.parameters())  # those of the network are exchanged already
         norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), recipe.optim.clip or float("inf")))
         if norm.isfinite():
             take_step(state, rate)
             state.tally.add(losses, norm if self.job.place.first else None)
         else:
-            skip_step(self.job)
+            skip_step(self.job, losses)
         state.seen += recipe.train.batch
         return rate
 
@@ -177,10 +184,11 @@ def take_step(state: TrainState, rate: float) -> None:
     state.in_a_row = 0
 
 
-def skip_step(job: Job) -> None:
+def skip_step(job: Job, losses: Losses) -> None:
     """Record a batch whose gradient is not finite, and return to the last checkpoint after `max_bad_steps` of them.
 
-    If the weights themselves are no longer finite, the run returns to the checkpoint immediately.
+    If the weights themselves are no longer finite, the run returns to the checkpoint immediately. The processes whose
+    own losses are not finite are named, because the gradients of all processes are added.
 
     Raises:
         InputError: there is no checkpoint, or returning to it did not help.
@@ -188,8 +196,9 @@ def skip_step(job: Job) -> None:
     settings, state, place, folder = job.recipe.train, job.state, job.place, job.folder
     state.optimizer.zero_grad()
     state.left_out, state.in_a_row = state.left_out + 1, state.in_a_row + 1
+    ranks = place.collect([] if losses.total.isfinite().all() else [place.rank])
     if place.first:
-        folder.note(state.seen, next(job.order()))
+        folder.note(state.seen, next(job.order()), ranks if place.world > 1 else None)
     ruined = place.maximum(int(not all(value.isfinite().all() for value in local(state.parameters()))))
     if state.in_a_row % settings.max_bad_steps and not ruined:
         return
@@ -199,7 +208,8 @@ def skip_step(job: Job) -> None:
         if ruined
         else f"gradient was not finite in {counted(state.in_a_row, 'step')} in a row"
     )
-    problem = f"the {what}, after {counted(state.seen, 'image')} (their indices: {folder.left_out})"
+    origin = f"; only the loss of {in_words(ranks)} is not finite" if 0 < len(ranks) < place.world else ""
+    problem = f"the {what}, after {counted(state.seen, 'image')}{origin} (their indices: {folder.left_out})"
     kept = state.seen, state.seconds, state.left_out, state.in_a_row, state.tally
     failed = state.in_a_row > settings.max_bad_steps or not folder.restore(state, job.console, place=place)
     if failed or (ruined and state.seen == folder.back_at):

@@ -69,24 +69,30 @@ def batch_losses(run: TrainingContext, images: Batch, seen: int, first: int, dty
     return Losses(named, randomness.times)
 
 
-def backward(run: TrainingContext, batch: Batch, seen: int, first: int, parts: int, dtype: torch.dtype) -> Losses:
+def backward(
+    run: TrainingContext, batch: Batch, seen: int, first: int, parts: int, dtype: torch.dtype, world: int = 1
+) -> Losses:
     """Compute the gradient of the mean loss, and return the losses without gradients.
+
+    The mean of the gradients of all processes is that of the whole batch, also if they have different numbers of
+    images.
 
     Args:
         run: the training context; gradients are added to its parameters.
         batch: the images of this process.
         seen: number of images that the run saw before the batch.
         first: position of the first image of this process in the batch of all processes.
-        parts: number of equal parts that are computed one after the other.
+        parts: number of parts that are computed one after the other; their sizes differ by one image at most.
         dtype: precision of the network.
+        world: number of processes.
     """
     computed = []
-    count = len(batch) // parts
+    images = run.settings.batch / world  # of a process, on average
     for part in range(parts):
-        rows = slice(part * count, (part + 1) * count)
+        rows = slice(len(batch) * part // parts, len(batch) * (part + 1) // parts)
         with no_exchange(run.network, last=part == parts - 1):
             losses = batch_losses(run, batch[rows], seen, first + rows.start, dtype)
-            (losses.total.mean() / parts).backward()  # type: ignore[no-untyped-call]
+            (losses.total.mean() / (images / (rows.stop - rows.start))).backward()  # type: ignore[no-untyped-call]
         computed.append(Losses({name: value.detach() for name, value in losses.named.items()}, losses.times))
     named = {name: torch.cat([losses.named[name] for losses in computed]) for name in computed[0].named}
     times = [losses.times for losses in computed if losses.times is not None]

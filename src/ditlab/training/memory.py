@@ -6,7 +6,7 @@ meta device, which neither allocates nor computes.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,10 +24,12 @@ from ditlab.training.losses import make_context
 from ditlab.training.optim import muon_matrices
 from ditlab.training.parallel import keep_inputs_only
 from ditlab.training.rng import Randomness, RunRandomness
+from ditlab.training.sharded import LARGE
 
 PROCESS = {"cpu": 0.45 * GIB, "cuda": 0.8 * GIB}  # Python, PyTorch and their libraries
 USABLE = 0.94  # share of a device's memory that tensors can use; the rest is lost to fragmentation
 CERTAIN = 1.5  # a run that needs this many times the memory there is cannot work, although predictions are not exact
+SMALLEST, BLOCK = 4096, 256  # numbers of the smallest tensor whose moments have 8 bits, and with one scale
 MOST = 2**16  # largest batch size that is considered
 
 Make = Callable[[], Backbone]
@@ -62,6 +64,8 @@ def held_in_training(make: Make, recipe: Recipe) -> Held:
     weights = float32_bytes(net.parameters())
     trained = float32_bytes(parameter for parameter in net.parameters() if parameter.requires_grad)
     moments = 2 * trained - float32_bytes(muon_matrices(net, recipe.optim))  # Muon has one moment, AdamW two
+    if recipe.optim.moments == "8bit":
+        moments = sum(2 * eight_bit_bytes(parameter) for parameter in net.parameters() if parameter.requires_grad)
     return Held(weights, trained, moments, (1 + len(recipe.train.power_ema)) * weights)
 
 
@@ -70,10 +74,16 @@ def float32_bytes(parameters: Iterable[Tensor]) -> float:
     return 4.0 * sum(parameter.numel() for parameter in parameters)
 
 
+def eight_bit_bytes(parameter: Tensor) -> float:
+    """Size of a moment in bytes with optim.moments = "8bit": small tensors stay in float32, as in torchao."""
+    count = parameter.numel()
+    return count * (1 + 4 / BLOCK) if count >= SMALLEST and count % BLOCK == 0 else 4.0 * count
+
+
 def memory_parts(
     make: Make, held: Held, batch: int, recipe: Recipe, devices: int, kind: str, half: bool
 ) -> dict[str, float]:
-    """Memory of one process in bytes: part -> size.
+    """Memory of one process in bytes: part -> size; without what is kept in the memory of the host.
 
     Args:
         make: function that builds the network.
@@ -84,22 +94,79 @@ def memory_parts(
         kind: type of the device, "cpu" or "cuda".
         half: whether activations are in bfloat16.
     """
-    shards = {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
+    return parts_with(recipe, held, devices, kind, activation_sizes(make, batch, recipe, kind=kind, half=half))
+
+
+class ActivationSizes(NamedTuple):
+    """Bytes of activations."""
+
+    kept: float  # on the device, for the backward pass
+    recomputed: float  # at a time, in the backward pass
+    largest: float  # tensor
+    offloaded: float  # in the memory of the host
+
+
+def activation_sizes(make: Make, batch: int, recipe: Recipe, *, kind: str, half: bool) -> ActivationSizes:
+    """The activations of a process for a number of images at a time; arguments as for `memory_parts`."""
     kept, recomputed, largest = activations(make, batch, recipe.parallel.checkpointing, recipe, kind=kind, half=half)
+    if "activations" not in recipe.parallel.offload:
+        return ActivationSizes(kept, recomputed, largest, 0.0)
+    outside = activations_outside(make, batch, recipe, kind=kind, half=half)
+    with torch.device("meta"):
+        blocks = max(1, len(make().repeated))
+    # Those of one block at a time are on the device.
+    return ActivationSizes(outside, recomputed or (kept - outside) / blocks, largest, kept - outside)
+
+
+def parts_with(recipe: Recipe, held: Held, devices: int, kind: str, sizes: ActivationSizes) -> dict[str, float]:
+    """Memory of one process in bytes, as `memory_parts` returns it, with these activations."""
+    shards, offload = shares_of(recipe, devices), recipe.parallel.offload
     parts = {
         "process": PROCESS.get(kind, 0.0),
         "weights": held.weights / shards,
         "gradients": held.gradients / shards,
         "optimizer": held.moments / shards,
         "averages": held.averages / shards,
-        "activations": kept,
-        "workspace": recomputed + 2 * largest,
+        "activations": sizes.kept,
+        "workspace": sizes.recomputed + 2 * sizes.largest,
     }
+    for setting, part in (("moments", "optimizer"), ("average", "averages")):
+        if setting in offload:
+            del parts[part]
     if kind == "cpu":  # for other devices, the copy is in the memory of the host
-        parts["copy for the checkpoint"] = held.saved
+        parts["copy for the checkpoint"] = held.saved / (shards if in_parts(recipe, held) else 1)
     if devices > 1 or recipe.parallel.accumulate > 1:  # gradients exist during the next forward pass
         parts["gradients kept"] = parts.pop("gradients")
     return parts
+
+
+def shares_of(recipe: Recipe, devices: int) -> int:
+    """The number of processes among which weights, gradients, moments and averages are divided."""
+    return {"none": 1, "full": devices, "hybrid": min(devices, 8)}[recipe.parallel.shard]
+
+
+def in_parts(recipe: Recipe, held: Held) -> bool:
+    """Whether each process copies only its part for a checkpoint."""
+    chosen = recipe.parallel.checkpoint if not recipe.train.power_ema else "whole"
+    return recipe.parallel.shard != "none" and (chosen == "sharded" or (chosen == "auto" and held.saved >= LARGE))
+
+
+def host_parts(held: Held, recipe: Recipe, devices: int, offloaded: float) -> dict[str, float]:
+    """Memory in bytes that a process on a GPU needs on its host: part -> size.
+
+    Args:
+        held: memory that does not depend on the batch size.
+        recipe: the settings of the run.
+        devices: number of processes.
+        offloaded: activations that are kept there.
+    """
+    offload = recipe.parallel.offload
+    parts = {"copy for the checkpoint": held.saved / (shares_of(recipe, devices) if in_parts(recipe, held) else 1)}
+    if "moments" in offload:
+        parts["optimizer"] = held.moments + 2 * held.gradients  # and copies of the weights and their gradients
+    if "average" in offload:
+        parts["averages"] = held.averages
+    return parts | ({"activations": offloaded} if offloaded else {})
 
 
 def peak(memory: dict[str, float]) -> float:
@@ -207,6 +274,27 @@ def activations(
     keep_inputs_only(net)
     values, copies = kept_tensors(net, inputs, trace, KernelsOf(kind, half))
     return sum(values) + copies, whole / len(net.repeated), largest  # one block at a time is recomputed
+
+
+def activations_outside(make: Make, batch: int, recipe: Recipe, *, kind: str, half: bool) -> float:
+    """Size in bytes of what is kept for the backward pass outside the blocks; arguments as for `activations`."""
+    with torch.device("meta"):
+        net = make().train()
+        inputs = net.example(batch)
+    for block in net.repeated:
+        block.forward = uncounted(block.forward)
+    values, copies = kept_tensors(net, inputs, example_trace(net, batch, recipe), KernelsOf(kind, half))
+    return sum(values) + copies
+
+
+def uncounted(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap a forward pass so that outer hooks do not see what it saves."""
+
+    def inner(*inputs: Any) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value):
+            return forward(*inputs)
+
+    return inner
 
 
 def example_trace(net: Backbone, batch: int, recipe: Recipe) -> Trace:

@@ -1,6 +1,7 @@
 """The optimizer, and the learning rate as a function of the images seen."""
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,16 +11,22 @@ from ditlab.backbones import Backbone
 from ditlab.config.sections import Optim
 from ditlab.core.errors import InputError
 from ditlab.training.muon import Muon
+from ditlab.training.offload import HostOptimizer
 
 
-def make_optimizer(net: Backbone, settings: Optim) -> "Optimizer":
+def make_optimizer(net: Backbone, settings: Optim, *, offloaded: bool = False) -> "Optimizer":
     """The optimizer of a network: AdamW, or Muon for the hidden matrices and AdamW for all other parameters.
 
     The parameter groups of the network decide which parameters have weight decay, and which matrices Muon updates
     (Jordan et al. 2024). Muon's updates are scaled to AdamW's size, so that one learning rate suits both.
 
+    Args:
+        net: the network.
+        settings: the [optim] section of the recipe.
+        offloaded: keep the moments in the memory of the host.
+
     Raises:
-        InputError: a parameter is in none of the network's parameter groups.
+        InputError: a parameter is in none of the network's parameter groups, or a library is missing.
     """
     matrices = muon_matrices(net, settings)
     decay = {id(p): group.decay for group in net.parameter_groups() for p in group.parameters}
@@ -33,11 +40,31 @@ def make_optimizer(net: Backbone, settings: Optim) -> "Optimizer":
         {"params": [p for p in others if not decay[id(p)]], "weight_decay": 0.0},
     ]
     fused = net.device.type in ("cpu", "cuda", "mps")
+    if settings.moments == "8bit":
+        return eight_bits()(groups, lr=settings.lr, betas=settings.betas)
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
+    if offloaded:
+        return HostOptimizer(adamw)
     if not matrices:
         return adamw
     muon = Muon(matrices, settings.lr, settings.weight_decay)
     return CombinedOptimizer(adamw, muon)
+
+
+def eight_bits() -> Callable[..., torch.optim.Optimizer]:
+    """The AdamW of torchao, whose moments have 8 bits (Dettmers et al. 2022) where a tensor is large enough.
+
+    Raises:
+        InputError: torchao is not installed.
+    """
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError:
+        raise InputError(
+            'optim.moments "8bit" needs torchao; pip install "ditlab[lowbit]", or set it to "float32"'
+        ) from None
+    made: Callable[..., torch.optim.Optimizer] = AdamW8bit
+    return made
 
 
 def muon_matrices(net: Backbone, settings: Optim) -> list[Parameter]:
@@ -88,7 +115,20 @@ class CombinedOptimizer:
             part.load_state_dict({"state": values, "param_groups": groups})
 
 
-Optimizer = torch.optim.Optimizer | CombinedOptimizer
+Optimizer = torch.optim.Optimizer | CombinedOptimizer | HostOptimizer
+Number = int | tuple[int, int]
+"""Number of a parameter in the state of an optimizer, for a combined one after the number of the optimizer."""
+
+
+def numbered_parameters(optimizer: Optimizer) -> dict[Number, Parameter]:
+    """The parameters of an optimizer by their numbers in its state."""
+
+    def of(part: torch.optim.Optimizer | HostOptimizer) -> Iterator[tuple[int, Parameter]]:
+        return enumerate(parameter for group in part.param_groups for parameter in group["params"])
+
+    if isinstance(optimizer, CombinedOptimizer):
+        return {(i, n): parameter for i, part in enumerate(optimizer.parts) for n, parameter in of(part)}
+    return dict(of(optimizer))
 
 
 def learning_rate(settings: Optim, seen: int, images: int, elapsed: float = 0.0) -> float:

@@ -4,12 +4,14 @@ A launcher (torchrun, Slurm, Kubernetes) starts the processes; without a launche
 not communicate. As in torchtitan, activation checkpointing and compilation come before DDP or FSDP2.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,6 +28,7 @@ from ditlab.config.sections import Parallel
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.units import counted
+from ditlab.training.hanging import lost_processes
 
 T = TypeVar("T")
 
@@ -37,6 +40,7 @@ class Place:
     device: torch.device
     rank: int = 0
     world: int = 1
+    group: Any = None  # the processes that exchange values; None is all processes of the run
 
     @property
     def first(self) -> bool:
@@ -44,31 +48,43 @@ class Place:
         return self.rank == 0
 
     def share(self, batch: int, parts: int) -> int:
-        """Number of images that this process computes at a time.
+        """The most images that a process computes at a time.
 
         Args:
             batch: images in a batch of all processes.
             parts: parts that each process computes one after the other.
 
         Raises:
-            InputError: the batch cannot be divided equally.
+            InputError: a process would have fewer images than parts.
         """
-        images, remainder = divmod(batch, self.world * parts)
-        if remainder or images == 0:
-            low = max(1, batch // (self.world * parts)) * self.world * parts
+        if batch // self.world < parts:
             raise InputError(
-                f"a batch of {batch} cannot be shared equally among {counted(self.world, 'process')} in "
-                f"{counted(parts, 'part')}; "
-                f"set train.batch to {low}, or change the number of processes or parallel.accumulate"
+                f"a batch of {batch} cannot be shared among {counted(self.world, 'process')} in "
+                f"{counted(parts, 'part')}; set train.batch to {self.world * parts} or more, or use fewer processes or "
+                "a lower parallel.accumulate"
             )
-        return images
+        return math.ceil(math.ceil(batch / self.world) / parts)
+
+    def rows(self, batch: int) -> slice:
+        """The rows of a batch that this process computes; the parts of two processes differ by one row at most."""
+        return slice(batch * self.rank // self.world, batch * (self.rank + 1) // self.world)
+
+    def apart(self, seconds: int) -> "Place":
+        """The same place with a connection of its own, for a thread beside the training; all processes must call.
+
+        Args:
+            seconds: timeout for a process that does not respond.
+        """
+        if self.world == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)))
 
     def agree(self, value: T) -> T:
         """The value of the first process; all processes must call."""
         if self.world == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0)
+        dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
 
     def first_does(self, work: Callable[[], T]) -> T:
@@ -93,14 +109,14 @@ class Place:
         if self.world == 1:
             return values
         lists: list[Any] | None = [None] * self.world if self.first else None
-        dist.gather_object(values, lists, dst=0)
+        dist.gather_object(values, lists, dst=0, group=self.group)
         return values if lists is None else [value for part in lists for value in part]
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes, on the CPU; for metrics, not for gradients."""
         values = values.detach().cpu().clone()
         if self.world > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -116,7 +132,7 @@ class Place:
         if self.world == 1:
             return value
         largest = torch.tensor(value)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
         return int(largest)
 
     def wait(self) -> None:
@@ -126,12 +142,13 @@ class Place:
 
 
 @contextmanager
-def joined(device: str, seconds: int) -> Iterator[Place]:
+def joined(device: str, seconds: int, stacks: Path | None = None) -> Iterator[Place]:
     """Join the process group of the launcher for the enclosed block; without a launcher there is one process.
 
     Args:
         device: name of the device, as in `pick_device`.
         seconds: timeout for a process that does not respond.
+        stacks: folder in which processes that hang write their stacks.
 
     Raises:
         InputError: processes did not connect, or there are more processes than accelerators.
@@ -148,6 +165,7 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
     backend = "cpu:gloo,cuda:nccl" if process_device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, **meeting_point(seconds))
+        spare = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))  # to find who does not respond
     except (dist.DistError, RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         line = str(error).splitlines()[0]
@@ -155,14 +173,15 @@ def joined(device: str, seconds: int) -> Iterator[Place]:
             f"the {world} processes did not find each other at {where} within {seconds} s ({line})"
         ) from error
     try:
-        yield Place(process_device, rank, world)
+        yield Place(process_device, rank, world, dist.group.WORLD)
     except RuntimeError as error:
         if not any(word in str(error) for word in LOST):
             raise
         line = str(error).splitlines()[0]
+        named = lost_processes(spare, rank, stacks)
+        problem = f"{named} did not respond" if named else "another process ended, or did not respond"
         raise RunError(
-            f"rank {rank}: another process ended, or did not respond for {seconds} s ({line}); "
-            "the same command resumes at the newest checkpoint"
+            f"rank {rank}: {problem} for {seconds} s ({line}); the same command resumes at the newest checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()

@@ -5,11 +5,13 @@
     run/metrics.jsonl               a line of metrics at each interval
     run/previews/000000128000.png   samples of fixed seeds
     run/left-out.jsonl              the batches whose gradient was not finite, if there were any
+    run/stacks/rank-3.txt           where process 3 hung, if it did
     run/averages/000000128000.safetensors   snapshots of power-function averages, see `ditlab.training.power_ema`
     run/checkpoints/000000128000/   a model folder (EMA), raw.safetensors, state.pt and manifest.json; ema.safetensors
                                     with LoRA, profiles.safetensors with power-function averages. With LoRA apart,
                                     adapter.safetensors (EMA) and raw.safetensors hold only what is trained, and
-                                    there are no other weights of the network
+                                    there are no other weights of the network. Checkpoints of large sharded runs are
+                                    in parts, see `ditlab.training.sharded`
 
 Training pauses while the state is copied, and continues while the copy is written to a temporary folder, which is then
 renamed: a checkpoint is complete or absent. Any number of processes can resume from it.
@@ -35,12 +37,14 @@ from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
 from ditlab.core.io import (
     AGAIN,
+    PART,
     WINDOWS,
-    damage,
     discard,
     is_vacant,
     make_folder,
+    move,
     patiently,
+    remove,
     replace_text,
     replacing,
     sync,
@@ -48,6 +52,8 @@ from ditlab.core.io import (
     writing,
 )
 from ditlab.core.stores import StoreError
+from ditlab.core.model_files import AVERAGE_PARTS
+from ditlab.core.parts import join_parts
 from ditlab.core.terminal import say
 from ditlab.core.units import counted
 from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, write_pickle, write_tensors
@@ -61,10 +67,12 @@ from ditlab.training.parallel import Place
 from ditlab.training.power_ema import STEPS, as_float16
 from ditlab.training.resuming import changeable, compare_run
 from ditlab.training.run_copy import IDENTITY, RunCopy
+from ditlab.training.sharded import Parts, Stager, damage_together, in_parts, outlined, restore_parts, take_parts
 from ditlab.training.state import PROFILES, STATE, Snapshot, TrainState, restore_state, snapshot
 
 CHOICES = "choices.json"
 """What `ditlab train FOLDER` has chosen."""
+STACKS = "stacks"  # folder with the stacks of processes that hung
 BEFORE = ("skipped*.csv", CHOICES, IDENTITY)  # files that may be written before the run begins
 
 
@@ -83,6 +91,17 @@ class RunFolder:
         self.copy: RunCopy | None = None  # in a store
         self.writer = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
+        self.together: Place | None = None  # of the writer, if all processes write each checkpoint together
+        self.stage: Stager | None = None  # copies the parts of this process
+
+    def write_together(self, place: Place, seconds: int) -> None:
+        """Let all processes write their parts of each checkpoint from now on; all processes must call.
+
+        Args:
+            place: the place of this process.
+            seconds: timeout for a process that does not respond while a checkpoint is written.
+        """
+        self.together, self.stage = place.apart(seconds), Stager(place.device)
 
     def check(self, recipe: Recipe, pipe: Pipeline, dataset: Dataset, *, changes: bool = False) -> list[str]:
         """Check that the folder is new, or holds the same run; a run without a checkpoint may be replaced.
@@ -134,10 +153,17 @@ class RunFolder:
                     discard(draft)
             forget_after(self.left_out, seen - 1)
 
-    def note(self, seen: int, indices: Tensor) -> None:
-        """Record a batch whose step was skipped: images seen before it, and the indices of its images."""
+    def note(self, seen: int, indices: Tensor, ranks: list[int] | None = None) -> None:
+        """Record a batch whose step was skipped.
+
+        Args:
+            seen: images seen before it.
+            indices: of its images.
+            ranks: with several processes, those whose losses are not finite.
+        """
+        line = {"images": seen, "pictures": indices.tolist()} | ({} if ranks is None else {"processes": ranks})
         with self.left_out.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps({"images": seen, "pictures": indices.tolist()}) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     def show(self, seen: int, image: Image.Image) -> None:
         """Write a preview.
@@ -149,11 +175,19 @@ class RunFolder:
         with writing(f"preview {file}", AGAIN), replacing(file) as draft:
             image.save(draft, format="PNG")
 
-    def save(self, state: TrainState, pipe: Pipeline, settings: Train, place: Place) -> None:
+    def save(self, state: TrainState, pipe: Pipeline, settings: Train, place: Place, *, complete: bool = False) -> None:
         """Copy the state, and write it as a checkpoint while training continues; `finish` waits for it.
 
-        All processes must call; the first one writes. The newest `keep` checkpoints are kept, and the first checkpoint
-        after each multiple of `keep_every`. Low-rank updates are merged into the weights, or saved separately.
+        All processes must call; the first one writes, or all of them. The newest `keep` checkpoints are kept, and the
+        first checkpoint after each multiple of `keep_every`. Low-rank updates are merged into the weights, or saved
+        separately.
+
+        Args:
+            state: the state.
+            pipe: the model.
+            settings: the [train] section of the recipe.
+            place: the place of this process.
+            complete: whether the checkpoint must be a model folder, which one that all processes write is not.
 
         Raises:
             InputError: weights are not finite, or the disk is full; earlier checkpoints are not changed.
@@ -161,21 +195,41 @@ class RunFolder:
         self.finish()
         size = sum(value.nbytes for value in state.net.parameters()) * 4  # raw, average, two moments
         copied = state.sharded or place.device.type != "cpu" or free_memory(place.device) > 1.5 * size
+        if self.together is not None:
+            self._save_together(state, pipe, settings, place, copied=copied, complete=complete)
+            return
         taken = snapshot(state, place, copied=copied)
         if taken is None:
             return
-        last = checkpoints(self.folder)[-1:]
-        kept = f"the last good checkpoint is {last[0]}" if last else "there is no earlier checkpoint"
+        kept = self._kept()
         if not taken.is_finite():
-            raise InputError(
-                f"the weights are no longer finite after {counted(state.seen, 'image')}; {kept}: "
-                'train into another folder with a lower optim.lr, or with train.precision = "float32"'
-            )
+            raise InputError(not_finite(state.seen, kept))
         pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
         model = replace(pipe, net=taken.average, config=dict(pipe.config))
         self.writing = self.writer.submit(self._write, taken, model, settings, kept)
         if not copied:  # a copy does not fit into memory, so training must wait
             self.finish()
+
+    def _save_together(
+        self, state: TrainState, pipe: Pipeline, settings: Train, place: Place, *, copied: bool, complete: bool
+    ) -> None:
+        target, kept = self.checkpoints / f"{state.seen:012d}", self._kept()
+        draft = target.with_name(f".{target.name}{PART}")  # the same in all processes
+        if place.first:
+            remove(draft)  # of an attempt that failed; the other processes wait in `take_parts`
+        copied = not place.maximum(int(not copied))
+        taken = take_parts(state, place, self.stage if copied else None)
+        if not taken.finite:
+            raise InputError(not_finite(state.seen, kept))
+        pipe.config |= {"images_seen": state.seen, "train_seconds": round(state.seconds, 3)}
+        model = replace(pipe, net=outlined(pipe.net), config=dict(pipe.config))
+        self.writing = self.writer.submit(self._write_together, taken, target, draft, model, settings, kept, complete)
+        if not copied:
+            self.finish()
+
+    def _kept(self) -> str:
+        last = checkpoints(self.folder)[-1:]
+        return f"the last good checkpoint is {last[0]}" if last else "there is no earlier checkpoint"
 
     def check_written(self) -> None:
         """Report at once that the current checkpoint could not be written, not only when the next one is due.
@@ -201,22 +255,47 @@ class RunFolder:
         with writing(f"checkpoint {target}", f"{kept}; {AGAIN}"), replacing(target) as draft:
             self._fill(draft, taken, pipe, settings)
             write_manifest(draft)
-            for records in (self.metrics, self.left_out):  # a resumed run does not write the lines before it again
-                if records.exists():
-                    sync(records)
+            self._sync_records()
         removed = self.prune(taken.content["seen"], settings)
-        if self.copy is not None:
-            self.send(target, removed, last=taken.content["seen"] >= settings.images)
+        self.send(target, removed, last=taken.content["seen"] >= settings.images)
 
     def send(self, checkpoint: Path, removed: list[str], *, last: bool) -> None:
         """Copy a checkpoint to the store; a store that fails does not end the run before its last checkpoint."""
-        assert self.copy is not None
+        if self.copy is None:
+            return
         try:
             self.copy.send(checkpoint, removed)
         except StoreError as error:
             if last:
                 raise InputError(f"{error}; {checkpoint} is on this machine only") from error
             warnings.warn(f"{error}; the run continues, and {checkpoint} is on this machine only", stacklevel=2)
+
+    def _write_together(
+        self, taken: Parts, target: Path, draft: Path, pipe: Pipeline, settings: Train, kept: str, complete: bool
+    ) -> None:
+        assert self.together is not None
+        with writing(f"checkpoint {target}", f"{kept}; {AGAIN}"):
+            entries = taken.write(draft, self.together)
+
+        def finish() -> None:
+            with writing(f"checkpoint {target}", f"{kept}; {AGAIN}"):
+                saving.write_others(pipe, draft, self.folder.name)
+                if complete:
+                    join_parts(draft / AVERAGE_PARTS, draft)
+                write_pickle(taken.content, draft / STATE)
+                write_manifest(draft, known=entries)
+                self._sync_records()
+                sync(draft)
+                move(draft, target)
+                removed = self.prune(taken.content["seen"], settings)
+            self.send(target, removed, last=complete)
+
+        self.together.first_does(finish)
+
+    def _sync_records(self) -> None:
+        for records in (self.metrics, self.left_out):  # a resumed run does not write the lines before it again
+            if records.exists():
+                sync(records)
 
     def _fill(self, draft: Path, taken: Snapshot, pipe: Pipeline, settings: Train) -> None:
         """Write the files of a checkpoint."""
@@ -259,7 +338,7 @@ class RunFolder:
         Raises:
             InputError: all checkpoints are damaged.
         """
-        name = place.first_does(lambda: self.newest_whole(console))
+        name = self.newest_whole(console, place)
         if name is None:
             return False
         folder = self.checkpoints / name
@@ -268,26 +347,40 @@ class RunFolder:
                 f"process {place.rank} cannot find {folder}, which the first process can; "
                 "put the run on a file system that all machines share"
             )
-        restore_state(folder, state, place)
+        restore = restore_parts if in_parts(folder) else restore_state
+        restore(folder, state, place)
         return True
 
-    def newest_whole(self, console: Console) -> str | None:
-        """Name of the checkpoint to resume from; None if there is none.
+    def newest_whole(self, console: Console, place: Place) -> str | None:
+        """Name of the checkpoint to resume from; None if there is none. All processes must call.
 
         Raises:
             InputError: all checkpoints are damaged.
         """
-        written = checkpoints(self.folder)
-        for folder in reversed(written):
-            problem = damage(folder, hashes=True)
+        written = place.agree([folder.name for folder in checkpoints(self.folder)])
+        for name in reversed(written):
+            problem = damage_together(self.checkpoints / name, place)
             if problem is None:
-                return folder.name
-            say(console, f"{folder} is damaged and ignored: {problem}")
+                return name
+            say(console, f"{self.checkpoints / name} is damaged and ignored: {problem}")
         if written:
             raise InputError(
                 f"none of the checkpoints in {self.checkpoints} is whole; remove the folder {self.folder} to restart"
             )
         return None
+
+
+def not_finite(seen: int, kept: str) -> str:
+    """Describe that weights are no longer finite.
+
+    Args:
+        seen: images seen.
+        kept: the last good checkpoint, as text.
+    """
+    return (
+        f"the weights are no longer finite after {counted(seen, 'image')}; {kept}: "
+        'train into another folder with a lower optim.lr, or with train.precision = "float32"'
+    )
 
 
 def drop(folder: Path) -> None:

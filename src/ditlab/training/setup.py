@@ -26,7 +26,15 @@ from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.training.captions import CaptionConditions, read_captions
-from ditlab.training.checks import check_condition, check_dataset, check_exits, check_given, check_guidance
+from ditlab.training.checks import (
+    check_condition,
+    check_dataset,
+    check_exits,
+    check_given,
+    check_guidance,
+    check_offload,
+)
+from ditlab.training.elastic import PROCESSES, divide_batch, left_alone
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, copy_frozen, freeze, inherited, report, transfer
 from ditlab.training.job import Job
@@ -41,12 +49,15 @@ from ditlab.training.memory import (
     shortage,
 )
 from ditlab.training.model import build, pick_autoencoder, pick_conditioner
+from ditlab.training.offload import offload_activations
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import keep_inputs_only, shard, spread
 from ditlab.training.power_ema import PowerAverages
 from ditlab.training.resuming import CAPTIONS, COUNT
+from ditlab.training.sharded import writes_parts
 from ditlab.training.state import TrainState
 
+PATIENCE = 6  # timeouts that a process waits for another one which writes a checkpoint beside the training
 FEW = 500  # remaining steps up to which compiling does not pay off
 
 
@@ -80,7 +91,7 @@ def open_data(job: Job) -> None:
     folder is read.
     """
     recipe = job.recipe
-    job.place.share(recipe.train.batch, recipe.parallel.accumulate)
+    divide_batch(job)
     if job.given_data is None:
         settings = replace(recipe.data, channels=channels_to_read(job))
         job.dataset = open_dataset(recipe.data.source, settings, job.skipped_images)
@@ -92,6 +103,7 @@ def open_data(job: Job) -> None:
             f"data.shuffle_shards is {recipe.data.shuffle_shards}, which has no effect on {recipe.data.source}; "
             "remove it"
         )
+    check_offload(recipe, job.place.device)
     if job.place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for products that are not in bfloat16
 
@@ -153,6 +165,8 @@ def claim_folder(job: Job) -> None:
     for note in job.place.first_does(lambda: job.folder.check(job.recipe, job.pipe, job.dataset, changes=job.changes)):
         job.say(note)
     job.pipe.config[COUNT] = len(job.dataset)
+    if job.place.world > 1:
+        job.pipe.config[PROCESSES] = job.processes
     if job.captions is None:
         check_condition(job.dataset, job.pipe, job.recipe.data.conditioner)
 
@@ -202,9 +216,9 @@ def start_average(job: Job) -> None:
 
     The step for timing is created here too, before sharding, so that each process can take it alone.
     """
-    job.run.ema = EMA(job.net, job.recipe.train.ema)
+    job.run.ema = EMA(job.net, job.recipe.train.ema, offloaded="average" in job.recipe.parallel.offload)
     job.pipe.net = job.run.ema.net  # previews and checkpoints use the average
-    share = job.place.share(job.recipe.train.batch, job.recipe.parallel.accumulate)
+    share = job.place.share(job.recipe.train.batch, job.parts)
     job.trial = trial_step(job.run, job.dataset, share)
 
 
@@ -216,7 +230,9 @@ def spread_memory(job: Job) -> None:
     settings = job.recipe.parallel
     if settings.checkpointing:
         keep_inputs_only(job.net)
-    if settings.shard != "none":
+    if "activations" in settings.offload:
+        offload_activations(job.net)
+    if settings.shard != "none" and not left_alone(job.place):
         for net in (job.net, job.pipe.net):
             shard(net, settings, job.place)
 
@@ -228,10 +244,12 @@ def restore(job: Job) -> None:
     """
     averages = PowerAverages(job.net, job.recipe.train.power_ema)
     assert job.run.ema is not None
-    optimizer = make_optimizer(job.net, job.recipe.optim)
+    optimizer = make_optimizer(job.net, job.recipe.optim, offloaded="moments" in job.recipe.parallel.offload)
     if further := list(job.run.trained.parameters()):
         optimizer.add_param_group({"params": further, "weight_decay": job.recipe.optim.weight_decay})
     job.state = TrainState(job.net, job.run.ema, optimizer, averages, job.run.trained)
+    if writes_parts(job.recipe, job.state):
+        job.folder.write_together(job.place, PATIENCE * job.recipe.parallel.timeout)
     job.folder.restore(job.state, job.console, place=job.place)
     job.pipe.config |= {"images_seen": job.state.seen, "train_seconds": round(job.state.seconds, 3)}
 
@@ -254,7 +272,7 @@ def fitting_precision(job: Job) -> str:
     chosen = state.precision or (settings.precision if settings.precision != "auto" else "")
     if not chosen and state.sharded:
         chosen = quick_precision(job.net.matrix_width, device)
-    share = job.place.share(settings.batch, job.recipe.parallel.accumulate)
+    share = job.place.share(settings.batch, job.parts)
     try:
         parts, room = partial(predicted_memory, job, half=chosen == "bfloat16"), Room.of(device, job.place.world)
         untimed = not chosen and has_bfloat16(device) and peak(parts(share)) > room.total * USABLE
@@ -336,7 +354,7 @@ def compile_network(job: Job) -> None:
         if state.sharded:  # timing a step would need all processes
             compile_blocks = settings.compile == "always"
         else:
-            remaining = (settings.images - state.seen) / settings.batch * recipe.parallel.accumulate
+            remaining = (settings.images - state.seen) / settings.batch * job.parts
             compile_blocks = wanted(net, dtype, settings.compile, step, remaining, FEW, job.seconds_left)
         state.compiled = job.place.agree(compile_blocks)
     if state.compiled:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ditlab.backbones import Backbone, create
 from ditlab.core.formats import interpreting
@@ -47,6 +48,8 @@ class TrainState:
 
     def average(self) -> Backbone:
         """The averaged weights as a complete network in this process; with sharding, all processes must call."""
+        if self.ema.net.device != self.net.device:
+            return copy.deepcopy(self.ema.net).to(self.net.device)
         if not self.sharded:
             return self.ema.net
         return holding(self.ema.net, gathered(self.ema.net.state_dict(), kept=True)).to(self.ema.net.device)
@@ -103,21 +106,32 @@ def restore_state(folder: Path, state: TrainState, place: Place) -> None:
     with interpreting(file, f"remove {folder} to resume from the checkpoint before it", "is missing or damaged"):
         saved: dict[str, Any] = read_state(file)
         restore_optimizer(saved["optimizer"], state)
-        state.further.load_state_dict(saved.get("further", {}))
-        state.ema.updates = saved["ema_updates"]
-        state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
-        state.compiled, state.profiles.steps = saved["compiled"], saved["profile_steps"]
-        state.left_out, state.in_a_row = saved["left_out"], saved["in_a_row"]
-        named = saved.get("named_losses", {})
-        if place.first:  # a checkpoint holds the sums over all processes
-            state.tally = Tally(saved["tally"], named)
-        else:
-            state.tally = Tally(None, {name: torch.zeros(()) for name in named})
+        restore_content(saved, state, place)
 
 
-def restore_optimizer(saved: dict[str, Any], state: TrainState) -> None:
-    """Load the moments of the optimizer; its settings stay those of the recipe, which may have changed."""
-    if state.sharded:
+def restore_content(saved: dict[str, Any], state: TrainState, place: Place) -> None:
+    """Load everything of state.pt but the state of the optimizer."""
+    state.further.load_state_dict(saved.get("further", {}))
+    state.ema.updates = saved["ema_updates"]
+    state.seen, state.seconds, state.precision = saved["seen"], saved["seconds"], saved["precision"]
+    state.compiled, state.profiles.steps = saved["compiled"], saved["profile_steps"]
+    state.left_out, state.in_a_row = saved["left_out"], saved["in_a_row"]
+    named = saved.get("named_losses", {})
+    if place.first:  # a checkpoint holds the sums over all processes
+        state.tally = Tally(saved["tally"], named)
+    else:
+        state.tally = Tally(None, {name: torch.zeros(()) for name in named})
+
+
+def restore_optimizer(saved: dict[str, Any], state: TrainState, *, complete: bool = True) -> None:
+    """Load the moments of the optimizer; its settings stay those of the recipe, which may have changed.
+
+    Args:
+        saved: the state of the optimizer.
+        state: the state of the run.
+        complete: whether the moments are complete tensors, of which a sharded run takes its part.
+    """
+    if state.sharded and complete:
         parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
         for number, values in saved["state"].items():
             for key, value in values.items():
@@ -157,21 +171,32 @@ def snapshot(state: TrainState, place: Place, *, copied: bool) -> Snapshot | Non
         holding(state.ema.net, average).cpu() if copied or state.sharded else state.ema.net,
         raw,
         profiles,
-        {
-            "optimizer": optimizer | {"state": moments},
-            "ema_updates": state.ema.updates,
-            "profile_steps": state.profiles.steps,
-            "seen": state.seen,
-            "seconds": state.seconds,
-            "precision": state.precision,
-            "compiled": state.compiled,
-            "left_out": state.left_out,
-            "in_a_row": state.in_a_row,
-            "further": {key: value.cpu().clone() for key, value in state.further.state_dict().items()},
-            "tally": tally[: len(state.tally.sums)],
-            "named_losses": dict(zip(state.tally.named, tally[len(state.tally.sums) :], strict=True)),
-        },
+        content_of(state, optimizer | {"state": moments}, tally),
     )
+
+
+def content_of(state: TrainState, optimizer: dict[str, Any], tally: Tensor) -> dict[str, Any]:
+    """The content of state.pt.
+
+    Args:
+        state: the state.
+        optimizer: state of the optimizer, with those of its tensors that are saved in this file.
+        tally: the sums of metrics of all processes.
+    """
+    return {
+        "optimizer": optimizer,
+        "ema_updates": state.ema.updates,
+        "profile_steps": state.profiles.steps,
+        "seen": state.seen,
+        "seconds": state.seconds,
+        "precision": state.precision,
+        "compiled": state.compiled,
+        "left_out": state.left_out,
+        "in_a_row": state.in_a_row,
+        "further": {key: value.cpu().clone() for key, value in state.further.state_dict().items()},
+        "tally": tally[: len(state.tally.sums)],
+        "named_losses": dict(zip(state.tally.named, tally[len(state.tally.sums) :], strict=True)),
+    }
 
 
 def holding(net: Backbone, tensors: dict[str, Tensor]) -> Backbone:
@@ -201,5 +226,19 @@ def gathered(values: Mapping[str, Tensor], *, kept: bool, copied: bool = True) -
     for key, value in values.items():
         full = whole(value.detach())
         if kept:
-            complete[key] = full.to("cpu", copy=copied)
+            complete[key] = on_cpu(full, copied=copied)
     return complete
+
+
+def on_cpu(value: Tensor, *, copied: bool) -> Tensor:
+    """A tensor on the CPU, also one of several inner tensors such as moments of 8 bits.
+
+    Args:
+        value: the tensor.
+        copied: whether it is copied if it is already on the CPU.
+    """
+    if not is_traceable_wrapper_subclass(value):
+        return value.to("cpu", copy=copied)
+    names, context = value.__tensor_flatten__()
+    inner = {name: getattr(value, name).to("cpu", copy=copied) for name in names}
+    return type(value).__tensor_unflatten__(inner, context, value.shape, value.stride())
