@@ -11,6 +11,8 @@ from ditlab.core.errors import InputError, nearest
 from ditlab.core.spelling import expand
 from ditlab.data.base import Dataset
 from ditlab.data.builtin import DATASETS, find_builtin
+from ditlab.data.clips.dataset import Clips
+from ditlab.data.clips.timing import timing_of
 from ditlab.data.content import digest, files_identity, images_identity
 from ditlab.data.images import Images
 from ditlab.data.latents.cache import Latents, is_cache
@@ -186,7 +188,10 @@ class ImageFiles(SourceSpec):
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         settings = settings or Preparation()
-        preprocess = preprocessing(settings)
+        preprocess, timing = preprocessing(settings), timing_of(settings)
+        if timing is not None:
+            images = self.images(settings)
+            return Clips(images, timing, preprocess, report=report, max_skipped=settings.max_skipped)
         return Images(
             self.images(settings),
             preprocess,
@@ -197,6 +202,7 @@ class ImageFiles(SourceSpec):
         )
 
     def images(self, settings: Preparation | None = None) -> Source:
+        timing_of(settings or Preparation())  # before a long listing
         source = open_source(self.text, settings)
         if Path(self.text).is_dir() and find_builtin(self.text) is not None:
             source.reading.notes.append(f"the folder {self.text} is read, and not the built-in data set of this name")

@@ -1,4 +1,4 @@
-"""Generate images into a folder: PNG files with their settings, a contact sheet, and an optional animation."""
+"""Generate images or videos into a folder: PNG files with their settings, a contact sheet, and an optional animation."""
 
 import time
 from collections import Counter
@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,9 +21,10 @@ from ditlab.core.spelling import path_name
 from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.core.units import counted
 from ditlab.inference.base import BasePipeline, check_autoencoder
-from ditlab.inference.output import native, save_item
+from ditlab.inference.output import file_suffix, frame_rate, native, save_item
 from ditlab.inference.records import Repeat, describe
-from ditlab.report.sheets import contact_sheet, save_animation
+from ditlab.report.sheets import contact_sheet, save_animation, thumbnails, to_videos
+from ditlab.report.videos import FPS, check_video
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def sample_folder(
     trajectory: bool,
     options: dict[str, Any],
     strip: int | None = None,
-    format: Literal["png", "npy"] = "png",
+    format: str = "",
+    fps: float | None = None,
     cells: "Sequence[Cell] | None" = None,
 ) -> SampledFolder:
     """Generate an image for each combination of label and seed, and write them into a folder.
@@ -105,12 +107,17 @@ def sample_folder(
         strip: generate interpolations of this many images instead: between two seeds for each label, or with a single
             seed between two labels.
         format: "png" files show the shown channels with 8 bits; "npy" files hold arrays (H, W, C) of all channels, in
-            the numbers and the type of the training data. The contact sheet is a PNG file with either.
+            the numbers and the type of the training data. Videos are "webp" (their default), "gif", "mp4", "webm" or
+            "npy" files, or folders of "frames". The contact sheet is a PNG file, with film strips of videos.
+        fps: frames per second of videos (default: those that the model was trained on, or 8).
         cells: generate these images instead.
 
     Raises:
         InputError: a label or setting cannot be used; nothing is written.
     """
+    suffix, fps = file_suffix(format, moving := len(pipe.shape) == 4), fps or frame_rate(pipe.model.config)
+    if moving and suffix != ".npy":
+        check_video(suffix, pipe.picture_shape[1], fps)
     values: list[Label] = distinct(pipe, labels) if labels else pipe.examples
     seeds = list(dict.fromkeys(seeds))
     rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
@@ -128,8 +135,8 @@ def sample_folder(
     batches = image_batches(
         pipe, names, numbers, console, batch_size=batch_size, options=options, on_step=keep if trajectory else None
     )
-    files = [out / f"{stem}.{format}" for stem in different([cell.stem for cell in cells])]
-    pixels = write_batches(pipe, batches, files, record.every())
+    files = [out / f"{stem}{suffix}" for stem in different([cell.stem for cell in cells])]
+    pixels = write_batches(pipe, batches, files, record.every(), fps)
     grid, settings = out / "grid.png", record.write(files)
     save_item(sheet(pipe, pixels, rows), grid, record.listed(files))
     animation = out / "trajectory.gif" if trajectory else None
@@ -139,9 +146,13 @@ def sample_folder(
 
 
 def write_batches(
-    pipe: BasePipeline, batches: Iterator[Tensor], files: Sequence[Path], records: Sequence[dict[str, Any]]
+    pipe: BasePipeline,
+    batches: Iterator[Tensor],
+    files: Sequence[Path],
+    records: Sequence[dict[str, Any]],
+    fps: float = FPS,
 ) -> Tensor:
-    """Write each batch while the next one is generated; returns all images (B, C, H, W)."""
+    """Write each batch while the next one is generated; returns all images (B, C, H, W) or videos (B, C, T, H, W)."""
     parts: list[Tensor] = []
     written = 0
     with ThreadPoolExecutor(1) as writer:
@@ -149,7 +160,7 @@ def write_batches(
         for part in batches:
             files[0].parent.mkdir(parents=True, exist_ok=True)
             rows = slice(written, written + len(part))
-            saving.append(writer.submit(save_all, pipe, part, files[rows], records[rows]))
+            saving.append(writer.submit(save_all, pipe, part, files[rows], records[rows], fps))
             written += len(part)
             parts.append(part)
         for task in saving:
@@ -158,8 +169,8 @@ def write_batches(
 
 
 def sheet(pipe: BasePipeline, pixels: Tensor, rows: "Sequence[Row]") -> Image.Image:
-    """Arrange images on a contact sheet with the names of the rows."""
-    images = iter(pipe.displayed(pixels))
+    """Arrange images, or film strips of videos, on a contact sheet with the names of the rows."""
+    images = iter(thumbnails(pipe.values.displayed(pixels)))
     return contact_sheet([list(islice(images, len(row.cells))) for row in rows], [row.name for row in rows])
 
 
@@ -281,10 +292,15 @@ def strips(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int], co
     )
 
 
-def save_all(pipe: BasePipeline, pixels: Tensor, files: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
-    """Write a file for each image: .npy, or PNG with its settings in the metadata."""
-    numbers = files[0].suffix == ".npy"
-    items = native(pixels, pipe.values) if numbers else pipe.displayed(pixels)
+def save_all(
+    pipe: BasePipeline, pixels: Tensor, files: Sequence[Path], records: Sequence[dict[str, Any]], fps: float
+) -> None:
+    """Write a file for each image or video; a PNG file has its settings in the metadata."""
+    items: Sequence[Any]
+    if files[0].suffix == ".npy":
+        items = native(pixels, pipe.values)
+    else:
+        items = to_videos(pipe.values.displayed(pixels)) if pixels.ndim == 5 else pipe.displayed(pixels)
     for item, file, record in zip(items, files, records, strict=True):
         with writing(file):
-            save_item(item, file, record)
+            save_item(item, file, record, fps)

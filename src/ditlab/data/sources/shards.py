@@ -15,8 +15,9 @@ from ditlab.core.device import cache_folder
 from ditlab.core.errors import InputError
 from ditlab.core.formats import parse_json, parse_object, read_object
 from ditlab.core.io import replace_text
+from ditlab.data.sources.base import reads_clips
 from ditlab.data.sources.columns import CAPTIONS, LABELS, NONE, usual_columns
-from ditlab.data.sources.files import CLUTTER, SYSTEM, is_image, suffix_of, why_left_out
+from ditlab.data.sources.files import CLUTTER, SYSTEM, is_wanted, suffix_of, why_left_out
 
 KEEP_LISTING_FROM = 1000  # number of images in a shard from which its listing is cached
 LISTING = 3  # version of the format of cached listings
@@ -57,7 +58,7 @@ def read_listing(shard: Path, settings: Preparation) -> Listing:
         InputError: the shard is damaged or compressed, or a member is no JSON.
     """
     state = shard.stat()
-    choice = [LISTING, settings.label_column, settings.caption_column]
+    choice = [LISTING, settings.label_column, settings.caption_column, *(['clips'] if reads_clips(settings) else [])]
     identity = f"{shard.resolve()} {state.st_size} {state.st_mtime_ns} {json.dumps(choice)}"
     cached = cache_folder() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
@@ -76,7 +77,7 @@ def list_shard(shard: Path, settings: Preparation) -> Listing:
         InputError: the shard is damaged or compressed, or a member is no JSON.
     """
     listing = Listing()
-    reader = CompanionReader(listing, settings)
+    reader, clips = CompanionReader(listing, settings), reads_clips(settings)
     try:
         with shard.open("rb") as file:
             if file.read(8).startswith(COMPRESSED_STARTS):
@@ -93,13 +94,13 @@ def list_shard(shard: Path, settings: Preparation) -> Listing:
                     listing.leave_out(member.name, CLUTTER)
                 elif member.issparse():  # its length is not that of its part of the shard
                     listing.leave_out(member.name, "sparse member")
-                elif is_image(name):
+                elif is_wanted(name, clips):
                     listing.images.append((member.name, member.offset_data, member.size))
                 elif name[0] != "." and suffix_of(name) in (".cls", ".json", ".txt") and member.size <= LARGEST_TEXT:
                     opened = tar.extractfile(member)
                     reader.read(member, opened.read() if opened else b"")
                 else:
-                    listing.leave_out(member.name, why_left_out(name))
+                    listing.leave_out(member.name, why_left_out(name, clips))
             check_end(shard, tar.offset)
     except InputError:
         raise
