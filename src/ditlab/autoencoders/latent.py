@@ -64,7 +64,8 @@ class Latent(Autoencoder):
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, C, H, W) as mean and log-variance of the posterior (B, 2 c, h, w).
 
-        Videos (B, C, T, H, W) are encoded frame by frame, as (B, 2 c, T, h, w). Gray images are converted to the channels of the autoencoder.
+        Videos (B, C, T, H, W) are encoded frame by frame, as (B, 2 c, T, h, w). Gray images are converted to the
+        channels of the autoencoder.
         """
         if images.dtype != torch.uint8 and not self.any_values:
             raise InputError(f"images of {images.dtype}; this autoencoder takes 8 bits (torch.uint8)")

@@ -1,4 +1,4 @@
-"""Generate images or videos into a folder: PNG files with their settings, a contact sheet, and an optional animation."""
+"""Generate images or videos into a folder, with their settings, a contact sheet, and an optional animation."""
 
 import time
 from collections import Counter
@@ -96,28 +96,23 @@ def sample_folder(
     """Generate an image for each combination of label and seed, and write them into a folder.
 
     Args:
-        pipe: the model.
-        labels: class indices or names; None or an empty list is all classes.
-        seeds: seeds of the images.
+        pipe, console: the model, and the console for the progress bar.
+        labels, seeds: class indices or names (None or an empty list is all classes), and the seeds of each.
         out: the folder, which is created.
-        console: console for the progress bar.
         batch_size: images generated at a time.
         trajectory: also write an animation of the sampler steps.
         options: arguments of `BasePipeline.steps`.
         strip: generate interpolations of this many images instead: between two seeds for each label, or with a single
             seed between two labels.
         format: "png" files show the shown channels with 8 bits; "npy" files hold arrays (H, W, C) of all channels, in
-            the numbers and the type of the training data. Videos are "webp" (their default), "gif", "mp4", "webm" or
-            "npy" files, or folders of "frames". The contact sheet is a PNG file, with film strips of videos.
-        fps: frames per second of videos (default: those that the model was trained on, or 8).
-        cells: generate these images instead.
+            the numbers and the type of the training data. Videos are "webp" (default), "gif", "mp4", "webm" or "npy"
+            files, or folders of "frames". The contact sheet is a PNG file, with film strips of videos.
+        fps, cells: frames per second of videos (default: as in the training data, or 8); images to generate instead.
 
     Raises:
         InputError: a label or setting cannot be used; nothing is written.
     """
-    suffix, fps = file_suffix(format, moving := len(pipe.shape) == 4), fps or frame_rate(pipe.model.config)
-    if moving and suffix != ".npy":
-        check_video(suffix, pipe.picture_shape[1], fps)
+    suffix, fps = file_format(pipe, format, fps)
     values: list[Label] = distinct(pipe, labels) if labels else pipe.examples
     seeds = list(dict.fromkeys(seeds))
     rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
@@ -143,6 +138,18 @@ def sample_folder(
     if animation is not None:
         save_animation([sheet(pipe, torch.cat(batch), rows) for batch in frames.values()], animation)
     return SampledFolder(len(pixels), time.monotonic() - started, grid, files, animation, settings)
+
+
+def file_format(pipe: BasePipeline, format: str, fps: float | None) -> tuple[str, float]:
+    """The suffix of the files of a model, and the frame rate of its videos; see `sample_folder`.
+
+    Raises:
+        InputError: the format does not suit the model, or cannot be written.
+    """
+    suffix, fps = file_suffix(format, moving := len(pipe.shape) == 4), fps or frame_rate(pipe.model.config)
+    if moving and suffix != ".npy":
+        check_video(suffix, pipe.picture_shape[1], fps)
+    return suffix, fps
 
 
 def write_batches(

@@ -81,7 +81,9 @@ class Output:
         suffix = file_suffix(format, moving)
         if target.suffix.lower() in {*SUFFIXES[True], *SUFFIXES[False]}:
             if target.suffix.lower() not in SUFFIXES[moving] or format not in ("", target.suffix[1:].lower()):
-                raise InputError(f"{target}; give a name that ends in {' or '.join(SUFFIXES[moving])}, without a format")
+                raise InputError(
+                    f"{target}; give a name that ends in {' or '.join(SUFFIXES[moving])}, without a format"
+                )
             stem = target.stem
             names = [target] if len(items) == 1 else [target.with_stem(f"{stem}-{i}") for i in range(len(items))]
         else:
@@ -128,9 +130,7 @@ def file_suffix(format: str, moving: bool) -> str:
     raise InputError(f'format "{format}" for {what}; choose from: {", ".join(names)}')
 
 
-def save_item(
-    item: Image.Image | NDArray[Any], file: Path, settings: dict[str, Any] | None, fps: float = FPS
-) -> None:
+def save_item(item: Image.Image | NDArray[Any], file: Path, settings: dict[str, Any] | None, fps: float = FPS) -> None:
     """Write an image as PNG with its settings, or a video or an array, whose files have no place for settings."""
     if file.suffix.lower() == ".npy":
         save_numbers(item, file)

@@ -102,7 +102,7 @@ def film_strip(video: NDArray[Any], count: int = STRIP) -> Image.Image:
 
 
 def thumbnails(pixels: Tensor) -> list[Image.Image]:
-    """Convert uint8 images (B, C, H, W), or videos (B, C, T, H, W) as film strips, to PIL images for a contact sheet."""
+    """Convert uint8 images (B, C, H, W), or videos (B, C, T, H, W) as film strips, to images for a contact sheet."""
     return to_pil(pixels) if pixels.ndim == 4 else [film_strip(video) for video in to_videos(pixels)]
 
 

@@ -1,4 +1,4 @@
-"""A data set of clips: frames are decoded and resized when they are read, and clips that cannot be read are replaced."""
+"""A data set of clips: frames are decoded and resized when they are read; unreadable clips are replaced."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ditlab.core.device import free_memory, process_place
@@ -31,8 +30,8 @@ class Clips(FileDataset):
     """Clips (C, T, H, W) of the files of a source: T consecutive frames at one frame rate, resized to one size.
 
     A file may be longer than a clip. `fetch` returns its first frames; `fetch_at`, which training calls, chooses the
-    beginning by the seed and the number of images seen. With `preprocess.flip` there are 2 N clips: clip i + N is clip i
-    mirrored. If a file cannot be read, the next readable one takes its place, and `skipped` lists its name.
+    beginning by the seed and the number of images seen. With `preprocess.flip` there are 2 N clips: clip i + N is clip
+    i mirrored. If a file cannot be read, the next readable one takes its place, and `skipped` lists its name.
 
     The frames of all files stay in memory, resized, if they fit in a quarter of it.
     """
@@ -53,7 +52,7 @@ class Clips(FileDataset):
         Args:
             source: where the files come from.
             timing: which frames are a clip.
-            preprocess: how frames are brought to one size. Without it, or without its size, all must have the same size.
+            preprocess: how frames are brought to one size. Without its size, all must have the same size.
             report: CSV file with names and reasons of skipped clips; created when the first one is skipped.
             max_skipped: largest share of the clips that may be skipped.
 
@@ -177,8 +176,8 @@ class Headers:
         if not result.found:
             begin = ", beginning with " if len(result.broken) > 1 else ": "
             raise InputError(
-                f"{none_can(len(result.broken), 'clip')} be read{begin}{source.name(0)} ({result.broken[0]}); check the "
-                "files"
+                f"{none_can(len(result.broken), 'clip')} be read{begin}{source.name(0)} ({result.broken[0]}); check "
+                "the files"
             )
         return result
 
@@ -234,6 +233,6 @@ def check_memory(clips: Clips) -> None:
     if 2 * clips.clip_bytes > free:
         frames, height, width = clips.size
         raise InputError(
-            f"a clip of {frames:,} frames of {height}x{width} takes {clips.clip_bytes / GIB:,.1f} GiB, two are read ahead, "
-            f"and {free / GIB:,.1f} GiB of memory are free; give fewer frames or a smaller size"
+            f"a clip of {frames:,} frames of {height}x{width} takes {clips.clip_bytes / GIB:,.1f} GiB, two are read "
+            f"ahead, and {free / GIB:,.1f} GiB of memory are free; give fewer frames or a smaller size"
         )

@@ -1,4 +1,4 @@
-"""Survey clips before training: durations, frame rates, sizes, clips that cannot be read, and a sheet of film strips."""
+"""Survey clips before training: durations, frame rates, sizes, unreadable clips, and a sheet of film strips."""
 
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -53,7 +53,9 @@ def timing_of(settings: Preparation) -> Timing | None:
     if frames is None and seconds is None:
         for name, value, default in (("fps", fps, None), ("stride", stride, 1)):
             if value != default:
-                raise InputError(f"{name} is {value:g}, which has no effect on images; set frames for clips, or remove it")
+                raise InputError(
+                    f"{name} is {value:g}, which has no effect on images; set frames for clips, or remove it"
+                )
         if settings.frame_folders:
             raise InputError("frame_folders has no effect on images; set frames for clips, or remove it")
         return None

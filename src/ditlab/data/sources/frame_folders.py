@@ -37,7 +37,9 @@ class FrameFolders(Folder):
 
     def file(self, i: int) -> list[Path]:  # type: ignore[override]
         folder = self.root / self.files[i]
-        return [folder / name for name in sorted_naturally([n for n in os.listdir(folder) if is_wanted(n, clips=False)])]
+        return [
+            folder / name for name in sorted_naturally([n for n in os.listdir(folder) if is_wanted(n, clips=False)])
+        ]
 
     def stamp(self, i: int) -> Stamp:
         stamps = [file_stamp(frame, "") for frame in self.file(i)]

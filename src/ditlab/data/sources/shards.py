@@ -58,7 +58,7 @@ def read_listing(shard: Path, settings: Preparation) -> Listing:
         InputError: the shard is damaged or compressed, or a member is no JSON.
     """
     state = shard.stat()
-    choice = [LISTING, settings.label_column, settings.caption_column, *(['clips'] if reads_clips(settings) else [])]
+    choice = [LISTING, settings.label_column, settings.caption_column, *(["clips"] if reads_clips(settings) else [])]
     identity = f"{shard.resolve()} {state.st_size} {state.st_mtime_ns} {json.dumps(choice)}"
     cached = cache_folder() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError):

@@ -17,7 +17,15 @@ from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
-from ditlab.data.sources.base import CLIP_SETTINGS, PIXEL_SETTINGS, Column, NamedSource, Texts, column_of_texts, reads_clips
+from ditlab.data.sources.base import (
+    CLIP_SETTINGS,
+    PIXEL_SETTINGS,
+    Column,
+    NamedSource,
+    Texts,
+    column_of_texts,
+    reads_clips,
+)
 from ditlab.data.sources.columns import NONE, LabelTexts, note_unread
 from ditlab.data.sources.files import COMPRESSED, list_images, read_folder, utf8_name
 from ditlab.data.sources.patterns import is_pattern, matching_files
