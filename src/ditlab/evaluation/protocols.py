@@ -133,9 +133,8 @@ def plan_evaluation(
     """
     check(settings)
     device = pick_device(settings.device)
-    features = open_features(
-        settings.features or default_features(settings.reference), settings.feature_weights, device
-    )
+    name = settings.features or default_features(settings.reference)
+    features = open_features(name, settings.feature_weights, device)
     requested = {name: METRICS.find(name) for name in settings.metrics or METRICS}
     images, protocol, preparation = open_source(source, settings, device, console)
     if settings.show:
@@ -332,8 +331,8 @@ def fits(about: dict[str, Any], images: Dataset) -> None:
     size = about.get("size")
     if size is not None and list(size) != list(images.size):
         own, other = ("x".join(map(str, sides)) for sides in (images.size, size))
-        remedy = f"make a reference of {about.get('source')} with the size {own}"
-        raise InputError(f"images of {own} against a reference of {other}; {remedy}")
+        source = f"{about.get('source')} with the size {own}"
+        raise InputError(f"images of {own} against a reference of {other}; make a reference of {source}")
 
 
 def described(values: PixelValues) -> str:
@@ -381,8 +380,8 @@ def remarks(count: int, requested: int, features: Features, reference: Reference
             "a copy of it in another format, the distances cannot be compared with published ones"
         )
     if count < (published := PUBLISHED_COUNTS.get(features.name, 0)):
-        what = counted(count, "clip" if features.clips else "image")
-        notes.append(f"{what}; published distances use {published:,} and are smaller")
+        counts = counted(count, "clip" if features.clips else "image")
+        notes.append(f"{counts}; published distances use {published:,} and are smaller")
     return notes
 
 

