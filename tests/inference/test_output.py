@@ -1,6 +1,7 @@
 """Images and videos: everything between noise and files takes any number of dimensions."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from ditlab.core.version import __version__
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.output import Output
 from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.records import read_record
+from ditlab.report.videos import save_video
 
 FRAMES, SIDE = 3, 4
 
@@ -71,11 +74,74 @@ def test_forms_and_files_of_videos(video, tmp_path):
     assert video(0, output_type="pt", **options).images.shape == (2, 1, FRAMES, SIDE, SIDE)
     assert video(0, output_type="np", **options).images.shape == (2, FRAMES, SIDE, SIDE, 1)
     files = video([0, 1], **options).save(tmp_path / "clips")
-    assert [file.name for file in files] == ["0000.gif", "0001.gif"]
+    assert [file.name for file in files] == ["0000.webp", "0001.webp"]
     with Image.open(files[0]) as animation:
         assert animation.n_frames == FRAMES
-    with pytest.raises(InputError, match="ends in"):
+    with pytest.raises(InputError, match=r"give a name that ends in .webp or .gif or .mp4 or .webm or .npy"):
         video(0, **options).save(tmp_path / "a.png")
+
+
+def frames_of(file):
+    """Gray levels and milliseconds of an animation."""
+    with Image.open(file) as image:
+        found = []
+        for number in range(image.n_frames):
+            image.seek(number)
+            image.load()
+            found.append((np.asarray(image.convert("L")), image.info["duration"]))
+    return found
+
+
+def test_formats_and_frame_rates(video, tmp_path):
+    out = video([0, 1], seeds=[0, 1], steps=2)
+    for suffix in (".webp", ".gif"):
+        (file, _) = out.save(tmp_path / f"a{suffix}", fps=5)
+        frames = frames_of(file)
+        assert [milliseconds for _, milliseconds in frames] == [200] * FRAMES
+        assert all(
+            np.array_equal(frame, shown[..., 0]) for (frame, _), shown in zip(frames, out.videos[0], strict=True)
+        )
+    video.config["recipe"] = {"data": {"fps": 12.5}}
+    (file, _) = video([0, 1], seeds=[0, 1], steps=2).save(tmp_path / "trained", format="gif")
+    assert frames_of(file)[0][1] == 80
+    files = out.save(tmp_path / "folders", format="frames")
+    assert [path.name for path in sorted(files[1].iterdir())] == ["0000.png", "0001.png", "0002.png"]
+    with Image.open(files[1] / "0002.png") as image:
+        assert np.array_equal(np.asarray(image), out.videos[1][2, ..., 0])
+    listed = json.loads((tmp_path / "folders" / "samples.json").read_text())
+    assert [image["file"] for image in listed["images"]] == ["0000", "0001"]
+    for path in (files[1], tmp_path / "folders"):
+        repeat = read_record(path)
+        assert (repeat.format, repeat.images[-1]["seed"]) == ("frames", 1)
+    with pytest.raises(InputError, match='format "png" for videos; choose from: webp, gif, mp4, webm, npy, frames'):
+        out.save(tmp_path / "b", format="png")
+    with pytest.raises(InputError, match='format "mp4" for images; choose from: png, npy'):
+        tiny_pipeline()(0, steps=1).save(tmp_path / "b", format="mp4")
+    with pytest.raises(InputError, match=r"fps is 1000; give 0\.1 to 240"):
+        out.save(tmp_path / "b", fps=1000)
+
+
+@pytest.mark.skipif(find_spec("av") is None, reason="needs PyAV (ditlab[video])")
+class TestVideoFiles:
+    def test_read_back(self, tmp_path):
+        import av
+
+        ramp = np.linspace(20, 220, 32).astype(np.uint8)
+        clip = np.stack([np.roll(np.broadcast_to(ramp[:, None], (16, 32, 3)), i, 1) for i in range(5)])
+        for suffix in (".mp4", ".webm"):
+            save_video(clip, tmp_path / f"a{suffix}", 12)
+            with av.open(str(tmp_path / f"a{suffix}")) as container:
+                assert container.streams.video[0].average_rate == 12
+                decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            assert len(decoded) == 5
+            assert np.abs(np.stack(decoded).astype(int) - clip).mean() < 4
+
+    def test_odd_sides(self, tmp_path):
+        clip = np.zeros((3, 15, 31, 3), np.uint8)
+        message = r"frames of 15x31 as .mp4 \(H.264 needs even sides\); give 14x30, or save .webm, .webp or .gif"
+        with pytest.raises(InputError, match=message):
+            save_video(clip, tmp_path / "a.mp4")
+        save_video(clip, tmp_path / "a.webm")
 
 
 def test_images_are_saved_under_the_names_that_are_asked_for(tmp_path):
@@ -103,7 +169,7 @@ def test_videos_of_other_numbers(video, tmp_path):
     assert np.abs(out.videos[1].reshape(FRAMES, -1) - np.array([32, 96, 159])[:, None]).max() <= 1
     files = out.save(tmp_path / "clip.npy")
     assert [np.array_equal(np.load(file), clip) for file, clip in zip(files, numbers, strict=True)] == [True, True]
-    assert [file.suffix for file in out.save(tmp_path / "clips")] == [".gif", ".gif"]
+    assert [file.suffix for file in out.save(tmp_path / "clips")] == [".webp", ".webp"]
 
 
 class TestSettings:

@@ -4,7 +4,7 @@ It alone applies shift and scale: x0 = (z - shift) scale, with one number for al
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 import torch
@@ -64,7 +64,8 @@ class Latent(Autoencoder):
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, C, H, W) as mean and log-variance of the posterior (B, 2 c, h, w).
 
-        Gray images are converted to the channels of the autoencoder.
+        Videos (B, C, T, H, W) are encoded frame by frame, as (B, 2 c, T, h, w). Gray images are converted to the
+        channels of the autoencoder.
         """
         if images.dtype != torch.uint8 and not self.any_values:
             raise InputError(f"images of {images.dtype}; this autoencoder takes 8 bits (torch.uint8)")
@@ -72,6 +73,8 @@ class Latent(Autoencoder):
             raise InputError(
                 f"images with {counted(images.shape[1], 'channel')}; this autoencoder takes {self.picture_channels}"
             )
+        if images.ndim == 5:
+            return frame_by_frame(self.encode, images)
         images = images.expand(-1, self.picture_channels, *images.shape[2:])
         return torch.cat([self.moments(network_scale(part).to(self._dtype)).float() for part in slices(images, 1)])
 
@@ -84,6 +87,8 @@ class Latent(Autoencoder):
         return (z - self._constant("shift", z)) * self._constant("scale", z)
 
     def decode(self, x0: Tensor) -> Tensor:
+        if x0.ndim == 5:
+            return frame_by_frame(self.decode, x0)
         return torch.cat([to_uint8(self._decoded(part)) for part in slices(x0, self.stride**2)])
 
     def decode_scaled(self, x0: Tensor) -> Tensor:
@@ -126,6 +131,12 @@ class Latent(Autoencoder):
         return torch.as_tensor(self.config[name], dtype=like.dtype, device=like.device).reshape(
             -1, *[1] * (like.ndim - 2)
         )
+
+
+def frame_by_frame(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a function of images (B, C, ...) to the frames of videos (B, C, T, ...)."""
+    frames = function(x.transpose(1, 2).flatten(0, 1))
+    return frames.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -22,6 +22,8 @@ from ditlab.core.terminal import make_console
 from ditlab.core.units import counted
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ditlab.training.autoencoder import Trained
 
 PreparationOptions = Annotated[Preparation | None, Parameter(name="*")]
@@ -93,15 +95,15 @@ def data(
     images: PreparationOptions = None,
     json: Json = False,
 ) -> None:
-    """Inspect images before training: what is read and left out, classes, sizes, unreadable files, duplicates.
+    """Inspect images or clips before training: what is read and left out, classes, sizes, unreadable files, duplicates.
 
     Parameters
     ----------
     source
         A folder of images, a pattern, tar shards, hf:NAME[:SPLIT], an .npz file, or a built-in data set (digits,
-        glyphs-32).
+        glyphs-32). With --frames, videos and animations.
     sheet
-        Write a contact sheet (PNG).
+        Write a contact sheet (PNG); of clips, one with film strips.
     export
         Write the first images into this folder, with a sub-folder for each class, instead of inspecting them.
     count
@@ -140,6 +142,8 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
 def inspect_images(source: str, settings: Preparation, sheet: Path | None, json: bool) -> None:
     """Print statistics of a data source, and write a contact sheet if `sheet` is given."""
     from ditlab.data import parse_source, preprocessing
+    from ditlab.data.clips.survey import survey_clips
+    from ditlab.data.clips.timing import timing_of
     from ditlab.data.survey import sample_sheet, survey
     from ditlab.report.sheets import check_sheet
 
@@ -147,15 +151,25 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
         check_outside(source, sheet, "the contact sheet")
         check_sheet(sheet)
     check_settings(settings)
-    preprocess = preprocessing(settings)
+    preprocess, timing = preprocessing(settings), timing_of(settings)
     images = parse_source(source, settings).images(settings)
+    if timing is not None:
+        clips = survey_clips(images, timing, screen, preprocess, sheet)
+        print_survey(dataclasses.asdict(clips), clips.tables(), sheet, json)
+        return
     result = survey(images, screen, preprocess.size)
     if sheet is not None:
         sample_sheet(images, sheet, preprocess, settings)
+    values = dataclasses.asdict(result) | {"pictures": result.images}  # the key of earlier versions
+    print_survey(values, result.tables(), sheet, json)
+
+
+def print_survey(values: dict[str, Any], tables: "list[Table]", sheet: Path | None, json: bool) -> None:
+    """Print a survey as one JSON object, or as tables."""
     if json:
-        print_json(dataclasses.asdict(result) | {"pictures": result.images})  # the key of earlier versions
+        print_json(values)
         return
-    make_console().print(*result.tables(), sep="\n")
+    make_console().print(*tables, sep="\n")
     if sheet is not None:
         say(f"contact sheet: {sheet}")
 

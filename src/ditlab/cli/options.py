@@ -78,9 +78,12 @@ class Files:
     """Folder for the images; must be empty or new (default: samples, or the first free one of samples-2, ...)."""
     npz: Flag = False
     """Write samples.npz for evaluation tools instead. Run the same command again to resume; works under torchrun."""
-    format: Literal["png", "npy"] | None = None
+    format: Literal["png", "npy", "webp", "gif", "mp4", "webm", "frames"] | None = None
     """png shows one or three channels with 8 bits. npy holds all channels, in the numbers and the type of the training
-    data; the contact sheet is a PNG file with either (default: png, with --like that of the images)."""
+    data; the contact sheet is a PNG file with either (default: png, with --like that of the images). Videos are webp
+    (the default), gif, mp4, webm or npy files, or folders of frames."""
+    fps: Amount | None = None
+    """Frames per second of videos (default: those that the model was trained on, or 8)."""
     show: Annotated[tuple[Positive, ...], Parameter(negative="", consume_multiple=1)] = ()
     """Numbers of the one or three channels, from 1, that PNG files show (default: the model's)."""
     trajectory: Flag = False

@@ -69,7 +69,7 @@ def read_like(call: Call) -> "tuple[Call, Repeat | None]":
             call.files,
             npz=npz,
             show=call.files.show or (() if npz else tuple(repeat.common.get("show", ()))),
-            format=call.files.format or ("npy" if repeat.holds_numbers and not npz else None),
+            format=call.files.format or (None if npz else repeat.format),
         ),
         checkpoint=filled(call.checkpoint, loading),
         machine=replace(

@@ -129,7 +129,7 @@ def check_together(request: Request, start: StartImage, files: Files) -> None:
             "--frames": start.frames,
         }
         unused |= {"--trajectory": files.trajectory or None, "--show": files.show or None}
-        unused["--format"] = "npy" if files.format == "npy" else None
+        unused |= {"--format": None if files.format == "png" else files.format, "--fps": files.fps}
         if names := [name for name, value in unused.items() if value is not None]:
             raise InputError(f"--npz generates all classes from noise; leave {' and '.join(names)} out")
     elif request.label_sampling is not None:
@@ -282,9 +282,9 @@ def sample_images(
 
     written = sample_folder(
         pipe, call.request.labels, seeds, out, screen, batch_size=batch_size, trajectory=call.files.trajectory,
-        options=words, strip=call.request.strip, cells=cells, format=call.files.format or "png",
+        options=words, strip=call.request.strip, cells=cells, format=call.files.format or "", fps=call.files.fps,
     )  # fmt: skip
-    if call.files.format != "npy":
+    if written.files[0].suffix == ".png":
         report_loss(pipe)
     if call.json:
         print_json(dataclasses.asdict(written))

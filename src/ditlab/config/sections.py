@@ -147,6 +147,16 @@ class Preparation(ImageSettings):
 
     held_out: float = setting(0.0, share=True)
     """Share of the images of each class that training does not see, for evaluation: the part val of the source."""
+    frames: Whole | None = setting(None, at_least=1)
+    """Number of frames of a clip. The source then holds videos and animations instead of images."""
+    fps: float | None = setting(None, between=(0.01, 1000))
+    """Frames per second of the clips (default: the frame rate of each file)."""
+    seconds: float | None = setting(None, not_negative=True)
+    """Length of a clip in seconds, instead of frames or of fps."""
+    stride: Whole = setting(1, at_least=1)
+    """Use every n-th frame of a file at its own frame rate, instead of fps."""
+    frame_folders: bool = False
+    """Each folder of numbered image files is a clip."""
 
 
 @dataclass(frozen=True)

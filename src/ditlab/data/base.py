@@ -68,6 +68,17 @@ class Dataset(ABC):
         """Like `fetch`, but without images that cannot be read."""
         return self.fetch(indices)
 
+    def fetch_at(self, indices: Tensor, seed: int, seen: Tensor) -> Batch:
+        """Like `fetch`, in training. Data sets that choose a part of an item at random override this.
+
+        Args:
+            indices: (B,) indices.
+            seed: seed of the run.
+            seen: (B,) number of images that the run has seen before each of them. The choice depends on the arguments
+                only, so that a resumed run makes the same one.
+        """
+        return self.fetch(indices)
+
     def check(self, console: Console, *, resumed: bool) -> None:
         """Check, before hours of work, that enough images can be read. By default, nothing is checked.
 

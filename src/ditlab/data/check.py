@@ -17,7 +17,7 @@ from ditlab.core.terminal import say
 from ditlab.data.base import spread
 
 if TYPE_CHECKING:
-    from ditlab.data.images import Images
+    from ditlab.data.file_dataset import FileDataset
 
 SECONDS = 120.0  # longest duration of the check
 DECODED = 1000  # files that are decoded; their share of unreadable ones is known to 2 % (three standard errors at 5 %)
@@ -27,7 +27,7 @@ class UnreadableImagesError(InputError):
     """More images cannot be read than the settings allow."""
 
 
-def check_images(images: "Images", console: Console, *, resumed: bool) -> None:
+def check_images(images: "FileDataset", console: Console, *, resumed: bool) -> None:
     """Check images, and list those that cannot be read in the report of the data set.
 
     Args:
@@ -50,25 +50,25 @@ def check_images(images: "Images", console: Console, *, resumed: bool) -> None:
     found = len(images.skipped) - before  # beyond those with a broken header
     expected = images.max_skipped * checked
     if found > expected + 3 * expected**0.5:  # the estimate is certain
-        raise UnreadableImagesError(refusal(images, found, checked, "images that were decoded as a check"))
+        raise UnreadableImagesError(refusal(images, found, checked, f"{images.what}s that were decoded as a check"))
 
 
-def decode_some(images: "Images", console: Console) -> int:
+def decode_some(images: "FileDataset", console: Console) -> int:
     """Decode random images in threads, and list those that cannot be read; returns how many were decoded."""
     order = torch.randperm(images.source.nearby, generator=torch.Generator().manual_seed(0)).tolist()[:DECODED]
     results = spread(images.pool, lambda i: images.readable(order[i]), len(order), chunk=256)
     checked, end = 0, time.monotonic() + SECONDS
     with progress_bar(console) as bar:
-        for _ in bar.track(results, task_id=bar.add_task("checking images", total=len(order))):
+        for _ in bar.track(results, task_id=bar.add_task(f"checking {images.what}s", total=len(order))):
             checked += 1
             if time.monotonic() > end:
                 break
     if checked < len(order):
-        say(console, f"decoded {checked:,} of {len(order):,} random images in {SECONDS:g} s to check them")
+        say(console, f"decoded {checked:,} of {len(order):,} random {images.what}s in {SECONDS:g} s to check them")
     return checked
 
 
-def check_listed(images: "Images") -> None:
+def check_listed(images: "FileDataset") -> None:
     """Read again the images that an earlier part of the work listed; those that have been repaired leave the list."""
     names = images.relist()
     listed = [i for i in range(len(images.source)) if images.source.name(i) in names] if names else []
@@ -76,7 +76,7 @@ def check_listed(images: "Images") -> None:
     require(images)
 
 
-def require(images: "Images") -> None:
+def require(images: "FileDataset") -> None:
     """Check that not too many images are listed as unreadable.
 
     Raises:
@@ -84,10 +84,10 @@ def require(images: "Images") -> None:
     """
     count, total = len(images.skipped), len(images.source)
     if count and (count > max(1, images.max_skipped * total) or not images.max_skipped):
-        raise UnreadableImagesError(refusal(images, count, total, "images"))
+        raise UnreadableImagesError(refusal(images, count, total, f"{images.what}s"))
 
 
-def refusal(images: "Images", count: int, checked: int, what: str) -> str:
+def refusal(images: "FileDataset", count: int, checked: int, what: str) -> str:
     """The message for too many images that cannot be read."""
     name, reason = list(images.skipped.items())[-1]
     listed = f"; all are listed in {images.report}" if images.report else ""

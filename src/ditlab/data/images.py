@@ -1,47 +1,42 @@
 """A data set of image files: images are decoded and resized when they are read, and unreadable ones are replaced."""
 
-import csv
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.formats import interpreting
 from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, none_can
 from ditlab.data.base import Dataset, spread
-from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.export import folder_names
-from ditlab.data.identity import Stamps, content_hash, read_stamps
+from ditlab.data.file_dataset import FileDataset
 from ditlab.data.kept import Kept
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import CHECKED, find_values, given_range, is_given, sampled, summary
 from ditlab.data.scan import scan, with_progress
 from ditlab.data.sources import Raster, Source, Unreadable
-from ditlab.data.sources.base import unreadable
+from ditlab.report.videos import save_video
 
 PREPROCESSING = ("size", "fit", "flip", "background", "channels")
 """Settings of `Preprocess` that `Dataset.preprocessing` records."""
 
 
-class Images(Dataset):
+class Images(FileDataset):
     """The images of a source, of one size, channel count and type.
 
     With `preprocess.flip` there are 2 N images: image i + N is image i mirrored. If an image cannot be read, the next
     readable image takes its place in the batch, and `skipped` lists its name.
     """
+
+    what = "image"
 
     def __init__(
         self,
@@ -68,15 +63,10 @@ class Images(Dataset):
         Raises:
             InputError: no image can be read, or the images differ in size, channels or type.
         """
-        self.source, self.report, self.max_skipped = source, report, max_skipped
-        self.skipped: dict[str, str] = {}
-        self.reported: set[str] = read_names(report)
-        self.lock = Lock()
+        super().__init__(source, report=report, max_skipped=max_skipped)
         self.kept = Kept(len(source))
-        self.pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
         preprocess = preprocess or Preprocess(None)
         self.flip = preprocess.flip
-        self.classes = source.classes
         self.labels = torch.cat([source.labels] * (2 if self.flip else 1))
         found = scan(source, self.pool, preprocess.channels, same_size=preprocess.size is None)
         if range and len(found.types) > 1 and found.dtype == "uint8":
@@ -148,30 +138,11 @@ class Images(Dataset):
     def expect(self, indices: Tensor) -> None:
         self.source.expect((indices % len(self.source)).tolist())
 
-    def captions(self, i: int) -> tuple[str, ...]:
-        return self.source.captions(i % len(self.source))
-
-    def stamps(self) -> Stamps:
-        return read_stamps(self.source.stamp, self.source.labels.numpy(), self.pool)
-
-    def content_hash(self, i: int) -> int:
-        with suppress(Unreadable), unreadable():
-            return content_hash(self.source.content(i))
-        return content_hash(b"")  # an image that cannot be read has no content
-
     def _batch(self, arrays: list[Raster], indices: Tensor) -> Batch:
         empty = np.empty((0, *self.size, self.channels), np.uint8)
         stacked = torch.from_numpy(np.stack(arrays) if arrays else empty).permute(0, 3, 1, 2).contiguous()
         x = stacked if self.values.eight_bits else self.values.normalized(stacked)
         return Batch(x, self.condition(indices), index=indices)
-
-    def _readable_from(self, i: int) -> tuple[int, Raster]:
-        """Index and pixels of the first readable image, starting at index i."""
-        for step in range(len(self)):
-            array = self._read(index := (i + step) % len(self))
-            if array is not None:
-                return index, array
-        raise InputError(f"{none_can(len(self.source), 'image')} be read")
 
     def _read(self, index: int) -> Raster | None:
         array = self.kept.get(index % len(self.source), self._decode)
@@ -188,56 +159,11 @@ class Images(Dataset):
             return None
         return array
 
-    def readable(self, index: int) -> bool:
-        """Whether an image can be read; `skipped` then lists it, even beyond the allowed share."""
-        try:
-            return self._read(index) is not None
-        except UnreadableImagesError:
-            return False
-
-    def relist(self) -> set[str]:
-        """Restart the report with the images that this data set could not read; returns the names that it listed."""
-        names, self.reported = self.reported, set(self.skipped)
-        if self.report is not None:
-            self.report.unlink(missing_ok=True)
-            for name, reason in self.skipped.items():
-                append_report(self.report, name, reason)
-        return names
-
-    def check(self, console: Console, *, resumed: bool) -> None:
-        check_images(self, console, resumed=resumed)
-
-    def _skip(self, name: str, reason: str) -> None:
-        with self.lock:
-            if name in self.skipped:
-                return
-            self.skipped[name] = reason
-            if self.report is not None and name not in self.reported:
-                append_report(self.report, name, reason)
-                self.reported.add(name)
-        require(self)
-
-
-def read_names(file: Path | None) -> set[str]:
-    """Names in a report that an earlier part of the same run wrote."""
-    if file is None or not file.exists():
-        return set()
-    with interpreting(file, "remove it"), file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
-        return {row["name"] for row in csv.DictReader(opened)}
-
-
-def append_report(file: Path, name: str, reason: str) -> None:
-    """Append the name of a skipped image and the reason to a CSV file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", newline="", encoding="utf-8", errors="surrogateescape") as opened:
-        writer = csv.writer(opened)
-        if opened.tell() == 0:
-            writer.writerow(["name", "reason"])
-        writer.writerow([name, reason])
-
 
 def write_folder(dataset: Dataset, folder: Path, count: int) -> int:
     """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; a folder for each class.
+
+    Videos become WebP files without loss, of 8 frames per second.
 
     The folder is written completely or not at all. Images that cannot be read are left out, and the others are numbered
     in order.
@@ -266,7 +192,10 @@ def write_images(dataset: Dataset, folder: Path, count: int) -> int:
         for i, image, label in zip(range(written, written + len(batch)), batch.x, labels, strict=True):
             class_folder = folder / folders[label]
             class_folder.mkdir(parents=True, exist_ok=True)
-            array = dataset.values.restored(image[None])[0].permute(1, 2, 0).numpy()
+            array = dataset.values.restored(image[None])[0].movedim(0, -1).numpy()
+            if array.ndim == 4:
+                save_video(array, class_folder / f"{i:06d}.webp")
+                continue
             plain = dataset.values.eight_bits and array.shape[2] in (1, 3, 4)
             with (class_folder / f"{i:06d}.{'png' if plain else 'npy'}").open("wb") as file:
                 if plain:

@@ -12,6 +12,8 @@ from ditlab.core.spelling import expand
 from ditlab.core.stores import is_url
 from ditlab.data.base import Dataset
 from ditlab.data.builtin import DATASETS, find_builtin
+from ditlab.data.clips.dataset import Clips
+from ditlab.data.clips.timing import timing_of
 from ditlab.data.content import digest, files_identity, images_identity
 from ditlab.data.images import Images
 from ditlab.data.latents.cache import Latents, is_cache, is_stored_cache, stored_shards
@@ -189,7 +191,10 @@ class ImageFiles(SourceSpec):
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         settings = settings or Preparation()
-        preprocess = preprocessing(settings)
+        preprocess, timing = preprocessing(settings), timing_of(settings)
+        if timing is not None:
+            images = self.images(settings)
+            return Clips(images, timing, preprocess, report=report, max_skipped=settings.max_skipped)
         return Images(
             self.images(settings),
             preprocess,
@@ -200,6 +205,7 @@ class ImageFiles(SourceSpec):
         )
 
     def images(self, settings: Preparation | None = None) -> Source:
+        timing_of(settings or Preparation())  # before a long listing
         source = open_source(self.text, settings)
         if Path(self.text).is_dir() and find_builtin(self.text) is not None:
             source.reading.notes.append(f"the folder {self.text} is read, and not the built-in data set of this name")

@@ -87,16 +87,7 @@ class Survey:
         classes = [count_table("class", self.classes)] if self.classes else []
         captions = [self.captions.table()] if self.captions else []
         tables = [summary, *classes, *captions, count_table("height x width", self.sizes)]
-        if self.reading.left_out:
-            listed = Table("left out", "files", "example")
-            for reason, left in self.reading.left_out.items():
-                listed.add_row(cell(reason), f"{left.count:,}", literal(left.example))
-            tables.append(listed)
-        if self.unreadable:
-            listed = Table("unreadable", "reason")
-            for name, reason in list(self.unreadable.items())[:ROWS]:
-                listed.add_row(literal(name), cell(reason))
-            tables.append(listed)
+        tables += reading_tables(self.reading, self.unreadable)
         if self.duplicates:
             listed = Table("duplicates")
             for group in self.duplicates[:ROWS]:
@@ -105,9 +96,23 @@ class Survey:
         return tables
 
 
-def count_table(what: str, counts: dict[str, int]) -> Table:
+def reading_tables(reading: Reading, unreadable: dict[str, str]) -> list[Table]:
+    """Tables of what was left out, and of what cannot be read; none if there is nothing."""
+    tables = []
+    if reading.left_out:
+        tables.append(Table("left out", "files", "example"))
+        for reason, left in reading.left_out.items():
+            tables[-1].add_row(cell(reason), f"{left.count:,}", literal(left.example))
+    if unreadable:
+        tables.append(Table("unreadable", "reason"))
+        for name, reason in list(unreadable.items())[:ROWS]:
+            tables[-1].add_row(literal(name), cell(reason))
+    return tables
+
+
+def count_table(what: str, counts: dict[str, int], counted: str = "images") -> Table:
     """A table of counts: the first rows, and the sum of the others."""
-    table = Table(what, "images")
+    table = Table(what, counted)
     for name, count in list(counts.items())[:ROWS]:
         table.add_row(literal(name), f"{count:,}")
     if len(counts) > ROWS:

@@ -30,6 +30,8 @@ def available_statistics(features: Features, images: Dataset, example: Extracted
         "scores": example.probabilities is not None,
         "accuracy": features.classes is not None and features.classes == images.classes,
         "prompts": False,  # images of prompts are read, not compared by features
+        "clips": features.clips,
+        "motion": features.measures_motion,
     }
 
 

@@ -31,7 +31,8 @@ from ditlab.data import Dataset, find_spec, parse_source
 from ditlab.data.parse import DIVISION, SampleNpz, content_identity
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.features.inception import PUBLISHED
-from ditlab.evaluation.gather import check_fit, forget, gather
+from ditlab.evaluation.frames import CLIPS, clip_protocol, clips_of, seen_by
+from ditlab.evaluation.gather import forget, gather
 from ditlab.evaluation.metric_choice import choose
 from ditlab.evaluation.metrics import METRICS, Metric, Statistics
 from ditlab.evaluation.references import (
@@ -49,8 +50,8 @@ from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.plan import Plan
 from ditlab.inference.samples import Samples
 
-PROTOCOL_COUNT = 50_000  # number of images in published distances
-PREPROCESSING = ("fit", "background", "gray", "range", "show")
+PUBLISHED_COUNTS = {"inception": 50_000, "dinov2": 50_000, "i3d": 2_048}  # images or clips in published distances
+PREPROCESSING = ("fit", "background", "gray", "range", "show", *CLIPS)
 """Preprocessing of training images, applied to real images too."""
 
 
@@ -132,14 +133,13 @@ def plan_evaluation(
     """
     check(settings)
     device = pick_device(settings.device)
-    features = open_features(
-        settings.features or default_features(settings.reference), settings.feature_weights, device
-    )
+    name = settings.features or default_features(settings.reference)
+    features = open_features(name, settings.feature_weights, device)
     requested = {name: METRICS.find(name) for name in settings.metrics or METRICS}
     images, protocol, preparation = open_source(source, settings, device, console)
     if settings.show:
         images.values = images.values.showing(settings.show, images.channels)
-    check_fit(images, features)
+    images = seen_by(features, images)
     compared = any("kept" in metric.of_reference for metric in requested.values())
     preparation = None if preparation is None else reading_of(settings.reference, preparation)
     key = repr((settings.reference, preparation, features.name, features.weights, compared, images.values))
@@ -150,6 +150,7 @@ def plan_evaluation(
     reference = measured[key]
     fits(reference.about, images)
     metrics, notes = choose(requested, images, features, reference, strict=bool(settings.metrics))
+    protocol |= clip_protocol(features, images, preparation)
     if images.values != EIGHT_BITS:  # also if other channels are shown
         protocol["values"] = images.values.describe()
     protocol |= {
@@ -177,8 +178,8 @@ def score(job: Job, settings: Evaluation, console: Console, folder: Path, rank: 
     notes = job.notes + remarks(gathered.count, len(job.images), job.features, job.reference)
     seconds = round(time.monotonic() - started, 1)
     result = Result(values, job.protocol, notes, seconds, __version__, describe(str(job.device)), folder)
-    if isinstance(job.images, Samples):
-        show_samples(job.images, folder / "grid.png")
+    if isinstance(samples := clips_of(job.images), Samples):
+        show_samples(samples, folder / "grid.png")
     write_result(result := with_expectation(result, settings))
     forget(folder)
     return result
@@ -234,7 +235,7 @@ def open_source(
             preprocessing["gray"] = trained_on["grey"]
         if not preprocessing.get("gray"):
             preprocessing["channels"] = samples.channels
-        return samples, protocol, Preparation(size="{}x{}".format(*samples.size), **preprocessing)
+        return samples, protocol, Preparation(size="{}x{}".format(*samples.size[-2:]), **preprocessing)
     images = open_images(str(source), None, device)
     if len(images) < 2:
         raise InputError(f"{counted(len(images), 'image')} in {source}; give 2 or more")
@@ -329,10 +330,9 @@ def fits(about: dict[str, Any], images: Dataset) -> None:
         )
     size = about.get("size")
     if size is not None and list(size) != list(images.size):
-        raise InputError(
-            f"images of {images.size[0]}x{images.size[1]} against a reference of {size[0]}x{size[1]}; "
-            f"make a reference of {about.get('source')} with the size {images.size[0]}x{images.size[1]}"
-        )
+        own, other = ("x".join(map(str, sides)) for sides in (images.size, size))
+        source = f"{about.get('source')} with the size {own}"
+        raise InputError(f"images of {own} against a reference of {other}; make a reference of {source}")
 
 
 def described(values: PixelValues) -> str:
@@ -379,8 +379,9 @@ def remarks(count: int, requested: int, features: Features, reference: Reference
             f"the Inception weights ({features.weights}) are not the published file ({PUBLISHED}...); unless they are "
             "a copy of it in another format, the distances cannot be compared with published ones"
         )
-    if features.name in ("inception", "dinov2") and count < PROTOCOL_COUNT:
-        notes.append(f"{count:,} images; published distances use {PROTOCOL_COUNT:,} and are smaller")
+    if count < (published := PUBLISHED_COUNTS.get(features.name, 0)):
+        counts = counted(count, "clip" if features.clips else "image")
+        notes.append(f"{counts}; published distances use {published:,} and are smaller")
     return notes
 
 

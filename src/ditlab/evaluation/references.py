@@ -30,6 +30,7 @@ from ditlab.data.npz import array_names, map_array, read_about, stored_rows, wri
 from ditlab.data.parse import DIVISION, as_divided, content_identity
 from ditlab.data.summary import Summary
 from ditlab.evaluation.features import Features
+from ditlab.evaluation.frames import seen_by
 from ditlab.evaluation.gather import gather, spread_evenly
 from ditlab.evaluation.moments import Gaussian
 from ditlab.evaluation.seen import report_seen, seen_channels
@@ -143,7 +144,9 @@ def make_reference(
     Raises:
         InputError: the feature network does not support the images.
     """
-    total = len(images) if count is None else min(count, len(images))
+    frames = 1 if features.clips or len(images.size) == 2 else images.size[0]
+    images = seen_by(features, images)
+    total = len(images) if count is None else min(count * frames, len(images))
     if total < 2:
         raise InputError(f"{counted(total, 'image')} of {source}; give 2 or more")
     gathered = gather(

@@ -12,7 +12,7 @@ from ditlab.config.evaluation import Expectation
 from ditlab.core.formats import check_types, interpreting, read_object
 from ditlab.core.io import replace_text, replacing
 from ditlab.inference.samples import Samples
-from ditlab.report.sheets import contact_sheet, to_pil
+from ditlab.report.sheets import contact_sheet, thumbnails
 
 SHOWN = 40  # images in the contact sheet
 
@@ -82,6 +82,7 @@ def with_expectation(result: Result, settings: Expectation) -> Result:
 
 def show_samples(samples: Samples, file: Path) -> None:
     """Write a contact sheet of the first samples."""
-    images = to_pil(samples.values.displayed(samples.fetch(torch.arange(min(SHOWN, len(samples)))).x))
+    shown = samples.fetch(torch.arange(min(SHOWN, len(samples)))).x
+    images = thumbnails(samples.values.displayed(shown))
     with replacing(file) as draft:
         contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(draft, format="PNG")

@@ -63,20 +63,21 @@ class Statistics:
     accuracy: float | None = None  # share of images that are classified as their label
 
 
-INCEPTION_NAMES = {"fd": "fid", "sfd": "sfid", "kd": "kid"}
-"""Distances, and their names in Inception's features."""
+NAMES = {"inception": {"fd": "fid", "sfd": "sfid", "kd": "kid"}, "i3d": {"fd": "fvd", "kd": "kvd"}}
+"""Features -> distances, and their usual names in these features."""
 
 
 def result_name(distance: str, features: str) -> str:
     """Name of a distance ("fd", "sfd" or "kd") in the features of one network, such as "fid" or "fd_digits"."""
-    return INCEPTION_NAMES[distance] if features == "inception" else f"{distance}_{features}"
+    return NAMES.get(features, {}).get(distance, f"{distance}_{features}")
 
 
 def canonical_name(result: str) -> str:
     """Name of a result without its features, such as "fd" for "fid" and "fd_digits"; other results keep their name."""
-    for distance, inception_name in INCEPTION_NAMES.items():
-        if result.startswith((inception_name, f"{distance}_")):
-            return distance
+    for names in NAMES.values():
+        for distance, name in names.items():
+            if result.startswith((name, f"{distance}_")):
+                return distance
     return result
 
 

@@ -31,7 +31,7 @@ from ditlab.inference.interpolate import arguments
 from ditlab.inference.memory import RowLimit, Splitting, halved
 from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
-from ditlab.inference.output import TYPES, Output, make_output
+from ditlab.inference.output import TYPES, Output, frame_rate, make_output
 from ditlab.inference.plan import Plan, check_channels, check_size, resolve
 from ditlab.inference.prompts import negative_text
 from ditlab.inference.records import describe
@@ -290,8 +290,8 @@ class BasePipeline:
         if output_type == "latent":
             return Output(torch.cat(latents), describe=record)
         pixels = torch.cat([self.decode(part) for part in latents])
-        original = options.get("original")
-        return make_output(pixels if original is None else original.finish(pixels), output_type, self.values, record)
+        pixels = pixels if (original := options.get("original")) is None else original.finish(pixels)
+        return make_output(pixels, output_type, self.values, record, frame_rate(self.model.config))
 
     def batches(
         self,

@@ -1,4 +1,4 @@
-"""Generate images into a folder: PNG files with their settings, a contact sheet, and an optional animation."""
+"""Generate images or videos into a folder, with their settings, a contact sheet, and an optional animation."""
 
 import time
 from collections import Counter
@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,9 +22,10 @@ from ditlab.core.types import Between, Label, Seed, Step, between
 from ditlab.core.units import counted
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.finite import check_autoencoder
-from ditlab.inference.output import native, save_item
+from ditlab.inference.output import file_suffix, frame_rate, native, save_item
 from ditlab.inference.records import Repeat, describe
-from ditlab.report.sheets import contact_sheet, save_animation
+from ditlab.report.sheets import contact_sheet, save_animation, thumbnails, to_videos
+from ditlab.report.videos import FPS, check_video
 
 
 @dataclass(frozen=True)
@@ -89,29 +90,30 @@ def sample_folder(
     trajectory: bool,
     options: dict[str, Any],
     strip: int | None = None,
-    format: Literal["png", "npy"] = "png",
+    format: str = "",
+    fps: float | None = None,
     cells: "Sequence[Cell] | None" = None,
 ) -> SampledFolder:
     """Generate an image for each combination of label and seed, and write them into a folder.
 
     Args:
-        pipe: the model.
-        labels: class indices or names; None or an empty list is all classes.
-        seeds: seeds of the images.
+        pipe, console: the model, and the console for the progress bar.
+        labels, seeds: class indices or names (None or an empty list is all classes), and the seeds of each.
         out: the folder, which is created.
-        console: console for the progress bar.
         batch_size: images generated at a time.
         trajectory: also write an animation of the sampler steps.
         options: arguments of `BasePipeline.steps`.
         strip: generate interpolations of this many images instead: between two seeds for each label, or with a single
             seed between two labels.
         format: "png" files show the shown channels with 8 bits; "npy" files hold arrays (H, W, C) of all channels, in
-            the numbers and the type of the training data. The contact sheet is a PNG file with either.
-        cells: generate these images instead.
+            the numbers and the type of the training data. Videos are "webp" (default), "gif", "mp4", "webm" or "npy"
+            files, or folders of "frames". The contact sheet is a PNG file, with film strips of videos.
+        fps, cells: frames per second of videos (default: as in the training data, or 8); images to generate instead.
 
     Raises:
         InputError: a label or setting cannot be used; nothing is written.
     """
+    suffix, fps = file_format(pipe, format, fps)
     values: list[Label] = distinct(pipe, labels) if labels else pipe.examples
     seeds = list(dict.fromkeys(seeds))
     rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
@@ -129,8 +131,8 @@ def sample_folder(
     batches = image_batches(
         pipe, names, numbers, console, batch_size=batch_size, options=options, on_step=keep if trajectory else None
     )
-    files = [out / f"{stem}.{format}" for stem in different([cell.stem for cell in cells])]
-    pixels = write_batches(pipe, batches, files, record.every())
+    files = [out / f"{stem}{suffix}" for stem in different([cell.stem for cell in cells])]
+    pixels = write_batches(pipe, batches, files, record.every(), fps)
     grid, settings = out / "grid.png", record.write(files)
     save_item(sheet(pipe, pixels, rows), grid, record.listed(files))
     animation = out / "trajectory.gif" if trajectory else None
@@ -139,10 +141,26 @@ def sample_folder(
     return SampledFolder(len(pixels), time.monotonic() - started, grid, files, animation, settings)
 
 
+def file_format(pipe: BasePipeline, format: str, fps: float | None) -> tuple[str, float]:
+    """The suffix of the files of a model, and the frame rate of its videos; see `sample_folder`.
+
+    Raises:
+        InputError: the format does not suit the model, or cannot be written.
+    """
+    suffix, fps = file_suffix(format, moving := len(pipe.shape) == 4), fps or frame_rate(pipe.model.config)
+    if moving and suffix != ".npy":
+        check_video(suffix, pipe.picture_shape[1], fps)
+    return suffix, fps
+
+
 def write_batches(
-    pipe: BasePipeline, batches: Iterator[Tensor], files: Sequence[Path], records: Sequence[dict[str, Any]]
+    pipe: BasePipeline,
+    batches: Iterator[Tensor],
+    files: Sequence[Path],
+    records: Sequence[dict[str, Any]],
+    fps: float = FPS,
 ) -> Tensor:
-    """Write each batch while the next one is generated; returns all images (B, C, H, W)."""
+    """Write each batch while the next one is generated; returns all images (B, C, H, W) or videos (B, C, T, H, W)."""
     parts: list[Tensor] = []
     written = 0
     with ThreadPoolExecutor(1) as writer:
@@ -150,7 +168,7 @@ def write_batches(
         for part in batches:
             files[0].parent.mkdir(parents=True, exist_ok=True)
             rows = slice(written, written + len(part))
-            saving.append(writer.submit(save_all, pipe, part, files[rows], records[rows]))
+            saving.append(writer.submit(save_all, pipe, part, files[rows], records[rows], fps))
             written += len(part)
             parts.append(part)
         for task in saving:
@@ -159,8 +177,8 @@ def write_batches(
 
 
 def sheet(pipe: BasePipeline, pixels: Tensor, rows: "Sequence[Row]") -> Image.Image:
-    """Arrange images on a contact sheet with the names of the rows."""
-    images = iter(pipe.displayed(pixels))
+    """Arrange images, or film strips of videos, on a contact sheet with the names of the rows."""
+    images = iter(thumbnails(pipe.values.displayed(pixels)))
     return contact_sheet([list(islice(images, len(row.cells))) for row in rows], [row.name for row in rows])
 
 
@@ -282,10 +300,15 @@ def strips(pipe: BasePipeline, labels: Sequence[Label], seeds: Sequence[int], co
     )
 
 
-def save_all(pipe: BasePipeline, pixels: Tensor, files: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
-    """Write a file for each image: .npy, or PNG with its settings in the metadata."""
-    numbers = files[0].suffix == ".npy"
-    items = native(pixels, pipe.values) if numbers else pipe.displayed(pixels)
+def save_all(
+    pipe: BasePipeline, pixels: Tensor, files: Sequence[Path], records: Sequence[dict[str, Any]], fps: float
+) -> None:
+    """Write a file for each image or video; a PNG file has its settings in the metadata."""
+    items: Sequence[Any]
+    if files[0].suffix == ".npy":
+        items = native(pixels, pipe.values)
+    else:
+        items = to_videos(pipe.values.displayed(pixels)) if pixels.ndim == 5 else pipe.displayed(pixels)
     for item, file, record in zip(items, files, records, strict=True):
         with writing(file):
-            save_item(item, file, record)
+            save_item(item, file, record, fps)

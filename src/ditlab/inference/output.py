@@ -1,6 +1,6 @@
 """The output of a pipeline: images or videos as PIL images, arrays, tensors or latents."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,12 @@ from ditlab.core.io import replacing
 from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.inference.records import Record, png_metadata
-from ditlab.report.sheets import save_animation, to_pil, to_videos
+from ditlab.report.sheets import to_pil, to_videos
+from ditlab.report.videos import FPS, FRAMES, check_video, save_video
 
 TYPES = ("pil", "np", "pt", "native", "latent")
-SUFFIXES = (".png", ".gif", ".npy")
+SUFFIXES = {False: (".png", ".npy"), True: (".webp", ".gif", ".mp4", ".webm", ".npy")}
+"""Suffixes of the files of images, and of videos."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Output:
     describe: Callable[[], Record] | None = field(default=None, repr=False, compare=False)
     """Returns the record of the images, which takes the time of hashing the weights; None if there is none."""
 
+    fps: float = field(default=FPS, repr=False, compare=False)
+    """Frames per second of the videos."""
+
     @property
     def settings(self) -> list[dict[str, Any]]:
         """Everything that decides each image: label, seed, all resolved settings, and hashes of the weights."""
@@ -49,39 +54,48 @@ class Output:
         """The record of all images, which `save` writes."""
         return None if self.describe is None else self.describe()
 
-    def save(self, path: str | Path) -> list[Path]:
-        """Write images as PNG files, videos as GIF files, or either as .npy files; returns their paths.
+    def save(self, path: str | Path, format: str = "", fps: float | None = None) -> list[Path]:
+        """Write images as PNG files, videos as WebP, GIF, MP4 or WebM files, or either as .npy; returns their paths.
 
-        PNG and GIF files hold the shown channels with 8 bits. An .npy file holds one image (H, W, C) or video
+        All but .npy files hold the shown channels with 8 bits. An .npy file holds one image (H, W, C) or video
         (T, H, W, C) with all channels, in the numbers and the type of the training data.
 
         A PNG file holds its `settings`; a folder gets a samples.json with those of all files too.
 
         Args:
-            path: a folder, which is created; or a file name that ends in .png, .gif or .npy, to which numbers are added
-                if there are several images.
+            path: a folder, which is created; or a file name that ends in .png or .npy for images, and in .webp, .gif,
+                .mp4, .webm or .npy for videos, to which numbers are added if there are several images.
+            format: the format of the files in a folder (default: png; webp for videos); "frames" writes a folder of PNG
+                files for each video.
+            fps: frames per second of videos (default: those that the model was trained on, or 8).
 
         Raises:
-            InputError: the output holds latents, or the file name has another suffix.
+            InputError: the output holds latents, the format does not suit it, or PyAV is not installed (MP4, WebM).
         """
         target = Path(expand(str(path)))
-        numbers = target.suffix.lower() == ".npy"
+        numbers = "npy" in (target.suffix.lower()[1:], format)
         items = self._items(numbers=numbers)
         if not isinstance(items, list):
             raise InputError('latents cannot be saved as images; leave output_type="latent" out')
-        suffix = ".npy" if numbers else ".png" if isinstance(items[0], Image.Image) else ".gif"
-        if target.suffix.lower() in SUFFIXES:
-            if target.suffix.lower() != suffix:
-                raise InputError(f"{target}; give a name that ends in {suffix} or .npy")
+        moving = not isinstance(items[0], Image.Image) and (not numbers or items[0].ndim == 4)
+        suffix = file_suffix(format, moving)
+        if target.suffix.lower() in {*SUFFIXES[True], *SUFFIXES[False]}:
+            if target.suffix.lower() not in SUFFIXES[moving] or format not in ("", target.suffix[1:].lower()):
+                raise InputError(
+                    f"{target}; give a name that ends in {' or '.join(SUFFIXES[moving])}, without a format"
+                )
             stem = target.stem
             names = [target] if len(items) == 1 else [target.with_stem(f"{stem}-{i}") for i in range(len(items))]
         else:
             names = [target / f"{i:04d}{suffix}" for i in range(len(items))]
+        fps = fps or self.fps
+        if moving and not numbers:
+            check_video(names[0].suffix.lower(), items[0].shape[1:3], fps)
         names[0].parent.mkdir(parents=True, exist_ok=True)
         # Without settings if there are none, or if the caller has changed the list of images.
         record = None if self.record is None or len(self.record.images) != len(items) else self.record
         for i, (item, file) in enumerate(zip(items, names, strict=True)):
-            save_item(item, file, None if record is None else record.image(i))
+            save_item(item, file, None if record is None else record.image(i), fps)
         if record is not None and names[0].parent == target:
             record.write(names)
         return names
@@ -96,15 +110,35 @@ class Output:
         return to_videos(shown) if shown.ndim == 5 else to_pil(shown)
 
 
-def save_item(item: Image.Image | NDArray[Any], file: Path, settings: dict[str, Any] | None) -> None:
-    """Write an image as PNG with its settings, or a video as GIF or an array as .npy, which have no place for them."""
+def file_suffix(format: str, moving: bool) -> str:
+    """The suffix of the files of a format; empty for folders of frames.
+
+    Args:
+        format: name of the format; empty for the default.
+        moving: whether the files hold videos.
+
+    Raises:
+        InputError: the format does not suit them.
+    """
+    suffix = f".{format}" if format else SUFFIXES[moving][0]
+    if suffix in SUFFIXES[moving]:
+        return suffix
+    if format == FRAMES and moving:
+        return ""
+    names = [*(suffix[1:] for suffix in SUFFIXES[moving]), *([FRAMES] if moving else [])]
+    what = "videos" if moving else "images"
+    raise InputError(f'format "{format}" for {what}; choose from: {", ".join(names)}')
+
+
+def save_item(item: Image.Image | NDArray[Any], file: Path, settings: dict[str, Any] | None, fps: float = FPS) -> None:
+    """Write an image as PNG with its settings, or a video or an array, whose files have no place for settings."""
     if file.suffix.lower() == ".npy":
         save_numbers(item, file)
     elif isinstance(item, Image.Image):
         with replacing(file) as draft:
             item.save(draft, format="PNG", pnginfo=png_metadata(settings))
     else:
-        save_animation([Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in item], file)
+        save_video(item, file, fps)
 
 
 def save_numbers(array: Any, file: Path) -> None:
@@ -118,15 +152,29 @@ def make_output(
     output_type: str,
     values: PixelValues = EIGHT_BITS,
     describe: Callable[[], Record] | None = None,
+    fps: float = FPS,
 ) -> Output:
     """Convert decoded images (B, C, H, W) or videos (B, C, T, H, W) with these values to an output type."""
     if output_type == "pil":
         shown = values.displayed(pixels)
-        return Output(to_pil(shown), to_videos(shown) if shown.ndim == 5 else [], pixels, values, describe)
+        return Output(to_pil(shown), to_videos(shown) if shown.ndim == 5 else [], pixels, values, describe, fps)
     if output_type == "native":
-        return Output(native(pixels, values), [], pixels, values, describe)
+        return Output(native(pixels, values), [], pixels, values, describe, fps)
     floats = values.share(pixels)
-    return Output(floats if output_type == "pt" else floats.movedim(1, -1).numpy(), [], pixels, values, describe)
+    arrays = floats if output_type == "pt" else floats.movedim(1, -1).numpy()
+    return Output(arrays, [], pixels, values, describe, fps)
+
+
+def frame_rate(config: Mapping[str, Any]) -> float:
+    """Frames per second of the videos of a model: those of the clips that it was trained on, or 8 if unknown.
+
+    Args:
+        config: the facts about its training.
+    """
+    data = config.get("recipe", {}).get("data", {})
+    if data.get("fps"):
+        return float(data["fps"])
+    return data["frames"] / data["seconds"] if data.get("frames") and data.get("seconds") else FPS
 
 
 def native(pixels: Tensor, values: PixelValues) -> NDArray[Any]:

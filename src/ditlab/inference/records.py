@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 METADATA = "ditlab"  # key of the text chunk in PNG files with the settings as JSON
 RECORD = "samples.json"
-WITHOUT = (".npz", ".gif")  # suffixes of files that ditlab writes without settings in them
+WITHOUT = (".npz", ".webp", ".gif", ".mp4", ".webm")  # suffixes of files that ditlab writes without settings in them
 CLIP = ("given", "frames", "overlap")
 PER_IMAGE = ("label", "prompt", "seed", "image", "mask", "image_hash", *CLIP)
 START = ("strength", "resample")
@@ -177,9 +177,11 @@ class Repeat:
         return values
 
     @property
-    def holds_numbers(self) -> bool:
-        """Whether the images were written as .npy files."""
-        return bool(self.images) and all(str(image.get("file", "")).endswith(".npy") for image in self.images)
+    def format(self) -> str | None:
+        """The format of the files, unless they are PNG files or there are none."""
+        suffixes = {Path(image["file"]).suffix for image in self.images if image.get("file")}
+        (suffix,) = suffixes if len(suffixes) == 1 else (".png",)
+        return None if suffix == ".png" else suffix[1:] or "frames"
 
     @property
     def interpolates(self) -> bool:
@@ -241,12 +243,13 @@ def read_record(path: Path) -> Repeat:
     """Read how images were generated.
 
     Args:
-        path: a PNG file that ditlab wrote, a .npy file beside its samples.json, a samples.json, or the folder of one.
+        path: a PNG file that ditlab wrote, a video, a folder of frames or a .npy file beside its samples.json, a
+            samples.json, or the folder of one.
 
     Raises:
         InputError: there is no such file, or it holds no settings.
     """
-    if path.suffix.lower() == ".npy":
+    if path.suffix.lower() == ".npy" or is_video(path):
         return listed(read_record(path.parent), path)
     file = path / RECORD if path.is_dir() else path
     if file.suffix.lower() in WITHOUT and file.exists():
@@ -263,6 +266,13 @@ def read_record(path: Path) -> Repeat:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(missing) from error
+
+
+def is_video(path: Path) -> bool:
+    """Whether a path is a video or a folder of frames that a samples.json beside it lists."""
+    if not (path.suffix.lower() in WITHOUT or path.is_dir()) or not (path.parent / RECORD).is_file():
+        return False
+    return any(image.get("file") == path.name for image in read_record(path.parent / RECORD).images)
 
 
 def listed(repeat: Repeat, file: Path) -> Repeat:

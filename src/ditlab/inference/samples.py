@@ -72,7 +72,8 @@ class Samples(Dataset):
             self.labels = torch.arange(count) % classes
         else:
             self.labels = torch.randint(classes, (count,), generator=generator)
-        self.channels, self.size = pipe.picture_shape
+        self.channels, size = pipe.picture_shape
+        self.size = (*pipe.shape[1:-2], *size)
         self.values = pipe.values
         self.on_step: Callable[[Step], None] | None = None
 

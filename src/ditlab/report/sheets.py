@@ -16,6 +16,7 @@ from ditlab.core.io import replacing
 
 CELL = 48  # smaller images are enlarged by an integer factor to about this side in pixels
 GAP = 4
+STRIP = 4  # frames of a film strip
 TITLE = 32  # characters in a line of a title, such as a prompt
 SPACING = 2  # pixels between the lines of a title
 SOFTWARE, AUTHOR = "Software", "ditlab"  # text chunk of contact sheets, by which they are recognized
@@ -94,6 +95,17 @@ def video_sheet(videos: Tensor, names: Sequence[str] | None = None, count: int =
     return contact_sheet(rows, names)
 
 
+def film_strip(video: NDArray[Any], count: int = STRIP) -> Image.Image:
+    """Some frames of a video (T, H, W, C) uint8 side by side, evenly spaced from the first to the last."""
+    indices = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
+    return _image(np.concatenate([*video[indices]], axis=1))
+
+
+def thumbnails(pixels: Tensor) -> list[Image.Image]:
+    """Convert uint8 images (B, C, H, W), or videos (B, C, T, H, W) as film strips, to images for a contact sheet."""
+    return to_pil(pixels) if pixels.ndim == 4 else [film_strip(video) for video in to_videos(pixels)]
+
+
 def side_by_side(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Arrange sheets of equal height from left to right, each under its title."""
     font = ImageFont.load_default(size=14)
@@ -149,7 +161,12 @@ def frames(pixels: Tensor) -> list[list[Image.Image]]:
     """Convert uint8 videos (B, C, T, H, W) to lists of frames; images (B, C, H, W) become lists of one frame."""
     if pixels.ndim == 4:
         return [[image] for image in to_pil(pixels)]
-    return [[_image(frame) for frame in video] for video in to_videos(pixels)]
+    return [frame_images(video) for video in to_videos(pixels)]
+
+
+def frame_images(video: NDArray[Any]) -> list[Image.Image]:
+    """The frames of a video (T, H, W, C) uint8 as PIL images."""
+    return [_image(frame) for frame in video]
 
 
 def _image(array: NDArray[Any]) -> Image.Image:

@@ -107,6 +107,7 @@ class Steps:
         self.job = job
         self.dtype = getattr(torch, job.state.precision)
         self.rows = job.place.rows(job.recipe.train.batch)  # of the batch, that this process computes
+        self.read = job.state.seen  # images of the batches that were read, ahead of `state.seen`
         self.problem: InputError | None = None  # why this process has no further batch
 
     def batches(self, order: Iterator[Tensor]) -> Iterator[Batch]:
@@ -125,9 +126,10 @@ class Steps:
                 yield batch
 
     def fetch(self, indices: Tensor) -> Batch:
-        """Read this process's images of a batch."""
-        own = self.part(indices)
-        return numbered(self.job.dataset.fetch(own), own)
+        """Read this process's images of the next batch."""
+        own, seen = self.part(indices), self.part(torch.arange(self.read, self.read + len(indices)))
+        self.read += len(indices)
+        return numbered(self.job.dataset.fetch_at(own, self.job.recipe.train.seed, seen), own)
 
     def part(self, values: Tensor) -> Tensor:
         """This process's part of the values (B, ...) of a batch."""

@@ -10,7 +10,7 @@ from PIL import Image
 from ditlab.core.errors import InputError, RunError
 from ditlab.inference.base import PROMPTS
 from ditlab.inference.pipeline import Pipeline
-from ditlab.report.sheets import contact_sheet, side_by_side
+from ditlab.report.sheets import STRIP, contact_sheet, film_strip, side_by_side
 from ditlab.training.parallel import Place
 
 COLUMNS, ROWS = 8, 10
@@ -62,23 +62,31 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
     values: list[Any] = (first.config.get(PROMPTS) or first.classes)[:ROWS]
     titles = [*map(first.conditioner.title, values)]
     values = values or [None, None]
-    conditions = [value for value in values for _ in range(COLUMNS)]
-    seeds = list(range(COLUMNS)) * len(values) if titles else list(range(len(conditions)))
+    columns = COLUMNS if len(first.shape) == 3 else COLUMNS // STRIP  # a video is a strip of several frames
+    conditions = [value for value in values for _ in range(columns)]
+    seeds = list(range(columns)) * len(values) if titles else list(range(len(conditions)))
     part = range(place.rank, len(conditions), place.world)  # indices of the images that this process generates
     sheets, failure = [], None
     for pipe in pipes:
         try:
-            generated = pipe([conditions[i] for i in part], seeds=[seeds[i] for i in part]).images if part else []
+            generated = images_of(pipe, [conditions[i] for i in part], [seeds[i] for i in part]) if part else []
         except Exception as error:  # raised after the images are collected, for which the other processes wait
             generated, failure = [], error
         by_index = dict(place.collect(list(zip(part, generated, strict=failure is None))))
         if not place.first or len(by_index) < len(conditions):
             continue
         images = [by_index[i] for i in range(len(conditions))]
-        rows = [images[i * COLUMNS : (i + 1) * COLUMNS] for i in range(len(values))]
+        rows = [images[i * columns : (i + 1) * columns] for i in range(len(values))]
         sheets.append(contact_sheet(rows, titles or None))
     if failure is not None:
         raise failure
     if place.first and len(sheets) < len(pipes):
         raise RunError("another process could not generate its part")
     return side_by_side(sheets, ("average", "raw weights")) if place.first else None
+
+
+def images_of(pipe: Pipeline, conditions: list[Any], seeds: list[int]) -> list[Image.Image]:
+    """Generate an image, or the film strip of a video, for each condition."""
+    output = pipe(conditions, seeds=seeds)
+    images: list[Image.Image] = [film_strip(video) for video in output.videos] or output.images
+    return images

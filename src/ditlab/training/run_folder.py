@@ -51,9 +51,9 @@ from ditlab.core.io import (
     write_manifest,
     writing,
 )
-from ditlab.core.stores import StoreError
 from ditlab.core.model_files import AVERAGE_PARTS
 from ditlab.core.parts import join_parts
+from ditlab.core.stores import StoreError
 from ditlab.core.terminal import say
 from ditlab.core.units import counted
 from ditlab.core.weights import ADAPTER, AVERAGED, RAW, checkpoints, write_pickle, write_tensors

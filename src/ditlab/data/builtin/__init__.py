@@ -10,6 +10,7 @@ from ditlab.data.builtin.digits import open_digits
 from ditlab.data.builtin.emoji import open_emoji
 from ditlab.data.builtin.emoji_captions import open_emoji_captions
 from ditlab.data.builtin.glyphs import open_glyphs
+from ditlab.data.builtin.moving_digits import open_moving_digits
 
 DATASETS: Registry[Callable[[str], Dataset]] = Registry(
     "data set",
@@ -20,6 +21,7 @@ DATASETS: Registry[Callable[[str], Dataset]] = Registry(
         "emoji-captions-SIZE": open_emoji_captions,
         "emoji-captions-all-SIZE": open_emoji_captions,
         "colored-shapes-SIZE": open_colored_shapes,
+        "moving-digits-SIZE": open_moving_digits,
     },
 )
 """Name -> function that opens the data set and receives the whole name. Upper-case parts of a name stand for values,

@@ -10,10 +10,11 @@ from ditlab.core.spelling import expand
 from ditlab.core.stores import is_url
 from ditlab.data.decode import Raster
 from ditlab.data.reading import UNCONDITIONAL, Reading
-from ditlab.data.sources.base import MIN_SIDE, Column, NamedSource, Source, Texts, Unreadable
+from ditlab.data.sources.base import MIN_SIDE, Column, NamedSource, Source, Texts, Unreadable, reads_clips
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import SUFFIXES, is_output
 from ditlab.data.sources.folder import Folder
+from ditlab.data.sources.frame_folders import FrameFolders
 from ditlab.data.sources.hugging_face import PREFIX, HuggingFace, all_splits, name_and_split
 from ditlab.data.sources.mds import MDS
 from ditlab.data.sources.parquet import Parquet
@@ -29,6 +30,7 @@ SOURCES: dict[str, type[NamedSource]] = {
     "mds": MDS,
     "stored-tar": StoredTar,
     "hf": HuggingFace,
+    "frame-folders": FrameFolders,
     "tar": TarShards,
     "table": Table,
     "pattern": Pattern,
@@ -36,6 +38,8 @@ SOURCES: dict[str, type[NamedSource]] = {
 }
 """Name -> source class, in the order in which they are tried."""
 
+NUMBERS = frozenset({"range", "show"})
+"""Settings without effect on clips, whose numbers have 8 bits."""
 REASONS = 4  # reasons in the message on a source without images
 
 __all__ = [
@@ -98,8 +102,10 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
     if not issubclass(source_class, HuggingFace | TarShards):  # which report what they have by that name
         text, settings = with_part(text, settings)
     check_used(settings, source_class.uses, text)
-    if source_class is Folder or (source_class is Table and settings.split):  # a table lists what is read
-        place, parts = choose_folder(text, settings.split, part)
+    # A table lists what is read.
+    if source_class in (Folder, FrameFolders) or (source_class is Table and settings.split):
+        clips = reads_clips(settings) and source_class is not FrameFolders
+        place, parts = choose_folder(text, settings.split, part, clips)
         settings = replace(settings, split="")
         source_class = find_source(place, settings) if place != text else source_class
         assert source_class is not None
@@ -110,7 +116,8 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
     else:
         source = source_class.from_text(text, settings)
     if not len(source):
-        raise InputError(f"no images in {text}{_what_else(source.reading)}; put some there (such as .jpg, .png, .webp)")
+        what, such = ("clips", ".mp4, .webm, .gif") if reads_clips(settings) else ("images", ".jpg, .png, .webp")
+        raise InputError(f"no {what} in {text}{_what_else(source.reading)}; put some there (such as {such})")
     source.min_side, source.max_pixels, source.channels = settings.min_side, settings.max_pixels, settings.channels
     if "caption" in source.columns and source.reading.conditions == UNCONDITIONAL:
         source.reading.conditions = "captions, and no classes"
@@ -208,6 +215,7 @@ def check_used(settings: Preparation, uses: frozenset[str], what: str) -> None:
     Raises:
         InputError: a setting without effect.
     """
+    uses -= NUMBERS if reads_clips(settings) else frozenset()
     for field in fields(Preparation):
         value = getattr(settings, field.name)
         if field.name not in uses and value != field.default:

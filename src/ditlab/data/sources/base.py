@@ -3,13 +3,14 @@
 Images are decoded when they are read. A name takes about a hundred bytes of memory, so a million images fit easily.
 """
 
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, final, overload
+from typing import Any, BinaryIO, ClassVar, Self, final, overload
 
 import numpy as np
 import torch
@@ -36,6 +37,12 @@ PIXEL_SETTINGS = frozenset(
     {"size", "fit", "flip", "gray", "channels", "background", "range", "show", "min_side", "max_pixels", "max_skipped"}
 )
 """Names of the settings of `Preparation` that say how images are read and resized."""
+CLIP_SETTINGS = frozenset({"frames", "fps", "seconds", "stride"})
+"""Names of the settings of `Preparation` that say which frames of a file are a clip."""
+
+
+ClipFile = Path | BinaryIO | list[Path]
+"""What a clip is read from: a path, an open file, or the images of its frames in order."""
 
 
 class Unreadable(Exception):  # noqa: N818 - a property of a file and not an error of the user
@@ -162,6 +169,10 @@ class Source(ABC):
         """Prepare for reading these images soon, in the background."""
         return
 
+    def file(self, i: int) -> "ClipFile":
+        """The file of clip i: its path, its content, or the images of its frames."""
+        return io.BytesIO(self.content(i))
+
     @final
     def read(self, i: int, min_side: int | None = None, pages: int = 1) -> Image.Image | Raster:
         """Image i, decoded; arguments and errors as in `decoded`."""
@@ -259,6 +270,11 @@ def natural(path: str | Path) -> list[tuple[int, str]]:
     """Sort key that compares numbers by value, 2 before 10, and that is the same in both encodings of a letter."""
     parts = re.split(r"(\d+)", nfc(str(path)))
     return [(int(part), "") if part.isdecimal() and len(part) <= DIGITS else (-1, part) for part in parts]
+
+
+def reads_clips(settings: Preparation) -> bool:
+    """Whether settings ask for clips instead of images."""
+    return settings.frames is not None or settings.seconds is not None
 
 
 def label_column(labels: Sequence[int], classes: list[str]) -> Column:

@@ -1,4 +1,4 @@
-"""Which files are images, and the listing of a folder: clutter and the output of ditlab are left out and counted."""
+"""Which files are images or clips, and the listing of a folder: clutter and the output of ditlab are left out."""
 
 import importlib
 import os
@@ -15,6 +15,7 @@ from ditlab.core.io import LOCK, is_vacant
 from ditlab.core.sizes import SPECIAL
 from ditlab.data.reading import LeftOut, Reading
 from ditlab.data.sources.base import natural
+from ditlab.report.videos import has_pyav
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".webp", ".png", ".jpe", ".jfif", ".mpo", ".apng", ".avif", ".bmp", ".dib", ".tif", ".tiff",
@@ -22,6 +23,9 @@ SUFFIXES = (
     ".qoi", ".sgi", ".dds", ".npy",
 )  # fmt: skip
 """Suffixes of image files. Of two files of one sample in a tar shard, the one whose suffix comes first is the image."""
+ANIMATIONS = (".gif", ".webp", ".apng", ".png")
+VIDEOS = (".mp4", ".webm", ".mov", ".m4v", ".mkv", ".avi")
+"""Suffixes of clips: animations, which Pillow reads, and videos, which need PyAV."""
 PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
 """Suffixes that Pillow reads if a package is installed."""
 SYSTEM = frozenset({"@eadir", "__macosx", "lost+found", "#recycle", "@recycle", "$recycle.bin", "thumbs.db",
@@ -64,18 +68,29 @@ def suffix_of(name: str) -> str:
     return name[position:].lower() if position > 0 else ""
 
 
-def is_image(name: str) -> bool:
-    """Whether a file name is that of an image that can be read; hidden files are not images."""
-    return name[0] != "." and name[name.rfind(".") :].lower() in readable()
+def wanted(clips: bool) -> frozenset[str]:
+    """Suffixes of the files that are read: clips, or images that can be read here."""
+    if clips:
+        return frozenset(ANIMATIONS + (VIDEOS if has_pyav() else ()))
+    return readable()
 
 
-def why_left_out(name: str) -> str:
-    """The reason why a file that is not read as an image is left out."""
+def is_wanted(name: str, clips: bool) -> bool:
+    """Whether a file name is that of a clip, or of an image that can be read; hidden files are neither."""
+    return name[0] != "." and name[name.rfind(".") :].lower() in wanted(clips)
+
+
+def why_left_out(name: str, clips: bool = False) -> str:
+    """The reason why a file that is not read as an image, or as a clip, is left out."""
     if name[0] == ".":
         return HIDDEN
     if name.lower() in SYSTEM:
         return CLUTTER
     suffix = suffix_of(name)
+    if clips and suffix in VIDEOS and not has_pyav():
+        return f"needs PyAV, pip install 'ditlab[video]' ({suffix})"
+    if clips:
+        return f"not a clip ({suffix or 'no suffix'})"
     if suffix in PLUGINS:
         return f"needs the package {PLUGINS[suffix]} ({suffix})"
     if suffix in SUFFIXES:
@@ -123,7 +138,13 @@ class Entries:
 
 
 def read_folder(
-    path: str | Path, reading: Reading, prefix: str = "", known: Collection[str] = (), *, named: bool = False
+    path: str | Path,
+    reading: Reading,
+    prefix: str = "",
+    known: Collection[str] = (),
+    *,
+    named: bool = False,
+    clips: bool = False,
 ) -> Entries:
     """List one folder, without those below it.
 
@@ -133,6 +154,7 @@ def read_folder(
         prefix: what comes before the names in `reading`.
         known: names of further files that are read.
         named: whether the user named this folder; it is then read although ditlab wrote it.
+        clips: list clips instead of images.
     """
     try:
         entries = list(os.scandir(path))
@@ -143,7 +165,7 @@ def read_folder(
     if ours and not named:
         reading.leave_out(prefix.rstrip("/"), OURS)
         return Entries(ours=True)
-    result, suffixes, texts, others = Entries(ours=ours), readable(), set[str](), list[str]()
+    result, suffixes, texts, others = Entries(ours=ours), wanted(clips), set[str](), list[str]()
     for entry in entries:
         name = entry.name
         if entry.is_dir():
@@ -168,7 +190,7 @@ def read_folder(
     result.captioned = len(texts.intersection(used))
     for name in sorted({*others, *texts.difference(used)} - {*known}):
         if not name.startswith(LOCK):
-            reading.leave_out(utf8_name(prefix + name), why_left_out(name))
+            reading.leave_out(utf8_name(prefix + name), why_left_out(name, clips))
     result.folders = _visible(result.folders, reading, prefix)
     return result
 
@@ -205,6 +227,7 @@ def list_images(
     known: Collection[str] = (),
     *,
     named: bool = False,
+    clips: bool = False,
 ) -> tuple[list[str], int]:
     """List the images below a folder; links are followed, except into folders that were visited before.
 
@@ -215,6 +238,7 @@ def list_images(
         prefix: what comes before the names in `reading`.
         known: names of further files of `root` that are read.
         named: whether the user named this folder; it is then read although ditlab wrote it.
+        clips: list clips instead of images.
 
     Returns:
         The paths relative to the folder in natural order, and the number of images with a text file of the same stem.
@@ -230,7 +254,7 @@ def list_images(
             continue
         visited.add(real)
         top = not relative
-        here = read_folder(path, reading, prefix + relative, known if top else (), named=named and top)
+        here = read_folder(path, reading, prefix + relative, known if top else (), named=named and top, clips=clips)
         images += [relative + name for name in here.images] if relative else here.images
         captioned += here.captioned
         waiting += [f"{relative}{name}/" for name in reversed(here.folders)]

@@ -15,6 +15,7 @@ from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import Reading, classes_from
 from ditlab.data.sources.base import (
+    CLIP_SETTINGS,
     PIXEL_SETTINGS,
     Column,
     NamedSource,
@@ -22,6 +23,7 @@ from ditlab.data.sources.base import (
     column_of_texts,
     label_column,
     natural,
+    reads_clips,
 )
 from ditlab.data.sources.columns import NONE, caption_names, note_unread
 from ditlab.data.sources.files import (
@@ -48,7 +50,7 @@ EMPTY = "folder without images"
 class Folder(NamedSource):
     """Image files in a folder."""
 
-    uses = PIXEL_SETTINGS | {"split", "label_column", "caption_column"}
+    uses = PIXEL_SETTINGS | CLIP_SETTINGS | {"split", "label_column", "caption_column"}
 
     def __init__(self, root: Path, files: list[str]) -> None:
         """A folder with files whose paths are relative to `root`; `from_text` adds the columns."""
@@ -68,7 +70,7 @@ class Folder(NamedSource):
             InputError: the folder is the output of a command, or there are images beside the class folders.
         """
         root, reading = Path(text), Reading()
-        layout = Layout.read(root, reading)
+        layout = cls.layout(root, settings, reading)
         table = metadata_of(root, reading)
         column = None if table is None else label_choice(table, settings, reading)
         if table is None and settings.label_column not in ("", NONE):
@@ -92,11 +94,19 @@ class Folder(NamedSource):
         source.reading = reading
         return source
 
+    @classmethod
+    def layout(cls, root: Path, settings: Preparation, reading: Reading) -> "Layout":
+        """List the images or clips of a folder."""
+        return Layout.read(root, reading, clips=reads_clips(settings))
+
     def name(self, i: int) -> str:
         return utf8_name(self.files[i])
 
     def raw(self, i: int) -> Image.Image | Raster:
         return open_image(self.root / self.files[i], self.channels)
+
+    def file(self, i: int) -> Path:
+        return self.root / self.files[i]
 
     def stamp(self, i: int) -> Stamp:
         return file_stamp(f"{self.root}/{self.files[i]}", self.key(i))
@@ -120,13 +130,13 @@ class Layout:
     """Images with a text file of the same stem."""
 
     @classmethod
-    def read(cls, root: Path, reading: Reading) -> Self:
-        """List a folder and its class folders; folders without images are left out.
+    def read(cls, root: Path, reading: Reading, *, clips: bool = False) -> Self:
+        """List a folder and its class folders; folders without images, or without clips, are left out.
 
         Raises:
             InputError: the folder is the output of a command and holds no images to train on.
         """
-        top = read_folder(root, reading, known=METADATA, named=True)
+        top = read_folder(root, reading, known=METADATA, named=True, clips=clips)
         if top.ours and not holds_samples(os.listdir(root)):
             raise InputError(f"{root} was written by ditlab and is no folder of images; give the folder of the images")
         folders = sorted(top.folders, key=natural)
@@ -135,7 +145,7 @@ class Layout:
         counts = {"": len(files)} if files else {}
         for name in folders:
             before = passed_over(reading)
-            images, texts = list_images(root / name, reading, visited, f"{name}/")
+            images, texts = list_images(root / name, reading, visited, f"{name}/", clips=clips)
             if images:
                 files += [f"{name}/{image}" for image in images]
                 counts[name] = len(images)

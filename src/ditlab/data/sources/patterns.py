@@ -11,8 +11,8 @@ from ditlab.core.errors import InputError
 from ditlab.core.sizes import SPECIAL
 from ditlab.core.spelling import with_slashes
 from ditlab.data.reading import Reading
-from ditlab.data.sources.base import PIXEL_SETTINGS, label_column
-from ditlab.data.sources.files import is_image, sorted_naturally, utf8_name, why_left_out
+from ditlab.data.sources.base import CLIP_SETTINGS, PIXEL_SETTINGS, label_column, reads_clips
+from ditlab.data.sources.files import is_wanted, sorted_naturally, utf8_name, why_left_out
 from ditlab.data.sources.folder import Folder
 
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
@@ -58,7 +58,7 @@ def expand_braces(text: str) -> list[str]:
 class Pattern(Folder):
     """Image files that match a pattern, without labels."""
 
-    uses = PIXEL_SETTINGS
+    uses = PIXEL_SETTINGS | CLIP_SETTINGS
 
     @classmethod
     def matches(cls, text: str, settings: Preparation) -> bool:
@@ -71,7 +71,7 @@ class Pattern(Folder):
         Raises:
             InputError: no file matches, or folders match.
         """
-        paths, reading = list(dict.fromkeys(matching_files(text))), Reading()
+        paths, reading, clips = list(dict.fromkeys(matching_files(text))), Reading(), reads_clips(settings)
         folders = [path for path in paths if os.path.isdir(path)]
         if not paths or len(folders) == len(paths):
             problem = "only folders match" if paths else "no file matches"
@@ -84,10 +84,10 @@ class Pattern(Folder):
         for path in files:
             if not os.path.isfile(path) and os.path.exists(path):
                 reading.leave_out(utf8_name(path), SPECIAL)
-            elif is_image(os.path.basename(path)):
+            elif is_wanted(os.path.basename(path), clips):
                 images.append(with_slashes(os.path.relpath(path, root)))
             else:
-                reading.leave_out(utf8_name(path), why_left_out(os.path.basename(path)))
+                reading.leave_out(utf8_name(path), why_left_out(os.path.basename(path), clips))
         source = cls(root, sorted_naturally(images))
         source.columns = {"label": label_column([0] * len(images), [])}
         if len({os.path.dirname(image) for image in images}) > 1:

@@ -17,8 +17,9 @@ from ditlab.core.file_cache import file_cache
 from ditlab.core.formats import parse_json, parse_object, read_object
 from ditlab.core.io import replace_text
 from ditlab.core.stores import StoredFile
+from ditlab.data.sources.base import reads_clips
 from ditlab.data.sources.columns import CAPTIONS, LABELS, NONE, usual_columns
-from ditlab.data.sources.files import CLUTTER, SYSTEM, is_image, suffix_of, why_left_out
+from ditlab.data.sources.files import CLUTTER, SYSTEM, is_wanted, suffix_of, why_left_out
 
 KEEP_LISTING_FROM = 1000  # number of images in a shard from which its listing is cached
 LISTING = 3  # version of the format of cached listings
@@ -79,7 +80,7 @@ def read_listing(shard: ShardFile, settings: Preparation) -> Listing:
     Raises:
         InputError: the shard is damaged or compressed, or a member is no JSON.
     """
-    choice = [LISTING, settings.label_column, settings.caption_column]
+    choice = [LISTING, settings.label_column, settings.caption_column, *(["clips"] if reads_clips(settings) else [])]
     identity = f"{place_of(shard)} {json.dumps(choice)}"
     cached = cache_folder() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
@@ -107,7 +108,7 @@ def list_shard(shard: ShardFile, settings: Preparation) -> Listing:
                     f"shard {shard} is compressed, so its images cannot be read in any order; decompress it first"
                 )
             file.seek(0)
-            list_members(file, listing, reader)
+            list_members(file, listing, reader, clips=reads_clips(settings))
     except InputError:
         raise
     except (OSError, tarfile.TarError, ValueError, MemoryError, OverflowError) as error:  # such as absurd lengths
@@ -118,8 +119,8 @@ def list_shard(shard: ShardFile, settings: Preparation) -> Listing:
     return listing
 
 
-def list_members(file: BinaryIO, listing: Listing, reader: "CompanionReader") -> None:
-    """Add all members of an open shard to a listing."""
+def list_members(file: BinaryIO, listing: Listing, reader: "CompanionReader", *, clips: bool) -> None:
+    """Add all members of an open shard to a listing, of images or of clips."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while member := tar.next():
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header, a kilobyte each
@@ -130,13 +131,13 @@ def list_members(file: BinaryIO, listing: Listing, reader: "CompanionReader") ->
                 listing.leave_out(member.name, CLUTTER)
             elif member.issparse():  # its length is not that of its part of the shard
                 listing.leave_out(member.name, "sparse member")
-            elif is_image(name):
+            elif is_wanted(name, clips):
                 listing.images.append((member.name, member.offset_data, member.size))
             elif name[0] != "." and suffix_of(name) in (".cls", ".json", ".txt") and member.size <= LARGEST_TEXT:
                 opened = tar.extractfile(member)
                 reader.read(member, opened.read() if opened else b"")
             else:
-                listing.leave_out(member.name, why_left_out(name))
+                listing.leave_out(member.name, why_left_out(name, clips))
         check_end(file, tar.offset)
 
 

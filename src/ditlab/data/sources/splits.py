@@ -51,7 +51,7 @@ def describe_split(chosen: str, names: Iterable[str]) -> str:
     return f"{chosen} (also there: {', '.join(others)})" if others else chosen
 
 
-def split_folders(root: Path, reading: Reading) -> list[str]:
+def split_folders(root: Path, reading: Reading, clips: bool = False) -> list[str]:
     """The folders train, val and test of a divided data set; empty if the folder is not divided in this way.
 
     Further folders do not matter if they hold no images.
@@ -59,15 +59,17 @@ def split_folders(root: Path, reading: Reading) -> list[str]:
     Args:
         root: the folder.
         reading: where the files and folders beside the parts are counted.
+        clips: whether the parts hold clips instead of images.
 
     Raises:
         InputError: there are images beside the folders.
     """
     beside = Reading()
-    here = read_folder(root, beside, named=True)
+    here = read_folder(root, beside, named=True, clips=clips)
     parts = [name for name in here.folders if name.lower() in SPLITS]
     others = [name for name in here.folders if name not in parts]
-    if not are_splits(parts) or any(list_images(root / name, beside, prefix=f"{name}/")[0] for name in others):
+    listed = (list_images(root / name, beside, prefix=f"{name}/", clips=clips)[0] for name in others)
+    if not are_splits(parts) or any(listed):
         return []
     if here.images:
         raise InputError(
@@ -77,18 +79,19 @@ def split_folders(root: Path, reading: Reading) -> list[str]:
     return parts
 
 
-def choose_folder(text: str, wanted: str, reading: Reading) -> tuple[str, list[str]]:
+def choose_folder(text: str, wanted: str, reading: Reading, clips: bool = False) -> tuple[str, list[str]]:
     """The folder of the part of a divided data set that is read, or the folder itself; and the names of all parts.
 
     Args:
         text: the folder.
         wanted: name of the part; empty for the train part, "none" to read the parts as classes.
         reading: where the choice is noted.
+        clips: whether the folder holds clips instead of images.
 
     Raises:
         InputError: there is no such part.
     """
-    parts = [] if wanted == NONE else split_folders(Path(text), reading)
+    parts = [] if wanted == NONE else split_folders(Path(text), reading, clips)
     if not parts:
         if wanted not in ("", NONE):
             raise InputError(

@@ -7,7 +7,7 @@ from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import all_nfc
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
-from ditlab.data.sources.base import PIXEL_SETTINGS, column_of_texts
+from ditlab.data.sources.base import CLIP_SETTINGS, PIXEL_SETTINGS, column_of_texts, reads_clips
 from ditlab.data.sources.columns import NONE
 from ditlab.data.sources.files import list_images, utf8_name
 from ditlab.data.sources.folder import Folder
@@ -17,7 +17,7 @@ from ditlab.data.sources.tables import TableFile, label_choice, note_unread_text
 class Table(Folder):
     """Image files with labels from a table."""
 
-    uses = PIXEL_SETTINGS | {"labels", "split", "label_column", "caption_column"}
+    uses = PIXEL_SETTINGS | CLIP_SETTINGS | {"labels", "split", "label_column", "caption_column"}
 
     @classmethod
     def matches(cls, text: str, settings: Preparation) -> bool:
@@ -32,7 +32,8 @@ class Table(Folder):
         """
         root, table, reading = Path(text), TableFile.open(Path(settings.labels)), Reading()
         column = label_choice(table, settings, reading)
-        files, captioned = list_images(root, reading, known={table.path.name}, named=True)
+        clips = reads_clips(settings)
+        files, captioned = list_images(root, reading, known={table.path.name}, named=True, clips=clips)
         texts = [""] * len(files)
         if column is not None:
             label_of = read_labels(table, column, reading)

@@ -18,7 +18,15 @@ from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
 from ditlab.data.identity import Stamp, file_stamp
 from ditlab.data.reading import UNCONDITIONAL, Reading, classes_from
-from ditlab.data.sources.base import PIXEL_SETTINGS, Column, NamedSource, Texts, column_of_texts
+from ditlab.data.sources.base import (
+    CLIP_SETTINGS,
+    PIXEL_SETTINGS,
+    Column,
+    NamedSource,
+    Texts,
+    column_of_texts,
+    reads_clips,
+)
 from ditlab.data.sources.columns import NONE, LabelTexts, note_unread
 from ditlab.data.sources.files import COMPRESSED, list_images, read_folder, utf8_name
 from ditlab.data.sources.patterns import is_pattern, matching_files
@@ -44,7 +52,7 @@ Place = tuple[int, str, int, int]
 class TarShards(NamedSource):
     """Images in tar shards, which can be read in any order because all members are listed first."""
 
-    uses = PIXEL_SETTINGS | {"split", "image_column", "label_column", "caption_column"}
+    uses = PIXEL_SETTINGS | CLIP_SETTINGS | {"split", "image_column", "label_column", "caption_column"}
 
     def __init__(self, shards: Sequence[ShardFile], settings: Preparation | None = None) -> None:
         """List the members of the shards.
@@ -111,7 +119,7 @@ class TarShards(NamedSource):
             raise InputError(f"{text} is a program and no file; give the address of the shards, such as s3://...")
         if path.is_dir():
             shards = _visible_shards(path)
-            if list_images(path, Reading())[0]:
+            if list_images(path, Reading(), clips=reads_clips(settings))[0]:
                 raise InputError(
                     f'{path} holds images and {shards[0].name}; give "{path}/*.tar", or move one of them away'
                 )
@@ -132,7 +140,8 @@ class TarShards(NamedSource):
             raise InputError(f"{other[0]} is no tar file, but {text} matches tar files too; give another pattern")
         source = cls(shards, settings)
         if path.is_dir():
-            read_folder(path, source.reading, known=[*(shard.name for shard in shards), "classes.txt"], named=True)
+            known = [*(shard.name for shard in shards), "classes.txt"]
+            read_folder(path, source.reading, known=known, named=True, clips=reads_clips(settings))
         return source
 
     def name(self, i: int) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 
 from ditlab.core.registry import Registry
-from ditlab.evaluation.features import digits, glyphs, own
+from ditlab.evaluation.features import digits, glyphs, motion, own
 from ditlab.evaluation.features.base import Extracted, Features
 from ditlab.evaluation.features.dinov2 import DinoV2
+from ditlab.evaluation.features.i3d import I3D
 from ditlab.evaluation.features.inception import Inception
 
 FEATURES: Registry[Callable[[str, torch.device], Features]] = Registry(
@@ -18,6 +19,8 @@ FEATURES: Registry[Callable[[str, torch.device], Features]] = Registry(
         "digits": digits.load,
         "glyphs": glyphs.load,
         "own": own.load,
+        "i3d": I3D.load,
+        "moving-digits": motion.load,
     },
 )
 

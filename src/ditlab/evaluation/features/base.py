@@ -26,9 +26,16 @@ class Features(ABC):
     channels: int | None = None  # required number, 1 or 3; None accepts gray and RGB images
     size: tuple[int, int] | None = None  # required (height, width); None resizes images
 
+    clips: bool = False  # whether it takes clips; the frames of clips are images for all other networks
+    measures_motion: bool = False  # whether its features are those of `MOTION` in `ditlab.evaluation.metrics.motion`
+    resize: str = ""  # how clips are resized, for the protocol
+
     @abstractmethod
     def __call__(self, images: Tensor) -> Extracted:
-        """Features of uint8 images (B, C, H, W), gray or RGB; of other images they are the shown channels."""
+        """Features of uint8 images (B, C, H, W) or clips (B, C, T, H, W), gray or RGB.
+
+        Of other images they are the shown channels.
+        """
 
     @property
     def device(self) -> torch.device:

@@ -7,12 +7,14 @@ from ditlab.evaluation.metrics.accuracy import accuracy
 from ditlab.evaluation.metrics.frechet import frechet, frechet_distance, spatial_frechet
 from ditlab.evaluation.metrics.inception_score import inception_score, mean_inception_score
 from ditlab.evaluation.metrics.kernel import kernel, kernel_distance
+from ditlab.evaluation.metrics.motion import motion
 from ditlab.evaluation.metrics.neighbors import neighbor_ratio, precision_and_recall, precision_recall
 from ditlab.evaluation.metrics.prompted import PROMPT_RESULTS, read_apart
+from ditlab.evaluation.metrics.real import real_against_real
 from ditlab.evaluation.statistics import Metric, Statistics, canonical_name
 
-NEEDS = ("kept", "spatial", "scores", "accuracy", "prompts")
-KEPT, SPATIAL, SCORES, ACCURACY, PROMPTS = (frozenset({name}) for name in NEEDS)
+NEEDS = ("kept", "spatial", "scores", "accuracy", "prompts", "clips", "motion")
+KEPT, SPATIAL, SCORES, ACCURACY, PROMPTS, CLIPS, IN_MOTION = (frozenset({name}) for name in NEEDS)
 
 METRICS: Registry[Metric] = Registry(
     "metric",
@@ -24,6 +26,12 @@ METRICS: Registry[Metric] = Registry(
         "kernel": Metric(KEPT, kernel, KEPT, {"kd": "lower"}),
         "accuracy": Metric(ACCURACY, accuracy, results={"accuracy": "higher"}),
         "prompts": Metric(PROMPTS, read_apart, results=PROMPT_RESULTS),
+        "real-vs-real": Metric(CLIPS, real_against_real, KEPT),
+        "motion": Metric(
+            IN_MOTION,
+            motion,
+            results={"same_digit": "higher", "speed_deviation": "lower", "acceleration_deviation": "lower"},
+        ),
     },
 )
 

@@ -1,0 +1,113 @@
+"""Survey clips before training: durations, frame rates, sizes, unreadable clips, and a sheet of film strips."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ditlab.core.errors import InputError
+from ditlab.core.terminal import cell
+from ditlab.core.units import none_can
+from ditlab.data.base import spread
+from ditlab.data.captions import CaptionStatistics
+from ditlab.data.clips.dataset import Clips
+from ditlab.data.clips.timing import Timing
+from ditlab.data.preprocess import Preprocess
+from ditlab.data.reading import Reading
+from ditlab.data.sources import Source
+from ditlab.data.survey import COLUMNS, ROWS, THUMBNAIL, count_table, cut, reading_tables
+from ditlab.report.sheets import check_sheet, save_sheet, video_sheet
+
+
+@dataclass(frozen=True)
+class ClipSurvey:
+    """The result of a survey of clips."""
+
+    clips: int
+    classes: dict[str, int]  # readable clips of each class
+    seconds: tuple[float, float, float]  # durations of the files: min, median, max
+    rates: dict[str, int]  # frames per second -> clips, most frequent first
+    sizes: dict[str, int]  # HEIGHTxWIDTH -> clips, most frequent first
+    variable: int  # clips of variable frame rate
+    unreadable: dict[str, str]  # name -> reason; also those with fewer frames than a clip
+    reading: Reading  # what was chosen and left out
+    captions: CaptionStatistics | None = None  # None if there are no captions
+
+    def tables(self) -> list[Table]:
+        """The survey as tables for the terminal."""
+        summary = Table("property", "value", title=f"{self.clips:,} clips")
+        summary.add_row("conditions", cell(self.reading.conditions))
+        if self.reading.split:
+            summary.add_row("split", cell(self.reading.split))
+        for note in self.reading.notes:
+            summary.add_row("note", cell(note))
+        summary.add_row("unreadable or too short", f"{len(self.unreadable):,}")
+        summary.add_row("seconds, min / median / max", " / ".join(f"{value:.3g}" for value in self.seconds))
+        summary.add_row("variable frame rate", f"{self.variable:,}")
+        classes = [count_table("class", self.classes, "clips")] if self.classes else []
+        captions = [self.captions.table()] if self.captions else []
+        counts = [count_table("fps", self.rates, "clips"), count_table("height x width", self.sizes, "clips")]
+        return [summary, *classes, *captions, *counts, *reading_tables(self.reading, self.unreadable)]
+
+
+def survey_clips(
+    source: Source, timing: Timing, console: Console, preprocess: Preprocess, sheet: Path | None = None
+) -> ClipSurvey:
+    """Read the header of each file, and decode its first clip.
+
+    Args:
+        source: the files.
+        timing: which frames are a clip.
+        console: where progress is shown.
+        preprocess: how frames will be resized; the sheet shows its aspect ratio, bars and colors.
+        sheet: PNG file with film strips: the first clip of each of up to 16 classes, or the first 8 clips.
+
+    Raises:
+        InputError: no clip can be read, or the sheet cannot be written.
+    """
+    if sheet is not None:
+        check_sheet(sheet)
+    height, width = preprocess.size or (1, 1)
+    scale = THUMBNAIL / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    clips = Clips(source, timing, replace(preprocess, size=size, flip=False), max_skipped=1.0)
+    clips.kept = None  # later frames are not decoded
+    results = spread(clips.pool, clips.readable, len(source))
+    bar = track(results, "inspecting", len(source), console=console, disable=not console.is_terminal)
+    readable = [i for i, is_readable in enumerate(bar) if is_readable]
+    if not readable:
+        name, reason = next(iter(clips.skipped.items()))
+        raise InputError(f"{none_can(len(source), 'clip')} be read, beginning with {name} ({reason}); check the files")
+    if sheet is not None:
+        write_sheet(clips, readable, sheet)
+    headers = [clips.headers.found[i] for i in readable]
+    seconds = sorted(header.duration for header in headers)
+    counts = Counter(source.labels[readable].tolist())
+    return ClipSurvey(
+        clips=len(source),
+        classes={name: counts[i] for i, name in enumerate(source.classes)},
+        seconds=(seconds[0], median(seconds), seconds[-1]),
+        rates=dict(Counter(f"{header.rate:.4g}" for header in headers).most_common()),
+        sizes=dict(Counter("{}x{}".format(*header.size) for header in headers).most_common()),
+        variable=sum(header.variable for header in headers),
+        unreadable=clips.skipped,
+        reading=clips.reading,
+        captions=CaptionStatistics.of(source),
+    )
+
+
+def write_sheet(clips: Clips, readable: list[int], file: Path) -> None:
+    """Write film strips of the first clips as a PNG file."""
+    labels = clips.labels[readable].tolist()
+    if clips.classes:
+        chosen = [readable[labels.index(label)] for label in sorted(set(labels))[:ROWS]]
+        names = [cut(clips.classes[int(clips.labels[i])]) for i in chosen]
+    else:
+        chosen = readable[:COLUMNS]
+        names = [cut(clips.source.name(i)) for i in chosen]
+    save_sheet(video_sheet(clips.fetch(torch.tensor(chosen)).x, names), file)
