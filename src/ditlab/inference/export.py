@@ -31,6 +31,7 @@ from ditlab.core.values import PixelValues
 from ditlab.core.weights import CONFIG
 from ditlab.inference.base import BasePipeline, check_autoencoder
 from ditlab.inference.finite import check_weights
+from ditlab.inference.prepared import trial_call
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], NDArray[Any]]
@@ -146,9 +147,8 @@ def export_part(
 
 def network_inputs(pipe: BasePipeline, batch: int) -> dict[str, Tensor]:
     """Make inputs of the network with different timesteps and labels, starting with the null class, or texts."""
-    x, t, condition = pipe.net.example(batch, torch.Generator().manual_seed(batch))
-    times = pipe.objective.process.clock(t.cpu().double()).float()  # times are float64, which some devices do not have
-    inputs = {"x": x, "t": times.to(t.device)}
+    x, t, condition = trial_call(pipe, batch)
+    inputs = {"x": x, "t": t}
     if not pipe.net.text:
         return inputs | {"y": pipe.net.labels(condition)}
     return inputs | {name: value for name, value in condition.parts().items() if isinstance(value, Tensor)}
