@@ -41,12 +41,13 @@ def quantize(file: Path, unchanged: Iterable[str]) -> None:
 
     external = file.with_suffix(EXTERNAL)
     graph, target = onnx.load(str(file), load_external_data=False).graph, file.with_name(f"int8-{file.name}")
-    excluded = [node.name for node in graph.node if any(f"'{name}'" in scopes(node) for name in unchanged)]
+    kept = [node.name for node in graph.node if any(f"'{name}'" in scopes(node) for name in unchanged)]
+    kept += [f"{name}_MatMul" for name in kept]  # quantization first replaces Gemm nodes by these
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # an advice to optimize the file first, which the exporter has done
     try:
         quantize_dynamic(
-            str(file), str(target), weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=excluded,
+            str(file), str(target), weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=kept,
             op_types_to_quantize=["MatMul", "Gemm"], extra_options={"MatMulConstBOnly": True},
             use_external_data_format=external.exists(),
         )  # fmt: skip
