@@ -12,8 +12,9 @@ from ditlab.backbones import BACKBONES, create
 from ditlab.core.errors import InputError
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.export import export
+from ditlab.inference.optimize.quantized import eligible, missing
 from ditlab.inference.pipeline import Pipeline
-from ditlab.inference.prepared import PreparedPipeline
+from ditlab.inference.prepared import PreparedPipeline, trial_call
 
 SMALL = {
     "DiT": {"width": 32, "depth": 1, "heads": 2, "patch": 2},
@@ -30,6 +31,7 @@ SMALL = {
     "ADM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},
     "LDM": {"width": 16, "multiples": (1, 2), "depth": 1, "attention_at": (2,), "head_width": 16},
 }
+needs_int8 = pytest.mark.skipif(missing("int8", torch.device("cpu")) is not None, reason="needs AVX-512 VNNI")
 
 
 @pytest.fixture(params=BACKBONES)
@@ -64,6 +66,7 @@ def test_a_prepared_model_is_saved_and_described_as_the_model(pipe, precision, t
     expected, identity, description = latents(pipe), pipe.identity(), pipe.describe()
     ready = pipe.prepared(precision)
     assert isinstance(ready, PreparedPipeline)
+    assert ready.net.precision == precision
     assert relative(latents(ready), expected) < (1e-4 if precision == "float32" else 0.2)
     assert ready.model.identity() == identity
     assert ready.model.describe() == description
@@ -76,6 +79,19 @@ def test_a_prepared_model_is_saved_and_described_as_the_model(pipe, precision, t
     assert torch.equal(latents(uploads[0]), expected)
     with pytest.raises(AttributeError):
         ready.save(tmp_path / "other")
+
+
+@needs_int8
+@torch.no_grad()
+def test_all_families_with_linear_layers_run_in_int8(pipe):
+    if not eligible(pipe.net, "int8"):
+        pytest.skip("a network without linear layers in its blocks")
+    call, weights = trial_call(pipe, 2), pipe.model.identity()
+    ready = pipe.prepared("int8")
+    assert ready.net.precision == "int8"
+    assert 0 < relative(ready.net(*call), pipe.net(*call)) < 0.05
+    assert pipe.model.identity() == weights
+    assert ready.prepared("float32").net.precision == "float32"
 
 
 @pytest.mark.slow

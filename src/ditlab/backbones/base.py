@@ -71,6 +71,8 @@ class Backbone(PublishedForm, nn.Module, ABC):
     """Suffixes of the names of parameters that have weight decay although they are not the matrix of a layer."""
     fused_kernels: bool = False
     """Whether layers whose weights are made at inference use packed CPU kernels (`inference.optimize.packing`)."""
+    quantized: str = ""
+    """Precision of the quantized layers (`inference.optimize.quantized`): "int8" or "float8"; empty without any."""
     changeable: tuple[str, ...] = ()
     """Options that a run may change when it starts from a trained model, because no weight depends on them."""
 
@@ -364,6 +366,11 @@ class Backbone(PublishedForm, nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
         return next(self.parameters()).dtype
+
+    @property
+    def precision(self) -> str:
+        """Name of the precision of the products of the network: that of its weights, or "int8" or "float8"."""
+        return self.quantized or str(self.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:

@@ -138,8 +138,8 @@ class Decoding(Checkpoint):
 class Machine:
     """How the machine is used; only the precision changes the images."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the network. auto uses the faster one, and float32 with --npz or --preset reference."""
+    precision: Literal["auto", "float32", "bfloat16", "int8", "float8"] = "auto"
+    """Precision of the network. auto uses the fastest one, and float32 with --npz or --preset reference."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Compile the blocks of the network; auto compiles if that saves time."""
     batch_size: Positive | None = None

@@ -67,8 +67,8 @@ class Serving:
     """Names under which clients reach the service, such as example.com or *.example.com; * allows all. By default, all
     names with a token, and otherwise localhost, the name of this machine unless the service listens on localhost, and
     all IP addresses."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the networks; auto uses the faster one."""
+    precision: Literal["auto", "float32", "bfloat16", "int8", "float8"] = "auto"
+    """Precision of the networks; auto uses the fastest one."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     pictures: Annotated[Positive | None, HIDDEN] = None

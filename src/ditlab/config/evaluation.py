@@ -46,8 +46,8 @@ class SampleSet:
     """Seed of the image set; another seed gives other images."""
     count: Whole = setting(50_000, at_least=1)
     """Number of images to generate."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the network. bfloat16 is faster, and its scores differ from those of float32."""
+    precision: Literal["float32", "bfloat16", "int8", "float8"] = "float32"
+    """Precision of the network. The others are faster, and their scores differ from those of float32."""
     batch_size: Whole = setting(64, at_least=1)
     """Images generated at a time; does not change the images."""
     device: str = "auto"

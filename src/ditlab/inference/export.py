@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ditlab.autoencoders import Autoencoder, Latent
 from ditlab.autoencoders.latent import to_uint8
+from ditlab.backbones import Backbone
 from ditlab.core.errors import InputError, RunError, lookup
 from ditlab.core.io import replace_text, replacing, writing
 from ditlab.core.types import Condition
@@ -31,11 +32,14 @@ from ditlab.core.values import PixelValues
 from ditlab.core.weights import CONFIG
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.finite import check_autoencoder, check_weights
+from ditlab.inference.onnx_int8 import quantize, without_stale_shapes
+from ditlab.inference.prepared import trial_call
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], NDArray[Any]]
 
 LARGEST_ERROR = 1e-4  # largest relative error of an exported network, compared with PyTorch
+LARGEST_INT8_ERROR = 0.05  # the same for a network in int8
 LARGEST_STEP = 1  # largest error of an exported decoder, in units of 1/255
 
 
@@ -81,13 +85,14 @@ class Decoder(nn.Module):
         return self.autoencoder.decode_as(x0, self.values)
 
 
-def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
+def export(pipe: BasePipeline, folder: Path, kind: str, int8: bool = False) -> dict[str, float]:
     """Write network and decoder as graphs, and compare both with PyTorch at other batch sizes.
 
     Args:
         pipe: the model; its layers are merged if the family supports it.
         folder: folder to write; must not exist.
         kind: "onnx", "openvino" or "torch".
+        int8: quantize the products of the network to int8, except the output layer; ONNX only.
 
     Returns:
         "network": the largest relative error of the network; "decoder": the largest error of the decoder, in units of
@@ -100,6 +105,8 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
     """
     model = pipe.model
     lookup(KINDS, kind, "format")
+    if int8 and kind != "onnx":
+        raise InputError(f"int8 is for ONNX files, not for {kind}; export to onnx, or leave int8 out")
     if folder.exists():
         raise InputError(f"{folder} exists; give another path")
     check_autoencoder(model)
@@ -114,7 +121,7 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
         wrapper = TextNetwork if model.net.text else Network
         network, decoder = wrapper(model.fused().net.eval()), Decoder(model.autoencoder, model.values).eval()
         errors = {
-            "network": export_part(model, "network", network, inputs, largest, draft, kind),
+            "network": export_part(model, "network", network, inputs, largest, draft, kind, int8),
             "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
         }
         replace_text(draft / CONFIG, json.dumps(model.describe(), indent=2) + "\n")
@@ -129,6 +136,7 @@ def export_part(
     largest: int | None,
     draft: Path,
     kind: str,
+    int8: bool = False,
 ) -> float:
     """Write one graph, and return its error compared with PyTorch."""
     write, _ = lookup(KINDS, kind, "format")
@@ -136,26 +144,39 @@ def export_part(
         warnings.simplefilter("ignore", FutureWarning)  # raised by the exporters about each other's functions
         try:
             write(as_program(module, inputs, largest), list(inputs), draft / name)
+            if int8:
+                quantize((draft / name).with_suffix(".onnx"), output_layers(pipe.net))
         except (InputError, OSError):
             raise
         except Exception as error:  # every exporter has other types of errors
             reason = str(error).strip().partition("\n")[0]
             raise RunError(f"the {name} cannot be written for {kind}: {reason}") from error
-    return check(pipe, name, module, runner(draft / name, kind))
+    return check(pipe, name, module, runner(draft / name, kind), LARGEST_INT8_ERROR if int8 else LARGEST_ERROR)
+
+
+def output_layers(net: Backbone) -> list[str]:
+    """The output layers of a network, by their names in the graph of `Network`."""
+    return [f"net.{name.removesuffix('.weight')}" for name in net.heads_out if name.endswith(".weight")]
 
 
 def network_inputs(pipe: BasePipeline, batch: int) -> dict[str, Tensor]:
     """Make inputs of the network with different timesteps and labels, starting with the null class, or texts."""
-    x, t, condition = pipe.net.example(batch, torch.Generator().manual_seed(batch))
-    times = pipe.objective.process.clock(t.cpu().double()).float()  # times are float64, which some devices do not have
-    inputs = {"x": x, "t": times.to(t.device)}
+    x, t, condition = trial_call(pipe, batch)
+    inputs = {"x": x, "t": t}
     if not pipe.net.text:
         return inputs | {"y": pipe.net.labels(condition)}
     return inputs | {name: value for name, value in condition.parts().items() if isinstance(value, Tensor)}
 
 
-def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> float:
+def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner, accepted: float = LARGEST_ERROR) -> float:
     """Return the largest error of a written graph at batch sizes other than the one that it was traced with.
+
+    Args:
+        pipe: the model.
+        name: "network" or "decoder".
+        module: what the graph computes.
+        run: the graph.
+        accepted: largest relative error of a network.
 
     Raises:
         RunError: the error is too large.
@@ -173,7 +194,7 @@ def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> floa
             unit = 1.0 if expected.dtype == np.uint8 else 2 / 255
             error = float(np.abs(output.astype(float) - expected.astype(float)).max()) / unit
         worst = max(worst, error)
-    if not worst <= (LARGEST_ERROR if name == "network" else LARGEST_STEP):
+    if not worst <= (accepted if name == "network" else LARGEST_STEP):
         raise RunError(
             f"the exported {name} differs from PyTorch's by {worst:.2e}; this model cannot be exported to this format"
         )
@@ -205,6 +226,7 @@ def write_onnx(graph: torch.export.ExportedProgram, names: list[str], path: Path
     program = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=names, output_names=["output"])
     assert program is not None
     program.save(str(path.with_suffix(".onnx")))
+    without_stale_shapes(path.with_suffix(".onnx"))
 
 
 def write_openvino(graph: torch.export.ExportedProgram, names: list[str], path: Path) -> None:

@@ -52,7 +52,7 @@ def write_samples(
     """
     samples = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options)
     protocol = {"count": count, "label_sampling": labels, "seed": seed, **samples.plan.settings()}
-    protocol |= {"precision": str(pipe.dtype).removeprefix("torch."), "model": pipe.model.identity()}
+    protocol |= {"precision": pipe.net.precision, "model": pipe.model.identity()}
     with held(folder, rank):
         return write_here(samples, protocol, folder, console, overwrite, rank, world)
 

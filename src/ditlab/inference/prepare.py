@@ -45,7 +45,7 @@ def ready(
     def call(batch: int) -> None:
         net(*net.example(batch)).mean().item()  # .item() waits for the device
 
-    if slow := slowness(str(net.dtype).removeprefix("torch."), net.device):
+    if slow := slowness(net.precision, net.device):
         say(console, slow)
     if batch_size is None:
         batch_size = best_batch(call, net.device, count, steps)

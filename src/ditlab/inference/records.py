@@ -92,7 +92,7 @@ def describe(
         "model": pipe.net.config.get("name"),
         **pipe.model.loaded_from,
         "images_seen": pipe.model.config.get("images_seen"),
-        "precision": str(pipe.dtype).removeprefix("torch."),
+        "precision": pipe.net.precision,
         "size": f"{width}x{height}",
         **({"show": list(pipe.values.shown)} if pipe.values.shown else {}),
         **({} if plan.negative is None else {"negative_prompt": plan.negative}),

@@ -58,7 +58,7 @@ class About:
             classes=conditioner.classes if isinstance(conditioner, ClassLabels) else 0,
             prompts=list(pipe.model.config.get(PROMPTS, [])) if isinstance(conditioner, Text) else [],
             defaults=resolved(pipe, {}),
-            precision=str(pipe.net.dtype).removeprefix("torch."),
+            precision=pipe.net.precision,
             model_hash=pipe.model.identity()["weights_hash"],
         )
 

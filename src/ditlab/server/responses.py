@@ -111,7 +111,7 @@ class Model(BaseModel):
     guidance_interval: list[float] = Field(
         description="Times between which guidance is applied; 0 is data and 1 is noise.", examples=[[0.0, 1.0]]
     )
-    precision: str = Field(description="Data type of the network.", examples=["float32"])
+    precision: str = Field(description="Precision of the network.", examples=["float32"])
     model_hash: str = Field(description="Start of the SHA-256 of the weights.", examples=["0123456789abcdef"])
 
 

@@ -7,6 +7,7 @@ time, because equal blocks share their code.
 import math
 import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from rich.console import Console
@@ -14,7 +15,8 @@ from rich.console import Console
 from ditlab.backbones import Backbone
 from ditlab.core.terminal import say
 from ditlab.core.units import counted
-from ditlab.inference.optimize.packing import hide_from_compilers
+from ditlab.inference.optimize.packing import PackedLinear
+from ditlab.inference.optimize.quantized import OneDNNLinear
 
 SECONDS = 20.0  # compilation time of one kind of block on two cores without a cache; measured: 5 to 20 s
 # Smallest measured speedups in sampling and in training, which has more element-wise work; see docs/benchmarks.md.
@@ -31,6 +33,8 @@ KINDS = (
 def pays(net: Backbone, dtype: torch.dtype, seconds: float) -> bool:
     """Whether compilation saves time, for work in this precision that takes `seconds` without it."""
     gain = GAIN.get((net.device.type, dtype), (1.0, 1.0))[net.training]
+    if net.quantized and net.device.type == "cpu":  # slower when compiled, measured
+        return False
     kinds = {tuple(parameter.shape for parameter in block.parameters()) for block in net.repeated}
     return bool(kinds) and seconds * (1 - 1 / gain) > 2 * SECONDS * len(kinds)
 
@@ -63,6 +67,16 @@ def wanted(
     start = time.perf_counter()
     work()
     return pays(net, dtype, min(seconds, times * (time.perf_counter() - start)))
+
+
+@cache
+def hide_from_compilers() -> None:
+    """Exclude packed products from compilation, because compilers cannot read their weights.
+
+    This imports PyTorch's compiler, which takes two seconds, so that it is only called before the first compilation.
+    """
+    for owner, name in ((PackedLinear, "forward"), (OneDNNLinear, "multiplied")):
+        setattr(owner, name, torch.compiler.disable(getattr(owner, name)))  # type: ignore[no-untyped-call]
 
 
 def compile_and_tell(net: Backbone, work: Callable[[], object], console: Console, *, dynamic: bool) -> None:

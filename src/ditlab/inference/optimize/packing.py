@@ -5,7 +5,6 @@ stored in the order in which the kernel reads them. PyTorch's default writes the
 result again for GELU, whose tanh takes more time than the product. Packing needs no compiler.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -34,15 +33,6 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.activation)
         return out
-
-
-@cache
-def hide_from_compilers() -> None:
-    """Exclude packed layers from compilation, because compilers cannot read their weights.
-
-    This imports PyTorch's compiler, which takes two seconds, so that it is only called before the first compilation.
-    """
-    PackedLinear.forward = torch.compiler.disable(PackedLinear.forward)  # type: ignore[method-assign,no-untyped-call]
 
 
 def packed(net: Backbone) -> Backbone:

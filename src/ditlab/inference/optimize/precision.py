@@ -11,14 +11,18 @@ from contextlib import suppress
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from ditlab.core.device import cache_folder, describe, has_bfloat16
 from ditlab.core.formats import read_object
 from ditlab.core.io import replace_text
+from ditlab.inference.optimize.quantized import OneDNNLinear, missing
 from ditlab.inference.optimize.timing import interleaved, waiter
 
-PRECISIONS = ("float32", "bfloat16")  # not float16: CPUs compute it in a reference kernel, if at all
-ROUNDS = 3
+QUANTIZED = ("int8", "float8")  # for inference only
+PRECISIONS = ("float32", "bfloat16", *QUANTIZED)  # not float16: CPUs compute it in a reference kernel, if at all
+ROUNDS, ROWS = 3, 512
+MARGIN = 1.5  # smallest speedup of a product on a CPU, because casts and other layers may cost that much
 
 
 def faster_dtype(step: Callable[[torch.dtype], None], device: torch.device, width: int) -> torch.dtype:
@@ -46,19 +50,51 @@ def quick_precision(width: int, device: torch.device) -> str:
     """
     if device.type == "mps" or not has_bfloat16(device):
         return "float32"
+
+    def measured() -> str:
+        times = _times(_products(width, device), device)
+        margin = MARGIN if device.type == "cpu" else 1.0
+        return "bfloat16" if times[torch.bfloat16] * margin < times[torch.float32] else "float32"
+
+    return _remembered(str(width), device, measured)
+
+
+def int8_pays(width: int, precision: str, device: torch.device) -> bool:
+    """Whether an int8 layer of this width is 1.5 times as fast as a matrix product in another precision, on a CPU.
+
+    It is measured and stored like `quick_precision`. A GPU is not measured.
+    """
+    if device.type != "cpu" or missing("int8", device):
+        return False
+
+    def measured() -> str:
+        layer = OneDNNLinear(nn.Linear(width, 4 * width))
+        product, dtype, rows = _products(width, device), getattr(torch, precision), torch.randn(ROWS, width)
+        sides = {"int8": torch.no_grad()(partial(layer, rows)), precision: partial(product, dtype)}
+        times = interleaved(sides, ROUNDS)
+        return "int8" if times["int8"] * MARGIN < times[precision] else precision
+
+    return _remembered(f"{width} int8 or {precision}", device, measured) == "int8"
+
+
+def _products(width: int, device: torch.device) -> Callable[[torch.dtype], Tensor]:
+    """A function that computes a matrix product in a precision."""
+    a, b = (torch.randn(*shape, device=device) for shape in ((ROWS, width), (width, 4 * width)))
+    copies = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    return lambda dtype: torch.mm(*copies[dtype])
+
+
+def _remembered(what: str, device: torch.device, measured: Callable[[], str]) -> str:
+    """Return the measured precision from the user's cache, or measure it; `what` is the width and what is compared."""
     machine = describe(str(device))
-    key = " ".join(map(str, (machine["device"], machine["processor"], machine["cores"], torch.__version__, width)))
+    key = " ".join(map(str, (machine["device"], machine["processor"], machine["cores"], torch.__version__, what)))
     cache = cache_folder() / "precision.json"
     try:
         known: dict[str, str] = read_object(cache)
     except (OSError, ValueError):
         known = {}
     if known.get(key) not in PRECISIONS:
-        a, b = (torch.randn(*shape, device=device) for shape in ((512, width), (width, 4 * width)))
-        copies = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
-        times = _times(lambda dtype: torch.mm(*copies[dtype]), device)
-        margin = 1.5 if device.type == "cpu" else 1.0
-        known[key] = "bfloat16" if times[torch.bfloat16] * margin < times[torch.float32] else "float32"
+        known[key] = measured()
         with suppress(OSError):  # without a cache it is measured again
             replace_text(cache, json.dumps(known, indent=2) + "\n")
     return known[key]
@@ -66,7 +102,7 @@ def quick_precision(width: int, device: torch.device) -> str:
 
 def slowness(precision: str, device: torch.device) -> str | None:
     """Return a warning if a precision is slow on this device, otherwise None."""
-    if precision == "float32" or has_bfloat16(device):
+    if precision != "bfloat16" or has_bfloat16(device):
         return None
     return f"{device} has no bfloat16 instructions and computes it slowly; float32 is faster here"
 
