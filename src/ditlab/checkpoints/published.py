@@ -24,7 +24,7 @@ from ditlab.core.formats import interpreting
 from ditlab.core.modules import sizes, skip_init
 from ditlab.core.units import counted
 from ditlab.core.weights import fit
-from ditlab.diffusion.objective import read_objective
+from ditlab.diffusion.parametrizations import read_objective
 from ditlab.diffusion.process import Cosine, Linear
 from ditlab.inference.pipeline import Pipeline
 

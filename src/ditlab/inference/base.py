@@ -25,6 +25,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
 from ditlab.inference.extras import further_guidance
 from ditlab.inference.finite import check_latents, finite_steps
+from ditlab.inference.guide import check_guide
 from ditlab.inference.inpaint import Original, check_originals, check_startable, originals
 from ditlab.inference.interpolate import arguments
 from ditlab.inference.memory import RowLimit, Splitting, halved
@@ -134,11 +135,10 @@ class BasePipeline:
         )
         if plan.skip is not None:
             without_blocks(self.net, plan.skip.layers)  # raises an error if the family does not support it
-        if guide is not None and task(guide) != task(self):
-            raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
+        check_guide(self, guide, negative_prompt)
         if plan.cache is not None:
             plan.cache.on(self.net)  # raises an error if the family does not support feature caching
-        negative = negative_text(negative_prompt, self.conditioner, plan.guidance, guided_by_model=guide is not None)
+        negative = negative_text(negative_prompt, self.conditioner, plan.scale, guided_by_model=guide is not None)
         return replace(plan, negative=negative)
 
     def step_count(self, options: dict[str, Any]) -> int:
@@ -347,14 +347,14 @@ class BasePipeline:
         """Run the sampling plan for one batch."""
         check_originals(plan.original, len(seeds))
         condition = self.conditioner.encode(names).to(self.net.device)
-        net = self._inference_net(plan, condition)
+        net, objective = self._inference_net(plan, condition), self.objective.at_guidance(plan.scale)
         if plan.cache is not None:
             net = plan.cache.on(net)
-        denoiser = self.objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
+        denoiser = objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
         scale, interval, channels = plan.guidance, plan.interval, plan.options.guidance_channels
         denoise: Denoise
         text = encoded(net, condition)
-        further = further_guidance(plan, self.objective, net, text, limit)
+        further = further_guidance(plan, objective, net, text, limit)
         if guide is None:
             null = encoded(net, self.null(len(condition), plan.negative))
             denoise = cfg(denoiser, text, null, scale, interval, channels, further)
@@ -376,18 +376,15 @@ class BasePipeline:
         labels = [rows.label for rows in conditions if rows and rows.label is not None]
         if is_compiled(net) or not labels:  # compiled blocks compute their modulation themselves
             return net
-        return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
+        following = torch.cat([plan.times[1:], plan.times[-1:]])
+        clock = self.objective.at_guidance(plan.scale).timesteps(plan.times, following, plan.times)
+        return tabulated(net, clock, torch.cat(labels))
 
 
 @torch.no_grad()
 def encoded(net: Backbone, condition: Condition) -> Condition:
     """Compute what depends on a condition alone, once for all steps of sampling."""
     return net.encoded(condition)
-
-
-def task(pipe: BasePipeline) -> tuple[object, ...]:
-    """Return the properties that two models must share for autoguidance."""
-    return pipe.shape, pipe.conditioner.config, pipe.objective.process
 
 
 def check_autoencoder(pipe: BasePipeline) -> None:

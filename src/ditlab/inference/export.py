@@ -6,7 +6,8 @@
     decoder   x0 (B, c, h, w) float32 -> images (B, C, H, W) uint8; for a model of other numbers than 8 bits, float32 in
               the scale of the network, which `values` in config.json converts to the numbers of the training data
 
-The batch size B is free. config.json, beside the graphs, contains the target and the process of the network.
+The batch size B is free. A network with n further inputs takes t (B, 1 + n): the timestep input, then these inputs.
+config.json, beside the graphs, contains the target and the process of the network.
 """
 
 import io
@@ -147,8 +148,8 @@ def export_part(
 def network_inputs(pipe: BasePipeline, batch: int) -> dict[str, Tensor]:
     """Make inputs of the network with different timesteps and labels, starting with the null class, or texts."""
     x, t, condition = pipe.net.example(batch, torch.Generator().manual_seed(batch))
-    times = pipe.objective.process.clock(t.cpu().double()).float()  # times are float64, which some devices do not have
-    inputs = {"x": x, "t": times.to(t.device)}
+    times = (t if t.ndim == 1 else t[:, 0]).cpu().double()  # times are float64, which some devices do not have
+    inputs = {"x": x, "t": pipe.objective.timesteps(times, times / 2, x)}
     if not pipe.net.text:
         return inputs | {"y": pipe.net.labels(condition)}
     return inputs | {name: value for name, value in condition.parts().items() if isinstance(value, Tensor)}

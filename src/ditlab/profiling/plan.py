@@ -23,7 +23,7 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.hub import is_hub_id
 from ditlab.core.units import GIB, counted, duration
 from ditlab.data import Dataset, open_dataset
-from ditlab.diffusion.objective import completed
+from ditlab.diffusion.parametrizations import completed
 from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import interleaved, waiter

@@ -26,7 +26,8 @@ from ditlab.data import Dataset, open_dataset, parse_source
 from ditlab.data.content import files_identity
 from ditlab.data.npz import read_about
 from ditlab.data.parse import DIVISION, SampleNpz, content_identity
-from ditlab.diffusion.objective import Objective, completed, make_objective
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.parametrizations import completed, make_objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit

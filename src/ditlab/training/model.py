@@ -21,7 +21,6 @@ from ditlab.core.errors import InputError
 from ditlab.core.spelling import expand
 from ditlab.core.values import EIGHT_BITS
 from ditlab.data import Dataset, Latents
-from ditlab.diffusion.objective import make_objective
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.captions import Captions
 from ditlab.training.objectives import OBJECTIVES
@@ -126,7 +125,7 @@ def build(
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
     derived = conditioner.network_options()
     check_network(recipe, derived)
-    objective = make_objective(recipe.diffusion, OBJECTIVES.find(recipe.train.objective).parametrization)
+    objective = OBJECTIVES.find(recipe.train.objective).reading(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)  # initial weights only; all later randomness has its own generators
         net = create(
@@ -134,6 +133,7 @@ def build(
             size=size,
             channels=channels,
             learn_variance=objective.learn_variance,
+            inputs=objective.inputs,
         )
     tables = to_tables(recipe)
     config: dict[str, Any] = {"sample": tables["sample"], "recipe": tables}

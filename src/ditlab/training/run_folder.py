@@ -62,7 +62,9 @@ from ditlab.training.state import PROFILES, STATE, Snapshot, TrainState, restore
 
 CHOICES = "choices.json"
 """What `ditlab train FOLDER` has chosen."""
-BEFORE = ("skipped*.csv", CHOICES)  # files that may be written before the run begins
+HALVES = "halves"
+"""The folder of the first run of a distillation, in that of the second."""
+BEFORE = ("skipped*.csv", CHOICES, HALVES)  # what may be written before the run begins
 
 
 class RunFolder:
