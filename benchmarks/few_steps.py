@@ -1,6 +1,6 @@
 """Few-step models of the digits: train the teacher, distill it to one, two and four steps, and compare all.
 
-    python benchmarks/few_steps.py OUT [--steps 1 2 4] [--seeds 3] [--images N]
+    python benchmarks/few_steps.py OUT [--steps 1 2 4] [--seeds 3] [--images N] [--interval 0.1 0.7]
 
 Each model generates 1,000 digits per set of seeds. FD is the Frechet distance to held-out digits that `ditlab demo`
 prints, beside the real-vs-real FD; recall is that of Kynkaanniemi et al. in the same features. Diversity is the mean
@@ -12,6 +12,7 @@ are medians of runs that take turns. The table is written to OUT/few_steps.md, t
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
@@ -27,13 +28,12 @@ from ditlab.evaluation.metrics import neighbor_ratio, precision_recall
 from ditlab.inference.base import BasePipeline
 from ditlab.report.plotting import plotting
 
-COUNT, BATCH, ROUNDS = 1000, 250, 5
+COUNT, BATCH, TIMED, ROUNDS = 1000, 250, 100, 5
 LABELS = [i % 10 for i in range(COUNT)]
-TEACHER = {  # sampling settings of the teacher
+TEACHER = {  # sampling settings of the teacher; "interval" limits guidance to the times of --interval
     "teacher, ab4 12 steps": {},
-    "teacher, ab4 4 steps": {"steps": 4},
-    "teacher, euler 4 steps": {"steps": 4, "sampler": "euler"},
-    "teacher, euler 2 steps": {"steps": 2, "sampler": "euler"},
+    "teacher, ab4 12 steps, interval": {},
+    "teacher, ab2 4 steps": {"steps": 4, "sampler": "ab2"},
     "teacher, euler 1 step": {"steps": 1, "sampler": "euler"},
 }
 
@@ -54,22 +54,37 @@ class Row:
     ms: float = 0.0  # CPU milliseconds for an image
 
 
-def main(out: Path, *, steps: tuple[int, ...] = (1, 2, 4), seeds: int = 3, images: int | None = None) -> None:
-    """Train, distill, score and time; everything that exists already is kept."""
+def main(
+    out: Path,
+    *,
+    steps: tuple[int, ...] = (1, 2, 4),
+    seeds: int = 3,
+    images: int | None = None,
+    interval: tuple[float, float] = (0.1, 0.7),
+) -> None:
+    """Train, distill, score and time; models and scores that exist already are kept."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    models = {"teacher": trained(out / "teacher", lambda folder: ditlab.train("digits", folder))}
+    models = {"teacher": trained(out / "teacher", partial(ditlab.train, "digits"))}
     for count in steps:
+        options = {"steps": count, "images": images, "guidance_interval": interval}
         models[f"student of {count}"] = trained(
-            out / f"steps-{count}",
-            lambda folder, count=count: ditlab.distill(out / "teacher", folder, steps=count, images=images),
+            out / f"steps-{count}", partial(ditlab.distill, out / "teacher", **options)
         )
     methods = {name: (models["teacher"], options) for name, options in TEACHER.items()}
+    for name, (_, settings) in methods.items():
+        if name.endswith("interval"):
+            settings["guidance_interval"] = interval
     methods |= {name: (model, {}) for name, model in models.items() if name != "teacher"}
-    rows = []
+    rows, kept = [], out / "scores.jsonl"
+    known = {row["name"]: Row(**row) for row in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
     for name, ((pipe, seconds), options) in methods.items():
-        rows.append(scored(name, pipe, options, seeds, seconds))
-        print(json.dumps(asdict(rows[-1])), flush=True)
+        row = known.get(name) or scored(name, pipe, options, seeds, seconds)
+        rows.append(row)
+        if name not in known:
+            with kept.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+        print(f"{name}: FD {mean(row.fd):.3f}, {mean(row.fd) / row.real:.2f}x real-vs-real", flush=True)
     times = timed({name: (pipe, options) for name, ((pipe, _), options) in methods.items()})
     for row in rows:
         row.ms = times[row.name]
@@ -81,7 +96,7 @@ def main(out: Path, *, steps: tuple[int, ...] = (1, 2, 4), seeds: int = 3, image
 
 def trained(folder: Path, train) -> tuple[BasePipeline, float]:
     """A model, and the CPU seconds of its training, which are kept in a file beside the folder."""
-    file = folder.with_suffix(".seconds")
+    file = folder.parent / f"{folder.name}.seconds"
     if not file.exists():
         started = time.process_time()
         train(folder)
@@ -139,10 +154,10 @@ def timed(methods: dict[str, tuple[BasePipeline, dict]]) -> dict[str, float]:
     for _ in range(ROUNDS + 1):
         for name, (pipe, options) in methods.items():
             started = time.process_time()
-            for _ in pipe.batches(LABELS[:BATCH], list(range(BATCH)), BATCH, **options):
+            for _ in pipe.batches(LABELS[:TIMED], list(range(TIMED)), TIMED, **options):
                 pass
             seconds[name].append(time.process_time() - started)
-    return {name: 1000 * median(values[1:]) / BATCH for name, values in seconds.items()}
+    return {name: 1000 * median(values[1:]) / TIMED for name, values in seconds.items()}
 
 
 def table(rows: list[Row]) -> str:

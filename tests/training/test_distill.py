@@ -3,10 +3,11 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import relative, tiny_pipeline
+from helpers import perturbed, relative, tiny_pipeline
 from rich.console import Console
 
 import ditlab
@@ -14,7 +15,8 @@ from ditlab.config.reader import parse_recipe, read_toml
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
 from ditlab.data import open_dataset
-from ditlab.diffusion.flow_map import FlowMap
+from ditlab.diffusion.flow_map import FlowMap, Guided
+from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import Cosine
 from ditlab.diffusion.samplers import image_noise
 from ditlab.training import distill, train
@@ -97,7 +99,7 @@ def test_states_are_those_of_the_sampler(teacher):
     assert refined(times, 2).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
     noise, labels = image_noise([1, 2, 3])(torch.empty(3, 1, 8, 8)), [1, 2, None]
     states = known.states(noise, pipe.conditioner.encode(labels), 2.0, times, 4)
-    options = {"sampler": "ab4", "steps": 8, "guidance": 2.0, "guidance_interval": (0.1, 0.8)}
+    options = {"sampler": "ab2", "steps": 8, "guidance": 2.0, "guidance_interval": (0.1, 0.8)}
     steps = list(pipe.steps(labels, seeds=[1, 2, 3], **options))
     assert torch.equal(states[0], noise)
     assert relative(states[1], steps[3].x) < 1e-4
@@ -231,3 +233,58 @@ def test_randomness_of_a_part_of_a_batch_is_that_of_the_whole(teacher):
         part = batch_losses(run, images[slice(16, 32)], 0, 16, torch.float32)
         assert torch.equal(part.times, whole.times[16:])
         assert torch.allclose(part.named[objective], whole.named[objective][16:], rtol=1e-4, atol=1e-6)
+
+
+def guided(guidance, sample, **more):
+    """The tables of a recipe with guidance built in."""
+    train = TINY["train"] | {"objective": "guided"} | more
+    return TINY | {"train": train, "distill": {"guidance": guidance}, "sample": TINY["sample"] | {"guidance": sample}}
+
+
+def test_guided_regression_trains_the_extrapolation_from_the_null_condition(teacher):
+    images = open_dataset("digits").fetch(torch.arange(32))
+    pipe = tiny_pipeline(classes=10, objective=Guided(guidance=(1.0, 4.0)), inputs=("guidance",), patch=4)
+    run = make_context(pipe, parse_recipe(guided([1.0, 4.0], 2.0)))
+    plain = make_context(replace(pipe, objective=Objective()), parse_recipe(TINY))
+    seen = []
+
+    def network(x, inputs, condition, trace=None):
+        seen.append((x, inputs, condition))
+        return pipe.net(x, inputs, condition)
+
+    run.network = network
+    loss = batch_losses(run, images, 0, 0, torch.float32)
+    x, inputs, condition = seen[0]
+    scale = 1 / inputs[:, 1]
+    assert 1 <= scale.min() < 2 < 3 < scale.max() <= 4
+    plain.network = lambda x, t, y, trace=None: combined(x, t, y)
+
+    def combined(at, t, y):
+        assert torch.equal(at, x)
+        assert torch.equal(y.label, condition.label)
+        null = pipe.net(at, torch.stack([t, torch.ones_like(t)], dim=1), torch.full_like(y.label, 10))
+        return pipe.net(at, torch.stack([t, 1 / scale], dim=1), y) / scale[:, None, None, None] + null * (
+            1 - 1 / scale
+        ).reshape(-1, 1, 1, 1)
+
+    expected = batch_losses(plain, images, 0, 0, torch.float32)
+    assert torch.allclose(loss.named["regression"], expected.named["regression"], rtol=1e-4)
+
+
+def test_a_model_with_guidance_built_in_needs_one_evaluation(tmp_path):
+    pipe = train(guided([1.0, 3.0], 2.0), tmp_path / "run", console=QUIET)
+    perturbed(pipe.net)
+    assert pipe.resolve(steps=4).evaluations == 4
+    assert pipe.objective == Guided(guidance=(1.0, 3.0))
+    low, high = (pipe([1], seeds=[0], guidance=scale, output_type="latent").images for scale in (1.0, 3.0))
+    assert relative(low, high) > 1e-6
+    for given, line in (
+        (
+            guided([2.0], 2.0, label_dropout=0.0),
+            "train.objective guided needs the null condition, but train.label_dropout is 0; set it to 0.1",
+        ),
+        (guided([2.0], 1.0), "guidance is 1, but this model has guidance 2 built in; give 2"),
+    ):
+        with pytest.raises(InputError) as error:
+            train(given, tmp_path / "other", console=QUIET)
+        assert str(error.value) == line

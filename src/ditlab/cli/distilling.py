@@ -6,6 +6,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.terminal import app, command, say, screen
 from ditlab.config.fields import Amount, Positive
+from ditlab.config.sampling import Interval
 from ditlab.config.values import Folder, Location
 from ditlab.core.device import process_place
 
@@ -18,6 +19,7 @@ def distill(
     *,
     steps: Positive = 1,
     guidance: Annotated[tuple[Amount, ...] | None, Parameter(negative="")] = None,
+    guidance_interval: Interval = None,
     images: Positive | None = None,
 ) -> None:
     """Train a student that generates images in one or a few steps. Run the same command again to resume.
@@ -36,11 +38,21 @@ def distill(
     guidance
         Guidance scale that is built into the student (default: that of the teacher); or the lowest and the highest
         scale of a range, in which it stays free at sampling.
+    guidance_interval
+        Times between which guidance acts, 0 is data and 1 is noise (default: those of the teacher).
     images
         Length of the second part (default: both parts cost about as much as the training of the teacher).
     """
     from ditlab.training import distill
 
-    distill(run, out, steps=steps, guidance=guidance, images=images, console=screen)
+    distill(
+        run,
+        out,
+        steps=steps,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        images=images,
+        console=screen,
+    )
     if process_place()[0] == 0:
         say(f"model, recipe and report are in {out}; try: {command()} sample {out}")

@@ -292,11 +292,11 @@ class Denoiser:
         For rows between two conditions, the network predicts for both and the predictions are interpolated.
         """
         if condition.other is None or condition.weight is None:
-            return self.predict(x, t, s, condition)
+            return self.predict(x, t, condition, s)
         rows = condition.weight.nonzero()[:, 0]
         first = replace(condition, other=None, weight=None)
         t, s = (time if time.ndim == 0 else torch.cat([time, time[rows.to(time.device)]]) for time in (t, s))
-        both = self.predict(torch.cat([x, x[rows]]), t, s, Condition.cat([first, condition.other[rows]]))
+        both = self.predict(torch.cat([x, x[rows]]), t, Condition.cat([first, condition.other[rows]]), s)
         weight = condition.weight[rows].reshape(-1, *[1] * (x.ndim - 1))
 
         def mix(values: Tensor) -> Tensor:
@@ -306,9 +306,9 @@ class Denoiser:
         variance = both.variance_mix
         return Prediction(mix(both.x0), mix(both.eps), None if variance is None else mix(variance))
 
-    def predict(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Prediction:
-        """Predict x0 and eps at x_t, for a condition without interpolated rows."""
-        output = self.net(x, self.objective.timesteps(t, s, x), condition)
+    def predict(self, x: Tensor, t: Tensor, condition: Condition, s: Tensor | None = None) -> Prediction:
+        """Predict x0 and eps at x_t for a step to time s (default: t), for a condition without interpolated rows."""
+        output = self.net(x, self.objective.timesteps(t, t if s is None else s, x), condition)
         target, variance = self.objective.split(output, x)
         prediction = self.objective.predict(target, x, t)
         if variance is None:

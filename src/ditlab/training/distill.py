@@ -29,7 +29,7 @@ from ditlab.training.run_folder import HALVES
 MOST_STEPS = 8
 SHARE = 0.2  # of the cost, for the first run
 BACKWARD = 3  # cost of a training step in forward passes of its batch
-LR = 0.2  # learning rates of both runs, as a share of the teacher's
+LR = 0.5  # learning rates of both runs, as a share of the teacher's
 DROPOUT = 0.05  # share of the null condition, which the student needs only to generate images without a condition
 EMA = 0.99  # decay of the average in the first run, whose weights give the targets; the second has the teacher's
 
@@ -40,6 +40,7 @@ def distill(
     *,
     steps: int = 1,
     guidance: float | Sequence[float] | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     images: int | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     console: Console | None = None,
@@ -52,6 +53,7 @@ def distill(
         steps: number of sampler steps of the student, each with one function evaluation.
         guidance: guidance scale that is built into the student, or a range in which it stays free at sampling (default:
             the scale that the teacher was saved with).
+        guidance_interval: times between which guidance acts (default: those that the teacher was saved with).
         images: length of the second run (default: both runs together cost as much as the training of the teacher).
         settings: settings of the recipes by section, in place of those that are derived from the teacher's.
         console: where progress is shown (default: standard error).
@@ -67,7 +69,7 @@ def distill(
     model = load(place, device="cpu")
     check(model, place, steps)
     scales = scales_of(model, guidance)
-    pairs = recipe_of(model, place, Distill(absolute(place), steps, scales), settings or {})
+    pairs = recipe_of(model, place, Distill(absolute(place), steps, scales, guidance_interval), settings or {})
     first, second = lengths(model, pairs)
     pairs = replace(pairs, train=replace(pairs.train, images=images or second))
     halves = first_recipe(pairs, first)

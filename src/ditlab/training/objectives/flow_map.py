@@ -1,7 +1,7 @@
 """What objectives that distil a teacher into a flow map share; see `ditlab.diffusion.flow_map`."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -11,31 +11,24 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
 from ditlab.diffusion.flow_map import FlowMap
 from ditlab.diffusion.process import per_image
-from ditlab.training.objectives.base import TrainingObjective
+from ditlab.training.objectives.built_in import BuiltInGuidance, guidance_range
 from ditlab.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from ditlab.training.context import TrainingContext
 
 
-class FlowMapObjective(TrainingObjective):
+class FlowMapObjective(BuiltInGuidance):
     """Trains a flow map with a teacher; [distill] in the recipe has the settings."""
 
     parametrization = FlowMap
-
-    def __init__(self, settings: Distill) -> None:
-        self.settings = settings
-        self.teacher: Teacher
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe) -> Self:
-        return cls(recipe.distill)
+    teacher: Teacher
 
     @classmethod
     def reading(cls, recipe: Recipe) -> FlowMap:
-        settings, plain = recipe.distill, super().reading(recipe)
+        plain = super().reading(recipe)
         assert isinstance(plain, FlowMap)
-        return replace(plain, guidance=guidance_range(settings), steps=cls.counts(settings))
+        return replace(plain, steps=cls.counts(recipe.distill))
 
     @classmethod
     def counts(cls, settings: Distill) -> tuple[int, ...]:
@@ -43,18 +36,15 @@ class FlowMapObjective(TrainingObjective):
         return (settings.steps,)
 
     def setup(self, run: "TrainingContext") -> None:
-        if not run.pipe.conditional and guidance_range(self.settings) != (1.0, 1.0):
+        super().setup(run)
+        if run.aids:
             raise InputError(
-                f"distill.guidance is {self.settings.guidance[-1]:g}, but the model is unconditional; set it to 1"
+                f'train.objective "{run.settings.objective}" uses no training aids, and the recipe has '
+                f"{', '.join(type(aid).__name__ for aid in run.aids)}; remove their settings"
             )
         if run.device.type != "meta":  # a network without weights, whose memory is predicted
             self.teacher = Teacher.of(run)
             check_guidance(self.teacher, self.settings)
-
-    def scales(self, uniform: Tensor) -> Tensor:
-        """Guidance scales of the student's range, from uniform random numbers of 0 to 1."""
-        low, high = guidance_range(self.settings)
-        return low + (high - low) * uniform
 
     def error(
         self, run: "TrainingContext", x: Tensor, t: Tensor, s: Tensor, condition: Condition, scale: Tensor, end: Tensor
@@ -79,18 +69,6 @@ def mean_velocity(objective: FlowMap, x: Tensor, t: Tensor, end: Tensor, s: Tens
     """Return the mean velocity, in straight coordinates, that moves x at times t (B,) to `end` at times s."""
     (scale_t, from_), (scale_s, to) = objective.process.straight(t), objective.process.straight(s)
     return (end / per_image(scale_s, x) - x / per_image(scale_t, x)) / per_image(to - from_, x)
-
-
-def guidance_range(settings: Distill) -> tuple[float, float]:
-    """Lowest and highest guidance scale of the student.
-
-    Raises:
-        InputError: no scale, or more than two.
-    """
-    if len(settings.guidance) not in (1, 2):
-        given = ", ".join(f"{scale:g}" for scale in settings.guidance) or "empty"
-        raise InputError(f"distill.guidance is {given}; give one scale, or the lowest and the highest one")
-    return settings.guidance[0], settings.guidance[-1]
 
 
 def check_guidance(teacher: Teacher, settings: Distill) -> None:
