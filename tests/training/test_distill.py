@@ -20,7 +20,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import Cosine
 from ditlab.diffusion.samplers import image_noise
 from ditlab.training import distill, train
-from ditlab.training.distill import lengths, recipe_of
+from ditlab.training.distillation import lengths, recipe_of
 from ditlab.training.losses import batch_losses, make_context
 from ditlab.training.objectives import OBJECTIVES
 from ditlab.training.objectives.halves import interval

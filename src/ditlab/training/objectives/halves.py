@@ -71,7 +71,9 @@ class Halves(FlowMapObjective):
             output = net(x, objective.timesteps_at(t, s, scale[rows], x), condition[rows.to(x.device)])
             return moved(process, x, t, s, objective.predict(objective.split(output, x)[0], x, t))
 
-        if len(rows := (~finest).nonzero()[:, 0]):
+        if len(objective.steps) > 1:
+            rows = (~finest).nonzero()[:, 0]
+            rows = rows if len(rows) else torch.arange(1)  # with sharding, all processes must call the network
             half = jump(x[rows.to(x.device)], t[rows], middle[rows], rows)
             end[rows.to(x.device)] = jump(half, middle[rows], s[rows], rows)
         if len(rows := finest.nonzero()[:, 0]):

@@ -17,6 +17,7 @@ from ditlab.config.distill import Distill
 from ditlab.config.reader import parse_recipe
 from ditlab.config.sampling import Sample
 from ditlab.config.sections import Diffusion, Recipe
+from ditlab.core.device import process_place
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import absolute, expand
 from ditlab.core.terminal import make_console, say
@@ -64,7 +65,7 @@ def distill(
     Raises:
         InputError: the teacher has no recipe, is a flow map already, or does not suit the other arguments.
     """
-    console = console or make_console(stderr=True)
+    console = (console or make_console(stderr=True)) if process_place()[0] == 0 else Console(quiet=True)
     place, folder = expand(str(teacher)), Path(expand(str(out)))
     model = load(place, device="cpu")
     check(model, place, steps)
