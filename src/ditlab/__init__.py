@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ditlab.core.types import between as between
     from ditlab.evaluation.protocols import evaluate as evaluate
     from ditlab.inference.pipeline import Pipeline as Pipeline
+    from ditlab.training import distill as distill
     from ditlab.training import train as train
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "Recipe": "ditlab.config.sections",
     "between": "ditlab.core.types",
     "create": "ditlab.backbones",
+    "distill": "ditlab.training",
     "evaluate": "ditlab.evaluation.protocols",
     "load": "ditlab.checkpoints",
     "train": "ditlab.training",

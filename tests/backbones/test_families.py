@@ -11,6 +11,7 @@ from rich.console import Console
 
 import ditlab
 from ditlab.backbones import BACKBONES, create, find, name_of, names
+from ditlab.backbones.inputs import FurtherInputs
 from ditlab.backbones.lora import add_lora, merged
 from ditlab.checkpoints.native import load_folder
 from ditlab.conditioning import Text
@@ -319,3 +320,24 @@ def test_any_number_of_channels(family, make, channels):
     assert net(x, t, y).shape == x.shape == (2, channels, *sized(family))
     learned = make(channels=channels, learn_variance=True)
     assert learned(x, t, y).shape == (2, 2 * channels, *sized(family))
+
+
+def test_further_inputs_change_nothing_before_training(make, family):
+    """The second time of flow maps and the guidance scale, in every family but the U-Nets of diffusers."""
+    if family in ("ADM", "LDM"):
+        return
+    plain, net = perturbed(make()).eval(), make(inputs=("interval", "guidance")).eval()
+    missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert missing
+    assert all(".further.mlp." in key for key in missing)
+    x, t, y = inputs(net)
+    with torch.no_grad():
+        assert torch.equal(net(x, torch.stack([t, torch.rand(2), torch.rand(2)], dim=1), y), plain(x, t, y))
+        for module in net.modules():
+            if isinstance(module, FurtherInputs):
+                perturbed(module)
+        low, high = (net(x, torch.stack([t, torch.full((2,), end), t / 1000], dim=1), y) for end in (0.1, 0.9))
+        assert relative(low, high) > 1e-4
+        net(*net.example(2))
+    assert create(**net.config | {"size": tuple(net.size)}).inputs == ("interval", "guidance")

@@ -10,7 +10,7 @@ from ditlab.config.reader import find_recipe, parse_recipe, read_toml, shipped_r
 from ditlab.config.sections import AutoencoderTraining, Recipe
 from ditlab.core.errors import InputError
 from ditlab.data import InMemory
-from ditlab.diffusion.objective import make_objective
+from ditlab.diffusion.parametrizations import make_objective
 from ditlab.evaluation.protocols import check
 from ditlab.inference.plan import resolve
 from ditlab.training import train

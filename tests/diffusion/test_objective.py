@@ -4,7 +4,8 @@ from helpers import relative
 
 from ditlab.config.sections import Diffusion
 from ditlab.core.errors import InputError
-from ditlab.diffusion.objective import TARGETS, Objective, completed, make_objective
+from ditlab.diffusion.objective import TARGETS, Objective
+from ditlab.diffusion.parametrizations import completed, make_objective
 from ditlab.diffusion.process import (
     DDPM,
     PROCESSES,

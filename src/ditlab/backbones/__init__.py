@@ -6,6 +6,7 @@ docstring.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from ditlab.backbones.base import Backbone
@@ -16,6 +17,7 @@ from ditlab.backbones.dit import DiT
 from ditlab.backbones.dydit import DyDiT
 from ditlab.backbones.fit import FiT, FiTv2
 from ditlab.backbones.hourglass import Hourglass
+from ditlab.backbones.inputs import add_inputs
 from ditlab.backbones.latte import Latte
 from ditlab.backbones.lightningdit import LightningDiT
 from ditlab.backbones.mmdit import MMDiT
@@ -82,6 +84,7 @@ def create(
     channels: int | None = None,
     classes: int | None = None,
     learn_variance: bool | None = None,
+    inputs: Sequence[str] = (),
     **options: Any,
 ) -> Backbone:
     """Build a network by name with freshly initialized weights.
@@ -96,6 +99,7 @@ def create(
         channels: channels of the image, video or latent.
         classes: number of classes; 0 is unconditional. The label of the null class is the class count.
         learn_variance: double the output channels; the second half is the learned reverse variance (DDPM only).
+        inputs: further inputs beside the timestep, see `ditlab.backbones.inputs`.
         options: keyword arguments of the family's class, such as `condition` and `qk_norm` for DiT; `width`, `depth`,
             `heads` and `patch` override the size table. None is the value of the named size.
 
@@ -125,6 +129,9 @@ def create(
     kind.check_rank(shape["size"])
     net = kind(**shape, **settings)
     net.config = {"name": name, **shape, "size": list(shape["size"]), **settings}
+    if inputs:
+        add_inputs(net, inputs)
+        net.config["inputs"] = list(inputs)
     return net
 
 

@@ -95,6 +95,9 @@ class Backbone(PublishedForm, nn.Module, ABC):
     """Multiply-accumulates for one image of which a dynamic network computes a part."""
     budget: float = 1.0
     """The share of `dynamic_macs` that a dynamic network is trained to compute on average."""
+    inputs: tuple[str, ...] = ()
+    """Further inputs beside the timestep, see `ditlab.backbones.inputs`. With n of them, `forward` takes (B, 1 + n) in
+    place of the timestep (B,)."""
     text: TextShape = TextShape(0)
     """The text condition that the network reads; length 0 is none."""
 
@@ -349,7 +352,7 @@ class Backbone(PublishedForm, nn.Module, ABC):
                 condition. None is x = 0 and the null condition in every row.
 
         Returns:
-            x (B, *shape) float32, timestep (B,) in 0..1, condition (B rows).
+            x (B, *shape) float32, timestep (B,) in 0..1, or (B, 1 + n) with n further inputs, condition (B rows).
         """
         x = torch.zeros(batch, *self.shape, device=self.device)
         timestep = torch.full((batch,), 0.5, device=self.device)
@@ -358,6 +361,8 @@ class Backbone(PublishedForm, nn.Module, ABC):
             x = torch.randn(x.shape, generator=generator).to(self.device)
             timestep = torch.linspace(0.1, 0.9, batch, device=self.device)
             label = (torch.arange(batch, device=self.device) - 1) % (self.classes + 1)
+        if self.inputs:
+            timestep = torch.cat([timestep[:, None], timestep.new_full((batch, len(self.inputs)), 0.5)], dim=1)
         if self.text:
             return x, timestep, self.text.example(batch, self.device, generator)
         return x, timestep, Condition(label=label)

@@ -250,7 +250,7 @@ def check_word_images(channels: int, text: TextShape) -> None:
         raise InputError(f"word_images {channels}; give 0 or more channels")
     if channels and not text.vocabulary:
         raise InputError(
-            f"word_images {channels} for a network that does not read numbers of words; give 0, or set the encoder words"
+            f"word_images {channels} for a network that does not read words by number; give 0, or set the encoder words"
         )
 
 

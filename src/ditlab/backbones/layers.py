@@ -254,17 +254,50 @@ def sinusoids(t: Tensor, width: int, shift: int = 0) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class TimestepEmbedder(nn.Module):
+class TimeEmbedder(nn.Module):
+    """Embeds the timestep (B,) as (B, D); with n further inputs, (B, 1 + n), the sum of the embeddings of both."""
+
+    rate = 1
+    """Factor of the timestep before it is embedded."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.further: nn.Module | None = None  # embeds the further inputs (B, n), see `ditlab.backbones.inputs`
+
+    def embed(self, t: Tensor) -> Tensor:
+        """Embed the timestep (B,) as (B, D)."""
+        raise NotImplementedError
+
+    def forward(self, t: Tensor) -> Tensor:
+        if self.further is None:
+            return self.embed(self.rate * t)
+        return self.embed(self.rate * t[:, 0]) + self.further(t[:, 1:])
+
+
+class SinusoidEmbedder(TimeEmbedder):
+    """Embeds the timestep as sinusoids of the width D, without weights."""
+
+    def embed(self, t: Tensor) -> Tensor:
+        return sinusoids(t, self.width)
+
+
+class TimestepEmbedder(TimeEmbedder):
     """Embeds the timestep (B,) as (B, D): sinusoids, then a two-layer MLP."""
 
     def __init__(self, width: int, shift: int = 0) -> None:
-        super().__init__()
+        super().__init__(width)
         self.shift = shift
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = embedding_mlp(FREQUENCIES, width)
 
-    def forward(self, t: Tensor) -> Tensor:
+    def embed(self, t: Tensor) -> Tensor:
         waves = sinusoids(t, FREQUENCIES, self.shift)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))  # (B, D)
+
+
+def embedding_mlp(inputs: int, width: int) -> nn.Sequential:
+    """Return the MLP of two layers that embeds sinusoids (B, inputs) as (B, width)."""
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def last_linear(modulation: nn.Module) -> nn.Linear:

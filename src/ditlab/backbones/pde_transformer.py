@@ -263,8 +263,7 @@ class UnitCondition(LevelCondition):
 class UnitTimestepEmbedder(TimestepEmbedder):
     """Embeds timesteps in 0..1 as others do those in 0..1000."""
 
-    def forward(self, t: Tensor) -> Tensor:
-        return super().forward(1000 * t)
+    rate = 1000
 
 
 class Embed(nn.Module):

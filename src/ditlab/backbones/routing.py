@@ -60,10 +60,11 @@ def depth_at(t: Tensor, exits: Sequence[float], depth: int) -> list[int]:
     """Return the number of blocks that each image uses.
 
     Args:
-        t: timesteps (B,), 0 to 1000.
+        t: timesteps (B,), 0 to 1000; or (B, 1 + n) with further inputs of the network.
         exits: shares of the depth for equal intervals of the timestep, from data to noise.
         depth: number of blocks.
     """
+    t = t if t.ndim == 1 else t[:, 0]
     intervals = (t.float() * len(exits) / LAST).long().clamp(0, len(exits) - 1)  # (B,)
     return [max(1, round(exits[interval] * depth)) for interval in intervals.tolist()]
 

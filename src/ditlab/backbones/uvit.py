@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone
-from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, check_positive, sinusoids, unpatchify
+from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, SinusoidEmbedder, check_positive, unpatchify
 from ditlab.backbones.published import IMAGENET
 from ditlab.backbones.routing import check_late_exits, depth_at, partly, record
 from ditlab.core.errors import InputError
@@ -79,6 +79,7 @@ class UViT(Backbone):
         self.extras = 2 if classes else 1  # tokens before the patches: label (if there are classes), timestep
 
         count = self.extras + (size[0] // patch) * (size[1] // patch)
+        self.time_embedder = SinusoidEmbedder(width)
         self.patch_embed = PatchEmbed(patch, channels, width)
         self.label_emb = nn.Embedding(classes + 1, width) if classes else None
         self.pos_embed = nn.Parameter(torch.empty(1, count, width))
@@ -176,7 +177,7 @@ class UViT(Backbone):
         h, w = self.grid
         # fmt: off
         x = self.patch_embed(x.to(self.dtype))                            # (B, h w, D)
-        time = sinusoids(timestep, x.shape[-1]).to(self.dtype)            # (B, D)
+        time = self.time_embedder(timestep).to(self.dtype)                # (B, D)
         x = torch.cat([time[:, None], x], dim=1)                          # (B, h w + 1, D)
         if self.label_emb is not None:
             x = torch.cat([self.label_emb(y)[:, None], x], dim=1)         # (B, h w + 2, D)

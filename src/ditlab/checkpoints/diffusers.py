@@ -21,7 +21,8 @@ from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
 from ditlab.core.modules import skip_init
 from ditlab.core.weights import read_file, read_json
-from ditlab.diffusion.objective import Objective, read_objective
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.parametrizations import read_objective
 from ditlab.diffusion.process import DDPM, process_name
 from ditlab.inference.pipeline import Pipeline
 

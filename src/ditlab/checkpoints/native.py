@@ -37,7 +37,7 @@ from ditlab.core.weights import (
     read_weights,
     state_hash,
 )
-from ditlab.diffusion.objective import read_objective
+from ditlab.diffusion.parametrizations import read_objective
 from ditlab.inference.pipeline import Pipeline
 
 LARGEST_INPUT = 2**26  # numbers of one input of a network that is read from a file: 4096x4096 with 4 channels

@@ -24,7 +24,7 @@ from ditlab.core.formats import interpreting
 from ditlab.core.modules import sizes, skip_init
 from ditlab.core.units import counted
 from ditlab.core.weights import fit
-from ditlab.diffusion.objective import read_objective
+from ditlab.diffusion.parametrizations import read_objective
 from ditlab.diffusion.process import Cosine, Linear
 from ditlab.inference.pipeline import Pipeline
 
@@ -301,6 +301,10 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
     config, kind = pipe.net.config, type(pipe.net)
     if not kind.marks:
         raise InputError(f"{config['name']} has no official layout; convert to ditlab instead")
+    if pipe.objective.built_in is not None:
+        raise InputError(
+            "a model with guidance built in, such as a flow map, is sampled correctly by ditlab only; convert to ditlab"
+        )
     kind.check_published(config)
     tensors = kind.to_published(dict(pipe.net.state_dict()))
     objective = pipe.objective

@@ -29,6 +29,7 @@ PACKAGE = Path(__file__).parents[1]
 GROUPS = {  # module of this package -> its commands; only the module of the command is imported
     "data": ("data", "encode", "train-autoencoder"),
     "evaluation": ("evaluate", "features", "memorization", "reference", "sweep"),
+    "distilling": ("distill",),
     "following": ("score-prompts",),
     "models": ("average", "convert", "export", "info"),
     "sampling": ("sample", "tune"),

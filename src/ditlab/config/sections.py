@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 
+from ditlab.config.distill import Distill
 from ditlab.config.fields import Unused, renamed, setting
 from ditlab.config.sampling import Sample
 from ditlab.config.values import Located, Location, Whole
@@ -222,7 +223,7 @@ class Train(Located):
     batch: Whole = setting(128, resume="ask", at_least=1)
     """Batch size: images per optimizer step."""
     objective: str = "regression"
-    """Training objective: regression, or package.module:Class."""
+    """Training objective: regression, guided, halves or pairs (see [distill]), or package.module:Class."""
     aids: tuple[str, ...] = setting((), resume="ask")
     """Further training aids by name, or as package.module:Class; aids with a setting in this table need no entry."""
     label_dropout: float = setting(0.1, resume="ask", share=True)
@@ -328,6 +329,7 @@ class Recipe:
     data: Data = setting(Data)
     optim: Optim = setting(Optim, resume="ask")
     train: Train = setting(Train)
+    distill: Distill = setting(Distill)
     parallel: Parallel = setting(Parallel, resume="free")
     sample: Sample = setting(Sample, resume="free")
 

@@ -27,7 +27,7 @@ REGISTRIES = {  # kind of part -> "module:registry"
     "target": "ditlab.diffusion.objective:TARGETS",
     "time": "ditlab.diffusion.times:TIMES",
     "weight": "ditlab.diffusion.objective:WEIGHTS",
-    "parametrization": "ditlab.diffusion.objective:PARAMETRIZATIONS",
+    "parametrization": "ditlab.diffusion.parametrizations:PARAMETRIZATIONS",
     "objective": "ditlab.training.objectives:OBJECTIVES",
     "aid": "ditlab.training.aids:AIDS",
     "conditioner": "ditlab.conditioning:CONDITIONERS",

@@ -8,14 +8,13 @@ Where the determinant is small, errors of the network are amplified: eps does no
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ditlab.config.sections import Diffusion
 from ditlab.core.errors import InputError
 from ditlab.core.registry import Registry, described
 from ditlab.core.types import Condition, Prediction, Trace
@@ -24,10 +23,7 @@ from ditlab.diffusion.process import (
     DDPM,
     Linear,
     Process,
-    make_process,
     per_image,
-    process_name,
-    process_options,
 )
 from ditlab.diffusion.times import TIMES
 from ditlab.diffusion.variational import variational_bound
@@ -75,8 +71,8 @@ class Regression:
 class Objective:
     """How a network is trained, and how its output is interpreted.
 
-    A training objective whose networks are read in another way (a flow map, say) has a subclass in `PARAMETRIZATIONS`
-    that overrides `denoiser`.
+    A training objective whose networks are read in another way (a flow map, say) has a subclass in
+    `ditlab.diffusion.parametrizations` that overrides `timesteps` or `denoiser`.
 
     With `learn_variance` the network has twice the channels, and the loss is the hybrid loss of improved DDPM (Nichol &
     Dhariwal 2021): squared error plus the variational bound, which trains the variance only. `direction` is the weight
@@ -92,6 +88,16 @@ class Objective:
     weight: str = "one"
     direction: float = 0.0
     learn_variance: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Further inputs of the network beside the timestep, see `ditlab.backbones.inputs`."""
+        return ()
+
+    @property
+    def built_in(self) -> tuple[float, float] | None:
+        """Lowest and highest guidance scale that one evaluation of the network includes; None if guidance needs two."""
+        return None
 
     def __post_init__(self) -> None:
         target, time, weight = TARGETS.find(self.target), TIMES.find(self.time), WEIGHTS.find(self.weight)
@@ -210,6 +216,27 @@ class Objective:
             return clock
         return torch.where(given, float(self.process.clock(torch.zeros((), dtype=torch.float64))), clock[:, None])
 
+    def timesteps(self, t: Tensor, s: Tensor, x: Tensor) -> Tensor:
+        """Return what the network receives in place of the timestep: (B,), or (B, 1 + n) with n further `inputs`.
+
+        Args:
+            t: time () or (B,).
+            s: next time () or (B,), to which the sampler moves.
+            x: images (B, C, ...) at time t.
+        """
+        return self.clock(t, x)
+
+    def at_guidance(self, scale: float) -> "Objective":
+        """Return the objective of a model with `built_in` guidance that predicts with this scale."""
+        return self
+
+    def check_times(self, times: Tensor, sampler: str) -> None:
+        """Check that the model can take the steps of a schedule (n + 1,) with a sampler; by default it can.
+
+        Raises:
+            InputError: it cannot.
+        """
+
     def split(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split the output of a network for x (B, C, ...) into the target, and the variance if it is learned; float32.
 
@@ -263,75 +290,6 @@ def is_like(values: Tensor, result: Any) -> bool:
     return isinstance(result, Tensor) and result.shape == values.shape and bool(result.isfinite().all())
 
 
-PARAMETRIZATIONS: Registry[type[Objective]] = Registry("parametrization", {"regression": Objective}, base=Objective)
-"""How the output of a network is read; the name is saved with the model."""
-
-
-def completed(settings: Diffusion, source: Objective | None = None) -> Diffusion:
-    """Fill in the settings that a recipe leaves out.
-
-    Args:
-        settings: the settings of a recipe.
-        source: objective of the model that training starts from. If the settings name neither process nor target, both
-            are copied from it, with the options of the process and the learned variance.
-
-    Raises:
-        InputError: an unknown name, or an unknown option of the process.
-    """
-    if source is not None and follows_source(settings):
-        process, target, learned = source.process, source.target, source.learn_variance
-    else:
-        process = make_process(settings.process or "linear", settings.process_options)
-        target, learned = settings.target or "velocity", False
-    return replace(
-        settings,
-        process=process_name(process),
-        process_options=process_options(process),
-        target=target,
-        learn_variance=learned if settings.learn_variance is None else settings.learn_variance,
-    )
-
-
-def follows_source(settings: Diffusion) -> bool:
-    """Whether process and target are those of the model that training starts from."""
-    return settings.process is None and settings.target is None and not settings.process_options
-
-
-def make_objective(settings: Diffusion, kind: type[Objective] = Objective) -> Objective:
-    """Build the objective of a recipe.
-
-    Args:
-        settings: of the recipe.
-        kind: the parametrization of the training objective.
-
-    Raises:
-        InputError: an unknown name, an unknown option of the process, or a parametrization that is not registered.
-    """
-    if kind not in PARAMETRIZATIONS.values():  # a saved model could not name it
-        raise InputError(f"{kind.__name__} is not registered; give it to ditlab.register_parametrization first")
-    options = dict(vars(completed(settings)))
-    return kind(make_process(options.pop("process"), options.pop("process_options")), **options)
-
-
-def read_objective(description: dict[str, Any]) -> Objective:
-    """Build the objective that a `config.json` describes.
-
-    Raises:
-        InputError: a parametrization or process that is not registered.
-    """
-    options = dict(description)
-    kind = PARAMETRIZATIONS.find(options.pop("parametrization", "regression"))
-    process = dict(options.pop("process"))
-    return kind(make_process(process.pop("name"), process), **options)
-
-
-def describe_objective(objective: Objective) -> dict[str, Any]:
-    """What `config.json` says of an objective; the inverse of `read_objective`."""
-    process = {"name": process_name(objective.process), **asdict(objective.process)}  # type: ignore[call-overload]
-    name = next(name for name, kind in PARAMETRIZATIONS.items() if kind is type(objective))
-    return asdict(objective) | {"process": process} | ({} if name == "regression" else {"parametrization": name})
-
-
 @dataclass(frozen=True)
 class Denoiser:
     """A network and its objective as a function that predicts x0 and eps, float32 in any precision of the network."""
@@ -340,16 +298,16 @@ class Denoiser:
     net: Network
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Prediction:
-        """Predict x0 and eps (B, C, ...) from x_t at time t, () or (B,); the next time s is not used.
+        """Predict x0 and eps (B, C, ...) from x_t at time t for a step to time s, () or (B,) each.
 
         For rows between two conditions, the network predicts for both and the predictions are interpolated.
         """
         if condition.other is None or condition.weight is None:
-            return self.predict(x, t, condition)
+            return self.predict(x, t, condition, s)
         rows = condition.weight.nonzero()[:, 0]
         first = replace(condition, other=None, weight=None)
-        times = t if t.ndim == 0 else torch.cat([t, t[rows.to(t.device)]])
-        both = self.predict(torch.cat([x, x[rows]]), times, Condition.cat([first, condition.other[rows]]))
+        t, s = (time if time.ndim == 0 else torch.cat([time, time[rows.to(time.device)]]) for time in (t, s))
+        both = self.predict(torch.cat([x, x[rows]]), t, Condition.cat([first, condition.other[rows]]), s)
         weight = condition.weight[rows].reshape(-1, *[1] * (x.ndim - 1))
 
         def mix(values: Tensor) -> Tensor:
@@ -359,9 +317,13 @@ class Denoiser:
         variance = both.variance_mix
         return Prediction(mix(both.x0), mix(both.eps), None if variance is None else mix(variance))
 
-    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Prediction:
-        """Predict x0 and eps at x_t, for a condition without interpolated rows."""
-        output = self.net(x, self.objective.clock(t, x, condition.given), condition)
+    def predict(self, x: Tensor, t: Tensor, condition: Condition, s: Tensor | None = None) -> Prediction:
+        """Predict x0 and eps at x_t for a step to time s (default: t), for a condition without interpolated rows."""
+        if condition.given is None:
+            times = self.objective.timesteps(t, t if s is None else s, x)
+        else:
+            times = self.objective.clock(t, x, condition.given)
+        output = self.net(x, times, condition)
         target, variance = self.objective.split(output, x)
         prediction = self.objective.predict(target, x, t)
         if variance is None:

@@ -26,6 +26,7 @@ from ditlab.diffusion.samplers import image_noise
 from ditlab.inference.extras import encoded, further_guidance
 from ditlab.inference.finite import check_latents, finite_steps
 from ditlab.inference.given import GivenFrames, check_images, given_frames, longer
+from ditlab.inference.guide import check_guide
 from ditlab.inference.inpaint import Original, check_originals, check_startable, originals
 from ditlab.inference.interpolate import arguments
 from ditlab.inference.memory import RowLimit, Splitting, halved
@@ -135,11 +136,10 @@ class BasePipeline:
         )
         if plan.skip is not None:
             without_blocks(self.net, plan.skip.layers)  # raises an error if the family does not support it
-        if guide is not None and task(guide) != task(self):
-            raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
+        check_guide(self, guide, negative_prompt)
         if plan.cache is not None:
             plan.cache.on(self.net)  # raises an error if the family does not support feature caching
-        negative = negative_text(negative_prompt, self.conditioner, plan.guidance, guided_by_model=guide is not None)
+        negative = negative_text(negative_prompt, self.conditioner, plan.scale, guided_by_model=guide is not None)
         return replace(plan, negative=negative)
 
     def step_count(self, options: dict[str, Any]) -> int:
@@ -360,14 +360,14 @@ class BasePipeline:
         check_originals(plan.original, len(seeds))
         condition = self.conditioner.encode(names).to(self.net.device)
         condition = condition if plan.original is None else plan.original.conditioned(condition)
-        net = self._inference_net(plan, condition)
+        net, objective = self._inference_net(plan, condition), self.objective.at_guidance(plan.scale)
         if plan.cache is not None:
             net = plan.cache.on(net)
-        denoiser = self.objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
+        denoiser = objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
         scale, interval, channels = plan.guidance, plan.interval, plan.options.guidance_channels
         denoise: Denoise
         text = encoded(net, condition)
-        further = further_guidance(plan, self.objective, net, text, limit)
+        further = further_guidance(plan, objective, net, text, limit)
         if guide is None:
             null = self.null(len(condition), plan.negative)
             null = encoded(net, null if condition.given is None else null.with_given(condition.given))
@@ -391,9 +391,6 @@ class BasePipeline:
         # Compiled blocks compute their modulation themselves, and given frames have another one in the same call.
         if is_compiled(net) or not labels or condition.given is not None:
             return net
-        return tabulated(net, self.objective.process.clock(plan.times).float(), torch.cat(labels))
-
-
-def task(pipe: BasePipeline) -> tuple[object, ...]:
-    """Return the properties that two models must share for autoguidance."""
-    return pipe.shape, pipe.conditioner.config, pipe.objective.process
+        following = torch.cat([plan.times[1:], plan.times[-1:]])
+        clock = self.objective.at_guidance(plan.scale).timesteps(plan.times, following, plan.times)
+        return tabulated(net, clock, torch.cat(labels))

@@ -58,7 +58,7 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
     )
     facts = {
         "network": f"{net['name']}, input {sides}, {reads}",
-        "objective": f"{objective['target']} on the {objective['process']['name']} process",
+        "objective": f"{objective['target']} on the {objective['process']['name']} process{built_in(objective)}",
         "autoencoder": config["autoencoder"]["kind"],
         "trained on": seen,
         "sampled with": ", ".join(f"{key} {value}" for key, value in config.get("sample", {}).items()) or "no default",
@@ -78,6 +78,16 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
         label=repr((classes or prompts)[0]) if classes or prompts else "None" if net["classes"] == 0 else "0",
         task="text-to-image" if prompts else "unconditional-image-generation",
     )
+
+
+def built_in(objective: Mapping[str, Any]) -> str:
+    """What a flow map and a model with built-in guidance have, as the end of a sentence; empty for other models."""
+    if "guidance" not in objective:
+        return ""
+    scales = " to ".join(f"{scale:g}" for scale in dict.fromkeys(objective["guidance"]))
+    counts = " or ".join(map(str, objective.get("steps", ())))
+    kind = f", a flow map for {counts} {'step' if counts == '1' else 'steps'}" if counts else ""
+    return f"{kind}, with guidance {scales} built in"
 
 
 def literal(text: object) -> str:

@@ -6,7 +6,8 @@
     decoder   x0 (B, c, h, w) float32 -> images (B, C, H, W) uint8; for a model of other numbers than 8 bits, float32 in
               the scale of the network, which `values` in config.json converts to the numbers of the training data
 
-The batch size B is free. config.json, beside the graphs, contains the target and the process of the network.
+The batch size B is free. A network with n further inputs takes t (B, 1 + n): the timestep input, then these inputs.
+config.json, beside the graphs, contains the target and the process of the network.
 """
 
 import io

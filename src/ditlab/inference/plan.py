@@ -37,13 +37,18 @@ class Plan:
     sampler: Sampler
     times: Tensor  # (n + 1,) float64, decreasing to 0
     process: Process
-    guidance: float
+    guidance: float  # 1 if the model has its guidance built in
     interval: tuple[float, float]
     skip: SkipLayers | None = None
     cache: Reuse | None = None
     original: Original | None = None
     learn_variance: bool = field(default=False, repr=False)
     negative: str | None = None  # prompt that replaces the null condition in guidance
+
+    @property
+    def scale(self) -> float:
+        """The guidance scale, which a model with built-in guidance receives as its input."""
+        return 1.0 if self.options.guidance is None else self.options.guidance
 
     @property
     def steps(self) -> int:
@@ -143,17 +148,17 @@ def resolve(
         channels = whole(channels, "guidance_channels")
     check_guidance(scale, interval, channels)
     check_guided(explicit, scale, conditional)
+    outer = outer_scale(explicit, scale, objective)
     skip = pick_skip(values, explicit, times)
-    cache = pick_cache(values.get("reuse"), original)
+    cache = pick_cache(values.get("reuse"), original, skip)
     settled = {"sampler": name, "guidance": scale, "guidance_interval": interval, "guidance_channels": channels}
     options = all_options(values, len(times) - 1, settled, skip, cache)
     check_ranges(options)
     if original is not None:
         times = original.times(times)
-    if cache is not None and skip is not None:
-        raise InputError("reuse does not work with skip_layers; leave one of them out")
+    objective.check_times(times, name)
     return Plan(
-        options, sampler, times, objective.process, scale, interval, skip, cache, original, objective.learn_variance
+        options, sampler, times, objective.process, outer, interval, skip, cache, original, objective.learn_variance
     )
 
 
@@ -229,6 +234,22 @@ def check_guided(explicit: Mapping[str, Any], scale: float, conditional: bool) -
                     f"{key} is {value}, but the model is unconditional; leave it out or give a guide model"
                 )
             raise InputError(f"{key} is {value}, but guidance is 1, which disables it; leave {key} out or set guidance")
+
+
+def outer_scale(explicit: Mapping[str, Any], scale: float, objective: Objective) -> float:
+    """Return the guidance scale for which the model is evaluated twice: 1 if it has its guidance built in.
+
+    Raises:
+        InputError: a scale that the model does not have, or a setting that needs a second evaluation.
+    """
+    if objective.built_in is None:
+        return scale
+    objective.at_guidance(scale)
+    for key in ("guidance_interval", "guidance_channels", "guidance_rescale"):
+        value = explicit.get(key)
+        if value is not None and (key != "guidance_interval" or tuple(value) != (0.0, 1.0)):
+            raise InputError(f"{key} is {value}, but this model has its guidance built in; leave {key} out")
+    return 1.0
 
 
 def filled(explicit: dict[str, Any], defaults: Sample, chain: bool) -> dict[str, Any]:
@@ -313,11 +334,13 @@ def pick_times(
     return times
 
 
-def pick_cache(reuse: int | Reuse | None, original: Original | None) -> Reuse | None:
+def pick_cache(reuse: int | Reuse | None, original: Original | None, skip: SkipLayers | None) -> Reuse | None:
     """Return the feature cache, if feature caching is used."""
     cache = reuse if isinstance(reuse, Reuse) or reuse is None else Reuse(whole(reuse, "reuse"))
     if cache is not None and original is not None and original.resample > 1:
         raise InputError("reuse does not work with resample, which repeats steps; leave one of them out")
+    if cache is not None and skip is not None:
+        raise InputError("reuse does not work with skip_layers; leave one of them out")
     return cache
 
 

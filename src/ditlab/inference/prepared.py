@@ -114,8 +114,8 @@ def trial_call(pipe: BasePipeline, batch: int | None = None) -> tuple[Tensor, Te
     if batch is None:
         batch = min(MOST, max(LEAST, TOKENS // max(1, pipe.net.tokens)))
     x, t, condition = pipe.net.example(batch, torch.Generator().manual_seed(batch))
-    times = pipe.objective.process.clock(t.cpu().double()).float()  # times are float64, which some devices do not have
-    return x, times.to(t.device), condition
+    times = (t if t.ndim == 1 else t[:, 0]).cpu().double()  # times are float64, which some devices do not have
+    return x, pipe.objective.timesteps(times, times / 2, x), condition
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from ditlab.core.io import MANIFEST, in_use, is_vacant, moved_aside, replace_tex
 from ditlab.core.model_files import INDEX, write_model
 from ditlab.core.version import __version__
 from ditlab.core.weights import AUTOENCODER, CONDITIONER, CONFIG, WEIGHTS, read_config, state_hash, write_tensors
-from ditlab.diffusion.objective import describe_objective
+from ditlab.diffusion.parametrizations import describe_objective
 from ditlab.inference.card import model_card
 
 if TYPE_CHECKING:

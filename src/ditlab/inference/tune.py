@@ -19,6 +19,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text
 from ditlab.core.progress import progress_bar
 from ditlab.core.weights import read_json
+from ditlab.diffusion.flow_map import FlowMap
 from ditlab.diffusion.samplers import time_grid
 from ditlab.inference.base import BasePipeline
 
@@ -57,8 +58,10 @@ def tune(
         guidance, guidance_interval: settings with which the schedules will be used (default: the model's).
 
     Raises:
-        InputError: the sampler adds noise, or a number of steps is less than 2.
+        InputError: the model is a flow map, the sampler adds noise, or a number of steps is less than 2.
     """
+    if isinstance(pipe.objective, FlowMap):
+        raise InputError("this model is a flow map, whose times are fixed; there is nothing to tune")
     if sampler in STOCHASTIC:
         raise InputError(f"sampler {sampler} adds noise in each step, so schedules cannot be tuned; use ab4 or dpmpp")
     if min(steps) < 2 or images < 1:

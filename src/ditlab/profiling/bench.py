@@ -150,8 +150,8 @@ Inputs = tuple[Tensor, Tensor, Tensor | Condition]
 def example(pipe: Pipeline, batch: int) -> Inputs:
     """Inputs of the network: a batch at t = 0.5 with different labels or texts."""
     x, _, condition = pipe.net.example(batch, torch.Generator().manual_seed(0))
-    timestep = pipe.objective.process.clock(torch.tensor(0.5, dtype=torch.float64)).float()
-    return x, timestep.expand(batch).to(x.device), condition if pipe.net.text else pipe.net.labels(condition)
+    half = torch.tensor(0.5, dtype=torch.float64)
+    return x, pipe.objective.timesteps(half, half, x), condition if pipe.net.text else pipe.net.labels(condition)
 
 
 def forward_variants(

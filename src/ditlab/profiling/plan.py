@@ -23,7 +23,7 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.hub import is_hub_id
 from ditlab.core.units import GIB, counted, duration
 from ditlab.data import Dataset, open_dataset
-from ditlab.diffusion.objective import completed
+from ditlab.diffusion.parametrizations import completed
 from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import interleaved, waiter
@@ -46,6 +46,7 @@ from ditlab.training.memory import (
     peak,
 )
 from ditlab.training.model import build, pick_autoencoder, pick_conditioner
+from ditlab.training.objectives import OBJECTIVES
 from ditlab.training.optim import make_optimizer
 from ditlab.training.parallel import Place
 
@@ -156,7 +157,9 @@ class Subject:
         learned = bool(self.recipe.diffusion.learn_variance)
         derived = {"classes": classes} if self.conditioner is None else self.conditioner.network_options()
         options = vars(self.recipe.model) | derived
-        net = create(**options, size=size, channels=channels, learn_variance=learned)
+        with torch.device("cpu"):  # the network may be on the meta device, whose numbers an objective cannot check
+            inputs = OBJECTIVES.find(self.recipe.train.objective).reading(self.recipe).inputs
+        net = create(**options, size=size, channels=channels, learn_variance=learned, inputs=inputs)
         if self.recipe.train.lora:
             add_lora(net, self.recipe.train.lora, [*net.label_tables, *net.heads_out], 0)
         return net

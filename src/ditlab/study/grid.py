@@ -26,7 +26,8 @@ from ditlab.data import Dataset, open_dataset, parse_source
 from ditlab.data.content import files_identity
 from ditlab.data.npz import read_about
 from ditlab.data.parse import DIVISION, SampleNpz, content_identity
-from ditlab.diffusion.objective import Objective, completed, make_objective
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.parametrizations import completed
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
@@ -40,6 +41,7 @@ from ditlab.profiling.plan import Plan, plan
 from ditlab.study.recipe import Budget, Study
 from ditlab.training.checks import check_guidance, check_recipe
 from ditlab.training.model import pick_autoencoder
+from ditlab.training.objectives import OBJECTIVES
 
 LINES = 40  # lines in a run's metrics.jsonl, at least: the points of its curve
 SAVED = 4  # checkpoints before the last one, at least
@@ -264,7 +266,7 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     classes = recipe.data.classes or len(dataset.classes)
     check_guidance(recipe, classes > 0)
     options = settings.sampling().given()
-    sampling = resolve(options, make_objective(recipe.diffusion), defaults=default, conditional=classes > 0)
+    sampling = resolve(options, reading_of_model(recipe), defaults=default, conditional=classes > 0)
     check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)
@@ -277,6 +279,11 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     return EvaluationPlan(settings, sampling.evaluations, sampling.schedule, reading if reading.held_out else None)
 
 
+def reading_of_model(recipe: Recipe) -> Objective:
+    """How samplers read the model of a recipe."""
+    return OBJECTIVES.find(recipe.train.objective).reading(recipe)
+
+
 def rehearse_prompts(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     """An evaluation of prompts with the open settings filled in, checked before training.
 
@@ -287,7 +294,7 @@ def rehearse_prompts(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     reader_of(dataset)
     if recipe.data.conditioner != "text":
         raise InputError('the metric prompts needs a model that reads text; set data.conditioner = "text"')
-    objective = make_objective(completed(recipe.diffusion, started))
+    objective = reading_of_model(replace(recipe, diffusion=completed(recipe.diffusion, started)))
     sampling = resolve(settings.sampling().given(), objective, defaults=recipe.sample, conditional=True)
     settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or recipe.sample.schedule})
     return EvaluationPlan(settings, sampling.evaluations, sampling.schedule, None)

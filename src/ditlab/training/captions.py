@@ -164,8 +164,11 @@ class CaptionConditions:
         counts = starts[index + 1] - starts[index]
         share = torch.special.ndtr(randomness.normal(CAPTION, 1)[:, 0].double())  # uniform in 0..1
         chosen = torch.minimum((share * counts).long(), counts - 1)
-        rows = self.rows[self.captions.numbers[starts[index] + chosen]]
-        return rows.apply(lambda value: value.float() if value.is_floating_point() else value)
+        return self.conditions(self.captions.numbers[starts[index] + chosen])
+
+    def conditions(self, numbers: Tensor) -> Condition:
+        """The conditions of captions, which are given as positions (B,) in `captions.texts`."""
+        return self.rows[numbers].apply(lambda value: value.float() if value.is_floating_point() else value)
 
 
 def read_captions(settings: Data, dataset: Dataset) -> Captions | None:

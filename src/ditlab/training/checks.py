@@ -12,7 +12,8 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.data import Dataset
-from ditlab.diffusion.objective import TARGETS, WEIGHTS, make_objective
+from ditlab.diffusion.objective import TARGETS, WEIGHTS
+from ditlab.diffusion.parametrizations import make_objective
 from ditlab.diffusion.process import make_process
 from ditlab.diffusion.times import TIMES
 from ditlab.inference.given import SHARES

@@ -26,7 +26,8 @@ from ditlab.core.formats import parse_json, parse_toml
 from ditlab.core.sizes import read_text
 from ditlab.core.spelling import nfc
 from ditlab.core.terminal import cell
-from ditlab.diffusion.objective import Objective, follows_source, make_objective
+from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.parametrizations import follows_source, make_objective
 from ditlab.diffusion.process import Process, process_name, process_options
 from ditlab.inference.pipeline import Pipeline
 
@@ -218,7 +219,7 @@ def continued(model: Model, source: Pipeline) -> Model:
     If the recipe names a class that extends the source's (Skip-DiT extends DiT), or starts from its weights (PixArt
     from DiT), the result has that class; in the second case, with the options of the source that the class has too.
     """
-    derived = {*SHAPE, *TEXT_OPTIONS}  # from the data, the autoencoder and the conditioner
+    derived = {*SHAPE, *TEXT_OPTIONS, "inputs"}  # from the data, the autoencoder, the conditioner and the objective
     options: dict[str, Any] = {key: value for key, value in source.net.config.items() if key not in derived}
     (new_class, sizes), source_class = find(model.name), type(source.net)
     changeable = source.net.changeable

@@ -17,7 +17,7 @@ from ditlab.core.device import free_memory, peak_memory, total_memory
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import GIB
-from ditlab.diffusion.objective import make_objective
+from ditlab.diffusion.parametrizations import make_objective
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.kernels import KernelsOf
 from ditlab.training.losses import make_context

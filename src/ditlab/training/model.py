@@ -19,7 +19,6 @@ from ditlab.config.sections import Data, Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.values import EIGHT_BITS
 from ditlab.data import Dataset, Latents
-from ditlab.diffusion.objective import make_objective
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.captions import Captions
 from ditlab.training.objectives import OBJECTIVES
@@ -124,7 +123,7 @@ def build(
     channels, size = autoencoder.latent_shape(dataset.channels, dataset.size)
     derived = conditioner.network_options()
     check_network(recipe, derived)
-    objective = make_objective(recipe.diffusion, OBJECTIVES.find(recipe.train.objective).parametrization)
+    objective = OBJECTIVES.find(recipe.train.objective).reading(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)  # initial weights only; all later randomness has its own generators
         net = create(
@@ -132,6 +131,7 @@ def build(
             size=size,
             channels=channels,
             learn_variance=objective.learn_variance,
+            inputs=objective.inputs,
         )
     tables = to_tables(recipe)
     config: dict[str, Any] = {"sample": tables["sample"], "recipe": tables}

@@ -20,7 +20,7 @@ from ditlab.core.values import PixelValues
 from ditlab.core.weights import BASE, checkpoints, read_config, state_hash
 from ditlab.data import Dataset
 from ditlab.data.identity import Changes
-from ditlab.diffusion.objective import completed
+from ditlab.diffusion.parametrizations import completed
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.data_index import DataIndex
 

@@ -20,7 +20,7 @@ from ditlab.core.units import counted
 from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, read_config, state_hash
 from ditlab.data import open_dataset, parse_source
 from ditlab.data.summary import report_data, report_unreadable
-from ditlab.diffusion.objective import completed
+from ditlab.diffusion.parametrizations import completed
 from ditlab.inference.base import PROMPTS
 from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted

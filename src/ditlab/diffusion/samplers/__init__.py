@@ -24,6 +24,7 @@ from ditlab.diffusion.samplers.ddim import ddim
 from ditlab.diffusion.samplers.ddpm import ddpm
 from ditlab.diffusion.samplers.dpmpp import dpmpp
 from ditlab.diffusion.samplers.euler import euler
+from ditlab.diffusion.samplers.flow_map import flow_map
 from ditlab.diffusion.samplers.grids import GRIDS, SCHEDULES, time_grid
 from ditlab.diffusion.samplers.heun import heun
 from ditlab.diffusion.samplers.sde import sde
@@ -56,6 +57,7 @@ SAMPLERS: Registry[Sampler] = Registry(
         "ab2": partial(adams_bashforth, order=2),
         "ab4": partial(adams_bashforth, order=4),
         "sde": sde,
+        "map": flow_map,
     },
     check,
 )

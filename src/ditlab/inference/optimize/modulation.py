@@ -14,13 +14,15 @@ LARGEST = 256 * 2**20  # largest size of all tables in bytes; larger tables cost
 
 
 class Rows(nn.Module):
-    """Replaces an embedder: returns the index of its input among sorted values, times a stride."""
+    """Replaces an embedder: returns the index of its input among sorted values (K,), or rows (K, n), times a stride."""
 
     def __init__(self, values: Tensor, stride: int) -> None:
         super().__init__()
         self.values, self.stride = values, stride
 
     def forward(self, value: Tensor) -> Tensor:
+        if self.values.ndim > 1:
+            return (value[:, None] == self.values).all(-1).int().argmax(1) * self.stride  # (B,)
         return torch.searchsorted(self.values, value.contiguous()) * self.stride  # (B,)
 
 
@@ -43,15 +45,15 @@ def tabulated(net: Backbone, clock: Tensor, labels: Tensor) -> Backbone:
 
     Args:
         net: the network; returned unchanged if it has no modulations, or if the tables would be too large.
-        clock: timestep inputs (T,) that will be used.
+        clock: timestep inputs (T,) that will be used; (T, 1 + n) with n further inputs of the network.
         labels: labels (L,) that will be used, including the null class.
     """
-    clock, labels = torch.unique(clock.to(net.device)), torch.unique(labels.to(net.device))
+    clock, labels = torch.unique(clock.to(net.device), dim=0), torch.unique(labels.to(net.device))
     modulations, embedders = net.modulations(), net.embedders()
     outputs = sum(modulation.outputs for modulation in modulations)
     if outputs == 0 or len(clock) * len(labels) * outputs * net.dtype.itemsize > LARGEST:
         return net
-    vectors = net.conditioning(clock.repeat_interleave(len(labels)), labels.repeat(len(clock)))
+    vectors = net.conditioning(clock.repeat_interleave(len(labels), dim=0), labels.repeat(len(clock)))
     parts: dict[nn.Module, nn.Module] = {
         modulation.layer: Table(modulation.layer(vectors[modulation.vector])) for modulation in modulations
     }

@@ -2,10 +2,15 @@
 
 from ditlab.core.registry import Registry
 from ditlab.training.objectives.base import TrainingObjective
+from ditlab.training.objectives.guided import GuidedRegression
+from ditlab.training.objectives.halves import Halves
+from ditlab.training.objectives.pairs import Pairs
 from ditlab.training.objectives.regression import RegressionObjective
 
 OBJECTIVES: Registry[type[TrainingObjective]] = Registry(
-    "objective", {"regression": RegressionObjective}, base=TrainingObjective
+    "objective",
+    {"regression": RegressionObjective, "guided": GuidedRegression, "halves": Halves, "pairs": Pairs},
+    base=TrainingObjective,
 )
 
 __all__ = ["OBJECTIVES", "RegressionObjective", "TrainingObjective"]

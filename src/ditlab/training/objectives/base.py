@@ -8,6 +8,7 @@ from torch import Tensor
 from ditlab.config.sections import Recipe
 from ditlab.core.types import Batch
 from ditlab.diffusion.objective import Objective
+from ditlab.diffusion.parametrizations import make_objective
 from ditlab.training.rng import Randomness
 
 if TYPE_CHECKING:  # it holds an objective
@@ -19,12 +20,21 @@ class TrainingObjective(ABC):
 
     parametrization: type[Objective] = Objective
     """How samplers read a network that was trained with this objective: `Objective`, or a registered subclass of it,
-    whose `denoiser` is saved with the model by name."""
+    whose name is saved with the model."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
         """The objective of a run; by default, the class is called without arguments."""
         return cls()
+
+    @classmethod
+    def reading(cls, recipe: Recipe) -> Objective:
+        """How samplers read the model of a recipe: its `parametrization`, with the settings of [diffusion].
+
+        Raises:
+            InputError: a setting is invalid, or the parametrization is not registered.
+        """
+        return make_objective(recipe.diffusion, cls.parametrization)
 
     def setup(self, run: "TrainingContext") -> None:  # noqa: B027 - most objectives need none
         """Called once before the first step, to load a teacher, add modules to `run.trained`, or check the network.

@@ -1,0 +1,57 @@
+"""What objectives share whose models have guidance built in; see `ditlab.diffusion.flow_map`."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+from torch import Tensor
+
+from ditlab.config.distill import Distill
+from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
+from ditlab.diffusion.flow_map import Guided
+from ditlab.training.objectives.base import TrainingObjective
+
+if TYPE_CHECKING:
+    from ditlab.training.context import TrainingContext
+
+
+class BuiltInGuidance(TrainingObjective):
+    """Trains a model with the guidance scale, or the range of scales, of `distill.guidance`."""
+
+    parametrization = Guided
+
+    def __init__(self, settings: Distill) -> None:
+        self.settings = settings
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Self:
+        return cls(recipe.distill)
+
+    @classmethod
+    def reading(cls, recipe: Recipe) -> Guided:
+        plain = super().reading(recipe)
+        assert isinstance(plain, Guided)
+        return replace(plain, guidance=guidance_range(recipe.distill))
+
+    def setup(self, run: "TrainingContext") -> None:
+        if not run.pipe.conditional and guidance_range(self.settings) != (1.0, 1.0):
+            raise InputError(
+                f"distill.guidance is {self.settings.guidance[-1]:g}, but the model is unconditional; set it to 1"
+            )
+
+    def scales(self, uniform: Tensor) -> Tensor:
+        """Guidance scales of the model's range, from uniform random numbers of 0 to 1."""
+        low, high = guidance_range(self.settings)
+        return low + (high - low) * uniform
+
+
+def guidance_range(settings: Distill) -> tuple[float, float]:
+    """Lowest and highest guidance scale of the model.
+
+    Raises:
+        InputError: no scale, or more than two.
+    """
+    if len(settings.guidance) not in (1, 2):
+        given = ", ".join(f"{scale:g}" for scale in settings.guidance) or "empty"
+        raise InputError(f"distill.guidance is {given}; give one scale, or the lowest and the highest one")
+    return settings.guidance[0], settings.guidance[-1]

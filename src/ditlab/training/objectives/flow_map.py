@@ -1,0 +1,83 @@
+"""What objectives that distil a teacher into a flow map share; see `ditlab.diffusion.flow_map`."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ditlab.config.distill import Distill
+from ditlab.config.sections import Recipe
+from ditlab.core.errors import InputError
+from ditlab.core.types import Condition
+from ditlab.diffusion.flow_map import FlowMap
+from ditlab.diffusion.process import per_image
+from ditlab.training.objectives.built_in import BuiltInGuidance, guidance_range
+from ditlab.training.teacher import Teacher
+
+if TYPE_CHECKING:
+    from ditlab.training.context import TrainingContext
+
+
+class FlowMapObjective(BuiltInGuidance):
+    """Trains a flow map with a teacher; [distill] in the recipe has the settings."""
+
+    parametrization = FlowMap
+    teacher: Teacher
+
+    @classmethod
+    def reading(cls, recipe: Recipe) -> FlowMap:
+        plain = super().reading(recipe)
+        assert isinstance(plain, FlowMap)
+        return replace(plain, steps=cls.counts(recipe.distill))
+
+    @classmethod
+    def counts(cls, settings: Distill) -> tuple[int, ...]:
+        """The numbers of steps for which the student is trained."""
+        return (settings.steps,)
+
+    def setup(self, run: "TrainingContext") -> None:
+        super().setup(run)
+        if run.aids:
+            raise InputError(
+                f'train.objective "{run.settings.objective}" uses no training aids, and the recipe has '
+                f"{', '.join(type(aid).__name__ for aid in run.aids)}; remove their settings"
+            )
+        if run.device.type != "meta":  # a network without weights, whose memory is predicted
+            self.teacher = Teacher.of(run)
+            check_guidance(self.teacher, self.settings)
+
+    def error(
+        self, run: "TrainingContext", x: Tensor, t: Tensor, s: Tensor, condition: Condition, scale: Tensor, end: Tensor
+    ) -> Tensor:
+        """Compute the squared error (B,) of the student's mean velocity from (x, t) to (end, s).
+
+        Args:
+            run: the run.
+            x, end: states (B, C, ...) at times t and s.
+            t, s: times (B,).
+            condition, scale: condition and guidance scale of each of the B rows.
+        """
+        objective = run.pipe.objective
+        assert isinstance(objective, FlowMap)
+        output = run.network(x, objective.timesteps_at(t, s, scale, x), condition)
+        prediction = objective.predict(objective.split(output, x)[0], x, t)
+        wanted = mean_velocity(objective, x, t, end, s)
+        return (prediction.eps - prediction.x0 - wanted).square().flatten(1).mean(1)
+
+
+def mean_velocity(objective: FlowMap, x: Tensor, t: Tensor, end: Tensor, s: Tensor) -> Tensor:
+    """Return the mean velocity, in straight coordinates, that moves x at times t (B,) to `end` at times s."""
+    (scale_t, from_), (scale_s, to) = objective.process.straight(t), objective.process.straight(s)
+    return (end / per_image(scale_s, x) - x / per_image(scale_t, x)) / per_image(to - from_, x)
+
+
+def check_guidance(teacher: Teacher, settings: Distill) -> None:
+    """Check that a teacher with built-in guidance has the scale of the student.
+
+    Raises:
+        InputError: it has another one, or the student has a range.
+    """
+    if (fixed := teacher.pipe.objective.built_in) is not None and fixed != guidance_range(settings):
+        raise InputError(
+            f"the teacher has guidance {fixed[0]:g} to {fixed[1]:g} built in; set distill.guidance to the same scale"
+        )
