@@ -24,7 +24,7 @@ from ditlab.core.device import peak_memory, reset_peak_memory
 from ditlab.training.api import joined_run
 from ditlab.training.setup import begin, set_up
 
-DEPTHS = (4, 16)  # of a network of width 512: 16 M and 59 M parameters
+DEPTHS = (2, 8)  # of a network of width 512
 ONE_BILLION = 1e9
 FORK = multiprocessing.get_context("fork")
 

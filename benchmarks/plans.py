@@ -14,7 +14,7 @@ NETWORKS = {  # name -> network; channels, size and classes; batch
     "DiT-XL/2, 512 px": ("DiT-XL/2", (4, (64, 64), 1000), 256),
     "SD3-medium, 1024 px": ("MMDiT-SD3-medium", (16, (128, 128), 0), 256),
     "SD3.5-large, 1024 px": ("MMDiT-SD3.5-large", (16, (128, 128), 0), 256),
-    "DiT-XL/2, video of 16 x 32 x 32 latents": ("DiT-XL/2", (16, (16, 32, 32), 0), 64),
+    "DiT-XL/2, 4,096 tokens": ("DiT-XL/2", (16, (128, 128), 0), 64),  # those of a video of 16 x 32 x 32 latents
 }
 MACHINES = {"1 x 24 GB": ("rtx4090", 1), "1 x 80 GB": ("h100", 1), "8 x 80 GB": ("h100", 8), "64 x 80 GB": ("h100", 64)}
 

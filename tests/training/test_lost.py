@@ -1,8 +1,12 @@
 """Runs whose processes are lost, hang, or hold other numbers than the rest."""
 
+import json
 import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from helpers import posix_only
 from processes import in_processes
 from rich.console import Console
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import ditlab
 from ditlab.config.reader import parse_recipe
@@ -110,6 +115,13 @@ def test_the_processes_with_the_rarest_numbers_are_found():
     assert replicas.minority([("a", 1), ("b", 2)]) == []
 
 
+def test_moments_of_several_inner_tensors_are_compared():
+    value = TwoTensor(torch.zeros(3), torch.ones(3))
+    assert [part.tolist() for part in replicas.plain_parts(value)] == [[0, 0, 0], [1, 1, 1]]
+    assert replicas.plain_parts(torch.ones(())) == []
+    assert int(replicas.checksum(torch.tensor([3, 4], dtype=torch.uint8))) == 7
+
+
 def test_one_bit_changes_a_checksum():
     value = torch.randn(1000)
     before = replicas.checksum(value)
@@ -202,3 +214,17 @@ def test_processes_without_equal_shares_compute_what_one_does(tmp_path, warm):
     three, one = (ditlab.load(tmp_path / name).net.state_dict() for name in ("three", "one"))
     assert all((three[key] - one[key]).norm() <= 2e-4 * max(one[key].norm(), 1e-2) for key in one)
     assert not (tmp_path / "three" / "stacks").exists()
+
+
+@posix_only
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_host_is_lost_and_returns(tmp_path):
+    """Two launchers of two processes each, of which one is killed: takes minutes."""
+    program, out = Path(__file__).parents[2] / "benchmarks" / "elastic.py", tmp_path / "result.json"
+    subprocess.run([sys.executable, program, "--images", "4800", "--out", out], check=True, timeout=1200)
+    result = json.loads(out.read_text())
+    assert result["lines"] == 150
+    assert result["lost_steps"] <= 10  # no step before the last checkpoint
+    assert result["largest_loss_difference"] < 1e-4  # of the same images in the same order
+    assert result["difference"] < 1e-3

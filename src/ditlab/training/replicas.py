@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ditlab.core.errors import RunError
 from ditlab.core.units import counted
@@ -36,7 +37,8 @@ def check_replicas(state: TrainState, place: Place) -> None:
     where = f"after {counted(state.seen, 'image')}; the same command resumes at the newest checkpoint"
     names = list(named)
     for i, name in enumerate(names):
-        if ranks := [rank for rank in range(place.world) if finite[rank][i]]:
+        ranks = [rank for rank in range(place.world) if finite[rank][i]]
+        if 0 < len(ranks) < place.world:  # of all processes, it is no fault of one, and `save` reports it
             raise RunError(f"{in_words(ranks)}: {name} is not finite {where}")
     parts = place_of_parts(next(iter(state.net.parameters())), place)
     for i, name in enumerate(names):
@@ -55,7 +57,14 @@ def tensors_of(state: TrainState) -> Iterator[tuple[str, Tensor]]:
     yield from ((f"the average of {name}", value.detach()) for name, value in state.ema.net.named_parameters())
     yield from ((f"the trained {name}", value.detach()) for name, value in state.further.named_parameters())
     for number, values in state.optimizer.state_dict()["state"].items():
-        yield from ((f"moment {key} {number}", value) for key, value in values.items() if value.ndim)
+        yield from ((f"moment {key} {number}", part) for key, value in values.items() for part in plain_parts(value))
+
+
+def plain_parts(value: Tensor) -> list[Tensor]:
+    """The tensors that hold the numbers of a tensor: itself, or those inside of it, as of moments of 8 bits."""
+    if isinstance(value, DTensor) or not is_traceable_wrapper_subclass(value):
+        return [value] if value.ndim else []
+    return [getattr(value, name) for name in value.__tensor_flatten__()[0]]
 
 
 def part_of(value: Tensor) -> Tensor:
@@ -64,8 +73,9 @@ def part_of(value: Tensor) -> Tensor:
 
 
 def checksum(value: Tensor) -> Tensor:
-    """The sum of the bits of the part of a tensor that this process holds, as whole numbers of 32 bits; int64 ()."""
-    return part_of(value).contiguous().flatten().view(torch.int32).sum(dtype=torch.int64).cpu()
+    """The sum of the bits of the part of a tensor that this process holds, as whole numbers; int64 ()."""
+    own = part_of(value).contiguous().flatten()
+    return own.view(torch.int32 if own.element_size() == 4 else torch.uint8).sum(dtype=torch.int64).cpu()
 
 
 def place_of_parts(weight: Tensor, place: Place) -> list[Any]:
