@@ -8,6 +8,7 @@ does nothing before training (Bertasius et al., "Is Space-Time Attention All You
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from ditlab.backbones.dit import SIZES, DiT, Size
 from ditlab.backbones.dit_blocks import Style
 from ditlab.backbones.layers import LabelEmbedder, TimestepEmbedder, check_positive, last_linear
 from ditlab.backbones.positions import clip_rotations, frame_rotations, rotations, sincos_positions, table_of
+from ditlab.backbones.published import IMAGENET
 from ditlab.backbones.routing import record
 from ditlab.backbones.text import TextEmbedder, text_shape
 from ditlab.backbones.video import (
@@ -66,6 +68,7 @@ class VideoDiT(ClipNetwork):
     label_tables: tuple[str, ...] = ("y_embedder.embedding_table.weight",)
     heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
     lora_targets = ("attn.qkv", "attn.proj", "adaLN_modulation.1", "time_modulation.1")
+    defaults = MappingProxyType({"size": (16, 32, 32), "channels": 4, "classes": IMAGENET, "learn_variance": False})
     starts_from = ("DiT",)
 
     def __init__(

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.terminal import say_note
 from ditlab.config.fields import Amount, Natural, Positive, Share
-from ditlab.config.reader import parse_size
+from ditlab.config.reader import parse_sides
 from ditlab.config.sampling import Interval
 from ditlab.config.values import File, Location
 
@@ -104,7 +104,7 @@ class Checkpoint:
     heads: Positive | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None
-    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
+    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latents of an external checkpoint without it (U-DiT, STDiT3)."""
     classes: Natural | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
     exits: Annotated[tuple[Share, ...], Parameter(negative="")] = ()
@@ -116,7 +116,7 @@ class Checkpoint:
         """Load a model, and print notes about conversions."""
         from ditlab.checkpoints import load
 
-        size = None if self.size is None else parse_size(self.size)
+        size = None if self.size is None else parse_sides(self.size)
         properties = {"heads": self.heads, "size": size, "classes": self.classes, "sit": self.sit}
         options |= {"exits": self.exits} if self.exits else {}
         options |= {key: value for key, value in properties.items() if value is not None}
@@ -187,7 +187,7 @@ class RandomNetwork:
     """Input shape and class count of a network that is given by name."""
 
     size: str = "32"
-    """For a network name: side, or HEIGHTxWIDTH, of the input."""
+    """For a network name: side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the input."""
     channels: Positive = 4
     """For a network name: channels of the input."""
     classes: Natural = 1000

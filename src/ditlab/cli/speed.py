@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.options import Base, Benchmark, RandomNetwork
 from ditlab.cli.terminal import Json, app, print_json, screen, show
-from ditlab.config.reader import parse_size
+from ditlab.config.reader import parse_sides
 from ditlab.config.values import Location
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
@@ -67,7 +67,7 @@ def open_network(model: str, network: RandomNetwork, device: str, base: str | No
     if model in names():
         if base is not None:
             raise InputError(f"{model} has random weights and needs no base; leave --base out")
-        return random_model(model, parse_size(network.size), network.channels, network.classes, target)
+        return random_model(model, parse_sides(network.size), network.channels, network.classes, target)
     return load(model, device=target, base=base)
 
 

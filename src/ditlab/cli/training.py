@@ -16,7 +16,7 @@ from ditlab.config.fields import Amount, Natural, Positive
 from ditlab.config.reader import (
     find_recipe,
     parse_recipe,
-    parse_size,
+    parse_sides,
     read_toml,
     recipe_arguments,
     recipe_of,
@@ -130,7 +130,7 @@ def plan(
     devices
         Number of devices.
     size
-        Without the data: side, or HEIGHTxWIDTH, of the network's input, such as 32.
+        Without the data: side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the network's input, such as 32.
     channels
         With --size: channels of the input.
     classes
@@ -141,7 +141,7 @@ def plan(
     from ditlab.profiling import plan as planning
 
     find_recipe(recipe)
-    shape = None if size is None else (channels, parse_size(size), classes)
+    shape = None if size is None else (channels, parse_sides(size), classes)
     prediction = planning.plan(recipe_of(settings, recipe), device, devices, shape=shape)
     if json:
         print_json(asdict(prediction))

@@ -60,7 +60,7 @@ class Bench:
     limit: str
 
 
-def random_model(name: str, size: tuple[int, int], channels: int, classes: int, device: torch.device) -> Pipeline:
+def random_model(name: str, size: tuple[int, ...], channels: int, classes: int, device: torch.device) -> Pipeline:
     """A model by name with DiT's process; no weight is zero, so that the outputs of variants can be compared."""
     torch.manual_seed(0)
     net = create(name, size=size, channels=channels, classes=classes, learn_variance=True)
