@@ -136,7 +136,7 @@ class Latent(Autoencoder):
 def frame_by_frame(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a function of images (B, C, ...) to the frames of videos (B, C, T, ...)."""
     frames = function(x.transpose(1, 2).flatten(0, 1))
-    return frames.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
+    return frames.reshape(len(x), x.shape[2], *frames.shape[1:]).transpose(1, 2)
 
 
 def to_uint8(images: Tensor) -> Tensor:

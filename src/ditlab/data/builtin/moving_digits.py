@@ -90,7 +90,7 @@ class MovingDigits(Dataset):
         x, y = (2 * (span - places[:, i : i + 1]) / (DIGIT * side) for i in range(2))  # -1..1 within the digit
         grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], -1)
         shown = F.grid_sample(images, grid, align_corners=False)
-        clips = shown.round().byte().unflatten(0, (len(indices), frames)).transpose(1, 2)
+        clips = shown.round().byte().reshape(len(indices), frames, 1, side, side).transpose(1, 2)
         return Batch(clips.contiguous(), self.condition(indices))
 
     def captions(self, i: int) -> tuple[str, ...]:

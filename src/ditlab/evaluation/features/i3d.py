@@ -171,12 +171,12 @@ class I3D(Features):
         """
         if images.shape[2] < LEAST:
             raise InputError(f"clips of {images.shape[2]} frames; I3D needs {LEAST} or more")
-        return Extracted(torch.cat([self.net(self._resized(part)) for part in images.split(AT_ONCE)]).cpu())
+        return Extracted(torch.cat([self.net(self._resized(part)) for part in torch.split(images, AT_ONCE)]).cpu())
 
     def _resized(self, clips: Tensor) -> Tensor:
         frames = clips.to(self.device).float().transpose(1, 2).flatten(0, 1)
         frames = F.interpolate(frames, (SIDE, SIDE), mode="bilinear", align_corners=False)
-        frames = frames.expand(-1, 3, -1, -1).unflatten(0, (len(clips), -1))
+        frames = frames.expand(-1, 3, -1, -1).reshape(len(clips), -1, 3, SIDE, SIDE)
         return frames.transpose(1, 2) / 127.5 - 1
 
 
@@ -225,13 +225,11 @@ def build(content: Mapping[str, Any]) -> I3DNet:
     with skip_init():  # the initial weights would be replaced
         net = I3DNet()
     parameters, statistics = content["params"], content["batch_stats"]
-    units = {name: (unit, (name,)) for name, unit in net.units.items()}
-    units |= {
-        f"{name}.{part}": (unit, (name, part)) for name, block in net.mixed.items() for part, unit in block.items()
-    }
-    for unit, names in units.values():
+    for path, unit in net.named_modules():
+        if not isinstance(unit, Unit):
+            continue
         weights, running = parameters, statistics
-        for name in names:
+        for name in path.split(".")[1:]:
             weights, running = weights[name], running[name]
         norm = {**weights["BatchNorm_0"], **running["BatchNorm_0"]}
         bias, mean, variance = (torch.from_numpy(norm[key]).flatten() for key in ("bias", "mean", "var"))
