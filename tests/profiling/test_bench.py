@@ -11,6 +11,7 @@ from ditlab.checkpoints.diffusers import as_diffusers
 from ditlab.config.sampling import QUALITIES
 from ditlab.core.errors import InputError
 from ditlab.diffusion.objective import Objective
+from ditlab.inference.optimize.quantized import missing
 from ditlab.inference.optimize.timing import interleaved
 from ditlab.inference.pipeline import Pipeline
 from ditlab.profiling import bench as benchmark
@@ -76,6 +77,20 @@ def test_all_variants_are_measured(monkeypatch):
     assert result.presets["reference"]["seconds"] > result.presets["draft"]["seconds"] > 0
     assert result.limit.partition(" (")[0] in ("compute", "memory bandwidth", "overhead")
     assert all(table.row_count for table in benchmark.tables(result))
+
+
+@pytest.mark.skipif(missing("int8", torch.device("cpu")) is not None, reason="needs AVX-512 VNNI")
+def test_int8_is_measured(monkeypatch):
+    peaks = {"float32": 100.0, "bfloat16": 20.0, "int8": 400.0}
+    monkeypatch.setattr(benchmark, "machine_peaks", lambda *args: (peaks, 10.0))
+    result = benchmark.bench(tiny_pipeline(), QUIET, batch=2, rounds=1, compile=False, training=False)
+    assert list(result.forward) == ["baseline", "float32", "int8"]
+    assert 0 < result.forward["int8"].error < 0.05
+    assert [benchmark.precision_of(name) for name in ("int8", "bfloat16, compiled", "onnx")] == [
+        "int8",
+        "bfloat16",
+        "float32",
+    ]
 
 
 def test_drift_is_the_error_that_feature_caching_would_make():

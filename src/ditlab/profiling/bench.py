@@ -6,7 +6,7 @@ network: eager PyTorch in float32, without merged layers and without precomputed
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,12 @@ from ditlab.inference.export import export, runner
 from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_blocks
 from ditlab.inference.optimize.modulation import tabulated
+from ditlab.inference.optimize.quantized import OneDNNLinear, eligible, missing
 from ditlab.inference.optimize.reuse import Reuse
 from ditlab.inference.optimize.timing import Work, interleaved, waiter
 from ditlab.inference.pipeline import Pipeline
+
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a weight
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ def bench(
     size = net.size
     gmacs = measure(lambda: create(**net.config | {"size": size})).gmacs
     inputs = example(pipe, batch)
-    variants = dict(forward_variants(pipe, inputs, dtypes, compile, against, console))
+    quantized = ["int8"] if "int8" in peaks and eligible(net, "int8") else []
+    variants = dict(forward_variants(pipe, inputs, [*dtypes, *quantized], compile, against, console))
     with torch.no_grad(), console.status("forward pass"):
         expected = variants["baseline"]()
         errors = {name: float((work() - expected).norm() / expected.norm()) for name, work in variants.items()}
@@ -132,6 +136,9 @@ def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[s
     work: dict[str, Work] = {"float32": lambda: a @ b}
     if has_bfloat16(device):
         work["bfloat16"] = lambda: half[0] @ half[1]
+    if device.type == "cpu" and not missing("int8", device):
+        layer, rows = OneDNNLinear(nn.Linear(side, side)), torch.randint(256, (side, side), dtype=torch.uint8)
+        work["int8"] = lambda: layer.multiplied(rows)
     seconds = interleaved(work, 2 * rounds, wait, min)
     peaks = {name: 2 * side**3 / time / 1e9 for name, time in seconds.items()}
     if "bfloat16" not in peaks:  # without bfloat16 instructions the large product takes minutes
@@ -157,7 +164,7 @@ def example(pipe: Pipeline, batch: int) -> Inputs:
 def forward_variants(
     pipe: Pipeline,
     inputs: Inputs,
-    dtypes: dict[str, torch.dtype],
+    precisions: Iterable[str],
     compile: bool,
     against: Sequence[str],
     console: Console,
@@ -169,10 +176,10 @@ def forward_variants(
         return lambda: net(x, t, y).float()
 
     yield "baseline", run(pipe.net)
-    for name in dtypes:
+    for name in precisions:
         ready = pipe.prepared(name).net
         yield name, run(tabulated(ready, t[:1], torch.unique(y)) if isinstance(y, Tensor) else ready)
-        if compile and ready.repeated:
+        if compile and ready.repeated and not ready.quantized:
             own = copy.deepcopy(ready)
             with console.status(f"compiling in {name}"), torch.no_grad():
                 seconds = compile_blocks(own, run(own), dynamic=False)
@@ -265,8 +272,8 @@ def limited_by(
 ) -> str:
     """What the fastest forward pass spends most of its time on: matrix products, reading weights, or neither."""
     name = fastest(forward)
-    precision = "bfloat16" if name.startswith("bfloat16") else "float32"
-    weights = sum(p.numel() for p in net.parameters()) * (2 if precision == "bfloat16" else 4) / 1e9
+    precision = precision_of(name)
+    weights = sum(p.numel() for p in net.parameters()) * BYTES[precision] / 1e9
     shares = {
         "compute": gflop / peaks[precision] / forward[name].seconds,
         "memory bandwidth": weights / bandwidth / forward[name].seconds,
@@ -277,6 +284,12 @@ def limited_by(
     return f"{largest} ({name}: {listed})"
 
 
+def precision_of(variant: str) -> str:
+    """The precision of the products of a variant."""
+    name = variant.partition(",")[0]
+    return name if name in BYTES else "float32"
+
+
 def tables(result: Bench) -> Iterator[Table]:
     """The measurements as tables for the screen."""
     for title, timings in (("forward pass", result.forward), ("training step", result.training)):
@@ -284,7 +297,7 @@ def tables(result: Bench) -> Iterator[Table]:
             continue
         table = Table("", "time", "speedup", "GFLOP/s", "of peak", "error", title=f"{title}, batch {result.batch}")
         for name, timing in timings.items():
-            peak = result.peaks["bfloat16" if name.startswith("bfloat16") else "float32"]
+            peak = result.peaks[precision_of(name)]
             table.add_row(
                 name, f"{timing.seconds * 1e3:,.1f} ms", f"{timing.against:.2f}x", f"{timing.gflops:,.0f}",
                 f"{100 * timing.gflops / peak:.0f} %", f"{timing.error:.1e}" if timing.error else "",

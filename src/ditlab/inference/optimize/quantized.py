@@ -138,7 +138,8 @@ CAPABILITIES = {"int8": (7, 5), "float8": (8, 9)}  # of CUDA devices with the in
 
 def to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize rows (M, K) float32 to int8; returns them with the scale (M,) of each row."""
-    scale = rows.abs().amax(1).clamp_min_(TINY).div_(INT8)
+    # Two reductions take less time than abs, which writes all numbers.
+    scale = torch.maximum(rows.amax(1), -rows.amin(1)).clamp_min_(TINY).div_(INT8)
     return (rows * scale.reciprocal()[:, None]).round_().to(torch.int8), scale
 
 
@@ -163,7 +164,7 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
     """Apply GELU, with the approximation by tanh in a form that takes a third of the time of tanh."""
     if approximate != "tanh":
         return F.gelu(x, approximate=approximate)
-    inner = (x * x).mul_(0.044715).add_(1).mul_(x)
+    inner = torch.addcmul(x, x * x, x, value=0.044715)
     return inner.mul_(math.sqrt(8 / math.pi)).sigmoid_().mul_(x)  # (1 + tanh u) / 2 = sigmoid 2u
 
 
