@@ -9,7 +9,7 @@ from rich.console import Console
 import ditlab
 from ditlab.cli import main
 from ditlab.config.reader import parse_recipe, read_toml
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, RunError
 from ditlab.data.builtin import colored_shapes, emoji_captions
 from ditlab.evaluation import prompts
 from ditlab.study import text_demo
@@ -92,6 +92,18 @@ def test_the_report_has_the_next_command(place):
     assert "FD 3, real-vs-real FD 2: 1.50x (300 samples)" in lines
     assert f'type a prompt: ditlab sample {place} --prompts "a blue apple on a yellow background" --seeds 0-7' in lines
     assert lines[-1] == "emoji: OpenMoji (openmoji.org), CC BY-SA 4.0"
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_demo(tmp_path, quiet):
+    (tmp_path / "shapes.toml").write_text(RECIPE.replace("SOURCE", "colored-shapes"))
+    tables = read_toml(tmp_path / "shapes.toml")
+    pipe = text_demo.train_in_processes(parse_recipe(tables), tmp_path / "run", quiet)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert (pipe.config["images_seen"], [line["images"] for line in lines]) == (128, [128])
+    broken = parse_recipe({**tables, "train": {"images": 128, "batch": 33}})
+    with pytest.raises(RunError, match="the training ended with status 1; see the lines above, and run the same"):
+        text_demo.train_in_processes(broken, tmp_path / "broken", quiet)
 
 
 def test_a_study_compares_prompts(place, quiet):

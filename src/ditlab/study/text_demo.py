@@ -17,6 +17,7 @@ from ditlab.config.sections import Recipe
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import RunError
 from ditlab.core.io import replace_text
+from ditlab.core.units import counted
 from ditlab.evaluation.features import open_features
 from ditlab.evaluation.features.own import train_features
 from ditlab.evaluation.prompts import HELD_OUT, REAL, SEEN, Distance, PromptScore, distance, score_prompts
@@ -28,6 +29,7 @@ from ditlab.training import train
 RECIPE, PROMPTS = "emoji-text", 300
 ROWS, COLUMNS = 12, 8  # prompts and seeds of the contact sheet
 FEATURE_MINUTES = 0.5  # longest time in which the features of the distance are trained
+QUIET = "ignore:Grad strides do not match"  # of convolutions of 1x1, whose strides do not matter
 PROCESSES = 2  # of the training on a CPU: small layers take about as long with two threads as with one
 EXAMPLE = "a blue apple on a yellow background"
 
@@ -105,10 +107,14 @@ def run_text_demo(out: Path, console: Console, recipe: Recipe | None = None, cou
 
 
 def train_in_processes(recipe: Recipe, out: Path, console: Console) -> Pipeline:
-    """Train a recipe with `PROCESSES` processes, which share each batch, on a CPU with at least as many cores."""
+    """Train a recipe, on a CPU with `PROCESSES` processes that share each batch, if it has as many cores.
+
+    The launcher is tested on Linux and macOS only; on Windows, one process trains.
+    """
     cores = os.cpu_count() or 1
-    if pick_device(recipe.train.device).type == "cpu" and cores >= PROCESSES > process_place()[1]:
-        console.print(f"training with {PROCESSES} processes")
+    on_cpu = pick_device(recipe.train.device).type == "cpu" and os.name == "posix"
+    if on_cpu and cores >= PROCESSES > process_place()[1]:
+        console.print(f"training with {counted(PROCESSES, 'process')}")
         launch(recipe, out, PROCESSES, cores // PROCESSES)
     return train(recipe, out, console=console)  # a finished run is only loaded
 
@@ -130,8 +136,13 @@ def launch(recipe: Recipe, out: Path, processes: int, threads: int) -> None:
         replace_text(file, to_toml(to_tables(recipe)))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += ["-m", "ditlab", "train", str(file), "--out", str(out)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        status = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False).returncode
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": QUIET}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:  # the processes received it too, and save the run
+                process.wait()
+                raise
     if status:
         raise RunError(f"the training ended with status {status}; see the lines above, and run the same command again")
 
