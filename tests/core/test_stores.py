@@ -133,6 +133,7 @@ def test_the_clock_of_a_store_does_not_matter(store, monkeypatch):
 
 def test_the_folder_of_copies_is_bounded(store, tmp_path, monkeypatch):
     monkeypatch.setenv("DITLAB_CACHE_GIB", str(250 / 2**30))
+    file_cache.file_cache.cache_clear()
     cache = file_cache.file_cache()
     files = []
     for i in range(4):
@@ -149,6 +150,7 @@ def test_the_folder_of_copies_is_bounded(store, tmp_path, monkeypatch):
     ):
         cache.fetch(stat(f"{store}/large.bin"))
     monkeypatch.setenv("DITLAB_CACHE_GIB", "much")
+    file_cache.file_cache.cache_clear()
     with pytest.raises(InputError, match='DITLAB_CACHE_GIB is "much"; give a number of GiB above 0'):
         file_cache.file_cache()
 

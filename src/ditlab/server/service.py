@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
+from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Step
 from ditlab.core.version import __version__
@@ -45,8 +47,16 @@ DECODERS = 2  # images of requests that are decoded at the same time; each needs
 FRAMES = 40  # most frames of an animation
 
 
+def room(device: torch.device) -> int:
+    """Memory in bytes that a request can use: what is free, and what PyTorch holds but does not use."""
+    unused = 0
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free_memory(device) + unused
+
+
 class Busy(Exception):  # noqa: N818 - not an error of the caller
-    """Too many requests are in progress."""
+    """Too many requests are in progress, or the memory is nearly full."""
 
 
 class Failed(Exception):  # noqa: N818 - not an error of the caller
@@ -146,10 +156,16 @@ class Service:
         self.threads.submit(self._generate, generation, notify)
 
     def _take_slot(self) -> None:
-        if not self.slots.acquire(blocking=False):
+        if self._is_short_of_memory() or not self.slots.acquire(blocking=False):
             self.metrics.rejected()
             raise Busy
         self.metrics.started()
+
+    def _is_short_of_memory(self) -> bool:
+        """Whether a further request could fill the memory; one alone is accepted, because nothing could free it."""
+        if not any(engine.active for engine in self.engines.values()):
+            return False
+        return any(room(pipe.net.device) < self.limits.memory for pipe in self.models.values())
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
