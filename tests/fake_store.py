@@ -51,7 +51,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "PAUSES", (0.0, 0.0))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DITLAB_CACHE", str(tmp_path / "copies"))
-    file_cache._cache_in.cache_clear()
+    file_cache.file_cache.cache_clear()
     Faulty.failures.clear()
     Faulty.fetched.clear()
     return f"faulty://{uuid.uuid4().hex}"

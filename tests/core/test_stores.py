@@ -133,6 +133,7 @@ def test_the_clock_of_a_store_does_not_matter(store, monkeypatch):
 
 def test_the_folder_of_copies_is_bounded(store, tmp_path, monkeypatch):
     monkeypatch.setenv("DITLAB_CACHE_GIB", str(250 / 2**30))
+    file_cache.file_cache.cache_clear()
     cache = file_cache.file_cache()
     files = []
     for i in range(4):
@@ -149,6 +150,7 @@ def test_the_folder_of_copies_is_bounded(store, tmp_path, monkeypatch):
     ):
         cache.fetch(stat(f"{store}/large.bin"))
     monkeypatch.setenv("DITLAB_CACHE_GIB", "much")
+    file_cache.file_cache.cache_clear()
     with pytest.raises(InputError, match='DITLAB_CACHE_GIB is "much"; give a number of GiB above 0'):
         file_cache.file_cache()
 
@@ -195,3 +197,31 @@ def test_windows_drives_are_no_addresses():
     assert [stores.is_url(text) for text in ("C:/data", "s3://b/x", "hf:mnist", "hf://datasets/x", "a/b")] == [
         False, True, False, True, False,
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_store_with_the_interface_of_s3(store, monkeypatch, tmp_path):
+    pytest.importorskip("s3fs", reason="s3:// needs s3fs")
+    server = pytest.importorskip("moto.server", reason="the store is moto's").ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    system, _ = stores.connect("s3://bucket")
+    system.mkdir("bucket")
+    assert [create("s3://bucket/run/claim", writer) for writer in (b"1", b"2")] == [True, False]
+    assert read("s3://bucket/run/claim") == b"1"
+    (tmp_path / "file").write_bytes(bytes(100))
+    stores.upload(tmp_path / "file", "s3://bucket/run/deep/a.bin")
+    assert stat("s3://bucket/run/deep/a.bin") == matching("s3://bucket/run", "deep/*")["deep/a.bin"]
+    assert [*matching("s3://bucket/run", "**")] == ["claim", "deep/a.bin"]
+    assert [*matching("s3://bucket/nothing", "*")] == []
+    with file_cache.file_cache().open(stat("s3://bucket/run/deep/a.bin")) as opened:
+        assert opened.read() == bytes(100)
+    assert read("s3://bucket/run/deep/a.bin", 10, 20) == bytes(10)
+    stores.discard("s3://bucket/run")
+    assert not exists("s3://bucket/run/deep/a.bin")
+    with pytest.raises(StoreError, match=r"a.bin does not exist; correct the address, or restore the file"):
+        read("s3://bucket/run/deep/a.bin")
+    server.stop()

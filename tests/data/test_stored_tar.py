@@ -12,7 +12,7 @@ from fake_store import Faulty, png, put, put_shards, remove, tar
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.core.file_cache import _cache_in, file_cache
+from ditlab.core.file_cache import file_cache
 from ditlab.core.stores import StoreError
 from ditlab.data import open_dataset, open_source, training_order
 from ditlab.data.parse import content_identity, parse_source
@@ -140,6 +140,7 @@ def test_shards_that_are_needed_together_must_fit(store, monkeypatch):
     pattern = put_shards(store, shards=6)
     dataset = open_dataset(pattern)
     monkeypatch.setenv("DITLAB_CACHE_GIB", str(100_000 / 2**30))
+    file_cache.cache_clear()
     assert dataset.fetched_files(2) is not None
     with pytest.raises(
         InputError, match=r"the 6 largest shards, which are needed at the same time, have .* GiB, but all"
@@ -155,7 +156,6 @@ def test_shards_are_fetched_before_they_are_needed(store):
     dataset.expect(torch.tensor([0, 1, 12]))
     file_cache().fetchers.shutdown()
     assert sorted(Faulty.fetched) == ["train-0000.tar", "train-0002.tar"]
-    _cache_in.cache_clear()
 
 
 def test_a_shard_that_vanishes_is_no_unreadable_image(store):

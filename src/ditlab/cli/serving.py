@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from ditlab.cli.options import Base
 from ditlab.cli.terminal import app, say, say_note
-from ditlab.config.fields import Positive, within
+from ditlab.config.fields import Natural, Positive, within
 from ditlab.config.values import Location, Whole
 from ditlab.core.device import pick_device, share_freed_memory
 from ditlab.core.errors import InputError
@@ -55,6 +55,9 @@ class Serving:
     """Longest duration of a request, in seconds."""
     max_requests: Positive = 32
     """Largest number of requests at the same time; further requests are rejected with status 429."""
+    min_free_mib: Natural = 128
+    """Free memory of the device in MiB below which further requests are rejected with status 429 while others are in
+    progress (0 disables this)."""
     max_rows: Positive = 64
     """Largest number of batch rows per network call; an image with guidance has two."""
     max_pixels: Positive = 16_000_000
@@ -97,6 +100,7 @@ class Serving:
             requests=self.max_requests,
             rows=self.max_rows,
             pixels=self.max_pixels,
+            memory=self.min_free_mib * 2**20,
             connections=self.max_connections,
             client_seconds=self.client_seconds,
         )

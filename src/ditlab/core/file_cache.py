@@ -191,8 +191,9 @@ def in_gib(size: int) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
+@cache
 def file_cache() -> FileCache:
-    """The cache of this machine.
+    """The cache of this machine; the environment variables are read once, because images are opened often.
 
     Raises:
         InputError: DITLAB_CACHE_GIB is no number above 0.
@@ -204,9 +205,4 @@ def file_cache() -> FileCache:
         gib = 0.0
     if not 0 < gib < float("inf"):
         raise InputError(f'{LIMIT} is "{text}"; give a number of GiB above 0')
-    return _cache_in(Path(os.environ.get(FOLDER) or cache_folder() / "remote").absolute(), int(gib * 2**30))
-
-
-@cache
-def _cache_in(folder: Path, limit: int) -> FileCache:
-    return FileCache(folder, limit)
+    return FileCache(Path(os.environ.get(FOLDER) or cache_folder() / "remote").absolute(), int(gib * 2**30))

@@ -29,6 +29,7 @@ class Limits:
     body: int = 16 * 2**20  # bytes
     pixels: int = 16_000_000  # of an image in a request
     rows: int = 64  # of a network call
+    memory: int = 128 * 2**20  # bytes that must be free for a request, while others are in progress
     connections: int = 200  # open at the same time; some systems allow a process 256 files
     client_seconds: float = 30.0  # to send a request, and to read a part of a response
 

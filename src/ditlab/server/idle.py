@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Busy(Exception):  # noqa: N818 - not an error of the caller
-    """Too many requests are in progress."""
+    """Too many requests are in progress, or the memory is nearly full."""
 
 
 class Idle:

@@ -11,9 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
+from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Step
 from ditlab.core.version import __version__
@@ -43,6 +45,14 @@ log = logging.getLogger("uvicorn.error")  # which the server prints
 FAILED = "the generation failed; see the log of the service"
 DECODERS = 2  # images of requests that are decoded at the same time; each needs about 20 bytes per pixel
 FRAMES = 40  # most frames of an animation
+
+
+def room(device: torch.device) -> int:
+    """Memory in bytes that a request can use: what is free, and what PyTorch holds but does not use."""
+    unused = 0
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free_memory(device) + unused
 
 
 class Failed(Exception):  # noqa: N818 - not an error of the caller
@@ -143,11 +153,17 @@ class Service:
         self.threads.submit(self._generate, generation, notify)
 
     def _take_slot(self) -> None:
-        if not self.slots.acquire(blocking=False):
+        if self._is_short_of_memory() or not self.slots.acquire(blocking=False):
             self.metrics.rejected()
             raise Busy
         self.idle.begin()
         self.metrics.started()
+
+    def _is_short_of_memory(self) -> bool:
+        """Whether a further request could fill the memory; one alone is accepted, because nothing could free it."""
+        if not any(engine.active for engine in self.engines.values()):
+            return False
+        return any(room(pipe.net.device) < self.limits.memory for pipe in self.models.values())
 
     @contextmanager
     def _slot(self) -> Iterator[None]:

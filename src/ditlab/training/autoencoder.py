@@ -22,11 +22,12 @@ from torch import Tensor
 from ditlab.autoencoders import Latent, Patch, create_autoencoder
 from ditlab.checkpoints import save_autoencoder
 from ditlab.config.fields import check_settings
-from ditlab.config.sections import AutoencoderTraining, Optim
+from ditlab.config.sections import AutoencoderTraining, Data, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting, read_object
 from ditlab.core.io import AGAIN, held, is_vacant, replace_text, replacing, writing
+from ditlab.core.stores import StoreError
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, describe_difference
@@ -142,7 +143,9 @@ def loop(
     schedule = Optim(lr=settings.lr, warmup=settings.images // 20, schedule="cosine")
     limit = 60 * settings.minutes or math.inf
     started, guard = time.monotonic() - state.seconds, Guard(partial(say, console))
-    order = training_order(len(training), settings.batch, settings.seed, state.seen)
+    files, mixed = dataset.fetched_files(Data().shuffle_shards), Data().shuffle_shards
+    files = None if files is None else files[training]
+    order = training_order(len(training), settings.batch, settings.seed, state.seen, files, mixed)
     with (
         RunLog(
             out / "metrics.jsonl", state.seen, settings.images, console, seconds=max(0.0, limit - state.seconds)
@@ -179,14 +182,14 @@ def loop(
 
 
 def readable(batches: Iterator[Batch], state: State, out: Path) -> Iterator[Batch]:
-    """Pass on batches; if too many images cannot be read, save the state before the error is raised.
+    """Pass on batches; if too many images cannot be read, or a store fails, save the state before the error is raised.
 
     Raises:
-        InputError: too many images cannot be read.
+        InputError: too many images cannot be read, or a store fails.
     """
     try:
         yield from batches
-    except UnreadableImagesError as error:
+    except (UnreadableImagesError, StoreError) as error:
         save(state, out)
         raise InputError(
             f"{error}; {out} is saved at {counted(state.seen, 'image')}, and the same command resumes"

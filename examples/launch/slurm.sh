@@ -5,12 +5,14 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
-#SBATCH --signal=TERM@300
+#SBATCH --signal=B:USR1@300
 #SBATCH --requeue
+#SBATCH --open-mode=append
 
-# sbatch examples/slurm.sh RECIPE OUT [--section.key=value ...]
-# Five minutes before the time is up Slurm sends SIGTERM to the steps, and the run saves. What is not trained to its end
-# is queued again, and goes on from its newest checkpoint; unless there is no newer one than before, for then it failed.
+# sbatch examples/launch/slurm.sh RECIPE OUT [--section.key=value ...]
+# Five minutes before the time is up Slurm sends SIGUSR1 to this script, and SIGTERM if the job is preempted. The script
+# sends SIGTERM to the run, which saves and ends. A run that is not finished is queued again and resumes from its newest
+# checkpoint; if there is no newer checkpoint than before, the job has failed and ends.
 set -uo pipefail
 recipe=$1 out=$2
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -24,8 +26,15 @@ before=$(newest)
 srun torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
     --rdzv-backend c10d --rdzv-endpoint "$head:29500" --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
-    --max-restarts 3 -m ditlab train "$recipe" --out "$out" "${@:3}"
-status=$? # 1 after SIGTERM too: torchrun says that it was stopped
+    --max-restarts 3 -m ditlab train "$recipe" --out "$out" "${@:3}" &
+step=$!
+trap 'kill -TERM "$step"' USR1 TERM # srun passes it on to all nodes
+wait "$step"
+status=$? # after a signal to this script: above 128, while the run still saves
+while kill -0 "$step" 2>/dev/null; do
+    wait "$step"
+    status=$? # 1 after SIGTERM too: torchrun reports that it was stopped
+done
 
 images=$(sed -n 's/^images = //p' "$out/recipe.toml" | tr -d _)
 after=$(newest)
