@@ -217,7 +217,20 @@ def test_bad_input(teacher, tmp_path):
         train(student(teacher, "pairs", {"init_from": ""}), tmp_path / "out", console=QUIET)
     line = 'train.objective is "pairs", which needs a teacher; set train.init_from or distill.teacher'
     assert str(error.value) == line
-    given = student(teacher, "halves")
+    for given, line in (
+        (
+            TINY | {"distill": {"guidance": [1.5]}},
+            'distill.guidance is [1.5], but train.objective is "regression", which does not use it; remove it',
+        ),
+        (
+            student(teacher, "halves"),
+            'distill.teacher_steps is 4, but train.objective is "halves", which does not use it; remove it',
+        ),
+    ):
+        with pytest.raises(InputError) as error:
+            train(given, tmp_path / "out", console=QUIET)
+        assert str(error.value) == line
+    given = student(teacher, "pairs")
     given["sample"] = TINY["sample"]
     with pytest.raises(InputError) as error:
         train(given, tmp_path / "out", console=QUIET)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ditlab.backbones.base import Backbone
-from ditlab.backbones.layers import FREQUENCIES, TimeEmbedder, embedding_mlp, sinusoids
+from ditlab.backbones.layers import FREQUENCIES, TimeEmbedder, embedding_mlp, set_to_zero, sinusoids
 from ditlab.core.errors import InputError, lookup
 
 INTERVAL, GUIDANCE = "interval", "guidance"
@@ -29,13 +29,13 @@ class FurtherInputs(nn.Module):
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.mlp = embedding_mlp(FREQUENCIES * count, width)
-        nn.init.normal_(self.mlp[0].weight, std=0.02)
-        nn.init.zeros_(self.mlp[2].weight)
-        nn.init.zeros_(self.mlp[2].bias)
+        first, _, last = self.mlp.children()
+        nn.init.normal_(first.get_parameter("weight"), std=0.02)
+        set_to_zero([last])
 
     def forward(self, values: Tensor) -> Tensor:
-        waves = sinusoids(RATE * values.flatten(), FREQUENCIES).unflatten(0, values.shape).flatten(1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))  # (B, D)
+        waves = sinusoids(RATE * values.flatten(), FREQUENCIES).reshape(len(values), -1)
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))  # (B, D)
 
 
 def add_inputs(net: Backbone, names: Sequence[str]) -> None:

@@ -6,7 +6,8 @@ import torch
 
 from ditlab.backbones import BACKBONES, Backbone
 from ditlab.conditioning import CONDITIONERS
-from ditlab.config.fields import check_settings
+from ditlab.config.distill import Distill
+from ditlab.config.fields import check_settings, shown
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
@@ -33,6 +34,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_settings(recipe)
     check_names(recipe)
+    check_distill(recipe)
     for rule in (
         check_network,
         check_averages,
@@ -135,6 +137,17 @@ def check_encoder(recipe: Recipe) -> None:
             'data.encoder_options need a text encoder, but data.conditioner is "class"; remove them or set '
             'data.conditioner to "text"'
         )
+
+
+def check_distill(recipe: Recipe) -> None:
+    """Check that all settings of [distill] that are not the default have an effect."""
+    used, plain = OBJECTIVES.find(recipe.train.objective).distill, Distill()
+    for key, value in vars(recipe.distill).items():
+        if key not in used and value != getattr(plain, key):
+            raise InputError(
+                f'distill.{key} is {shown(value)}, but train.objective is "{recipe.train.objective}", which does not '
+                "use it; remove it"
+            )
 
 
 def check_guidance(recipe: Recipe, conditional: bool) -> None:

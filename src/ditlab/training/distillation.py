@@ -25,12 +25,14 @@ from ditlab.core.units import counted
 from ditlab.diffusion.flow_map import SAMPLER, FlowMap
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.api import train
+from ditlab.training.objectives.halves import Halves
 from ditlab.training.run_folder import HALVES
 
 MOST_STEPS = 8
 SHARE = 0.2  # of the cost, for the first run
 BACKWARD = 3  # cost of a training step in forward passes of its batch
 LR = 0.5  # learning rates of both runs, as a share of the teacher's
+WARMUP = 0.05  # share of a run over which the learning rate rises
 DROPOUT = 0.05  # share of the null condition, which the student needs only to generate images without a condition
 EMA = 0.99  # decay of the average in the first run, whose weights give the targets; the second has the teacher's
 
@@ -72,8 +74,8 @@ def distill(
     scales = scales_of(model, guidance)
     pairs = recipe_of(model, place, Distill(absolute(place), steps, scales, guidance_interval), settings or {})
     first, second = lengths(model, pairs)
-    pairs = replace(pairs, train=replace(pairs.train, images=images or second))
-    halves = first_recipe(pairs, first)
+    pairs = of_length(pairs, images or second)
+    halves = of_length(first_recipe(pairs), first)
     for line in plan_lines(place, halves, pairs, folder):
         say(console, line)
     train(halves, folder / HALVES, console=console)
@@ -137,9 +139,16 @@ def recipe_of(model: Pipeline, place: str, settings: Distill, changes: Mapping[s
     return recipe.override(changes) if changes else recipe
 
 
-def first_recipe(pairs: Recipe, images: int) -> Recipe:
+def first_recipe(pairs: Recipe) -> Recipe:
     """The recipe of the first run, which trains by halves."""
-    return replace(pairs, train=replace(pairs.train, objective="halves", images=images, ema=EMA))
+    used = {key: getattr(pairs.distill, key) for key in Halves.distill}
+    return replace(pairs, train=replace(pairs.train, objective="halves", ema=EMA), distill=Distill(**used))
+
+
+def of_length(recipe: Recipe, images: int) -> Recipe:
+    """A recipe with another number of images, and a warm-up that fits it."""
+    optim = replace(recipe.optim, warmup=round(WARMUP * images))
+    return replace(recipe, train=replace(recipe.train, images=images), optim=optim)
 
 
 def lengths(model: Pipeline, recipe: Recipe) -> tuple[int, int]:

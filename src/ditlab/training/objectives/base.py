@@ -22,6 +22,9 @@ class TrainingObjective(ABC):
     """How samplers read a network that was trained with this objective: `Objective`, or a registered subclass of it,
     whose name is saved with the model."""
 
+    distill: tuple[str, ...] = ()
+    """The settings of [distill] that it uses; others are refused."""
+
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
         """The objective of a run; by default, the class is called without arguments."""

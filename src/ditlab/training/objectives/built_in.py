@@ -19,6 +19,7 @@ class BuiltInGuidance(TrainingObjective):
     """Trains a model with the guidance scale, or the range of scales, of `distill.guidance`."""
 
     parametrization = Guided
+    distill: tuple[str, ...] = ("guidance", "guidance_interval")
 
     def __init__(self, settings: Distill) -> None:
         self.settings = settings

@@ -22,6 +22,7 @@ class FlowMapObjective(BuiltInGuidance):
     """Trains a flow map with a teacher; [distill] in the recipe has the settings."""
 
     parametrization = FlowMap
+    distill = (*BuiltInGuidance.distill, "teacher", "steps")
     teacher: Teacher
 
     @classmethod

@@ -53,7 +53,9 @@ class GuidedRegression(BuiltInGuidance):
         with torch.no_grad():
             timesteps = objective.timesteps_at(t, t, torch.ones_like(t), x)
             null = objective.split(run.net(x, timesteps, run.pipe.null(len(x))), x)[0]
-        estimate = torch.lerp(null, output, per_image(1 / scale, x))
+        low, high = self.settings.guidance_interval or (0.0, 1.0)
+        share = torch.where((low <= t) & (t <= high), 1 / scale, 1.0)
+        estimate = torch.lerp(null, output, per_image(share, x))
         a, b = (per_image(factor, x) for factor in TARGETS[objective.target](objective.process, t))
         forward = Regression(x0, x, t, estimate, a * x0 + b * eps, None)
         return objective.terms(forward) | run.further_losses(forward, trace)

@@ -38,6 +38,8 @@ class Chunk:
 class Pairs(FlowMapObjective):
     """Trains the steps of `distill.steps` on the teacher's trajectories, without data."""
 
+    distill = (*FlowMapObjective.distill, "teacher_steps", "pool", "uses")
+
     def setup(self, run: "TrainingContext") -> None:
         super().setup(run)
         self.chunks: dict[int, Chunk] = {}
