@@ -178,6 +178,7 @@ class TestResults:
             "fd": "frechet", "sfd": "spatial", "inception_score": "inception-score", "precision": "precision-recall",
             "recall": "precision-recall", "kd": "kernel", "accuracy": "accuracy", "prompts_seen": "prompts",
             "prompts_held_out": "prompts", "binding_errors": "prompts", "relation_errors": "prompts",
+            "same_digit": "motion", "speed_deviation": "motion", "acceleration_deviation": "motion",
         }  # fmt: skip
         assert RESULTS.lower_is_better("fd")
         assert not RESULTS.lower_is_better("accuracy")

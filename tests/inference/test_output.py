@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import tiny_pipeline
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 import ditlab
@@ -17,6 +18,7 @@ from ditlab.core.types import Between
 from ditlab.core.values import PixelValues
 from ditlab.core.version import __version__
 from ditlab.diffusion.objective import Objective
+from ditlab.inference.npz import write_samples
 from ditlab.inference.output import Output
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.records import read_record
@@ -106,6 +108,8 @@ def test_formats_and_frame_rates(video, tmp_path):
     assert frames_of(file)[0][1] == 80
     files = out.save(tmp_path / "folders", format="frames")
     assert [path.name for path in sorted(files[1].iterdir())] == ["0000.png", "0001.png", "0002.png"]
+    save_video(out.videos[0], tmp_path / "seed0-to-1-0.50")  # the end of a name is no format
+    assert (tmp_path / "seed0-to-1-0.50" / "0002.png").is_file()
     with Image.open(files[1] / "0002.png") as image:
         assert np.array_equal(np.asarray(image), out.videos[1][2, ..., 0])
     listed = json.loads((tmp_path / "folders" / "samples.json").read_text())
@@ -115,10 +119,19 @@ def test_formats_and_frame_rates(video, tmp_path):
         assert (repeat.format, repeat.images[-1]["seed"]) == ("frames", 1)
     with pytest.raises(InputError, match='format "png" for videos; choose from: webp, gif, mp4, webm, npy, frames'):
         out.save(tmp_path / "b", format="png")
+    with pytest.raises(InputError, match="fps is 5, which has no effect on images; remove it"):
+        tiny_pipeline()(0, steps=1).save(tmp_path / "b", fps=5)
     with pytest.raises(InputError, match='format "mp4" for images; choose from: png, npy'):
         tiny_pipeline()(0, steps=1).save(tmp_path / "b", format="mp4")
     with pytest.raises(InputError, match=r"fps is 1000; give 0\.1 to 240"):
         out.save(tmp_path / "b", fps=1000)
+
+
+def test_a_file_of_images_holds_no_videos(video, tmp_path):
+    with pytest.raises(InputError, match=r"holds images, and this model generates videos; write \.npy files"):
+        write_samples(
+            video, tmp_path, Console(quiet=True), count=2, labels="balanced", seed=0, batch_size=2, options={}
+        )
 
 
 @pytest.mark.skipif(find_spec("av") is None, reason="needs PyAV (ditlab[video])")

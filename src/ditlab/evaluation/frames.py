@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ditlab.config.sections import Preparation
-from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition
 from ditlab.data import Dataset
 from ditlab.evaluation.features import Features
@@ -52,8 +51,6 @@ def seen_by(features: Features, images: Dataset) -> Dataset:
     Raises:
         InputError: the network takes clips, and these are images; or it does not support their channels or size.
     """
-    if features.clips and len(images.size) == 2:
-        raise InputError(f"the features {features.name} need clips, and these are images; choose other features")
     seen = images if features.clips or len(images.size) == 2 else Frames(images)
     check_fit(seen, features)
     return seen

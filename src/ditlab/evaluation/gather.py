@@ -291,6 +291,9 @@ def check_fit(images: Dataset, features: Features, show: tuple[int, ...] = ()) -
     Raises:
         InputError: it does not.
     """
+    if (len(images.size) == 3) != features.clips:
+        what, needs = ("images", "clips") if features.clips else ("videos", "images")
+        raise InputError(f"the features {features.name} need {needs}, and these are {what}; choose other features")
     channels, needed = len(show) or seen_channels(images), features.channels
     if needed not in (None, channels):
         seen, need = counted(channels, "channel"), f"the features {features.name} need {needed}"

@@ -145,9 +145,12 @@ def file_format(pipe: BasePipeline, format: str, fps: float | None) -> tuple[str
     """The suffix of the files of a model, and the frame rate of its videos; see `sample_folder`.
 
     Raises:
-        InputError: the format does not suit the model, or cannot be written.
+        InputError: the format does not suit the model, or cannot be written; or images have a frame rate.
     """
-    suffix, fps = file_suffix(format, moving := len(pipe.shape) == 4), fps or frame_rate(pipe.model.config)
+    suffix = file_suffix(format, moving := len(pipe.shape) == 4)
+    if fps is not None and not moving:
+        raise InputError(f"fps is {fps:g}, which has no effect on images; remove it")
+    fps = frame_rate(pipe.model.config) if fps is None else fps
     if moving and suffix != ".npy":
         check_video(suffix, pipe.picture_shape[1], fps)
     return suffix, fps

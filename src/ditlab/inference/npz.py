@@ -48,8 +48,12 @@ def write_samples(
         The file, or None if other processes have not finished.
 
     Raises:
-        InputError: the file exists, a draft has other settings, or the folder is in use.
+        InputError: the file exists, a draft has other settings, the folder is in use, or the model generates videos.
     """
+    if len(pipe.shape) == 4:
+        raise InputError(
+            "an .npz file for evaluation tools holds images, and this model generates videos; write .npy files"
+        )
     samples = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options)
     protocol = {"count": count, "label_sampling": labels, "seed": seed, **samples.plan.settings()}
     protocol |= {"precision": pipe.net.precision, "model": pipe.model.identity()}

@@ -88,9 +88,11 @@ class Output:
             names = [target] if len(items) == 1 else [target.with_stem(f"{stem}-{i}") for i in range(len(items))]
         else:
             names = [target / f"{i:04d}{suffix}" for i in range(len(items))]
-        fps = fps or self.fps
+        if fps is not None and not moving:
+            raise InputError(f"fps is {fps:g}, which has no effect on images; remove it")
+        fps = self.fps if fps is None else fps
         if moving and not numbers:
-            check_video(names[0].suffix.lower(), items[0].shape[1:3], fps)
+            check_video(suffix if names[0].parent == target else target.suffix.lower(), items[0].shape[1:3], fps)
         names[0].parent.mkdir(parents=True, exist_ok=True)
         # Without settings if there are none, or if the caller has changed the list of images.
         record = None if self.record is None or len(self.record.images) != len(items) else self.record

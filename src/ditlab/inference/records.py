@@ -24,6 +24,7 @@ from ditlab.diffusion.process import DDPM
 from ditlab.diffusion.samplers import GRIDS, SAMPLERS
 from ditlab.inference.inpaint import Original, read_image
 from ditlab.inference.plan import Plan
+from ditlab.report.videos import FRAMES
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
@@ -179,9 +180,9 @@ class Repeat:
     @property
     def format(self) -> str | None:
         """The format of the files, unless they are PNG files or there are none."""
-        suffixes = {Path(image["file"]).suffix for image in self.images if image.get("file")}
+        suffixes = {Path(image["file"]).suffix.lower() for image in self.images if image.get("file")}
         (suffix,) = suffixes if len(suffixes) == 1 else (".png",)
-        return None if suffix == ".png" else suffix[1:] or "frames"
+        return None if suffix == ".png" else suffix[1:] if suffix in (".npy", *WITHOUT) else FRAMES
 
     @property
     def interpolates(self) -> bool:

@@ -69,7 +69,9 @@ def check_video(suffix: str, size: Sequence[int], fps: float) -> None:
 
 
 def save_video(video: Video, path: Path, fps: float = FPS) -> None:
-    """Write a video (T, H, W, C) of 1, 3 or 4 channels to a file, or its frames to a folder if the name has no suffix.
+    """Write a video (T, H, W, C) of 1, 3 or 4 channels to a file, or its frames to a folder.
+
+    The format follows the suffix; a name without one of the suffixes in `WRITERS` is that of a folder.
 
     WebP and PNG files are exact. GIF has 256 colors a frame and times in units of 10 ms. MP4 (H.264) and WebM (VP9)
     change the colors slightly. Equal frames in a row may be one longer frame in the file.
@@ -77,7 +79,7 @@ def save_video(video: Video, path: Path, fps: float = FPS) -> None:
     Raises:
         InputError: see `check_video`.
     """
-    suffix = path.suffix.lower()
+    suffix = path.suffix.lower() if path.suffix.lower() in WRITERS else ""
     check_video(suffix, video.shape[1:3], fps)
     WRITERS[suffix](video, path, fps)
 
@@ -130,4 +132,4 @@ WRITERS: dict[str, Callable[[Video, Path, float], None]] = {
     ".webm": _encode,
     "": _save_frames,
 }
-"""Suffix -> what writes a video; without a suffix, a folder of frames."""
+"""Suffix -> what writes a video; an empty one is a folder of frames."""

@@ -18,7 +18,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.units import counted
 from ditlab.data.decode import Raster
 from ditlab.data.identity import Stamp
-from ditlab.data.sources.base import Column, Source, Texts
+from ditlab.data.sources.base import ClipFile, Column, Source, Texts
 
 TRAIN, HELD_OUT = "train", "val"
 """Names of the two parts."""
@@ -58,6 +58,9 @@ class Part(Source):
 
     def expect(self, indices: Sequence[int]) -> None:
         self.source.expect(self.indices[list(indices)].tolist())
+
+    def file(self, i: int) -> ClipFile:
+        return self.source.file(int(self.indices[i]))
 
 
 class PartTexts(Texts):
