@@ -231,7 +231,7 @@ class TestLike:
         objective = Objective(DDPM(), "eps", learn_variance=True)
         pipe = tiny_pipeline(channels=3, learn_variance=True, objective=objective)
         ditlab("convert", pipe.save(tmp_path / "ours"), tmp_path / "theirs.pt", "--to", "official")
-        (file,) = sample("theirs.pt", "--heads", 2, "--size", 8, *OPTIONS)
+        (file,) = sample("theirs.pt", "--heads", 2, "--latent-size", 8, *OPTIONS)
         assert settings_of(file)["load_options"] == {"heads": 2, "size": [8, 8]}
         assert same_pixels(file, sample("--like", file)[0])
 
@@ -475,6 +475,6 @@ class TestPublishedGuidance:
         monkeypatch.chdir(tmp_path)
         pipe = tiny_pipeline(channels=3, learn_variance=True, objective=Objective(DDPM(), "eps", learn_variance=True))
         torch.save(dict(pipe.net.state_dict()), "dit.pt")
-        call = ("sample", "dit.pt", "--heads", 2, "--size", 8, "--classes", 3, *OPTIONS)
+        call = ("sample", "dit.pt", "--heads", 2, "--latent-size", 8, "--classes", 3, *OPTIONS)
         assert ", guidance 4 (default of facebookresearch/DiT's sample.py), float32\n" in ditlab(*call).err
         assert ", guidance 2, float32\n" in ditlab(*call, "--guidance", 2).err

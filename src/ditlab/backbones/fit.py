@@ -135,6 +135,10 @@ class FiT(Backbone):
         return tensors | changed
 
     @property
+    def one_size(self) -> str:
+        return ""
+
+    @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
@@ -170,8 +174,7 @@ class FiT(Backbone):
     ) -> Tensor:
         """Images (B, C, H, W), timestep (B,) in 0..999 for FiT and 0..1 for FiTv2, labels (B,) -> (B, C', H, W)."""
         y = self.labels(condition)
-        self.check_input(x)
-        h, w = self.grid
+        h, w = self.grid_of_input(x)
         place = torch.arange(h * w, device=x.device)
         where = torch.stack([place // w, place % w])  # (2, N): row and column
         x = self.through(self.x_embedder(x.to(self.dtype)), timestep, y, where, None, trace)

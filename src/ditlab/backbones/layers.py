@@ -5,7 +5,7 @@ Attributes are named as in the official DiT checkpoints (`qkv`, `proj`, `fc1`, .
 
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,18 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
+class Where(NamedTuple):
+    """The places of the tokens that a block receives, on a grid that the network was not made for."""
+
+    rotation: Tensor  # (2, N, D / heads), the rotary positions of this grid
+    tokens: Tensor | None = None  # (B, K), the positions of the tokens if some are missing
+
+
+def present(where: Tensor | Where | None) -> Tensor | None:
+    """Return the positions (B, K) of the tokens that are not missing; None is all."""
+    return where.tokens if isinstance(where, Where) else where
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection to q, k, v.
 
@@ -92,22 +104,23 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, where: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, where: Tensor | Where | None = None, mask: Tensor | None = None) -> Tensor:
         """Apply attention to tokens (B, N, D).
 
         Args:
             x: the tokens.
-            where: (B, N), their positions if some tokens are missing.
+            where: (B, N), their positions if some tokens are missing; and the rotary positions of another grid.
             mask: (B, 1, 1, N) bool, true for tokens that count; None is all.
         """
         return self.proj(self.mix(self.qkv(x), where, mask).flatten(2))  # (B, N, D)
 
-    def mix(self, qkv: Tensor, where: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def mix(self, qkv: Tensor, where: Tensor | Where | None = None, mask: Tensor | None = None) -> Tensor:
         """Compute the outputs (B, N, heads, d) of all or some heads, from their q, k and v (B, N, 3 heads d)."""
         q, k, v = torch.unflatten(qkv, -1, (3, -1, self.head)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
         q, k = self.q_norm(q), self.k_norm(k)
-        if self.rotation is not None:
-            table = self.rotation if where is None else self.rotation[:, where][:, :, None]  # (2, [B, 1,] N, D / heads)
+        rotation, tokens = (where.rotation if isinstance(where, Where) else self.rotation), present(where)
+        if rotation is not None:
+            table = rotation if tokens is None else rotation[:, tokens][:, :, None]  # (2, [B, 1,] N, D / heads)
             q, k = rotated(q, table.to(q.dtype)), rotated(k, table.to(k.dtype))
         return attend(q, k, v, mask=mask).transpose(1, 2)
 

@@ -8,47 +8,34 @@ D width and p patch.
 """
 
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import pixart_published
+from ditlab.backbones.any_size import ONE_VALUE
 from ditlab.backbones.base import Backbone, Embedders
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import (
-    FREQUENCIES,
-    Attention,
     LabelEmbedder,
-    LinearGELU,
-    Mlp,
     PatchEmbed,
     TimestepEmbedder,
-    attend,
     check_positive,
     initialize_linears,
-    modulate,
-    norm,
     set_to_zero,
-    sinusoids,
     unpatchify,
 )
+from ditlab.backbones.pixart_blocks import CaptionProjection, FinalLayer, Given, PixArtBlock, SizeEmbedder
 from ditlab.backbones.pixart_published import STRIDE, XL
-from ditlab.backbones.positions import sincos_positions
+from ditlab.backbones.positions import sincos_positions, table_of
 from ditlab.backbones.routing import record, routed
-from ditlab.backbones.text import Context, TextEmbedder, TextShape, checked, text_shape
+from ditlab.backbones.text import Context, TextEmbedder, checked, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
 MIDDLE = 500.0  # timestep at which a network that starts from a DiT equals it
 SMALL = {"depth": 6, "width": 192, "heads": 6, "text_block": True, "condition_grid": True}  # for small budgets
-
-
-class Given(NamedTuple):
-    """What every block receives besides the image tokens."""
-
-    modulation: Tensor  # (B, 6, D), shift, scale and gate of attention, then of the MLP
-    text: Context
 
 
 class PixArt(Backbone):
@@ -141,9 +128,8 @@ class PixArt(Backbone):
         self.csize_embedder = SizeEmbedder(width // 3) if resolution else None
         self.ar_embedder = SizeEmbedder(width // 3) if resolution else None
         h, w = self.grid
-        spacing = ((position_grid or h) / h / interpolation, (position_grid or w) / w / interpolation)
         self.pos_embed: Tensor
-        self.register_buffer("pos_embed", sincos_positions(h, w, width, spacing))
+        self.register_buffer("pos_embed", sincos_positions(h, w, width, self.spacing(h, w)))
         self.grid_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, h * w * width)) if condition_grid else None
         self.blocks = nn.ModuleList([PixArtBlock(width, heads) for _ in range(depth)])
         self.final_layer = FinalLayer(width, patch * patch * self.out_channels)
@@ -177,6 +163,22 @@ class PixArt(Backbone):
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Convert to the tensors and the config.json of diffusers' transformer; see `Backbone.to_diffusers`."""
         return pixart_published.to_diffusers(tensors, config)
+
+    @property
+    def one_size(self) -> str:
+        return "" if self.grid_modulation is None else ONE_VALUE
+
+    def spacing(self, h: int, w: int) -> tuple[float, float]:
+        """Return the distance of neighboring rows and columns of a grid, in the positions."""
+        rows, columns = self.position_grid or h, self.position_grid or w
+        return rows / h / self.interpolation, columns / w / self.interpolation
+
+    def positions(self, h: int, w: int) -> Tensor:
+        """Return the positions (1, h w, D) of a grid."""
+        if (h, w) == self.grid:
+            return self.pos_embed
+        width, device = self.pos_embed.shape[-1], self.pos_embed.device
+        return table_of(sincos_positions, device, h, w, width, self.spacing(h, w)).to(self.pos_embed.dtype)
 
     @property
     def tokens(self) -> int:
@@ -241,14 +243,13 @@ class PixArt(Backbone):
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
     ) -> Tensor:
         """Images (B, C, H, W), timestep (B,) in 0..999, text tokens or labels (B,) -> (B, out_channels, H, W)."""
-        self.check_input(x)
-        h, w = self.grid
+        h, w = self.grid_of_input(x)
         # fmt: off
         text, vector = self.embedded(condition)                            # (B, L, D), (B, D)
-        c = self.t_embedder(timestep) + self.sizes(condition, x.shape[0])      # (B, D)
+        c = self.t_embedder(timestep) + self.sizes(condition, x)               # (B, D)
         c = c if vector is None else c + vector
         given = Given(self.t_block(c).unflatten(1, (6, -1)), text)         # (B, 6, D)
-        x = self.x_embedder(x.to(self.dtype)) + self.pos_embed             # (B, N, D)   N = h w
+        x = self.x_embedder(x.to(self.dtype)) + self.positions(h, w)       # (B, N, D)   N = h w
         if self.grid_modulation is not None:
             x = x + self.grid_modulation(c).unflatten(1, (h * w, -1))  # (B, N, D)
         x = self.inner(x, given, trace)                                    # (B, N, D)
@@ -279,13 +280,13 @@ class PixArt(Backbone):
         states = checked(text, self.text, self.text.length).to(self.dtype)
         return Context(self.y_embedder(states), text.mask), None
 
-    def sizes(self, condition: Condition | Tensor, rows: int) -> Tensor | float:
-        """Return the embedding (B, D) of height, width and aspect ratio; by default those of the network's images."""
+    def sizes(self, condition: Condition | Tensor, x: Tensor) -> Tensor | float:
+        """Return the embedding (B, D) of height, width and aspect ratio; by default those of the images x."""
         if self.csize_embedder is None or self.ar_embedder is None:
             return 0.0
         sides = condition.resolution if isinstance(condition, Condition) else None
         if sides is None:
-            sides = torch.tensor(self.size, device=self.device).mul(self.resolution).expand(rows, 2)
+            sides = torch.tensor(x.shape[2:], device=self.device).mul(self.resolution).expand(x.shape[0], 2)
         ratio = sides[:, :1].float() / sides[:, 1:].float()
         return torch.cat([self.csize_embedder(sides), self.ar_embedder(ratio)], dim=1)
 
@@ -312,86 +313,3 @@ def check_sizes(
             f"resolution {resolution} with width {width}; give 0 or more, and a width that is divisible by 3 (height, "
             "width and aspect ratio)"
         )
-
-
-class CaptionProjection(nn.Module):
-    """Two layers from the states of a text encoder (B, L, E) to the width of the network."""
-
-    def __init__(self, shape: TextShape, width: int, null_caption: bool) -> None:
-        super().__init__()
-        self.y_proj = Projection(shape.width, width)
-        null = torch.zeros(shape.length, shape.width) if null_caption else None
-        self.register_buffer("y_embedding", null)
-
-    def forward(self, states: Tensor) -> Tensor:
-        out: Tensor = self.y_proj(states)  # (B, L, D)
-        return out
-
-
-class Projection(nn.Module):
-    """E -> D -> D with tanh-GELU."""
-
-    def __init__(self, inner: int, width: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = LinearGELU(inner, width, "tanh"), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x))
-
-
-class SizeEmbedder(nn.Module):
-    """Embeds numbers (B, K) as (B, K D): sinusoids, then a two-layer MLP."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, sides: Tensor) -> Tensor:
-        waves = sinusoids(sides.flatten(), FREQUENCIES).to(next(self.mlp.parameters()).dtype)
-        return self.mlp(waves).view(sides.shape[0], -1)
-
-
-class TextAttention(nn.Module):
-    """Multi-head attention from image tokens (B, N, D) to text tokens (B, L, D), some of which may not count."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_linear, self.kv_linear = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, text: Context) -> Tensor:
-        q = self.q_linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
-        k, v = self.kv_linear(text.tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v, mask=text.keys).transpose(1, 2).flatten(2))  # (B, N, D)
-
-
-class PixArtBlock(nn.Module):
-    """Self-attention and MLP with shift, scale and gate, and between them cross-attention to the text without them."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
-        self.attn, self.mlp = Attention(width, heads), Mlp(width)
-        self.cross_attn = TextAttention(width, heads)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
-
-    def forward(self, x: Tensor, given: Given, where: Tensor | None = None) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + given.modulation).unbind(1)
-        x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a), where))
-        x = x + self.cross_attn(x, given.text)
-        return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
-
-
-class FinalLayer(nn.Module):
-    """Layer norm with shift and scale, and the projection to the pixels of a patch."""
-
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.norm_final = norm(width, affine=False)
-        self.linear = nn.Linear(width, out)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = (self.scale_shift_table + c[:, None]).unbind(1)  # (B, D) each
-        return self.linear(modulate(self.norm_final(x), shift, scale))

@@ -4,8 +4,21 @@ The two rotary forms differ in channel order and frequencies, so that a trained 
 with. In shapes, h x w is the grid and D the width.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
+
+KEPT = 64  # tables of other sizes that are kept
+
+
+@lru_cache(KEPT)
+def table_of(make: Callable[..., Tensor], device: torch.device, *arguments: Any) -> Tensor:
+    """Return `make(*arguments)` on a device, for a grid that a network was not made for; it is kept for later calls."""
+    with torch.inference_mode(False):  # a table that is made for inference could not be used in training
+        return make(*arguments).to(device)
 
 
 def rotations(h: int, w: int, width: int, more: int = 0, *, spacing: float = 1.0, first: float = 0.0) -> Tensor:

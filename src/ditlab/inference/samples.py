@@ -72,7 +72,7 @@ class Samples(Dataset):
             self.labels = torch.arange(count) % classes
         else:
             self.labels = torch.randint(classes, (count,), generator=generator)
-        self.channels, self.size = pipe.picture_shape
+        self.channels, self.size = pipe.picture_shape_of(self.plan.size)
         self.values = pipe.values
         self.on_step: Callable[[Step], None] | None = None
 
