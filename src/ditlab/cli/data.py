@@ -129,7 +129,7 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
     check_settings(settings)
     preprocess = preprocessing(settings)
     images = parse_source(source, settings).images(settings)
-    result = survey(images, screen, preprocess.size)
+    result = survey(images, screen, preprocess.size, preprocess.native)
     if sheet is not None:
         sample_sheet(images, sheet, preprocess, settings)
     if json:

@@ -46,6 +46,8 @@ class SampleSet:
     """Seed of the image set; another seed gives other images."""
     count: Whole = setting(50_000, at_least=1)
     """Number of images to generate."""
+    size: str = ""
+    """Side, or HEIGHTxWIDTH, of the generated images (default: the size of the model)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network. bfloat16 is faster, and its scores differ from those of float32."""
     batch_size: Whole = setting(64, at_least=1)
@@ -113,8 +115,9 @@ class Evaluation(Expectation, Scoring, SampleSource):
         """The settings under the names of version 0.1, which are part of the hash of a protocol."""
         values = asdict(self)
         del values["base"]  # the place of a model does not change its images
-        if not self.show:
-            del values["show"]
+        for name in ("show", "size"):
+            if not values[name]:
+                del values[name]
         for old, new in RENAMED.items():
             if new in values:
                 values[old] = values.pop(new)

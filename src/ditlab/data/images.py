@@ -22,10 +22,11 @@ from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, none_can
 from ditlab.data.base import Dataset, spread
+from ditlab.data.buckets import Buckets
 from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.export import folder_names
 from ditlab.data.identity import Stamps, content_hash, read_stamps
-from ditlab.data.kept import Kept
+from ditlab.data.kept import KeptSizes
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import CHECKED, find_values, given_range, is_given, sampled, summary
 from ditlab.data.scan import scan, with_progress
@@ -34,6 +35,7 @@ from ditlab.data.sources.base import unreadable
 
 PREPROCESSING = ("size", "fit", "flip", "background", "channels")
 """Settings of `Preprocess` that `Dataset.preprocessing` records."""
+NATIVE = "native"  # their size, if images keep their aspect ratio
 
 
 class Images(Dataset):
@@ -72,13 +74,13 @@ class Images(Dataset):
         self.skipped: dict[str, str] = {}
         self.reported: set[str] = read_names(report)
         self.lock = Lock()
-        self.kept = Kept(len(source))
         self.pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
         preprocess = preprocess or Preprocess(None)
-        self.flip = preprocess.flip
+        self.flip, native = preprocess.flip, preprocess.native
         self.classes = source.classes
         self.labels = torch.cat([source.labels] * (2 if self.flip else 1))
-        found = scan(source, self.pool, preprocess.channels, same_size=preprocess.size is None)
+        same = preprocess.size is None and native is None
+        found = scan(source, self.pool, preprocess.channels, same_size=same, sizes=native is not None)
         if range and len(found.types) > 1 and found.dtype == "uint8":
             raise InputError(
                 f"range is {range}, but the images have different types ({', '.join(sorted(found.types))}); convert "
@@ -87,13 +89,17 @@ class Images(Dataset):
         assert found.size is not None
         self.without_header = found.broken
         self.size, self.channels = preprocess.size or found.size, found.channels(preprocess.channels)
+        self.kept = KeptSizes(None if native is None else Buckets.nearest(found.sizes, native), len(source))
+        if self.kept.buckets is not None:
+            self.buckets = self.kept.buckets.mirrored() if self.flip else self.kept.buckets
+            self.size = self.buckets.sizes[self.buckets.frequent]
         self.pages = preprocess.channels or 1
         self.preprocess = replace(preprocess, channels=self.channels)
         self.values = find_values(found.dtype, self.channels, range, show, lambda: self._numbers(found.dtype))
         self.preprocess = replace(self.preprocess, values=self.values)
         self.preprocessing = self._recorded() if preprocess != Preprocess(None) or not self.values.eight_bits else {}
         self.preprocessing |= source.division
-        notes = [*source.reading.notes, *found.notes()]
+        notes = [*source.reading.notes, *found.notes(), *([] if self.buckets is None else self.buckets.notes())]
         if not self.values.eight_bits:
             notes.append(
                 given_range(self.values, len(source), lambda: self._numbers(found.dtype, CHECKED))
@@ -106,6 +112,8 @@ class Images(Dataset):
         """How the images are converted, for the files of what is made of them."""
         settings = asdict(self.preprocess)
         recorded = {key: settings[key] for key in PREPROCESSING} | {"size": list(self.size)}
+        if self.preprocess.native is not None:
+            recorded |= {"size": NATIVE, **asdict(self.preprocess.native)}
         return recorded if self.values.eight_bits else recorded | {"values": self.values.describe()}
 
     def _numbers(self, dtype: str, most: int | None = None) -> Iterator[NDArray[Any]]:
@@ -154,14 +162,17 @@ class Images(Dataset):
 
     def _batch(self, arrays: list[Raster], indices: Tensor) -> Batch:
         empty = np.empty((0, *self.size, self.channels), np.uint8)
+        if len({array.shape for array in arrays}) > 1:
+            raise InputError("the images have several sizes (data.size is native), and here they must have one; set it")
         stacked = torch.from_numpy(np.stack(arrays) if arrays else empty).permute(0, 3, 1, 2).contiguous()
         x = stacked if self.values.eight_bits else self.values.normalized(stacked)
         return Batch(x, self.condition(indices), index=indices)
 
     def _readable_from(self, i: int) -> tuple[int, Raster]:
         """Index and pixels of the first readable image, starting at index i."""
-        for step in range(len(self)):
-            array = self._read(index := (i + step) % len(self))
+        alike = Buckets.alike(self.buckets, i, len(self))  # of the same size, so that they fit into the batch
+        for index in alike:
+            array = self._read(index)
             if array is not None:
                 return index, array
         raise InputError(f"{none_can(len(self.source), 'image')} be read")
@@ -171,10 +182,14 @@ class Images(Dataset):
         return array if array is None or index < len(self.source) else np.ascontiguousarray(array[:, ::-1])
 
     def _decode(self, i: int) -> Raster | None:
+        size, preprocess = self.size, self.preprocess
+        if self.buckets is not None:
+            size = self.buckets.size_of(i)
+            preprocess = replace(preprocess, size=size)
         try:
             with self.source.decoded(i, pages=self.pages) as image:
-                array = self.preprocess(image)
-            if array.shape != (*self.size, self.channels):  # the file was changed, or its header is wrong
+                array = preprocess(image)
+            if array.shape != (*size, self.channels):  # the file was changed, or its header is wrong
                 raise Unreadable("{}x{} pixels with {}".format(*array.shape[:2], counted(array.shape[2], "channel")))
         except Unreadable as error:
             self._skip(self.source.name(i), str(error))

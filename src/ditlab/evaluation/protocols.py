@@ -14,7 +14,7 @@ from rich.console import Console
 from ditlab.checkpoints import load
 from ditlab.config.evaluation import CheckpointOptions, Evaluation, SampleSource
 from ditlab.config.fields import check_settings
-from ditlab.config.reader import parse_size
+from ditlab.config.reader import parse_sides, parse_size
 from ditlab.config.sampling import canonical
 from ditlab.config.sections import Preparation
 from ditlab.core.device import describe, pick_device
@@ -23,7 +23,7 @@ from ditlab.core.io import held
 from ditlab.core.progress import progress_bar
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import say
-from ditlab.core.units import counted
+from ditlab.core.units import counted, sides_of
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.version import __version__
 from ditlab.core.weights import CONFIG
@@ -48,6 +48,7 @@ from ditlab.inference.base import BasePipeline
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.plan import Plan
 from ditlab.inference.samples import Samples
+from ditlab.inference.sizes import trained_sizes
 
 PROTOCOL_COUNT = 50_000  # number of images in published distances
 PREPROCESSING = ("fit", "background", "gray", "range", "show")
@@ -257,9 +258,17 @@ def samples_of(
     pipe: BasePipeline, settings: SampleSource, console: Console | None = None
 ) -> tuple[Samples, dict[str, Any]]:
     """The samples of a model, which are generated when they are read, and everything that determines them."""
+    options = settings.sampling().given()
+    if settings.size:
+        options["size"] = parse_sides(settings.size)
+    elif len(sizes := trained_sizes(pipe)) > 1:
+        raise InputError(
+            f"this model is trained on {len(sizes)} sizes of images, and an evaluation compares images of one size; "
+            f"give size, such as {sides_of(sizes[0])}"
+        )
     samples = Samples(
         pipe, settings.count, labels=settings.label_sampling, seed=settings.seed, batch_size=settings.batch_size,
-        options=settings.sampling().given(), precision=settings.precision, console=console,
+        options=options, precision=settings.precision, console=console,
     )  # fmt: skip
     # The keys of version 0.1 are kept, because folder names of results contain a hash of them.
     protocol = protocol_settings(samples.plan) | {

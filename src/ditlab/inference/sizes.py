@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ditlab.backbones.any_size import check_divisible
+from ditlab.config.reader import parse_sides
 from ditlab.config.values import whole
 from ditlab.core.device import free_memory, total_memory
 from ditlab.core.errors import InputError
@@ -12,6 +13,7 @@ from ditlab.core.units import GIB, counted, sides_of
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
 
+SIZES = "sizes"  # key of the config: the sizes of the training images, if there are several, with their counts
 VALUES = 12  # values that a block holds for each channel of a token: four of the MLP twice, q, k, v, and the tokens
 
 
@@ -43,6 +45,12 @@ def input_size(pipe: "BasePipeline", size: Any) -> tuple[int, ...]:
         most = net.longest_side * stride
         raise InputError(f"size {sides_of(sides)}; this model has positions for sides up to {most}")
     return tuple(side // part for side, part in zip(sides, strides, strict=True))
+
+
+def trained_sizes(pipe: "BasePipeline") -> list[tuple[int, ...]]:
+    """The sizes of the images that a model was trained on, the most frequent first; empty if they had one."""
+    counts = pipe.model.config.get(SIZES, {})
+    return [parse_sides(size) for size in sorted(counts, key=lambda size: -counts[size])]
 
 
 def check_room(pipe: "BasePipeline", size: Sequence[int], images: int) -> None:

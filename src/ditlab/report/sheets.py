@@ -95,10 +95,11 @@ def video_sheet(videos: Tensor, names: Sequence[str] | None = None, count: int =
 
 
 def side_by_side(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Arrange sheets of equal height from left to right, each under its title."""
+    """Arrange sheets from left to right, each under its title."""
     font = ImageFont.load_default(size=14)
     top = 22
-    combined = Image.new("RGB", (sum(sheet.width for sheet in sheets), top + sheets[0].height), "white")
+    height = max(sheet.height for sheet in sheets)
+    combined = Image.new("RGB", (sum(sheet.width for sheet in sheets), top + height), "white")
     pen = ImageDraw.Draw(combined)
     left = 0
     for sheet, title in zip(sheets, titles, strict=True):

@@ -17,8 +17,9 @@ from ditlab.config.reader import to_tables
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.core.units import counted
-from ditlab.data import ahead, training_order
+from ditlab.data import ahead
 from ditlab.data.base import numbered
+from ditlab.data.buckets import batch_order
 from ditlab.data.check import UnreadableImagesError
 from ditlab.diffusion.process import process_name
 from ditlab.report.run import write_report
@@ -57,7 +58,7 @@ def train_to_end(job: Job) -> None:
             stack.callback(tracker.close)
         started = time.monotonic() - state.seconds
         steps = Steps(job)
-        order = training_order(len(job.dataset), settings.batch, settings.seed, state.seen)
+        order = batch_order(job.dataset, settings.batch, settings.seed, state.seen)
         for batch in steps.batches(order):
             folder.check_written()
             before = state.seen
@@ -97,8 +98,6 @@ class Steps:
         self.job = job
         self.dtype = getattr(torch, job.state.precision)
         self.parts = job.recipe.parallel.accumulate
-        self.share = job.place.share(job.recipe.train.batch, self.parts) * self.parts
-        self.first = job.place.rank * self.share  # position in the batch of the first image of this process
         self.problem: InputError | None = None  # why this process has no further batch
 
     def batches(self, order: Iterator[Tensor]) -> Iterator[Batch]:
@@ -120,7 +119,8 @@ class Steps:
 
     def part(self, values: Tensor) -> Tensor:
         """This process's part of the values (B, ...) of a batch."""
-        return values[self.first : self.first + self.share]
+        share = self.job.place.share(len(values), self.parts) * self.parts
+        return values[self.job.place.rank * share :][:share]
 
     def due(self, interval: int, before: int) -> bool:
         """Whether a multiple of an interval was reached since `before` images, or the run is finished."""
@@ -130,7 +130,8 @@ class Steps:
         """Take a step, or skip it if its gradient is not finite; returns the learning rate."""
         recipe, state = self.job.recipe, self.job.state
         rate = learning_rate(recipe.optim, state.seen, recipe.train.images, self.job.elapsed)
-        losses = backward(self.job.run, batch, state.seen, self.first, self.parts, self.dtype)
+        first, total = self.job.place.rank * len(batch), self.job.place.world * len(batch)
+        losses = backward(self.job.run, batch, state.seen, first, self.parts, self.dtype, total)
         self.job.place.average_gradients(state.further.parameters())  # those of the network are exchanged already
         norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), recipe.optim.clip or float("inf")))
         if norm.isfinite():
@@ -138,7 +139,7 @@ class Steps:
             state.tally.add(losses, norm if self.job.place.first else None)
         else:
             skip_step(self.job)
-        state.seen += recipe.train.batch
+        state.seen += total
         return rate
 
 
@@ -184,7 +185,7 @@ def skip_step(job: Job) -> None:
     state.optimizer.zero_grad()
     state.left_out, state.in_a_row = state.left_out + 1, state.in_a_row + 1
     if place.first:
-        folder.note(state.seen, next(training_order(len(job.dataset), settings.batch, settings.seed, state.seen)))
+        folder.note(state.seen, next(batch_order(job.dataset, settings.batch, settings.seed, state.seen)))
     ruined = place.maximum(int(not all(value.isfinite().all() for value in local(state.parameters()))))
     if state.in_a_row % settings.max_bad_steps and not ruined:
         return

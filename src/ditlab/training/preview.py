@@ -3,17 +3,21 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 from PIL import Image
 
 from ditlab.core.errors import InputError, RunError
+from ditlab.core.units import sides_of
 from ditlab.inference.base import PROMPTS
 from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.sizes import trained_sizes
 from ditlab.report.sheets import contact_sheet, side_by_side
 from ditlab.training.parallel import Place
 
 COLUMNS, ROWS = 8, 10
+SHEETS = 3  # sizes that are shown of a model that is trained on several
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +50,8 @@ class Guard:
 def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
     """Generate samples with the averaged and with the raw weights, in a row for each of up to ten classes.
 
-    All processes generate a part.
+    A model that is trained on several sizes has a sheet for each of the most frequent ones. All processes generate a
+    part.
 
     Args:
         pipes: the model with the averaged weights, and with the raw weights.
@@ -61,14 +66,18 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
     first = pipes[0]
     values: list[Any] = (first.config.get(PROMPTS) or first.classes)[:ROWS]
     titles = [*map(first.conditioner.title, values)]
+    sizes: list[tuple[int, ...] | None] = [*trained_sizes(first)[:SHEETS]] or [None]
+    if len(sizes) > 1:
+        values, titles = values[: ROWS // 2], titles[: ROWS // 2]
     values = values or [None, None]
     conditions = [value for value in values for _ in range(COLUMNS)]
     seeds = list(range(COLUMNS)) * len(values) if titles else list(range(len(conditions)))
     part = range(place.rank, len(conditions), place.world)  # indices of the images that this process generates
     sheets, failure = [], None
-    for pipe in pipes:
+    for pipe, size in product(pipes, sizes):
         try:
-            generated = pipe([conditions[i] for i in part], seeds=[seeds[i] for i in part]).images if part else []
+            chosen = [conditions[i] for i in part]
+            generated = pipe(chosen, seeds=[seeds[i] for i in part], size=size).images if part else []
         except Exception as error:  # raised after the images are collected, for which the other processes wait
             generated, failure = [], error
         by_index = dict(place.collect(list(zip(part, generated, strict=failure is None))))
@@ -79,6 +88,9 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
         sheets.append(contact_sheet(rows, titles or None))
     if failure is not None:
         raise failure
-    if place.first and len(sheets) < len(pipes):
+    if place.first and len(sheets) < len(pipes) * len(sizes):
         raise RunError("another process could not generate its part")
-    return side_by_side(sheets, ("average", "raw weights")) if place.first else None
+    names = ["average", "raw weights"]
+    if len(sizes) > 1:
+        names = [f"{name}, {sides_of(size or ())}" for name, size in product(names, sizes)]
+    return side_by_side(sheets, names) if place.first else None

@@ -25,7 +25,14 @@ from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.training.captions import CaptionConditions, read_captions
-from ditlab.training.checks import check_condition, check_dataset, check_exits, check_guidance
+from ditlab.training.checks import (
+    check_aids,
+    check_condition,
+    check_dataset,
+    check_exits,
+    check_guidance,
+    check_shares,
+)
 from ditlab.training.ema import EMA
 from ditlab.training.init_from import continued, copy_frozen, freeze, inherited, report, transfer
 from ditlab.training.job import Job
@@ -86,6 +93,8 @@ def open_data(job: Job) -> None:
     else:
         job.dataset = job.given_data
     check_dataset(job.dataset)
+    if job.dataset.buckets is not None:
+        check_shares(job.dataset.buckets, recipe, job.place)
     if job.place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for products that are not in bfloat16
 
@@ -156,6 +165,8 @@ def make_run(job: Job) -> None:
     job.pipe.net.train()
     check_exits(job.recipe, job.pipe)
     job.run = make_context(job.pipe, job.recipe)
+    job.run.several_sizes = job.dataset.buckets is not None
+    check_aids(job.run)
     if job.captions is not None and isinstance(job.pipe.conditioner, Text):
         job.run.captions = CaptionConditions.encode(
             job.captions, job.pipe.conditioner, job.recipe.data.text_cache, job.say
@@ -286,6 +297,9 @@ def begin(job: Job) -> None:
     if job.place.first:
         job.folder.begin(job.recipe, job.state.seen)
         report_data(job.dataset, job.recipe.data.source, job.folder.folder, job.console)
+        if job.dataset.buckets is not None:
+            for line in job.dataset.buckets.plan(job.recipe.train.batch):
+                job.say(line)
     if job.captions is not None and isinstance(job.pipe.conditioner, Text):
         for line in job.captions.lines(job.pipe.conditioner):
             job.say(line)
@@ -333,7 +347,7 @@ def compile_network(job: Job) -> None:
             compile_blocks = wanted(net, dtype, settings.compile, step, remaining, FEW, job.seconds_left)
         state.compiled = job.place.agree(compile_blocks)
     if state.compiled:
-        compile_and_tell(net, step, job.console, dynamic=net.dynamic_depth)
+        compile_and_tell(net, step, job.console, dynamic=net.dynamic_depth or job.run.several_sizes)
 
 
 def spread_network(job: Job) -> None:
