@@ -109,6 +109,16 @@ def side_by_side(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.
     return combined
 
 
+def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Arrange sheets from top to bottom."""
+    size = max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)
+    combined, top = Image.new("RGB", size, "white"), 0
+    for sheet in sheets:
+        combined.paste(sheet, (0, top))
+        top += sheet.height
+    return combined
+
+
 def save_animation(
     frames: Sequence[Image.Image],
     path: Path | BinaryIO,

@@ -13,7 +13,7 @@ from ditlab.core.units import sides_of
 from ditlab.inference.base import PROMPTS
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.sizes import trained_sizes
-from ditlab.report.sheets import contact_sheet, side_by_side
+from ditlab.report.sheets import contact_sheet, side_by_side, stacked
 from ditlab.training.parallel import Place
 
 COLUMNS, ROWS = 8, 10
@@ -90,7 +90,11 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
         raise failure
     if place.first and len(sheets) < len(pipes) * len(sizes):
         raise RunError("another process could not generate its part")
-    names = ["average", "raw weights"]
-    if len(sizes) > 1:
-        names = [f"{name}, {sides_of(size or ())}" for name, size in product(names, sizes)]
-    return side_by_side(sheets, names) if place.first else None
+    if not place.first:
+        return None
+    if len(sizes) == 1:
+        return side_by_side(sheets, ("average", "raw weights"))
+    shown = [sides_of(size or ()) for size in sizes]
+    average, raw = sheets[: len(sizes)], sheets[len(sizes) :]
+    rows = (("average", average), ("raw weights", raw))
+    return stacked([side_by_side(row, [f"{name}, {size}" for size in shown]) for name, row in rows])
