@@ -107,12 +107,13 @@ def test_a_folder_gives_batches_of_one_size(folder: Path) -> None:
     for indices in islice(batch_order(dataset, 8, 0, 0), 6):
         batch = dataset.fetch(indices)
         assert batch.x.shape[2:] == dataset.buckets.size_of(int(indices[0]))
-        assert batch.index is not None and torch.equal(batch.index, indices)
+        assert batch.index is not None
+        assert torch.equal(batch.index, indices)
         again = dataset.fetch(indices)  # kept in memory
         assert torch.equal(again.x, batch.x)
     assert sample_batch(dataset, 12).unique().numel() == 5
     assert dataset.preprocessing | {"size": "native", "pixels": 256, "multiple": 4} == dataset.preprocessing
-    with pytest.raises(InputError, match="the images have several sizes .data.size is native., and here they must"):
+    with pytest.raises(InputError, match=r"the images have several sizes \(data.size is native\), and here they must"):
         dataset.fetch(torch.arange(len(dataset)))
 
 
@@ -129,11 +130,12 @@ def test_an_unreadable_image_is_replaced_by_one_of_its_size(folder: Path) -> Non
     file = folder / "b" / "05.png"  # 20x12
     file.write_bytes(file.read_bytes()[:45])
     dataset = open_dataset(str(folder), Preparation(size="native", pixels=256, multiple=4, max_skipped=0.5))
-    assert isinstance(dataset, Images) and dataset.buckets is not None
+    assert isinstance(dataset, Images)
     broken = next(i for i in range(12) if dataset.source.name(i).endswith("05.png"))
     batch = dataset.fetch(torch.tensor([broken]))
     assert batch.x.shape[2:] == (20, 12)
-    assert batch.index is not None and batch.index[0] != broken
+    assert batch.index is not None
+    assert batch.index[0] != broken
 
 
 def test_a_tar_shard_has_sizes_too(folder: Path, tmp_path: Path) -> None:

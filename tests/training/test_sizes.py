@@ -100,11 +100,11 @@ def test_an_evaluation_needs_a_size(run: tuple[Path, str]) -> None:
     )
     with pytest.raises(InputError, match=line):
         open_source(str(run[0]), settings, torch.device("cpu"), QUIET)
-    sized = SampleSource(count=4, steps=1, sampler="euler", size="20x12")
-    samples, protocol, preparation = open_source(str(run[0]), sized, torch.device("cpu"), QUIET)
+    samples, protocol, preparation = open_source(str(run[0]), settings, torch.device("cpu"), QUIET, "20x12")
     assert samples.fetch(torch.arange(2)).x.shape == (2, 1, 20, 12)
     assert protocol["size"] == [20, 12]
-    assert preparation is not None and (preparation.size, preparation.pixels) == ("20x12", None)
+    assert preparation is not None
+    assert (preparation.size, preparation.pixels) == ("20x12", None)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

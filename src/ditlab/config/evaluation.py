@@ -46,8 +46,6 @@ class SampleSet:
     """Seed of the image set; another seed gives other images."""
     count: Whole = setting(50_000, at_least=1)
     """Number of images to generate."""
-    size: str = ""
-    """Side, or HEIGHTxWIDTH, of the generated images (default: the size of the model)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network. bfloat16 is faster, and its scores differ from those of float32."""
     batch_size: Whole = setting(64, at_least=1)
@@ -110,6 +108,9 @@ class Copying(FeatureOptions, SampleSource):
 @dataclass(frozen=True)
 class Evaluation(Expectation, Scoring, SampleSource):
     """Everything that a score depends on; a sampling setting that is None is the model's default."""
+
+    size: str = ""
+    """Side, or HEIGHTxWIDTH, of the generated images (default: the size of the model)."""
 
     def keys(self) -> dict[str, Any]:
         """The settings under the names of version 0.1, which are part of the hash of a protocol."""

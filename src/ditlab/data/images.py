@@ -90,9 +90,7 @@ class Images(Dataset):
         self.without_header = found.broken
         self.size, self.channels = preprocess.size or found.size, found.channels(preprocess.channels)
         self.kept = KeptSizes(None if native is None else Buckets.nearest(found.sizes, native), len(source))
-        if self.kept.buckets is not None:
-            self.buckets = self.kept.buckets.mirrored() if self.flip else self.kept.buckets
-            self.size = self.buckets.sizes[self.buckets.frequent]
+        self._divide(self.kept.buckets)
         self.pages = preprocess.channels or 1
         self.preprocess = replace(preprocess, channels=self.channels)
         self.values = find_values(found.dtype, self.channels, range, show, lambda: self._numbers(found.dtype))
@@ -107,6 +105,12 @@ class Images(Dataset):
                 else summary(self.values, len(sampled(len(source))), len(source))
             )
         self.reading = replace(source.reading, notes=notes)
+
+    def _divide(self, buckets: Buckets | None) -> None:
+        """Give the images and their mirrored copies the sizes of their buckets, if there are several."""
+        if buckets is not None:
+            self.buckets = buckets.mirrored() if self.flip else buckets
+            self.size = buckets.sizes[buckets.frequent]
 
     def _recorded(self) -> dict[str, Any]:
         """How the images are converted, for the files of what is made of them."""
