@@ -50,6 +50,23 @@ NOTHING = "holds no settings of ditlab; give a PNG file that no other program ha
 OPTIONS = ("--labels", 1, "--seeds", 4, "--steps", 3)
 
 
+def test_another_size_is_generated_said_and_repeated(ditlab, sample, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = ditlab("sample", model, *OPTIONS, "--size", "16x8", "--out", "a").err
+    assert "size 16x8 (shifts the schedule by 1.41)" in said
+    (file,) = (path for path in (tmp_path / "a").glob("*.png") if path.name != "grid.png")
+    with Image.open(file) as image:
+        assert image.size == (8, 16)
+    assert settings_of(file)["size"] == "8x16"
+    (again,) = sample("--like", file)
+    assert same_pixels(file, again)
+    (square,) = sample("--like", file, "--size", 12)
+    with Image.open(square) as image:
+        assert image.size == (12, 12)
+    with pytest.raises(InputError, match="size 15x8; sides must be multiples of 2: give 16x8, the nearest one"):
+        library.load(model)(1, size=(15, 8))
+
+
 class TestFolders:
     def test_without_out_each_call_has_a_folder_with_the_next_number(self, ditlab, sample, model, tmp_path):
         for folder in ("samples", "samples-2", "samples-3"):

@@ -74,6 +74,11 @@ def test_an_image_to_start_from_gets_the_size(pipe: Pipeline) -> None:
     start = Image.new("L", (20, 30), 128)
     (image,) = pipe(0, seeds=0, image=start, strength=0.5, size=(12, 8), steps=4, sampler="euler").images
     assert image.size == (8, 12)
+    prepared = pipe.original(start, size=(12, 8))
+    (step,) = pipe.steps(0, original=prepared, steps=1, sampler="euler")
+    assert step.x.shape[2:] == (12, 8)
+    with pytest.raises(InputError, match="size 8x8, but the image to start from was prepared for another; give the sa"):
+        pipe.resolve(original=prepared, size=(8, 8))
 
 
 def test_generated_images_are_a_data_set_of_the_size(pipe: Pipeline) -> None:

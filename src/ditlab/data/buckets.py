@@ -123,8 +123,11 @@ class Buckets:
     @staticmethod
     def alike(buckets: "Buckets | None", i: int, count: int) -> Iterator[int]:
         """Yield the images of the size of image i, beginning with it, of `count` images in all."""
-        images = range(count) if buckets is None else buckets.members[int(buckets.of[i])]
-        first = i if buckets is None else int(torch.searchsorted(images, i))
+        if buckets is None:
+            yield from ((i + step) % count for step in range(count))
+            return
+        images = buckets.members[int(buckets.of[i])]
+        first = int(torch.searchsorted(images, i))
         for step in range(len(images)):
             yield int(images[(first + step) % len(images)])
 

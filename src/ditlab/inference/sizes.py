@@ -9,12 +9,34 @@ from ditlab.config.values import whole
 from ditlab.core.device import free_memory, total_memory
 from ditlab.core.errors import InputError
 from ditlab.core.units import GIB, counted, sides_of
+from ditlab.inference.inpaint import Original
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
 
 SIZES = "sizes"  # key of the config: the sizes of the training images, if there are several, with their counts
 VALUES = 12  # values that a block holds for each channel of a token: four of the MLP twice, q, k, v, and the tokens
+
+
+def plan_size(pipe: "BasePipeline", size: Any, original: Original | None) -> tuple[int, ...]:
+    """The size of the network's input for images of a size that may start from others.
+
+    Args:
+        pipe: the model.
+        size: as for `input_size`; None is the size of the images to start from, if there are some.
+        original: the images to start from.
+
+    Raises:
+        InputError: the model cannot generate images of this size, or the images to start from have another one.
+    """
+    if original is None:
+        return input_size(pipe, size)
+    prepared = tuple(original.x0.shape[2:])
+    if size is not None and input_size(pipe, size) != prepared:
+        raise InputError(
+            f"size {sides_of(size)}, but the image to start from was prepared for another; give the same size to both"
+        )
+    return prepared
 
 
 def input_size(pipe: "BasePipeline", size: Any) -> tuple[int, ...]:
