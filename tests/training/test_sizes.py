@@ -90,6 +90,8 @@ def test_the_model_knows_its_sizes_and_generates_others(run: tuple[Path, str]) -
     assert trained_sizes(pipe) == [(16, 16), (20, 12), (8, 32)]
     assert pipe([0], seeds=[0]).images[0].size == (16, 16)
     assert pipe([0], seeds=[0], size=(24, 8)).images[0].size == (8, 24)
+    assert pipe.resolve(size=(20, 12)).size_shift == 1.0  # a size of the training, whose pixels differ a little
+    assert pipe.resolve(size=(24, 8)).size_shift == (12 / 16) ** 0.5
 
 
 def test_an_evaluation_needs_a_size(run: tuple[Path, str]) -> None:

@@ -13,18 +13,20 @@ ONE_VALUE = "condition_grid has a value for each position"
 
 
 def check_divisible(size: Sequence[int], multiples: Sequence[int]) -> None:
-    """Check that a size can be divided into the tokens of a network.
+    """Check that a size can be divided into the tokens of a network; one frame always can.
 
     Args:
-        size: the sides.
-        multiples: what each side must be divisible by.
+        size: (height, width), or (frames, height, width).
+        multiples: what each of them must be divisible by.
 
     Raises:
         InputError: it cannot; the message has the nearest size that can.
     """
-    if min(size) > 0 and all(side % multiple == 0 for side, multiple in zip(size, multiples, strict=True)):
+    image = len(size) == 3 and size[0] == 1
+    steps = [1, *multiples[1:]] if image else multiples
+    if min(size) > 0 and all(side % step == 0 for side, step in zip(size, steps, strict=True)):
         return
-    near = [max(1, round(side / multiple)) * multiple for side, multiple in zip(size, multiples, strict=True)]
+    near = [max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True)]
     units = f"multiples of {multiples[-1]}" if len(set(multiples)) == 1 else f"multiples of {sides_of(multiples)}"
     raise InputError(f"size {sides_of(size)}; sides must be {units}: give {sides_of(near)}, the nearest one")
 

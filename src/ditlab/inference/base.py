@@ -33,7 +33,7 @@ from ditlab.inference.output import TYPES, Output, make_output
 from ditlab.inference.plan import Plan, check_channels, resolve
 from ditlab.inference.prompts import negative_text
 from ditlab.inference.records import describe
-from ditlab.inference.sizes import check_room, input_size, plan_size
+from ditlab.inference.sizes import check_room, input_size, plan_size, size_shift
 from ditlab.inference.steps import evaluated
 from ditlab.report.sheets import to_pil
 
@@ -132,10 +132,10 @@ class BasePipeline:
         if GUIDANCE_ORIGIN in self.model.config and {"guidance", "guidance_scale"} & options.keys():
             defaults = replace(defaults, guidance_channels=None)  # the script's channels belong to the script's scale
         check_channels(options.get("guidance_channels"), self.net.channels)
-        sides, own = plan_size(self, size, original), self.net.tokens_at(self.net.size)
-        tokens = self.net.tokens_at(sides)
+        sides = plan_size(self, size, original)
+        tokens, shift = self.net.tokens_at(sides), size_shift(self, sides)
         plan = resolve(
-            options, self.objective, tokens=tokens, size_shift=(tokens / own) ** 0.5, defaults=defaults,
+            options, self.objective, tokens=tokens, size_shift=shift, defaults=defaults,
             conditional=conditional, original=original,
         )  # fmt: skip
         if plan.skip is not None:

@@ -75,6 +75,14 @@ def trained_sizes(pipe: "BasePipeline") -> list[tuple[int, ...]]:
     return [parse_sides(size) for size in sorted(counts, key=lambda size: -counts[size])]
 
 
+def size_shift(pipe: "BasePipeline", size: tuple[int, ...]) -> float:
+    """The shift of the schedule for a size of the network's input; 1 for sizes that the model was trained on."""
+    stride = pipe.autoencoder.stride
+    if (*size[:-2], *(side * stride for side in size[-2:])) in trained_sizes(pipe):
+        return 1.0
+    return (pipe.net.tokens_at(size) / pipe.net.tokens_at(pipe.net.size)) ** 0.5
+
+
 def check_room(pipe: "BasePipeline", size: Sequence[int], images: int) -> None:
     """Check, before a network call, that larger images than those of the model fit into memory.
 
