@@ -4,11 +4,13 @@
 
 A digit lies anywhere on its canvas. It is found as the brightest window of 8x8 pixels; of windows that are nearly as
 bright, the one that the digit classifier is surest of. Real held-out digits on the same canvas are found in the same
-way, and give the accuracy and the Frechet distance (FD) that are possible.
+way, and give the accuracy and the Frechet distance (FD) that are possible. Sizes that the training did not see are also
+generated without the shift of the schedule.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import ditlab
+from ditlab.config.reader import parse_sides
 from ditlab.data.builtin.digits_on_canvas import CANVASES, DigitsOnCanvas
 from ditlab.evaluation.features.digits import digit_classifier
 from ditlab.evaluation.metrics import frechet_distance
@@ -48,7 +51,7 @@ def real(size: tuple[int, int], *, held_out: bool, count: int) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def row(pipe: Pipeline, size: tuple[int, int], count: int, **options: float) -> list[str]:
+def row(pipe: Pipeline, size: tuple[int, int], count: int, options: dict[str, Any]) -> list[str]:
     """The scores at a size."""
     net, labels = digit_classifier(), [i % 10 for i in range(count)]
     generated = pipe(labels, seeds=range(count), size=size, output_type="pt", **options).images.mul(255).round().byte()
@@ -75,19 +78,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--count", type=int, default=300, help="images of each size")
+    parser.add_argument("--sizes", nargs="+", help="sizes, such as 24x16 (default: all)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
     parser.add_argument("--sheet", type=Path, help="PNG file with images of each size")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pipe = ditlab.load(arguments.run, device="cpu")
     table = Table("size", "seen", "shift", "accuracy", "real", "FD", "real-vs-real FD", "outside", "real")
-    for size in track((*CANVASES, *UNSEEN)):
-        table.add_row(*row(pipe, size, arguments.count))
+    options = {} if arguments.guidance is None else {"guidance": arguments.guidance}
+    unshifted = options | {"schedule": "shifted", "shift": 1.0}
+    for size in track((*CANVASES, *UNSEEN) if arguments.sizes is None else map(parse_sides, arguments.sizes)):
+        table.add_row(*row(pipe, size, arguments.count, options))
+        if size in UNSEEN:
+            table.add_row(*row(pipe, size, arguments.count, unshifted))
     Console(width=120).print(table)
     if arguments.sheet:
         from ditlab.report.sheets import contact_sheet, side_by_side
 
         sizes = (*CANVASES, *UNSEEN)
-        images = [pipe(range(10), seeds=range(10), size=size).images for size in sizes]
+        images = [pipe(range(10), seeds=range(10), size=size, **options).images for size in sizes]
         sheets = [contact_sheet([row[:5], row[5:]]) for row in images]
         side_by_side(sheets, ["x".join(map(str, size)) for size in sizes]).save(arguments.sheet)
 
