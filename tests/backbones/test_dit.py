@@ -179,8 +179,8 @@ def test_mistakes_name_value_and_remedy(name, options, words):
 
 def test_wrong_input_size_is_rejected():
     net = create("DiT-S/2", size=4, channels=3, width=32, depth=1, heads=2)
-    with pytest.raises(InputError, match="input of 3x8x8 for a network made for 3x4x4"):
-        net(torch.randn(1, 3, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(InputError, match="input of 1x8x8 for a network made for 3x4x4"):
+        net(torch.randn(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))
 
 
 def test_config_creates_the_same_network_again():

@@ -70,8 +70,12 @@ def test_other_sizes_take_the_center_of_the_table():
     assert torch.equal(net.positions(3, 4), table[2:5, 2:6].flatten(0, 1)[None])
     _, t, text = net.example(2, torch.Generator().manual_seed(0))
     assert net(torch.randn(2, 4, 6, 16), t, text).shape == (2, 4, 6, 16)
-    for shape in ((4, 18, 8), (4, 7, 8), (3, 8, 8)):
-        with pytest.raises(InputError, match=r"takes 4 channels, and sides up to 16 that are multiples of 2"):
+    for shape, line in (
+        ((4, 18, 8), "size 18x8; this network has positions for sides up to 16"),
+        ((4, 7, 8), "size 7x8; sides must be multiples of 2: give 8x8, the nearest one"),
+        ((3, 8, 8), "input of 3x8x8 for a network made for 4x8x8"),
+    ):
+        with pytest.raises(InputError, match=line):
             net(torch.randn(2, *shape), t, text)
 
 

@@ -50,6 +50,23 @@ NOTHING = "holds no settings of ditlab; give a PNG file that no other program ha
 OPTIONS = ("--labels", 1, "--seeds", 4, "--steps", 3)
 
 
+def test_another_size_is_generated_said_and_repeated(ditlab, sample, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = ditlab("sample", model, *OPTIONS, "--size", "16x8", "--out", "a").err
+    assert "size 16x8 (shifts the schedule by 1.41)" in said
+    (file,) = (path for path in (tmp_path / "a").glob("*.png") if path.name != "grid.png")
+    with Image.open(file) as image:
+        assert image.size == (8, 16)
+    assert settings_of(file)["size"] == "8x16"
+    (again,) = sample("--like", file)
+    assert same_pixels(file, again)
+    (square,) = sample("--like", file, "--size", 12)
+    with Image.open(square) as image:
+        assert image.size == (12, 12)
+    with pytest.raises(InputError, match="size 15x8; sides must be multiples of 2: give 16x8, the nearest one"):
+        library.load(model)(1, size=(15, 8))
+
+
 class TestFolders:
     def test_without_out_each_call_has_a_folder_with_the_next_number(self, ditlab, sample, model, tmp_path):
         for folder in ("samples", "samples-2", "samples-3"):
@@ -231,7 +248,7 @@ class TestLike:
         objective = Objective(DDPM(), "eps", learn_variance=True)
         pipe = tiny_pipeline(channels=3, learn_variance=True, objective=objective)
         ditlab("convert", pipe.save(tmp_path / "ours"), tmp_path / "theirs.pt", "--to", "official")
-        (file,) = sample("theirs.pt", "--heads", 2, "--size", 8, *OPTIONS)
+        (file,) = sample("theirs.pt", "--heads", 2, "--latent-size", 8, *OPTIONS)
         assert settings_of(file)["load_options"] == {"heads": 2, "size": [8, 8]}
         assert same_pixels(file, sample("--like", file)[0])
 
@@ -475,6 +492,6 @@ class TestPublishedGuidance:
         monkeypatch.chdir(tmp_path)
         pipe = tiny_pipeline(channels=3, learn_variance=True, objective=Objective(DDPM(), "eps", learn_variance=True))
         torch.save(dict(pipe.net.state_dict()), "dit.pt")
-        call = ("sample", "dit.pt", "--heads", 2, "--size", 8, "--classes", 3, *OPTIONS)
+        call = ("sample", "dit.pt", "--heads", 2, "--latent-size", 8, "--classes", 3, *OPTIONS)
         assert ", guidance 4 (default of facebookresearch/DiT's sample.py), float32\n" in ditlab(*call).err
         assert ", guidance 2, float32\n" in ditlab(*call, "--guidance", 2).err

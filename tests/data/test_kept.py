@@ -34,11 +34,11 @@ def test_images_that_do_not_fit_are_read_again(images, monkeypatch):
     monkeypatch.setattr(kept, "free_memory", lambda device: 4 * 4 * 192 - 1)  # a quarter of it is too little by a byte
     dataset = open_dataset(str(images))
     dataset.fetch(torch.arange(4))
-    assert dataset.kept.arrays is None
+    assert dataset.kept.parts[0].arrays is None
     monkeypatch.setattr(kept, "free_memory", lambda device: 4 * 4 * 192)
     dataset = open_dataset(str(images))
     dataset.fetch(torch.arange(4))
-    assert dataset.kept.arrays.nbytes == 4 * 192
+    assert dataset.kept.parts[0].arrays.nbytes == 4 * 192
 
 
 def test_processes_share_the_memory(images, monkeypatch):
@@ -46,7 +46,7 @@ def test_processes_share_the_memory(images, monkeypatch):
     monkeypatch.setattr(kept, "process_place", lambda: (0, 2))
     dataset = open_dataset(str(images))
     dataset.fetch(torch.arange(4))
-    assert dataset.kept.arrays is None
+    assert dataset.kept.parts[0].arrays is None
 
 
 def test_a_batch_does_not_change_what_is_kept(images):

@@ -14,7 +14,7 @@ from ditlab.config.evaluation import Evaluation
 from ditlab.core.errors import InputError
 from ditlab.data.base import InMemory
 from ditlab.data.builtin.digits import digits, held_out_digits
-from ditlab.evaluation import frechet_distance
+from ditlab.evaluation import frechet_distance, generated
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import open_features
 from ditlab.evaluation.protocols import evaluate
@@ -175,7 +175,7 @@ class TestEvaluate:
     def test_in_bfloat16_it_is_that_of_the_prepared_pipeline(self, model, features):
         plain = evaluate(model, SETTINGS, QUIET)
         result = evaluate(model, replace(SETTINGS, precision="bfloat16"), QUIET)
-        drawn, _ = protocol.samples_of(load(model, device="cpu").prepared("bfloat16"), SETTINGS)
+        drawn, _ = generated.samples_of(load(model, device="cpu").prepared("bfloat16"), SETTINGS)
         made = features(drawn.fetch(torch.arange(100)).x).features.numpy()
         expected = frechet_distance(made, features(held_out_digits().images).features.numpy())
         assert result.metrics["fd_digits"] == pytest.approx(expected, rel=1e-5)
@@ -398,7 +398,7 @@ def test_a_pipeline_and_keywords_are_enough(model, tmp_path):
 
 def test_folders_of_results_keep_their_names():
     plan = tiny_pipeline().resolve(steps=2, guidance=1.5)
-    assert protocol.protocol_settings(plan) == {
+    assert generated.protocol_settings(plan) == {
         "num_inference_steps": 2, "sampler": "heun", "grid": "uniform", "guidance_scale": 1.5,
         "guidance_interval": [0.0, 1.0], "guidance_channels": None, "eta": None,
     }  # fmt: skip

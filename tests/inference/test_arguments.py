@@ -36,7 +36,7 @@ def test_arrays_without_axis_are_numbers(pipe, words):
         ({"guidance": 10**400}, f"guidance {10**400}; give a number"),
         ({"size": 5}, "size 5; give height and width, such as (8, 8)"),
         ({"size": "8x8"}, "size '8x8'; give height and width, such as (8, 8)"),
-        ({"size": (8, 4)}, "size 8x4; this model generates images of 8x8"),
+        ({"size": (8, 3)}, "size 8x3; sides must be multiples of 2: give 8x4, the nearest one"),
         ({"size": (8, 8.5)}, "size 8.5; give a whole number"),
         ({"preset": 5}, 'unknown preset "5"; choose from: draft, normal, best, reference, dit-published'),
         ({"preset": []}, 'unknown preset "[]"; choose from: draft, normal, best, reference, dit-published'),

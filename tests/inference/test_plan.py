@@ -56,7 +56,7 @@ def test_every_setting_has_one_name_and_accepted_aliases(pipe):
         ({"schedule": [1.0, 0.5, 0.5, 0.0]}, "must fall from at most 1 to 0"),
         ({"schedule": torch.tensor([1.0, 0.5])}, "must fall from at most 1 to 0"),
         ({"schedule": [1.0, 0.5, 0.0], "steps": 3}, "3 steps with a schedule of 2"),
-        ({"size": (16, 16)}, "size 16x16; this model generates images of 8x8"),
+        ({"size": (15, 16)}, "size 15x16; sides must be multiples of 2: give 16x16, the nearest one"),
         ({"mask": 1}, "need an image to start from"),
     ],
 )

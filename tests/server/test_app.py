@@ -150,7 +150,12 @@ class TestRejection:
             ({"model": "smal"}, 400, 'unknown model "smal"; did you mean "small"'),
             ({"n": 17}, 400, "17 images; give 1 to 16"),
             ({"steps": 501}, 400, "501 steps; give 1 to 500"),
-            ({"size": "16x16"}, 400, "size 16x16; this model generates 8x8"),
+            (
+                {"size": "15x16"},
+                400,
+                "size 15x16 (width x height): size 16x15; sides must be multiples of 2: give 16x16",
+            ),
+            ({"size": "512x512"}, 400, "size 512x512 has 65,536 tokens; give one of at most 16,384"),
             ({"sampler": "hune"}, 400, 'did you mean "heun"'),
             ({"schedule": "cosin"}, 400, 'unknown schedule "cosin"; did you mean "cosine"?'),
             ({"schedule": "/etc/passwd"}, 400, 'unknown schedule "/etc/passwd"'),

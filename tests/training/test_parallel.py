@@ -170,6 +170,20 @@ def test_two_processes_compute_what_one_does(recipe, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_batches_of_images_of_several_sizes(recipe, tmp_path, processes):
+    (tmp_path / "images").mkdir()
+    for i, (width, height) in enumerate([(16, 16)] * 40 + [(12, 20)] * 30 + [(20, 12)] * 9):
+        Image.effect_noise((width, height), 40 + i).save(tmp_path / "images" / f"{i:02d}.png")
+    data = f'source = "{tmp_path / "images"}"\nsize = "native"\npixels = 256\nmultiple = 4'
+    recipe.write_text(RECIPE.replace('source = "digits"', data))
+    alone(recipe, tmp_path / "one")
+    code, reported = launch(processes, recipe, tmp_path / "several")
+    assert code == 0, reported
+    assert_same_run(tmp_path / "one", tmp_path / "several")
+
+
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_with_another_number_of_processes(recipe, tmp_path):
     alone(recipe, tmp_path / "one")
     code, reported = launch(2, recipe, tmp_path / "run", "--train.images=128", "--parallel.shard=full")

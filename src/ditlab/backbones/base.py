@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ditlab.backbones.any_size import AnySize
 from ditlab.backbones.layers import LinearGELU
 from ditlab.backbones.published import IMAGENET, PublishedForm
 from ditlab.backbones.text import TextShape
@@ -45,7 +46,7 @@ class ParameterGroup(NamedTuple):
     muon: bool  # whether Muon may update them; AdamW updates all others
 
 
-class Backbone(PublishedForm, nn.Module, ABC):
+class Backbone(PublishedForm, AnySize, nn.Module, ABC):
     """A denoising network: x (B, *shape), timestep (B,), condition (B rows) -> (B, C or 2 C, *size).
 
     Args:
@@ -308,16 +309,6 @@ class Backbone(PublishedForm, nn.Module, ABC):
         """Return a network with some modules replaced, which shares all other weights with this one."""
         return with_modules(self, parts, shared=chain(self.parameters(), self.buffers()))
 
-    def check_input(self, x: Tensor) -> None:
-        """Check that an input has the shape of the network.
-
-        Raises:
-            InputError: another shape.
-        """
-        if x.shape[1:] != self.shape:
-            received, expected = ("x".join(map(str, shape)) for shape in (x.shape[1:], self.shape))
-            raise InputError(f"input of {received} for a network made for {expected}")
-
     def labels(self, condition: Condition | Tensor) -> Tensor:
         """Return the class labels (B,) long of a condition, for families that are class-conditional only.
 
@@ -343,18 +334,21 @@ class Backbone(PublishedForm, nn.Module, ABC):
             raise InputError("a condition with labels for a network that reads text; give tokens")
         return condition
 
-    def example(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Condition]:
+    def example(
+        self, batch: int, generator: torch.Generator | None = None, size: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor, Condition]:
         """Make inputs for a trial call, on the network's device.
 
         Args:
             batch: number of rows.
             generator: CPU generator for random x; timesteps and conditions then differ, starting with the null
                 condition. None is x = 0 and the null condition in every row.
+            size: size of x; empty is the size of the network.
 
         Returns:
-            x (B, *shape) float32, timestep (B,) in 0..1, or (B, 1 + n) with n further inputs, condition (B rows).
+            x (B, C, *size) float32, timestep (B,) in 0..1, or (B, 1 + n) with n further inputs, condition (B rows).
         """
-        x = torch.zeros(batch, *self.shape, device=self.device)
+        x = torch.zeros(batch, self.channels, *(size or self.size), device=self.device)
         timestep = torch.full((batch,), 0.5, device=self.device)
         label = torch.full((batch,), self.classes, dtype=torch.long, device=self.device)
         if generator is not None:

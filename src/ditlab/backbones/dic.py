@@ -123,6 +123,14 @@ class DiC(LevelNetwork):
         return {keys[key].replace(".conv.adaLN_modulation.", ".conv.affine."): value for key, value in tensors.items()}
 
     @property
+    def one_size(self) -> str:
+        return ""
+
+    @property
+    def side_multiples(self) -> tuple[int, ...]:
+        return (2 ** (len(self.widths) - 1),) * 2
+
+    @property
     def tokens(self) -> int:
         return self.size[0] * self.size[1]
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones import dimsum_published
+from ditlab.backbones.any_size import LEARNED
 from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.dit_blocks import AdaLNZeroBlock, FinalLayer, Style
 from ditlab.backbones.layers import (
@@ -138,6 +139,10 @@ class DiMSUM(Backbone):
     @classmethod
     def to_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return dimsum_published.to_published(tensors)
+
+    @property
+    def one_size(self) -> str:
+        return LEARNED
 
     @property
     def tokens(self) -> int:

@@ -14,19 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditlab.backbones.any_size import ONE_VALUE
 from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.dit_blocks import BLOCKS, FinalLayer, Style, projector
 from ditlab.backbones.layers import (
     LabelEmbedder,
     PatchEmbed,
     TimestepEmbedder,
+    Where,
     check_positive,
     initialize_linears,
     last_linear,
     set_to_zero,
     unpatchify,
 )
-from ditlab.backbones.positions import rotations, sincos_positions
+from ditlab.backbones.positions import rotations, sincos_positions, table_of
 from ditlab.backbones.published import count_of
 from ditlab.backbones.routing import PUBLISHED_DEPTHS, check_exits, depth_at, record, routed, through
 from ditlab.backbones.text import Context, TextEmbedder, joined, text_shape
@@ -139,6 +141,7 @@ class DiT(Backbone):
         tokens = height // patch * (breadth // patch)
         grid = nn.Sequential(nn.SiLU(), nn.Linear(width, tokens * width)) if condition_grid else None
         self.grid_modulation = grid
+        self.rope, self.head_width = rope, width // heads
         if projectors:
             inner, *out = projectors
             self.projectors = nn.ModuleList([projector(width, inner, features) for features in out])
@@ -203,6 +206,10 @@ class DiT(Backbone):
         return lookup(BLOCKS, condition, "condition")
 
     @property
+    def one_size(self) -> str:
+        return "" if self.grid_modulation is None else ONE_VALUE
+
+    @property
     def tokens(self) -> int:
         return self.pos_embed.shape[1] + self.joined
 
@@ -263,15 +270,15 @@ class DiT(Backbone):
         """Images (B, C, H, W), timestep (B,) in 0..999 for DiT, labels (B,) or text -> (B, out_channels, H, W)."""
         t = self.t_embedder(timestep)  # (B, D)
         c, vector = self.embedded(t, condition)  # (B, D) or (B, 2, D)
-        self.check_input(x)
-        h, w = self.grid
+        h, w = self.grid_of_input(x)
+        positions, grid = self.positions(h, w)
         # fmt: off
-        x = self.x_embedder(x.to(self.dtype)) + self.pos_embed             # (B, N, D)   N = h w
+        x = self.x_embedder(x.to(self.dtype)) + positions                  # (B, N, D)   N = h w
         if self.grid_modulation is not None:
             x = x + self.grid_modulation(vector).unflatten(1, (h * w, -1))
         if self.joined:
             x, c = joined(x, c)                                            # (B, N + 2, D)
-        x = self.through_blocks(x, c, t, timestep, trace)                  # (B, N, D)
+        x = self.through_blocks(x, c, t, timestep, trace, grid)            # (B, N, D)
         x = self.final_layer(x[:, : h * w], c)                             # (B, N, p p C)
         record(trace, len(self.blocks), x)
         return unpatchify(x, h, w, self.patch)                             # (B, C, H, W)
@@ -295,7 +302,19 @@ class DiT(Backbone):
         counts = mask.new_ones(mask.shape[0], 1), mask, mask.new_zeros(mask.shape[0], missing)
         return Context(tokens, torch.cat(counts, dim=1)), vector
 
-    def through_blocks(self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
+    def positions(self, h: int, w: int) -> tuple[Tensor, Where | None]:
+        """Return the positions (1, h w, D) of a grid, and the rotary ones if it is not the grid of the network."""
+        if (h, w) == self.grid:
+            return self.pos_embed, None
+        device, width = self.pos_embed.device, self.pos_embed.shape[-1]
+        table = table_of(sincos_positions, device, h, w, width).to(self.pos_embed.dtype)
+        if not self.rope:
+            return table, None
+        return table, Where(table_of(self.rotation, device, h, w, self.head_width, self.joined))
+
+    def through_blocks(
+        self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None, grid: Where | None = None
+    ) -> Tensor:
         """Pass tokens (B, N, D) through all blocks; feature caching skips those in `inner`.
 
         Args:
@@ -304,18 +323,19 @@ class DiT(Backbone):
             t: embedding of the timestep (B, D).
             timestep: timestep input (B,).
             trace: as in `forward`.
+            grid: the rotary positions of a grid that the network was not made for.
         """
-        return self.inner(x, c, t, timestep, trace)
+        return self.inner(x, c, t, timestep, trace, grid)
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, N, D) through all blocks, or up to the early exit of each image."""
-        c, _, timestep, trace = context
+        c, _, timestep, trace, grid = context
         if self.exits and not timestep.is_meta:
-            return through(self.blocks, x, c, depth_at(timestep, self.exits, len(self.blocks)), trace)
+            return through(self.blocks, x, c, depth_at(timestep, self.exits, len(self.blocks)), trace, grid)
         if trace is not None and trace.kept is not None:
-            return routed(self.blocks, x, c, trace.kept, trace)
+            return routed(self.blocks, x, c, trace.kept, trace, grid)
         for i, block in enumerate(self.blocks):
-            x = block(x, c)  # (B, N, D)
+            x = block(x, c) if grid is None else block(x, c, grid)  # (B, N, D)
             record(trace, i, x)
         return x
 

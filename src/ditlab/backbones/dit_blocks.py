@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.backbones.layers import Attention, CrossAttention, Mlp, SwiGLU, modulate, norm
+from ditlab.backbones.layers import Attention, CrossAttention, Mlp, SwiGLU, Where, modulate, norm, present
 from ditlab.backbones.text import Context
 
 
@@ -43,7 +43,7 @@ class AdaLNZeroBlock(nn.Module):
         self.attn, self.mlp = style.attention(), style.mlp()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(style.width, 6 * style.width))
 
-    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, where: Tensor | Where | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
         x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a), where))
         return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
@@ -58,7 +58,7 @@ class AdaLNBlock(nn.Module):
         self.attn, self.mlp = style.attention(), style.mlp()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(style.width, 4 * style.width))
 
-    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, where: Tensor | Where | None = None) -> Tensor:
         shift_a, scale_a, shift_m, scale_m = self.adaLN_modulation(c).chunk(4, dim=1)  # (B, D) each
         x = x + self.attn(modulate(self.norm1(x), shift_a, scale_a), where)
         return x + self.mlp(modulate(self.norm2(x), shift_m, scale_m))
@@ -73,7 +73,7 @@ class CrossAttentionBlock(nn.Module):
         self.attn, self.mlp = style.attention(), style.mlp()
         self.cross = CrossAttention(style.width, style.heads, style.qk_norm)
 
-    def forward(self, x: Tensor, c: Tensor | Context, where: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor | Context, where: Tensor | Where | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), where)
         x = x + self.cross(self.norm2(x), *(c if isinstance(c, Context) else (c,)))
         return x + self.mlp(self.norm3(x))
@@ -87,8 +87,8 @@ class InContextBlock(nn.Module):
         self.norm1, self.norm2 = style.norm(affine=True), style.norm(affine=True)
         self.attn, self.mlp = style.attention(), style.mlp()
 
-    def forward(self, x: Tensor, c: Tensor | Context, where: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), where, c.keys_at(where) if isinstance(c, Context) else None)
+    def forward(self, x: Tensor, c: Tensor | Context, where: Tensor | Where | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), where, c.keys_at(present(where)) if isinstance(c, Context) else None)
         return x + self.mlp(self.norm2(x))
 
 

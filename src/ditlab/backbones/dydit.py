@@ -88,6 +88,10 @@ class DyDiT(DiT):
         return DynamicBlock
 
     @property
+    def one_size(self) -> str:
+        return "its budget is counted for one number of tokens"
+
+    @property
     def dynamic(self) -> "list[DynamicBlock]":
         """The blocks."""
         return [block for block in self.blocks if isinstance(block, DynamicBlock)]
@@ -134,7 +138,7 @@ class DyDiT(DiT):
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, N, D) through all blocks."""
-        c, t, timestep, trace = context
+        c, t, timestep, trace, _ = context
         if isinstance(trace, Complete):
             for block in self.blocks:
                 x = block(x, c)  # (B, N, D)

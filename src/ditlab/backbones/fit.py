@@ -135,6 +135,10 @@ class FiT(Backbone):
         return tensors | changed
 
     @property
+    def one_size(self) -> str:
+        return ""
+
+    @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
@@ -170,8 +174,7 @@ class FiT(Backbone):
     ) -> Tensor:
         """Images (B, C, H, W), timestep (B,) in 0..999 for FiT and 0..1 for FiTv2, labels (B,) -> (B, C', H, W)."""
         y = self.labels(condition)
-        self.check_input(x)
-        h, w = self.grid
+        h, w = self.grid_of_input(x)
         place = torch.arange(h * w, device=x.device)
         where = torch.stack([place // w, place % w])  # (2, N): row and column
         x = self.through(self.x_embedder(x.to(self.dtype)), timestep, y, where, None, trace)
@@ -274,9 +277,21 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = (F.layer_norm(part, part.shape[-1:], eps=1e-6) for part in (q, k))
         q, k = rotated(q, table.to(q.dtype)), rotated(k, table.to(k.dtype))
-        masked = None if mask is None else mask[:, None, None]
-        x = attend(q, k, v) if masked is None else F.scaled_dot_product_attention(q, k, v, attn_mask=masked)
+        x = attend(q, k, v) if mask is None else attend_within(q, k, v, mask)
         return self.proj(x.transpose(1, 2).flatten(2))
+
+
+def attend_within(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Compute the attention (B, heads, N, d) of padded sequences, of which `mask` (B, N) is true for patches.
+
+    On a CPU the images are computed one after the other without their padding. The result for padding is zero there.
+    """
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+    out = torch.zeros_like(q)
+    for i, patches in enumerate(mask):
+        out[i, :, patches] = attend(*(part[i : i + 1, :, patches] for part in (q, k, v)))[0]
+    return out
 
 
 class GatedMlp(nn.Module):

@@ -20,13 +20,14 @@ from ditlab.backbones.layers import (
     CrossAttention,
     LabelEmbedder,
     TimestepEmbedder,
+    Where,
     check_positive,
     initialize_linears,
     last_linear,
     modulate,
     set_to_zero,
 )
-from ditlab.backbones.positions import rotations, sincos_positions
+from ditlab.backbones.positions import rotations, sincos_positions, table_of
 from ditlab.backbones.routing import Level, number, record
 from ditlab.backbones.text import Context, TextEmbedder, TextShape, WordImages, text_shape
 from ditlab.core.errors import InputError
@@ -89,7 +90,7 @@ class Hourglass(Backbone):
             classes, length=text_length, width=text_width, vocabulary=vocabulary, pooled=pooled_width
         )
         check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
-        self.patch, self.outer_patch = patch * 2 ** len(outer), patch
+        self.patch, self.outer_patch, self.heads = patch * 2 ** len(outer), patch, heads
         self.check_sizes(width, heads, outer, outer_depth, outer_grids)
         check_word_images(word_images, self.text)
         h, w = self.grid
@@ -163,6 +164,19 @@ class Hourglass(Backbone):
         }
 
     @property
+    def one_size(self) -> str:
+        grids = any(name.endswith(("grid_modulation", "word_images")) for name, _ in self.named_modules())
+        return "condition_grid, outer_grids or word_images have a value for each position" if grids else ""
+
+    def positions(self, h: int, w: int) -> tuple[Tensor, Where | None]:
+        """Return the positions (1, h w, D) of a grid, and the rotary ones if it is not the grid of the network."""
+        if (h, w) == self.grid:
+            return self.pos_embed, None
+        width, device = self.pos_embed.shape[-1], self.pos_embed.device
+        where = Where(table_of(rotations, device, h, w, width // self.heads))
+        return table_of(sincos_positions, device, h, w, width), where
+
+    @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
@@ -203,14 +217,14 @@ class Hourglass(Backbone):
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
     ) -> Tensor:
         """Images (B, C, H, W), timestep (B,), labels (B,) or text -> (B, out_channels, H, W)."""
-        self.check_input(x)
+        grid = self.grid_of_input(x)
         # fmt: off
         c, words = self.embedded(timestep, condition)                    # (B, D)
         x = F.pixel_unshuffle(x.to(self.dtype), self.outer_patch)        # (B, p p C, H / p, W / p)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))   # (B, D0, H / p, W / p)
         if self.word_images is not None:
             x = x + self.word_stem(self.word_images(self.texts(condition)))  # (B, C', H / p, W / p) of the words
-        x = self.inner(x, c, words, trace)
+        x = self.inner(x, c, words, trace, grid)
         x = self.head(normalized(x, self.final_modulation(c)))           # (B, p p C, H / p, W / p)
         return depth_to_space(x, self.outer_patch)                       # (B, C, H, W)
         # fmt: on
@@ -224,16 +238,20 @@ class Hourglass(Backbone):
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Compute all levels; feature caching skips them."""
-        c, words, trace = context
+        c, words, trace, grid = context
+        positions, where = self.positions(*grid)
         skips = []
         for encoder in self.encoders:
             x, skip = encoder(x, c, trace)
             skips.append(skip)
-        x = x + self.pos_embed.to(x.dtype).view(1, *self.grid, -1).permute(0, 3, 1, 2)
+        x = x + positions.to(x.dtype).view(1, *grid, -1).permute(0, 3, 1, 2)
         if self.grid_modulation is not None:
             x = x + self.grid_modulation(c).view(x.shape[0], *self.grid, -1).permute(0, 3, 1, 2)
         for i, block in enumerate(self.blocks, start=self.blocks.first):
-            x = block(x, c, words) if isinstance(block, TextBlock) else block(x, c)  # (B, D, h, w)
+            if isinstance(block, ConvBlock):
+                x = block(x, c)  # (B, D, h, w)
+            else:
+                x = block(x, c, where) if words is None else block(x, c, words, where)
             record(trace, i, x)
         for decoder in self.decoders:
             x = decoder(x, skips.pop(), c, trace)
@@ -276,7 +294,7 @@ class ConvBlock(nn.Module):
 class TokenBlock(AdaLNZeroBlock):
     """A block of DiT on the positions of a grid (B, D, h, w)."""
 
-    def forward(self, x: Tensor, c: Tensor, where: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, where: Tensor | Where | None = None) -> Tensor:
         tokens = super().forward(x.permute(0, 2, 3, 1).flatten(1, 2), c, where)  # (B, h w, D)
         return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
@@ -291,10 +309,11 @@ class TextBlock(nn.Module):
         self.words = CrossAttention(style.width, style.heads, qk_norm=True)
         self.adaLN_modulation = modulation(style.width, 6 * style.width)
 
-    def forward(self, x: Tensor, c: Tensor, words: Context) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, words: Context, where: Where | None = None) -> Tensor:
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h w, D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, D) each
-        tokens = torch.addcmul(tokens, gate_a[:, None], self.attn(modulate(self.norm1(tokens), shift_a, scale_a)))
+        mixed = self.attn(modulate(self.norm1(tokens), shift_a, scale_a), where)
+        tokens = torch.addcmul(tokens, gate_a[:, None], mixed)
         tokens = tokens + self.words(self.norm3(tokens), *words)
         tokens = torch.addcmul(tokens, gate_m[:, None], self.mlp(modulate(self.norm2(tokens), shift_m, scale_m)))
         return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)

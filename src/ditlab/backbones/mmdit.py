@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import mmdit_layouts
+from ditlab.backbones.any_size import ONE_VALUE
 from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.dit_blocks import FinalLayer, Style
 from ditlab.backbones.layers import (
@@ -25,7 +26,7 @@ from ditlab.backbones.layers import (
     unpatchify,
 )
 from ditlab.backbones.mmdit_blocks import Context, JointBlock
-from ditlab.backbones.positions import sincos_positions, sincos_table
+from ditlab.backbones.positions import sincos_positions, sincos_table, table_of
 from ditlab.backbones.routing import record, routed
 from ditlab.backbones.text import TextEmbedder, checked, text_shape
 from ditlab.core.errors import InputError
@@ -165,6 +166,14 @@ class MMDiT(Backbone):
             raise InputError("condition_grid is for one size, and position_side for several; leave one of them out")
 
     @property
+    def one_size(self) -> str:
+        return "" if self.grid_modulation is None else ONE_VALUE
+
+    @property
+    def longest_side(self) -> int | None:
+        return self.position_side * self.patch or None
+
+    @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1] + self.joined
 
@@ -200,27 +209,6 @@ class MMDiT(Backbone):
             self.text_embedder.initialize()
         set_to_zero([*(part.layer for part in self.modulations()), self.final_layer.linear])
 
-    def check_input(self, x: Tensor) -> None:
-        """Check that an input has the channels of the network, and a size for which it has positions.
-
-        Raises:
-            InputError: it does not.
-        """
-        if not self.position_side:
-            super().check_input(x)
-            return
-        most = self.position_side * self.patch
-        if len(x.shape) != 4 or x.shape[1] != self.channels or not all(self.fits(side) for side in x.shape[2:]):
-            received = "x".join(map(str, x.shape[1:]))
-            raise InputError(
-                f"input of {received}; this network takes {self.channels} channels, and sides up to {most} that are "
-                f"multiples of {self.patch}"
-            )
-
-    def fits(self, side: int) -> bool:
-        """Whether the network accepts images with a side of this length."""
-        return side % self.patch == 0 and 0 < side <= self.position_side * self.patch
-
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
     ) -> Tensor:
@@ -236,8 +224,7 @@ class MMDiT(Backbone):
         Raises:
             InputError: an input of another shape, or a condition without text.
         """
-        self.check_input(x)
-        h, w = (side // self.patch for side in x.shape[2:])
+        h, w = self.grid_of_input(x)
         # fmt: off
         text, mask, vector = self.embedded(condition)                      # (B, L, D), (B, L), (B, D)
         c = self.t_embedder(timestep) + vector                             # (B, D)
@@ -278,9 +265,12 @@ class MMDiT(Backbone):
         return self.context_embedder(tokens.to(self.dtype)), condition.mask, vector
 
     def positions(self, h: int, w: int) -> Tensor:
-        """Return the positions (1, h w, D) of a grid, from the center of the table."""
-        if not self.position_side:
+        """Return the positions (1, h w, D) of a grid, from the center of a table for several sizes if there is one."""
+        if not self.position_side and (h, w) == self.grid:
             return self.pos_embed
+        if not self.position_side:
+            table = table_of(sincos_positions, self.pos_embed.device, h, w, self.pos_embed.shape[-1])
+            return table.to(self.pos_embed.dtype)
         side = self.position_side
         top, left = (side - h) // 2, (side - w) // 2
         table = self.pos_embed.view(1, side, side, -1)

@@ -187,6 +187,14 @@ class PDETransformer(LevelNetwork):
         return {name(key): value for key, value in tensors.items()}
 
     @property
+    def one_size(self) -> str:
+        return ""
+
+    @property
+    def side_multiples(self) -> tuple[int, ...]:
+        return (self.patch * self.window * 2 ** (len(self.widths) - 1),) * 2
+
+    @property
     def tokens(self) -> int:
         return self.window**2
 
@@ -216,8 +224,7 @@ class PDETransformer(LevelNetwork):
     ) -> Tensor:
         """Fields (B, C, H, W), timestep (B,), labels (B,) -> (B, out_channels, H, W)."""
         y = self.labels(condition)
-        self.check_input(x)
-        h, w = self.grid
+        h, w = self.grid_of_input(x)
         # fmt: off
         c = [vector[:, None, None] for vector in self.conditioning(timestep, y)]  # (B, 1, 1, D) for each level
         x = skip = passed(self.encoders[0], self.x_embedder(x.to(self.dtype)), c[0], trace)  # (B, h, w, D)

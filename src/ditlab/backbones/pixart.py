@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import pixart_published
+from ditlab.backbones.any_size import ONE_VALUE
 from ditlab.backbones.base import Backbone, Embedders
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import (
@@ -27,7 +28,7 @@ from ditlab.backbones.layers import (
 )
 from ditlab.backbones.pixart_blocks import CaptionProjection, FinalLayer, Given, PixArtBlock, SizeEmbedder
 from ditlab.backbones.pixart_published import STRIDE, XL
-from ditlab.backbones.positions import sincos_positions
+from ditlab.backbones.positions import sincos_positions, table_of
 from ditlab.backbones.routing import record, routed
 from ditlab.backbones.text import Context, TextEmbedder, checked, text_shape
 from ditlab.core.errors import InputError
@@ -127,9 +128,8 @@ class PixArt(Backbone):
         self.csize_embedder = SizeEmbedder(width // 3) if resolution else None
         self.ar_embedder = SizeEmbedder(width // 3) if resolution else None
         h, w = self.grid
-        spacing = ((position_grid or h) / h / interpolation, (position_grid or w) / w / interpolation)
         self.pos_embed: Tensor
-        self.register_buffer("pos_embed", sincos_positions(h, w, width, spacing))
+        self.register_buffer("pos_embed", sincos_positions(h, w, width, self.spacing(h, w)))
         self.grid_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, h * w * width)) if condition_grid else None
         self.blocks = nn.ModuleList([PixArtBlock(width, heads) for _ in range(depth)])
         self.final_layer = FinalLayer(width, patch * patch * self.out_channels)
@@ -163,6 +163,22 @@ class PixArt(Backbone):
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Convert to the tensors and the config.json of diffusers' transformer; see `Backbone.to_diffusers`."""
         return pixart_published.to_diffusers(tensors, config)
+
+    @property
+    def one_size(self) -> str:
+        return "" if self.grid_modulation is None else ONE_VALUE
+
+    def spacing(self, h: int, w: int) -> tuple[float, float]:
+        """Return the distance of neighboring rows and columns of a grid, in the positions."""
+        rows, columns = self.position_grid or h, self.position_grid or w
+        return rows / h / self.interpolation, columns / w / self.interpolation
+
+    def positions(self, h: int, w: int) -> Tensor:
+        """Return the positions (1, h w, D) of a grid."""
+        if (h, w) == self.grid:
+            return self.pos_embed
+        width, device = self.pos_embed.shape[-1], self.pos_embed.device
+        return table_of(sincos_positions, device, h, w, width, self.spacing(h, w)).to(self.pos_embed.dtype)
 
     @property
     def tokens(self) -> int:
@@ -227,14 +243,13 @@ class PixArt(Backbone):
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
     ) -> Tensor:
         """Images (B, C, H, W), timestep (B,) in 0..999, text tokens or labels (B,) -> (B, out_channels, H, W)."""
-        self.check_input(x)
-        h, w = self.grid
+        h, w = self.grid_of_input(x)
         # fmt: off
         text, vector = self.embedded(condition)                            # (B, L, D), (B, D)
-        c = self.t_embedder(timestep) + self.sizes(condition, x.shape[0])      # (B, D)
+        c = self.t_embedder(timestep) + self.sizes(condition, x)               # (B, D)
         c = c if vector is None else c + vector
         given = Given(self.t_block(c).unflatten(1, (6, -1)), text)         # (B, 6, D)
-        x = self.x_embedder(x.to(self.dtype)) + self.pos_embed             # (B, N, D)   N = h w
+        x = self.x_embedder(x.to(self.dtype)) + self.positions(h, w)       # (B, N, D)   N = h w
         if self.grid_modulation is not None:
             x = x + self.grid_modulation(c).unflatten(1, (h * w, -1))  # (B, N, D)
         x = self.inner(x, given, trace)                                    # (B, N, D)
@@ -265,13 +280,13 @@ class PixArt(Backbone):
         states = checked(text, self.text, self.text.length).to(self.dtype)
         return Context(self.y_embedder(states), text.mask), None
 
-    def sizes(self, condition: Condition | Tensor, rows: int) -> Tensor | float:
-        """Return the embedding (B, D) of height, width and aspect ratio; by default those of the network's images."""
+    def sizes(self, condition: Condition | Tensor, x: Tensor) -> Tensor | float:
+        """Return the embedding (B, D) of height, width and aspect ratio; by default those of the images x."""
         if self.csize_embedder is None or self.ar_embedder is None:
             return 0.0
         sides = condition.resolution if isinstance(condition, Condition) else None
         if sides is None:
-            sides = torch.tensor(self.size, device=self.device).mul(self.resolution).expand(rows, 2)
+            sides = torch.tensor(x.shape[2:], device=self.device).mul(self.resolution).expand(x.shape[0], 2)
         ratio = sides[:, :1].float() / sides[:, 1:].float()
         return torch.cat([self.csize_embedder(sides), self.ar_embedder(ratio)], dim=1)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ditlab.backbones.layers import Where
 from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
 
@@ -96,7 +97,7 @@ def number(levels: Iterable[Level]) -> None:
         level.first, first = first, first + len(level)
 
 
-def routed(blocks: nn.ModuleList, x: Tensor, c: Any, kept: Tensor, trace: Trace) -> Tensor:
+def routed(blocks: nn.ModuleList, x: Tensor, c: Any, kept: Tensor, trace: Trace, grid: Where | None = None) -> Tensor:
     """Pass some of the tokens (B, N, D) through all blocks; the others bypass the middle blocks, in training.
 
     This is token routing of Krause et al., "TREAD", ICCV 2025.
@@ -107,20 +108,22 @@ def routed(blocks: nn.ModuleList, x: Tensor, c: Any, kept: Tensor, trace: Trace)
         c: condition, which blocks receive unchanged.
         kept: positions (B, K) of the tokens that pass through all blocks.
         trace: records the outputs of blocks; those of the middle blocks have K tokens.
+        grid: the rotary positions of a grid that the network was not made for.
     """
+    places, part = ((), kept) if grid is None else ((grid,), grid._replace(tokens=kept))
     ends = max(1, round(len(blocks) / 6))
     last = len(blocks) - ends
     for i, block in enumerate(blocks[:ends]):
-        x = block(x, c)
+        x = block(x, c, *places)
         record(trace, i, x)
     where = kept[..., None].expand(-1, -1, x.shape[-1])  # (B, K, D)
     routed_tokens = x.gather(1, where)
     for i, block in enumerate(blocks[ends:last], start=ends):
-        routed_tokens = block(routed_tokens, c, kept)
+        routed_tokens = block(routed_tokens, c, part)
         record(trace, i, routed_tokens)
     x = x.scatter(1, where, routed_tokens)
     for i, block in enumerate(blocks[last:], start=last):
-        x = block(x, c)
+        x = block(x, c, *places)
         record(trace, i, x)
     return x
 
@@ -164,11 +167,19 @@ def _bypassed(module: nn.Module | None, skipped: set[int]) -> nn.Module | None:
     return shortened
 
 
-def through(blocks: nn.ModuleList, x: Tensor, c: Any, depths: Sequence[int], trace: Trace | None = None) -> Tensor:
+def through(
+    blocks: nn.ModuleList,
+    x: Tensor,
+    c: Any,
+    depths: Sequence[int],
+    trace: Trace | None = None,
+    grid: Where | None = None,
+) -> Tensor:
     """Pass the tokens (B, N, D) of each image through as many blocks as `depths` (B,) gives for it.
 
     Images that have passed all their blocks leave the batch.
     """
+    places: tuple[Where, ...] = () if grid is None else (grid,)
     rows, out = list(range(len(depths))), x  # rows that are still in the batch, and the tokens of those that left it
 
     def whole() -> Tensor:
@@ -186,7 +197,7 @@ def through(blocks: nn.ModuleList, x: Tensor, c: Any, depths: Sequence[int], tra
             x, c = out[where], c[left] if isinstance(c, Tensor) else c.of(left)
         if not rows:
             break
-        x = block(x, c)
+        x = block(x, c, *places)
         if trace is not None:
             record(trace, i, whole())
     return whole()

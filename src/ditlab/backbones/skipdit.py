@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.dit import DiT
-from ditlab.backbones.layers import norm
+from ditlab.backbones.layers import Where, norm
 from ditlab.backbones.routing import check_late_exits, depth_at, partly, record
 from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
@@ -43,36 +43,39 @@ class SkipDiT(DiT):
     def routable(self) -> list[nn.Module]:
         return []  # the skip connections need all tokens
 
-    def through_blocks(self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None) -> Tensor:
+    def through_blocks(
+        self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None, grid: Where | None = None
+    ) -> Tensor:
         last = len(self.blocks) - 1
         depths = [last + 1] * len(x)
         if self.exits and not timestep.is_meta:
             depths = depth_at(timestep, self.exits, last + 1)
-        skip = x = self.blocks[0](x, c)  # (B, N, D)
+        places = () if grid is None else (grid,)
+        skip = x = self.blocks[0](x, c, *places)  # (B, N, D)
         record(trace, 0, x)
-        x = self.inner(x, c, depths, trace)  # (B, N, D)
-        x = self.late(last, self.join(-1, x, skip), c, depths)  # (B, N, D)
+        x = self.inner(x, c, depths, trace, *places)  # (B, N, D)
+        x = self.late(last, self.join(-1, x, skip), c, depths, *places)  # (B, N, D)
         record(trace, last, x)
         return x
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, N, D) through all blocks but the first and the last."""
-        c, depths, trace = context
+        c, depths, trace, *places = context
         count = len(self.skip_linears)
         skips: list[Tensor] = []
         for i, block in enumerate(self.blocks[1:-1], start=1):
             j = i - (len(self.blocks) - count)  # index in the second half
             if j >= 0:
                 x = self.join(j, x, skips.pop())
-            x = self.late(i, x, c, depths) if j >= 0 else block(x, c)  # (B, N, D)
+            x = self.late(i, x, c, depths, *places) if j >= 0 else block(x, c, *places)  # (B, N, D)
             record(trace, i, x)
             if i < count:
                 skips.append(x)
         return x
 
-    def late(self, i: int, x: Tensor, c: Tensor, depths: Sequence[int]) -> Tensor:
+    def late(self, i: int, x: Tensor, c: Tensor, depths: Sequence[int], *places: Where) -> Tensor:
         """Pass the tokens of images that have not exited before block i through it."""
-        return partly(x, [depth > i for depth in depths], lambda part, rows: self.blocks[i](part, c[rows]))
+        return partly(x, [depth > i for depth in depths], lambda part, rows: self.blocks[i](part, c[rows], *places))
 
     def join(self, j: int, x: Tensor, skip: Tensor) -> Tensor:
         """Compute the input of block j of the second half from the previous output and the skip connection."""

@@ -157,6 +157,14 @@ class UDiT(LevelNetwork):
         return udit_published.to_published(tensors)
 
     @property
+    def one_size(self) -> str:
+        return ""
+
+    @property
+    def side_multiples(self) -> tuple[int, ...]:
+        return (2 ** (len(self.widths) - (self.style.attention == "full")),) * 2
+
+    @property
     def tokens(self) -> int:
         pixels = self.size[0] * self.size[1]
         return pixels // 4 if self.style.attention == "token" else pixels

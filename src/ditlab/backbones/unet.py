@@ -71,6 +71,7 @@ class UNet(Backbone):
                 )
         # The middle, at the smallest grid, always has attention.
         self.width = width
+        self.smallest = factors[-1]
         self.longest = size[0] * size[1] // min([*attention_at, factors[-1]]) ** 2
         self.net = self.build(
             {
@@ -99,6 +100,14 @@ class UNet(Backbone):
             attends: whether each level has attention.
             heads: number of attention heads of each level.
         """
+
+    @property
+    def one_size(self) -> str:
+        return ""
+
+    @property
+    def side_multiples(self) -> tuple[int, ...]:
+        return (self.smallest,) * 2
 
     @property
     def tokens(self) -> int:

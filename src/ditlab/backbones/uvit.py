@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ditlab.backbones.any_size import LEARNED
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, SinusoidEmbedder, check_positive, unpatchify
 from ditlab.backbones.published import IMAGENET
@@ -146,6 +147,10 @@ class UViT(Backbone):
             if key in tensors:
                 raise InputError(f"U-ViT with {what} is not supported; give a model with the released settings")
         return dict(tensors)
+
+    @property
+    def one_size(self) -> str:
+        return LEARNED
 
     @property
     def tokens(self) -> int:

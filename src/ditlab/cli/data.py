@@ -157,7 +157,7 @@ def inspect_images(source: str, settings: Preparation, sheet: Path | None, json:
         clips = survey_clips(images, timing, screen, preprocess, sheet)
         print_survey(dataclasses.asdict(clips), clips.tables(), sheet, json)
         return
-    result = survey(images, screen, preprocess.size)
+    result = survey(images, screen, preprocess.size, preprocess.native)
     if sheet is not None:
         sample_sheet(images, sheet, preprocess, settings)
     values = dataclasses.asdict(result) | {"pictures": result.images}  # the key of earlier versions

@@ -308,7 +308,7 @@ def run_memorization(
 
     device = pick_device(settings.device)
     features = open_features(settings.features or default_features(training), settings.feature_weights, device)
-    samples, protocol, trained = open_source(source, settings, device, screen)
+    samples, protocol, trained = open_source(source, settings, device, screen, images.size if images else "")
     trained = trained or Preparation()
     trained = replace(trained, held_out=trained.held_out if share is None else share)
     read = (images or ImageSettings()).divided(0.0)

@@ -71,8 +71,8 @@ def score_prompts(
 def scored(model: str, data: str, clip: str, settings: Prompting, **options: int) -> "PromptScore":
     """Load a model and score it."""
     from ditlab.evaluation.clip_score import ClipScore
+    from ditlab.evaluation.generated import load_for
     from ditlab.evaluation.prompts import score_prompts
-    from ditlab.evaluation.protocols import load_for
 
     pipe = load_for(model, settings, pick_device(settings.device))
     source = data or pipe.config.get("recipe", {}).get("data", {}).get("source", "")

@@ -44,6 +44,8 @@ class Request:
     """Number of images, with consecutive seeds from the first of --seeds. With --npz the default is 50,000."""
     label_sampling: Literal["balanced", "random"] | None = None
     """With --npz: labels are balanced (each class equally often; the default) or random (uniformly distributed)."""
+    size: str | None = None
+    """Side, or HEIGHTxWIDTH, of the images (default: the size of the model, with --like that of the image)."""
     strip: Positive | None = None
     """Interpolate with this number of images: between two seeds for each label, or with one seed between two labels."""
     like: File | None = None
@@ -103,8 +105,9 @@ class Checkpoint:
     base: Base = None
     heads: Positive | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
-    size: str | None = None
-    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latents of an external checkpoint without it (U-DiT, STDiT3)."""
+    latent_size: Annotated[str | None, Parameter(alias="--size")] = None
+    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latents of an external checkpoint without it (U-DiT,
+    STDiT3)."""
     classes: Natural | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
     exits: Annotated[tuple[Share, ...], Parameter(negative="")] = ()
@@ -116,7 +119,7 @@ class Checkpoint:
         """Load a model, and print notes about conversions."""
         from ditlab.checkpoints import load
 
-        size = None if self.size is None else parse_sides(self.size)
+        size = None if self.latent_size is None else parse_sides(self.latent_size)
         properties = {"heads": self.heads, "size": size, "classes": self.classes, "sit": self.sit}
         options |= {"exits": self.exits} if self.exits else {}
         options |= {key: value for key, value in properties.items() if value is not None}
@@ -130,6 +133,8 @@ class Checkpoint:
 class Decoding(Checkpoint):
     """Which weights to read, and how latents are decoded."""
 
+    latent_size: str | None = None
+    """Side, or HEIGHTxWIDTH, of the latents of an external checkpoint that does not contain it (U-DiT)."""
     tile: Positive | None = None
     """Decode in tiles with this side in pixels, for images that do not fit into memory."""
 

@@ -57,8 +57,8 @@ def read_like(call: Call) -> "tuple[Call, Repeat | None]":
     for name in ("autoencoder", "base"):
         if isinstance(place := loading.get(name), str):
             loading[name] = located(place, repeat.file, name)
-    if isinstance(side := loading.get("size"), list):
-        loading["size"] = "x".join(map(str, side))
+    if isinstance(side := loading.pop("size", None), list):
+        loading["latent_size"] = "x".join(map(str, side))
     precision, npz = repeat.common.get("precision", "auto"), call.files.npz or repeat.many is not None
     return replace(
         call,

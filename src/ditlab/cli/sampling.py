@@ -11,6 +11,7 @@ from ditlab.cli.options import Base, Decoding, Files, Machine, Request, StartIma
 from ditlab.cli.prompts import check_values, with_prompts
 from ditlab.cli.repeat import Call, read_like, recorded_model, repeated_cells
 from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
+from ditlab.config.reader import parse_sides
 from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
 from ditlab.config.values import File, Location, check_folder_name
 from ditlab.core.device import pick_device, process_place
@@ -70,7 +71,8 @@ def generate(call: Call, repeat: "Repeat | None") -> None:
     if call.files.show:
         pipe.values = pipe.values.showing(call.files.show, pipe.picture_shape[0])
     words = given if repeat is None else repeat.words(given, pipe.objective)
-    words |= original_of(pipe, call.start)
+    words |= {} if call.request.size is None else {"size": parse_sides(call.request.size)}
+    words |= original_of(pipe, call.start, words.get("size"))
     words |= {} if call.request.negative_prompt is None else {"negative_prompt": call.request.negative_prompt}
     seeds, total = seeds_and_total(call.request, len(pipe.examples), npz)
     cells = None if npz or repeat is None else repeated_cells(pipe, call.request, repeat, seeds)
@@ -171,7 +173,7 @@ def report_loss(pipe: "BasePipeline") -> None:
         say(f"the model generates {about_images(channels, pipe.values)}, with 8 bits; --format npy keeps all numbers")
 
 
-def original_of(pipe: "BasePipeline", start: StartImage) -> dict[str, Any]:
+def original_of(pipe: "BasePipeline", start: StartImage, size: Sequence[int] | None) -> dict[str, Any]:
     """Read the image to start from, as an argument of `BasePipeline.steps`."""
     from ditlab.inference.given import given_frames
     from ditlab.inference.inpaint import read_image
@@ -181,8 +183,8 @@ def original_of(pipe: "BasePipeline", start: StartImage) -> dict[str, Any]:
     if start.image is None:
         return {}
     mask = None if start.mask is None else read_image(start.mask)
-    original = pipe.original(read_image(start.image), mask=mask, strength=start.strength, resample=start.resample)
-    return {"original": original}
+    options = {"strength": start.strength, "resample": start.resample, "size": size}
+    return {"original": pipe.original(read_image(start.image), mask=mask, **options)}
 
 
 def read_given(pairs: Sequence[str]) -> dict[int, Any]:
@@ -251,6 +253,11 @@ def settings_line(plan: "Plan", pipe: "BasePipeline", origin: str) -> str:
         if (value := getattr(options, name)) is not None:
             numbers = value if isinstance(value, tuple) else (value,)
             parts.append(f"{name.replace('_', ' ')} {' '.join(f'{number:g}' for number in numbers)}")
+    if plan.size != pipe.net.size:
+        size = "x".join(map(str, pipe.picture_shape_of(plan.size)[1]))
+        parts.append(
+            f"size {size}" + (f" (shifts the schedule by {plan.size_shift:.2f})" if plan.size_shift != 1 else "")
+        )
     return ", ".join([*parts, str(pipe.dtype).removeprefix("torch.")])
 
 

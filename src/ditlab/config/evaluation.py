@@ -109,12 +109,16 @@ class Copying(FeatureOptions, SampleSource):
 class Evaluation(Expectation, Scoring, SampleSource):
     """Everything that a score depends on; a sampling setting that is None is the model's default."""
 
+    size: str = ""
+    """Side, or HEIGHTxWIDTH, of the generated images (default: the size of the model)."""
+
     def keys(self) -> dict[str, Any]:
         """The settings under the names of version 0.1, which are part of the hash of a protocol."""
         values = asdict(self)
         del values["base"]  # the place of a model does not change its images
-        if not self.show:
-            del values["show"]
+        for name in ("show", "size"):
+            if not values[name]:
+                del values[name]
         for old, new in RENAMED.items():
             if new in values:
                 values[old] = values.pop(new)

@@ -103,7 +103,13 @@ class ImageSettings(Located):
     """How images are read and resized."""
 
     size: str = ""
-    """Side, or HEIGHTxWIDTH, to which images are resized; without it all images must have the same size."""
+    """Side, or HEIGHTxWIDTH, to which images are resized; or "native": each image keeps its aspect ratio and gets about
+    as many pixels as data.pixels. Without it all images must have the same size."""
+    pixels: Whole | None = setting(None, at_least=1)
+    """With size native: largest number of pixels of an image, such as 65536."""
+    multiple: Whole | None = setting(None, at_least=1)
+    """With size native: what sides are divisible by (default: 8). The network needs its patch times the stride of the
+    autoencoder."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
     """How images of another aspect ratio are resized: crop the center, add bars (letterbox), or distort (stretch)."""
     flip: bool = False

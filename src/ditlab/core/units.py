@@ -1,6 +1,6 @@
 """Units of memory and time, and counts and values in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 GIB = 2**30
@@ -12,6 +12,11 @@ def counted(count: int, noun: str) -> str:
         return f"1 {noun}"
     plural = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}{'es' if noun.endswith('s') else 's'}"
     return f"{count:,} {plural}"
+
+
+def sides_of(size: Sequence[int]) -> str:
+    """A size in words, such as "32x48"."""
+    return "x".join(map(str, size))
 
 
 def none_can(count: int, noun: str) -> str:

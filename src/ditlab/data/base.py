@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,11 +25,16 @@ from ditlab.data.identity import UNKNOWN, Stamp, Stamps, content_hash
 from ditlab.data.ranges import find_values, plain
 from ditlab.data.reading import Reading
 
+if TYPE_CHECKING:
+    from ditlab.data.buckets import Buckets
+
 T = TypeVar("T")
 
 
 class Dataset(ABC):
-    """A data set: images or videos of equal size, or their latent moments, each with a condition.
+    """A data set: images or videos, or their latent moments, each with a condition.
+
+    All have the same size, unless the data set has buckets; then those in one call of `fetch` must be of one bucket.
 
     Images are uint8, or float32 in the scale of the network if `values` are not those of 8 bits.
     """
@@ -38,7 +43,9 @@ class Dataset(ABC):
     labels: Tensor  # (N,) int64; all 0 where there are no classes
     channels: int
     size: tuple[int, ...]
-    """(height, width) of the images, or (frames, height, width) of the videos."""
+    """(height, width) of the images, or (frames, height, width) of the videos; with buckets, of most of them."""
+    buckets: "Buckets | None" = None
+    """The sizes of images or videos that differ in size; None if all have `size`."""
     preprocessing: dict[str, Any] = {}  # noqa: RUF012 - how images were resized; never changed in place
     skipped: Mapping[str, str] = {}  # images that could not be read until now: name -> reason
     reported: AbstractSet[str] = frozenset()

@@ -16,9 +16,10 @@ from ditlab.core.io import replacing
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, none_can
 from ditlab.data.base import Dataset, spread
+from ditlab.data.buckets import Buckets
 from ditlab.data.export import folder_names
 from ditlab.data.file_dataset import FileDataset
-from ditlab.data.kept import Kept
+from ditlab.data.kept import KeptSizes
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.ranges import CHECKED, find_values, given_range, is_given, sampled, summary
 from ditlab.data.scan import scan, with_progress
@@ -27,6 +28,7 @@ from ditlab.report.videos import save_video
 
 PREPROCESSING = ("size", "fit", "flip", "background", "channels")
 """Settings of `Preprocess` that `Dataset.preprocessing` records."""
+NATIVE = "native"  # their size, if images keep their aspect ratio
 
 
 class Images(FileDataset):
@@ -64,11 +66,11 @@ class Images(FileDataset):
             InputError: no image can be read, or the images differ in size, channels or type.
         """
         super().__init__(source, report=report, max_skipped=max_skipped)
-        self.kept = Kept(len(source))
         preprocess = preprocess or Preprocess(None)
-        self.flip = preprocess.flip
+        self.flip, native = preprocess.flip, preprocess.native
         self.labels = torch.cat([source.labels] * (2 if self.flip else 1))
-        found = scan(source, self.pool, preprocess.channels, same_size=preprocess.size is None)
+        same = preprocess.size is None and native is None
+        found = scan(source, self.pool, preprocess.channels, same_size=same, sizes=native is not None)
         if range and len(found.types) > 1 and found.dtype == "uint8":
             raise InputError(
                 f"range is {range}, but the images have different types ({', '.join(sorted(found.types))}); convert "
@@ -77,13 +79,15 @@ class Images(FileDataset):
         assert found.size is not None
         self.without_header = found.broken
         self.size, self.channels = preprocess.size or found.size, found.channels(preprocess.channels)
+        self.kept = KeptSizes(None if native is None else Buckets.nearest(found.sizes, native), len(source))
+        self._divide(self.kept.buckets)
         self.pages = preprocess.channels or 1
         self.preprocess = replace(preprocess, channels=self.channels)
         self.values = find_values(found.dtype, self.channels, range, show, lambda: self._numbers(found.dtype))
         self.preprocess = replace(self.preprocess, values=self.values)
         self.preprocessing = self._recorded() if preprocess != Preprocess(None) or not self.values.eight_bits else {}
         self.preprocessing |= source.division
-        notes = [*source.reading.notes, *found.notes()]
+        notes = [*source.reading.notes, *found.notes(), *([] if self.buckets is None else self.buckets.notes())]
         if not self.values.eight_bits:
             notes.append(
                 given_range(self.values, len(source), lambda: self._numbers(found.dtype, CHECKED))
@@ -92,10 +96,18 @@ class Images(FileDataset):
             )
         self.reading = replace(source.reading, notes=notes)
 
+    def _divide(self, buckets: Buckets | None) -> None:
+        """Give the images and their mirrored copies the sizes of their buckets, if there are several."""
+        if buckets is not None:
+            self.buckets = buckets.mirrored() if self.flip else buckets
+            self.size = buckets.sizes[buckets.frequent]
+
     def _recorded(self) -> dict[str, Any]:
         """How the images are converted, for the files of what is made of them."""
         settings = asdict(self.preprocess)
         recorded = {key: settings[key] for key in PREPROCESSING} | {"size": list(self.size)}
+        if self.preprocess.native is not None:
+            recorded |= {"size": NATIVE, **asdict(self.preprocess.native)}
         return recorded if self.values.eight_bits else recorded | {"values": self.values.describe()}
 
     def _numbers(self, dtype: str, most: int | None = None) -> Iterator[NDArray[Any]]:
@@ -140,6 +152,8 @@ class Images(FileDataset):
 
     def _batch(self, arrays: list[Raster], indices: Tensor) -> Batch:
         empty = np.empty((0, *self.size, self.channels), np.uint8)
+        if len({array.shape for array in arrays}) > 1:
+            raise InputError("the images have several sizes (data.size is native), and here they must have one; set it")
         stacked = torch.from_numpy(np.stack(arrays) if arrays else empty).permute(0, 3, 1, 2).contiguous()
         x = stacked if self.values.eight_bits else self.values.normalized(stacked)
         return Batch(x, self.condition(indices), index=indices)
@@ -149,10 +163,14 @@ class Images(FileDataset):
         return array if array is None or index < len(self.source) else np.ascontiguousarray(array[:, ::-1])
 
     def _decode(self, i: int) -> Raster | None:
+        size, preprocess = self.size, self.preprocess
+        if self.buckets is not None:
+            size = self.buckets.size_of(i)
+            preprocess = replace(preprocess, size=size)
         try:
             with self.source.decoded(i, pages=self.pages) as image:
-                array = self.preprocess(image)
-            if array.shape != (*self.size, self.channels):  # the file was changed, or its header is wrong
+                array = preprocess(image)
+            if array.shape != (*size, self.channels):  # the file was changed, or its header is wrong
                 raise Unreadable("{}x{} pixels with {}".format(*array.shape[:2], counted(array.shape[2], "channel")))
         except Unreadable as error:
             self._skip(self.source.name(i), str(error))

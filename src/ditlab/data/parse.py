@@ -11,11 +11,12 @@ from ditlab.core.errors import InputError, nearest
 from ditlab.core.spelling import expand
 from ditlab.core.stores import is_url
 from ditlab.data.base import Dataset
+from ditlab.data.buckets import MULTIPLE, Native
 from ditlab.data.builtin import DATASETS, find_builtin
 from ditlab.data.clips.dataset import Clips
 from ditlab.data.clips.timing import timing_of
 from ditlab.data.content import digest, files_identity, images_identity
-from ditlab.data.images import Images
+from ditlab.data.images import NATIVE, Images
 from ditlab.data.latents.cache import Latents, is_cache, is_stored_cache, stored_shards
 from ditlab.data.npz import SampleFile, read_about
 from ditlab.data.preprocess import Preprocess
@@ -38,6 +39,8 @@ from ditlab.data.sources.splits import SPLITS
 
 CHOICES = ("split", "image_column", "label_column", "caption_column", "held_out")
 """Settings that choose what is read of a data set."""
+SIZING = ("size", "pixels", "multiple")
+"""Settings of the size of images."""
 DIVISION = ("held_out", "labels", "label_column", "image_column")
 """Settings on which the division into training and held-out images depends."""
 
@@ -105,7 +108,7 @@ class Builtin(SourceSpec):
                 f"held_out is {settings.held_out:g}, but the data set {self.text} has held-out images of its own "
                 f"({opened.held_out_name}); remove held_out"
             )
-        check_used(settings, frozenset({"size"}), f"the data set {self.text}")
+        check_used(settings, frozenset({*SIZING}), f"the data set {self.text}")
         _check_size(opened, settings, f"data {self.text}")
         _describe(opened, "the data set")
         return opened
@@ -131,7 +134,7 @@ class Cache(SourceSpec):
         return cls(text) if is_cache(Path(text)) or is_stored_cache(text) else None
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
-        check_used(settings or Preparation(), frozenset({"size"}), f"the latent cache {self.text}")
+        check_used(settings or Preparation(), frozenset({*SIZING}), f"the latent cache {self.text}")
         cache = Latents.open(self.text)
         _check_size(cache, settings, f"the cache {self.text}")
         _describe(cache, "the cache")
@@ -158,7 +161,7 @@ class SampleNpz(SourceSpec):
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         settings = settings or Preparation()
-        check_used(settings, frozenset({"size", "range", "show"}), f"the sample file {self.text}")
+        check_used(settings, frozenset({*SIZING, "range", "show"}), f"the sample file {self.text}")
         opened = SampleFile(Path(self.text), range=settings.range, show=settings.show)
         _check_size(opened, settings, self.text)
         _describe(opened, "arr_1")
@@ -266,8 +269,26 @@ def preprocessing(settings: Preparation) -> Preprocess:
         raise InputError(f"gray with channels = {settings.channels}; remove one of them")
     if not settings.size and settings.fit != Preparation().fit:
         raise InputError(f"fit is {settings.fit}, but no size is given; set data.size too")
-    size = parse_size(settings.size) if settings.size else None
-    return Preprocess(size, settings.fit, settings.flip, settings.background, 1 if settings.gray else settings.channels)
+    native = native_size(settings)
+    size = parse_size(settings.size) if settings.size and native is None else None
+    channels = 1 if settings.gray else settings.channels
+    return Preprocess(size, settings.fit, settings.flip, settings.background, channels, native=native)
+
+
+def native_size(settings: Preparation) -> Native | None:
+    """The budget of images that keep their aspect ratio; None if they get one size.
+
+    Raises:
+        InputError: the budget is missing, or has no effect.
+    """
+    if settings.size == NATIVE and settings.pixels is None:
+        raise InputError("size is native, but pixels is not set; give it, such as 65536 for as many as in 256x256")
+    if settings.size == NATIVE and settings.pixels is not None:
+        return Native(settings.pixels, settings.multiple or MULTIPLE)
+    for name in ("pixels", "multiple"):
+        if (value := getattr(settings, name)) is not None:
+            raise InputError(f"{name} is {value}, which only size = native uses; remove it, or set size to native")
+    return None
 
 
 def as_divided(text: str, settings: Preparation, trained: Preparation) -> Preparation:
@@ -294,6 +315,9 @@ def training_part(text: str) -> str:
 
 def _check_size(dataset: Dataset, settings: Preparation | None, what: str) -> None:
     preprocess = preprocessing(settings or Preparation())
+    if preprocess.native is not None and dataset.buckets is None:
+        own = "x".join(map(str, dataset.size))
+        raise InputError(f"{what} has images of one size, {own}; omit data.size, data.pixels and data.multiple")
     if preprocess.size is not None and preprocess.size != dataset.size:
         actual, required = ("x".join(map(str, size)) for size in (dataset.size, preprocess.size))
         raise InputError(f"{what} has images of {actual}, not {required}; omit the size")

@@ -18,6 +18,7 @@ from PIL import Image, ImageColor, ImageOps
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.units import counted
 from ditlab.core.values import EIGHT_BITS, PixelValues
+from ditlab.data.buckets import Native
 from ditlab.data.color import has_more_bits, to_srgb
 from ditlab.data.decode import ORIENTATION, gray_numbers, turned
 from ditlab.data.ranges import plain
@@ -39,6 +40,7 @@ class Preprocess:
     background: str = "white"  # color of transparent parts, and of the bars of letterboxed images
     channels: int | None = None  # 1 gray, 3 RGB, 4 RGB and transparency, or the bands of files; None: those of an image
     values: PixelValues = EIGHT_BITS  # type of the numbers; with another type than uint8, the range of bars
+    native: Native | None = None  # without a size: each image gets the size of its bucket, see `ditlab.data.buckets`
 
     def __post_init__(self) -> None:
         if self.size is not None and min(self.size) < 1:

@@ -61,6 +61,8 @@ class Scan:
     """(height, width) of the first image."""
     unread: int = 0
     """Images whose header was not read."""
+    sizes: list[tuple[int, int] | None] = field(default_factory=list)
+    """(height, width) of each image, None where the header cannot be read; empty if they were not asked for."""
 
     @property
     def dtype(self) -> str:
@@ -103,7 +105,9 @@ class Scan:
         return [f"the headers of the first {read:,} images are read"] * (self.unread > 0) + notes
 
 
-def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same_size: bool) -> Scan:
+def scan(
+    source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same_size: bool, sizes: bool = False
+) -> Scan:
     """Read the headers of all images.
 
     Args:
@@ -111,6 +115,7 @@ def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same
         pool: threads that read.
         channels: pages of a TIFF file that are the channels of an image.
         same_size: refuse images of different sizes.
+        sizes: return the sizes of all images.
 
     Raises:
         InputError: no image can be read, or they differ in size.
@@ -118,8 +123,10 @@ def scan(source: Source, pool: ThreadPoolExecutor, channels: int | None, *, same
     result = Scan()
     count, reason = source.nearby, ""
     result.unread = len(source) - count
-    headers = spread(pool, lambda i: read_header(source, i, channels, displayed=same_size), count)
+    headers = spread(pool, lambda i: read_header(source, i, channels, displayed=same_size or sizes), count)
     for i, header in enumerate(with_progress(headers, count, "reading headers")):
+        if sizes:
+            result.sizes.append(header.size if isinstance(header, Header) else None)
         if not isinstance(header, Header):  # it will be skipped when it is read
             reason = reason or header
             result.broken.append(i)

@@ -17,7 +17,7 @@ from rich.console import Console
 from ditlab.core.io import replace_text
 from ditlab.core.printable import one_line
 from ditlab.core.terminal import say
-from ditlab.core.units import counted
+from ditlab.core.units import counted, sides_of
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.latents.cache import Latents
@@ -46,6 +46,8 @@ class Summary:
     values: PixelValues
     latents: tuple[int, ...]
     """Shape of the moments in a latent cache; empty for images."""
+    sizes: dict[str, int]
+    """Images of each size, without mirrored copies; empty if all have one."""
     classes: dict[str, int]
     """Images of each class, counted in the same way; empty for an unconditional data set."""
     reading: Reading
@@ -69,14 +71,19 @@ class Summary:
             unreadable = LeftOut(len(dataset.skipped), min(dataset.skipped, key=natural))
             reading = replace(reading, left_out=reading.left_out | {UNREADABLE: unreadable})
         shape = dataset.shape if isinstance(dataset, Latents) else ()
-        images = len(dataset) // copies
+        images, buckets = len(dataset) // copies, dataset.buckets
+        counts_of = [] if buckets is None else zip(buckets.sizes, buckets.counts, strict=True)
+        sizes = {sides_of(size): count // copies for size, count in counts_of}
         return cls(
-            source, images, mirrored, dataset.size, dataset.channels, dataset.values, shape, classes, reading
+            source, images, mirrored, dataset.size, dataset.channels, dataset.values, shape, sizes, classes, reading
         )  # fmt: skip
 
     def lines(self) -> list[str]:
         """The summary for the terminal."""
-        size = "x".join(map(str, self.size))
+        size = sides_of(self.size)
+        if self.sizes:
+            names = [*self.sizes]
+            size = names[0] if len(names) == 1 else f"{len(names)} sizes from {names[0]} to {names[-1]}"
         copies = (
             "" if not self.mirrored else ", with mirrored copies" if self.latents else ", each with a mirrored copy"
         )

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,10 @@ from rich.text import Text
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import cell
-from ditlab.core.units import counted, none_can
+from ditlab.core.units import counted, none_can, sides_of
 from ditlab.core.values import PixelValues
 from ditlab.data.base import spread
+from ditlab.data.buckets import Buckets, Native, Size
 from ditlab.data.captions import CaptionStatistics
 from ditlab.data.color import has_more_bits, profile_state
 from ditlab.data.preprocess import Preprocess, file_numbers, strips, to_rgb
@@ -48,6 +49,15 @@ class Properties(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """The images that are resized and cropped to one of several sizes."""
+
+    images: int
+    cropped: float  # mean share of an image that is cropped
+    most: float  # largest share
+
+
+@dataclass(frozen=True)
 class Survey:
     """The result of a survey."""
 
@@ -64,6 +74,7 @@ class Survey:
     reading: Reading  # what was chosen and left out
     captions: CaptionStatistics | None = None  # None if there are no captions
     enlarged: int = 0  # images with a side that is shorter than the size to which they are resized
+    buckets: dict[str, "Bucket"] = field(default_factory=dict)  # with size native: size -> its images
 
     def tables(self) -> list[Table]:
         """The survey as tables for the terminal."""
@@ -87,6 +98,8 @@ class Survey:
         classes = [count_table("class", self.classes)] if self.classes else []
         captions = [self.captions.table()] if self.captions else []
         tables = [summary, *classes, *captions, count_table("height x width", self.sizes)]
+        if self.buckets:
+            tables.append(bucket_table(self.buckets))
         tables += reading_tables(self.reading, self.unreadable)
         if self.duplicates:
             listed = Table("duplicates")
@@ -110,6 +123,24 @@ def reading_tables(reading: Reading, unreadable: dict[str, str]) -> list[Table]:
     return tables
 
 
+def bucket_table(buckets: dict[str, Bucket]) -> Table:
+    """A table of the sizes to which images are resized, and of what is cropped."""
+    table = Table("resized to", "images", "cropped on average", "at most", title="batches are of one of these sizes")
+    for size, bucket in buckets.items():
+        table.add_row(size, f"{bucket.images:,}", f"{bucket.cropped:.1%}", f"{bucket.most:.1%}")
+    return table
+
+
+def buckets_of(sizes: Sequence[Size], native: Native) -> dict[str, Bucket]:
+    """The buckets of images with these sizes (height, width)."""
+    buckets = Buckets.nearest(sizes, native)
+    losses = torch.tensor(buckets.losses)
+    return {
+        sides_of(size): Bucket(len(images), float(losses[images].mean()), float(losses[images].max()))
+        for size, images in zip(buckets.sizes, buckets.members, strict=True)
+    }
+
+
 def count_table(what: str, counts: dict[str, int], counted: str = "images") -> Table:
     """A table of counts: the first rows, and the sum of the others."""
     table = Table(what, counted)
@@ -125,13 +156,16 @@ def literal(name: str) -> Text:
     return cell(name, no_wrap=True, overflow="ellipsis")
 
 
-def survey(source: Source, console: Console, size: tuple[int, int] | None = None) -> Survey:
+def survey(
+    source: Source, console: Console, size: tuple[int, int] | None = None, native: Native | None = None
+) -> Survey:
     """Decode every image once, with a progress bar.
 
     Args:
         source: the images.
         console: where progress is shown.
         size: (height, width) to which the images will be resized.
+        native: instead of a size, the budget of images that keep their aspect ratio.
     """
     classes = Counter(dict.fromkeys(source.classes, 0))
     sizes: Counter[str] = Counter()
@@ -139,7 +173,7 @@ def survey(source: Source, console: Console, size: tuple[int, int] | None = None
     channels: Counter[int] = Counter()
     profiles: Counter[str] = Counter()
     ranges: dict[str, tuple[float, float]] = {}
-    sides: list[int] = []
+    shapes: list[tuple[int, int]] = []
     enlarged = 0
     names_by_content: defaultdict[str, list[str]] = defaultdict(list)
     unreadable: dict[str, str] = {}
@@ -159,10 +193,10 @@ def survey(source: Source, console: Console, size: tuple[int, int] | None = None
             if result.bounds is not None:
                 low, high = ranges.get(result.dtype, result.bounds)
                 ranges[result.dtype] = min(low, result.bounds[0]), max(high, result.bounds[1])
-            sides.append(min(result.size))
+            shapes.append(result.size)
             enlarged += size is not None and (result.size[0] < size[0] or result.size[1] < size[1])
             names_by_content[result.content].append(source.name(i))
-    sides.sort()
+    sides = sorted(map(min, shapes))
     short_side = (sides[0], sides[len(sides) // 2], sides[-1]) if sides else (0, 0, 0)
     duplicates = [names for names in names_by_content.values() if len(names) > 1]
     return Survey(
@@ -179,6 +213,7 @@ def survey(source: Source, console: Console, size: tuple[int, int] | None = None
         reading=source.reading,
         captions=CaptionStatistics.of(source),
         enlarged=enlarged,
+        buckets={} if native is None or not shapes else buckets_of(shapes, native),
     )
 
 

@@ -30,8 +30,8 @@ from ditlab.data.builtin.emoji_captions import EmojiCaptions
 from ditlab.evaluation.clip_score import ClipScore
 from ditlab.evaluation.emoji_reader import EmojiReader
 from ditlab.evaluation.features import Features
+from ditlab.evaluation.generated import load_for
 from ditlab.evaluation.metrics import frechet_distance
-from ditlab.evaluation.protocols import load_for
 from ditlab.evaluation.references import short_hash
 from ditlab.evaluation.results import SHOWN, Result, read_result, write_result
 from ditlab.evaluation.shape_reader import ShapeReader

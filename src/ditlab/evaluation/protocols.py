@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ditlab.checkpoints import load
-from ditlab.config.evaluation import CheckpointOptions, Evaluation, SampleSource
+from ditlab.config.evaluation import Evaluation, SampleSource
 from ditlab.config.fields import check_settings
-from ditlab.config.reader import parse_size
 from ditlab.config.sampling import canonical
 from ditlab.config.sections import Preparation
 from ditlab.core.device import describe, pick_device
@@ -33,6 +31,7 @@ from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.features.inception import PUBLISHED
 from ditlab.evaluation.frames import CLIPS, clip_protocol, clips_of, seen_by
 from ditlab.evaluation.gather import forget, gather
+from ditlab.evaluation.generated import load_for, samples_of
 from ditlab.evaluation.metric_choice import choose
 from ditlab.evaluation.metrics import METRICS, Metric, Statistics
 from ditlab.evaluation.references import (
@@ -46,8 +45,6 @@ from ditlab.evaluation.references import (
 from ditlab.evaluation.results import Result, read_result, show_samples, with_expectation, write_result
 from ditlab.evaluation.seen import converted, remarks_on_seen
 from ditlab.inference.base import BasePipeline
-from ditlab.inference.pipeline import Pipeline
-from ditlab.inference.plan import Plan
 from ditlab.inference.samples import Samples
 
 PUBLISHED_COUNTS = {"inception": 50_000, "dinov2": 50_000, "i3d": 2_048}  # images or clips in published distances
@@ -136,7 +133,7 @@ def plan_evaluation(
     name = settings.features or default_features(settings.reference)
     features = open_features(name, settings.feature_weights, device)
     requested = {name: METRICS.find(name) for name in settings.metrics or METRICS}
-    images, protocol, preparation = open_source(source, settings, device, console)
+    images, protocol, preparation = open_source(source, settings, device, console, settings.size)
     if settings.show:
         images.values = images.values.showing(settings.show, images.channels)
     images = seen_by(features, images)
@@ -213,9 +210,20 @@ def is_model(source: str) -> bool:
 
 
 def open_source(
-    source: "str | Path | BasePipeline", settings: SampleSource, device: torch.device, console: Console
+    source: "str | Path | BasePipeline",
+    settings: SampleSource,
+    device: torch.device,
+    console: Console,
+    size: str = "",
 ) -> tuple[Dataset, dict[str, Any], Preparation | None]:
     """Open the images to evaluate.
+
+    Args:
+        source: a model, or images.
+        settings: which images the model generates.
+        device: device of the model.
+        console: console for notes.
+        size: side, or HEIGHTxWIDTH, of the generated images; empty is the size of the model.
 
     Returns:
         The images, the protocol (everything that determines them), and the preprocessing and division of real images
@@ -226,7 +234,7 @@ def open_source(
         pipe = source if isinstance(source, BasePipeline) else load_for(str(source), settings, device)
         if note := pipe.config.get("note"):
             say(console, note)
-        samples, protocol = samples_of(pipe, settings, console)
+        samples, protocol = samples_of(pipe, settings, console, size)
         trained_on = pipe.config.get("recipe", {}).get("data", {})
         trained_on = trained_on | {"held_out": pipe.config.get("held_out", 0.0)}
         preprocessing = {key: trained_on[key] for key in (*PREPROCESSING, *DIVISION) if key in trained_on}
@@ -242,53 +250,6 @@ def open_source(
     if unused := settings.for_models():
         say(console, f"all {len(images):,} images of {source} are read; without effect on them: {', '.join(unused)}")
     return images, {"pictures": content_identity(str(source)), "count": len(images), "size": list(images.size)}, None
-
-
-def load_for(source: str, settings: CheckpointOptions, device: torch.device) -> Pipeline:
-    """Load the model of an evaluation."""
-    options: dict[str, Any] = {"heads": settings.heads} if settings.heads else {}
-    options |= {name: value for name in ("classes", "sit") if (value := getattr(settings, name)) is not None}
-    if settings.latent_size:
-        options["size"] = parse_size(settings.latent_size)
-    options |= {"autoencoder": settings.autoencoder or None, "base": settings.base or None}
-    return load(source, weights=settings.weights, device=device, **options)
-
-
-def samples_of(
-    pipe: BasePipeline, settings: SampleSource, console: Console | None = None
-) -> tuple[Samples, dict[str, Any]]:
-    """The samples of a model, which are generated when they are read, and everything that determines them."""
-    samples = Samples(
-        pipe, settings.count, labels=settings.label_sampling, seed=settings.seed, batch_size=settings.batch_size,
-        options=settings.sampling().given(), precision=settings.precision, console=console,
-    )  # fmt: skip
-    # The keys of version 0.1 are kept, because folder names of results contain a hash of them.
-    protocol = protocol_settings(samples.plan) | {
-        "labels": settings.label_sampling,
-        "seed": settings.seed,
-        "count": settings.count,
-        "weights": settings.weights,
-        "precision": settings.precision,
-        "model": pipe.model.identity(),
-        "size": list(samples.size),
-    }
-    return samples, protocol
-
-
-def protocol_settings(plan: Plan) -> dict[str, Any]:
-    """The sampling settings in a protocol, with the keys of version 0.1."""
-    options = plan.options
-    settings: dict[str, Any] = {
-        "num_inference_steps": options.steps,
-        "sampler": options.sampler,
-        "grid": plan.schedule,
-        "guidance_scale": plan.guidance,
-        "guidance_interval": list(plan.interval),
-        "guidance_channels": options.guidance_channels,
-        "eta": options.eta,
-    }
-    later = ("reuse", "shift", "guidance_rescale", "skip_layers", "skip_guidance", "skip_interval")
-    return settings | {key: value for key, value in plan.settings().items() if key in later}
 
 
 def open_reference(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +32,10 @@ from ditlab.inference.memory import RowLimit, Splitting, halved
 from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, frame_rate, make_output
-from ditlab.inference.plan import Plan, check_channels, check_size, resolve
+from ditlab.inference.plan import Plan, check_channels, resolve
 from ditlab.inference.prompts import negative_text
 from ditlab.inference.records import describe
+from ditlab.inference.sizes import check_room, input_size, plan_size, size_shift
 from ditlab.inference.steps import evaluated
 from ditlab.report.sheets import to_pil
 
@@ -98,9 +98,12 @@ class BasePipeline:
     @property
     def picture_shape(self) -> tuple[int, tuple[int, int]]:
         """Channels and (height, width) of the images, or of the frames of videos."""
-        channels, *_, height, width = self.shape
-        stride = self.autoencoder.stride
-        return self.autoencoder.picture_channels or channels, (height * stride, width * stride)
+        return self.picture_shape_of(self.net.size)
+
+    def picture_shape_of(self, size: Sequence[int]) -> tuple[int, tuple[int, int]]:
+        """Channels and (height, width) of the images for a size of the network's input."""
+        height, width = (side * self.autoencoder.stride for side in size[-2:])
+        return self.autoencoder.picture_channels or self.net.channels, (height, width)
 
     @property
     def values(self) -> PixelValues:
@@ -113,6 +116,7 @@ class BasePipeline:
         original: Original | None = None,
         guide: "BasePipeline | None" = None,
         negative_prompt: str | None = None,
+        size: Sequence[int] | None = None,
         **options: Any,
     ) -> Plan:
         """Compute the sampling plan of this model: times, sampler, guidance, number of function evaluations.
@@ -120,7 +124,7 @@ class BasePipeline:
         Args:
             original: images to start from.
             guide: a weaker model, for autoguidance.
-            negative_prompt: as in `steps`.
+            negative_prompt, size: as in `steps`.
             options: sampling settings, as in `steps`.
 
         Raises:
@@ -130,17 +134,19 @@ class BasePipeline:
         if GUIDANCE_ORIGIN in self.model.config and {"guidance", "guidance_scale"} & options.keys():
             defaults = replace(defaults, guidance_channels=None)  # the script's channels belong to the script's scale
         check_channels(options.get("guidance_channels"), self.net.channels)
-        tokens = prod(self.net.grid)
+        sides = plan_size(self, size, original)
+        tokens, shift = self.net.tokens_at(sides), size_shift(self, sides)
         plan = resolve(
-            options, self.objective, tokens=tokens, defaults=defaults, conditional=conditional, original=original
-        )
+            options, self.objective, tokens=tokens, size_shift=shift, defaults=defaults,
+            conditional=conditional, original=original,
+        )  # fmt: skip
         if plan.skip is not None:
             without_blocks(self.net, plan.skip.layers)  # raises an error if the family does not support it
         check_guide(self, guide, negative_prompt)
         if plan.cache is not None:
             plan.cache.on(self.net)  # raises an error if the family does not support feature caching
         negative = negative_text(negative_prompt, self.conditioner, plan.scale, guided_by_model=guide is not None)
-        return replace(plan, negative=negative)
+        return replace(plan, negative=negative, size=sides)
 
     def step_count(self, options: dict[str, Any]) -> int:
         """Return the number of `Step`s that `steps` yields with these options."""
@@ -153,11 +159,12 @@ class BasePipeline:
         mask: Image.Image | Sequence[Image.Image] | None = None,
         strength: float | None = None,
         resample: int | None = None,
+        size: Sequence[int] | None = None,
     ) -> Original:
         """Prepare images to start from: for image-to-image, or with a mask for in-painting.
 
         Args:
-            image: one image, or one per generated image; resized and cropped to the model's size as in training.
+            image: one image, or one per generated image; resized and cropped to `size` as in training.
             mask: in-painting mask: white is regenerated, black is kept; None regenerates everything.
             strength: share of the sampling trajectory that runs, above 0 and up to 1; 1 starts from noise, so that only
                 the part that the mask keeps remains of the image. The default is 1 with a mask and 0.6 without.
@@ -168,9 +175,9 @@ class BasePipeline:
             InputError: an image, mask or number cannot be used.
         """
         check_images(self)
-        channels, size = self.picture_shape
+        channels, sides = self.picture_shape_of(input_size(self, size))
         check_startable(channels, self.values)
-        return originals(image, mask, self.autoencoder, channels, size, self.net.device, strength, resample)
+        return originals(image, mask, self.autoencoder, channels, sides, self.net.device, strength, resample)
 
     def null(self, count: int, negative: str | None = None) -> Condition:
         """Return `count` rows of the null condition, or of a negative prompt, on the network's device."""
@@ -204,7 +211,7 @@ class BasePipeline:
         seeds: Seed | Sequence[Seed] | None = None,
         guide: "BasePipeline | None" = None,
         original: Original | None = None,
-        size: tuple[int, int] | None = None,
+        size: Sequence[int] | None = None,
         **options: Any,
     ) -> Iterator[Step]:
         """Generate one batch and yield a `Step` after each sampler step: step.i, step.t, step.x (B, C, ...), step.x0.
@@ -218,7 +225,7 @@ class BasePipeline:
                 a single label or seed is repeated. Between two seeds the noise is interpolated on the sphere.
             guide: a weaker model of the same task, for autoguidance.
             original: images to start from, see `original`.
-            size: height and width of the images, if the model supports several sizes.
+            size: height and width of the images, for videos also (frames, height, width); see `Backbone.check_size`.
             options: settings of `ditlab.config.sampling.SamplingOptions` (steps, sampler, guidance, guidance_interval,
                 guidance_channels, guidance_rescale, skip_layers, skip_guidance, skip_interval, schedule, shift, eta,
                 preset, reuse). `sampler` may also be a sampler function, and `schedule` a tensor of times. Models that
@@ -231,8 +238,8 @@ class BasePipeline:
                 (raised after the last step).
         """
         names, numbers, options = arguments(labels, seeds, options)
-        plan = self.resolve(original=original, guide=guide, **options)
-        return self._steps(plan, names, numbers, guide, self._shape(size), RowLimit())
+        plan = self.resolve(original=original, guide=guide, size=size, **options)
+        return self._steps(plan, names, numbers, guide, RowLimit())
 
     def __call__(
         self,
@@ -246,7 +253,7 @@ class BasePipeline:
         given: Mapping[int, Any] | None = None,
         frames: int | None = None,
         overlap: int | None = None,
-        size: tuple[int, int] | None = None,
+        size: Sequence[int] | None = None,
         batch_size: int = 64,
         output_type: str = "pil",
         callback_on_step_end: Listener | None = None,
@@ -279,14 +286,15 @@ class BasePipeline:
                 raise InputError("mask and mask_image are the same setting; give one of them")
             mask = mask_image
         if image is not None:
-            options["original"] = self.original(image, mask=mask, strength=strength, resample=resample)
+            options["original"] = self.original(image, mask=mask, strength=strength, resample=resample, size=size)
         elif mask is not None or strength is not None or resample is not None:
             raise InputError("mask, strength and resample need an image to start from; give image=")
         if (given, frames, overlap) != (None, None, None):
             options["original"] = given_frames(self, given or {}, frames, overlap)
         names, numbers, options = arguments(labels, seeds, options)
+        options["size"] = size
         record = describe(self, self.resolve(**options), names, numbers, options.get("guide"))
-        latents = list(self.batches(names, numbers, batch_size, callback_on_step_end, size=size, **options))
+        latents = list(self.batches(names, numbers, batch_size, callback_on_step_end, **options))
         if output_type == "latent":
             return Output(torch.cat(latents), describe=record)
         pixels = torch.cat([self.decode(part) for part in latents])
@@ -315,17 +323,18 @@ class BasePipeline:
         if isinstance(options.get("original"), GivenFrames) and options["original"].frames:
             yield from longer(self, names, numbers, batch_size, callback_on_step_end, **options)
             return
-        guide, original, size = (options.pop(key, None) for key in ("guide", "original", "size"))
+        guide, original = (options.pop(key, None) for key in ("guide", "original"))
+        check_room(self, input_size(self, options.get("size")), min(batch_size, len(numbers)))
         ready = self.model.fused() if self is self.model else self  # merged once for all batches
         guide = guide if guide is None or guide is not guide.model else guide.fused()
-        shape, limit, start = self._shape(size), RowLimit(), 0
+        limit, start = RowLimit(), 0
         check_originals(original, len(numbers))
         while start < len(numbers):
             rows, reported = slice(start, start + batch_size), False
             part = None if original is None else original.part(rows)
             plan = self.resolve(original=part, guide=guide, **options)
             try:
-                for step in ready._steps(plan, names[rows], numbers[rows], guide, shape, limit):
+                for step in ready._steps(plan, names[rows], numbers[rows], guide, limit):
                     if callback_on_step_end is not None:
                         callback_on_step_end(step)
                     reported = True
@@ -339,21 +348,12 @@ class BasePipeline:
             yield step.x
             start += len(step.x)
 
-    def _shape(self, size: tuple[int, int] | None) -> tuple[int, ...]:
-        """Return the shape that the network generates for images of this size."""
-        if size is None:
-            return self.shape
-        stride = self.autoencoder.stride
-        sides = check_size(size, self.picture_shape[1])
-        return (*self.shape[:-2], sides[0] // stride, sides[1] // stride)
-
     def _steps(
         self,
         plan: Plan,
         names: Sequence[Label],
         seeds: Sequence[Seed],
         guide: "BasePipeline | None",
-        shape: tuple[int, ...],
         limit: RowLimit,
     ) -> Iterator[Step]:
         """Run the sampling plan for one batch."""
@@ -380,7 +380,7 @@ class BasePipeline:
         if plan.original is not None:
             denoise = plan.original.holding(denoise, plan.process)
         noise = image_noise(seeds)
-        x = plan.start(noise(torch.empty(len(seeds), *shape, device=self.net.device)))
+        x = plan.start(noise(torch.empty(len(seeds), self.net.channels, *plan.size, device=self.net.device)))
         return finite_steps(evaluated(net, plan.run(denoise, x, noise), x, plan.options.sampler), self, seeds)
 
     def _inference_net(self, plan: Plan, condition: Condition) -> Backbone:

@@ -21,7 +21,7 @@ from ditlab.diffusion.guidance import SkipLayers, check_guidance
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Process
 from ditlab.diffusion.samplers import SAMPLERS, Sampler, time_grid
-from ditlab.diffusion.samplers.grids import falls, grid_identity
+from ditlab.diffusion.samplers.grids import default_shift, falls, grid_identity, shifted_times, shifts_with_size
 from ditlab.inference.inpaint import Original
 from ditlab.inference.optimize.reuse import Reuse
 
@@ -44,6 +44,8 @@ class Plan:
     original: Original | None = None
     learn_variance: bool = field(default=False, repr=False)
     negative: str | None = None  # prompt that replaces the null condition in guidance
+    size: tuple[int, ...] = ()  # of the network's input; empty for one that is not resolved with a model
+    size_shift: float = 1.0  # shift of the schedule because of the size; 1 is none
 
     @property
     def scale(self) -> float:
@@ -117,6 +119,7 @@ def resolve(
     conditional: bool = True,
     original: Original | None = None,
     tokens: int | None = None,
+    size_shift: float = 1.0,
 ) -> Plan:
     """Compute the sampling plan of a model with this objective.
 
@@ -128,6 +131,7 @@ def resolve(
         conditional: whether guidance is possible: the model is conditional, or there is a guide model.
         original: images to start from.
         tokens: number of image tokens, for schedules that depend on it.
+        size_shift: shift of the schedule for images of another size than the model was trained on; 1 is none.
 
     Raises:
         InputError: a setting is unknown, out of range, or does not fit the model.
@@ -138,7 +142,7 @@ def resolve(
     with nullcontext() if "sampler" in explicit else imported_parts_only():
         sampler, name = pick_sampler(values["sampler"], values.get("eta"))
     with nullcontext() if "schedule" in explicit else imported_parts_only():
-        times = pick_times(values, explicit, objective, tokens)
+        times, size_shift = pick_times(values, explicit, objective, tokens, size_shift)
     scale, interval = number(values["guidance"], "guidance"), pair(values["guidance_interval"])
     if not conditional:
         if explicit.get("guidance", 1.0) != 1.0:
@@ -158,8 +162,9 @@ def resolve(
         times = original.times(times)
     objective.check_times(times, name)
     return Plan(
-        options, sampler, times, objective.process, outer, interval, skip, cache, original, objective.learn_variance
-    )
+        options, sampler, times, objective.process, outer, interval, skip, cache, original, objective.learn_variance,
+        size_shift=size_shift,
+    )  # fmt: skip
 
 
 def all_options(
@@ -315,14 +320,28 @@ def pick_skip(values: Mapping[str, Any], explicit: Mapping[str, Any], times: Ten
 
 
 def pick_times(
-    values: Mapping[str, Any], explicit: Mapping[str, Any], objective: Objective, tokens: int | None
-) -> Tensor:
-    """Return the times (n + 1,) of the schedule in the settings."""
+    values: dict[str, Any],
+    explicit: Mapping[str, Any],
+    objective: Objective,
+    tokens: int | None,
+    size_shift: float,
+) -> tuple[Tensor, float]:
+    """Return the times (n + 1,) of the schedule in the settings, and by which shift for the size they differ from it.
+
+    An explicit shift, and schedules that depend on the number of tokens or are given as times, are not shifted. The
+    shift of a schedule that has one is replaced in the settings.
+    """
     schedule, shift = values["schedule"], optional(values, "shift")
     check_ranges(SamplingOptions(shift=shift))
     if isinstance(schedule, str):
         steps = whole(values["steps"], "steps")
-        return time_grid(schedule, objective.process, steps, objective.last_time(), shift=shift, tokens=tokens)
+        process, last = objective.process, objective.last_time()
+        if size_shift == 1 or "shift" in explicit or not shifts_with_size(schedule, process):
+            return time_grid(schedule, process, steps, last, shift=shift, tokens=tokens), 1.0
+        if (default := default_shift(schedule)) is not None:
+            values["shift"] = (default if shift is None else shift) * size_shift
+            return time_grid(schedule, process, steps, last, shift=values["shift"]), size_shift
+        return shifted_times(process, time_grid(schedule, process, steps, last), size_shift), size_shift
     try:
         times = torch.as_tensor(schedule, dtype=torch.float64).cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -331,7 +350,7 @@ def pick_times(
         raise InputError("the times of a schedule must fall from at most 1 to 0; give one time more than steps")
     if "steps" in explicit and whole(explicit["steps"], "steps") != len(times) - 1:
         raise InputError(f"{explicit['steps']} steps with a schedule of {len(times) - 1}; leave steps out")
-    return times
+    return times, 1.0
 
 
 def pick_cache(reuse: int | Reuse | None, original: Original | None, skip: SkipLayers | None) -> Reuse | None:
@@ -342,21 +361,6 @@ def pick_cache(reuse: int | Reuse | None, original: Original | None, skip: SkipL
     if cache is not None and skip is not None:
         raise InputError("reuse does not work with skip_layers; leave one of them out")
     return cache
-
-
-def check_size(size: Any, generated: tuple[int, int]) -> tuple[int, int]:
-    """Check that a size (height, width) is the one that a model generates, and return it.
-
-    Raises:
-        InputError: it is not.
-    """
-    height, width = generated
-    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
-        raise InputError(f"size {size!r}; give height and width, such as ({height}, {width})")
-    sides = whole(size[0], "size"), whole(size[1], "size")
-    if sides != generated:
-        raise InputError(f"size {sides[0]}x{sides[1]}; this model generates images of {height}x{width}")
-    return sides
 
 
 def pair(value: Any, name: str = "guidance_interval") -> tuple[float, float]:

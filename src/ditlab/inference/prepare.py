@@ -39,11 +39,12 @@ def ready(
         options: arguments of `BasePipeline.steps`.
     """
     prepared = pipe.model.prepared(precision)
-    net, steps = prepared.net.eval(), pipe.resolve(**options).steps
+    net, plan = prepared.net.eval(), pipe.resolve(**options)
+    steps = plan.steps
 
     @torch.no_grad()
     def call(batch: int) -> None:
-        net(*net.example(batch)).mean().item()  # .item() waits for the device
+        net(*net.example(batch, size=plan.size)).mean().item()  # .item() waits for the device
 
     if slow := slowness(net.precision, net.device):
         say(console, slow)

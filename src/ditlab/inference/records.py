@@ -1,6 +1,7 @@
 """Records of generated images: everything that decides them, in PNG metadata and in samples.json, and back."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import index
@@ -87,7 +88,7 @@ def describe(
     """
     start, state = plan.original, weights_state(pipe.model)
     settings = plan.settings() | ({} if start is None else {name: getattr(start, name) for name in START})
-    height, width = pipe.picture_shape[1]
+    height, width = pipe.picture_shape_of(plan.size)[1]
     common: dict[str, Any] = {
         "version": __version__,
         "model": pipe.net.config.get("name"),
@@ -211,6 +212,8 @@ class Repeat:
             replaced.add("eta")  # of the recorded sampler
         settings = {name: value for name, value in settings.items() if name not in replaced}
         settings |= {name: self.common[name] for name in ("negative_prompt",) if name in self.common}
+        if isinstance(size := self.common.get("size"), str) and re.fullmatch(r"\d{1,5}x\d{1,5}", size):
+            settings["size"] = tuple(map(int, reversed(size.split("x"))))
         times = settings.get("schedule")
         if isinstance(times, list) and given.get("steps", len(times) - 1) != len(times) - 1:
             line = (

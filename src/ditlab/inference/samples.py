@@ -72,8 +72,7 @@ class Samples(Dataset):
             self.labels = torch.arange(count) % classes
         else:
             self.labels = torch.randint(classes, (count,), generator=generator)
-        self.channels, size = pipe.picture_shape
-        self.size = (*pipe.shape[1:-2], *size)
+        self.channels, self.size = pipe.picture_shape_of(self.plan.size)
         self.values = pipe.values
         self.on_step: Callable[[Step], None] | None = None
 

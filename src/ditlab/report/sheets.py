@@ -107,16 +107,27 @@ def thumbnails(pixels: Tensor) -> list[Image.Image]:
 
 
 def side_by_side(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Arrange sheets of equal height from left to right, each under its title."""
+    """Arrange sheets from left to right, each under its title."""
     font = ImageFont.load_default(size=14)
     top = 22
-    combined = Image.new("RGB", (sum(sheet.width for sheet in sheets), top + sheets[0].height), "white")
+    height = max(sheet.height for sheet in sheets)
+    combined = Image.new("RGB", (sum(sheet.width for sheet in sheets), top + height), "white")
     pen = ImageDraw.Draw(combined)
     left = 0
     for sheet, title in zip(sheets, titles, strict=True):
         combined.paste(sheet, (left, top))
         pen.text((left + sheet.width // 2, top // 2), title, fill="black", font=font, anchor="mm")
         left += sheet.width
+    return combined
+
+
+def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Arrange sheets from top to bottom."""
+    size = max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)
+    combined, top = Image.new("RGB", size, "white"), 0
+    for sheet in sheets:
+        combined.paste(sheet, (0, top))
+        top += sheet.height
     return combined
 
 

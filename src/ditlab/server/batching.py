@@ -63,6 +63,21 @@ class Proxy(Backbone):
         return {}
 
     @property
+    def one_size(self) -> str:
+        return self.target[0].one_size
+
+    @property
+    def side_multiples(self) -> tuple[int, ...]:
+        return self.target[0].side_multiples
+
+    @property
+    def longest_side(self) -> int | None:
+        return self.target[0].longest_side
+
+    def tokens_at(self, size: Sequence[int]) -> int:
+        return self.target[0].tokens_at(size)
+
+    @property
     def tokens(self) -> int:
         return self.target[0].tokens
 
@@ -194,6 +209,8 @@ class Engine:
                 call.done.set()
 
     def _together(self, first: Call, other: Call, rows: int) -> bool:
+        if first.x.shape[1:] != other.x.shape[1:]:
+            return False
         return not first.alone and not other.alone and rows + len(other.x) <= self.rows
 
     def _full(self) -> bool:

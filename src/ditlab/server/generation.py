@@ -14,6 +14,7 @@ from ditlab.core.units import counted
 from ditlab.inference.base import PROMPTS, BasePipeline
 from ditlab.inference.card import about_images
 from ditlab.inference.inpaint import FORMATS, Original, read_picture
+from ditlab.inference.sizes import input_size
 from ditlab.server.introspection import Attention
 from ditlab.server.requests import GenerationRequest, resolved
 
@@ -28,6 +29,7 @@ class Limits:
     requests: int = 32  # in progress at the same time
     body: int = 16 * 2**20  # bytes
     pixels: int = 16_000_000  # of an image in a request
+    tokens: int = 16_384  # of a generated image whose size the request gives
     rows: int = 64  # of a network call
     memory: int = 128 * 2**20  # bytes that must be free for a request, while others are in progress
     connections: int = 200  # open at the same time; some systems allow a process 256 files
@@ -71,6 +73,7 @@ class Generation:
     model: str
     labels: list[Label]
     seeds: list[Seed]
+    size: str  # WIDTHxHEIGHT
     settings: dict[str, Any]  # every sampling setting, resolved
     negative: str | None
     original: Original | None
@@ -166,24 +169,47 @@ def choose_seeds(request: GenerationRequest, count: int) -> list[Seed]:
     return list(seeds) if len(seeds) == count else [(seeds[0] + i) % 2**63 for i in range(count)]
 
 
-def start_image(pipe: BasePipeline, request: GenerationRequest, most: int) -> Original | None:
+def choose_size(pipe: BasePipeline, request: GenerationRequest, most: int) -> tuple[int, int]:
+    """Height and width of the images.
+
+    Args:
+        pipe: the model.
+        request: the request.
+        most: tokens that an image may have, unless it has the size of the model.
+
+    Raises:
+        InputError: a size that the model cannot generate, or a larger one.
+    """
+    if request.size is None:
+        return pipe.picture_shape[1]
+    width, height = map(int, request.size.split("x"))
+    try:
+        size = input_size(pipe, (height, width))
+    except InputError as error:
+        raise InputError(f"size {request.size} (width x height): {error}") from None
+    if size != pipe.net.size and (tokens := pipe.net.tokens_at(size)) > most:
+        raise InputError(f"size {request.size} has {counted(tokens, 'token')}; give one of at most {most:,}")
+    return height, width
+
+
+def start_image(pipe: BasePipeline, request: GenerationRequest, most: int, size: tuple[int, int]) -> Original | None:
     """The image to start from, with its mask; None for a request without an image.
 
     Args:
         pipe: the model.
         request: the request.
         most: pixels that an image may have.
+        size: height and width of the generated images.
 
     Raises:
         InputError: a file that is not an image or too large, or a mask without an image.
     """
-    size = pipe.picture_shape[1]
     image, mask = (
         None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS, size)
         for name in ("image", "mask")
     )
     if image is not None:
-        return pipe.original(image, mask=mask, strength=request.strength, resample=request.resample)
+        return pipe.original(image, mask=mask, strength=request.strength, resample=request.resample, size=size)
     if mask is not None or request.strength is not None or request.resample is not None:
         raise InputError("mask, strength and resample need an image to start from; give image too")
     return None

@@ -201,7 +201,9 @@ class GenerationRequest(SamplingRequest):
         1, ge=1, le=1024, description="Number of images. Default: the number of labels. Alias: num_images_per_prompt."
     )
     size: Annotated[str, Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
-        None, description="WIDTHxHEIGHT. A model has one size; any other is rejected."
+        None,
+        description="WIDTHxHEIGHT. Default: the size of the model. Networks whose weights do not depend on the size "
+        "take any other that their patches divide.",
     )
     to_label: Label | None = Field(
         None, description="Interpolate from the first label or prompt to this one. Alias: to_prompt."

@@ -32,6 +32,7 @@ from ditlab.server.generation import (
     as_json,
     choose_labels,
     choose_seeds,
+    choose_size,
     described_label,
     evenly,
     start_image,
@@ -104,13 +105,11 @@ class Service:
             InputError: a value that this model cannot use, or more than the limits allow.
         """
         name, pipe = self.find(request.model)
-        about = self.about[name]
-        if request.size not in (None, about.size):
-            raise InputError(f"size {request.size}; this model generates {about.size}")
+        size = choose_size(pipe, request, self.limits.tokens)
         labels = choose_labels(pipe, request, self.limits.images)
         seeds = choose_seeds(request, len(labels))
-        original, settings = start_image(pipe, request, self.limits.pixels), request.settings()
-        keywords = settings | ({} if original is None else {"original": original})
+        original, settings = start_image(pipe, request, self.limits.pixels, size), request.settings()
+        keywords = settings | {"size": size} | ({} if original is None else {"original": original})
         keywords |= {} if request.negative_prompt is None else {"negative_prompt": request.negative_prompt}
         total = pipe.step_count(keywords)
         if total > self.limits.steps:
@@ -121,7 +120,8 @@ class Service:
             model=name,
             labels=labels,
             seeds=seeds,
-            settings=resolved(pipe, settings),
+            size=f"{size[1]}x{size[0]}",
+            settings=resolved(pipe, settings | {"size": size}),
             negative=request.negative_prompt or None,
             original=original,
             previews=request.partial_images if request.stream else 0,
@@ -289,7 +289,7 @@ class Service:
             "seed": as_json(generation.seeds[i]),
             **generation.settings,
             **({} if start is None else {"strength": start.strength, "resample": start.resample, **start.about(i)}),
-            "size": about.size,
+            "size": generation.size,
             "precision": about.precision,
             "model_hash": about.model_hash,
             "version": __version__,

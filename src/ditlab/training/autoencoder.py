@@ -206,6 +206,8 @@ def begin(dataset: Dataset, settings: AutoencoderTraining, device: torch.device)
         autoencoder = Patch(
             dataset.channels, settings.latent_channels, settings.stride, settings.width, settings.depth
         ).to(device)
+    if dataset.buckets is not None:
+        raise InputError("an autoencoder is trained on images of one size, and size is native; give HEIGHTxWIDTH")
     autoencoder.latent_shape(dataset.channels, dataset.size)  # raises an error if the stride does not divide the sides
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return State(autoencoder, make_optimizer(autoencoder, settings.lr))

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import BACKBONES, Backbone
 from ditlab.conditioning import CONDITIONERS
 from ditlab.config.distill import Distill
@@ -13,6 +14,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.data import Dataset
+from ditlab.data.buckets import SHARED, Buckets
 from ditlab.diffusion.objective import TARGETS, WEIGHTS
 from ditlab.diffusion.parametrizations import make_objective
 from ditlab.diffusion.process import make_process
@@ -20,7 +22,9 @@ from ditlab.diffusion.times import TIMES
 from ditlab.inference.given import SHARES
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.aids import AIDS
+from ditlab.training.context import TrainingContext
 from ditlab.training.objectives import OBJECTIVES
+from ditlab.training.parallel import Place
 from ditlab.training.power_ema import exponent
 from ditlab.training.trackers import TRACKERS
 
@@ -161,6 +165,57 @@ def check_guidance(recipe: Recipe, conditional: bool) -> None:
             f"sample.guidance is {recipe.sample.guidance:g}, but the data have no classes, so the model is "
             "unconditional; set sample.guidance to 1, or give data with classes"
         )
+
+
+def check_shares(buckets: Buckets, recipe: Recipe, place: Place) -> None:
+    """Check that the batches of all sizes can be shared equally among the processes and their parts.
+
+    Raises:
+        InputError: they cannot.
+    """
+    parts = place.world * recipe.parallel.accumulate
+    sizes = buckets.batches(recipe.train.batch)
+    if any(size % parts for size in sizes):
+        raise InputError(
+            f"batches of {', '.join(map(str, sorted(set(sizes))))} images (by the size of the images) cannot be shared "
+            f"equally among {counted(place.world, 'process')} with parallel.accumulate = "
+            f"{recipe.parallel.accumulate}; use 1, 2, 4 or {SHARED} parts, and a train.batch that {SHARED} divides"
+        )
+
+
+def check_sizes(net: Backbone, autoencoder: Autoencoder, dataset: Dataset) -> None:
+    """Check that a network takes the sizes of all images of a data set.
+
+    Raises:
+        InputError: it does not.
+    """
+    if dataset.buckets is None:
+        return
+    name, stride = net.config["name"], autoencoder.stride
+    if net.one_size:
+        raise InputError(
+            f"the images have several sizes (data.size is native), and {name} takes one, because {net.one_size}; set "
+            "data.size to HEIGHTxWIDTH, or choose a network that takes any size"
+        )
+    needed = max(net.side_multiples) * stride
+    if any(side % needed for size in dataset.buckets.sizes for side in size[-2:]):
+        raise InputError(
+            f"{name} needs sides that are multiples of {needed} (its own {max(net.side_multiples)} times the stride "
+            f"{stride} of the autoencoder); set data.multiple = {needed}"
+        )
+    for size in dataset.buckets.sizes:
+        net.check_size(autoencoder.latent_shape(dataset.channels, size)[1])
+
+
+def check_aids(run: TrainingContext) -> None:
+    """Check that the training aids work with images of several sizes, if there are several.
+
+    Raises:
+        InputError: one does not.
+    """
+    for aid in run.aids if run.several_sizes else ():
+        if aid.one_size:
+            raise InputError(f"{aid.one_size} needs images of one size, and data.size is native; omit one of them")
 
 
 def check_exits(recipe: Recipe, pipe: Pipeline) -> None:

@@ -32,6 +32,7 @@ class TrainingContext:
     objective: TrainingObjective
     aids: tuple[Aid, ...] = ()
     ema: EMA | None = field(default=None)  # the average of the weights; None when a step is only timed
+    several_sizes: bool = False  # whether the images of the data have several sizes
     captions: CaptionConditions | None = None  # the conditions of captions; None if batches have their conditions
     trained: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     """Further modules, such as a projector, that are trained with the network and saved in checkpoints, but are not

@@ -13,6 +13,7 @@ from torch import Tensor
 from ditlab.backbones import Backbone
 from ditlab.config.sections import Recipe
 from ditlab.core.terminal import say
+from ditlab.core.types import Batch
 from ditlab.data import Dataset, training_order
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.callbacks import Callback
@@ -58,7 +59,13 @@ class Job:
     def order(self) -> Iterator[Tensor]:
         """The indices of the batches, from the present position of the run."""
         settings, mixed = self.recipe.train, self.recipe.data.shuffle_shards
+        if self.dataset.buckets is not None:
+            return self.dataset.buckets.order(settings.batch, settings.seed, self.state.seen)
         return training_order(len(self.dataset), settings.batch, settings.seed, self.state.seen, self.files, mixed)
+
+    def images_in(self, batch: Batch) -> int:
+        """Number of images of all processes in the batch of which this process has a part."""
+        return self.recipe.train.batch if self.dataset.buckets is None else self.place.world * len(batch)
 
     @property
     def finished(self) -> bool:

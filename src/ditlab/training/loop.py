@@ -106,7 +106,6 @@ class Steps:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.dtype = getattr(torch, job.state.precision)
-        self.rows = job.place.rows(job.recipe.train.batch)  # of the batch, that this process computes
         self.read = job.state.seen  # images of the batches that were read, ahead of `state.seen`
         self.problem: InputError | None = None  # why this process has no further batch
 
@@ -133,7 +132,7 @@ class Steps:
 
     def part(self, values: Tensor) -> Tensor:
         """This process's part of the values (B, ...) of a batch."""
-        return values[self.rows]
+        return values[self.job.place.rows(len(values))]
 
     def due(self, interval: int, before: int) -> bool:
         """Whether a multiple of an interval was reached since `before` images, or the run is finished."""
@@ -144,7 +143,9 @@ class Steps:
         recipe, state = self.job.recipe, self.job.state
         rate = learning_rate(recipe.optim, state.seen, recipe.train.images, self.job.elapsed)
         place, parts = self.job.place, self.job.parts
-        losses = backward(self.job.run, batch, state.seen, self.rows.start, parts, self.dtype, place.world)
+        total = self.job.images_in(batch)
+        first = place.rows(total).start
+        losses = backward(self.job.run, batch, state.seen, first, parts, self.dtype, place.world, total)
         self.job.place.average_gradients(state.further.parameters())  # those of the network are exchanged already
         norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), recipe.optim.clip or float("inf")))
         if norm.isfinite():
@@ -152,7 +153,7 @@ class Steps:
             state.tally.add(losses, norm if self.job.place.first else None)
         else:
             skip_step(self.job, losses)
-        state.seen += recipe.train.batch
+        state.seen += total
         return rate
 
 

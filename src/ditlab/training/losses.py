@@ -13,6 +13,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.data import Dataset
 from ditlab.data.base import numbered
+from ditlab.data.buckets import sample_batch
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.aids import active_aids
 from ditlab.training.context import TrainingContext
@@ -52,7 +53,9 @@ def make_context(pipe: Pipeline, recipe: Recipe) -> TrainingContext:
     return run
 
 
-def batch_losses(run: TrainingContext, images: Batch, seen: int, first: int, dtype: torch.dtype) -> Losses:
+def batch_losses(
+    run: TrainingContext, images: Batch, seen: int, first: int, dtype: torch.dtype, total: int | None = None
+) -> Losses:
     """The losses of a part of a batch; all randomness depends on the seed and the position of the images in the run.
 
     Args:
@@ -61,16 +64,24 @@ def batch_losses(run: TrainingContext, images: Batch, seen: int, first: int, dty
         seen: number of images that the run saw before the batch.
         first: position in the batch of the first image of this part.
         dtype: precision of the network; autocast is used unless it is float32.
+        total: images of the batch of all processes; None is the batch size of the recipe.
     """
-    settings = run.settings
-    randomness = Randomness(RunRandomness(settings.seed), seen, first, len(images), settings.batch)
+    source = RunRandomness(run.settings.seed, run.several_sizes)
+    randomness = Randomness(source, seen, first, len(images), total or run.settings.batch)
     with torch.autocast(run.device.type, dtype, enabled=dtype is not torch.float32):
         named = run.objective.losses(run, images, randomness)
     return Losses(named, randomness.times)
 
 
 def backward(
-    run: TrainingContext, batch: Batch, seen: int, first: int, parts: int, dtype: torch.dtype, world: int = 1
+    run: TrainingContext,
+    batch: Batch,
+    seen: int,
+    first: int,
+    parts: int,
+    dtype: torch.dtype,
+    world: int = 1,
+    total: int | None = None,
 ) -> Losses:
     """Compute the gradient of the mean loss, and return the losses without gradients.
 
@@ -85,13 +96,14 @@ def backward(
         parts: number of parts that are computed one after the other; their sizes differ by one image at most.
         dtype: precision of the network.
         world: number of processes.
+        total: images of the batch of all processes; None is the batch size of the recipe.
     """
     computed = []
-    images = run.settings.batch / world  # of a process, on average
+    images = (total or run.settings.batch) / world  # of a process, on average
     for part in range(parts):
         rows = slice(len(batch) * part // parts, len(batch) * (part + 1) // parts)
         with no_exchange(run.network, last=part == parts - 1):
-            losses = batch_losses(run, batch[rows], seen, first + rows.start, dtype)
+            losses = batch_losses(run, batch[rows], seen, first + rows.start, dtype, total)
             (losses.total.mean() / (images / (rows.stop - rows.start))).backward()  # type: ignore[no-untyped-call]
         computed.append(Losses({name: value.detach() for name, value in losses.named.items()}, losses.times))
     named = {name: torch.cat([losses.named[name] for losses in computed]) for name in computed[0].named}
@@ -107,7 +119,7 @@ def trial_step(run: TrainingContext, dataset: Dataset, count: int) -> Callable[[
 
     @cache
     def images() -> Batch:
-        indices = torch.arange(count) % len(dataset)
+        indices = sample_batch(dataset, count)
         return numbered(dataset.fetch(indices), indices)
 
     def step(dtype: torch.dtype) -> None:

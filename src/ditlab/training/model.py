@@ -17,10 +17,13 @@ from ditlab.conditioning.encoders import NoEncoder
 from ditlab.config.reader import to_tables
 from ditlab.config.sections import Data, Recipe
 from ditlab.core.errors import InputError
+from ditlab.core.units import sides_of
 from ditlab.core.values import EIGHT_BITS
 from ditlab.data import Dataset, Latents
 from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.sizes import SIZES
 from ditlab.training.captions import Captions
+from ditlab.training.checks import check_sizes
 from ditlab.training.objectives import OBJECTIVES
 
 
@@ -126,17 +129,16 @@ def build(
     objective = OBJECTIVES.find(recipe.train.objective).reading(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)  # initial weights only; all later randomness has its own generators
-        net = create(
-            **vars(recipe.model) | derived,
-            size=size,
-            channels=channels,
-            learn_variance=objective.learn_variance,
-            inputs=objective.inputs,
-        )
+        shape = {"size": size, "channels": channels, "learn_variance": objective.learn_variance}
+        net = create(**vars(recipe.model) | derived | shape, inputs=objective.inputs)
+    check_sizes(net, autoencoder, dataset)
     tables = to_tables(recipe)
     config: dict[str, Any] = {"sample": tables["sample"], "recipe": tables}
     if dataset.values != EIGHT_BITS:
         config["values"] = dataset.values.describe()
+    if dataset.buckets is not None:
+        counts = zip(dataset.buckets.sizes, dataset.buckets.counts, strict=True)
+        config[SIZES] = {sides_of(size): count for size, count in counts}
     if dataset.attribution:
         config["attribution"] = dataset.attribution
     if share := dataset.preprocessing.get("held_out"):  # also that of a latent cache

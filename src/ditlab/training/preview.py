@@ -3,17 +3,21 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 from PIL import Image
 
 from ditlab.core.errors import InputError, RunError
+from ditlab.core.units import sides_of
 from ditlab.inference.base import PROMPTS
 from ditlab.inference.pipeline import Pipeline
-from ditlab.report.sheets import STRIP, contact_sheet, film_strip, side_by_side
+from ditlab.inference.sizes import trained_sizes
+from ditlab.report.sheets import STRIP, contact_sheet, film_strip, side_by_side, stacked
 from ditlab.training.parallel import Place
 
 COLUMNS, ROWS = 8, 10
+SHEETS = 3  # sizes that are shown of a model that is trained on several
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +50,8 @@ class Guard:
 def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
     """Generate samples with the averaged and with the raw weights, in a row for each of up to ten classes.
 
-    All processes generate a part.
+    A model that is trained on several sizes has a sheet for each of the most frequent ones. All processes generate a
+    part.
 
     Args:
         pipes: the model with the averaged weights, and with the raw weights.
@@ -61,15 +66,19 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
     first = pipes[0]
     values: list[Any] = (first.config.get(PROMPTS) or first.classes)[:ROWS]
     titles = [*map(first.conditioner.title, values)]
+    sizes: list[tuple[int, ...] | None] = [*trained_sizes(first)[:SHEETS]] or [None]
+    if len(sizes) > 1:
+        values, titles = values[: ROWS // 2], titles[: ROWS // 2]
     values = values or [None, None]
     columns = COLUMNS if len(first.shape) == 3 else COLUMNS // STRIP  # a video is a strip of several frames
     conditions = [value for value in values for _ in range(columns)]
     seeds = list(range(columns)) * len(values) if titles else list(range(len(conditions)))
     part = range(place.rank, len(conditions), place.world)  # indices of the images that this process generates
     sheets, failure = [], None
-    for pipe in pipes:
+    for pipe, size in product(pipes, sizes):
         try:
-            generated = images_of(pipe, [conditions[i] for i in part], [seeds[i] for i in part]) if part else []
+            chosen = [conditions[i] for i in part]
+            generated = images_of(pipe, chosen, [seeds[i] for i in part], size) if part else []
         except Exception as error:  # raised after the images are collected, for which the other processes wait
             generated, failure = [], error
         by_index = dict(place.collect(list(zip(part, generated, strict=failure is None))))
@@ -80,13 +89,22 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
         sheets.append(contact_sheet(rows, titles or None))
     if failure is not None:
         raise failure
-    if place.first and len(sheets) < len(pipes):
+    if place.first and len(sheets) < len(pipes) * len(sizes):
         raise RunError("another process could not generate its part")
-    return side_by_side(sheets, ("average", "raw weights")) if place.first else None
+    if not place.first:
+        return None
+    if len(sizes) == 1:
+        return side_by_side(sheets, ("average", "raw weights"))
+    shown = [sides_of(size or ()) for size in sizes]
+    average, raw = sheets[: len(sizes)], sheets[len(sizes) :]
+    rows = (("average", average), ("raw weights", raw))
+    return stacked([side_by_side(row, [f"{name}, {size}" for size in shown]) for name, row in rows])
 
 
-def images_of(pipe: Pipeline, conditions: list[Any], seeds: list[int]) -> list[Image.Image]:
+def images_of(
+    pipe: Pipeline, conditions: list[Any], seeds: list[int], size: tuple[int, ...] | None
+) -> list[Image.Image]:
     """Generate an image, or the film strip of a video, for each condition."""
-    output = pipe(conditions, seeds=seeds)
+    output = pipe(conditions, seeds=seeds, size=size)
     images: list[Image.Image] = [film_strip(video) for video in output.videos] or output.images
     return images

@@ -23,6 +23,7 @@ class RunRandomness:
     """All random values of a run, which its seed determines."""
 
     seed: int
+    several_sizes: bool = False  # whether images have several sizes, so that their values have streams of their own
 
     def normal(self, stream: int, first: int, shape: tuple[int, ...]) -> Tensor:
         """Standard normal values for B consecutive images of the run, float32 on the CPU.
@@ -34,6 +35,7 @@ class RunRandomness:
         """
         count, size = shape[0], math.prod(shape[1:])
         blocks = -(-size // 8)  # a block has four 64-bit words, each of which becomes two normal values
+        stream += blocks << 32 if self.several_sizes else 0  # positions of images of other sizes would overlap
         bits = np.random.Philox(key=np.array([self.seed, stream], dtype=np.uint64)).advance(first * blocks)
         words = torch.from_numpy(bits.random_raw(count * blocks * 4).view(np.int32)).view(count, 2, blocks * 4)
         # Box and Muller (1958). The first half of the words gives radii, the other half angles.

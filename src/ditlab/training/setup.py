@@ -27,12 +27,14 @@ from ditlab.inference.optimize.compilation import compile_and_tell, wanted
 from ditlab.inference.optimize.precision import faster_dtype, quick_precision, slowness
 from ditlab.training.captions import CaptionConditions, read_captions
 from ditlab.training.checks import (
+    check_aids,
     check_condition,
     check_dataset,
     check_exits,
     check_given,
     check_guidance,
     check_offload,
+    check_shares,
 )
 from ditlab.training.elastic import PROCESSES, divide_batch, left_alone
 from ditlab.training.ema import EMA
@@ -104,6 +106,8 @@ def open_data(job: Job) -> None:
             "remove it"
         )
     check_offload(recipe, job.place.device)
+    if job.dataset.buckets is not None:
+        check_shares(job.dataset.buckets, recipe, job.place)
     if job.place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for products that are not in bfloat16
 
@@ -177,6 +181,8 @@ def make_run(job: Job) -> None:
     check_exits(job.recipe, job.pipe)
     check_given(job.recipe, job.pipe.net)
     job.run = make_context(job.pipe, job.recipe)
+    job.run.several_sizes = job.dataset.buckets is not None
+    check_aids(job.run)
     if job.captions is not None and isinstance(job.pipe.conditioner, Text):
         job.run.captions = CaptionConditions.encode(
             job.captions, job.pipe.conditioner, job.recipe.data.text_cache, job.say
@@ -311,6 +317,9 @@ def begin(job: Job) -> None:
     if job.place.first:
         job.folder.begin(job.recipe, job.state.seen)
         report_data(job.dataset, job.recipe.data.source, job.folder.folder, job.console)
+        if job.dataset.buckets is not None:
+            for line in job.dataset.buckets.plan(job.recipe.train.batch):
+                job.say(line)
     if job.captions is not None and isinstance(job.pipe.conditioner, Text):
         for line in job.captions.lines(job.pipe.conditioner):
             job.say(line)
@@ -358,7 +367,7 @@ def compile_network(job: Job) -> None:
             compile_blocks = wanted(net, dtype, settings.compile, step, remaining, FEW, job.seconds_left)
         state.compiled = job.place.agree(compile_blocks)
     if state.compiled:
-        compile_and_tell(net, step, job.console, dynamic=net.dynamic_depth)
+        compile_and_tell(net, step, job.console, dynamic=net.dynamic_depth or job.run.several_sizes)
 
 
 def spread_network(job: Job) -> None:

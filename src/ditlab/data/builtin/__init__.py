@@ -7,6 +7,7 @@ from ditlab.core.registry import Registry, is_reference, load_entry_points
 from ditlab.data.base import Dataset
 from ditlab.data.builtin.colored_shapes import open_colored_shapes
 from ditlab.data.builtin.digits import open_digits
+from ditlab.data.builtin.digits_on_canvas import open_digits_on_canvas
 from ditlab.data.builtin.emoji import open_emoji
 from ditlab.data.builtin.emoji_captions import open_emoji_captions
 from ditlab.data.builtin.glyphs import open_glyphs
@@ -16,6 +17,7 @@ DATASETS: Registry[Callable[[str], Dataset]] = Registry(
     "data set",
     {
         "digits": open_digits,
+        "digits-on-canvas": open_digits_on_canvas,
         "glyphs-SIZE": open_glyphs,
         "emoji-SIZE": open_emoji,
         "emoji-captions-SIZE": open_emoji_captions,

@@ -172,6 +172,11 @@ def prepare(out: Path, dataset: Dataset, source: str, autoencoder: Latent, conso
 
 def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, shard: int) -> Description:
     autoencoder.check_images(dataset.channels, dataset.values)
+    if dataset.buckets is not None:
+        raise InputError(
+            "a latent cache holds images of one size, and size is native; give HEIGHTxWIDTH, or train on the "
+            "images with data.autoencoder, which encodes them in every step"
+        )
     channels, sides = autoencoder.latent_shape(dataset.channels, dataset.size)
     return Description(
         source=absolute(source),

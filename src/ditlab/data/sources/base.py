@@ -34,7 +34,8 @@ DIGITS = 1000  # of a number in a name; Python converts at most 4,300
 MIN_SIDE = Preparation().min_side  # smaller images are icons or accidents
 MAX_PIXELS = Preparation().max_pixels  # a file of some kilobytes may decode to gigabytes
 PIXEL_SETTINGS = frozenset(
-    {"size", "fit", "flip", "gray", "channels", "background", "range", "show", "min_side", "max_pixels", "max_skipped"}
+    {"size", "pixels", "multiple", "fit", "flip", "gray", "channels", "background", "range", "show"}
+    | {"min_side", "max_pixels", "max_skipped"}
 )
 """Names of the settings of `Preparation` that say how images are read and resized."""
 CLIP_SETTINGS = frozenset({"frames", "fps", "seconds", "stride"})

@@ -64,6 +64,33 @@ def _shift(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
+def shifts_with_size(name: str, process: Process) -> bool:
+    """Whether a schedule is shifted for images of another size.
+
+    Schedules that depend on the number of tokens are already, and tuned schedules and the indices of a chain stay.
+    """
+    if name.endswith(".json") or isinstance(process, DDPM):
+        return False
+    return "tokens" not in inspect.signature(SCHEDULES.find(name)).parameters
+
+
+def default_shift(name: str) -> float | None:
+    """The shift that a schedule has if none is given; None for a schedule without one."""
+    parameter = inspect.signature(SCHEDULES.find(name)).parameters.get("shift")
+    return None if parameter is None else float(parameter.default)
+
+
+def shifted_times(process: Process, times: Tensor, shift: float) -> Tensor:
+    """Shift the times of a schedule between its first and its last, so that sigma / alpha is `shift` times as large.
+
+    With shift = sqrt(m / n), m pixels have the same uncertainty about the image as n pixels had (Esser et al. 2024,
+    section 5.3.2, for rectified flow, where this is their equation 23).
+    """
+    last = times[0]  # schedules fall from 1, times the latest time of the model
+    inner = process.time_of(process.log_snr(times[1:-1] / last) - math.log(shift)) * last
+    return torch.cat([times[:1], inner, times[-1:]])
+
+
 def leading(process: Process, steps: int) -> Tensor:
     """Every k-th index of the chain from 0, with k = 1000 // steps: DiT's "ddimN" and diffusers' default for DDIM."""
     if not isinstance(process, DDPM):

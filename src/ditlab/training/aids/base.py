@@ -20,6 +20,8 @@ class Aid:
 
     taps: tuple[str, ...] = ()
     """Names of values that `Trace` must record, such as "blocks.3"."""
+    one_size: str = ""
+    """The setting of an aid that works with images of one size only; empty if sizes may differ between batches."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self | None:

@@ -30,6 +30,7 @@ class RepresentationAlignment(Aid):
     """Adds 1 - cosine similarity of a block's projected tokens to the features of an encoder."""
 
     encoder: DinoV2
+    one_size = "train.repa"
 
     def __init__(self, source: str, block: int, weight: float) -> None:
         self.source, self.block, self.weight = source, block, weight

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class TokenRouting(Aid):
     """Selects at random, for each image, the tokens that pass all blocks."""
 
+    one_size = "train.route"
+
     def __init__(self, share: float) -> None:
         self.share = share  # share of the tokens that bypass the middle blocks
 
