@@ -101,7 +101,7 @@ class Checkpoint:
     heads: Positive | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     size: str | None = None
-    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latents of an external checkpoint without it (U-DiT, STDiT3)."""
+    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latents of a checkpoint without it (U-DiT, STDiT3)."""
     classes: Natural | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
     exits: Annotated[tuple[Share, ...], Parameter(negative="")] = ()
