@@ -112,7 +112,7 @@ def test_frames_and_positions_see_each_other():
 @pytest.mark.parametrize(
     ("name", "millions", "gmacs"),
     [
-        ("S", 32.6, 93.6),
+        pytest.param("S", 32.6, 93.6, marks=pytest.mark.slow),
         pytest.param("B", 129.8, 364.1, marks=pytest.mark.slow),
         pytest.param("L", 457.1, 1285, marks=pytest.mark.slow),
         ("XL", 674.0, 1893),

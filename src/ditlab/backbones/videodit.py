@@ -189,8 +189,9 @@ class VideoDiT(ClipNetwork):
     def rotations(self, grid: Grid) -> list[tuple[Callable[..., Tensor], tuple[int, ...]]]:
         """Return functions, and their arguments, that compute the rotary positions of the attentions of a block."""
         if self.full:
-            return [(clip_rotations, (*grid, self.head, self.head if not self.rotary else 0))]
-        return [(frame_rotations, (grid.frames, self.head)), (rotations, (*grid[1:], self.head))][: 1 + self.rotary]
+            return [(clip_rotations, (*grid, self.head, 0 if self.rotary else self.head))]
+        times, places = (grid.frames, self.head), (*grid[1:], self.head)
+        return [(frame_rotations, times), (rotations, places)] if self.rotary else [(frame_rotations, times)]
 
     def tables(self, grid: Grid) -> list[Tensor]:
         """Return the rotary positions of the attentions of a block."""

@@ -106,8 +106,8 @@ class Checkpoint:
     heads: Positive | None = None
     """Number of attention heads of an external checkpoint whose model size is not a published one."""
     latent_size: Annotated[str | None, Parameter(alias="--size")] = None
-    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latents of an external checkpoint without it (U-DiT,
-    STDiT3)."""
+    """Side, HEIGHTxWIDTH, or FRAMESxHEIGHTxWIDTH of the latents of an external checkpoint without it (such as a
+    U-DiT's)."""
     classes: Natural | None = None
     """Class count of an external checkpoint whose class-embedding table does not show it (U-ViT)."""
     exits: Annotated[tuple[Share, ...], Parameter(negative="")] = ()
