@@ -29,7 +29,7 @@ from ditlab.backbones.layers import (
 )
 from ditlab.backbones.positions import rotations, sincos_positions, table_of
 from ditlab.backbones.routing import Level, number, record
-from ditlab.backbones.text import Context, TextEmbedder, TextShape, WordImages, text_shape
+from ditlab.backbones.text import Context, TextEmbedder, WordImages, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import counted
@@ -62,6 +62,7 @@ class Hourglass(Backbone):
     label_tables: tuple[str, ...] = ("y_embedder.embedding_table.weight",)
     muon_kernels = True
     heads_out = ("head.weight", "head.bias")
+    pos_embed: Tensor
 
     def __init__(
         self,
@@ -92,12 +93,10 @@ class Hourglass(Backbone):
         check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
         self.patch, self.outer_patch, self.heads = patch * 2 ** len(outer), patch, heads
         self.check_sizes(width, heads, outer, outer_depth, outer_grids)
-        check_word_images(word_images, self.text)
         h, w = self.grid
         widths = [*outer, width]
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
         self.t_embedder = TimestepEmbedder(width)
-        self.word_images: WordImages | None = None
         if self.text:
             self.label_tables, self.text_embedder = (), TextEmbedder(width, self.text, heads)
         else:
@@ -116,15 +115,13 @@ class Hourglass(Backbone):
             Decoder(side, below, width, outer_depth, grid)
             for side, below, grid in zip(outer[::-1], widths[:0:-1], sides, strict=True)
         )
-        self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(h, w, width), persistent=False)
         self.grid_modulation = modulation(width, width * h * w) if condition_grid else None
         self.final_modulation = modulation(width, 2 * widths[0])
         self.head = nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1)
-        if word_images:
-            first = (size[0] // patch, size[1] // patch)
-            self.word_images = WordImages(self.text.vocabulary, word_images, first)
-            self.word_stem = nn.Conv2d(word_images, widths[0], 1)
+        first = (size[0] // patch, size[1] // patch)
+        self.word_images = WordImages(self.text.vocabulary, word_images, first) if word_images else None
+        self.word_stem = nn.Conv2d(word_images, widths[0], 1) if word_images else None
         self.initialize()
         number(self.levels())
 
@@ -222,8 +219,8 @@ class Hourglass(Backbone):
         c, words = self.embedded(timestep, condition)                    # (B, D)
         x = F.pixel_unshuffle(x.to(self.dtype), self.outer_patch)        # (B, p p C, H / p, W / p)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))   # (B, D0, H / p, W / p)
-        if self.word_images is not None:
-            x = x + self.word_stem(self.word_images(self.texts(condition)))  # (B, C', H / p, W / p) of the words
+        if self.word_images is not None and self.word_stem is not None:
+            x = x + self.word_stem(self.word_images(self.texts(condition)))
         x = self.inner(x, c, words, trace, grid)
         x = self.head(normalized(x, self.final_modulation(c)))           # (B, p p C, H / p, W / p)
         return depth_to_space(x, self.outer_patch)                       # (B, C, H, W)
@@ -256,20 +253,6 @@ class Hourglass(Backbone):
         for decoder in self.decoders:
             x = decoder(x, skips.pop(), c, trace)
         return x
-
-
-def check_word_images(channels: int, text: TextShape) -> None:
-    """Check the channels of the images of words.
-
-    Raises:
-        InputError: they are negative, or the network reads no numbers of words.
-    """
-    if channels < 0:
-        raise InputError(f"word_images {channels}; give 0 or more channels")
-    if channels and not text.vocabulary:
-        raise InputError(
-            f"word_images {channels} for a network that does not read words by number; give 0, or set the encoder words"
-        )
 
 
 def modulation(width: int, out: int) -> nn.Sequential:

@@ -147,13 +147,23 @@ class WordImages(nn.Module):
     word.
 
     Args:
-        vocabulary: number of words.
+        vocabulary: number of words; 0 for a network that does not read numbers of words.
         channels: C.
         grid: height and width.
+
+    Raises:
+        InputError: negative channels, or a network without numbers of words.
     """
 
     def __init__(self, vocabulary: int, channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
+        if channels < 0:
+            raise InputError(f"word_images {channels}; give 0 or more channels")
+        if not vocabulary:
+            raise InputError(
+                f"word_images {channels} for a network that does not read numbers of words; give 0, or set the encoder "
+                "words"
+            )
         self.shape = (channels, *grid)
         self.table = nn.Embedding(vocabulary, channels * grid[0] * grid[1])
 

@@ -2,21 +2,23 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from socket import socket
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
-from ditlab.config.reader import find_recipe, parse_recipe, read_toml, to_tables, to_toml
+from ditlab.config.reader import find_recipe, parse_recipe, read_toml, to_tables
 from ditlab.config.sections import Recipe
-from ditlab.core.device import pick_device, process_place
+from ditlab.core.device import keep_freed_memory, pick_device, process_place
 from ditlab.core.errors import RunError
 from ditlab.core.io import replace_text
+from ditlab.core.terminal import make_console, say
 from ditlab.core.units import counted
 from ditlab.evaluation.features import open_features
 from ditlab.evaluation.features.own import train_features
@@ -29,7 +31,6 @@ from ditlab.training import train
 RECIPE, PROMPTS = "emoji-text", 300
 ROWS, COLUMNS = 12, 8  # prompts and seeds of the contact sheet
 FEATURE_MINUTES = 0.5  # longest time in which the features of the distance are trained
-QUIET = "ignore:Grad strides do not match"  # of convolutions of 1x1, whose strides do not matter
 PROCESSES = 2  # of the training on a CPU: small layers take about as long with two threads as with one
 EXAMPLE = "a blue apple on a yellow background"
 
@@ -107,44 +108,36 @@ def run_text_demo(out: Path, console: Console, recipe: Recipe | None = None, cou
 
 
 def train_in_processes(recipe: Recipe, out: Path, console: Console) -> Pipeline:
-    """Train a recipe, on a CPU with `PROCESSES` processes that share each batch, if it has as many cores.
-
-    The launcher is tested on Linux and macOS only; on Windows, one process trains.
-    """
+    """Train a recipe, on a CPU with `PROCESSES` processes that share each batch, if it has as many cores."""
     cores = os.cpu_count() or 1
-    on_cpu = pick_device(recipe.train.device).type == "cpu" and os.name == "posix"
-    if on_cpu and cores >= PROCESSES > process_place()[1]:
-        console.print(f"training with {counted(PROCESSES, 'process')}")
-        launch(recipe, out, PROCESSES, cores // PROCESSES)
+    if pick_device(recipe.train.device).type == "cpu" and cores >= PROCESSES > process_place()[1]:
+        say(console, f"training with {counted(PROCESSES, 'process')}")
+        with socket() as opened:
+            opened.bind(("127.0.0.1", 0))
+            port = opened.getsockname()[1]
+        try:
+            spawn(train_part, (port, cores // PROCESSES, to_tables(recipe), str(out)), PROCESSES)
+        except ProcessRaisedException as error:
+            raise RunError(f"a process of the training failed: {str(error).strip().splitlines()[-1]}") from None
     return train(recipe, out, console=console)  # a finished run is only loaded
 
 
-def launch(recipe: Recipe, out: Path, processes: int, threads: int) -> None:
-    """Train a recipe with torchrun on this machine.
+def train_part(rank: int, port: int, threads: int, tables: dict[str, Any], out: str) -> None:
+    """Train as one of `PROCESSES` processes.
 
     Args:
-        recipe: the recipe.
+        rank: number of this process.
+        port: where the processes find each other.
+        threads: threads of this process.
+        tables: the recipe.
         out: the run folder.
-        processes: number of processes.
-        threads: threads of each process.
-
-    Raises:
-        RunError: a process failed.
     """
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "recipe.toml"
-        replace_text(file, to_toml(to_tables(recipe)))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command += ["-m", "ditlab", "train", str(file), "--out", str(out)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": QUIET}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-            try:
-                status = process.wait()
-            except KeyboardInterrupt:  # the processes received it too, and save the run
-                process.wait()
-                raise
-    if status:
-        raise RunError(f"the training ended with status {status}; see the lines above, and run the same command again")
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of convolutions of 1x1, whose strides are equal
+    train(parse_recipe(tables), out, console=make_console(stderr=True))
 
 
 def save_grid(pipe: Pipeline, prompts: list[str], file: Path, console: Console) -> None:
