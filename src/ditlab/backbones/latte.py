@@ -24,6 +24,7 @@ from ditlab.backbones.positions import sincos_frames, sincos_positions, table_of
 from ditlab.backbones.routing import record
 from ditlab.backbones.text import text_shape
 from ditlab.backbones.video import (
+    Axis,
     ClipBlock,
     ClipHead,
     ClipNetwork,
@@ -38,6 +39,8 @@ from ditlab.backbones.video import (
     initialize,
 )
 from ditlab.core.types import Condition, Trace
+
+AXES: tuple[Axis, Axis] = ("space", "time")  # of the blocks in turn
 
 
 class Latte(ClipNetwork):
@@ -96,7 +99,7 @@ class Latte(ClipNetwork):
         self.x_embedder = PatchEmbed(patch, channels, width)
         self.t_embedder = TimestepEmbedder(width)
         self.label_tables = self.label_tables if classes else ()
-        out, axes = patch * patch * self.out_channels, [("space", "time")[i % 2] for i in range(depth)]
+        out, axes = patch * patch * self.out_channels, [AXES[i % 2] for i in range(depth)]
         style = Style(width, heads, qk_norm=False, rms_norm=False, swiglu=False, rotation=None)
         self.y_embedder: nn.Module | None
         if self.text:
@@ -177,7 +180,7 @@ class Latte(ClipNetwork):
         zero: list[nn.Module] = [self.final_layer.get_submodule("linear")]
         if self.text:
             small = [self.t_embedder, self.t_block]
-            zero += [block.cross_attn.proj for block in self.blocks if block.cross_attn is not None]
+            zero += [part for name, part in self.blocks.named_modules() if name.endswith("cross_attn.proj")]
         else:
             zero += [part.get_submodule("adaLN_modulation") for part in self.repeated]
         initialize(self, self.x_embedder.proj, small, self.y_embedder, zero)

@@ -191,7 +191,8 @@ class VideoDiT(ClipNetwork):
         if self.full:
             return [(clip_rotations, (*grid, self.head, 0 if self.rotary else self.head))]
         times, places = (grid.frames, self.head), (*grid[1:], self.head)
-        return [(frame_rotations, times), (rotations, places)] if self.rotary else [(frame_rotations, times)]
+        found: list[tuple[Callable[..., Tensor], tuple[int, ...]]] = [(frame_rotations, times)]
+        return [*found, (rotations, places)] if self.rotary else found
 
     def tables(self, grid: Grid) -> list[Tensor]:
         """Return the rotary positions of the attentions of a block."""

@@ -183,7 +183,7 @@ def original_of(pipe: "BasePipeline", start: StartImage, size: Sequence[int] | N
     if start.image is None:
         return {}
     mask = None if start.mask is None else read_image(start.mask)
-    options = {"strength": start.strength, "resample": start.resample, "size": size}
+    options: dict[str, Any] = {"strength": start.strength, "resample": start.resample, "size": size}
     return {"original": pipe.original(read_image(start.image), mask=mask, **options)}
 
 

@@ -165,8 +165,8 @@ class Images(FileDataset):
     def _decode(self, i: int) -> Raster | None:
         size, preprocess = self.size, self.preprocess
         if self.buckets is not None:
-            size = self.buckets.size_of(i)
-            preprocess = replace(preprocess, size=size)
+            height, width = size = self.buckets.size_of(i)
+            preprocess = replace(preprocess, size=(height, width))
         try:
             with self.source.decoded(i, pages=self.pages) as image:
                 array = preprocess(image)

@@ -309,7 +309,7 @@ def save_all(
     """Write a file for each image or video; a PNG file has its settings in the metadata."""
     items: Sequence[Any]
     if files[0].suffix == ".npy":
-        items = native(pixels, pipe.values)
+        items = [*native(pixels, pipe.values)]
     else:
         items = to_videos(pipe.values.displayed(pixels)) if pixels.ndim == 5 else pipe.displayed(pixels)
     for item, file, record in zip(items, files, records, strict=True):

@@ -179,7 +179,7 @@ class Repeat:
         return values
 
     @property
-    def format(self) -> str | None:
+    def format(self) -> Any:
         """The format of the files, unless they are PNG files or there are none."""
         suffixes = {Path(image["file"]).suffix.lower() for image in self.images if image.get("file")}
         (suffix,) = suffixes if len(suffixes) == 1 else (".png",)

@@ -99,9 +99,8 @@ class Question:
 def candidates(recipe: Recipe, devices: int) -> Iterator[Recipe]:
     """The settings that are considered, each as a recipe."""
     adamw, plain = recipe.optim.name == "adamw", not recipe.train.lora
-    for shard, checkpointing, offload, moments in product(
-        ("none", "full"), (False, True), OFFLOADS, ("float32", "8bit")
-    ):
+    choices: Iterator[tuple[Any, ...]] = product(("none", "full"), (False, True), OFFLOADS, ("float32", "8bit"))
+    for shard, checkpointing, offload, moments in choices:
         if shard == "full" and (devices == 1 or offload or moments == "8bit" or not adamw or not plain):
             continue
         if ("moments" in offload and (moments == "8bit" or not adamw)) or (moments == "8bit" and not adamw):

@@ -17,7 +17,7 @@ from ditlab.diffusion.flow_map import FlowMap
 from ditlab.diffusion.guidance import cfg
 from ditlab.diffusion.process import per_image
 from ditlab.diffusion.samplers import SAMPLERS
-from ditlab.inference.base import encoded
+from ditlab.inference.extras import encoded
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.prepared import PreparedPipeline
 

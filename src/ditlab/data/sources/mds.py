@@ -8,6 +8,7 @@ import io
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,11 +44,19 @@ INTEGERS = {
     "int": "<q", "int64": "<q", "int32": "<i", "int16": "<h", "int8": "<b",
     "uint64": "<Q", "uint32": "<I", "uint16": "<H", "uint8": "<B",
 }  # fmt: skip
+
+
+def number_of(sign: str, content: bytes) -> int:
+    """The integer that some bytes hold."""
+    value: int = struct.unpack(sign, content)[0]
+    return value
+
+
 VALUES: dict[str, Callable[[bytes], Any]] = {
     "str": bytes.decode,
     "str_int": int,
     "json": parse_json,
-    **{name: lambda content, sign=sign: struct.unpack(sign, content)[0] for name, sign in INTEGERS.items()},
+    **{name: partial(number_of, sign) for name, sign in INTEGERS.items()},
 }
 """Encoding of a column -> how a label or caption is read."""
 
@@ -135,10 +144,10 @@ class MDS(NamedSource):
                 for row, place in enumerate(shard.places()):
                     values = {
                         name: VALUES[encodings[name]](content[place[name][0] :][: place[name][1]].tobytes())
-                        for name in (*([label] * (label is not None)), *captions)
+                        for name in (*([] if label is None else [label]), *captions)
                     }
                     self.places.append((number, row, *place[column]))
-                    labels.append(values.get(label))
+                    labels.append(None if label is None else values[label])
                     texts.append([values[name] for name in captions])
         self.columns = {"label": self._labels(labels, label, readable, settings)}
         if captions:
