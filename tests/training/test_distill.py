@@ -203,6 +203,7 @@ def test_bad_input(teacher, tmp_path):
         ({"steps": 16}, "steps is 16; give 1 to 8, above which the teacher itself is good enough"),
         ({"guidance": (3.0, 1.0)}, "guidance 3 1; give one scale above 0, or the lowest and the highest one"),
         ({"guidance": ()}, "guidance ; give one scale above 0, or the lowest and the highest one"),
+        ({"images": 0}, "images is 0; give 1 or more"),
     ):
         with pytest.raises(InputError) as error:
             distill(teacher, tmp_path / "out", **options)

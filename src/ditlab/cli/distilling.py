@@ -46,13 +46,7 @@ def distill(
     from ditlab.training import distill
 
     distill(
-        run,
-        out,
-        steps=steps,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-        images=images,
-        console=screen,
+        run, out, steps=steps, guidance=guidance, guidance_interval=guidance_interval, images=images, console=screen
     )
     if process_place()[0] == 0:
         say(f"model, recipe and report are in {out}; try: {command()} sample {out}")

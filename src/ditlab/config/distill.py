@@ -15,7 +15,7 @@ class Distill(Located):
     """The teacher: a model folder, run folder, file or hub id (default: train.init_from)."""
     steps: Whole = setting(1, at_least=1)
     """Number of sampler steps of the student, each with one function evaluation."""
-    guidance: tuple[float, ...] = (1.0,)
+    guidance: tuple[float, ...] = setting((1.0,), between=(0.01, 1000))
     """Guidance scale that is built into the model; two numbers are a range, in which it stays free at sampling."""
     guidance_interval: Interval = setting(None, up_to=1)
     """Times between which guidance acts, 0 is data and 1 is noise (default: those of the teacher)."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch.utils.data import Dataset as TorchDataset
 
 from ditlab.checkpoints import load
 from ditlab.config.distill import Distill
@@ -22,6 +23,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.spelling import absolute, expand
 from ditlab.core.terminal import make_console, say
 from ditlab.core.units import counted
+from ditlab.data import Dataset
 from ditlab.diffusion.flow_map import SAMPLER, FlowMap
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.api import train
@@ -45,6 +47,7 @@ def distill(
     guidance: float | Sequence[float] | None = None,
     guidance_interval: tuple[float, float] | None = None,
     images: int | None = None,
+    data: str | Dataset | TorchDataset[Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     console: Console | None = None,
 ) -> Pipeline:
@@ -58,6 +61,7 @@ def distill(
             the scale that the teacher was saved with).
         guidance_interval: times between which guidance acts (default: those that the teacher was saved with).
         images: length of the second run (default: both runs together cost as much as the training of the teacher).
+        data: the data, as in `ditlab.train` (default: the data source of the teacher's recipe).
         settings: settings of the recipes by section, in place of those that are derived from the teacher's.
         console: where progress is shown (default: standard error).
 
@@ -70,24 +74,27 @@ def distill(
     console = (console or make_console(stderr=True)) if process_place()[0] == 0 else Console(quiet=True)
     place, folder = expand(str(teacher)), Path(expand(str(out)))
     model = load(place, device="cpu")
-    check(model, place, steps)
+    check(model, place, steps, images)
     scales = scales_of(model, guidance)
     pairs = recipe_of(model, place, Distill(absolute(place), steps, scales, guidance_interval), settings or {})
     first, second = lengths(model, pairs)
-    pairs = of_length(pairs, images or second)
+    pairs = of_length(pairs, second if images is None else images)
     halves = of_length(first_recipe(pairs), first)
     for line in plan_lines(place, halves, pairs, folder):
         say(console, line)
-    train(halves, folder / HALVES, console=console)
-    return train(replace(pairs, train=replace(pairs.train, init_from=str(folder / HALVES))), folder, console=console)
+    train(halves, folder / HALVES, data=data, console=console)
+    pairs = replace(pairs, train=replace(pairs.train, init_from=str(folder / HALVES)))
+    return train(pairs, folder, data=data, console=console)
 
 
-def check(model: Pipeline, place: str, steps: int) -> None:
+def check(model: Pipeline, place: str, steps: int, images: int | None) -> None:
     """Check that a model can be the teacher of a student.
 
     Raises:
-        InputError: it is a flow map, or has no recipe, or the number of steps is not possible.
+        InputError: it is a flow map, or has no recipe, or the number of steps or images is not possible.
     """
+    if images is not None and images < 1:
+        raise InputError(f"images is {images}; give 1 or more")
     if not 1 <= steps <= MOST_STEPS:
         raise InputError(f"steps is {steps}; give 1 to {MOST_STEPS}, above which the teacher itself is good enough")
     if isinstance(model.objective, FlowMap):
