@@ -16,8 +16,9 @@ from ditlab.config.values import whole
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Condition, Denoise, Label, Prediction, Seed, Step
 from ditlab.core.units import counted
-from ditlab.diffusion.process import Process, per_image
+from ditlab.diffusion.process import Process
 from ditlab.inference.inpaint import Original, as_images, as_pixels, check_startable, path_of
+from ditlab.inference.interpolate import LAST_SEED
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
@@ -69,13 +70,7 @@ class GivenFrames(Original):
             return denoise
 
         def held(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
-            prediction = denoise(torch.where(generated, x, self.x0), t, s)
-            eps = (x - per_image(process.alpha(t), x) * self.x0) / per_image(process.sigma(t), x)
-            return replace(
-                prediction,
-                x0=torch.where(generated, prediction.x0, self.x0),
-                eps=torch.where(generated, prediction.eps, eps),
-            )
+            return self.kept(denoise(torch.where(generated, x, self.x0), t, s), generated, process, x, t)
 
         return held
 
@@ -259,4 +254,4 @@ def moved(seed: Seed, distance: int) -> Seed:
     """Return another seed for a further part of a clip."""
     if isinstance(seed, Between):
         return Between(moved(seed.first, distance), moved(seed.second, distance), seed.weight)
-    return int(seed) + distance
+    return (int(seed) + distance) % (LAST_SEED + 1)

@@ -82,15 +82,18 @@ class Original:
         regenerated = F.max_pool2d(self.mask.float(), stride).bool().to(self.x0.device)
 
         def held(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
-            prediction = denoise(x, t, s)
-            eps = (x - per_image(process.alpha(t), x) * self.x0) / per_image(process.sigma(t), x)
-            return replace(
-                prediction,
-                x0=torch.where(regenerated, prediction.x0, self.x0),
-                eps=torch.where(regenerated, prediction.eps, eps),
-            )
+            return self.kept(denoise(x, t, s), regenerated, process, x, t)
 
         return held
+
+    def kept(self, prediction: Prediction, regenerated: Tensor, process: Process, x: Tensor, t: Tensor) -> Prediction:
+        """Return a prediction at x_t with the original where it is not regenerated."""
+        eps = (x - per_image(process.alpha(t), x) * self.x0) / per_image(process.sigma(t), x)
+        return replace(
+            prediction,
+            x0=torch.where(regenerated, prediction.x0, self.x0),
+            eps=torch.where(regenerated, prediction.eps, eps),
+        )
 
     def walk(
         self, run: Sampler, denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise
