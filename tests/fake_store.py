@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import time
 import uuid
 
 import fsspec
@@ -55,6 +56,13 @@ def store(tmp_path, monkeypatch):
     Faulty.failures.clear()
     Faulty.fetched.clear()
     return f"faulty://{uuid.uuid4().hex}"
+
+
+def finish_fetching():
+    """Wait until all expected files are fetched."""
+    end = time.monotonic() + 60
+    while file_cache.file_cache().expected and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def remove(url):

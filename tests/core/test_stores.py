@@ -2,10 +2,11 @@
 
 import errno
 import os
+import time
 import warnings
 
 import pytest
-from fake_store import Faulty, ThrottledError, put
+from fake_store import Faulty, ThrottledError, finish_fetching, put
 
 from ditlab.core import file_cache, stores
 from ditlab.core.errors import InputError
@@ -144,6 +145,13 @@ def test_the_folder_of_copies_is_bounded(store, tmp_path, monkeypatch):
     assert [cache.place(file).exists() for file in files] == [False, False, True, True]
     with cache.open(files[0]) as opened:  # fetched again
         assert opened.read() == bytes(100)
+    draft = cache.folder / "files" / ".x.1-1.part"  # of another process
+    for age, kept in ((0, True), (90_000, False)):
+        draft.write_bytes(bytes(200))
+        os.utime(draft, (time.time() - age,) * 2)
+        cache.place(files[1]).unlink(missing_ok=True)
+        cache.fetch(files[1])
+        assert draft.exists() == kept
     put(f"{store}/large.bin", bytes(300))
     with pytest.raises(
         StoreError, match=r"large.bin has .* GiB, but all copies in .* may have .*; raise DITLAB_CACHE_GIB"
@@ -179,7 +187,7 @@ def test_files_are_fetched_in_the_background(store):
     put(f"{store}/a.bin", bytes(100))
     file, cache = stat(f"{store}/a.bin"), file_cache.file_cache()
     cache.expect([file, file, StoredFile(f"{store}/gone.bin", 1)])
-    cache.fetchers.shutdown()
+    finish_fetching()
     assert cache.place(file).exists()
     assert sorted(Faulty.fetched) == ["a.bin", "gone.bin"]
 

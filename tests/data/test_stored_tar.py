@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from fake_store import Faulty, png, put, put_shards, remove, tar
+from fake_store import Faulty, finish_fetching, png, put, put_shards, remove, tar
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
@@ -154,7 +154,7 @@ def test_shards_are_fetched_before_they_are_needed(store):
         path.unlink()
     Faulty.fetched.clear()
     dataset.expect(torch.tensor([0, 1, 12]))
-    file_cache().fetchers.shutdown()
+    finish_fetching()
     assert sorted(Faulty.fetched) == ["train-0000.tar", "train-0002.tar"]
 
 

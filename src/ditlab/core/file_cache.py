@@ -13,10 +13,11 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import BinaryIO
 
 from ditlab.core.device import cache_folder
@@ -29,6 +30,7 @@ FOLDER, LIMIT = "DITLAB_CACHE", "DITLAB_CACHE_GIB"
 GIB = 50.0
 FETCHERS = 4  # files that a process fetches at the same time, before they are needed
 TOUCHED = 60.0  # seconds between two notes of the use of a file
+ABANDONED = 86_400.0  # seconds after which a file that is not complete was left by a process that was killed
 RACES = 100  # times that other processes may remove a file between fetching and opening it
 
 
@@ -40,8 +42,9 @@ class FileCache:
         self.folder, self.limit = folder, limit
         self.used: dict[Path, float] = {}
         self.places: dict[StoredFile, Path] = {}
-        self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
         self.expected: set[Path] = set()
+        self.waiting: SimpleQueue[StoredFile] = SimpleQueue()
+        self.fetchers: list[Thread] = []
 
     def place(self, file: StoredFile) -> Path:
         """Where the copy of a file is, or will be."""
@@ -84,13 +87,16 @@ class FileCache:
             place = self.place(file)
             if place not in self.expected and not place.exists():
                 self.expected.add(place)
-                self.fetchers.submit(self._fetch_ahead, file)
+                self.waiting.put(file)
+        while self.expected and len(self.fetchers) < FETCHERS:
+            self.fetchers.append(Thread(target=self._fetch_ahead, daemon=True))  # the program need not wait for them
+            self.fetchers[-1].start()
 
-    def _fetch_ahead(self, file: StoredFile) -> None:
-        try:
+    def _fetch_ahead(self) -> None:
+        while True:
+            file = self.waiting.get()
             with suppress(InputError):
                 self.fetch(file)
-        finally:
             self.expected.discard(self.place(file))
 
     def fetch(self, file: StoredFile) -> None:
@@ -130,13 +136,14 @@ class FileCache:
         for entry in os.scandir(self.folder / "files"):
             with suppress(FileNotFoundError):  # another process has just removed or renamed it
                 state = entry.stat()
-                copies.append((state.st_mtime_ns, state.st_size, Path(entry.path)))
+                copies.append((state.st_mtime, state.st_size, Path(entry.path)))
         total = file.size + sum(size for _, size, _ in copies)
-        for _, size, path in sorted(copies):
+        for used, size, path in sorted(copies):
             if total <= self.limit:
                 return
-            discard(path)
-            total -= size
+            if path.name[0] != "." or time.time() - used > ABANDONED:
+                discard(path)
+                total -= size
 
     def touch(self, place: Path) -> None:
         """Note that a copy is used."""
@@ -158,7 +165,7 @@ class FileCache:
             )
 
     def mirror(self, url: str, *patterns: str) -> Path:
-        """A folder on this machine with the files of a store's folder, which stay there until the folder changes.
+        """A folder on this machine with the files of a store's folder; earlier states of it stay too.
 
         Args:
             url: the folder in the store.
