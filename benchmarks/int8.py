@@ -1,6 +1,6 @@
 """Products in int8 against bfloat16 and float32: time and error of a network, and quality of a trained model.
 
-    python benchmarks/int8.py speed [NETWORK] [--batch 1] [--rounds 9] [--onnx] [--wall]
+    python benchmarks/int8.py speed [NETWORK] [--batch 1] [--rounds 9] [--depth N] [--onnx] [--wall]
     python benchmarks/int8.py quality RUN digits|glyphs [--seeds 3] [--count 1000]
 
 `speed` builds a network with random weights at 4x32x32 with 1,000 classes, prepares it in each precision as
@@ -10,13 +10,14 @@ seconds), the speedup over float32, and the relative error against the network a
 OMP_NUM_THREADS=2.
 
 `quality` generates the same images in each precision, and prints the Frechet distance to held-out data over all seeds,
-the difference from float32 seed by seed, and the difference of the pixels, relative to their spread.
+the difference from float32 seed by seed, the difference of the pixels, relative to their spread, and the relative error
+of the network's output at t = 0.1, 0.5 and 0.9.
 """
 
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -37,10 +38,12 @@ from ditlab.inference.export import Network, export_part, network_inputs
 from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.optimize.timing import interleaved
 from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.prepared import PreparedPipeline
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 SCORES = {"digits": score_digits, "glyphs": score_glyphs}
 SAMPLING = {"digits": {"sampler": "ab4", "steps": 12}, "glyphs": {"sampler": "ab4", "steps": 8}}
+TIMES, ROWS = (0.1, 0.5, 0.9), 64  # of the errors of the output
 Side = Callable[[], Tensor]
 
 
@@ -52,6 +55,7 @@ def main() -> None:
     speed.add_argument("network", nargs="?", default="DiT-S/2")
     speed.add_argument("--batch", type=int, default=1)
     speed.add_argument("--rounds", type=int, default=9)
+    speed.add_argument("--depth", type=int, help="number of blocks, if the whole network does not fit into memory")
     speed.add_argument("--onnx", action="store_true")
     speed.add_argument("--wall", action="store_true")
     speed.set_defaults(run=measure_speed)
@@ -70,7 +74,7 @@ def main() -> None:
 @torch.no_grad()
 def measure_speed(options: argparse.Namespace) -> None:
     """Time one forward pass in each precision, and compare the outputs."""
-    pipe = random_model(options.network)
+    pipe = random_model(options.network, options.depth)
     inputs = network_inputs(pipe, options.batch)
     x, t, y = inputs.values()
     sides: dict[str, Side] = {}
@@ -92,11 +96,11 @@ def measure_speed(options: argparse.Namespace) -> None:
     Console(width=100).print(table)
 
 
-def random_model(name: str) -> Pipeline:
+def random_model(name: str, depth: int | None) -> Pipeline:
     """A model with random weights, also where training starts from zero."""
     torch.manual_seed(0)
-    net = create(name, size=32, channels=4, classes=1000, learn_variance=False).eval().requires_grad_(False)
-    for parameter in net.parameters():
+    net = create(name, size=32, channels=4, classes=1000, learn_variance=False, depth=depth)
+    for parameter in net.eval().requires_grad_(False).parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     return Pipeline(net, Objective())
@@ -138,7 +142,8 @@ def measure_quality(options: argparse.Namespace) -> None:
             accuracy[name].append(result.accuracy)
             changes[name].append(float((x0 - exact[seed]).std() / exact[seed].std()))
             print(seed, name, f"{result.fd:.3f}", flush=True)
-    table = Table(options.data, "Frechet distance", "difference", "classified correctly", "change of the pixels")
+    columns = ("Frechet distance", "difference", "classified correctly", "change of the pixels", "error of the output")
+    table = Table(options.data, *columns)
     for name in PRECISIONS:
         paired = [ours / theirs - 1 for ours, theirs in zip(distances[name], distances["float32"], strict=True)]
         table.add_row(
@@ -147,8 +152,21 @@ def measure_quality(options: argparse.Namespace) -> None:
             f"{100 * mean(paired):+.1f} ± {100 * (standard_error(paired) or 0):.1f} %",
             f"{100 * mean(accuracy[name]):.1f} %",
             f"{100 * mean(changes[name]):.2f} %",
+            ", ".join(f"{error:.4f}" for error in errors_of(pipe, ready[name], exact[0][:ROWS], labels[:ROWS])),
         )
-    Console(width=110).print(table)
+    Console(width=120).print(table)
+
+
+@torch.no_grad()
+def errors_of(pipe: Pipeline, ready: PreparedPipeline, x0: Tensor, labels: list[int]) -> Iterator[float]:
+    """The relative error of the network's output at three times, on noised images x0."""
+    process, noise = pipe.objective.process, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    for time_ in TIMES:
+        t = torch.tensor(time_, dtype=torch.float64)
+        x = (process.alpha(t) * x0 + process.sigma(t) * noise).float()
+        clock, condition = process.clock(t.expand(len(x0))).float(), torch.tensor(labels)
+        expected = pipe.net.eval()(x, clock, condition)
+        yield float((ready.net.eval()(x, clock, condition).float() - expected).norm() / expected.norm())
 
 
 if __name__ == "__main__":
