@@ -6,6 +6,7 @@
     decoder   x0 (B, c, h, w) float32 -> images (B, C, H, W) uint8; for a model of other numbers than 8 bits, float32 in
               the scale of the network, which `values` in config.json converts to the numbers of the training data
 
+For clips, x is (B, C, T, H, W) and the decoder takes frames; frames cannot be given, because t is the same for all.
 The batch size B is free. config.json, beside the graphs, contains the target and the process of the network.
 """
 
@@ -115,7 +116,7 @@ def export(pipe: BasePipeline, folder: Path, kind: str) -> dict[str, float]:
         network, decoder = wrapper(model.fused().net.eval()), Decoder(model.autoencoder, model.values).eval()
         errors = {
             "network": export_part(model, "network", network, inputs, largest, draft, kind),
-            "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
+            "decoder": export_part(model, "decoder", decoder, {"x0": one_frame(inputs["x"])}, None, draft, kind),
         }
         replace_text(draft / CONFIG, json.dumps(model.describe(), indent=2) + "\n")
     return errors
@@ -154,6 +155,11 @@ def network_inputs(pipe: BasePipeline, batch: int) -> dict[str, Tensor]:
     return inputs | {name: value for name, value in condition.parts().items() if isinstance(value, Tensor)}
 
 
+def one_frame(x: Tensor) -> Tensor:
+    """Return images as they are, and the first frame (B, C, H, W) of clips, whose frames are decoded as images."""
+    return x if x.ndim == 4 else x[:, :, 0].contiguous()
+
+
 def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> float:
     """Return the largest error of a written graph at batch sizes other than the one that it was traced with.
 
@@ -163,7 +169,7 @@ def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner) -> floa
     worst = 0.0
     for batch in (1, 5):
         inputs = network_inputs(pipe, batch)
-        inputs = inputs if name == "network" else {"x0": inputs["x"]}
+        inputs = inputs if name == "network" else {"x0": one_frame(inputs["x"])}
         with torch.no_grad():
             expected = module(**inputs).numpy()
         output = run({key: value.numpy() for key, value in inputs.items()})

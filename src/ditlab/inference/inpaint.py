@@ -42,7 +42,7 @@ class Original:
     mask: Tensor | None  # (B, 1, H, W) bool: true where the image is regenerated; None is everywhere
     strength: float  # share of the trajectory that runs; 1 starts from noise
     resample: int  # number of times that each part of the schedule runs
-    files: tuple[tuple[str, str], ...] = ()  # paths of each image and its mask; empty for images that are in memory
+    files: tuple[tuple[str, ...], ...] = ()  # paths of each image and its mask; empty for images that are in memory
 
     @property
     def rounds(self) -> int:
