@@ -22,3 +22,5 @@ def test_networks_for_clips_become_graphs(family, tmp_path):
     out = torch.from_numpy(run({"x": x.numpy(), "t": t.numpy(), "y": y.numpy()}))
     with torch.no_grad():
         assert relative(out, pipe.net(x, t, y)) < 1e-5
+    frames = runner(tmp_path / "graph" / "decoder", "torch")({"x0": x[:, :, 0].contiguous().numpy()})
+    assert torch.equal(torch.from_numpy(frames), pipe.decode(x[:, :, :1])[:, :, 0])

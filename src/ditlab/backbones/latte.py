@@ -40,8 +40,6 @@ from ditlab.backbones.video import (
 )
 from ditlab.core.types import Condition, Trace
 
-AXES: tuple[Axis, Axis] = ("space", "time")  # of the blocks in turn
-
 
 class Latte(ClipNetwork):
     """The transformer, initialized as DiT, or as PixArt with a text: before training, its output is zero.
@@ -99,7 +97,8 @@ class Latte(ClipNetwork):
         self.x_embedder = PatchEmbed(patch, channels, width)
         self.t_embedder = TimestepEmbedder(width)
         self.label_tables = self.label_tables if classes else ()
-        out, axes = patch * patch * self.out_channels, [AXES[i % 2] for i in range(depth)]
+        out = patch * patch * self.out_channels
+        axes: list[Axis] = ["time" if i % 2 else "space" for i in range(depth)]
         style = Style(width, heads, qk_norm=False, rms_norm=False, swiglu=False, rotation=None)
         self.y_embedder: nn.Module | None
         if self.text:
@@ -180,7 +179,7 @@ class Latte(ClipNetwork):
         zero: list[nn.Module] = [self.final_layer.get_submodule("linear")]
         if self.text:
             small = [self.t_embedder, self.t_block]
-            zero += [part for name, part in self.blocks.named_modules() if name.endswith("cross_attn.proj")]
+            zero += [block.get_submodule("cross_attn.proj") for block in self.blocks[::2]]
         else:
             zero += [part.get_submodule("adaLN_modulation") for part in self.repeated]
         initialize(self, self.x_embedder.proj, small, self.y_embedder, zero)

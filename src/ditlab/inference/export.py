@@ -6,6 +6,7 @@
     decoder   x0 (B, c, h, w) float32 -> images (B, C, H, W) uint8; for a model of other numbers than 8 bits, float32 in
               the scale of the network, which `values` in config.json converts to the numbers of the training data
 
+For clips, x is (B, C, T, H, W) and the decoder takes frames; frames cannot be given, because t is the same for all.
 The batch size B is free. A network with n further inputs takes t (B, 1 + n): the timestep input, then these inputs.
 config.json, beside the graphs, contains the target and the process of the network.
 """
@@ -123,7 +124,7 @@ def export(pipe: BasePipeline, folder: Path, kind: str, int8: bool = False) -> d
         network, decoder = wrapper(model.fused().net.eval()), Decoder(model.autoencoder, model.values).eval()
         errors = {
             "network": export_part(model, "network", network, inputs, largest, draft, kind, int8),
-            "decoder": export_part(model, "decoder", decoder, {"x0": inputs["x"]}, None, draft, kind),
+            "decoder": export_part(model, "decoder", decoder, {"x0": one_frame(inputs["x"])}, None, draft, kind),
         }
         replace_text(draft / CONFIG, json.dumps(model.describe(), indent=2) + "\n")
     return errors
@@ -169,6 +170,11 @@ def network_inputs(pipe: BasePipeline, batch: int) -> dict[str, Tensor]:
     return inputs | {name: value for name, value in condition.parts().items() if isinstance(value, Tensor)}
 
 
+def one_frame(x: Tensor) -> Tensor:
+    """Return images as they are, and the first frame (B, C, H, W) of clips, whose frames are decoded as images."""
+    return x if x.ndim == 4 else x[:, :, 0].contiguous()
+
+
 def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner, accepted: float = LARGEST_ERROR) -> float:
     """Return the largest error of a written graph at batch sizes other than the one that it was traced with.
 
@@ -185,7 +191,7 @@ def check(pipe: BasePipeline, name: str, module: nn.Module, run: Runner, accepte
     worst = 0.0
     for batch in (1, 5):
         inputs = network_inputs(pipe, batch)
-        inputs = inputs if name == "network" else {"x0": inputs["x"]}
+        inputs = inputs if name == "network" else {"x0": one_frame(inputs["x"])}
         with torch.no_grad():
             expected = module(**inputs).numpy()
         output = run({key: value.numpy() for key, value in inputs.items()})
