@@ -28,32 +28,30 @@ from ditlab.study.text_demo import RECIPE, run_text_demo, save_grid
 CONSOLE = Console(stderr=True)
 SEEDS, CURVE, TRIAL_MINUTES = (0, 1, 2), (2.0, 5.0, 10.0), 5.0
 BEYOND = [
-    "a red apple on a blue background",
-    "blue apple",
-    "apple",
+    "a blue apple on a yellow background",
+    "an orange frog on a white background",
+    "a purple panda on an orange background",
     "a dog and a cat on a green background",
     "two red hearts on a white background",
-    "a purple panda on an orange background",
+    "apple",
     "red on red",
     "a yellow background",
     "background yellow a on apple blue a",
 ]
-"""Prompts of words that the model knows, in forms that it has never seen."""
+"""Prompts of words that the model knows, most of them in forms that it has never seen."""
 UNKNOWN = ["a turquoise apple on a blue background"]
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "as in the recipe": {},
-    "no outer grids": {"model": {"outer_grids": False}},
-    "no grids": {"model": {"outer_grids": False, "condition_grid": False}},
-    "patch 2, 8x8 inside, width 128": {"model": {"patch": 2, "outer": [64], "width": 128}},
-    "patch 4, 4x4 inside, width 192": {"model": {"patch": 4, "outer": [96], "width": 192}},
-    "patch 4, 4x4 inside, width 256": {"model": {"patch": 4, "outer": [128], "width": 256}},
-    "two outer levels, 4x4 inside, width 192": {"model": {"patch": 2, "outer": [32, 64], "width": 192}},
-    "no convolutions inside": {"model": {"core": "transformer"}},
+    "outer grids, no images of words": {"model": {"outer_grids": True, "word_images": 0}},
+    "4 blocks inside": {"model": {"depth": 4}},
+    "3 blocks inside, 2 outside": {"model": {"depth": 3, "outer_depth": 2}},
+    "128 channels outside": {"model": {"outer": [128]}},
+    "no attention": {"model": {"core": "convolution"}},
+    "Muon": {"optim": {"name": "muon"}},
+    "learning rate 2e-3": {"optim": {"lr": 2e-3}},
+    "learning rate 6e-3": {"optim": {"lr": 6e-3}},
     "batch 32": {"train": {"batch": 32}},
     "batch 128": {"train": {"batch": 128}},
-    "learning rate 1e-3": {"optim": {"lr": 1e-3}},
-    "learning rate 3e-3": {"optim": {"lr": 3e-3}},
-    "learning rate 4e-3": {"optim": {"lr": 4e-3}},
     "times at 0.8": {"diffusion": {"time_mean": 0.8}},
     "guidance 1.5": {"sample": {"guidance": 1.5}},
 }
