@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
@@ -44,9 +46,9 @@ def write_parts(tensors: dict[str, Tensor], folder: Path, group: Any = None) -> 
     """
     sizes = {name: value.numel() * value.element_size() for name, value in tensors.items()}  # of complete tensors
     groups = divided(sizes, min(GROUP_BYTES, max(SMALL, sum(sizes.values()) // GROUPS)))
-    writer = dcp.HuggingFaceStorageWriter(str(folder), groups, save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), groups, save_distributed=True)
     try:
-        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         raise first_failure(error) from error
 
@@ -66,7 +68,7 @@ def outline(folder: Path) -> dict[str, Tensor]:
     """
     tensors = {}
     with interpreting(folder, "remove its checkpoint to use the one before it", "holds damaged parts"):
-        described = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        described = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     for name, value in described.items():
         assert isinstance(value, TensorStorageMetadata)
         # Parts exist in files; a tensor that is larger than its parts together would take memory without an end.
@@ -91,8 +93,8 @@ def read_parts(folder: Path, targets: Mapping[str, Tensor], group: Any = None) -
     """
     try:
         with torch.no_grad():
-            reader = dcp.HuggingFaceStorageReader(str(folder))
-            dcp.load(dict(targets), storage_reader=reader, process_group=group, no_dist=group is None)
+            reader = HuggingFaceStorageReader(str(folder))
+            load(dict(targets), storage_reader=reader, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         raise InputError(
             f"{folder} cannot be read ({first_failure(error)}); restore its files, or remove its checkpoint to use the "
