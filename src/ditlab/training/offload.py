@@ -80,7 +80,7 @@ def saved_on_host(forward: Callable[..., Tensor], *, pinned: bool) -> Callable[.
     """Wrap a forward pass so that the tensors that it saves lie in the memory of the host until they are needed."""
 
     def offloaded(*inputs: Any) -> Tensor:
-        with save_on_cpu(pin_memory=pinned):  # type: ignore[no-untyped-call]
+        with save_on_cpu(pin_memory=pinned):
             return forward(*inputs)
 
     return offloaded

@@ -58,7 +58,7 @@ def eight_bits() -> Callable[..., torch.optim.Optimizer]:
         InputError: torchao is not installed.
     """
     try:
-        from torchao.optim import AdamW8bit
+        from torchao.optim import AdamW8bit  # type: ignore[import-not-found]
     except ImportError:
         raise InputError(
             'optim.moments "8bit" needs torchao; pip install "ditlab[lowbit]", or set it to "float32"'
