@@ -92,8 +92,8 @@ def test_this_machine_is_timed():
 def test_an_unknown_device_is_rejected():
     with pytest.raises(InputError, match='did you mean "h100"'):
         plan(parse_recipe(SMALL), "h10")
-    with pytest.raises(InputError, match="a batch of 32 cannot be shared equally among 5 processes"):
-        plan(parse_recipe(SMALL), "h100", 5)
+    with pytest.raises(InputError, match="a batch of 32 cannot be shared among 33 processes in 1 part"):
+        plan(parse_recipe(SMALL), "h100", 33)
     assert all(device.memory > 20 * GIB and device.flops > 5e13 for device in DEVICES.values())
 
 

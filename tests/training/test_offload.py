@@ -2,6 +2,7 @@
 
 import sys
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ditlab.core.errors import InputError
 from ditlab.training import train
 from ditlab.training.checks import check_recipe
 from ditlab.training.ema import EMA
+from ditlab.training.loop import take_step
 from ditlab.training.memory import activations, activations_outside, held_in_training, host_parts, memory_parts
 from ditlab.training.offload import offload_activations
 from ditlab.training.optim import make_optimizer, numbered_parameters
@@ -81,6 +83,17 @@ def test_activations_on_the_host_give_the_same_gradient(checkpointing):
         gradients.append([parameter.grad for parameter in net.parameters()])
     assert kept[1] < kept[0]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_rate_that_is_a_tensor_is_changed_in_place():
+    """As of torchao, whose compiled step would not see another tensor."""
+    rate, nothing = torch.tensor(0.0), lambda *_: None
+    groups = [{"lr": rate}, {"lr": 0.0}]
+    optimizer = SimpleNamespace(param_groups=groups, step=nothing, zero_grad=nothing)
+    average = SimpleNamespace(update=nothing)
+    take_step(SimpleNamespace(optimizer=optimizer, ema=average, profiles=average, net=None, in_a_row=3), 0.5)
+    assert groups[0]["lr"] is rate
+    assert (rate.item(), groups[1]["lr"]) == (0.5, 0.5)
 
 
 def test_a_tensor_of_several_inner_ones_is_copied_with_all_of_them():

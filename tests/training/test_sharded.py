@@ -187,14 +187,14 @@ def test_half_a_checkpoint_is_no_checkpoint(copy):
 
 def no_space(recipe, out):
     """Train where the second process has a full disk from the second checkpoint on."""
-    write = parts.dcp.save
+    write = parts.save
 
     def full(tensors, **options):
         if os.environ["RANK"] == "1" and "64" in str(options["storage_writer"].path):
             options["storage_writer"].write_data = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
         write(tensors, **options)
 
-    parts.dcp.save = full
+    parts.save = full
     train(recipe, out, console=QUIET)
 
 

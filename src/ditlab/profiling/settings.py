@@ -105,8 +105,8 @@ def candidates(recipe: Recipe, devices: int) -> Iterator[Recipe]:
             continue
         if ("moments" in offload and (moments == "8bit" or not adamw)) or (moments == "8bit" and not adamw):
             continue
-        parallel = replace(recipe.parallel, shard=shard, checkpointing=checkpointing, offload=offload, accumulate=1)
-        yield replace(recipe, parallel=parallel, optim=replace(recipe.optim, moments=moments))
+        memory: dict[str, Any] = {"shard": shard, "checkpointing": checkpointing, "offload": offload, "accumulate": 1}
+        yield replace(with_moments(recipe, moments), parallel=replace(recipe.parallel, **memory))
 
 
 Sizes = Callable[[bool, bool, int], ActivationSizes]

@@ -179,7 +179,10 @@ def stop_unreadable(job: Job, problem: InputError | None) -> None:
 def take_step(state: TrainState, rate: float) -> None:
     """Update the weights with the optimizer, then their averages."""
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):  # of moments of 8 bits, whose step is compiled
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.ema.update(state.net)
