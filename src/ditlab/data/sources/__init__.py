@@ -177,7 +177,7 @@ def held_out_name(text: str, split: str) -> str:
     if source_class is HuggingFace:
         held_out = held_out_part(all_splits(place))
         return f"{PREFIX}{place}:{held_out}" if held_out else ""
-    if issubclass(source_class or Source, TarShards):
+    if source_class is not None and issubclass(source_class, TarShards):
         held_out = held_out_part(tar_parts(source_class, place))
         return f"{place}:{held_out}" if held_out else ""
     held_out = held_out_part(split_folders(Path(place), Reading())) if source_class is Folder else None

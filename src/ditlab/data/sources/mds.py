@@ -43,11 +43,18 @@ INTEGERS = {
     "int": "<q", "int64": "<q", "int32": "<i", "int16": "<h", "int8": "<b",
     "uint64": "<Q", "uint32": "<I", "uint16": "<H", "uint8": "<B",
 }  # fmt: skip
+
+
+def integer(sign: str) -> Callable[[bytes], int]:
+    """A function that reads a number; `sign` is its format for `struct`."""
+    return lambda content: int(struct.unpack(sign, content)[0])
+
+
 VALUES: dict[str, Callable[[bytes], Any]] = {
     "str": bytes.decode,
     "str_int": int,
     "json": parse_json,
-    **{name: lambda content, sign=sign: struct.unpack(sign, content)[0] for name, sign in INTEGERS.items()},
+    **{name: integer(sign) for name, sign in INTEGERS.items()},
 }
 """Encoding of a column -> how a label or caption is read."""
 
@@ -126,6 +133,7 @@ class MDS(NamedSource):
         self.raw_pixels = encodings[column] == "pil"
         readable = [name for name, encoding in encodings.items() if encoding in VALUES]
         label, captions = self._chosen_label(readable, settings), self._chosen_captions(readable, settings)
+        wanted = [*captions] if label is None else [label, *captions]
         labels: list[Any] = []
         texts: list[Any] = []
         self.places: list[tuple[int, int, int, int]] = []  # shard, row, position of the image, length
@@ -135,10 +143,10 @@ class MDS(NamedSource):
                 for row, place in enumerate(shard.places()):
                     values = {
                         name: VALUES[encodings[name]](content[place[name][0] :][: place[name][1]].tobytes())
-                        for name in (*([label] * (label is not None)), *captions)
+                        for name in wanted
                     }
                     self.places.append((number, row, *place[column]))
-                    labels.append(values.get(label))
+                    labels.append(None if label is None else values[label])
                     texts.append([values[name] for name in captions])
         self.columns = {"label": self._labels(labels, label, readable, settings)}
         if captions:
