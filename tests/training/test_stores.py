@@ -126,6 +126,7 @@ def test_only_the_needed_shards_of_latents_are_fetched(latents):
     assert [name for name in Faulty.fetched if name.startswith("0")] == ["000001.safetensors"]
 
 
+@pytest.mark.slow
 def test_training_on_latents_in_a_store(latents, tmp_path):
     runs = [train(recipe(str(place), 16), tmp_path / str(i), console=QUIET) for i, place in enumerate(latents)]
     assert [run.autoencoder.config["kind"] for run in runs] == ["patch", "patch"]
@@ -142,6 +143,7 @@ def test_damaged_latents_in_a_store(latents):
         Latents.open(latents[1])
 
 
+@pytest.mark.slow
 def test_a_cache_of_captions_in_a_store(store, tmp_path, monkeypatch):
     monkeypatch.setitem(ENCODERS, "letters", Letters)
     source = put_shards(f"{store}/images")

@@ -46,17 +46,16 @@ INTEGERS = {
 }  # fmt: skip
 
 
-def number_of(sign: str, content: bytes) -> int:
-    """The integer that some bytes hold."""
-    value: int = struct.unpack(sign, content)[0]
-    return value
+def integer(sign: str) -> Callable[[bytes], int]:
+    """A function that reads a number; `sign` is its format for `struct`."""
+    return lambda content: int(struct.unpack(sign, content)[0])
 
 
 VALUES: dict[str, Callable[[bytes], Any]] = {
     "str": bytes.decode,
     "str_int": int,
     "json": parse_json,
-    **{name: partial(number_of, sign) for name, sign in INTEGERS.items()},
+    **{name: integer(sign) for name, sign in INTEGERS.items()},
 }
 """Encoding of a column -> how a label or caption is read."""
 
@@ -135,6 +134,7 @@ class MDS(NamedSource):
         self.raw_pixels = encodings[column] == "pil"
         readable = [name for name, encoding in encodings.items() if encoding in VALUES]
         label, captions = self._chosen_label(readable, settings), self._chosen_captions(readable, settings)
+        wanted = [*captions] if label is None else [label, *captions]
         labels: list[Any] = []
         texts: list[Any] = []
         self.places: list[tuple[int, int, int, int]] = []  # shard, row, position of the image, length
@@ -144,7 +144,7 @@ class MDS(NamedSource):
                 for row, place in enumerate(shard.places()):
                     values = {
                         name: VALUES[encodings[name]](content[place[name][0] :][: place[name][1]].tobytes())
-                        for name in (*([] if label is None else [label]), *captions)
+                        for name in wanted
                     }
                     self.places.append((number, row, *place[column]))
                     labels.append(None if label is None else values[label])
