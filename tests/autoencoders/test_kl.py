@@ -118,7 +118,7 @@ def test_videos_are_cut_into_slices_by_all_their_sides_and_keep_their_frames(mon
     monkeypatch.setattr(latent, "SLICE", 2 * 3 * 8 * 4)
     assert autoencoder.latent_shape(1, (3, 8, 4)) == (1, (3, 8, 4))
     x0 = autoencoder.latents(autoencoder.encode(videos), torch.zeros_like)
-    assert autoencoder.counts == [2, 2]
+    assert autoencoder.counts == [6, 6]  # frames
     assert torch.equal(autoencoder.decode(x0), videos)
 
 

@@ -391,7 +391,7 @@ def test_misspelt_names_and_families_without_sizes():
         create("U-DiT-XS")
     with pytest.raises(InputError, match="is a family without a size; give width, heads"):
         create("U-DiT")
-    with pytest.raises(InputError, match="input of 3x8x10 for a network made for 3x8x8"):
+    with pytest.raises(InputError, match="size 8x10; sides must be multiples of 4: give 8x8, the nearest one"):
         create("U-DiT", **TINY)(torch.randn(1, 3, 8, 10), torch.zeros(1), torch.zeros(1, dtype=torch.long))
 
 

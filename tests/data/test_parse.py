@@ -53,7 +53,7 @@ def test_texts_that_name_no_data(place):
         assert find_spec(text) is None
     with pytest.raises(InputError, match=r'no data "glyps-32"; give an existing folder of images, or did you mean'):
         parse_source("glyps-32")
-    with pytest.raises(InputError, match="choose from: digits, glyphs-SIZE"):
+    with pytest.raises(InputError, match="choose from: digits, digits-on-canvas, glyphs-SIZE"):
         parse_source("nothing-like-it")
 
 

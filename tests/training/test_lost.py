@@ -57,7 +57,7 @@ def test_unequal_shares_of_a_batch_add_up_to_its_gradient(monkeypatch, world, pa
     monkeypatch.setattr(
         losses,
         "batch_losses",
-        lambda run, rows, seen, first, dtype: losses.Losses(
+        lambda run, rows, seen, first, dtype, total: losses.Losses(
             {"loss": (run.net.weight[0, 0] * images[first : first + len(rows)]) ** 2}, None
         ),
     )

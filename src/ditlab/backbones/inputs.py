@@ -52,6 +52,11 @@ def add_inputs(net: Backbone, names: Sequence[str]) -> None:
         lookup(INPUTS, name, "further input")
     if len(set(names)) < len(names):
         raise InputError(f"further inputs {', '.join(names)}; give each once")
+    if net.frame_times:
+        raise InputError(
+            f"{type(net).__name__} has a timestep for each frame, so that it cannot take further inputs "
+            f"({', '.join(names)}); use another family"
+        )
     embedders = [module for module in net.modules() if isinstance(module, TimeEmbedder)]
     if not embedders:
         raise InputError(

@@ -319,11 +319,12 @@ class Denoiser:
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition, s: Tensor | None = None) -> Prediction:
         """Predict x0 and eps at x_t for a step to time s (default: t), for a condition without interpolated rows."""
-        if condition.given is None:
-            times = self.objective.timesteps(t, t if s is None else s, x)
+        given = condition.given if isinstance(condition, Condition) else None
+        if given is None:
+            clock = self.objective.timesteps(t, t if s is None else s, x)
         else:
-            times = self.objective.clock(t, x, condition.given)
-        output = self.net(x, times, condition)
+            clock = self.objective.clock(t, x, given)
+        output = self.net(x, clock, condition)
         target, variance = self.objective.split(output, x)
         prediction = self.objective.predict(target, x, t)
         if variance is None:

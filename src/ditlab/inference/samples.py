@@ -72,7 +72,8 @@ class Samples(Dataset):
             self.labels = torch.arange(count) % classes
         else:
             self.labels = torch.randint(classes, (count,), generator=generator)
-        self.channels, self.size = pipe.picture_shape_of(self.plan.size)
+        self.channels, sides = pipe.picture_shape_of(self.plan.size)
+        self.size = (*self.plan.size[:-2], *sides)
         self.values = pipe.values
         self.on_step: Callable[[Step], None] | None = None
 

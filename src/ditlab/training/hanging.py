@@ -42,7 +42,7 @@ def watched(folder: Path, rank: int, world: int, seconds: int) -> Iterator[Watch
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = stack_file(folder, rank)
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         try:
             yield Watch(file, EARLY * seconds)
         finally:
