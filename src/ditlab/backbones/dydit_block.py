@@ -120,7 +120,7 @@ class DynamicBlock(AdaLNZeroBlock):
         """The layers that compute the scores of heads, of groups and of tokens."""
         return [self.attn_rate.router, self.mlp_rate.router, last_linear(self.token_selection.mlp_head)]
 
-    def forward(  # type: ignore[override] - the network has one size, so that there is no other grid
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         c: Tensor,

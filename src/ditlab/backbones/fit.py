@@ -290,7 +290,8 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
     out = torch.zeros_like(q)
     for i, patches in enumerate(mask):
-        out[i, :, patches] = attend(*(part[i : i + 1, :, patches] for part in (q, k, v)))[0]
+        of_image = [part[i : i + 1, :, patches] for part in (q, k, v)]
+        out[i, :, patches] = attend(of_image[0], of_image[1], of_image[2])[0]
     return out
 
 

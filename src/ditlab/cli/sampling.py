@@ -169,8 +169,10 @@ def original_of(pipe: "BasePipeline", start: StartImage, size: Sequence[int] | N
     if start.image is None:
         return {}
     mask = None if start.mask is None else read_image(start.mask)
-    options = {"strength": start.strength, "resample": start.resample, "size": size}
-    return {"original": pipe.original(read_image(start.image), mask=mask, **options)}
+    original = pipe.original(
+        read_image(start.image), mask=mask, strength=start.strength, resample=start.resample, size=size
+    )
+    return {"original": original}
 
 
 def seeds_and_total(request: Request, examples: int, npz: bool) -> tuple[list[int], int]:

@@ -189,7 +189,8 @@ class Images(Dataset):
         size, preprocess = self.size, self.preprocess
         if self.buckets is not None:
             size = self.buckets.size_of(i)
-            preprocess = replace(preprocess, size=size)
+            height, width = size
+            preprocess = replace(preprocess, size=(height, width))
         try:
             with self.source.decoded(i, pages=self.pages) as image:
                 array = preprocess(image)

@@ -96,5 +96,5 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
         return side_by_side(sheets, ("average", "raw weights"))
     shown = [sides_of(size or ()) for size in sizes]
     average, raw = sheets[: len(sizes)], sheets[len(sizes) :]
-    rows = (("average", average), ("raw weights", raw))
-    return stacked([side_by_side(row, [f"{name}, {size}" for size in shown]) for name, row in rows])
+    named = (("average", average), ("raw weights", raw))
+    return stacked([side_by_side(row, [f"{name}, {size}" for size in shown]) for name, row in named])
