@@ -90,7 +90,7 @@ def mostly_linear(net: Backbone) -> bool:
     """Whether most weights of a network's linear and convolution layers can be quantized to int8."""
     if ("int8", net.device.type) not in KERNELS:
         return False
-    layers = [layer for layer in net.packable() if isinstance(layer, nn.Linear)]
+    layers: list[nn.Linear | _ConvNd] = [layer for layer in net.packable() if isinstance(layer, nn.Linear)]
     layers += [layer for layer in net.modules() if isinstance(layer, _ConvNd)]
     quantizable = sum(layer.weight.numel() for layer in eligible(net, "int8"))
     return quantizable >= SHARE * sum(layer.weight.numel() for layer in layers)

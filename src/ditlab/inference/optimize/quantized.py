@@ -177,7 +177,7 @@ def missing(precision: str, device: torch.device) -> str | None:
         least, actual = CAPABILITIES[precision], torch.cuda.get_device_capability(device)
         name = torch.cuda.get_device_name(device)
         return None if actual >= least else f"CUDA compute capability {least[0]}.{least[1]}, which {name} does not have"
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "PyTorch with oneDNN"
     return None if torch.cpu._is_vnni_supported() else f"AVX-512 VNNI instructions, which {processor()} does not have"
 
