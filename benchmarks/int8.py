@@ -146,10 +146,11 @@ def measure_quality(options: argparse.Namespace) -> None:
     table = Table(options.data, *columns)
     for name in PRECISIONS:
         paired = [ours / theirs - 1 for ours, theirs in zip(distances[name], distances["float32"], strict=True)]
+        error = standard_error(paired)  # None with one seed
         table.add_row(
             name,
             f"{mean(distances[name]):.3f}",
-            f"{100 * mean(paired):+.1f} ± {100 * (standard_error(paired) or 0):.1f} %",
+            f"{100 * mean(paired):+.1f}{f' ± {100 * error:.1f}' if error is not None else ''} %",
             f"{100 * mean(accuracy[name]):.1f} %",
             f"{100 * mean(changes[name]):.2f} %",
             ", ".join(f"{error:.4f}" for error in errors_of(pipe, ready[name], exact[0][:ROWS], labels[:ROWS])),
