@@ -177,7 +177,7 @@ class WordImages(nn.Module):
         mask, weight = condition.mask, self.table.weight
         weights = None if mask is None else mask.to(weight.dtype)
         total = F.embedding_bag(condition.tokens, weight, mode="sum", per_sample_weights=weights)
-        return total.unflatten(1, self.shape)
+        return torch.unflatten(total, 1, self.shape)
 
 
 def checked(condition: Condition, shape: TextShape, longest: int | None = None) -> Tensor:
