@@ -11,8 +11,8 @@ from rich.console import Console
 
 import ditlab
 from ditlab.backbones import create
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.reader import parse_recipe
-from ditlab.config.sections import AutoencoderTraining
 from ditlab.data import open_dataset
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM

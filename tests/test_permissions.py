@@ -13,8 +13,8 @@ from torch import zeros
 
 from ditlab.autoencoders import create_autoencoder
 from ditlab.checkpoints import convert
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.reader import parse_recipe
-from ditlab.config.sections import AutoencoderTraining
 from ditlab.core.weights import write_tensors
 from ditlab.data import open_dataset
 from ditlab.data.images import write_folder

@@ -16,7 +16,7 @@ from ditlab.training.init_from import transfer
 TINY = {"size": (4, 8, 8), "channels": 2, "classes": 3, "learn_variance": False}
 TINY |= {"depth": 2, "width": 32, "heads": 2, "patch": 2}
 FORMS = [
-    {"attention": attention, "positions": positions, "patch_frames": frames}
+    {"space_time": attention, "positions": positions, "patch_frames": frames}
     for attention in ("factorized", "full")
     for positions in ("rotary", "sincos")
     for frames in (1, 2)
@@ -64,7 +64,7 @@ def inflated(**form):
 @pytest.mark.parametrize("attention", ["factorized", "full"])
 @pytest.mark.parametrize("frames", [1, 2])
 def test_a_network_that_starts_from_a_dit_equals_it_on_one_frame(attention, frames):
-    image_net, net, changes = inflated(attention=attention, patch_frames=frames)
+    image_net, net, changes = inflated(space_time=attention, patch_frames=frames)
     x, t, y = inputs(image_net, 3)
     with torch.no_grad():
         expected = image_net(x, t, y)
@@ -117,7 +117,7 @@ def test_other_dits_are_refused_in_one_line():
         ({"size": (3, 8, 8), "patch_frames": 2}, "size 3x8x8 is not divisible by patches of 2x2x2; .* is 4x8x8"),
         ({"size": (2, 9, 8)}, "size 2x9x8 is not divisible by patches of 1x2x2; .* is 2x8x8"),
         ({"heads": 8}, "4 channels for each head; choose width and heads so that"),
-        ({"attention": "none"}, 'unknown attention "none"; choose from: factorized, full'),
+        ({"space_time": "none"}, 'unknown space_time "none"; choose from: factorized, full'),
         ({"size": 8}, r"size 8x8 for VideoDiT; give \(frames, height, width\), or another family"),
     ],
 )

@@ -9,9 +9,10 @@ import pytest
 from ditlab.backbones import BACKBONES
 from ditlab.cli import GROUPS, import_commands
 from ditlab.cli.terminal import app
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.evaluation import Copying, Evaluation
 from ditlab.config.sampling import SamplingOptions
-from ditlab.config.sections import AutoencoderTraining, Preparation
+from ditlab.config.sections import Preparation
 
 CHECKED = (Preparation, SamplingOptions, Evaluation, Copying, AutoencoderTraining)  # by `check_settings`
 

@@ -170,7 +170,7 @@ def test_a_diffusers_config_without_a_key(tmp_path, key):
 
 @pytest.mark.parametrize("settings", ["[]", "{", "[" * 100_000])
 def test_damaged_settings_of_an_autoencoder(tmp_path, settings):
-    from ditlab.config.sections import AutoencoderTraining
+    from ditlab.config.autoencoder import AutoencoderTraining
     from ditlab.data import InMemory
     from ditlab.training.autoencoder import claim
 

@@ -59,7 +59,7 @@ def test_neither_recipe_nor_data(ditlab):
 
 def test_the_length_of_a_recipe(ditlab, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("ditlab.training.train", lambda recipe, out, **options: seen.append(recipe.train))
+    monkeypatch.setattr("ditlab.training.api.train_only", lambda recipe, out, **options: seen.append(recipe.train))
     ditlab("train", "digits", "--minutes", "2", "--out", str(tmp_path / "a"))
     ditlab("train", "digits", "--images", "640", "--out", str(tmp_path / "a"))
     assert [(length.minutes, length.images == 640) for length in seen] == [(2.0, False), (0.0, True)]

@@ -5,11 +5,12 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.evaluation import Copying, Evaluation
 from ditlab.config.fields import check_settings, renamed, resume_rules
 from ditlab.config.reader import parse_recipe
 from ditlab.config.sampling import SamplingOptions
-from ditlab.config.sections import AutoencoderTraining, Model, Recipe
+from ditlab.config.sections import Model, Recipe
 from ditlab.core.errors import InputError
 from ditlab.study.recipe import Basics, Budget
 from ditlab.training.checks import check_recipe

@@ -4,10 +4,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.evaluation import Evaluation
 from ditlab.config.fields import check_settings, unused_keys
 from ditlab.config.reader import find_recipe, parse_recipe, read_toml, shipped_recipes
-from ditlab.config.sections import AutoencoderTraining, Recipe
+from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.data import InMemory
 from ditlab.diffusion.parametrizations import make_objective

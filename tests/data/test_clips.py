@@ -245,7 +245,7 @@ def test_folders_of_frames(tmp_path):
     part = open_clips(tmp_path, frames=4, frame_folders=True, held_out=0.5, max_skipped=0)
     assert levels(part.fetch(torch.arange(len(part))).x) == [[0, 1, 2, 3]] * len(part)
     stamp = clips.source.stamp(0)
-    Image.new("RGB", (SIDE, SIDE), (255, 9, 4)).save(tmp_path / "run" / "b" / "3.png")
+    Image.new("RGB", (SIDE, SIDE), (255, 9, 4)).save(tmp_path / "run" / "b" / "11.png")
     assert clips.source.stamp(0) != stamp
     flat = open_clips(tmp_path / "run", frames=12, frame_folders=True)
     assert (flat.classes, len(flat)) == ([], 1)

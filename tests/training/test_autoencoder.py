@@ -11,8 +11,8 @@ from rich.console import Console
 
 import ditlab
 from ditlab.checkpoints import load_autoencoder
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.reader import parse_recipe
-from ditlab.config.sections import AutoencoderTraining
 from ditlab.core.errors import InputError
 from ditlab.data.base import InMemory
 from ditlab.data.latents.encode import encode

@@ -149,7 +149,10 @@ def test_images_of_other_sizes_have_noise_of_their_own() -> None:
             "DiT-S/4 needs sides that are multiples of 8 .its own 8 times the stride 1 of the autoencoder.; set "
             "data.multiple = 8",
         ),
-        ({"train": {"batch": 9}, "parallel": {"accumulate": 2}}, "a batch of 9 cannot be shared equally"),
+        (
+            {"train": {"batch": 9}, "parallel": {"accumulate": 2}},
+            "batches of 9, 10 images .by the size of the images. cannot be shared equally among 1 process",
+        ),
         (
             {"train": {"batch": 12}, "parallel": {"accumulate": 3}, "data": {"pixels": 300}},
             "batches of 12, 16 images .by the size of the images. cannot be shared equally among 1 process with "

@@ -217,8 +217,8 @@ class TestGradientsThatAreNotFinite:
         """Spoils the losses of the batches that begin at these places of the run."""
         places = set()
 
-        def ruined(run, images, seen, first, dtype):
-            losses = batch_losses(run, images, seen, first, dtype)
+        def ruined(run, images, seen, first, dtype, total):
+            losses = batch_losses(run, images, seen, first, dtype, total)
             factor = float("nan") if seen in places and run.net.training else 1
             return Losses({name: value * factor for name, value in losses.named.items()}, losses.times)
 

@@ -12,8 +12,9 @@ from rich.console import Console
 
 import ditlab
 from ditlab.autoencoders import create_autoencoder
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.reader import parse_recipe
-from ditlab.config.sections import AutoencoderTraining, Preparation
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import check, open_dataset, training_order
 from ditlab.data.images import Images

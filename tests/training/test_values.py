@@ -16,8 +16,8 @@ from rich.console import Console
 import ditlab
 from ditlab.autoencoders import Patch
 from ditlab.checkpoints import load_autoencoder
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.reader import parse_recipe
-from ditlab.config.sections import AutoencoderTraining
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.values import PixelValues
 from ditlab.data import Latents

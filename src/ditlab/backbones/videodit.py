@@ -52,7 +52,7 @@ class VideoDiT(ClipNetwork):
         heads: number of attention heads.
         patch: side of a token in pixels (or latent positions).
         patch_frames: number of frames of a token.
-        attention: "factorized" (within frames, then along time) or "full" (all tokens of a clip).
+        space_time: "factorized" (within frames, then along time) or "full" (all tokens of a clip).
         positions: "rotary" (frame, row and column), or "sincos" (those of DiT for rows and columns, which are added to
             the tokens, and rotary ones for frames).
         qk_norm: RMS-normalize queries and keys.
@@ -83,7 +83,7 @@ class VideoDiT(ClipNetwork):
         heads: int,
         patch: int,
         patch_frames: int = 1,
-        attention: Literal["factorized", "full"] = "factorized",
+        space_time: Literal["factorized", "full"] = "factorized",
         positions: Literal["rotary", "sincos"] = "rotary",
         qk_norm: bool = False,
         frequency_shift: int = 0,
@@ -99,12 +99,12 @@ class VideoDiT(ClipNetwork):
         check_width(width, heads, patch)
         check_heads(width, heads)
         check_divisible(size, (patch_frames, patch, patch))
-        block = lookup({"factorized": FactorizedBlock, "full": FullBlock}, attention, "attention")
+        block = lookup({"factorized": FactorizedBlock, "full": FullBlock}, space_time, "space_time")
         self.text = text_shape(
             classes, length=text_length, width=text_width, vocabulary=vocabulary, pooled=pooled_width
         )
         self.patch, self.patch_frames, self.head = patch, patch_frames, width // heads
-        self.full, self.rotary = attention == "full", lookup({"rotary": True, "sincos": False}, positions, "positions")
+        self.full, self.rotary = space_time == "full", lookup({"rotary": True, "sincos": False}, positions, "positions")
         self.label_tables = () if self.text else self.label_tables
         style = Style(width, heads, qk_norm, rms_norm, swiglu, rotation=None)
         self.x_embedder = ClipEmbed(patch_frames, patch, channels, width)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ditlab.cli.terminal import Json, app, command, print_json, say, screen
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.fields import Finite, Positive, Share, check_settings
-from ditlab.config.sections import AutoencoderTraining, ImageSettings, Preparation
+from ditlab.config.sections import ImageSettings, Preparation
 from ditlab.config.values import File, Folder, Location
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError

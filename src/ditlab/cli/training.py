@@ -80,11 +80,11 @@ def train(
     if is_data(recipe):
         train_without_recipe(recipe, out, end, given_tables(settings, given, tables), yes=yes)
         return
-    from ditlab.training.api import train_folder
+    from ditlab.training.api import train_only
 
     out = out or Path("runs") / find_recipe(recipe).stem
     chosen = with_settings(recipe_of(settings, recipe), tables, {"train": end})
-    train_folder(chosen, out, changes=allow_changes, console=screen)
+    train_only(chosen, out, changes=allow_changes, console=screen)
     if process_place()[0] == 0:
         say(f"model and previews are in {out}; try: {command()} sample {out}")
 

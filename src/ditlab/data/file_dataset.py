@@ -14,6 +14,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting
 from ditlab.core.units import none_can
 from ditlab.data.base import Dataset
+from ditlab.data.buckets import Buckets
 from ditlab.data.check import UnreadableImagesError, check_images, require
 from ditlab.data.identity import Stamps, content_hash, read_stamps
 from ditlab.data.sources import Raster, Source, Unreadable
@@ -49,10 +50,10 @@ class FileDataset(Dataset):
         """The pixels of an image or clip; None if it cannot be read, which `_skip` has listed."""
 
     def _readable_from(self, i: int, read: Callable[[int], Raster | None] | None = None) -> tuple[int, Raster]:
-        """Index and pixels of the first one that `read` (default: `_read`) can read, starting at index i."""
+        """Index and pixels of the first one of the same size that `read` (default: `_read`) can read, from index i."""
         read = read or self._read
-        for step in range(len(self)):
-            array = read(index := (i + step) % len(self))
+        for index in Buckets.alike(self.buckets, i, len(self)):
+            array = read(index)
             if array is not None:
                 return index, array
         raise InputError(f"{none_can(len(self.source), self.what)} be read")

@@ -113,7 +113,7 @@ def _encode(video: Video, path: Path, fps: float) -> None:
     codec = CODECS[path.suffix.lower()]
     with (
         replacing(path) as draft,
-        av.open(str(draft), "w", format=codec.container, options={"movflags": "faststart"}) as container,
+        av.open(str(draft), mode="w", format=codec.container, options={"movflags": "faststart"}) as container,
     ):
         stream: Any = container.add_stream(
             codec.name, rate=Fraction(fps).limit_denominator(1001), options=dict(codec.options)

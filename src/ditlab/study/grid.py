@@ -55,13 +55,18 @@ FIRST_NAMES = {
     "power_ema": "widths",
 }
 FIRST_EVALUATION_NAMES = {"guidance_interval": "interval", "label_sampling": "labels", "schedule": "grid"}
-# Settings that were added later are hashed only if they differ from their default, which is what every run did before.
-LATER = {
-    "train.objective", "train.aids", "data.conditioner", "data.channels", "data.range", "data.show", "data.min_side",
-    "data.max_pixels", "data.split", "data.image_column", "data.label_column", "data.caption_column",
-    "data.held_out", "data.encoder", "data.encoder_options", "data.caption_template",
-    "data.text_cache", "train.freeze", "train.budget_ramp", "train.budget_complete", "train.repa", "train.repa_block",
-    "train.repa_weight",
+# The settings of version 0.1. Later ones are hashed only if they differ from their default, which is what every run
+# did before.
+FIRST_SETTINGS = {
+    "diffusion.time", "diffusion.time_mean", "diffusion.time_scale", "diffusion.stratified", "diffusion.weight",
+    "diffusion.direction", "data.size", "data.fit", "data.flip", "data.gray", "data.background", "data.labels",
+    "data.max_skipped", "data.source", "data.autoencoder", "optim.name", "optim.lr", "optim.betas",
+    "optim.weight_decay", "optim.warmup", "optim.schedule", "optim.decay", "optim.clip", "train.images",
+    "train.minutes", "train.batch", "train.label_dropout", "train.route", "train.layer_sync",
+    "train.layer_sync_weight", "train.ema", "train.power_ema", "train.init_from", "train.class_map",
+    "train.lora", "train.lora_apart", "train.seed", "train.precision", "train.compile", "train.device",
+    "train.report", "train.log_every", "train.preview_every", "train.save_every", "train.keep",
+    "train.keep_every", "train.max_bad_steps",
 }  # fmt: skip
 # Settings that are now None by default are hashed with their first defaults, unless the source of a run sets them.
 FIRST_DEFAULTS = {"process": "linear", "target": "velocity", "learn_variance": False}
@@ -193,7 +198,7 @@ def run_hash(recipe: Recipe, length: int | str) -> str:
         if key in paths and value and Path(value).exists():  # its content is hashed below, and not its place
             return False
         section, name = key.split(".")
-        later = key in LATER and value == defaults[section].get(name)
+        later = section != "model" and key not in FIRST_SETTINGS and value == defaults[section].get(name)
         return rules.get(key) != "free" and key != "train.seed" and not later
 
     content: dict[str, Any] = {

@@ -116,8 +116,8 @@ def train_in_processes(recipe: Recipe, out: Path, console: Console) -> Pipeline:
             opened.bind(("127.0.0.1", 0))
             port = opened.getsockname()[1]
         try:
-            arguments = (port, cores // PROCESSES, to_tables(recipe), str(out))
-            spawn(train_part, arguments, PROCESSES)  # type: ignore[no-untyped-call]
+            part = port, cores // PROCESSES, to_tables(recipe), str(out)
+            spawn(train_part, part, PROCESSES)  # type: ignore[no-untyped-call]
         except ProcessRaisedException as error:
             raise RunError(f"a process of the training failed: {str(error).strip().splitlines()[-1]}") from None
     return train(recipe, out, console=console)  # a finished run is only loaded

@@ -71,7 +71,7 @@ def train(
         return trained_model(job)
 
 
-def train_folder(
+def train_only(
     recipe: Recipe | str | Path | Mapping[str, Any], out: str | Path, *, changes: bool = False, console: Console
 ) -> None:
     """Train as `train` does, but return nothing: the model, of which each process needs a copy, may be large."""

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ditlab.autoencoders import Latent, Patch, create_autoencoder
 from ditlab.checkpoints import save_autoencoder
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.fields import check_settings
-from ditlab.config.sections import AutoencoderTraining, Data, Optim
+from ditlab.config.sections import Data, Optim
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting, read_object

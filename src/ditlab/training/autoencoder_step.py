@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import Patch
 from ditlab.autoencoders.patch import Block
-from ditlab.config.sections import AutoencoderTraining
+from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.core.values import network_scale
 from ditlab.inference.optimize.precision import faster_dtype
 from ditlab.training.muon import Muon
