@@ -184,7 +184,12 @@ def plot(rows: list[Row], file: Path) -> None:
     axes.axhline(rows[0].real, color="gray", linestyle="--", linewidth=1)
     axes.annotate("real-vs-real", (max(row.ms for row in rows), rows[0].real), ha="right", va="bottom", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="CPU time for an image (ms)", ylabel="FD to held-out digits")
-    axes.grid(alpha=0.3, which="both")
+    times, scores = (0.2, 0.5, 1, 2, 5, 10, 20), (0.8, 0.9, 1, 1.2, 1.5, 2, 3, 5, 8)
+    axes.set_xticks(times, [f"{value:g}" for value in times], minor=False)
+    axes.set_yticks(scores, [f"{value:g}" for value in scores], minor=False)
+    axes.minorticks_off()
+    axes.set_xlim(min(row.ms for row in rows) / 1.5, max(row.ms for row in rows) * 3)
+    axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
 
 
