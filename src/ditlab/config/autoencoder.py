@@ -1,6 +1,7 @@
 """The settings with which a small autoencoder is trained."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ditlab.config.fields import setting
 from ditlab.config.values import Whole
