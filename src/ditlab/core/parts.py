@@ -17,7 +17,7 @@ from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ditlab.core.errors import InputError
@@ -94,7 +94,7 @@ def read_parts(folder: Path, targets: Mapping[str, Tensor], group: Any = None) -
     try:
         with torch.no_grad():
             reader = HuggingFaceStorageReader(str(folder))
-            load(dict(targets), storage_reader=reader, process_group=group, no_dist=group is None)
+            load_parts(dict(targets), storage_reader=reader, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         raise InputError(
             f"{folder} cannot be read ({first_failure(error)}); restore its files, or remove its checkpoint to use the "
