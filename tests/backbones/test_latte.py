@@ -134,7 +134,7 @@ def test_parameters_and_multiply_accumulates_of_the_sizes(name, millions, gmacs)
         (
             (2, 3, 9, 8),
             1,
-            "size 3x9x8 is not divisible by patches of 1x2x2; the nearest size .* is 3x8x8",
+            "size 3x9x8; sides must be multiples of 1x2x2: give 3x8x8, the nearest one",
         ),
         ((2, 8, 8), 1, r"input of 2x8x8 for a network of clips with 2 channels; give \(B, 2, frames, height, width\)"),
         ((2, 3, 8, 8), 2, "2 timesteps for each clip of 3 frames; give one for each clip, or one for each frame"),

@@ -114,8 +114,11 @@ def test_other_dits_are_refused_in_one_line():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": (3, 8, 8), "patch_frames": 2}, "size 3x8x8 is not divisible by patches of 2x2x2; .* is 4x8x8"),
-        ({"size": (2, 9, 8)}, "size 2x9x8 is not divisible by patches of 1x2x2; .* is 2x8x8"),
+        (
+            {"size": (3, 8, 8), "patch_frames": 2},
+            "size 3x8x8; sides must be multiples of 2: give 4x8x8, the nearest one",
+        ),
+        ({"size": (2, 9, 8)}, "size 2x9x8; sides must be multiples of 1x2x2: give 2x8x8, the nearest one"),
         ({"heads": 8}, "4 channels for each head; choose width and heads so that"),
         ({"space_time": "none"}, 'unknown space_time "none"; choose from: factorized, full'),
         ({"size": 8}, r"size 8x8 for VideoDiT; give \(frames, height, width\), or another family"),

@@ -15,7 +15,7 @@ from ditlab.autoencoders.patch import Patch
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import Images, open_dataset, parse_source, preprocessing
-from ditlab.data.buckets import Buckets, Native, batch_order, crop_loss, sample_batch
+from ditlab.data.buckets import Buckets, Native, crop_loss, sample_batch
 from ditlab.data.latents.encode import encode
 from ditlab.data.summary import Summary
 from ditlab.data.survey import survey
@@ -104,7 +104,7 @@ def test_a_folder_gives_batches_of_one_size(folder: Path) -> None:
     assert dataset.buckets is not None
     assert dataset.buckets.sizes == ((20, 12), (16, 16), (12, 20))
     assert dataset.size == (16, 16)
-    for indices in islice(batch_order(dataset, 8, 0, 0), 6):
+    for indices in islice(dataset.buckets.order(8, 0, 0), 6):
         batch = dataset.fetch(indices)
         assert batch.x.shape[2:] == dataset.buckets.size_of(int(indices[0]))
         assert batch.index is not None

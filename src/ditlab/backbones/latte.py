@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import latte_published
+from ditlab.backbones.any_size import check_divisible
 from ditlab.backbones.base import Embedders, Modulation
 from ditlab.backbones.captions import embedded, embedder_of
 from ditlab.backbones.dit import SIZES
@@ -34,7 +35,6 @@ from ditlab.backbones.video import (
     TextHead,
     assembled,
     by_frame,
-    check_divisible,
     check_width,
     initialize,
 )

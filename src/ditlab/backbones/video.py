@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditlab.backbones.any_size import check_divisible
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.dit_blocks import AdaLNZeroBlock, FinalLayer, Style
 from ditlab.backbones.layers import Attention, Mlp, Where, check_positive, initialize_linears, norm, set_to_zero
@@ -83,22 +84,6 @@ class ClipNetwork(Backbone):
                 "frames, height, width)"
             )
         check_divisible(tuple(x.shape[2:]), self.side_multiples)
-
-
-def check_divisible(size: tuple[int, ...], multiples: tuple[int, ...]) -> None:
-    """Check that a clip (frames, height, width) can be divided into tokens; one frame always can.
-
-    Raises:
-        InputError: it cannot; the message has the nearest size that can.
-    """
-    steps = (1 if size[0] == 1 else multiples[0], *multiples[1:])
-    if all(side % step == 0 for side, step in zip(size, steps, strict=True)):
-        return
-    nearest = [max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True)]
-    given, patch, near = ("x".join(map(str, values)) for values in (size, multiples, nearest))
-    raise InputError(
-        f"size {given} is not divisible by patches of {patch}; the nearest size that is divisible is {near}"
-    )
 
 
 class Reading(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ditlab.backbones.any_size import check_divisible
 from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.dit import SIZES, DiT, Size
 from ditlab.backbones.dit_blocks import Style
@@ -30,7 +31,6 @@ from ditlab.backbones.video import (
     Grid,
     assembled,
     by_frame,
-    check_divisible,
     check_width,
     initialize,
     mixed,

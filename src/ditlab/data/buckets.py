@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.units import counted, sides_of
-from ditlab.data.base import training_order
 
 if TYPE_CHECKING:
     from ditlab.data.base import Dataset
@@ -226,20 +225,6 @@ def permutation(count: int, seed: int, epoch: int, purpose: int) -> Tensor:
     """A permutation of `count` numbers, a function of the seed, the epoch and a number of the purpose."""
     mixed = ((seed * 1_000_003 + epoch) * 65_537 + purpose + 1) % 2**63
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
-
-
-def batch_order(dataset: "Dataset", batch: int, seed: int, seen: int) -> Iterator[Tensor]:
-    """Endless batches of indices of a data set, starting after `seen` images.
-
-    Args:
-        dataset: the data set; if it has buckets, each batch is of one bucket.
-        batch: images of a batch; with buckets, of one whose images have the pixels of the budget.
-        seed: seed of the order.
-        seen: images that a run has seen.
-    """
-    if dataset.buckets is not None:
-        return dataset.buckets.order(batch, seed, seen)
-    return training_order(len(dataset), batch, seed, seen)
 
 
 def sample_batch(dataset: "Dataset", count: int) -> Tensor:

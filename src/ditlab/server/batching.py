@@ -52,6 +52,8 @@ class Call:
 class Proxy(Backbone):
     """Takes the place of the network in a pipeline, and sends each call to the engine."""
 
+    spatial = (2, 3)
+
     def __init__(self, net: Backbone, send: Callable[[Call], Tensor]) -> None:
         super().__init__(net.size, net.channels, net.classes, net.learn_variance)
         self.config = net.config

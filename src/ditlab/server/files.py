@@ -22,6 +22,17 @@ def png(image: Image.Image, settings: dict[str, Any] | None = None) -> bytes:
     return content.getvalue()
 
 
+def animated_png(frames: Iterable[Image.Image], fps: float, settings: dict[str, Any] | None = None) -> bytes:
+    """Encode a clip as an animated PNG, which shows its first frame where animations are not known."""
+    content = io.BytesIO()
+    first, *others = frames
+    first.save(
+        content, format="PNG", save_all=True, append_images=others, duration=1000 / fps, loop=0,
+        pnginfo=png_metadata(settings),
+    )  # fmt: skip
+    return content.getvalue()
+
+
 def gif(frames: Iterable[Image.Image]) -> bytes:
     """Encode frames as an animated GIF; small images are enlarged."""
     images = list(frames)

@@ -20,9 +20,10 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Step
 from ditlab.core.version import __version__
 from ditlab.inference.base import BasePipeline
-from ditlab.inference.output import native
+from ditlab.inference.output import frame_rate, native
+from ditlab.report.sheets import frame_images, thumbnails, to_pil, to_videos
 from ditlab.server.batching import Canceled, Context, Engine
-from ditlab.server.files import gif, npy, png
+from ditlab.server.files import animated_png, gif, npy, png
 from ditlab.server.generation import (
     About,
     Event,
@@ -205,14 +206,13 @@ class Service:
         animated = evenly(total, FRAMES if generation.animation else 0)
         frames: list[list[Image.Image]] = []
         for step in generation.steps:
-            estimates = self.images(generation, step.x0) if step.i in previewed | animated else []
             if step.i in animated:
-                frames.append(estimates)
-            previews = tuple(map(png, estimates)) if step.i in previewed else ()
+                frames.append(self.images(generation, step.x0))
+            previews = self.files(generation, step.x0, recorded=False) if step.i in previewed else ()
             notify(Event("preview" if previews else "step", step.i + 1, total, previews))
-        images = self.images(generation, step.x)
+        images = self.images(generation, step.x) if generation.animation else []
         arrays = self.arrays(generation, step.x) if generation.numbers else ()
-        files = tuple(png(image, self.settings(generation, i)) for i, image in enumerate(images))
+        files = self.files(generation, step.x, recorded=True)
         animations = zip(*frames, images, strict=True) if generation.animation else ()
         self.metrics.generated(len(files))
         return Event("done", total, total, files, tuple(map(gif, animations)), arrays)
@@ -268,8 +268,21 @@ class Service:
         return self.thumbnails[name, number]
 
     def images(self, generation: Generation, latents: Tensor) -> list[Image.Image]:
-        """The shown channels of the images of latents."""
-        return self.models[generation.model].displayed(self.pixels(generation, latents))
+        """The shown channels of the images of latents; the film strips of clips."""
+        return thumbnails(self.models[generation.model].values.displayed(self.pixels(generation, latents)))
+
+    def files(self, generation: Generation, latents: Tensor, *, recorded: bool) -> tuple[bytes, ...]:
+        """PNG files of the images of latents, animated for clips; `recorded` adds the settings of each."""
+        pipe = self.models[generation.model]
+        pixels = pipe.values.displayed(self.pixels(generation, latents))
+        settings = [self.settings(generation, i) if recorded else None for i in range(len(pixels))]
+        if pixels.ndim == 4:
+            return tuple(map(png, to_pil(pixels), settings))
+        rate = frame_rate(pipe.model.config)
+        return tuple(
+            animated_png(frame_images(video), rate, about)
+            for video, about in zip(to_videos(pixels), settings, strict=True)
+        )
 
     def arrays(self, generation: Generation, latents: Tensor) -> tuple[bytes, ...]:
         """All numbers of the images of latents, as .npy files."""

@@ -3,7 +3,6 @@
 import torch
 
 from ditlab.data import open_dataset
-from ditlab.data.buckets import batch_order
 from ditlab.data.builtin.digits_on_canvas import CANVASES, PLACES, DigitsOnCanvas
 
 
@@ -14,7 +13,7 @@ def test_every_image_is_one_digit_on_a_dark_canvas() -> None:
     assert data.buckets.sizes == CANVASES
     assert len(data) == PLACES * 1437
     assert data.buckets.counts == [len(data) // 3] * 3
-    indices = next(batch_order(data, 8, 0, 0))
+    indices = next(data.buckets.order(8, 0, 0))
     images = data.fetch(indices)
     for i, image, label in zip(indices.tolist(), images.x, images.labels, strict=True):
         digit, (row, column) = i % 1437, data.place(i)
