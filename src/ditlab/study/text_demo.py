@@ -120,7 +120,8 @@ def train_in_processes(recipe: Recipe, out: Path, console: Console) -> Pipeline:
             spawn(train_part, part, PROCESSES)  # type: ignore[no-untyped-call]
         except ProcessRaisedException as error:
             raise RunError(f"a process of the training failed: {str(error).strip().splitlines()[-1]}") from None
-    return train(recipe, out, console=console)  # a finished run is only loaded
+        console = Console(quiet=True)  # the finished run is only loaded
+    return train(recipe, out, console=console)
 
 
 def train_part(rank: int, port: int, threads: int, tables: dict[str, Any], out: str) -> None:
