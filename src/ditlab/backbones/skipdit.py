@@ -47,9 +47,8 @@ class SkipDiT(DiT):
         self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None, grid: Where | None = None
     ) -> Tensor:
         last = len(self.blocks) - 1
-        depths = [last + 1] * len(x)
-        if self.exits and not timestep.is_meta:
-            depths = depth_at(timestep, self.exits, last + 1)
+        leaving = self.exits and not timestep.is_meta
+        depths = depth_at(timestep, self.exits, last + 1) if leaving else []
         places = () if grid is None else (grid,)
         skip = x = self.blocks[0](x, c, *places)  # (B, N, D)
         record(trace, 0, x)
@@ -74,7 +73,9 @@ class SkipDiT(DiT):
         return x
 
     def late(self, i: int, x: Tensor, c: Tensor, depths: Sequence[int], *places: Where) -> Tensor:
-        """Pass the tokens of images that have not exited before block i through it."""
+        """Pass the tokens of images that have not exited before block i through it; without depths, all of them."""
+        if not depths:
+            return self.blocks[i](x, c, *places)
         return partly(x, [depth > i for depth in depths], lambda part, rows: self.blocks[i](part, c[rows], *places))
 
     def join(self, j: int, x: Tensor, skip: Tensor) -> Tensor:
