@@ -101,8 +101,8 @@ def test_two_processes_train_the_demo(tmp_path, quiet):
     pipe = text_demo.train_in_processes(parse_recipe(tables), tmp_path / "run", quiet)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert (pipe.config["images_seen"], [line["images"] for line in lines]) == (128, [128])
-    broken = parse_recipe({**tables, "train": {"images": 128, "batch": 33}})
-    with pytest.raises(RunError, match=r"a process of the training failed: .*a batch of 33 cannot be shared equally"):
+    broken = parse_recipe({**tables, "train": {"images": 128, "batch": 1}})
+    with pytest.raises(RunError, match=r"a process of the training failed: .*a batch of 1 cannot be shared among 2"):
         text_demo.train_in_processes(broken, tmp_path / "broken", quiet)
 
 
