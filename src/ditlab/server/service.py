@@ -206,14 +206,18 @@ class Service:
         animated = evenly(total, FRAMES if generation.animation else 0)
         frames: list[list[Image.Image]] = []
         for step in generation.steps:
-            if step.i in animated:
-                frames.append(self.images(generation, step.x0))
-            previews = self.files(generation, step.x0, recorded=False) if step.i in previewed else ()
+            previews: tuple[bytes, ...] = ()
+            if step.i in previewed | animated:
+                shown = self.shown(generation, self.pixels(generation, step.x0))
+                previews = self.files(generation, shown, recorded=False) if step.i in previewed else ()
+                if step.i in animated:
+                    frames.append(thumbnails(shown))
             notify(Event("preview" if previews else "step", step.i + 1, total, previews))
-        images = self.images(generation, step.x) if generation.animation else []
-        arrays = self.arrays(generation, step.x) if generation.numbers else ()
-        files = self.files(generation, step.x, recorded=True)
-        animations = zip(*frames, images, strict=True) if generation.animation else ()
+        pixels = self.pixels(generation, step.x)
+        shown = self.shown(generation, pixels)
+        arrays = self.arrays(generation, pixels) if generation.numbers else ()
+        files = self.files(generation, shown, recorded=True)
+        animations = zip(*frames, thumbnails(shown), strict=True) if generation.animation else ()
         self.metrics.generated(len(files))
         return Event("done", total, total, files, tuple(map(gif, animations)), arrays)
 
@@ -240,7 +244,8 @@ class Service:
         with self._slot():
             estimates: list[tuple[float, bytes]] = []
             for step in generation.steps:
-                estimates.append((step.t, png(self.images(generation, step.x0)[0])))
+                shown = self.shown(generation, self.pixels(generation, step.x0))
+                estimates.append((step.t, png(thumbnails(shown)[0])))
                 if last is not None and step.i >= last:
                     break
                 inspector.next_step()
@@ -267,26 +272,24 @@ class Service:
                 self.thumbnails[name, number] = self._run(generation, lambda event: None).images[0]
         return self.thumbnails[name, number]
 
-    def images(self, generation: Generation, latents: Tensor) -> list[Image.Image]:
-        """The shown channels of the images of latents; the film strips of clips."""
-        return thumbnails(self.models[generation.model].values.displayed(self.pixels(generation, latents)))
+    def shown(self, generation: Generation, pixels: Tensor) -> Tensor:
+        """The shown channels of decoded images or clips, uint8."""
+        return self.models[generation.model].values.displayed(pixels)
 
-    def files(self, generation: Generation, latents: Tensor, *, recorded: bool) -> tuple[bytes, ...]:
-        """PNG files of the images of latents, animated for clips; `recorded` adds the settings of each."""
-        pipe = self.models[generation.model]
-        pixels = pipe.values.displayed(self.pixels(generation, latents))
-        settings = [self.settings(generation, i) if recorded else None for i in range(len(pixels))]
-        if pixels.ndim == 4:
-            return tuple(map(png, to_pil(pixels), settings))
-        rate = frame_rate(pipe.model.config)
+    def files(self, generation: Generation, shown: Tensor, *, recorded: bool) -> tuple[bytes, ...]:
+        """PNG files of shown images, animated for clips; `recorded` adds the settings of each."""
+        settings = [self.settings(generation, i) if recorded else None for i in range(len(shown))]
+        if shown.ndim == 4:
+            return tuple(map(png, to_pil(shown), settings))
+        rate = frame_rate(self.models[generation.model].model.config)
         return tuple(
             animated_png(frame_images(video), rate, about)
-            for video, about in zip(to_videos(pixels), settings, strict=True)
+            for video, about in zip(to_videos(shown), settings, strict=True)
         )
 
-    def arrays(self, generation: Generation, latents: Tensor) -> tuple[bytes, ...]:
-        """All numbers of the images of latents, as .npy files."""
-        return tuple(map(npy, native(self.pixels(generation, latents), self.models[generation.model].values)))
+    def arrays(self, generation: Generation, pixels: Tensor) -> tuple[bytes, ...]:
+        """All numbers of decoded images, as .npy files."""
+        return tuple(map(npy, native(pixels, self.models[generation.model].values)))
 
     def pixels(self, generation: Generation, latents: Tensor) -> Tensor:
         """The decoded images of latents; pixels that an inpainting mask keeps are those of the original."""
