@@ -1,4 +1,4 @@
-"""The condition of networks for clips with cross-attention, as tokens of their width: a text, or a class."""
+"""The condition of networks with cross-attention, as tokens of their width: a text, or a class."""
 
 from torch import Tensor, nn
 

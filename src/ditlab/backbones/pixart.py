@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ditlab.backbones import pixart_published
 from ditlab.backbones.any_size import ONE_VALUE
 from ditlab.backbones.base import Backbone, Embedders
+from ditlab.backbones.captions import embedded
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import (
     LabelEmbedder,
@@ -30,7 +31,7 @@ from ditlab.backbones.pixart_blocks import CaptionProjection, FinalLayer, Given,
 from ditlab.backbones.pixart_published import STRIDE, XL
 from ditlab.backbones.positions import sincos_positions, table_of
 from ditlab.backbones.routing import record, routed
-from ditlab.backbones.text import Context, TextEmbedder, checked, text_shape
+from ditlab.backbones.text import Context, TextEmbedder, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -270,15 +271,7 @@ class PixArt(Backbone):
 
     def embedded(self, condition: Condition | Tensor) -> tuple[Context, Tensor | None]:
         """Return the text as tokens of the network's width, and as one vector (B, D) if the embedder computes one."""
-        if not self.text:
-            label = self.y_embedder(self.labels(condition))
-            return Context(label[:, None]), label
-        if isinstance(self.y_embedder, TextEmbedder):
-            tokens, mask, vector = self.y_embedder(self.texts(condition))
-            return Context(tokens, mask), vector
-        text = self.texts(condition)
-        states = checked(text, self.text, self.text.length).to(self.dtype)
-        return Context(self.y_embedder(states), text.mask), None
+        return embedded(self, self.y_embedder, condition)
 
     def sizes(self, condition: Condition | Tensor, x: Tensor) -> Tensor | float:
         """Return the embedding (B, D) of height, width and aspect ratio; by default those of the images x."""

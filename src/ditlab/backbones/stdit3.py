@@ -38,10 +38,8 @@ from ditlab.backbones.video import (
 )
 from ditlab.core.types import Condition, Trace
 
-IMAGE_RATE, CLIP_RATE = (
-    120.0,
-    24.0,
-)  # frame rates of images and clips that do not state theirs, as in the published code
+# Frame rates of images and clips that do not state theirs, as in the published code.
+IMAGE_RATE, CLIP_RATE = 120.0, 24.0
 
 
 class STDiT3(ClipNetwork):

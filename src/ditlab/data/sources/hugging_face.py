@@ -28,7 +28,7 @@ from ditlab.data.sources.columns import (
     note_unread,
     usual_columns,
 )
-from ditlab.data.sources.splits import describe_split, pick_split
+from ditlab.data.sources.splits import describe_split, one_part, pick_split
 from ditlab.data.sources.tables import note_captions
 
 PREFIX = "hf:"
@@ -86,9 +86,7 @@ class HuggingFace(NamedSource):
             raise InputError("data sets of the hub need the datasets library; pip install 'ditlab[data]'") from None
         text = text.removeprefix(PREFIX)
         name, split = name_and_split(text)
-        if split and settings.split not in ("", split):
-            raise InputError(f'split is "{settings.split}", but the source is {text}; remove one of them')
-        wanted = split or settings.split
+        wanted = one_part(split, settings, text).split
         try:
             saved = _is_saved(Path(name))
             table = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=wanted or "train")

@@ -1,6 +1,5 @@
 """Parquet files with images, as the hub has them: a file, a folder, a pattern, or a pattern in a store."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ from ditlab.data.identity import content_hash
 from ditlab.data.reading import Reading
 from ditlab.data.sources.hugging_face import HuggingFace
 from ditlab.data.sources.patterns import expand_braces, is_pattern, matching_files
-from ditlab.data.sources.splits import named_part
+from ditlab.data.sources.splits import named_part, one_part
 from ditlab.data.sources.tar import chosen_shards
 
 SUFFIX = ".parquet"
@@ -41,10 +40,8 @@ class Parquet(HuggingFace):
             import datasets  # type: ignore[import-untyped]
         except ImportError:
             raise InputError("Parquet files need the datasets library; pip install 'ditlab[data]'") from None
-        text, part = named_part(text)
-        if part and settings.split not in ("", part):
-            raise InputError(f'split is "{settings.split}", but the source is {text}:{part}; remove one of them')
-        settings, reading = replace(settings, split=part or settings.split), Reading()
+        given, (text, part) = text, named_part(text)
+        settings, reading = one_part(part, settings, given), Reading()
         files, parts = chosen_shards(parquet_files(text), settings, reading)
         try:
             table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")

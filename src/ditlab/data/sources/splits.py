@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data.reading import Reading
 from ditlab.data.sources.columns import NONE
@@ -107,6 +109,17 @@ def named_part(text: str) -> tuple[str, str]:
     """Divide "SOURCE:SPLIT" into the source and the name of a part, which is empty if there is none."""
     head, _, tail = text.rpartition(":")
     return (head, tail) if head and tail.lower() in SPLITS and not os.path.lexists(text) else (text, "")
+
+
+def one_part(part: str, settings: Preparation, source: str) -> Preparation:
+    """The settings with the part that a source names, if it names one.
+
+    Raises:
+        InputError: the settings have another part.
+    """
+    if part and settings.split not in ("", part):
+        raise InputError(f'split is "{settings.split}", but the source is {source}; remove one of them')
+    return replace(settings, split=part or settings.split)
 
 
 def held_out_part(names: Sequence[str]) -> str | None:

@@ -6,7 +6,6 @@ Training orders the images so that few shards are needed at a time, see `ditlab.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -21,7 +20,7 @@ from ditlab.core.stores import StoredFile, exists, is_url, join, matching, read,
 from ditlab.data.scan import with_progress
 from ditlab.data.sources.patterns import expand_braces
 from ditlab.data.sources.shards import Listing, lookup_key, read_listing
-from ditlab.data.sources.splits import named_part
+from ditlab.data.sources.splits import named_part, one_part
 from ditlab.data.sources.tar import TarShards
 
 STATS = 16  # shards whose state is read at the same time
@@ -45,14 +44,13 @@ class StoredTar(TarShards):
             InputError: there is no such file, it is no tar file, or the store cannot be used.
         """
         address, part = named_part(text)
-        if part and settings.split not in ("", part):
-            raise InputError(f'split is "{settings.split}", but the source is {text}; remove one of them')
+        settings = one_part(part, settings, text)
         shards = stored_shards(address)
         if not shards:
             raise InputError(f"no tar file {address}; give the address of tar files, or of a folder with some")
         if other := [shard for shard in shards if not shard.name.endswith(".tar")]:
             raise InputError(f"{other[0]} is no tar file; give the address of uncompressed tar files")
-        return cls(shards, replace(settings, split=part or settings.split))
+        return cls(shards, settings)
 
     @property
     def nearby(self) -> int:

@@ -4,7 +4,6 @@ import io
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +40,7 @@ from ditlab.data.sources.shards import (
     origins_of,
     read_listing,
 )
-from ditlab.data.sources.splits import SPLITS, are_splits, describe_split, named_part, pick_split
+from ditlab.data.sources.splits import SPLITS, are_splits, describe_split, named_part, one_part, pick_split
 from ditlab.data.sources.tables import note_captions
 
 PIPE = "pipe:"  # of WebDataset, which starts a program
@@ -112,9 +111,7 @@ class TarShards(NamedSource):
             InputError: there is no such file, it is compressed, or the folder holds image files.
         """
         given, (text, part) = text, named_part(text)
-        if part and settings.split not in ("", part):
-            raise InputError(f'split is "{settings.split}", but the source is {given}; remove one of them')
-        settings, path = replace(settings, split=part or settings.split), Path(text)
+        settings, path = one_part(part, settings, given), Path(text)
         if text.startswith(PIPE):
             raise InputError(f"{text} is a program and no file; give the address of the shards, such as s3://...")
         if path.is_dir():
