@@ -14,6 +14,11 @@ from ditlab.data.buckets import Buckets
 SHARE = 0.25  # of the free memory, shared by all processes of a run
 
 
+def room() -> float:
+    """Bytes that a process of a run may use for decoded images at present."""
+    return SHARE * free_memory(torch.device("cpu")) / process_place()[1]
+
+
 class KeptSizes:
     """Kept arrays of several sizes."""
 
@@ -72,8 +77,7 @@ class Kept:
         with self.lock:
             if not self.decided:
                 self.decided = True
-                room = self.share * SHARE * free_memory(torch.device("cpu")) / process_place()[1]
-                if self.count * array.nbytes <= room:
+                if self.count * array.nbytes <= self.share * room():
                     self.arrays = np.empty((self.count, *array.shape), array.dtype)
         if self.arrays is not None:
             self.arrays[i] = array

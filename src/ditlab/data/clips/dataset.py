@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditlab.core.device import free_memory, process_place
+from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch
 from ditlab.core.units import GIB, counted, none_can
@@ -19,7 +19,7 @@ from ditlab.data.clips.reading import clip_frames, read_clip_header
 from ditlab.data.clips.timing import Timing
 from ditlab.data.file_dataset import FileDataset
 from ditlab.data.images import PREPROCESSING
-from ditlab.data.kept import SHARE
+from ditlab.data.kept import room
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.scan import with_progress
 from ditlab.data.sources import Raster, Source, Unreadable
@@ -143,8 +143,7 @@ class Clips(FileDataset):
     def _fit_in_memory(self) -> bool:
         """Whether the frames of all files fit in a quarter of the free memory."""
         positions = sum(self.timing.positions(header) for header in self.headers.found.values())
-        room = SHARE * free_memory(torch.device("cpu")) / process_place()[1]
-        return positions * self.clip_bytes / self.timing.frames <= room
+        return positions * self.clip_bytes / self.timing.frames <= room()
 
     @property
     def clip_bytes(self) -> int:
