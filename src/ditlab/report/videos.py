@@ -108,7 +108,7 @@ def _save_gif(video: Video, path: Path, fps: float) -> None:
 
 def _encode(video: Video, path: Path, fps: float) -> None:
     """Write a video with PyAV into a file, because MP4 is rewritten with its index in front (faststart)."""
-    import av  # type: ignore[import-not-found,unused-ignore]
+    import av
 
     codec = CODECS[path.suffix.lower()]
     with (

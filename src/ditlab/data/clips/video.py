@@ -23,7 +23,7 @@ def opened(file: Path | BinaryIO) -> Iterator[tuple[Any, Any]]:
     Raises:
         ValueError: there is no video in it, or FFmpeg cannot read it; the message has no path.
     """
-    import av  # type: ignore[import-not-found,unused-ignore]
+    import av
 
     try:
         with av.open(str(file) if isinstance(file, Path) else file) as container:
