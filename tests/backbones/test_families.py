@@ -64,6 +64,7 @@ TINY = {  # settings of each family that make it small
     "Latte": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "STDiT3": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "VideoDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
+    "ClipHourglass": {"width": 32, "depth": 1, "heads": 2, "outer": [16], "patch": 2, "patch_frames": 1},
     "ADM": UNET | {"head_width": 16},
     "LDM": UNET | {"head_width": 0},
 }
@@ -229,7 +230,7 @@ def test_grids_of_attention_have_the_shape_of_the_input(family, make):
     net = make(size=sized(family, 8, 16))
     assert net.shape == (3, *sized(family, 8, 16))
     if net.spatial == 3:
-        assert net.grid[-2:] == (4, 8)
+        assert net.grid[-2:] == (8 // net.patch, 16 // net.patch)
         return
     h, w = net.grid
     assert net.grid_of(net.extras + h * w + net.joined) == (h, w)

@@ -38,6 +38,7 @@ TINY = {  # settings of each family that make it small
     "Latte": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "STDiT3": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
     "VideoDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
+    "ClipHourglass": {"width": 32, "depth": 1, "heads": 2, "outer": [16], "patch": 2},
 }
 FAMILIES = [name for name, kind in BACKBONES.items() if "text_length" in inspect.signature(kind).parameters]
 VIDEO = [name for name in FAMILIES if BACKBONES[name].spatial == 3]

@@ -11,7 +11,7 @@ from ditlab.inference.pipeline import Pipeline
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["Latte", "STDiT3", "VideoDiT"])
+@pytest.mark.parametrize("family", ["Latte", "STDiT3", "VideoDiT", "ClipHourglass"])
 def test_networks_for_clips_become_graphs(family, tmp_path):
     torch.manual_seed(0)
     sizes = {"depth": 2, "width": 32, "heads": 2, "patch": 2, "classes": 3, "channels": 1, "learn_variance": False}

@@ -15,11 +15,11 @@ from ditlab.inference.pipeline import Pipeline
 LATENT = {"seeds": [3, 4], "steps": 3, "guidance": 2.0, "output_type": "latent"}
 
 
-@pytest.fixture(params=["VideoDiT", "Latte"])
+@pytest.fixture(params=["VideoDiT", "Latte", "ClipHourglass"])
 def pipe(request):
     torch.manual_seed(0)
     sizes = {"depth": 2, "width": 32, "heads": 2, "patch": 2, "classes": 2, "channels": 1, "learn_variance": False}
-    more = {"patch_frames": 2} if request.param == "VideoDiT" else {}
+    more = {"VideoDiT": {"patch_frames": 2}, "ClipHourglass": {"outer": [16]}}.get(request.param, {})
     return Pipeline(perturbed(create(request.param, size=(4, 8, 8), **sizes, **more), 0.05).eval(), Objective())
 
 

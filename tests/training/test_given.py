@@ -74,6 +74,7 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path, frames, changes, message)
 def test_networks_for_images_are_refused(tmp_path):
     recipe = RECIPE | {"model": {"name": "DiT", "depth": 1, "width": 16, "heads": 2, "patch": 4}}
     with pytest.raises(
-        InputError, match=r"DiT has no given frames; choose a network for clips \(Latte, STDiT3, VideoDiT\)"
+        InputError,
+        match=r"DiT has no given frames; choose a network for clips \(Latte, STDiT3, VideoDiT, ClipHourglass\)",
     ):
         ditlab.train(recipe, tmp_path / "run", data="digits", console=Console(quiet=True))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ditlab.backbones.base import Backbone
+from ditlab.backbones.clip_hourglass import ClipHourglass
 from ditlab.backbones.deep_fusion import DeepFusion
 from ditlab.backbones.dic import DiC
 from ditlab.backbones.dimsum import DiMSUM
@@ -69,6 +70,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "Latte": Latte,
         "STDiT3": STDiT3,
         "VideoDiT": VideoDiT,
+        "ClipHourglass": ClipHourglass,
     },
     check_parameters,
     base=Backbone,

@@ -7,7 +7,7 @@ Pixel-Space Image Synthesis with Hourglass Diffusion Transformers", ICML 2024), 
 In shapes, B is the batch, h x w the grid of a level, D its width, L the number of tokens of a text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -196,15 +196,7 @@ class Hourglass(Backbone):
         return Embedders([self.t_embedder], [self.text_embedder if self.text else self.y_embedder])
 
     def initialize(self) -> None:
-        """Set initial weights: Xavier for linear layers, zero for modulations, residual branches and the head.
-
-        The class-embedding table is N(0, 1), which a short training reads sooner than DiT's N(0, 0.02).
-        """
-        initialize_linears(self)
-        for module in self.modules():
-            if isinstance(module, ConvBlock):
-                nn.init.zeros_(module.conv2.weight)
-        set_to_zero([*(last_linear(part.layer) for part in self.modulations()), self.head])
+        initialize_hourglass(self, [*(last_linear(part.layer) for part in self.modulations()), self.head])
         if self.text:
             self.text_embedder.initialize()
         if self.word_images is not None:
@@ -253,6 +245,18 @@ class Hourglass(Backbone):
         for decoder in self.decoders:
             x = decoder(x, skips.pop(), c, trace)
         return x
+
+
+def initialize_hourglass(net: nn.Module, zero: Iterable[nn.Module]) -> None:
+    """Set initial weights: Xavier for linear layers, zero for residual branches and the modules `zero`.
+
+    The class-embedding table stays N(0, 1), which a short training reads sooner than DiT's N(0, 0.02).
+    """
+    initialize_linears(net)
+    for module in net.modules():
+        if isinstance(module, ConvBlock):
+            nn.init.zeros_(module.conv2.weight)
+    set_to_zero(zero)
 
 
 def modulation(width: int, out: int) -> nn.Sequential:
