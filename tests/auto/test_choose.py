@@ -9,6 +9,7 @@ from ditlab.auto.choose import Choice, base_tables, choose_data, choose_network,
 from ditlab.auto.facts import Facts, look
 from ditlab.config.reader import with_values
 from ditlab.config.sections import Preparation
+from ditlab.core.errors import InputError
 
 
 def facts(images=5000, size=(64, 64), one_size=True, one_aspect=True, channels=3, classes=None, resizable=True):
@@ -42,6 +43,18 @@ class TestLook:
             write(tmp_path, f"{i}.png", size)
         found = look(str(tmp_path), Preparation())
         assert (found.size, found.one_aspect, found.classes) == ((20, 20), False, {})
+
+    def test_clips(self, tmp_path):
+        frames = [Image.new("L", (8, 8), i) for i in (0, 255)]
+        for i in range(3):
+            frames[0].save(tmp_path / f"{i}.webp", save_all=True, append_images=frames[1:])
+        write(tmp_path, "still.png", (8, 8))
+        message = "holds clips, and only images can be trained on without a recipe; write a recipe with data.frames"
+        for source, settings in ((str(tmp_path), Preparation()), ("moving-digits-32", Preparation())):
+            with pytest.raises(InputError, match=message):
+                look(source, settings)
+        with pytest.raises(InputError, match=message):
+            look(str(tmp_path), Preparation(frames=2))
 
     def test_a_built_in_data_set(self):
         found = look("digits", Preparation())

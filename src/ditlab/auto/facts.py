@@ -12,8 +12,10 @@ from ditlab.data.base import spread
 from ditlab.data.parse import parse_source
 from ditlab.data.ranges import sampled
 from ditlab.data.scan import Header, read_header
+from ditlab.data.sources.base import Source, Unreadable, unreadable
 
 LOOKED_AT = 2000  # images whose headers are read; the sizes of more images hardly change a median
+TRIED = 20  # files among which animations are counted
 ALIKE = 1.1  # images have one aspect ratio if those of nine in ten differ from the median by less than this factor
 
 
@@ -48,13 +50,14 @@ def look(text: str, settings: Preparation) -> Facts:
         settings: how it is read.
 
     Raises:
-        InputError: it does not exist, or no image can be read.
+        InputError: it does not exist, it holds clips, or no image can be read.
     """
     spec = parse_source(text, settings)
     held_out = spec.held_out()
     if not spec.resizable:
         dataset = spec.open(settings)
-        height, width = dataset.size[-2:]
+        check_images(text, len(dataset.size) == 2)
+        height, width = dataset.size
         counts = count_classes(dataset.classes, dataset.labels.tolist())
         held_out_text = "" if held_out is None else held_out.text
         captions = bool(dataset.captions(0))
@@ -63,6 +66,7 @@ def look(text: str, settings: Preparation) -> Facts:
         )
     source = spec.images(settings)
     indices = sampled(len(source), LOOKED_AT).tolist()
+    check_images(text, settings.frames is None and not are_animations(source, indices[:TRIED]))
     with ThreadPoolExecutor() as pool:
         headers = [*spread(pool, lambda i: read_header(source, indices[i], settings.channels), len(indices))]
     readable = [header for header in headers if isinstance(header, Header)]
@@ -84,6 +88,34 @@ def look(text: str, settings: Preparation) -> Facts:
         held_out="" if held_out is None else held_out.text,
         captions="caption" in source.columns,
     )
+
+
+def check_images(text: str, are_images: bool) -> None:
+    """Check that a source holds images.
+
+    Raises:
+        InputError: it holds clips.
+    """
+    if not are_images:
+        raise InputError(
+            f"{text} holds clips, and only images can be trained on without a recipe; write a recipe with data.frames "
+            '(the recipe "moving-digits" is an example)'
+        )
+
+
+def are_animations(source: Source, indices: list[int]) -> bool:
+    """Whether more than half of some files are animations."""
+    return sum(is_animation(source, i) for i in indices) > len(indices) / 2
+
+
+def is_animation(source: Source, i: int) -> bool:
+    """Whether a file has several frames that are not pages or previews, as Pillow reads it."""
+    try:
+        with unreadable():
+            image = source.raw(i)
+    except Unreadable:
+        return False
+    return getattr(image, "is_animated", False) and getattr(image, "format", "") not in ("TIFF", "MPO")
 
 
 def count_classes(names: list[str], labels: list[int]) -> dict[str, int]:
