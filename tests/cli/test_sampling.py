@@ -1,6 +1,7 @@
 """Folders that `ditlab sample` chooses, what its files record, and `--like`, which generates them again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -353,6 +354,32 @@ class TestLike:
             (("serve", "moved", "--port", 0), "none of moved holds low-rank updates; leave --base out"),
         ):
             assert line in ditlab(*command, "--base", "moved", code=2).err
+
+    def test_whole_evaluations_of_feature_caching_are_counted_over_all_batches(self, ditlab, sample, model):
+        """The counts are those of the whole command, whose images have the setting in their record."""
+        options = ("--labels", 0, "--seeds", "0-2", "--steps", 6, "--sampler", "euler", "--batch-size", 1)
+        err = ditlab("sample", "model", *options, "--guidance", 1, "--reuse", 3, "--out", "fixed").err
+        assert "guidance 1, reuse 3, 6 of 18 evaluations whole" in err
+        err = ditlab("sample", "model", *options, "--guidance", 1, "--reuse-error", 0.5, "--out", "bound").err
+        whole = int(err.partition("reuse error 0.5, ")[2].partition(" of 18 evaluations whole")[0])
+        assert 9 <= whole < 18
+        record = json.loads(Path("bound/samples.json").read_text())
+        assert (record["settings"]["reuse_error"], record["settings"].get("reuse")) == (0.5, None)
+
+    def test_a_schedule_and_feature_caching_are_tuned_for_a_budget(self, ditlab, sample, model, monkeypatch):
+        monkeypatch.setattr("ditlab.inference.tune_budget.INTERVALS", (None, 2))
+        monkeypatch.setattr("ditlab.inference.tune_budget.call_costs", lambda pipe, images: (1.0, 0.1))
+        quick = ("--sampler", "euler", "--guidance", 1, "--images", 1)
+        err = ditlab("tune", "model", *quick, "--budget", 3.2).err
+        lines = [line.split(": error")[0] for line in err.splitlines() if ": error" in line]
+        assert sorted(lines) == ["3 steps, reuse off", "6 steps, reuse 2"]
+        best = lines[0].split()
+        assert f"--steps {best[0]} --schedule schedules.json" + (" --reuse 2" if best[3] == "2" else "") in err
+        assert json.loads(Path("schedules.json").read_text()).get("reuse") == (2 if best[3] == "2" else None)
+        sample("model", "--steps", best[0], "--schedule", "schedules.json")
+        err = ditlab("tune", "model", *quick, "--steps", 2, "--budget-ms", 3, code=2).err
+        line = "--steps, --budget and --budget-ms each say how many steps are tuned; give one of them"
+        assert err == f"ditlab: {line}\n"
 
     def test_one_image_to_image_step(self, ditlab, sample, model):
         Image.new("L", (8, 8), 255).save("start.png")

@@ -3,16 +3,25 @@
 import pytest
 import torch
 from helpers import tiny_pipeline
+from PIL import Image
+from rich.console import Console
 
 import ditlab
+from ditlab.cli.sampling import settings_line
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Prediction
 from ditlab.diffusion.flow_map import FlowMap, Guided
 from ditlab.diffusion.parametrizations import describe_objective, read_objective
 from ditlab.diffusion.process import DDPM, Cosine, Linear
 from ditlab.diffusion.samplers import SAMPLERS, image_noise
+from ditlab.evaluation.generated import protocol_settings
 from ditlab.inference.export import export
+from ditlab.inference.folder import sample_folder
+from ditlab.inference.records import read_record
 from ditlab.inference.tune import tune
+from ditlab.server.requests import resolved
+
+QUIET = Console(quiet=True)
 
 
 def flow_map(steps=(1, 2), guidance=(1.0, 2.0), **options):
@@ -93,7 +102,17 @@ def test_it_samples_as_its_equation_says_and_is_saved(tmp_path):
         (
             {"steps": 2, "schedule": "cosine"},
             "this model is a flow map, which has the times of the uniform schedule from noise to data only; leave the "
-            "schedule out, and use another model for tuned schedules, image-to-image and inpainting",
+            "schedule out",
+        ),
+        (
+            {"reuse": 2},
+            "reuse skips work in steps that differ little, and this model has few, because it is a flow map; leave "
+            "it out",
+        ),
+        (
+            {"reuse_error": 0.1},
+            "reuse_error skips work in steps that differ little, and this model has few, because it is a flow map; "
+            "leave it out",
         ),
     ],
 )
@@ -101,6 +120,63 @@ def test_settings_that_a_flow_map_does_not_have(options, line):
     with pytest.raises(InputError) as error:
         flow_map().resolve(**options)
     assert str(error.value) == line
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_it_starts_from_noise_only(steps):
+    """Also where strength and steps leave a single step, which would be taken from a time that was never trained."""
+    pipe, image = flow_map(), Image.new("L", (8, 8), 90)
+    line = (
+        "this model cannot start from an image or from given frames, because it is a flow map, whose few steps lead "
+        "from noise to data; generate from noise, or use the model that it was distilled from"
+    )
+    for start in ({"image": image}, {"image": image, "mask": Image.new("L", (8, 8), 255)}):
+        with pytest.raises(InputError) as error:
+            pipe(0, seeds=0, steps=steps, **start)
+        assert str(error.value) == line
+
+
+def guided(**sample):
+    """A model with guidance built in, whose default settings are `sample`."""
+    objective = Guided(guidance=(1.0, 3.0))
+    pipe = tiny_pipeline(objective=objective, inputs=objective.inputs)
+    pipe.config["sample"] = {"sampler": "euler", "steps": 2, "guidance": 2.0} | sample
+    return pipe
+
+
+@pytest.mark.parametrize("made", [guided, flow_map])
+def test_every_record_has_the_scale_that_is_built_in(made, tmp_path):
+    pipe = made()
+    for scale in (1.0, 1.5, 2.0):
+        plan = pipe.resolve(guidance=scale)
+        assert (plan.guidance, plan.evaluations) == (scale, 2)
+        assert protocol_settings(plan)["guidance_scale"] == scale
+        assert f"guidance {scale:g}, float32" in settings_line(plan, pipe, "")
+        assert resolved(pipe, {"guidance": scale})["guidance"] == scale
+        written = sample_folder(
+            pipe, ["index:1"], [0], tmp_path / str(scale), QUIET, batch_size=1, trajectory=False,
+            options={"guidance": scale},
+        )  # fmt: skip
+        for file in (written.files[0], tmp_path / str(scale) / "samples.json"):
+            repeat = read_record(file)
+            assert repeat.settings["guidance"] == scale
+            assert pipe.resolve(**repeat.words({}, pipe.objective)).guidance == scale
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("guidance_interval", (0.1, 0.5)), ("guidance_channels", 1), ("guidance_rescale", 0.5)]
+)
+def test_settings_of_a_second_evaluation_are_rejected_as_defaults_too(name, value):
+    """They would be recorded, and have no effect."""
+    with pytest.raises(InputError) as error:
+        guided(**{name: value}).resolve()
+    assert str(error.value) == f"{name} is {value}, but this model has its guidance built in; leave {name} out"
+
+
+def test_the_line_of_settings_has_the_precision_of_the_products():
+    pipe = tiny_pipeline()
+    pipe.net.quantized = "int8"
+    assert settings_line(pipe.resolve(), pipe, "").endswith(", guidance 1, int8")
 
 
 def test_one_step_and_one_scale_are_named_in_the_singular():
@@ -145,5 +221,7 @@ def test_objectives_that_cannot_be_flow_maps():
 
 
 @pytest.mark.slow
-def test_it_is_exported_with_its_further_inputs(tmp_path):
-    assert export(flow_map(), tmp_path / "graph", "torch")["network"] < 1e-5
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_it_is_exported_with_its_further_inputs(kind, tmp_path):
+    pytest.importorskip("onnxruntime" if kind == "onnx" else "torch")
+    assert export(flow_map(), tmp_path / "graph", kind)["network"] < 1e-5

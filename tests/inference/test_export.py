@@ -12,6 +12,7 @@ from ditlab.autoencoders import create_autoencoder
 from ditlab.backbones import create
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.values import PixelValues
+from ditlab.diffusion.flow_map import FlowMap
 from ditlab.diffusion.objective import Objective
 from ditlab.inference import export as exporting
 from ditlab.inference.export import export, runner
@@ -36,23 +37,27 @@ TINY = {
 }
 
 
-def latent_pipeline(family="DiT"):
+def latent_pipeline(family="DiT", objective=None):
     """A model of a family on the latents of a small autoencoder."""
     torch.manual_seed(0)
-    net = perturbed(create(family, size=8, channels=4, classes=3, learn_variance=False, **TINY[family]))
+    objective = objective or Objective()
+    options = {"inputs": objective.inputs, **TINY[family]}
+    net = perturbed(create(family, size=8, channels=4, classes=3, learn_variance=False, **options))
     autoencoder = create_autoencoder(kind="patch", picture_channels=3, latent_channels=4, stride=2, width=8, depth=1)
-    return Pipeline(net.eval(), Objective(), perturbed(autoencoder).eval())
+    return Pipeline(net.eval(), objective, perturbed(autoencoder).eval())
 
 
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in ("DiT", "Hourglass") else pytest.mark.slow) for name in TINY]
 )
 def test_every_family_becomes_a_graph_of_any_batch_size(family, tmp_path):
-    pipe = latent_pipeline(family)
+    """Also of a flow map with a free guidance scale, whose network has further inputs."""
+    pipe = latent_pipeline(family, FlowMap(guidance=(1.0, 2.0)) if family == "Hourglass" else None)
     errors = export(pipe.prepared("bfloat16"), tmp_path / "graph", "torch")  # the model itself, as it was saved
     assert errors["network"] < 1e-5
     assert errors["decoder"] <= 1
-    x, t, y = inputs(pipe.net, 7)
+    x, t, y = exporting.network_inputs(pipe, 7).values()
+    assert t.shape == ((7, 3) if family == "Hourglass" else (7,))
     run = runner(tmp_path / "graph" / "network", "torch")
     found = run({"x": x.numpy(), "t": t.numpy(), "y": y.numpy()})
     with torch.no_grad():

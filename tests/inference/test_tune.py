@@ -8,7 +8,10 @@ from rich.console import Console
 from ditlab.core.errors import InputError
 from ditlab.diffusion.process import DDPM, Linear
 from ditlab.diffusion.samplers import time_grid
-from ditlab.inference.tune import FINE, STARTS, final, tune
+from ditlab.inference import tune_budget
+from ditlab.inference.optimize.reuse import Reuse
+from ditlab.inference.tune import FINE, STARTS, final, fine_images, tune
+from ditlab.inference.tune_budget import call_costs, evaluations, search
 
 QUIET = Console(quiet=True)
 
@@ -34,6 +37,40 @@ def test_tuned_times_come_nearer_to_the_fine_solution(guidance, interval):
         assert times[0] == 1
         assert times[-1] == 0
         assert (times.diff() < 0).all()
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8)])
+@pytest.mark.parametrize("reuse", [None, 2, 3])
+def test_whole_evaluations_are_those_of_the_network(reuse, interval):
+    pipe, cache = tiny_pipeline(), None if reuse is None else Reuse(reuse)
+    options = {"sampler": "ab4", "steps": 7, "guidance": 2.0, "guidance_interval": interval}
+    plan = pipe.resolve(**options)
+    pipe([0, 1], seeds=[0, 1], reuse=cache, **options)
+    expected = (plan.evaluations,) * 2 if cache is None else (cache.computed // 2, cache.asked // 2)
+    assert evaluations(plan, reuse) == expected
+    assert expected[1] == plan.evaluations
+
+
+def test_the_best_caching_and_schedule_under_a_budget_are_found(monkeypatch):
+    pipe = smooth(tiny_pipeline())
+    monkeypatch.setattr(tune_budget, "call_costs", lambda pipe, images: (2.0, 0.5))  # ms of whole and partial ones
+    for budget, unit in ((5.0, "evaluations"), (10.0, "ms")):
+        found = search(pipe, budget, unit, "euler", 4, QUIET)
+        assert {(each.reuse, each.steps) for each in found} == {(None, 5), (2, 7), (3, 9), (4, 11)}
+        assert {each.reuse: each.cost for each in found}[3] == budget * (3 + 6 / 4) / 5
+        assert [each.tuned.after for each in found] == sorted(each.tuned.after for each in found)
+    for each in found:
+        images = final(pipe, torch.tensor(each.tuned.times), 4, {"sampler": "euler", "reuse": each.reuse})
+        fine = fine_images(pipe, 4, {"sampler": "euler"})
+        assert float((images - fine).norm() / fine.norm()) == pytest.approx(each.tuned.after, rel=1e-4)
+    with pytest.raises(InputError) as error:
+        search(pipe, 1.5, "ms", "euler", 4, QUIET)
+    assert str(error.value) == "the budget is 1.5 ms; give at least 4, the cost of 2 steps"
+
+
+def test_a_partial_evaluation_costs_less():
+    whole, partial = call_costs(tiny_pipeline(depth=12), 4)
+    assert 0 < partial < whole
 
 
 def test_bad_input():

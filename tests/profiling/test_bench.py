@@ -10,6 +10,7 @@ from ditlab.backbones import create
 from ditlab.checkpoints.diffusers import as_diffusers
 from ditlab.config.sampling import QUALITIES
 from ditlab.core.errors import InputError
+from ditlab.diffusion.flow_map import FlowMap
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.optimize.quantized import missing
 from ditlab.inference.optimize.timing import interleaved
@@ -77,6 +78,25 @@ def test_all_variants_are_measured(monkeypatch):
     assert result.presets["reference"]["seconds"] > result.presets["draft"]["seconds"] > 0
     assert result.limit.partition(" (")[0] in ("compute", "memory bandwidth", "overhead")
     assert all(table.row_count for table in benchmark.tables(result))
+
+
+def test_one_precision_of_a_flow_map_is_measured(monkeypatch):
+    """A flow map has no presets."""
+    monkeypatch.setattr(benchmark, "machine_peaks", lambda *args: ({"float32": 100.0, "bfloat16": 20.0}, 10.0))
+    objective = FlowMap(guidance=(1.0, 1.0))
+    pipe = tiny_pipeline(objective=objective, inputs=objective.inputs)
+    pipe.config["sample"] = {"sampler": "map", "steps": 1}
+    options = {"batch": 2, "rounds": 1, "compile": False, "training": False}
+    result = benchmark.bench(pipe, QUIET, precision="bfloat16", **options)
+    assert list(result.forward) == ["baseline", "bfloat16"]
+    assert 1e-4 < result.forward["bfloat16"].error < 0.02
+    assert list(result.presets) == ["model default"]
+    assert result.presets["model default"]["calls"] == 1
+    assert all(table.row_count for table in benchmark.tables(result))
+    with pytest.raises(InputError) as error:
+        benchmark.bench(pipe, QUIET, precision="int8", **options)
+    line = "bench does not measure int8 on this device; choose from: auto, float32, bfloat16"
+    assert str(error.value) == line
 
 
 @pytest.mark.skipif(missing("int8", torch.device("cpu")) is not None, reason="needs AVX-512 VNNI")

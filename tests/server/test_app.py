@@ -28,6 +28,7 @@ from ditlab.core.io import held
 from ditlab.core.types import Condition
 from ditlab.core.values import PixelValues
 from ditlab.core.version import __version__
+from ditlab.diffusion.flow_map import FlowMap
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import make_process
 from ditlab.inference.pipeline import Pipeline
@@ -482,6 +483,7 @@ class TestSettings:
             ({"guidance": 2.0, "guidance_rescale": 0.5}, {"guidance_scale": 2.0, "guidance_rescale": 0.5}),
             ({"schedule": "sd3", "shift": 2}, {"schedule": "sd3", "shift": 2}),
             ({"reuse": 2, "steps": 8}, {"reuse": 2, "num_inference_steps": 8}),
+            ({"reuse_error": 0.05, "steps": 8}, {"reuse_error": 0.05, "num_inference_steps": 8}),
             ({"eta": 1.0, "sampler": "ddim"}, {"eta": 1.0, "sampler": "ddim"}),
         ],
     )
@@ -689,6 +691,18 @@ def test_class_names_that_are_numbers(pipe):
         assert error(client.get("/v1/thumbnails/3")) == (
             "label index:3 is out of range; this model has the indices 0 to 2"
         )
+
+
+def test_examples_of_a_flow_map_have_its_own_settings():
+    objective = FlowMap(guidance=(1.5, 1.5))
+    pipe = tiny_pipeline(objective=objective, inputs=objective.inputs)
+    pipe.config["sample"] = {"sampler": "map", "steps": 1, "guidance": 1.5}
+    with TestClient(create_app({"small": pipe}, Limits())) as client:
+        shown = client.get("/v1/thumbnails/1").content
+        data = post(client, prompt="index:1", seeds=0).json()["data"][0]
+        assert Image.open(io.BytesIO(shown)).tobytes() == decode(data["b64_json"]).tobytes()
+        assert data["settings"]["guidance"] == 1.5
+        assert "this model cannot start from an image" in error(post(client, prompt="index:1", image=PIXEL))
 
 
 def test_examples_of_models_without_classes(pipe):

@@ -134,7 +134,7 @@ def test_previews_form_and_a_generation_can_be_canceled(page):
 
 def test_examples_are_shown_on_arrival_and_the_latest_images_later(page):
     page.locator("#current img[alt='example: class cow']").wait_for()
-    assert page.locator("#stage-title").inner_text() == "Examples (preset draft, seed 0)"
+    assert page.locator("#stage-title").inner_text() == "Examples (seed 0)"
     page.locator("#model").select_option("plain")
     page.locator("#current img[alt='example: image']").nth(3).wait_for()
     page.locator("#model").select_option("text")

@@ -204,13 +204,31 @@ def test_bad_input(teacher, tmp_path):
         ({"guidance": (3.0, 1.0)}, "guidance 3 1; give one scale above 0, or the lowest and the highest one"),
         ({"guidance": ()}, "guidance ; give one scale above 0, or the lowest and the highest one"),
         ({"images": 0}, "images is 0; give 1 or more"),
+        ({"guidance_interval": (0.8, 0.1)}, "guidance interval 0.8 to 0.1 is empty; give the smaller time first"),
+        ({"guidance_interval": (0.1, 1.8)}, "guidance_interval is 1.8; give a number from 0 to 1"),
     ):
         with pytest.raises(InputError) as error:
             distill(teacher, tmp_path / "out", **options)
         assert str(error.value) == line
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "list.txt").touch()
+    for folder, line in (
+        (teacher, f"{teacher} is the folder of the teacher; give another one for the student"),
+        (tmp_path / "notes", f"{tmp_path / 'notes'} exists and holds no student; give another folder"),
+    ):
+        with pytest.raises(InputError) as error:
+            distill(teacher, folder)
+        assert str(error.value) == line
+    shutil.copytree(teacher, tmp_path / "other run")
+    with pytest.raises(InputError, match=r"other run exists and holds no student; give another folder$"):
+        distill(teacher, tmp_path / "other run")
     model = tiny_pipeline(classes=0)
     model.config |= {"recipe": {}, "images_seen": 64}
     model.save(tmp_path / "free")
+    with pytest.raises(InputError) as error:
+        distill(tmp_path / "free", tmp_path / "out", guidance_interval=(0.1, 0.7))
+    line = "guidance_interval is (0.1, 0.7), but the model is unconditional; leave it out or give a guide model"
+    assert str(error.value) == line
     with pytest.raises(InputError) as error:
         distill(tmp_path / "free", tmp_path / "out", guidance=2.0)
     assert str(error.value) == "guidance 2 for an unconditional teacher; leave it out"
@@ -222,6 +240,10 @@ def test_bad_input(teacher, tmp_path):
         (
             TINY | {"distill": {"guidance": [1.5]}},
             'distill.guidance is [1.5], but train.objective is "regression", which does not use it; remove it',
+        ),
+        (
+            student(teacher, "pairs", guidance_interval=[0.5, 0.5]),
+            "distill.guidance_interval 0.5 to 0.5 is empty; give the smaller time first",
         ),
         (
             student(teacher, "halves"),

@@ -34,7 +34,9 @@ class FurtherInputs(nn.Module):
         set_to_zero([last])
 
     def forward(self, values: Tensor) -> Tensor:
-        waves = sinusoids(RATE * values.flatten(), FREQUENCIES).reshape(len(values), -1)
+        waves = sinusoids(RATE * values.flatten(), FREQUENCIES).reshape(
+            values.shape[0], -1
+        )  # len() would fix the batch size of a graph
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))  # (B, D)
 
 

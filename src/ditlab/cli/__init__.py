@@ -32,11 +32,12 @@ GROUPS = {  # module of this package -> its commands; only the module of the com
     "distilling": ("distill",),
     "following": ("score-prompts",),
     "models": ("average", "convert", "export", "info"),
-    "sampling": ("sample", "tune"),
+    "sampling": ("sample",),
     "serving": ("serve",),
     "setup": ("completion", "env"),
     "speed": ("bench",),
     "training": ("config", "demo", "plan", "study", "train", "watch"),
+    "tuning": ("tune",),
 }
 
 

@@ -157,8 +157,12 @@ class Machine:
 class Tuning:
     """Settings for which schedules are tuned."""
 
-    steps: Annotated[tuple[Positive, ...], Parameter(negative="")] = (4, 6, 8)
-    """Numbers of steps; a schedule is tuned for each."""
+    steps: Annotated[tuple[Positive, ...] | None, Parameter(negative="")] = None
+    """Numbers of steps; a schedule is tuned for each (default: 4 6 8)."""
+    budget: Amount | None = None
+    """Instead of --steps: evaluations of the network for an image, for which steps and feature caching are searched."""
+    budget_ms: Amount | None = None
+    """The same in milliseconds of the network in float32 on this machine."""
     sampler: str = "ab4"
     """A deterministic sampler: ddim, euler, heun, dpmpp, ab2 or ab4."""
     guidance: Amount | None = None
@@ -177,6 +181,8 @@ class Benchmark:
     """Images per network call."""
     rounds: Positive = 5
     """Number of measured rounds; all variants run in turn, and medians are shown."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Precision to measure beside the baseline; auto measures all that are fast on this machine."""
     compile: bool = True
     """Measure compiled blocks too."""
     training: bool = True

@@ -1,4 +1,4 @@
-"""Commands for generating images, tuning schedules and measuring speed."""
+"""The command `sample`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ditlab.cli.options import Base, Decoding, Files, Machine, Request, StartImage, Tuning
+from ditlab.cli.options import Decoding, Files, Machine, Request, StartImage
 from ditlab.cli.prompts import check_values, with_prompts
 from ditlab.cli.repeat import Call, read_like, recorded_model, repeated_cells
-from ditlab.cli.terminal import Json, app, claim_folder, command, free_folder, print_json, say, say_note, screen
+from ditlab.cli.terminal import Json, app, claim_folder, free_folder, print_json, say, screen
 from ditlab.config.reader import parse_sides
 from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
-from ditlab.config.values import File, Location, check_folder_name
+from ditlab.config.values import Location, check_folder_name
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.units import counted
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ditlab.inference.plan import Plan
     from ditlab.inference.prepared import PreparedPipeline
     from ditlab.inference.records import Repeat
-    from ditlab.inference.tune import Tuned
 
 NPZ_COUNT = 50_000
 SEEDS = ("0-7",)
@@ -77,6 +76,8 @@ def generate(call: Call, repeat: "Repeat | None") -> None:
     seeds, total = seeds_and_total(call.request, len(pipe.examples), npz)
     cells = None if npz or repeat is None else repeated_cells(pipe, call.request, repeat, seeds)
     plan, total = pipe.resolve(**words), total if cells is None else len(cells)
+    if plan.cache is not None:  # one for all batches, which counts the evaluations
+        words = {name: value for name, value in words.items() if name != "reuse_error"} | {"reuse": plan.cache}
     exact = npz or plan.options.preset == "reference"
     prepared, batch_size = prepare(pipe, call.machine, words, total, exact=exact)
     for line in [] if repeat is None else repeat.changes(pipe, words.get("original")):
@@ -249,7 +250,16 @@ def settings_line(plan: "Plan", pipe: "BasePipeline", origin: str) -> str:
     ]
     interval = f" for t in {low:g}..{high:g}" if (low, high) != (0, 1) else ""
     parts.append(f"guidance {plan.guidance:g}{interval}{origin}")
-    for name in ("guidance_channels", "guidance_rescale", "skip_layers", "skip_guidance", "shift", "eta", "reuse"):
+    for name in (
+        "guidance_channels",
+        "guidance_rescale",
+        "skip_layers",
+        "skip_guidance",
+        "shift",
+        "eta",
+        "reuse",
+        "reuse_error",
+    ):
         if (value := getattr(options, name)) is not None:
             numbers = value if isinstance(value, tuple) else (value,)
             parts.append(f"{name.replace('_', ' ')} {' '.join(f'{number:g}' for number in numbers)}")
@@ -258,7 +268,9 @@ def settings_line(plan: "Plan", pipe: "BasePipeline", origin: str) -> str:
         parts.append(
             f"size {size}" + (f" (shifts the schedule by {plan.size_shift:.2f})" if plan.size_shift != 1 else "")
         )
-    return ", ".join([*parts, str(pipe.dtype).removeprefix("torch.")])
+    if plan.cache is not None and plan.cache.asked:
+        parts.append(f"{plan.cache.computed:,} of {plan.cache.asked:,} evaluations whole")
+    return ", ".join([*parts, pipe.net.precision])
 
 
 def sample_npz(
@@ -298,60 +310,6 @@ def sample_images(
         return
     shown = [f"contact sheet {written.grid}"] + ([f"animation {written.trajectory}"] if written.trajectory else [])
     say(f"{counted(written.count, 'image')} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
-
-
-@app.command(group="Generate")
-def tune(
-    model: Location,
-    /,
-    *,
-    tuning: Annotated[Tuning | None, Parameter(name="*")] = None,
-    base: Base = None,
-    out: File = Path("schedules.json"),
-    device: str = "auto",
-    json: Json = False,
-) -> None:
-    """Tune timestep schedules so that few steps give nearly the same images as many, for `sample --schedule FILE`.
-
-    Parameters
-    ----------
-    model
-        A model or run folder, an external checkpoint, or a hub id.
-    out
-        The file to write.
-    device
-        auto, cpu, cuda or mps.
-    json
-        Print one JSON object.
-    """
-    if out.suffix != ".json":
-        raise InputError(f"--out {out}; give a name that ends in .json")
-    from ditlab.checkpoints import load
-    from ditlab.inference.tune import check_target, tune, write_schedules
-
-    wanted = tuning or Tuning()
-    check_target(out)
-    pipe = load(model, device=pick_device(device), base=base)
-    say_note(pipe.config)
-    tuned = tune(
-        pipe, list(wanted.steps), wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval
-    )
-    write_schedules(out, pipe, wanted.sampler, tuned)
-    if json:
-        print_json({"file": out, "found": {count: dataclasses.asdict(each) for count, each in tuned.items()}})
-    else:
-        report_tuning(model, wanted, out, tuned)
-
-
-def report_tuning(model: str, wanted: Tuning, out: Path, tuned: "dict[int, Tuned]") -> None:
-    """Print the errors before and after tuning, and a command that uses the file."""
-    for count, schedule in tuned.items():
-        say(f"{count} steps: error {schedule.after:.2%} of the spread; with the uniform schedule {schedule.before:.2%}")
-    words = f"--sampler {wanted.sampler} --steps {wanted.steps[0]} --schedule {out}"
-    words += "" if wanted.guidance is None else f" --guidance {wanted.guidance:g}"
-    if wanted.guidance_interval is not None:
-        words += " --guidance-interval {:g} {:g}".format(*wanted.guidance_interval)
-    say(f"try: {command()} sample {model} {words}")
 
 
 def parse_seeds(texts: list[str]) -> list[int]:

@@ -76,8 +76,8 @@ def report_bench(pipe: "Pipeline", settings: Benchmark, json: bool) -> None:
     from ditlab.profiling import bench as benchmark
 
     result = benchmark.bench(
-        pipe, screen, batch=settings.batch, rounds=settings.rounds, compile=settings.compile,
-        training=settings.training, against=settings.against,
+        pipe, screen, batch=settings.batch, rounds=settings.rounds, precision=settings.precision,
+        compile=settings.compile, training=settings.training, against=settings.against,
     )  # fmt: skip
     if json:
         print_json(dataclasses.asdict(result))

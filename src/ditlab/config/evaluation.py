@@ -122,9 +122,8 @@ class Evaluation(Expectation, Scoring, SampleSource):
         for old, new in RENAMED.items():
             if new in values:
                 values[old] = values.pop(new)
-        return {
-            key: value for key, value in values.items() if value is not None or key not in ("quality", "reuse", "sit")
-        }
+        later = ("quality", "reuse", "reuse_error", "sit")
+        return {key: value for key, value in values.items() if value is not None or key not in later}
 
 
 def modern_evaluation(table: Mapping[str, Any]) -> dict[str, Any]:

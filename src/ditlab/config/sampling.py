@@ -54,6 +54,8 @@ class SamplingOptions:
     """Named settings: draft, normal, best, reference or dit-published. Other options take precedence."""
     reuse: Whole | None = setting(None, at_least=1)
     """Feature caching: run the inner part of the network in every N-th step only (for many steps)."""
+    reuse_error: float | None = setting(None, up_to=1)
+    """Feature caching: run the inner part where its extrapolation would have a larger error than this, such as 0.05."""
 
     @classmethod
     def accept(cls, words: Mapping[str, Any]) -> Self:

@@ -92,6 +92,10 @@ class FlowMap(Guided):
     def inputs(self) -> tuple[str, ...]:
         return (INTERVAL, *super().inputs)
 
+    @property
+    def fixed_times(self) -> str:
+        return "it is a flow map"
+
     def times(self, count: int) -> Tensor:
         """Return the times (count + 1,) of the steps for which the model is made."""
         return self.process.uniform(count)
@@ -117,5 +121,5 @@ class FlowMap(Guided):
         if not torch.allclose(times, self.times(count), rtol=0, atol=CLOSE):
             raise InputError(
                 "this model is a flow map, which has the times of the uniform schedule from noise to data only; leave "
-                "the schedule out, and use another model for tuned schedules, image-to-image and inpainting"
+                "the schedule out"
             )

@@ -99,6 +99,11 @@ class Objective:
         """Lowest and highest guidance scale that one evaluation of the network includes; None if guidance needs two."""
         return None
 
+    @property
+    def fixed_times(self) -> str:
+        """Why the model can be evaluated at the times of `check_times` only; empty if a sampler may choose them."""
+        return ""
+
     def __post_init__(self) -> None:
         target, time, weight = TARGETS.find(self.target), TIMES.find(self.time), WEIGHTS.find(self.weight)
         values = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)

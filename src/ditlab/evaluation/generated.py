@@ -68,5 +68,5 @@ def protocol_settings(plan: Plan) -> dict[str, Any]:
         "guidance_channels": options.guidance_channels,
         "eta": options.eta,
     }
-    later = ("reuse", "shift", "guidance_rescale", "skip_layers", "skip_guidance", "skip_interval")
+    later = ("reuse", "reuse_error", "shift", "guidance_rescale", "skip_layers", "skip_guidance", "skip_interval")
     return settings | {key: value for key, value in plan.settings().items() if key in later}

@@ -145,7 +145,7 @@ class BasePipeline:
         check_guide(self, guide, negative_prompt)
         if plan.cache is not None:
             plan.cache.on(self.net)  # raises an error if the family does not support feature caching
-        negative = negative_text(negative_prompt, self.conditioner, plan.scale, guided_by_model=guide is not None)
+        negative = negative_text(negative_prompt, self.conditioner, plan.guidance, guided_by_model=guide is not None)
         return replace(plan, negative=negative, size=sides)
 
     def step_count(self, options: dict[str, Any]) -> int:
@@ -228,9 +228,9 @@ class BasePipeline:
             size: height and width of the images, for videos also (frames, height, width); see `Backbone.check_size`.
             options: settings of `ditlab.config.sampling.SamplingOptions` (steps, sampler, guidance, guidance_interval,
                 guidance_channels, guidance_rescale, skip_layers, skip_guidance, skip_interval, schedule, shift, eta,
-                preset, reuse). `sampler` may also be a sampler function, and `schedule` a tensor of times. Models that
-                read text take `negative_prompt`, a text that replaces the null condition in guidance. Names of
-                diffusers are accepted too: num_inference_steps, guidance_scale, class_labels, prompt, generator,
+                preset, reuse, reuse_error). `sampler` may also be a sampler function, and `schedule` a tensor of times.
+                Models that read text take `negative_prompt`, a text that replaces the null condition in guidance. Names
+                of diffusers are accepted too: num_inference_steps, guidance_scale, class_labels, prompt, generator,
                 num_images_per_prompt.
 
         Raises:
@@ -360,11 +360,11 @@ class BasePipeline:
         check_originals(plan.original, len(seeds))
         condition = self.conditioner.encode(names).to(self.net.device)
         condition = condition if plan.original is None else plan.original.conditioned(condition)
-        net, objective = self._inference_net(plan, condition), self.objective.at_guidance(plan.scale)
+        net, objective = self._inference_net(plan, condition), self.objective.at_guidance(plan.guidance)
         if plan.cache is not None:
             net = plan.cache.on(net)
         denoiser = objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
-        scale, interval, channels = plan.guidance, plan.interval, plan.options.guidance_channels
+        scale, interval, channels = plan.outer, plan.interval, plan.options.guidance_channels
         denoise: Denoise
         text = encoded(net, condition)
         further = further_guidance(plan, objective, net, text, limit)
@@ -392,5 +392,5 @@ class BasePipeline:
         if is_compiled(net) or not labels or condition.given is not None:
             return net
         following = torch.cat([plan.times[1:], plan.times[-1:]])
-        clock = self.objective.at_guidance(plan.scale).timesteps(plan.times, following, plan.times)
+        clock = self.objective.at_guidance(plan.guidance).timesteps(plan.times, following, plan.times)
         return tabulated(net, clock, torch.cat(labels))

@@ -78,7 +78,7 @@ def remedy(pipe: "BasePipeline") -> str:
     """What to do about images that are not finite."""
     if problem := bad_weights(pipe):
         return problem
-    if pipe.dtype != torch.float32:
+    if pipe.net.precision != "float32":
         return "use float32"
     return "use other sampling settings, such as less guidance, or train the model further"
 

@@ -22,8 +22,9 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Process
 from ditlab.diffusion.samplers import SAMPLERS, Sampler, time_grid
 from ditlab.diffusion.samplers.grids import default_shift, falls, grid_identity, shifted_times, shifts_with_size
+from ditlab.inference.caching import check_fixed, pick_cache
 from ditlab.inference.inpaint import Original
-from ditlab.inference.optimize.reuse import Reuse
+from ditlab.inference.optimize.reuse import FeatureCache
 
 SKIP_SCALE, SKIP_INTERVAL = 2.8, (0.01, 0.2)  # defaults of skip-layer guidance in diffusers
 
@@ -37,10 +38,10 @@ class Plan:
     sampler: Sampler
     times: Tensor  # (n + 1,) float64, decreasing to 0
     process: Process
-    guidance: float  # 1 if the model has its guidance built in
+    outer: float  # guidance scale of the second evaluation; 1 if there is none, also if guidance is built in
     interval: tuple[float, float]
     skip: SkipLayers | None = None
-    cache: Reuse | None = None
+    cache: FeatureCache | None = None
     original: Original | None = None
     learn_variance: bool = field(default=False, repr=False)
     negative: str | None = None  # prompt that replaces the null condition in guidance
@@ -48,8 +49,8 @@ class Plan:
     size_shift: float = 1.0  # shift of the schedule because of the size; 1 is none
 
     @property
-    def scale(self) -> float:
-        """The guidance scale, which a model with built-in guidance receives as its input."""
+    def guidance(self) -> float:
+        """The guidance scale, also that of a model with built-in guidance, which receives it as its input."""
         return 1.0 if self.options.guidance is None else self.options.guidance
 
     @property
@@ -88,7 +89,7 @@ class Plan:
     def guides(self, t: float) -> bool:
         """Whether guidance is applied at time t."""
         low, high = self.interval
-        return self.guidance != 1 and low <= t <= high
+        return self.outer != 1 and low <= t <= high
 
     def start(self, noise: Tensor) -> Tensor:
         """Compute the state at the first time from noise (B, C, ...) of unit variance."""
@@ -152,9 +153,10 @@ def resolve(
         channels = whole(channels, "guidance_channels")
     check_guidance(scale, interval, channels)
     check_guided(explicit, scale, conditional)
-    outer = outer_scale(explicit, scale, objective)
+    outer = outer_scale(values, scale, objective)
     skip = pick_skip(values, explicit, times)
-    cache = pick_cache(values.get("reuse"), original, skip)
+    cache = pick_cache(values, original, skip)
+    check_fixed(objective, original, cache)
     settled = {"sampler": name, "guidance": scale, "guidance_interval": interval, "guidance_channels": channels}
     options = all_options(values, len(times) - 1, settled, skip, cache)
     check_ranges(options)
@@ -168,7 +170,11 @@ def resolve(
 
 
 def all_options(
-    values: Mapping[str, Any], steps: int, settled: Mapping[str, Any], skip: SkipLayers | None, cache: Reuse | None
+    values: Mapping[str, Any],
+    steps: int,
+    settled: Mapping[str, Any],
+    skip: SkipLayers | None,
+    cache: FeatureCache | None,
 ) -> SamplingOptions:
     """Return all settings of a plan.
 
@@ -190,7 +196,7 @@ def all_options(
         shift=optional(values, "shift"),
         eta=optional(values, "eta"),
         preset=values.get("preset"),
-        reuse=None if cache is None else cache.interval,
+        **{} if cache is None else cache.settings,
     )
 
 
@@ -241,8 +247,13 @@ def check_guided(explicit: Mapping[str, Any], scale: float, conditional: bool) -
             raise InputError(f"{key} is {value}, but guidance is 1, which disables it; leave {key} out or set guidance")
 
 
-def outer_scale(explicit: Mapping[str, Any], scale: float, objective: Objective) -> float:
+def outer_scale(values: Mapping[str, Any], scale: float, objective: Objective) -> float:
     """Return the guidance scale for which the model is evaluated twice: 1 if it has its guidance built in.
+
+    Args:
+        values: the settings, explicit or default.
+        scale: the guidance scale.
+        objective: objective of the model.
 
     Raises:
         InputError: a scale that the model does not have, or a setting that needs a second evaluation.
@@ -251,7 +262,7 @@ def outer_scale(explicit: Mapping[str, Any], scale: float, objective: Objective)
         return scale
     objective.at_guidance(scale)
     for key in ("guidance_interval", "guidance_channels", "guidance_rescale"):
-        value = explicit.get(key)
+        value = values.get(key)
         if value is not None and (key != "guidance_interval" or tuple(value) != (0.0, 1.0)):
             raise InputError(f"{key} is {value}, but this model has its guidance built in; leave {key} out")
     return 1.0
@@ -351,16 +362,6 @@ def pick_times(
     if "steps" in explicit and whole(explicit["steps"], "steps") != len(times) - 1:
         raise InputError(f"{explicit['steps']} steps with a schedule of {len(times) - 1}; leave steps out")
     return times, 1.0
-
-
-def pick_cache(reuse: int | Reuse | None, original: Original | None, skip: SkipLayers | None) -> Reuse | None:
-    """Return the feature cache, if feature caching is used."""
-    cache = reuse if isinstance(reuse, Reuse) or reuse is None else Reuse(whole(reuse, "reuse"))
-    if cache is not None and original is not None and original.resample > 1:
-        raise InputError("reuse does not work with resample, which repeats steps; leave one of them out")
-    if cache is not None and skip is not None:
-        raise InputError("reuse does not work with skip_layers; leave one of them out")
-    return cache
 
 
 def pair(value: Any, name: str = "guidance_interval") -> tuple[float, float]:

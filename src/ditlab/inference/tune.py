@@ -5,14 +5,14 @@ neither gradients nor a metric, and takes a few hundred short sampling runs per 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import TaskID
 from torch import Tensor
 
 from ditlab.core.errors import InputError
@@ -60,28 +60,50 @@ def tune(
     Raises:
         InputError: the model is a flow map, the sampler adds noise, or a number of steps is less than 2.
     """
+    check_tunable(pipe, steps, sampler, images)
+    pipe = pipe.model.fused()
+    options = {"sampler": sampler, "guidance": guidance, "guidance_interval": guidance_interval}
+    fine = fine_images(pipe, images, options)
+    tuned = {}
+    with progress_bar(console) as progress:
+        for count in steps:
+            task = progress.add_task(f"{count} steps", total=trials(count))
+            error = distance(pipe, fine, images, options, partial(progress.advance, task))
+            tuned[count] = descend(pipe, count, error)
+    return tuned
+
+
+def check_tunable(pipe: BasePipeline, steps: Sequence[int], sampler: str, images: int) -> None:
+    """Check that schedules of a model can be tuned; arguments and errors are those of `tune`."""
     if isinstance(pipe.objective, FlowMap):
         raise InputError("this model is a flow map, whose times are fixed; there is nothing to tune")
     if sampler in STOCHASTIC:
         raise InputError(f"sampler {sampler} adds noise in each step, so schedules cannot be tuned; use ab4 or dpmpp")
     if min(steps) < 2 or images < 1:
         raise InputError(f"steps {min(steps)} and images {images}; give 2 or more, and 1 or more")
-    pipe = pipe.model.fused()
-    options = {"sampler": sampler, "guidance": guidance, "guidance_interval": guidance_interval}
+
+
+def fine_images(pipe: BasePipeline, images: int, options: dict[str, Any]) -> Tensor:
+    """Generate the images or latents (B, C, ...) of the fixed seeds with a fine schedule."""
     exact = time_grid("uniform", pipe.objective.process, FINE, pipe.objective.last_time())
-    fine = final(pipe, exact, images, options)
-    trials = {count: len(STARTS) + 2 * (count - 1) * len(MOVES) for count in steps}
-    tuned = {}
-    with progress_bar(console) as progress:
-        for count in steps:
-            task = progress.add_task(f"{count} steps", total=trials[count])
+    return final(pipe, exact, images, options)
 
-            def error(times: Tensor, task: TaskID = task) -> float:
-                progress.advance(task)
-                return float((final(pipe, times, images, options) - fine).norm() / fine.norm())
 
-            tuned[count] = descend(pipe, count, error)
-    return tuned
+def trials(count: int) -> int:
+    """Number of schedules that `descend` tries for a number of steps."""
+    return len(STARTS) + 2 * (count - 1) * len(MOVES)
+
+
+def distance(
+    pipe: BasePipeline, fine: Tensor, images: int, options: dict[str, Any], advance: Callable[[], object]
+) -> Callable[[Tensor], float]:
+    """Return a function that computes the error of a schedule relative to `fine`, and calls `advance`."""
+
+    def error(times: Tensor) -> float:
+        advance()
+        return float((final(pipe, times, images, options) - fine).norm() / fine.norm())
+
+    return error
 
 
 def check_target(file: Path) -> None:
@@ -98,10 +120,13 @@ def check_target(file: Path) -> None:
         raise InputError(f"{file} exists and holds no schedules; give another name")
 
 
-def write_schedules(file: Path, pipe: BasePipeline, sampler: str, tuned: dict[int, Tuned]) -> None:
-    """Write schedules as a file for `ditlab.diffusion.samplers.time_grid`."""
+def write_schedules(
+    file: Path, pipe: BasePipeline, sampler: str, tuned: dict[int, Tuned], reuse: int | None = None
+) -> None:
+    """Write schedules as a file for `ditlab.diffusion.samplers.time_grid`, with the caching that they are tuned for."""
     times = {str(count): schedule.times for count, schedule in tuned.items()}
     content = {"process": pipe.model.describe()["objective"]["process"], "sampler": sampler, "grids": times}
+    content |= {} if reuse is None else {"reuse": reuse}
     replace_text(file, json.dumps(content, indent=1) + "\n")
 
 

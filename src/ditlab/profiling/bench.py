@@ -80,6 +80,7 @@ def bench(
     *,
     batch: int,
     rounds: int = 5,
+    precision: str = "auto",
     compile: bool = True,
     training: bool = True,
     against: Sequence[str] = (),
@@ -91,12 +92,14 @@ def bench(
         console: where progress is shown.
         batch: batch size of a network call.
         rounds: measured rounds; one more round warms up.
+        precision: float32, bfloat16 or int8 is measured beside the baseline; "auto" is all that are fast here.
         compile: also measure compiled blocks.
         training: also measure a training step.
         against: other runtimes in `AGAINST` to measure: diffusers' DiTTransformer2DModel, exported graphs.
 
     Raises:
-        InputError: weights are not finite, a runtime does not support this network, or its library is not installed.
+        InputError: weights are not finite, the machine or a runtime does not support this network in this precision, or
+            a library is not installed.
     """
     check_weights(pipe)
     net = pipe.net.eval()
@@ -105,13 +108,17 @@ def bench(
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     with console.status("matrix products"):
         peaks, bandwidth = machine_peaks(device, rounds, wait)
-    if peaks["bfloat16"] < 1.5 * peaks["float32"]:
+    if precision not in ("auto", *peaks):
+        raise InputError(f"bench does not measure {precision} on this device; choose from: auto, {', '.join(peaks)}")
+    if peaks["bfloat16"] < 1.5 * peaks["float32"] and precision == "auto":
         del dtypes["bfloat16"]  # without bfloat16 instructions a step could take minutes
     size = net.size
     gmacs = measure(lambda: create(**net.config | {"size": size})).gmacs
     inputs = example(pipe, batch)
     quantized = ["int8"] if "int8" in peaks and eligible(net, "int8") else []
-    variants = dict(forward_variants(pipe, inputs, [*dtypes, *quantized], compile, against, console))
+    precisions = [*dtypes, *quantized] if precision == "auto" else [precision]
+    dtypes = {name: dtype for name, dtype in dtypes.items() if name in precisions}
+    variants = dict(forward_variants(pipe, inputs, precisions, compile, against, console))
     with torch.no_grad(), console.status("forward pass"):
         expected = variants["baseline"]()
         errors = {name: float((work() - expected).norm() / expected.norm()) for name, work in variants.items()}
@@ -121,7 +128,8 @@ def bench(
     if training:
         with console.status("training step"):
             steps = training_times(net, inputs, dtypes, compile, rounds, wait, 6 * batch * gmacs)
-    calls = {name: pipe.resolve(preset=name).evaluations for name in QUALITIES}
+    settings = {"model default": {}} if pipe.objective.fixed_times else {name: {"preset": name} for name in QUALITIES}
+    calls = {name: pipe.resolve(**options).evaluations for name, options in settings.items()}
     best = forward[fastest(forward)].seconds
     presets = {name: {"calls": float(count), "seconds": count * best / batch} for name, count in calls.items()}
     limit = limited_by(net, forward, peaks, bandwidth, 2 * batch * gmacs)
@@ -305,12 +313,11 @@ def tables(result: Bench) -> Iterator[Table]:
         for column in table.columns[1:]:
             column.justify = "right"
         yield table
-    table = Table("preset", "NFE", "seconds per image", "speedup over reference")
-    reference = result.presets["reference"]["seconds"]
+    slowest = max(preset["seconds"] for preset in result.presets.values())
+    table = Table("preset", "NFE", "seconds per image", f"speedup over {[*result.presets][-1]}")
     for name, preset in result.presets.items():
-        table.add_row(
-            name, f"{preset['calls']:.0f}", f"{preset['seconds']:.3f}", f"{reference / preset['seconds']:.0f}x"
-        )
+        speedup = slowest / preset["seconds"]
+        table.add_row(name, f"{preset['calls']:.0f}", f"{preset['seconds']:.3f}", f"{speedup:.0f}x")
     yield table
 
 

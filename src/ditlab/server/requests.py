@@ -39,6 +39,7 @@ SETTINGS = (
     "eta",
     "preset",
     "reuse",
+    "reuse_error",
 )
 
 
@@ -147,6 +148,10 @@ class SamplingRequest(BaseModel):
     )
     reuse: Annotated[int, Field(ge=2, le=1000), WHOLE] | None = Field(
         None, description="Feature caching: compute the inner blocks of the network at every Nth step only."
+    )
+    reuse_error: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Feature caching: compute the inner blocks where their extrapolation has a larger expected error.",
     )
 
     @model_validator(mode="before")

@@ -266,7 +266,8 @@ class Service:
         """
         name, pipe = self.find(model)
         if (name, number) not in self.thumbnails:
-            request = {"model": name, "preset": "draft", **example(pipe, number)}
+            preset = {} if pipe.objective.fixed_times else {"preset": "draft"}
+            request = {"model": name, **preset, **example(pipe, number)}
             generation = self.prepare(GenerationRequest.model_validate(request))
             with self.idle.alone(generation.stop), self._reported():
                 self.thumbnails[name, number] = self._run(generation, lambda event: None).images[0]

@@ -20,6 +20,7 @@ from ditlab.config.sampling import Sample
 from ditlab.config.sections import Diffusion, Recipe
 from ditlab.core.device import process_place
 from ditlab.core.errors import InputError
+from ditlab.core.io import is_vacant
 from ditlab.core.spelling import absolute, expand
 from ditlab.core.terminal import make_console, say
 from ditlab.core.units import counted
@@ -28,7 +29,7 @@ from ditlab.diffusion.flow_map import SAMPLER, FlowMap
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.api import train
 from ditlab.training.objectives.halves import Halves
-from ditlab.training.run_folder import HALVES
+from ditlab.training.run_folder import BEFORE, HALVES
 
 MOST_STEPS = 8
 SHARE = 0.2  # of the cost, for the first run
@@ -73,9 +74,11 @@ def distill(
     """
     console = (console or make_console(stderr=True)) if process_place()[0] == 0 else Console(quiet=True)
     place, folder = expand(str(teacher)), Path(expand(str(out)))
+    check_folder(place, folder)
     model = load(place, device="cpu")
     check(model, place, steps, images)
     scales = scales_of(model, guidance)
+    check_interval(model, scales, guidance_interval)
     pairs = recipe_of(model, place, Distill(absolute(place), steps, scales, guidance_interval), settings or {})
     first, second = lengths(model, pairs)
     pairs = of_length(pairs, second if images is None else images)
@@ -85,6 +88,29 @@ def distill(
     train(halves, folder / HALVES, data=data, console=console)
     pairs = replace(pairs, train=replace(pairs.train, init_from=str(folder / HALVES)))
     return train(pairs, folder, data=data, console=console)
+
+
+def check_folder(place: str, folder: Path) -> None:
+    """Check that a folder can hold a student: it is new, or holds one already.
+
+    Raises:
+        InputError: it is that of the teacher, or holds something else.
+    """
+    if folder.exists() and folder.resolve() == Path(place).resolve():
+        raise InputError(f"{folder} is the folder of the teacher; give another one for the student")
+    if not (folder / HALVES).exists() and not is_vacant(folder, *BEFORE):
+        raise InputError(f"{folder} exists and holds no student; give another folder")
+
+
+def check_interval(model: Pipeline, scales: tuple[float, ...], interval: tuple[float, float] | None) -> None:
+    """Check that the teacher can be guided in an interval of times; None is that which it was saved with.
+
+    Raises:
+        InputError: the interval is empty, or the teacher is unconditional or has guidance built in.
+    """
+    if interval is not None:
+        guidance = {"guidance": scales[-1]} if model.conditional else {}
+        model.resolve(guidance_interval=interval, **guidance)
 
 
 def check(model: Pipeline, place: str, steps: int, images: int | None) -> None:
@@ -112,7 +138,7 @@ def scales_of(model: Pipeline, guidance: float | Sequence[float] | None) -> tupl
     Raises:
         InputError: guidance of an unconditional model, or a range without the teacher's own scale.
     """
-    own = model.resolve().scale
+    own = model.resolve().guidance
     chosen = own if guidance is None else guidance
     scales = (float(chosen),) if isinstance(chosen, int | float) else tuple(float(scale) for scale in chosen)
     if not model.conditional and set(scales) != {1.0}:
@@ -128,7 +154,7 @@ def recipe_of(model: Pipeline, place: str, settings: Distill, changes: Mapping[s
     taught = parse_recipe(dict(model.config["recipe"]), source=place)
     plain, own = Recipe().train, taught.train
     kept = ("batch", "ema", "seed", "precision", "compile", "device", "log_every", "preview_every", "save_every")
-    scale = min(max(model.resolve().scale, settings.guidance[0]), settings.guidance[-1])
+    scale = min(max(model.resolve().guidance, settings.guidance[0]), settings.guidance[-1])
     recipe = replace(
         taught,
         diffusion=Diffusion(learn_variance=False),

@@ -1,11 +1,12 @@
 import pytest
 import torch
-from helpers import tiny_pipeline
+from helpers import smooth, tiny_pipeline
 
 from ditlab.backbones import create
 from ditlab.core.errors import InputError
 from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.reuse import Reuse
+from ditlab.inference.optimize.reuse_error import ErrorReuse
 
 SIZES = {
     "DiT-S/4": {"width": 32, "depth": 2, "heads": 2},
@@ -103,3 +104,106 @@ def test_a_cache_that_is_used_for_several_batches_forgets_earlier_images():
     whole = pipe([0, 1, 2], reuse=3, **options).images
     parts = pipe([0, 1, 2], reuse=Reuse(3), batch_size=1, **options).images
     assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def wanted(residual, times, error):
+    """At which times a row is computed, as the rule says it: one row, in plain numbers."""
+    nodes, bend, chosen = [], None, []
+    for t in times:
+        far = [abs(t - node) for node in nodes]
+        skipped = bend is not None and bend * far[0] * far[1] <= error and far[0] <= 2 * abs(nodes[0] - nodes[1])
+        chosen.append(not skipped)
+        if not skipped:
+            value = residual(t)
+            if len(nodes) == 2:
+                first, second = (residual(node) for node in nodes)
+                line = first + (first - second) * (t - nodes[0]) / (nodes[0] - nodes[1])
+                bend = float((value - line).norm() / value.norm()) / (far[0] * far[1])
+            nodes = [t, *nodes[:1]]
+    return chosen
+
+
+@pytest.mark.parametrize("name", ["DiT-S/4", "U-DiT-S"])
+def test_each_row_is_computed_where_its_error_would_be_larger(name):
+    torch.manual_seed(0)
+    net = create(name, size=16, channels=2, classes=5, learn_variance=False, **SIZES[name]).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, label = torch.randn(3, 2, 16, 16), torch.tensor([0, 1, 5])
+    times = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3]
+    factors, computed = torch.tensor([0.5, 1.0, 2.0]), [[], [], []]
+
+    class Curved(type(net)):
+        """Adds a sine of the time to all values, of another frequency in each row."""
+
+        def inner(self, x, *context):
+            for row in cache.rows.tolist():
+                computed[row].append(cache.time)
+            curve = torch.sin(6 * factors[cache.rows] * cache.time) + 2
+            return x + curve.reshape(-1, *[1] * (x.ndim - 1))
+
+    net.__class__ = Curved
+    cache = ErrorReuse(0.05)
+    own = cache.on(net)
+    denoise = cache.timed(lambda x, t, s: own(x, t.expand(3), label))
+    with torch.no_grad():
+        for t in times:
+            denoise(x, torch.tensor(t, dtype=torch.float64), None)
+    for row, factor in enumerate(factors):
+        rule = wanted(lambda t, factor=factor: torch.sin(6 * factor * torch.tensor(t)) + 2, times, 0.05)
+        assert computed[row] == [t for t, chosen in zip(times, rule, strict=True) if chosen]
+        assert rule[:3] == [True] * 3
+        assert 4 <= sum(rule) < len(times)
+    assert (cache.computed, cache.asked) == (sum(map(len, computed)), 3 * len(times))
+
+
+def test_caching_by_error_does_not_depend_on_the_batch_and_follows_its_bound():
+    pipe = smooth(tiny_pipeline())
+    options = {
+        "steps": 24,
+        "sampler": "ddim",
+        "guidance": 2.0,
+        "guidance_interval": (0.0, 0.7),
+    }
+    labels, seeds = [0, 1, 2], [0, 1, 2]
+    exact = pipe(labels, seeds=seeds, output_type="latent", **options).images
+    shares, errors = [], []
+    for bound in (0.003, 0.03):
+        cache, single = ErrorReuse(bound), ErrorReuse(bound)
+        images = pipe(labels, seeds=seeds, reuse=cache, output_type="latent", **options).images
+        assert torch.allclose(
+            pipe(labels, seeds=seeds, reuse=single, batch_size=1, output_type="latent", **options).images,
+            images,
+            atol=1e-4,
+        )
+        assert (cache.computed, cache.asked) == (single.computed, single.asked)
+        assert cache.asked == 3 * pipe.resolve(**options).evaluations
+        shares.append(cache.computed / cache.asked)
+        errors.append(float((images - exact).norm() / exact.norm()))
+    assert 0.2 < shares[1] < shares[0] < 1
+    assert 0 < errors[0] < errors[1] < 0.05
+    plan = pipe.resolve(reuse_error=0.03, steps=24)
+    assert plan.settings()["reuse_error"] == 0.03
+    assert torch.equal(pipe(labels, seeds=seeds, reuse_error=0.03, output_type="latent", **options).images, images)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            {"reuse_error": 0.02, "reuse": 2},
+            "reuse and reuse_error are two forms of feature caching; leave one of them out",
+        ),
+        ({"reuse_error": 0}, "reuse_error 0; give a number above 0 and below 1, such as 0.02"),
+        ({"reuse_error": 1.5}, "reuse_error 1.5; give a number above 0 and below 1, such as 0.02"),
+        ({"reuse_error": "low"}, "reuse_error 'low'; give a number"),
+        (
+            {"reuse_error": 0.02, "skip_layers": (0,), "steps": 20},
+            "reuse_error does not work with skip_layers; leave one of them out",
+        ),
+    ],
+)
+def test_bad_input_of_caching_by_error(options, line):
+    with pytest.raises(InputError) as error:
+        tiny_pipeline().resolve(**options)
+    assert str(error.value) == line

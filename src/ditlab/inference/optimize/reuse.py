@@ -19,8 +19,51 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Denoise, Prediction
 
 
-class Reuse:
-    """Replaces `inner` of a network: computed at every `interval`-th call, extrapolated in between.
+class FeatureCache:
+    """Replaces `inner` of a network for one batch at a time; subclasses decide when it is computed.
+
+    `computed` and `asked` count the rows of network calls: those in which the inner layers were computed, and all.
+    """
+
+    def __init__(self) -> None:
+        self.inner: Callable[..., Tensor] | None = None
+        self.time = 0.0
+        self.computed = self.asked = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The sampling setting of this cache, by name."""
+        raise NotImplementedError
+
+    def on(self, net: Backbone) -> Backbone:
+        """Return a network whose inner layers are cached; it shares all weights with the given network.
+
+        Raises:
+            InputError: the family does not support feature caching.
+        """
+        if type(net).inner is Backbone.inner:
+            raise InputError(f"{net.config['name']} does not support feature caching; leave reuse out")
+        self.inner = net.inner
+        cached = copy.copy(net)  # shares the submodules, so that compiled blocks stay compiled
+        cached.inner = self  # type: ignore[method-assign]
+        return cached
+
+    def timed(self, denoise: Denoise) -> Denoise:
+        """Return a denoiser that sets the time of the cache before each call."""
+
+        def at(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
+            self.time = float(t)
+            return denoise(x, t, s)
+
+        return at
+
+    def __call__(self, x: Tensor, *context: Any) -> Tensor:
+        """Compute what `inner` computes, or continue it."""
+        raise NotImplementedError
+
+
+class Reuse(FeatureCache):
+    """Computes `inner` at every `interval`-th call, and extrapolates it in between.
 
     If the shape of the input changes, because guidance begins or ends, it is computed and earlier values are removed.
     """
@@ -37,35 +80,19 @@ class Reuse:
         """
         if interval < 2:
             raise InputError(f"reuse {interval}; give 2 or more steps from one full computation to the next")
+        super().__init__()
         self.interval, self.order = interval, order
-        self.inner: Callable[..., Tensor] | None = None
-        self.time = 0.0
         self.values: list[Tensor] = []  # residuals of `inner`, newest first
         self.times: list[float] = []
         self.calls = 0
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"reuse": self.interval}
+
     def on(self, net: Backbone) -> Backbone:
-        """Return a network whose inner layers are cached; it shares all weights with the given network.
-
-        Raises:
-            InputError: the family does not support feature caching.
-        """
-        if type(net).inner is Backbone.inner:
-            raise InputError(f"{net.config['name']} does not support feature caching; leave reuse out")
-        self.inner = net.inner
         self.values, self.times, self.calls = [], [], 0  # values of earlier images are invalid
-        cached = copy.copy(net)  # shares the submodules, so that compiled blocks stay compiled
-        cached.inner = self  # type: ignore[method-assign]
-        return cached
-
-    def timed(self, denoise: Denoise) -> Denoise:
-        """Return a denoiser that sets the time of the cache before each call."""
-
-        def at(x: Tensor, t: Tensor, s: Tensor) -> Prediction:
-            self.time = float(t)
-            return denoise(x, t, s)
-
-        return at
+        return super().on(net)
 
     def __call__(self, x: Tensor, *context: Any) -> Tensor:
         assert self.inner is not None
@@ -73,6 +100,7 @@ class Reuse:
             self.values, self.times, self.calls = [], [], 0
         due = self.calls % self.interval == 0
         self.calls += 1
+        self.computed, self.asked = self.computed + due * len(x), self.asked + len(x)
         if not due:
             return x + self.continued()
         out = self.inner(x, *context)

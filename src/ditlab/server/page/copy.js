@@ -1,6 +1,6 @@
 // How an image of the history is generated elsewhere: in Python, on the command line, with curl.
 
-const OPTIONS = ["sampler", "steps", "guidance", "guidance_interval", "guidance_rescale", "schedule", "shift", "eta", "reuse"];
+const OPTIONS = ["sampler", "steps", "guidance", "guidance_interval", "guidance_rescale", "schedule", "shift", "eta", "reuse", "reuse_error"];
 const between = (value) => value !== null && typeof value === "object";
 const quoted = (text) => `'${String(text).replaceAll("'", "'\\''")}'`;
 

@@ -51,7 +51,7 @@ function put(i, address, alt) {
 function welcome(count) {
   const last = newest(model().id).slice(0, EXAMPLES).reverse();
   empty = last.length === 0;
-  $("stage-title").textContent = empty ? "Examples (preset draft, seed 0)" : "Latest images";
+  $("stage-title").textContent = empty ? "Examples (seed 0)" : "Latest images";
   lay(empty ? Math.min(count, EXAMPLES) : last.length);
   last.forEach((entry, i) => complete(i, entry));
 }

@@ -32,6 +32,7 @@ class BuiltInGuidance(TrainingObjective):
     def reading(cls, recipe: Recipe) -> Guided:
         plain = super().reading(recipe)
         assert isinstance(plain, Guided)
+        check_interval(recipe.distill.guidance_interval)
         return replace(plain, guidance=guidance_range(recipe.distill))
 
     def setup(self, run: "TrainingContext") -> None:
@@ -44,6 +45,18 @@ class BuiltInGuidance(TrainingObjective):
         """Guidance scales of the model's range, from uniform random numbers of 0 to 1."""
         low, high = guidance_range(self.settings)
         return low + (high - low) * uniform
+
+
+def check_interval(interval: tuple[float, float] | None) -> None:
+    """Check that guidance acts at some times.
+
+    Raises:
+        InputError: the interval is empty.
+    """
+    if interval is not None and not interval[0] < interval[1]:
+        raise InputError(
+            f"distill.guidance_interval {interval[0]:g} to {interval[1]:g} is empty; give the smaller time first"
+        )
 
 
 def guidance_range(settings: Distill) -> tuple[float, float]:

@@ -73,12 +73,18 @@ def mean_velocity(objective: FlowMap, x: Tensor, t: Tensor, end: Tensor, s: Tens
 
 
 def check_guidance(teacher: Teacher, settings: Distill) -> None:
-    """Check that a teacher with built-in guidance has the scale of the student.
+    """Check that a teacher with built-in guidance has the scale of the student, and no interval is asked for.
 
     Raises:
-        InputError: it has another one, or the student has a range.
+        InputError: it has another one, or the student has a range or an interval.
     """
-    if (fixed := teacher.pipe.objective.built_in) is not None and fixed != guidance_range(settings):
+    if (fixed := teacher.pipe.objective.built_in) is None:
+        return
+    if settings.guidance_interval is not None:
+        raise InputError(
+            "distill.guidance_interval has no effect, because the teacher has guidance built in; remove it"
+        )
+    if fixed != guidance_range(settings):
         raise InputError(
             f"the teacher has guidance {fixed[0]:g} to {fixed[1]:g} built in; set distill.guidance to the same scale"
         )
