@@ -18,7 +18,7 @@ from ditlab.core.io import replace_text
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.sizes import read_text
 from ditlab.core.types import Between, Label, Seed
-from ditlab.core.units import counted
+from ditlab.core.units import counted, from_width_first, width_first
 from ditlab.core.version import __version__
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
@@ -88,14 +88,13 @@ def describe(
     """
     start, state = plan.original, weights_state(pipe.model)
     settings = plan.settings() | ({} if start is None else {name: getattr(start, name) for name in START})
-    height, width = pipe.picture_shape_of(plan.size)[1]
     common: dict[str, Any] = {
         "version": __version__,
         "model": pipe.net.config.get("name"),
         **pipe.model.loaded_from,
         "images_seen": pipe.model.config.get("images_seen"),
         "precision": pipe.net.precision,
-        "size": f"{width}x{height}",
+        "size": recorded_size(pipe, plan.size),
         **({"show": list(pipe.values.shown)} if pipe.values.shown else {}),
         **({} if plan.negative is None else {"negative_prompt": plan.negative}),
         "settings": settings,
@@ -114,6 +113,11 @@ def describe(
         return Record(common | hashes, images)
 
     return complete
+
+
+def recorded_size(pipe: "BasePipeline", size: Sequence[int]) -> str:
+    """Return a size of the network's input as records name it: WIDTHxHEIGHT, of clips FRAMESxWIDTHxHEIGHT."""
+    return width_first((*size[:-2], *pipe.picture_shape_of(size)[1]))
 
 
 def weights_state(model: "Pipeline") -> list[int]:
@@ -212,8 +216,8 @@ class Repeat:
             replaced.add("eta")  # of the recorded sampler
         settings = {name: value for name, value in settings.items() if name not in replaced}
         settings |= {name: self.common[name] for name in ("negative_prompt",) if name in self.common}
-        if isinstance(size := self.common.get("size"), str) and re.fullmatch(r"\d{1,5}x\d{1,5}", size):
-            settings["size"] = tuple(map(int, reversed(size.split("x"))))
+        if isinstance(size := self.common.get("size"), str) and re.fullmatch(r"(\d{1,5}x){1,2}\d{1,5}", size):
+            settings["size"] = from_width_first(size)
         times = settings.get("schedule")
         if isinstance(times, list) and given.get("steps", len(times) - 1) != len(times) - 1:
             line = (
