@@ -126,27 +126,38 @@ def test_requests_that_do_not_fit_are_refused_in_one_line(pipe):
     for options, message in (
         ({"given": {4: image}}, "given frame 4 of clips of 4 frames; give 0 to 3, or -4 to -1"),
         ({"given": {0: image, -4: image}}, "given has frame 0 twice, as 0 and -4; leave one of them out"),
-        ({"given": dict.fromkeys(range(4), image)},
-         "all 4 frames are given, so that nothing is generated; give 1 to 3"),
+        (
+            {"given": dict.fromkeys(range(4), image)},
+            "all 4 frames are given, so that nothing is generated; give 1 to 3",
+        ),
         ({"given": {}}, "given has no frames; give 1 to 3 of 4, or leave given out"),
         ({"given": {}, "frames": 9}, "given has no frames; give 1 to 3 of 4, or leave given out"),
         ({"given": [image]}, "given is a list; give images by frame, such as {0: image}"),
         ({"given": {0: None}}, r"given[0] has no image; give a PIL image, or leave the frame out"),
         ({"given": {-1: []}}, r"given[-1] has no image; give a PIL image, or leave the frame out"),
         ({"given": {0: picture(0, 6)}}, "frame 0 has 6x6 pixels (height x width), and the clip 8x8; resize it first"),
-        ({"given": {0: image}, "size": (16, 8)},
-         "frame 0 has 8x8 pixels (height x width), and the clip 16x8; resize it first"),
+        (
+            {"given": {0: image}, "size": (16, 8)},
+            "frame 0 has 8x8 pixels (height x width), and the clip 16x8; resize it first",
+        ),
         ({"given": {0: "a.png"}}, r"given[0] is a str; give a PIL image, or a list of them"),
         ({"given": {0: [image] * 3, 1: [image] * 2}}, "2 images for frame 1 of 3 clips; give 1 or 3"),
-        ({"given": {0: [image] * 3}},
-         "given frames for 3 clips, and 2 clips to generate; give 1 image for each frame, or 2"),
+        (
+            {"given": {0: [image] * 3}},
+            "given frames for 3 clips, and 2 clips to generate; give 1 image for each frame, or 2",
+        ),
         ({"frames": 4}, "frames is 4, and a clip has 4 without being continued; give more, or leave frames out"),
-        ({"frames": 7, "size": (8, 8, 8)},
-         "frames is 7, and a clip has 8 without being continued; give more, or leave frames out"),
+        (
+            {"frames": 7, "size": (8, 8, 8)},
+            "frames is 7, and a clip has 8 without being continued; give more, or leave frames out",
+        ),
         ({"overlap": 2}, "overlap is 2, which has no effect without frames; give frames too"),
         ({"overlap": 2, "given": {0: image}}, "overlap is 2, which has no effect without frames; give frames too"),
         ({"frames": 9, "overlap": 4}, "overlap 4 of clips of 4 frames; give 1 to 3"),
-        ({"frames": 9, "given": {-1: image}}, "one of the last frames is given, so that a clip cannot be continued; leave frames out"),
+        (
+            {"frames": 9, "given": {-1: image}},
+            "one of the last frames is given, so that a clip cannot be continued; leave frames out",
+        ),
     ):
         with pytest.raises(InputError) as error:
             pipe([0, 1], seeds=[0, 1], **options)
@@ -166,7 +177,7 @@ def test_models_that_have_no_given_frames_say_why(pipe):
 
 
 def test_clips_do_not_start_from_an_image(pipe):
-    with pytest.raises(InputError, match="which generates clips; give frames with given$"):
+    with pytest.raises(InputError, match=r"which generates clips; give frames with given$"):
         pipe([0], image=picture(0))
 
 

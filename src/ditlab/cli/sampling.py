@@ -16,7 +16,7 @@ from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
 from ditlab.config.values import File, Location, check_folder_name
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
-from ditlab.core.units import counted, sides_of
+from ditlab.core.units import counted, noun_of, sides_of
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
@@ -300,8 +300,7 @@ def sample_images(
         print_json(dataclasses.asdict(written))
         return
     shown = [f"contact sheet {written.grid}"] + ([f"animation {written.trajectory}"] if written.trajectory else [])
-    what = "clip" if len(pipe.shape) == 4 else "image"
-    say(f"{counted(written.count, what)} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
+    say(f"{counted(written.count, noun_of(pipe.net.size))} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
 
 
 @app.command(group="Generate")

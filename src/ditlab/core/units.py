@@ -19,6 +19,11 @@ def sides_of(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
+def noun_of(size: Sequence[int]) -> str:
+    """What data of a size are called: "clip" for (frames, height, width), "image" for (height, width)."""
+    return "clip" if len(size) == 3 else "image"
+
+
 def width_first(size: Sequence[int]) -> str:
     """A size (..., height, width) as records and the HTTP API write it: WIDTHxHEIGHT, or FRAMESxWIDTHxHEIGHT."""
     *frames, height, width = size

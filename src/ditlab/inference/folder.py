@@ -113,8 +113,7 @@ def sample_folder(
     Raises:
         InputError: a label or setting cannot be used; nothing is written.
     """
-    plan = pipe.resolve(**options)
-    suffix, fps = file_format(pipe, format, fps, plan.size)
+    suffix, fps = file_format(pipe, format, fps, (plan := pipe.resolve(**options)).size)
     values: list[Label] = distinct(pipe, labels) if labels else pipe.examples
     seeds = list(dict.fromkeys(seeds))
     rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)

@@ -40,6 +40,10 @@ class GivenFrames(Original):
         return ~self.mask[:, 0, :, 0, 0]
 
     @property
+    def options(self) -> dict[str, Any]:
+        return {}  # a clip starts from noise
+
+    @property
     def parts(self) -> int:
         length = self.x0.shape[2]
         return 1 + max(0, -(-(self.frames - length) // (length - self.overlap)))
@@ -53,8 +57,8 @@ class GivenFrames(Original):
         if len(self.pixels) not in (1, count):
             clips = len(self.pixels)
             raise InputError(
-                f"given frames for {counted(clips, 'clip')}, and {counted(count, 'clip')} to generate; give 1 image for "
-                f"each frame, or {count}"
+                f"given frames for {counted(clips, 'clip')}, and {counted(count, 'clip')} to generate; give 1 image "
+                f"for each frame, or {count}"
             )
 
     def conditioned(self, condition: Condition) -> Condition:
@@ -219,8 +223,8 @@ def check_frame(sides: tuple[int, int], place: int, size: Sequence[int]) -> None
     """
     if sides != tuple(size[-2:]):
         raise InputError(
-            f"frame {place} has {sides_of(sides)} pixels (height x width), and the clip {sides_of(size[-2:])}; resize it "
-            "first"
+            f"frame {place} has {sides_of(sides)} pixels (height x width), and the clip {sides_of(size[-2:])}; resize "
+            "it first"
         )
 
 

@@ -51,6 +51,11 @@ class Original:
         return self.resample
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The settings of starting from an image, for records."""
+        return {"strength": self.strength, "resample": self.resample}
+
+    @property
     def parts(self) -> int:
         """Number of parts that are generated one after another."""
         return 1
@@ -125,9 +130,7 @@ class Original:
             InputError: another number.
         """
         if len(self.pixels) not in (1, count):
-            raise InputError(
-                f"{len(self.pixels)} images to start from for {count} generated images; give 1 or {count}"
-            )
+            raise InputError(f"{len(self.pixels)} images to start from for {count} generated images; give 1 or {count}")
 
     def finish(self, pixels: Tensor) -> Tensor:
         """Restore the kept pixels in uint8 images (B, C, H, W), because an autoencoder changes them."""

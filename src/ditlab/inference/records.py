@@ -18,7 +18,7 @@ from ditlab.core.io import replace_text
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.sizes import read_text
 from ditlab.core.types import Between, Label, Seed
-from ditlab.core.units import counted, from_width_first, width_first
+from ditlab.core.units import counted, from_width_first, noun_of, width_first
 from ditlab.core.version import __version__
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
@@ -87,7 +87,7 @@ def describe(
         A function that adds the hashes. They are None if the weights were changed in the meantime.
     """
     start, state = plan.original, weights_state(pipe.model)
-    settings = plan.settings() | ({} if start is None else {name: getattr(start, name) for name in START})
+    settings = plan.settings() | ({} if start is None else start.options)
     common: dict[str, Any] = {
         "version": __version__,
         "model": pipe.net.config.get("name"),
@@ -234,16 +234,17 @@ class Repeat:
             model: the model.
             original: the image to start from.
         """
-        identity, lines = model.identity(), []
+        identity, lines, images = model.identity(), [], f"the {noun_of(model.net.size)}s"
+        start = "image or mask" if len(model.net.size) == 2 else "frame"
         for name, what in {"weights_hash": "other weights", "autoencoder_hash": "another autoencoder"}.items():
             value, now = self.common.get(name), identity[name]
             if value not in (None, now):
-                lines.append(f"{self.file}: generated with {what} (hash {value}, now {now}); the images will differ")
+                lines.append(f"{self.file}: generated with {what} (hash {value}, now {now}); {images} will differ")
         if self.common.get("weights_hash") is None:
-            lines.append(f"{self.file} does not record the weights of its model; the images may differ")
+            lines.append(f"{self.file} does not record the weights of its model; {images} may differ")
         started = {image.get("image_hash") for image in self.images} - {None}
-        if original is not None and started and started != {original.about(0)["image_hash"]}:
-            lines.append(f"{self.file}: generated from another image or mask; the images will differ")
+        if original is not None and started and started != {original.about(0).get("image_hash")}:
+            lines.append(f"{self.file}: generated from another {start}; {images} will differ")
         return lines
 
 
