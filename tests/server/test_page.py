@@ -521,11 +521,17 @@ def test_a_late_response_is_not_shown_under_the_name_of_another_run(page):
 NUMBER = "#stage-player .number"
 
 
+def choose_clips(page):
+    """Choose the model of clips, without requests for examples that a generation would end."""
+    page.locator("#classes img[src^=blob]").nth(2).wait_for()
+    page.locator("#model").select_option("clips")
+    page.locator("#current img[alt='example: class right']").wait_for()
+
+
 def generated_clips(page, count, frames=4):
     """Generate clips with the settings of the page."""
     if page.locator("#model").input_value() != "clips":
-        page.locator("#model").select_option("clips")
-    page.locator("#stage-player").wait_for()
+        choose_clips(page)
     page.locator("#count").fill(str(count))
     page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_role("status").filter(has_text=re.compile(f"{count} clips? in")).wait_for(timeout=20_000)
@@ -544,8 +550,7 @@ def frames_of(file):
 
 
 def test_clips_play_in_a_loop_and_are_scrubbed(page):
-    page.locator("#model").select_option("clips")
-    page.locator("#current img[alt='example: class right']").wait_for()
+    choose_clips(page)
     page.evaluate(
         """() => {
         window.moved = [];
@@ -604,7 +609,7 @@ def test_clips_do_not_start_by_themselves_if_motion_is_reduced(page):
 def test_previews_of_clips_are_film_strips_and_the_history_plays(page):
     page.get_by_text("More settings").click()
     page.locator("#steps").fill("200")
-    page.locator("#model").select_option("clips")
+    choose_clips(page)
     page.locator("#count").fill("1")
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#current img[src^='data:']").wait_for()
@@ -640,7 +645,7 @@ def test_clips_are_downloaded_in_other_formats(page, name):
 
 
 def test_given_frames_and_longer_clips(page, tmp_path):
-    page.locator("#model").select_option("clips")
+    choose_clips(page)
     page.get_by_text("Given frames and length").click()
     Image.new("L", (40, 20), 200).save(tmp_path / "gray.png")
     page.locator("#given-first").set_input_files(tmp_path / "gray.png")
