@@ -13,6 +13,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.inference import longer
 from ditlab.inference.given import given_frames
 from ditlab.inference.pipeline import Pipeline
+from ditlab.inference.records import read_record
 
 LATENT = {"seeds": [3, 4], "steps": 3, "guidance": 2.0, "output_type": "latent"}
 
@@ -87,6 +88,18 @@ def test_given_frames_and_longer_clips_have_any_size(pipe):
     assert (out.settings[0]["size"], out.settings[0]["frames"], out.settings[0]["overlap"]) == ("6x16x8", 9, 3)
 
 
+def test_given_frames_without_a_path_are_recorded(pipe, tmp_path):
+    options = {"seeds": [3], "steps": 1, "sampler": "euler"}
+    pipe([0], given={0: picture(0)}, **options).save(tmp_path / "a")
+    record = read_record(tmp_path / "a" / "samples.json")
+    assert record.start == {"given": ()}  # the command line asks for them
+    assert "strength" not in record.settings
+    pipe([0], frames=6, **options).save(tmp_path / "b")
+    assert read_record(tmp_path / "b" / "samples.json").start == {"frames": 6, "overlap": 2}
+    pipe([0], **options).save(tmp_path / "c")
+    assert read_record(tmp_path / "c" / "samples.json").start == {}
+
+
 def test_steps_of_longer_clips_are_those_of_all_parts(pipe):
     original = given_frames(pipe, {0: picture(0)}, 9, 1)
     plan = pipe.resolve(original=original, steps=2, sampler="euler", guidance=2.0)
@@ -109,8 +122,8 @@ def test_memory_is_checked_before_a_long_clip(pipe, monkeypatch):
     monkeypatch.setattr(type(pipe.net), "forward", lambda *args: pytest.fail("the network ran"))
     # 4 copies of 8x8 bytes, and 2 latents of 8x8 floats, for each frame.
     message = (
-        "2 clips of 10,000,000 frames of 8x8 need about 14.3 GiB of memory, and there are 1.0 GiB, of which 0.5 are "
-        "free; give fewer frames or clips"
+        "about 14.3 GiB of memory are needed for 2 clips of 10,000,000 frames of 8x8, and there are 1.0 GiB, of which "
+        "0.5 are free; give fewer frames or clips"
     )
     for call in (
         lambda: pipe([0, 1], seeds=[0, 1], frames=10_000_000),

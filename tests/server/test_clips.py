@@ -172,4 +172,4 @@ class TestClips:
         monkeypatch.setattr(longer, "total_memory", lambda device: 1000)
         response = post(clip_client, prompt=0, frames=9)
         assert response.status_code == 400
-        assert error(response).startswith("1 clip of 9 frames of 8x8 need about 0.0 GiB of memory, and there are 0.0")
+        assert error(response).startswith("about 0.0 GiB of memory are needed for 1 clip of 9 frames of 8x8, and there")

@@ -45,8 +45,8 @@ def check_room_for(pipe: "BasePipeline", original: Original | None, clips: int) 
     needed, cpu = clips * original.frames * (frame + latent), torch.device("cpu")
     if needed > total_memory(cpu):
         raise InputError(
-            f"{counted(clips, 'clip')} of {original.frames:,} frames of {height}x{width} need about "
-            f"{needed / GIB:,.1f} GiB of memory, and there are {total_memory(cpu) / GIB:,.1f} GiB, of which "
+            f"about {needed / GIB:,.1f} GiB of memory are needed for {counted(clips, 'clip')} of "
+            f"{original.frames:,} frames of {height}x{width}, and there are {total_memory(cpu) / GIB:,.1f} GiB, of which "
             f"{free_memory(cpu) / GIB:,.1f} are free; give fewer frames or clips"
         )
 
@@ -110,22 +110,25 @@ class Growing:
         self.clips: Tensor | None = None
         """The latents (B, c, T, h, w) of what is complete."""
         self.steps = self.earlier = 0  # steps so far, and those of complete parts
+        self.rows = slice(0)  # of the clips whose steps are reported, if the memory was too small for all at a time
 
     def add(self, latents: Tensor) -> None:
         """Append a part (B, c, K, h, w), which begins with the last frames of the part before it."""
-        self.clips, self.earlier = self.joined(latents), self.steps
+        self.clips, self.earlier, self.rows = self.joined(latents, slice(None)), self.steps, slice(0)
         self.part = following(self.clips[:, :, -self.overlap :], latents.shape[2])
 
-    def joined(self, latents: Tensor) -> Tensor:
-        """Return the complete parts with one more, up to the length of the clips."""
+    def joined(self, latents: Tensor, rows: slice) -> Tensor:
+        """Return the complete parts of some clips with one more, up to the length of the clips."""
         if self.clips is None:
             return latents
-        return torch.cat([self.clips, latents[:, :, self.overlap :]], dim=2)[:, :, : self.frames]
+        return torch.cat([self.clips[rows], latents[:, :, self.overlap :]], dim=2)[:, :, : self.frames]
 
     def whole(self, step: Step) -> Step:
         """Return a step of the part as one of the clips: frames that are not generated yet are zero."""
+        if step.i == 0:
+            self.rows = slice(self.rows.stop, self.rows.stop + len(step.x))
         self.steps = self.earlier + step.i + 1
-        x, x0 = (self.padded(self.joined(latents)) for latents in (step.x, step.x0))
+        x, x0 = (self.padded(self.joined(latents, self.rows)) for latents in (step.x, step.x0))
         return replace(step, i=self.steps - 1, x=x, x0=x0)
 
     def padded(self, latents: Tensor) -> Tensor:

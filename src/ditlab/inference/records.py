@@ -166,8 +166,9 @@ class Repeat:
         clips = [{name: image[name] for name in CLIP if name in image} for image in self.images]
         if any(clip != clips[0] for clip in clips):
             raise InputError(f"the clips of {self.file} start from several frames; give them again")
-        if clips and clips[0]:
-            return clips[0] | ({"given": ()} if "image_hash" in self.images[0] and "given" not in clips[0] else {})
+        hashed = bool(clips) and "image_hash" in self.images[0]
+        if clips and (clips[0] or (hashed and "strength" not in self.common["settings"])):
+            return clips[0] | ({"given": ()} if hashed and "given" not in clips[0] else {})
         starts = {(image.get("image"), image.get("mask"), image.get("image_hash")) for image in self.images}
         if len(starts) > 1:
             raise InputError(f"the images of {self.file} start from several images; repeat one of its PNG files")
