@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,16 @@ def test_lists_are_given_as_they_are_written(ditlab, refuses):
 def test_options_of_other_programs_are_explained(refuses, option, setting):
     line = refuses("train", "digits", option)
     assert f"unknown option {option.partition('=')[0]}; give {setting}" in line
+
+
+def test_help_names_all_features_and_metrics(ditlab):
+    from ditlab.evaluation.features import FEATURES
+    from ditlab.evaluation.metrics import METRICS
+
+    text = " ".join(re.sub(r"[│\n]", " ", ditlab("evaluate", "--help").out).split())
+    assert [name for name in (*FEATURES, *METRICS) if name not in text] == []
+    text = " ".join(re.sub(r"[│\n]", " ", ditlab("reference", "--help").out).split())
+    assert [name for name in FEATURES if name not in text] == []
 
 
 def test_help_names_the_shipped_recipes(ditlab):

@@ -1,5 +1,7 @@
 """`ditlab sample --given`: frames of clips."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -42,9 +44,28 @@ def test_frames_are_given_and_recorded(ditlab, model, tmp_path):
     assert np.array_equal(clip_in(tmp_path / "again"), clip_in(tmp_path / "long"))
 
 
+def test_frames_of_another_size_are_shown_recorded_and_repeated(ditlab, model, tmp_path):
+    given = ("--given", "0=a.png", "--size", "6x8x8")
+    said = ditlab("sample", model, *OPTIONS, *given, "--out", "one").err
+    assert ", size 6x8x8 (shifts the schedule by 1.22), " in said
+    assert "1 clip in " in said
+    assert clip_in(tmp_path / "one").shape == (6, 8, 8, 1)
+    assert json.loads((tmp_path / "one" / "samples.json").read_text())["size"] == "6x8x8"
+    ditlab("sample", "--like", "one", "--out", "two")
+    assert np.array_equal(clip_in(tmp_path / "two"), clip_in(tmp_path / "one"))
+    said = ditlab("sample", model, *OPTIONS, *given, "--frames", 9, "--sampler", "euler", "--guidance", 2,
+                  "--out", "long").err  # fmt: skip
+    assert "euler, 4 steps (8 NFE), " in said  # two parts of two steps
+    assert ", in 2 parts, " in said
+    ditlab("sample", "--like", "long", "--out", "again")
+    assert np.array_equal(clip_in(tmp_path / "again"), clip_in(tmp_path / "long"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--size", "4x8x4", "--frames", 4), "frames is 4, and a clip has 4 without being continued; give more, or"),
+        (("--size", 0), "size 4x0x0; no side can be 0: give 4x4x4, the nearest one"),
         (("--given", "a.png"), "--given a.png; give INDEX=FILE, such as 0=first.png or last=end.png"),
         (("--given", "0=a.png", "0=b.png"), "--given has frame 0 twice; leave one of them out"),
         (("--overlap", 2), "--overlap needs the length of the clips; add --frames"),

@@ -1,6 +1,7 @@
 """Clips: frames are chosen by their times, whatever the file format says about their number."""
 
 import importlib.util
+import io
 import json
 import tarfile
 from fractions import Fraction
@@ -165,7 +166,7 @@ def test_classes_captions_and_what_is_left_out(tmp_path):
     assert (clips.classes, clips.labels.tolist(), clips.size) == (["run", "walk"], [0, 1, 1], (4, SIDE, SIDE))
     assert [clips.captions(i) for i in range(3)] == [(), ("a red square",), ()]
     assert clips.reading.left_out["not a clip (.jpg)"].count == 1
-    assert "3 videos of 4x8x8 pixels, RGB" in Summary.of(clips, "x").lines()[0]
+    assert "3 clips of 4x8x8 pixels, RGB" in Summary.of(clips, "x").lines()[0]
     assert "clips of 4 frames, every frame of a file" in Summary.of(clips, "x").lines()
 
 
@@ -216,13 +217,36 @@ def test_clips_that_cannot_be_read_are_listed_and_replaced(tmp_path):
     assert clips.fetch(torch.tensor([short])).index.tolist() != [short]
     assert len(clips.fetch_readable(torch.arange(7))) == 4
     strict = open_dataset(str(tmp_path / "data"), Preparation(frames=4))
-    with pytest.raises(UnreadableImagesError, match="3 of 7 clips cannot be read"):
+    with pytest.raises(UnreadableImagesError) as error:
         strict.check(Console(quiet=True), resumed=False)
+    assert str(error.value).startswith("3 of 7 clips cannot be read or are too short, the last one is ")
+    assert "; repair them, give fewer frames, or allow a greater share than 0.05 (max_skipped); it is" in str(
+        error.value
+    )
     (tmp_path / "none").mkdir()
     for name in ("bad.gif", "worse.gif"):
         (tmp_path / "none" / name).write_bytes(b"GIF89a")
     with pytest.raises(InputError, match=r"none of the 2 clips can be read, beginning with bad\.gif"):
         open_clips(tmp_path / "none", frames=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [({}, "fewer frames"), ({"stride": 2}, "fewer frames, or a smaller stride"),
+     ({"fps": 5.0}, "fewer frames, or a higher fps")],
+)  # fmt: skip
+def test_clips_that_are_too_short_name_the_settings_that_ask_for_more(tmp_path, settings, remedy):
+    for name in "ab":
+        animation(tmp_path / f"{name}.gif", range(6), 100)
+    with pytest.raises(UnreadableImagesError) as error:
+        open_clips(tmp_path, frames=9, **settings).fetch(torch.arange(2))
+    assert " clips are too short, the last one is " in str(error.value)
+    assert f"; give {remedy}, or allow a greater share than 0.05 (max_skipped); it is 1 so far" in str(error.value)
+    source, timing = open_source(str(tmp_path), Preparation(frames=9)), timing_of(Preparation(frames=9, **settings))
+    with pytest.raises(InputError) as error:
+        survey_clips(source, timing, Console(quiet=True), preprocessing(Preparation(frames=9)))
+    assert str(error.value).startswith("all 2 clips are too short, beginning with a.gif (too short: ")
+    assert str(error.value).endswith(f"); give {remedy}")
 
 
 def test_a_request_beyond_the_memory(tmp_path, monkeypatch):
@@ -253,6 +277,24 @@ def test_folders_of_frames(tmp_path):
         open_clips(tmp_path / "walk" / "a", frames=4, frame_folders=True)
     with pytest.raises(UnreadableImagesError, match=r"too short: 1 frame of 4"):  # as clips, these are 24 still images
         open_clips(tmp_path, frames=4).fetch(torch.arange(4))
+
+
+def test_folders_of_frames_have_no_seconds(tmp_path):
+    for name, count in (("a", 6), ("b", 4), ("c", 2)):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images(range(count))):
+            image.save(tmp_path / name / f"{number}.png")
+    settings = Preparation(frames=4, frame_folders=True)
+    found = survey_clips(open_source(str(tmp_path), settings), Timing(4), Console(quiet=True), preprocessing(settings))
+    assert (found.seconds, found.frames, found.rates) == (None, (4, 5, 6), {})
+    assert found.unreadable == {"c": "too short: 2 frames of 4"}
+    screen = Console(record=True, width=100, file=io.StringIO())
+    screen.print(*found.tables())
+    said = screen.export_text()
+    assert "frames, min / median / max" in said
+    assert "4 / 5 / 6" in said
+    assert "seconds" not in said
+    assert "fps" not in said
 
 
 def test_tar_shards(tmp_path):

@@ -49,6 +49,16 @@ def shown(found, width):
     return screen.export_text()
 
 
+def test_long_lists_say_how_many_more_there_are(tmp_path):
+    for i in range(20):
+        (tmp_path / f"bad{i:02}.png").write_bytes(b"")
+        for name in ("a", "b"):
+            Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / f"{name}{i:02}.png")
+    said = shown(survey(open_source(str(tmp_path)), Console(quiet=True)), width=80)
+    assert said.count("bad") == 16
+    assert said.count("and 4 more") == 2  # unreadable files, and duplicates
+
+
 def test_odd_names_are_shown_as_they_are(tmp_path):
     names = ["[bold] cat", "a[red]x", "long " * 40]
     for name in names:

@@ -127,6 +127,21 @@ def test_formats_and_frame_rates(video, tmp_path):
         out.save(tmp_path / "b", fps=1000)
 
 
+@pytest.mark.parametrize("name", ["o.avi", "o.MOV", "o.apng"])
+def test_an_unknown_suffix_is_refused(video, tmp_path, name):
+    with pytest.raises(InputError) as error:
+        video(0, seeds=0, steps=1).save(tmp_path / name)
+    assert str(error.value) == (
+        f"{tmp_path / name}; files of videos end in .webp or .gif or .mp4 or .webm or .npy; give such a name, or a "
+        "folder without a suffix"
+    )
+    with pytest.raises(InputError, match=r"files of images end in .png or .npy; give such a name, or a folder"):
+        tiny_pipeline()(0, steps=1).save(tmp_path / name)
+    (tmp_path / name).mkdir()
+    assert video(0, seeds=0, steps=1).save(tmp_path / name)[0].name == "0000.webp"
+    assert video(0, seeds=0, steps=1).save(tmp_path / "v1.5")[0].parent.name == "v1.5"
+
+
 def test_a_file_of_images_holds_no_videos(video, tmp_path):
     with pytest.raises(InputError, match=r"holds images, and this model generates videos; write \.npy files"):
         write_samples(
@@ -155,6 +170,20 @@ class TestVideoFiles:
         with pytest.raises(InputError, match=message):
             save_video(clip, tmp_path / "a.mp4")
         save_video(clip, tmp_path / "a.webm")
+
+    def test_encoders_get_only_options_that_they_use(self, tmp_path, monkeypatch):
+        import av
+
+        given = {}
+        opening = av.open
+        monkeypatch.setattr(
+            av,
+            "open",
+            lambda file, **options: given.update({options["format"]: options["options"]}) or opening(file, **options),
+        )
+        for suffix in (".mp4", ".webm"):
+            save_video(np.zeros((2, 16, 16, 3), np.uint8), tmp_path / f"a{suffix}")
+        assert given == {"mp4": {"movflags": "faststart"}, "webm": {}}
 
 
 def test_images_are_saved_under_the_names_that_are_asked_for(tmp_path):

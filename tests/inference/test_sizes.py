@@ -18,6 +18,7 @@ from ditlab.diffusion.process import DDPM, make_process
 from ditlab.diffusion.samplers.grids import shifted, shifted_times
 from ditlab.inference import sizes
 from ditlab.inference.folder import sample_folder
+from ditlab.inference.npz import write_samples
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.records import read_record
 from ditlab.inference.samples import Samples
@@ -98,6 +99,36 @@ def test_the_record_of_an_image_repeats_its_size(pipe: Pipeline, tmp_path: Path)
     (image,) = pipe(0, seeds=3, **words).images
     (file,) = (file for file in (tmp_path / "a").glob("*.png") if file.name != "grid.png")
     assert np.array_equal(image, Image.open(file))
+
+
+def test_the_record_of_a_clip_repeats_its_frames(tmp_path: Path) -> None:
+    sizes = {"depth": 1, "width": 16, "heads": 2, "patch": 4, "classes": 2, "channels": 1, "learn_variance": False}
+    clips = Pipeline(create("VideoDiT", size=(4, 8, 8), **sizes), Objective())
+    options = {"steps": 1, "sampler": "euler", "size": (6, 8, 16)}
+    folder = tmp_path / "a"
+    sample_folder(clips, [0], [3], folder, Console(quiet=True), batch_size=2, trajectory=False, options=options)
+    record = read_record(folder / "samples.json")
+    assert record.common["size"] == "6x16x8"  # frames, width, height
+    assert record.words({}, clips.objective)["size"] == (6, 8, 16)
+    (folder / "samples.json").write_text((folder / "samples.json").read_text().replace("6x16x8", "16x8"))
+    assert read_record(folder / "samples.json").words({}, clips.objective)["size"] == (8, 16)  # of an earlier version
+    for size, message in (
+        ((0, 8, 8), "size 0x8x8; no side can be 0: give 1x8x8, the nearest one"),
+        ((8, 0), "size 4x8x0; no side can be 0: give 4x8x4, the nearest one"),
+        (8, "size 8; give height and width, such as (8, 8), or frames, height and width, such as (4, 8, 8)"),
+    ):
+        with pytest.raises(InputError) as error:
+            clips(0, size=size)
+        assert str(error.value) == message
+
+
+def test_a_file_of_another_size_is_checked_and_repeated(pipe: Pipeline, tmp_path: Path) -> None:
+    call = {"count": 3, "labels": "balanced", "seed": 0, "batch_size": 2}
+    options = {"steps": 1, "sampler": "euler", "size": (16, 8)}
+    write_samples(pipe, tmp_path / "a", Console(quiet=True), options=options, **call)
+    assert read_record(tmp_path / "a" / "samples.json").words({}, pipe.objective)["size"] == (16, 8)
+    write_samples(pipe, tmp_path / "b", Console(quiet=True), options=options | {"size": None}, **call)
+    assert "size" not in json.loads((tmp_path / "b" / "samples.json").read_text())
 
 
 def test_memory_is_checked_before_a_large_image(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from ditlab.server.requests import GenerationRequest, InspectionRequest
 
 GENERATE = "/v1/images/generations"
 JSON = {"content-type": "application/json"}
-LONG = f"bytes besides image and mask; the limit is {TEXT}"
+LONG = f"bytes besides image, mask and given; the limit is {TEXT}"
 DEEP = "the body is nested too deeply; no value of a request has more than two levels"
 STRING = "Input should be a valid string"
 SECONDS = 0.4  # that a client has in these tests

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 import text_net
 import torch
-from helpers import serving, smooth, tiny_pipeline
+from helpers import perturbed, serving, smooth, tiny_pipeline
 from PIL import Image
 
 from ditlab.backbones import create
@@ -39,9 +39,10 @@ def address(tmp_path_factory):
     pipe.save(folder / "small")
     smooth(tiny_pipeline(classes=0)).save(folder / "plain")
     text_pipeline().save(folder / "text")
+    clip_pipeline().save(folder / "clips")
     begin_run(folder / "going")
     begin_run(folder / "ended", images=300)
-    names = ("small", "plain", "text", "going", "ended")
+    names = ("small", "plain", "text", "clips", "going", "ended")
     imported = f"--import={text_net.__file__}"
     with held(folder / "going"), serving(*(folder / name for name in names), imported) as address:
         yield address
@@ -54,6 +55,17 @@ def text_pipeline():
     net = create("text_net:TextNet", size=8, channels=3, learn_variance=False, **conditioner.network_options())
     config = {"prompts": ["a red apple", "a blue apple"], "sample": {"sampler": "euler", "steps": 4, "guidance": 2.0}}
     return Pipeline(net, Objective(make_process("linear"), "velocity"), conditioner=conditioner, config=config)
+
+
+def clip_pipeline():
+    """A model of clips of 4 frames of 8x16 pixels, with random weights."""
+    torch.manual_seed(0)
+    net = create(
+        "VideoDiT", size=(4, 8, 16), channels=1, classes=2, width=32, depth=1, heads=2, patch=4, learn_variance=False
+    )
+    config = {"sample": {"sampler": "euler", "steps": 6, "guidance": 2.0}}
+    objective = Objective(make_process("linear"), "velocity")
+    return Pipeline(perturbed(net, 0.05), objective, classes=["left", "right"], config=config)
 
 
 def begin_run(run, images=800):
@@ -504,6 +516,183 @@ def test_a_late_response_is_not_shown_under_the_name_of_another_run(page):
     page.locator("#run").select_option("going")
     page.wait_for_timeout(1500)
     assert "800 of 110,000" in page.locator("#run-told").inner_text()
+
+
+NUMBER = "#stage-player .number"
+
+
+def choose_clips(page):
+    """Choose the model of clips, without requests for examples that a generation would end."""
+    page.locator("#classes img[src^=blob]").nth(2).wait_for()
+    page.locator("#model").select_option("clips")
+    page.locator("#current img[alt='example: class right']").wait_for()
+
+
+def generated_clips(page, count, frames=4):
+    """Generate clips with the settings of the page."""
+    if page.locator("#model").input_value() != "clips":
+        choose_clips(page)
+    page.locator("#count").fill(str(count))
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("status").filter(has_text=re.compile(f"{count} clips? in")).wait_for(timeout=20_000)
+    page.locator(NUMBER).filter(has_text=f"/ {frames}").wait_for()
+    assert page.locator("#current canvas").count() == count
+
+
+def gray(address):
+    """The gray levels of an image, from its data URL."""
+    return Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).convert("L").tobytes()
+
+
+def frames_of(file):
+    with Image.open(file) as clip:
+        return [clip.convert("L").tobytes() for number in range(clip.n_frames) if clip.seek(number) is None]
+
+
+def test_clips_play_in_a_loop_and_are_scrubbed(page):
+    choose_clips(page)
+    page.evaluate(
+        """() => {
+        window.moved = [];
+        const note = (entry) => entry.sources.forEach(({ node }) => window.moved.push(node?.outerHTML));
+        const outside = ({ sources }) => sources.some(({ node }) => !node?.parentElement?.closest("#history"));
+        const all = (list) => list.getEntries().filter(outside).forEach(note);
+        new PerformanceObserver(all).observe({ type: "layout-shift" });
+    }"""
+    )
+    generated_clips(page, 2)
+    assert page.evaluate("window.moved") == []
+    for number in (3, 4, 1):  # it begins again after the last frame
+        page.locator(NUMBER).filter(has_text=f"{number} / 4").wait_for()
+    page.get_by_role("button", name="Pause").click()
+    page.locator("#stage-player").get_by_label("Frame").fill("3")
+    page.wait_for_timeout(400)
+    assert page.locator(NUMBER).inner_text() == "3 / 4"
+    shown = page.locator("#current canvas").first.evaluate("canvas => canvas.toDataURL()")
+    assert page.locator("#current canvas").nth(1).get_attribute("aria-label") == "class right, seed 1"
+    assert serious(page) == []
+    page.locator("#current button").first.click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download PNG").click()
+    frames = frames_of(download.value.path())
+    assert (len(frames), gray(shown)) == (4, frames[2])
+    detail = page.locator("#detail-player")
+    detail.get_by_label("Frame").fill("2")
+    assert detail.locator(".number").inner_text() == "2 / 4"
+    assert gray(page.locator("#detail-clip").evaluate("canvas => canvas.toDataURL()")) == frames[1]
+    detail.get_by_label("Frame").press("ArrowRight")  # scrubs, and does not open the next clip
+    assert detail.locator(".number").inner_text() == "3 / 4"
+    assert page.locator("#detail-title").inner_text() == "class left, seed 0"
+    assert serious(page) == []
+    page.get_by_role("button", name="Compare with another clip").click()
+    page.locator("#history button").first.click()
+    detail.locator(".number").filter(has_text="/ 4").wait_for()
+    assert page.locator("#detail-other-clip").is_visible()
+    assert page.locator("#slider-text").inner_text() == "Left: this image. Right: the other image."
+
+
+def test_clips_do_not_start_by_themselves_if_motion_is_reduced(page):
+    page.emulate_media(reduced_motion="reduce")
+    generated_clips(page, 1)
+    page.wait_for_timeout(600)
+    assert page.locator(NUMBER).inner_text() == "1 / 4"
+    page.locator("#history button").hover()
+    assert page.locator("#history img").get_attribute("src").startswith("blob:")  # the first frame
+    page.get_by_role("button", name="Play").click()
+    page.locator(NUMBER).filter(has_text="3 / 4").wait_for()
+    page.reload()
+    page.locator("#model").select_option("clips")
+    page.locator(NUMBER).filter(has_text="1 / 4").wait_for()
+    assert page.get_by_role("button", name="Play").is_enabled()
+
+
+def test_previews_of_clips_are_film_strips_and_the_history_plays(page):
+    page.get_by_text("More settings").click()
+    page.locator("#steps").fill("200")
+    choose_clips(page)
+    page.locator("#count").fill("1")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#current img[src^='data:']").wait_for()
+    assert page.locator("#current img").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 8]
+    page.locator("#history button.clip").wait_for()
+    image = page.locator("#history img")
+    first = image.get_attribute("src")
+    assert first.startswith("blob:")
+    page.locator("#history button").hover()
+    assert image.get_attribute("src").startswith("data:image/png")
+    page.locator("h1").hover()
+    assert image.get_attribute("src") == first
+
+
+@pytest.mark.parametrize("name", ["mp4", "webp", "gif"])
+def test_clips_are_downloaded_in_other_formats(page, name):
+    if name == "mp4":
+        pytest.importorskip("av")
+    generated_clips(page, 2)
+    page.locator("#current button").nth(1).click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name=f"Download {name}", exact=False).click()
+    assert download.value.suggested_filename == f"clips-1-1.{name}"
+    if name == "mp4":
+        assert download.value.path().read_bytes()[4:8] == b"ftyp"
+        return
+    other = frames_of(download.value.path())
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download PNG").click()
+    if name == "webp":
+        assert other == frames_of(download.value.path())
+    assert len(other) == 4
+
+
+def test_given_frames_and_longer_clips(page, tmp_path):
+    choose_clips(page)
+    page.get_by_text("Given frames and length").click()
+    Image.new("L", (40, 20), 200).save(tmp_path / "gray.png")
+    page.locator("#given-first").set_input_files(tmp_path / "gray.png")
+    page.locator("#given-first-image").wait_for()
+    page.locator("#frames").fill("6")
+    generated_clips(page, 1, frames=6)
+    page.locator("#current button").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download PNG").click()
+    frames = frames_of(download.value.path())
+    assert (len(frames), set(frames[0])) == (6, {200})
+    assert "image hash" in page.locator("#detail-settings").inner_text()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for button, words in (
+        ("Python", 'given={0: Image.open("first.png")}, frames=6, overlap=2'),
+        ("command", " --given 0=first.png --frames 6 --overlap 2"),
+    ):
+        page.get_by_role("button", name=f"Copy as {button}").click()
+        page.locator("#copied").filter(has_text="Copied").wait_for()
+        assert words in page.evaluate("navigator.clipboard.readText()")
+        page.locator("#copied").evaluate("place => (place.textContent = '')")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Remove frames").click()
+    assert not page.locator("#given-first-image").is_visible()
+    page.locator("#history button").click()
+    page.get_by_role("button", name="Use these settings").click()
+    assert page.locator("#frames").input_value() == "6"
+    assert page.locator("#given-first-image").is_visible()
+    page.locator("#model").select_option("small")
+    assert not page.locator("#given-set").is_visible()
+    assert page.locator("#start-set").is_visible()
+
+
+def test_equal_frames_that_a_file_merges_are_counted(page):
+    frames = [Image.new("L", (4, 4), level) for level in (10, 10, 10, 90, 10)]
+    content = io.BytesIO()
+    frames[0].save(content, format="PNG", save_all=True, append_images=frames[1:], duration=125)
+    with Image.open(content) as merged:
+        assert merged.n_frames == 3
+    read = """async (text) => {
+        const { read } = await import("/clip.js");
+        const { frames, milliseconds } = await read(text, { size: "5x4x4" });
+        const pen = new OffscreenCanvas(4, 4).getContext("2d");
+        const level = (frame) => (pen.drawImage(frame, 0, 0), pen.getImageData(1, 1, 1, 1).data[0]);
+        return [frames.map(level), milliseconds];
+    }"""
+    assert page.evaluate(read, base64.b64encode(content.getvalue()).decode()) == [[10, 10, 10, 90, 10], 125]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -68,7 +68,7 @@ def weights(run):
 
 def test_a_run_resumes_with_the_same_clips_and_generates_files(clips, tmp_path, ditlab):
     said = train(clips, tmp_path / "whole", 24)
-    assert "6 videos of 4x8x8 pixels, RGB" in said
+    assert "6 clips of 4x8x8 pixels, RGB" in said
     assert "clips of 4 frames at 10 fps (0.4 s)" in said
     train(clips, tmp_path / "run", 8)
     train(clips, tmp_path / "run", 24)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ditlab.core.errors import InputError
@@ -59,6 +60,20 @@ class Autoencoder(nn.Module, ABC):
     def decode_as(self, x0: Tensor, values: PixelValues) -> Tensor:
         """Decode latents x0 (B, c, h, w) to images as a data set with these values holds them: uint8, or float32."""
         return self.decode(x0) if values.eight_bits else self.decode_scaled(x0)
+
+    def decode_clips(self, x0: Tensor, values: PixelValues, most: int) -> Tensor:
+        """Decode latents (B, c, T, h, w) to clips (B, C, T, H, W), with frames as separate images.
+
+        Args:
+            x0: the latents.
+            values: the type and the range of the frames.
+            most: frames of each clip that are decoded at a time, because each needs memory.
+        """
+        parts = []
+        for part in x0.split(most, dim=2):
+            frames = self.decode_as(part.transpose(1, 2).flatten(0, 1), values)
+            parts.append(frames.reshape(len(x0), part.shape[2], *frames.shape[1:]).transpose(1, 2))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def check_images(self, channels: int, values: PixelValues) -> None:
         """Check that this autoencoder can encode images with these channels and values.

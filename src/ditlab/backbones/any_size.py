@@ -27,6 +27,8 @@ def check_divisible(size: Sequence[int], multiples: Sequence[int]) -> None:
     if min(size) > 0 and all(side % step == 0 for side, step in zip(size, steps, strict=True)):
         return
     near = [max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True)]
+    if min(size) < 1:
+        raise InputError(f"size {sides_of(size)}; no side can be {min(size)}: give {sides_of(near)}, the nearest one")
     units = f"multiples of {multiples[-1]}" if len(set(multiples)) == 1 else f"multiples of {sides_of(multiples)}"
     raise InputError(f"size {sides_of(size)}; sides must be {units}: give {sides_of(near)}, the nearest one")
 

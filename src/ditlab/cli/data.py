@@ -20,7 +20,7 @@ from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
-from ditlab.core.units import counted
+from ditlab.core.units import counted, noun_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -136,8 +136,9 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
     dataset = open_dataset(source, settings)
     Summary.of(dataset, source).show(screen)
     written = write_folder(dataset, folder, count)
-    left_out = f"; {counted(len(dataset.skipped), 'image')} could not be read" if dataset.skipped else ""
-    say(f"wrote {counted(written, 'image')} to {folder}{left_out}")
+    what = noun_of(dataset.size)
+    left_out = f"; {counted(len(dataset.skipped), what)} could not be read" if dataset.skipped else ""
+    say(f"wrote {counted(written, what)} to {folder}{left_out}")
 
 
 def inspect_images(source: str, settings: Preparation, sheet: Path | None, json: bool) -> None:

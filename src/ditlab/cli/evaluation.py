@@ -31,7 +31,8 @@ class Measuring:
     """How features of real images are computed."""
 
     features: str | None = None
-    """inception, dinov2, digits, glyphs or own (default: digits or glyphs for these data sets, otherwise inception)."""
+    """inception, dinov2, digits, glyphs or own, and for clips i3d or moving-digits (default: digits, glyphs or
+    moving-digits for these data sets, otherwise inception)."""
     feature_weights: Location = ""
     """File, folder or hub id of the weights of the feature network."""
     count: Positive | None = None

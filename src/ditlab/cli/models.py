@@ -16,6 +16,7 @@ from ditlab.config.values import File, Folder, Location, check_folder_name
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
+from ditlab.core.units import noun_of, sides_of
 
 Options: Any = network_arguments()  # with a field for each option of the families
 
@@ -134,7 +135,11 @@ def cost_of_model(path: str, options: Any, base: str | None = None) -> dict[str,
         cost["averaged_over"] = compute.calls
     if isinstance(pipe.autoencoder, Absent):
         return {"name": path, **cost}
-    about = {"size": f"{height}x{width}", "channels": channels, "values": pipe.values.describe()}
+    about = {
+        "size": sides_of((*pipe.net.size[:-2], height, width)),
+        "channels": channels,
+        "values": pipe.values.describe(),
+    }
     reads = {"reads": pipe.conditioner.about()} if isinstance(pipe.conditioner, Text) else {}
     return {"name": path, **cost, "images": about | {"about": about_images(channels, pipe.values)}, **reads}
 
@@ -160,7 +165,8 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
             how = f"measured over {calls} network calls of a sampler" if calls else "if training reaches the budget"
             say(f"{row['name']}: {row['average_gmacs']:,.4g} GMACs on average ({how})")
         if images := row.get("images"):
-            say(f"{row['name']} generates images of {images['size']} with {images['about']}")
+            what = noun_of(images["size"].split("x"))
+            say(f"{row['name']} generates {what}s of {images['size']} with {images['about']}")
         if reads := row.get("reads"):
             say(f"{row['name']} reads {reads}")
 

@@ -45,7 +45,8 @@ class Request:
     label_sampling: Literal["balanced", "random"] | None = None
     """With --npz: labels are balanced (each class equally often; the default) or random (uniformly distributed)."""
     size: str | None = None
-    """Side, or HEIGHTxWIDTH, of the images (default: the size of the model, with --like that of the image)."""
+    """Side, or HEIGHTxWIDTH, of the images, or FRAMESxHEIGHTxWIDTH of clips (default: the size of the model, with
+    --like that of the image)."""
     strip: Positive | None = None
     """Interpolate with this number of images: between two seeds for each label, or with one seed between two labels."""
     like: File | None = None

@@ -16,7 +16,7 @@ from ditlab.config.sampling import GUIDANCE_ORIGIN, SamplingOptions
 from ditlab.config.values import Location, check_folder_name
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
-from ditlab.core.units import counted
+from ditlab.core.units import counted, noun_of, sides_of
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
@@ -180,7 +180,8 @@ def original_of(pipe: "BasePipeline", start: StartImage, size: Sequence[int] | N
     from ditlab.inference.inpaint import read_image
 
     if start.given or start.frames is not None:
-        return {"original": given_frames(pipe, read_given(start.given), start.frames, start.overlap)}
+        images = read_given(start.given) if start.given else None
+        return {"original": given_frames(pipe, images, start.frames, start.overlap, size)}
     if start.image is None:
         return {}
     mask = None if start.mask is None else read_image(start.mask)
@@ -264,10 +265,12 @@ def settings_line(plan: "Plan", pipe: "BasePipeline", origin: str) -> str:
             numbers = value if isinstance(value, tuple) else (value,)
             parts.append(f"{name.replace('_', ' ')} {' '.join(f'{number:g}' for number in numbers)}")
     if plan.size != pipe.net.size:
-        size = "x".join(map(str, pipe.picture_shape_of(plan.size)[1]))
+        size = sides_of((*plan.size[:-2], *pipe.picture_shape_of(plan.size)[1]))
         parts.append(
             f"size {size}" + (f" (shifts the schedule by {plan.size_shift:.2f})" if plan.size_shift != 1 else "")
         )
+    if plan.original is not None and plan.original.parts > 1:
+        parts.append(f"in {plan.original.parts} parts")
     if plan.cache is not None and plan.cache.asked:
         parts.append(f"{plan.cache.computed:,} of {plan.cache.asked:,} evaluations whole")
     return ", ".join([*parts, pipe.net.precision])
@@ -309,7 +312,7 @@ def sample_images(
         print_json(dataclasses.asdict(written))
         return
     shown = [f"contact sheet {written.grid}"] + ([f"animation {written.trajectory}"] if written.trajectory else [])
-    say(f"{counted(written.count, 'image')} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
+    say(f"{counted(written.count, noun_of(pipe.net.size))} in {written.seconds:.1f} s, in {out}; {', '.join(shown)}")
 
 
 def parse_seeds(texts: list[str]) -> list[int]:

@@ -59,7 +59,8 @@ class FeatureOptions(Located):
     """The features in which images are compared."""
 
     features: str = ""
-    """inception, dinov2, digits, glyphs or own (default: the features of the reference)."""
+    """inception, dinov2, digits, glyphs or own, and for clips i3d or moving-digits (default: the features of the
+    reference)."""
     feature_weights: Location = ""
     """File, folder or hub id of the weights of the feature network."""
 
@@ -71,7 +72,8 @@ class Scoring(FeatureOptions):
     reference: Location = ""
     """Reference: an .npz file of ditlab or of ADM's evaluator, or any data source."""
     metrics: Metrics = ()
-    """frechet, spatial, inception-score, precision-recall, kernel, accuracy (default: all that apply)."""
+    """frechet, spatial, inception-score, precision-recall, kernel, accuracy, prompts, and for clips real-vs-real and
+    motion (default: all that apply)."""
     show: tuple[Whole, ...] = ()
     """Numbers of the one or three channels, from 1, that the features see (default: those that PNG files show)."""
 

@@ -19,6 +19,23 @@ def sides_of(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
+def noun_of(size: Sequence[int]) -> str:
+    """What data of a size are called: "clip" for (frames, height, width), "image" for (height, width)."""
+    return "clip" if len(size) == 3 else "image"
+
+
+def width_first(size: Sequence[int]) -> str:
+    """A size (..., height, width) as records and the HTTP API write it: WIDTHxHEIGHT, or FRAMESxWIDTHxHEIGHT."""
+    *frames, height, width = size
+    return sides_of([*frames, width, height])
+
+
+def from_width_first(text: str) -> tuple[int, ...]:
+    """Return the (height, width), or (frames, height, width), of a size that `width_first` wrote."""
+    *frames, width, height = map(int, text.split("x"))
+    return (*frames, height, width)
+
+
 def none_can(count: int, noun: str) -> str:
     """The beginning of a sentence about a failure of all: "none of the 3 images can", "the only image cannot"."""
     return f"the only {noun} cannot" if count == 1 else f"none of the {counted(count, noun)} can"

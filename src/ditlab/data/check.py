@@ -89,9 +89,9 @@ def require(images: "FileDataset") -> None:
 
 def refusal(images: "FileDataset", count: int, checked: int, what: str) -> str:
     """The message for too many images that cannot be read."""
-    name, reason = list(images.skipped.items())[-1]
+    (name, reason), (fault, remedy) = list(images.skipped.items())[-1], images.fault()
     listed = f"; all are listed in {images.report}" if images.report else ""
     return (
-        f"{count:,} of {checked:,} {what} cannot be read, the last one is {name} ({reason}){listed}; repair them, or "
+        f"{count:,} of {checked:,} {what} {fault}, the last one is {name} ({reason}){listed}; {remedy}, or "
         f"allow a greater share than {images.max_skipped} (max_skipped); it is {count / checked:.3g} so far"
     )

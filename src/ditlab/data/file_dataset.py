@@ -58,6 +58,10 @@ class FileDataset(Dataset):
                 return index, array
         raise InputError(f"{none_can(len(self.source), self.what)} be read")
 
+    def fault(self) -> tuple[str, str]:
+        """What the skipped ones are or cannot, and what to do: "cannot be read" and "repair them"."""
+        return "cannot be read", "repair them"
+
     def captions(self, i: int) -> tuple[str, ...]:
         return self.source.captions(i % len(self.source))
 

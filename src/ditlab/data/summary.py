@@ -17,7 +17,7 @@ from rich.console import Console
 from ditlab.core.io import replace_text
 from ditlab.core.printable import one_line
 from ditlab.core.terminal import say
-from ditlab.core.units import counted, sides_of
+from ditlab.core.units import counted, noun_of, sides_of
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.latents.cache import Latents
@@ -27,7 +27,7 @@ from ditlab.data.sources.base import natural
 FILE = "data.json"
 """Name of the file in which a run keeps the summary of its data."""
 NAMES = 4  # class names in the summary
-UNREADABLE = "images that cannot be read"
+UNREADABLE = "{}s that cannot be read"
 CHANNELS = {1: "gray", 3: "RGB"}
 
 
@@ -69,7 +69,7 @@ class Summary:
             reading = replace(reading, conditions=counted(len(classes), "class"))
         if dataset.skipped:
             unreadable = LeftOut(len(dataset.skipped), min(dataset.skipped, key=natural))
-            reading = replace(reading, left_out=reading.left_out | {UNREADABLE: unreadable})
+            reading = replace(reading, left_out=reading.left_out | {unreadable_of(dataset): unreadable})
         shape = dataset.shape if isinstance(dataset, Latents) else ()
         images, buckets = len(dataset) // copies, dataset.buckets
         counts_of = [] if buckets is None else zip(buckets.sizes, buckets.counts, strict=True)
@@ -87,7 +87,7 @@ class Summary:
         copies = (
             "" if not self.mirrored else ", with mirrored copies" if self.latents else ", each with a mirrored copy"
         )
-        images = counted(self.images, "video" if len(self.size) == 3 else "image")
+        images = counted(self.images, noun_of(self.size))
         pixels = f"{CHANNELS.get(self.channels, f'{self.channels} channels')}, {self.values.summary()}"
         latents = f", as latents of {'x'.join(map(str, self.latents))}" if self.latents else ""
         lines = [f"data: {self.source}: {images} of {size} pixels, {pixels}{latents}{copies}"]
@@ -103,7 +103,7 @@ class Summary:
         if not self.classes:
             return self.reading.conditions
         least, most = min(self.classes.values()), max(self.classes.values())
-        each = ("" if least == most else f"{least:,} to ") + counted(most, "image")
+        each = ("" if least == most else f"{least:,} to ") + counted(most, noun_of(self.size))
         names = ", ".join(list(self.classes)[:NAMES]) + (", ..." if len(self.classes) > NAMES else "")
         return f"{self.reading.conditions}, {each} each ({names})"
 
@@ -121,6 +121,11 @@ class Summary:
         replace_text(folder / FILE, json.dumps(self.describe(), indent=1, ensure_ascii=False) + "\n")
 
 
+def unreadable_of(dataset: Dataset) -> str:
+    """The reason under which unreadable images or clips are left out."""
+    return UNREADABLE.format(noun_of(dataset.size))
+
+
 def report_data(dataset: Dataset, source: str, folder: Path, console: Console) -> None:
     """Print the summary of a data set, and write it into a folder."""
     summary = Summary.of(dataset, source)
@@ -132,7 +137,8 @@ def report_unreadable(dataset: Dataset, source: str, folder: Path, console: Cons
     """Report the images that a check found unreadable, and add them to the summary in a folder."""
     if dataset.skipped:
         summary = Summary.of(dataset, source)
-        say(console, f"left out: {_left_out(UNREADABLE, summary.reading.left_out[UNREADABLE])}")
+        reason = unreadable_of(dataset)
+        say(console, f"left out: {_left_out(reason, summary.reading.left_out[reason])}")
         summary.write(folder)
 
 

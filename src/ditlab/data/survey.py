@@ -102,10 +102,8 @@ class Survey:
             tables.append(bucket_table(self.buckets))
         tables += reading_tables(self.reading, self.unreadable)
         if self.duplicates:
-            listed = Table("duplicates")
-            for group in self.duplicates[:ROWS]:
-                listed.add_row(cell(", ".join(group[:4]) + (", ..." if len(group) > 4 else "")))
-            tables.append(listed)
+            groups = [", ".join(group[:4]) + (", ..." if len(group) > 4 else "") for group in self.duplicates]
+            tables.append(first_rows(Table("duplicates"), [[cell(group)] for group in groups]))
         return tables
 
 
@@ -117,10 +115,18 @@ def reading_tables(reading: Reading, unreadable: dict[str, str]) -> list[Table]:
         for reason, left in reading.left_out.items():
             tables[-1].add_row(cell(reason), f"{left.count:,}", literal(left.example))
     if unreadable:
-        tables.append(Table("unreadable", "reason"))
-        for name, reason in list(unreadable.items())[:ROWS]:
-            tables[-1].add_row(literal(name), cell(reason))
+        rows = [[literal(name), cell(reason)] for name, reason in unreadable.items()]
+        tables.append(first_rows(Table("unreadable", "reason"), rows))
     return tables
+
+
+def first_rows(table: Table, rows: Sequence[Sequence[Text]]) -> Table:
+    """Add the first rows to a table, and how many more there are."""
+    for row in rows[:ROWS]:
+        table.add_row(*row)
+    if len(rows) > ROWS:
+        table.add_row(f"and {len(rows) - ROWS:,} more")
+    return table
 
 
 def bucket_table(buckets: dict[str, Bucket]) -> Table:
@@ -147,7 +153,7 @@ def count_table(what: str, counts: dict[str, int], counted: str = "images") -> T
     for name, count in list(counts.items())[:ROWS]:
         table.add_row(literal(name), f"{count:,}")
     if len(counts) > ROWS:
-        table.add_row(f"and {len(counts) - ROWS} more", f"{sum(list(counts.values())[ROWS:]):,}")
+        table.add_row(f"and {len(counts) - ROWS:,} more", f"{sum(list(counts.values())[ROWS:]):,}")
     return table
 
 

@@ -24,10 +24,11 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
 from ditlab.inference.extras import encoded, further_guidance
 from ditlab.inference.finite import check_latents, finite_steps
-from ditlab.inference.given import GivenFrames, check_images, given_frames, longer
+from ditlab.inference.given import GivenFrames, check_images, given_frames
 from ditlab.inference.guide import check_guide
 from ditlab.inference.inpaint import Original, check_originals, check_startable, originals
 from ditlab.inference.interpolate import arguments
+from ditlab.inference.longer import check_room_for, longer, longer_steps
 from ditlab.inference.memory import RowLimit, Splitting, halved
 from ditlab.inference.optimize.compilation import is_compiled
 from ditlab.inference.optimize.modulation import tabulated
@@ -195,9 +196,8 @@ class BasePipeline:
         """
         check_latents(self, x0)
         with torch.no_grad():
-            if x0.ndim == 5:  # the autoencoder decodes frames as separate images
-                frames = self.autoencoder.decode_as(x0.transpose(1, 2).flatten(0, 1), self.values)
-                return frames.reshape(len(x0), x0.shape[2], *frames.shape[1:]).transpose(1, 2).cpu()
+            if x0.ndim == 5:
+                return self.autoencoder.decode_clips(x0, self.values, self.net.size[0]).cpu()
             return self.autoencoder.decode_as(x0, self.values).cpu()
 
     def displayed(self, pixels: Tensor) -> list[Image.Image]:
@@ -239,6 +239,9 @@ class BasePipeline:
         """
         names, numbers, options = arguments(labels, seeds, options)
         plan = self.resolve(original=original, guide=guide, size=size, **options)
+        if isinstance(original, GivenFrames) and original.frames:
+            check_room_for(self, original, len(numbers))
+            return longer_steps(self, names, numbers, original=original, guide=guide, size=size, **options)
         return self._steps(plan, names, numbers, guide, RowLimit())
 
     def __call__(
@@ -290,7 +293,7 @@ class BasePipeline:
         elif mask is not None or strength is not None or resample is not None:
             raise InputError("mask, strength and resample need an image to start from; give image=")
         if (given, frames, overlap) != (None, None, None):
-            options["original"] = given_frames(self, given or {}, frames, overlap)
+            options["original"] = given_frames(self, given, frames, overlap, size)
         names, numbers, options = arguments(labels, seeds, options)
         options["size"] = size
         record = describe(self, self.resolve(**options), names, numbers, options.get("guide"))
@@ -321,6 +324,7 @@ class BasePipeline:
             raise InputError(f"batch size {batch_size}; give 1 or more")
         names, numbers, options = arguments(labels, seeds, options)
         if isinstance(options.get("original"), GivenFrames) and options["original"].frames:
+            check_room_for(self, options["original"], len(numbers))
             yield from longer(self, names, numbers, batch_size, callback_on_step_end, **options)
             return
         guide, original = (options.pop(key, None) for key in ("guide", "original"))

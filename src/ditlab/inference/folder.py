@@ -113,7 +113,7 @@ def sample_folder(
     Raises:
         InputError: a label or setting cannot be used; nothing is written.
     """
-    suffix, fps = file_format(pipe, format, fps)
+    suffix, fps = file_format(pipe, format, fps, (plan := pipe.resolve(**options)).size)
     values: list[Label] = distinct(pipe, labels) if labels else pipe.examples
     seeds = list(dict.fromkeys(seeds))
     rows = table(pipe, values, seeds) if strip is None else strips(pipe, values, seeds, strip)
@@ -121,7 +121,7 @@ def sample_folder(
     check_autoencoder(pipe)
     cells = [cell for row in rows for cell in row.cells]
     names, numbers = [cell.label for cell in cells], [cell.seed for cell in cells]
-    record = describe(pipe, pipe.resolve(**options), names, numbers, options.get("guide"))()
+    record = describe(pipe, plan, names, numbers, options.get("guide"))()
     started = time.monotonic()
     frames: dict[int, list[Tensor]] = {}  # step -> images of each batch
 
@@ -141,8 +141,8 @@ def sample_folder(
     return SampledFolder(len(pixels), time.monotonic() - started, grid, files, animation, settings)
 
 
-def file_format(pipe: BasePipeline, format: str, fps: float | None) -> tuple[str, float]:
-    """The suffix of the files of a model, and the frame rate of its videos; see `sample_folder`.
+def file_format(pipe: BasePipeline, format: str, fps: float | None, size: Sequence[int]) -> tuple[str, float]:
+    """The suffix of the files of a model, and the frame rate of its videos of a size; see `sample_folder`.
 
     Raises:
         InputError: the format does not suit the model, or cannot be written; or images have a frame rate.
@@ -152,7 +152,7 @@ def file_format(pipe: BasePipeline, format: str, fps: float | None) -> tuple[str
         raise InputError(f"fps is {fps:g}, which has no effect on images; remove it")
     fps = frame_rate(pipe.model.config) if fps is None else fps
     if moving and suffix != ".npy":
-        check_video(suffix, pipe.picture_shape[1], fps)
+        check_video(suffix, pipe.picture_shape_of(size)[1], fps)
     return suffix, fps
 
 

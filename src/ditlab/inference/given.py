@@ -1,12 +1,11 @@
 """Generate clips of which some frames are given: image to video, continuation, and interpolation between frames.
 
-A network that was trained with given frames receives them without noise, with the timestep of the data. Longer clips
-are generated in parts, each of which continues the last frames of the part before it.
+A network that was trained with given frames receives them without noise, with the timestep of the data.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -14,23 +13,23 @@ from torch import Tensor
 
 from ditlab.config.values import whole
 from ditlab.core.errors import InputError
-from ditlab.core.types import Between, Condition, Denoise, Label, Prediction, Seed, Step
-from ditlab.core.units import counted
+from ditlab.core.types import Condition, Denoise, Prediction
+from ditlab.core.units import counted, sides_of
 from ditlab.diffusion.process import Process
 from ditlab.inference.inpaint import Original, as_images, as_pixels, check_startable, path_of
-from ditlab.inference.interpolate import LAST_SEED
+from ditlab.inference.sizes import input_size
 
 if TYPE_CHECKING:
     from ditlab.inference.base import BasePipeline
 
 SHARES = ("given_first", "given_start", "given_ends")  # settings of training with given frames
-NEXT = 1_000_003  # distance of the seeds of the parts of a long clip
 
 
 @dataclass(frozen=True)
 class GivenFrames(Original):
     """Given frames of clips, in the place of images to start from: `mask` (B, 1, T, 1, 1) is false in given frames."""
 
+    what: ClassVar[str] = "the given frames were"
     frames: int = 0  # length of clips that are longer than those of the model; 0 is its own
     overlap: int = 0  # number of last frames that each further part of a longer clip continues
 
@@ -41,7 +40,11 @@ class GivenFrames(Original):
         return ~self.mask[:, 0, :, 0, 0]
 
     @property
-    def rounds(self) -> int:
+    def options(self) -> dict[str, Any]:
+        return {}  # a clip starts from noise
+
+    @property
+    def parts(self) -> int:
         length = self.x0.shape[2]
         return 1 + max(0, -(-(self.frames - length) // (length - self.overlap)))
 
@@ -49,6 +52,14 @@ class GivenFrames(Original):
         part = super().part(rows)
         assert isinstance(part, GivenFrames)
         return part
+
+    def check_count(self, count: int) -> None:
+        if len(self.pixels) not in (1, count):
+            clips = len(self.pixels)
+            raise InputError(
+                f"given frames for {counted(clips, 'clip')}, and {counted(count, 'clip')} to generate; give 1 image "
+                f"for each frame, or {count}"
+            )
 
     def conditioned(self, condition: Condition) -> Condition:
         """Return the condition with the given frames, if there are some."""
@@ -82,45 +93,69 @@ class GivenFrames(Original):
 
 def given_frames(
     pipe: "BasePipeline",
-    given: Mapping[int, Any],
+    given: Mapping[int, Any] | None,
     frames: int | None = None,
     overlap: int | None = None,
+    size: Sequence[int] | None = None,
 ) -> GivenFrames:
     """Prepare frames of clips that are given, and clips that are longer than those of the model.
 
     Args:
         pipe: the model.
         given: index of a frame, negative from the end -> an image, or a list of one for each clip.
-        frames: length of the clips, if they are continued beyond the length of the model.
-        overlap: number of last frames that each further part continues (default: half of those of the model).
+        frames: length of the clips, if they are continued beyond the length of the model, or of `size`.
+        overlap: number of last frames that each further part continues (default: half of a part).
+        size: size of the clips, or of a part of longer ones, as in `BasePipeline.steps`.
 
     Raises:
         InputError: the model generates images or was not trained with given frames, or a frame cannot be used.
     """
     check_model(pipe)
-    longer = {"frames": whole(frames or 0, "frames"), "overlap": check_longer(pipe.shape[1], frames, overlap)}
-    length, (channels, size) = pipe.shape[1], pipe.picture_shape
-    images = {place_of(index, length): as_images(image, f"given[{index}]") for index, image in given.items()}
-    if len(images) < len(given) or len(images) == length or (not images and frames is None):
-        raise InputError(
-            f"{counted(len(images), 'given frame')} of clips of {length}; give 1 to {length - 1} different ones"
-        )
+    network_size = input_size(pipe, size)
+    length, (channels, sides) = network_size[0], pipe.picture_shape_of(network_size)
+    longer = {"frames": whole(frames or 0, "frames"), "overlap": check_longer(length, frames, overlap)}
+    images = {} if given is None else images_of(given, length)
     if frames is not None and any(place >= length - longer["overlap"] for place in images):
         raise InputError("one of the last frames is given, so that a clip cannot be continued; leave frames out")
     if images:
         check_startable(channels, pipe.values)
     clips = max((len(frame) for frame in images.values()), default=1)
-    pixels = torch.zeros(clips, channels, length, *size, dtype=torch.uint8)
+    pixels = torch.zeros(clips, channels, length, *sides, dtype=torch.uint8)
     mask, files = torch.ones(clips, 1, length, 1, 1, dtype=torch.bool), []
     for place, frame in images.items():
         if len(frame) not in (1, clips):
             raise InputError(f"{counted(len(frame), 'image')} for frame {place} of {clips} clips; give 1 or {clips}")
-        pixels[:, :, place] = torch.cat([as_frame(image, place, channels, size) for image in frame])
+        pixels[:, :, place] = torch.cat([as_frame(image, place, channels, sides) for image in frame])
         mask[:, :, place] = False
         files.append([f"{place}={path}" if (path := path_of(image)) else "" for image in frame])
     named = tuple(tuple(names[i % len(names)] for names in files) for i in range(clips))
-    x0 = latents_of(pipe, pixels, [*images])
+    x0 = latents_of(pipe, pixels, [*images], network_size)
     return GivenFrames(pixels, x0, mask, 1.0, 1, named if all(map(all, named)) else (), **longer)
+
+
+def images_of(given: Mapping[int, Any], length: int) -> dict[int, list[Image.Image]]:
+    """Return the images of each given frame, by its position in clips of `length` frames.
+
+    Raises:
+        InputError: no frame, all frames, a frame twice, one that does not exist, or something else than images.
+    """
+    if not isinstance(given, Mapping):
+        raise InputError(f"given is a {type(given).__name__}; give images by frame, such as {{0: image}}")
+    if not given:
+        raise InputError(f"given has no frames; give 1 to {length - 1} of {length}, or leave given out")
+    places: dict[int, Any] = {}
+    for index in given:
+        place = place_of(index, length)
+        if place in places:
+            raise InputError(f"given has frame {place} twice, as {places[place]} and {index}; leave one of them out")
+        places[place] = index
+    if len(places) == length:
+        raise InputError(f"all {length} frames are given, so that nothing is generated; give 1 to {length - 1}")
+    images = {place: as_images(given[index], f"given[{index}]") for place, index in places.items()}
+    for place, frame in images.items():
+        if not frame:
+            raise InputError(f"given[{places[place]}] has no image; give a PIL image, or leave the frame out")
+    return images
 
 
 def check_model(pipe: "BasePipeline") -> None:
@@ -131,14 +166,18 @@ def check_model(pipe: "BasePipeline") -> None:
     """
     name = pipe.net.config.get("name", type(pipe.net).__name__)
     if len(pipe.shape) != 4:
-        raise InputError(f"given frames for {name}, which generates images; leave given out, or give image=")
+        raise InputError(
+            f"given, frames and overlap are for clips, and {name} generates images; leave them out, or give image"
+        )
     if not pipe.net.frame_times:
-        raise InputError(f"given frames for {name}, which has one timestep for all frames; leave given out")
+        raise InputError(
+            f"given, frames and overlap need a timestep for each frame, and {name} has one for all; leave them out"
+        )
     recipe = pipe.model.config.get("recipe")
     if recipe and not any(recipe.get("train", {}).get(share) for share in SHARES):
         raise InputError(
-            f"this model was trained without given frames; set train.{', train.'.join(SHARES[:-1])} or "
-            f"train.{SHARES[-1]} to train one, or generate without"
+            f"this model was trained without given frames, which given, frames and overlap need; set "
+            f"train.{', train.'.join(SHARES[:-1])} or train.{SHARES[-1]} to train one, or leave them out"
         )
 
 
@@ -150,7 +189,8 @@ def check_images(pipe: "BasePipeline") -> None:
     """
     if len(pipe.shape) == 4:
         name = pipe.net.config.get("name", type(pipe.net).__name__)
-        raise InputError(f"an image to start from for {name}, which generates clips; give frames with given=")
+        remedy = "give frames with given" if pipe.net.frame_times else "leave image out"
+        raise InputError(f"an image to start from for {name}, which generates clips; {remedy}")
 
 
 def place_of(index: Any, length: int) -> int:
@@ -169,21 +209,30 @@ def as_frame(image: Image.Image, place: int, channels: int, size: tuple[int, int
     """Convert an image to a frame (1, C, H, W) uint8.
 
     Raises:
-        InputError: it has another size than the frames of the model.
+        InputError: it has another size than the frames of the clip.
     """
-    if (image.height, image.width) != size:
-        raise InputError(
-            f"frame {place} has {image.height}x{image.width} pixels, and the frames of this model {size[0]}x{size[1]}; "
-            "resize it first"
-        )
+    check_frame((image.height, image.width), place, size)
     return as_pixels(image, channels, size)
 
 
+def check_frame(sides: tuple[int, int], place: int, size: Sequence[int]) -> None:
+    """Check that the image of a frame has the size (height, width) of the clip.
+
+    Raises:
+        InputError: it does not.
+    """
+    if sides != tuple(size[-2:]):
+        raise InputError(
+            f"frame {place} has {sides_of(sides)} pixels (height x width), and the clip {sides_of(size[-2:])}; resize "
+            "it first"
+        )
+
+
 @torch.no_grad()
-def latents_of(pipe: "BasePipeline", pixels: Tensor, places: Sequence[int]) -> Tensor:
-    """Encode the frames at `places` of clips (B, C, T, H, W); the others are zero."""
+def latents_of(pipe: "BasePipeline", pixels: Tensor, places: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Encode the frames at `places` of clips (B, C, T, H, W) for a network's input of `size`; the others are zero."""
     autoencoder, device = pipe.autoencoder, pipe.net.device
-    x0 = torch.zeros(len(pixels), *pipe.shape, device=device)
+    x0 = torch.zeros(len(pixels), pipe.net.channels, *size, device=device)
     if not places:
         return x0
     chosen = pixels[:, :, places].transpose(1, 2)  # (B, K, C, H, W)
@@ -199,59 +248,15 @@ def check_longer(length: int, frames: int | None, overlap: int | None) -> int:
     Raises:
         InputError: the clips cannot be continued.
     """
-    if frames is None and overlap is None:
+    if frames is None:
+        if overlap is not None:
+            raise InputError(f"overlap is {overlap}, which has no effect without frames; give frames too")
         return 0
-    if frames is None or whole(frames, "frames") <= length:
-        raise InputError(f"frames {frames} for a model of {length} frames; give more, or leave frames and overlap out")
+    if whole(frames, "frames") <= length:
+        raise InputError(
+            f"frames is {frames}, and a clip has {length} without being continued; give more, or leave frames out"
+        )
     overlap = max(1, length // 2) if overlap is None else whole(overlap, "overlap")
     if not 0 < overlap < length:
         raise InputError(f"overlap {overlap} of clips of {length} frames; give 1 to {length - 1}")
     return overlap
-
-
-def longer(
-    pipe: "BasePipeline",
-    labels: Sequence[Label],
-    seeds: Sequence[Seed],
-    batch_size: int,
-    callback: Callable[[Step], None] | None,
-    *,
-    original: GivenFrames,
-    **options: Any,
-) -> Iterator[Tensor]:
-    """Generate clips that are longer than those of the model in parts, and yield the latents of each batch.
-
-    Args:
-        pipe: the model.
-        labels, seeds: one for each clip.
-        batch_size: clips generated at a time.
-        callback: called with every step.
-        original: the given frames of the first parts, and the length of the clips.
-        options: the other arguments of `BasePipeline.batches`.
-    """
-    frames, overlap = original.frames, original.overlap
-    for start in range(0, len(seeds), batch_size):
-        rows = slice(start, start + batch_size)
-        part, clips = replace(original.part(rows), frames=0), torch.empty(0)
-        for number in range(original.rounds):
-            numbers = [moved(seed, number * NEXT) for seed in seeds[rows]]
-            new = torch.cat([*pipe.batches(labels[rows], numbers, batch_size, callback, original=part, **options)])
-            clips = torch.cat([clips, new[:, :, overlap:]], dim=2) if number else new
-            part = following(pipe, clips[:, :, -overlap:])
-        yield clips[:, :, :frames]
-
-
-def following(pipe: "BasePipeline", last: Tensor) -> GivenFrames:
-    """Return latents (B, c, K, h, w) as the first frames of the next part of clips."""
-    x0 = torch.zeros(len(last), *pipe.shape, device=last.device)
-    x0[:, :, : last.shape[2]] = last
-    mask = torch.ones(len(last), 1, pipe.shape[1], 1, 1, dtype=torch.bool)
-    mask[:, :, : last.shape[2]] = False
-    return GivenFrames(torch.zeros(len(last), 1, 1, 1, 1, dtype=torch.uint8), x0, mask, 1.0, 1)
-
-
-def moved(seed: Seed, distance: int) -> Seed:
-    """Return another seed for a further part of a clip."""
-    if isinstance(seed, Between):
-        return Between(moved(seed.first, distance), moved(seed.second, distance), seed.weight)
-    return (int(seed) + distance) % (LAST_SEED + 1)

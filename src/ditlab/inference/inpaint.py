@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ PIECES = 10  # number of resampled parts of the schedule; RePaint's 25 parts are
 class Original:
     """Images that generation starts from: one for all generated images, or one per generated image."""
 
+    what: ClassVar[str] = "the image to start from was"
     pixels: Tensor  # (B, C, H, W) uint8
     x0: Tensor  # (B, c, h, w)
     mask: Tensor | None  # (B, 1, H, W) bool: true where the image is regenerated; None is everywhere
@@ -48,6 +49,16 @@ class Original:
     def rounds(self) -> int:
         """Number of times that the whole schedule runs."""
         return self.resample
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings of starting from an image, for records."""
+        return {"strength": self.strength, "resample": self.resample}
+
+    @property
+    def parts(self) -> int:
+        """Number of parts that are generated one after another."""
+        return 1
 
     def part(self, rows: slice) -> "Original":
         """Return the originals of some of the generated images."""
@@ -111,6 +122,15 @@ class Original:
                 for step in run(denoise, process, x, piece, noise):
                     yield replace(step, i=number)
                     x, number = step.x, number + 1
+
+    def check_count(self, count: int) -> None:
+        """Check that there is one original, or one for each of `count` generated images.
+
+        Raises:
+            InputError: another number.
+        """
+        if len(self.pixels) not in (1, count):
+            raise InputError(f"{len(self.pixels)} images to start from for {count} generated images; give 1 or {count}")
 
     def finish(self, pixels: Tensor) -> Tensor:
         """Restore the kept pixels in uint8 images (B, C, H, W), because an autoencoder changes them."""
@@ -282,10 +302,6 @@ def as_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> Tenso
 
 
 def check_originals(original: Original | None, count: int) -> None:
-    """Check that the number of original images is 1 or the number of generated images.
-
-    Raises:
-        InputError: another number.
-    """
-    if original is not None and len(original.pixels) not in (1, count):
-        raise InputError(f"{len(original.pixels)} images to start from for {count} generated images; give 1 or {count}")
+    """Check that there is no original, one, or one for each of `count` generated images; raises an `InputError`."""
+    if original is not None:
+        original.check_count(count)

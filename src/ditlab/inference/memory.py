@@ -27,7 +27,7 @@ def halved(rows: int) -> int:
         InputError: a single row does not fit.
     """
     if rows < 2:
-        raise InputError("there is not enough memory to generate a single image; use another device")
+        raise InputError("there is not enough memory to generate a single image or clip; use another device")
     line = f"not enough memory for {rows} rows in a network call; continuing with {rows // 2} at a time"
     warnings.warn(line, stacklevel=3)
     return rows // 2

@@ -15,6 +15,7 @@ from ditlab.core.version import __version__
 from ditlab.data.npz import Draft
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.plan import resolve
+from ditlab.inference.records import recorded_size
 from ditlab.inference.samples import Labels, Samples, watch
 
 
@@ -57,6 +58,8 @@ def write_samples(
     samples = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options)
     protocol = {"count": count, "label_sampling": labels, "seed": seed, **samples.plan.settings()}
     protocol |= {"precision": pipe.net.precision, "model": pipe.model.identity()}
+    if samples.plan.size != pipe.net.size:  # files of the model's size are repeated and continued without it
+        protocol["size"] = recorded_size(pipe, samples.plan.size)
     with held(folder, rank):
         return write_here(samples, protocol, folder, console, overwrite, rank, world)
 

@@ -1,5 +1,6 @@
 """The output of a pipeline: images or videos as PIL images, arrays, tensors or latents."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,7 +71,8 @@ class Output:
             fps: frames per second of videos (default: those that the model was trained on, or 8).
 
         Raises:
-            InputError: the output holds latents, the format does not suit it, or PyAV is not installed (MP4, WebM).
+            InputError: the output holds latents, the format does not suit it, the path has an unknown suffix, or PyAV
+                is not installed (MP4, WebM).
         """
         target = Path(expand(str(path)))
         numbers = "npy" in (target.suffix.lower()[1:], format)
@@ -87,6 +89,7 @@ class Output:
             stem = target.stem
             names = [target] if len(items) == 1 else [target.with_stem(f"{stem}-{i}") for i in range(len(items))]
         else:
+            check_suffix(target, moving)
             names = [target / f"{i:04d}{suffix}" for i in range(len(items))]
         if fps is not None and not moving:
             raise InputError(f"fps is {fps:g}, which has no effect on images; remove it")
@@ -130,6 +133,22 @@ def file_suffix(format: str, moving: bool) -> str:
     names = [*(suffix[1:] for suffix in SUFFIXES[moving]), *([FRAMES] if moving else [])]
     what = "videos" if moving else "images"
     raise InputError(f'format "{format}" for {what}; choose from: {", ".join(names)}')
+
+
+def check_suffix(folder: Path, moving: bool) -> None:
+    """Check that the path of a folder does not end like a file of an unknown format, such as clip.avi.
+
+    A folder that exists may have any name, and what follows a point may be a number, as in v1.5.
+
+    Raises:
+        InputError: it does.
+    """
+    if re.fullmatch(r"\.[a-z][a-z0-9]{1,4}", folder.suffix.lower()) and not folder.is_dir():
+        what = "videos" if moving else "images"
+        raise InputError(
+            f"{folder}; files of {what} end in {' or '.join(SUFFIXES[moving])}; give such a name, or a folder without "
+            "a suffix"
+        )
 
 
 def save_item(item: Image.Image | NDArray[Any], file: Path, settings: dict[str, Any] | None, fps: float = FPS) -> None:

@@ -55,8 +55,9 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Number of `Step`s of each batch, including steps that in-painting repeats."""
-        return (len(self.times) - 1) * (1 if self.original is None else self.original.rounds)
+        """Number of `Step`s of each batch, including those that in-painting repeats and all parts of longer clips."""
+        original = self.original
+        return (len(self.times) - 1) * (1 if original is None else original.rounds * original.parts)
 
     @property
     def schedule(self) -> str | list[float]:
@@ -84,7 +85,7 @@ class Plan:
 
         for _ in self.run(denoise, torch.ones(1, 1, 1, 1), torch.zeros_like):
             pass
-        return count
+        return count * (1 if self.original is None else self.original.parts)
 
     def guides(self, t: float) -> bool:
         """Whether guidance is applied at time t."""

@@ -18,7 +18,7 @@ from ditlab.core.io import replace_text
 from ditlab.core.registry import imported_parts_only
 from ditlab.core.sizes import read_text
 from ditlab.core.types import Between, Label, Seed
-from ditlab.core.units import counted
+from ditlab.core.units import counted, from_width_first, noun_of, width_first
 from ditlab.core.version import __version__
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM
@@ -87,15 +87,14 @@ def describe(
         A function that adds the hashes. They are None if the weights were changed in the meantime.
     """
     start, state = plan.original, weights_state(pipe.model)
-    settings = plan.settings() | ({} if start is None else {name: getattr(start, name) for name in START})
-    height, width = pipe.picture_shape_of(plan.size)[1]
+    settings = plan.settings() | ({} if start is None else start.options)
     common: dict[str, Any] = {
         "version": __version__,
         "model": pipe.net.config.get("name"),
         **pipe.model.loaded_from,
         "images_seen": pipe.model.config.get("images_seen"),
         "precision": pipe.net.precision,
-        "size": f"{width}x{height}",
+        "size": recorded_size(pipe, plan.size),
         **({"show": list(pipe.values.shown)} if pipe.values.shown else {}),
         **({} if plan.negative is None else {"negative_prompt": plan.negative}),
         "settings": settings,
@@ -114,6 +113,11 @@ def describe(
         return Record(common | hashes, images)
 
     return complete
+
+
+def recorded_size(pipe: "BasePipeline", size: Sequence[int]) -> str:
+    """Return a size of the network's input as records name it: WIDTHxHEIGHT, of clips FRAMESxWIDTHxHEIGHT."""
+    return width_first((*size[:-2], *pipe.picture_shape_of(size)[1]))
 
 
 def weights_state(model: "Pipeline") -> list[int]:
@@ -162,8 +166,9 @@ class Repeat:
         clips = [{name: image[name] for name in CLIP if name in image} for image in self.images]
         if any(clip != clips[0] for clip in clips):
             raise InputError(f"the clips of {self.file} start from several frames; give them again")
-        if clips and clips[0]:
-            return clips[0] | ({"given": ()} if "image_hash" in self.images[0] and "given" not in clips[0] else {})
+        hashed = bool(clips) and "image_hash" in self.images[0]
+        if clips and (clips[0] or (hashed and "strength" not in self.common["settings"])):
+            return clips[0] | ({"given": ()} if hashed and "given" not in clips[0] else {})
         starts = {(image.get("image"), image.get("mask"), image.get("image_hash")) for image in self.images}
         if len(starts) > 1:
             raise InputError(f"the images of {self.file} start from several images; repeat one of its PNG files")
@@ -212,8 +217,8 @@ class Repeat:
             replaced.add("eta")  # of the recorded sampler
         settings = {name: value for name, value in settings.items() if name not in replaced}
         settings |= {name: self.common[name] for name in ("negative_prompt",) if name in self.common}
-        if isinstance(size := self.common.get("size"), str) and re.fullmatch(r"\d{1,5}x\d{1,5}", size):
-            settings["size"] = tuple(map(int, reversed(size.split("x"))))
+        if isinstance(size := self.common.get("size"), str) and re.fullmatch(r"(\d{1,5}x){1,2}\d{1,5}", size):
+            settings["size"] = from_width_first(size)
         times = settings.get("schedule")
         if isinstance(times, list) and given.get("steps", len(times) - 1) != len(times) - 1:
             line = (
@@ -230,16 +235,17 @@ class Repeat:
             model: the model.
             original: the image to start from.
         """
-        identity, lines = model.identity(), []
+        identity, lines, images = model.identity(), [], f"the {noun_of(model.net.size)}s"
+        start = "image or mask" if len(model.net.size) == 2 else "frame"
         for name, what in {"weights_hash": "other weights", "autoencoder_hash": "another autoencoder"}.items():
             value, now = self.common.get(name), identity[name]
             if value not in (None, now):
-                lines.append(f"{self.file}: generated with {what} (hash {value}, now {now}); the images will differ")
+                lines.append(f"{self.file}: generated with {what} (hash {value}, now {now}); {images} will differ")
         if self.common.get("weights_hash") is None:
-            lines.append(f"{self.file} does not record the weights of its model; the images may differ")
+            lines.append(f"{self.file} does not record the weights of its model; {images} may differ")
         started = {image.get("image_hash") for image in self.images} - {None}
-        if original is not None and started and started != {original.about(0)["image_hash"]}:
-            lines.append(f"{self.file}: generated from another image or mask; the images will differ")
+        if original is not None and started and started != {original.about(0).get("image_hash")}:
+            lines.append(f"{self.file}: generated from another {start}; {images} will differ")
         return lines
 
 

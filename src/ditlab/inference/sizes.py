@@ -8,7 +8,7 @@ from ditlab.config.reader import parse_sides
 from ditlab.config.values import whole
 from ditlab.core.device import free_memory, total_memory
 from ditlab.core.errors import InputError
-from ditlab.core.units import GIB, counted, sides_of
+from ditlab.core.units import GIB, counted, noun_of, sides_of
 from ditlab.inference.inpaint import Original
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def plan_size(pipe: "BasePipeline", size: Any, original: Original | None) -> tup
         return input_size(pipe, size)
     prepared = tuple(original.x0.shape[2:])
     if size is not None and input_size(pipe, size) != prepared:
-        raise InputError(
-            f"size {sides_of(size)}, but the image to start from was prepared for another; give the same size to both"
-        )
+        raise InputError(f"size {sides_of(size)}, but {original.what} prepared for another; give the same size to both")
     return prepared
 
 
@@ -54,13 +52,16 @@ def input_size(pipe: "BasePipeline", size: Any) -> tuple[int, ...]:
         return net.size
     generated = (*net.size[:-2], *(side * stride for side in net.size[-2:]))
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (2, len(generated)):
-        raise InputError(f"size {size!r}; give height and width, such as {generated[-2:]}")
+        clips = f", or frames, height and width, such as {generated}" if len(generated) == 3 else ""
+        raise InputError(f"size {size!r}; give height and width, such as {generated[-2:]}{clips}")
     sides = (*generated[: len(generated) - len(size)], *(whole(side, "size") for side in size))
     if sides == generated:
         return net.size
     if net.one_size:
         own = sides_of(generated)
-        raise InputError(f"size {sides_of(sides)}; this model generates images of {own} only, because {net.one_size}")
+        raise InputError(
+            f"size {sides_of(sides)}; this model generates {noun_of(sides)}s of {own} only, because {net.one_size}"
+        )
     strides = (*(1 for _ in generated[:-2]), stride, stride)
     check_divisible(sides, [step * part for step, part in zip(net.side_multiples, strides, strict=True)])
     if net.longest_side is not None and max(sides[-2:]) > net.longest_side * stride:
@@ -103,7 +104,7 @@ def check_room(pipe: "BasePipeline", size: Sequence[int], images: int) -> None:
     if needed > total_memory(net.device):
         pixels = sides_of([*size[:-2], *(side * stride for side in size[-2:])])
         raise InputError(
-            f"{counted(images, 'image')} of {pixels} at a time need about {needed / GIB:,.1f} GiB of memory for "
+            f"{counted(images, noun_of(size))} of {pixels} at a time need about {needed / GIB:,.1f} GiB of memory for "
             f"{counted(tokens, 'token')} each, and there are {total_memory(net.device) / GIB:,.1f} GiB, of which "
             f"{free_memory(net.device) / GIB:,.1f} are free; give a smaller size or batch_size"
         )

@@ -27,13 +27,14 @@ class Codec(NamedTuple):
     container: str
     name: str
     options: Mapping[str, str]
+    container_options: Mapping[str, str]
     even: bool
     """Whether height and width must be even, because colors have half the resolution."""
 
 
 CODECS = {
-    ".mp4": Codec("mp4", "libx264", {"crf": "18"}, even=True),
-    ".webm": Codec("webm", "libvpx-vp9", {"crf": "20", "b": "0"}, even=False),
+    ".mp4": Codec("mp4", "libx264", {"crf": "18"}, {"movflags": "faststart"}, even=True),
+    ".webm": Codec("webm", "libvpx-vp9", {"crf": "20", "b": "0"}, {}, even=False),
 }
 
 
@@ -113,7 +114,7 @@ def _encode(video: Video, path: Path, fps: float) -> None:
     codec = CODECS[path.suffix.lower()]
     with (
         replacing(path) as draft,
-        av.open(str(draft), mode="w", format=codec.container, options={"movflags": "faststart"}) as container,
+        av.open(str(draft), mode="w", format=codec.container, options=dict(codec.container_options)) as container,
     ):
         stream: Any = container.add_stream(
             codec.name, rate=Fraction(fps).limit_denominator(1001), options=dict(codec.options)

@@ -213,6 +213,8 @@ class Engine:
     def _together(self, first: Call, other: Call, rows: int) -> bool:
         if first.x.shape[1:] != other.x.shape[1:]:
             return False
+        if (first.condition.given is None) != (other.condition.given is None):  # one has a timestep for each frame
+            return False
         return not first.alone and not other.alone and rows + len(other.x) <= self.rows
 
     def _full(self) -> bool:

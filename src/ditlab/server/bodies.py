@@ -11,8 +11,8 @@ from fastapi.routing import APIRoute
 
 from ditlab.core.formats import within_floats
 
-FILE = re.compile(rb'"(?:image|mask|mask_image)"\s*:\s*"')
-FILES = 3  # most files of a body: an image, and a mask under both of its names
+FILE = re.compile(rb'"(?:image|mask|mask_image|-?[0-9]{1,4})"\s*:\s*"')
+FILES = 3 + 64  # most files of a body: an image, a mask under both of its names, and given frames by their numbers
 TEXT = 256 * 2**10  # bytes of a body besides its files, enough for 16 prompts of 2,000 characters in any script
 
 
@@ -46,7 +46,7 @@ def parse(body: bytes) -> Any:
     """
     length = text_length(body)
     if length > TEXT:
-        raise HTTPException(413, f"the body has {length} bytes besides image and mask; the limit is {TEXT}")
+        raise HTTPException(413, f"the body has {length} bytes besides image, mask and given; the limit is {TEXT}")
     try:
         return json.loads(body, parse_int=within_floats)
     except json.JSONDecodeError:

@@ -3,6 +3,8 @@
 import base64
 import io
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from ditlab.inference.records import png_metadata
 from ditlab.report.sheets import save_animation
+from ditlab.report.videos import save_video
 
 ANIMATION_SIDE = 256  # smallest side of an animation in pixels, about
 
@@ -31,6 +34,14 @@ def animated_png(frames: Iterable[Image.Image], fps: float, settings: dict[str, 
         pnginfo=png_metadata(settings),
     )  # fmt: skip
     return content.getvalue()
+
+
+def video_file(video: NDArray[np.uint8], suffix: str, fps: float) -> bytes:
+    """Encode a clip (T, H, W, C) as .mp4, .webm, .webp or .gif, through a file, because MP4 is rewritten at its end."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"clip{suffix}"
+        save_video(video, file, fps)
+        return file.read_bytes()
 
 
 def gif(frames: Iterable[Image.Image]) -> bytes:

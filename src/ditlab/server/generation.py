@@ -1,20 +1,26 @@
 """Data classes of the service (limits, models, checked requests), and the checks of requests that need the model."""
 
 import io
+import re
 import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ditlab.conditioning import ClassLabels, Text
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Label, Seed, Step, between
-from ditlab.core.units import counted
+from ditlab.core.units import counted, from_width_first, noun_of
 from ditlab.inference.base import PROMPTS, BasePipeline
 from ditlab.inference.card import about_images
+from ditlab.inference.given import GivenFrames, check_frame, check_model, given_frames
 from ditlab.inference.inpaint import FORMATS, Original, read_picture
+from ditlab.inference.output import frame_rate
+from ditlab.inference.records import recorded_size
 from ditlab.inference.sizes import input_size
+from ditlab.report.videos import check_video
 from ditlab.server.introspection import Attention
 from ditlab.server.requests import GenerationRequest, resolved
 
@@ -40,8 +46,9 @@ class Limits:
 class About:
     """Facts of a model that do not change while it is served."""
 
-    size: str
+    size: str  # WIDTHxHEIGHT, of clips FRAMESxWIDTHxHEIGHT
     images: str  # channels, type and range, in words
+    given: bool  # whether the model takes given frames
     condition: str
     classes: int
     prompts: list[str]  # some captions of the training data; empty for a model that reads no text
@@ -52,11 +59,11 @@ class About:
     @classmethod
     def of(cls, pipe: BasePipeline) -> "About":
         """The facts of a pipeline."""
-        channels, (height, width) = pipe.picture_shape
         conditioner = pipe.conditioner
         return cls(
-            size=f"{width}x{height}",
-            images=about_images(channels, pipe.values),
+            size=recorded_size(pipe, pipe.net.size),
+            images=about_images(pipe.picture_shape[0], pipe.values),
+            given=takes_frames(pipe),
             condition=conditioner.config["kind"],
             classes=conditioner.classes if isinstance(conditioner, ClassLabels) else 0,
             prompts=list(pipe.model.config.get(PROMPTS, [])) if isinstance(conditioner, Text) else [],
@@ -73,11 +80,12 @@ class Generation:
     model: str
     labels: list[Label]
     seeds: list[Seed]
-    size: str  # WIDTHxHEIGHT
+    size: str  # WIDTHxHEIGHT, of clips FRAMESxWIDTHxHEIGHT
     settings: dict[str, Any]  # every sampling setting, resolved
     negative: str | None
     original: Original | None
     previews: int
+    format: str  # png, or one of clips
     animation: bool
     numbers: bool
     total: int  # steps, with those that inpainting repeats
@@ -92,7 +100,7 @@ class Event:
     kind: str  # step, preview, done, error
     step: int = 0
     steps: int = 0
-    images: tuple[bytes, ...] = ()  # PNG
+    images: tuple[bytes, ...] = ()  # PNG, or the format of the request
     animations: tuple[bytes, ...] = ()  # GIF
     arrays: tuple[bytes, ...] = ()  # .npy
     message: str = ""
@@ -107,6 +115,15 @@ class Inspection:
     changes: list[list[float | None]]  # from the second step on: of each block
     attentions: int  # in a network call
     attention: Attention | None
+
+
+def takes_frames(pipe: BasePipeline) -> bool:
+    """Whether a model takes given frames."""
+    try:
+        check_model(pipe)
+    except InputError:
+        return False
+    return True
 
 
 def choose_labels(pipe: BasePipeline, request: GenerationRequest, most: int) -> list[Label]:
@@ -169,8 +186,18 @@ def choose_seeds(request: GenerationRequest, count: int) -> list[Seed]:
     return list(seeds) if len(seeds) == count else [(seeds[0] + i) % 2**63 for i in range(count)]
 
 
-def choose_size(pipe: BasePipeline, request: GenerationRequest, most: int) -> tuple[int, int]:
-    """Height and width of the images.
+@contextmanager
+def width_first_messages() -> Iterator[None]:
+    """Turn the sizes in messages of the block from height x width to width x height, as requests have them."""
+    try:
+        yield
+    except InputError as error:
+        message = re.sub(r"(\d+)x(\d+)(?![\dx])", r"\2x\1", str(error))
+        raise InputError(message.replace("height x width", "width x height")) from None
+
+
+def choose_size(pipe: BasePipeline, request: GenerationRequest, most: int) -> tuple[int, ...]:
+    """Height and width of the images, or frames, height and width of the clips.
 
     Args:
         pipe: the model.
@@ -180,39 +207,83 @@ def choose_size(pipe: BasePipeline, request: GenerationRequest, most: int) -> tu
     Raises:
         InputError: a size that the model cannot generate, or a larger one.
     """
+    own = (*pipe.net.size[:-2], *pipe.picture_shape[1])
     if request.size is None:
-        return pipe.picture_shape[1]
-    width, height = map(int, request.size.split("x"))
-    try:
-        size = input_size(pipe, (height, width))
-    except InputError as error:
-        raise InputError(f"size {request.size} (width x height): {error}") from None
-    if size != pipe.net.size and (tokens := pipe.net.tokens_at(size)) > most:
+        return own
+    size = from_width_first(request.size)
+    if len(size) > len(own):
+        raise InputError(f"size {request.size} has frames, and this model generates images; give WIDTHxHEIGHT")
+    with width_first_messages():
+        network_size = input_size(pipe, size)
+    if network_size != pipe.net.size and (tokens := pipe.net.tokens_at(network_size)) > most:
         raise InputError(f"size {request.size} has {counted(tokens, 'token')}; give one of at most {most:,}")
-    return height, width
+    return (*own[: len(own) - len(size)], *size)
 
 
-def start_image(pipe: BasePipeline, request: GenerationRequest, most: int, size: tuple[int, int]) -> Original | None:
-    """The image to start from, with its mask; None for a request without an image.
+def start_image(pipe: BasePipeline, request: GenerationRequest, most: int, size: tuple[int, ...]) -> Original | None:
+    """The image to start from, with its mask, or the given frames; None for a request without an image.
 
     Args:
         pipe: the model.
         request: the request.
         most: pixels that an image may have.
-        size: height and width of the generated images.
+        size: size of the generated images or clips.
 
     Raises:
         InputError: a file that is not an image or too large, or a mask without an image.
     """
+    clips = (request.given, request.frames, request.overlap) != (None, None, None)
+    if clips and request.image is not None:
+        raise InputError("image starts from an image, and given, frames and overlap are for clips; leave one out")
     image, mask = (
-        None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS, size)
+        None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS, size[-2:])
         for name in ("image", "mask")
     )
     if image is not None:
         return pipe.original(image, mask=mask, strength=request.strength, resample=request.resample, size=size)
     if mask is not None or request.strength is not None or request.resample is not None:
         raise InputError("mask, strength and resample need an image to start from; give image too")
-    return None
+    return start_frames(pipe, request, most, size) if clips else None
+
+
+def start_frames(pipe: BasePipeline, request: GenerationRequest, most: int, size: tuple[int, ...]) -> GivenFrames:
+    """The given frames and the length of the clips of a request, see `start_image`."""
+    files, images = request.given_files(), {}
+    for number, content in (files or {}).items():
+        images[number] = read_picture(io.BytesIO(content), most, FORMATS)
+        with width_first_messages():  # at once, so that no other large image is decoded
+            check_frame((images[number].height, images[number].width), number, size)
+    with width_first_messages():
+        return given_frames(pipe, None if files is None else images, request.frames, request.overlap, size)
+
+
+def check_steps(total: int, original: Original | None, most: int) -> None:
+    """Check the number of steps of a request.
+
+    Raises:
+        InputError: there are too many.
+    """
+    if total <= most:
+        return
+    if original is not None and original.parts > 1:
+        raise InputError(
+            f"{total:,} steps in {original.parts:,} parts; give fewer frames or steps, for at most {most} steps in all"
+        )
+    raise InputError(f"{total} steps; give 1 to {most}")
+
+
+def check_format(pipe: BasePipeline, format: str, size: tuple[int, ...]) -> None:
+    """Check that files of a format can be written.
+
+    Raises:
+        InputError: a format of clips for images, PyAV is not installed, or the format needs even sides.
+    """
+    if format == "png":
+        return
+    if noun_of(size) == "image":
+        raise InputError(f"format {format} is for clips, and this model generates images; leave format out")
+    with width_first_messages():
+        check_video(f".{format}", size[-2:], frame_rate(pipe.model.config))
 
 
 def as_json(value: Label | Seed) -> Any:

@@ -1,6 +1,7 @@
 """The request bodies of the HTTP API, with types and ranges, and their translation to options of the pipeline."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from ditlab.inference.base import BasePipeline
 
 # An image of one white pixel.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+DATA_URL = re.compile(r"data:[\w/+.;=-]*,")  # what browsers put before the base64 of a file
 ALIASES = {
     "num_inference_steps": "steps",  # the words of diffusers' pipelines
     "guidance_scale": "guidance",
@@ -20,6 +22,7 @@ ALIASES = {
     "prompts": "labels",
     "to_prompt": "to_label",
     "mask_image": "mask",
+    "output_format": "format",  # the word of other image services
     "quality": "preset",  # earlier words of this API
     "seed": "seeds",
     "label": "labels",  # the words of a response, so that its settings can be sent again
@@ -76,6 +79,8 @@ Label = Annotated[int, Field(ge=0, lt=2**31), WHOLE] | Annotated[str, Field(min_
 Block = Annotated[int, Field(ge=0, le=10_000), WHOLE]
 Time = Annotated[float, Field(ge=0, le=1)]
 File = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
+FrameNumber = Annotated[str, Field(pattern="^(0|-?[1-9][0-9]{0,3})$")]
+Frames = Annotated[int, Field(ge=1, le=1_000_000), WHOLE]
 # The first invalid value ends a check: a message names only that one, and a long list of errors takes seconds.
 Seeds = Annotated[list[Seed], Field(min_length=1, max_length=1024, fail_fast=True)]
 Labels = Annotated[list[Label], Field(min_length=1, max_length=1024, fail_fast=True)]
@@ -198,6 +203,7 @@ class GenerationRequest(SamplingRequest):
                 {"labels": [3, 7], "stream": True},
                 {"prompt": "3", "to_label": "8", "n": 4, "seeds": 0},
                 {"prompt": "3", "image": PIXEL, "strength": 0.6},
+                {"prompt": "3", "given": {"0": PIXEL}, "frames": 64, "format": "mp4"},
             ]
         },
     )
@@ -205,16 +211,18 @@ class GenerationRequest(SamplingRequest):
     n: Annotated[int, WHOLE] = Field(
         1, ge=1, le=1024, description="Number of images. Default: the number of labels. Alias: num_images_per_prompt."
     )
-    size: Annotated[str, Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
+    size: Annotated[str, Field(pattern="^([0-9]{1,5}x)?[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
         None,
-        description="WIDTHxHEIGHT. Default: the size of the model. Networks whose weights do not depend on the size "
-        "take any other that their patches divide.",
+        description="WIDTHxHEIGHT, for clips also FRAMESxWIDTHxHEIGHT. Default: the size of the model. Networks "
+        "whose weights do not depend on the size take any other that their patches divide.",
     )
     to_label: Label | None = Field(
         None, description="Interpolate from the first label or prompt to this one. Alias: to_prompt."
     )
     to_seed: Seed | None = Field(None, description="Interpolate from the first seed to this one.")
-    image: File | None = Field(None, description="Image-to-image: the image to start from.")
+    image: File | None = Field(
+        None, description="Image-to-image: the image to start from, as base64 or as a data URL with base64."
+    )
     mask: File | None = Field(
         None, description="Inpainting mask: white is regenerated, black is kept. Alias: mask_image."
     )
@@ -224,11 +232,26 @@ class GenerationRequest(SamplingRequest):
     resample: Annotated[int, Field(ge=1, le=100), WHOLE] | None = Field(
         None, description="With a mask: how often each part of the trajectory is sampled. Default: 2."
     )
+    given: Annotated[dict[FrameNumber, File], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description='Given frames of clips, by their number, from 0, or negative from the end: {"0": IMAGE} is image '
+        'to video, and {"0": IMAGE, "-1": IMAGE} interpolates. Images of the size of the clip, as base64 or data URLs.',
+    )
+    frames: Frames | None = Field(
+        None, description="Length of clips that are continued beyond the length of the model, or of size."
+    )
+    overlap: Frames | None = Field(
+        None,
+        description="With frames: number of last frames that each further part continues. Default: half of a part.",
+    )
+    format: Literal["png", "webp", "gif", "mp4", "webm"] = Field(
+        "png", description="Format of clips; png is an animated PNG, and that of images. Alias: output_format."
+    )
     animation: bool = Field(False, description="Also return the trajectory of each image, as a GIF in animation_b64.")
     numbers: bool = Field(
         False,
         description="Also return all channels of each image in the numbers and the type of the training data, as an "
-        ".npy file (H, W, C) in npy_b64.",
+        ".npy file (H, W, C), of a clip (T, H, W, C), in npy_b64.",
     )
     response_format: Literal["b64_json"] = "b64_json"
     stream: bool = Field(False, description="Respond with server-sent events.")
@@ -259,11 +282,33 @@ class GenerationRequest(SamplingRequest):
         Raises:
             InputError: text that is not base64.
         """
-        try:
-            text = getattr(self, name)
-            return None if text is None else base64.b64decode(text, validate=True)
-        except ValueError:
-            raise InputError(f"the {name} is not base64; encode the content of the file as base64") from None
+        text = getattr(self, name)
+        return None if text is None else decoded(text, f"the {name}")
+
+    def given_files(self) -> dict[int, bytes] | None:
+        """The content of the given frames, by their number.
+
+        Raises:
+            InputError: text that is not base64.
+        """
+        if self.given is None:
+            return None
+        return {int(number): decoded(text, f"given frame {number}") for number, text in self.given.items()}
+
+
+def decoded(text: str, what: str) -> bytes:
+    """The content of a file as base64, or as a data URL with base64.
+
+    Raises:
+        InputError: text that is neither.
+    """
+    start = DATA_URL.match(text)
+    try:
+        if start is not None and not start[0].endswith(";base64,"):
+            raise ValueError
+        return base64.b64decode(text[start.end() :] if start else text, validate=True)
+    except ValueError:
+        raise InputError(f"{what} is not base64; encode the content of the file as base64") from None
 
 
 class InspectionRequest(SamplingRequest):

@@ -94,11 +94,12 @@ class Model(BaseModel):
     object: str = Field(examples=["model"])
     owned_by: str = Field(examples=["ditlab"])
     network: str = Field(examples=["DiT"])
-    size: str = Field(description="WIDTHxHEIGHT of its images.", examples=["32x32"])
+    size: str = Field(description="WIDTHxHEIGHT of its images, FRAMESxWIDTHxHEIGHT of its clips.", examples=["32x32"])
     images: str = Field(
         description="Channels, type and range of its images, and the channels that PNG files show.",
         examples=["3 channels of uint8, 0..255"],
     )
+    given: bool = Field(description="Whether it takes given frames, and continues clips.", examples=[False])
     condition: str = Field(description="Kind of condition.", examples=["class"])
     classes: int = Field(description="Number of classes; 0 for a model without class labels.", examples=[10])
     prompts: list[str] = Field(
@@ -136,7 +137,10 @@ class Classes(BaseModel):
 class Image(BaseModel):
     """An image and all settings that generate it again."""
 
-    b64_json: str = Field(description="PNG as base64; its metadata has the settings too, under the key ditlab.")
+    b64_json: str = Field(
+        description="PNG as base64, animated for a clip; its metadata has the settings too, under the key ditlab. Or "
+        "the file of a clip in the requested format."
+    )
     settings: dict[str, Any] = Field(
         description="Every setting with the value that was used, given or default.", examples=[SETTINGS]
     )
@@ -295,6 +299,7 @@ def model_info(service: Service, name: str) -> dict[str, Any]:
         "network": pipe.net.config["name"],
         "size": about.size,
         "images": about.images,
+        "given": about.given,
         "condition": about.condition,
         "classes": about.classes,
         "prompts": about.prompts,

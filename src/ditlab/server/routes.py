@@ -125,7 +125,7 @@ async def thumbnail(
 @api.post("/v1/images/generations", response_model=None, responses=GENERATED | errors(400, 411, 413, 422, 429, 503))
 async def generate(body: GenerationRequest, request: Request, service: Served) -> Response | dict[str, Any]:
     """Generate images."""
-    executor = None if body.image is None and body.mask is None else service.decoders
+    executor = None if (body.image, body.mask, body.given) == (None, None, None) else service.decoders
     generation = await asyncio.get_running_loop().run_in_executor(executor, service.prepare, body)
     events = start(service, generation)
     if body.stream:

@@ -18,12 +18,13 @@ from torch import Tensor
 from ditlab.core.device import free_memory
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Step
+from ditlab.core.units import width_first
 from ditlab.core.version import __version__
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.output import frame_rate, native
 from ditlab.report.sheets import frame_images, thumbnails, to_pil, to_videos
 from ditlab.server.batching import Canceled, Context, Engine
-from ditlab.server.files import animated_png, gif, npy, png
+from ditlab.server.files import animated_png, gif, npy, png, video_file
 from ditlab.server.generation import (
     About,
     Event,
@@ -31,6 +32,8 @@ from ditlab.server.generation import (
     Inspection,
     Limits,
     as_json,
+    check_format,
+    check_steps,
     choose_labels,
     choose_seeds,
     choose_size,
@@ -113,15 +116,16 @@ class Service:
         keywords = settings | {"size": size} | ({} if original is None else {"original": original})
         keywords |= {} if request.negative_prompt is None else {"negative_prompt": request.negative_prompt}
         total = pipe.step_count(keywords)
-        if total > self.limits.steps:
-            raise InputError(f"{total} steps; give 1 to {self.limits.steps}")
+        check_steps(total, original, self.limits.steps)
+        check_format(pipe, request.format, size)
         stop = threading.Event()
         steps = self.engines[name].steps(labels, seeds, stop, context, **keywords)
         return Generation(
             model=name,
             labels=labels,
             seeds=seeds,
-            size=f"{size[1]}x{size[0]}",
+            size=width_first(size),
+            format=request.format,
             settings=resolved(pipe, settings | {"size": size}),
             negative=request.negative_prompt or None,
             original=original,
@@ -209,14 +213,14 @@ class Service:
             previews: tuple[bytes, ...] = ()
             if step.i in previewed | animated:
                 shown = self.shown(generation, self.pixels(generation, step.x0))
-                previews = self.files(generation, shown, recorded=False) if step.i in previewed else ()
+                previews = tuple(map(png, thumbnails(shown))) if step.i in previewed else ()
                 if step.i in animated:
                     frames.append(thumbnails(shown))
             notify(Event("preview" if previews else "step", step.i + 1, total, previews))
         pixels = self.pixels(generation, step.x)
         shown = self.shown(generation, pixels)
         arrays = self.arrays(generation, pixels) if generation.numbers else ()
-        files = self.files(generation, shown, recorded=True)
+        files = self.files(generation, shown)
         animations = zip(*frames, thumbnails(shown), strict=True) if generation.animation else ()
         self.metrics.generated(len(files))
         return Event("done", total, total, files, tuple(map(gif, animations)), arrays)
@@ -277,12 +281,14 @@ class Service:
         """The shown channels of decoded images or clips, uint8."""
         return self.models[generation.model].values.displayed(pixels)
 
-    def files(self, generation: Generation, shown: Tensor, *, recorded: bool) -> tuple[bytes, ...]:
-        """PNG files of shown images, animated for clips; `recorded` adds the settings of each."""
-        settings = [self.settings(generation, i) if recorded else None for i in range(len(shown))]
+    def files(self, generation: Generation, shown: Tensor) -> tuple[bytes, ...]:
+        """The files of shown images or clips; PNG files, which are animated for clips, have the settings of each."""
+        settings = [self.settings(generation, i) for i in range(len(shown))]
         if shown.ndim == 4:
             return tuple(map(png, to_pil(shown), settings))
         rate = frame_rate(self.models[generation.model].model.config)
+        if generation.format != "png":
+            return tuple(video_file(video, f".{generation.format}", rate) for video in to_videos(shown))
         return tuple(
             animated_png(frame_images(video), rate, about)
             for video, about in zip(to_videos(shown), settings, strict=True)
@@ -305,7 +311,7 @@ class Service:
             **described_label(self.models[generation.model], generation.labels[i], generation.negative),
             "seed": as_json(generation.seeds[i]),
             **generation.settings,
-            **({} if start is None else {"strength": start.strength, "resample": start.resample, **start.about(i)}),
+            **({} if start is None else start.options | start.about(i)),
             "size": generation.size,
             "precision": about.precision,
             "model_hash": about.model_hash,

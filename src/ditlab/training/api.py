@@ -18,7 +18,7 @@ from ditlab.core.io import held
 from ditlab.core.model_files import read_model
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import make_console
-from ditlab.core.units import counted
+from ditlab.core.units import counted, noun_of
 from ditlab.core.weights import checkpoints
 from ditlab.data import Dataset, from_torch
 from ditlab.inference.pipeline import Pipeline
@@ -146,7 +146,8 @@ def train_here(job: Job) -> None:
         prepare_steps(job)
         train_to_end(job)
         if job.dataset.skipped:
-            job.say(f"{counted(len(job.dataset.skipped), 'image')} could not be read: {job.skipped_images}")
+            skipped = counted(len(job.dataset.skipped), noun_of(job.dataset.size))
+            job.say(f"{skipped} could not be read: {job.skipped_images}")
 
 
 def trained_model(job: Job) -> Pipeline:

@@ -25,6 +25,8 @@ from ditlab.data.scan import with_progress
 from ditlab.data.sources import Raster, Source, Unreadable
 from ditlab.data.sources.base import unreadable
 
+SHORT = "too short"  # beginning of the reason why a clip with fewer frames than asked for is skipped
+
 
 class Clips(FileDataset):
     """Clips (C, T, H, W) of the files of a source: T consecutive frames at one frame rate, resized to one size.
@@ -110,7 +112,8 @@ class Clips(FileDataset):
                 raise Unreadable(self.headers.broken[i])
             count = self.timing.positions(header)
             if count < frames:
-                raise Unreadable(f"too short: {counted(count, 'frame')} of {frames} ({header.duration:.3g} s)")
+                seconds = f" ({header.duration:.3g} s)" if header.timed else ""
+                raise Unreadable(f"{SHORT}: {counted(count, 'frame')} of {frames}{seconds}")
             start = int(share * (count - frames + 1))
             if self.kept is None:
                 clip = self._decode(i, header, start, frames)
@@ -122,6 +125,15 @@ class Clips(FileDataset):
             self._skip(self.source.name(i), str(error))
             return None
         return clip if index < len(self.source) else np.ascontiguousarray(clip[:, :, ::-1])
+
+    def fault(self) -> tuple[str, str]:
+        short = [reason.startswith(SHORT) for reason in self.skipped.values()]
+        if not any(short):
+            return super().fault()
+        remedy = f"give {self.timing.shorter()}"
+        return (
+            ("are too short", remedy) if all(short) else ("cannot be read or are too short", f"repair them, {remedy}")
+        )
 
     def _decode(self, i: int, header: ClipHeader, start: int, count: int) -> Raster:
         """Resized frames (count, H, W, C) from a position on."""

@@ -16,3 +16,5 @@ class ClipHeader:
     """Frames per second: of a video on average, of an animation that of its shortest frame, of a folder of frames 1."""
     variable: bool = False
     """Whether the frames are not evenly spaced in time."""
+    timed: bool = True
+    """Whether the file says when its frames are shown; a folder of frames does not."""

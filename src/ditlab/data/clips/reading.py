@@ -34,7 +34,7 @@ def read_clip_header(file: ClipFile) -> ClipHeader:
             raise ValueError("a folder without frames")
         image = _eight_bits(open_image(file[0]))
         with image:
-            return ClipHeader(displayed_size(image), is_gray(image), float(len(file)), 1.0)
+            return ClipHeader(displayed_size(image), is_gray(image), float(len(file)), 1.0, timed=False)
     content = animation(file)
     if content is None:
         return video_header(file)

@@ -30,8 +30,9 @@ class ClipSurvey:
 
     clips: int
     classes: dict[str, int]  # readable clips of each class
-    seconds: tuple[float, float, float]  # durations of the files: min, median, max
-    rates: dict[str, int]  # frames per second -> clips, most frequent first
+    seconds: tuple[float, float, float] | None  # durations of the files: min, median, max; None for folders of frames
+    frames: tuple[float, float, float] | None  # lengths of folders of frames: min, median, max; None for other files
+    rates: dict[str, int]  # frames per second -> clips, most frequent first; empty for folders of frames
     sizes: dict[str, int]  # HEIGHTxWIDTH -> clips, most frequent first
     variable: int  # clips of variable frame rate
     unreadable: dict[str, str]  # name -> reason; also those with fewer frames than a clip
@@ -47,12 +48,16 @@ class ClipSurvey:
         for note in self.reading.notes:
             summary.add_row("note", cell(note))
         summary.add_row("unreadable or too short", f"{len(self.unreadable):,}")
-        summary.add_row("seconds, min / median / max", " / ".join(f"{value:.3g}" for value in self.seconds))
-        summary.add_row("variable frame rate", f"{self.variable:,}")
+        for name, values in (("seconds", self.seconds), ("frames", self.frames)):
+            if values is not None:
+                summary.add_row(f"{name}, min / median / max", " / ".join(f"{value:.3g}" for value in values))
+        if self.rates:
+            summary.add_row("variable frame rate", f"{self.variable:,}")
         classes = [count_table("class", self.classes, "clips")] if self.classes else []
         captions = [self.captions.table()] if self.captions else []
-        counts = [count_table("fps", self.rates, "clips"), count_table("height x width", self.sizes, "clips")]
-        return [summary, *classes, *captions, *counts, *reading_tables(self.reading, self.unreadable)]
+        rates = [count_table("fps", self.rates, "clips")] if self.rates else []
+        sizes = count_table("height x width", self.sizes, "clips")
+        return [summary, *classes, *captions, *rates, sizes, *reading_tables(self.reading, self.unreadable)]
 
 
 def survey_clips(
@@ -81,24 +86,36 @@ def survey_clips(
     bar = track(results, "inspecting", len(source), console=console, disable=not console.is_terminal)
     readable = [i for i, is_readable in enumerate(bar) if is_readable]
     if not readable:
-        name, reason = next(iter(clips.skipped.items()))
-        raise InputError(f"{none_can(len(source), 'clip')} be read, beginning with {name} ({reason}); check the files")
+        raise InputError(none_is_readable(clips))
     if sheet is not None:
         write_sheet(clips, readable, sheet)
     headers = [clips.headers.found[i] for i in readable]
-    seconds = sorted(header.duration for header in headers)
+    lengths = sorted(header.duration for header in headers)
+    range_of_lengths = (lengths[0], median(lengths), lengths[-1])
+    timed = headers[0].timed  # a source has files of one kind
     counts = Counter(source.labels[readable].tolist())
     return ClipSurvey(
         clips=len(source),
         classes={name: counts[i] for i, name in enumerate(source.classes)},
-        seconds=(seconds[0], median(seconds), seconds[-1]),
-        rates=dict(Counter(f"{header.rate:.4g}" for header in headers).most_common()),
+        seconds=range_of_lengths if timed else None,
+        frames=None if timed else range_of_lengths,
+        rates=dict(Counter(f"{header.rate:.4g}" for header in headers if header.timed).most_common()),
         sizes=dict(Counter("{}x{}".format(*header.size) for header in headers).most_common()),
         variable=sum(header.variable for header in headers),
         unreadable=clips.skipped,
         reading=clips.reading,
         captions=CaptionStatistics.of(source),
     )
+
+
+def none_is_readable(clips: Clips) -> str:
+    """The message for clips of which none can be read."""
+    (name, reason), (fault, remedy) = next(iter(clips.skipped.items())), clips.fault()
+    count = len(clips.source)
+    if fault == "cannot be read":
+        return f"{none_can(count, 'clip')} be read, beginning with {name} ({reason}); check the files"
+    which = f"the only clip is {fault.removeprefix('are ')}" if count == 1 else f"all {count:,} clips {fault}"
+    return f"{which}, beginning with {name} ({reason}); {remedy}"
 
 
 def write_sheet(clips: Clips, readable: list[int], file: Path) -> None:

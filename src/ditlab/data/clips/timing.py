@@ -35,6 +35,12 @@ class Timing:
     def _fps(self, header: ClipHeader) -> float:
         return self.fps or header.rate / self.stride
 
+    def shorter(self) -> str:
+        """The settings with which shorter files suffice, such as "fewer frames, or a higher fps"."""
+        return "fewer frames" + (
+            ", or a higher fps" if self.fps else ", or a smaller stride" if self.stride > 1 else ""
+        )
+
     def words(self) -> str:
         """The timing in words, such as "16 frames at 8 fps (2 s)"."""
         frames = counted(self.frames, "frame")

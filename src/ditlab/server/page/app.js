@@ -4,7 +4,7 @@ import * as compare from "./compare.js";
 import * as images from "./images.js";
 import * as inspect from "./inspect.js";
 import * as runs from "./runs.js";
-import { $, ask, model, say, sayAgain, shared } from "./service.js";
+import { $, ask, model, ofClips, say, sayAgain, shared, sides } from "./service.js";
 
 async function start() {
   try {
@@ -19,7 +19,9 @@ async function start() {
 
 async function pick() {
   const { id, network, size, sampler, steps, classes } = model();
-  $("about").textContent = `${network}, ${size}, ${sampler}, ${steps} steps`;
+  const [frames] = size.split("x");
+  const about = ofClips() ? `${frames} frames of ${sides().join("x")}` : size;
+  $("about").textContent = `${network}, ${about}, ${sampler}, ${steps} steps`;
   const listed = classes ? await (await ask(`v1/classes?model=${encodeURIComponent(id)}`)).json() : { classes: [], labels: [] };
   [shared.classes, shared.labels] = [listed.classes, listed.labels];
   await images.pick();

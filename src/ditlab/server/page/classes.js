@@ -1,5 +1,6 @@
 // The classes that can be selected, and the small images of them, which the server makes while it has nothing else to do.
 
+import { shownAddress } from "./clip.js";
 import { $, ask, element, model, picture, shared } from "./service.js";
 
 const THUMBNAILS = 60; // classes, or example prompts, for which images are requested
@@ -47,7 +48,7 @@ async function thumbnail(id, i, number) {
   while (number === wanted) {
     try {
       const answer = await ask(`v1/thumbnails/${i}?model=${encodeURIComponent(id)}`);
-      return URL.createObjectURL(await answer.blob());
+      return shownAddress(await answer.blob());
     } catch (error) {
       if (error.status !== 429) return null;
       await new Promise((resolve) => setTimeout(resolve, WAIT));

@@ -1,6 +1,7 @@
 // The same seeds and classes through several models or settings, in one grid.
 
-import { $, SAMPLERS, described, element, lines, picture, plain, post, shared, source, speaker, subject } from "./service.js";
+import { calm, isClip, still } from "./clip.js";
+import { $, SAMPLERS, bytes, described, element, lines, picture, plain, post, shared, source, speaker, subject } from "./service.js";
 
 const say = speaker("compare");
 
@@ -64,7 +65,7 @@ async function generate() {
     const seconds = (performance.now() - begun) / 1000;
     const [name, settings] = told({ ...asked, ...used(data) });
     const head = element("th", { scope: "row" }, name, element("br"), settings, element("br"), `${seconds.toFixed(2)} s`);
-    const image = (one) => picture({ src: source(one.b64_json), alt: `${name}, ${settings}: ${described(one.settings)}` });
+    const image = (one) => picture({ src: addressOf(one.b64_json), alt: `${name}, ${settings}: ${described(one.settings)}` });
     const named = (one) => element("figure", {}, image(one), element("figcaption", { textContent: subject(one.settings) }));
     const cells = data.map((one) => element("td", {}, mixed ? named(one) : image(one)));
     const title = (one) => (mixed ? `seed ${plain(one.settings.seed)}` : described(one.settings));
@@ -73,6 +74,8 @@ async function generate() {
   }
   say(`${rows.length} ${rows.length === 1 ? "row" : "rows"} generated`);
 }
+
+const addressOf = (text) => (calm() && isClip(text) ? still(bytes(text)) : source(text));
 
 export function connect() {
   $("variant-add").addEventListener("click", () => add({ model: $("model").value }));

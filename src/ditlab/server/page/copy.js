@@ -1,6 +1,7 @@
 // How an image of the history is generated elsewhere: in Python, on the command line, with curl.
 
 const OPTIONS = ["sampler", "steps", "guidance", "guidance_interval", "guidance_rescale", "schedule", "shift", "eta", "reuse", "reuse_error"];
+const FRAMES = { 0: "first.png", "-1": "last.png" }; // files of given frames, by their numbers
 const between = (value) => value !== null && typeof value === "object";
 const quoted = (text) => `'${String(text).replaceAll("'", "'\\''")}'`;
 
@@ -20,8 +21,11 @@ export function python({ settings, asked }) {
   const given = options(settings).map((name) => `${name}=${pythonValue(settings[name])}`);
   if (settings.negative_prompt) given.unshift(`negative_prompt=${pythonValue(settings.negative_prompt)}`);
   if (asked.image) given.push('image="init.png"', ...(asked.mask ? ['mask="mask.png"', `resample=${settings.resample}`] : []), `strength=${settings.strength}`);
+  const frames = Object.keys(asked.given ?? {}).map((number) => `${number}: Image.open("${FRAMES[number] ?? `frame${number}.png`}")`);
+  if (frames.length) given.push(`given={${frames.join(", ")}}`);
+  for (const key of ["frames", "overlap"]) if (settings[key]) given.push(`${key}=${settings[key]}`);
   const call = [`[${labels}]`, `seeds=[${pythonValue(settings.seed)}]`, ...given].join(", ");
-  return `import ditlab\n\npipe = ditlab.load(${pythonValue(settings.model)})  # the folder of the model\npipe(${call}).save("image")\n`;
+  return `import ditlab\n${frames.length ? "from PIL import Image\n" : ""}\npipe = ditlab.load(${pythonValue(settings.model)})  # the folder of the model\npipe(${call}).save("image")\n`;
 }
 
 export function command({ settings, asked }, file) {
@@ -34,6 +38,9 @@ export function command({ settings, asked }, file) {
   words.push("--seeds", settings.seed);
   for (const name of options(settings)) words.push(`--${name.replaceAll("_", "-")}`, [settings[name]].flat().join(" "));
   if (asked.image) words.push("--image init.png", ...(asked.mask ? [`--mask mask.png --resample ${settings.resample}`] : []), `--strength ${settings.strength}`);
+  const frames = Object.keys(asked.given ?? {}).map((number) => `${number}=${FRAMES[number] ?? `frame${number}.png`}`);
+  if (frames.length) words.push("--given", ...frames);
+  for (const key of ["frames", "overlap"]) if (settings[key]) words.push(`--${key}`, settings[key]);
   return `${words.join(" ")}\n`;
 }
 

@@ -1,5 +1,6 @@
 // What was generated, in the browser's own database; an image with its settings, and two beside each other.
 
+import { Player, isClip, listed, read } from "./clip.js";
 import { command, curl, python } from "./copy.js";
 import { $, bytes, described, element, picture, plain, post, source, speaker } from "./service.js";
 import { zip } from "./zip.js";
@@ -8,6 +9,7 @@ const say = speaker("images");
 let entries = []; // newest first, as in the list
 let shown = null; // the image of the dialog
 let comparing = null; // the image that waits for another one
+let player = null; // of the clips of the dialog
 
 const database = new Promise((resolve, reject) => {
   const opening = indexedDB.open("ditlab", 1);
@@ -48,7 +50,9 @@ export function newest(model) {
 const count = () => ($("forget").disabled = $("zip").disabled = entries.length === 0);
 
 function item(entry) {
-  const button = element("button", { type: "button" }, picture({ src: source(entry.picture), alt: described(entry.settings) }));
+  const image = picture({ src: source(entry.picture), alt: described(entry.settings) });
+  const button = element("button", { type: "button" }, image);
+  listed(button, image, entry.picture);
   button.addEventListener("click", () => (comparing ? besides(entry) : open(entry)));
   return element("li", {}, button);
 }
@@ -56,16 +60,39 @@ function item(entry) {
 export function open(entry) {
   shown = entry;
   $("detail-title").textContent = described(entry.settings);
-  Object.assign($("detail-image"), { src: source(entry.picture), alt: described(entry.settings) });
-  $("detail-other").hidden = $("slider-row").hidden = true;
+  show($("detail-image"), entry.picture, described(entry.settings));
+  $("detail-other").hidden = $("slider-row").hidden = $("detail-other-clip").hidden = true;
   $("download").href = source(entry.picture);
   $("download").download = `${name(entry)}.png`;
   $("previous").disabled = entries.at(-1) === entry;
   $("next").disabled = entries[0] === entry;
   $("copied").textContent = "";
   settings([entry]);
+  play([entry]);
   if (entry.asked.image) beside(entry.asked.image, "the init image", "Left: the result. Right: the init image.");
   if (!$("detail").open) $("detail").showModal();
+}
+
+// Shows an image, or prepares the place of a clip, which `play` fills.
+function show(image, text, alt) {
+  const canvas = $(`${image.id.replace("-image", "")}-clip`);
+  image.hidden = isClip(text);
+  canvas.hidden = !image.hidden;
+  canvas.ariaLabel = image.alt = alt;
+  if (image.hidden) canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  else image.src = source(text);
+}
+
+// Plays one clip, or two beside each other, with the controls of the dialog.
+async function play(chosen) {
+  const clips = isClip(chosen[0].picture);
+  $("detail-player").hidden = $("formats").hidden = !clips;
+  $("begin").hidden = clips;
+  $("compare").textContent = `Compare with another ${clips ? "clip" : "image"}`;
+  player.load([]);
+  const moving = [$("detail-clip"), $("detail-other-clip")].filter((canvas, i) => chosen[i] && isClip(chosen[i].picture));
+  const parts = await Promise.all(chosen.filter(({ picture }) => isClip(picture)).map(({ picture, settings }) => read(picture, settings)));
+  if (shown === chosen[0] && $("detail").open) player.load(moving.map((canvas, i) => [canvas, parts[i]]));
 }
 
 // The image that was made before (1) or after (-1) the shown one.
@@ -91,7 +118,7 @@ function settings(entries) {
 }
 
 function beside(other, alt, text) {
-  Object.assign($("detail-other"), { src: source(other), alt, hidden: false });
+  show($("detail-other"), other, alt);
   $("slider-row").hidden = false;
   $("slider-text").textContent = text;
   slide();
@@ -105,6 +132,7 @@ function besides(entry) {
   $("detail-title").textContent = `${described(first.settings)} / ${described(entry.settings)}`;
   beside(entry.picture, described(entry.settings), "Left: this image. Right: the other image.");
   settings([first, entry]);
+  play([first, entry]);
   $("slider").focus();
 }
 
@@ -117,6 +145,22 @@ async function animate(entry) {
   const { data } = await (await post("v1/images/generations", asked)).json();
   save(`data:image/gif;base64,${data[entry.place].animation_b64}`, `${name(entry)}.gif`);
   say("");
+}
+
+// The request for one image or clip again; one between two others has no request of its own.
+function alone({ asked, settings, place }) {
+  const what = settings.prompt ?? settings.label ?? null;
+  const again = { ...asked, stream: false, partial_images: undefined };
+  if ([what, settings.seed].some((value) => value !== null && typeof value === "object")) return [again, place];
+  return [{ ...again, n: 1, labels: what === null ? undefined : [what], seeds: settings.seed, to_label: undefined, to_seed: undefined }, 0];
+}
+
+async function convert(entry, format) {
+  $("copied").textContent = `Generating the clip as ${format.toUpperCase()}`;
+  const [asked, place] = alone(entry);
+  const { data } = await (await post("v1/images/generations", { ...asked, format })).json();
+  save(`data:${format === "mp4" ? "video" : "image"}/${format};base64,${data[place].b64_json}`, `${name(entry)}.${format}`);
+  $("copied").textContent = "";
 }
 
 const save = (href, download) => element("a", { href, download }).click();
@@ -165,13 +209,17 @@ export function connect({ take, again, begin }) {
   $("vary").addEventListener("click", closing((entry) => again(entry.asked)));
   $("begin").addEventListener("click", closing((entry) => begin(entry.picture)));
   $("animate").addEventListener("click", closing((entry) => animate(entry).catch((error) => say(error.message))));
+  player = new Player($("detail-player"));
+  $("detail").addEventListener("close", () => player.load([]));
+  for (const button of $("formats").children)
+    button.addEventListener("click", () => convert(shown, button.dataset.format).catch((error) => ($("copied").textContent = error.message)));
   $("remove").addEventListener("click", () => remove(shown).catch((error) => say(error.message)));
   $("copy-python").addEventListener("click", () => copy(python(shown)));
   $("copy-cli").addEventListener("click", () => copy(command(shown, `${name(shown)}.png`)));
   $("copy-curl").addEventListener("click", () => copy(curl(shown)));
   $("compare").addEventListener("click", closing((entry) => {
     comparing = entry;
-    say("Select the other image in the history");
+    say(`Select the other ${isClip(entry.picture) ? "clip" : "image"} in the history`);
   }));
   $("zip").addEventListener("click", saveAll);
   $("forget").addEventListener("click", async () => {

@@ -1,16 +1,20 @@
 // The view that generates images: the request, the queue of requests, and the stage on which the images appear.
 
 import * as classes from "./classes.js";
+import { Player, isClip, read as readClip, screen } from "./clip.js";
+import * as given from "./given.js";
 import { connect as connectHistory, newest, open, remember, restore } from "./history.js";
 import * as init from "./init-image.js";
 import { read } from "./png.js";
-import { $, SAMPLERS, described, element, events, labelAt, lines, model, picture, placeOf, post, shared, source, speaker, subject } from "./service.js";
+import { $, SAMPLERS, described, element, events, labelAt, lines, model, noun, ofClips, picture, placeOf, post, shared, sides, source, speaker, subject } from "./service.js";
 
 const say = speaker("images");
 const EXAMPLES = 16; // most images on the stage before the first generation
 const queue = []; // requests that wait
 let cancel = null; // an AbortController while images are generated
 let empty = true; // whether the stage still shows examples
+let player = null; // of the clips on the stage
+let laid = 0; // how often the stage was laid out
 
 // ---------------------------------------------------------------- model
 
@@ -19,6 +23,10 @@ export async function pick() {
   [$("low").value, $("high").value] = guidance_interval;
   interval();
   init.clear();
+  given.pick();
+  $("start-set").hidden = ofClips();
+  $("stage-player").hidden = !ofClips();
+  $("count-word").textContent = ofClips() ? "Clips" : "Images";
   $("classes-set").hidden = count === 0;
   $("to-label-row").hidden = condition === "text";
   $("prompts-set").hidden = $("to-prompt-row").hidden = condition !== "text";
@@ -33,11 +41,13 @@ export async function pick() {
 
 // Lays out places for images of the model's size, before there are any: nothing moves when they come.
 function lay(count) {
-  const [width, height] = model().size.split("x").map(Number);
+  const [width, height] = sides();
   const columns = count > 16 ? 8 : Math.ceil(Math.sqrt(count));
   const values = { "--columns": columns, "--rows": Math.ceil(count / columns), "--aspect": width / height };
   for (const [name, value] of Object.entries(values)) $("current").style.setProperty(name, value);
   $("current").replaceChildren(...Array.from({ length: count }, place));
+  player.load([]);
+  laid++;
 }
 
 const place = () => element("button", { type: "button", disabled: true }, picture({ alt: "" }));
@@ -51,9 +61,20 @@ function put(i, address, alt) {
 function welcome(count) {
   const last = newest(model().id).slice(0, EXAMPLES).reverse();
   empty = last.length === 0;
-  $("stage-title").textContent = empty ? "Examples (seed 0)" : "Latest images";
+  $("stage-title").textContent = empty ? "Examples (seed 0)" : `Latest ${noun()}s`;
   lay(empty ? Math.min(count, EXAMPLES) : last.length);
   last.forEach((entry, i) => complete(i, entry));
+  play(last);
+}
+
+// Clips take the places of their images, and all play together.
+async function play(entries) {
+  const number = laid;
+  const clips = await Promise.all(entries.map(({ picture, settings }) => isClip(picture) && readClip(picture, settings)));
+  if (number !== laid) return;
+  const pairs = clips.map((clip, i) => clip && [screen(described(entries[i].settings)), clip]);
+  pairs.forEach((pair, i) => pair && $("current").children[i].replaceChildren(pair[0]));
+  player.load(pairs.filter(Boolean));
 }
 
 function example(i, address) {
@@ -63,7 +84,7 @@ function example(i, address) {
 }
 
 function complete(i, entry) {
-  put(i, source(entry.picture), described(entry.settings));
+  if (!isClip(entry.picture)) put(i, source(entry.picture), described(entry.settings)); // `play` shows clips
   const button = $("current").children[i];
   button.disabled = false;
   button.title = subject(entry.settings);
@@ -97,7 +118,7 @@ function request() {
     guidance_interval: interval(),
     to_label: labelAt($("to-label").value),
     to_seed: number("to-seed"),
-    ...init.started(),
+    ...(ofClips() ? given.started() : init.started()),
     stream: true,
     partial_images: 12,
   };
@@ -139,7 +160,7 @@ async function generateOne(asked) {
   busy(true);
   empty = false;
   lay(asked.n);
-  $("stage-title").textContent = "Images";
+  $("stage-title").textContent = ofClips() ? "Clips" : "Images";
   waiting();
   const begun = performance.now();
   say("Generating");
@@ -165,8 +186,12 @@ async function generateOne(asked) {
 }
 
 async function finish(data, asked, seconds) {
-  for (const [i, one] of data.entries()) complete(i, await remember({ picture: one.b64_json, settings: one.settings, asked, place: i }));
-  say(`${data.length} ${data.length === 1 ? "image" : "images"} in ${seconds.toFixed(1)} s`);
+  const made = [];
+  for (const [i, one] of data.entries()) made.push(await remember({ picture: one.b64_json, settings: one.settings, asked, place: i }));
+  made.forEach((entry, i) => complete(i, entry));
+  play(made);
+  const what = isClip(made[0].picture) ? "clip" : "image"; // another model may be selected now
+  say(`${data.length} ${data.length === 1 ? what : `${what}s`} in ${seconds.toFixed(1)} s`);
 }
 
 function busy(yes) {
@@ -193,22 +218,22 @@ async function take(asked) {
   interval();
   classes.select((asked.labels ?? []).map(placeOf).filter((i) => i >= 0));
   if ($("sampler").value || $("steps").value || $("guidance").value) $("more").open = true;
-  await init.resume(asked);
+  await (ofClips() ? given.resume(asked) : init.resume(asked));
 }
 
 // The request that generates an image of which only the settings are known; interpolated ones cannot be requested alone.
 export function requestOf(settings) {
-  const { label, prompt, seed, negative_prompt, sampler, steps, guidance, guidance_interval } = settings;
+  const { label, prompt, seed, negative_prompt, sampler, steps, guidance, guidance_interval, frames, overlap } = settings;
   const what = prompt ?? label;
   if ([what, seed].some((value) => value !== null && typeof value === "object")) throw new Error("the image lies between two others; its settings cannot be given here");
-  return { n: 1, seeds: seed, labels: what === null || what === undefined ? undefined : [what], negative_prompt: negative_prompt ?? undefined, sampler, steps, guidance, guidance_interval };
+  return { n: 1, seeds: seed, labels: what === null || what === undefined ? undefined : [what], negative_prompt: negative_prompt ?? undefined, sampler, steps, guidance, guidance_interval, frames, overlap };
 }
 
 async function readImage(file, choose) {
   const settings = await read(file);
   if (!settings) {
-    await init.load(file);
-    return say(`${file.name} is the init image; it holds no settings of ditlab`);
+    await (ofClips() ? given.load("given-first", file) : init.load(file));
+    return say(`${file.name} is the ${ofClips() ? "first frame" : "init image"}; it holds no settings of ditlab`);
   }
   const served = shared.models.find((each) => each.model_hash === settings.model_hash) ?? shared.models.find((each) => each.id === settings.model);
   if (served && served.id !== model().id) await choose(served.id);
@@ -248,6 +273,8 @@ export async function connect(choose) {
   for (const id of ["low", "high"]) $(id).addEventListener("input", interval);
   classes.connect();
   init.connect();
+  given.connect();
+  player = new Player($("stage-player"));
   connectHistory({
     take,
     again: async (asked) => {

@@ -1,6 +1,6 @@
 // The image that a generation starts from, and the mask that is painted over it.
 
-import { $, model, source, speaker } from "./service.js";
+import { $, model, sides, source, speaker } from "./service.js";
 
 const say = speaker("images");
 
@@ -21,15 +21,20 @@ export async function begin(text) {
 }
 
 export async function load(file) {
+  await begin(await contentOf(file)).catch(() => {
+    throw new Error(`${file.name} is not an image that this browser can read`);
+  });
+}
+
+// The content of a file as base64.
+export async function contentOf(file) {
   if (file.size > LARGEST) throw new Error(`${file.name} is larger than 8 MiB; select a smaller file`);
   const reader = new FileReader();
   await new Promise((resolve) => {
     reader.onload = resolve;
     reader.readAsDataURL(file);
   });
-  await begin(reader.result.split(",")[1]).catch(() => {
-    throw new Error(`${file.name} is not an image that this browser can read`);
-  });
+  return reader.result.split(",")[1];
 }
 
 export function none() {
@@ -40,7 +45,7 @@ export function none() {
 
 export function clear() {
   if (!image || !model()) return;
-  const [width, height] = model().size.split("x").map(Number);
+  const [width, height] = sides();
   mask = new Uint8Array(width * height);
   cursor = [width >> 1, height >> 1];
   show();
@@ -58,12 +63,8 @@ export function resume(asked) {
   return asked.image ? begin(asked.image) : none();
 }
 
-function size() {
-  return model().size.split("x").map(Number);
-}
-
 function show() {
-  const [width, height] = size();
+  const [width, height] = sides();
   const canvas = $("mask");
   const cell = Math.max(1, Math.round(256 / Math.min(width, height)));
   [canvas.width, canvas.height] = [width * cell, height * cell];
@@ -83,7 +84,7 @@ function show() {
 }
 
 function paint(column, row) {
-  const [width, height] = size();
+  const [width, height] = sides();
   const radius = (Number($("brush").value) * Math.min(width, height)) / 32;
   for (let y = 0; y < height; y++)
     for (let x = 0; x < width; x++)
@@ -92,7 +93,7 @@ function paint(column, row) {
 }
 
 function file() {
-  const [width, height] = size();
+  const [width, height] = sides();
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const data = new ImageData(width, height);
   mask.forEach((painted, i) => data.data.set(painted ? [255, 255, 255, 255] : [0, 0, 0, 255], 4 * i));
@@ -101,7 +102,7 @@ function file() {
 }
 
 function place(event) {
-  const [width, height] = size();
+  const [width, height] = sides();
   const box = $("mask").getBoundingClientRect();
   return [Math.floor(((event.clientX - box.left) / box.width) * width), Math.floor(((event.clientY - box.top) / box.height) * height)];
 }
@@ -123,7 +124,7 @@ export function connect() {
   });
   canvas.addEventListener("pointermove", (event) => event.buttons && paint(...place(event)));
   canvas.addEventListener("keydown", (event) => {
-    const [width, height] = size();
+    const [width, height] = sides();
     if (event.key === " ") paint(...cursor);
     else if (MOVES[event.key]) {
       const [x, y] = MOVES[event.key];

@@ -1,21 +1,48 @@
-// The settings that ditlab writes into PNG files: a tEXt or iTXt chunk with the keyword "ditlab", which holds JSON.
+// The chunks of PNG files, and the settings in them: a tEXt or iTXt chunk with the keyword "ditlab", which holds JSON.
+
+import { crc32 } from "./zip.js";
 
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
 const LARGEST = 1 << 20; // bytes of a chunk with settings
 
 // The settings in a file; null if it is no PNG, or holds none.
 export async function read(file) {
-  const content = new Uint8Array(await file.arrayBuffer());
-  if (SIGNATURE.some((value, i) => content[i] !== value)) return null;
-  const view = new DataView(content.buffer);
+  for (const { kind, data } of chunks(new Uint8Array(await file.arrayBuffer()))) {
+    const text = (kind === "tEXt" || kind === "iTXt") && data.length < LARGEST && textOf(kind, data);
+    if (text) return parsed(text);
+  }
+  return null;
+}
+
+// The chunks of a file: kind, data, and the whole chunk with its length and sum; none if it is no PNG.
+export function* chunks(content) {
+  if (SIGNATURE.some((value, i) => content[i] !== value)) return;
+  const view = new DataView(content.buffer, content.byteOffset);
   for (let at = 8; at + 12 <= content.length; ) {
     const length = view.getUint32(at);
     const kind = String.fromCharCode(...content.subarray(at + 4, at + 8));
-    const text = (kind === "tEXt" || kind === "iTXt") && length < LARGEST && textOf(kind, content.subarray(at + 8, at + 8 + length));
-    if (text) return parsed(text);
+    yield { kind, data: content.subarray(at + 8, at + 8 + length), whole: content.subarray(at, at + 12 + length) };
     at += 12 + length;
   }
-  return null;
+}
+
+export function animated(content) {
+  for (const { kind } of chunks(content)) {
+    if (kind === "acTL") return true;
+    if (kind === "IDAT") return false;
+  }
+  return false;
+}
+
+// A chunk of this kind with these data.
+export function record(kind, data) {
+  const whole = new Uint8Array(12 + data.length);
+  const view = new DataView(whole.buffer);
+  view.setUint32(0, data.length);
+  whole.set(new TextEncoder().encode(kind), 4);
+  whole.set(data, 8);
+  view.setUint32(8 + data.length, crc32(whole.subarray(4, 8 + data.length)));
+  return whole;
 }
 
 function textOf(kind, chunk) {

@@ -5,7 +5,7 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   return n >>> 0;
 });
 
-function crc32(content) {
+export function crc32(content) {
   let sum = 0xffffffff;
   for (const byte of content) sum = TABLE[(sum ^ byte) & 255] ^ (sum >>> 8);
   return (sum ^ 0xffffffff) >>> 0;
