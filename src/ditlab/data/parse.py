@@ -284,8 +284,8 @@ def native_size(settings: Preparation) -> Native | None:
     if settings.size == NATIVE and settings.pixels is None:
         raise InputError("size is native, but pixels is not set; give it, such as 65536 for as many as in 256x256")
     if settings.size == NATIVE and settings.pixels is not None:
-        return Native(settings.pixels, settings.multiple or MULTIPLE)
-    for name in ("pixels", "multiple"):
+        return Native(settings.pixels, settings.multiple or MULTIPLE, settings.frame_multiple or 1)
+    for name in ("pixels", "multiple", "frame_multiple"):
         if (value := getattr(settings, name)) is not None:
             raise InputError(f"{name} is {value}, which only size = native uses; remove it, or set size to native")
     return None

@@ -16,3 +16,5 @@ class ClipHeader:
     """Frames per second: of a video on average, of an animation that of its shortest frame, of a folder of frames 1."""
     variable: bool = False
     """Whether the frames are not evenly spaced in time."""
+    still: bool = False
+    """Whether it is an image, whose duration means nothing."""
