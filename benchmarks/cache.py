@@ -13,9 +13,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from ditlab.core.types import Batch, Condition
+from ditlab.core.types import Condition
 from ditlab.data import Latents, training_order
-from ditlab.data.latents.cache import Description, keep_description, shard_file, write_index, write_shard
+from ditlab.data.identity import Stamp, Stamps
+from ditlab.data.latents.cache import Description, write_description, write_index
+from ditlab.data.latents.shards import MOMENTS, Entries, shard_file, write_shard
 
 SHAPE = (8, 8, 8)  # four channels at 8x8, mean and log-variance: 1 KiB in fp16
 BATCH, BATCHES, ROUNDS = 256, 400, 3
@@ -28,13 +30,14 @@ def write(folder: Path, entries: int) -> None:
         source="random", images=entries, channels=3, size=(64, 64), preprocessing={}, autoencoder="none",
         shape=SHAPE, dtype="fp16", classes=[str(i) for i in range(10)], shard=4096,
     )  # fmt: skip
-    keep_description(folder, description)
+    write_description(folder, description)
     for number in range(description.shards):
         count = min(4096, entries - 4096 * number)
         generator = torch.Generator().manual_seed(number)
         moments = torch.randn(count, *SHAPE, generator=generator).half()
-        batch = Batch(moments, Condition(label=torch.arange(count) % 10), encoded=True)
-        write_shard(shard_file(folder, number), batch)
+        labels = torch.arange(count) % 10
+        stamps = Stamps.of((Stamp(str(i)) for i in range(count)), labels.numpy())
+        write_shard(shard_file(folder, number), Entries({MOMENTS: moments}, Condition(label=labels), {}, None), stamps)
     write_index(folder, description)
 
 

@@ -75,6 +75,29 @@ def test_the_second_version_is_distinguished_from_the_first(published):
 
 
 @pytest.mark.parametrize("family", ["FiT", "FiTv2"])
+def test_a_list_of_images_of_several_sizes_equals_them_one_by_one(family):
+    net = perturbed(create(family, size=8, **TINY))
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(3, *size, generator=generator) for size in ((8, 8), (4, 12), (10, 6))]
+    t, y = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 2, 1])
+    together = net.forward_packed(images, t, y)
+    alone = [net(image[None], t[i : i + 1], y[i : i + 1])[0] for i, image in enumerate(images)]
+    assert all(relative(part, single) < 1e-5 for part, single in zip(together, alone, strict=True))
+    gradients = []
+    for outputs in (together, alone):
+        net.zero_grad()
+        sum(part.square().sum() for part in outputs).backward()
+        gradients.append([value.grad for value in net.parameters()])
+    assert all(relative(a, b) < 1e-5 for a, b in zip(*gradients, strict=True) if b.abs().max() > 1e-6)
+
+
+def test_a_size_that_patches_do_not_divide_is_one_line_in_a_list_too():
+    net = create("FiT", size=8, **TINY)
+    with pytest.raises(InputError, match=r"size 9x8; sides must be multiples of 2: give 8x8, the nearest one"):
+        net.forward_packed([torch.zeros(3, 9, 8)], torch.zeros(1), torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("family", ["FiT", "FiTv2"])
 def test_initial_output_is_zero_and_weights_fit_any_size(family):
     torch.manual_seed(0)
     net = create(family, size=8, **TINY)

@@ -11,12 +11,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from ditlab.autoencoders.patch import Patch
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
 from ditlab.data import Images, open_dataset, parse_source, preprocessing
 from ditlab.data.buckets import Buckets, Native, crop_loss, sample_batch
-from ditlab.data.latents.encode import encode
 from ditlab.data.summary import Summary
 from ditlab.data.survey import survey
 
@@ -188,9 +186,3 @@ def test_data_of_one_size_have_no_native_sizes(tmp_path: Path) -> None:
     line = "a.npz has images of one size, 8x8; omit data.size, data.pixels and data.multiple"
     with pytest.raises(InputError, match=line):
         open_dataset(str(tmp_path / "a.npz"), NATIVE)
-
-
-def test_a_latent_cache_needs_one_size(folder: Path, tmp_path: Path) -> None:
-    dataset, autoencoder = open_dataset(str(folder), NATIVE), Patch(1, 4, 2, 8, 1)
-    with pytest.raises(InputError, match="a latent cache holds images of one size, and size is native"):
-        encode(dataset, "photos", autoencoder, tmp_path / "cache", QUIET, batch_size=4)

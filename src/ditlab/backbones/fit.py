@@ -6,7 +6,7 @@ each block on top of a common one, and is trained as SiT. In shapes, B is the ba
 head, p patch and h x w the token grid.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from ditlab.backbones.layers import (
 from ditlab.backbones.positions import rotated
 from ditlab.backbones.published import count_of, negated, sit_objective
 from ditlab.backbones.routing import record
+from ditlab.backbones.segments import Segments, attend_segments
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import counted
@@ -175,9 +176,7 @@ class FiT(Backbone):
         """Images (B, C, H, W), timestep (B,) in 0..999 for FiT and 0..1 for FiTv2, labels (B,) -> (B, C', H, W)."""
         y = self.labels(condition)
         h, w = self.grid_of_input(x)
-        place = torch.arange(h * w, device=x.device)
-        where = torch.stack([place // w, place % w])  # (2, N): row and column
-        x = self.through(self.x_embedder(x.to(self.dtype)), timestep, y, where, None, trace)
+        x = self.through(self.x_embedder(x.to(self.dtype)), timestep, y, places(h, w, x.device), None, trace)
         return unpatchify(x, h, w, self.patch)
 
     def forward_tokens(
@@ -199,14 +198,43 @@ class FiT(Backbone):
         x = F.linear(x.to(self.dtype), projection.weight.flatten(1), projection.bias)
         return self.through(x, timestep, self.labels(condition), where, mask, None) * mask.unsqueeze(-1)
 
+    def forward_packed(
+        self, images: Sequence[Tensor], timestep: Tensor, condition: Condition | Tensor
+    ) -> list[Tensor]:
+        """Compute the output for images of several sizes as one list of tokens, without padding.
+
+        Args:
+            images: B images (C, H, W).
+            timestep: timestep input (B,).
+            condition: B rows, or labels (B,).
+
+        Returns:
+            B outputs (C', H, W).
+        """
+        grids = [self.grid_of_input(image[None]) for image in images]
+        tokens = [self.x_embedder(image[None].to(self.dtype))[0] for image in images]
+        where = torch.cat([places(h, w, self.device) for h, w in grids], dim=1)
+        segments = Segments.of_lengths([len(part) for part in tokens], self.device)
+        # The list is a batch of N sequences of one token, so that each token is modulated by its image.
+        x = torch.cat(tokens)[:, None]
+        x = self.through(x, timestep, self.labels(condition), where, segments, None)[:, 0]
+        parts = zip(x.split(segments.lengths), grids, strict=True)
+        return [unpatchify(part[None], h, w, self.patch)[0] for part, (h, w) in parts]
+
     def through(
-        self, x: Tensor, timestep: Tensor, y: Tensor, where: Tensor, mask: Tensor | None, trace: Trace | None
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        y: Tensor,
+        where: Tensor,
+        mask: Tensor | Segments | None,
+        trace: Trace | None,
     ) -> Tensor:
-        """Pass tokens (B, N, D) through all layers -> (B, N, p p C')."""
+        """Pass tokens (B, N, D), or the list (N, 1, D) of those of several images, through all layers."""
         (c,) = self.conditioning(timestep, y)  # (B, D)
         table = rotary(where, x.shape[-1] // self.heads).to(x.dtype)
         x = self.inner(x, c, table, mask, trace)
-        x = self.final_layer(x, c)
+        x = self.final_layer(x, c[mask.of] if isinstance(mask, Segments) else c)
         record(trace, len(self.blocks), x)
         return x
 
@@ -257,8 +285,11 @@ class Block(nn.Module):
         self.mlp = GatedMlp(width, 8 * width // 3 if modern else 4 * width)
         self.adaLN_modulation = modulation(width, 6 * width, width // 4 if modern else 0)
 
-    def forward(self, x: Tensor, c: Tensor, table: Tensor, mask: Tensor | None, shared: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, c: Tensor, table: Tensor, mask: Tensor | Segments | None, shared: Tensor | None
+    ) -> Tensor:
         values = self.adaLN_modulation(c) if shared is None else self.adaLN_modulation(c) + shared
+        values = values[mask.of] if isinstance(mask, Segments) else values
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = values.chunk(6, dim=1)  # (B, D) each
         x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), shift_a, scale_a), table, mask))
         return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
@@ -272,11 +303,15 @@ class Attention(nn.Module):
         self.heads, self.qk_norm = heads, qk_norm
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor | Segments | None) -> Tensor:
+        if isinstance(mask, Segments):
+            x = x.transpose(0, 1)  # (1, N, D)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
         if self.qk_norm:
             q, k = (F.layer_norm(part, part.shape[-1:], eps=1e-6) for part in (q, k))
         q, k = rotated(q, table.to(q.dtype)), rotated(k, table.to(k.dtype))
+        if isinstance(mask, Segments):
+            return self.proj(attend_segments(q, k, v, mask).transpose(1, 2).flatten(2)).transpose(0, 1)
         x = attend(q, k, v) if mask is None else attend_within(q, k, v, mask)
         return self.proj(x.transpose(1, 2).flatten(2))
 
@@ -312,6 +347,12 @@ def modulation(width: int, out: int, rank: int = 0) -> nn.Sequential:
     if rank:
         return nn.Sequential(nn.SiLU(), nn.Linear(width, rank), nn.Linear(rank, out))
     return nn.Sequential(nn.SiLU(), nn.Linear(width, out))
+
+
+def places(h: int, w: int, device: torch.device) -> Tensor:
+    """Return row and column (2, N) of the patches of a grid."""
+    place = torch.arange(h * w, device=device)
+    return torch.stack([place // w, place % w])
 
 
 def rotary(where: Tensor, width: int) -> Tensor:

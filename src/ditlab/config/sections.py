@@ -106,7 +106,7 @@ class ImageSettings(Located):
     """Side, or HEIGHTxWIDTH, to which images are resized; or "native": each image keeps its aspect ratio and gets about
     as many pixels as data.pixels. Without it all images must have the same size."""
     pixels: Whole | None = setting(None, at_least=1)
-    """With size native: largest number of pixels of an image, such as 65536."""
+    """With size native: largest number of pixels of an image, or of a frame of a clip, such as 65536."""
     multiple: Whole | None = setting(None, at_least=1)
     """With size native: what sides are divisible by (default: 8). The network needs its patch times the stride of the
     autoencoder."""
@@ -155,13 +155,17 @@ class Preparation(ImageSettings):
     held_out: float = setting(0.0, share=True)
     """Share of the images of each class that training does not see, for evaluation: the part val of the source."""
     frames: Whole | None = setting(None, at_least=1)
-    """Number of frames of a clip. The source then holds videos and animations instead of images."""
+    """Number of frames of a clip. The source then holds videos and animations instead of images. With size native: of
+    the longest clips; shorter files give clips of half as many frames, and so on, and images clips of one frame."""
     fps: float | None = setting(None, between=(0.01, 1000))
     """Frames per second of the clips (default: the frame rate of each file)."""
     seconds: float | None = setting(None, not_negative=True)
     """Length of a clip in seconds, instead of frames or of fps."""
     stride: Whole = setting(1, at_least=1)
     """Use every n-th frame of a file at its own frame rate, instead of fps."""
+    frame_multiple: Whole | None = setting(None, at_least=1)
+    """With size native: what the number of frames of clips is divisible by (default: 1); the network needs its
+    patch_frames. Clips of one frame are images, which fill a token."""
     frame_folders: bool = False
     """Each folder of numbered image files is a clip."""
 

@@ -32,12 +32,14 @@ Size = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Native:
-    """Images keep their aspect ratio, and have about the same number of pixels."""
+    """Images keep their aspect ratio, and have about the same number of pixels; clips keep their length too."""
 
     pixels: int
-    """Largest number of pixels of an image."""
+    """Largest number of pixels of an image, or of a frame of a clip."""
     multiple: int
     """What sides are divisible by."""
+    frame_multiple: int = 1
+    """What the number of frames of a clip is divisible by, unless it is 1."""
 
     def __post_init__(self) -> None:
         if self.pixels < self.multiple**2:
@@ -74,6 +76,8 @@ class Buckets:
     """Pixels (or pixels times frames) of an image in a batch of `train.batch` images."""
     losses: tuple[float, ...] = field(default=(), repr=False)
     """The share of each image that is cropped, for the images whose size is known."""
+    frame_multiple: int = 1
+    """Frames of a token, which an image fills too: it costs as much as a clip of that length."""
 
     @classmethod
     def nearest(cls, images: Sequence[Sequence[int] | None], native: Native) -> Self:
@@ -100,6 +104,18 @@ class Buckets:
         used, of = torch.unique(of, return_inverse=True)
         return cls(tuple(sizes[i] for i in used.tolist()), of, native.pixels, tuple(losses))
 
+    def with_frames(self, frames: Tensor, native: Native, longest: int) -> Self:
+        """The buckets of clips whose frames have these sizes.
+
+        Args:
+            frames: (N,) int64, number of frames of each clip.
+            native: the budget of a frame.
+            longest: number of frames of the longest clips.
+        """
+        pairs, of = torch.unique(torch.stack([frames, self.of], 1), dim=0, return_inverse=True)
+        sizes = tuple((count, *self.sizes[bucket]) for count, bucket in pairs.tolist())
+        return replace(self, sizes=sizes, of=of, pixels=native.pixels * longest, frame_multiple=native.frame_multiple)
+
     def mirrored(self) -> Self:
         """The buckets of the images, followed by those of their mirrored copies."""
         return replace(self, of=torch.cat([self.of, self.of]))
@@ -116,8 +132,8 @@ class Buckets:
 
     @property
     def frequent(self) -> int:
-        """The bucket with most images."""
-        return self.counts.index(max(self.counts))
+        """The bucket with most images; of clips, with most of the longest ones."""
+        return max(range(len(self.sizes)), key=lambda i: (frames_of(self.sizes[i]), self.counts[i]))
 
     @staticmethod
     def alike(buckets: "Buckets | None", i: int, count: int) -> Iterator[int]:
@@ -141,15 +157,19 @@ class Buckets:
             batch: images in a batch of images that have as many pixels as the budget.
         """
         unit = math.gcd(batch, SHARED)
-        return [max(1, round(batch * self.pixels / math.prod(size) / unit)) * unit for size in self.sizes]
+        return [max(1, round(batch * self.pixels / self.cost(size) / unit)) * unit for size in self.sizes]
 
-    def notes(self) -> list[str]:
-        """What is lost by cropping, one line each."""
+    def cost(self, size: Size) -> int:
+        """The pixels for which a network computes an image or clip of a size, including those that fill a token."""
+        return math.prod(size[-2:]) * max(frames_of(size), self.frame_multiple)
+
+    def notes(self, what: str = "image") -> list[str]:
+        """What is lost by cropping, one line each; `what` is what messages call one of them."""
         large = [loss for loss in self.losses if loss > LARGE_CROP]
         if not large:
             return []
         return [
-            f"cropping to at most {WIDEST:g}:1 takes more than half of {counted(len(large), 'image')}, up to "
+            f"cropping to at most {WIDEST:g}:1 takes more than half of {counted(len(large), what)}, up to "
             f"{max(large):.0%}; crop them yourself, or move them away"
         ]
 
@@ -160,7 +180,7 @@ class Buckets:
             batch: images in a batch of images that have as many pixels as the budget.
         """
         rows = [*zip(self.sizes, self.counts, self.batches(batch), strict=True)]
-        work = [count * math.prod(size) for size, _, count in rows]
+        work = [count * self.cost(size) for size, _, count in rows]
         parts = [f"{count} of {sides_of(size)} ({images:,})" for size, images, count in rows]
         lines = [f"batches (images): {', '.join(parts)}; the largest has {max(work) / min(work) - 1:.0%} more pixels"]
         lines += [
@@ -199,6 +219,11 @@ class Buckets:
                 done[bucket] += 1
                 position += sizes[bucket]
             epoch += 1
+
+
+def frames_of(size: Size) -> int:
+    """The number of frames of a size; 1 for an image."""
+    return size[0] if len(size) == 3 else 1
 
 
 class Endless:

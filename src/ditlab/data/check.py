@@ -42,7 +42,7 @@ def check_images(images: "FileDataset", console: Console, *, resumed: bool) -> N
         check_listed(images)
         return
     images.relist()
-    list(images.pool.map(images.readable, images.without_header))  # lists them with their reasons
+    list(images.pool.map(images.readable, map(images.first_of, images.without_header)))  # lists them with their reasons
     require(images)
     before = len(images.skipped)
     checked = decode_some(images, console)
@@ -56,7 +56,7 @@ def check_images(images: "FileDataset", console: Console, *, resumed: bool) -> N
 def decode_some(images: "FileDataset", console: Console) -> int:
     """Decode random images in threads, and list those that cannot be read; returns how many were decoded."""
     order = torch.randperm(images.source.nearby, generator=torch.Generator().manual_seed(0)).tolist()[:DECODED]
-    results = spread(images.pool, lambda i: images.readable(order[i]), len(order), chunk=256)
+    results = spread(images.pool, lambda i: images.readable(images.first_of(order[i])), len(order), chunk=256)
     checked, end = 0, time.monotonic() + SECONDS
     with progress_bar(console) as bar:
         for _ in bar.track(results, task_id=bar.add_task(f"checking {images.what}s", total=len(order))):
@@ -72,7 +72,7 @@ def check_listed(images: "FileDataset") -> None:
     """Read again the images that an earlier part of the work listed; those that have been repaired leave the list."""
     names = images.relist()
     listed = [i for i in range(len(images.source)) if images.source.name(i) in names] if names else []
-    list(images.pool.map(images.readable, listed))
+    list(images.pool.map(images.readable, map(images.first_of, listed)))
     require(images)
 
 

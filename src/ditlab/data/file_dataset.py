@@ -45,6 +45,14 @@ class FileDataset(Dataset):
         self.pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
         self.classes = source.classes
 
+    def file_of(self, index: int) -> int:
+        """The number, in the source, of the file of an image or clip."""
+        return index % len(self.source)
+
+    def first_of(self, file: int) -> int:
+        """The index of the first image or clip of a file."""
+        return file
+
     @abstractmethod
     def _read(self, index: int) -> Raster | None:
         """The pixels of an image or clip; None if it cannot be read, which `_skip` has listed."""
@@ -63,14 +71,14 @@ class FileDataset(Dataset):
         return "cannot be read", "repair them"
 
     def captions(self, i: int) -> tuple[str, ...]:
-        return self.source.captions(i % len(self.source))
+        return self.source.captions(self.file_of(i))
 
     def stamps(self) -> Stamps:
         return read_stamps(self.source.stamp, self.source.labels.numpy(), self.pool)
 
     def content_hash(self, i: int) -> int:
         with suppress(Unreadable), unreadable():
-            return content_hash(self.source.content(i))
+            return content_hash(self.source.content(self.file_of(i)))
         return content_hash(b"")  # an image that cannot be read has no content
 
     def readable(self, index: int) -> bool:

@@ -107,7 +107,8 @@ class Images(FileDataset):
         settings = asdict(self.preprocess)
         recorded = {key: settings[key] for key in PREPROCESSING} | {"size": list(self.size)}
         if self.preprocess.native is not None:
-            recorded |= {"size": NATIVE, **asdict(self.preprocess.native)}
+            native = self.preprocess.native
+            recorded |= {"size": NATIVE, "pixels": native.pixels, "multiple": native.multiple}
         return recorded if self.values.eight_bits else recorded | {"values": self.values.describe()}
 
     def _numbers(self, dtype: str, most: int | None = None) -> Iterator[NDArray[Any]]:

@@ -284,8 +284,8 @@ def native_size(settings: Preparation) -> Native | None:
     if settings.size == NATIVE and settings.pixels is None:
         raise InputError("size is native, but pixels is not set; give it, such as 65536 for as many as in 256x256")
     if settings.size == NATIVE and settings.pixels is not None:
-        return Native(settings.pixels, settings.multiple or MULTIPLE)
-    for name in ("pixels", "multiple"):
+        return Native(settings.pixels, settings.multiple or MULTIPLE, settings.frame_multiple or 1)
+    for name in ("pixels", "multiple", "frame_multiple"):
         if (value := getattr(settings, name)) is not None:
             raise InputError(f"{name} is {value}, which only size = native uses; remove it, or set size to native")
     return None
@@ -318,6 +318,13 @@ def _check_size(dataset: Dataset, settings: Preparation | None, what: str) -> No
     if preprocess.native is not None and dataset.buckets is None:
         own = "x".join(map(str, dataset.size))
         raise InputError(f"{what} has images of one size, {own}; omit data.size, data.pixels and data.multiple")
+    if preprocess.native is not None and dataset.preprocessing.get("size") == NATIVE:
+        pixels, multiple = (dataset.preprocessing[key] for key in ("pixels", "multiple"))
+        if (pixels, multiple) != (preprocess.native.pixels, preprocess.native.multiple):
+            raise InputError(
+                f"{what} was encoded with pixels = {pixels} and multiple = {multiple}, not {preprocess.native.pixels} "
+                f"and {preprocess.native.multiple}; omit data.size, data.pixels and data.multiple"
+            )
     if preprocess.size is not None and preprocess.size != dataset.size:
         actual, required = ("x".join(map(str, size)) for size in (dataset.size, preprocess.size))
         raise InputError(f"{what} has images of {actual}, not {required}; omit the size")

@@ -129,9 +129,9 @@ def first_rows(table: Table, rows: Sequence[Sequence[Text]]) -> Table:
     return table
 
 
-def bucket_table(buckets: dict[str, Bucket]) -> Table:
+def bucket_table(buckets: dict[str, Bucket], counted: str = "images") -> Table:
     """A table of the sizes to which images are resized, and of what is cropped."""
-    table = Table("resized to", "images", "cropped on average", "at most", title="batches are of one of these sizes")
+    table = Table("resized to", counted, "cropped on average", "at most", title="batches are of one of these sizes")
     for size, bucket in buckets.items():
         table.add_row(size, f"{bucket.images:,}", f"{bucket.cropped:.1%}", f"{bucket.most:.1%}")
     return table
@@ -139,7 +139,11 @@ def bucket_table(buckets: dict[str, Bucket]) -> Table:
 
 def buckets_of(sizes: Sequence[Size], native: Native) -> dict[str, Bucket]:
     """The buckets of images with these sizes (height, width)."""
-    buckets = Buckets.nearest(sizes, native)
+    return contents_of(Buckets.nearest(sizes, native))
+
+
+def contents_of(buckets: Buckets) -> dict[str, Bucket]:
+    """The images or clips of each bucket, by its size."""
     losses = torch.tensor(buckets.losses)
     return {
         sides_of(size): Bucket(len(images), float(losses[images].mean()), float(losses[images].max()))

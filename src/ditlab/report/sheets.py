@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ GAP = 4
 STRIP = 4  # frames of a film strip
 TITLE = 32  # characters in a line of a title, such as a prompt
 SPACING = 2  # pixels between the lines of a title
+T = TypeVar("T")
 SOFTWARE, AUTHOR = "Software", "ditlab"  # text chunk of contact sheets, by which they are recognized
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 120, 2000
 
@@ -88,11 +89,13 @@ def video_sheet(videos: Tensor, names: Sequence[str] | None = None, count: int =
         names: names of the rows.
         count: frames of each video, evenly spaced from the first to the last.
     """
-    rows = []
-    for video in frames(videos):
-        indices = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
-        rows.append([video[index] for index in indices])
-    return contact_sheet(rows, names)
+    return contact_sheet([evenly(video, count) for video in frames(videos)], names)
+
+
+def evenly(video: Sequence[T], count: int = 8) -> list[T]:
+    """Some frames of a video, evenly spaced from the first to the last."""
+    indices = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
+    return [video[index] for index in indices]
 
 
 def film_strip(video: NDArray[Any], count: int = STRIP) -> Image.Image:

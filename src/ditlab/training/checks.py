@@ -197,11 +197,17 @@ def check_sizes(net: Backbone, autoencoder: Autoencoder, dataset: Dataset) -> No
             f"the images have several sizes (data.size is native), and {name} takes one, because {net.one_size}; set "
             "data.size to HEIGHTxWIDTH, or choose a network that takes any size"
         )
-    needed = max(net.side_multiples) * stride
+    needed = max(net.side_multiples[-2:]) * stride
     if any(side % needed for size in dataset.buckets.sizes for side in size[-2:]):
         raise InputError(
-            f"{name} needs sides that are multiples of {needed} (its own {max(net.side_multiples)} times the stride "
+            f"{name} needs sides that are multiples of {needed} (its own {needed // stride} times the stride "
             f"{stride} of the autoencoder); set data.multiple = {needed}"
+        )
+    frames = 1 if len(net.side_multiples) < 3 else net.side_multiples[0]
+    if dataset.buckets.frame_multiple % frames:
+        raise InputError(
+            f"{name} has tokens of {frames} frames; the frames of clips must be divisible by {frames}, and an image "
+            f"costs as much as a clip of {frames} frames: set data.frame_multiple = {frames}"
         )
     for size in dataset.buckets.sizes:
         net.check_size(autoencoder.latent_shape(dataset.channels, size)[1])

@@ -18,3 +18,5 @@ class ClipHeader:
     """Whether the frames are not evenly spaced in time."""
     timed: bool = True
     """Whether the file says when its frames are shown; a folder of frames does not."""
+    still: bool = False
+    """Whether it is an image, whose duration means nothing."""

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from ditlab.data.clips.header import ClipHeader
-from ditlab.data.clips.stamps import READERS, durations
+from ditlab.data.clips.stamps import INSTEAD, READERS, durations
 from ditlab.data.clips.video import SPREAD, video_frames, video_header
 from ditlab.data.decode import Raster, is_gray, open_image
 from ditlab.data.scan import displayed_size
@@ -43,7 +43,7 @@ def read_clip_header(file: ClipFile) -> ClipHeader:
     uneven = any(abs(length - round(length / shortest) * shortest) > SPREAD * shortest for length in lengths)
     with Image.open(io.BytesIO(content)) as image:
         size, gray = (image.height, image.width), is_gray(image) and not image.has_transparency_data
-    return ClipHeader(size, gray, sum(lengths) / 1000, 1000 / shortest, uneven)
+    return ClipHeader(size, gray, sum(lengths) / 1000, 1000 / shortest, uneven, still=lengths == [INSTEAD])
 
 
 def clip_frames(file: ClipFile, header: ClipHeader, times: Sequence[float]) -> Iterator[Image.Image]:

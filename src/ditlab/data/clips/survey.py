@@ -1,11 +1,12 @@
 """Survey clips before training: durations, frame rates, sizes, unreadable clips, and a sheet of film strips."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from PIL import ImageOps
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -20,8 +21,18 @@ from ditlab.data.clips.timing import Timing
 from ditlab.data.preprocess import Preprocess
 from ditlab.data.reading import Reading
 from ditlab.data.sources import Source
-from ditlab.data.survey import COLUMNS, ROWS, THUMBNAIL, count_table, cut, reading_tables
-from ditlab.report.sheets import check_sheet, save_sheet, video_sheet
+from ditlab.data.survey import (
+    COLUMNS,
+    ROWS,
+    THUMBNAIL,
+    Bucket,
+    bucket_table,
+    contents_of,
+    count_table,
+    cut,
+    reading_tables,
+)
+from ditlab.report.sheets import check_sheet, contact_sheet, evenly, frames, save_sheet
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class ClipSurvey:
     unreadable: dict[str, str]  # name -> reason; also those with fewer frames than a clip
     reading: Reading  # what was chosen and left out
     captions: CaptionStatistics | None = None  # None if there are no captions
+    buckets: dict[str, Bucket] = field(default_factory=dict)  # with size native: FRAMESxHEIGHTxWIDTH -> its clips
 
     def tables(self) -> list[Table]:
         """The survey as tables for the terminal."""
@@ -57,7 +69,9 @@ class ClipSurvey:
         captions = [self.captions.table()] if self.captions else []
         rates = [count_table("fps", self.rates, "clips")] if self.rates else []
         sizes = count_table("height x width", self.sizes, "clips")
-        return [summary, *classes, *captions, *rates, sizes, *reading_tables(self.reading, self.unreadable)]
+        buckets = [bucket_table(self.buckets, "clips")] if self.buckets else []
+        tables = reading_tables(self.reading, self.unreadable)
+        return [summary, *classes, *captions, *rates, sizes, *buckets, *tables]
 
 
 def survey_clips(
@@ -79,10 +93,10 @@ def survey_clips(
         check_sheet(sheet)
     height, width = preprocess.size or (1, 1)
     scale = THUMBNAIL / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    size = (max(1, round(height * scale)), max(1, round(width * scale))) if preprocess.native is None else None
     clips = Clips(source, timing, replace(preprocess, size=size, flip=False), max_skipped=1.0)
     clips.kept = None  # later frames are not decoded
-    results = spread(clips.pool, clips.readable, len(source))
+    results = spread(clips.pool, lambda i: clips.readable(clips.first_of(i)), len(source))
     bar = track(results, "inspecting", len(source), console=console, disable=not console.is_terminal)
     readable = [i for i, is_readable in enumerate(bar) if is_readable]
     if not readable:
@@ -105,6 +119,7 @@ def survey_clips(
         unreadable=clips.skipped,
         reading=clips.reading,
         captions=CaptionStatistics.of(source),
+        buckets={} if clips.buckets is None else contents_of(clips.buckets),
     )
 
 
@@ -120,11 +135,14 @@ def none_is_readable(clips: Clips) -> str:
 
 def write_sheet(clips: Clips, readable: list[int], file: Path) -> None:
     """Write film strips of the first clips as a PNG file."""
-    labels = clips.labels[readable].tolist()
+    labels = clips.source.labels[readable].tolist()
     if clips.classes:
         chosen = [readable[labels.index(label)] for label in sorted(set(labels))[:ROWS]]
-        names = [cut(clips.classes[int(clips.labels[i])]) for i in chosen]
+        names = [cut(clips.classes[int(clips.source.labels[i])]) for i in chosen]
     else:
         chosen = readable[:COLUMNS]
         names = [cut(clips.source.name(i)) for i in chosen]
-    save_sheet(video_sheet(clips.fetch(torch.tensor(chosen)).x, names), file)
+    strips = [frames(clips.fetch(torch.tensor([clips.first_of(i)])).x)[0] for i in chosen]
+    if clips.buckets is not None:  # frames of several sizes
+        strips = [[ImageOps.pad(frame, (THUMBNAIL, THUMBNAIL), color="white") for frame in strip] for strip in strips]
+    save_sheet(contact_sheet([evenly(strip) for strip in strips], names), file)

@@ -19,6 +19,8 @@ class Timing:
 
     def positions(self, header: ClipHeader) -> int:
         """Number of frames that a file has at this rate; a clip is `frames` consecutive ones of them."""
+        if header.still:
+            return 1
         return max(1, ceil((header.duration - self._offset(header)) * self._fps(header)))
 
     def times(self, header: ClipHeader, start: int, count: int) -> list[float]:
@@ -57,7 +59,8 @@ def timing_of(settings: Preparation) -> Timing | None:
     """
     frames, fps, seconds, stride = settings.frames, settings.fps, settings.seconds, settings.stride
     if frames is None and seconds is None:
-        for name, value, default in (("fps", fps, None), ("stride", stride, 1)):
+        multiple = settings.frame_multiple
+        for name, value, default in (("fps", fps, None), ("stride", stride, 1), ("frame_multiple", multiple, None)):
             if value != default:
                 raise InputError(
                     f"{name} is {value:g}, which has no effect on images; set frames for clips, or remove it"

@@ -3,7 +3,8 @@
     cache/description.json            shape, classes, preprocessing, hash of the autoencoder
     cache/index.json                  the same, with names, sizes and hashes of the shards; written when all exist
     cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,), index (n,) of the images in
-                                      the source; other parts of the condition
+                                      the source; of images of several sizes, the moments of each size as
+                                      "moments.20x12", one after the other; other parts of the condition
                                       as "condition.NAME", further tensors of the batch as "extra.NAME", and names,
                                       sizes, times and hashes of the shard's images as "stamp.NAME"
     cache/captions.json               the captions of each image of the source, if it has any
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditlab.config.reader import parse_sides
 from ditlab.core.errors import InputError
 from ditlab.core.file_cache import file_cache
 from ditlab.core.formats import check_types, interpreting, parse_json, read_object, reason
@@ -34,11 +36,12 @@ from ditlab.core.io import hash_file, is_vacant, replace_text
 from ditlab.core.spelling import all_nfc
 from ditlab.core.stores import StoredFile, exists, is_url, join, matching
 from ditlab.core.types import Batch, Condition
-from ditlab.core.units import describe_difference
+from ditlab.core.units import describe_difference, sides_of
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
+from ditlab.data.buckets import Buckets
 from ditlab.data.identity import Stamps
-from ditlab.data.latents.shards import CONDITION, EXTRA, Shard, read_header, shard_file
+from ditlab.data.latents.shards import CONDITION, EXTRA, MOMENTS, Shard, read_header, shard_file
 from ditlab.data.preprocess import Preprocess
 
 STATS = 16  # shards whose headers are read at the same time
@@ -49,7 +52,7 @@ IMAGES = ("source", "images", "classes")  # keys of a description that follow fr
 UNPREPARED = {key: getattr(Preprocess(None), key) for key in ("fit", "flip", "background")}
 TYPES = {
     "source": str, "images": int, "channels": int, "preprocessing": dict, "autoencoder": str, "dtype": str,
-    "classes": list, "shard": int, "values": dict,
+    "classes": list, "shard": int, "values": dict, "native": dict,
 }  # fmt: skip
 """Types of the values of a description."""
 RENAMED = {"pictures": "images"}  # keys of caches that earlier versions wrote
@@ -76,6 +79,9 @@ class Description:
     """Images of the source in each shard."""
     values: dict[str, Any] = field(default_factory=dict)
     """What the numbers of the images are; empty for 8 bits."""
+    native: dict[str, int] = field(default_factory=dict)
+    """`pixels` and `frame_multiple` of `ditlab.data.buckets.Buckets`, if images have several sizes; size and shape are
+    then those of most. Empty if all have one size."""
 
     @property
     def shards(self) -> int:
@@ -83,8 +89,8 @@ class Description:
         return -(-self.images // self.shard)
 
     def content(self) -> dict[str, Any]:
-        """The content of the file; that of 8-bit images is as in version 0.1."""
-        return {key: value for key, value in asdict(self).items() if key != "values" or value}
+        """The content of the file; that of 8-bit images of one size is as in version 0.1."""
+        return {key: value for key, value in asdict(self).items() if key not in ("values", "native") or value}
 
     def differences(self, other: "Description") -> list[str]:
         """For each field that differs: `name is value of the other there, value of this description here`.
@@ -102,8 +108,8 @@ class Description:
     def _encoded(self) -> dict[str, Any]:
         """Everything on which the shards depend: name -> value."""
         fields = {key: value for key, value in asdict(self).items() if key not in (*IMAGES, "preprocessing", "values")}
-        for key in ("size", "shape"):
-            fields[key] = "x".join(map(str, fields[key]))
+        for key in ("size", "shape"):  # of several sizes, the most frequent follows from the images
+            fields[key] = "native" if self.native else "x".join(map(str, fields[key]))
         fields["autoencoder"] = self.autoencoder[:12]
         prepared = {
             key: value for key, value in self.preprocessing.items() if key not in ("size", "channels", "values")
@@ -188,7 +194,7 @@ class Latents(Dataset):
                     f"{folder / INDEX} records {entries:,} entries of {shard.file.name}, but it has "
                     f"{shard.count:,}; remove {INDEX} and encode again"
                 )
-            if shard.header["moments"]["shape"][1:] != list(self.shape):
+            if any(not self._fits(name, shard.header[name]["shape"][1:]) for name in shard.parts):
                 raise InputError(f"shard {shard.file} does not fit the index; remove it and encode again")
         if self.entries != (count := sum(shard.count for shard in self.shards)) or not count:
             raise InputError(
@@ -200,6 +206,8 @@ class Latents(Dataset):
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < max(1, len(self.classes)):
             raise InputError(f"{folder} has a label that is no class; remove its shards and encode again")
         self.checksums = torch.cat([shard.column("checksums") for shard in self.shards]).tolist()
+        if self.description.native:
+            self._divide()
         names = next((shard.header.keys() for shard in self.shards if shard.count), ())
         self.condition_names = [name for name in names if name.startswith(CONDITION)]
         self.extra_names = [name for name in names if name.startswith(EXTRA)]
@@ -212,6 +220,24 @@ class Latents(Dataset):
             InputError: it is unfinished or damaged, or the store cannot be used.
         """
         return cls(file_cache().mirror(text, "*.json", "autoencoder/*"), text) if is_url(text) else cls(Path(text))
+
+    def _fits(self, name: str, shape: list[int]) -> bool:
+        """Whether moments of this name and shape are such as the index announces."""
+        if not self.description.native:
+            return (name, shape) == (MOMENTS, [*self.shape])
+        sides = name.removeprefix(f"{MOMENTS}.").split("x")
+        channels_and_rank = (shape[0], len(shape)) == (self.shape[0], len(self.shape))
+        return channels_and_rank and len(sides) == len(self.size) and all(side.isdecimal() for side in sides)
+
+    def _divide(self) -> None:
+        """Set the sizes of the entries, and those of most."""
+        parts = [(parse_sides(name.removeprefix(f"{MOMENTS}.")), n) for s in self.shards for name, n in s.parts.items()]
+        sizes = sorted({size for size, _ in parts}, key=lambda size: (*size[:-2], -size[-2], size[-1]))
+        of = torch.cat([torch.full((count,), sizes.index(size)) for size, count in parts])
+        self.buckets = Buckets(tuple(sizes), of, **self.description.native)
+        self.size = sizes[self.buckets.frequent]
+        name = f"{MOMENTS}.{sides_of(self.size)}"
+        self.shape = next(tuple(shard.header[name]["shape"][1:]) for shard in self.shards if name in shard.parts)
 
     def _files(self, names: list[str]) -> Sequence[Path | StoredFile]:
         """The shards with these names."""
@@ -237,7 +263,10 @@ class Latents(Dataset):
         file_cache().expect(file for file in files if isinstance(file, StoredFile))
 
     def fetch(self, indices: Tensor) -> Batch:
-        moments = torch.stack([self._moments(i) for i in indices.tolist()]).float()
+        entries = [self._moments(i) for i in indices.tolist()]
+        if len({entry.shape for entry in entries}) > 1:
+            raise InputError(f"the latents in {self.folder} have several sizes, and here they must have one")
+        moments = torch.stack(entries).float()
         extra = {name.removeprefix(EXTRA): self._rows(name, indices) for name in self.extra_names}
         return Batch(moments, self.condition(indices), extra, encoded=True)
 
@@ -294,7 +323,7 @@ class Latents(Dataset):
 
     def _moments(self, i: int) -> Tensor:
         shard, row = self._place(i)
-        entry = shard.row("moments", row)
+        entry = shard.moments(row)
         if zlib.crc32(entry.view(torch.uint8).numpy().tobytes()) != self.checksums[i]:
             raise InputError(f"entry {i} of the cache, in {shard.file}, is damaged; remove that file and encode again")
         return entry
@@ -333,6 +362,11 @@ def describe(content: dict[str, Any]) -> Description:
     check_types(values, TYPES)
     values |= {name: tuple(map(operator.index, values[name])) for name in ("shape", "size")}
     description = Description(**values)
+    if description.native and (
+        description.native.keys() != {"pixels", "frame_multiple"}
+        or not all(type(value) is int and value >= 1 for value in description.native.values())
+    ):
+        raise ValueError(f"native is {description.native}")
     if (
         description.images < 0
         or description.shard < 1

@@ -22,6 +22,7 @@ from ditlab.core.progress import progress_bar
 from ditlab.core.spelling import absolute
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch, Condition
+from ditlab.core.units import sides_of
 from ditlab.core.values import EIGHT_BITS
 from ditlab.data.base import Dataset, ahead, announced, numbered
 from ditlab.data.identity import Stamps
@@ -34,7 +35,7 @@ from ditlab.data.latents.cache import (
 )
 from ditlab.data.latents.publish import Published
 from ditlab.data.latents.refresh import EncodedImages, refresh
-from ditlab.data.latents.shards import shard_file, write_shard
+from ditlab.data.latents.shards import MOMENTS, Entries, shard_file, write_shard
 from ditlab.data.summary import report_data, report_unreadable
 
 EXPECTED = 32  # batches before which the files in a store that they need are fetched
@@ -172,11 +173,7 @@ def prepare(out: Path, dataset: Dataset, source: str, autoencoder: Latent, conso
 
 def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, shard: int) -> Description:
     autoencoder.check_images(dataset.channels, dataset.values)
-    if dataset.buckets is not None:
-        raise InputError(
-            "a latent cache holds images of one size, and size is native; give HEIGHTxWIDTH, or train on the "
-            "images with data.autoencoder, which encodes them in every step"
-        )
+    buckets = dataset.buckets
     channels, sides = autoencoder.latent_shape(dataset.channels, dataset.size)
     return Description(
         source=absolute(source),
@@ -190,6 +187,7 @@ def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, sh
         classes=dataset.classes,
         shard=shard,
         values={} if dataset.values == EIGHT_BITS else dataset.values.describe(),
+        native={} if buckets is None else {"pixels": buckets.pixels, "frame_multiple": buckets.frame_multiple},
     )
 
 
@@ -215,21 +213,26 @@ def _encode_shards(
     device = next(autoencoder.parameters()).device
     dtype = DTYPES[description.dtype]
     chunks = [
-        (number, indices) for number in numbers for indices in torch.split(_indices(number, description), batch_size)
+        (number, indices)
+        for number in numbers
+        for same in of_one_size(images.dataset, _indices(number, description))
+        for indices in torch.split(same, batch_size)
     ]
+    last = {number: place for place, (number, _) in enumerate(chunks)}
     order = announced((indices for _, indices in chunks), images.dataset.expect, EXPECTED)
     batches = _timed(ahead(order, fetch), work)
     with progress_bar(console) as bar:
         task = bar.add_task("encoding", total=sum(len(indices) for _, indices in chunks))
-        parts: list[Batch] = []
-        for (number, indices), batch in zip(chunks, batches, strict=True):
+        parts: list[tuple[str, Batch]] = []
+        for place, ((number, indices), batch) in enumerate(zip(chunks, batches, strict=True)):
             if len(batch):
                 with torch.no_grad():
                     moments = autoencoder.encode(batch.x.to(device)).to(dtype).cpu()
-                parts.append(replace(batch, x=moments, encoded=True))
+                name = MOMENTS if images.dataset.buckets is None else f"{MOMENTS}.{sides_of(batch.x.shape[2:])}"
+                parts.append((name, replace(batch, x=moments, encoded=True)))
             work.images += len(batch)
             bar.advance(task, len(indices))
-            if indices[-1] == _indices(number, description)[-1]:
+            if place == last[number]:
                 write_shard(shard_file(out, number), _joined(parts, description), stamps.pop(number))
                 written(number)
                 parts = []
@@ -242,18 +245,28 @@ def _indices(number: int, description: Description) -> torch.Tensor:
     return torch.arange(number * description.shard, min(description.images, (number + 1) * description.shard))
 
 
-def _joined(parts: list[Batch], description: Description) -> Batch:
-    """Concatenate batches of moments; the result is empty if no image could be read."""
-    if not parts:
+def of_one_size(dataset: Dataset, indices: torch.Tensor) -> list[torch.Tensor]:
+    """The indices of the images of each size among these."""
+    if dataset.buckets is None:
+        return [indices]
+    of = dataset.buckets.of[indices]
+    return [indices[of == bucket] for bucket in of.unique()]
+
+
+def _joined(named: list[tuple[str, Batch]], description: Description) -> Entries:
+    """Concatenate batches of moments with the names of their tensors; without any, no image could be read."""
+    if not named:
         empty = torch.empty(0, *description.shape, dtype=DTYPES[description.dtype])
         none = torch.empty(0, dtype=torch.long)
-        return Batch(empty, Condition(label=none), encoded=True, index=none)
+        return Entries({} if description.native else {MOMENTS: empty}, Condition(label=none), {}, none)
+    named = sorted(named, key=lambda pair: pair[0])  # the order of the entries; stable for one size
+    parts = [part for _, part in named]
+    names = dict.fromkeys(name for name, _ in named)
+    moments = {name: torch.cat([part.x for other, part in named if other == name]) for name in names}
     extra = {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra}
-    moments = torch.cat([part.x for part in parts])
     known = [part.index for part in parts if part.index is not None]
     index = torch.cat(known) if len(known) == len(parts) else None
-    condition = Condition.cat([part.condition for part in parts])
-    return Batch(moments, condition, extra, encoded=True, index=index)
+    return Entries(moments, Condition.cat([part.condition for part in parts]), extra, index)
 
 
 def _timed(batches: Iterator[Batch], work: Work) -> Iterator[Batch]:

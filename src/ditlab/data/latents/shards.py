@@ -4,6 +4,8 @@ import math
 import operator
 import struct
 import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from ditlab.core.file_cache import file_cache
 from ditlab.core.formats import interpreting, parse_object
 from ditlab.core.io import AGAIN, writing
 from ditlab.core.stores import StoredFile
-from ditlab.core.types import Batch
+from ditlab.core.types import Condition
 from ditlab.core.weights import write_tensors
 from ditlab.data.identity import Stamps
 
@@ -24,6 +26,8 @@ STORED = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """Types as the header of a safetensors file calls them."""
+MOMENTS = "moments"
+"""Name of the tensor of all moments; of images of several sizes, of those of one size: "moments.20x12"."""
 CONDITION, EXTRA, STAMP = "condition.", "extra.", "stamp."  # prefixes of the names of further tensors
 
 
@@ -32,28 +36,39 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / "shards" / f"{number:06d}.safetensors"
 
 
-def write_shard(file: Path, batch: Batch, stamps: Stamps) -> None:
+@dataclass(frozen=True)
+class Entries:
+    """The n entries of a shard."""
+
+    moments: dict[str, Tensor]
+    """The moments (n, 2c, h, w); of several sizes, those of each size (see `MOMENTS`), in the order of the names."""
+    condition: Condition
+    extra: Mapping[str, Tensor]
+    index: Tensor | None
+
+
+def write_shard(file: Path, entries: Entries, stamps: Stamps) -> None:
     """Write one shard completely or not at all.
 
     Args:
         file: path of the shard.
-        batch: the moments, with all their conditions.
+        entries: the moments, with all their conditions.
         stamps: the images of the shard, including those that could not be read.
 
     Raises:
         InputError: the disk is full.
     """
-    moments = batch.x.contiguous()
-    data = moments.view(torch.uint8).flatten(1).numpy()
+    moments = {name: values.contiguous() for name, values in entries.moments.items()}
+    data = [entry for values in moments.values() for entry in values.view(torch.uint8).flatten(1).numpy()]
     checksums = torch.tensor([zlib.crc32(entry) for entry in data], dtype=torch.int64)
-    tensors = {"moments": moments, "labels": torch.zeros(len(batch), dtype=torch.int64), "checksums": checksums}
-    tensors |= {} if batch.index is None else {"index": batch.index}
-    parts = {name: value for name, value in batch.condition.parts().items() if isinstance(value, Tensor)}
-    if batch.condition.label is not None:
-        tensors["labels"] = batch.condition.label
+    tensors = moments | {"labels": torch.zeros(len(data), dtype=torch.int64), "checksums": checksums}
+    tensors |= {} if entries.index is None else {"index": entries.index}
+    parts = {name: value for name, value in entries.condition.parts().items() if isinstance(value, Tensor)}
+    if entries.condition.label is not None:
+        tensors["labels"] = entries.condition.label
     if parts.keys() - {"label"}:
         tensors |= {f"{CONDITION}{name}": value.contiguous() for name, value in parts.items()}
-    tensors |= {f"{EXTRA}{name}": value.contiguous() for name, value in batch.extra.items()}
+    tensors |= {f"{EXTRA}{name}": value.contiguous() for name, value in entries.extra.items()}
     tensors |= {f"{STAMP}{name}": torch.tensor(value) for name, value in stamps.arrays().items()}
     with writing(file, AGAIN):
         write_tensors(tensors, file)
@@ -94,14 +109,19 @@ def read_header(file: Path | StoredFile) -> dict[str, Any]:
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         if size != 8 + length + max(check_entry(name, tensor) for name, tensor in tensors.items()):
             raise ValueError("its size is wrong")
-        count = tensors["moments"]["shape"][:1]
+        count = [sum(tensors[name]["shape"][0] for name in moments_in(tensors))]
         for name, tensor in tensors.items():
-            if not name.startswith(STAMP) and tensor["shape"][:1] != count:
+            if not name.startswith((STAMP, f"{MOMENTS}.")) and tensor["shape"][:1] != count:
                 raise ValueError(f"its {name} and its moments have different lengths")
         for name in ("labels", "checksums"):
             if tensors[name]["dtype"] != "I64" or tensors[name]["shape"] != count:
                 raise ValueError(f"its {name} have another shape or type")
     return header | {"start": 8 + length}
+
+
+def moments_in(tensors: Iterable[str]) -> list[str]:
+    """The names of the tensors of moments, in the order of the entries."""
+    return sorted(name for name in tensors if name.partition(".")[0] == MOMENTS)
 
 
 def check_entry(name: str, tensor: dict[str, Any]) -> int:
@@ -126,11 +146,21 @@ class Shard:
         if expected is not None and size_of(file) != expected:
             raise InputError(f"shard {file} does not have the length in the index; remove it and encode again")
         self.count = int(self.header["labels"]["shape"][0])
+        self.parts = {name: int(self.header[name]["shape"][0]) for name in moments_in(self.header)}
+        """Number of entries of each tensor of moments, in their order."""
 
     def column(self, name: str) -> Tensor:
         """A whole tensor."""
         first, last = self.header[name]["data_offsets"]
         return self._read(name, first, last - first).reshape(self.header[name]["shape"])
+
+    def moments(self, row: int) -> Tensor:
+        """The moments (2c, h, w) of an entry."""
+        for name, count in self.parts.items():
+            if row < count:
+                return self.row(name, row)
+            row -= count
+        raise IndexError(row)
 
     def row(self, name: str, row: int) -> Tensor:
         """One row of a tensor."""

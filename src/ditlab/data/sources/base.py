@@ -38,7 +38,7 @@ PIXEL_SETTINGS = frozenset(
     | {"min_side", "max_pixels", "max_skipped"}
 )
 """Names of the settings of `Preparation` that say how images are read and resized."""
-CLIP_SETTINGS = frozenset({"frames", "fps", "seconds", "stride"})
+CLIP_SETTINGS = frozenset({"frames", "fps", "seconds", "stride", "frame_multiple"})
 """Names of the settings of `Preparation` that say which frames of a file are a clip."""
 
 

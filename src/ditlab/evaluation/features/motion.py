@@ -81,13 +81,19 @@ def centers(frames: Tensor) -> Tensor:
     return torch.stack([x.masked_fill(dark, width / 2), y.masked_fill(dark, height / 2)], 2)
 
 
-def cut_out(frames: Tensor, places: Tensor) -> Tensor:
-    """The digits (B T, 1, 8, 8) in frames (B, T, H, W) uint8 around their places, as the classifier reads them."""
+def cut_out(frames: Tensor, places: Tensor, digit: float = 0) -> Tensor:
+    """The digits (B T, 1, 8, 8) in frames (B, T, H, W) uint8 around their places, as the classifier reads them.
+
+    `digit` is the side of a digit in pixels; 0 is half of the sides of a frame, as in the built-in clips.
+    """
     height, width = frames.shape[2:]
     fine = 2 * SIDE
-    offsets = ((torch.arange(fine) + 0.5) / fine - 0.5) * DIGIT  # shares of a frame
+    offsets = (torch.arange(fine) + 0.5) / fine - 0.5  # shares of a digit
     flat = places.flatten(0, 1)
-    x, y = (2 * (flat[:, i : i + 1] / side + offsets) - 1 for i, side in enumerate((width, height)))
+    x, y = (
+        2 * (flat[:, i : i + 1] / side + offsets * (digit / side or DIGIT)) - 1
+        for i, side in enumerate((width, height))
+    )
     grid = torch.stack([x[:, None, :].expand(-1, fine, -1), y[:, :, None].expand(-1, -1, fine)], -1)
     sampled = F.grid_sample(frames.flatten(0, 1)[:, None].float(), grid, align_corners=False)
     return F.avg_pool2d(sampled, 2)
