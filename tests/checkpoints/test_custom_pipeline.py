@@ -59,7 +59,7 @@ def test_other_weights_are_an_error(tmp_path):
 def test_nothing_runs_without_permission(folder):
     with pytest.raises(ValueError, match="Pass `trust_remote_code=True`"):
         diffusers.DiffusionPipeline.from_pretrained(str(folder))
-    with pytest.raises(InputError, match='unknown sampling setting "guidance_scal"; did you mean "guidance_scale"?'):
+    with pytest.raises(InputError, match='did you mean "guidance_scale"'):
         opened(folder)(0, guidance_scal=2)
 
 
