@@ -105,7 +105,8 @@ class SchedulerSampler:
         state = x * factors[0]
         for i, timestep in enumerate(scheduler.timesteps):
             prediction = denoise(state / factors[i], schedule[i], schedule[i + 1])
-            scheduler.scale_model_input(state, timestep)  # some count the calls
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(state, timestep)  # some warn if it is not called
             output = self.output(prediction, levels[:, i])
             state = scheduler.step(output, timestep, state, return_dict=False, **options)[0]
             yield Step(i, float(schedule[i + 1]), state / factors[i + 1], prediction.x0)
