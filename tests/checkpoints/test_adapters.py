@@ -60,7 +60,7 @@ def test_what_is_no_adapter_of_the_model_is_an_error(trained, tmp_path):
         source.with_adapter(tmp_path)
     with pytest.raises(InputError, match="scale nan of an adapter; give a finite number"):
         source.with_adapter(trained / "adapter", float("nan"))
-    with pytest.raises(InputError, match="and the model has .*; give the model from which the adapter was trained"):
+    with pytest.raises(InputError, match="give the model from which the adapter was trained"):
         tiny_pipeline(classes=3).with_adapter(trained / "adapter")
     (tmp_path / "adapter_model.safetensors").write_bytes((trained / "adapter/adapter_model.safetensors").read_bytes())
     settings = json.loads((trained / "adapter" / "adapter_config.json").read_text())
