@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test check lint types docs package clean
+.PHONY: demo test check lint types docs docs-version package clean
 
 demo: $(VENV)/.core
 	$(BIN)/ditlab demo
@@ -23,6 +23,12 @@ types: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Adds the site of one version to the branch gh-pages of this clone, beside those of other versions; needs no network.
+docs-version: $(VENV)/.docs
+	test -n "$(VERSION)" # make docs-version VERSION=0.1 ALIAS=latest
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mike deploy --update-aliases "$(VERSION)" $(ALIAS)
+	$(if $(ALIAS),$(BIN)/mike set-default "$(ALIAS)")
 
 package: $(VENV)/.dev
 	$(BIN)/hatchling build

@@ -362,7 +362,8 @@ class TestHub:
 
         monkeypatch.setattr(huggingface_hub, "HfApi", Api)
         assert dit().push_to_hub("me/otters", licence="apache-2.0") == "hub/me/otters"
-        assert sorted(uploaded["me/otters"]) == ["README.md", "config.json", "manifest.json", "model.safetensors"]
+        names = ["README.md", "config.json", "manifest.json", "model.safetensors", "model_index.json", "pipeline.py"]
+        assert sorted(uploaded["me/otters"]) == names
         card = uploaded["me/otters"]["README.md"].decode()
         for words in (
             "license: apache-2.0",

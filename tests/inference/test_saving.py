@@ -52,7 +52,8 @@ def test_a_replaced_model_leaves_no_file_of_the_earlier_one(tmp_path):
     folder = with_autoencoder.save(tmp_path / "model")
     assert (folder / "autoencoder.safetensors").exists()
     tiny_pipeline().save(folder, overwrite=True)
-    assert sorted(contents(folder)) == ["README.md", "config.json", "manifest.json", "model.safetensors"]
+    names = ["README.md", "config.json", "manifest.json", "model.safetensors", "model_index.json", "pipeline.py"]
+    assert sorted(contents(folder)) == names
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

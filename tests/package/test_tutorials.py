@@ -7,9 +7,15 @@ Training takes minutes, so `REDUCED` replaces some words of a page before it run
 import json
 import re
 import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
+from helpers import free_port
 from PIL import Image
 
 from ditlab.cli import main
@@ -29,6 +35,10 @@ LITTLE = "--images 320 --yes --model.name Hourglass-XS --model.width 16 --model.
 SETTINGS = (
     'images=320, settings={"model": {"name": "Hourglass-XS", "width": 16, "heads": 1, "depth": 1, "outer": (8,)}}'
 )
+TEXT = "ditlab train emoji-text --images 128 --sample.steps 2 --out runs/demo-text"
+CLIPS = "ditlab train moving-digits --model.name VideoDiT-XS/2x8x8 --train.batch 4 --images 8 --sample.steps 2"
+STAND_IN = {"images = 40_000": "images = 256", "images = 30_000": "images = 256", "--count 2600": "--count 260"}
+SERVICE = "127.0.0.1:7860"
 DEMO = "ditlab train digits --train.images=256 --model.depth=1 --out runs/demo"
 REDUCED = {
     "README.md": {
@@ -50,6 +60,25 @@ REDUCED = {
         "ditlab train photos --minutes 30": f"ditlab train photos {LITTLE}",
         "minutes=30": SETTINGS,
     },
+    "docs/tutorials/text-to-image.md": {
+        "ditlab demo --text\n": f"{TEXT}\n",
+        "--count 200": "--count 8",
+        "--minutes 3": "--images 128 --sample.steps 2",
+    },
+    "docs/tutorials/video.md": {
+        "ditlab train moving-digits": CLIPS,
+        "--minutes 10 ": "",
+        "--count 200": "--count 8",
+        "--count 100": "--count 20",
+    },
+    "docs/tutorials/fine-tune.md": STAND_IN,
+    "docs/tutorials/serve.md": {SERVICE: SERVICE},
+    "examples/text-to-image.ipynb": {
+        "ditlab demo --text": TEXT,
+        "--count 200": "--count 8",
+        "--minutes 3": "--images 128 --sample.steps 2",
+    },
+    "examples/fine-tune.ipynb": STAND_IN,
     "examples/first-model.ipynb": {"ditlab demo": DEMO, '"images": 12_800': '"images": 256', "count=1000": "count=100"},
     "examples/your-images.ipynb": {"--count 2600": "--count 260", "minutes=30": SETTINGS},
 }
@@ -73,6 +102,9 @@ def run_command(line, monkeypatch):
     if any(line.startswith(beginning) for beginning in NOT_RUN):
         return
     words = shlex.split(line, comments=True)
+    if words[0] == "curl":
+        subprocess.run([words[0], "--fail", *words[1:]], check=True)
+        return
     assert words[0] == "ditlab", f"no rule for {line!r}"
     monkeypatch.setattr("sys.argv", words)
     main()
@@ -150,6 +182,71 @@ def test_your_images(prepared, monkeypatch, page):
     assert names["done"].pipe.classes[:3] == ["A", "B", "C"]
     assert Path("models/photos/model.safetensors").exists()
     assert len([*Path("samples/first-class").glob("*.png")]) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", ["docs/tutorials/text-to-image.md", "examples/text-to-image.ipynb"])
+def test_text_to_image(prepared, monkeypatch, page):
+    names = follow(page, monkeypatch)
+    assert [len(names[name]) for name in ("images", "red", "between")] == [4, 4, 5]
+    assert len([*Path("captioned").glob("*.txt")]) == 360
+    assert len([*Path("samples/captioned").glob("*-seed*.png")]) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_video(prepared, monkeypatch):
+    names = follow("docs/tutorials/video.md", monkeypatch)
+    assert (names["continued"][0][0] == names["out"].videos[0][0]).all()
+    assert names["longer"][0].shape == (24, 32, 32, 1)
+    assert len([*Path("samples/clips").glob("*.gif")]) == 8
+    assert Path("runs/clips/recipe.toml").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", ["docs/tutorials/fine-tune.md", "examples/fine-tune.ipynb"])
+def test_fine_tune(prepared, monkeypatch, page):
+    names = follow(page, monkeypatch)
+    assert names["pipe"].classes[:3] == ["A", "B", "C"]
+    assert Path("letters.pt").exists()
+    assert Path("models/letters/pipeline.py").exists()
+
+
+@pytest.fixture
+def service(prepared, monkeypatch):
+    """The service of the demo's model, at a free port, which replaces that of the page."""
+    run_command(DEMO, monkeypatch)
+    port = free_port()
+    monkeypatch.setitem(REDUCED["docs/tutorials/serve.md"], SERVICE, f"127.0.0.1:{port}")
+    command = [sys.executable, "-m", "ditlab", "serve", "runs/demo", "--port", str(port)]
+    with subprocess.Popen(command) as process:
+        try:
+            wait_for(f"http://127.0.0.1:{port}/ready")
+            yield
+        finally:
+            process.terminate()
+
+
+def wait_for(address):
+    for _ in range(240):
+        try:
+            with urlopen(address):
+                return
+        except URLError:
+            time.sleep(0.5)
+    raise AssertionError(f"{address} does not respond")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_serve(service, monkeypatch, capsys):
+    follow("docs/tutorials/serve.md", monkeypatch)
+    assert len(json.loads(Path("response.json").read_text())["data"]) == 2
+    assert '400 unknown class "33"' in capsys.readouterr().out
+    again = next(Path("samples/again").glob("*-seed0.png"))
+    assert Image.open(again).size == Image.open("served-0.png").size == (8, 8)
 
 
 def test_every_page_has_code_and_a_rule_for_it():

@@ -11,6 +11,7 @@ from ditlab.autoencoders import KL
 from ditlab.autoencoders.io import save_autoencoder
 from ditlab.checkpoints import diffusers
 from ditlab.checkpoints.published import in_file_precision, to_official
+from ditlab.checkpoints.to_peft import write_peft
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.io import replace_text, replacing, writing
 from ditlab.core.spelling import expand
@@ -26,7 +27,7 @@ def convert(pipe: Pipeline, target: str | Path, layout: str) -> Path:
     Args:
         pipe: the model.
         target: file or folder to write; must not exist.
-        layout: a name in `LAYOUTS`: "ditlab", "official" or "diffusers".
+        layout: a name in `LAYOUTS`: "ditlab", "official", "diffusers", or "peft" (the low-rank updates of a run).
 
     Raises:
         InputError: the target exists, the weights are not finite, or the layout does not support this model.
@@ -92,4 +93,5 @@ LAYOUTS: dict[str, Callable[[Pipeline, Path, str], Any]] = {
     "ditlab": saving.write_whole,
     "official": _write_official,
     "diffusers": _write_diffusers,
+    "peft": write_peft,
 }

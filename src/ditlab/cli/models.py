@@ -177,7 +177,7 @@ def convert(
     target: File,
     /,
     *,
-    to: Literal["official", "diffusers", "ditlab"],
+    to: Literal["official", "diffusers", "ditlab", "peft"],
     checkpoint: CheckpointOptions = None,
 ) -> None:
     """Write a model in another layout. The layout of the source is recognized by its content.
@@ -190,7 +190,8 @@ def convert(
     target
         Path to write; must not exist.
     to
-        official: a state dict, as .pt or .safetensors; diffusers: a folder with transformer/; ditlab: a model folder.
+        official: a state dict, as .pt or .safetensors; diffusers: a folder with transformer/; ditlab: a model folder;
+        peft: the low-rank updates of a run with train.lora and train.lora_apart.
     """
     from ditlab.checkpoints import convert
 
@@ -201,10 +202,10 @@ def convert(
     say(f"wrote {pipe.net.config['name']} from {source} to {target}, layout {to}")
     if to == "diffusers" and not (target / "vae").exists():
         say("vae/ was not written, because diffusers has no layout for this model's autoencoder")
-    if to != "ditlab" and not pipe.values.eight_bits:
+    if to in ("official", "diffusers") and not pipe.values.eight_bits:
         say(f"the {to} layout does not hold the values of the images ({pipe.values.summary()}); note them down")
     shifted, official = bool(pipe.net.config.get("frequency_shift")), to == "official"
-    if to != "ditlab" and shifted == official:
+    if to in ("official", "diffusers") and shifted == official:
         say(
             f"the {to} code computes timestep frequencies with {128 if official else 127} in the exponent, and this "
             f"model with {127 if official else 128}, so that the {to} code generates slightly different images"

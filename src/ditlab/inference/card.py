@@ -26,6 +26,15 @@ import ditlab
 pipe = ditlab.load({name!r})  # this folder, or its hub id
 pipe({label}, seeds=range(4)).images
 ```
+
+With diffusers, which runs `pipeline.py` of this folder (`pip install diffusers ditlab`):
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({name!r}, custom_pipeline="pipeline", trust_remote_code=True)
+pipe({label}).images
+```
 """
 
 

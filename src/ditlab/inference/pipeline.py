@@ -6,8 +6,9 @@
 A saved model is a folder with `model.safetensors` (the weights of the network) and `config.json` (everything else).
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,6 +27,7 @@ from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, process_name
 from ditlab.inference import saving
+from ditlab.inference.adapters import add_adapter
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.card import OLD_LICENSE
 from ditlab.inference.hub import push
@@ -140,6 +142,22 @@ class Pipeline(BasePipeline):
     def fused(self) -> PreparedPipeline:
         """Return this model with merged layers for inference (see `Backbone.fused`), in the same precision."""
         return PreparedPipeline(self, self.net.fused())
+
+    def with_adapter(self, place: str | Path, scale: float = 1.0) -> Self:
+        """Return this model with low-rank updates (LoRA) in the layout of peft; this one stays as it is.
+
+        Call it on the result to add several adapters.
+
+        Args:
+            place: a folder with `adapter_config.json` and `adapter_model.safetensors`, or a hub id.
+            scale: factor of the updates; 0 changes nothing, and 1 is the strength of the training.
+
+        Raises:
+            InputError: the folder holds no adapter, or one of another network or kind.
+        """
+        net = copy.deepcopy(self.net)
+        add_adapter(net, place, scale)
+        return replace(self, net=net)
 
     def labels(self, labels: Sequence[Label]) -> Tensor | None:
         """The class indices of labels, the class count for None. An old name: use `conditioner.encode`."""

@@ -22,6 +22,7 @@ from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Process
 from ditlab.diffusion.samplers import SAMPLERS, Sampler, time_grid
 from ditlab.diffusion.samplers.grids import default_shift, falls, grid_identity, shifted_times, shifts_with_size
+from ditlab.diffusion.samplers.scheduler import SchedulerSampler, is_scheduler
 from ditlab.inference.caching import check_fixed, pick_cache
 from ditlab.inference.inpaint import Original
 from ditlab.inference.optimize.reuse import FeatureCache
@@ -144,7 +145,12 @@ def resolve(
     with nullcontext() if "sampler" in explicit else imported_parts_only():
         sampler, name = pick_sampler(values["sampler"], values.get("eta"))
     with nullcontext() if "schedule" in explicit else imported_parts_only():
-        times, size_shift = pick_times(values, explicit, objective, tokens, size_shift)
+        if isinstance(sampler, SchedulerSampler):
+            sampler.check(explicit, from_noise=original is None)
+            times, size_shift = sampler.times(objective.process, whole(values["steps"], "steps")), 1.0
+            values |= {"schedule": times, "shift": None}
+        else:
+            times, size_shift = pick_times(values, explicit, objective, tokens, size_shift)
     scale, interval = number(values["guidance"], "guidance"), pair(values["guidance_interval"])
     if not conditional:
         if explicit.get("guidance", 1.0) != 1.0:
@@ -286,9 +292,12 @@ def filled(explicit: dict[str, Any], defaults: Sample, chain: bool) -> dict[str,
 
 def pick_sampler(chosen: Any, eta: float | None) -> tuple[Sampler, str]:
     """Return the sampler function and its name, for a name or a function."""
-    if callable(chosen):
+    if is_scheduler(chosen):
+        sampler: Sampler = SchedulerSampler(chosen)
+        name = type(chosen).__name__
+    elif callable(chosen):
         name = str(getattr(getattr(chosen, "func", chosen), "__name__", "custom"))
-        sampler: Sampler = chosen
+        sampler = chosen
     else:
         name, sampler = str(chosen), SAMPLERS.find(str(chosen))
     if eta is None:

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 
 CARD = "README.md"
+INDEX_OF_DIFFUSERS, CODE_FOR_DIFFUSERS = "model_index.json", "pipeline.py"
+CODE = Path(__file__).parents[1] / "checkpoints" / "custom_pipeline.py"  # a copy of it is written into model folders
 SEVERAL = "model-?????-of-?????.safetensors"  # the weights of a large model
-FILES = {WEIGHTS, SEVERAL, INDEX, AUTOENCODER, CONDITIONER, CONFIG, CARD, MANIFEST}  # the files of a model folder
+FILES = {  # the files of a model folder
+    *(WEIGHTS, SEVERAL, INDEX, AUTOENCODER, CONDITIONER, CONFIG, CARD, MANIFEST),
+    *(INDEX_OF_DIFFUSERS, CODE_FOR_DIFFUSERS),
+}
 
 
 def save(pipe: "Pipeline", folder: Path, name: str | None, *, overwrite: bool) -> Path:
@@ -62,8 +67,20 @@ def write_whole(pipe: "Pipeline", folder: Path, name: str) -> Path:
     The manifest leaves out `config.json` and the model card, which users edit.
     """
     write(pipe, folder, name)
+    write_for_diffusers(pipe, folder)
     write_manifest(folder, "*.safetensors")
     return folder
+
+
+def write_for_diffusers(pipe: "Pipeline", folder: Path) -> None:
+    """Write what `DiffusionPipeline.from_pretrained` needs to open the folder with ditlab."""
+    index = {
+        "_class_name": [Path(CODE_FOR_DIFFUSERS).stem, "DitlabPipeline"],
+        "_diffusers_version": "0.35.0",  # the oldest that ditlab supports
+        "weights_hash": state_hash(pipe.net),
+    }
+    replace_text(folder / INDEX_OF_DIFFUSERS, json.dumps(index, indent=2) + "\n")
+    replace_text(folder / CODE_FOR_DIFFUSERS, CODE.read_text(encoding="utf-8"))
 
 
 def write(pipe: "Pipeline", folder: Path, name: str) -> Path:

@@ -1,0 +1,71 @@
+"""Low-rank updates in the layout of peft: written from a run, read by peft, and added at any scale."""
+
+import json
+
+import pytest
+import torch
+from helpers import tiny_pipeline
+
+import ditlab
+from ditlab.core.errors import InputError
+
+peft = pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A source, a run that trained its updates apart, and the adapter of that run."""
+    place = tmp_path_factory.mktemp("adapters")
+    source = tiny_pipeline(classes=10).save(place / "source")
+    train = {"init_from": str(source), "lora": 2, "lora_apart": True, "images": 64, "batch": 16, "log_every": 64}
+    ditlab.train({"data": {"source": "digits"}, "optim": {"lr": 0.01}, "train": train}, out=place / "run")
+    ditlab.checkpoints.convert(ditlab.load(place / "run"), place / "adapter", "peft")
+    return place
+
+
+def weights(pipe):
+    return pipe.net.state_dict()
+
+
+def close(one, other):
+    return all(torch.allclose(value, other[name], atol=1e-6) for name, value in one.items())
+
+
+def test_an_adapter_gives_the_trained_model(trained):
+    source, run = ditlab.load(trained / "source"), ditlab.load(trained / "run")
+    before = {name: value.clone() for name, value in weights(source).items()}
+    assert close(weights(source.with_adapter(trained / "adapter")), weights(run))
+    assert close(weights(source), before)
+    assert close(weights(source.with_adapter(trained / "adapter", scale=0)), before)
+    half = weights(source.with_adapter(trained / "adapter", scale=0.5))
+    assert close(half, {name: (value + weights(run)[name]) / 2 for name, value in before.items()})
+    assert not close(half, before)
+    twice = source.with_adapter(trained / "adapter", 0.5).with_adapter(trained / "adapter", 0.5)
+    changed = next(name for name in before if "qkv.weight" in name)
+    assert torch.allclose(weights(twice)[changed], weights(run)[changed], atol=1e-6)
+
+
+def test_peft_reads_it(trained):
+    source, run = ditlab.load(trained / "source"), ditlab.load(trained / "run")
+    example = run.net.example(2, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = run.net(*example)
+        model = peft.PeftModel.from_pretrained(source.net, str(trained / "adapter"))
+        assert torch.allclose(model(*example), expected, atol=1e-5)
+
+
+def test_what_is_no_adapter_of_the_model_is_an_error(trained, tmp_path):
+    source = ditlab.load(trained / "source")
+    with pytest.raises(InputError, match=f"no adapter at {tmp_path}; give a folder with adapter_config.json"):
+        source.with_adapter(tmp_path)
+    with pytest.raises(InputError, match="scale nan of an adapter; give a finite number"):
+        source.with_adapter(trained / "adapter", float("nan"))
+    with pytest.raises(InputError, match="give the model from which the adapter was trained"):
+        tiny_pipeline(classes=3).with_adapter(trained / "adapter")
+    (tmp_path / "adapter_model.safetensors").write_bytes((trained / "adapter/adapter_model.safetensors").read_bytes())
+    settings = json.loads((trained / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
+    with pytest.raises(InputError, match="is an adapter of the kind LORA with use_dora; only plain LORA is supported"):
+        source.with_adapter(tmp_path)
+    with pytest.raises(InputError, match="source has no low-rank updates of its own; give a run that was trained with"):
+        ditlab.checkpoints.convert(source, tmp_path / "again", "peft")
