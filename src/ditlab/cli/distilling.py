@@ -1,6 +1,6 @@
 """The command that distills a model into a student of one or a few steps."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -25,9 +25,8 @@ def distill(
 ) -> None:
     """Train a student that generates images in one or a few steps. Run the same command again to resume.
 
-    The student starts from the run's weights. First it learns that one step equals two steps of half its length, then
-    it learns the teacher's trajectories. An optional third part corrects the distribution of its images. A step of the
-    student is one function evaluation, with guidance too.
+    First the student learns that one step equals two steps of half its length, then the teacher's trajectories. A third
+    part corrects the distribution of its images. A step is one function evaluation, with guidance too.
 
     Parameters
     ----------
@@ -43,15 +42,13 @@ def distill(
     guidance_interval
         Times between which guidance acts, 0 is data and 1 is noise (default: those of the teacher).
     images
-        Number of images of the second part (default: both parts cost about as much as the training of the teacher).
+        Length of the second part (default: both parts cost about as much as the training of the teacher).
     correction
-        Number of images of the third part (default: none).
+        Length of a third part (default: none).
     """
     from ditlab.training import distill
 
-    distill(
-        run, out, steps=steps, guidance=guidance, guidance_interval=guidance_interval, images=images,
-        correction=correction or 0, console=screen,
-    )  # fmt: skip
+    scales: dict[str, Any] = {"guidance": guidance, "guidance_interval": guidance_interval}
+    distill(run, out, steps=steps, images=images, correction=correction or 0, console=screen, **scales)
     if process_place()[0] == 0:
         say(f"model, recipe and report are in {out}; try: {command()} sample {out}")

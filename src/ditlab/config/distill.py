@@ -9,7 +9,7 @@ from ditlab.config.values import Located, Location, Whole
 
 @dataclass(frozen=True)
 class Distill(Located):
-    """The guidance of the objective guided, and what halves, pairs and correction learn from a teacher."""
+    """Guidance of the objectives guided and mean-flow, and what halves, pairs and correction learn from a teacher."""
 
     teacher: Location = setting("", resume="ask")
     """The teacher: a model folder, run folder, file or hub id (default: train.init_from)."""

@@ -135,11 +135,15 @@ class Pipeline(BasePipeline):
         Raises:
             InputError: an unknown precision, or one for which the device has no instructions.
         """
-        return prepare(self, precision)
+        ready = prepare(self, precision)
+        ready.second = None if self.second is None else self.second.model.prepared(ready.net.precision)
+        return ready
 
     def fused(self) -> PreparedPipeline:
         """Return this model with merged layers for inference (see `Backbone.fused`), in the same precision."""
-        return PreparedPipeline(self, self.net.fused())
+        ready = PreparedPipeline(self, self.net.fused())
+        ready.second = None if self.second is None else self.second.model.fused()
+        return ready
 
     def labels(self, labels: Sequence[Label]) -> Tensor | None:
         """The class indices of labels, the class count for None. An old name: use `conditioner.encode`."""

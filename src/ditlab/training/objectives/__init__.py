@@ -5,6 +5,7 @@ from ditlab.training.objectives.base import TrainingObjective
 from ditlab.training.objectives.correction import Correction
 from ditlab.training.objectives.guided import GuidedRegression
 from ditlab.training.objectives.halves import Halves
+from ditlab.training.objectives.mean_flow import MeanFlow
 from ditlab.training.objectives.pairs import Pairs
 from ditlab.training.objectives.regression import RegressionObjective
 
@@ -16,6 +17,7 @@ OBJECTIVES: Registry[type[TrainingObjective]] = Registry(
         "halves": Halves,
         "pairs": Pairs,
         "correction": Correction,
+        "mean-flow": MeanFlow,
     },
     base=TrainingObjective,
 )

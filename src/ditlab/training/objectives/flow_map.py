@@ -11,7 +11,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Prediction
 from ditlab.diffusion.flow_map import FlowMap
 from ditlab.diffusion.process import Process, per_image
-from ditlab.training.objectives.built_in import BuiltInGuidance, guidance_range
+from ditlab.training.objectives.built_in import BuiltInGuidance, check_no_aids, guidance_range
 from ditlab.training.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -38,11 +38,7 @@ class FlowMapObjective(BuiltInGuidance):
 
     def setup(self, run: "TrainingContext") -> None:
         super().setup(run)
-        if run.aids:
-            raise InputError(
-                f'train.objective "{run.settings.objective}" uses no training aids, and the recipe has '
-                f"{', '.join(type(aid).__name__ for aid in run.aids)}; remove their settings"
-            )
+        check_no_aids(run)
         if run.device.type != "meta":  # a network without weights, whose memory is predicted
             self.teacher = Teacher.of(run)
             check_guidance(self.teacher, self.settings)
