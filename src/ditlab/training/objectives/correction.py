@@ -1,11 +1,14 @@
 """A correction of a student's images that needs no data: their velocity field must equal the teacher's.
 
-The student's images are noised again to a random time. A further network learns the velocity field of their
-distribution there by flow matching. Where it differs from the teacher's velocity, the difference says in which
-direction the images must move so that both distributions agree. This is the correction of FreeFlow (Tong et al.,
-"Flow Map Distillation Without Data", 2025), and up to a weight the gradient of distribution matching (Yin et al.,
-"One-step Diffusion with Distribution Matching Distillation", 2024). The steps of the student stay tied to the teacher's
-trajectories by the loss of `pairs`, without which errors of the further network would add up.
+The student's images are noised again to a random time. A further network learns, by flow matching, by how much the
+velocity of their distribution differs from the teacher's. The difference says in which direction the images must move
+so that both distributions agree. This is the correction of FreeFlow (Tong et al., "Flow Map Distillation Without Data",
+2025), and up to a weight the gradient of distribution matching (Yin et al., "One-step Diffusion with Distribution
+Matching Distillation", 2024). The steps of the student stay tied to the teacher's trajectories by the loss of `pairs`,
+without which errors of the further network would add up.
+
+The further network has new weights, with which most families return zero. A copy of the teacher that learns the whole
+velocity would differ from the teacher by the noise of its own training, which is larger than this difference.
 """
 
 from itertools import pairwise
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ditlab.backbones import create
-from ditlab.core.types import Batch, Condition, Prediction
+from ditlab.core.types import Batch, Condition
 from ditlab.diffusion.flow_map import FlowMap, Guided
 from ditlab.diffusion.samplers.flow_map import moved
 from ditlab.training.objectives.built_in import guidance_range
@@ -38,16 +41,9 @@ class Correction(Pairs):
         super().setup(run)
         if run.device.type == "meta":  # a network without weights, whose memory is predicted
             return
-        teacher = self.teacher.pipe.model
-        self.reads = Guided(
-            teacher.objective.process,
-            teacher.objective.target,
-            learn_variance=teacher.objective.learn_variance,
-            guidance=guidance_range(self.settings),
-        )
-        net = create(**teacher.net.config | {"size": tuple(teacher.net.size), "inputs": self.reads.inputs})
-        net.load_state_dict(teacher.net.state_dict(), strict=False)  # an input for a range of guidance scales is new
-        run.trained[NAME] = net.to(run.device).train()
+        self.reads = Guided(run.pipe.objective.process, guidance=guidance_range(self.settings))
+        further = create(**run.net.config | {"size": tuple(run.net.size), "inputs": self.reads.inputs})
+        run.trained[NAME] = further.to(run.device).train()
 
     def losses(self, run: "TrainingContext", batch: Batch, randomness: Randomness) -> dict[str, Tensor]:
         objective, generator = run.pipe.objective, randomness.of_batch()
@@ -86,14 +82,10 @@ class Correction(Pairs):
         eps = randomness.noise(RENOISED)(x0)
         x = run.pipe.objective.process.add_noise(x0, eps, times)
         output = run.trained[NAME](x, self.reads.timesteps_at(times, times, scale, x), condition)
-        own = slope(self.reads.predict(self.reads.split(output, x)[0], x, times))
-        difference = own.detach() - slope(self.teacher.predict(x, times, condition, scale))
-        return mean_square(own - (eps - x0)), mean_square(images - (x0 + difference))
-
-
-def slope(prediction: Prediction) -> Tensor:
-    """The velocity eps - x0 in straight coordinates (B, C, ...)."""
-    return prediction.eps - prediction.x0
+        difference = self.reads.split(output, x)[0]
+        taught = self.teacher.predict(x, times, condition, scale)
+        error = taught.eps - taught.x0 + difference - (eps - x0)
+        return mean_square(error), mean_square(images - (x0 + difference.detach()))
 
 
 def mean_square(values: Tensor) -> Tensor:
