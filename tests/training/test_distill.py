@@ -23,6 +23,7 @@ from ditlab.training import distill, train
 from ditlab.training.distillation import lengths, recipe_of
 from ditlab.training.losses import batch_losses, make_context
 from ditlab.training.objectives import OBJECTIVES
+from ditlab.training.objectives.flow_map import Jump
 from ditlab.training.objectives.halves import interval
 from ditlab.training.teacher import Teacher, check_teacher, refined
 
@@ -130,14 +131,15 @@ def test_the_loss_of_pairs_is_the_error_of_the_mean_velocity(teacher):
     chunk = run.objective.chunk(run, 0)
     x, end, label = chunk.states[1, :2], chunk.states[2, :2], chunk.condition.label[:2]
     t, s = torch.full((2,), 0.5, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    error = run.objective.error(run, x, t, s, Condition(label=label), torch.ones(2), end)
+    error = run.objective.error(run, Jump(x, t, s, Condition(label=label), torch.ones(2), end))
     with torch.no_grad():
         output = run.net(x, torch.tensor([[500.0, 0.5]] * 2), label)
     assert torch.allclose(error, (output - (x - end) / 0.5).square().flatten(1).mean(1), rtol=1e-4)
 
 
-def test_a_resumed_student_equals_one_that_never_stopped(teacher, tmp_path):
-    given = student(teacher, "pairs", {"images": 96, "save_every": 32, "keep": 3})
+@pytest.mark.parametrize("objective", ["pairs", "correction"])
+def test_a_resumed_student_equals_one_that_never_stopped(teacher, objective, tmp_path):
+    given = student(teacher, objective, {"images": 96, "save_every": 32, "keep": 3})
     whole = train(given, tmp_path / "whole", console=QUIET)
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"{96:012d}")
@@ -163,6 +165,15 @@ def test_a_run_becomes_a_student_with_one_command(teacher, tmp_path):
     shutil.rmtree(out / "checkpoints" / f"{64:012d}")  # as if it had been killed before
     again = distill(teacher, out, steps=2, images=64, settings=settings, console=QUIET)
     assert all(torch.equal(value, again.net.state_dict()[key]) for key, value in first.net.state_dict().items())
+    corrected = distill(
+        teacher, tmp_path / "third", steps=2, images=32, correction=64, settings=settings, console=QUIET
+    )
+    recipe = parse_recipe(read_toml(tmp_path / "third" / "recipe.toml"))
+    assert (recipe.train.objective, recipe.train.images, recipe.train.seed) == ("correction", 64, 1)
+    assert recipe.train.init_from == str(tmp_path / "third" / "pairs")
+    lines = (tmp_path / "third" / "metrics.jsonl").read_text().splitlines()
+    assert {"loss_pairs", "loss_velocity", "loss_correction"} <= json.loads(lines[-1]).keys()
+    assert corrected.resolve().evaluations == 2
     with pytest.raises(InputError) as error:
         distill(out, tmp_path / "again", steps=1)
     assert str(error.value) == f"{out} is a flow map already; give the model that it was distilled from"
@@ -206,6 +217,7 @@ def test_bad_input(teacher, tmp_path):
         ({"images": 0}, "images is 0; give 1 or more"),
         ({"guidance_interval": (0.8, 0.1)}, "guidance interval 0.8 to 0.1 is empty; give the smaller time first"),
         ({"guidance_interval": (0.1, 1.8)}, "guidance_interval is 1.8; give a number from 0 to 1"),
+        ({"correction": -1}, "correction is -1; give 1 or more images, or 0 for no correction"),
     ):
         with pytest.raises(InputError) as error:
             distill(teacher, tmp_path / "out", **options)

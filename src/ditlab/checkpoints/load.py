@@ -1,5 +1,6 @@
 """Load a model of any layout, which is recognized by its content."""
 
+import copy
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,7 @@ def load(
     path: str | Path,
     *,
     device: str | torch.device = "auto",
+    guidance_device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -49,6 +51,8 @@ def load(
     Args:
         path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".
         device: device of the weights; "auto" is the accelerator, or the CPU if the machine has none.
+        guidance_device: a second device, with a copy of the weights that evaluates the null condition of guidance while
+            the first device evaluates the condition. None evaluates both in one batch.
         dtype: "float32" (the default) or "bfloat16", also as torch.dtype: precision of the network. To sample fast,
             use `Pipeline.prepared`, which also chooses the precision.
         revision: branch, tag or commit of a hub repository; "owner/name@revision" as path is the same.
@@ -80,7 +84,23 @@ def load(
     pipe.loaded_from = {"source": str(source)} | ({"load_options": options} if options else {})
     if precision is not None:
         pipe.net.to(precision)
-    return pipe.to(place)
+    return with_second(pipe.to(place), guidance_device)
+
+
+def with_second(pipe: Pipeline, device: str | torch.device | None) -> Pipeline:
+    """Give a model a second device for guidance, and return it.
+
+    Raises:
+        InputError: the model has no second evaluation.
+    """
+    if device is None:
+        return pipe
+    if not pipe.conditional or pipe.objective.built_in is not None:
+        reason = "has its guidance built in" if pipe.conditional else "is unconditional"
+        raise InputError(f"guidance_device is {device}, but this model {reason}; leave it out")
+    place = pick_device(device) if isinstance(device, str) else device
+    pipe.second = replace(pipe, net=copy.deepcopy(pipe.net).to(place))
+    return pipe
 
 
 def _read(

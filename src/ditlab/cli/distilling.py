@@ -1,6 +1,6 @@
 """The command that distills a model into a student of one or a few steps."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -21,11 +21,12 @@ def distill(
     guidance: Annotated[tuple[Amount, ...] | None, Parameter(negative="")] = None,
     guidance_interval: Interval = None,
     images: Positive | None = None,
+    correction: Positive | None = None,
 ) -> None:
     """Train a student that generates images in one or a few steps. Run the same command again to resume.
 
-    The student starts from the run's weights. First it learns that one step equals two steps of half its length, then
-    it learns the teacher's trajectories. A step of the student is one function evaluation, with guidance too.
+    First the student learns that one step equals two steps of half its length, then the teacher's trajectories. A third
+    part corrects the distribution of its images. A step is one function evaluation, with guidance too.
 
     Parameters
     ----------
@@ -42,11 +43,12 @@ def distill(
         Times between which guidance acts, 0 is data and 1 is noise (default: those of the teacher).
     images
         Length of the second part (default: both parts cost about as much as the training of the teacher).
+    correction
+        Length of a third part (default: none).
     """
     from ditlab.training import distill
 
-    distill(
-        run, out, steps=steps, guidance=guidance, guidance_interval=guidance_interval, images=images, console=screen
-    )
+    scales: dict[str, Any] = {"guidance": guidance, "guidance_interval": guidance_interval}
+    distill(run, out, steps=steps, images=images, correction=correction or 0, console=screen, **scales)
     if process_place()[0] == 0:
         say(f"model, recipe and report are in {out}; try: {command()} sample {out}")

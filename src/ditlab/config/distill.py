@@ -9,7 +9,7 @@ from ditlab.config.values import Located, Location, Whole
 
 @dataclass(frozen=True)
 class Distill(Located):
-    """The guidance of the objective guided, and what halves and pairs learn from a teacher; others ignore it."""
+    """Guidance of the objectives guided and mean-flow, and what halves, pairs and correction learn from a teacher."""
 
     teacher: Location = setting("", resume="ask")
     """The teacher: a model folder, run folder, file or hub id (default: train.init_from)."""
@@ -20,9 +20,8 @@ class Distill(Located):
     guidance_interval: Interval = setting(None, up_to=1)
     """Times between which guidance acts, 0 is data and 1 is noise (default: those of the teacher)."""
     teacher_steps: Whole = setting(12, resume="ask", at_least=1)
-    """With objective pairs: steps in which the teacher generates an image, for the first half of the pairs half of it.
-    """
+    """With pairs and correction: steps in which the teacher generates an image; pairs begins with half of it."""
     pool: Whole = setting(4096, resume="ask", at_least=1)
-    """With objective pairs: pairs of noise and image that are trained on at a time."""
+    """With pairs and correction: pairs of noise and image that are trained on at a time."""
     uses: Whole = setting(8, resume="ask", at_least=1)
-    """With objective pairs: how often each pair is trained on, before a new one takes its place."""
+    """With pairs and correction: how often each pair is trained on, before a new one takes its place."""

@@ -233,7 +233,8 @@ class Train(Located):
     batch: Whole = setting(128, resume="ask", at_least=1)
     """Batch size: images per optimizer step."""
     objective: str = "regression"
-    """Training objective: regression, guided, halves or pairs (see [distill]), or package.module:Class."""
+    """Training objective: regression; guided, halves, pairs, correction or mean-flow (see [distill]); or
+    package.module:Class."""
     aids: tuple[str, ...] = setting((), resume="ask")
     """Further training aids by name, or as package.module:Class; aids with a setting in this table need no entry."""
     label_dropout: float = setting(0.1, resume="ask", share=True)

@@ -63,10 +63,14 @@ class Guided(Objective):
 
     def timesteps_at(self, t: Tensor, s: Tensor, scale: Tensor, x: Tensor) -> Tensor:
         """Return `timesteps` for a guidance scale, () or (B,), of each image."""
-        values = {INTERVAL: t - s, GUIDANCE: 1 / scale}
+        values = self.further(t, s, scale)
         columns = [values[name].float().to(x.device).expand(len(x)) for name in self.inputs]
         clock = self.clock(t, x)
         return torch.stack([clock, *columns], dim=1) if columns else clock
+
+    def further(self, t: Tensor, s: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """Return the further inputs of the network by name, () or (B,)."""
+        return {GUIDANCE: 1 / scale}
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class FlowMap(Guided):
 
     steps: tuple[int, ...] = (1,)
     """Numbers of steps for which the model is made, in uniform schedules."""
+    interval_rate: float = 1.0
+    """Factor of the length of the step, as an input of the network."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(int(count) for count in self.steps))
@@ -95,6 +101,9 @@ class FlowMap(Guided):
     @property
     def fixed_times(self) -> str:
         return "it is a flow map"
+
+    def further(self, t: Tensor, s: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return super().further(t, s, scale) | {INTERVAL: self.interval_rate * (t - s)}
 
     def times(self, count: int) -> Tensor:
         """Return the times (count + 1,) of the steps for which the model is made."""

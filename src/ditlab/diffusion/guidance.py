@@ -70,6 +70,14 @@ class Further:
 NOTHING = Further()
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """The same model on another device, which evaluates the null condition at the same time."""
+
+    denoiser: Conditional
+    device: torch.device
+
+
 def plain(denoiser: Conditional, condition: Condition) -> Denoise:
     """Return the conditional model without guidance as a function of (x, t, s)."""
     return lambda x, t, s: denoiser(x, t, s, condition)
@@ -83,6 +91,7 @@ def cfg(
     interval: tuple[float, float] = (0.0, 1.0),
     channels: int | None = None,
     further: Further = NOTHING,
+    elsewhere: Elsewhere | None = None,
 ) -> Denoise:
     """Classifier-free guidance: unconditional + scale (conditional - unconditional).
 
@@ -94,10 +103,15 @@ def cfg(
         interval: times t between which guidance is applied; outside, the unconditional half is not computed.
         channels: number of first channels to guide (3 reproduces the published DiT results); None is all.
         further: skip-layer guidance and rescaling.
+        elsewhere: the model on another device, for the null condition (default: `denoiser`, in one batch with the other
+            half).
 
     Raises:
         InputError: settings that `check_guidance` rejects.
     """
+    if elsewhere is not None:
+        halves = _halves(denoiser, condition, elsewhere, null.to(elsewhere.device))
+        return _guided(halves, plain(denoiser, condition), scale, interval, channels, further)
     both = condition.joined(null)
 
     def pair(x: Tensor, t: Tensor, s: Tensor) -> tuple[Prediction, Prediction]:
@@ -106,6 +120,17 @@ def cfg(
         return _part(joint, first), _part(joint, second)
 
     return _guided(pair, plain(denoiser, condition), scale, interval, channels, further)
+
+
+def _halves(
+    denoiser: Conditional, condition: Condition, elsewhere: Elsewhere, null: Condition
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Prediction, Prediction]]:
+    def pair(x: Tensor, t: Tensor, s: Tensor) -> tuple[Prediction, Prediction]:
+        copied = x.to(elsewhere.device, non_blocking=True)  # first, because copies wait for the kernels before them
+        good, bad = denoiser(x, t, s, condition), elsewhere.denoiser(copied, t, s, null)
+        return good, Prediction(bad.x0.to(x.device), bad.eps.to(x.device))
+
+    return pair
 
 
 def autoguidance(

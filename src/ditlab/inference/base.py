@@ -22,7 +22,7 @@ from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
-from ditlab.inference.extras import encoded, further_guidance
+from ditlab.inference.extras import encoded, further_guidance, other_half
 from ditlab.inference.finite import check_latents, finite_steps
 from ditlab.inference.given import GivenFrames, check_images, given_frames
 from ditlab.inference.guide import check_guide
@@ -60,6 +60,7 @@ class BasePipeline:
     """The model that can be saved, exported, uploaded and described."""
     loaded_from: Mapping[str, Any] = MappingProxyType({})
     """The path or hub id that was loaded (`source`), and with which options (`load_options`); empty for new models."""
+    second: "BasePipeline | None" = None  # the same model on another device, which evaluates the null condition
 
     @property
     def defaults(self) -> Sample:
@@ -364,7 +365,7 @@ class BasePipeline:
         check_originals(plan.original, len(seeds))
         condition = self.conditioner.encode(names).to(self.net.device)
         condition = condition if plan.original is None else plan.original.conditioned(condition)
-        net, objective = self._inference_net(plan, condition), self.objective.at_guidance(plan.guidance)
+        net, objective = self.inference_net(plan, condition), self.objective.at_guidance(plan.guidance)
         if plan.cache is not None:
             net = plan.cache.on(net)
         denoiser = objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
@@ -375,9 +376,10 @@ class BasePipeline:
         if guide is None:
             null = self.null(len(condition), plan.negative)
             null = encoded(net, null if condition.given is None else null.with_given(condition.given))
-            denoise = cfg(denoiser, text, null, scale, interval, channels, further)
+            other = other_half(self.second, plan, condition, limit)
+            denoise = cfg(denoiser, text, null, scale, interval, channels, further, other)
         else:  # both networks receive the condition as it is, because each encodes it in its own way
-            weak = guide.objective.denoiser(Splitting(guide._inference_net(plan, condition), limit))
+            weak = guide.objective.denoiser(Splitting(guide.inference_net(plan, condition), limit))
             denoise = autoguidance(denoiser, weak, condition, scale, interval, channels, further)
         if plan.cache is not None:
             denoise = plan.cache.timed(denoise)
@@ -387,11 +389,11 @@ class BasePipeline:
         x = plan.start(noise(torch.empty(len(seeds), self.net.channels, *plan.size, device=self.net.device)))
         return finite_steps(evaluated(net, plan.run(denoise, x, noise), x, plan.options.sampler), self, seeds)
 
-    def _inference_net(self, plan: Plan, condition: Condition) -> Backbone:
+    def inference_net(self, plan: Plan, condition: Condition) -> Backbone:
         """Return the network with merged layers, and adaLN modulation precomputed for these times and labels."""
         net = self.net.fused()
         conditions = (condition, condition.other, self.null(1))
-        labels = [rows.label for rows in conditions if rows and rows.label is not None]
+        labels = [rows.label.to(self.device) for rows in conditions if rows and rows.label is not None]
         # Compiled blocks compute their modulation themselves, and given frames have another one in the same call.
         if is_compiled(net) or not labels or condition.given is not None:
             return net

@@ -1,14 +1,20 @@
-"""Skip-layer guidance and rescaling of a sampling plan, and its condition, for one network."""
+"""Skip-layer guidance and rescaling of a sampling plan, its condition, and guidance on two devices."""
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from ditlab.backbones import Backbone
 from ditlab.backbones.routing import without_blocks
+from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
-from ditlab.diffusion.guidance import Further, Rescale, plain
+from ditlab.diffusion.guidance import Elsewhere, Further, Rescale, plain
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.memory import RowLimit, Splitting
 from ditlab.inference.plan import Plan
+
+if TYPE_CHECKING:
+    from ditlab.inference.base import BasePipeline
 
 
 def further_guidance(plan: Plan, objective: Objective, net: Backbone, condition: Condition, limit: RowLimit) -> Further:
@@ -32,3 +38,19 @@ def further_guidance(plan: Plan, objective: Objective, net: Backbone, condition:
 def encoded(net: Backbone, condition: Condition) -> Condition:
     """Compute what depends on a condition alone, once for all steps of sampling."""
     return net.encoded(condition)
+
+
+def other_half(second: "BasePipeline | None", plan: Plan, condition: Condition, limit: RowLimit) -> Elsewhere | None:
+    """Return the model on a second device, which evaluates the null condition; None if there is no second device.
+
+    Raises:
+        InputError: feature caching, whose features are those of one network.
+    """
+    if second is None:
+        return None
+    if plan.cache is not None:
+        raise InputError(
+            f"reuse is {plan.options.reuse}, which does not work with guidance on two devices; leave out reuse, or "
+            "guidance_device"
+        )
+    return Elsewhere(second.objective.denoiser(Splitting(second.inference_net(plan, condition), limit)), second.device)

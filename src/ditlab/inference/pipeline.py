@@ -137,11 +137,15 @@ class Pipeline(BasePipeline):
         Raises:
             InputError: an unknown precision, or one for which the device has no instructions.
         """
-        return prepare(self, precision)
+        ready = prepare(self, precision)
+        ready.second = None if self.second is None else self.second.model.prepared(ready.net.precision)
+        return ready
 
     def fused(self) -> PreparedPipeline:
         """Return this model with merged layers for inference (see `Backbone.fused`), in the same precision."""
-        return PreparedPipeline(self, self.net.fused())
+        ready = PreparedPipeline(self, self.net.fused())
+        ready.second = None if self.second is None else self.second.model.fused()
+        return ready
 
     def with_adapter(self, place: str | Path, scale: float = 1.0) -> Self:
         """Return this model with low-rank updates (LoRA) in the layout of peft; this one stays as it is.

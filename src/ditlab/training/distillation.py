@@ -1,8 +1,10 @@
-"""`ditlab.distill`: train a student of one or a few steps from a trained model, in two runs.
+"""`ditlab.distill`: train a student of one or a few steps from a trained model, in two or three runs.
 
 The first run trains a flow map by halves (`ditlab.training.objectives.halves`). The second one starts from its weights
 and trains only the steps of the student, on pairs of noise and the teacher's images
-(`ditlab.training.objectives.pairs`). Both are ordinary runs: the first in the folder `halves` of the second.
+(`ditlab.training.objectives.pairs`). An optional third one corrects the distribution of the images
+(`ditlab.training.objectives.correction`). All are ordinary runs, those before the last one in its folders `halves` and
+`pairs`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,15 +31,21 @@ from ditlab.diffusion.flow_map import SAMPLER, FlowMap
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.api import train
 from ditlab.training.objectives.halves import Halves
-from ditlab.training.run_folder import BEFORE, HALVES
+from ditlab.training.run_folder import BEFORE, HALVES, PAIRS
 
 MOST_STEPS = 8
 SHARE = 0.2  # of the cost, for the first run
 BACKWARD = 3  # cost of a training step in forward passes of its batch
 LR = 0.5  # learning rates of both runs, as a share of the teacher's
+CORRECTION_LR = 0.2  # learning rate of the third run, as a share of that of the second
 WARMUP = 0.05  # share of a run over which the learning rate rises
 DROPOUT = 0.05  # share of the null condition, which the student needs only to generate images without a condition
 EMA = 0.99  # decay of the average in the first run, whose weights give the targets; the second has the teacher's
+PURPOSES = {
+    "halves": "by halves, {images}: one step learns to equal two of half its length",
+    "pairs": "on pairs of noise and the teacher's image, {images}",
+    "correction": "correction of the distribution, {images}",
+}
 
 
 def distill(
@@ -48,6 +56,7 @@ def distill(
     guidance: float | Sequence[float] | None = None,
     guidance_interval: tuple[float, float] | None = None,
     images: int | None = None,
+    correction: int = 0,
     data: str | Dataset | TorchDataset[Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     console: Console | None = None,
@@ -56,12 +65,13 @@ def distill(
 
     Args:
         teacher: a run of ditlab, or a model that was saved from one: its recipe has the data.
-        out: the run folder of the student, with the first run in its folder `halves`.
+        out: the run folder of the student, with the runs before the last one in its folders `halves` and `pairs`.
         steps: number of sampler steps of the student, each with one function evaluation.
         guidance: guidance scale that is built into the student, or a range in which it stays free at sampling (default:
             the scale that the teacher was saved with).
         guidance_interval: times between which guidance acts (default: those that the teacher was saved with).
         images: length of the second run (default: both runs together cost as much as the training of the teacher).
+        correction: length of a third run, in which the distribution of the images is corrected; 0 leaves it out.
         data: the data, as in `ditlab.train` (default: the data source of the teacher's recipe).
         settings: settings of the recipes by section, in place of those that are derived from the teacher's.
         console: where progress is shown (default: standard error).
@@ -76,18 +86,22 @@ def distill(
     place, folder = expand(str(teacher)), Path(expand(str(out)))
     check_folder(place, folder)
     model = load(place, device="cpu")
-    check(model, place, steps, images)
+    check(model, place, steps, images, correction)
     scales = scales_of(model, guidance)
     check_interval(model, scales, guidance_interval)
     pairs = recipe_of(model, place, Distill(absolute(place), steps, scales, guidance_interval), settings or {})
     first, second = lengths(model, pairs)
     pairs = of_length(pairs, second if images is None else images)
     halves = of_length(first_recipe(pairs), first)
-    for line in plan_lines(place, halves, pairs, folder):
+    runs = [(halves, folder / HALVES), (pairs, folder / PAIRS if correction else folder)]
+    runs += [(correction_recipe(pairs, correction), folder)] if correction else []
+    for line in plan_lines(place, runs):
         say(console, line)
-    train(halves, folder / HALVES, data=data, console=console)
-    pairs = replace(pairs, train=replace(pairs.train, init_from=str(folder / HALVES)))
-    return train(pairs, folder, data=data, console=console)
+    origin = place
+    for recipe, out_folder in runs:
+        started = replace(recipe, train=replace(recipe.train, init_from=origin))
+        student, origin = train(started, out_folder, data=data, console=console), str(out_folder)
+    return student
 
 
 def check_folder(place: str, folder: Path) -> None:
@@ -113,7 +127,7 @@ def check_interval(model: Pipeline, scales: tuple[float, ...], interval: tuple[f
         model.resolve(guidance_interval=interval, **guidance)
 
 
-def check(model: Pipeline, place: str, steps: int, images: int | None) -> None:
+def check(model: Pipeline, place: str, steps: int, images: int | None, correction: int) -> None:
     """Check that a model can be the teacher of a student.
 
     Raises:
@@ -121,6 +135,8 @@ def check(model: Pipeline, place: str, steps: int, images: int | None) -> None:
     """
     if images is not None and images < 1:
         raise InputError(f"images is {images}; give 1 or more")
+    if correction < 0:
+        raise InputError(f"correction is {correction}; give 1 or more images, or 0 for no correction")
     if not 1 <= steps <= MOST_STEPS:
         raise InputError(f"steps is {steps}; give 1 to {MOST_STEPS}, above which the teacher itself is good enough")
     if isinstance(model.objective, FlowMap):
@@ -178,6 +194,15 @@ def first_recipe(pairs: Recipe) -> Recipe:
     return replace(pairs, train=replace(pairs.train, objective="halves", ema=EMA), distill=Distill(**used))
 
 
+def correction_recipe(pairs: Recipe, images: int) -> Recipe:
+    """The recipe of the third run, which corrects the distribution of the images."""
+    optim = replace(pairs.optim, lr=CORRECTION_LR * pairs.optim.lr)
+    other = replace(
+        pairs.train, objective="correction", seed=pairs.train.seed + 1
+    )  # other noise than that of the pairs
+    return of_length(replace(pairs, optim=optim, train=other), images)
+
+
 def of_length(recipe: Recipe, images: int) -> Recipe:
     """A recipe with another number of images, and a warm-up that fits it."""
     optim = replace(recipe.optim, warmup=round(WARMUP * images))
@@ -204,15 +229,16 @@ def multiple(images: float, recipe: Recipe) -> int:
     return max(1, round(images / recipe.train.batch)) * recipe.train.batch
 
 
-def plan_lines(place: str, halves: Recipe, pairs: Recipe, folder: Path) -> list[str]:
+def plan_lines(place: str, runs: Sequence[tuple[Recipe, Path]]) -> list[str]:
     """What will be done, in sentences."""
-    settings = pairs.distill
+    settings = runs[0][0].distill
     scales = " to ".join(f"{scale:g}" for scale in settings.guidance)
     built = "without guidance" if scales == "1" else f"with guidance {scales} built in"
-    return [
+    lines = [
         f"{place} becomes a flow map of {counted(settings.steps, 'step')} {built}: "
-        f"{counted(settings.steps, 'function evaluation')} for each image",
-        f"1. by halves, {counted(halves.train.images, 'image')}: one step learns to equal two of half its length "
-        f"({folder / HALVES})",
-        f"2. on pairs of noise and the teacher's image, {counted(pairs.train.images, 'image')} ({folder})",
+        f"{counted(settings.steps, 'function evaluation')} for each image"
     ]
+    for number, (recipe, folder) in enumerate(runs, 1):
+        images = counted(recipe.train.images, "image")
+        lines.append(f"{number}. {PURPOSES[recipe.train.objective].format(images=images)} ({folder})")
+    return lines

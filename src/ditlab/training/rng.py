@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ditlab.core.types import Noise
 
-EPS, POSTERIOR, ROUTE, CAPTION, GATES, PAIRS = range(
-    6
-)  # streams of noise; parts from outside the package use numbers from 16
+EPS, POSTERIOR, ROUTE, CAPTION, GATES, PAIRS, RENOISED = range(7)
+"""Streams of noise; parts from outside the package use numbers from 16."""
 
 
 @dataclass(frozen=True)

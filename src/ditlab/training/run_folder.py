@@ -73,8 +73,8 @@ from ditlab.training.state import PROFILES, STATE, Snapshot, TrainState, restore
 CHOICES = "choices.json"
 """What `ditlab train FOLDER` has chosen."""
 STACKS = "stacks"  # folder with the stacks of processes that hung
-HALVES = "halves"  # folder of the first run of a distillation, in that of the second
-BEFORE = ("skipped*.csv", CHOICES, IDENTITY, HALVES)  # what may be written before the run begins
+HALVES, PAIRS = "halves", "pairs"  # folders of the runs of a distillation before the last one, in that of the last
+BEFORE = ("skipped*.csv", CHOICES, IDENTITY, HALVES, PAIRS)  # what may be written before the run begins
 
 
 class RunFolder:

@@ -69,3 +69,29 @@ def guidance_range(settings: Distill) -> tuple[float, float]:
         given = ", ".join(f"{scale:g}" for scale in settings.guidance) or "empty"
         raise InputError(f"distill.guidance is {given}; give one scale, or the lowest and the highest one")
     return settings.guidance[0], settings.guidance[-1]
+
+
+def check_dropout(run: "TrainingContext") -> None:
+    """Check that a run trains the null condition.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not run.settings.label_dropout:
+        raise InputError(
+            f"train.objective {run.settings.objective} needs the null condition, but train.label_dropout is 0; set it "
+            "to 0.1"
+        )
+
+
+def check_no_aids(run: "TrainingContext") -> None:
+    """Check that a run has no training aids.
+
+    Raises:
+        InputError: it has.
+    """
+    if run.aids:
+        raise InputError(
+            f'train.objective "{run.settings.objective}" uses no training aids, and the recipe has '
+            f"{', '.join(type(aid).__name__ for aid in run.aids)}; remove their settings"
+        )

@@ -1,6 +1,6 @@
 """What objectives that distil a teacher into a flow map share; see `ditlab.diffusion.flow_map`."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -8,10 +8,10 @@ from torch import Tensor
 from ditlab.config.distill import Distill
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
-from ditlab.core.types import Condition
+from ditlab.core.types import Condition, Prediction
 from ditlab.diffusion.flow_map import FlowMap
-from ditlab.diffusion.process import per_image
-from ditlab.training.objectives.built_in import BuiltInGuidance, guidance_range
+from ditlab.diffusion.process import Process, per_image
+from ditlab.training.objectives.built_in import BuiltInGuidance, check_no_aids, guidance_range
 from ditlab.training.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -38,37 +38,50 @@ class FlowMapObjective(BuiltInGuidance):
 
     def setup(self, run: "TrainingContext") -> None:
         super().setup(run)
-        if run.aids:
-            raise InputError(
-                f'train.objective "{run.settings.objective}" uses no training aids, and the recipe has '
-                f"{', '.join(type(aid).__name__ for aid in run.aids)}; remove their settings"
-            )
+        check_no_aids(run)
         if run.device.type != "meta":  # a network without weights, whose memory is predicted
             self.teacher = Teacher.of(run)
             check_guidance(self.teacher, self.settings)
 
-    def error(
-        self, run: "TrainingContext", x: Tensor, t: Tensor, s: Tensor, condition: Condition, scale: Tensor, end: Tensor
-    ) -> Tensor:
-        """Compute the squared error (B,) of the student's mean velocity from (x, t) to (end, s).
+    def predict(
+        self, run: "TrainingContext", x: Tensor, t: Tensor, s: Tensor, condition: Condition, scale: Tensor
+    ) -> Prediction:
+        """Predict x0 and eps (B, C, ...) with the student; eps - x0 is its mean velocity from times t (B,) to s (B,).
 
         Args:
             run: the run.
-            x, end: states (B, C, ...) at times t and s.
+            x: states (B, C, ...) at times t.
             t, s: times (B,).
             condition, scale: condition and guidance scale of each of the B rows.
         """
         objective = run.pipe.objective
         assert isinstance(objective, FlowMap)
         output = run.network(x, objective.timesteps_at(t, s, scale, x), condition)
-        prediction = objective.predict(objective.split(output, x)[0], x, t)
-        wanted = mean_velocity(objective, x, t, end, s)
+        return objective.predict(objective.split(output, x)[0], x, t)
+
+    def error(self, run: "TrainingContext", jump: "Jump") -> Tensor:
+        """Compute the squared error (B,) of the student's mean velocity of a jump."""
+        x, t, s = jump.x, jump.t, jump.s
+        prediction = self.predict(run, x, t, s, jump.condition, jump.scale)
+        wanted = mean_velocity(run.pipe.objective.process, x, t, jump.end, s)
         return (prediction.eps - prediction.x0 - wanted).square().flatten(1).mean(1)
 
 
-def mean_velocity(objective: FlowMap, x: Tensor, t: Tensor, end: Tensor, s: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Jump:
+    """Steps of B images that the student learns to take at once."""
+
+    x: Tensor  # (B, C, ...), states at times t
+    t: Tensor  # (B,)
+    s: Tensor  # (B,), earlier times
+    condition: Condition  # B rows
+    scale: Tensor  # (B,), guidance scales
+    end: Tensor  # (B, C, ...), states at times s
+
+
+def mean_velocity(process: Process, x: Tensor, t: Tensor, end: Tensor, s: Tensor) -> Tensor:
     """Return the mean velocity, in straight coordinates, that moves x at times t (B,) to `end` at times s."""
-    (scale_t, from_), (scale_s, to) = objective.process.straight(t), objective.process.straight(s)
+    (scale_t, from_), (scale_s, to) = process.straight(t), process.straight(s)
     return (end / per_image(scale_s, x) - x / per_image(scale_t, x)) / per_image(to - from_, x)
 
 

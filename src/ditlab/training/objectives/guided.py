@@ -16,7 +16,7 @@ from ditlab.core.types import Batch
 from ditlab.diffusion.flow_map import Guided
 from ditlab.diffusion.objective import TARGETS, Regression
 from ditlab.diffusion.process import per_image
-from ditlab.training.objectives.built_in import BuiltInGuidance
+from ditlab.training.objectives.built_in import BuiltInGuidance, check_dropout
 from ditlab.training.rng import EPS, Randomness
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ class GuidedRegression(BuiltInGuidance):
                 "train.objective guided does not learn the variance of guided steps; set diffusion.learn_variance to "
                 "false"
             )
-        if not run.settings.label_dropout:
-            raise InputError(
-                "train.objective guided needs the null condition, but train.label_dropout is 0; set it to 0.1"
-            )
+        check_dropout(run)
 
     def losses(self, run: "TrainingContext", batch: Batch, randomness: Randomness) -> dict[str, Tensor]:
         objective, generator = run.pipe.objective, randomness.of_batch()

@@ -14,7 +14,7 @@ from ditlab.config.distill import Distill
 from ditlab.core.types import Batch, Condition
 from ditlab.diffusion.flow_map import FlowMap
 from ditlab.diffusion.samplers.flow_map import moved
-from ditlab.training.objectives.flow_map import FlowMapObjective
+from ditlab.training.objectives.flow_map import FlowMapObjective, Jump
 from ditlab.training.rng import EPS, Randomness
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Halves(FlowMapObjective):
         scale = self.scales(scale)
         x = objective.process.add_noise(x0, randomness.noise(EPS)(x0), t)
         end = self.two_halves(run, x, t, s, condition, scale, counts == max(objective.steps))
-        return {"halves": self.error(run, x, t, s, condition, scale, end)}
+        return {"halves": self.error(run, Jump(x, t, s, condition, scale, end))}
 
     @torch.no_grad()
     def two_halves(

@@ -16,7 +16,7 @@ from ditlab.conditioning import Text
 from ditlab.core.errors import InputError
 from ditlab.core.types import Batch, Condition
 from ditlab.diffusion.flow_map import FlowMap
-from ditlab.training.objectives.flow_map import FlowMapObjective
+from ditlab.training.objectives.flow_map import FlowMapObjective, Jump
 from ditlab.training.rng import PAIRS, Randomness, RunRandomness
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Pairs(FlowMapObjective):
     """Trains the steps of `distill.steps` on the teacher's trajectories, without data."""
 
     distill = (*FlowMapObjective.distill, "teacher_steps", "pool", "uses")
+    early = 0.5
+    """Share of the pairs, the first ones, for which the teacher takes half of the steps."""
 
     def setup(self, run: "TrainingContext") -> None:
         super().setup(run)
@@ -51,7 +53,11 @@ class Pairs(FlowMapObjective):
             )
 
     def losses(self, run: "TrainingContext", batch: Batch, randomness: Randomness) -> dict[str, Tensor]:
-        objective, generator = run.pipe.objective, randomness.of_batch()
+        return {"pairs": self.error(run, self.jump(run, randomness, randomness.of_batch()))}
+
+    def jump(self, run: "TrainingContext", randomness: Randomness, generator: torch.Generator) -> Jump:
+        """Choose steps of trajectories at random."""
+        objective = run.pipe.objective
         assert isinstance(objective, FlowMap)
         random = torch.rand(3, randomness.batch, generator=generator, dtype=torch.float64)
         which, row, step = (randomness.part(values) for values in random)
@@ -65,11 +71,10 @@ class Pairs(FlowMapObjective):
         ]
         condition = Condition.cat([chunks[n].condition[i : i + 1] for n, i in zip(numbers, rows.tolist(), strict=True)])
         times = objective.times(self.settings.steps)
-        t, s = times[steps], times[steps + 1]
-        randomness.times = t
+        randomness.times = times[steps]
         scale = torch.tensor([chunks[number].scale for number in numbers], dtype=torch.float64)
         start, end = (torch.stack([pair[side] for pair in picked]) for side in (0, 1))
-        return {"pairs": self.error(run, start, t, s, condition, scale, end)}
+        return Jump(start, times[steps], times[steps + 1], condition, scale, end)
 
     def window(self, run: "TrainingContext", seen: int) -> list[int]:
         """Numbers of the chunks that are trained on after `seen` images; chunks before them are forgotten."""
@@ -94,7 +99,7 @@ class Pairs(FlowMapObjective):
         scale = float(self.scales(torch.rand((), generator=generator, dtype=torch.float64)))
         total = FIRST + run.settings.images // (settings.uses * CHUNK)
         least = settings.teacher_steps / settings.steps  # steps of the teacher for each step of the student
-        parts = -(-int(least) // 2) if number < total / 2 else -(-settings.teacher_steps // settings.steps)
+        parts = -(-int(least) // 2) if number < self.early * total else -(-settings.teacher_steps // settings.steps)
         shape = (CHUNK, *run.pipe.shape)
         noise = RunRandomness(run.settings.seed).normal(PAIRS, number * CHUNK, shape).to(run.device)
         times = objective.times(settings.steps)
