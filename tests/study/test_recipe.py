@@ -190,8 +190,30 @@ def test_claims_and_plots_are_checked(rejection):
     )
     assert "model.size is None" in rejection(SMALL + '[[plots]]\nx = "model.size"\n')
     assert 'no entry "z, *"' in rejection(SMALL + '[[plots]]\nlines = ["z, *"]\n')
+    minus = claim + 'order = ["a", "b"]\nminus = "z"\n'
+    assert 'minus is "z", but must be an evaluation' in rejection(minus)
+    assert "minus needs order" in rejection(claim + 'falls_with = "gmacs"\nminus = "z"\n')
+    front = rejection(SMALL + '[[plots]]\nx = "accuracy"\nfront = true\n')
+    assert 'the plot of "fd" over "accuracy" has no front; give a result over a cost (gmacs, parameters' in front
     scores = '[evaluation]\nmetrics = ["frechet"]\n'
     assert "add precision-recall" in rejection(claim + 'by = "recall"\norder = ["a", "b"]\n' + scores)
+
+
+def test_shares_of_the_training_are_checked(read, rejection):
+    shares = SMALL + '[evaluations]\n"half" = {at = 0.5, steps = 3}\n"end" = {}\n'
+    study = read(shares)
+    assert (study.shares, study.smallest_share) == ({"half": 0.5, "end": 1.0}, 0.5)
+    assert study.evaluations["half"].steps == 3
+    assert 'evaluation "half": at is 2; give a share of the training above 0, up to 1' in rejection(
+        shares.replace("0.5", "2")
+    )
+    assert 'evaluation "end": at is 1.0, but the checkpoints are saved at multiples of the smallest share, 0.3' in (
+        rejection(shares.replace("0.5", "0.3"))
+    )
+    assert "at is under [evaluation]" in rejection(SMALL + "[evaluation]\nat = 0.5\n")
+    assert 'part "a": at determines the checkpoints; remove train.keep_every' in rejection(
+        shares + "[settings]\ntrain = {keep_every = 5}\n"
+    )
 
 
 @pytest.mark.usefixtures("quickly")

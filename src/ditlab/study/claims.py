@@ -146,21 +146,51 @@ def concerned(claim: Claim, entries: Sequence[Entry]) -> list[Entry]:
 
 def ordered_pairs(claim: Claim, entries: Sequence[Entry]) -> list[Comparison]:
     """Each entry of the claimed order compared with the next one, paired by seed."""
-    lowest = {name: lowest_of(name, claim.by, entries) for name in claim.order}
+    lowest = {name: lowest_of(name, claim, entries) for name in claim.order}
     comparisons = []
     for low, high in zip(claim.order, claim.order[1:], strict=False):
         a, b = lowest[low], lowest[high]
         differences = [a[seed] - b[seed] for seed in a if seed in b]
-        comparisons.append(compare(f"{claim.by} of ({low}) {MINUS} ({high})", differences))
+        by = f"increase of {claim.by} from {claim.minus}" if claim.minus else claim.by
+        comparisons.append(compare(f"{by} of ({low}) {MINUS} ({high})", differences))
     return comparisons
 
 
-def lowest_of(pattern: str, by: str, entries: Sequence[Entry]) -> dict[int, float]:
+def lowest_of(pattern: str, claim: Claim, entries: Sequence[Entry]) -> dict[int, float]:
     """Seed -> the lowest value of the matching entries, for seeds that all matching entries with results have."""
     names = matching(pattern, [entry.name for entry in entries])
-    values = [entry.values[by] for entry in entries if entry.name in names and entry.values.get(by)]
+    all_values = [increases(entry, claim, entries) for entry in entries if entry.name in names]
+    values = [by_seed for by_seed in all_values if by_seed]
     seeds = set.intersection(*(set(by_seed) for by_seed in values)) if values else set()
     return {seed: min(by_seed[seed] for by_seed in values) for seed in sorted(seeds)}
+
+
+def increases(entry: Entry, claim: Claim, entries: Sequence[Entry]) -> Mapping[int, float]:
+    """Seed -> the result of an entry, minus that of the same part under the evaluation `claim.minus` if it is set."""
+    values = entry.values.get(claim.by, {})
+    if not claim.minus:
+        return values
+    base = next(each for each in entries if (each.part, each.evaluation) == (entry.part, claim.minus))
+    first = base.values.get(claim.by, {})
+    return {seed: value - first[seed] for seed, value in values.items() if seed in first}
+
+
+def pareto_front(entries: Sequence[Entry], x: str, y: str, *, lower_is_better: bool) -> list[Entry]:
+    """The entries for which no other one costs no more and has a better result, from the cheapest on.
+
+    Args:
+        entries: entries with a mean for both axes.
+        x: the cost.
+        y: the result.
+        lower_is_better: whether a lower result is better.
+    """
+    sign = 1 if lower_is_better else -1
+    by_cost = sorted(entries, key=lambda entry: (entry.mean(x) or 0.0, sign * (entry.mean(y) or 0.0)))
+    front: list[Entry] = []
+    for entry in by_cost:
+        if not front or sign * (entry.mean(y) or 0.0) < sign * (front[-1].mean(y) or 0.0):
+            front.append(entry)
+    return front
 
 
 def correlations(claim: Claim, entries: Sequence[Entry]) -> list[Comparison]:

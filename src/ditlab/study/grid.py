@@ -38,14 +38,12 @@ from ditlab.evaluation.references import open_images, reading_of, short_hash
 from ditlab.inference.plan import resolve
 from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
-from ditlab.study.recipe import Budget, Study
+from ditlab.study.length import TRAINING, images_at, images_for, logging_intervals, on_clock
+from ditlab.study.recipe import Study
 from ditlab.training.checks import check_guidance, check_recipe
 from ditlab.training.model import pick_autoencoder
 from ditlab.training.objectives import OBJECTIVES
 
-LINES = 40  # lines in a run's metrics.jsonl, at least: the points of its curve
-SAVED = 4  # checkpoints before the last one, at least
-TRAINING = 3  # work of a training step, as a multiple of a forward pass
 # Hashes use the names that settings had at first, so that a renamed setting does not change them.
 FIRST_NAMES = {
     "gray": "grey",
@@ -80,6 +78,7 @@ class EvaluationPlan:
     nfe: int  # network evaluations per image
     schedule: str | list[float]  # name of the timestep schedule, or its timesteps
     reading: Preparation | None = None  # how a reference is read that is divided as the images of the part's recipe
+    images: int | None = None  # training images of the checkpoint that is scored; None is the end of the run
 
     @property
     def hash(self) -> str:
@@ -93,7 +92,8 @@ class EvaluationPlan:
         if self.settings.feature_weights:
             settings["feature_weights"] = model_identity(self.settings.feature_weights)
         reference = source_identity(self.settings.reference, self.reading)
-        return short_hash({"settings": settings, "reference": reference, "version": __version__})
+        at = {} if self.images is None else {"images": self.images}
+        return short_hash({"settings": settings, "reference": reference, "version": __version__} | at)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def lay_out(study: Study, known: dict[str, int], console: Console, *, timed: boo
 
 def lay_out_part(study: Study, name: str, known: dict[str, int], timed: bool) -> Part:
     """Plan one part; see `lay_out`."""
-    recipe, budget = study.parts[name], study.budget
+    recipe, budget = on_clock(study.parts[name], study.changes[name]), study.budget
     check_recipe(recipe)
     by_time = budget.seconds is not None
     part_hash = run_hash(recipe, f"{budget}") if by_time else ""
@@ -163,30 +163,10 @@ def lay_out_part(study: Study, name: str, known: dict[str, int], timed: bool) ->
     recipe = replace(recipe, train=replace(recipe.train, images=images))
     recipe = replace(recipe, train=replace(recipe.train, **logging_intervals(study, name, recipe)))
     evaluations = {key: rehearse(recipe, settings) for key, settings in study.evaluations.items()}
+    for key, share in study.shares.items():
+        if share < 1:
+            evaluations[key] = replace(evaluations[key], images=images_at(share, study, recipe))
     return Part(name, recipe, cost, part_hash or run_hash(recipe, images), evaluations)
-
-
-def images_for(budget: Budget, cost: Plan, batch: int) -> int:
-    """Training images that the budget allows: the nearest number of whole batches, at least one."""
-    unit, value = budget.chosen
-    if unit == "gmacs":
-        value /= TRAINING * cost.gmacs
-    elif unit == "seconds":
-        value *= (cost.steps_per_second or 0.0) * batch
-    return max(1, round(value / batch)) * batch
-
-
-def logging_intervals(study: Study, name: str, recipe: Recipe) -> dict[str, Any]:
-    """How often a run logs and saves, unless the study sets it: shares of its length, which the budget determines."""
-    images, batch = recipe.train.images, recipe.train.batch
-    intervals = {
-        "log_every": max(batch, images // LINES),
-        "save_every": max(batch, min(recipe.train.save_every, images // SAVED)),
-        "preview_every": images,
-        "keep": 1,
-    }
-    set_by_study = study.changes[name].get("train", {})
-    return {key: value for key, value in intervals.items() if key not in set_by_study}
 
 
 def run_hash(recipe: Recipe, length: int | str) -> str:
@@ -360,7 +340,9 @@ def dry_run(study: Study, parts: list[Part]) -> Iterator[Table | str]:
     )
     times = [(part.seconds, part.scoring_seconds(study.sample_sets)) for part in parts]
     total = sum((training or 0.0) + (scoring or 0.0) for training, scoring in times) * len(study.seeds)
-    yield f"predicted total time: {duration(total)}, one run after the other, at the present load of this machine"
+    on_cpu = any(part.recipe.train.clock == "cpu" for part in parts)
+    load = " of one thread" if on_cpu else ", one run after the other, at the present load of this machine"
+    yield f"predicted total {'processor ' * on_cpu}time: {duration(total)}{load}"
     yield from (f'part "{part.name}" does not fit in memory' for part in parts if not part.plan.fits)
 
 

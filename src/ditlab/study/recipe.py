@@ -33,6 +33,8 @@ AXES = {
     "guidance": "guidance scale",
 }
 """Axis -> its label. Other axes are results, and numbers of the recipe such as model.depth."""
+COSTS = ("gmacs", "parameters", "images", "training_gmacs", "sampling_gmacs", "seconds", "steps")
+"""Axes of which less is better, for Pareto fronts."""
 LOG = "log "  # prefix of a logarithmic axis
 
 
@@ -45,7 +47,7 @@ class Budget:
     gmacs: float | None = None
     """GMACs of training: three times those of a forward pass, for each image."""
     seconds: float | None = None
-    """Seconds of training on this machine, predicted from a few timed steps."""
+    """Seconds of training on this machine, predicted from a few timed steps; on a CPU, of processor time."""
 
     def __str__(self) -> str:
         unit, value = self.chosen
@@ -69,6 +71,8 @@ class Plot:
     """Patterns of entries that a line connects, such as "small, *" (default: single points with their names)."""
     fit: bool = False
     """Plot the fitted line and report Pearson's r."""
+    front: bool = False
+    """Plot the Pareto front of a result over a cost: the entries for which no other one is cheaper and better."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Claim:
     """The result that is compared."""
     order: tuple[str, ...] = ()
     """Entries from the lowest to the highest value. A pattern with * stands for the lowest matching entry."""
+    minus: str = ""
+    """With order: an evaluation, whose value for the same part is subtracted first, so that losses are compared."""
     falls_with: str = ""
     """An axis with which the result falls: the correlation is below 0."""
     rises_with: str = ""
@@ -126,8 +132,15 @@ class Study(Basics):
     changes: dict[str, Tables] = field(default_factory=dict)
     """Name of a part -> settings in which it differs from the base recipe."""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    """Name of an evaluation -> share of the training after which it scores a run; 1 is the end."""
     plots: tuple[Plot, ...] = ()
     claims: tuple[Claim, ...] = ()
+
+    @property
+    def smallest_share(self) -> float:
+        """The first share of the training after which a run is scored."""
+        return min(self.shares.values(), default=1.0)
 
     @property
     def entries(self) -> dict[str, tuple[str, str]]:
@@ -166,6 +179,7 @@ def read_study(name: str) -> Study:
         parts={name: part_recipe(base, tables, f'{source}, part "{name}"') for name, tables in changes.items()},
         changes=changes,
         evaluations=read_evaluations(table, source),
+        shares=read_shares(table, source),
         plots=tuple(parse_table(Plot, plot, f"{source}, a plot") for plot in table.get("plots", [{"fit": True}])),
         claims=tuple(parse_table(Claim, claim, f"{source}, a claim") for claim in table.get("claims", [])),
     )
@@ -254,6 +268,8 @@ def expand_parts(parts: Tables, cross: Tables, source: str) -> dict[str, Tables]
 def read_evaluations(table: dict[str, Any], source: str) -> dict[str, Evaluation]:
     """Name -> evaluation: the keys of [evaluation], with the changes under [evaluations]."""
     common = table.get("evaluation", {})
+    if "at" in common:
+        raise InputError(f"{source}: at is under [evaluation]; set it for some of the evaluations under [evaluations]")
     own = table.get("evaluations", {"": {}})
     if not own:
         raise InputError(f"{source}: evaluations is empty; name some, or omit the table")
@@ -262,10 +278,33 @@ def read_evaluations(table: dict[str, Any], source: str) -> dict[str, Evaluation
             raise InputError(
                 f'{source}: evaluation "{name}" is {changes!r}, but must be a table such as {{steps = 20}}'
             )
+    settings = {name: common | {key: value for key, value in own[name].items() if key != "at"} for name in own}
     return {
-        name: replace(parse_table(Evaluation, common | changes, f'{source}, evaluation "{name}"'), expect=None)
-        for name, changes in own.items()
+        name: replace(parse_table(Evaluation, settings[name], f'{source}, evaluation "{name}"'), expect=None)
+        for name in own
     }
+
+
+def read_shares(table: dict[str, Any], source: str) -> dict[str, float]:
+    """Name of an evaluation -> its key `at`, the share of the training after which it scores a run.
+
+    Raises:
+        InputError: a share is not above 0 and up to 1, or not a multiple of the smallest one.
+    """
+    shares = {name: changes.get("at", 1.0) for name, changes in table.get("evaluations", {"": {}}).items()}
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise InputError(
+                f'{source}, evaluation "{name}": at is {share!r}; give a share of the training above 0, up to 1'
+            )
+    smallest = min(shares.values())
+    for name, share in shares.items():
+        if abs(share / smallest - round(share / smallest)) > 1e-6:
+            raise InputError(
+                f'{source}, evaluation "{name}": at is {share}, but the checkpoints are saved at multiples of the '
+                f"smallest share, {smallest}; give a multiple of it"
+            )
+    return shares
 
 
 def check(study: Study, source: str) -> None:
@@ -287,9 +326,17 @@ def check(study: Study, source: str) -> None:
             f"{source}: seeds is {list(study.seeds)} and sample_sets is {study.sample_sets}; "
             "give different seeds, and 1 sample set or more"
         )
+    for name, changes in study.changes.items():
+        for key in {"save_every", "keep_every"} & set(changes.get("train", {}) if study.smallest_share < 1 else {}):
+            raise InputError(f'{source}, part "{name}": at determines the checkpoints; remove train.{key}')
     for plot in study.plots:
         check_axis(plot.x, study, source)
         check_axis(plot.y, study, source)
+        if plot.front and (plot.x.removeprefix(LOG) not in COSTS or plot.y.removeprefix(LOG) not in METRICS):
+            raise InputError(
+                f'{source}: the plot of "{plot.y}" over "{plot.x}" has no front; give a result over a cost '
+                f"({', '.join(COSTS)})"
+            )
         for pattern in plot.lines:
             check_entry(pattern, study, source)
     for claim in study.claims:
@@ -313,6 +360,12 @@ def check_claim(claim: Claim, study: Study, source: str) -> None:
         raise InputError(f"{source}: more_than needs falls_with or rises_with, not order")
     if claim.among != Claim.among and claim.order:
         raise InputError(f'{source}: among is "{claim.among}", but order names its entries; remove among')
+    if claim.minus and not claim.order:
+        raise InputError(f"{source}: minus needs order")
+    if claim.minus and claim.minus not in study.evaluations:
+        raise InputError(
+            f'{source}: minus is "{claim.minus}", but must be an evaluation; {nearest(claim.minus, study.evaluations)}'
+        )
     for axis in (claim.falls_with, claim.rises_with, claim.more_than):
         if axis:
             check_axis(axis, study, source)
