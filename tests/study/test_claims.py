@@ -65,6 +65,24 @@ def test_increases_are_compared_within_each_part():
     assert decide(replace(claim, minus=""), entries).comparisons[0].verdict == FAILS
 
 
+def test_a_law_predicts_a_larger_model():
+    def law(gmacs, seed):
+        return (3 + seed / 100) * gmacs**-0.2
+
+    rows = [entry(f"{g}", [law(g, 0), law(g, 1), law(g, 2)], by="loss", gmacs=g) for g in (1, 2, 4, 8)]
+    claim = Claim(by="loss", predicts="large", along="log gmacs")
+    for factor, verdict in ((1.0, HOLDS), (1.2, FAILS)):
+        large = entry("large", [factor * law(16, seed) * (1 + seed / 1000) for seed in range(3)], by="loss", gmacs=16)
+        found = decide(claim, [*rows, large])
+        assert found.verdict == verdict
+        (gap,) = found.comparisons
+        assert gap.what == "measured / predicted loss of (large) − 1"  # noqa: RUF001
+        assert gap.mean == pytest.approx(factor * 1.001 - 1, abs=1e-6)
+    spread = entry("large", [0.8 * law(16, 0), law(16, 1), 1.2 * law(16, 2)], by="loss", gmacs=16)
+    assert decide(claim, [*rows, spread]).verdict == NOT_SIGNIFICANT
+    assert decide(claim, [*rows, entry("large", [], by="loss", gmacs=16)]).verdict == NO_RESULTS
+
+
 def test_the_pareto_front():
     rows = {"a": (1, 9), "b": (2, 9), "c": (2, 5), "d": (3, 6), "e": (4, 1)}
     entries = [entry(name, [fd], gmacs=gmacs) for name, (gmacs, fd) in rows.items()]

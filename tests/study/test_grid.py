@@ -15,7 +15,8 @@ from ditlab.profiling.plan import plan
 from ditlab.study import grid
 from ditlab.study.grid import lay_out, rehearse, run_hash
 from ditlab.study.length import images_for
-from ditlab.study.recipe import Budget, Study, changed
+from ditlab.study.recipe import Budget, Study
+from ditlab.study.tables import changed
 
 TINY = {"model": {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2}, "train": {"batch": 32, "device": "cpu"}}
 QUIET = Console(quiet=True)

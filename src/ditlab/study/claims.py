@@ -1,7 +1,7 @@
 """From scores to verdicts: fitted lines, differences paired by seed, correlations, and their confidence intervals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import atanh, log10, tanh
 from statistics import StatisticsError, correlation, fmean, linear_regression
 
@@ -131,7 +131,10 @@ def fisher_z(r: float) -> float:
 
 def decide(claim: Claim, entries: Sequence[Entry]) -> Verdict:
     """The verdict on a claim: the worst of its comparisons."""
-    comparisons = ordered_pairs(claim, entries) if claim.order else correlations(claim, entries)
+    if claim.predicts:
+        comparisons = [prediction(claim, entries)]
+    else:
+        comparisons = ordered_pairs(claim, entries) if claim.order else correlations(claim, entries)
     verdicts = [comparison.verdict for comparison in comparisons]
     worst = next(verdict for verdict in WORST_FIRST if verdict in verdicts)
     missing = [entry.name for entry in concerned(claim, entries) if not entry.values.get(claim.by)]
@@ -140,7 +143,8 @@ def decide(claim: Claim, entries: Sequence[Entry]) -> Verdict:
 
 def concerned(claim: Claim, entries: Sequence[Entry]) -> list[Entry]:
     """The entries that a claim is about."""
-    names = {name for pattern in claim.order or (claim.among,) for name in matching(pattern, [e.name for e in entries])}
+    patterns = claim.order or (claim.among, *filter(None, [claim.predicts]))
+    names = {name for pattern in patterns for name in matching(pattern, [e.name for e in entries])}
     return [entry for entry in entries if entry.name in names]
 
 
@@ -170,8 +174,8 @@ def increases(entry: Entry, claim: Claim, entries: Sequence[Entry]) -> Mapping[i
     values = entry.values.get(claim.by, {})
     if not claim.minus:
         return values
-    base = next(each for each in entries if (each.part, each.evaluation) == (entry.part, claim.minus))
-    first = base.values.get(claim.by, {})
+    bases = [each for each in entries if (each.part, each.evaluation) == (entry.part, claim.minus)]
+    first = bases[0].values.get(claim.by, {}) if bases else {}
     return {seed: value - first[seed] for seed, value in values.items() if seed in first}
 
 
@@ -203,6 +207,30 @@ def correlations(claim: Claim, entries: Sequence[Entry]) -> list[Comparison]:
     other = r_by_seed(claim, claim.more_than, entries)
     differences = [own[seed] - other[seed] for seed in own if seed in other]
     return [compare(f"{what} {MINUS} r with {claim.more_than}", differences, side)]
+
+
+def prediction(claim: Claim, entries: Sequence[Entry]) -> Comparison:
+    """The measured result of an entry, compared with what a law predicts that is fitted to other entries.
+
+    The law is a line through the logarithms of the result, fitted for each seed. The claim holds if the confidence
+    interval of measured / predicted - 1 lies within the accepted share, and does not hold if it lies outside.
+    """
+    among = {entry.name for entry in concerned(claim, entries)} - {claim.predicts}
+    fitted, (target,) = [e for e in entries if e.name in among], [e for e in entries if e.name == claim.predicts]
+    gaps = []
+    for seed, measured in target.values.get(claim.by, {}).items():
+        pairs = [(entry.at(claim.along, seed), entry.values.get(claim.by, {}).get(seed)) for entry in fitted]
+        points = [(x, log10(y)) for x, y in pairs if x is not None and y is not None and y > 0]
+        x = target.at(claim.along, seed)
+        if x is not None and len(points) == len(fitted) and pearson(points) is not None:
+            slope, intercept = linear_regression(*zip(*points, strict=True))
+            gaps.append(measured / 10 ** (intercept + slope * x) - 1)
+    found = compare(f"measured / predicted {claim.by} of ({claim.predicts}) {MINUS} 1", gaps)
+    if found.low is None or found.high is None:
+        return found
+    inside = -claim.within <= found.low and found.high <= claim.within
+    outside = found.low > claim.within or found.high < -claim.within
+    return replace(found, verdict=HOLDS if inside else FAILS if outside else NOT_SIGNIFICANT)
 
 
 def r_by_seed(claim: Claim, axis: str, entries: Sequence[Entry]) -> dict[int, float]:

@@ -12,17 +12,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ditlab.autoencoders import Autoencoder
-from ditlab.checkpoints import load
 from ditlab.config.evaluation import Evaluation
 from ditlab.config.fields import places, resume_rules
 from ditlab.config.reader import to_tables
-from ditlab.config.sections import Data, Preparation, Recipe
+from ditlab.config.sections import Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.units import GIB, counted, duration
 from ditlab.core.version import __version__
-from ditlab.data import Dataset, open_dataset, parse_source
+from ditlab.data import Dataset, parse_source
 from ditlab.data.content import files_identity
 from ditlab.data.npz import read_about
 from ditlab.data.parse import DIVISION, SampleNpz, content_identity
@@ -33,15 +31,15 @@ from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metric_choice import available_statistics
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.prompts import reader_of
 from ditlab.evaluation.references import open_images, reading_of, short_hash
 from ditlab.inference.plan import resolve
 from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
 from ditlab.study.length import TRAINING, images_at, images_for, logging_intervals, on_clock
+from ditlab.study.measures import measure_of
+from ditlab.study.measures.base import Measure, opened
 from ditlab.study.recipe import Study
 from ditlab.training.checks import check_guidance, check_recipe
-from ditlab.training.model import pick_autoencoder
 from ditlab.training.objectives import OBJECTIVES
 
 # Hashes use the names that settings had at first, so that a renamed setting does not change them.
@@ -162,9 +160,9 @@ def lay_out_part(study: Study, name: str, known: dict[str, int], timed: bool) ->
     images = known.get(part_hash) or images_for(budget, cost, recipe.train.batch)
     recipe = replace(recipe, train=replace(recipe.train, images=images))
     recipe = replace(recipe, train=replace(recipe.train, **logging_intervals(study, name, recipe)))
-    evaluations = {key: rehearse(recipe, settings) for key, settings in study.evaluations.items()}
+    evaluations = {key: rehearse(recipe, settings) for key, settings in study.evaluations_of(name).items()}
     for key, share in study.shares.items():
-        if share < 1:
+        if share < 1 and key in evaluations:
             evaluations[key] = replace(evaluations[key], images=images_at(share, study, recipe))
     return Part(name, recipe, cost, part_hash or run_hash(recipe, images), evaluations)
 
@@ -217,15 +215,6 @@ def model_identity(place: str) -> str:
 
 
 @cache
-def opened(data: Data, init_from: str) -> tuple[Dataset, Autoencoder, Objective | None]:
-    """The data set of a recipe, its autoencoder, and the objective of the model that training starts from."""
-    dataset = open_dataset(data.source, data)
-    source = load(init_from, device="cpu") if init_from else None
-    objective = None if source is None else source.objective
-    return dataset, pick_autoencoder(data.autoencoder, dataset, source), objective
-
-
-@cache
 def feature_network(name: str, weights: str, device: str) -> Features:
     """The feature network of an evaluation."""
     return open_features(name, weights, pick_device(device))
@@ -238,8 +227,8 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
         InputError: an unknown sampler or metric, or a count that the classes do not divide.
     """
     source, default = recipe.data.source, recipe.sample
-    if settings.metrics == ("prompts",):
-        return rehearse_prompts(recipe, settings)
+    if measure := measure_of(settings):
+        return rehearse_measure(recipe, settings, measure)
     if not settings.reference:
         held_out = parse_source(source, recipe.data).held_out()
         settings = replace(settings, reference=source if held_out is None else held_out.text)
@@ -269,16 +258,14 @@ def reading_of_model(recipe: Recipe) -> Objective:
     return OBJECTIVES.find(recipe.train.objective).reading(recipe)
 
 
-def rehearse_prompts(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
-    """An evaluation of prompts with the open settings filled in, checked before training.
+def rehearse_measure(recipe: Recipe, settings: Evaluation, measure: Measure) -> EvaluationPlan:
+    """An evaluation with a measure of the model itself, with the open settings filled in, checked before training.
 
     Raises:
-        InputError: the truth of the data is not known, or the model reads no text.
+        InputError: the measure or the sampling settings are not possible.
     """
-    dataset, _, started = opened(recipe.data, recipe.train.init_from)
-    reader_of(dataset)
-    if recipe.data.conditioner != "text":
-        raise InputError('the metric prompts needs a model that reads text; set data.conditioner = "text"')
+    measure.check(recipe, settings)
+    _, _, started = opened(recipe.data, recipe.train.init_from)
     objective = reading_of_model(replace(recipe, diffusion=completed(recipe.diffusion, started)))
     sampling = resolve(settings.sampling().given(), objective, defaults=recipe.sample, conditional=True)
     settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or recipe.sample.schedule})

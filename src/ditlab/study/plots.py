@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ditlab.core.io import replacing
-from ditlab.evaluation.metrics import RESULTS
 from ditlab.report.plotting import plotting
 from ditlab.study.claims import MINUS, Entry, Line, fit, pareto_front, signed
 from ditlab.study.recipe import AXES, LOG, METRICS, Plot, matching
@@ -122,7 +121,7 @@ def scatter(plot: Plot, entries: Sequence[Entry], axes: Any) -> Line | None:
 
 def plot_front(plot: Plot, entries: Sequence[Entry], axes: Any) -> str:
     """Plot the Pareto front as steps behind the points; returns the names of its entries in a sentence."""
-    better = RESULTS.lower_is_better(plot.y.removeprefix(LOG))
+    better = METRICS.lower_is_better(plot.y.removeprefix(LOG))
     front, scale = pareto_front(entries, plot.x, plot.y, lower_is_better=better), unit(plot.x, entries)
     x, y = ([position(entry, axis) for entry in front] for axis in (plot.x, plot.y))
     most = max(position(entry, plot.x) for entry in entries)

@@ -6,22 +6,23 @@ EVALUATION", or "PART" if there is one evaluation only.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ditlab.config.evaluation import Evaluation
 from ditlab.config.fields import check_settings, setting
-from ditlab.config.reader import Tables, find_recipe, parse_recipe, parse_table, read_toml, without_network
+from ditlab.config.reader import Tables, find_recipe, parse_recipe, parse_table, read_toml
 from ditlab.config.sections import Recipe
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest
-from ditlab.evaluation.metrics import RESULTS
+from ditlab.study.measures import StudyResults
+from ditlab.study.tables import changed, expand_parts, read_evaluations, read_part_patterns, read_shares
 
-METRICS: Mapping[str, str] = RESULTS
-"""Result -> the metric of `ditlab evaluate` that computes it. Distances have the same name in all features."""
+METRICS = StudyResults()
+"""Result -> the metric of `ditlab evaluate`, or the measure, that computes it. Distances have the same name in all
+features."""
 AXES = {
     "gmacs": "GMACs per forward pass",
     "parameters": "parameters",
@@ -93,10 +94,16 @@ class Claim:
     """An axis with which the result falls: the correlation is below 0."""
     rises_with: str = ""
     """An axis with which the result rises: the correlation is above 0."""
+    predicts: str = ""
+    """An entry that a law predicts: a line through the logarithm of the result over `along`, fitted to `among`."""
+    along: str = "log gmacs"
+    """With predicts: the axis of the law."""
+    within: float = 0.05
+    """With predicts: largest difference of the measured result from the predicted one, as a share of it."""
     more_than: str = ""
     """With falls_with or rises_with: another axis, whose correlation is weaker."""
     among: str = "*"
-    """With falls_with or rises_with: pattern of the entries that are used."""
+    """With falls_with, rises_with or predicts: pattern of the entries that are used."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,8 @@ class Study(Basics):
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     """Name of an evaluation -> share of the training after which it scores a run; 1 is the end."""
+    patterns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of an evaluation -> patterns of the parts that it scores (default: all)."""
     plots: tuple[Plot, ...] = ()
     claims: tuple[Claim, ...] = ()
 
@@ -149,7 +158,15 @@ class Study(Basics):
         return {
             part if one_evaluation else f"{part}, {evaluation}": (part, evaluation)
             for part in self.parts
-            for evaluation in self.evaluations
+            for evaluation in self.evaluations_of(part)
+        }
+
+    def evaluations_of(self, part: str) -> dict[str, Evaluation]:
+        """The evaluations that score a part."""
+        return {
+            name: settings
+            for name, settings in self.evaluations.items()
+            if any(matching(pattern, [part]) for pattern in self.patterns.get(name, ("*",)))
         }
 
 
@@ -180,6 +197,7 @@ def read_study(name: str) -> Study:
         changes=changes,
         evaluations=read_evaluations(table, source),
         shares=read_shares(table, source),
+        patterns=read_part_patterns(table, source),
         plots=tuple(parse_table(Plot, plot, f"{source}, a plot") for plot in table.get("plots", [{"fit": True}])),
         claims=tuple(parse_table(Claim, claim, f"{source}, a claim") for claim in table.get("claims", [])),
     )
@@ -222,91 +240,6 @@ def part_recipe(base: Tables, changes: Tables, source: str) -> Recipe:
     return parse_recipe(changed(base, changes), source=source)
 
 
-def changed(base: Tables, changes: Tables) -> Tables:
-    """The base with these changes. If they name a network, they replace all of [model]."""
-    return merged(without_network(base) if "name" in changes.get("model", {}) else base, changes)
-
-
-def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables merged into one; a later value replaces an earlier one."""
-    result: dict[str, Any] = {}
-    for table in tables:
-        for key, value in table.items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], value) if both else value
-    return result
-
-
-def expand_parts(parts: Tables, cross: Tables, source: str) -> dict[str, Tables]:
-    """Name -> changes: each of [parts] with each combination of the values under [cross].
-
-    Raises:
-        InputError: no parts, or a key under [cross] without a list of values.
-    """
-    for name, table in parts.items():
-        if not isinstance(table, dict):
-            raise InputError(f'{source}: part "{name}" is {table!r}, but must be a table such as {{model.depth = 4}}')
-    for section, table in cross.items():
-        if not isinstance(table, dict):
-            raise InputError(f"{source}: cross.{section} is {table!r}, but must be a table such as {{patch = [2, 4]}}")
-    axes = [(section, key, values) for section, table in cross.items() for key, values in table.items()]
-    for section, key, values in axes:
-        if not isinstance(values, list) or not values:
-            raise InputError(f"{source}: cross.{section}.{key} is {values!r}; give a list of values")
-    if not parts and not axes:
-        raise InputError(f"{source} has no parts, so there is nothing to train; name some under [parts], or [cross]")
-    expanded = {}
-    for name, table in parts.items() if parts else [("", {})]:
-        for values in itertools.product(*(values for *_, values in axes)):
-            words = [name] if name else []
-            words += [f"{key} {value}" for (_, key, _), value in zip(axes, values, strict=True)]
-            changes = [{section: {key: value}} for (section, key, _), value in zip(axes, values, strict=True)]
-            expanded[", ".join(words)] = merged(table, *changes)
-    return expanded
-
-
-def read_evaluations(table: dict[str, Any], source: str) -> dict[str, Evaluation]:
-    """Name -> evaluation: the keys of [evaluation], with the changes under [evaluations]."""
-    common = table.get("evaluation", {})
-    if "at" in common:
-        raise InputError(f"{source}: at is under [evaluation]; set it for some of the evaluations under [evaluations]")
-    own = table.get("evaluations", {"": {}})
-    if not own:
-        raise InputError(f"{source}: evaluations is empty; name some, or omit the table")
-    for name, changes in own.items():
-        if not isinstance(changes, dict):
-            raise InputError(
-                f'{source}: evaluation "{name}" is {changes!r}, but must be a table such as {{steps = 20}}'
-            )
-    settings = {name: common | {key: value for key, value in own[name].items() if key != "at"} for name in own}
-    return {
-        name: replace(parse_table(Evaluation, settings[name], f'{source}, evaluation "{name}"'), expect=None)
-        for name in own
-    }
-
-
-def read_shares(table: dict[str, Any], source: str) -> dict[str, float]:
-    """Name of an evaluation -> its key `at`, the share of the training after which it scores a run.
-
-    Raises:
-        InputError: a share is not above 0 and up to 1, or not a multiple of the smallest one.
-    """
-    shares = {name: changes.get("at", 1.0) for name, changes in table.get("evaluations", {"": {}}).items()}
-    for name, share in shares.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise InputError(
-                f'{source}, evaluation "{name}": at is {share!r}; give a share of the training above 0, up to 1'
-            )
-    smallest = min(shares.values())
-    for name, share in shares.items():
-        if abs(share / smallest - round(share / smallest)) > 1e-6:
-            raise InputError(
-                f'{source}, evaluation "{name}": at is {share}, but the checkpoints are saved at multiples of the '
-                f"smallest share, {smallest}; give a multiple of it"
-            )
-    return shares
-
-
 def check(study: Study, source: str) -> None:
     """Check budget, seeds, plots and claims.
 
@@ -329,6 +262,15 @@ def check(study: Study, source: str) -> None:
     for name, changes in study.changes.items():
         for key in {"save_every", "keep_every"} & set(changes.get("train", {}) if study.smallest_share < 1 else {}):
             raise InputError(f'{source}, part "{name}": at determines the checkpoints; remove train.{key}')
+    for name, patterns in study.patterns.items():
+        for pattern in patterns:
+            if not matching(pattern, study.parts):
+                raise InputError(
+                    f'{source}, evaluation "{name}": there is no part "{pattern}"; {nearest(pattern, study.parts)}'
+                )
+    for part in study.parts:
+        if not study.evaluations_of(part):
+            raise InputError(f'{source}: no evaluation scores part "{part}"; add it to the parts of one')
     for plot in study.plots:
         check_axis(plot.x, study, source)
         check_axis(plot.y, study, source)
@@ -347,15 +289,18 @@ def check_claim(claim: Claim, study: Study, source: str) -> None:
     """Reject a claim that this study cannot decide."""
     if claim.by not in METRICS:
         raise InputError(f'{source}: by is "{claim.by}", which is not a result; {nearest(claim.by, METRICS)}')
+    patterns = claim.order or (claim.among, *filter(None, [claim.predicts]))
+    concerned = {study.entries[name][1] for pattern in patterns for name in matching(pattern, study.entries)}
     for name, settings in study.evaluations.items():
-        if settings.metrics and METRICS[claim.by] not in settings.metrics:
+        if name in concerned and settings.metrics and METRICS[claim.by] not in settings.metrics:
             raise InputError(
                 f'{source}: by is "{claim.by}", but evaluation "{name}" has the metrics {", ".join(settings.metrics)}; '
                 f"add {METRICS[claim.by]}"
             )
-    comparisons = [key for key in ("order", "falls_with", "rises_with") if getattr(claim, key)]
+    comparisons = [key for key in ("order", "falls_with", "rises_with", "predicts") if getattr(claim, key)]
     if len(comparisons) != 1 or len(claim.order) == 1:
-        raise InputError(f"{source}: give one of order (two entries or more), falls_with and rises_with")
+        raise InputError(f"{source}: give one of order (two entries or more), falls_with, rises_with and predicts")
+    check_prediction(claim, study, source)
     if claim.more_than and claim.order:
         raise InputError(f"{source}: more_than needs falls_with or rises_with, not order")
     if claim.among != Claim.among and claim.order:
@@ -371,6 +316,20 @@ def check_claim(claim: Claim, study: Study, source: str) -> None:
             check_axis(axis, study, source)
     for pattern in (*claim.order, claim.among):
         check_entry(pattern, study, source)
+
+
+def check_prediction(claim: Claim, study: Study, source: str) -> None:
+    """Check the keys of a claim that a fitted law predicts a result."""
+    if not claim.predicts:
+        for key in ("along", "within"):
+            if getattr(claim, key) != getattr(Claim, key):
+                raise InputError(f"{source}: {key} needs predicts")
+        return
+    if len(matching(claim.predicts, study.entries)) != 1:
+        raise InputError(f'{source}: predicts is "{claim.predicts}"; give the name of one entry')
+    if not 0 < claim.within < 1:
+        raise InputError(f"{source}: within is {claim.within}; give a share between 0 and 1")
+    check_axis(claim.along, study, source)
 
 
 def check_axis(name: str, study: Study, source: str) -> None:

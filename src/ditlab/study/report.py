@@ -133,7 +133,8 @@ def body(findings: Findings, figures: Sequence[Figure], title: str) -> Iterator[
         yield "<div class='grids'>"
         for name, file in findings.grids.items():
             if file.exists():
-                yield f"<figure><figcaption>{html.escape(name)}</figcaption>{inline(file, name)}</figure>"
+                with Image.open(file) as sheet:
+                    yield f"<figure><figcaption>{html.escape(name)}</figcaption>{inline(sheet, name)}</figure>"
         yield "</div>"
     yield f"<details><summary>recipe</summary><pre>{html.escape(study.text)}</pre></details>"
 
@@ -161,10 +162,9 @@ def tagged(rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
     return ((("td" if number else "th"), row) for number, row in enumerate(rows))
 
 
-def inline(file: Path, name: str) -> str:
+def inline(sheet: Image.Image, name: str) -> str:
     """An image as a part of the page, reduced to the width at which it is shown."""
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
+    image = sheet.convert("RGB")
     if image.width > WIDEST:
         image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
     data = io.BytesIO()

@@ -27,7 +27,6 @@ from ditlab.core.terminal import say
 from ditlab.core.units import GIB
 from ditlab.core.weights import checkpoints
 from ditlab.evaluation.metrics import canonical_name
-from ditlab.evaluation.prompts import evaluate_prompts
 from ditlab.evaluation.protocols import evaluate
 from ditlab.evaluation.references import Reference
 from ditlab.evaluation.results import Result
@@ -35,6 +34,7 @@ from ditlab.report.plotting import plotting
 from ditlab.report.run import read_metrics, trained_seconds
 from ditlab.study.claims import Entry, Verdict, decide
 from ditlab.study.grid import EvaluationPlan, Part, lay_out
+from ditlab.study.measures import measure_of
 from ditlab.study.recipe import Study, recipe_value, used_axes
 from ditlab.training import train
 
@@ -228,11 +228,11 @@ def run_job(job: Job, out: Path, results: Results, references: dict[str, Referen
             continue
         seed = job.sample_seed(evaluation, sample_set)
         settings = replace(evaluation.settings, seed=seed)
-        if settings.metrics == ("prompts",):
-            score: Result | None = evaluate_prompts(str(folder), settings, inner)
+        source = str(scored_model(folder, evaluation))
+        if measure := measure_of(settings):
+            score: Result | None = measure.evaluate(source, settings, inner)
         else:
-            source = scored_model(folder, evaluation)
-            score = evaluate(str(source), settings, inner, out=folder / "evaluations", measured=references)
+            score = evaluate(source, settings, inner, out=folder / "evaluations", measured=references)
         assert score is not None
         metrics = {canonical_name(key): value for key, value in score.metrics.items() if not key.endswith("_error")}
         results.add(
