@@ -197,7 +197,7 @@ def test_claims_and_plots_are_checked(rejection):
     front = rejection(SMALL + '[[plots]]\nx = "accuracy"\nfront = true\n')
     assert 'the plot of "fd" over "accuracy" has no front; give a result over a cost (gmacs, parameters' in front
     law = claim + 'by = "loss"\npredicts = "b"\n'
-    assert "within is 2; give a share between 0 and 1" in rejection(law + "within = 2\n")
+    assert "within is 2.0; give a share between 0 and 1" in rejection(law + "within = 2\n")
     assert 'predicts is "*"; give the name of one entry' in rejection(law.replace('predicts = "b"', 'predicts = "*"'))
     assert "within needs predicts" in rejection(claim + 'order = ["a", "b"]\nwithin = 0.1\n')
     scores = '[evaluation]\nmetrics = ["frechet"]\n'

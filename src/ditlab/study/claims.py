@@ -174,7 +174,7 @@ def increases(entry: Entry, claim: Claim, entries: Sequence[Entry]) -> Mapping[i
     values = entry.values.get(claim.by, {})
     if not claim.minus:
         return values
-    bases = [each for each in entries if (each.part, each.evaluation) == (entry.part, claim.minus)]
+    bases = [base for base in entries if (base.part, base.evaluation) == (entry.part, claim.minus)]
     first = bases[0].values.get(claim.by, {}) if bases else {}
     return {seed: value - first[seed] for seed, value in values.items() if seed in first}
 
@@ -225,12 +225,12 @@ def prediction(claim: Claim, entries: Sequence[Entry]) -> Comparison:
         if x is not None and len(points) == len(fitted) and pearson(points) is not None:
             slope, intercept = linear_regression(*zip(*points, strict=True))
             gaps.append(measured / 10 ** (intercept + slope * x) - 1)
-    found = compare(f"measured / predicted {claim.by} of ({claim.predicts}) {MINUS} 1", gaps)
-    if found.low is None or found.high is None:
-        return found
-    inside = -claim.within <= found.low and found.high <= claim.within
-    outside = found.low > claim.within or found.high < -claim.within
-    return replace(found, verdict=HOLDS if inside else FAILS if outside else NOT_SIGNIFICANT)
+    comparison = compare(f"measured / predicted {claim.by} of ({claim.predicts}) {MINUS} 1", gaps)
+    if comparison.low is None or comparison.high is None:
+        return comparison
+    inside = -claim.within <= comparison.low and comparison.high <= claim.within
+    outside = comparison.low > claim.within or comparison.high < -claim.within
+    return replace(comparison, verdict=HOLDS if inside else FAILS if outside else NOT_SIGNIFICANT)
 
 
 def r_by_seed(claim: Claim, axis: str, entries: Sequence[Entry]) -> dict[int, float]:

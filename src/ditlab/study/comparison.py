@@ -65,12 +65,12 @@ class Contest:
     def as_json(self) -> dict[str, Any]:
         """All results as plain values."""
         rows = {
-            each.result: {
-                "a": fmean(each.a.values()), "b": fmean(each.b.values()), "difference": each.comparison.mean,
-                "error": each.comparison.error, "low": each.comparison.low, "high": each.comparison.high,
-                "verdict": each.verdict, "pairs": {pair: [each.a[pair], each.b[pair]] for pair in each.a},
+            row.result: {
+                "a": fmean(row.a.values()), "b": fmean(row.b.values()), "difference": row.comparison.mean,
+                "error": row.comparison.error, "low": row.comparison.low, "high": row.comparison.high,
+                "verdict": row.verdict, "pairs": {pair: [row.a[pair], row.b[pair]] for pair in row.a},
             }
-            for each in self.differences
+            for row in self.differences
         }  # fmt: skip
         return {"a": self.a, "b": self.b, "kind": self.kind, "results": rows, "notes": self.notes} | {
             "protocol": self.protocol
@@ -241,10 +241,10 @@ def score_part(job: Job, number: int, repeats: int, settings: Evaluation, consol
 def differences(a: Scores, b: Scores) -> list[Difference]:
     """The difference of each result that both sides have and of which lower or higher is better."""
     names = [name for name in next(iter(a.values())) if canonical_name(name) in RESULTS]
-    found = []
+    rows = []
     for name in names:
-        values = [{pair: scores[name] for pair, scores in side.items()} for side in (a, b)]
+        of_a, of_b = ({pair: scores[name] for pair, scores in side.items()} for side in (a, b))
         side = -1 if RESULTS.lower_is_better(canonical_name(name)) else 1
-        comparison = compare(f"{name} of {A} {MINUS} {B}", [values[0][pair] - values[1][pair] for pair in a], side)
-        found.append(Difference(name, *values, comparison))
-    return found
+        comparison = compare(f"{name} of {A} {MINUS} {B}", [of_a[pair] - of_b[pair] for pair in of_a], side)
+        rows.append(Difference(name, of_a, of_b, comparison))
+    return rows

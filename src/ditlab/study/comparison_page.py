@@ -28,9 +28,9 @@ def lines(contest: Contest) -> Iterator[str]:
     """The verdicts for the terminal."""
     yield f"{A}: {contest.a}"
     yield f"{B}: {contest.b}"
-    for each in contest.differences:
-        yield f"{each.result} {means(each)}: {each.verdict}"
-        yield f"  {each.comparison}"
+    for difference in contest.differences:
+        yield f"{difference.result} {means(difference)}: {difference.verdict}"
+        yield f"  {difference.comparison}"
     yield f"± is the standard error {LEVEL[contest.kind]}"
     yield from contest.notes
 
@@ -76,9 +76,9 @@ def card(difference: Difference) -> str:
 
 def table(contest: Contest) -> list[Row]:
     """A heading, and the results of both sides in each pair."""
-    heading = ("", *(f"{each.result}, {side}" for each in contest.differences for side in (A, B)))
+    heading = ("", *(f"{difference.result}, {side}" for difference in contest.differences for side in (A, B)))
     rows = [
-        (pair, *(f"{side[pair]:.3f}" for each in contest.differences for side in (each.a, each.b)))
+        (pair, *(f"{side[pair]:.3f}" for difference in contest.differences for side in (difference.a, difference.b)))
         for pair in contest.differences[0].a
     ]
     return [heading, *rows]

@@ -32,6 +32,7 @@ AXES = {
     "seconds": "training time in seconds",
     "steps": "sampling steps",
     "guidance": "guidance scale",
+    "reuse": "steps from one full computation to the next",
 }
 """Axis -> its label. Other axes are results, and numbers of the recipe such as model.depth."""
 COSTS = ("gmacs", "parameters", "images", "training_gmacs", "sampling_gmacs", "seconds", "steps")

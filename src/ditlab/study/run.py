@@ -293,6 +293,7 @@ def entry_axes(study: Study, part: Part, evaluation: str) -> dict[str, float]:
         "sampling_gmacs": part.plan.average_gmacs * planned.nfe,
         "steps": float(planned.settings.steps or 0),
         "guidance": float(planned.settings.guidance or 0),
+        "reuse": float(planned.settings.reuse or 1),
     }
     dotted = {axis for axis in used_axes(study.plots, study.claims) if "." in axis}
     return axes | {axis: float(recipe_value(part.recipe, axis)) for axis in sorted(dotted)}

@@ -39,7 +39,8 @@ def watch_blocks(pipe: Pipeline, settings: Evaluation, watcher: Watcher, begin: 
     Raises:
         InputError: the network has no list of blocks.
     """
-    blocks = pipe.net.repeated
+    heads = {id(pipe.net.get_submodule(name.partition(".")[0])) for name in pipe.net.heads_out}
+    blocks = [block for block in pipe.net.repeated if id(block) not in heads]
     if not blocks:
         raise InputError(f"{pipe.net.config['name']} has no list of blocks; leave it out of this evaluation")
     hooks = [block.register_forward_hook(hook(number, watcher)) for number, block in enumerate(blocks)]
@@ -54,8 +55,8 @@ def watch_blocks(pipe: Pipeline, settings: Evaluation, watcher: Watcher, begin: 
             ):
                 pass
     finally:
-        for each in hooks:
-            each.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 def hook(number: int, watcher: Watcher) -> Callable[[nn.Module, object, object], None]:
