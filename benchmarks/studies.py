@@ -31,6 +31,7 @@ STUDIES = (
     "options",
     "families",
     "families-letters",
+    "flow-against-ddpm",
 )
 DOCS = Path(__file__).parents[1] / "docs" / "studies"
 BEGIN, END = "<!-- results: written by benchmarks/studies.py -->", "<!-- end of results -->"

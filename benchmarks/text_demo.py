@@ -22,7 +22,7 @@ from ditlab.config.reader import find_recipe, parse_recipe, read_toml
 from ditlab.config.sections import Recipe
 from ditlab.core.device import keep_freed_memory
 from ditlab.core.errors import InputError
-from ditlab.study.recipe import changed
+from ditlab.study.tables import changed
 from ditlab.study.text_demo import RECIPE, run_text_demo, save_grid
 
 CONSOLE = Console(stderr=True)

@@ -1,10 +1,23 @@
+from dataclasses import replace
 from math import log10
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from ditlab.study.claims import FAILS, HOLDS, MINUS, NO_RESULTS, NOT_SIGNIFICANT, ONE_SEED, Entry, compare, decide, fit
+from ditlab.study.claims import (
+    FAILS,
+    HOLDS,
+    MINUS,
+    NO_RESULTS,
+    NOT_SIGNIFICANT,
+    ONE_SEED,
+    Entry,
+    compare,
+    decide,
+    fit,
+    pareto_front,
+)
 from ditlab.study.recipe import Claim
 
 GMACS = [0.36, 1.41, 6.06, 1.42, 5.56, 23.01, 5.01, 19.70, 80.71, 7.39, 29.05, 118.64]  # DiT, Table 4
@@ -39,6 +52,43 @@ def test_a_line_needs_three_different_points():
     zero = [entry(str(x), [x], guidance=x) for x in (0, 1, 2)]
     assert fit(zero, "log guidance", "fd") is None
     assert fit(zero, "guidance", "fd").r == pytest.approx(1)
+
+
+def test_increases_are_compared_within_each_part():
+    rows = {"a, one": [5, 6, 7], "a, two": [6, 7.1, 8], "b, one": [1, 2, 1], "b, two": [4, 5, 4.1]}
+    entries = [replace(entry(name, fds), evaluation=name[3:]) for name, fds in rows.items()]
+    claim = Claim(order=("a, two", "b, two"), minus="one")
+    (found,) = decide(claim, entries).comparisons
+    assert found.what == "increase of fd from one of (a, two) − (b, two)"  # noqa: RUF001
+    assert found.mean == pytest.approx(np.mean([1 - 3, 1.1 - 3, 1 - 3.1]))
+    assert found.verdict == HOLDS
+    assert decide(replace(claim, minus=""), entries).comparisons[0].verdict == FAILS
+
+
+def test_a_law_predicts_a_larger_model():
+    def law(gmacs, seed):
+        return (3 + seed / 100) * gmacs**-0.2
+
+    rows = [entry(f"{g}", [law(g, 0), law(g, 1), law(g, 2)], by="loss", gmacs=g) for g in (1, 2, 4, 8)]
+    claim = Claim(by="loss", predicts="large", along="log gmacs")
+    for factor, verdict in ((1.0, HOLDS), (1.2, FAILS)):
+        large = entry("large", [factor * law(16, seed) * (1 + seed / 1000) for seed in range(3)], by="loss", gmacs=16)
+        found = decide(claim, [*rows, large])
+        assert found.verdict == verdict
+        (gap,) = found.comparisons
+        assert gap.what == "measured / predicted loss of (large) − 1"  # noqa: RUF001
+        assert gap.mean == pytest.approx(factor * 1.001 - 1, abs=1e-6)
+    spread = entry("large", [0.8 * law(16, 0), law(16, 1), 1.2 * law(16, 2)], by="loss", gmacs=16)
+    assert decide(claim, [*rows, spread]).verdict == NOT_SIGNIFICANT
+    assert decide(claim, [*rows, entry("large", [], by="loss", gmacs=16)]).verdict == NO_RESULTS
+
+
+def test_the_pareto_front():
+    rows = {"a": (1, 9), "b": (2, 9), "c": (2, 5), "d": (3, 6), "e": (4, 1)}
+    entries = [entry(name, [fd], gmacs=gmacs) for name, (gmacs, fd) in rows.items()]
+    names = [each.name for each in pareto_front(entries, "gmacs", "fd", lower_is_better=True)]
+    assert names == ["a", "c", "e"]
+    assert [each.name for each in pareto_front(entries, "gmacs", "fd", lower_is_better=False)] == ["a"]
 
 
 def test_confidence_intervals_are_students():

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,13 @@ from ditlab.config.evaluation import Evaluation
 from ditlab.config.reader import parse_recipe
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
+from ditlab.inference.optimize.timing import CLOCKS
 from ditlab.profiling.plan import plan
 from ditlab.study import grid
-from ditlab.study.grid import images_for, lay_out, rehearse, run_hash
-from ditlab.study.recipe import Budget, Study, changed
+from ditlab.study.grid import lay_out, rehearse, run_hash
+from ditlab.study.length import images_for
+from ditlab.study.recipe import Budget, Study
+from ditlab.study.tables import changed
 
 TINY = {"model": {"name": "DiT-S/4", "width": 32, "depth": 1, "heads": 2}, "train": {"batch": 32, "device": "cpu"}}
 QUIET = Console(quiet=True)
@@ -108,6 +112,34 @@ def test_logging_intervals_are_shares_of_the_length():
     assert part.recipe.train.log_every == 320
 
 
+def test_checkpoints_are_saved_where_they_are_scored():
+    three = {"1/4": SCORE, "3/4": SCORE, "end": SCORE}
+    asked = replace(study(Budget(images=3200)), evaluations=three, shares={"1/4": 0.25, "3/4": 0.75, "end": 1.0})
+    (part,) = lay_out(asked, {}, QUIET)
+    assert (part.recipe.train.save_every, part.recipe.train.keep_every) == (800, 800)
+    assert [evaluation.images for evaluation in part.evaluations.values()] == [800, 2400, None]
+    assert len({evaluation.hash for evaluation in part.evaluations.values()}) == 3
+    assert part.evaluations["end"].hash == rehearse(part.recipe, SCORE).hash
+    with pytest.raises(InputError) as error:
+        lay_out(replace(asked, budget=Budget(images=64)), {}, QUIET)
+    assert str(error.value) == (
+        'part "a": a run of 64 images has no checkpoint at 0.75 of its length; '
+        "give a larger budget, or a smaller train.batch"
+    )
+
+
+def test_time_is_processor_time_on_a_cpu(monkeypatch):
+    """Wall-clock time that other programs stretch does not shorten the runs of a budget in seconds."""
+    clock = iter(range(10**9))
+    monkeypatch.setitem(CLOCKS, "cpu", lambda: next(clock) / 20)  # each step and each update takes 0.05 s
+    monkeypatch.setitem(CLOCKS, "wall", lambda: next(clock) * 1e3)
+    (part,) = lay_out(study(Budget(seconds=2.0)), {}, QUIET)
+    assert part.recipe.train.clock == "cpu"
+    assert part.recipe.train.images == 32 * 20
+    (other,) = lay_out(study(Budget(images=64), {"a": {"train": {"clock": "wall"}}}), {}, QUIET)
+    assert other.recipe.train.clock == "wall"
+
+
 @pytest.mark.parametrize(
     ("options", "nfe"),
     [
@@ -166,7 +198,7 @@ def test_a_dry_run_predicts_times():
     table, *lines = grid.dry_run(study(Budget(images=64)), parts)
     assert table.row_count == 1
     assert lines[0] == "1 part x 3 seeds = 3 runs, 1 evaluation per run"
-    assert "predicted total time" in lines[1]
+    assert re.fullmatch(r"predicted total processor time: .* of one thread", lines[1])
     part = grid.as_json(study(Budget(images=64)), parts)["parts"][0]
     assert part["seconds"] == pytest.approx(2 / parts[0].plan.steps_per_second)
     # 100 images with 2 NFE, against 64 whose training step costs three forward passes.

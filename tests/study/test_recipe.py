@@ -6,7 +6,8 @@ import pytest
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
 from ditlab.study import recipe
-from ditlab.study.recipe import Budget, changed, expand_parts, matching, read_study
+from ditlab.study.recipe import Budget, matching, read_study
+from ditlab.study.tables import changed, expand_parts
 
 DOCS = Path(__file__).parents[2] / "docs" / "studies" / "README.md"
 SMALL = """
@@ -190,8 +191,42 @@ def test_claims_and_plots_are_checked(rejection):
     )
     assert "model.size is None" in rejection(SMALL + '[[plots]]\nx = "model.size"\n')
     assert 'no entry "z, *"' in rejection(SMALL + '[[plots]]\nlines = ["z, *"]\n')
+    minus = claim + 'order = ["a", "b"]\nminus = "z"\n'
+    assert 'minus is "z", but must be an evaluation' in rejection(minus)
+    assert "minus needs order" in rejection(claim + 'falls_with = "gmacs"\nminus = "z"\n')
+    front = rejection(SMALL + '[[plots]]\nx = "accuracy"\nfront = true\n')
+    assert 'the plot of "fd" over "accuracy" has no front; give a result over a cost (gmacs, parameters' in front
+    law = claim + 'by = "loss"\npredicts = "b"\n'
+    assert "within is 2.0; give a share between 0 and 1" in rejection(law + "within = 2\n")
+    assert 'predicts is "*"; give the name of one entry' in rejection(law.replace('predicts = "b"', 'predicts = "*"'))
+    assert "within needs predicts" in rejection(claim + 'order = ["a", "b"]\nwithin = 0.1\n')
     scores = '[evaluation]\nmetrics = ["frechet"]\n'
     assert "add precision-recall" in rejection(claim + 'by = "recall"\norder = ["a", "b"]\n' + scores)
+
+
+def test_shares_of_the_training_are_checked(read, rejection):
+    shares = SMALL + '[evaluations]\n"half" = {at = 0.5, steps = 3}\n"end" = {}\n'
+    study = read(shares)
+    assert (study.shares, study.smallest_share) == ({"half": 0.5, "end": 1.0}, 0.5)
+    assert study.evaluations["half"].steps == 3
+    assert 'evaluation "half": at is 2; give a share of the training above 0, up to 1' in rejection(
+        shares.replace("0.5", "2")
+    )
+    assert 'evaluation "end": at is 1.0, but the checkpoints are saved at multiples of the smallest share, 0.3' in (
+        rejection(shares.replace("0.5", "0.3"))
+    )
+    assert "at is under [evaluation]; set it for single ones" in rejection(SMALL + "[evaluation]\nat = 0.5\n")
+    assert 'part "a": at determines the checkpoints; remove train.keep_every' in rejection(
+        shares + "[settings]\ntrain = {keep_every = 5}\n"
+    )
+
+
+def test_an_evaluation_of_some_parts(read, rejection):
+    some = SMALL + '[evaluations]\n"x" = {}\n"y" = {parts = ["b*"]}\n'
+    assert list(read(some).entries) == ["a, x", "b, x", "b, y"]
+    assert 'evaluation "y": there is no part "c"' in rejection(some.replace("b*", "c"))
+    assert "parts is 'b*'; give a list of names or patterns" in rejection(some.replace('["b*"]', '"b*"'))
+    assert 'no evaluation scores part "a"' in rejection(some.replace('"x" = {}\n', ""))
 
 
 @pytest.mark.usefixtures("quickly")

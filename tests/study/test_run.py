@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,6 +187,23 @@ def test_finished_work_is_not_repeated(done, monkeypatch):
     again = run_study(study, out, QUIET)
     assert again.entries == findings.entries
     assert again.verdicts == findings.verdicts
+
+
+def test_a_share_of_the_training_is_scored(tmp_path):
+    text = TINY[: TINY.index("[[plots]]")].replace('"a | b" = {}', "").replace("two = {", "two = {at = 0.5, ")
+    text = text.replace("sample_sets = 2", "").replace("seeds = [0, 1]", "seeds = [0]")
+    text = text.replace('"two" = {steps = 3}', '"half" = {at = 0.5}')
+    study, out = write(tmp_path, text), tmp_path / "out"
+    findings = run_study(study, out, QUIET)
+    one, half = findings.entries
+    assert (one.axes["images"], half.axes["images"]) == (64, 32)
+    assert half.axes["training_gmacs"] == one.axes["training_gmacs"] / 2
+    assert 0 < half.values["seconds"][0] < one.values["seconds"][0]
+    assert half.values["fd"] != one.values["fd"]
+    (run,) = (out / "runs").iterdir()
+    shutil.rmtree(run / "checkpoints" / f"{32:012d}")
+    with pytest.raises(InputError, match=r"kept no checkpoint at 32 images, because .*; remove the folder to train"):
+        running.scored_model(run, findings.parts[0].evaluations["half"])
 
 
 @pytest.mark.slow

@@ -269,6 +269,24 @@ def test_state_of_1_2_and_4_processes_is_restored_by_each_of_the_others(tmp_path
 
 @posix_only
 @pytest.mark.slow
+def test_eight_processes_resume_what_two_have_written_and_the_reverse(run, tmp_path):
+    expected = state_of(settings(1), run)
+    for found in in_processes(8, state_of, settings(8), run):
+        assert_same(found, expected)
+    eight, two = (shutil.copytree(run, tmp_path / name) for name in ("eight", "two"))
+    assert in_processes(8, trained, settings(8, 96), eight) == [None] * 8
+    assert part(eight, 96, rank=8).exists()
+    assert in_processes(2, trained, settings(2, 96), two) == [None] * 2
+    one, other = state_of(settings(1, 96), eight), state_of(settings(1, 96), two)
+    assert one["seen"] == other["seen"] == 96
+    for key in other:
+        if key.startswith(("raw", "ema")):
+            difference = torch.tensor(one[key] - other[key]).norm()
+            assert difference <= 2e-4 * max(torch.tensor(other[key]).norm(), 1e-2), key
+
+
+@posix_only
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
     """Bit for bit on as many processes, and to rounding on others."""
     for name, worlds in {"whole": (4,), "equal": (4, 4), "fewer": (4, 2), "more": (2, 4), "one": (4, 1)}.items():

@@ -28,7 +28,7 @@ DEBUG = "--debug"  # an option of every command
 PACKAGE = Path(__file__).parents[1]
 GROUPS = {  # module of this package -> its commands; only the module of the command is imported
     "data": ("data", "encode", "train-autoencoder"),
-    "evaluation": ("evaluate", "features", "memorization", "reference", "sweep"),
+    "evaluation": ("compare", "evaluate", "features", "memorization", "reference", "sweep"),
     "distilling": ("distill",),
     "following": ("score-prompts",),
     "models": ("average", "convert", "export", "info"),

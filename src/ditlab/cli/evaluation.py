@@ -257,6 +257,49 @@ def sweep(
 
 
 @app.command(group="Evaluate")
+def compare(
+    a: Location,
+    b: Location,
+    /,
+    *,
+    recipe: Location | None = None,
+    repeats: Positive = 5,
+    publish: File | None = None,
+    settings: Annotated[Evaluation | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Compare two models or two sets of images under one protocol, in pairs; prints which one is better.
+
+    Parameters
+    ----------
+    a
+        A model or run folder; a folder with one run per training seed; or images: a folder, a sample file (.npz).
+    b
+        What is compared with it, of the same kind.
+    recipe
+        Evaluation protocol: a .toml file, or a protocol of ditlab. Options take precedence.
+    repeats
+        Number of sets of samples, or of parts of the images, from which the error is computed.
+    publish
+        Write a self-contained HTML page with the verdicts, all pairs and the first images.
+    json
+        Print one JSON object.
+    """
+    if process_place()[1] > 1:
+        raise InputError("a comparison runs as one process; start it without torchrun")
+    from ditlab.study import comparison, comparison_page
+
+    contest = comparison.compare_sides(a, b, settings or Evaluation(), screen, repeats=repeats)
+    if publish is not None:
+        comparison_page.publish(contest, publish)
+        say(f"page: {publish}")
+    if json:
+        print_json(contest.as_json())
+    else:
+        show("\n".join(comparison_page.lines(contest)))
+
+
+@app.command(group="Evaluate")
 def memorization(
     source: Location,
     /,

@@ -230,6 +230,9 @@ class Train(Located):
     minutes: float = setting(0.0, resume="free", not_negative=True)
     """Largest training time in minutes, over all parts of a run that was paused; the learning-rate schedule follows the
     time if it is further than the images (0: no limit)."""
+    clock: Literal["wall", "cpu"] = setting("wall", resume="free")
+    """How training time is measured: wall-clock time (wall), or the processor time of all threads of the process (cpu),
+    which other programs on the machine hardly change."""
     batch: Whole = setting(128, resume="ask", at_least=1)
     """Batch size: images per optimizer step."""
     objective: str = "regression"

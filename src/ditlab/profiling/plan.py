@@ -26,7 +26,7 @@ from ditlab.data import Dataset, open_dataset
 from ditlab.diffusion.parametrizations import completed
 from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
-from ditlab.inference.optimize.timing import interleaved, waiter
+from ditlab.inference.optimize.timing import CLOCKS, interleaved, waiter
 from ditlab.inference.pipeline import Pipeline
 from ditlab.profiling.settings import OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP, Fit, Question, cheapest, sizes_of
 from ditlab.profiling.settings import line as settings_line
@@ -329,7 +329,7 @@ def timed_step(subject: Subject, batch: int, half: bool) -> float:
     count = min(batch, FEW)
     while True:
         step, wait = trial_step(run, dataset, count), waiter(pipe.net.device)
-        seconds = interleaved({"step": partial(step, dtype)}, 2, wait, min)["step"]
+        seconds = interleaved({"step": partial(step, dtype)}, 2, wait, min, CLOCKS[recipe.train.clock])["step"]
         if count == batch or seconds * MORE > LONG:
             break
         count = min(batch, count * MORE)
@@ -347,7 +347,7 @@ def timed_update(net: Backbone, recipe: Recipe) -> float:
         optimizer.step()
         ema.update(net)
 
-    return interleaved({"update": update}, 2, waiter(net.device), min)["update"]
+    return interleaved({"update": update}, 2, waiter(net.device), min, CLOCKS[recipe.train.clock])["update"]
 
 
 def table(estimate: Plan) -> Table:

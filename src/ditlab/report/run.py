@@ -136,12 +136,12 @@ def progress(run: Path, length: Length, lines: Sequence[dict[str, Any]] | None =
 
 
 def trained_seconds(run: Path) -> float:
-    """Training time of a run up to its newest checkpoint; there must be one.
+    """Training time of a run up to its newest checkpoint, or up to a given checkpoint; there must be one.
 
     Raises:
         InputError: the checkpoint is damaged.
     """
-    newest = checkpoints(run)[-1]
+    newest = [run, *checkpoints(run)][-1]
     with interpreting(newest / CONFIG, f"remove {newest} to train it again from the checkpoint before it"):
         return float(read_object(newest / CONFIG)["train_seconds"])
 

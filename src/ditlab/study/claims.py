@@ -1,7 +1,7 @@
 """From scores to verdicts: fitted lines, differences paired by seed, correlations, and their confidence intervals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import atanh, log10, tanh
 from statistics import StatisticsError, correlation, fmean, linear_regression
 
@@ -131,7 +131,10 @@ def fisher_z(r: float) -> float:
 
 def decide(claim: Claim, entries: Sequence[Entry]) -> Verdict:
     """The verdict on a claim: the worst of its comparisons."""
-    comparisons = ordered_pairs(claim, entries) if claim.order else correlations(claim, entries)
+    if claim.predicts:
+        comparisons = [prediction(claim, entries)]
+    else:
+        comparisons = ordered_pairs(claim, entries) if claim.order else correlations(claim, entries)
     verdicts = [comparison.verdict for comparison in comparisons]
     worst = next(verdict for verdict in WORST_FIRST if verdict in verdicts)
     missing = [entry.name for entry in concerned(claim, entries) if not entry.values.get(claim.by)]
@@ -140,27 +143,58 @@ def decide(claim: Claim, entries: Sequence[Entry]) -> Verdict:
 
 def concerned(claim: Claim, entries: Sequence[Entry]) -> list[Entry]:
     """The entries that a claim is about."""
-    names = {name for pattern in claim.order or (claim.among,) for name in matching(pattern, [e.name for e in entries])}
+    patterns = claim.order or (claim.among, *filter(None, [claim.predicts]))
+    names = {name for pattern in patterns for name in matching(pattern, [e.name for e in entries])}
     return [entry for entry in entries if entry.name in names]
 
 
 def ordered_pairs(claim: Claim, entries: Sequence[Entry]) -> list[Comparison]:
     """Each entry of the claimed order compared with the next one, paired by seed."""
-    lowest = {name: lowest_of(name, claim.by, entries) for name in claim.order}
+    lowest = {name: lowest_of(name, claim, entries) for name in claim.order}
     comparisons = []
     for low, high in zip(claim.order, claim.order[1:], strict=False):
         a, b = lowest[low], lowest[high]
         differences = [a[seed] - b[seed] for seed in a if seed in b]
-        comparisons.append(compare(f"{claim.by} of ({low}) {MINUS} ({high})", differences))
+        by = f"increase of {claim.by} from {claim.minus}" if claim.minus else claim.by
+        comparisons.append(compare(f"{by} of ({low}) {MINUS} ({high})", differences))
     return comparisons
 
 
-def lowest_of(pattern: str, by: str, entries: Sequence[Entry]) -> dict[int, float]:
+def lowest_of(pattern: str, claim: Claim, entries: Sequence[Entry]) -> dict[int, float]:
     """Seed -> the lowest value of the matching entries, for seeds that all matching entries with results have."""
     names = matching(pattern, [entry.name for entry in entries])
-    values = [entry.values[by] for entry in entries if entry.name in names and entry.values.get(by)]
+    all_values = [increases(entry, claim, entries) for entry in entries if entry.name in names]
+    values = [by_seed for by_seed in all_values if by_seed]
     seeds = set.intersection(*(set(by_seed) for by_seed in values)) if values else set()
     return {seed: min(by_seed[seed] for by_seed in values) for seed in sorted(seeds)}
+
+
+def increases(entry: Entry, claim: Claim, entries: Sequence[Entry]) -> Mapping[int, float]:
+    """Seed -> the result of an entry, minus that of the same part under the evaluation `claim.minus` if it is set."""
+    values = entry.values.get(claim.by, {})
+    if not claim.minus:
+        return values
+    bases = [base for base in entries if (base.part, base.evaluation) == (entry.part, claim.minus)]
+    first = bases[0].values.get(claim.by, {}) if bases else {}
+    return {seed: value - first[seed] for seed, value in values.items() if seed in first}
+
+
+def pareto_front(entries: Sequence[Entry], x: str, y: str, *, lower_is_better: bool) -> list[Entry]:
+    """The entries for which no other one costs no more and has a better result, from the cheapest on.
+
+    Args:
+        entries: entries with a mean for both axes.
+        x: the cost.
+        y: the result.
+        lower_is_better: whether a lower result is better.
+    """
+    sign = 1 if lower_is_better else -1
+    by_cost = sorted(entries, key=lambda entry: (entry.mean(x) or 0.0, sign * (entry.mean(y) or 0.0)))
+    front: list[Entry] = []
+    for entry in by_cost:
+        if not front or sign * (entry.mean(y) or 0.0) < sign * (front[-1].mean(y) or 0.0):
+            front.append(entry)
+    return front
 
 
 def correlations(claim: Claim, entries: Sequence[Entry]) -> list[Comparison]:
@@ -173,6 +207,30 @@ def correlations(claim: Claim, entries: Sequence[Entry]) -> list[Comparison]:
     other = r_by_seed(claim, claim.more_than, entries)
     differences = [own[seed] - other[seed] for seed in own if seed in other]
     return [compare(f"{what} {MINUS} r with {claim.more_than}", differences, side)]
+
+
+def prediction(claim: Claim, entries: Sequence[Entry]) -> Comparison:
+    """The measured result of an entry, compared with what a law predicts that is fitted to other entries.
+
+    The law is a line through the logarithms of the result, fitted for each seed. The claim holds if the confidence
+    interval of measured / predicted - 1 lies within the accepted share, and does not hold if it lies outside.
+    """
+    among = {entry.name for entry in concerned(claim, entries)} - {claim.predicts}
+    fitted, (target,) = [e for e in entries if e.name in among], [e for e in entries if e.name == claim.predicts]
+    gaps = []
+    for seed, measured in target.values.get(claim.by, {}).items():
+        pairs = [(entry.at(claim.along, seed), entry.values.get(claim.by, {}).get(seed)) for entry in fitted]
+        points = [(x, log10(y)) for x, y in pairs if x is not None and y is not None and y > 0]
+        x = target.at(claim.along, seed)
+        if x is not None and len(points) == len(fitted) and pearson(points) is not None:
+            slope, intercept = linear_regression(*zip(*points, strict=True))
+            gaps.append(measured / 10 ** (intercept + slope * x) - 1)
+    comparison = compare(f"measured / predicted {claim.by} of ({claim.predicts}) {MINUS} 1", gaps)
+    if comparison.low is None or comparison.high is None:
+        return comparison
+    inside = -claim.within <= comparison.low and comparison.high <= claim.within
+    outside = comparison.low > claim.within or comparison.high < -claim.within
+    return replace(comparison, verdict=HOLDS if inside else FAILS if outside else NOT_SIGNIFICANT)
 
 
 def r_by_seed(claim: Claim, axis: str, entries: Sequence[Entry]) -> dict[int, float]:

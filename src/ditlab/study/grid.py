@@ -12,17 +12,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ditlab.autoencoders import Autoencoder
-from ditlab.checkpoints import load
 from ditlab.config.evaluation import Evaluation
 from ditlab.config.fields import places, resume_rules
 from ditlab.config.reader import to_tables
-from ditlab.config.sections import Data, Preparation, Recipe
+from ditlab.config.sections import Preparation, Recipe
 from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.units import GIB, counted, duration
 from ditlab.core.version import __version__
-from ditlab.data import Dataset, open_dataset, parse_source
+from ditlab.data import Dataset, parse_source
 from ditlab.data.content import files_identity
 from ditlab.data.npz import read_about
 from ditlab.data.parse import DIVISION, SampleNpz, content_identity
@@ -33,19 +31,17 @@ from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metric_choice import available_statistics
 from ditlab.evaluation.metrics import METRICS
-from ditlab.evaluation.prompts import reader_of
 from ditlab.evaluation.references import open_images, reading_of, short_hash
 from ditlab.inference.plan import resolve
 from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
-from ditlab.study.recipe import Budget, Study
+from ditlab.study.length import TRAINING, images_at, images_for, logging_intervals, on_clock
+from ditlab.study.measures import measure_of
+from ditlab.study.measures.base import Measure, opened
+from ditlab.study.recipe import Study
 from ditlab.training.checks import check_guidance, check_recipe
-from ditlab.training.model import pick_autoencoder
 from ditlab.training.objectives import OBJECTIVES
 
-LINES = 40  # lines in a run's metrics.jsonl, at least: the points of its curve
-SAVED = 4  # checkpoints before the last one, at least
-TRAINING = 3  # work of a training step, as a multiple of a forward pass
 # Hashes use the names that settings had at first, so that a renamed setting does not change them.
 FIRST_NAMES = {
     "gray": "grey",
@@ -80,6 +76,7 @@ class EvaluationPlan:
     nfe: int  # network evaluations per image
     schedule: str | list[float]  # name of the timestep schedule, or its timesteps
     reading: Preparation | None = None  # how a reference is read that is divided as the images of the part's recipe
+    images: int | None = None  # training images of the checkpoint that is scored; None is the end of the run
 
     @property
     def hash(self) -> str:
@@ -93,7 +90,8 @@ class EvaluationPlan:
         if self.settings.feature_weights:
             settings["feature_weights"] = model_identity(self.settings.feature_weights)
         reference = source_identity(self.settings.reference, self.reading)
-        return short_hash({"settings": settings, "reference": reference, "version": __version__})
+        at = {} if self.images is None else {"images": self.images}
+        return short_hash({"settings": settings, "reference": reference, "version": __version__} | at)
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def lay_out(study: Study, known: dict[str, int], console: Console, *, timed: boo
 
 def lay_out_part(study: Study, name: str, known: dict[str, int], timed: bool) -> Part:
     """Plan one part; see `lay_out`."""
-    recipe, budget = study.parts[name], study.budget
+    recipe, budget = on_clock(study.parts[name], study.changes[name]), study.budget
     check_recipe(recipe)
     by_time = budget.seconds is not None
     part_hash = run_hash(recipe, f"{budget}") if by_time else ""
@@ -162,31 +160,11 @@ def lay_out_part(study: Study, name: str, known: dict[str, int], timed: bool) ->
     images = known.get(part_hash) or images_for(budget, cost, recipe.train.batch)
     recipe = replace(recipe, train=replace(recipe.train, images=images))
     recipe = replace(recipe, train=replace(recipe.train, **logging_intervals(study, name, recipe)))
-    evaluations = {key: rehearse(recipe, settings) for key, settings in study.evaluations.items()}
+    evaluations = {key: rehearse(recipe, settings) for key, settings in study.evaluations_of(name).items()}
+    for key, share in study.shares.items():
+        if share < 1 and key in evaluations:
+            evaluations[key] = replace(evaluations[key], images=images_at(share, study, recipe))
     return Part(name, recipe, cost, part_hash or run_hash(recipe, images), evaluations)
-
-
-def images_for(budget: Budget, cost: Plan, batch: int) -> int:
-    """Training images that the budget allows: the nearest number of whole batches, at least one."""
-    unit, value = budget.chosen
-    if unit == "gmacs":
-        value /= TRAINING * cost.gmacs
-    elif unit == "seconds":
-        value *= (cost.steps_per_second or 0.0) * batch
-    return max(1, round(value / batch)) * batch
-
-
-def logging_intervals(study: Study, name: str, recipe: Recipe) -> dict[str, Any]:
-    """How often a run logs and saves, unless the study sets it: shares of its length, which the budget determines."""
-    images, batch = recipe.train.images, recipe.train.batch
-    intervals = {
-        "log_every": max(batch, images // LINES),
-        "save_every": max(batch, min(recipe.train.save_every, images // SAVED)),
-        "preview_every": images,
-        "keep": 1,
-    }
-    set_by_study = study.changes[name].get("train", {})
-    return {key: value for key, value in intervals.items() if key not in set_by_study}
 
 
 def run_hash(recipe: Recipe, length: int | str) -> str:
@@ -237,15 +215,6 @@ def model_identity(place: str) -> str:
 
 
 @cache
-def opened(data: Data, init_from: str) -> tuple[Dataset, Autoencoder, Objective | None]:
-    """The data set of a recipe, its autoencoder, and the objective of the model that training starts from."""
-    dataset = open_dataset(data.source, data)
-    source = load(init_from, device="cpu") if init_from else None
-    objective = None if source is None else source.objective
-    return dataset, pick_autoencoder(data.autoencoder, dataset, source), objective
-
-
-@cache
 def feature_network(name: str, weights: str, device: str) -> Features:
     """The feature network of an evaluation."""
     return open_features(name, weights, pick_device(device))
@@ -258,8 +227,8 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
         InputError: an unknown sampler or metric, or a count that the classes do not divide.
     """
     source, default = recipe.data.source, recipe.sample
-    if settings.metrics == ("prompts",):
-        return rehearse_prompts(recipe, settings)
+    if measure := measure_of(settings):
+        return rehearse_measure(recipe, settings, measure)
     if not settings.reference:
         held_out = parse_source(source, recipe.data).held_out()
         settings = replace(settings, reference=source if held_out is None else held_out.text)
@@ -289,16 +258,14 @@ def reading_of_model(recipe: Recipe) -> Objective:
     return OBJECTIVES.find(recipe.train.objective).reading(recipe)
 
 
-def rehearse_prompts(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
-    """An evaluation of prompts with the open settings filled in, checked before training.
+def rehearse_measure(recipe: Recipe, settings: Evaluation, measure: Measure) -> EvaluationPlan:
+    """An evaluation with a measure of the model itself, with the open settings filled in, checked before training.
 
     Raises:
-        InputError: the truth of the data is not known, or the model reads no text.
+        InputError: the measure or the sampling settings are not possible.
     """
-    dataset, _, started = opened(recipe.data, recipe.train.init_from)
-    reader_of(dataset)
-    if recipe.data.conditioner != "text":
-        raise InputError('the metric prompts needs a model that reads text; set data.conditioner = "text"')
+    measure.check(recipe, settings)
+    _, _, started = opened(recipe.data, recipe.train.init_from)
     objective = reading_of_model(replace(recipe, diffusion=completed(recipe.diffusion, started)))
     sampling = resolve(settings.sampling().given(), objective, defaults=recipe.sample, conditional=True)
     settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or recipe.sample.schedule})
@@ -360,7 +327,9 @@ def dry_run(study: Study, parts: list[Part]) -> Iterator[Table | str]:
     )
     times = [(part.seconds, part.scoring_seconds(study.sample_sets)) for part in parts]
     total = sum((training or 0.0) + (scoring or 0.0) for training, scoring in times) * len(study.seeds)
-    yield f"predicted total time: {duration(total)}, one run after the other, at the present load of this machine"
+    on_cpu = any(part.recipe.train.clock == "cpu" for part in parts)
+    load = " of one thread" if on_cpu else ", one run after the other, at the present load of this machine"
+    yield f"predicted total {'processor ' * on_cpu}time: {duration(total)}{load}"
     yield from (f'part "{part.name}" does not fit in memory' for part in parts if not part.plan.fits)
 
 

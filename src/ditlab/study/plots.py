@@ -10,7 +10,7 @@ import numpy as np
 
 from ditlab.core.io import replacing
 from ditlab.report.plotting import plotting
-from ditlab.study.claims import MINUS, Entry, Line, fit, signed
+from ditlab.study.claims import MINUS, Entry, Line, fit, pareto_front, signed
 from ditlab.study.recipe import AXES, LOG, METRICS, Plot, matching
 from ditlab.study.run import Findings
 
@@ -30,7 +30,7 @@ class Figure:
     title: str
     svg: str
     line: Line | None = None
-    fitted: str = ""  # the fitted line as an equation
+    fitted: str = ""  # the fitted line as an equation, and the entries on the Pareto front
 
 
 def write_figures(findings: Findings, folder: Path) -> list[Figure]:
@@ -72,7 +72,9 @@ def plot_all(findings: Findings, pyplot: Any) -> Iterator[tuple[Figure, Any]]:
             names[name] = names.get(name, 0) + 1
             name += f"-{names[name]}" if names[name] > 1 else ""
             title = f"{label(plot.y, 1)} over {label(plot.x, 1)}"
-            yield Figure(name, title, "", line, equation(line, plot) if line else ""), canvas
+            parts = [equation(line, plot)] if line else []
+            parts += [plot_front(plot, points, axes)] if plot.front else []
+            yield Figure(name, title, "", line, ". ".join(parts)), canvas
     if findings.curves:
         canvas, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
         plot_curves(findings.curves, axes)
@@ -115,6 +117,17 @@ def scatter(plot: Plot, entries: Sequence[Entry], axes: Any) -> Line | None:
         plot_line(line, plot, entries, scale, axes)
     finish(axes, label(plot.x, scale), label(plot.y, 1))
     return line
+
+
+def plot_front(plot: Plot, entries: Sequence[Entry], axes: Any) -> str:
+    """Plot the Pareto front as steps behind the points; returns the names of its entries in a sentence."""
+    better = METRICS.lower_is_better(plot.y.removeprefix(LOG))
+    front, scale = pareto_front(entries, plot.x, plot.y, lower_is_better=better), unit(plot.x, entries)
+    x, y = ([position(entry, axis) for entry in front] for axis in (plot.x, plot.y))
+    most = max(position(entry, plot.x) for entry in entries)
+    steps = [value * scale for value in (*x, most)]
+    axes.step(steps, [*y, y[-1]], where="post", color=INK, alpha=0.35, linewidth=3, zorder=0)
+    return f"Pareto front, from the cheapest on: {'; '.join(entry.name for entry in front)}"
 
 
 def plot_line(line: Line, plot: Plot, entries: Sequence[Entry], scale: float, axes: Any) -> None:

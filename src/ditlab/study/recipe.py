@@ -6,22 +6,23 @@ EVALUATION", or "PART" if there is one evaluation only.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ditlab.config.evaluation import Evaluation
 from ditlab.config.fields import check_settings, setting
-from ditlab.config.reader import Tables, find_recipe, parse_recipe, parse_table, read_toml, without_network
+from ditlab.config.reader import Tables, find_recipe, parse_recipe, parse_table, read_toml
 from ditlab.config.sections import Recipe
 from ditlab.config.values import Whole
 from ditlab.core.errors import InputError, nearest
-from ditlab.evaluation.metrics import RESULTS
+from ditlab.study.measures import StudyResults
+from ditlab.study.tables import changed, expand_parts, read_evaluations, read_part_patterns, read_shares
 
-METRICS: Mapping[str, str] = RESULTS
-"""Result -> the metric of `ditlab evaluate` that computes it. Distances have the same name in all features."""
+METRICS = StudyResults()
+"""Result -> the metric of `ditlab evaluate`, or the measure, that computes it. Distances have the same name in all
+features."""
 AXES = {
     "gmacs": "GMACs per forward pass",
     "parameters": "parameters",
@@ -31,8 +32,11 @@ AXES = {
     "seconds": "training time in seconds",
     "steps": "sampling steps",
     "guidance": "guidance scale",
+    "reuse": "steps from one full computation to the next",
 }
 """Axis -> its label. Other axes are results, and numbers of the recipe such as model.depth."""
+COSTS = ("gmacs", "parameters", "images", "training_gmacs", "sampling_gmacs", "seconds", "steps")
+"""Axes of which less is better, for Pareto fronts."""
 LOG = "log "  # prefix of a logarithmic axis
 
 
@@ -45,7 +49,7 @@ class Budget:
     gmacs: float | None = None
     """GMACs of training: three times those of a forward pass, for each image."""
     seconds: float | None = None
-    """Seconds of training on this machine, predicted from a few timed steps."""
+    """Seconds of training on this machine, predicted from a few timed steps; on a CPU, of processor time."""
 
     def __str__(self) -> str:
         unit, value = self.chosen
@@ -69,6 +73,8 @@ class Plot:
     """Patterns of entries that a line connects, such as "small, *" (default: single points with their names)."""
     fit: bool = False
     """Plot the fitted line and report Pearson's r."""
+    front: bool = False
+    """Plot the Pareto front of a result over a cost: the entries for which no other one is cheaper and better."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,22 @@ class Claim:
     """The result that is compared."""
     order: tuple[str, ...] = ()
     """Entries from the lowest to the highest value. A pattern with * stands for the lowest matching entry."""
+    minus: str = ""
+    """With order: an evaluation, whose value for the same part is subtracted first, so that losses are compared."""
     falls_with: str = ""
     """An axis with which the result falls: the correlation is below 0."""
     rises_with: str = ""
     """An axis with which the result rises: the correlation is above 0."""
+    predicts: str = ""
+    """An entry that a law predicts: a line through the logarithm of the result over `along`, fitted to `among`."""
+    along: str = "log gmacs"
+    """With predicts: the axis of the law."""
+    within: float = 0.05
+    """With predicts: largest difference of the measured result from the predicted one, as a share of it."""
     more_than: str = ""
     """With falls_with or rises_with: another axis, whose correlation is weaker."""
     among: str = "*"
-    """With falls_with or rises_with: pattern of the entries that are used."""
+    """With falls_with, rises_with or predicts: pattern of the entries that are used."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,17 @@ class Study(Basics):
     changes: dict[str, Tables] = field(default_factory=dict)
     """Name of a part -> settings in which it differs from the base recipe."""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    """Name of an evaluation -> share of the training after which it scores a run; 1 is the end."""
+    patterns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of an evaluation -> patterns of the parts that it scores (default: all)."""
     plots: tuple[Plot, ...] = ()
     claims: tuple[Claim, ...] = ()
+
+    @property
+    def smallest_share(self) -> float:
+        """The first share of the training after which a run is scored."""
+        return min(self.shares.values(), default=1.0)
 
     @property
     def entries(self) -> dict[str, tuple[str, str]]:
@@ -136,7 +159,15 @@ class Study(Basics):
         return {
             part if one_evaluation else f"{part}, {evaluation}": (part, evaluation)
             for part in self.parts
-            for evaluation in self.evaluations
+            for evaluation in self.evaluations_of(part)
+        }
+
+    def evaluations_of(self, part: str) -> dict[str, Evaluation]:
+        """The evaluations that score a part."""
+        return {
+            name: settings
+            for name, settings in self.evaluations.items()
+            if any(matching(pattern, [part]) for pattern in self.patterns.get(name, ("*",)))
         }
 
 
@@ -166,6 +197,8 @@ def read_study(name: str) -> Study:
         parts={name: part_recipe(base, tables, f'{source}, part "{name}"') for name, tables in changes.items()},
         changes=changes,
         evaluations=read_evaluations(table, source),
+        shares=read_shares(table, source),
+        patterns=read_part_patterns(table, source),
         plots=tuple(parse_table(Plot, plot, f"{source}, a plot") for plot in table.get("plots", [{"fit": True}])),
         claims=tuple(parse_table(Claim, claim, f"{source}, a claim") for claim in table.get("claims", [])),
     )
@@ -208,66 +241,6 @@ def part_recipe(base: Tables, changes: Tables, source: str) -> Recipe:
     return parse_recipe(changed(base, changes), source=source)
 
 
-def changed(base: Tables, changes: Tables) -> Tables:
-    """The base with these changes. If they name a network, they replace all of [model]."""
-    return merged(without_network(base) if "name" in changes.get("model", {}) else base, changes)
-
-
-def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables merged into one; a later value replaces an earlier one."""
-    result: dict[str, Any] = {}
-    for table in tables:
-        for key, value in table.items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], value) if both else value
-    return result
-
-
-def expand_parts(parts: Tables, cross: Tables, source: str) -> dict[str, Tables]:
-    """Name -> changes: each of [parts] with each combination of the values under [cross].
-
-    Raises:
-        InputError: no parts, or a key under [cross] without a list of values.
-    """
-    for name, table in parts.items():
-        if not isinstance(table, dict):
-            raise InputError(f'{source}: part "{name}" is {table!r}, but must be a table such as {{model.depth = 4}}')
-    for section, table in cross.items():
-        if not isinstance(table, dict):
-            raise InputError(f"{source}: cross.{section} is {table!r}, but must be a table such as {{patch = [2, 4]}}")
-    axes = [(section, key, values) for section, table in cross.items() for key, values in table.items()]
-    for section, key, values in axes:
-        if not isinstance(values, list) or not values:
-            raise InputError(f"{source}: cross.{section}.{key} is {values!r}; give a list of values")
-    if not parts and not axes:
-        raise InputError(f"{source} has no parts, so there is nothing to train; name some under [parts], or [cross]")
-    expanded = {}
-    for name, table in parts.items() if parts else [("", {})]:
-        for values in itertools.product(*(values for *_, values in axes)):
-            words = [name] if name else []
-            words += [f"{key} {value}" for (_, key, _), value in zip(axes, values, strict=True)]
-            changes = [{section: {key: value}} for (section, key, _), value in zip(axes, values, strict=True)]
-            expanded[", ".join(words)] = merged(table, *changes)
-    return expanded
-
-
-def read_evaluations(table: dict[str, Any], source: str) -> dict[str, Evaluation]:
-    """Name -> evaluation: the keys of [evaluation], with the changes under [evaluations]."""
-    common = table.get("evaluation", {})
-    own = table.get("evaluations", {"": {}})
-    if not own:
-        raise InputError(f"{source}: evaluations is empty; name some, or omit the table")
-    for name, changes in own.items():
-        if not isinstance(changes, dict):
-            raise InputError(
-                f'{source}: evaluation "{name}" is {changes!r}, but must be a table such as {{steps = 20}}'
-            )
-    return {
-        name: replace(parse_table(Evaluation, common | changes, f'{source}, evaluation "{name}"'), expect=None)
-        for name, changes in own.items()
-    }
-
-
 def check(study: Study, source: str) -> None:
     """Check budget, seeds, plots and claims.
 
@@ -287,9 +260,26 @@ def check(study: Study, source: str) -> None:
             f"{source}: seeds is {list(study.seeds)} and sample_sets is {study.sample_sets}; "
             "give different seeds, and 1 sample set or more"
         )
+    for name, changes in study.changes.items():
+        for key in {"save_every", "keep_every"} & set(changes.get("train", {}) if study.smallest_share < 1 else {}):
+            raise InputError(f'{source}, part "{name}": at determines the checkpoints; remove train.{key}')
+    for name, patterns in study.patterns.items():
+        for pattern in patterns:
+            if not matching(pattern, study.parts):
+                raise InputError(
+                    f'{source}, evaluation "{name}": there is no part "{pattern}"; {nearest(pattern, study.parts)}'
+                )
+    for part in study.parts:
+        if not study.evaluations_of(part):
+            raise InputError(f'{source}: no evaluation scores part "{part}"; add it to the parts of one')
     for plot in study.plots:
         check_axis(plot.x, study, source)
         check_axis(plot.y, study, source)
+        if plot.front and (plot.x.removeprefix(LOG) not in COSTS or plot.y.removeprefix(LOG) not in METRICS):
+            raise InputError(
+                f'{source}: the plot of "{plot.y}" over "{plot.x}" has no front; give a result over a cost '
+                f"({', '.join(COSTS)})"
+            )
         for pattern in plot.lines:
             check_entry(pattern, study, source)
     for claim in study.claims:
@@ -300,24 +290,47 @@ def check_claim(claim: Claim, study: Study, source: str) -> None:
     """Reject a claim that this study cannot decide."""
     if claim.by not in METRICS:
         raise InputError(f'{source}: by is "{claim.by}", which is not a result; {nearest(claim.by, METRICS)}')
+    patterns = claim.order or (claim.among, *filter(None, [claim.predicts]))
+    concerned = {study.entries[name][1] for pattern in patterns for name in matching(pattern, study.entries)}
     for name, settings in study.evaluations.items():
-        if settings.metrics and METRICS[claim.by] not in settings.metrics:
+        if name in concerned and settings.metrics and METRICS[claim.by] not in settings.metrics:
             raise InputError(
                 f'{source}: by is "{claim.by}", but evaluation "{name}" has the metrics {", ".join(settings.metrics)}; '
                 f"add {METRICS[claim.by]}"
             )
-    comparisons = [key for key in ("order", "falls_with", "rises_with") if getattr(claim, key)]
+    comparisons = [key for key in ("order", "falls_with", "rises_with", "predicts") if getattr(claim, key)]
     if len(comparisons) != 1 or len(claim.order) == 1:
-        raise InputError(f"{source}: give one of order (two entries or more), falls_with and rises_with")
+        raise InputError(f"{source}: give one of order (two entries or more), falls_with, rises_with and predicts")
+    check_prediction(claim, study, source)
     if claim.more_than and claim.order:
         raise InputError(f"{source}: more_than needs falls_with or rises_with, not order")
     if claim.among != Claim.among and claim.order:
         raise InputError(f'{source}: among is "{claim.among}", but order names its entries; remove among')
+    if claim.minus and not claim.order:
+        raise InputError(f"{source}: minus needs order")
+    if claim.minus and claim.minus not in study.evaluations:
+        raise InputError(
+            f'{source}: minus is "{claim.minus}", but must be an evaluation; {nearest(claim.minus, study.evaluations)}'
+        )
     for axis in (claim.falls_with, claim.rises_with, claim.more_than):
         if axis:
             check_axis(axis, study, source)
     for pattern in (*claim.order, claim.among):
         check_entry(pattern, study, source)
+
+
+def check_prediction(claim: Claim, study: Study, source: str) -> None:
+    """Check the keys of a claim that a fitted law predicts a result."""
+    if not claim.predicts:
+        for key in ("along", "within"):
+            if getattr(claim, key) != getattr(Claim, key):
+                raise InputError(f"{source}: {key} needs predicts")
+        return
+    if len(matching(claim.predicts, study.entries)) != 1:
+        raise InputError(f'{source}: predicts is "{claim.predicts}"; give the name of one entry')
+    if not 0 < claim.within < 1:
+        raise InputError(f"{source}: within is {claim.within}; give a share between 0 and 1")
+    check_axis(claim.along, study, source)
 
 
 def check_axis(name: str, study: Study, source: str) -> None:

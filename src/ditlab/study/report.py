@@ -23,6 +23,7 @@ from ditlab.study.run import NAME, Findings, as_json
 REPORT, SUMMARY, PLOTS = "report.html", "summary.md", "plots"
 WIDEST = 720  # pixels of a contact sheet in the page
 CLASSES = {HOLDS: "yes", FAILS: "no", NOT_SIGNIFICANT: "open", ONE_SEED: "open", NO_RESULTS: "open"}
+PROCESSOR_TIME = "Times are processor time of all threads. "
 Row = tuple[str, ...]
 COSTS: dict[str, Callable[[Entry], str]] = {
     "forward pass": lambda entry: magnitude(entry.axes["gmacs"]),
@@ -91,11 +92,13 @@ def conditions(findings: Findings) -> str:
         for name in COSTS
         if name != "training time" and len(values := cost_values(name, findings)) == 1
     ]
+    on_cpu = any(part.recipe.train.clock == "cpu" for part in findings.parts)
     return (
         f"Budget of each run: {study.budget}. Equal in all entries: {', '.join(same)}. {seeds}; "
         f"{' or '.join(f'{count:,}' for count in counts)} samples per score, "
         f"compared with {' or '.join(references)} in the features {' or '.join(features)}; "
-        f"± is the standard error over the seeds. Measured with ditlab {__version__} and torch {hardware['torch']} on "
+        f"± is the standard error over the seeds. {PROCESSOR_TIME * on_cpu}"
+        f"Measured with ditlab {__version__} and torch {hardware['torch']} on "
         f"{hardware['processor'] or hardware['device']}. {' '.join(f'{note}.' for note in findings.notes)}"
     ).strip()
 
@@ -130,7 +133,8 @@ def body(findings: Findings, figures: Sequence[Figure], title: str) -> Iterator[
         yield "<div class='grids'>"
         for name, file in findings.grids.items():
             if file.exists():
-                yield f"<figure><figcaption>{html.escape(name)}</figcaption>{inline(file, name)}</figure>"
+                with Image.open(file) as sheet:
+                    yield f"<figure><figcaption>{html.escape(name)}</figcaption>{inline(sheet, name)}</figure>"
         yield "</div>"
     yield f"<details><summary>recipe</summary><pre>{html.escape(study.text)}</pre></details>"
 
@@ -158,10 +162,9 @@ def tagged(rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
     return ((("td" if number else "th"), row) for number, row in enumerate(rows))
 
 
-def inline(file: Path, name: str) -> str:
+def inline(sheet: Image.Image, name: str) -> str:
     """An image as a part of the page, reduced to the width at which it is shown."""
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
+    image = sheet.convert("RGB")
     if image.width > WIDEST:
         image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
     data = io.BytesIO()

@@ -25,8 +25,8 @@ from ditlab.core.formats import interpreting, read_json_lines, read_object
 from ditlab.core.io import claimed, replace_text
 from ditlab.core.terminal import say
 from ditlab.core.units import GIB
+from ditlab.core.weights import checkpoints
 from ditlab.evaluation.metrics import canonical_name
-from ditlab.evaluation.prompts import evaluate_prompts
 from ditlab.evaluation.protocols import evaluate
 from ditlab.evaluation.references import Reference
 from ditlab.evaluation.results import Result
@@ -34,6 +34,7 @@ from ditlab.report.plotting import plotting
 from ditlab.report.run import read_metrics, trained_seconds
 from ditlab.study.claims import Entry, Verdict, decide
 from ditlab.study.grid import EvaluationPlan, Part, lay_out
+from ditlab.study.measures import measure_of
 from ditlab.study.recipe import Study, recipe_value, used_axes
 from ditlab.training import train
 
@@ -227,10 +228,11 @@ def run_job(job: Job, out: Path, results: Results, references: dict[str, Referen
             continue
         seed = job.sample_seed(evaluation, sample_set)
         settings = replace(evaluation.settings, seed=seed)
-        if settings.metrics == ("prompts",):
-            score: Result | None = evaluate_prompts(str(folder), settings, inner)
+        source = str(scored_model(folder, evaluation))
+        if measure := measure_of(settings):
+            score: Result | None = measure.evaluate(source, settings, inner)
         else:
-            score = evaluate(str(folder), settings, inner, measured=references)
+            score = evaluate(source, settings, inner, out=folder / "evaluations", measured=references)
         assert score is not None
         metrics = {canonical_name(key): value for key, value in score.metrics.items() if not key.endswith("_error")}
         results.add(
@@ -240,6 +242,23 @@ def run_job(job: Job, out: Path, results: Results, references: dict[str, Referen
         )
         values = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
         say(console, f"  {name}{': ' if name else ''}{values}")
+
+
+def scored_model(run: Path, evaluation: EvaluationPlan) -> Path:
+    """The run, or its checkpoint at the training images of the evaluation.
+
+    Raises:
+        InputError: the run kept no such checkpoint.
+    """
+    if evaluation.images is None:
+        return run
+    for checkpoint in checkpoints(run):
+        if int(checkpoint.name) == evaluation.images:
+            return checkpoint
+    raise InputError(
+        f"{run} kept no checkpoint at {evaluation.images:,} images, because the study scored its end only when it was "
+        "trained; remove the folder to train it again"
+    )
 
 
 def collect(study: Study, out: Path, parts: list[Part], jobs: list[Job], results: Results) -> Findings:
@@ -265,14 +284,16 @@ def collect(study: Study, out: Path, parts: list[Part], jobs: list[Job], results
 def entry_axes(study: Study, part: Part, evaluation: str) -> dict[str, float]:
     """Values of an entry that are known without training."""
     planned = part.evaluations[evaluation]
+    images = planned.images or part.recipe.train.images
     axes: dict[str, float] = {
         "gmacs": part.plan.gmacs,
         "parameters": part.plan.parameters,
-        "images": part.recipe.train.images,
-        "training_gmacs": part.training_gmacs,
+        "images": images,
+        "training_gmacs": part.training_gmacs * images / part.recipe.train.images,
         "sampling_gmacs": part.plan.average_gmacs * planned.nfe,
         "steps": float(planned.settings.steps or 0),
         "guidance": float(planned.settings.guidance or 0),
+        "reuse": float(planned.settings.reuse or 1),
     }
     dotted = {axis for axis in used_axes(study.plots, study.claims) if "." in axis}
     return axes | {axis: float(recipe_value(part.recipe, axis)) for axis in sorted(dotted)}
@@ -291,7 +312,8 @@ def entry_values(
             continue
         for key in metrics[0]:
             values.setdefault(key, {})[seed] = sum(scores[key] for scores in metrics) / len(metrics)
-        values.setdefault("seconds", {})[seed] = trained_seconds(out / "runs" / name)
+        trained = scored_model(out / "runs" / name, part.evaluations[evaluation])
+        values.setdefault("seconds", {})[seed] = trained_seconds(trained)
     return values
 
 

@@ -51,6 +51,18 @@ def check_recipe(recipe: Recipe) -> None:
         rule(recipe)
 
 
+def check_clock(recipe: Recipe, device: torch.device) -> None:
+    """Check that the clock measures the work of the device.
+
+    Raises:
+        InputError: processor time with another device than the processor.
+    """
+    if recipe.train.clock == "cpu" and device.type != "cpu":
+        raise InputError(
+            f'train.clock is "cpu", which does not measure the work of {device.type}; set train.clock to "wall"'
+        )
+
+
 def check_names(recipe: Recipe) -> None:
     """Check that the names of processes, targets and other parts are in their registries."""
     diffusion = recipe.diffusion

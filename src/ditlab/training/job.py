@@ -15,6 +15,7 @@ from ditlab.config.sections import Recipe
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.data import Dataset, training_order
+from ditlab.inference.optimize.timing import CLOCKS
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.callbacks import Callback
 from ditlab.training.captions import Captions
@@ -77,6 +78,11 @@ class Job:
         """Share of the training time that has passed; 0 if the time is not limited."""
         minutes = self.recipe.train.minutes
         return self.state.seconds / (60 * minutes) if minutes else 0.0
+
+    @property
+    def now(self) -> float:
+        """Seconds of the clock with which training time is measured."""
+        return CLOCKS[self.recipe.train.clock]()
 
     @property
     def seconds_left(self) -> float:

@@ -4,7 +4,6 @@ The order of images, noise, times and dropped conditions are functions of (seed,
 gives the same weights as an uninterrupted one, on any number of processes.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -62,14 +61,14 @@ def train_to_end(job: Job) -> None:
         for tracker in listeners.trackers:
             stack.callback(tracker.close)
         watch = stack.enter_context(watched(folder.folder / STACKS, place.rank, place.world, recipe.parallel.timeout))
-        started = time.monotonic() - state.seconds
+        started = job.now - state.seconds
         steps = Steps(job)
         for batch in steps.batches(job.order()):
             watch.step()
             folder.check_written()
             before = state.seen
             rate = steps.take(batch)
-            state.seconds = agreed(job, time.monotonic() - started)
+            state.seconds = agreed(job, job.now - started)
             signal = place.maximum(max(signals, default=0))
             log.show(state.seen, state.tally.means)
             stop = job.finished
@@ -82,7 +81,7 @@ def train_to_end(job: Job) -> None:
             if steps.due(settings.preview_every, before):
                 show_preview(job, listeners, guard)
             if saves:
-                state.seconds = agreed(job, time.monotonic() - started)  # with the time of the preview
+                state.seconds = agreed(job, job.now - started)  # with the time of the preview
                 folder.save(state, job.pipe, settings, place, complete=stop)
             if signal or stop:
                 folder.finish()

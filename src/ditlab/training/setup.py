@@ -28,6 +28,7 @@ from ditlab.inference.optimize.precision import faster_dtype, quick_precision, s
 from ditlab.training.captions import CaptionConditions, read_captions
 from ditlab.training.checks import (
     check_aids,
+    check_clock,
     check_condition,
     check_dataset,
     check_exits,
@@ -106,6 +107,7 @@ def open_data(job: Job) -> None:
             "remove it"
         )
     check_offload(recipe, job.place.device)
+    check_clock(recipe, job.place.device)
     if job.dataset.buckets is not None:
         check_shares(job.dataset.buckets, recipe, job.place)
     if job.place.device.type == "cuda":

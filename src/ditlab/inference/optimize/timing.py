@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Clocks in seconds: wall-clock time, and the processor time of all threads of this process."""
 Name = TypeVar("Name")
 Work = Callable[[], object]
 
