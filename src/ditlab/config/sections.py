@@ -161,9 +161,11 @@ class Preparation(ImageSettings):
     seconds: float | None = setting(None, not_negative=True)
     """Length of a clip in seconds, instead of frames or of fps."""
     stride: Whole = setting(1, at_least=1)
-    """Use every n-th frame of a file at its own frame rate, instead of fps."""
+    """Use every n-th frame of a file at its own frame rate, instead of fps; with trajectories, every n-th state."""
     frame_folders: bool = False
     """Each folder of numbered image files is a clip."""
+    trajectories: bool = False
+    """Each file, .npy or .npz, is a trajectory (T, C, H, W) of a field, for train.objective next-state."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,8 @@ class Train(Located):
     batch: Whole = setting(128, resume="ask", at_least=1)
     """Batch size: images per optimizer step."""
     objective: str = "regression"
-    """Training objective: regression, guided, halves or pairs (see [distill]), or package.module:Class."""
+    """Training objective: regression; next-state, for fields; guided, halves or pairs (see [distill]); or
+    package.module:Class."""
     aids: tuple[str, ...] = setting((), resume="ask")
     """Further training aids by name, or as package.module:Class; aids with a setting in this table need no entry."""
     label_dropout: float = setting(0.1, resume="ask", share=True)

@@ -4,12 +4,19 @@ from ditlab.core.registry import Registry
 from ditlab.training.objectives.base import TrainingObjective
 from ditlab.training.objectives.guided import GuidedRegression
 from ditlab.training.objectives.halves import Halves
+from ditlab.training.objectives.next_state import NextStateObjective
 from ditlab.training.objectives.pairs import Pairs
 from ditlab.training.objectives.regression import RegressionObjective
 
 OBJECTIVES: Registry[type[TrainingObjective]] = Registry(
     "objective",
-    {"regression": RegressionObjective, "guided": GuidedRegression, "halves": Halves, "pairs": Pairs},
+    {
+        "regression": RegressionObjective,
+        "guided": GuidedRegression,
+        "halves": Halves,
+        "pairs": Pairs,
+        "next-state": NextStateObjective,
+    },
     base=TrainingObjective,
 )
 
