@@ -252,11 +252,15 @@ class Train(Located):
     budget_complete: Whole = setting(0, resume="ask", not_negative=True)
     """With model.budget: first images on which the complete network is trained too (DyDiT's first stage)."""
     repa: Location = setting("", resume="ask")
-    """Folder or hub id of a DINOv2 with whose features the output of a block is aligned (REPA)."""
-    repa_block: Whole = setting(7, resume="ask", at_least=0, unused=Unused("repa", ("",)))
-    """Number of the block that REPA aligns, from 0."""
+    """Folder or hub id of a DINOv2 with whose features the output of a block is aligned (REPA); or "cache" for the
+    features in a latent cache."""
+    repa_block: Whole | None = setting(None, resume="ask", at_least=0, unused=Unused("repa", ("",)))
+    """Number of the block that REPA aligns, from 0 (default: 7, or the last one of the middle of a U-shaped
+    network)."""
     repa_weight: float = setting(0.5, resume="ask", not_negative=True, unused=Unused("repa", ("",)))
     """Weight of the REPA loss."""
+    repa_manifold: float = setting(0.0, resume="ask", not_negative=True, unused=Unused("repa", ("",)))
+    """Weight, within the REPA loss, of the distance between the similarities of the images (U-REPA: 3)."""
     given_first: float = setting(0.0, resume="ask", share=True)
     """Share of clips whose first frame is given, for image to video; the loss counts the other frames."""
     given_start: float = setting(0.0, resume="ask", share=True)

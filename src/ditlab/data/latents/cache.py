@@ -4,7 +4,8 @@
     cache/index.json                  the same, with names, sizes and hashes of the shards; written when all exist
     cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,), index (n,) of the images in
                                       the source; other parts of the condition
-                                      as "condition.NAME", further tensors of the batch as "extra.NAME", and names,
+                                      as "condition.NAME", further tensors of the batch as "extra.NAME" (features
+                                      of an encoder: "extra.features"), and names,
                                       sizes, times and hashes of the shard's images as "stamp.NAME"
     cache/captions.json               the captions of each image of the source, if it has any
     cache/autoencoder/                the autoencoder, so that a model trained on the cache can decode its samples
@@ -49,7 +50,7 @@ IMAGES = ("source", "images", "classes")  # keys of a description that follow fr
 UNPREPARED = {key: getattr(Preprocess(None), key) for key in ("fit", "flip", "background")}
 TYPES = {
     "source": str, "images": int, "channels": int, "preprocessing": dict, "autoencoder": str, "dtype": str,
-    "classes": list, "shard": int, "values": dict,
+    "classes": list, "shard": int, "values": dict, "features": dict,
 }  # fmt: skip
 """Types of the values of a description."""
 RENAMED = {"pictures": "images"}  # keys of caches that earlier versions wrote
@@ -76,6 +77,8 @@ class Description:
     """Images of the source in each shard."""
     values: dict[str, Any] = field(default_factory=dict)
     """What the numbers of the images are; empty for 8 bits."""
+    features: dict[str, Any] = field(default_factory=dict)
+    """What computed the features beside the latents, see `ImageFeatures`; empty if there are none."""
 
     @property
     def shards(self) -> int:
@@ -84,7 +87,7 @@ class Description:
 
     def content(self) -> dict[str, Any]:
         """The content of the file; that of 8-bit images is as in version 0.1."""
-        return {key: value for key, value in asdict(self).items() if key != "values" or value}
+        return {key: value for key, value in asdict(self).items() if key not in ("values", "features") or value}
 
     def differences(self, other: "Description") -> list[str]:
         """For each field that differs: `name is value of the other there, value of this description here`.
@@ -105,6 +108,7 @@ class Description:
         for key in ("size", "shape"):
             fields[key] = "x".join(map(str, fields[key]))
         fields["autoencoder"] = self.autoencoder[:12]
+        fields["features"] = str(self.features.get("encoder", "none"))[:12]
         prepared = {
             key: value for key, value in self.preprocessing.items() if key not in ("size", "channels", "values")
         }
@@ -177,7 +181,7 @@ class Latents(Dataset):
         self.channels, self.size = self.description.channels, self.description.size
         self.classes, self.preprocessing = all_nfc(self.description.classes), self.description.preprocessing
         self.values = PixelValues.read(self.description.values)
-        self.shape = self.description.shape
+        self.shape, self.image_features = self.description.shape, self.description.features
         with ThreadPoolExecutor(STATS) as pool:
             self.shards = list(
                 pool.map(Shard, self._files([file for file, *_ in listed]), [size for _, size, _ in listed])

@@ -32,6 +32,7 @@ from ditlab.data.latents.cache import (
     indexed_entries,
     write_index,
 )
+from ditlab.data.latents.features import FEATURES, ImageFeatures
 from ditlab.data.latents.publish import Published
 from ditlab.data.latents.refresh import EncodedImages, refresh
 from ditlab.data.latents.shards import shard_file, write_shard
@@ -78,6 +79,7 @@ def encode(
     rank: int = 0,
     world: int = 1,
     upload: str = "",
+    features: ImageFeatures | None = None,
 ) -> Encoded:
     """Encode all images of a data set into a cache; existing shards are kept unless their images have changed.
 
@@ -92,6 +94,7 @@ def encode(
         shard: images in each file.
         rank, world: index of this process, and number of processes.
         upload: address of a copy of the cache in a store, to which each process adds its shards.
+        features: computes features that are stored beside the latents, in the same precision.
 
     Raises:
         InputError: the folder holds another cache, also one of other images from another source; it is in use; or a
@@ -100,7 +103,7 @@ def encode(
     lookup(DTYPES, dtype, "dtype")
     if min(batch_size, shard) < 1:
         raise InputError(f"batch size {batch_size} and shard {shard}; give 1 or more")
-    description = _describe(dataset, source, autoencoder, dtype, shard)
+    description = _describe(dataset, source, autoencoder, dtype, shard, features)
     with held(out, rank):
         images = EncodedImages.of(dataset, description)
         state = refresh(out, images)
@@ -118,7 +121,9 @@ def encode(
             dataset.check(console, resumed=begun and not state.stale)
             report_unreadable(dataset, source, out, console)
         written = (lambda number: None) if copy is None else copy.add
-        work = _encode_shards(numbers, images, autoencoder, out, console, batch_size, written)
+        work = _encode_shards(
+            numbers, images, encoded_batches(autoencoder, features, dataset), out, console, batch_size, written
+        )
         entries = finish(out, images, state.stale.difference(own)) if copy is None else copy.finish()
     return Encoded(work.images, work.seconds, work.waited, entries, out)
 
@@ -170,7 +175,11 @@ def prepare(out: Path, dataset: Dataset, source: str, autoencoder: Latent, conso
             save_autoencoder(autoencoder, draft)
 
 
-def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, shard: int) -> Description:
+def _describe(
+    dataset: Dataset, source: str, autoencoder: Latent, dtype: str, shard: int, features: ImageFeatures | None
+) -> Description:
+    if features is not None and len(dataset.size) != 2:
+        raise InputError("features are computed of images, and the data are clips; encode them without features")
     autoencoder.check_images(dataset.channels, dataset.values)
     if dataset.buckets is not None:
         raise InputError(
@@ -190,13 +199,14 @@ def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, sh
         classes=dataset.classes,
         shard=shard,
         values={} if dataset.values == EIGHT_BITS else dataset.values.describe(),
+        features={} if features is None else features.about,
     )
 
 
 def _encode_shards(
     numbers: list[int],
     images: EncodedImages,
-    autoencoder: Latent,
+    encoder: Callable[[Batch, torch.dtype], Batch],
     out: Path,
     console: Console,
     batch_size: int,
@@ -212,7 +222,6 @@ def _encode_shards(
             stamps[number] = images.of_shard(number)
         return numbered(images.dataset.fetch_readable(indices), indices)
 
-    device = next(autoencoder.parameters()).device
     dtype = DTYPES[description.dtype]
     chunks = [
         (number, indices) for number in numbers for indices in torch.split(_indices(number, description), batch_size)
@@ -224,9 +233,7 @@ def _encode_shards(
         parts: list[Batch] = []
         for (number, indices), batch in zip(chunks, batches, strict=True):
             if len(batch):
-                with torch.no_grad():
-                    moments = autoencoder.encode(batch.x.to(device)).to(dtype).cpu()
-                parts.append(replace(batch, x=moments, encoded=True))
+                parts.append(encoder(batch, dtype))
             work.images += len(batch)
             bar.advance(task, len(indices))
             if indices[-1] == _indices(number, description)[-1]:
@@ -235,6 +242,23 @@ def _encode_shards(
                 parts = []
     work.seconds = time.monotonic() - started
     return work
+
+
+def encoded_batches(
+    autoencoder: Latent, features: ImageFeatures | None, dataset: Dataset
+) -> Callable[[Batch, torch.dtype], Batch]:
+    """A function that encodes a batch in a precision, with its features if there is something that computes them."""
+    device = next(autoencoder.parameters()).device
+
+    def encoder(batch: Batch, dtype: torch.dtype) -> Batch:
+        with torch.no_grad():
+            moments = autoencoder.encode(batch.x.to(device)).to(dtype).cpu()
+            extra = dict(batch.extra)
+            if features is not None:
+                extra[FEATURES] = features.compute(dataset.values.displayed(batch.x)).to(dtype).cpu()
+        return replace(batch, x=moments, extra=extra, encoded=True)
+
+    return encoder
 
 
 def _indices(number: int, description: Description) -> torch.Tensor:
